@@ -1,0 +1,1 @@
+"""The worker's side of what an application may use: knowing when its worker retires, and (later) messages and state."""

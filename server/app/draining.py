@@ -1,0 +1,54 @@
+"""Knowing when this worker retires, so that a long answer (an event stream, a WebSocket) can end well.
+
+`draining` is one object per process: call it to ask, await `draining.wait()` to be told. Elsewhere (under another server,
+in a test) it never drains, so that code that uses it runs unchanged. The worker sets it, once, when it begins to retire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+
+class Draining:
+    """Whether the worker of this process has begun to retire."""
+
+    __slots__ = ("_reason", "_waiters")
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+        self._waiters: set[asyncio.Future[str]] = set()
+
+    def __call__(self) -> bool:
+        """True from the moment at which the worker began to retire."""
+        return self._reason is not None
+
+    is_set = __call__
+
+    @property
+    def reason(self) -> str | None:
+        """Why the worker retires ("reload", "stop", "recycle", "scale"), or None while it serves."""
+        return self._reason
+
+    async def wait(self) -> str:
+        """Wait until the worker begins to retire and return the reason."""
+        if self._reason is not None:
+            return self._reason
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def begin(self, reason: str) -> None:
+        """For the worker alone: say that it retires. Only the first call counts."""
+        if self._reason is not None:
+            return
+        self._reason = reason
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(reason)
+
+
+draining: Final = Draining()

@@ -1,0 +1,143 @@
+"""The options of the server: each one is defined here once, and nowhere else.
+
+A field of `Config` carries its name, type, default, unit, help, group and environment variables; the command line, the
+documentation and the packet that brings the configuration to a worker are all made from it. This module reads nothing:
+`server.cli` fills a `Config` in from command line and environment. It must not import the rest of the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Final
+
+ENV_PREFIX: Final = "SERVE_"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Option:
+    """What a person is told about one option."""
+
+    help: str
+    group: str
+    unit: str = ""  # shown as the metavariable: SECONDS, BYTES, PATH …
+    choices: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()  # further environment variables, besides SERVE_<NAME>
+    flag_off: str = ""  # for a boolean: the option that turns it off, where it is not --no-<name>
+    minimum: float | None = None
+    live: bool = False  # a reload may change it
+
+
+APPLICATION: Final = "Application"
+LISTENING: Final = "Listening"
+PROCESSES: Final = "Processes"
+DEPLOY: Final = "Deploys and health"
+HTTP: Final = "HTTP"
+WEBSOCKET: Final = "WebSocket"
+LOGGING: Final = "Logging"
+GROUPS: Final = (APPLICATION, LISTENING, PROCESSES, DEPLOY, HTTP, WEBSOCKET, LOGGING)
+
+
+def option(default: Any, help: str, group: str, **more: Any) -> Any:
+    """A dataclass field that is an option; `more` are the further fields of `Option`."""
+    return dataclasses.field(default=default, metadata={"option": Option(help, group, **more)})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that one server was told. Paths are as the person gave them; they are resolved for each generation."""
+
+    app: str = ""
+    """The application as `module:attribute`."""
+
+    # Application
+    factory: bool = option(False, "APP is a function that returns the application.", APPLICATION)
+    app_dir: str = option("", "Directory put first on the import path; resolved again at each reload. Default: the working directory.", APPLICATION, unit="PATH")  # noqa: E501
+    chdir: str = option("", "Working directory of the workers; resolved again at each reload.", APPLICATION, unit="PATH")
+    env_file: str = option("", "File of NAME=value lines for the workers' environment; read again at each reload.", APPLICATION, unit="PATH")  # noqa: E501
+    python: str = option("", "Interpreter of the workers; resolved again at each reload. Default: the one that runs the listener.", APPLICATION, unit="PATH")  # noqa: E501
+    loop: str = option("auto", "Event loop; auto takes uvloop where it is installed.", APPLICATION, choices=("auto", "uvloop", "asyncio"))  # noqa: E501
+    lifespan: str = option("auto", "Whether to run the ASGI lifespan; auto runs it where the application supports it.", APPLICATION, choices=("auto", "on", "off"))  # noqa: E501
+
+    # Listening
+    bind: tuple[str, ...] = option((), "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT or unix:/path; may be given several times.  [default: 127.0.0.1:8000]", LISTENING, unit="ADDRESS")  # noqa: E501
+    host: str = option("", "Host to listen on, together with --port.", LISTENING)
+    port: int | None = option(None, "Port to listen on, together with --host; 0 lets the kernel choose, and the choice is printed.", LISTENING, env=("PORT",), minimum=0)  # noqa: E501
+    fd: tuple[int, ...] = option((), "Inherited descriptor of a socket to listen on; may be given several times.", LISTENING, minimum=0)  # noqa: E501
+    backlog: int = option(2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1)
+    unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE")
+    bind_timeout: float = option(5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0)
+
+    # Processes
+    workers: int = option(1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, live=True)
+    start_concurrency: int = option(0, "Workers that start at the same time; 0 means half the cores.", PROCESSES, minimum=0)
+    max_generations: int = option(3, "Generations alive at once; a further reload waits for the oldest to end.", PROCESSES, minimum=2)  # noqa: E501
+    startup_timeout: float = option(60.0, "How long a worker may take to become ready.", PROCESSES, unit="SECONDS", minimum=0.1)  # noqa: E501
+    graceful_timeout: float = option(30.0, "How long a retiring worker may take to finish its requests; then they are cut.", PROCESSES, unit="SECONDS", minimum=0)  # noqa: E501
+    shutdown_timeout: float = option(10.0, "How long lifespan shutdown may take after that.", PROCESSES, unit="SECONDS", minimum=0)  # noqa: E501
+    max_requests: int = option(0, "Replace a worker after this many requests; 0 means never.", PROCESSES, minimum=0)
+    max_requests_jitter: int = option(0, "Add up to this many requests, at random, to --max-requests.", PROCESSES, minimum=0)
+    max_lifetime: float = option(0.0, "Replace a worker after this time (up to a tenth less, at random); 0 means never.", PROCESSES, unit="SECONDS", minimum=0)  # noqa: E501
+    max_rss: int = option(0, "Replace a worker whose resident memory is larger; 0 means never.", PROCESSES, unit="MIB", minimum=0)  # noqa: E501
+    user: str = option("", "User (name or number) that the workers run as; the listener binds first.", PROCESSES)
+    group: str = option("", "Group (name or number) that the workers run as.", PROCESSES)
+    umask: str = option("", "File mode mask of the workers, octal.", PROCESSES, unit="MODE")
+    pid: str = option("", "File to write the listener's PID to; it is locked while the server lives.", PROCESSES, unit="PATH")  # noqa: E501
+    control: str = option("", "Path of the control socket. Default: one in the runtime directory.", PROCESSES, unit="PATH")
+    control_socket: bool = option(True, "Open a control socket.", PROCESSES, flag_off="--no-control")
+
+    # Deploys and health
+    health_path: str = option("/ping", "Path that the worker answers itself: 200, or the drain status in lame duck; PATH?live is always 200.", DEPLOY, unit="PATH")  # noqa: E501
+    health: bool = option(True, "Answer the health path.", DEPLOY)
+    drain_status: int = option(503, "Status of the health path in lame duck.", DEPLOY, unit="STATUS", minimum=400)
+    drain_close_after: float = option(10.0, "Time in lame duck after which answers carry Connection: close.", DEPLOY, unit="SECONDS", minimum=0)  # noqa: E501
+    drain_delay: float = option(0.0, "Time in lame duck that TERM waits before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0)  # noqa: E501
+
+    # HTTP
+    http: str = option("auto", "HTTP/1.1 parser; auto takes httptools where it is installed.", HTTP, choices=("auto", "httptools", "h11"))  # noqa: E501
+    keep_alive: float = option(75.0, "How long an idle connection is kept; advertised to the client.", HTTP, unit="SECONDS", minimum=0)  # noqa: E501
+    head_timeout: float = option(15.0, "How long a request head may take from its first byte.", HTTP, unit="SECONDS", minimum=0.1)  # noqa: E501
+    max_head_size: int = option(65536, "Largest request head (larger: 431).", HTTP, unit="BYTES", minimum=1024)
+    root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", HTTP)
+    server_header: bool = option(True, "Send a Server header.", HTTP)
+    date_header: bool = option(True, "Send a Date header.", HTTP)
+
+    # WebSocket
+    ws_max_size: int = option(16 * 1024 * 1024, "Largest incoming message (larger: close code 1009).", WEBSOCKET, unit="BYTES", minimum=1)  # noqa: E501
+    ws_ping_interval: float = option(20.0, "Time between pings to the client; 0 sends none.", WEBSOCKET, unit="SECONDS", minimum=0)  # noqa: E501
+    ws_ping_timeout: float = option(20.0, "How long the client may take to answer a ping.", WEBSOCKET, unit="SECONDS", minimum=0.1)  # noqa: E501
+    ws_deflate: bool = option(True, "Offer permessage-deflate.", WEBSOCKET)
+    ws_drain: str = option("late", "When a retiring worker closes WebSockets (code 1012): early, from the start; late, towards the graceful timeout.", WEBSOCKET, choices=("early", "late"))  # noqa: E501
+    ws_drain_window: float = option(5.0, "Window over which these closes are spread.", WEBSOCKET, unit="SECONDS", minimum=0)
+
+    # Logging
+    log_level: str = option("info", "Least level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error"))  # noqa: E501
+    log_file: str = option("", "File for the server's own log instead of stderr; opened again on USR1.", LOGGING, unit="PATH")
+    access_log: bool = option(True, "Write an access log.", LOGGING)
+    access_log_file: str = option("", "File for the access log instead of stdout; opened again on USR1.", LOGGING, unit="PATH")  # noqa: E501
+    access_log_format: str = option("common", "Format of the access log.", LOGGING, choices=("common", "json"))
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON-compatible values, for the packet that a worker receives."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Config:
+        """The reverse of `to_json`; names that this version does not know are passed over (another minor version's)."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
+
+
+def options() -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """All options by field name, in the order of their definition."""
+    return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(Config) if "option" in f.metadata}
+
+
+def environment_names(name: str, defined: Option) -> tuple[str, ...]:
+    """The environment variables that set the option, the first one found winning."""
+    return (ENV_PREFIX + name.upper(), *defined.env)
+
+
+def dump(config: Config) -> str:
+    """The configuration as one line of JSON."""
+    return json.dumps(config.to_json(), separators=(",", ":"))

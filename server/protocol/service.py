@@ -1,0 +1,104 @@
+"""What all connections of one worker share, and what the worker asks of a connection.
+
+The worker owns one `Service`; connections read it on every request, so it is flat: plain attributes, no properties.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from server.app.draining import Draining
+from server.config import Config
+from server.scoreboard import Scoreboard
+
+if TYPE_CHECKING:
+    from server.logs import AccessLog
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
+Address = tuple[str, int] | tuple[str, None] | None
+"""(host, port) of TCP, (path, None) of a unix socket's server side, None of its client side."""
+
+
+class Phase(enum.Enum):
+    """What the worker does with a connection that has become idle."""
+
+    SERVING = "serving"  # keep it
+    TRAVELLING = "travelling"  # retiring: hand it over (`Service.departure` is called)
+    CLOSING = "closing"  # retiring and nobody to hand over to: announce the end and close
+
+
+class Connection(Protocol):
+    """A client connection as the worker sees it. Everything else about it is its own business."""
+
+    deadline: float
+    """Loop time (CLOCK_MONOTONIC, s) at which `expire()` is due, or infinity. Compared once a second for all."""
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+
+    def retire(self) -> None:
+        """The worker's phase has left SERVING: leave as soon as that loses nothing."""
+
+    def cut(self) -> bool:
+        """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
+
+
+class Service:
+    """Shared by all connections of the worker."""
+
+    __slots__ = (
+        "access_log",
+        "app",
+        "cells",
+        "close_answers",
+        "config",
+        "connections",
+        "default_headers",
+        "departure",
+        "draining",
+        "extensions",
+        "loop",
+        "phase",
+        "scoreboard",
+        "state",
+        "tasks",
+    )
+
+    def __init__(
+        self,
+        app: ASGIApplication,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        scoreboard: Scoreboard,
+        cells: memoryview,
+        draining: Draining,
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.loop = loop
+        self.scoreboard = scoreboard
+        self.cells = cells
+        """This process's row, indexed by `server.scoreboard.Cell`; written by this process alone."""
+        self.draining = draining
+        self.phase = Phase.SERVING
+        self.close_answers = False
+        """Answers carry `Connection: close` (long in lame duck, or retiring without a receiver). Kept by the ticker."""
+        self.default_headers = b""
+        """`date: …\\r\\nserver: …\\r\\n` as configured, made anew each second by the ticker."""
+        self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The applications' running tasks: a strong reference each, so that none is collected."""
+        self.state: dict[str, Any] = {}
+        """The lifespan state; each request's scope gets a shallow copy (ASGI lifespan, "Lifespan State")."""
+        self.extensions: dict[str, dict[str, Any]] = {}
+        """This server's own entries of `scope["extensions"]`; copied into each scope."""
+        self.departure: Callable[[Any], None] | None = None
+        """In phase TRAVELLING: called by a connection that has become idle, to be handed over."""
+        self.access_log: AccessLog | None = None
