@@ -25,7 +25,10 @@ class Option:
     env: tuple[str, ...] = ()  # further environment variables, besides SERVE_<NAME>
     flag_off: str = ""  # for a boolean: the option that turns it off, where it is not --no-<name>
     minimum: float | None = None
+    maximum: float | None = None
     live: bool = False  # a reload may change it
+    short: str = ""  # the one-letter form: -w
+    shown_default: str = ""  # what the help says where the field's own default would tell nothing
 
 
 APPLICATION: Final = "Application"
@@ -52,69 +55,185 @@ class Config:
 
     # Application
     factory: bool = option(False, "APP is a function that returns the application.", APPLICATION)
-    app_dir: str = option("", "Directory put first on the import path; resolved again at each reload. Default: the working directory.", APPLICATION, unit="PATH")  # noqa: E501
-    chdir: str = option("", "Working directory of the workers; resolved again at each reload.", APPLICATION, unit="PATH")
-    env_file: str = option("", "File of NAME=value lines for the workers' environment; read again at each reload.", APPLICATION, unit="PATH")  # noqa: E501
-    python: str = option("", "Interpreter of the workers; resolved again at each reload. Default: the one that runs the listener.", APPLICATION, unit="PATH")  # noqa: E501
-    loop: str = option("auto", "Event loop; auto takes uvloop where it is installed.", APPLICATION, choices=("auto", "uvloop", "asyncio"))  # noqa: E501
-    lifespan: str = option("auto", "Whether to run the ASGI lifespan; auto runs it where the application supports it.", APPLICATION, choices=("auto", "on", "off"))  # noqa: E501
+    app_dir: str = option(
+        "",
+        "Directory put first on the import path; resolved again at each reload.",
+        APPLICATION,
+        unit="PATH",
+        shown_default="the working directory",
+    )
+    chdir: str = option(
+        "", "Working directory of the workers; resolved again at each reload.", APPLICATION, unit="PATH"
+    )
+    env_file: str = option(
+        "",
+        "File of NAME=value lines for the workers' environment; read again at each reload.",
+        APPLICATION,
+        unit="PATH",
+    )
+    python: str = option(
+        "",
+        "Interpreter of the workers; resolved again at each reload.",
+        APPLICATION,
+        unit="PATH",
+        shown_default="the one that runs the listener",
+    )
+    loop: str = option(
+        "auto",
+        "Event loop; auto takes uvloop where it is installed.",
+        APPLICATION,
+        choices=("auto", "uvloop", "asyncio"),
+    )
+    lifespan: str = option(
+        "auto",
+        "Whether to run the ASGI lifespan; auto runs it where the application supports it.",
+        APPLICATION,
+        choices=("auto", "on", "off"),
+    )
 
     # Listening
-    bind: tuple[str, ...] = option((), "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT or unix:/path; may be given several times.  [default: 127.0.0.1:8000]", LISTENING, unit="ADDRESS")  # noqa: E501
-    host: str = option("", "Host to listen on, together with --port.", LISTENING)
-    port: int | None = option(None, "Port to listen on, together with --host; 0 lets the kernel choose, and the choice is printed.", LISTENING, env=("PORT",), minimum=0)  # noqa: E501
-    fd: tuple[int, ...] = option((), "Inherited descriptor of a socket to listen on; may be given several times.", LISTENING, minimum=0)  # noqa: E501
+    bind: tuple[str, ...] = option(
+        (),
+        "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT (all interfaces) or unix:/path; may be given several times.",
+        LISTENING,
+        unit="ADDRESS",
+        short="-b",
+        shown_default="127.0.0.1:8000",
+    )
+    host: str = option(
+        "", "Host to listen on, together with --port; in place of --bind.", LISTENING, shown_default="127.0.0.1"
+    )
+    port: int | None = option(
+        None,
+        "Port to listen on, together with --host; 0 lets the kernel choose, and the choice is printed.",
+        LISTENING,
+        env=("PORT",),
+        minimum=0,
+        maximum=65535,
+    )
+    fd: tuple[int, ...] = option(
+        (), "Inherited descriptor of a socket to listen on; may be given several times.", LISTENING, minimum=0
+    )
     backlog: int = option(2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1)
     unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE")
-    bind_timeout: float = option(5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0)
+    bind_timeout: float = option(
+        5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0
+    )
 
     # Processes
-    workers: int = option(1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, live=True)
-    start_concurrency: int = option(0, "Workers that start at the same time; 0 means half the cores.", PROCESSES, minimum=0)
-    max_generations: int = option(3, "Generations alive at once; a further reload waits for the oldest to end.", PROCESSES, minimum=2)  # noqa: E501
-    startup_timeout: float = option(60.0, "How long a worker may take to become ready.", PROCESSES, unit="SECONDS", minimum=0.1)  # noqa: E501
-    graceful_timeout: float = option(30.0, "How long a retiring worker may take to finish its requests; then they are cut.", PROCESSES, unit="SECONDS", minimum=0)  # noqa: E501
-    shutdown_timeout: float = option(10.0, "How long lifespan shutdown may take after that.", PROCESSES, unit="SECONDS", minimum=0)  # noqa: E501
+    workers: int = option(1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, live=True, short="-w")
+    start_concurrency: int = option(
+        0, "Workers that start at the same time; 0 means half the cores.", PROCESSES, minimum=0
+    )
+    max_generations: int = option(
+        3, "Generations alive at once; a further reload waits for the oldest to end.", PROCESSES, minimum=2
+    )
+    startup_timeout: float = option(
+        60.0, "How long a worker may take to become ready.", PROCESSES, unit="SECONDS", minimum=0.1
+    )
+    graceful_timeout: float = option(
+        30.0,
+        "How long a retiring worker may take to finish its requests; then they are cut.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    shutdown_timeout: float = option(
+        10.0, "How long lifespan shutdown may take after that.", PROCESSES, unit="SECONDS", minimum=0
+    )
     max_requests: int = option(0, "Replace a worker after this many requests; 0 means never.", PROCESSES, minimum=0)
-    max_requests_jitter: int = option(0, "Add up to this many requests, at random, to --max-requests.", PROCESSES, minimum=0)
-    max_lifetime: float = option(0.0, "Replace a worker after this time (up to a tenth less, at random); 0 means never.", PROCESSES, unit="SECONDS", minimum=0)  # noqa: E501
-    max_rss: int = option(0, "Replace a worker whose resident memory is larger; 0 means never.", PROCESSES, unit="MIB", minimum=0)  # noqa: E501
+    max_requests_jitter: int = option(
+        0, "Add up to this many requests, at random, to --max-requests.", PROCESSES, minimum=0
+    )
+    max_lifetime: float = option(
+        0.0,
+        "Replace a worker after this time (up to a tenth less, at random); 0 means never.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    max_rss: int = option(
+        0, "Replace a worker whose resident memory is larger; 0 means never.", PROCESSES, unit="MIB", minimum=0
+    )
     user: str = option("", "User (name or number) that the workers run as; the listener binds first.", PROCESSES)
     group: str = option("", "Group (name or number) that the workers run as.", PROCESSES)
     umask: str = option("", "File mode mask of the workers, octal.", PROCESSES, unit="MODE")
-    pid: str = option("", "File to write the listener's PID to; it is locked while the server lives.", PROCESSES, unit="PATH")  # noqa: E501
-    control: str = option("", "Path of the control socket. Default: one in the runtime directory.", PROCESSES, unit="PATH")
+    pid: str = option(
+        "", "File to write the listener's PID to; it is locked while the server lives.", PROCESSES, unit="PATH"
+    )
+    control: str = option(
+        "", "Path of the control socket.", PROCESSES, unit="PATH", shown_default="one in the runtime directory"
+    )
     control_socket: bool = option(True, "Open a control socket.", PROCESSES, flag_off="--no-control")
 
     # Deploys and health
-    health_path: str = option("/ping", "Path that the worker answers itself: 200, or the drain status in lame duck; PATH?live is always 200.", DEPLOY, unit="PATH")  # noqa: E501
+    health_path: str = option(
+        "/ping",
+        "Path that the worker answers itself: 200, or the drain status in lame duck; PATH?live is always 200.",
+        DEPLOY,
+        unit="PATH",
+    )
     health: bool = option(True, "Answer the health path.", DEPLOY)
-    drain_status: int = option(503, "Status of the health path in lame duck.", DEPLOY, unit="STATUS", minimum=400)
-    drain_close_after: float = option(10.0, "Time in lame duck after which answers carry Connection: close.", DEPLOY, unit="SECONDS", minimum=0)  # noqa: E501
-    drain_delay: float = option(0.0, "Time in lame duck that TERM waits before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0)  # noqa: E501
+    drain_status: int = option(
+        503, "Status of the health path in lame duck.", DEPLOY, unit="STATUS", minimum=400, maximum=599
+    )
+    drain_close_after: float = option(
+        10.0, "Time in lame duck after which answers carry Connection: close.", DEPLOY, unit="SECONDS", minimum=0
+    )
+    drain_delay: float = option(
+        0.0, "Time in lame duck that TERM waits before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0
+    )
 
     # HTTP
-    http: str = option("auto", "HTTP/1.1 parser; auto takes httptools where it is installed.", HTTP, choices=("auto", "httptools", "h11"))  # noqa: E501
-    keep_alive: float = option(75.0, "How long an idle connection is kept; advertised to the client.", HTTP, unit="SECONDS", minimum=0)  # noqa: E501
-    head_timeout: float = option(15.0, "How long a request head may take from its first byte.", HTTP, unit="SECONDS", minimum=0.1)  # noqa: E501
+    http: str = option(
+        "auto",
+        "HTTP/1.1 parser; auto takes httptools where it is installed.",
+        HTTP,
+        choices=("auto", "httptools", "h11"),
+    )
+    keep_alive: float = option(
+        75.0, "How long an idle connection is kept; advertised to the client.", HTTP, unit="SECONDS", minimum=0
+    )
+    head_timeout: float = option(
+        15.0, "How long a request head may take from its first byte.", HTTP, unit="SECONDS", minimum=0.1
+    )
     max_head_size: int = option(65536, "Largest request head (larger: 431).", HTTP, unit="BYTES", minimum=1024)
     root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", HTTP)
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)
 
     # WebSocket
-    ws_max_size: int = option(16 * 1024 * 1024, "Largest incoming message (larger: close code 1009).", WEBSOCKET, unit="BYTES", minimum=1)  # noqa: E501
-    ws_ping_interval: float = option(20.0, "Time between pings to the client; 0 sends none.", WEBSOCKET, unit="SECONDS", minimum=0)  # noqa: E501
-    ws_ping_timeout: float = option(20.0, "How long the client may take to answer a ping.", WEBSOCKET, unit="SECONDS", minimum=0.1)  # noqa: E501
+    ws_max_size: int = option(
+        16 * 1024 * 1024, "Largest incoming message (larger: close code 1009).", WEBSOCKET, unit="BYTES", minimum=1
+    )
+    ws_ping_interval: float = option(
+        20.0, "Time between pings to the client; 0 sends none.", WEBSOCKET, unit="SECONDS", minimum=0
+    )
+    ws_ping_timeout: float = option(
+        20.0, "How long the client may take to answer a ping.", WEBSOCKET, unit="SECONDS", minimum=0.1
+    )
     ws_deflate: bool = option(True, "Offer permessage-deflate.", WEBSOCKET)
-    ws_drain: str = option("late", "When a retiring worker closes WebSockets (code 1012): early, from the start; late, towards the graceful timeout.", WEBSOCKET, choices=("early", "late"))  # noqa: E501
-    ws_drain_window: float = option(5.0, "Window over which these closes are spread.", WEBSOCKET, unit="SECONDS", minimum=0)
+    ws_drain: str = option(
+        "late",
+        "When a retiring worker closes WebSockets (code 1012): early, from the start; late, towards the graceful timeout.",
+        WEBSOCKET,
+        choices=("early", "late"),
+    )
+    ws_drain_window: float = option(
+        5.0, "Window over which these closes are spread.", WEBSOCKET, unit="SECONDS", minimum=0
+    )
 
     # Logging
-    log_level: str = option("info", "Least level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error"))  # noqa: E501
-    log_file: str = option("", "File for the server's own log instead of stderr; opened again on USR1.", LOGGING, unit="PATH")
+    log_level: str = option(
+        "info", "Least level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error")
+    )
+    log_file: str = option(
+        "", "File for the server's own log instead of stderr; opened again on USR1.", LOGGING, unit="PATH"
+    )
     access_log: bool = option(True, "Write an access log.", LOGGING)
-    access_log_file: str = option("", "File for the access log instead of stdout; opened again on USR1.", LOGGING, unit="PATH")  # noqa: E501
+    access_log_file: str = option(
+        "", "File for the access log instead of stdout; opened again on USR1.", LOGGING, unit="PATH"
+    )
     access_log_format: str = option("common", "Format of the access log.", LOGGING, choices=("common", "json"))
 
     def to_json(self) -> dict[str, Any]:
@@ -131,6 +250,16 @@ class Config:
 def options() -> dict[str, tuple[dataclasses.Field[Any], Option]]:
     """All options by field name, in the order of their definition."""
     return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(Config) if "option" in f.metadata}
+
+
+def flag(name: str) -> str:
+    """The option's long form on the command line: `bind_timeout` is `--bind-timeout`."""
+    return "--" + name.replace("_", "-")
+
+
+def flag_off(name: str, defined: Option) -> str:
+    """The long form that turns a boolean option off."""
+    return defined.flag_off or "--no-" + name.replace("_", "-")
 
 
 def environment_names(name: str, defined: Option) -> tuple[str, ...]:

@@ -1,0 +1,120 @@
+"""The channel: packets and descriptors between the listener and one child, or between two workers.
+
+It owns one end of a SOCK_SEQPACKET pair and is the one place that knows SCM_RIGHTS. SEQPACKET keeps a message and its
+descriptors together and has an end: a receive of nothing is the other end's death notice. Received descriptors belong to
+the caller of `receive`; sent ones stay the sender's, who may close them once `send` has returned. Waiting is anyio's, so
+that a channel works on any loop; nothing here waits for more than one message.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import anyio
+
+from server.errors import ChannelError
+
+MAX_PACKET: Final = 200_000
+"""Bytes in one packet; the kernel's default socket buffer admits 212,960 (socket(7), wmem_default)."""
+MAX_DESCRIPTORS: Final = 253
+"""Descriptors in one message (unix(7), SCM_MAX_FD)."""
+
+_ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
+
+Packet = dict[str, Any]
+"""A JSON object; its `type` says what it is. Unknown members are passed over, so that minor versions can add some."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected SOCK_SEQPACKET sockets, neither of them inheritable."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+
+
+def close_descriptors(descriptors: Iterable[int]) -> None:
+    """Close descriptors that arrived and are not wanted."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+class Channel:
+    """One end of a channel. `receive` and `send` may be waited for by one task each at a time."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over the socket `end`; `close` closes it."""
+        end.setblocking(False)
+        self._socket = end
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def try_send(self, packet: Packet, descriptors: Sequence[int] = ()) -> bool:
+        """Send at once; False if the other end's queue is full (EAGAIN) or too many descriptors travel (ETOOMANYREFS).
+
+        Raises BrokenPipeError or ConnectionResetError if the other end is gone, ChannelError if the packet is too large.
+        """
+        data = json.dumps(packet, separators=(",", ":")).encode()
+        if len(data) > MAX_PACKET or len(descriptors) > MAX_DESCRIPTORS:
+            raise ChannelError(f"a packet {packet['type']!r} of {len(data)} bytes is too large for a channel")
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in _ROOM_WILL_COME:
+                return False
+            raise
+        return True
+
+    async def send(self, packet: Packet, descriptors: Sequence[int] = ()) -> None:
+        """Send, waiting for room as long as the caller lets it. Raises as `try_send`."""
+        while not self.try_send(packet, descriptors):
+            await anyio.wait_writable(self._socket)
+
+    def try_receive(self) -> tuple[Packet, list[int]] | None:
+        """The next packet and its descriptors, or None if there is none yet.
+
+        Raises EOFError at the end of the channel and ChannelError for what no peer of ours would send.
+        """
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                MAX_PACKET + 1, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            raise EOFError from None
+        descriptors = array.array("i")
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            close_descriptors(descriptors)
+            raise ChannelError("a packet arrived truncated; the open-files limit may be too low (ulimit -n)")
+        if not data:
+            raise EOFError
+        try:
+            packet = json.loads(data)
+            packet["type"]
+        except (ValueError, TypeError, KeyError):
+            close_descriptors(descriptors)
+            raise ChannelError("a packet arrived that is not of this protocol") from None
+        return packet, descriptors.tolist()
+
+    async def receive(self) -> tuple[Packet, list[int]]:
+        """Wait for the next packet. Raises as `try_receive`."""
+        while (received := self.try_receive()) is None:
+            await anyio.wait_readable(self._socket)
+        return received
+
+    def close(self) -> None:
+        """Close this end; the other one reads its end."""
+        self._socket.close()
