@@ -94,14 +94,14 @@ class Config:
     # Listening
     bind: tuple[str, ...] = option(
         (),
-        "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT (all interfaces) or unix:/path; may be given several times.",
+        "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT (every interface) or unix:/path; may be repeated.",
         LISTENING,
         unit="ADDRESS",
         short="-b",
         shown_default="127.0.0.1:8000",
     )
     host: str = option(
-        "", "Host to listen on, together with --port; in place of --bind.", LISTENING, shown_default="127.0.0.1"
+        "", "Host to listen on, with --port; in place of --bind.", LISTENING, unit="HOST", shown_default="127.0.0.1"
     )
     port: int | None = option(
         None,
@@ -112,7 +112,7 @@ class Config:
         maximum=65535,
     )
     fd: tuple[int, ...] = option(
-        (), "Inherited descriptor of a socket to listen on; may be given several times.", LISTENING, minimum=0
+        (), "Inherited descriptor of a socket to listen on; may be repeated.", LISTENING, minimum=0
     )
     backlog: int = option(2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1)
     unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE")
@@ -198,7 +198,7 @@ class Config:
         15.0, "How long a request head may take from its first byte.", HTTP, unit="SECONDS", minimum=0.1
     )
     max_head_size: int = option(65536, "Largest request head (larger: 431).", HTTP, unit="BYTES", minimum=1024)
-    root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", HTTP)
+    root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", HTTP, unit="PATH")
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)
 
@@ -215,7 +215,7 @@ class Config:
     ws_deflate: bool = option(True, "Offer permessage-deflate.", WEBSOCKET)
     ws_drain: str = option(
         "late",
-        "When a retiring worker closes WebSockets (code 1012): early, from the start; late, towards the graceful timeout.",
+        "When a retiring worker closes WebSockets (code 1012): early, at once; late, towards the graceful timeout.",
         WEBSOCKET,
         choices=("early", "late"),
     )

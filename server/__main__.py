@@ -1,0 +1,36 @@
+"""The first thing that runs: it holds back every signal that means something here, then loads the rest.
+
+A signal that arrives before its handler stands would kill the process (the default action of HUP, USR1 and USR2 is
+death), so nothing heavier than `signal` and `sys` is imported before they are blocked; a blocked signal waits and is
+delivered to the handlers. The listener unblocks what it handles; the control commands, which handle none, unblock all at once.
+"""
+
+import signal
+import sys
+
+HELD_BACK = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGWINCH,
+        signal.SIGCHLD,
+    }
+)
+
+
+def main() -> None:
+    """The command `serve`. Ends the process: 0 done, 1 failed, 2 wrong input (signal(7), pthread_sigmask(3))."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    from server.cli import run_command_line
+
+    sys.exit(run_command_line(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""The command line: `serve APP …` runs a server, `serve reload|drain|status …` speaks to one that runs.
+
+It owns words, help and exit statuses, and nothing else: the options are those of `server.config`, their values are
+read by `server.settings`, the work is done by `server.listener` and `server.control_client`. Every wrong input ends as one line
+"serve: …" on stderr and exit status 2, without a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import click
+
+from server import __version__
+from server.config import GROUPS, Option, flag, flag_off, options
+from server.errors import ServeError, StartError, UsageError
+from server.settings import Given, build, kind, several
+
+WIDTH: Final = 100
+UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space
+
+TLS: Final = (
+    "{option} is not there yet: TLS and HTTP/2 come with a later version; until then, put a proxy that ends TLS "
+    "(nginx, HAProxy, Caddy) in front and let it speak HTTP/1.1 to this server"
+)
+HINTS: Final = {
+    **dict.fromkeys(
+        ("--ssl-certfile", "--ssl-keyfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-ciphers"), TLS
+    ),
+    **dict.fromkeys(
+        ("--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-certificate", "--certfile", "--keyfile", "--ca-certs"), TLS
+    ),
+    **dict.fromkeys(("--ssl", "--tls", "--ciphers", "--http2", "--quic-bind", "--insecure-bind"), TLS),
+    "--reload": "--reload, for development, comes with a later version; until then, kill -HUP loads the new code",
+    "--uds": "{option} is written --bind unix:PATH here",
+    "--timeout": "{option} is --graceful-timeout here (how long requests may take to finish when a worker retires)",
+    "--timeout-keep-alive": "{option} is --keep-alive here",
+    "--timeout-graceful-shutdown": "{option} is --graceful-timeout here",
+    "--limit-max-requests": "{option} is --max-requests here",
+    "--worker-class": "{option} is not needed: every worker speaks ASGI; choose the event loop with --loop",
+    "-k": "{option} is not needed: every worker speaks ASGI; choose the event loop with --loop",
+    "--pythonpath": "{option} is --app-dir here",
+    "--pidfile": "{option} is --pid here",
+    "-p": "{option} is --pid here for a pid file, and --port for a port",
+    "--daemon": "{option} is not offered: run `serve` under a service manager, or in the background with &",
+    "-D": "{option} is not offered: run `serve` under a service manager, or in the background with &",
+    "--preload": "{option} is not offered: the listener never imports the application, so that a reload can renew it",
+    "--interface": "{option} is not needed: applications are ASGI 3",
+    "--access-logfile": "{option} is --access-log-file here",
+    "--error-logfile": "{option} is --log-file here",
+    "--log-config": "{option} is not offered: use --log-level, --log-file and --access-log-format",
+}
+"""What to say to those who know the options of other servers."""
+
+
+class RunCommand(click.Command):
+    """`serve APP`: its help shows the options in their groups."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("serve", "APP [OPTIONS]")
+        formatter.write_usage("serve", "|".join(COMMANDS) + " [OPTIONS]", prefix="       ")
+
+    def get_help(self, ctx: click.Context) -> str:
+        return super().get_help(ctx).replace(UNBROKEN, " ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands for a server that runs"):
+            formatter.write_dl([(name, command.get_short_help_str(WIDTH)) for name, command in COMMANDS.items()])
+        for group in GROUPS:
+            rows = [_help_row(name, defined) for name, (_, defined) in options().items() if defined.group == group]
+            with formatter.section(group):
+                formatter.write_dl(rows, col_max=34)
+        with formatter.section("Other"):
+            formatter.write_dl([("--version", "Show the version."), ("-h, --help", "Show this text.")], col_max=34)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Each option can be set by an environment variable as well: SERVE_ and its name, as in "
+            "SERVE_BIND_TIMEOUT=10; several values of SERVE_BIND are separated by spaces. The command line wins."
+        )
+
+
+def metavar(name: str, defined: Option) -> str:
+    """What stands for the option's value in the help; "" for a flag."""
+    if kind(name) is bool:
+        return ""
+    if defined.choices:
+        return "[" + "|".join(defined.choices) + "]"
+    return defined.unit or ("NUMBER" if kind(name) in (int, float) else "NAME")
+
+
+def default_text(name: str) -> str:
+    """The option's default as a person writes it; "" if there is none to tell."""
+    field, defined = options()[name]
+    if defined.shown_default:
+        return defined.shown_default
+    if kind(name) is bool:
+        return "on" if field.default else ""
+    if field.default in ("", (), None):
+        return ""
+    return f"{field.default:.15g}" if isinstance(field.default, float) else str(field.default)
+
+
+def _help_row(name: str, defined: Option) -> tuple[str, str]:
+    """Both columns of an option in the help."""
+    term = ", ".join(part for part in (defined.short, flag(name)) if part)
+    value = metavar(name, defined)
+    if value:
+        term += " " + value
+    elif options()[name][0].default:
+        term = f"{flag(name)}, {defined.flag_off}" if defined.flag_off else flag(name).replace("--", "--[no-]")
+    notes = [f"default: {text}" for text in (default_text(name),) if text]
+    notes += [f"env: {variable}" for variable in defined.env]
+    together = "; ".join(notes).replace(" ", UNBROKEN)
+    return term, defined.help + (f"  [{together}]" if notes else "")
+
+
+def _parameters() -> list[click.Parameter]:
+    """One click option for each option of the configuration; values stay text, which `server.settings` reads."""
+    made: list[click.Parameter] = [click.Argument(["app"], required=False)]
+    for name, (_, defined) in options().items():
+        if kind(name) is bool:
+            made.append(click.Option([name, f"{flag(name)}/{flag_off(name, defined)}"], default=None))
+        else:
+            declared = [name, flag(name), *([defined.short] if defined.short else [])]
+            made.append(click.Option(declared, type=click.STRING, multiple=several(name), default=None))
+    return made
+
+
+def _given(context: click.Context, values: dict[str, Any]) -> dict[str, Given]:
+    """What was said on the command line, without click's own defaults."""
+    said = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in values.items() if context.get_parameter_source(name) is said}
+
+
+@click.pass_context
+def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
+    """Run an ASGI application so that nobody notices a deploy.
+
+    APP is module:attribute, for example app:asgi. kill -HUP replaces every worker with fresh code and loses no request;
+    kill -USR2 makes the health endpoint fail, so that a load balancer lets go first; kill -TERM stops gracefully.
+    """
+    check_application(app)
+    assert app is not None
+    config = build(app, _given(context, values), os.environ)
+    from server.listener.main import run
+
+    return run(config)
+
+
+def check_application(app: str | None) -> None:
+    """Refuse what cannot be an application. Raises UsageError."""
+    if not app:
+        raise UsageError("which application? Write it as module:attribute, for example: serve app:asgi --workers 4")
+    module, colon, attribute = app.partition(":")
+    if colon and module and attribute:
+        return
+    near = difflib.get_close_matches(app, COMMANDS, 1)
+    if near and not colon:
+        raise UsageError(
+            f"there is no command {app!r}: did you mean {near[0]!r}? (An application has a colon: module:attribute)"
+        )
+    if app.endswith(".py") or "/" in app:
+        example = os.path.basename(app.removesuffix(".py")) or "app"
+        raise UsageError(f"{app!r} is a path: name the module and what is in it, for example: serve {example}:app")
+    raise UsageError(f"{app!r} is not an application: write module:attribute, for example: serve {module or 'app'}:app")
+
+
+def _reach() -> list[click.Parameter]:
+    """The options that say which running server is meant."""
+    return [
+        click.Option(["--control"], metavar="PATH", default="", envvar="SERVE_CONTROL", help="Its control socket."),
+        click.Option(["--pid"], metavar="PATH", default="", envvar="SERVE_PID", help="Its pid file."),
+    ]
+
+
+def _reload(control: str, pid: str) -> int:
+    """Replace every worker with fresh code; wait until it serves.
+
+    Exit status 0: the new generation serves. 1: it was refused, with the reason; the old one serves on.
+    """
+    from server import control_client
+
+    return control_client.reload(control=control, pid=pid)
+
+
+def _drain(control: str, pid: str, off: bool) -> int:
+    """Make the health endpoint fail while real traffic is still served.
+
+    It lasts, over reloads too, until `serve drain --off`.
+    """
+    from server import control_client
+
+    return control_client.drain(control=control, pid=pid, off=off)
+
+
+def _status(control: str, pid: str, json: bool) -> int:
+    """Show what the server does: generations, workers, connections."""
+    from server import control_client
+
+    return control_client.status(control=control, pid=pid, json=json)
+
+
+def _command(name: str, act: Callable[..., int], *parameters: click.Parameter) -> click.Command:
+    return click.Command(
+        name, callback=act, help=act.__doc__, params=[*_reach(), *parameters], context_settings=CONTEXT
+    )
+
+
+CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
+COMMANDS: Final = {
+    "reload": _command("reload", _reload),
+    "drain": _command("drain", _drain, click.Option(["--off"], is_flag=True, help="End the lame duck.")),
+    "status": _command("status", _status, click.Option(["--json"], is_flag=True, help="Print it as JSON.")),
+}
+
+
+def _run_command() -> RunCommand:
+    command = RunCommand("serve", callback=_run, help=_run.__doc__, params=_parameters(), context_settings=CONTEXT)
+    return click.version_option(__version__, prog_name="serve", message="%(prog)s %(version)s")(command)
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Do what the command line says and return the exit status. All errors end here, as a line for a person."""
+    name, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
+    if name in COMMANDS:
+        # A control command handles no signal: each has its default effect, Ctrl-C ends it without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+        return _main(COMMANDS[name], f"serve {name}", rest)
+    return _main(_run_command(), "serve", rest if name == "run" else list(arguments))
+
+
+def _main(command: click.Command, name: str, arguments: list[str]) -> int:
+    try:
+        status = command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        _say(_sentence(error, name))
+        return UsageError.exit_status
+    except ServeError as error:
+        if isinstance(error, StartError) and error.detail:
+            _write(error.detail.rstrip("\n") + "\n")
+        _say(str(error))
+        return error.exit_status
+    return status if isinstance(status, int) else 0
+
+
+def _sentence(error: click.ClickException, name: str) -> str:
+    """click's complaint in one sentence, with what to do next."""
+    if isinstance(error, click.NoSuchOption):
+        if error.option_name in HINTS:
+            return HINTS[error.option_name].format(option=error.option_name)
+        if error.possibilities:
+            return f"there is no option {error.option_name}: did you mean {' or '.join(error.possibilities)}?"
+        return f"there is no option {error.option_name}: `{name} --help` shows those there are"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}: `{name} --help` shows how it is written"
+
+
+def _say(message: str) -> None:
+    _write(f"serve: {message}\n")
+
+
+def _write(text: str) -> None:
+    """Write to stderr if anybody is there to read it."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
