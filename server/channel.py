@@ -20,6 +20,11 @@ import anyio
 
 from server.errors import ChannelError
 
+PROTOCOL: Final = (0, 1)
+"""Version of the packets: that of the release's minor version. The first packet of a channel carries it."""
+PROTOCOL_REACH: Final = 2
+"""How many minor versions apart a listener and a worker may be (law 11)."""
+
 MAX_PACKET: Final = 200_000
 """Bytes in one packet; the kernel's default socket buffer admits 212,960 (socket(7), wmem_default)."""
 MAX_DESCRIPTORS: Final = 253
@@ -31,6 +36,14 @@ Packet = dict[str, Any]
 """A JSON object; its `type` says what it is. Unknown members are passed over, so that minor versions can add some."""
 
 
+def speaks(version: object) -> bool:
+    """Whether a peer that announced `version` can be understood."""
+    match version:
+        case [int(major), int(minor)]:
+            return major == PROTOCOL[0] and abs(minor - PROTOCOL[1]) <= PROTOCOL_REACH
+    return False
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     """Two connected SOCK_SEQPACKET sockets, neither of them inheritable."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -40,6 +53,14 @@ def close_descriptors(descriptors: Iterable[int]) -> None:
     """Close descriptors that arrived and are not wanted."""
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+class TruncatedDescriptors(ChannelError):
+    """A packet arrived without its descriptors: this process has too many open files (EMFILE sets MSG_CTRUNC)."""
+
+    def __init__(self, packet: Packet) -> None:
+        super().__init__("a packet arrived without its descriptors; raise the open-files limit (ulimit -n)")
+        self.packet = packet
 
 
 class Channel:
@@ -96,17 +117,20 @@ class Channel:
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-        if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        if flags & socket.MSG_TRUNC:
             close_descriptors(descriptors)
-            raise ChannelError("a packet arrived truncated; the open-files limit may be too low (ulimit -n)")
-        if not data:
+            raise ChannelError("a packet arrived that is longer than any of this protocol")
+        if not data and not flags & socket.MSG_CTRUNC:
             raise EOFError
         try:
-            packet = json.loads(data)
+            packet: Packet = json.loads(data)
             packet["type"]
         except (ValueError, TypeError, KeyError):
             close_descriptors(descriptors)
             raise ChannelError("a packet arrived that is not of this protocol") from None
+        if flags & socket.MSG_CTRUNC:
+            close_descriptors(descriptors)
+            raise TruncatedDescriptors(packet)
         return packet, descriptors.tolist()
 
     async def receive(self) -> tuple[Packet, list[int]]:

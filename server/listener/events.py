@@ -1,0 +1,255 @@
+"""What happens to the supervisor (events) and what it wants done (actions): plain values, to be tabled in tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from server.listener.lifecycle import Generation, Worker
+
+
+class Event:
+    """Something that happened. `Tick` is what is handled when a deadline has passed and nothing else happened."""
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tick(Event):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReloadAsked(Event):
+    """HUP, or `serve reload` with a ticket that wants the outcome."""
+
+    ticket: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LameDuckAsked(Event):
+    """USR2 (until the next deploy), or the control command (until told off)."""
+
+    on: bool
+    by_control: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StopAsked(Event):
+    """TERM: graceful; a second one is quick."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuickStopAsked(Event):
+    """INT or QUIT; a second one kills."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScaleAsked(Event):
+    by: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReopenAsked(Event):
+    """USR1: log files have been moved away."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PortsOpened(Event):
+    """listen() has been called on all sockets; `trouble` says why not, if not."""
+
+    trouble: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShutOutDone(Event):
+    """No new connection can come into being any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerReady(Event):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerFailed(Event):
+    """The worker could not become ready; it ends by itself. `usage`: the command line is at fault."""
+
+    worker: Worker
+    message: str
+    detail: str = ""
+    usage: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerAccepts(Event):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerWantsReplacement(Event):
+    worker: Worker
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerFinished(Event):
+    """The worker has ended in order; `report` holds its counts."""
+
+    worker: Worker
+    report: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerDied(Event):
+    """The worker has been reaped. `how`: "exit status 1", "signal SIGKILL". `in_flight`: what it had in its hands."""
+
+    worker: Worker
+    how: str
+    in_flight: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairWithdrawn(Event):
+    """A sender takes back what it has offered over this pair and not committed."""
+
+    worker: Worker
+    pair: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairOrphaned(Event):
+    """A receiver found the end of this pair while it held offers that were not committed."""
+
+    worker: Worker
+    pair: int
+
+
+class Action:
+    """Something that the shell is to do, at once and without waiting."""
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrepareGeneration(Action):
+    """Resolve directories, interpreter and environment for this generation."""
+
+    generation: Generation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForgetGeneration(Action):
+    generation: Generation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Start(Action):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenPorts(Action):
+    """Call listen(); answer with PortsOpened."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShutOut(Action):
+    """Keep new connections out, resetting none; answer with ShutOutDone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClosePorts(Action):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellServe(Action):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellRetire(Action):
+    """`drain_queue`: accept what is in the kernel's queue first, for nobody else will."""
+
+    worker: Worker
+    reason: str
+    drain_queue: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellQuit(Action):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellReopen(Action):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellVerdict(Action):
+    """To a receiver: `keep` the uncommitted connections of this pair (their sender is dead) or drop them."""
+
+    worker: Worker
+    pair: int
+    keep: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Introduce(Action):
+    """Connect a retiring worker with one that receives its connections."""
+
+    sender: Worker
+    receiver: Worker
+    pair: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kill(Action):
+    worker: Worker
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetLameDuck(Action):
+    on: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReopenLogs(Action):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Say(Action):
+    """A line of the log; `level` is that of the logging module."""
+
+    level: int
+    text: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer(Action):
+    """The outcome of a reload, for whoever holds the ticket."""
+
+    ticket: int
+    ok: bool
+    text: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Announce(Action):
+    """Tell the service manager: "ready", "reloading", "stopping"; or only the status text."""
+
+    what: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exit(Action):
+    status: int
+    message: str = ""
+    detail: str = ""

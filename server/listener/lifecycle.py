@@ -1,0 +1,176 @@
+"""The lifecycles that the listener keeps: of a worker, a generation and the server, each an enum and a table.
+
+Everything that may change one of these states goes through `advance`, which refuses what the table does not hold: a
+wrong transition is a bug in the supervisor, not an event. Nothing here knows of processes, sockets or clocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+
+class WorkerState(enum.Enum):
+    """Where one worker process is in its life, as the listener knows it."""
+
+    PENDING = "pending"  # not started yet: others start first
+    STARTING = "starting"  # process started; importing, lifespan startup
+    READY = "ready"  # said ready; accepts nothing
+    SWITCHING = "switching"  # told to serve, has not yet said that it accepts
+    SERVING = "serving"
+    RETIRING = "retiring"  # told to retire; ends by itself or by the hammer
+    ENDING = "ending"  # told to quit or killed; nothing is expected of it but its end
+    GONE = "gone"  # reaped, or never started
+
+
+WORKER_TRANSITIONS: Final[Mapping[WorkerState, frozenset[WorkerState]]] = {
+    WorkerState.PENDING: frozenset({WorkerState.STARTING, WorkerState.GONE}),
+    WorkerState.STARTING: frozenset({WorkerState.READY, WorkerState.ENDING, WorkerState.GONE}),
+    WorkerState.READY: frozenset({WorkerState.SWITCHING, WorkerState.ENDING, WorkerState.GONE}),
+    WorkerState.SWITCHING: frozenset({WorkerState.SERVING, WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE}),
+    WorkerState.SERVING: frozenset({WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE}),
+    WorkerState.RETIRING: frozenset({WorkerState.ENDING, WorkerState.GONE}),
+    WorkerState.ENDING: frozenset({WorkerState.GONE}),
+    WorkerState.GONE: frozenset(),
+}
+
+UP: Final = frozenset(
+    {WorkerState.PENDING, WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING, WorkerState.SERVING}
+)
+"""States in which a worker fills its slot."""
+
+
+class GenerationState(enum.Enum):
+    """Where a generation is: it becomes current as a whole, or not at all."""
+
+    STARTING = "starting"  # not every worker is ready
+    SWITCHING = "switching"  # all ready and told to serve; not every one accepts
+    CURRENT = "current"
+    RETIRING = "retiring"  # a newer one is current
+    FAILED = "failed"  # never became current; what is left of it ends
+    GONE = "gone"  # no process is left
+
+
+GENERATION_TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState]]] = {
+    GenerationState.STARTING: frozenset({GenerationState.SWITCHING, GenerationState.FAILED}),
+    GenerationState.SWITCHING: frozenset({GenerationState.CURRENT, GenerationState.FAILED}),
+    GenerationState.CURRENT: frozenset({GenerationState.RETIRING}),
+    GenerationState.RETIRING: frozenset({GenerationState.GONE}),
+    GenerationState.FAILED: frozenset({GenerationState.GONE}),
+    GenerationState.GONE: frozenset(),
+}
+
+
+class ServerState(enum.Enum):
+    """Where the whole server is."""
+
+    STARTING = "starting"  # no generation has been current yet; the ports do not listen
+    OPENING = "opening"  # the first generation is ready, listen() is being called
+    RUNNING = "running"
+    DRAINING = "draining"  # TERM came; in lame duck until the drain delay is over
+    SHUTTING_OUT = "shutting out"  # new connections are kept out, handshakes under way complete
+    STOPPING = "stopping"  # the workers retire
+    ENDING = "ending"  # the workers were told to quit at once
+    STOPPED = "stopped"
+
+
+SERVER_TRANSITIONS: Final[Mapping[ServerState, frozenset[ServerState]]] = {
+    ServerState.STARTING: frozenset({ServerState.OPENING, ServerState.STOPPING, ServerState.ENDING}),
+    ServerState.OPENING: frozenset({ServerState.RUNNING, ServerState.STOPPING, ServerState.ENDING}),
+    ServerState.RUNNING: frozenset({ServerState.DRAINING, ServerState.SHUTTING_OUT, ServerState.ENDING}),
+    ServerState.DRAINING: frozenset({ServerState.SHUTTING_OUT, ServerState.ENDING}),
+    ServerState.SHUTTING_OUT: frozenset({ServerState.STOPPING, ServerState.ENDING}),
+    ServerState.STOPPING: frozenset({ServerState.ENDING, ServerState.STOPPED}),
+    ServerState.ENDING: frozenset({ServerState.STOPPED}),
+    ServerState.STOPPED: frozenset(),
+}
+
+State = TypeVar("State", WorkerState, GenerationState, ServerState)
+
+
+class IllegalTransition(AssertionError):
+    """The supervisor tried to change a state in a way that the table does not hold."""
+
+
+def advance(table: Mapping[State, frozenset[State]], old: State, new: State) -> State:
+    """Return `new` if the table lets `old` become it; raise IllegalTransition otherwise."""
+    if new not in table[old]:
+        raise IllegalTransition(f"{type(old).__name__}: {old.value} cannot become {new.value}")
+    return new
+
+
+class Cause(enum.Enum):
+    """Why a worker is started."""
+
+    GENERATION = "generation"  # with all others of its generation
+    CRASH = "crash"  # in place of one that died
+    RECYCLE = "recycle"  # in place of one that lives and retires once this one accepts
+    SCALE = "scale"  # for a new slot
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Generation:
+    """All workers started together from one version of the code, and their replacements."""
+
+    number: int
+    size: int
+    began: int  # the supervisor's event count at which it began, to compare with the lame duck's
+    tickets: list[int]  # requests that wait for its outcome
+    began_at: float  # CLOCK_MONOTONIC, s
+    state: GenerationState = GenerationState.STARTING
+
+    def become(self, state: GenerationState) -> None:
+        self.state = advance(GENERATION_TRANSITIONS, self.state, state)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process, from the decision to start it until it has been reaped."""
+
+    id: int
+    generation: Generation
+    slot: int
+    cause: Cause
+    state: WorkerState = WorkerState.PENDING
+    deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the present state has lasted too long
+    serving_since: float = math.inf
+    recycling: str = ""  # why it asked to be replaced; it serves until its replacement accepts
+    reason: str = ""  # why it retires
+    finished: bool = False  # said that it has ended in order
+    stuck: str = ""  # what was missed when it was killed
+
+    def become(self, state: WorkerState, deadline: float = math.inf) -> None:
+        self.state = advance(WORKER_TRANSITIONS, self.state, state)
+        self.deadline = deadline
+
+    def __str__(self) -> str:
+        return f"worker {self.slot} of generation {self.generation.number}"
+
+
+@dataclasses.dataclass(slots=True)
+class Slot:
+    """Restart policy of one slot of the current generation."""
+
+    failures: int = 0
+    not_before: float = -math.inf
+    trouble: str = ""  # why it is degraded
+
+    STEADY = 30.0
+    """A worker that served this long (s) has its slot's failures forgiven."""
+    FIRST_DELAY = 0.5
+    LONGEST_DELAY = 30.0
+
+    def failed(self, now: float, served: float, trouble: str) -> float:
+        """Count a death after `served` seconds of serving; return the delay (s) before the next start."""
+        if served >= self.STEADY:
+            self.failures = 0
+        self.failures += 1
+        delay = 0.0
+        if self.failures > 1 or served <= 0:
+            delay = min(self.LONGEST_DELAY, self.FIRST_DELAY * 2.0 ** (self.failures - 1))
+        self.not_before = now + delay
+        self.trouble = trouble
+        return delay

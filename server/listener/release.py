@@ -1,0 +1,87 @@
+"""What one generation runs on: directories, interpreter and environment, resolved once when the generation begins.
+
+A reload resolves them anew, so that a link such as `current -> releases/42` may point elsewhere by then; a replacement
+inside a generation uses what its generation resolved. Nothing here changes the listener's own directory or environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import dotenv
+
+from server.config import Config
+from server.errors import UsageError
+
+PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+"""What the service manager tells the listener alone (sd_notify(3), sd_listen_fds(3))."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Release:
+    """Everything that a worker process needs before it can say anything."""
+
+    python: str
+    directory: str
+    """Working directory, links resolved."""
+    app_dir: str
+    """First entry of the import path, links resolved."""
+    environment: dict[str, str]
+
+
+def logical_directory() -> str:
+    """The working directory by the name under which it was entered (`$PWD`), links and all.
+
+    Raises UsageError if it no longer exists.
+    """
+    name = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(name) and Path(name).samefile("."):
+            return name
+        return str(Path.cwd())
+    except OSError:
+        raise UsageError("the working directory does not exist any more; change to one that does") from None
+
+
+def resolve(config: Config, start_directory: str) -> Release:
+    """Resolve what `config` names, relative to `start_directory`.
+
+    Raises UsageError for a directory, interpreter or environment file that is not there.
+    """
+    directory = _directory(os.path.join(start_directory, config.chdir), "--chdir")
+    app_dir = _directory(os.path.join(directory, config.app_dir), "--app-dir")
+    environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+    environment["PWD"] = directory
+    if config.env_file:
+        environment |= _variables(os.path.join(start_directory, config.env_file))
+    return Release(_interpreter(config.python, start_directory), directory, app_dir, environment)
+
+
+def _directory(path: str, option: str) -> str:
+    resolved = os.path.realpath(path)
+    if not os.path.isdir(resolved):
+        raise UsageError(f"{path} is not a directory; give {option} one that exists")
+    return resolved
+
+
+def _interpreter(python: str, start_directory: str) -> str:
+    """The interpreter with its directory resolved; the file itself is not, since a virtual environment's is a link."""
+    if not python:
+        return sys.executable
+    found = python if os.sep in python else shutil.which(python)
+    if found is None or not os.access(path := os.path.join(start_directory, found), os.X_OK):
+        raise UsageError(f"the interpreter {python} cannot be run; give --python one that exists")
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def _variables(path: str) -> dict[str, str]:
+    try:
+        with open(path, encoding="utf-8") as lines:
+            values = dotenv.dotenv_values(stream=lines)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the environment file {path} cannot be read: {error}; correct --env-file") from None
+    return {name: text for name, text in values.items() if text is not None}

@@ -1,0 +1,601 @@
+"""The supervisor: what the listener decides, as `event -> actions`, without processes, sockets or a clock of its own.
+
+It owns all state about generations, workers, slots and the lame duck. `handle` takes one event and the time and returns
+what is to be done, in order; the shell (`server.listener.main`) does it and feeds back what comes of it. The laws of
+DESIGN.md live here: ready before retire, bad code takes nothing down, every wait has an end (each state's deadline).
+After every event `_reconcile` compares what is with what should be, so that no event needs to know what it interrupts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from server.listener import events as e
+from server.listener.introductions import Introductions
+from server.listener.lifecycle import (
+    SERVER_TRANSITIONS,
+    UP,
+    Cause,
+    Generation,
+    GenerationState,
+    ServerState,
+    Slot,
+    Worker,
+    WorkerState,
+    advance,
+)
+
+_BEFORE_RUNNING: Final = frozenset({ServerState.STARTING, ServerState.OPENING})
+_RELOADABLE: Final = _BEFORE_RUNNING | {ServerState.RUNNING}
+
+SWITCH_TIMEOUT: Final = 10.0
+"""Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
+END_TIMEOUT: Final = 5.0
+"""Seconds between being told to quit and SIGKILL."""
+HAMMER_MARGIN: Final = 5.0
+"""Seconds that a retiring worker has on top of its own timeouts before the listener ends it with SIGKILL."""
+MAX_RECEIVERS: Final = 8
+"""Receivers that a retiring worker is introduced to: n old times m new pairs would exhaust descriptors."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers that the supervisor decides by; all times in seconds."""
+
+    workers: int
+    start_concurrency: int
+    max_generations: int
+    startup_timeout: float
+    graceful_timeout: float
+    shutdown_timeout: float
+    drain_delay: float
+
+
+@dataclasses.dataclass(slots=True)
+class LameDuck:
+    """Who set it decides how it ends; `began` is the event count, to tell a reload that began later."""
+
+    by_control: bool
+    began: int
+
+
+class Supervisor:
+    """All state of one server's processes. `start` first; then `handle` every event, in order."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.state = ServerState.STARTING
+        self.size = policy.workers
+        self.generations: dict[int, Generation] = {}
+        self.workers: dict[int, Worker] = {}
+        self.slots: dict[int, Slot] = {}
+        self.current: Generation | None = None
+        self.candidate: Generation | None = None
+        self.lame_duck: LameDuck | None = None
+        self.reload_wanted: list[int] | None = None
+        self.reloads = 0
+        self.failed_reloads = 0
+        self.last_failure = ""
+        self.introductions = Introductions()
+        self._deadline = math.inf  # of the server's own state: the drain delay
+        self._outcome = e.Exit(0)
+        self._waiting_said = False
+        self._next_generation = 1
+        self._next_worker = 1
+        self._count = 0
+        self._now = 0.0
+        self._actions: list[e.Action] = []
+        self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
+            e.Tick: lambda _: None,
+            e.ReloadAsked: self._on_reload,
+            e.LameDuckAsked: self._on_lame_duck,
+            e.StopAsked: self._on_stop,
+            e.QuickStopAsked: self._on_quick_stop,
+            e.ScaleAsked: self._on_scale,
+            e.ReopenAsked: self._on_reopen,
+            e.PortsOpened: self._on_ports_opened,
+            e.ShutOutDone: self._on_shut_out,
+            e.WorkerReady: self._on_ready,
+            e.WorkerFailed: self._on_failed,
+            e.WorkerAccepts: self._on_accepts,
+            e.WorkerWantsReplacement: self._on_wants_replacement,
+            e.WorkerFinished: self._on_finished,
+            e.WorkerDied: self._on_died,
+            e.PairWithdrawn: lambda event: self._do(*self.introductions.withdrawn(event.worker, event.pair)),
+            e.PairOrphaned: lambda event: self._do(*self.introductions.orphaned(event.worker, event.pair)),
+        }
+
+    # The two ways in
+
+    def start(self, now: float) -> list[e.Action]:
+        """Begin the first generation."""
+        self._now = now
+        self._actions = []
+        self._begin_generation([])
+        self._reconcile()
+        return self._actions
+
+    def handle(self, event: e.Event, now: float) -> list[e.Action]:
+        """Take one event at the time `now` (CLOCK_MONOTONIC, s); return what is to be done, in order."""
+        self._count += 1
+        self._now = now
+        self._actions = []
+        if self.state is not ServerState.STOPPED:
+            self._handlers[type(event)](event)
+            self._check_deadlines()
+            self._reconcile()
+        return self._actions
+
+    def next_deadline(self) -> float:
+        """When `handle` must be called with a Tick if nothing else happens before; may be infinity."""
+        deadline = min((worker.deadline for worker in self.workers.values()), default=math.inf)
+        if self.state is ServerState.RUNNING:
+            deadline = min([deadline, *(s.not_before for s in self._empty_slots() if s.not_before > self._now)])
+        return min(deadline, self._deadline)
+
+    # Asked for by signals and the control socket
+
+    def _on_reload(self, event: e.ReloadAsked) -> None:
+        tickets = [] if event.ticket is None else [event.ticket]
+        if self.state not in _RELOADABLE:
+            for ticket in tickets:
+                self._do(e.Answer(ticket, False, "the server is stopping; there is nothing to reload"))
+            self._say(logging.WARNING, "reload ignored: the server is stopping")
+            return
+        if self.reload_wanted is None:
+            self.reload_wanted = []
+            if self.candidate is not None:
+                self._say(
+                    logging.INFO,
+                    f"reload asked for while generation {self.candidate.number} starts; another follows it",
+                )
+        self.reload_wanted += tickets
+
+    def _on_lame_duck(self, event: e.LameDuckAsked) -> None:
+        if not event.on:
+            if self.lame_duck is not None:
+                self._end_lame_duck("told off")
+            return
+        by_control = event.by_control or (self.lame_duck is not None and self.lame_duck.by_control)
+        if self.lame_duck is None:
+            self._do(e.SetLameDuck(True))
+            until = "until it is told off" if by_control else "until the next successful reload"
+            self._say(logging.INFO, f"lame duck: the health endpoint says no {until}; everything is served")
+        self.lame_duck = LameDuck(by_control, self._count)
+
+    def _end_lame_duck(self, why: str) -> None:
+        self.lame_duck = None
+        self._do(e.SetLameDuck(False))
+        self._say(logging.INFO, f"lame duck ended: {why}")
+
+    def _on_stop(self, event: e.StopAsked) -> None:
+        if self.state in _BEFORE_RUNNING:
+            self._leave_start("stopped before the first start was complete")
+        elif self.state is ServerState.RUNNING and self.policy.drain_delay > 0:
+            self._become(ServerState.DRAINING)
+            self._deadline = self._now + self.policy.drain_delay
+            self._refuse_reloads()
+            self._on_lame_duck(e.LameDuckAsked(on=True, by_control=True))
+            self._do(e.Announce("stopping", f"in lame duck for {self.policy.drain_delay:g} s before the stop"))
+            self._say(logging.INFO, f"stopping in {self.policy.drain_delay:g} s; until then in lame duck")
+        elif self.state is ServerState.RUNNING:
+            self._shut_out()
+        else:
+            self._on_quick_stop(e.QuickStopAsked())
+
+    def _on_quick_stop(self, event: e.QuickStopAsked) -> None:
+        if self.state is ServerState.ENDING:
+            for worker in self._in(WorkerState.ENDING):
+                self._kill(worker, "told twice to stop quickly")
+            return
+        self._become(ServerState.ENDING)
+        self._deadline = math.inf
+        self._say(logging.INFO, "quick stop: what is in progress is cut")
+        self._do(e.Announce("stopping", "quick stop"))
+        self._refuse_reloads()
+        for worker in list(self.workers.values()):
+            self._cut_short(worker)
+
+    def _on_scale(self, event: e.ScaleAsked) -> None:
+        if self.state not in _RELOADABLE:
+            return
+        size = max(1, self.size + event.by)
+        if size == self.size:
+            self._say(logging.WARNING, "one worker is the least there can be")
+        else:
+            self._say(logging.INFO, f"workers: {self.size} -> {size}")
+            self.size = size
+
+    def _on_reopen(self, event: e.ReopenAsked) -> None:
+        self._do(e.ReopenLogs())
+        for worker in self.workers.values():
+            if worker.state not in (WorkerState.PENDING, WorkerState.ENDING):
+                self._do(e.TellReopen(worker))
+
+    # Told by workers and the kernel
+
+    def _on_ready(self, event: e.WorkerReady) -> None:
+        worker = event.worker
+        if worker.state is WorkerState.STARTING:
+            worker.become(WorkerState.READY)
+
+    def _on_failed(self, event: e.WorkerFailed) -> None:
+        worker = event.worker
+        if worker.state in (WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING):
+            worker.become(WorkerState.ENDING, self._now + END_TIMEOUT)
+            self._start_failed(worker, event.message, event.detail, event.usage)
+
+    def _on_accepts(self, event: e.WorkerAccepts) -> None:
+        worker = event.worker
+        if worker.state is not WorkerState.SWITCHING:
+            return
+        worker.become(WorkerState.SERVING)
+        worker.serving_since = self._now
+        if worker.generation is self.current:
+            self._take_over_slot(worker)
+
+    def _on_wants_replacement(self, event: e.WorkerWantsReplacement) -> None:
+        worker = event.worker
+        if worker.state is WorkerState.SERVING and not worker.recycling:
+            worker.recycling = event.reason
+            self._say(logging.INFO, f"{worker} is to be replaced: {event.reason}")
+
+    def _on_finished(self, event: e.WorkerFinished) -> None:
+        event.worker.finished = True
+        cut = int(event.report.get("cut", 0))
+        handed_over = event.report.get("handed_over", 0)
+        text = f"{event.worker} has ended: {handed_over} connections handed over, {cut} requests cut"
+        self._say(logging.WARNING if cut else logging.INFO, text)
+
+    def _on_died(self, event: e.WorkerDied) -> None:
+        worker, before = event.worker, event.worker.state
+        worker.become(WorkerState.GONE)
+        del self.workers[worker.id]
+        self._do(*self.introductions.died(worker))
+        how = event.how + (f" ({worker.stuck})" if worker.stuck else "")
+        if before in (WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING):
+            self._start_failed(worker, f"it died before it served: {how}")
+        elif before is WorkerState.SERVING:
+            self._say(logging.ERROR, f"{worker} died: {how}; {event.in_flight} requests were in its hands")
+            if worker.generation is self.candidate:
+                self._start_failed(worker, f"it died before the switch: {how}")
+            else:
+                self._slot_failed(worker, how)
+        elif not worker.finished and before is WorkerState.RETIRING:
+            self._say(logging.ERROR, f"{worker} died while it retired: {how}; {event.in_flight} requests were lost")
+        elif not worker.finished and event.in_flight:
+            self._say(logging.WARNING, f"{worker} ended: {how}; {event.in_flight} requests were cut")
+
+    # Generations
+
+    def _begin_generation(self, tickets: list[int]) -> None:
+        generation = Generation(self._next_generation, self.size, self._count, tickets, self._now)
+        self._next_generation += 1
+        self.generations[generation.number] = self.candidate = generation
+        self._do(e.PrepareGeneration(generation))
+        for slot in range(generation.size):
+            self._add_worker(generation, slot, Cause.GENERATION)
+        if self.current is not None:
+            self._say(logging.INFO, f"reload: generation {generation.number} starts, {generation.size} workers")
+            self._do(e.Announce("reloading", f"generation {generation.number} starts"))
+
+    def _add_worker(self, generation: Generation, slot: int, cause: Cause) -> None:
+        worker = Worker(self._next_worker, generation, slot, cause)
+        self._next_worker += 1
+        self.workers[worker.id] = worker
+
+    def _start_failed(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
+        """A worker did not come to serve: its generation has failed, or its slot stays empty for a while."""
+        if worker.generation is self.candidate:
+            self._generation_failed(f"{worker}: {message}" if not usage else message, detail, usage)
+        elif worker.generation is self.current and self.state is ServerState.RUNNING:
+            if detail:
+                message = f"{message}\n{detail}"
+            self._slot_failed(worker, message)
+
+    def _generation_failed(self, message: str, detail: str = "", usage: bool = False) -> None:
+        generation = self.candidate
+        assert generation is not None
+        self.candidate = None
+        generation.become(GenerationState.FAILED)
+        if self.current is None:
+            self._outcome = e.Exit(2 if usage else 1, message, detail)
+            self._become(ServerState.STOPPING)
+            self._leave_all(generation)
+            return
+        self.failed_reloads += 1
+        self.last_failure = message
+        stays = f"generation {self.current.number} serves on"
+        if self.lame_duck is not None:
+            stays += ", still in lame duck"
+        self._say(logging.ERROR, f"reload refused, {stays}: {message}", detail)
+        self._do(e.Announce("ready", f"reload refused; {stays}"))
+        for ticket in generation.tickets:
+            self._do(e.Answer(ticket, False, f"reload refused, {stays}: {message}", detail))
+        self._leave_all(generation)
+
+    def _switch(self, generation: Generation) -> None:
+        """Every worker of `generation` accepts: it is current from here on, and the older ones retire."""
+        old, self.current, self.candidate = self.current, generation, None
+        generation.become(GenerationState.CURRENT)
+        self.slots = {}
+        took = self._now - generation.began_at
+        if old is not None:
+            old.become(GenerationState.RETIRING)
+            self.reloads += 1
+            self.last_failure = ""
+            if self.lame_duck and not self.lame_duck.by_control and self.lame_duck.began < generation.began:
+                self._end_lame_duck(f"generation {generation.number} serves")
+            self._retire_all(old, "reload")
+        else:
+            self._become(ServerState.RUNNING)
+        text = f"generation {generation.number} serves, {generation.size} workers, after {took:.2f} s"
+        self._say(logging.INFO, text)
+        self._do(e.Announce("ready", text))
+        for ticket in generation.tickets:
+            self._do(e.Answer(ticket, True, text))
+        for worker in self._in(WorkerState.RETIRING):
+            if worker.generation is not old:
+                self._introduce(worker)
+
+    # Slots of the current generation
+
+    def _take_over_slot(self, worker: Worker) -> None:
+        """A replacement serves: the one that it replaces retires, and those that retire already may hand over to it."""
+        slot = self.slots.setdefault(worker.slot, Slot())
+        slot.trouble = ""
+        self._say(logging.INFO, f"{worker} serves ({worker.cause.value})")
+        for other in self._in(WorkerState.SERVING):
+            if other is not worker and other.generation is self.current and other.slot == worker.slot:
+                self._retire(other, "recycle")
+        for retiring in self._in(WorkerState.RETIRING):
+            self._introduce(retiring)
+
+    def _slot_failed(self, worker: Worker, trouble: str) -> None:
+        slot = self.slots.setdefault(worker.slot, Slot())
+        served = self._now - worker.serving_since if worker.serving_since < math.inf else 0.0
+        delay = slot.failed(self._now, served, trouble.partition("\n")[0])
+        when = f"in {delay:g} s" if delay else "now"
+        self._say(logging.ERROR, f"slot {worker.slot} lost {worker}; a replacement starts {when}: {trouble}")
+
+    def _filling(self, slot: int) -> list[Worker]:
+        """The workers of the current generation that fill `slot` and do not want to be replaced."""
+        return [
+            worker
+            for worker in self.workers.values()
+            if worker.generation is self.current and worker.slot == slot and worker.state in UP and not worker.recycling
+        ]
+
+    def _empty_slots(self) -> list[Slot]:
+        return [self.slots.setdefault(number, Slot()) for number in range(self.size) if not self._filling(number)]
+
+    # Reconciling what is with what should be
+
+    def _check_deadlines(self) -> None:
+        if self._now >= self._deadline:
+            self._shut_out()
+        for worker in [w for w in self.workers.values() if self._now >= w.deadline]:
+            worker.deadline = math.inf
+            if worker.state is WorkerState.STARTING:
+                timeout = f"it was not ready after {self.policy.startup_timeout:g} s (--startup-timeout)"
+                self._kill(worker, timeout)
+                worker.become(WorkerState.ENDING)
+                self._start_failed(worker, timeout)
+            elif worker.state is WorkerState.SWITCHING:
+                timeout = f"it did not begin to serve within {SWITCH_TIMEOUT:g} s"
+                self._kill(worker, timeout)
+                worker.become(WorkerState.ENDING)
+                self._start_failed(worker, timeout)
+            elif worker.state is WorkerState.RETIRING:
+                self._kill(worker, "the hammer: it had not ended in time")
+            elif worker.state is WorkerState.ENDING:
+                self._kill(worker, "it had not ended in time")
+
+    def _reconcile(self) -> None:
+        for generation in [g for g in self.generations.values() if not self._alive(g)]:
+            if generation.state in (GenerationState.RETIRING, GenerationState.FAILED):
+                generation.become(GenerationState.GONE)
+                del self.generations[generation.number]
+                self._do(e.ForgetGeneration(generation))
+        if self.state in _RELOADABLE:
+            self._begin_wanted_reload()
+            self._fill_slots()
+            self._start_pending()
+            self._advance_candidate()
+            self._serve_replacements()
+        elif self.state in (ServerState.STOPPING, ServerState.ENDING) and not self.workers:
+            self._become(ServerState.STOPPED)
+            self._do(e.ClosePorts(), self._outcome)
+
+    def _alive(self, generation: Generation) -> bool:
+        return any(worker.generation is generation for worker in self.workers.values())
+
+    def _begin_wanted_reload(self) -> None:
+        if self.reload_wanted is None or self.candidate is not None or self.current is None:
+            return
+        if len(self.generations) >= self.policy.max_generations:
+            if not self._waiting_said:
+                self._waiting_said = True
+                oldest = min(self.generations)
+                text = (
+                    f"reload waits: {len(self.generations)} generations are alive (--max-generations); "
+                    f"generation {oldest} still finishes its requests"
+                )
+                self._say(logging.WARNING, text)
+                self._do(e.Announce("status", text))
+            return
+        self._waiting_said = False
+        tickets, self.reload_wanted = self.reload_wanted, None
+        self._begin_generation(tickets)
+
+    def _fill_slots(self) -> None:
+        """Give every slot that should have one a worker of the current generation; retire those of other slots."""
+        if self.current is None or self.state is not ServerState.RUNNING:
+            return
+        for number in range(self.size):
+            slot = self.slots.setdefault(number, Slot())
+            if not self._filling(number) and slot.not_before <= self._now:
+                replaced = [w for w in self.workers.values() if w.generation is self.current and w.slot == number]
+                if any(w.recycling and w.state in UP for w in replaced):
+                    cause = Cause.RECYCLE
+                elif slot.failures:
+                    cause = Cause.CRASH
+                else:
+                    cause = Cause.SCALE
+                self._add_worker(self.current, number, cause)
+        for worker in list(self.workers.values()):
+            if worker.generation is self.current and worker.slot >= self.size and worker.state in UP:
+                self._leave(worker, "scale")
+
+    def _start_pending(self) -> None:
+        starting = len(self._in(WorkerState.STARTING))
+        pending = self._in(WorkerState.PENDING)
+        pending.sort(key=lambda w: (w.generation is self.candidate, w.slot))
+        for worker in pending[: max(0, self.policy.start_concurrency - starting)]:
+            worker.become(WorkerState.STARTING, self._now + self.policy.startup_timeout)
+            self._do(e.Start(worker))
+
+    def _advance_candidate(self) -> None:
+        generation = self.candidate
+        if generation is None:
+            return
+        workers = [w for w in self.workers.values() if w.generation is generation]
+        if generation.state is GenerationState.STARTING and all(w.state is WorkerState.READY for w in workers):
+            if self.state is ServerState.RUNNING:
+                self._begin_switch(generation)
+            elif self.state is ServerState.STARTING:
+                self._become(ServerState.OPENING)
+                self._do(e.OpenPorts())
+        elif generation.state is GenerationState.SWITCHING and all(w.state is WorkerState.SERVING for w in workers):
+            self._switch(generation)
+            self._reconcile()
+
+    def _on_ports_opened(self, event: e.PortsOpened) -> None:
+        if self.candidate is None or self.state is not ServerState.OPENING:
+            return
+        if event.trouble:
+            self._generation_failed(event.trouble, usage=True)
+        else:
+            self._begin_switch(self.candidate)
+
+    def _begin_switch(self, generation: Generation) -> None:
+        generation.become(GenerationState.SWITCHING)
+        for worker in self._in(WorkerState.READY):
+            if worker.generation is generation:
+                self._tell_serve(worker)
+
+    def _serve_replacements(self) -> None:
+        for worker in self._in(WorkerState.READY):
+            if worker.generation is self.current:
+                self._tell_serve(worker)
+
+    def _tell_serve(self, worker: Worker) -> None:
+        worker.become(WorkerState.SWITCHING, self._now + SWITCH_TIMEOUT)
+        self._do(e.TellServe(worker))
+
+    # Leaving
+
+    def _leave(self, worker: Worker, reason: str) -> None:
+        """Let go of a worker in whatever state it is, losing nothing that it may have accepted."""
+        if worker.state is WorkerState.PENDING:
+            worker.become(WorkerState.GONE)
+            del self.workers[worker.id]
+        elif worker.state in (WorkerState.STARTING, WorkerState.READY):
+            self._end(worker)
+        elif worker.state in (WorkerState.SWITCHING, WorkerState.SERVING):
+            self._retire(worker, reason)
+
+    def _leave_all(self, generation: Generation) -> None:
+        for worker in [w for w in self.workers.values() if w.generation is generation]:
+            self._leave(worker, "failed")
+
+    def _retire_all(self, generation: Generation, reason: str) -> None:
+        for worker in [w for w in self.workers.values() if w.generation is generation]:
+            self._leave(worker, reason)
+
+    def _retire(self, worker: Worker, reason: str) -> None:
+        policy = self.policy
+        allowed = policy.graceful_timeout + policy.shutdown_timeout + HAMMER_MARGIN
+        worker.reason = reason
+        worker.become(WorkerState.RETIRING, self._now + allowed)
+        stopping = reason == "stop"
+        if not stopping:
+            self._introduce(worker)
+        self._do(e.TellRetire(worker, reason, drain_queue=stopping))
+
+    def _introduce(self, sender: Worker) -> None:
+        """Connect a retiring worker with the workers that serve now, unless it retires for a stop."""
+        receivers = [w for w in self._in(WorkerState.SERVING) if w.generation is self.current and w is not sender]
+        receivers.sort(key=lambda w: (w.slot - sender.slot) % max(1, self.size))
+        for receiver in receivers[:MAX_RECEIVERS]:
+            if sender.reason != "stop" and not self.introductions.introduced(sender, receiver):
+                self._do(e.Introduce(sender, receiver, self.introductions.introduce(sender, receiver)))
+
+    def _cut_short(self, worker: Worker) -> None:
+        """Let go of a worker at once, whatever it has in its hands."""
+        if worker.state is WorkerState.PENDING:
+            self._leave(worker, "stop")
+        elif worker.state is not WorkerState.ENDING:
+            self._end(worker)
+
+    def _end(self, worker: Worker) -> None:
+        worker.become(WorkerState.ENDING, self._now + END_TIMEOUT)
+        self._do(e.TellQuit(worker))
+
+    def _kill(self, worker: Worker, why: str) -> None:
+        worker.stuck = why
+        self._do(e.Kill(worker, why))
+
+    # Stopping
+
+    def _refuse_reloads(self) -> None:
+        """No reload goes on or begins any more."""
+        tickets = list(self.reload_wanted or [])
+        self.reload_wanted = None
+        if self.candidate is not None:
+            generation, self.candidate = self.candidate, None
+            tickets += generation.tickets
+            generation.become(GenerationState.FAILED)
+            self._leave_all(generation)
+        for ticket in tickets:
+            self._do(e.Answer(ticket, False, "reload given up: the server is stopping"))
+
+    def _shut_out(self) -> None:
+        self._become(ServerState.SHUTTING_OUT)
+        self._deadline = math.inf
+        self._refuse_reloads()
+        self._do(e.Announce("stopping", "stopping"))
+        self._say(logging.INFO, f"stopping: requests in progress have {self.policy.graceful_timeout:g} s")
+        self._do(e.ShutOut())
+
+    def _on_shut_out(self, event: e.ShutOutDone) -> None:
+        if self.state is ServerState.SHUTTING_OUT:
+            self._become(ServerState.STOPPING)
+            for worker in list(self.workers.values()):
+                if worker.state is WorkerState.RETIRING:
+                    worker.reason = "stop"  # its receivers leave as well
+                    self._do(e.TellRetire(worker, "stop", drain_queue=False))
+                self._leave(worker, "stop")
+
+    def _leave_start(self, text: str) -> None:
+        self._become(ServerState.STOPPING)
+        self._say(logging.INFO, text)
+        self._refuse_reloads()
+
+    # Small things
+
+    def _become(self, state: ServerState) -> None:
+        self.state = advance(SERVER_TRANSITIONS, self.state, state)
+
+    def _in(self, *states: WorkerState) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.state in states]
+
+    def _do(self, *actions: e.Action) -> None:
+        self._actions += actions
+
+    def _say(self, level: int, text: str, detail: str = "") -> None:
+        self._do(e.Say(level, text, detail))
