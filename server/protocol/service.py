@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +25,13 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
 Address = tuple[str, int] | tuple[str, None] | None
 """(host, port) of TCP, (path, None) of a unix socket's server side, None of its client side."""
+
+
+class ClientDisconnected(OSError):
+    """Raised by `send` once the connection has ended (ASGI www, "Disconnected Client - send exception", since 2.4).
+
+    An application that lets it through has done nothing wrong: it is not logged.
+    """
 
 
 class Phase(enum.Enum):
@@ -66,6 +74,7 @@ class Service:
         "extensions",
         "loop",
         "phase",
+        "retire_deadline",
         "scoreboard",
         "state",
         "tasks",
@@ -88,6 +97,8 @@ class Service:
         """This process's row, indexed by `server.scoreboard.Cell`; written by this process alone."""
         self.draining = draining
         self.phase = Phase.SERVING
+        self.retire_deadline = math.inf
+        """Loop time (s) at which the hammer falls; infinity until the worker retires (set before the phase changes)."""
         self.close_answers = False
         """Answers carry `Connection: close` (long in lame duck, or retiring without a receiver). Kept by the ticker."""
         self.default_headers = b""
