@@ -2,7 +2,8 @@
 
 A signal that arrives before its handler stands would kill the process (the default action of HUP, USR1 and USR2 is
 death), so nothing heavier than `signal` and `sys` is imported before they are blocked; a blocked signal waits and is
-delivered to the handlers. The listener unblocks what it handles; the control commands, which handle none, unblock all at once.
+delivered to the handlers. The listener unblocks what it handles; the control commands, which handle none,
+unblock all at once.
 """
 
 import signal

@@ -1,8 +1,8 @@
 """The command line: `serve APP …` runs a server, `serve reload|drain|status …` speaks to one that runs.
 
 It owns words, help and exit statuses, and nothing else: the options are those of `server.config`, their values are
-read by `server.settings`, the work is done by `server.listener` and `server.control_client`. Every wrong input ends as one line
-"serve: …" on stderr and exit status 2, without a traceback.
+read by `server.settings`, the work is done by `server.listener` and `server.control_client`.
+Every wrong input ends as one line "serve: …" on stderr and exit status 2, without a traceback.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The options of the server: each one is defined here once, and nowhere else.
 
-A field of `Config` carries its name, type, default, unit, help, group and environment variables; the command line, the
-documentation and the packet that brings the configuration to a worker are all made from it. This module reads nothing:
-`server.cli` fills a `Config` in from command line and environment. It must not import the rest of the server.
+A field of `Config` carries its name, type, default, unit, help, group and environment variables; the command line,
+the documentation and the packet that brings the configuration to a worker are all made from it. This module reads
+nothing: `server.cli` fills a `Config` in from command line and environment. It must not import the rest of the
+server.
 """
 
 from __future__ import annotations
@@ -244,7 +245,8 @@ class Config:
     def from_json(cls, values: dict[str, Any]) -> Config:
         """The reverse of `to_json`; names that this version does not know are passed over (another minor version's)."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known})
+        read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in known}
+        return cls(**read)
 
 
 def options() -> dict[str, tuple[dataclasses.Field[Any], Option]]:

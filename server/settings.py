@@ -1,8 +1,8 @@
 """Building a `Config` from what the command line and the environment say.
 
 It owns the precedence (command line, then SERVE_<NAME>, then the variables that platforms set, such as PORT, then the
-default) and the reading of each value; it must not know click. Every value comes as text, so that the command line and the
-environment are read by the same few functions, and each error names the place that the value came from.
+default) and the reading of each value; it must not know click. Every value comes as text, so that the command line
+and the environment are read by the same few functions, and each error names the place that the value came from.
 """
 
 from __future__ import annotations

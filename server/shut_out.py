@@ -1,0 +1,109 @@
+"""Shutting new clients out of a listening socket without resetting one that the kernel has let in.
+
+Closing a listening socket resets what is still in its queue, also after accepting until it was empty: a handshake may
+end in between (5 of some thousands, measured). So the way in is shut first, and what had already come in is then
+accepted:
+
+- TCP: a classic BPF filter on the socket drops segments with SYN set. Handshakes under way still complete, since
+  their last segment carries no SYN. Connections inherit the filter, which never matches again. A client that is shut
+  out sees no answer and repeats its SYN; it reaches the next server on that port, or is refused once the last copy of
+  the socket is closed.
+- unix: `shutdown(SHUT_RD)` on the listening socket makes further connects fail with ECONNREFUSED; those that are
+  queued are still accepted, and then accept fails with EINVAL (unix_stream_connect of af_unix.c decides both under
+  one lock).
+
+Listener and workers both use this, since either may be the last one alive; all of it may be done more than once. It
+knows nothing of configuration or processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import os
+import socket
+import struct
+from typing import Final
+
+SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
+SYN_RECV: Final = "03"  # tcp_states.h, as /proc/net/tcp writes it
+TCP_INFO_UNACKED: Final = (
+    24  # offset of tcpi_unacked in struct tcp_info; of a listening socket, the length of its queue
+)
+
+Identity = tuple[int, int]
+"""Device and inode of a unix socket's path."""
+
+
+class Kind(enum.StrEnum):
+    """What a listening socket is made of."""
+
+    TCP = "tcp"
+    UNIX = "unix"
+
+
+class _Instruction(ctypes.Structure):
+    """struct sock_filter of linux/filter.h."""
+
+    _fields_ = (("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32))
+
+
+# The data that the filter sees begins with the TCP header; its byte 13 holds the flags (RFC 9293, section 3.1).
+DROP_SYN: Final = (
+    (0x30, 0, 0, 13),  # ldb [13]
+    (0x45, 0, 1, 0x02),  # jset #0x02 (SYN), else skip one
+    (0x06, 0, 0, 0),  # ret 0: drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # ret: keep all of it
+)
+
+
+def shut_out(listening: socket.socket, kind: Kind, path: str = "", identity: Identity | None = None) -> None:
+    """Let nobody new in; whoever is in already can still be accepted.
+
+    The path of a unix socket is removed as well if its `identity`, taken after it was bound, still holds. Without one
+    it stays: it refuses connections, and the next server replaces it. Raises OSError if the kernel refuses.
+    """
+    if kind is Kind.UNIX:
+        if identity is not None:
+            unlink_own(path, identity)
+        with contextlib.suppress(OSError):  # ENOTCONN: it never listened
+            listening.shutdown(socket.SHUT_RD)
+        return
+    program = (_Instruction * len(DROP_SYN))(*(_Instruction(*line) for line in DROP_SYN))
+    # struct sock_fprog: the length, padding, a pointer.
+    listening.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(DROP_SYN), ctypes.addressof(program))
+    )
+
+
+def arriving(listening: socket.socket, kind: Kind) -> int:
+    """How many clients of a TCP socket the kernel holds: in the queue or amid their handshake (exact once shut out).
+
+    Always 0 for a unix socket: accept from it until that fails, which is exact once it is shut out.
+    """
+    if kind is Kind.UNIX:
+        return 0
+    information = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_UNACKED + 4)
+    queued: int = struct.unpack_from("I", information, TCP_INFO_UNACKED)[0]
+    return queued + _handshakes(listening.getsockname()[1])
+
+
+def _handshakes(port: int) -> int:
+    """Connections to local `port` in state SYN_RECV, from the tables of this network namespace (proc(5))."""
+    wanted = f":{port:04X}"
+    count = 0
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError), open(table) as lines:
+            for line in lines:
+                fields = line.split(None, 4)
+                count += fields[3] == SYN_RECV and fields[1].endswith(wanted)
+    return count
+
+
+def unlink_own(path: str, identity: Identity) -> None:
+    """Remove `path` if it still is the file that `identity` says; another's is left alone."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path, follow_symlinks=False)
+        if (status.st_dev, status.st_ino) == identity:
+            os.unlink(path)
