@@ -1,0 +1,189 @@
+"""One virtual user: at most one connection, one request after the other, each written into the ledger, none sent twice.
+
+`Load` is what all virtual users of one run share. `Client.exchange` is the one place where a request is sent, awaited,
+checked and accounted for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+
+from loadtest.connection import Connection, Failure, Response
+from loadtest.ledger import Cause, Entry, Ledger
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds, beyond what was planned, after which an answer counts as lost."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds within which the server must end a connection that was asked to be closed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """The bytes of one request and what must come back. `pieces` are (pause before it in s, bytes)."""
+
+    pieces: Sequence[tuple[float, bytes]]
+    answer: bytes
+    planned: float = 0.0  # seconds that the handler was asked to take
+    close: bool = False  # it says `Connection: close`
+
+
+class Load:
+    """What the virtual users of one run share."""
+
+    def __init__(self, host: str, port: int, ledger: Ledger, scale: float = 1.0, seed: int = 1) -> None:
+        self.host = host
+        self.port = port
+        self.ledger = ledger
+        self.scale = scale
+        """Factor for the paced kinds' request rates."""
+        self.random = Random(seed)
+        self.first_answer: Callable[[int, int], None] = lambda pid, generation: None
+        """Told who gave the first answer on each new connection."""
+        self._stop = asyncio.Event()
+
+    @property
+    def running(self) -> bool:
+        """False once the users are to finish what they have sent, and leave."""
+        return not self._stop.is_set()
+
+    def stop(self) -> None:
+        """Ask all users to finish what they have sent, and leave."""
+        self._stop.set()
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond the end of the run."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            pass
+
+    async def connect(self, kind: str) -> Connection:
+        """A new connection whose end by the server is counted; raises Failure."""
+        connection = await Connection.open(
+            self.host, self.port, lambda left: self.ledger.reconnect(kind, time.monotonic(), left)
+        )
+        self.ledger.connections += 1
+        return connection
+
+
+class Client:
+    """A virtual user."""
+
+    def __init__(self, load: Load, kind: str) -> None:
+        self.load = load
+        self.kind = kind
+        self.random = Random(load.random.random())
+        self._connection: Connection | None = None
+        self._fresh = True
+
+    async def exchange(self, make: Callable[[int], Request]) -> None:
+        """Send one request, which `make` makes from its id, and account for its answer."""
+        await self.exchanges([make])
+
+    async def exchanges(self, makes: Sequence[Callable[[int], Request]]) -> None:
+        """Send requests without waiting for the answers between them (pipelined, if several)."""
+        entries = [self.load.ledger.begin(self.kind, time.monotonic()) for _ in makes]
+        requests = [make(entry.number) for make, entry in zip(makes, entries, strict=True)]
+        try:
+            connection = await self._connected()
+        except Failure as failure:
+            for entry in entries:
+                self._failed(entry, failure)
+            return
+        answers = [connection.expect() for _ in requests]
+        for entry, request in zip(entries, requests, strict=True):
+            entry.planned = sum(pause for pause, _ in request.pieces) + request.planned
+        await send(connection, [piece for request in requests for piece in request.pieces], answers[0])
+        planned = 0.0
+        for entry, request, answer in zip(entries, requests, answers, strict=True):
+            planned += request.planned
+            entry.planned = max(entry.planned, planned)  # the ones before it are answered first
+            await self._settle(connection, entry, request, answer)
+        if requests[-1].close:
+            await self._see_it_closed(connection)
+        if connection.stray:
+            self.load.ledger.oddities[f"bytes that nobody asked for: {connection.stray[:60]!r}"] += 1
+            connection.stray = b""
+        if not connection.usable:
+            self.leave()
+
+    def leave(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None and not self._connection.usable:
+            self.leave()  # the server had ended it while it was idle: counted as a reconnect already
+        if self._connection is None:
+            self._connection = await self.load.connect(self.kind)
+            self._fresh = True
+        return self._connection
+
+    async def _settle(
+        self, connection: Connection, entry: Entry, request: Request, answer: asyncio.Future[Response]
+    ) -> None:
+        if request.close:
+            connection.asked_to_close = True
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT + entry.planned):
+                response = await answer
+        except TimeoutError:
+            self._failed(entry, Failure(Cause.TIMEOUT))
+            self.leave()
+            return
+        except Failure as failure:
+            self._failed(entry, failure)
+            return
+        try:
+            pid, generation = check(response, entry.number, request.answer)
+        except Failure as failure:
+            self._failed(entry, failure)
+            self.leave()
+            return
+        self.load.ledger.answered(entry, time.monotonic(), pid, generation)
+        if self._fresh:
+            self._fresh = False
+            self.load.first_answer(pid, generation)
+
+    async def _see_it_closed(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await asyncio.shield(connection.over)
+        except TimeoutError:
+            self.load.ledger.oddities["left open a connection that was asked to be closed"] += 1
+        self.leave()
+
+    def _failed(self, entry: Entry, failure: Failure) -> None:
+        self.load.ledger.failed(entry, time.monotonic(), failure.cause, failure.detail)
+
+
+async def send(connection: Connection, pieces: Sequence[tuple[float, bytes]], answer: asyncio.Future[Response]) -> None:
+    """Write the pieces with their pauses; stops when the answer, or the end, comes before they are out."""
+    together = b""
+    for pause, piece in pieces:
+        if pause:
+            connection.write(together)
+            together = b""
+            await asyncio.wait([answer], timeout=pause)
+            if answer.done():
+                return
+        together += piece
+    connection.write(together)
+
+
+def check(response: Response, number: int, answer: bytes) -> tuple[int, int]:
+    """The pid and generation that gave the right answer; raises Failure for any other answer."""
+    if response.status != 200:
+        raise Failure(Cause.STATUS, f"{response.status} {bytes(response.body[:60])!r}")
+    if response.headers.get(b"x-id") != b"%d" % number:
+        raise Failure(Cause.WRONG, f"the answer is for id {response.headers.get(b'x-id')!r}")
+    if response.body != answer:
+        raise Failure(Cause.WRONG, f"{len(response.body)} bytes instead of {len(answer)}, or others")
+    return int(response.headers[b"x-pid"]), int(response.headers[b"x-generation"])

@@ -1,0 +1,175 @@
+"""One client connection, byte by byte: no HTTP client library stands between, since those retry.
+
+Owns one TCP connection and the parser of its responses (httptools). Rules: what is written is exactly what the caller
+gives; every expected response is a future that ends as the response, or as a `Failure` with its cause; nothing is opened
+again here. It knows nothing of ids and load kinds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+import httptools
+
+from loadtest.ledger import Cause, Left
+
+CONNECT_TIMEOUT = 10.0
+
+
+class Failure(Exception):
+    """A request has no answer."""
+
+    def __init__(self, cause: Cause, detail: str = "") -> None:
+        super().__init__(f"{cause.value}: {detail}" if detail else cause.value)
+        self.cause = cause
+        self.detail = detail
+
+
+@dataclasses.dataclass(slots=True)
+class Response:
+    """One whole response."""
+
+    status: int = 0
+    headers: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+    body: bytearray = dataclasses.field(default_factory=bytearray)
+
+
+class Connection(asyncio.Protocol):
+    """A client connection that expects HTTP responses, in the order in which they were asked for.
+
+    `left` is told once, if the server ends the connection while the client has not asked it to. `took` takes the raw
+    bytes instead of the response parser, once it has been set.
+    """
+
+    def __init__(self, left: Callable[[Left], None]) -> None:
+        self._left = left
+        self._transport: asyncio.Transport | None = None
+        self._expected: deque[asyncio.Future[Response]] = deque()
+        self._parser = httptools.HttpResponseParser(self)
+        self._response = Response()
+        self._begun = False  # some byte of the current response has arrived
+        self.took: Callable[[bytes], None] | None = None
+        self.ended: Cause | None = None
+        """Why nothing more can be asked here; None while the connection stands."""
+        self.asked_to_close = False
+        """The client has sent `Connection: close` or closed: an end is no reconnect."""
+        self.stray = b""
+        """Bytes that no request had asked for."""
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the server has sent its end (EOF or reset)."""
+
+    # what the caller does
+
+    @classmethod
+    async def open(cls, host: str, port: int, left: Callable[[Left], None]) -> Connection:
+        """Connect; raises Failure."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                _, connection = await loop.create_connection(lambda: cls(left), host, port)
+        except ConnectionRefusedError as error:
+            raise Failure(Cause.REFUSED) from error
+        except (OSError, TimeoutError) as error:
+            raise Failure(Cause.CONNECT, repr(error)) from error
+        return connection
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, if the connection still stands (if it does not, the futures say so)."""
+        if self.ended is None and self._transport is not None:
+            self._transport.write(data)
+
+    def expect(self) -> asyncio.Future[Response]:
+        """A future for the next response; it raises Failure if there will be none."""
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        if self.ended is not None:
+            future.set_exception(Failure(self.ended))
+        else:
+            self._expected.append(future)
+        return future
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request may be sent."""
+        return self.ended is None
+
+    def close(self) -> None:
+        """The client goes."""
+        self.asked_to_close = True
+        self.ended = self.ended or Cause.EOF
+        if self._transport is not None:
+            self._transport.close()
+
+    # what the loop does
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.took is not None:
+            self.took(data)
+            return
+        if not self._expected and not self._begun:
+            self.stray += data
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._end(Cause.WRONG, f"{error}: {data[:80]!r}")
+
+    def eof_received(self) -> bool:
+        self._tell(Left.EOF)
+        self._end(Cause.TRUNCATED if self._begun else Cause.EOF)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self._tell(Left.RESET)
+        self._end(Cause.RESET if exc is not None else Cause.EOF)
+
+    def _end(self, cause: Cause, detail: str = "") -> None:
+        self.ended = self.ended or cause
+        if not self.over.done():
+            self.over.set_result(None)
+        while self._expected:
+            future = self._expected.popleft()
+            if not future.done():
+                future.set_exception(Failure(cause, detail))
+            cause = Cause.EOF if cause is Cause.TRUNCATED else cause  # only the first one had begun
+        if self._transport is not None:
+            self._transport.close()
+
+    def _tell(self, left: Left) -> None:
+        if not self.asked_to_close:
+            self.asked_to_close = True  # told once
+            self._left(left)
+
+    # what the parser does
+
+    def on_message_begin(self) -> None:
+        self._response = Response()
+        self._begun = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._response.headers[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        self._response.body += body
+
+    def on_message_complete(self) -> None:
+        response, self._begun = self._response, False
+        response.status = self._parser.get_status_code()
+        if 100 <= response.status < 200:
+            return
+        if not self._expected:
+            self.stray += b"a whole response: %d" % response.status
+            return
+        future = self._expected.popleft()
+        if not future.done():
+            future.set_result(response)
+        if not self._parser.should_keep_alive():
+            self._tell(Left.ANNOUNCED)
+            self.ended = self.ended or Cause.EOF

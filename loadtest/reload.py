@@ -1,0 +1,318 @@
+"""`python -m loadtest.reload`: one server, the mixed strict load, N reloads, one table.
+
+Owns a run from start to end: start the server, wait until it answers, count its descriptors, run the load, send the
+HUPs, let the load finish what it has sent, count again, stop the server, settle the accounts. `run` is the way in for
+tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import uvloop
+
+from loadtest import processes
+from loadtest.client import Load
+from loadtest.kinds import users
+from loadtest.ledger import Accounts, Ledger, parse_executions, settle
+from loadtest.servers import COMMANDS, GRACEFUL, Server
+
+START_TIMEOUT = 60.0
+RELOAD_TIMEOUT = 90.0
+FINISH_TIMEOUT = 60.0  # the load's own answers time out before that
+LEAVE_TIMEOUT = GRACEFUL + 15.0  # for the workers of the older generations
+QUIET = 1.0  # s without an answer by an old worker on a new connection, after which a reload counts as complete
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One run."""
+
+    server: str = "serve"
+    workers: int = 2
+    reloads: int = 10
+    interval: float = 3.0
+    """Least time between two HUPs, in seconds; a HUP is only sent when the reload before it is complete."""
+    http: str = "httptools"
+    loop: str = "uvloop"
+    scale: float = 1.0
+    """Factor for the request rates; 1.0 is about 500 requests/s."""
+    python: str = sys.executable
+    """The interpreter that runs the server."""
+    warmup: float = 2.0
+    """Seconds of load before the first HUP and after the last reload."""
+    seed: int = 1
+
+
+@dataclasses.dataclass(slots=True)
+class Reload:
+    """One HUP. Times on the monotonic clock, s; `complete` is 0 if it was never seen to complete."""
+
+    sent: float
+    complete: float = 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class Measures:
+    """What was counted in /proc around the load."""
+
+    descriptors_before: int = 0
+    descriptors_after: int = 0
+    memory: list[int] = dataclasses.field(default_factory=list)
+    """Resident bytes of the listener: before the load, after each reload, at the end."""
+    exit_status: int | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class Result:
+    """What a run has found."""
+
+    settings: Settings
+    ledger: Ledger
+    accounts: Accounts
+    reloads: list[Reload]
+    measures: Measures
+    problems: list[str]
+    """Sentences about everything else that must not be."""
+    began: float
+    ended: float
+
+    @property
+    def lost(self) -> int:
+        """Requests and messages that were sent and not answered rightly and wholly."""
+        return len(self.accounts.lost)
+
+    @property
+    def doubled(self) -> int:
+        """Ids that were executed more than once."""
+        return len(self.accounts.doubled)
+
+    @property
+    def reconnects(self) -> int:
+        """Keep-alive connections that the server ended without having been asked to."""
+        return len(self.ledger.reconnects)
+
+    @property
+    def spotless(self) -> bool:
+        """Nothing lost, doubled, reconnected, odd."""
+        return not (self.lost or self.doubled or self.reconnects or self.problems)
+
+
+class Watch:
+    """Tells when a reload is complete, by who answers first on new connections."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._known: set[int] = set()
+        self._new: set[int] = set()
+        self._last_old = 0.0
+
+    def first_answer(self, pid: int, generation: int) -> None:
+        """A new connection was answered by `pid`."""
+        if pid in self._known:
+            self._last_old = time.monotonic()
+        else:
+            self._new.add(pid)
+
+    def begin(self) -> None:
+        """A HUP is about to be sent."""
+        self._known |= self._new
+        self._new = set()
+        self._last_old = time.monotonic()
+
+    @property
+    def complete(self) -> bool:
+        """All workers are new ones, or only new ones take connections."""
+        if len(self._new) >= self._workers:
+            return True
+        return bool(self._new) and time.monotonic() - self._last_old > QUIET
+
+
+def run(settings: Settings) -> Result:
+    """Do one run. Raises RuntimeError if the server does not start."""
+    with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
+        server = Server(
+            settings.server,
+            Path(name),
+            workers=settings.workers,
+            http=settings.http,
+            loop=settings.loop,
+            python=settings.python,
+        )
+        try:
+            return _run(server, settings)
+        finally:
+            if server.alive:
+                server.process.kill()
+                server.process.wait()
+            server.sweep(0)
+
+
+def _run(server: Server, settings: Settings) -> Result:
+    on_uvloop(wait_until_up(server, settings.workers))
+    ledger, measures, problems = Ledger(), Measures(), list[str]()
+    workers_before = len(server.workers())
+    measures.descriptors_before = processes.descriptors(server.pid)
+    measures.memory.append(processes.resident(server.pid))
+    began = time.monotonic()
+    reloads = on_uvloop(under_load(server, settings, ledger, measures, problems))
+    ended = time.monotonic()
+
+    if server.alive:
+        deadline = time.monotonic() + LEAVE_TIMEOUT
+        while len(server.workers()) > workers_before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if (count := len(server.workers())) != workers_before:
+            problems.append(f"{count} child processes at the end, {workers_before} at the beginning")
+        time.sleep(0.3)
+        measures.descriptors_after = processes.descriptors(server.pid)
+        measures.memory.append(processes.resident(server.pid))
+        if measures.descriptors_after > measures.descriptors_before:
+            problems.append(
+                f"the listener had {measures.descriptors_before} descriptors and has {measures.descriptors_after}"
+            )
+        if dead := processes.zombies(server.processes(), server.pid):
+            problems.append(f"{len(dead)} zombies")
+    measures.exit_status = stop(server, problems)
+
+    accounts = settle(ledger.entries, parse_executions(server.executions.read_bytes()))
+    problems += odd_accounts(accounts)
+    problems += [f"{what} ({count} times)" for what, count in ledger.oddities.items()]
+    if problems and server.output.stat().st_size:
+        problems.append("the server's last words:\n" + server.last_words())
+    return Result(settings, ledger, accounts, reloads, measures, problems, began, ended)
+
+
+def stop(server: Server, problems: list[str]) -> int | None:
+    """Stop the server by TERM and look at what it leaves behind; its exit status, None if it had to be killed."""
+    died = not server.alive
+    status = server.stop()
+    allowed = (0,) if server.name == "serve" else (0, -15)  # some end themselves by the signal they were sent
+    if status is None:
+        problems.append("the server did not stop after TERM and was killed")
+    elif died:
+        problems.append(f"the server ended by itself with status {status}")
+    elif status not in allowed:
+        problems.append(f"the server's exit status is {status}")
+    if left := server.sweep():
+        problems.append("left behind: " + ", ".join(f"{process.name} {process.pid}" for process in left))
+    return status
+
+
+def odd_accounts(accounts: Accounts) -> list[str]:
+    """Sentences about what does not agree, besides what is lost or doubled."""
+    kinds = {
+        "executed but never sent": accounts.phantom,
+        "answered but never executed": accounts.unexecuted,
+        "answered, but the execution never ended": accounts.unfinished,
+        "answered by another process than the one that executed them": accounts.mismatched,
+    }
+    return [f"{len(ids)} ids {what}: {ids[:5]}" for what, ids in kinds.items() if ids]
+
+
+async def wait_until_up(server: Server, workers: int) -> None:
+    """Wait until all workers run and the server answers. This is the only place that tries again."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and server.alive:
+        if len(server.workers()) >= workers and await answers(server.port):
+            await asyncio.sleep(1.0)  # some servers' workers come one after another
+            return
+        await asyncio.sleep(0.1)
+    raise RuntimeError(f"{server.name} did not start:\n{server.last_words()}")
+
+
+async def answers(port: int) -> bool:
+    """Whether a GET / is answered with 200."""
+    try:
+        async with asyncio.timeout(2.0):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.closing(writer):
+                writer.write(b"GET / HTTP/1.1\r\nhost: loadtest\r\nconnection: close\r\n\r\n")
+                return b" 200 " in await reader.readline()
+    except (OSError, TimeoutError):
+        return False
+
+
+async def under_load(
+    server: Server, settings: Settings, ledger: Ledger, measures: Measures, problems: list[str]
+) -> list[Reload]:
+    """Run the mixed load and the reloads."""
+    load = Load("127.0.0.1", server.port, ledger, settings.scale, settings.seed)
+    watch = Watch(settings.workers)
+    load.first_answer = watch.first_answer
+    reloads: list[Reload] = []
+    tasks = {asyncio.ensure_future(user) for user in users(load)}
+    await load.pause(settings.warmup)
+    for number in range(1, settings.reloads + 1):
+        reload = Reload(time.monotonic())
+        reloads.append(reload)
+        watch.begin()
+        server.hup()
+        if not await completed(server, watch, reload, settings.interval):
+            problems.append(f"reload {number} was not seen to complete")
+        measures.memory.append(processes.resident(server.pid))
+        if not server.alive:
+            problems.append(f"the server ended at reload {number}")
+            break
+    await load.pause(settings.warmup)
+    load.stop()
+    done, late = await asyncio.wait(tasks, timeout=FINISH_TIMEOUT)
+    for task in late:
+        task.cancel()
+    for task in done:
+        task.result()  # an error of the load test itself must not pass for a good run
+    return reloads
+
+
+async def completed(server: Server, watch: Watch, reload: Reload, interval: float) -> bool:
+    """Wait until the reload is complete and the interval is over; False if it was not seen to complete."""
+    while time.monotonic() - reload.sent < RELOAD_TIMEOUT and server.alive:
+        await asyncio.sleep(0.02)
+        if watch.complete:
+            reload.complete = time.monotonic()
+            await asyncio.sleep(max(0.0, reload.sent + interval - time.monotonic()))
+            return True
+    return False
+
+
+def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
+    """The client runs on uvloop, whatever the server runs on."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--server", type=click.Choice(list(COMMANDS)), default="serve", help="The server under test.")
+@click.option("--workers", type=click.IntRange(1), default=2, help="Its worker processes.")
+@click.option("--reloads", type=click.IntRange(0), default=10, help="How many HUPs.")
+@click.option("--interval", type=click.FloatRange(0), default=3.0, help="Least seconds between two HUPs.")
+@click.option("--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="The server's parser.")
+@click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="The server's event loop.")
+@click.option("--scale", type=click.FloatRange(0.01), default=1.0, help="Factor for the request rates.")
+@click.option("--python", default=sys.executable, help="The interpreter that runs the server.", show_default=False)
+@click.option("--seed", type=int, default=1, help="For the load's random choices.")
+def main(**options: Any) -> None:
+    """Reload a server under strict mixed load and print what was lost. Exits 1 if anything was."""
+    from loadtest.report import table
+
+    try:
+        result = run(Settings(**options))
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(table(result))
+    sys.exit(0 if result.spotless else 1)
+
+
+if __name__ == "__main__":
+    main()

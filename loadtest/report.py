@@ -1,0 +1,106 @@
+"""The table of a run, as text. Pure: it gets a `Result` and gives a string."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from loadtest.ledger import percentile
+from loadtest.reload import Result
+
+MIB = 1 << 20
+PROMPT = ("keep-alive", "idle keep-alive", "one-shot", "pipelined")
+"""The kinds whose requests are sent at once and answered at once: their latency is the server's."""
+
+
+def table(result: Result) -> str:
+    """Everything that a run has found."""
+    settings = result.settings
+    seconds = result.ended - result.began
+    title = (
+        f"{settings.server} · {settings.workers} workers · {settings.http} · {settings.loop} · "
+        f"{len(result.reloads)} reloads in {seconds:.0f} s · {result.accounts.sent / seconds:.0f} requests/s"
+    )
+    lines = [title, "", *columns(kinds(result)), "", verdict(result)]
+    lines += [f"  lost: {count} {cause.value}" for cause, count in result.accounts.lost_by_cause.most_common()]
+    lines += [f"  e.g. {example}" for example in examples(result)]
+    if result.accounts.lost:
+        lines.append(f"  of the lost ones, {result.accounts.lost_executed} had been executed")
+    left = Counter(reconnect.left for reconnect in result.ledger.reconnects)
+    lines += [f"  connections ended by the server: {count} by {how.value}" for how, count in left.most_common()]
+    if result.ledger.told_to_come_back:
+        lines.append(f"  WebSockets told to come back (1001, 1012): {len(result.ledger.told_to_come_back)}")
+    lines.append(measures(result))
+    lines += [f"  problem: {problem}" for problem in result.problems]
+    return "\n".join(lines)
+
+
+def kinds(result: Result) -> list[list[str]]:
+    """One row per kind of load, and the sum."""
+    reconnects = Counter(reconnect.kind for reconnect in result.ledger.reconnects)
+    names = list(dict.fromkeys(entry.kind for entry in result.ledger.entries))
+    rows = [["load", "sent", "answered", "lost", "reconnects", "p50 ms", "p99 ms", "p99.9 ms", "max ms"]]
+    for name in names:
+        mine = [entry for entry in result.ledger.entries if entry.kind == name]
+        latencies = sorted(entry.latency * 1000 for entry in mine if entry.cause is None)
+        lost = len(mine) - len(latencies)
+        rows.append([name, *map(number, (len(mine), len(latencies), lost, reconnects[name])), *tail(latencies)])
+    prompt = sorted(e.latency * 1000 for e in result.ledger.entries if e.cause is None and e.kind in PROMPT)
+    accounts = result.accounts
+    sums = (accounts.sent, accounts.answered, result.lost, result.reconnects)
+    rows.append(["all (latency: prompt kinds)", *map(number, sums), *tail(prompt)])
+    return rows
+
+
+def tail(latencies: Sequence[float]) -> list[str]:
+    """p50, p99, p99.9 and the largest of sorted latencies."""
+    return [f"{percentile(latencies, share):.1f}" for share in (0.5, 0.99, 0.999, 1.0)]
+
+
+def verdict(result: Result) -> str:
+    """The sentence that matters."""
+    done = sum(1 for reload in result.reloads if reload.complete)
+    return (
+        f"{number(result.lost)} lost, {number(result.doubled)} doubled, "
+        f"{number(result.reconnects)} keep-alive reconnects, {number(done)} of {number(len(result.reloads))} reloads complete: "
+        + ("nothing was noticed" if result.spotless else "NOT SPOTLESS")
+    )
+
+
+def examples(result: Result) -> list[str]:
+    """The first lost request of each kind and cause."""
+    seen: dict[tuple[str, object], str] = {}
+    for entry in result.accounts.lost:
+        text = f"{entry.kind}: {entry.cause.value if entry.cause else ''} {entry.detail}".rstrip()
+        at = f"{entry.done - result.began:.2f} s after the start, id {entry.number}"
+        seen.setdefault((entry.kind, entry.cause), f"{text} ({at})")
+    return list(seen.values())[:12]
+
+
+def measures(result: Result) -> str:
+    """What was counted around the load."""
+    found = result.measures
+    memory = [found.memory[0], *found.memory[1:2], found.memory[-1]]
+    return (
+        f"  listener: descriptors {found.descriptors_before} -> {found.descriptors_after}, memory "
+        + " -> ".join(f"{size / MIB:.1f}" for size in memory)
+        + f" MiB (start, first reload, end), exit status {found.exit_status}"
+    )
+
+
+def number(value: int) -> str:
+    """With thousands separated."""
+    return f"{value:,}"
+
+
+def columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Rows of cells as aligned lines: the first column to the left, the others to the right, a rule under the head."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -1,0 +1,204 @@
+"""How each server is started, told to reload, and stopped.
+
+Each gets the same settings as far as it has them: the same workers, no access log, 75 s of keep-alive (so that what
+closes a connection is the reload, and not the idle timeout) and 30 s to finish its requests. The application's directory
+belongs to the run, so that a run can put bad code there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import loadtest.app
+from loadtest.processes import MARK, Process, of_run
+
+KEEP_ALIVE = 75
+GRACEFUL = 30
+STOP_TIMEOUT = GRACEFUL + 20.0
+APP = "loadtest_app:app"
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What the command line of a server is made from."""
+
+    port: int
+    workers: int
+    http: str  # httptools | h11, where the server has a choice
+    loop: str  # uvloop | asyncio
+    directory: Path
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"127.0.0.1:{self.port}"
+
+
+def serve(start: Start) -> list[str]:
+    """This project's server."""
+    return (
+        f"-m server {APP} --bind {start.address} --workers {start.workers} --http {start.http} --loop {start.loop}"
+        f" --app-dir {start.directory} --no-access-log --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL}"
+        f" --control {start.directory / 'control'}"
+    ).split()
+
+
+def uvicorn(start: Start) -> list[str]:
+    """With one worker uvicorn has no process that could reload it: HUP ends it."""
+    return (
+        f"-m uvicorn {APP} --host 127.0.0.1 --port {start.port} --workers {start.workers} --http {start.http}"
+        f" --loop {start.loop} --app-dir {start.directory} --no-access-log --timeout-keep-alive {KEEP_ALIVE}"
+        f" --timeout-graceful-shutdown {GRACEFUL}"
+    ).split()
+
+
+def gunicorn(start: Start) -> list[str]:
+    """The native ASGI worker; its parser is its own."""
+    return (
+        f"-m gunicorn {APP} -k asgi -b {start.address} -w {start.workers} --asgi-loop {start.loop}"
+        f" --chdir {start.directory} --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL} --no-control-socket"
+    ).split()
+
+
+def granian(start: Start) -> list[str]:
+    """Its HTTP side is hyper, in Rust."""
+    return (
+        f"-m granian {APP} --interface asgi --host 127.0.0.1 --port {start.port} --workers {start.workers}"
+        f" --loop {start.loop} --working-dir {start.directory} --no-access-log --workers-kill-timeout {GRACEFUL}"
+    ).split()
+
+
+def hypercorn(start: Start) -> list[str]:
+    """Its HTTP side is h11."""
+    worker = "uvloop" if start.loop == "uvloop" else "asyncio"
+    return (
+        f"-m hypercorn {APP} -b {start.address} -w {start.workers} -k {worker} --keep-alive {KEEP_ALIVE}"
+        f" --graceful-timeout {GRACEFUL}"
+    ).split()
+
+
+COMMANDS: dict[str, Callable[[Start], list[str]]] = {
+    "serve": serve,
+    "uvicorn": uvicorn,
+    "gunicorn": gunicorn,
+    "granian": granian,
+    "hypercorn": hypercorn,
+}
+
+
+class Server:
+    """One started server. `output` is where its stdout and stderr go."""
+
+    def __init__(
+        self, name: str, directory: Path, *, workers: int, http: str, loop: str, python: str = sys.executable
+    ) -> None:
+        """Start it; `directory` must exist and be empty."""
+        self.name = name
+        self.directory = directory
+        self.python = python
+        self.port = free_port()
+        self.mark = secrets.token_hex(8)
+        self.output = directory / "output.log"
+        self.executions = directory / "executions.log"
+        self.executions.touch()
+        shutil.copyfile(loadtest.app.__file__, directory / "loadtest_app.py")
+        start = Start(port=self.port, workers=workers, http=http, loop=loop, directory=directory)
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [python, *COMMANDS[name](start)],
+                cwd=PROJECT if name == "serve" else directory,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def environment(self) -> dict[str, str]:
+        """What the server's processes inherit."""
+        return os.environ | {
+            loadtest.app.EXECUTIONS: str(self.executions),
+            MARK: self.mark,
+            "PYTHONPATH": str(PROJECT if self.name == "serve" else self.directory),
+        }
+
+    @property
+    def pid(self) -> int:
+        """The listener's."""
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the listener runs."""
+        return self.process.poll() is None
+
+    def hup(self) -> None:
+        """Ask for a reload."""
+        if self.alive:
+            self.process.send_signal(signal.SIGHUP)
+
+    def break_code(self) -> None:
+        """Put code on disk that cannot be imported."""
+        (self.directory / "loadtest_app.py").write_text('raise ImportError("bad code on disk")\n')
+
+    def processes(self) -> list[Process]:
+        """All its processes."""
+        return of_run(self.mark, self.pid)
+
+    def workers(self) -> list[Process]:
+        """Its living processes other than the listener (with helpers such as multiprocessing's resource tracker)."""
+        return [process for process in self.processes() if process.pid != self.pid and process.state != "Z"]
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of what it has said."""
+        return "\n".join(self.output.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> int | None:
+        """TERM, and wait; None if it had to be killed."""
+        if self.alive:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return None
+
+    def sweep(self, patience: float = 2.0) -> list[Process]:
+        """Kill what is left of it, by pid, and say what that was; to be called after `stop`.
+
+        Workers that leave by themselves get `patience` seconds, since some servers do not wait for them.
+        """
+        deadline = time.monotonic() + patience
+        while (left := self.workers()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in left:
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return left
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses at the moment, below the range from which clients get theirs."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = 10_000 + secrets.randbelow(max(1_000, lowest - 10_000))
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
