@@ -140,5 +140,7 @@ class Channel:
         return received
 
     def close(self) -> None:
-        """Close this end; the other one reads its end."""
-        self._socket.close()
+        """Close this end; the other one reads its end, and a task that waits here gets ClosedResourceError."""
+        if self._socket.fileno() >= 0:
+            anyio.notify_closing(self._socket)
+            self._socket.close()
