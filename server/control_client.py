@@ -1,0 +1,98 @@
+"""The control command's side of the control socket: find the server, ask it, tell the person the truth.
+
+It runs in its own process, waits as long as the server does, and turns every failure into a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from server import control_protocol
+from server.errors import ServeError, UsageError
+
+
+class Refused(ServeError):
+    """The server did not do what was asked; `detail` is the new code's traceback, if that was why."""
+
+    def __init__(self, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+def find(control: str = "", pid_file: str = "") -> Path:
+    """The control socket: the one named, that of the pid file's server, or that of the only server there is.
+
+    Raises UsageError if there is none, or more than one.
+    """
+    if control:
+        return Path(control)
+    directories = [d for d in control_protocol.runtime_directories() if control_protocol.private(d)]
+    if pid_file:
+        try:
+            pid = int(Path(pid_file).read_text())
+        except (OSError, ValueError):
+            raise UsageError(f"the pid file {pid_file} cannot be read; is the server running?") from None
+        found = [path for d in directories if (path := d / f"{pid}.sock").exists()]
+        if not found:
+            raise UsageError(f"the server with PID {pid} has no control socket here; name it with --control PATH")
+        return found[0]
+    living = [path for d in directories for path in sorted(d.glob("*.sock")) if _answers(path)]
+    if not living:
+        raise UsageError("no server was found; name its socket with --control PATH or its pid file with --pid PATH")
+    if len(living) > 1:
+        names = ", ".join(path.stem for path in living)
+        raise UsageError(f"several servers run (PIDs {names}); name one with --control PATH or --pid PATH")
+    return living[0]
+
+
+def ask(path: Path, command: str, **parameters: Any) -> dict[str, Any]:
+    """Send one command and wait for its outcome.
+
+    Raises UsageError if the server cannot be reached, Refused if it did not do it or went away meanwhile.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            raise UsageError(f"the server at {path} cannot be reached: {error.strerror or error}") from None
+        request = {"version": control_protocol.VERSION, "command": command, **parameters}
+        try:
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                line = answers.readline(control_protocol.LINE_LIMIT)
+        except OSError:
+            line = b""
+    if not line.endswith(b"\n"):
+        raise Refused("the server went away before it answered; look at its log")
+    answer: dict[str, Any] = json.loads(line)
+    if not answer["ok"]:
+        raise Refused(answer["text"], answer.get("detail", ""))
+    return answer
+
+
+def reload(control: str = "", pid_file: str = "", wait: bool = True) -> str:
+    """Reload and wait for the outcome; return what the server says of it."""
+    return str(ask(find(control, pid_file), "reload", wait=wait)["text"])
+
+
+def drain(control: str = "", pid_file: str = "", off: bool = False) -> str:
+    """Put the server in lame duck until told off, or tell it off."""
+    return str(ask(find(control, pid_file), "drain", off=off)["text"])
+
+
+def status(control: str = "", pid_file: str = "") -> dict[str, Any]:
+    """The server's status; see `server.listener.status`."""
+    found: dict[str, Any] = ask(find(control, pid_file), "status")["status"]
+    return found
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,131 @@
+"""The control socket's server: it turns requests into events and answers when the outcome is known.
+
+It runs in the listener's loop and answers while workers are busy or blocked. Peers must be root or the listener's own
+user (SO_PEERCRED, unix(7)). A control socket that cannot be made is a warning: the server serves without it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import SocketAttribute, SocketStream, TaskStatus
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from server import control_protocol
+from server.listener import events as e
+
+if TYPE_CHECKING:
+    from server.listener.main import Listener
+
+REQUEST_TIMEOUT = 5.0
+"""Seconds that a peer has to send its request."""
+
+log = logging.getLogger("serve")
+
+
+class ControlServer:
+    """Serves the control socket of one listener."""
+
+    class Answer:
+        """The place where the outcome of one reload arrives."""
+
+        def __init__(self) -> None:
+            self.given = anyio.Event()
+            self.message: dict[str, Any] = {}
+
+        def give(self, ok: bool, text: str, detail: str) -> None:
+            self.message = {"ok": ok, "text": text, "detail": detail}
+            self.given.set()
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._next_ticket = 1
+        self._path: Path | None = None
+        self._busy = 0
+        self._idle = anyio.Event()
+
+    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; return at once if the socket cannot be made."""
+        try:
+            given = self._listener.config.control
+            path = (
+                Path(self._listener.start_directory, given) if given else control_protocol.default_socket(os.getpid())
+            )
+            server = await anyio.create_unix_listener(path, mode=0o600)
+        except (OSError, ValueError) as error:
+            log.warning("no control socket: %s; give --control a path that can be written, or --no-control", error)
+            task_status.started()
+            return
+        self._path = path
+        task_status.started()
+        try:
+            await server.serve(self._handle)
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def finish(self) -> None:
+        """Wait at most a second for answers that are being written."""
+        if self._busy:
+            self._idle = anyio.Event()
+            with anyio.move_on_after(1.0):
+                await self._idle.wait()
+
+    async def _handle(self, stream: SocketStream) -> None:
+        self._busy += 1
+        try:
+            async with stream:
+                if self._allowed(stream):
+                    await self._converse(stream)
+        except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.DelimiterNotFound, TimeoutError):
+            pass  # the peer left; what it asked for goes on
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._idle.set()
+
+    def _allowed(self, stream: SocketStream) -> bool:
+        raw = stream.extra(SocketAttribute.raw_socket)
+        _, uid, _ = struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return uid in (0, os.geteuid())
+
+    async def _converse(self, stream: SocketStream) -> None:
+        with anyio.fail_after(REQUEST_TIMEOUT):
+            line = await BufferedByteReceiveStream(stream).receive_until(b"\n", control_protocol.LINE_LIMIT)
+        try:
+            request = json.loads(line)
+            answer = await self._answer(request)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            answer = {"ok": False, "text": "the request was not understood; use the serve command of this version"}
+        await stream.send(json.dumps({"version": control_protocol.VERSION, **answer}).encode() + b"\n")
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["version"] != control_protocol.VERSION:
+            return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
+        match request["command"]:
+            case "reload":
+                return await self._reload(wait=bool(request.get("wait", True)))
+            case "drain":
+                on = not request.get("off", False)
+                self._listener.post(e.LameDuckAsked(on=on, by_control=True))
+                return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
+            case "status":
+                return {"ok": True, "text": "", "status": self._listener.status()}
+            case other:
+                return {"ok": False, "text": f"this server does not know the command {other!r}"}
+
+    async def _reload(self, *, wait: bool) -> dict[str, Any]:
+        ticket, answer = self._next_ticket, self.Answer()
+        self._next_ticket += 1
+        self._listener.tickets[ticket] = answer
+        self._listener.post(e.ReloadAsked(ticket))
+        if not wait:
+            return {"ok": True, "text": "reload asked for"}
+        await answer.given.wait()
+        return answer.message
