@@ -1,12 +1,12 @@
 """What an application may import from the server that runs it.
 
-Kept light, since it runs before anything else: what is offered here is loaded when it is first asked for (PEP 562), so
-that the command can block its signals before the event loop's modules are imported.
+Names are loaded when they are first asked for: the command blocks its signals before it imports anything heavy.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
+from typing import TYPE_CHECKING, Any
+
 if TYPE_CHECKING:
     from server.app.draining import draining
 
@@ -14,10 +14,9 @@ __all__ = ["__version__", "draining"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
-    """Load what an application asks for."""
+def __getattr__(name: str) -> Any:
     if name == "draining":
         from server.app.draining import draining
 
         return draining
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"module 'server' has no attribute {name!r}")

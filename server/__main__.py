@@ -9,25 +9,12 @@ unblock all at once.
 import signal
 import sys
 
-HELD_BACK = frozenset(
-    {
-        signal.SIGHUP,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        signal.SIGTERM,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-        signal.SIGWINCH,
-        signal.SIGCHLD,
-    }
-)
+from server.signals import LISTENER_SIGNALS
 
 
 def main() -> None:
     """The command `serve`. Ends the process: 0 done, 1 failed, 2 wrong input (signal(7), pthread_sigmask(3))."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
     from server.cli import run_command_line
 
     sys.exit(run_command_line(sys.argv[1:]))

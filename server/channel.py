@@ -9,6 +9,7 @@ that a channel works on any loop; nothing here waits for more than one message.
 from __future__ import annotations
 
 import array
+import collections
 import errno
 import json
 import os
@@ -144,3 +145,52 @@ class Channel:
         if self._socket.fileno() >= 0:
             anyio.notify_closing(self._socket)
             self._socket.close()
+
+
+class Outbox:
+    """What is to be sent over a channel, in order, by a task that waits in the place of those who have something to say."""
+
+    __slots__ = ("_channel", "_empty", "_news", "_packets")
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._packets: collections.deque[tuple[Packet, Sequence[int], Sequence[int]]] = collections.deque()
+        self._news = anyio.Event()
+        self._empty = anyio.Event()
+
+    def tell(self, packet: Packet, lent: Sequence[int] = (), given: Sequence[int] = ()) -> None:
+        """Have a packet sent with descriptors: `lent` ones stay the caller's, `given` ones are closed once sent."""
+        self._packets.append((packet, lent, given))
+        self._news.set()
+
+    def try_tell(self, packet: Packet) -> bool:
+        """Send a packet now; False if it would have to wait. Raises as `Channel.try_send`."""
+        return not self._packets and self._channel.try_send(packet)
+
+    async def run(self) -> None:
+        """Send what is put in, until cancelled or until the other end is gone, which its reader is told."""
+        try:
+            while True:
+                await self._news.wait()
+                self._news = anyio.Event()
+                while self._packets:
+                    packet, lent, given = self._packets[0]
+                    await self._channel.send(packet, [*lent, *given])
+                    self._packets.popleft()
+                    close_descriptors(given)
+                self._empty.set()
+                self._empty = anyio.Event()
+        except (BrokenPipeError, ConnectionResetError, anyio.ClosedResourceError):
+            self.close()
+
+    async def flushed(self) -> None:
+        """Wait until all has been sent; the caller sets the deadline."""
+        if self._packets:
+            await self._empty.wait()
+
+    def close(self) -> None:
+        """Drop what has not been sent and close the descriptors that were given with it."""
+        for _, _, given in self._packets:
+            close_descriptors(given)
+        self._packets.clear()
+        self._empty.set()

@@ -1,37 +1,19 @@
 """One child process as the listener holds it: PID, channel, scoreboard row, and what is still to be said to it.
 
-It owns its end of the channel and the row. It never waits for the child: what cannot be sent now lies in the outbox and
-its writer waits, so that a stopped child delays nobody else.
+It owns the listener's end of the channel and the row. The listener never waits for a child: what cannot be sent now lies
+in the outbox, so that a stopped child delays nobody else.
 """
 
 from __future__ import annotations
 
-import collections
 import os
 import signal
 from collections.abc import Sequence
 
-import anyio
-
-from server.channel import Channel, Packet, close_descriptors, pair
+from server.channel import Channel, Outbox, pair
 from server.listener.lifecycle import Worker
 from server.listener.release import Release
-
-SIGNALS_OF_LISTENER = frozenset(
-    {
-        signal.SIGHUP,
-        signal.SIGINT,
-        signal.SIGQUIT,
-        signal.SIGTERM,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-        signal.SIGWINCH,
-        signal.SIGCHLD,
-    }
-)
-"""Blocked in a child from its first instruction until it has handlers: HUP within 5 ms of exec would end it."""
+from server.signals import LISTENER_SIGNALS
 
 
 def describe(status: int) -> str:
@@ -47,28 +29,8 @@ class Child:
         self.worker = worker
         self.pid = pid
         self.channel = channel
+        self.outbox = Outbox(channel)
         self.row = row
-        self._outbox: collections.deque[tuple[Packet, Sequence[int], Sequence[int]]] = collections.deque()
-        self._news = anyio.Event()
-
-    def tell(self, packet: Packet, lent: Sequence[int] = (), given: Sequence[int] = ()) -> None:
-        """Have a packet sent with descriptors: `lent` ones stay open here, `given` ones are closed once sent."""
-        self._outbox.append((packet, lent, given))
-        self._news.set()
-
-    async def write(self) -> None:
-        """Send what is in the outbox, for as long as the child lives."""
-        try:
-            while True:
-                await self._news.wait()
-                self._news = anyio.Event()
-                while self._outbox:
-                    packet, lent, given = self._outbox[0]
-                    await self.channel.send(packet, [*lent, *given])
-                    self._outbox.popleft()
-                    close_descriptors(given)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # its death is told by SIGCHLD
 
     def kill(self) -> None:
         """SIGKILL. The PID is ours until we reap it, and we forget it when we do."""
@@ -77,9 +39,7 @@ class Child:
     def close(self) -> None:
         """Close what is held for the child."""
         self.channel.close()
-        for _, _, given in self._outbox:
-            close_descriptors(given)
-        self._outbox.clear()
+        self.outbox.close()
 
 
 def spawn(worker: Worker, release: Release, output: Sequence[tuple[int, int]]) -> tuple[int, Channel]:
@@ -106,7 +66,7 @@ def spawn(worker: Worker, release: Release, output: Sequence[tuple[int, int]]) -
             release.environment,
             file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in output],
             setpgroup=0,
-            setsigmask=SIGNALS_OF_LISTENER,
+            setsigmask=LISTENER_SIGNALS,
         )
     except OSError:
         ours.close()

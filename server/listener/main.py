@@ -24,13 +24,15 @@ from server.config import Config
 from server.errors import ChannelError, ServeError, StartError, UsageError
 from server.listener import events as e
 from server.listener import notify, release, sockets
-from server.listener.child import SIGNALS_OF_LISTENER, Child, describe, handover_pair, spawn
+from server.listener.child import Child, describe, handover_pair, spawn
 from server.listener.control import ControlServer
 from server.listener.lifecycle import Generation, Worker, WorkerState
 from server.listener.pidfile import PidFile
 from server.listener.status import status
 from server.listener.supervisor import Policy, Supervisor
 from server.scoreboard import Cell, Scoreboard
+from server.shut_out import arriving
+from server.signals import LISTENER_SIGNALS
 
 ROWS = 1024
 """Processes that may be alive at once."""
@@ -91,6 +93,7 @@ class Listener:
             self._tasks.cancel_scope.cancel()
         self._events.close()
         self._post.close()
+        assert self.exit is not None
         return self.exit
 
     def post(self, event: e.Event) -> None:
@@ -100,9 +103,9 @@ class Listener:
     # Signals
 
     async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(*(SIGNALS_OF_LISTENER - {signal.SIGWINCH})) as signals:
+        with anyio.open_signal_receiver(*(LISTENER_SIGNALS - {signal.SIGWINCH})) as signals:
             signal.signal(signal.SIGWINCH, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_OF_LISTENER)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
             task_status.started()
             await self._record_signals(signals)
 
@@ -166,9 +169,9 @@ class Listener:
             self.post(e.WorkerDied(worker, "it was never started"))
             return
         self.children[child.pid] = child
-        self._tasks.start_soon(child.write)
+        self._tasks.start_soon(child.outbox.run)
         self._tasks.start_soon(self._listen_to, child)
-        child.tell(
+        child.outbox.tell(
             {
                 "type": "welcome",
                 "protocol": PROTOCOL,
@@ -178,7 +181,10 @@ class Listener:
                 "config": self.config.to_json(),
                 "directory": prepared.directory,
                 "app_dir": prepared.app_dir,
-                "sockets": [listening.describe() for listening in self.listening],
+                "sockets": [
+                    {"name": each.name, "kind": each.kind, "owned": each.owned, "path": each.path}
+                    for each in self.listening
+                ],
             },
             lent=[self.scoreboard.fd, *(listening.socket.fileno() for listening in self.listening)],
         )
@@ -245,7 +251,7 @@ class Listener:
             for descriptor in given:
                 os.close(descriptor)
         else:
-            child.tell(packet, given=given)
+            child.outbox.tell(packet, given=given)
 
     # Actions
 
@@ -316,7 +322,7 @@ class Listener:
         for listening in self.listening:
             listening.shut_out()
         with anyio.move_on_after(HANDSHAKE_TIME):
-            while any(listening.handshakes_under_way() for listening in self.listening):
+            while any(arriving(each.socket, each.kind) for each in self.listening if each.owned):
                 await anyio.sleep(0.01)  # the kernel has no event for this
         self.post(e.ShutOutDone())
 
@@ -325,7 +331,7 @@ class Listener:
         if there is None or self.child_of(sender) is None:
             return
         sends, receives = handover_pair()
-        there.tell({"type": "receive", "pair": pair}, given=[receives])
+        there.outbox.tell({"type": "receive", "pair": pair}, given=[receives])
         self._tell(sender, {"type": "receiver", "pair": pair, "row": there.row}, given=(sends,))
 
     def _kill(self, worker: Worker, why: str) -> None:

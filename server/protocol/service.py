@@ -71,6 +71,7 @@ class Service:
         "default_headers",
         "departure",
         "draining",
+        "emptied",
         "extensions",
         "loop",
         "phase",
@@ -113,3 +114,11 @@ class Service:
         self.departure: Callable[[Any], None] | None = None
         """In phase TRAVELLING: called by a connection that has become idle, to be handed over."""
         self.access_log: AccessLog | None = None
+        self.emptied: Callable[[], None] | None = None
+        """Set by a retiring worker: called when the last connection has gone."""
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended or has been handed over."""
+        self.connections.discard(connection)
+        if self.emptied is not None and not self.connections:
+            self.emptied()

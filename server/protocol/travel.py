@@ -37,6 +37,10 @@ class TravelRecord:
             "requests": self.requests,
         }
 
+    def with_leftover(self, leftover: bytes) -> TravelRecord:
+        """The same record with other leftover bytes, which travelled outside it."""
+        return dataclasses.replace(self, leftover=leftover)
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TravelRecord:
         """The reverse of `to_json`."""

@@ -1,0 +1,21 @@
+"""The signals that mean something to the listener. It imports nothing but `signal`, for it is the first to be loaded."""
+
+import signal
+from typing import Final
+
+LISTENER_SIGNALS: Final = frozenset(
+    {
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGWINCH,
+        signal.SIGCHLD,
+    }
+)
+"""Blocked from a process's first act until its handlers stand: the default action of HUP, USR1 and USR2 is death, and a
+child that is sent HUP within 5 ms of exec would die before any Python handler."""

@@ -1,0 +1,111 @@
+"""Accepting: from the listening sockets to attached connections, and stopping without losing one.
+
+It owns this worker's duplicates of the listening sockets. The loops' own servers are not used: asyncio drops a connection
+whose server is closed between accept and attach (python/cpython#109564), and a retiring worker must know exactly when it
+has accepted for the last time. A connection counts as ours from accept(2) on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from typing import Final
+
+ACCEPTS_PER_EVENT: Final = 1
+"""One connection per wake-up: the loop reports the socket again at once, and siblings get their share of a burst."""
+PAUSE: Final = 0.1
+"""Seconds without accepting when the process or the machine is out of descriptors or memory."""
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+log = logging.getLogger("serve")
+
+
+class Acceptor:
+    """Accepts connections and attaches a protocol to each."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: list[socket.socket],
+        make_protocol: Callable[[], asyncio.Protocol],
+        attached: Callable[[asyncio.Protocol], None],
+    ) -> None:
+        """`attached` is told of each protocol once its transport stands."""
+        self._loop = loop
+        self._sockets = sockets
+        self._make_protocol = make_protocol
+        self._attached = attached
+        self._attaching: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._pause = None
+        for listening in self._sockets:
+            self._loop.add_reader(listening.fileno(), self._readable, listening)
+
+    def stop(self) -> None:
+        """Accept no more and close the duplicates; what is in the kernel's queue is left to the others."""
+        if self._pause is not None:
+            self._pause.cancel()
+        for listening in self._sockets:
+            self._loop.remove_reader(listening.fileno())
+            listening.close()
+        self._sockets = []
+
+    def drain(self) -> None:
+        """Accept all that is in the kernel's queues."""
+        for listening in self._sockets:
+            while self._accept(listening):
+                pass
+
+    async def settled(self) -> None:
+        """Wait until every accepted connection has its protocol."""
+        while self._attaching:
+            await asyncio.wait(self._attaching)
+
+    def attach(self, client: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Give a connected socket, which is taken over, its protocol."""
+        task = self._loop.create_task(self._attach(client, make_protocol))
+        self._attaching.add(task)
+        task.add_done_callback(self._attaching.discard)
+
+    async def _attach(self, client: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+        try:
+            _, protocol = await self._loop.connect_accepted_socket(make_protocol, client)
+        except OSError as error:
+            log.debug("a connection was gone before it was attached: %s", error)
+            client.close()
+        else:
+            self._attached(protocol)
+
+    def _readable(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS_PER_EVENT):
+            if not self._accept(listening):
+                return
+
+    def _accept(self, listening: socket.socket) -> bool:
+        """Accept one connection; False if there is none, or none can be taken now."""
+        try:
+            client, _ = listening.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._rest(error)
+                return False
+            return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more
+        client.setblocking(False)
+        self.attach(client, self._make_protocol)
+        return True
+
+    def _rest(self, error: OSError) -> None:
+        """Out of descriptors: what waits in the kernel's queue waits there, for us or a sibling."""
+        if self._pause is None:
+            log.warning("cannot accept connections: %s; raise the open-files limit (ulimit -n)", error.strerror)
+            for listening in self._sockets:
+                self._loop.remove_reader(listening.fileno())
+            self._pause = self._loop.call_later(PAUSE, self.start)

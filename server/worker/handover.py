@@ -1,0 +1,418 @@
+"""Hand-over: passing idle client connections to workers that serve, by SCM_RIGHTS, with offer, take and commit.
+
+Departures is the sender's side, Arrivals the receiver's; both run in the worker's loop over SEQPACKET pairs that the
+listener made. The rules (DESIGN.md, "Hand-over is offer, take, commit"): the sender has stopped reading; the receiver
+reads nothing before commit; the sender keeps its copy until commit is sent. Before that it may withdraw: it tells the
+listener first, then closes the pair, and only then reads again. A receiver that finds a pair closed with offers that were
+not committed asks the listener, who knows whether the sender withdrew or died. So a connection never has two readers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from server.channel import Channel, Packet, TruncatedDescriptors
+from server.errors import ChannelError
+from server.protocol.travel import TravelRecord
+from server.scoreboard import Cell
+
+MAX_IN_FLIGHT: Final = 64
+"""Offers without an answer at one time: an unprivileged user with RLIMIT_NOFILE 1024 gets ETOOMANYREFS after 1,040."""
+TAKE_TIMEOUT: Final = 1.0
+"""Seconds for a receiver to take or refuse what was offered; then the pair is withdrawn and others are asked."""
+LONG_LEFTOVER: Final = 64 * 1024
+"""Leftover bytes that travel in a memfd, since one SEQPACKET message holds at most 212,960 bytes."""
+STALE_HEARTBEAT: Final = 3.0
+"""Seconds after which a receiver that has not ticked is passed over while others tick: its loop is blocked."""
+RETRY: Final = 0.05
+"""Seconds until an offer that the kernel had no room for is made again, if no answer comes before."""
+
+log = logging.getLogger("serve")
+
+
+class Traveller(Protocol):
+    """A connection that can be handed over."""
+
+    def can_leave(self) -> bool: ...
+    def leave(self) -> tuple[int, TravelRecord]: ...
+    def stay(self) -> None: ...
+    def gone(self) -> None: ...
+
+
+class Pair:
+    """One end of a pair on the loop: packets in by callback, packets out in order, also when the kernel is full."""
+
+    __slots__ = ("_loop", "_outgoing", "_taken", "_writing", "channel", "number")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        descriptor: int,
+        taken: Callable[[Pair, Packet | None, list[int]], None],
+    ) -> None:
+        """`taken` gets each packet, and None at the end; the pair owns `descriptor`."""
+        self.number = number
+        self.channel = Channel(socket.socket(fileno=descriptor))
+        self._loop = loop
+        self._taken = taken
+        self._outgoing: collections.deque[tuple[Packet, Callable[[], None] | None]] = collections.deque()
+        self._writing = False
+        loop.add_reader(descriptor, self._readable)
+
+    @property
+    def open(self) -> bool:
+        return self.channel.fileno() >= 0
+
+    def _readable(self) -> None:
+        while self.open:
+            try:
+                received = self.channel.try_receive()
+            except TruncatedDescriptors as error:
+                self._taken(self, error.packet, [])
+            except (EOFError, ChannelError, OSError):
+                self._taken(self, None, [])
+                return
+            else:
+                if received is None:
+                    return
+                self._taken(self, *received)
+
+    def offer(self, packet: Packet, descriptors: list[int]) -> bool:
+        """Send a packet with descriptors now; False if the kernel has no room or the other end is gone."""
+        if not self.open or self._outgoing:
+            return False
+        try:
+            return self.channel.try_send(packet, descriptors)
+        except OSError:
+            return False
+
+    def say(self, packet: Packet, sent: Callable[[], None] | None = None) -> None:
+        """Send a packet, now or as soon as there is room, in order; `sent` is called once it is with the kernel.
+
+        If the other end is gone it never is, and `taken` is told the end.
+        """
+        self._outgoing.append((packet, sent))
+        if not self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._outgoing and self.open and self.channel.try_send(self._outgoing[0][0]):
+                _, sent = self._outgoing.popleft()
+                if sent is not None:
+                    sent()
+        except OSError:
+            self._outgoing.clear()
+        if self.open and bool(self._outgoing) != self._writing:
+            self._writing = not self._writing
+            if self._writing:
+                self._loop.add_writer(self.channel.fileno(), self._write)
+            else:
+                self._loop.remove_writer(self.channel.fileno())
+
+    def close(self) -> None:
+        if self.open:
+            self._loop.remove_reader(self.channel.fileno())
+            if self._writing:
+                self._loop.remove_writer(self.channel.fileno())
+            self.channel.close()
+
+
+class Receiver:
+    """A worker that takes connections, as the sender sees it."""
+
+    __slots__ = ("cells", "full", "offers", "pair")
+
+    def __init__(self, pair: Pair, cells: memoryview) -> None:
+        self.pair = pair
+        self.cells = cells
+        self.offers: dict[int, tuple[Traveller, float]] = {}
+        self.full = False  # it refused; it is asked again only when nobody else is there
+
+    def load(self) -> int:
+        return self.cells[Cell.CONNECTIONS] + len(self.offers)
+
+    def ticking(self, now: float) -> bool:
+        return now - self.cells[Cell.HEARTBEAT] / 1e9 < STALE_HEARTBEAT
+
+
+class Departures:
+    """The sender's side. `depart` takes an idle connection; `stranded` gets it back if nobody can take it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        cells: memoryview,
+        withdraw: Callable[[int], bool],
+        stranded: Callable[[Traveller], None],
+    ) -> None:
+        """`withdraw(pair)` has told the listener if it returns True; False: the listener cannot be told now."""
+        self._loop = loop
+        self._cells = cells
+        self._withdraw = withdraw
+        self._stranded = stranded
+        self._receivers: list[Receiver] = []
+        self._queue: collections.deque[Traveller] = collections.deque()
+        self._next_offer = 1
+        self._timer: asyncio.TimerHandle | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def introduce(self, number: int, descriptor: int, cells: memoryview) -> None:
+        """A receiver has been introduced over the pair `number`."""
+        self._receivers.append(Receiver(Pair(self._loop, number, descriptor, self._answered), cells))
+        self._pump()
+
+    def has_receivers(self) -> bool:
+        """Whether anybody may take connections."""
+        return bool(self._receivers)
+
+    def depart(self, traveller: Traveller) -> None:
+        """Hand an idle connection over as soon as possible."""
+        self._queue.append(traveller)
+        self._pump()
+
+    def give_up(self) -> None:
+        """Withdraw from all receivers, because they leave as well; every connection comes back."""
+        for receiver in list(self._receivers):
+            if receiver.offers:
+                self._withdraw(receiver.pair.number)
+            self._drop(receiver)
+
+    def close(self) -> None:
+        """Close all pairs; nothing is in flight any more, or it is given up by this process's end."""
+        for receiver in self._receivers:
+            receiver.pair.close()
+        self._receivers = []
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _in_flight(self) -> int:
+        return sum(len(receiver.offers) for receiver in self._receivers)
+
+    def _pump(self) -> None:
+        """Offer what waits, as far as the kernel and the receivers allow."""
+        while self._queue and self._in_flight() < MAX_IN_FLIGHT:
+            traveller = self._queue.popleft()
+            if not traveller.can_leave():
+                continue  # a request came or the client left before its turn; it will call again
+            receiver = self._choose()
+            if receiver is None:
+                self._stranded(traveller)
+            elif not self._offer(receiver, traveller):
+                self._queue.appendleft(traveller)
+                self._wake_at(self._loop.time() + RETRY)
+                break
+        if self._queue or self._in_flight():
+            self.idle.clear()
+        else:
+            self.idle.set()
+
+    def _choose(self) -> Receiver | None:
+        """The least loaded receiver; one that refused or whose loop does not turn only if there is no other."""
+        now = time.monotonic()
+        return min(
+            (receiver for receiver in self._receivers if receiver.pair.open),
+            key=lambda receiver: (receiver.full, not receiver.ticking(now), receiver.load()),
+            default=None,
+        )
+
+    def _offer(self, receiver: Receiver, traveller: Traveller) -> bool:
+        descriptor, record = traveller.leave()
+        descriptors = [descriptor]
+        values = record.to_json()
+        if len(record.leftover) > LONG_LEFTOVER:
+            values["leftover"] = ""
+            descriptors.append(_in_memory(record.leftover))
+        offer = self._next_offer
+        self._next_offer += 1
+        try:
+            sent = receiver.pair.offer({"type": "offer", "offer": offer, "record": values}, descriptors)
+        finally:
+            for each in descriptors:
+                os.close(each)
+        if not sent:
+            traveller.stay()
+            return False
+        now = self._loop.time()
+        receiver.offers[offer] = (traveller, now)
+        self._wake_at(now + TAKE_TIMEOUT)
+        return True
+
+    def _answered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
+        receiver = next((each for each in self._receivers if each.pair is pair), None)
+        if receiver is None:
+            return
+        if packet is None:
+            self._drop(receiver)
+            return
+        offer = packet.get("offer", 0)
+        if offer not in receiver.offers:
+            return
+        if packet["type"] == "take":
+            pair.say({"type": "commit", "offer": offer}, lambda: self._committed(receiver, offer))
+        else:
+            receiver.full = True
+            self._come_back(receiver.offers.pop(offer)[0])
+        self._pump()
+
+    def _committed(self, receiver: Receiver, offer: int) -> None:
+        """The commit is with the kernel: the receiver reads it even if we die now, so that our copy can go."""
+        traveller, _ = receiver.offers.pop(offer)
+        traveller.gone()
+        self._cells[Cell.HANDED_OVER] += 1
+
+    def _drop(self, receiver: Receiver) -> None:
+        """The receiver's end is closed or withdrawn from: what it had not taken stays ours and is offered elsewhere."""
+        self._receivers.remove(receiver)
+        receiver.pair.close()
+        for traveller, _ in list(receiver.offers.values()):
+            self._come_back(traveller)
+        receiver.offers.clear()
+        self._pump()
+
+    def _come_back(self, traveller: Traveller) -> None:
+        """An offer came to nothing: offer the connection to somebody else, or keep it if there is nobody."""
+        traveller.stay()
+        if all(receiver.full for receiver in self._receivers):
+            self._stranded(traveller)
+        elif traveller.can_leave():
+            self._queue.append(traveller)
+
+    def _wake_at(self, when: float) -> None:
+        if self._timer is None or self._timer.cancelled() or self._timer.when() > when:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(when, self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for receiver in list(self._receivers):
+            if any(now - since >= TAKE_TIMEOUT for _, since in receiver.offers.values()):
+                count = len(receiver.offers)
+                if not self._withdraw(receiver.pair.number):
+                    self._wake_at(now + RETRY)
+                    break
+                log.warning("a worker did not take %d connections within %g s; withdrawn", count, TAKE_TIMEOUT)
+                self._drop(receiver)
+        oldest = min((since for r in self._receivers for _, since in r.offers.values()), default=None)
+        if oldest is not None:
+            self._wake_at(max(oldest + TAKE_TIMEOUT, now + RETRY))
+        self._pump()
+
+
+class Arrivals:
+    """The receiver's side. `arrived` gets each committed connection's socket and record."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        cells: memoryview,
+        orphaned: Callable[[int], None],
+        arrived: Callable[[socket.socket, TravelRecord], None],
+    ) -> None:
+        """`orphaned(pair)` asks the listener for a verdict on a pair that ended with uncommitted offers."""
+        self._loop = loop
+        self._cells = cells
+        self._orphaned = orphaned
+        self._arrived = arrived
+        self._held: dict[int, dict[int, tuple[list[int], dict[str, Any]]]] = {}
+        self._pairs: dict[int, Pair] = {}
+        self.refusing = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def introduce(self, number: int, descriptor: int) -> None:
+        """A sender has been introduced over the pair `number`."""
+        self._held[number] = {}
+        self._pairs[number] = Pair(self._loop, number, descriptor, self._offered)
+
+    def refuse(self) -> None:
+        """Take nothing more; what has been taken is still waited for (`idle`)."""
+        self.refusing = True
+
+    def verdict(self, number: int, keep: bool) -> None:
+        """The listener has said what becomes of the uncommitted offers of a pair."""
+        for descriptors, record in self._held.pop(number, {}).values():
+            if keep:
+                self._attach(descriptors, record)
+            else:
+                _close(descriptors)
+        self._note_idle()
+
+    def close(self) -> None:
+        """Close all pairs and what is held."""
+        for pair in self._pairs.values():
+            pair.close()
+        for held in self._held.values():
+            for descriptors, _ in held.values():
+                _close(descriptors)
+        self._pairs.clear()
+        self._held.clear()
+
+    def _offered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
+        held = self._held[pair.number]
+        if packet is None:
+            self._ended(pair)
+        elif packet["type"] == "offer" and (self.refusing or not descriptors):
+            _close(descriptors)
+            pair.say({"type": "refuse", "offer": packet["offer"]})
+        elif packet["type"] == "offer":
+            held[packet["offer"]] = (descriptors, packet["record"])
+            self.idle.clear()
+            pair.say({"type": "take", "offer": packet["offer"]})
+        elif packet["type"] == "commit" and packet["offer"] in held:
+            self._attach(*held.pop(packet["offer"]))
+            self._note_idle()
+        else:
+            _close(descriptors)
+
+    def _ended(self, pair: Pair) -> None:
+        pair.close()
+        del self._pairs[pair.number]
+        if self._held[pair.number]:
+            self._orphaned(pair.number)
+        else:
+            del self._held[pair.number]
+
+    def _attach(self, descriptors: list[int], values: dict[str, Any]) -> None:
+        record = TravelRecord.from_json(values)
+        if len(descriptors) > 1:
+            record = record.with_leftover(_from_memory(descriptors[1]))
+        client = socket.socket(fileno=descriptors[0])
+        client.setblocking(False)
+        self._cells[Cell.TAKEN_OVER] += 1
+        self._arrived(client, record)
+
+    def _note_idle(self) -> None:
+        if not any(self._held.values()):
+            self.idle.set()
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _in_memory(data: bytes) -> int:
+    """A memfd (memfd_create(2)) that holds `data`; the caller owns it."""
+    descriptor = os.memfd_create("serve-leftover", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as memory:
+        memory.write(data)
+    return descriptor
+
+
+def _from_memory(descriptor: int) -> bytes:
+    """The content of a memfd, which is closed."""
+    with open(descriptor, "rb") as memory:
+        memory.seek(0)
+        return memory.read()

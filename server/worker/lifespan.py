@@ -1,0 +1,131 @@
+"""The ASGI lifespan of one worker (ASGI specification, "Lifespan Protocol").
+
+An application that raises before it asks for the first event does not know the protocol; with `auto` it is served without.
+One that raises after it has received `lifespan.startup` has failed to start: a reload must not put it in service, so here
+we are stricter than the specification, which would have a server continue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from typing import Any
+
+import anyio
+
+from server.errors import StartError
+from server.protocol.service import ASGIApplication, Message
+from server.specification import application_traceback
+
+log = logging.getLogger("serve")
+
+
+class LifespanState(enum.Enum):
+    """How far the application has come."""
+
+    CALLED = "called"  # it has not asked for an event yet
+    STARTING = "starting"  # lifespan.startup delivered
+    STARTED = "started"
+    ENDING = "ending"  # lifespan.shutdown delivered
+    ENDED = "ended"
+    UNSUPPORTED = "unsupported"
+    FAILED = "failed"
+
+
+class Lifespan:
+    """Runs the application's lifespan in one task, from `startup` to `shutdown`."""
+
+    def __init__(self, app: ASGIApplication, mode: str, state: dict[str, Any]) -> None:
+        """`mode` is auto, on or off; `state` is the namespace that the application fills."""
+        self._app = app
+        self._mode = mode
+        self._namespace = state
+        self._state = LifespanState.CALLED
+        self._failure = ""
+        self._detail = ""
+        self._task: asyncio.Task[None] | None = None
+        self._changed = anyio.Event()
+        self._shutdown_asked = anyio.Event()
+
+    async def startup(self) -> None:
+        """Run the application until it has started; the caller sets the deadline.
+
+        Raises StartError with the application's message or traceback.
+        """
+        if self._mode == "off":
+            self._state = LifespanState.UNSUPPORTED
+            return
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        while self._state in (LifespanState.CALLED, LifespanState.STARTING):
+            await self._changed.wait()
+        if self._state is LifespanState.FAILED:
+            raise StartError(self._failure, self._detail)
+        if self._state is LifespanState.UNSUPPORTED and self._mode == "on":
+            raise StartError(
+                "the application does not support the lifespan protocol; use --lifespan auto", self._detail
+            )
+
+    async def shutdown(self) -> None:
+        """Let the application shut down; the caller sets the deadline."""
+        if self._state is not LifespanState.STARTED or self._task is None:
+            return
+        self._shutdown_asked.set()
+        try:
+            await self._task
+        finally:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._namespace}
+        try:
+            await self._app(scope, self._receive, self._send)
+        except Exception as error:
+            self._detail = application_traceback(error)
+            if self._state is LifespanState.CALLED:
+                self._become(LifespanState.UNSUPPORTED)
+            elif self._state is LifespanState.STARTING:
+                self._fail("the application raised an exception in its lifespan startup")
+            elif self._state is not LifespanState.FAILED:
+                log.error("the application's lifespan ended with an exception\n%s", self._detail)
+                self._become(LifespanState.ENDED)
+        else:
+            if self._state in (LifespanState.CALLED, LifespanState.STARTING):
+                self._become(LifespanState.UNSUPPORTED)
+            elif self._state is not LifespanState.FAILED:
+                self._become(LifespanState.ENDED)
+
+    async def _receive(self) -> Message:
+        if self._state is LifespanState.CALLED:
+            self._become(LifespanState.STARTING)
+            return {"type": "lifespan.startup"}
+        await self._shutdown_asked.wait()
+        if self._state is LifespanState.STARTED:
+            self._become(LifespanState.ENDING)
+            return {"type": "lifespan.shutdown"}
+        await anyio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async def _send(self, message: Message) -> None:
+        match message["type"], self._state:
+            case "lifespan.startup.complete", LifespanState.STARTING:
+                self._become(LifespanState.STARTED)
+            case "lifespan.startup.failed", LifespanState.STARTING:
+                self._detail = str(message.get("message", ""))
+                self._fail("the application's lifespan startup failed")
+            case "lifespan.shutdown.complete", LifespanState.ENDING:
+                self._become(LifespanState.ENDED)
+            case "lifespan.shutdown.failed", LifespanState.ENDING:
+                log.error("the application's lifespan shutdown failed: %s", message.get("message", ""))
+                self._become(LifespanState.ENDED)
+            case kind, state:
+                raise RuntimeError(f"the application sent {kind!r} while its lifespan was {state.value}")
+
+    def _fail(self, message: str) -> None:
+        self._failure = message
+        self._become(LifespanState.FAILED)
+
+    def _become(self, state: LifespanState) -> None:
+        self._state = state
+        self._changed.set()
+        self._changed = anyio.Event()

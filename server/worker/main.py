@@ -1,0 +1,151 @@
+"""The worker process, from its first instruction to its exit.
+
+It obeys its channel alone: signals that reach it are ignored while the listener lives, and the end of the channel means
+that the listener is dead. What it does in between is in `server.worker.worker`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import os
+import pwd
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+
+from server import logs
+from server.channel import PROTOCOL, Channel, Packet, speaks
+from server.config import Config
+from server.scoreboard import Scoreboard
+from server.signals import LISTENER_SIGNALS
+from server.worker.worker import Worker
+
+WELCOME_TIMEOUT = 30.0
+"""Seconds for the listener to say what this worker is to be."""
+
+
+def main() -> None:
+    """Be the worker whose channel is the descriptor named on the command line; never returns."""
+    ignore_signals()
+    arguments = _arguments()
+    end = socket.socket(fileno=arguments.channel)
+    end.set_inheritable(False)
+    packet, descriptors = _welcome(end)
+    config = Config.from_json(packet["config"])
+    _name_process(packet)
+    logs.configure(config, f"worker {packet['slot']}.{packet['generation']}")
+    channel = Channel(end)
+    _tell(channel, {"type": "hello", "protocol": PROTOCOL})
+    try:
+        _move_in(config, packet)
+    except (OSError, KeyError, ValueError) as error:
+        _tell(channel, {"type": "failed", "message": f"the worker could not be set up: {error}", "usage": True})
+        sys.exit(1)
+    scoreboard = Scoreboard(descriptors[0])
+    sockets = [_listening(descriptor) for descriptor in descriptors[1:]]
+    worker = Worker(config, channel, scoreboard, packet, sockets)
+    status = anyio.run(worker.run, backend_options={"loop_factory": loop_factory(config.loop)})
+    logs.finish()
+    sys.stdout.flush()
+    os._exit(status)  # threads that the application left behind must not keep the process
+
+
+def ignore_signals() -> None:
+    """Take note of the listener's signals and do nothing; a handler, unlike SIG_IGN, is not inherited by exec.
+
+    TTIN and TTOU are ignored for good: with a handler, writing to a terminal from the background would never end.
+    """
+    terminal = {signal.SIGTTIN, signal.SIGTTOU}
+    for number in LISTENER_SIGNALS - {signal.SIGCHLD}:
+        signal.signal(number, signal.SIG_IGN if number in terminal else lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
+
+
+def loop_factory(name: str) -> Callable[[], Any] | None:
+    """The event loop's factory; None means asyncio's own. `auto` takes uvloop where it is installed."""
+    if name == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if name == "uvloop":
+            raise
+        return None
+    return uvloop.new_event_loop
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="server.worker", description="Started by the listener; not by hand.")
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--generation", type=int, required=True)  # these two are for people who read ps(1)
+    parser.add_argument("--slot", type=int, required=True)
+    return parser.parse_args()
+
+
+def _welcome(end: socket.socket) -> tuple[Packet, list[int]]:
+    """Wait for the listener's first packet; leave if there is none, or if it speaks another version."""
+    channel = Channel(end)
+    end.settimeout(WELCOME_TIMEOUT)
+    try:
+        received = channel.try_receive()
+    except (EOFError, TimeoutError):
+        sys.exit(1)
+    assert received is not None
+    if not speaks(received[0].get("protocol")):
+        end.setblocking(False)
+        _tell(channel, {"type": "hello", "protocol": PROTOCOL})
+        sys.exit(1)
+    return received
+
+
+def _tell(channel: Channel, packet: Packet) -> None:
+    try:
+        channel.try_send(packet)
+    except OSError:
+        sys.exit(1)
+
+
+def _name_process(packet: Packet) -> None:
+    """Show slot and generation in top(1) and the like (proc(5), /proc/self/comm: 15 bytes)."""
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as comm:
+            comm.write(f"serve-w{packet['slot']}.{packet['generation']}")
+    except OSError:
+        pass
+
+
+def _move_in(config: Config, packet: Packet) -> None:
+    """Take the directory, mask and user that the application is to run with."""
+    if config.umask:
+        os.umask(int(config.umask, 8))
+    user = _user(config.user) if config.user else None
+    group = _group(config.group) if config.group else (user.pw_gid if user else None)
+    if group is not None:
+        os.setgroups([])
+        if user is not None:
+            os.initgroups(user.pw_name, group)
+        os.setgid(group)
+    if user is not None:
+        os.setuid(user.pw_uid)
+        os.environ |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+    os.chdir(packet["directory"])
+    sys.path.insert(0, packet["app_dir"])
+
+
+def _user(name: str) -> pwd.struct_passwd:
+    return pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+
+
+def _group(name: str) -> int:
+    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+
+
+def _listening(descriptor: int) -> socket.socket:
+    listening = socket.socket(fileno=descriptor)
+    listening.setblocking(False)
+    return listening

@@ -1,0 +1,311 @@
+"""The worker: what it does between its channel's first packet and its exit.
+
+Its life is `run`: start the application, say ready, serve when told, retire when told, end. Everything that waits names
+its deadline. It owns the application, the connections and its row of the scoreboard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import os
+import socket
+from typing import Final
+
+import anyio
+
+from server import logs, specification
+from server.app.draining import draining
+from server.channel import Channel, Outbox, Packet
+from server.config import Config
+from server.errors import ChannelError, StartError, UsageError
+from server.protocol.http1 import Http1Connection
+from server.protocol.service import Phase, Service
+from server.protocol.travel import TravelRecord
+from server.scoreboard import Cell, Scoreboard
+from server.shut_out import Kind, shut_out
+from server.worker.acceptor import Acceptor
+from server.worker.handover import Arrivals, Departures
+from server.worker.lifespan import Lifespan
+from server.worker.ticker import Ticker
+
+DETAIL_LIMIT: Final = 60_000
+"""Characters of a traceback that travel to the listener; its end says most, so the beginning goes."""
+CLOSE_TIME: Final = 2.0
+"""Seconds that connections have to flush and close after the hammer, and held offers to be settled."""
+
+log = logging.getLogger("serve")
+
+
+class Order(enum.Enum):
+    """How the worker was told to leave."""
+
+    RETIRE = "retire"  # finish what is in progress, within the graceful timeout
+    QUIT = "quit"  # at once
+    LISTENER_DIED = "listener died"  # as RETIRE, and nobody else drains the port's queue
+
+
+class Worker:
+    """One worker process's work."""
+
+    def __init__(
+        self,
+        config: Config,
+        channel: Channel,
+        scoreboard: Scoreboard,
+        welcome: Packet,
+        sockets: list[socket.socket],
+    ) -> None:
+        self.config = config
+        self.channel = channel
+        self.outbox = Outbox(channel)
+        self.scoreboard = scoreboard
+        self.welcome = welcome
+        self.sockets = sockets
+        self.cells = scoreboard.row(welcome["row"])
+        self._order: Order | None = None
+        self._ordered = anyio.Event()
+        self._quit = anyio.Event()
+        self._reason = ""
+        self._drain_queue = False
+        self._cut = 0
+        self.service: Service
+        self.lifespan: Lifespan
+        self.acceptor: Acceptor
+        self.departures: Departures
+        self.arrivals: Arrivals
+
+    async def run(self) -> int:
+        """Live; return the exit status."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._obey)
+            tasks.start_soon(self.outbox.run)
+            status = 0
+            try:
+                with anyio.CancelScope() as starting:
+                    tasks.start_soon(self._cancel_when_ordered, starting)
+                    await self._start()
+                if not self._ordered.is_set():
+                    self.outbox.tell({"type": "ready"})
+                    await self._serve_and_retire()
+                elif self._order is Order.RETIRE:
+                    await self._finish_lifespan()
+            except (StartError, UsageError) as error:
+                status = 1
+                self._say_failed(error)
+            with anyio.move_on_after(CLOSE_TIME):
+                await self.outbox.flushed()
+            tasks.cancel_scope.cancel()
+        return status
+
+    # Start
+
+    async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
+        """An order to leave ends a start that has not come to its end (it does nothing after that)."""
+        await self._ordered.wait()
+        starting.cancel()
+
+    async def _start(self) -> None:
+        """Import the application and run its lifespan startup. Raises StartError, UsageError."""
+        loop = asyncio.get_running_loop()
+        try:
+            app = specification.load(self.config.app, self.config.factory)
+        except UsageError:
+            raise
+        except (Exception, SystemExit) as error:
+            detail = specification.application_traceback(error)
+            raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
+        self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, draining)
+        service.extensions["serve"] = {
+            "draining": draining,
+            "generation": self.welcome["generation"],
+            "slot": self.welcome["slot"],
+        }
+        service.access_log = logs.access_log(self.config)
+        self.acceptor = Acceptor(loop, self.sockets, lambda: Http1Connection(service), self._attached)
+        self.departures = Departures(loop, self.cells, self._withdraw, lambda _: None)
+        self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
+        service.departure = self.departures.depart
+        self.lifespan = Lifespan(app, self.config.lifespan, service.state)
+        await self.lifespan.startup()
+
+    def _say_failed(self, error: StartError | UsageError) -> None:
+        detail = getattr(error, "detail", "")[-DETAIL_LIMIT:]
+        usage = isinstance(error, UsageError)
+        self.outbox.tell({"type": "failed", "message": str(error), "detail": detail, "usage": usage})
+
+    # Serving and leaving
+
+    async def _serve_and_retire(self) -> None:
+        ticker = Ticker(self.service, self.config, self._want_replacement)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ticker.run)
+            await self._ordered.wait()
+            if self._order is Order.QUIT:
+                self.acceptor.stop()
+                self._hammer()
+            else:
+                await self._retire()
+            await self._settle_handovers()
+            await self._finish_lifespan()
+            tasks.cancel_scope.cancel()
+        ticker.tick()
+        report = {"handed_over": self.cells[Cell.HANDED_OVER], "cut": self._cut}
+        self.outbox.tell({"type": "finished", **report})
+
+    async def _retire(self) -> None:
+        """Leave without losing anything: stop accepting, let connections go, finish requests, cut what is left."""
+        config, service = self.config, self.service
+        service.retire_deadline = service.loop.time() + config.graceful_timeout
+        draining.begin(self._reason)
+        self.arrivals.refuse()
+        self._set_phase()
+        await self._stop_accepting()
+        for connection in list(service.connections):
+            connection.retire()
+        with anyio.move_on_after(config.graceful_timeout):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._leave_at_once, tasks.cancel_scope)
+                await self._empty()
+                tasks.cancel_scope.cancel()
+        self._hammer()
+        with anyio.move_on_after(CLOSE_TIME):
+            await self._empty()
+
+    async def _empty(self) -> None:
+        """Wait until no connection, no hand-over and no application task is left; the caller sets the deadline."""
+        service = self.service
+        while True:
+            await self.arrivals.idle.wait()
+            await self.acceptor.settled()
+            if service.connections:
+                emptied = asyncio.Event()
+                service.emptied = emptied.set
+                await emptied.wait()
+            elif service.tasks:
+                await asyncio.wait(service.tasks)
+            elif self.arrivals.idle.is_set():
+                return
+
+    async def _leave_at_once(self, waiting: anyio.CancelScope) -> None:
+        """An order to quit ends the wait for what is in progress."""
+        await self._quit.wait()
+        waiting.cancel()
+
+    def _set_phase(self) -> None:
+        """Connections travel if there is anybody to travel to; otherwise they are told of the end."""
+        phase = Phase.TRAVELLING if self.departures.has_receivers() else Phase.CLOSING
+        self.service.phase = phase
+        self.service.close_answers = phase is Phase.CLOSING
+
+    async def _stop_accepting(self) -> None:
+        if self._order is Order.LISTENER_DIED:
+            for listening, described in zip(self.sockets, self.welcome["sockets"], strict=True):
+                if described["owned"]:
+                    shut_out(listening, Kind(described["kind"]))
+        if self._order is Order.LISTENER_DIED or self._drain_queue:
+            self.acceptor.drain()
+        self.acceptor.stop()
+        await self.acceptor.settled()
+
+    def _hammer(self) -> None:
+        """Cut what has not ended, and count it."""
+        for connection in list(self.service.connections):
+            if connection.cut():
+                self._cut += 1
+                self.cells[Cell.CUT] += 1
+        for task in list(self.service.tasks):
+            task.cancel()
+        if self._cut:
+            log.warning("cut %d requests that had not ended", self._cut)
+
+    async def _settle_handovers(self) -> None:
+        """Take no more; wait for what has been taken, and for what we offered to be answered."""
+        self.arrivals.refuse()
+        with anyio.move_on_after(CLOSE_TIME):
+            await self.departures.idle.wait()
+            await self.arrivals.idle.wait()
+        self.departures.close()
+        self.arrivals.close()
+
+    async def _finish_lifespan(self) -> None:
+        timeout = min(self.config.shutdown_timeout, CLOSE_TIME) if self._quit.is_set() else self.config.shutdown_timeout
+        with anyio.move_on_after(timeout) as deadline:
+            await self.lifespan.shutdown()
+        if deadline.cancelled_caught:
+            log.warning("lifespan shutdown had not ended after %g s (--shutdown-timeout)", timeout)
+
+    # Connections that come and go
+
+    def _attached(self, protocol: asyncio.Protocol) -> None:
+        """A connection stands; if the worker began to retire meanwhile, it is treated as the others were."""
+        if self.service.phase is not Phase.SERVING and isinstance(protocol, Http1Connection):
+            protocol.retire()
+
+    def _arrived(self, client: socket.socket, record: TravelRecord) -> None:
+        self.acceptor.attach(client, lambda: Http1Connection(self.service, record))
+
+    def _withdraw(self, pair: int) -> bool:
+        try:
+            return self.outbox.try_tell({"type": "withdrawn", "pair": pair})
+        except OSError:
+            return True  # the listener is dead, and so nobody asks it
+
+    def _orphaned(self, pair: int) -> None:
+        self.outbox.tell({"type": "orphaned", "pair": pair})
+
+    def _want_replacement(self, reason: str) -> None:
+        self.outbox.tell({"type": "recycle", "reason": reason})
+
+    # The channel
+
+    async def _obey(self) -> None:
+        """Do what the listener says, until its end of the channel closes."""
+        try:
+            while True:
+                packet, descriptors = await self.channel.receive()
+                self._take(packet, descriptors)
+        except (EOFError, ChannelError, OSError) as error:
+            if not isinstance(error, EOFError):
+                log.error("the channel to the listener broke: %s", error)
+            log.warning("the listener is gone; this worker drains and leaves")
+            self.leave(Order.LISTENER_DIED, "the listener died")
+
+    def _take(self, packet: Packet, descriptors: list[int]) -> None:
+        match packet["type"]:
+            case "serve":
+                self.acceptor.start()
+                self.outbox.tell({"type": "accepts"})
+            case "retire":
+                self._drain_queue = packet["drain_queue"]
+                self.leave(Order.RETIRE, packet["reason"])
+            case "receiver":
+                self.departures.introduce(packet["pair"], descriptors.pop(), self.scoreboard.row(packet["row"]))
+                if self._order is Order.RETIRE and self.service.phase is Phase.CLOSING and self._reason != "stop":
+                    self._set_phase()
+            case "receive":
+                self.arrivals.introduce(packet["pair"], descriptors.pop())
+            case "verdict":
+                self.arrivals.verdict(packet["pair"], packet["keep"])
+            case "reopen":
+                logs.reopen()
+                if self.service.access_log is not None:
+                    self.service.access_log.reopen()
+            case "quit":
+                self._quit.set()
+                self.leave(Order.QUIT, "stop")
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def leave(self, order: Order, reason: str) -> None:
+        """Begin to leave; a later order to stop ends hand-overs, and the listener's death changes nothing more."""
+        if self._order is None:
+            self._order, self._reason = order, reason
+            self._ordered.set()
+        elif reason != self._reason and self._order is Order.RETIRE and order is not Order.QUIT:
+            self._reason = reason
+            self.departures.give_up()
+            self._set_phase()
+            for connection in list(self.service.connections):
+                connection.retire()
