@@ -1,0 +1,93 @@
+"""The HTTP response by which an application denies a WebSocket (ASGI extension `websocket.http.response`). Pure.
+
+It owns the framing of that response's body. Rules: the head waits for the first piece of body, so that a short answer
+is one write with its length; more or less body than was announced is an error and never passed off as whole. The
+connection always ends after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.protocol.service import Message
+from server.protocol.websocket_handshake import HeaderList, checked_headers, response_head
+
+START = "websocket.http.response.start"
+BODY = "websocket.http.response.body"
+WITHOUT_BODY = frozenset((204, 205, 304))  # RFC 9110 6.4.1, 15.3.6
+HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+
+
+class Denial:
+    """One response on its way."""
+
+    __slots__ = ("_chunked", "_default_headers", "_headers", "_left", "_started", "done", "sent", "status")
+
+    def __init__(self, message: Message, default_headers: bytes) -> None:
+        """From the message `websocket.http.response.start`.
+
+        Raises RuntimeError, TypeError or ValueError, with a sentence, if the message is not as ASGI has it.
+        """
+        status: Any = message.get("status")
+        if not isinstance(status, int) or not 200 <= status <= 599:
+            raise ValueError(f"{START}: the status is a number from 200 to 599, not {status!r}")
+        self.status: int = status
+        headers = checked_headers(START, message.get("headers") or ())
+        self._headers: HeaderList = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
+        self._default_headers = default_headers
+        self._left = self._announced_length()
+        self._chunked = False
+        self._started = False
+        self.done = False
+        self.sent = 0
+        """Bytes of body given to the client."""
+
+    def _announced_length(self) -> int | None:
+        """The application's own Content-Length, or None."""
+        lengths = [value for name, value in self._headers if name == b"content-length"]
+        if not lengths:
+            return None
+        if len(lengths) > 1 or not lengths[0].isdigit():
+            raise ValueError(f"{START}: content-length is one number, not {lengths}")
+        return int(lengths[0])
+
+    def body(self, message: Message) -> bytes:
+        """The bytes that a message `websocket.http.response.body` puts on the wire; sets `done` at the last.
+
+        Raises RuntimeError if the body is longer or shorter than announced: the connection is to be cut then.
+        """
+        piece = message.get("body") or b""
+        if not isinstance(piece, (bytes, bytearray, memoryview)):
+            raise TypeError(f"{BODY}: body is bytes, not {type(piece).__name__}")
+        piece = bytes(piece)
+        more = bool(message.get("more_body", False))
+        if self.status in WITHOUT_BODY:
+            piece = b""
+        elif self._left is not None:
+            self._count(len(piece), more)
+        head = b""
+        if not self._started:
+            self._started = True
+            head = self._head(len(piece), more)
+        self.sent += len(piece)
+        self.done = not more
+        if self._chunked:  # RFC 9112 7.1
+            chunk = b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
+            return head + chunk + (b"" if more else b"0\r\n\r\n")
+        return head + piece
+
+    def _count(self, size: int, more: bool) -> None:
+        assert self._left is not None
+        self._left -= size
+        if self._left < 0 or (self._left and not more):
+            word = "longer" if self._left < 0 else "shorter"
+            raise RuntimeError(f"{BODY}: the body is {word} than its content-length")
+
+    def _head(self, size: int, more: bool) -> bytes:
+        """The response head, framed by the length where it is known, else in chunks."""
+        headers = self._headers
+        if self.status not in WITHOUT_BODY and self._left is None:
+            self._chunked = more
+            framing = (b"transfer-encoding", b"chunked") if more else (b"content-length", str(size).encode())
+            headers = [*headers, framing]
+        return response_head(self.status, [*headers, (b"connection", b"close")], self._default_headers)

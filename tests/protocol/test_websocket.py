@@ -1,0 +1,472 @@
+"""WebSockets as clients and applications see them: messages, handshake, denial, and every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
+
+from server.protocol.service import ClientDisconnected, Message, Receive, Scope, Send
+from server.scoreboard import Cell
+from tests.protocol.websocket_server import LOOPS, RawClient, WebSocketServer, frame, serving
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(params=list(LOOPS))
+def loop_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Sends back what it gets until the client is gone."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
+
+
+class Recorder:
+    """Runs a part of an application after the accept, and keeps what it received and how it ended."""
+
+    def __init__(self, *sent: Message, accept: bool = True, wait: bool = True) -> None:
+        self.sent = sent
+        self.accept = accept
+        self.wait = wait
+        self.scope: Scope = {}
+        self.received: list[Message] = []
+        self.error: BaseException | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        try:
+            self.received.append(await receive())
+            if self.accept:
+                await send({"type": "websocket.accept"})
+            for message in self.sent:
+                await send(message)
+            while self.wait:
+                self.received.append(await receive())
+                if self.received[-1]["type"] == "websocket.disconnect":
+                    return
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def disconnect(self, server: WebSocketServer) -> Message:
+        """The disconnect message, once it has come."""
+        assert server.settled(lambda: bool(self.received) and self.received[-1]["type"] == "websocket.disconnect")
+        return self.received[-1]
+
+
+# Messages
+
+
+def test_text_and_bytes_come_back_as_they_were(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, connect(server.url(), compression=None) as client:
+        for message in ("", "žluť", "x" * 125, "x" * 126, "x" * 70000, b"", b"\0\xff", b"y" * 65535, b"y" * 65536):
+            client.send(message)
+            assert client.recv(10) == message
+
+
+def test_compressed_messages_come_back_as_they_were(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, connect(server.url(), compression="deflate") as client:
+        assert client.response is not None
+        assert "permessage-deflate" in client.response.headers["Sec-WebSocket-Extensions"]
+        for message in ("", "hello " * 10000, b"\0" * 1_000_000, "short"):
+            client.send(message)
+            assert client.recv(10) == message
+
+
+def test_no_compression_when_it_is_off(loop_name: str) -> None:
+    with serving(echo, loop_name, ws_deflate=False) as server, connect(server.url()) as client:
+        assert client.response is not None
+        assert "Sec-WebSocket-Extensions" not in client.response.headers
+        client.send("x")
+        assert client.recv(10) == "x"
+
+
+def test_fragments_are_joined_and_pings_between_them_answered(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        client.send(1, "ž".encode()[:1], fin=False)  # a character cut in two
+        client.send(9, b"now")
+        client.send(0, b"", fin=False)
+        client.send(0, "ž".encode()[1:] + b"lu", fin=False)
+        client.send(0, b"t")
+        assert client.receive() == (10, b"now")
+        assert client.receive() == (1, "žlut".encode())
+
+
+def test_frames_arrive_in_any_pieces(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        client.socket.setsockopt(6, 1, 1)  # TCP_NODELAY
+        stream = frame(1, b"one") + frame(9, b"p") + frame(2, b"z" * 200) + frame(1, b"two")
+        for cut in range(1, len(stream)):
+            client.socket.sendall(stream[:cut])
+            client.socket.sendall(stream[cut:])
+        answers = sorted(client.receive() for _ in range(4 * (len(stream) - 1)))
+        assert answers == sorted([(1, b"one"), (10, b"p"), (2, b"z" * 200), (1, b"two")] * (len(stream) - 1))
+
+
+def test_bytes_sent_before_the_accept_are_not_lost(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        client.send(1, b"early")
+        assert client.head().startswith("HTTP/1.1 101 ")
+        assert client.receive() == (1, b"early")
+
+
+# The handshake
+
+
+def test_scope(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name, root_path="/root") as server:
+        server.service.state["db"] = "a pool"
+        server.service.extensions["serve.draining"] = {}
+        with connect(server.url("/a%20b/%C5%BE?q=1&r=%20"), subprotocols=[Subprotocol("v1"), Subprotocol("v2")]):
+            scope = app.scope
+        assert app.disconnect(server)["code"] == 1000
+    headers = dict(scope.pop("headers"))
+    assert headers[b"host"].startswith(b"127.0.0.1:")
+    assert scope.pop("client")[0] == "127.0.0.1"
+    assert tuple(scope.pop("server")) == ("127.0.0.1", server.port)
+    assert scope == {
+        "type": "websocket",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "scheme": "ws",
+        "path": "/root/a b/ž",
+        "raw_path": b"/root/a%20b/%C5%BE",
+        "query_string": b"q=1&r=%20",
+        "root_path": "/root",
+        "subprotocols": ["v1", "v2"],
+        "state": {"db": "a pool"},
+        "extensions": {"serve.draining": {}, "websocket.http.response": {}},
+    }
+    assert scope["state"] is not server.service.state
+    assert app.received[0] == {"type": "websocket.connect"}
+
+
+def test_subprotocol_and_headers_of_the_accept(loop_name: str) -> None:
+    app = Recorder(
+        {
+            "type": "websocket.accept",
+            "subprotocol": "v2",
+            "headers": [(b"x-a", b"1"), (b"X-A", b"2"), (b"server", b"mine")],
+        },
+        accept=False,
+    )
+    with serving(app, loop_name) as server:
+        with connect(server.url(), subprotocols=[Subprotocol("v1"), Subprotocol("v2")]) as client:
+            assert client.subprotocol == "v2"
+            assert client.response is not None
+            assert client.response.headers.get_all("x-a") == ["1", "2"]
+            assert client.response.headers.get_all("server") == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "error"),
+    [
+        ({"subprotocol": "other"}, ValueError),
+        ({"headers": [(b"x", b"a\r\nset-cookie: b")]}, ValueError),
+        ({"headers": [(b"x\r\ny", b"a")]}, ValueError),
+        ({"headers": [(b"x", b"\0")]}, ValueError),
+        ({"headers": [("x", "text")]}, TypeError),
+        ({"headers": [(b"sec-websocket-protocol", b"v1")]}, ValueError),
+        ({"headers": [(b"Upgrade", b"h2c")]}, ValueError),
+    ],
+)
+def test_accept_that_would_lie_is_refused(
+    accept: dict[str, Any], error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Recorder({"type": "websocket.accept", **accept}, accept=False)
+    with serving(app, "uvloop") as server, RawClient(server.port) as client:
+        client.request("/", "Sec-WebSocket-Protocol: v1")
+        assert client.head().startswith("HTTP/1.1 500 ")
+        client.to_the_end()
+        assert isinstance(app.error, error)
+        assert server.gone()
+    assert "websocket.accept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "version", "status"),
+    [("", "13", 400), ("short", "13", 400), ("!" * 24, "13", 400), (None, "", 400), (None, "8", 426)],
+)
+def test_invalid_handshake_never_reaches_the_application(
+    loop_name: str, key: str | None, version: str, status: int
+) -> None:
+    app = Recorder()
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request(key=key, version=version)
+        head = client.head().lower()
+        assert head.startswith(f"http/1.1 {status} ")
+        assert "connection: close" in head
+        assert ("sec-websocket-version: 13" in head) == (status == 426)
+        client.to_the_end()
+        assert server.gone()
+        assert server.cell(Cell.STATUS_4XX) == 1
+    assert not app.received
+
+
+def test_counters_and_access_log(loop_name: str) -> None:
+    with serving(echo, loop_name) as server:
+        with connect(server.url("/x?y")) as client:
+            client.send("a")
+            client.recv(10)
+            assert server.cell(Cell.WEBSOCKETS) == 1
+        assert server.gone()
+        assert server.cell(Cell.REQUESTS) == 1
+        assert server.cell(Cell.STATUS_1XX) == 1
+        assert [record[1:6] for record in server.log.records] == [("GET", "/x?y", "1.1", 101, 0)]
+
+
+# Denial
+
+
+def test_close_before_the_accept_is_403(loop_name: str) -> None:
+    app = Recorder({"type": "websocket.close", "code": 4000}, accept=False)
+    with serving(app, loop_name) as server:
+        with pytest.raises(InvalidStatus) as refused, connect(server.url()):
+            pass
+        assert refused.value.response.status_code == 403
+        assert app.disconnect(server)["code"] == 1006
+        assert server.gone()
+        assert server.cell(Cell.STATUS_4XX) == 1
+        assert server.cell(Cell.WEBSOCKETS) == 0
+
+
+def test_denial_response_in_one_piece(loop_name: str) -> None:
+    app = Recorder(
+        {"type": "websocket.http.response.start", "status": 401, "headers": [(b"WWW-Authenticate", b"Basic")]},
+        {"type": "websocket.http.response.body", "body": b"who are you?"},
+        accept=False,
+    )
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        assert client.to_the_end() == (
+            b"HTTP/1.1 401 Unauthorized\r\nserver: test\r\nwww-authenticate: Basic\r\n"
+            b"content-length: 12\r\nconnection: close\r\n\r\nwho are you?"
+        )
+        assert app.disconnect(server)["code"] == 1006
+        assert server.log.records[0][4:6] == (401, 12)
+
+
+def test_denial_response_in_pieces_is_chunked(loop_name: str) -> None:
+    app = Recorder(
+        {"type": "websocket.http.response.start", "status": 403, "headers": []},
+        {"type": "websocket.http.response.body", "body": b"one", "more_body": True},
+        {"type": "websocket.http.response.body", "body": b"", "more_body": True},
+        {"type": "websocket.http.response.body", "body": b"two" * 100_000, "more_body": True},
+        {"type": "websocket.http.response.body"},
+        accept=False,
+    )
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        assert "transfer-encoding: chunked" in client.head()
+        assert client.to_the_end() == b"3\r\none\r\n493e0\r\n" + b"two" * 100_000 + b"\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("body", [b"too long", b"a"])
+def test_denial_of_the_wrong_length_is_cut(loop_name: str, body: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    app = Recorder(
+        {"type": "websocket.http.response.start", "status": 403, "headers": [(b"content-length", b"3")]},
+        {"type": "websocket.http.response.body", "body": body},
+        accept=False,
+    )
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        try:
+            answer = client.to_the_end()
+        except ConnectionResetError:
+            answer = b""
+        assert not answer.endswith(body)
+        assert server.gone()
+    assert "content-length" in caplog.text
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_application_that_ends_without_an_answer_is_500(
+    loop_name: str, raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if raises:
+            raise KeyError("a fault of the application")
+
+    with serving(app, loop_name) as server:
+        with pytest.raises(InvalidStatus) as refused, connect(server.url()):
+            pass
+        assert refused.value.response.status_code == 500
+        assert server.gone()
+    assert ("a fault of the application" if raises else "without answering") in caplog.text
+
+
+# Ends
+
+
+def test_client_closes(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name) as server:
+        with connect(server.url()) as client:
+            client.close(4001, "enough")
+            assert client.close_code == 4001
+        assert app.disconnect(server) == {"type": "websocket.disconnect", "code": 4001, "reason": "enough"}
+        assert server.gone()
+
+
+def test_close_without_a_code_is_1005(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        client.send(8)
+        assert client.close_code() == 1005
+        assert app.disconnect(server)["code"] == 1005
+
+
+def test_client_vanishes(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name) as server:
+        with RawClient(server.port) as client:
+            client.open()
+            client.send(1, b"last words")
+        assert app.disconnect(server)["code"] == 1006
+        assert app.received[1] == {"type": "websocket.receive", "text": "last words"}
+        assert server.gone()
+
+
+@pytest.mark.parametrize(("message", "code"), [({}, 1000), ({"code": 4000, "reason": "žluť"}, 4000)])
+def test_application_closes(loop_name: str, message: dict[str, Any], code: int) -> None:
+    app = Recorder({"type": "websocket.close", **message})
+    with serving(app, loop_name) as server:
+        with connect(server.url()) as client:
+            with pytest.raises(ConnectionClosed):
+                client.recv(10)
+            assert client.close_code == code
+            assert client.close_reason == message.get("reason", "")
+        assert app.disconnect(server)["code"] == code
+        assert server.gone()
+
+
+@pytest.mark.parametrize("close", [{"code": 1005}, {"code": 1006}, {"code": 999}, {"reason": "x" * 124}])
+def test_close_that_cannot_be_sent_is_an_error(close: dict[str, Any]) -> None:
+    app = Recorder({"type": "websocket.close", **close})
+    with serving(app, "uvloop") as server:
+        with connect(server.url()) as client:
+            with pytest.raises(ConnectionClosed):
+                client.recv(10)
+            assert client.close_code == 1011
+        assert server.gone()
+    assert isinstance(app.error, ValueError)
+
+
+def test_application_returns(loop_name: str) -> None:
+    app = Recorder(wait=False)
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        opcode, payload = client.receive()
+        assert (opcode, payload) == (8, b"\x03\xe8")
+        client.send(8, payload)
+        assert client.to_the_end() == b""
+        assert server.gone()
+
+
+def test_application_raises(loop_name: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = Recorder({"type": "websocket.send"})
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open("/where")
+        assert client.receive() == (8, b"\x03\xf3")
+        client.send(8, b"\x03\xf3")
+        assert client.to_the_end() == b""
+        assert server.gone()
+    assert isinstance(app.error, ValueError)
+    assert "/where" in caplog.text
+    assert "one of bytes and text" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ({"type": "websocket.send", "text": b"bytes"}, TypeError),
+        ({"type": "websocket.send", "bytes": "text"}, TypeError),
+        ({"type": "websocket.send", "text": "\ud800"}, UnicodeEncodeError),
+        ({"type": "websocket.accept"}, RuntimeError),
+        ({"type": "http.response.start", "status": 200}, RuntimeError),
+    ],
+)
+def test_wrong_use_of_send_is_an_error(message: Message, error: type[Exception]) -> None:
+    app = Recorder(message)
+    with serving(app, "uvloop") as server:
+        with connect(server.url()) as client:
+            with pytest.raises(ConnectionClosed):
+                client.recv(10)
+            assert client.close_code == 1011
+        assert server.gone()
+    assert isinstance(app.error, error)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_send_after_the_end_raises_oserror_and_is_not_logged(
+    loop_name: str, grouped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[BaseException] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        try:
+            while True:  # never yields: the end must be found without the loop's help
+                await send({"type": "websocket.send", "text": "x"})
+        except OSError as error:
+            seen.append(error)
+            if grouped:
+                raise ExceptionGroup("tasks", [error]) from None
+            raise
+
+    with serving(app, loop_name) as server:
+        with RawClient(server.port) as client:
+            client.open()
+            client.send(8, b"\x03\xe8")
+            client.close_code()
+        assert server.gone()
+        assert server.settled(lambda: not server.service.tasks)
+    assert isinstance(seen[0], ClientDisconnected)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_client_that_does_not_answer_our_close_is_left_after_the_deadline(
+    loop_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.protocol.websocket.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("server.protocol.websocket.LINGER_TIMEOUT", 0.1)
+    app = Recorder({"type": "websocket.close"})
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        assert client.close_code() == 1000  # and the end of the stream
+        assert server.gone()  # though the client keeps its side open
+
+
+def test_asyncio_runs_the_application_in_one_task(loop_name: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(receive(), 0.01)  # a receive that was given up loses nothing
+        await send({"type": "websocket.send", "text": "ready"})
+        message = await receive()
+        await send({"type": "websocket.send", "text": message["text"]})
+        await receive()
+
+    with serving(app, loop_name) as server, connect(server.url()) as client:
+        assert client.recv(10) == "ready"
+        client.send("kept")
+        assert client.recv(10) == "kept"

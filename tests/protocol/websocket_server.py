@@ -1,0 +1,294 @@
+"""A server with nothing but WebSockets: the real connection object on a real socket, in a thread with its own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import math
+import os
+import socket
+import struct
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import h11
+import uvloop
+
+from server.app.draining import Draining
+from server.config import Config
+from server.protocol.head import Head
+from server.protocol.service import ASGIApplication, Service
+from server.protocol.websocket import WebSocketConnection
+from server.scoreboard import Cell, Scoreboard
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
+}
+TICK = 0.05
+T = TypeVar("T")
+
+
+class Log:
+    """An access log that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Any, ...]] = []
+
+    def record(self, *values: Any) -> None:
+        self.records.append(values)
+
+
+class Upgrader(asyncio.Protocol):
+    """Reads one request head and hands the connection over, as the HTTP/1.1 connection does."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.parser = h11.Connection(h11.SERVER)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.service.cells[Cell.CONNECTIONS] += 1
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.receive_data(data)
+        request = self.parser.next_event()
+        if not isinstance(request, h11.Request):
+            return
+        transport = cast(asyncio.Transport, self.transport)
+        path, _, query = request.target.partition(b"?")
+        head = Head("GET", request.target, "1.1", list(request.headers), path, query)
+        client, server = (transport.get_extra_info(name) for name in ("peername", "sockname"))
+        connection = WebSocketConnection(self.service, head, client, server)
+        self.service.connections.add(connection)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(self.parser.trailing_data[0])
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.service.cells[Cell.CONNECTIONS] -= 1
+
+
+class WebSocketServer:
+    """Runs the application until `stop()`; `run` brings a function or coroutine into the server's thread."""
+
+    def __init__(self, app: ASGIApplication, loop_name: str, **config: Any) -> None:
+        self.loop = LOOPS[loop_name]()
+        self.scoreboard = Scoreboard.create(1, 1)
+        self.draining = Draining()
+        self.log = Log()
+        self.errors: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
+        row = self.scoreboard.row(0)
+        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, self.draining)
+        self.service.access_log = self.log  # type: ignore[assignment]  # the same method, no file behind it
+        self.service.default_headers = b"server: test\r\n"
+        self.port = 0
+        self._server: asyncio.Server
+        self._thread = threading.Thread(target=self._run)
+        started = threading.Event()
+        self.loop.call_soon(lambda: self.loop.create_task(self._start(started)))
+        self._thread.start()
+        assert started.wait(10)
+
+    async def _start(self, started: threading.Event) -> None:
+        self._server = await self.loop.create_server(lambda: Upgrader(self.service), "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._tick()
+        started.set()
+
+    def _tick(self) -> None:
+        """What the worker's ticker does once a second, faster."""
+        now = self.loop.time()
+        for connection in list(self.service.connections):
+            if connection.deadline <= now:
+                connection.expire()
+        self._ticker = self.loop.call_later(TICK, self._tick)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        self.loop.close()
+
+    def run(self, call: Callable[[], T]) -> T:
+        """Call a function in the loop's thread and return its result."""
+
+        async def wrapper() -> T:
+            return call()
+
+        return asyncio.run_coroutine_threadsafe(wrapper(), self.loop).result(10)
+
+    def wait(self, coroutine: Awaitable[T], timeout: float = 10) -> T:
+        """Await something in the loop's thread."""
+
+        async def wrapper() -> T:
+            return await coroutine
+
+        return asyncio.run_coroutine_threadsafe(wrapper(), self.loop).result(timeout)
+
+    def settled(self, condition: Callable[[], bool], timeout: float = 10) -> bool:
+        """Whether the condition comes true, asked in the loop's thread."""
+
+        async def poll() -> bool:
+            end = self.loop.time() + timeout
+            while not condition():
+                if self.loop.time() > end:
+                    return False
+                await asyncio.sleep(0.005)
+            return True
+
+        return self.wait(poll(), timeout + 5)
+
+    def gone(self) -> bool:
+        """Whether every connection has ended and the gauges are back at zero."""
+        cells = self.service.cells
+        return self.settled(
+            lambda: not self.service.connections and cells[Cell.CONNECTIONS] == 0 and cells[Cell.WEBSOCKETS] == 0
+        )
+
+    def cell(self, cell: Cell) -> int:
+        return int(self.service.cells[cell])
+
+    def url(self, path: str = "/") -> str:
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+    def stop(self) -> None:
+        async def stop() -> None:
+            self._ticker.cancel()
+            self._server.close()
+            for connection in list(self.service.connections):
+                connection.cut()
+            for task in list(self.service.tasks):
+                task.cancel()
+            await asyncio.sleep(0.02)
+            self.loop.stop()
+
+        asyncio.run_coroutine_threadsafe(stop(), self.loop)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self.service.cells.release()
+        self.scoreboard.close()
+        assert not self.errors, self.errors
+
+    def retire(self, reason: str, deadline: float = math.inf) -> None:
+        """What the worker does to its connections when it begins to retire."""
+
+        def retire() -> None:
+            self.draining.begin(reason)
+            self.service.retire_deadline = self.loop.time() + deadline
+            for connection in list(self.service.connections):
+                connection.retire()
+
+        self.run(retire)
+
+
+class RawClient:
+    """A client that can also be wrong: a socket, and frames by hand (RFC 6455 5.2)."""
+
+    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(10)
+        self.socket.connect(("127.0.0.1", port))
+        self.buffer = b""
+
+    def request(self, path: str = "/", *extra: str, key: str | None = None, version: str = "13") -> None:
+        key = base64.b64encode(os.urandom(16)).decode() if key is None else key
+        lines = [f"GET {path} HTTP/1.1", "Host: test", "Connection: keep-alive, Upgrade", "Upgrade: websocket"]
+        lines += [f"Sec-WebSocket-Key: {key}"] if key else []
+        lines += [f"Sec-WebSocket-Version: {version}"] if version else []
+        self.socket.sendall("\r\n".join([*lines, *extra, "", ""]).encode())
+
+    def head(self) -> str:
+        """The response head."""
+        while b"\r\n\r\n" not in self.buffer:
+            self._read()
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        return head.decode()
+
+    def open(self, path: str = "/", *extra: str) -> str:
+        """A whole handshake; returns the 101's head."""
+        self.request(path, *extra)
+        head = self.head()
+        assert head.startswith("HTTP/1.1 101 "), head
+        return head
+
+    def _read(self) -> None:
+        data = self.socket.recv(65536)
+        if not data:
+            raise EOFError("the server has closed")
+        self.buffer += data
+
+    def exactly(self, size: int) -> bytes:
+        while len(self.buffer) < size:
+            self._read()
+        data, self.buffer = self.buffer[:size], self.buffer[size:]
+        return data
+
+    def to_the_end(self) -> bytes:
+        """All bytes until the server's end of stream (a reset raises)."""
+        with contextlib.suppress(EOFError):
+            while True:
+                self._read()
+        data, self.buffer = self.buffer, b""
+        return data
+
+    def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True) -> None:
+        self.socket.sendall(frame(opcode, payload, fin=fin, rsv=rsv, mask=mask))
+
+    def receive(self) -> tuple[int, bytes]:
+        """One frame: opcode (with FIN and RSV bits taken off) and payload."""
+        first, length = self.exactly(2)
+        if length == 126:
+            (length,) = struct.unpack("!H", self.exactly(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", self.exactly(8))
+        return first & 0x0F, self.exactly(length)
+
+    def close_code(self) -> int:
+        """Read frames up to the close frame; its code, and check that the stream ends after it."""
+        while True:
+            opcode, payload = self.receive()
+            if opcode == 8:
+                code = struct.unpack("!H", payload[:2])[0] if payload else 1005
+                assert self.to_the_end() == b""
+                return int(code)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True) -> bytes:
+    """A frame as a client sends it."""
+    head = bytes([(0x80 if fin else 0) | rsv << 4 | opcode])
+    bit = 0x80 if mask else 0
+    size = len(payload)
+    if size < 126:
+        head += bytes([bit | size])
+    elif size < 65536:
+        head += bytes([bit | 126]) + struct.pack("!H", size)
+    else:
+        head += bytes([bit | 127]) + struct.pack("!Q", size)
+    if not mask:
+        return head + payload
+    key = os.urandom(4)
+    return head + key + bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
+
+
+@contextlib.contextmanager
+def serving(app: ASGIApplication, loop_name: str, **config: Any) -> Iterator[WebSocketServer]:
+    """A running server that is stopped at the end, with no error left behind in its loop."""
+    server = WebSocketServer(app, loop_name, **config)
+    try:
+        yield server
+    finally:
+        server.stop()
