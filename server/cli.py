@@ -10,15 +10,16 @@ from __future__ import annotations
 import difflib
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
+from json import dumps
 from typing import Any, Final
 
 import click
 
 from server import __version__
 from server.config import GROUPS, Option, flag, flag_off, options
-from server.errors import ServeError, StartError, UsageError
+from server.errors import ServeError, UsageError
+from server.output import say
 from server.settings import Given, build, kind, several
 
 WIDTH: Final = 100
@@ -143,8 +144,9 @@ def _given(context: click.Context, values: dict[str, Any]) -> dict[str, Given]:
 def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
     """Run an ASGI application so that nobody notices a deploy.
 
-    APP is module:attribute, for example app:asgi. kill -HUP replaces every worker with fresh code and loses no request;
-    kill -USR2 makes the health endpoint fail, so that a load balancer lets go first; kill -TERM stops gracefully.
+    APP is module:attribute, for example app:asgi. kill -HUP replaces every worker with fresh code and loses no
+    request; kill -USR2 makes the health endpoint fail, so that a load balancer lets go first; kill -TERM stops
+    gracefully.
     """
     check_application(app)
     assert app is not None
@@ -180,34 +182,35 @@ def _reach() -> list[click.Parameter]:
     ]
 
 
-def _reload(control: str, pid: str) -> int:
+def _reload(control: str, pid: str) -> None:
     """Replace every worker with fresh code; wait until it serves.
 
     Exit status 0: the new generation serves. 1: it was refused, with the reason; the old one serves on.
     """
     from server import control_client
 
-    return control_client.reload(control=control, pid=pid)
+    click.echo(control_client.reload(control, pid))
 
 
-def _drain(control: str, pid: str, off: bool) -> int:
+def _drain(control: str, pid: str, off: bool) -> None:
     """Make the health endpoint fail while real traffic is still served.
 
     It lasts, over reloads too, until `serve drain --off`.
     """
     from server import control_client
 
-    return control_client.drain(control=control, pid=pid, off=off)
+    click.echo(control_client.drain(control, pid, off))
 
 
-def _status(control: str, pid: str, json: bool) -> int:
+def _status(control: str, pid: str, json: bool) -> None:
     """Show what the server does: generations, workers, connections."""
     from server import control_client
 
-    return control_client.status(control=control, pid=pid, json=json)
+    found = control_client.status(control, pid)
+    click.echo(dumps(found, indent=None if json else 2))
 
 
-def _command(name: str, act: Callable[..., int], *parameters: click.Parameter) -> click.Command:
+def _command(name: str, act: Callable[..., None], *parameters: click.Parameter) -> click.Command:
     return click.Command(
         name, callback=act, help=act.__doc__, params=[*_reach(), *parameters], context_settings=CONTEXT
     )
@@ -244,8 +247,9 @@ def _main(command: click.Command, name: str, arguments: list[str]) -> int:
         _say(_sentence(error, name))
         return UsageError.exit_status
     except ServeError as error:
-        if isinstance(error, StartError) and error.detail:
-            _write(error.detail.rstrip("\n") + "\n")
+        detail: str = getattr(error, "detail", "")
+        if detail:
+            _write(detail.rstrip("\n") + "\n")
         _say(str(error))
         return error.exit_status
     return status if isinstance(status, int) else 0
@@ -268,9 +272,5 @@ def _say(message: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Write to stderr if anybody is there to read it."""
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass
+    """Write to stderr if anybody is there to read it; waits for no one who does not."""
+    say(2, text)

@@ -235,7 +235,9 @@ class Config:
     access_log_file: str = option(
         "", "File for the access log instead of stdout; opened again on USR1.", LOGGING, unit="PATH"
     )
-    access_log_format: str = option("common", "Format of the access log.", LOGGING, choices=("common", "json"))
+    access_log_format: str = option(
+        "common", "Format of the access log.", LOGGING, choices=("common", "combined", "json")
+    )
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON-compatible values, for the packet that a worker receives."""

@@ -20,15 +20,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from server.config import Config
 from server.errors import ServeError, UsageError
 from server.listener.addresses import TcpAddress, UnixAddress, addresses
 from server.listener.inherited import from_descriptor, from_service_manager
+from server.listener.path_lock import InUseError, PathLock
 from server.listener.port_holder import holder_of_port
-from server.listener.unix_socket import InUseError, PathLock, bind_unix
-from server.shut_out import Identity, Kind, shut_out, unlink_own
+from server.listener.unix_socket import bind_unix
+from server.shut_out import Identity, Kind, arriving, shut_out, unlink_own
 
 RETRY: Final = 0.1  # seconds between two tries to bind
 EVERY: Final = frozenset({"0.0.0.0", "::"})
@@ -69,6 +70,17 @@ class Listening:
             raise UsageError(
                 f"another program listens on {self.name} by now: stop it, or choose another port"
             ) from None
+
+    def describe(self) -> dict[str, Any]:
+        """What a worker is told about its duplicate; JSON-compatible."""
+        return {"name": self.name, "kind": self.kind.value, "owned": self.owned}
+
+    def handshakes_under_way(self) -> bool:
+        """Whether a client that was let in has not yet come through the queue: handshakes, and those not accepted.
+
+        Always False for a unix socket, which has no handshake: accept from it until that fails.
+        """
+        return arriving(self.socket, self.kind) > 0
 
     def shut_out(self) -> None:
         """Let nobody new in, for all holders of the socket; those in the queue can still be accepted.
@@ -162,7 +174,8 @@ def _wait(seconds: float, address: TcpAddress | UnixAddress) -> None:
 
 def _in_use(address: TcpAddress | UnixAddress, busy: InUseError) -> UsageError:
     if isinstance(address, UnixAddress):
-        return UsageError(f"{address} is in use by another server{busy}: stop it, or choose another path")
+        who = f"the server with PID {busy.holder}" if busy.holder else "another server"
+        return UsageError(f"{address} is in use by {who}: stop it, or choose another path")
     holder = holder_of_port(address.port)
     by = f" by {holder[1]} (PID {holder[0]})" if holder else ""
     return UsageError(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import grp
 import os
 import pwd
@@ -19,53 +18,10 @@ import socket
 import stat
 
 from server.config import Config
-from server.errors import ServeError, UsageError
+from server.errors import UsageError
 from server.listener.addresses import parse_address
-from server.shut_out import Identity, unlink_own
-
-
-class InUseError(ServeError):
-    """Somebody holds the address now; it may be free later. Its text, if any, says who."""
-
-
-class PathLock:
-    """The lock of one path; held until `release` or the end of the process."""
-
-    __slots__ = ("_fd", "_path")
-
-    def __init__(self, path: str) -> None:
-        """Take PATH.lock. Raises InUseError if another process holds it, and UsageError if it cannot be made."""
-        self._path = path + ".lock"
-        while True:
-            try:
-                self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            except OSError as error:
-                raise _unusable(path, error) from None
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
-                os.close(self._fd)
-                raise InUseError(f" (PID {holder})" if holder.isdigit() else "") from None
-            if self._is_in_place():
-                break
-            os.close(self._fd)  # its holder removed it between our open and our lock: take the new one
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-
-    def _is_in_place(self) -> bool:
-        ours = os.fstat(self._fd)
-        try:
-            there = os.stat(self._path, follow_symlinks=False)
-        except OSError:
-            return False
-        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
-
-    def release(self) -> None:
-        """Remove the lock's file and give the lock up."""
-        ours = os.fstat(self._fd)
-        unlink_own(self._path, (ours.st_dev, ours.st_ino))
-        os.close(self._fd)
+from server.listener.path_lock import InUseError, PathLock, unusable
+from server.shut_out import Identity
 
 
 def bind_unix(path: str, config: Config) -> tuple[socket.socket, Identity, PathLock]:
@@ -90,7 +46,7 @@ def bind_unix(path: str, config: Config) -> tuple[socket.socket, Identity, PathL
         made.close()
         lock.release()
         if isinstance(error, OSError):
-            raise _unusable(path, error) from None
+            raise InUseError() if error.errno == errno.EADDRINUSE else unusable(path, error) from None
         raise
     return made, (status.st_dev, status.st_ino), lock
 
@@ -123,17 +79,3 @@ def _give_away(path: str, config: Config) -> None:
     user = int(config.user) if config.user.isdigit() else pwd.getpwnam(config.user).pw_uid if config.user else -1
     group = int(config.group) if config.group.isdigit() else grp.getgrnam(config.group).gr_gid if config.group else -1
     os.chown(path, user, group)
-
-
-def _unusable(path: str, error: OSError) -> ServeError:
-    directory = os.path.dirname(path) or "."
-    match error.errno:
-        case errno.EADDRINUSE:
-            return InUseError()
-        case errno.ENOENT | errno.ENOTDIR:
-            return UsageError(
-                f"there is no directory {directory} for the unix socket {path}: make it, or choose another path"
-            )
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            return UsageError(f"this user may not make the unix socket {path}: choose a directory that it may write to")
-    return UsageError(f"the unix socket {path} cannot be made: {error.strerror}")

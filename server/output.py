@@ -1,0 +1,405 @@
+"""Output that never stops or blocks a process, whoever reads it, or does not.
+
+A write to a full pipe, a stopped terminal or a socket blocks; one to a closed pipe or a vanished terminal fails. So
+where descriptor 1 or 2 is such a thing, it is replaced by a pipe of our own (`guarded`), which a thread empties into
+a `Sink`: a bounded buffer written to the original without blocking. When the buffer is full the oldest whole lines
+go; when the original is gone everything goes; either way the bytes are counted. Regular files never block and are
+left alone.
+
+A worker's pipes are made by the listener (`for_child`): the worker empties them itself, and when it has died the
+listener reads what was left in them, so that the last words of a crash are not lost. If the listener dies, nothing
+changes for the worker. A write by code that holds the interpreter lock for all of it (a C library's) can wait for the
+thread only if it is larger than the pipe, 1 MiB where the kernel grants that.
+
+O_NONBLOCK belongs to the open file, which other processes share: the original is opened anew, so that they keep
+theirs. It knows nothing of logs or workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import io
+import os
+import select
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+LIMIT: Final = 1 << 20  # bytes that a sink holds
+ATOMIC: Final = 4096  # PIPE_BUF (pipe(7)): a write of no more is never mixed with another process's
+READ: Final = 65536
+FINISH_TIME: Final = 1.0  # seconds that the end of a process waits for its output to be taken
+
+_sinks: Final[set[Sink]] = set()
+_dropped_by_closed = 0
+
+
+def dropped() -> int:
+    """Bytes of output that this process has thrown away since its start, because nobody took them."""
+    return _dropped_by_closed + sum(sink.dropped for sink in list(_sinks))
+
+
+class Sink:
+    """Where output goes. `write` never waits and never raises; threads may share a sink."""
+
+    __slots__ = (
+        "_fd",
+        "_gone",
+        "_in_pieces",
+        "_is_socket",
+        "_lock",
+        "_mid_line",
+        "_needs_poll",
+        "_own",
+        "_pending",
+        "dropped",
+    )
+
+    def __init__(self, fd: int, *, own: bool = True) -> None:
+        """Take over `fd`, which should not block; if it does, it is asked first. `close` closes it if `own`."""
+        self._fd = fd
+        self._own = own
+        mode = os.fstat(fd).st_mode
+        self._is_socket = stat.S_ISSOCK(mode)
+        self._in_pieces = blocks(fd)
+        self._needs_poll = blocks(fd) and not self._is_socket and os.get_blocking(fd)
+        self._gone = False
+        self._mid_line = False
+        self._pending = bytearray()
+        self._lock = threading.Lock()
+        self.dropped = 0
+        _sinks.add(self)
+
+    @classmethod
+    def onto(cls, fd: int) -> Sink:
+        """A sink that writes to the same thing as `fd` and changes nothing about `fd`."""
+        return cls(_opened_anew(fd))
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is left to be written later (`pump`)."""
+        return bool(self._pending)
+
+    def write(self, data: bytes) -> None:
+        """Write what can be written now, keep the rest, drop the oldest lines if that is too much."""
+        with self._lock:
+            self._pending += data
+            self._pump()
+            if len(self._pending) > LIMIT:
+                self._drop_oldest()
+
+    def pump(self) -> None:
+        """Write what can be written now of what was kept."""
+        with self._lock:
+            self._pump()
+
+    def finish(self, deadline: float) -> None:
+        """Write what was kept, waiting until `deadline` (CLOCK_MONOTONIC, s); what is left then is dropped."""
+        self.pump()
+        while self._pending and (left := deadline - time.monotonic()) > 0:
+            wait_writable(self._fd, left)
+            self.pump()
+        with self._lock:
+            self._drop_all()
+
+    def close(self) -> None:
+        """Close the descriptor; what was kept is dropped."""
+        global _dropped_by_closed
+        with self._lock:
+            self._drop_all()
+            if self._own and self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
+            self._gone = True
+            if self in _sinks:
+                _sinks.discard(self)
+                _dropped_by_closed += self.dropped
+
+    def _pump(self) -> None:
+        while self._pending and not self._gone:
+            end = self._cut()
+            try:
+                written = self._write(bytes(self._pending[:end]))
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk may have room again
+                    self._drop_all()
+                    return
+                self._gone = True  # EPIPE, EIO: nobody will ever read it
+                break
+            self._mid_line = self._pending[written - 1] != 0x0A
+            del self._pending[:written]
+        if self._gone:
+            self._drop_all()
+
+    def _write(self, piece: bytes) -> int:
+        if self._is_socket:
+            with socket.socket(fileno=os.dup(self._fd)) as end:
+                return end.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if self._needs_poll and not wait_writable(self._fd, 0):
+            raise BlockingIOError
+        return os.write(self._fd, piece)
+
+    def _cut(self) -> int:
+        """How much to write at once: whole lines, and no more than is written in one go."""
+        if len(self._pending) <= ATOMIC or not self._in_pieces:
+            return len(self._pending)
+        return self._pending.rfind(b"\n", 0, ATOMIC) + 1 or ATOMIC
+
+    def _drop_oldest(self) -> None:
+        """Make room down to the limit by dropping whole lines, but not one that has been begun."""
+        start = self._pending.find(b"\n") + 1 if self._mid_line else 0
+        end = self._pending.find(b"\n", max(start, len(self._pending) - LIMIT)) + 1 or len(self._pending)
+        del self._pending[start:end]
+        self.dropped += end - start
+
+    def _drop_all(self) -> None:
+        self.dropped += len(self._pending)
+        self._pending.clear()
+
+
+def blocks(fd: int) -> bool:
+    """Whether a write to `fd` may block or fail because of who reads it: pipes, terminals, sockets."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.isatty(fd))
+
+
+def wait_writable(fd: int, seconds: float) -> bool:
+    """Wait until `fd` takes a write (or says that it never will), at most so long; False if it does not."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(seconds * 1000))
+
+
+def say(fd: int, text: str) -> None:
+    """Write a last word to `fd`, a person's, within a bounded time; raises nothing."""
+    with contextlib.suppress(OSError):
+        sink = Sink.onto(fd)
+        sink.write(text.encode(errors="backslashreplace"))
+        sink.finish(time.monotonic() + FINISH_TIME)
+        sink.close()
+
+
+def _opened_anew(fd: int) -> int:
+    """A descriptor for what `fd` is open on, with an O_NONBLOCK of its own where that is possible."""
+    mode = os.fstat(fd).st_mode
+    if blocks(fd) and not stat.S_ISSOCK(mode):
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        # ENXIO: a pipe without a reader. EACCES: another user's terminal. The copy tells either, later.
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{fd}", flags)
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stream:
+    """One pipe of ours: it stands at the descriptors `targets` of its process, and what comes out goes to `sink`."""
+
+    targets: tuple[int, ...]
+    read_end: int
+    sink: Sink
+
+
+class Guard:
+    """The pipes of one process, and the thread that empties them."""
+
+    __slots__ = ("_streams", "_thread")
+
+    def __init__(self, streams: list[_Stream]) -> None:
+        self._streams = streams
+        self._thread = threading.Thread(target=self._drain, name="serve-output", daemon=True)
+        for stream in streams:
+            for target in stream.targets:
+                _by_lines(target)
+        if streams:
+            self._thread.start()
+
+    @property
+    def streams(self) -> list[_Stream]:
+        return self._streams
+
+    def finish(self) -> None:
+        """Give the descriptors their originals back, and wait a bounded time until everything is written."""
+        for text in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                text.flush()
+        for stream in self._streams:
+            for target in stream.targets:
+                os.dup2(stream.sink.fileno(), target)
+        if self._streams:
+            deadline = time.monotonic() + FINISH_TIME
+            self._thread.join(FINISH_TIME)  # it ends when the last writing end is closed
+            for stream in self._streams:
+                stream.sink.finish(deadline)
+
+    def _drain(self) -> None:
+        """The thread: until the pipes end, which a process's own descriptors 1 and 2 prevent while it lives."""
+        reading = {stream.read_end: stream.sink for stream in self._streams}
+        while reading:
+            poll = select.poll()
+            for read_end, sink in reading.items():
+                poll.register(read_end, select.POLLIN)
+                if sink.waiting:
+                    poll.register(sink.fileno(), select.POLLOUT)
+            for ready, _ in poll.poll():
+                if (sink_to := reading.get(ready)) is None:
+                    continue
+                data = _read(ready)
+                if data:
+                    sink_to.write(data)
+                elif data is not None:
+                    del reading[ready]
+            for sink in reading.values():
+                sink.pump()
+
+
+def _read(fd: int) -> bytes | None:
+    """What is in the pipe: b"" at its end, None if it is empty (the listener and a worker share the reading end)."""
+    try:
+        return os.read(fd, READ)
+    except BlockingIOError:
+        return None
+
+
+def _by_lines(target: int) -> None:
+    """Let what is printed appear line by line: Python holds back what goes to a pipe, also if a person reads it."""
+    for text in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if isinstance(text, io.TextIOWrapper) and text.fileno() == target:
+                text.reconfigure(line_buffering=True)
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe, as large as the kernel grants, whose reading end does not block."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(read_end, False)
+    with contextlib.suppress(OSError):  # EPERM: over the user's share (pipe(7))
+        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, LIMIT)
+    return read_end, write_end
+
+
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null on 0, 1 and 2 where they are closed: or else the first socket would be taken for stdout."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)
+        if fd > 2:
+            os.close(fd)
+            return
+        os.set_inheritable(fd, True)
+
+
+def _targets() -> list[tuple[int, ...]]:
+    """The descriptors to be guarded; 1 and 2 together where they are the same thing, so that their order is kept."""
+    needed = [fd for fd in (1, 2) if blocks(fd)]
+    if len(needed) == 2 and os.path.sameopenfile(1, 2):
+        return [(1, 2)]
+    return [(fd,) for fd in needed]
+
+
+_current: Guard | None = None
+
+
+def guard_self() -> Guard:
+    """Guard this process's descriptors 1 and 2 from here on."""
+    global _current
+    _fill_standard_descriptors()
+    streams = []
+    for targets in _targets():
+        sink = Sink.onto(targets[0])
+        read_end, write_end = _pipe()
+        for target in targets:
+            os.dup2(write_end, target)
+        os.close(write_end)
+        streams.append(_Stream(targets, read_end, sink))
+    _current = Guard(streams)
+    return _current
+
+
+def original(fd: int) -> Sink:
+    """A sink of its own onto what descriptor `fd` (1 or 2) was before it was guarded: a way around the thread."""
+    for stream in _current.streams if _current is not None else ():
+        if fd in stream.targets:
+            return Sink.onto(stream.sink.fileno())
+    return Sink.onto(fd)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[Guard]:
+    """Guard this process's output inside the block; all of it is written, or dropped, when it ends."""
+    guard = guard_self()
+    try:
+        yield guard
+    finally:
+        guard.finish()
+
+
+class ChildOutput:
+    """The pipes of a child, made before it is started, and read once more after its death."""
+
+    __slots__ = ("_streams", "_write_ends")
+
+    def __init__(self, guard: Guard | None) -> None:
+        self._streams: list[_Stream] = []
+        self._write_ends: list[int] = []
+        for stream in guard.streams if guard else ():
+            read_end, write_end = _pipe()
+            self._streams.append(_Stream(stream.targets, read_end, stream.sink))
+            self._write_ends.append(write_end)
+
+    def child_fds(self) -> list[tuple[int, int]]:
+        """Pairs (descriptor here, there) for POSIX_SPAWN_DUP2; the same number twice makes it inheritable."""
+        pairs = []
+        for stream, write_end in zip(self._streams, self._write_ends, strict=True):
+            pairs += [(fd, fd) for fd in (stream.read_end, stream.sink.fileno())]
+            pairs += [(write_end, target) for target in stream.targets]
+        return pairs
+
+    def argument(self) -> str:
+        """What the child passes to `adopt`; "" if its descriptors 1 and 2 are to be left as they are."""
+        return ",".join(
+            f"{'+'.join(map(str, stream.targets))}:{stream.read_end}:{stream.sink.fileno()}" for stream in self._streams
+        )
+
+    def started(self) -> None:
+        """The child has its descriptors (or was not started after all): close the writing ends here."""
+        for write_end in self._write_ends:
+            os.close(write_end)
+        self._write_ends.clear()
+
+    def drain_after_death(self) -> None:
+        """The child has been reaped: pass on what it left in its pipes and close them. Waits for nothing."""
+        self.started()
+        for stream in self._streams:
+            while data := _read(stream.read_end):
+                stream.sink.write(data)
+            os.close(stream.read_end)
+        self._streams.clear()
+
+
+def for_child() -> ChildOutput:
+    """The output of a child that is about to be started by a guarded process; of an unguarded one: nothing to do."""
+    return ChildOutput(_current)
+
+
+def adopt(argument: str) -> Guard:
+    """In the child: empty the pipes that the listener made, from here on. `argument` is `ChildOutput.argument()`."""
+    global _current
+    streams = []
+    for part in filter(None, argument.split(",")):
+        targets, read_end, original = part.split(":")
+        for fd in (int(read_end), int(original)):
+            os.set_inheritable(fd, False)
+        streams.append(_Stream(tuple(map(int, targets.split("+"))), int(read_end), Sink(int(original))))
+    _current = Guard(streams)
+    return _current
