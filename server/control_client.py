@@ -5,21 +5,18 @@ It runs in its own process, waits as long as the server does, and turns every fa
 
 from __future__ import annotations
 
-import json
 import socket
+from collections.abc import Iterator
+from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
 from server import control_protocol
-from server.errors import ServeError, UsageError
+from server.errors import StartError, UsageError
 
 
-class Refused(ServeError):
+class Refused(StartError):
     """The server did not do what was asked; `detail` is the new code's traceback, if that was why."""
-
-    def __init__(self, message: str, detail: str = "") -> None:
-        super().__init__(message)
-        self.detail = detail
 
 
 def find(control: str = "", pid_file: str = "") -> Path:
@@ -60,33 +57,54 @@ def ask(path: Path, command: str, **parameters: Any) -> dict[str, Any]:
             raise UsageError(f"the server at {path} cannot be reached: {error.strerror or error}") from None
         request = {"version": control_protocol.VERSION, "command": command, **parameters}
         try:
-            connection.sendall(json.dumps(request).encode() + b"\n")
+            connection.sendall(dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 line = answers.readline(control_protocol.LINE_LIMIT)
         except OSError:
             line = b""
     if not line.endswith(b"\n"):
         raise Refused("the server went away before it answered; look at its log")
-    answer: dict[str, Any] = json.loads(line)
+    answer: dict[str, Any] = loads(line)
     if not answer["ok"]:
         raise Refused(answer["text"], answer.get("detail", ""))
     return answer
 
 
-def reload(control: str = "", pid_file: str = "", wait: bool = True) -> str:
-    """Reload and wait for the outcome; return what the server says of it."""
-    return str(ask(find(control, pid_file), "reload", wait=wait)["text"])
+def reload(control: str = "", pid: str = "") -> int:
+    """Reload, wait for the outcome and print it. Raises Refused if the old generation serves on."""
+    print(ask(find(control, pid), "reload")["text"])
+    return 0
 
 
-def drain(control: str = "", pid_file: str = "", off: bool = False) -> str:
+def drain(control: str = "", pid: str = "", off: bool = False) -> int:
     """Put the server in lame duck until told off, or tell it off."""
-    return str(ask(find(control, pid_file), "drain", off=off)["text"])
+    print(ask(find(control, pid), "drain", off=off)["text"])
+    return 0
 
 
-def status(control: str = "", pid_file: str = "") -> dict[str, Any]:
-    """The server's status; see `server.listener.status`."""
-    found: dict[str, Any] = ask(find(control, pid_file), "status")["status"]
-    return found
+def status(control: str = "", pid: str = "", json: bool = False) -> int:
+    """Print the server's status (`server.listener.status`), as JSON or for a person."""
+    found: dict[str, Any] = ask(find(control, pid), "status")["status"]
+    print(dumps(found, indent=2) if json else "\n".join(_lines(found)))
+    return 0
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    health = "in lame duck until " + found["lame_duck"]["until"] if found["lame_duck"] else "healthy"
+    yield f"serve {found['server']}, PID {found['pid']}: {found['state']}, {health}"
+    yield f"listening on {', '.join(found['listening'])}"
+    reloads = f"{found['reloads']} reloads, {found['failed_reloads']} refused"
+    yield f"generation {found['generation']}, {reloads}, {found['totals']['requests']} requests answered"
+    if found["last_failure"]:
+        yield f"the last reload was refused: {found['last_failure']}"
+    for slot, trouble in found["degraded"].items():
+        yield f"slot {slot} is empty: {trouble}"
+    for worker in found["workers"]:
+        yield (
+            f"  slot {worker['slot']:<3} generation {worker['generation']:<4} {worker['state']:<9}"
+            f" {worker['connections']:>6} connections {worker['in_flight']:>5} in flight"
+            f" {worker['requests']:>9} requests {worker['rss'] >> 20:>5} MiB"
+        )
 
 
 def _answers(path: Path) -> bool:

@@ -163,14 +163,17 @@ class Slot:
     FIRST_DELAY = 0.5
     LONGEST_DELAY = 30.0
 
-    def failed(self, now: float, served: float, trouble: str) -> float:
-        """Count a death after `served` seconds of serving; return the delay (s) before the next start."""
-        if served >= self.STEADY:
+    def failed(self, now: float, served: float | None, trouble: str) -> float:
+        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) until the next start.
+
+        One that served and dies is replaced at once; one that dies again, or could not start, after a delay that doubles.
+        """
+        if served is not None and served >= self.STEADY:
             self.failures = 0
         self.failures += 1
-        delay = 0.0
-        if self.failures > 1 or served <= 0:
-            delay = min(self.LONGEST_DELAY, self.FIRST_DELAY * 2.0 ** (self.failures - 1))
+        delay = min(self.LONGEST_DELAY, self.FIRST_DELAY * 2.0 ** (self.failures - 1))
+        if self.failures == 1 and served is not None:
+            delay = 0.0
         self.not_before = now + delay
         self.trouble = trouble
         return delay

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from server import logs, output
-from server.channel import PROTOCOL, Channel, Packet, speaks
+from server.channel import PROTOCOL, Packet, speaks
 from server.config import Config
 from server.errors import ChannelError, ServeError, StartError, UsageError
 from server.listener import events as e

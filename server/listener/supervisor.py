@@ -357,7 +357,7 @@ class Supervisor:
 
     def _slot_failed(self, worker: Worker, trouble: str) -> None:
         slot = self.slots.setdefault(worker.slot, Slot())
-        served = self._now - worker.serving_since if worker.serving_since < math.inf else 0.0
+        served = self._now - worker.serving_since if worker.serving_since < math.inf else None
         delay = slot.failed(self._now, served, trouble.partition("\n")[0])
         when = f"in {delay:g} s" if delay else "now"
         self._say(logging.ERROR, f"slot {worker.slot} lost {worker}; a replacement starts {when}: {trouble}")

@@ -122,7 +122,7 @@ class Worker:
             "generation": self.welcome["generation"],
             "slot": self.welcome["slot"],
         }
-        service.access_log = logs.access_log(self.config)
+        service.access_log = logs.open_access_log(self.config)
         self.acceptor = Acceptor(loop, self.sockets, lambda: Http1Connection(service), self._attached)
         self.departures = Departures(loop, self.cells, self._withdraw, lambda _: None)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)

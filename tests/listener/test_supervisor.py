@@ -1,0 +1,456 @@
+"""The supervisor's decisions as tables: an event, and what is to be done because of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+
+from server.listener import events as e
+from server.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
+from server.listener.lifecycle import (
+    GenerationState,
+    IllegalTransition,
+    ServerState,
+    Worker,
+    WorkerState,
+    advance,
+)
+from server.listener.supervisor import END_TIMEOUT, HAMMER_MARGIN, SWITCH_TIMEOUT, Policy, Supervisor
+
+POLICY = Policy(
+    workers=2,
+    start_concurrency=2,
+    max_generations=3,
+    startup_timeout=60.0,
+    graceful_timeout=30.0,
+    shutdown_timeout=10.0,
+    drain_delay=0.0,
+)
+A = TypeVar("A", bound=e.Action)
+
+
+class Shell:
+    """Feeds a supervisor and keeps what it wants done; a stand-in for the processes, with the tests' own clock."""
+
+    def __init__(self, **policy: float) -> None:
+        self.now = 100.0
+        self.supervisor = Supervisor(dataclasses.replace(POLICY, **policy))  # type: ignore[arg-type]
+        self.done: list[e.Action] = self.supervisor.start(self.now)
+
+    def send(self, event: e.Event, after: float = 0.0) -> list[e.Action]:
+        self.now += after
+        actions = self.supervisor.handle(event, self.now)
+        self.done += actions
+        return actions
+
+    def tick_at_deadline(self) -> list[e.Action]:
+        self.now = max(self.now, self.supervisor.next_deadline())
+        return self.send(e.Tick())
+
+    def of(self, kind: type[A]) -> list[A]:
+        return [action for action in self.done if isinstance(action, kind)]
+
+    def forget(self) -> None:
+        self.done.clear()
+
+    def workers(self, *states: WorkerState) -> list[Worker]:
+        return [w for w in self.supervisor.workers.values() if not states or w.state in states]
+
+    def make_ready(self) -> None:
+        while starting := self.workers(WorkerState.STARTING):
+            self.send(e.WorkerReady(starting[0]))
+
+    def accept(self) -> None:
+        for worker in self.workers(WorkerState.SWITCHING):
+            self.send(e.WorkerAccepts(worker))
+
+    def up(self) -> Shell:
+        """The first generation serves."""
+        self.make_ready()
+        self.send(e.PortsOpened())
+        self.accept()
+        assert self.supervisor.state is ServerState.RUNNING
+        self.forget()
+        return self
+
+    def reload(self) -> None:
+        self.send(e.ReloadAsked())
+        self.make_ready()
+        self.accept()
+
+    def reap(self, *states: WorkerState) -> None:
+        for worker in self.workers(*states):
+            self.send(e.WorkerFinished(worker, {"handed_over": 0, "cut": 0}))
+            self.send(e.WorkerDied(worker, "exit status 0"))
+
+
+def test_ports_open_only_when_every_worker_is_ready() -> None:
+    shell = Shell()
+    first, second = shell.workers(WorkerState.STARTING)
+    shell.send(e.WorkerReady(first))
+    assert not shell.of(e.OpenPorts)
+    shell.send(e.WorkerReady(second))
+    assert len(shell.of(e.OpenPorts)) == 1
+    assert not shell.of(e.TellServe)
+    shell.send(e.PortsOpened())
+    assert {action.worker for action in shell.of(e.TellServe)} == {first, second}
+    shell.send(e.WorkerAccepts(first))
+    assert not shell.of(e.Announce)
+    shell.send(e.WorkerAccepts(second))
+    assert [action.what for action in shell.of(e.Announce)] == ["ready"]
+
+
+def test_workers_start_a_few_at_a_time() -> None:
+    shell = Shell(workers=5, start_concurrency=2)
+    assert len(shell.of(e.Start)) == 2
+    shell.send(e.WorkerReady(shell.workers(WorkerState.STARTING)[0]))
+    assert len(shell.of(e.Start)) == 3
+    assert len(shell.workers(WorkerState.STARTING)) == 2
+
+
+@pytest.mark.parametrize(("usage", "status"), [(False, 1), (True, 2)])
+def test_a_failed_first_start_ends_the_server(usage: bool, status: int) -> None:
+    shell = Shell()
+    worker = shell.workers(WorkerState.STARTING)[0]
+    shell.send(e.WorkerFailed(worker, "no such module", "Traceback", usage))
+    assert [action.worker for action in shell.of(e.TellQuit)] == [w for w in shell.workers() if w is not worker]
+    shell.reap()
+    (exit_,) = shell.of(e.Exit)
+    assert (exit_.status, exit_.detail) == (status, "Traceback")
+    assert "no such module" in exit_.message
+
+
+def test_a_port_that_cannot_be_opened_ends_the_server() -> None:
+    shell = Shell()
+    shell.make_ready()
+    shell.send(e.PortsOpened("the port is taken"))
+    shell.reap()
+    assert shell.of(e.Exit)[0].status == 2
+
+
+def test_a_reload_retires_the_old_only_when_every_new_one_accepts() -> None:
+    shell = Shell().up()
+    old = shell.workers()
+    shell.send(e.ReloadAsked(ticket=7))
+    new = [w for w in shell.workers() if w not in old]
+    assert len(new) == 2
+    shell.make_ready()
+    assert {action.worker for action in shell.of(e.TellServe)} == set(new)
+    shell.send(e.WorkerAccepts(new[0]))
+    assert not shell.of(e.TellRetire)
+    shell.send(e.WorkerAccepts(new[1]))
+    assert {action.worker for action in shell.of(e.TellRetire)} == set(old)
+    assert {(i.sender, i.receiver) for i in shell.of(e.Introduce)} == {(o, n) for o in old for n in new}
+    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(7, True)]
+    shell.reap(WorkerState.RETIRING)
+    assert set(shell.supervisor.generations) == {2}
+
+
+def failed(worker: Worker) -> e.Event:
+    return e.WorkerFailed(worker, "ImportError", "Traceback of the new code")
+
+
+def died(worker: Worker) -> e.Event:
+    return e.WorkerDied(worker, "signal SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("event", "state"),
+    [
+        (failed, WorkerState.STARTING),
+        (died, WorkerState.STARTING),
+        (died, WorkerState.READY),
+        (died, WorkerState.SWITCHING),
+        (died, WorkerState.SERVING),
+    ],
+)
+def test_any_failure_before_the_switch_leaves_the_old_untouched(
+    event: Callable[[Worker], e.Event], state: WorkerState
+) -> None:
+    shell = Shell().up()
+    old = shell.workers()
+    shell.send(e.ReloadAsked(ticket=1))
+    new = [w for w in shell.workers() if w not in old]
+    if state is WorkerState.READY:
+        shell.send(e.WorkerReady(new[0]))
+    elif state is not WorkerState.STARTING:
+        shell.make_ready()
+    if state is WorkerState.SERVING:
+        shell.send(e.WorkerAccepts(new[0]))
+    assert new[0].state is state
+    shell.send(event(new[0]))
+    assert not [a for a in shell.of(e.TellRetire) + shell.of(e.TellQuit) if a.worker in old]
+    assert all(w.state is WorkerState.SERVING for w in old)
+    (answer,) = shell.of(e.Answer)
+    assert not answer.ok
+    assert "generation 1 serves on" in answer.text
+    for retiring in shell.of(e.TellRetire):  # what may have accepted hands over to the old ones
+        assert {i.receiver for i in shell.of(e.Introduce) if i.sender is retiring.worker} == set(old)
+    shell.reap(WorkerState.ENDING, WorkerState.RETIRING)
+    assert set(shell.supervisor.generations) == {1}
+    shell.reload()
+    assert shell.supervisor.current is not None
+    assert shell.supervisor.current.number == 3
+
+
+def test_a_start_that_hangs_is_killed_at_its_deadline() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.now += POLICY.startup_timeout
+    shell.send(e.Tick())
+    assert shell.of(e.Kill)
+    assert not shell.of(e.Answer)[0].ok
+
+
+def test_a_worker_that_never_accepts_fails_the_reload() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.make_ready()
+    shell.now += SWITCH_TIMEOUT
+    shell.send(e.Tick())
+    assert shell.of(e.Kill)
+    assert not shell.of(e.Answer)[0].ok
+
+
+def test_reloads_during_a_reload_become_one() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked(ticket=1))
+    for ticket in range(2, 500):
+        shell.send(e.ReloadAsked(ticket))
+    assert len(shell.supervisor.generations) == 2
+    shell.make_ready()
+    shell.accept()
+    assert [answer.ticket for answer in shell.of(e.Answer)] == [1]
+    shell.make_ready()
+    shell.accept()
+    assert len(shell.of(e.Answer)) == 499
+    assert shell.supervisor.reloads == 2
+
+
+def test_a_reload_waits_while_too_many_generations_are_alive() -> None:
+    shell = Shell().up()
+    shell.reload()
+    shell.reload()
+    assert len(shell.supervisor.generations) == 3
+    shell.send(e.ReloadAsked())
+    assert shell.supervisor.candidate is None
+    assert shell.supervisor.reload_wanted is not None
+    oldest = [w for w in shell.workers(WorkerState.RETIRING) if w.generation.number == 1]
+    for worker in oldest:
+        shell.send(e.WorkerDied(worker, "exit status 0"))
+    assert shell.supervisor.candidate is not None
+
+
+def test_an_older_generation_that_still_drains_is_introduced_to_the_newest() -> None:
+    shell = Shell().up()
+    shell.reload()
+    oldest = shell.workers(WorkerState.RETIRING)
+    shell.forget()
+    shell.reload()
+    newest = shell.workers(WorkerState.SERVING)
+    for worker in oldest:
+        assert {i.receiver for i in shell.of(e.Introduce) if i.sender is worker} == set(newest)
+
+
+def test_the_hammer_falls_at_the_deadline() -> None:
+    shell = Shell().up()
+    shell.reload()
+    shell.now += POLICY.graceful_timeout + POLICY.shutdown_timeout + HAMMER_MARGIN
+    shell.send(e.Tick())
+    assert {k.worker for k in shell.of(e.Kill)} == set(shell.workers(WorkerState.RETIRING))
+
+
+def test_a_dead_worker_is_replaced_with_back_off() -> None:
+    shell = Shell().up()
+    delays = []
+    for _ in range(6):
+        victim = next(w for w in shell.workers(WorkerState.SERVING) if w.slot == 0)
+        shell.send(e.WorkerDied(victim, "signal SIGSEGV"), after=1.0)
+        before = shell.now
+        while not shell.workers(WorkerState.STARTING):
+            shell.tick_at_deadline()
+        delays.append(shell.now - before)
+        shell.make_ready()
+        shell.accept()
+    assert delays[0] == 0.0
+    assert delays == sorted(delays)
+    assert delays[-1] > 5.0
+
+
+def test_a_replacement_that_cannot_start_leaves_its_slot_degraded_and_the_rest_alone() -> None:
+    shell = Shell().up()
+    victim, other = shell.workers()
+    shell.send(e.WorkerDied(victim, "signal SIGSEGV"))
+    (replacement,) = shell.workers(WorkerState.STARTING)
+    assert replacement.generation is victim.generation
+    shell.send(e.WorkerFailed(replacement, "ImportError", "Traceback"))
+    shell.reap(WorkerState.ENDING)
+    assert other.state is WorkerState.SERVING
+    assert shell.supervisor.slots[victim.slot].trouble
+    assert math.isfinite(shell.supervisor.next_deadline())
+    shell.tick_at_deadline()
+    shell.make_ready()
+    shell.accept()
+    assert not shell.supervisor.slots[victim.slot].trouble
+
+
+def test_recycling_has_the_replacement_accept_first() -> None:
+    shell = Shell().up()
+    worn = shell.workers()[0]
+    shell.send(e.WorkerWantsReplacement(worn, "it has served 1000 requests"))
+    assert worn.state is WorkerState.SERVING
+    shell.make_ready()
+    assert worn.state is WorkerState.SERVING
+    shell.accept()
+    assert worn.state is WorkerState.RETIRING
+    assert len({i.receiver for i in shell.of(e.Introduce) if i.sender is worn}) == 2
+
+
+def test_a_failed_replacement_leaves_the_worn_worker_serving() -> None:
+    shell = Shell().up()
+    worn = shell.workers()[0]
+    shell.send(e.WorkerWantsReplacement(worn, "old age"))
+    shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "ImportError"))
+    assert worn.state is WorkerState.SERVING
+    assert not shell.of(e.TellRetire)
+
+
+def test_scaling_up_and_down() -> None:
+    shell = Shell().up()
+    shell.send(e.ScaleAsked(+1))
+    shell.make_ready()
+    shell.accept()
+    assert sorted(w.slot for w in shell.workers(WorkerState.SERVING)) == [0, 1, 2]
+    for _ in range(5):
+        shell.send(e.ScaleAsked(-1))
+    assert [w.slot for w in shell.workers(WorkerState.SERVING)] == [0]
+    assert shell.supervisor.size == 1
+
+
+def test_the_signals_lame_duck_ends_with_a_reload_that_began_after_it() -> None:
+    shell = Shell().up()
+    shell.send(e.LameDuckAsked(on=True))
+    shell.send(e.LameDuckAsked(on=True))
+    assert [action.on for action in shell.of(e.SetLameDuck)] == [True]
+    shell.reload()
+    assert [action.on for action in shell.of(e.SetLameDuck)] == [True, False]
+
+
+def test_a_reload_that_had_begun_before_does_not_end_the_lame_duck() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked())
+    shell.send(e.LameDuckAsked(on=True))
+    shell.make_ready()
+    shell.accept()
+    assert shell.supervisor.lame_duck is not None
+
+
+def test_a_failed_reload_leaves_the_lame_duck() -> None:
+    shell = Shell().up()
+    shell.send(e.LameDuckAsked(on=True))
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "ImportError"))
+    assert shell.supervisor.lame_duck is not None
+    assert "still in lame duck" in shell.of(e.Answer)[0].text
+
+
+def test_the_controls_lame_duck_holds_until_told_off() -> None:
+    shell = Shell().up()
+    shell.send(e.LameDuckAsked(on=True, by_control=True))
+    shell.send(e.LameDuckAsked(on=True))
+    shell.reload()
+    assert shell.supervisor.lame_duck is not None
+    shell.send(e.LameDuckAsked(on=False, by_control=True))
+    assert shell.supervisor.lame_duck is None
+
+
+def test_stop_shuts_out_first_and_then_drains() -> None:
+    shell = Shell().up()
+    shell.send(e.StopAsked())
+    assert shell.of(e.ShutOut)
+    assert not shell.of(e.TellRetire)
+    shell.send(e.ShutOutDone())
+    assert all(action.drain_queue and action.reason == "stop" for action in shell.of(e.TellRetire))
+    assert not shell.of(e.Introduce)
+    shell.reap()
+    assert shell.of(e.ClosePorts)
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_stop_with_a_drain_delay_is_a_lame_duck_first() -> None:
+    shell = Shell(drain_delay=10.0).up()
+    shell.send(e.StopAsked())
+    assert shell.of(e.SetLameDuck) == [e.SetLameDuck(True)]
+    assert not shell.of(e.ShutOut)
+    assert shell.supervisor.next_deadline() == shell.now + 10.0
+    shell.tick_at_deadline()
+    assert shell.of(e.ShutOut)
+
+
+def test_stop_during_a_reload_gives_the_reload_up() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.StopAsked())
+    assert not shell.of(e.Answer)[0].ok
+    shell.send(e.ShutOutDone())
+    shell.reap()
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_stop_during_the_first_start() -> None:
+    shell = Shell(start_concurrency=1)
+    shell.send(e.StopAsked())
+    shell.reap()
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+@pytest.mark.parametrize("second", [e.StopAsked(), e.QuickStopAsked()])
+def test_a_second_signal_stops_at_once(second: e.Event) -> None:
+    shell = Shell().up()
+    shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
+    shell.send(second)
+    assert len(shell.of(e.TellQuit)) == 2
+    shell.now += END_TIMEOUT
+    shell.send(e.Tick())
+    assert len(shell.of(e.Kill)) == 2
+    shell.reap()
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_after_the_stop_nothing_counts() -> None:
+    shell = Shell().up()
+    shell.send(e.QuickStopAsked())
+    shell.reap()
+    shell.forget()
+    assert shell.send(e.ReloadAsked()) == []
+
+
+def test_an_orphaned_pair_gets_its_verdict_when_the_senders_fate_is_known() -> None:
+    shell = Shell().up()
+    shell.reload()
+    pair = shell.of(e.Introduce)[0]
+    shell.send(e.PairOrphaned(pair.receiver, pair.pair))
+    assert not shell.of(e.TellVerdict)
+    shell.send(e.WorkerDied(pair.sender, "signal SIGKILL"))
+    assert shell.of(e.TellVerdict) == [e.TellVerdict(pair.receiver, pair.pair, keep=True)]
+
+
+def test_a_withdrawn_pair_is_dropped_even_if_the_sender_dies_later() -> None:
+    shell = Shell().up()
+    shell.reload()
+    pair = shell.of(e.Introduce)[0]
+    shell.send(e.PairWithdrawn(pair.sender, pair.pair))
+    shell.send(e.WorkerDied(pair.sender, "signal SIGKILL"))
+    shell.send(e.PairOrphaned(pair.receiver, pair.pair))
+    assert shell.of(e.TellVerdict) == [e.TellVerdict(pair.receiver, pair.pair, keep=False)]
+
+
+def test_the_table_refuses_what_it_does_not_hold() -> None:
+    with pytest.raises(IllegalTransition):
+        advance(WORKERS, WorkerState.RETIRING, WorkerState.SERVING)
+    assert GenerationState.CURRENT.value == "current"
