@@ -113,9 +113,16 @@ async def stream(scope: Scope, send: Send) -> None:
 
 
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    """Echo text messages; each begins with its id, and the answer is `id pid generation rest`."""
+    """Echo text messages; each begins with its id, and the answer is `id pid generation rest`.
+
+    The handshake has an id as well; it is answered by a first message of the same form.
+    """
+    opened, _ = question(scope)
     await receive()
+    note(b"S", opened)
     await send({"type": "websocket.accept"})
+    await send({"type": "websocket.send", "text": f"{opened} {PID} {generation(scope)} hello"})
+    note(b"E", opened)
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":

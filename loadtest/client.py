@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from loadtest.connection import Connection, Failure, Response
-from loadtest.ledger import Cause, Entry, Ledger
+from loadtest.ledger import Cause, Entry, Ledger, Left
 
 ANSWER_TIMEOUT = 30.0
 """Seconds, beyond what was planned, after which an answer counts as lost."""
@@ -62,11 +62,14 @@ class Load:
         except TimeoutError:
             pass
 
-    async def connect(self, kind: str) -> Connection:
-        """A new connection whose end by the server is counted; raises Failure."""
-        connection = await Connection.open(
-            self.host, self.port, lambda left: self.ledger.reconnect(kind, time.monotonic(), left)
-        )
+    async def connect(self, kind: str, keep: bool = True) -> Connection:
+        """A new connection; if the client means to `keep` it, its end by the server is counted. Raises Failure."""
+
+        def left(how: Left) -> None:
+            if keep:
+                self.ledger.reconnect(kind, time.monotonic(), how)
+
+        connection = await Connection.open(self.host, self.port, left)
         self.ledger.connections += 1
         return connection
 
@@ -74,9 +77,11 @@ class Load:
 class Client:
     """A virtual user."""
 
-    def __init__(self, load: Load, kind: str) -> None:
+    def __init__(self, load: Load, kind: str, keep: bool = True) -> None:
+        """A user who keeps its connection (`keep`), or leaves after each answer."""
         self.load = load
         self.kind = kind
+        self.keep = keep
         self.random = Random(load.random.random())
         self._connection: Connection | None = None
         self._fresh = True
@@ -96,13 +101,11 @@ class Client:
                 self._failed(entry, failure)
             return
         answers = [connection.expect() for _ in requests]
-        for entry, request in zip(entries, requests, strict=True):
-            entry.planned = sum(pause for pause, _ in request.pieces) + request.planned
-        await send(connection, [piece for request in requests for piece in request.pieces], answers[0])
+        await send(connection, [piece for request in requests for piece in request.pieces], answers[-1])
         planned = 0.0
         for entry, request, answer in zip(entries, requests, answers, strict=True):
-            planned += request.planned
-            entry.planned = max(entry.planned, planned)  # the ones before it are answered first
+            planned += request.planned + sum(pause for pause, _ in request.pieces)
+            entry.planned = planned  # the ones before it come first
             await self._settle(connection, entry, request, answer)
         if requests[-1].close:
             await self._see_it_closed(connection)
@@ -122,7 +125,7 @@ class Client:
         if self._connection is not None and not self._connection.usable:
             self.leave()  # the server had ended it while it was idle: counted as a reconnect already
         if self._connection is None:
-            self._connection = await self.load.connect(self.kind)
+            self._connection = await self.load.connect(self.kind, self.keep)
             self._fresh = True
         return self._connection
 
@@ -147,7 +150,7 @@ class Client:
             self._failed(entry, failure)
             self.leave()
             return
-        self.load.ledger.answered(entry, time.monotonic(), pid, generation)
+        self.load.ledger.answered(entry, response.done, pid, generation)
         if self._fresh:
             self._fresh = False
             self.load.first_answer(pid, generation)

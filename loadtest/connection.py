@@ -1,14 +1,15 @@
 """One client connection, byte by byte: no HTTP client library stands between, since those retry.
 
 Owns one TCP connection and the parser of its responses (httptools). Rules: what is written is exactly what the caller
-gives; every expected response is a future that ends as the response, or as a `Failure` with its cause; nothing is opened
-again here. It knows nothing of ids and load kinds.
+gives; every expected response is a future that ends as the response, or as a `Failure` with its cause; nothing is
+opened again here. It knows nothing of ids and load kinds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import cast
@@ -36,6 +37,8 @@ class Response:
     status: int = 0
     headers: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
     body: bytearray = dataclasses.field(default_factory=bytearray)
+    done: float = 0.0
+    """When its last byte was read (monotonic, s)."""
 
 
 class Connection(asyncio.Protocol):
@@ -167,6 +170,7 @@ class Connection(asyncio.Protocol):
         if not self._expected:
             self.stray += b"a whole response: %d" % response.status
             return
+        response.done = time.monotonic()
         future = self._expected.popleft()
         if not future.done():
             future.set_result(response)

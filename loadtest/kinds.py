@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
-from loadtest.app import echo_answer
+from loadtest.app import echo_answer, stream_chunk
 from loadtest.client import Client, Load, Request
+from loadtest.websocket import chat
 
 HOST = b"loadtest"
 
@@ -37,40 +38,35 @@ def some_body(random: Random, most: int = 400) -> bytes:
     return random.randbytes(random.randrange(most))
 
 
-async def keep_alive(load: Load, rate: float) -> None:
+async def keep_alive(client: Client, rate: float) -> None:
     """POSTs back to back on one connection, in bursts."""
-    client = Client(load, "keep-alive")
+    load = client.load
     while load.running:
         burst = client.random.randint(1, 30)
         for _ in range(burst):
             if load.running:
                 await client.exchange(lambda number: post(number, some_body(client.random)))
-        await load.pause(client.random.uniform(0.2, 1.8) * burst / rate)
-    client.leave()
+        await client.load.pause(client.random.uniform(0.2, 1.8) * burst / rate)
 
 
-async def idle(load: Load, rate: float) -> None:
+async def idle(client: Client, rate: float) -> None:
     """A connection that is idle for 0 to 3 s between its requests."""
-    client = Client(load, "idle keep-alive")
-    while load.running:
-        await load.pause(client.random.uniform(0.0, 3.0))
+    while client.load.running:
+        await client.load.pause(client.random.uniform(0.0, 3.0))
         await client.exchange(lambda number: post(number, some_body(client.random)))
-    client.leave()
 
 
-async def one_shot(load: Load, rate: float) -> None:
+async def one_shot(client: Client, rate: float) -> None:
     """A new connection for each request; half of them say `Connection: close`."""
-    client = Client(load, "one-shot")
-    while load.running:
+    while client.load.running:
         close = client.random.random() < 0.5
         await client.exchange(lambda number: post(number, some_body(client.random), close=close))  # noqa: B023
         client.leave()
-        await load.pause(client.random.uniform(0.2, 1.8) / rate)
+        await client.load.pause(client.random.uniform(0.2, 1.8) / rate)
 
 
-async def split(load: Load, rate: float) -> None:
+async def split(client: Client, rate: float) -> None:
     """Requests whose head arrives in pieces, cut anywhere, with pauses between them."""
-    client = Client(load, "split head")
 
     def cut(number: int) -> Request:
         whole = post(number, some_body(client.random), pad=client.random.randrange(300))
@@ -81,15 +77,13 @@ async def split(load: Load, rate: float) -> None:
         pieces = [data[a:b] for a, b in itertools.pairwise(edges)]
         return dataclasses.replace(whole, pieces=list(zip(pauses, pieces, strict=True)))
 
-    while load.running:
+    while client.load.running:
         await client.exchange(cut)
-        await load.pause(client.random.uniform(0.0, 0.5))
-    client.leave()
+        await client.load.pause(client.random.uniform(0.0, 0.5))
 
 
-async def pipelined(load: Load, rate: float) -> None:
+async def pipelined(client: Client, rate: float) -> None:
     """2 to 8 requests in one write; some make the handler wait, and sometimes the last one comes in two parts."""
-    client = Client(load, "pipelined")
 
     def one(number: int) -> Request:
         wait = client.random.choice((0.0, 0.0, 0.0, 0.0, 0.03))
@@ -102,32 +96,97 @@ async def pipelined(load: Load, rate: float) -> None:
         pause = client.random.choice((0.01, 0.1, 0.5))
         return dataclasses.replace(whole, pieces=[(0.0, data[:at]), (pause, data[at:])])
 
-    while load.running:
+    while client.load.running:
         count = client.random.randint(2, 8)
         last = in_two if client.random.random() < 0.3 else one
         await client.exchanges([one] * (count - 1) + [last])
-        await load.pause(client.random.uniform(0.2, 1.8) * count / rate)
-    client.leave()
+        await client.load.pause(client.random.uniform(0.2, 1.8) * count / rate)
+
+
+async def upload(client: Client, rate: float) -> None:
+    """A body that drips in over 1 to 4 s, with a content-length or chunked; some expect 100-continue."""
+    random = client.random
+
+    def drip(number: int) -> Request:
+        count = random.randint(4, 20)
+        parts = [random.randbytes(random.randint(1, 4000)) for _ in range(count)]
+        pause = random.uniform(1.0, 4.0) / count
+        body = b"".join(parts)
+        head = head_of(number) + (b"expect: 100-continue\r\n" if random.random() < 0.3 else b"")
+        if random.random() < 0.5:
+            head += b"content-length: %d\r\n\r\n" % len(body)
+        else:
+            head += b"transfer-encoding: chunked\r\n\r\n"
+            parts = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts] + [b"0\r\n\r\n"]
+        return Request([(0.0, head), *((pause, part) for part in parts)], echo_answer(number, body))
+
+    while client.load.running:
+        await client.exchange(drip)
+        await client.load.pause(random.uniform(0.0, 0.3))
+
+
+async def slow(client: Client, rate: float) -> None:
+    """Answers for which the handler takes up to 2 s."""
+    while client.load.running:
+        wait = client.random.uniform(0.1, 2.0)
+        await client.exchange(lambda number: post(number, some_body(client.random), wait=wait))  # noqa: B023
+        await client.load.pause(client.random.uniform(0.0, 0.3))
+
+
+async def stream(client: Client, rate: float) -> None:
+    """Responses that take 1 to 5 s, compared byte for byte up to the last chunk."""
+
+    def get(number: int) -> Request:
+        chunks, over = client.random.randint(5, 50), client.random.uniform(1.0, 5.0)
+        head = b"GET /stream?id=%d&chunks=%d&over=%.3f HTTP/1.1\r\nhost: %s\r\n\r\n" % (number, chunks, over, HOST)
+        return Request([(0.0, head)], b"".join(stream_chunk(number, index) for index in range(chunks)), planned=over)
+
+    while client.load.running:
+        await client.exchange(get)
+        await client.load.pause(client.random.uniform(0.0, 0.3))
+
+
+async def websocket(client: Client, rate: float) -> None:
+    """WebSockets that live 1 to 5 s and exchange a few messages at a time; half of them offer compression."""
+    while client.load.running:
+        deflate = client.random.random() < 0.5
+        await chat(client.load, client.kind, client.random.uniform(1.0, 5.0), deflate)
+        await client.load.pause(client.random.uniform(0.0, 0.3))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
     """How much of a kind of load there is."""
 
-    run: Callable[[Load, float], Awaitable[None]]
+    name: str
+    run: Callable[[Client, float], Awaitable[None]]
     users: int
     rate: float = 0.0  # requests/s of all its users together, where the kind is paced
+    keep: bool = True  # its users mean to keep their connections
+    prompt: bool = False  # sent at once and answered at once: the latency is the server's
 
 
 KINDS = (
-    Kind(keep_alive, users=6, rate=300),
-    Kind(idle, users=40),
-    Kind(one_shot, users=6, rate=60),
-    Kind(split, users=12),
-    Kind(pipelined, users=5, rate=100),
+    Kind("keep-alive", keep_alive, users=6, rate=300, prompt=True),
+    Kind("idle keep-alive", idle, users=40, prompt=True),
+    Kind("one-shot", one_shot, users=6, rate=60, keep=False, prompt=True),
+    Kind("split head", split, users=12),
+    Kind("pipelined", pipelined, users=5, rate=100),
+    Kind("slow upload", upload, users=8),
+    Kind("slow answer", slow, users=8),
+    Kind("stream", stream, users=8),
+    Kind("WebSocket", websocket, users=8),
 )
 
 
-def users(load: Load, kinds: tuple[Kind, ...] = KINDS) -> list[Awaitable[None]]:
-    """All virtual users of the mixed load, to be run at once."""
-    return [kind.run(load, load.scale * kind.rate / kind.users) for kind in kinds for _ in range(kind.users)]
+def users(load: Load, names: Sequence[str] = ()) -> list[Awaitable[None]]:
+    """All virtual users of the mixed load, to be run at once; of the kinds in `names` alone, if there are any."""
+    kinds = [kind for kind in KINDS if not names or kind.name in names]
+    return [user(load, kind) for kind in kinds for _ in range(kind.users)]
+
+
+async def user(load: Load, kind: Kind) -> None:
+    """One virtual user."""
+    client = Client(load, kind.name, kind.keep)
+    await kind.run(client, load.scale * kind.rate / kind.users)
+    client.leave()

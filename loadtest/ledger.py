@@ -1,8 +1,8 @@
 """The accounts: what was sent, what was executed, what was answered, and what does not agree.
 
-Pure: it knows no sockets, clock or processes. The clients write into a `Ledger` as they go; the executions are read from
-the application's file afterwards; `settle` compares the two. Rule: an id that was sent and has no right and whole answer
-is lost, whatever the excuse; there is no retry that could hide it.
+Pure: it knows no sockets, clock or processes. The clients write into a `Ledger` as they go; the executions are read
+from the application's file afterwards; `settle` compares the two. Rule: an id that was sent and has no right and whole
+answer is lost, whatever the excuse; there is no retry that could hide it.
 """
 
 from __future__ import annotations

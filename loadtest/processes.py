@@ -1,7 +1,8 @@
 """What /proc(5) tells about the processes of the server under test. It only looks; it changes nothing.
 
-A run marks its server by an environment variable, which children inherit, so that a process that has left the tree or
-the session is still found. A zombie has no environment any more: it is found by its parent.
+A process belongs to a run if it descends from the listener, is in its session, or carries the run's mark in its
+environment: each of these alone can be lost (an orphan has another parent, setsid(2) makes another session,
+setproctitle overwrites the environment, a zombie has none).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Process:
 
     pid: int
     parent: int
+    session: int
     state: str  # R, S, D, Z … of proc_pid_stat(5)
     name: str
 
@@ -27,8 +29,13 @@ class Process:
 def of_run(mark: str, listener: int) -> list[Process]:
     """All living or dead processes of the run, the listener among them."""
     table = {process.pid: process for process in _table()}
-    found = {pid for pid in table if pid == listener or _marked(pid, mark)}
-    found |= {pid for pid, process in table.items() if process.state == "Z" and process.parent in found}
+    found = {
+        pid for pid, process in table.items() if pid == listener or process.session == listener or _marked(pid, mark)
+    }
+    children = found
+    while children:
+        children = {pid for pid, process in table.items() if process.parent in found} - found
+        found |= children
     return [table[pid] for pid in sorted(found)]
 
 
@@ -62,8 +69,8 @@ def _table() -> list[Process]:
             except OSError:
                 continue  # it has ended meanwhile
             command, _, rest = stat.partition(" (")[2].rpartition(") ")
-            state, parent = rest.split()[:2]
-            processes.append(Process(int(name), int(parent), state, command))
+            state, parent, _, session = rest.split()[:4]
+            processes.append(Process(int(name), int(parent), int(session), state, command))
     return processes
 
 

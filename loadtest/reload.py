@@ -22,7 +22,7 @@ import uvloop
 
 from loadtest import processes
 from loadtest.client import Load
-from loadtest.kinds import users
+from loadtest.kinds import KINDS, users
 from loadtest.ledger import Accounts, Ledger, parse_executions, settle
 from loadtest.servers import COMMANDS, GRACEFUL, Server
 
@@ -53,6 +53,8 @@ class Settings:
     warmup: float = 2.0
     """Seconds of load before the first HUP and after the last reload."""
     seed: int = 1
+    kinds: tuple[str, ...] = ()
+    """Names of the kinds of load; all, if empty."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -252,7 +254,7 @@ async def under_load(
     watch = Watch(settings.workers)
     load.first_answer = watch.first_answer
     reloads: list[Reload] = []
-    tasks = {asyncio.ensure_future(user) for user in users(load)}
+    tasks = {asyncio.ensure_future(user) for user in users(load, settings.kinds)}
     await load.pause(settings.warmup)
     for number in range(1, settings.reloads + 1):
         reload = Reload(time.monotonic())
@@ -301,6 +303,8 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="The server's event loop.")
 @click.option("--scale", type=click.FloatRange(0.01), default=1.0, help="Factor for the request rates.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the server.", show_default=False)
+@click.option("--warmup", type=click.FloatRange(0), default=2.0, help="Seconds of load before and after the reloads.")
+@click.option("--kinds", type=click.Choice([kind.name for kind in KINDS]), multiple=True, help="Only these loads.")
 @click.option("--seed", type=int, default=1, help="For the load's random choices.")
 def main(**options: Any) -> None:
     """Reload a server under strict mixed load and print what was lost. Exits 1 if anything was."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from loadtest.kinds import KINDS
 from loadtest.ledger import percentile
 from loadtest.reload import Result
 
 MIB = 1 << 20
-PROMPT = ("keep-alive", "idle keep-alive", "one-shot", "pipelined")
-"""The kinds whose requests are sent at once and answered at once: their latency is the server's."""
+PROMPT = {kind.name for kind in KINDS if kind.prompt}
 
 
 def table(result: Result) -> str:
@@ -38,7 +38,8 @@ def table(result: Result) -> str:
 def kinds(result: Result) -> list[list[str]]:
     """One row per kind of load, and the sum."""
     reconnects = Counter(reconnect.kind for reconnect in result.ledger.reconnects)
-    names = list(dict.fromkeys(entry.kind for entry in result.ledger.entries))
+    used = {entry.kind for entry in result.ledger.entries}
+    names = [kind.name for kind in KINDS if kind.name in used]
     rows = [["load", "sent", "answered", "lost", "reconnects", "p50 ms", "p99 ms", "p99.9 ms", "max ms"]]
     for name in names:
         mine = [entry for entry in result.ledger.entries if entry.kind == name]
@@ -62,7 +63,8 @@ def verdict(result: Result) -> str:
     done = sum(1 for reload in result.reloads if reload.complete)
     return (
         f"{number(result.lost)} lost, {number(result.doubled)} doubled, "
-        f"{number(result.reconnects)} keep-alive reconnects, {number(done)} of {number(len(result.reloads))} reloads complete: "
+        f"{number(result.reconnects)} keep-alive reconnects, "
+        f"{number(done)} of {number(len(result.reloads))} reloads complete: "
         + ("nothing was noticed" if result.spotless else "NOT SPOTLESS")
     )
 

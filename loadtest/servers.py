@@ -1,8 +1,8 @@
 """How each server is started, told to reload, and stopped.
 
 Each gets the same settings as far as it has them: the same workers, no access log, 75 s of keep-alive (so that what
-closes a connection is the reload, and not the idle timeout) and 30 s to finish its requests. The application's directory
-belongs to the run, so that a run can put bad code there.
+closes a connection is the reload, and not the idle timeout) and 30 s to finish its requests. The application's
+directory belongs to the run, so that a run can put bad code there.
 """
 
 from __future__ import annotations
