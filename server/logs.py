@@ -139,6 +139,14 @@ def reopen() -> None:
         _handler.file.reopen()
 
 
+def finish() -> None:
+    """Close the log file, if there is one; what is logged later goes to stderr."""
+    if _handler is not None and _handler.file is not None:
+        file, _handler.file = _handler.file, None
+        file.sink.finish(time.monotonic() + FINISH_TIME)
+        file.sink.close()
+
+
 class AccessLog:
     """One line per answered request, collected and written together.
 

@@ -1,0 +1,206 @@
+"""The application: from `module:attribute` to a callable, and from its errors to what a person can use.
+
+Runs in a worker alone, after its directory and import path are set. Faults are told apart: what the command line
+names and is not there is a UsageError, one sentence; what goes wrong inside the application's own code is its own
+exception, let through, and `application_traceback` shows it without this server's frames. It must not know of
+processes or protocols.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from server.errors import UsageError
+
+if TYPE_CHECKING:
+    from server.protocol.service import ASGIApplication
+
+PACKAGE: Final = os.path.dirname(os.path.realpath(__file__))
+MOST_NAMED: Final = 3
+
+
+def parse(specification: str) -> tuple[str, list[str]]:
+    """Module and attribute path of `module.sub:attribute.sub`. Raises UsageError if it is not of that form."""
+    module, colon, attribute = specification.partition(":")
+    parts = attribute.split(".")
+    if not colon or not all(part.isidentifier() for part in [*module.split("."), *parts]):
+        raise UsageError(f"{specification!r} is not an application: write module:attribute, for example app:asgi")
+    return module, parts
+
+
+def load(specification: str, factory: bool) -> ASGIApplication:
+    """Import the application that `specification` names; with `factory`, call it to get the application.
+
+    Raises UsageError if module or attribute are not there or cannot be an ASGI 3 application; what the application's
+    own code raises comes through as it is.
+    """
+    name, path = parse(specification)
+    module = _import(name)
+    found: Any = module
+    for index, part in enumerate(path):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            where = ".".join([name, *path[:index]]) if index else f"the module {name} ({_file(module)})"
+            raise UsageError(f"{where} has no attribute {part!r}{_instead(found, part, name)}") from None
+    if factory:
+        found = _call_factory(found, specification)
+    _check_callable(found, specification, factory)
+    return cast("ASGIApplication", found)
+
+
+def _import(name: str) -> ModuleType:
+    """Import the module. Only its own absence is the command line's fault."""
+    _check_not_shadowed(name)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise  # an import of the application's own that fails
+        if error.name != name and "is not a package" in str(error):
+            raise UsageError(f"there is no module {name}: {error.name} is a single file, not a package") from None
+        raise UsageError(_not_there(error.name, name)) from None
+
+
+def _not_there(missing: str, wanted: str) -> str:
+    first = sys.path[0] or os.getcwd()
+    inside = os.path.join(first, *missing.split(".")[:-1])
+    near = difflib.get_close_matches(missing.rpartition(".")[2], _modules_in(inside), 1)
+    hint = f"; did you mean {near[0]}?" if near else "; name the directory that holds it with --app-dir"
+    of = f" (for {wanted})" if wanted != missing else ""
+    return f"there is no module {missing}{of} in {inside}{hint}"
+
+
+def _modules_in(directory: str) -> list[str]:
+    try:
+        entries = os.listdir(directory)
+    except OSError:
+        return []
+    packages = [e for e in entries if e.isidentifier() and os.path.isdir(os.path.join(directory, e))]
+    return sorted(packages + [e.removesuffix(".py") for e in entries if e.endswith(".py")])
+
+
+def _check_not_shadowed(name: str) -> None:
+    """This server's package is called `server`: an application's module of that name cannot be reached."""
+    first = os.path.realpath(sys.path[0])
+    if name.split(".")[0] != "server" or PACKAGE == os.path.join(first, "server"):
+        return
+    for candidate in ("server.py", os.path.join("server", "__init__.py")):
+        if os.path.exists(os.path.join(first, candidate)):
+            raise UsageError(
+                f"the application's {candidate} has the same name as this server's own package, which was loaded first: "
+                "rename it, or give the directory above it as --app-dir and write DIRECTORY.server:attribute"
+            )
+
+
+def _instead(found: Any, missing: str, module: str) -> str:
+    """What could have been meant: names that look alike, or else what looks like an application."""
+    names = [n for n in dir(found) if not n.startswith("_")]
+    near = difflib.get_close_matches(missing, names, 1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    likely = [n for n in names if _looks_like_application(getattr(found, n, None), module)][:MOST_NAMED]
+    if likely:
+        return "; what looks like an application there: " + ", ".join(likely)
+    return "; name the attribute that holds the application"
+
+
+def _looks_like_application(value: Any, module: str) -> bool:
+    """An async callable of (scope, receive, send); for objects, one of their class's own `__call__`."""
+    if inspect.isclass(value) or not callable(value):
+        return False
+    if inspect.isfunction(value) and value.__module__ != module:
+        return False
+    call = value if inspect.isroutine(value) else type(value).__call__
+    try:
+        wanted = inspect.signature(value).parameters
+    except (TypeError, ValueError):
+        return False
+    return inspect.iscoroutinefunction(call) and len(wanted) == 3
+
+
+def _call_factory(factory: Any, specification: str) -> Any:
+    if not callable(factory):
+        raise UsageError(f"{specification} is {_kind(factory)}, not a function: leave --factory out")
+    if inspect.iscoroutinefunction(factory):
+        raise UsageError(
+            f"{specification} is an async function, so no factory: leave --factory out, or use a plain def"
+        )
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        raise UsageError(
+            f"{specification} needs arguments, so no factory: leave --factory out if it is the application itself"
+        ) from None
+    except ValueError:
+        pass  # a builtin without a signature: calling it will show
+    return factory()
+
+
+def _check_callable(found: Any, specification: str, factory: bool) -> None:
+    """Refuse what is surely no ASGI 3 application; what cannot be told is given the benefit of the doubt."""
+    what = f"what {specification} returned" if factory else specification
+    if not callable(found):
+        raise UsageError(f"{what} is {_kind(found)}, which cannot be called: name the ASGI application itself")
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, None, None)
+    except TypeError:
+        raise UsageError(_why_not(found, signature, what, factory)) from None
+
+
+def _why_not(found: Any, signature: inspect.Signature, what: str, factory: bool) -> str:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind in positional]
+    if not needed and not factory:
+        return f"{what} takes no scope, receive and send: if it returns the application, add --factory"
+    if len(needed) == 1:
+        return (
+            f"{what} takes one argument, as ASGI 2 applications do: this server runs ASGI 3; "
+            "wrap it with asgiref's guarantee_single_callable"
+        )
+    if len(needed) == 2:
+        return (
+            f"{what} takes two arguments, as WSGI applications do: this server runs ASGI; "
+            "wrap it with a2wsgi's WSGIMiddleware"
+        )
+    return f"{what} does not take scope, receive and send, as an ASGI application does: name the application itself"
+
+
+def _kind(value: Any) -> str:
+    kind = "a module" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"
+    return "None" if value is None else kind
+
+
+def _file(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or "without a file"
+
+
+def application_traceback(error: BaseException) -> str:
+    """The traceback as text, from the first frame of the application's own code on.
+
+    This server's frames and the import machinery's are cut off at the front; if there is no other frame, all are
+    kept.
+    """
+    own = error.__traceback__
+    while own is not None and _is_ours(own.tb_frame):
+        own = own.tb_next
+    if own is None and not isinstance(error, SyntaxError):  # a SyntaxError names file and line by itself
+        own = error.__traceback__
+    return "".join(traceback.TracebackException(type(error), error, own, compact=True).format())
+
+
+def _is_ours(frame: FrameType) -> bool:
+    name = frame.f_code.co_filename
+    return name.startswith((PACKAGE + os.sep, "<frozen importlib")) or name == importlib.__file__
