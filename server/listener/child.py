@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
 
 from server.channel import Channel, Outbox, pair
 from server.listener.lifecycle import Worker
 from server.listener.release import Release
+from server.output import ChildOutput, for_child
 from server.signals import LISTENER_SIGNALS
 
 
@@ -25,11 +25,12 @@ def describe(status: int) -> str:
 class Child:
     """A started worker process."""
 
-    def __init__(self, worker: Worker, pid: int, channel: Channel, row: int) -> None:
+    def __init__(self, worker: Worker, pid: int, channel: Channel, output: ChildOutput, row: int) -> None:
         self.worker = worker
         self.pid = pid
         self.channel = channel
         self.outbox = Outbox(channel)
+        self.output = output
         self.row = row
 
     def kill(self) -> None:
@@ -37,43 +38,45 @@ class Child:
         os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close what is held for the child."""
+        """The child has been reaped: pass on its last words and close what is held for it."""
+        self.output.drain_after_death()
         self.channel.close()
         self.outbox.close()
 
 
-def spawn(worker: Worker, release: Release, output: Sequence[tuple[int, int]]) -> tuple[int, Channel]:
-    """Start a worker as a fresh interpreter; return its PID and the listener's end of its channel.
+def spawn(worker: Worker, release: Release, row: int) -> Child:
+    """Start a worker as a fresh interpreter.
 
-    `output` are pairs (descriptor here, descriptor there) that the child gets besides its channel. The child leads its
-    own process group, so that a signal for the foreground group (Ctrl-C) does not reach it.
+    It leads its own process group, so that a signal for the foreground group (Ctrl-C) does not reach it.
 
     Raises OSError if the interpreter cannot be started.
     """
     ours, theirs = pair()
-    fd = theirs.fileno()
+    output = for_child()
     arguments = [
         release.python,
         *safe_path_flag(),
-        *("-m", "server.worker", "--channel", str(fd)),
+        *("-m", "server.worker", "--channel", str(theirs.fileno()), "--output", output.argument()),
         *("--generation", str(worker.generation.number), "--slot", str(worker.slot)),
     ]
-    os.set_inheritable(fd, True)
+    inherited = [(theirs.fileno(), theirs.fileno()), *output.child_fds()]
     try:
         pid = os.posix_spawn(
             release.python,
             arguments,
             release.environment,
-            file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in output],
+            file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in inherited],
             setpgroup=0,
             setsigmask=LISTENER_SIGNALS,
         )
     except OSError:
         ours.close()
+        output.drain_after_death()
         raise
     finally:
         theirs.close()
-    return pid, Channel(ours)
+        output.started()
+    return Child(worker, pid, Channel(ours), output, row)
 
 
 def safe_path_flag() -> list[str]:

@@ -190,12 +190,12 @@ class Listener:
         )
 
     def _spawn(self, worker: Worker, prepared: release.Release) -> Child:
-        pid, channel = spawn(worker, prepared, ())
-        row = self._free_rows.pop()
-        cells = self.scoreboard.row(row)
-        cells[Cell.PID], cells[Cell.GENERATION], cells[Cell.SLOT] = pid, worker.generation.number, worker.slot
-        log.debug("%s has PID %d", worker, pid)
-        return Child(worker, pid, channel, row)
+        child = spawn(worker, prepared, self._free_rows[-1])
+        self._free_rows.pop()
+        cells = self.scoreboard.row(child.row)
+        cells[Cell.PID], cells[Cell.GENERATION], cells[Cell.SLOT] = child.pid, worker.generation.number, worker.slot
+        log.debug("%s has PID %d", worker, child.pid)
+        return child
 
     def _free_row(self, child: Child) -> None:
         self.scoreboard.fold(child.row, child.worker.slot)
@@ -376,15 +376,18 @@ def run(config: Config) -> int:
     with output.guarded():
         logs.configure(config, "listener")
         pid_file = PidFile(config.pid) if config.pid else None
-        listening = sockets.bind(config)
+        listening: list[sockets.Listening] = []
         try:
+            listening = sockets.bind(config)
             end = anyio.run(Listener(config, listening, pid_file).run)
         finally:
             for each in listening:
                 each.close()
             if pid_file is not None:
                 pid_file.remove()
+        if end.status == 2:
+            raise UsageError(end.message)
         if end.status:
-            raise (UsageError if end.status == 2 else StartError)(end.message)
+            raise StartError(end.message, end.detail)
         log.info("stopped")
     return 0

@@ -18,7 +18,7 @@ from typing import Any
 
 import anyio
 
-from server import logs
+from server import logs, output
 from server.channel import PROTOCOL, Channel, Packet, speaks
 from server.config import Config
 from server.scoreboard import Scoreboard
@@ -33,6 +33,7 @@ def main() -> None:
     """Be the worker whose channel is the descriptor named on the command line; never returns."""
     ignore_signals()
     arguments = _arguments()
+    guard = output.adopt(arguments.output)
     end = socket.socket(fileno=arguments.channel)
     end.set_inheritable(False)
     packet, descriptors = _welcome(end)
@@ -50,8 +51,9 @@ def main() -> None:
     sockets = [_listening(descriptor) for descriptor in descriptors[1:]]
     worker = Worker(config, channel, scoreboard, packet, sockets)
     status = anyio.run(worker.run, backend_options={"loop_factory": loop_factory(config.loop)})
-    logs.finish()
-    sys.stdout.flush()
+    if worker.access_log is not None:
+        worker.access_log.close()
+    guard.finish()
     os._exit(status)  # threads that the application left behind must not keep the process
 
 
@@ -82,6 +84,7 @@ def loop_factory(name: str) -> Callable[[], Any] | None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="server.worker", description="Started by the listener; not by hand.")
     parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--output", default="")
     parser.add_argument("--generation", type=int, required=True)  # these two are for people who read ps(1)
     parser.add_argument("--slot", type=int, required=True)
     return parser.parse_args()

@@ -70,6 +70,7 @@ class Worker:
         self._reason = ""
         self._drain_queue = False
         self._cut = 0
+        self.access_log: logs.AccessLog | None = None
         self.service: Service
         self.lifespan: Lifespan
         self.acceptor: Acceptor
@@ -122,7 +123,7 @@ class Worker:
             "generation": self.welcome["generation"],
             "slot": self.welcome["slot"],
         }
-        service.access_log = logs.open_access_log(self.config)
+        service.access_log = self.access_log = logs.open_access_log(self.config)
         self.acceptor = Acceptor(loop, self.sockets, lambda: Http1Connection(service), self._attached)
         self.departures = Departures(loop, self.cells, self._withdraw, lambda _: None)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
@@ -290,8 +291,8 @@ class Worker:
                 self.arrivals.verdict(packet["pair"], packet["keep"])
             case "reopen":
                 logs.reopen()
-                if self.service.access_log is not None:
-                    self.service.access_log.reopen()
+                if self.access_log is not None:
+                    self.access_log.reopen()
             case "quit":
                 self._quit.set()
                 self.leave(Order.QUIT, "stop")
