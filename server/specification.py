@@ -65,8 +65,8 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise  # an import of the application's own that fails
-        if error.name != name and "is not a package" in str(error):
-            raise UsageError(f"there is no module {name}: {error.name} is a single file, not a package") from None
+        if "is not a package" in str(error):
+            raise UsageError(f"there is no module {name}: what is before its last dot is a single file") from None
         raise UsageError(_not_there(error.name, name)) from None
 
 
@@ -91,12 +91,12 @@ def _modules_in(directory: str) -> list[str]:
 def _check_not_shadowed(name: str) -> None:
     """This server's package is called `server`: an application's module of that name cannot be reached."""
     first = os.path.realpath(sys.path[0])
-    if name.split(".")[0] != "server" or PACKAGE == os.path.join(first, "server"):
+    if name.split(".")[0] != "server" or os.path.join(first, "server") == PACKAGE:
         return
     for candidate in ("server.py", os.path.join("server", "__init__.py")):
         if os.path.exists(os.path.join(first, candidate)):
             raise UsageError(
-                f"the application's {candidate} has the same name as this server's own package, which was loaded first: "
+                f"the application's {candidate} has the name of this server's own package, which was loaded first: "
                 "rename it, or give the directory above it as --app-dir and write DIRECTORY.server:attribute"
             )
 
