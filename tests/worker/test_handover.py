@@ -1,0 +1,282 @@
+"""Offer, take, commit: what becomes of a connection at every step at which either side can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import os
+import resource
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from server.channel import pair
+from server.protocol.travel import TravelRecord
+from server.scoreboard import Cell, Scoreboard
+from server.worker import handover
+from server.worker.handover import Arrivals, Departures
+from server.worker.main import loop_factory
+
+LOOPS = ["asyncio", "uvloop"]
+closing = contextlib.ExitStack()
+"""Everything that the running test has opened."""
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
+    """Run a coroutine on each kind of loop."""
+
+    def runner(main: Coroutine[Any, Any, None]) -> None:
+        async def bounded() -> None:
+            with closing:
+                await asyncio.wait_for(main, 20)
+
+        with asyncio.Runner(loop_factory=loop_factory(request.param)) as loop:
+            loop.run(bounded())
+
+    return runner
+
+
+class Connection:
+    """A traveller over a real socket; `client` is the other end."""
+
+    def __init__(self, leftover: bytes = b"") -> None:
+        self.client, self.socket = map(closing.enter_context, socket.socketpair())
+        self.leftover = leftover
+        self.events: list[str] = []
+
+    def can_leave(self) -> bool:
+        return not self.events or self.events[-1] == "stay"
+
+    def leave(self) -> tuple[int, TravelRecord]:
+        self.events.append("leave")
+        return os.dup(self.socket.fileno()), TravelRecord(self.leftover, ("::1", 5), None, math.inf, 3)
+
+    def stay(self) -> None:
+        self.events.append("stay")
+
+    def gone(self) -> None:
+        self.events.append("gone")
+        self.socket.close()
+
+
+@dataclasses.dataclass
+class Side:
+    """One receiving worker."""
+
+    arrivals: Arrivals
+    arrived: list[tuple[socket.socket, TravelRecord]]
+    orphaned: list[int]
+    end: int
+
+    def take_part(self, number: int = 1) -> None:
+        self.arrivals.introduce(number, self.end)
+        self.end = -1
+
+    def close(self) -> None:
+        self.arrivals.close()
+        if self.end >= 0:
+            os.close(self.end)
+        for arrived, _ in self.arrived:
+            arrived.close()
+
+
+class World:
+    """A sender, its row, and receivers that may be made to misbehave."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.scoreboard = Scoreboard.create(8, 1)
+        closing.callback(self.close)
+        self.withdrawn: list[int] = []
+        self.stranded: list[Connection] = []
+        self.departures = Departures(self.loop, self.scoreboard.row(0), self._withdraw, self.stranded.append)  # type: ignore[arg-type]
+        self.pairs = 0
+        self.sides: list[Side] = []
+
+    def close(self) -> None:
+        self.departures.close()
+        for side in self.sides:
+            side.close()
+
+    def _withdraw(self, number: int) -> bool:
+        self.withdrawn.append(number)
+        return True
+
+    def receiver(self) -> Side:
+        ours, theirs = pair()
+        self.pairs += 1
+        arrived: list[tuple[socket.socket, TravelRecord]] = []
+        orphaned: list[int] = []
+        cells = self.scoreboard.row(self.pairs)
+        arrivals = Arrivals(self.loop, cells, orphaned.append, lambda s, r: arrived.append((s, r)))
+        self.departures.introduce(self.pairs, ours.detach(), cells)
+        self.sides.append(Side(arrivals, arrived, orphaned, theirs.detach()))
+        return self.sides[-1]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_hundreds_travel_with_what_was_read(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        side.take_part()
+        connections = [Connection(b"GET / HT" if n % 2 else b"") for n in range(400)]
+        for connection in connections:
+            world.departures.depart(connection)
+        await until(lambda: len(side.arrived) == 400)
+        assert all(connection.events == ["leave", "gone"] for connection in connections)
+        assert sorted(r.leftover for _, r in side.arrived) == [b""] * 200 + [b"GET / HT"] * 200
+        assert side.arrived[0][1].requests == 3
+        for (arrived, _), connection in zip(side.arrived, connections, strict=True):
+            connection.client.send(b"x")
+            assert arrived.recv(1) == b"x"
+        assert world.scoreboard.row(0)[Cell.HANDED_OVER] == 400
+        assert world.scoreboard.row(1)[Cell.TAKEN_OVER] == 400
+        assert world.departures.idle.is_set()
+
+    run(main())
+
+
+def test_a_long_leftover_travels(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        side.take_part()
+        leftover = os.urandom(300_000)
+        world.departures.depart(Connection(leftover))
+        await until(lambda: bool(side.arrived))
+        assert side.arrived[0][1].leftover == leftover
+
+    run(main())
+
+
+def test_a_refused_connection_goes_to_another(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        first, second = world.receiver(), world.receiver()
+        first.take_part()
+        first.arrivals.refuse()
+        second.take_part(2)
+        world.scoreboard.row(2)[Cell.CONNECTIONS] = 10  # so that the first is asked first
+        connection = Connection()
+        world.departures.depart(connection)
+        await until(lambda: bool(second.arrived))
+        assert connection.events == ["leave", "stay", "leave", "gone"]
+
+    run(main())
+
+
+def test_a_connection_that_nobody_takes_stays(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        side.take_part()
+        side.arrivals.refuse()
+        connection = Connection()
+        world.departures.depart(connection)
+        await until(lambda: bool(world.stranded))
+        assert connection.events == ["leave", "stay"]
+
+    run(main())
+
+
+def test_the_end_of_the_receiver_gives_back_what_was_not_committed(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        connection = Connection()
+        world.departures.depart(connection)
+        assert connection.events == ["leave"]
+        os.close(side.end)
+        side.end = -1
+        await until(lambda: bool(world.stranded))
+        assert connection.events == ["leave", "stay"]
+
+    run(main())
+
+
+def test_a_stopped_receiver_is_withdrawn_from_and_drops_what_it_finds_later(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        connection = Connection()
+        world.departures.depart(connection)  # the receiver does not read: it is stopped
+        await until(lambda: bool(world.stranded))
+        assert world.withdrawn == [1]
+        assert connection.events == ["leave", "stay"]
+        side.take_part()  # it goes on: finds the offer, the end of the pair, and no commit
+        await until(lambda: bool(side.orphaned))
+        assert not side.arrived
+        side.arrivals.verdict(1, keep=False)
+        connection.client.send(b"x")
+        assert connection.socket.recv(1) == b"x"
+        assert not side.arrived
+
+    run(main())
+
+
+def test_the_connections_of_a_sender_that_died_are_kept(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        connection = Connection()
+        world.departures.depart(connection)
+        world.departures.close()  # as by its death: no commit, no withdrawal
+        side.take_part()
+        await until(lambda: bool(side.orphaned))
+        assert not side.arrived
+        side.arrivals.verdict(1, keep=True)
+        (arrived, _) = side.arrived[0]
+        connection.client.send(b"x")
+        assert arrived.recv(1) == b"x"
+
+    run(main())
+
+
+def test_a_receiver_out_of_descriptors_refuses(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        connection = Connection()
+        world.departures.depart(connection)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        side.take_part()
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            await until(lambda: bool(world.stranded))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert connection.events == ["leave", "stay"]
+        assert not side.arrived
+
+    run(main())
+
+
+def test_give_up_brings_everything_back(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    async def main() -> None:
+        world = World()
+        world.receiver()
+        connections = [Connection() for _ in range(handover.MAX_IN_FLIGHT + 10)]
+        for connection in connections:
+            world.departures.depart(connection)
+        world.departures.give_up()
+        assert world.withdrawn == [1]
+        assert all(connection.can_leave() for connection in connections)
+        assert len(world.stranded) == len(connections)
+
+    run(main())
