@@ -1,19 +1,52 @@
 """The head of a request, and what makes one refusable.
 
-It owns `Head`, the verdict `BadRequest`, and the rules of RFC 9110 and RFC 9112 that hold whichever parser read the bytes.
-It is pure: no sockets, no clock, no parser library.
+It owns `Head`, the verdict `BadRequest`, and the rules of RFC 9110 and RFC 9112 that hold whichever parser read the
+bytes, so that every parser gives the same answer to the same bytes. It is pure: no sockets, no clock, no parser
+library.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 CHUNKED: Final = -1
 """`Head.body` of a message in chunked transfer coding."""
 
+# fmt: off
+METHODS: Final = {
+    name.encode(): name
+    for name in (
+        "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "QUERY",
+        "COPY", "LOCK", "UNLOCK", "MKCOL", "MOVE", "PROPFIND", "PROPPATCH", "SEARCH", "BIND", "REBIND", "UNBIND", "ACL",
+        "REPORT", "MKACTIVITY", "CHECKOUT", "MERGE", "MKCALENDAR", "LINK", "UNLINK",
+        "M-SEARCH", "NOTIFY", "SUBSCRIBE", "UNSUBSCRIBE", "PURGE", "SOURCE",
+    )
+}
+# fmt: on
+"""The methods that both parsers know. Any other is answered 501 (RFC 9110 9.1)."""
+
+# What the rules below look at; every other field is the application's business.
+_WATCHED: Final = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade", b"te")
+)
+_MAX_LENGTH_DIGITS: Final = 18
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
+_LINE_START: Final = re.compile(_TOKEN + rb"(?: [!-~]*(?: [HTP/0-9.]*\r?)?)?")
+_TRANSFER_ENCODING: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
+# RFC 3986 3.2.2 and 3.2.3; user information is refused, as RFC 9110 4.2.4 advises.
+_HOST: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::[0-9]*)?")
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)([^?#]*)(?:\?([^#]*))?")
+_START_CHECKED: Final = 32
+
+_valid_hosts: set[bytes] = set()
+_MAX_VALID_HOSTS: Final = 256
+
 
 class BadRequest(Exception):
-    """The client's bytes are refused. `status` is the answer; `reason` is a sentence for the person at the other end."""
+    """The client's bytes are refused. `status` is the answer; `reason` is a sentence for the person at its end."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
@@ -63,3 +96,165 @@ class Head:
         """Whether the client takes trailer fields (`TE: trailers`, RFC 9110 10.1.4)."""
         self.websocket = False
         """Whether this is a GET that asks to become a WebSocket (`Upgrade: websocket`)."""
+
+
+def make_head(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> Head:
+    """The head made of what a parser read, checked and understood.
+
+    `method` is one of METHODS' values, `version` is "1.0" or "1.1", names are in lower case, values without white space
+    around them. Raises BadRequest.
+    """
+    if target[0] == 47 and b"#" not in target:  # "/": the origin-form, nearly always
+        path, _, query = target.partition(b"?")
+        head = Head(method, target, version, headers, path, query)
+        if method == "CONNECT":
+            raise _connect()
+        authority = None
+    else:
+        path, query, authority = _split_target(method, target)
+        head = Head(method, target, version, headers, path, query)
+    watched = [field for field in headers if field[0] in _WATCHED]
+    if len(watched) == 1 and version == "1.1" and watched[0][1] in _valid_hosts and watched[0][0] == b"host":
+        if authority is not None:
+            head.headers = _with_host(headers, authority)
+        return head  # nothing but a Host seen before: the plain GET
+    _understand(head, watched)
+    if authority is not None:  # RFC 9112 3.2.2: the target's authority wins over Host
+        head.headers = _with_host(headers, authority)
+    return head
+
+
+def _connect() -> BadRequest:
+    return BadRequest(501, "This server is no proxy: it does not know CONNECT.")
+
+
+def _split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | None]:
+    """Path, query and authority of a target that is not plainly in origin-form (RFC 9112 3.2.1 to 3.2.4)."""
+    if method == "CONNECT":
+        raise _connect()
+    if target == b"*" and method == "OPTIONS":
+        return target, b"", None
+    found = _ABSOLUTE.fullmatch(target)
+    if found is None:
+        raise BadRequest(400, "The request target is neither a path nor an absolute http URL without fragment.")
+    authority = found[1]
+    if not _HOST.fullmatch(authority) or authority.startswith(b":"):
+        raise BadRequest(400, "The authority in the request target is not a host with an optional port.")
+    return found[2] or b"/", found[3] or b"", authority
+
+
+def _with_host(headers: list[tuple[bytes, bytes]], authority: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"host", authority), *(field for field in headers if field[0] != b"host")]
+
+
+def _understand(head: Head, watched: list[tuple[bytes, bytes]]) -> None:
+    """Set what the watched fields say about framing and persistence, or refuse."""
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in watched:
+        fields.setdefault(name, []).append(value)
+    _check_host(head.version, fields.get(b"host", []))
+    if len(watched) == 1 and b"host" in fields:
+        return
+    head.body = _body(head.version, fields.get(b"content-length"), fields.get(b"transfer-encoding"))
+    connection = _tokens(fields.get(b"connection", ()))
+    if head.version == "1.0":  # such a client's Expect, Upgrade and TE are ignored (RFC 9110 7.8, 10.1.1)
+        head.keep_alive = b"keep-alive" in connection and b"close" not in connection
+        return
+    head.keep_alive = b"close" not in connection
+    head.expect_continue = head.body != 0 and b"100-continue" in _tokens(fields.get(b"expect", ()))
+    head.te_trailers = b"trailers" in _tokens(fields.get(b"te", ()))
+    head.websocket = (
+        head.method == "GET" and b"upgrade" in connection and b"websocket" in _tokens(fields.get(b"upgrade", ()))
+    )
+
+
+def _tokens(values: list[bytes] | tuple[()]) -> set[bytes]:
+    """The members of a comma-separated list over one or several lines, in lower case (RFC 9110 5.6.1)."""
+    return {token.strip(b" \t") for value in values for token in value.lower().split(b",")}
+
+
+def _check_host(version: str, hosts: list[bytes]) -> None:
+    """RFC 9112 3.2: exactly one, valid Host in HTTP/1.1; at most one in HTTP/1.0."""
+    if not hosts:
+        if version == "1.0":
+            return
+        raise BadRequest(400, "An HTTP/1.1 request needs a Host field.")
+    if len(hosts) > 1:
+        raise BadRequest(400, "The request has more than one Host field.")
+    host = hosts[0]
+    if host in _valid_hosts:
+        return
+    if not _HOST.fullmatch(host):
+        raise BadRequest(400, "The Host field is not a host with an optional port.")
+    if len(_valid_hosts) < _MAX_VALID_HOSTS:
+        _valid_hosts.add(host)
+
+
+def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None) -> int:
+    """How long the content is (RFC 9112 6.3): a number of bytes, or CHUNKED."""
+    if codings is not None:
+        if lengths is not None:
+            raise BadRequest(400, "The request has both Content-Length and Transfer-Encoding.")
+        if version == "1.0":
+            raise BadRequest(400, "An HTTP/1.0 request cannot have a Transfer-Encoding.")
+        raise_for_coding(codings)
+        return CHUNKED
+    if lengths is None:
+        return 0
+    if len(lengths) > 1:
+        raise BadRequest(400, "The request has more than one Content-Length field.")
+    digits = lengths[0]
+    if not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
+        raise BadRequest(400, "The Content-Length is not a decimal number of bytes.")
+    return int(digits)
+
+
+def raise_for_coding(codings: list[bytes]) -> None:
+    """Refuse every Transfer-Encoding but one `chunked` (RFC 9112 6.1: 501 for codings that are not understood)."""
+    if len(codings) > 1:
+        raise BadRequest(400, "The request has more than one Transfer-Encoding field.")
+    if codings[0].lower() != b"chunked":
+        raise BadRequest(501, "The only transfer coding that this server understands is chunked.")
+
+
+def refusal(data: bytes) -> BadRequest:
+    """Why a parser may have refused the whole head `data`: the answer that fits best."""
+    if b"\0" in data:
+        return BadRequest(400, "The request head contains a NUL byte.")
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        return BadRequest(400, "The request line is malformed.")
+    try:
+        raise_for_line(line[1], line[3] + b"." + line[4])
+        codings = _TRANSFER_ENCODING.findall(data)
+        if codings and b"\r\ncontent-length:" not in data.lower():
+            raise_for_coding(codings)
+    except BadRequest as refused:
+        return refused
+    return BadRequest(400, "The request head is malformed.")
+
+
+def raise_for_line(method: bytes, version: bytes) -> None:
+    """Refuse versions other than 1.0 and 1.1 (also HTTP/2 by prior knowledge, `PRI`) and unknown methods."""
+    if version not in (b"1.1", b"1.0"):
+        raise BadRequest(505, "This server speaks HTTP/1.1 and HTTP/1.0.")
+    if method not in METHODS:
+        raise BadRequest(501, "This server does not know the request method.")
+
+
+def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
+    """The refusal of an incomplete head that can never become a valid one, or None.
+
+    A TLS ClientHello or other binary is answered at once, and so is a head that ends in bare line feeds. The first
+    `known` bytes of `start` have been looked at before, so that slow senders cost no quadratic work.
+    """
+    newline = start.find(b"\n", max(known - 1, 0))
+    if newline < 0:
+        if known < _START_CHECKED and not _LINE_START.fullmatch(start[: _START_CHECKED * 2]):
+            return BadRequest(400, "This is not an HTTP request.")
+        return None
+    if start.find(b"\n", 0, known) < 0 and not _REQUEST_LINE.match(start):
+        return BadRequest(400, "The request line is malformed.")
+    if start.find(b"\n\n", max(known - 1, 0)) >= 0:
+        return BadRequest(400, "Lines of the request head end without carriage return.")
+    return None

@@ -1,57 +1,721 @@
-"""HTTP/1.1 on one client connection."""
+"""HTTP/1.1 on one client connection.
+
+It owns the connection's lifecycle (`State`, `TRANSITIONS`), the bytes that have arrived and belong to no request yet,
+the deadline, and the ways to end and to travel. Requests are started strictly one after another; what a client
+pipelines stays raw bytes until its turn comes, and travels as such. Rules: bytes are never lost, never read twice; a
+connection is closed so that the client can read the last answer (law 9); the hot path is one data_received, one call of
+the application, one write. It must not know how the worker accepts, retires or hands over, nor what a parser does.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import math
+import os
+import socket
+import struct
+import sys
+from typing import Any, Final, cast
 
-from server.protocol.service import Address, Service
+from server.protocol import health
+from server.protocol.exchange import COMING, WAITING, Exchange
+from server.protocol.exchange import STARTED as RESPONSE_STARTED
+from server.protocol.head import BadRequest, Head, hopeless
+from server.protocol.response import CLOSE, plain_answer
+from server.protocol.service import Address, Phase, Service
 from server.protocol.travel import TravelRecord
+from server.scoreboard import Cell
+
+READ_LIMIT: Final = 65536
+"""Bytes that may wait unread (content the application has not taken; requests pipelined) before reading is paused."""
+
+LINGER_TIME: Final = 2.0
+"""How long (s) a client may take to end its side after the last answer."""
+
+LINGER_LIMIT: Final = 1 << 20
+"""Bytes that are read from it meanwhile."""
+
+FLUSH_TIME: Final = 30.0
+"""A closing connection whose client takes no byte of what is left to write for this long (s) is cut."""
+
+FRESH_TIME: Final = 2.0
+"""A worker that retires with nobody to hand over to waits this long (s) for the first request of a new connection."""
+
+DRAIN_TIME: Final = 15.0
+"""How long (s) the rest of a request that was answered early may take to arrive."""
+
+PEEK_TIME: Final = 5.0
+"""Bytes were seen at the deadline of an idle connection: they are given this long (s) to be read."""
+
+_EAGER: Final = sys.version_info >= (3, 12)
+_CONNECTIONS: Final = int(Cell.CONNECTIONS)
+_REQUESTS: Final = int(Cell.REQUESTS)
+_STATUS: Final = int(Cell.STATUS_1XX) - 1
+_INFINITY: Final = math.inf
+_SERVING: Final = Phase.SERVING
+_RESET: Final = struct.pack("ii", 1, 0)
+_CR: Final = 13
+
+
+class State(enum.Enum):
+    """Of a connection."""
+
+    NEW = "new"  # not attached yet
+    IDLE = "idle"  # no request in progress; half a head may be in the buffer
+    REQUEST = "request"  # an exchange is in progress
+    DRAINING = "draining"  # answered; the rest of that request's content is read and dropped
+    FLUSHING = "flushing"  # the last answer is being written
+    LINGERING = "lingering"  # it is written and the write side shut down; reading until the client ends too
+    LEAVING = "leaving"  # being handed over: neither reads nor writes
+    UPGRADED = "upgraded"  # another protocol has the transport
+    CLOSED = "closed"
+
+
+TRANSITIONS: Final = {
+    State.NEW: {State.IDLE},
+    State.IDLE: {State.REQUEST, State.FLUSHING, State.LEAVING, State.UPGRADED, State.CLOSED},
+    State.REQUEST: {State.IDLE, State.DRAINING, State.FLUSHING, State.CLOSED},
+    State.DRAINING: {State.IDLE, State.FLUSHING, State.CLOSED},
+    State.FLUSHING: {State.LINGERING, State.CLOSED},
+    State.LINGERING: {State.CLOSED},
+    State.LEAVING: {State.IDLE, State.CLOSED},
+    State.UPGRADED: set[State](),
+    State.CLOSED: set[State](),
+}
+"""The only ways from state to state."""
+
+IDLE: Final = State.IDLE
+REQUEST: Final = State.REQUEST
+DRAINING: Final = State.DRAINING
+FLUSHING: Final = State.FLUSHING
+LINGERING: Final = State.LINGERING
+LEAVING: Final = State.LEAVING
+CLOSED: Final = State.CLOSED
 
 
 class Http1Connection(asyncio.Protocol):
     """One client connection; see `server.protocol.service.Connection` for what the worker asks of it.
 
-    With a `record` it goes on where another worker left: addresses, deadline, number of requests and leftover bytes are the
-    record's, and the leftover is processed as soon as the transport is attached.
+    With a `record` it goes on where another worker left: addresses, deadline, number of requests and leftover bytes are
+    the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("client", "deadline", "requests", "server", "service")
+    __slots__ = (
+        "_allowance",
+        "_buffer",
+        "_overhead",
+        "_parser",
+        "_read_paused",
+        "_record",
+        "_scanned",
+        "_write_waiters",
+        "client",
+        "deadline",
+        "eof",
+        "exchange",
+        "requests",
+        "server",
+        "service",
+        "state",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         self.service = service
-        self.deadline = math.inf
+        self.state = State.NEW
+        self.deadline = _INFINITY
         self.client: Address = None
         self.server: Address = None
         self.requests = 0
+        """Requests answered on this connection, also by other workers before."""
+        self.exchange: Exchange | None = None
+        self.eof = False
+        """The client has shut down its write side. It may still read: what it has sent whole is answered."""
+        self.write_paused = False
+        self._read_paused = False
+        self._buffer = bytearray()  # what follows the last request
+        self._scanned = 0  # bytes of the buffer that hold no end of a head
+        self._overhead = 0  # bytes of chunked content that were no content
+        self._allowance = 0  # FLUSHING: unwritten bytes when last looked; LINGERING: bytes that may still be read
+        self._record = record
+        self._parser = service.new_parser()
+        self._write_waiters: list[asyncio.Future[None]] = []
+
+    def _become(self, state: State) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state
+
+    # ---- what the transport says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Attached: serve, or go on where the other worker left."""
+        self.transport = cast(asyncio.Transport, transport)
+        service = self.service
+        service.connections.add(self)
+        service.cells[_CONNECTIONS] += 1
+        self._become(IDLE)
+        record, self._record = self._record, None
+        if record is None:
+            self.client = _peer(transport.get_extra_info("peername"))
+            self.server = _local(transport.get_extra_info("sockname"))
+            self.deadline = service.loop.time() + max(service.keep_alive, service.config.head_timeout)
+        else:
+            self.client, self.server = record.client, record.server
+            self.requests = record.requests
+            self.deadline = record.deadline
+            if record.leftover:
+                self._buffer += record.leftover
+                self._advance()
+                if self.state is IDLE and not self.requests > record.requests:
+                    self.deadline = record.deadline  # half a head: its time is not renewed
+        if service.phase is not _SERVING:
+            service.loop.call_soon(self._settle)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        state = self.state
+        if state is IDLE:
+            if not self._buffer and not self.write_paused and data[0] != _CR:
+                end = data.find(b"\r\n\r\n") + 4
+                if 3 < end <= self.service.config.max_head_size:
+                    if end == len(data):
+                        self._begin(data, b"")
+                    else:
+                        self._begin(data[:end], data[end:])
+                    return
+            self._buffer += data
+            self._advance()
+        elif state is REQUEST or state is DRAINING:
+            exchange = self.exchange
+            assert exchange is not None
+            if exchange.content is COMING:
+                self._take_content(exchange, data)
+            else:
+                self._buffer += data
+            self.mind_reading()
+        elif state is FLUSHING or state is LINGERING:
+            self._allowance_spent(len(data))
+        else:
+            self._buffer += data  # LEAVING: nothing is lost if it stays after all
+
+    def eof_received(self) -> bool:
+        """The client has shut down its write side; True keeps the transport for what is still to be written."""
+        self.eof = True
+        state = self.state
+        if state is REQUEST:
+            exchange = self.exchange
+            assert exchange is not None
+            if exchange.content is COMING:  # this request will never be whole
+                exchange.lose()
+                return False
+            exchange.wake()
+            return True
+        if state is IDLE:
+            return b"\r\n\r\n" in self._buffer  # a whole request waits for its turn
+        return state is FLUSHING or state is LEAVING
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is closed, by whichever side."""
+        exchange, self.exchange = self.exchange, None
+        self.state = CLOSED
+        self.deadline = _INFINITY
+        self._buffer.clear()
+        if exchange is not None:
+            exchange.lose()
+        self.write_paused = False
+        self._wake_writers()
+        self._close_books()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the application writes: `send` waits."""
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        """What was to be written is (nearly) written."""
+        self.write_paused = False
+        self._wake_writers()
+        if self.state is FLUSHING:
+            self._flushed()
+        elif self.state is IDLE:
+            self._settle()
+
+    def _wake_writers(self) -> None:
+        if self._write_waiters:
+            waiters, self._write_waiters = self._write_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def writable(self) -> None:
+        """Wait until the transport takes more, or is closed. Its end is the client's reading, or the hammer."""
+        while self.write_paused:
+            waiter: asyncio.Future[None] = self.service.loop.create_future()
+            self._write_waiters.append(waiter)
+            await waiter
+
+    def _close_books(self) -> None:
+        service = self.service
+        if self in service.connections:
+            service.cells[_CONNECTIONS] -= 1
+            service.forget(self)
+
+    # ---- from bytes to requests
+
+    def _advance(self) -> None:
+        """Start the next request if its head is whole; otherwise say until when it must be."""
+        if self.state is not IDLE or self.write_paused:
+            return  # comes again from resume_writing or after the exchange
+        buffer = self._buffer
+        while buffer[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request line are skipped
+            del buffer[:2]
+            self._scanned = 0
+        if not buffer:
+            if self.eof:
+                self._close()
+            return
+        limit = self.service.config.max_head_size
+        end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0)) + 4
+        if end == 3:
+            self._await_head(limit)
+        elif end > limit:
+            self._refuse(_too_large(limit))
+        else:
+            head = bytes(buffer[:end])
+            del buffer[:end]
+            self._scanned = 0
+            self._begin(head, b"")
+
+    def _await_head(self, limit: int) -> None:
+        """A part of a head has arrived: it has a time limit, a size limit, and it must look like one."""
+        buffer = self._buffer
+        if len(buffer) >= limit:
+            self._refuse(_too_large(limit))
+            return
+        if buffer == b"\r":
+            return  # half an empty line
+        refused = hopeless(buffer, self._scanned)
+        if refused is not None:
+            self._refuse(refused)
+        elif self.eof:
+            self._close()
+        else:
+            if self._scanned == 0:
+                self.deadline = self.service.loop.time() + self.service.config.head_timeout
+            self._scanned = len(buffer)
+
+    def _begin(self, data: bytes, rest: bytes) -> None:
+        """Start the request whose whole head is `data`; `rest` followed it."""
+        service = self.service
+        try:
+            head = self._parser.parse_head(data)
+        except BadRequest as refused:
+            self._refuse(refused, with_body=not data.startswith(b"HEAD "))
+            return
+        if head.path == service.health_path and head.method in health.METHODS:
+            self._answer_health(head, rest)
+            return
+        if head.websocket and not head.body:
+            self._upgrade(head, rest)
+            return
+        self.exchange = exchange = Exchange(self, service, head)
+        self.state = REQUEST
+        self.deadline = _INFINITY
+        if head.body:
+            self._overhead = 0
+            if self._buffer:
+                rest = bytes(self._buffer)
+                self._buffer.clear()
+            if rest:
+                self._take_content(exchange, rest)
+                if self.state is not REQUEST:
+                    return  # malformed
+        elif rest:
+            self._buffer += rest
+        if self._buffer or exchange.unread:
+            self.mind_reading()
+        if _EAGER:
+            task = asyncio.Task(exchange.run(), loop=service.loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+        else:
+            task = service.loop.create_task(exchange.run())
+        if not task.done():
+            exchange.task = task
+            service.tasks.add(task)
+            task.add_done_callback(service.tasks.discard)
+
+    def _take_content(self, exchange: Exchange, data: bytes) -> None:
+        """Bytes of the request's content have arrived, perhaps more than it."""
+        left = exchange.left
+        if left > 0:
+            size = len(data)
+            if size < left:
+                exchange.left = left - size
+                exchange.push(data)
+                return
+            if size > left:
+                self._buffer += data[left:]
+                data = data[:left]
+            exchange.push(data)
+            exchange.whole()
+        elif not self._take_chunks(exchange, data):
+            return
+        if self.state is DRAINING:
+            self.exchange = None
+            self._rest()
+
+    def _take_chunks(self, exchange: Exchange, data: bytes) -> bool:
+        """The same for chunked content; True if it is complete."""
+        try:
+            pieces, leftover = self._parser.feed_body(data)
+        except BadRequest as refused:
+            self._refuse_content(exchange, refused)
+            return False
+        content = 0
+        for piece in pieces:
+            content += len(piece)
+            exchange.push(piece)
+        # One-byte chunks have 5 bytes around each byte; long extensions and trailers are an attack.
+        self._overhead = max(0, self._overhead + len(data) - len(leftover or b"") - 8 * content)
+        if self._overhead > self.service.config.max_head_size:
+            self._refuse_content(exchange, BadRequest(400, "The chunked content has too much around it."))
+            return False
+        if leftover is None:
+            return False
+        self._buffer += leftover
+        exchange.whole()
+        return True
+
+    def mind_reading(self) -> None:
+        """Pause reading while too much has arrived that nobody has taken, and read on otherwise."""
+        exchange = self.exchange
+        if self.state is REQUEST and exchange is not None:
+            pause = exchange.unread > READ_LIMIT or len(self._buffer) > READ_LIMIT
+        elif self.state is IDLE:
+            pause = len(self._buffer) > READ_LIMIT + self.service.config.max_head_size
+        else:
+            pause = self.state is LEAVING
+        if pause is not self._read_paused and not self.transport.is_closing() and not self.eof:
+            self._read_paused = pause
+            if pause:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    # ---- answers
+
+    def answered(self, exchange: Exchange) -> None:
+        """The response is complete (written to the transport)."""
+        self.requests += 1
+        if exchange.close:
+            self.exchange = None
+            self._finish()
+        elif exchange.content is COMING:
+            if exchange.drainable():
+                self._become(DRAINING)
+                self.deadline = self.service.loop.time() + DRAIN_TIME
+                self.mind_reading()
+            else:
+                self.exchange = None
+                self._finish()
+        else:
+            self.exchange = None
+            self._rest()
+
+    def _rest(self) -> None:
+        """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
+        service = self.service
+        self.state = IDLE
+        self.deadline = service.loop.time() + service.keep_alive
+        if self._buffer or self._read_paused or self.eof or service.phase is not _SERVING:
+            self.mind_reading()
+            service.loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        """An idle connection goes on, leaves, or ends, as the worker's phase has it."""
+        if self.state is not IDLE:
+            return
+        service = self.service
+        if service.phase is _SERVING or self.eof:
+            self._advance()
+            self.mind_reading()
+        elif self.transport.get_write_buffer_size():
+            # Comes again from resume_writing when every byte is with the kernel.
+            self.transport.set_write_buffer_limits(0)
+        elif service.phase is Phase.TRAVELLING:
+            if service.departure is not None:
+                service.departure(self)
+        elif self._buffer:
+            self._advance()
+        elif self._readable():
+            self.deadline = service.loop.time() + PEEK_TIME
+        elif not self.requests:
+            self.deadline = min(self.deadline, service.loop.time() + FRESH_TIME)
+        else:
+            self._finish()
+
+    def _refuse(self, refused: BadRequest, with_body: bool = True) -> None:
+        """Answer what is no request that could be served, and close."""
+        service = self.service
+        service.cells[_REQUESTS] += 1
+        service.cells[_STATUS + refused.status // 100] += 1
+        text = refused.reason + "\n"
+        self._buffer.clear()
+        self.transport.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
+        if service.access_log is not None:
+            service.access_log.record(
+                self.client, "-", "-", "1.1", refused.status, len(text) if with_body else 0, 0.0, []
+            )
+        self._finish()
+
+    def _refuse_content(self, exchange: Exchange, refused: BadRequest) -> None:
+        """The request's content is malformed: say so if nothing else has been said, and end the connection."""
+        unanswered = exchange.state is WAITING or exchange.state is RESPONSE_STARTED
+        in_time = unanswered or self.state is DRAINING
+        exchange.status = refused.status if unanswered else exchange.status
+        if unanswered:
+            self.transport.write(
+                plain_answer(refused.status, refused.reason + "\n", self.service.default_headers, CLOSE)
+            )
+        exchange.refuse()
+        self.exchange = None
+        if in_time:
+            self._finish()
+        else:
+            self.cut_short(reset=exchange.until_close)
+
+    def _answer_health(self, head: Head, rest: bytes) -> None:
+        service = self.service
+        close = (
+            not head.keep_alive
+            or head.body != 0
+            or service.close_answers
+            or service.phase is Phase.CLOSING
+            or not service.config.keep_alive
+        )
+        self.transport.write(health.answer(service, head, close))
+        self.requests += 1
+        if close:
+            self._finish()
+        else:
+            self._buffer += rest
+            self._rest()
+
+    def _upgrade(self, head: Head, rest: bytes) -> None:
+        """Give the transport to a WebSocket connection, together with what has been read behind the request."""
+        from server.protocol.websocket import WebSocketConnection  # not loaded where nobody uses it
+
+        service, transport = self.service, self.transport
+        leftover = rest + self._buffer
+        self._buffer.clear()
+        if self._read_paused:
+            self._read_paused = False
+            transport.resume_reading()
+        self._become(State.UPGRADED)
+        self.deadline = _INFINITY
+        websocket = WebSocketConnection(service, head, self.client, self.server)
+        service.connections.discard(self)
+        service.connections.add(websocket)
+        transport.set_protocol(websocket)
+        websocket.connection_made(transport)
+        if leftover:
+            websocket.data_received(leftover)
+
+    # ---- ends
+
+    def _finish(self) -> None:
+        """The last answer is written: flush it, shut down the write side, read to the end, close (law 9)."""
+        self._become(FLUSHING)
+        self._buffer.clear()
+        transport = self.transport
+        if transport.is_closing():
+            return
+        self.mind_reading()
+        if self.eof:
+            transport.close()
+        else:
+            transport.write_eof()  # once everything is written
+        self._allowance = transport.get_write_buffer_size()
+        if not self._allowance:
+            self._flushed()
+        else:
+            self.deadline = self.service.loop.time() + FLUSH_TIME
+            transport.set_write_buffer_limits(0)
+
+    def _flushed(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.eof:
+            self.transport.close()
+            return
+        self._become(LINGERING)
+        self._allowance = LINGER_LIMIT
+        self.deadline = self.service.loop.time() + LINGER_TIME
+
+    def _allowance_spent(self, size: int) -> None:
+        """The client still sends: read and drop, up to a limit, so that it can read its last answer."""
+        if self.state is LINGERING:
+            self._allowance -= size
+            if self._allowance < 0:
+                self.transport.close()
+
+    def _close(self) -> None:
+        """Nothing is to be said any more; what is written is flushed."""
+        self._become(FLUSHING)
+        self._buffer.clear()
+        self._allowance = self.transport.get_write_buffer_size()
+        self.deadline = self.service.loop.time() + FLUSH_TIME
+        self.transport.close()
+
+    def cut_short(self, reset: bool) -> None:
+        """End the connection so that the client sees that the response is not whole.
+
+        What was written is still sent, unless the end of the connection itself would end the content (`reset`).
+        """
+        self.exchange = None
+        if self.state is not REQUEST:
+            return
+        if reset:
+            self._become(FLUSHING)
+            self._reset()
+        else:
+            self._close()
+
+    def _reset(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
 
     def expire(self) -> None:
         """The deadline has passed."""
-        raise NotImplementedError
+        now = self.service.loop.time()
+        self.deadline = _INFINITY
+        state = self.state
+        if state is IDLE:
+            if self._buffer and self._buffer != b"\r":
+                self._refuse(BadRequest(408, "The request head took too long to arrive."))
+            elif self._readable():
+                self.deadline = now + PEEK_TIME
+            else:
+                self._finish()
+        elif state is DRAINING:
+            self.exchange = None
+            self._finish()
+        elif state is FLUSHING:
+            size = self.transport.get_write_buffer_size()
+            if size >= self._allowance:
+                self.transport.abort()
+            else:
+                self._allowance = size
+                self.deadline = now + FLUSH_TIME
+        elif state is LINGERING:
+            self.transport.close()
 
-    def retire(self) -> None:
-        """The worker's phase has left SERVING: leave as soon as that loses nothing."""
-        raise NotImplementedError
-
-    def can_leave(self) -> bool:
-        """Whether `leave()` is possible now: no request in progress, nothing unflushed, not closing."""
-        raise NotImplementedError
-
-    def leave(self) -> tuple[int, TravelRecord]:
-        """Stop reading and writing and return a duplicate of the descriptor (the caller owns it) and the record.
-
-        Only while `can_leave()`; the worker then calls `stay()` or `gone()`.
-        """
-        raise NotImplementedError
-
-    def stay(self) -> None:
-        """The hand-over failed: go on exactly as before."""
-        raise NotImplementedError
-
-    def gone(self) -> None:
-        """The hand-over is committed: drop this end; the client sees nothing."""
-        raise NotImplementedError
+    def _readable(self) -> bool:
+        """Whether the kernel holds bytes of the client that have not been read."""
+        sock = self.transport.get_extra_info("socket")
+        with socket.socket(fileno=os.dup(sock.fileno())) as probe:
+            try:
+                return bool(probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            except OSError:
+                return False
 
     def cut(self) -> bool:
         """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
-        raise NotImplementedError
+        state, exchange = self.state, self.exchange
+        if state is LEAVING or state is CLOSED or state is State.NEW or state is State.UPGRADED:
+            return False
+        if state is REQUEST and exchange is not None:
+            until_close = exchange.until_close
+            self.exchange = None
+            exchange.lose()
+            if exchange.task is not None:
+                exchange.task.cancel()
+            self.state = FLUSHING
+            if until_close:
+                self._reset()
+            else:
+                self.transport.abort()
+            return True
+        unfinished = bool(self._buffer) or self.transport.get_write_buffer_size() > 0
+        self.exchange = None
+        if state is not FLUSHING and state is not LINGERING:
+            self._become(FLUSHING)
+        self.deadline = _INFINITY
+        self._buffer.clear()
+        self.transport.abort()
+        return unfinished
+
+    # ---- hand-over
+
+    def retire(self) -> None:
+        """The worker's phase has left SERVING: leave as soon as that loses nothing. May be called again."""
+        self._settle()
+
+    def can_leave(self) -> bool:
+        """Whether `leave()` is possible now: no request in progress, every answer written, the client still there."""
+        return (
+            self.state is IDLE
+            and not self.eof
+            and not self.transport.is_closing()
+            and self.transport.get_write_buffer_size() == 0
+        )
+
+    def leave(self) -> tuple[int, TravelRecord]:
+        """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
+
+        Only while `can_leave()`; afterwards the worker calls `stay()` or `gone()`. Raises OSError, with nothing changed,
+        if there is no descriptor to be had.
+        """
+        assert self.can_leave(), "leave() needs can_leave()"
+        fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        record = TravelRecord(bytes(self._buffer), self.client, self.server, self.deadline, self.requests)
+        self._become(LEAVING)
+        self._record = record
+        self.deadline = _INFINITY
+        self.mind_reading()
+        return fd, record
+
+    def stay(self) -> None:
+        """The hand-over failed: go on exactly as before."""
+        record, self._record = self._record, None
+        if self.state is not LEAVING or record is None:
+            return  # the client has gone meanwhile
+        self._become(IDLE)
+        self.deadline = record.deadline
+        self.transport.set_write_buffer_limits()
+        self.mind_reading()
+        self.service.loop.call_soon(self._resume)
+
+    def _resume(self) -> None:
+        if self.service.phase is Phase.CLOSING:
+            self._settle()
+        else:
+            self._advance()
+
+    def gone(self) -> None:
+        """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
+        if self.state is not LEAVING:
+            return
+        self._become(CLOSED)
+        self._close_books()
+        self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too
+
+
+def _too_large(limit: int) -> BadRequest:
+    return BadRequest(431, f"The request head is larger than {limit} bytes.")
+
+
+def _peer(name: Any) -> Address:
+    """The client's address; a unix socket's client has none."""
+    return (str(name[0]), int(name[1])) if isinstance(name, (tuple, list)) else None
+
+
+def _local(name: Any) -> Address:
+    """The server's address; a unix socket's is its path, without a port."""
+    if isinstance(name, (tuple, list)):
+        return (str(name[0]), int(name[1]))
+    return (os.fsdecode(name), None) if name else None

@@ -9,10 +9,11 @@ import asyncio
 import enum
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from server.app.draining import Draining
 from server.config import Config
+from server.protocol.parser import Parser, parser_factory
 from server.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class ClientDisconnected(OSError):
 
     An application that lets it through has done nothing wrong: it is not logged.
     """
+
+
+KEEP_ALIVE_SLACK: Final = 1.0
+"""An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
 
 
 class Phase(enum.Enum):
@@ -73,7 +78,11 @@ class Service:
         "draining",
         "emptied",
         "extensions",
+        "health_path",
+        "keep_alive",
+        "keep_alive_lines",
         "loop",
+        "new_parser",
         "phase",
         "retire_deadline",
         "scoreboard",
@@ -116,6 +125,16 @@ class Service:
         self.access_log: AccessLog | None = None
         self.emptied: Callable[[], None] | None = None
         """Set by a retiring worker: called when the last connection has gone."""
+        self.new_parser: Callable[[], Parser] = parser_factory(config.http)
+        self.health_path = config.health_path.encode() if config.health else None
+        """The path that the worker answers itself, as it stands in a request; None if the application has them all."""
+        self.keep_alive = config.keep_alive + KEEP_ALIVE_SLACK
+        """How long an idle connection is really kept (s)."""
+        advertised = int(config.keep_alive)
+        self.keep_alive_lines = b"connection: keep-alive\r\n" + (
+            b"keep-alive: timeout=%d\r\n" % advertised if advertised else b""
+        )
+        """What an answer says of a connection that persists; the number is a hint for the client's pool."""
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended or has been handed over."""

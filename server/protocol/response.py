@@ -1,0 +1,160 @@
+"""The bytes of a response head, whichever parser read the request.
+
+It owns the status lines and the rules for fields that an application may send. It is pure. Rules: nothing that could
+end a line gets into the head (RFC 9110 5.5: CR, LF and NUL are refused); the fields that frame the message or rule the
+connection are the server's own, made from what the application asked for.
+"""
+
+from __future__ import annotations
+
+import enum
+import http
+import re
+from collections.abc import Iterable
+from typing import Final
+
+
+def _phrase(status: int) -> str:
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+STATUS_LINES: Final = {status: f"HTTP/1.1 {status} {_phrase(status)}".encode() for status in range(200, 600)}
+"""Status lines of final responses, without the CRLF (RFC 9112 4). Interim ones are never an application's answer."""
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+CLOSE: Final = b"connection: close\r\n"
+
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_MAX_KNOWN: Final = 1024
+_prefixes: dict[bytes, bytes] = {}
+"""What is written before the value, by the name that the application gave. Names are checked once."""
+
+
+class Wish(enum.IntFlag):
+    """What the application's fields ask of the connection."""
+
+    NONE = 0
+    CLOSE = 1  # connection: close
+    CHUNKED = 2  # transfer-encoding: chunked
+    DATE = 4  # it gives its own date
+    SERVER = 8  # it gives its own server
+
+
+_NONE: Final = int(Wish.NONE)
+_SPECIAL: Final = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date", b"server"))
+_FORBIDDEN_TRAILERS: Final = _SPECIAL | {
+    b"host",
+    b"content-type",
+    b"content-encoding",
+    b"content-range",
+    b"trailer",
+    b"te",
+}
+
+
+def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[bytes, int, int]:
+    """The application's fields as bytes, each one preceded by CRLF; its Content-Length (-1: none given); its wishes.
+
+    `bodiless` is for statuses that must not have a Content-Length (RFC 9110 8.6). Raises TypeError or ValueError.
+    """
+    pieces: list[bytes] = []
+    length, wishes = -1, _NONE
+    for name, value in headers:
+        prefix = _prefixes.get(name)
+        if prefix is None:
+            prefix = _prefix(name)
+            if prefix is None:
+                lower = name.lower()
+                if lower == b"content-length":
+                    length = _length(value, length)
+                    if not bodiless:
+                        pieces += (b"\r\ncontent-length: ", value)
+                else:
+                    wishes |= _special(lower, value, pieces)
+                continue
+        pieces.append(prefix)
+        pieces.append(value)
+    try:
+        block = b"".join(pieces)
+    except TypeError:
+        raise TypeError("Response header names and values must be bytes.") from None
+    lines = len(pieces) >> 1
+    if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block:
+        raise ValueError("A response header value contains CR, LF or NUL.")
+    return block, length, wishes
+
+
+def encode_trailers(headers: Iterable[Iterable[bytes]]) -> bytes:
+    """Trailer fields, each followed by CRLF (RFC 9110 6.5.1 rules some out). Raises TypeError or ValueError."""
+    fields = [(name, value) for name, value in headers]
+    for name, _ in fields:
+        if isinstance(name, bytes) and name.lower() in _FORBIDDEN_TRAILERS:
+            raise ValueError(f"The field {name.decode('latin-1')} cannot be sent as a trailer.")
+    block, _, _ = encode_fields(fields, bodiless=False)
+    return block[2:] + b"\r\n" if block else b""
+
+
+def _prefix(name: bytes) -> bytes | None:
+    """What is written before a value of the field `name`; None for the fields that get special treatment."""
+    if not isinstance(name, bytes):
+        raise TypeError(f"Response header names and values must be bytes, not {type(name).__name__}.")
+    lower = name.lower()
+    if lower in _SPECIAL:
+        return None
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a response header name.")
+    prefix = b"\r\n" + lower + b": "
+    if len(_prefixes) < _MAX_KNOWN:
+        _prefixes[name] = prefix
+    return prefix
+
+
+def _length(value: bytes, known: int) -> int:
+    if not isinstance(value, bytes) or not value.isdigit():
+        raise ValueError(f"{value!r} is not a Content-Length.")
+    length = int(value)
+    if known not in (-1, length):
+        raise ValueError("The response has two different Content-Length headers.")
+    return length
+
+
+def _special(name: bytes, value: bytes, pieces: list[bytes]) -> int:
+    """Treat a field that rules the connection; what the client shall see of it is added to `pieces`."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"Response header names and values must be bytes, not {type(value).__name__}.")
+    if name in (b"date", b"server"):
+        pieces += (b"\r\n" + name + b": ", value)
+        return Wish.DATE if name == b"date" else Wish.SERVER
+    if name == b"transfer-encoding":
+        if value.strip().lower() != b"chunked":
+            raise ValueError("The only Transfer-Encoding that an application may name is chunked.")
+        return Wish.CHUNKED
+    if name == b"connection":
+        tokens = [token.strip() for token in value.lower().split(b",")]
+        others = [token for token in tokens if token not in (b"close", b"keep-alive", b"")]
+        if others:  # such as upgrade, beside a 426
+            pieces += (b"\r\nconnection: ", b", ".join(others))
+        return Wish.CLOSE if b"close" in tokens else Wish.NONE
+    return Wish.NONE  # keep-alive: the server's own
+
+
+def without(default_headers: bytes, wishes: int) -> bytes:
+    """The server's own date and server lines, less those that the application gives itself."""
+    names = [b"date:"] * bool(wishes & Wish.DATE) + [b"server:"] * bool(wishes & Wish.SERVER)
+    lines = default_headers.splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.lower().startswith(tuple(names)))
+
+
+def plain_answer(status: int, text: str, default_headers: bytes, connection: bytes, with_body: bool = True) -> bytes:
+    """A whole response of the server's own, as text; `connection` is the line that says whether it persists."""
+    body = text.encode()
+    head = b"%b\r\n%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n" % (
+        STATUS_LINES[status],
+        default_headers,
+        len(body),
+        connection,
+    )
+    return head + body if with_body else head
