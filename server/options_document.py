@@ -15,9 +15,9 @@ HEAD = """# Options
 
 Made by `python -m server.options_document` from `server/config.py`; change them there.
 
-`serve APP [OPTIONS]`, where APP is `module:attribute`. Each option may come from the command line, from an environment
-variable or from its default; the first that is there wins. A variable that holds several values separates them by spaces
-or commas.
+`serve APP [OPTIONS]`, where APP is `module:attribute`. Each option may come from the command line, from an
+environment variable or from its default; the first that is there wins. A variable that holds several values separates
+them by spaces or commas.
 """
 
 

@@ -1,9 +1,8 @@
 """The signals that mean something to the listener. It imports nothing but `signal`, for it is the first to be loaded."""
 
 import signal
-from typing import Final
 
-LISTENER_SIGNALS: Final = frozenset(
+LISTENER_SIGNALS = frozenset(
     {
         signal.SIGHUP,
         signal.SIGINT,

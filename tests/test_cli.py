@@ -1,0 +1,155 @@
+"""What a person sees who types a command: help that reads well, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import server
+from server.cli import run_command_line
+from server.config import GROUPS, flag, options
+
+ROOT = Path(server.__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SERVE_") or name in ("PORT", "WEB_CONCURRENCY")]:
+        monkeypatch.delenv(name)
+
+
+def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on stderr; exit status 2 is checked."""
+    status = run_command_line(arguments)
+    captured = capfd.readouterr()
+    assert (status, captured.out) == (2, "")
+    assert captured.err.startswith("serve: ")
+    assert captured.err.endswith("\n")
+    assert captured.err.count("\n") == 1
+    return captured.err.removeprefix("serve: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"),
+        (["app"], "'app' is not an application: write module:attribute, for example: serve app:app"),
+        (["src/app.py"], "'src/app.py' is a path: name the module and what is in it, for example: serve app:app"),
+        (["app:asgi", "--worker", "3"], "there is no option --worker: did you mean --workers?"),
+        (["app:asgi", "--zzz"], "there is no option --zzz: `serve --help` shows those there are"),
+        (["app:asgi", "-w", "many"], "--workers: 'many' is not a whole number"),
+        (
+            ["-w", "2", "app:asgi", "--bind", "here"],
+            "the address 'here' has no port: write HOST:PORT, for example here:8000",
+        ),
+        (["app:asgi", "--bind"], "option '--bind' requires an argument: `serve --help` shows how it is written"),
+        (["app:asgi", "b:asgi"], "got unexpected extra argument (b:asgi): `serve --help` shows how it is written"),
+        (["reload", "--now"], "there is no option --now: `serve reload --help` shows those there are"),
+    ],
+)
+def test_each_mistake_is_one_sentence(capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
+    assert said(capfd, *arguments) == sentence
+
+
+def test_a_misspelt_command_is_told_from_an_application(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'reload'?" in said(capfd, "relaod")
+
+
+@pytest.mark.parametrize("option", ["--ssl-certfile", "--ssl-keyfile", "--certfile", "--keyfile", "--http2"])
+def test_tls_and_http2_are_refused_with_a_way_out(capfd: pytest.CaptureFixture[str], option: str) -> None:
+    sentence = said(capfd, "app:asgi", option, "x.pem")
+    assert sentence.startswith(f"{option} is not there yet: TLS and HTTP/2 come with a later version")
+    assert "put a proxy that ends TLS" in sentence
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [("--reload", "kill -HUP"), ("--uds", "--bind unix:PATH"), ("-k", "--loop"), ("--preload", "listener")],
+)
+def test_options_of_other_servers_are_recognised(capfd: pytest.CaptureFixture[str], option: str, hint: str) -> None:
+    assert hint in said(capfd, "app:asgi", option)
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_help_is_grouped_and_fits(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run_command_line(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= min(columns, 100)
+    places = [text.index(f"\n{group}:\n") for group in GROUPS]
+    assert places == sorted(places)
+    for name in options():
+        assert flag(name) in text or flag(name).replace("--", "--[no-]") in text
+    assert "-w, --workers NUMBER" in text
+    assert "[default: 1; env: WEB_CONCURRENCY]" in text
+    assert "\u00a0" not in text
+
+
+@pytest.mark.parametrize("command", ["reload", "drain", "status"])
+def test_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line([command, "-h"]) == 0
+    assert f"Usage: serve {command} [OPTIONS]" in capsys.readouterr().out
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "server", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_version(tmp_path: Path) -> None:
+    done = run("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"serve {server.__version__}\n")
+
+
+def test_a_mistake_of_a_real_process_has_no_traceback(tmp_path: Path) -> None:
+    done = run("app:asgi", "--workers", "0", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "serve: --workers: 0 is too small; the least is 1\n"
+
+
+def test_nobody_reads_the_mistake(tmp_path: Path) -> None:
+    """A full pipe behind stderr does not hold the command up."""
+    read_end, write_end = os.pipe()
+    try:
+        os.write(write_end, b"x" * fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ))
+        command = [sys.executable, "-m", "server", "app"]
+        child = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=write_end)
+        assert child.wait(30) == 2
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+def test_signals_are_held_back_before_anything_else_is_loaded(tmp_path: Path) -> None:
+    """At the moment when the command line is imported, the mask stands and no event loop has been loaded."""
+    code = (
+        "import sys, signal\n"
+        "from server.__main__ import main, LISTENER_SIGNALS\n"
+        "assert not {'asyncio', 'click', 'typing'} & sys.modules.keys()\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'server.cli':\n"
+        "            assert LISTENER_SIGNALS <= signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "            sys.exit(7)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "main()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert done.returncode == 7
+
+
+def test_what_is_held_back_covers_all_signals_that_mean_something() -> None:
+    from server.signals import LISTENER_SIGNALS
+
+    named = ("HUP", "USR1", "USR2", "TERM", "INT", "QUIT", "TTIN", "TTOU", "WINCH", "CHLD")
+    assert {signal.Signals[f"SIG{name}"] for name in named} == LISTENER_SIGNALS

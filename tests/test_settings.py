@@ -1,0 +1,118 @@
+"""Command line, environment and default: which of them counts, and what each error says."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from server.config import Config, environment_names, options
+from server.errors import UsageError
+from server.settings import Given, build, kind, several
+
+
+def configured(given: dict[str, Given] | None = None, **environ: str) -> Config:
+    return build("app:asgi", given or {}, environ)
+
+
+def test_defaults_are_those_of_the_definitions() -> None:
+    assert configured() == Config(app="app:asgi")
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_platform() -> None:
+    assert configured({"workers": "2"}, SERVE_WORKERS="3", WEB_CONCURRENCY="4").workers == 2
+    assert configured(SERVE_WORKERS="3", WEB_CONCURRENCY="4").workers == 3
+    assert configured(WEB_CONCURRENCY="4").workers == 4
+    assert configured(WEB_CONCURRENCY="").workers == 1
+
+
+@pytest.mark.parametrize("name", options())
+def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> None:
+    defined = options()[name][1]
+    texts: dict[str, tuple[str, Any]] = {
+        "app_dir": (str(tmp_path), str(tmp_path)),
+        "chdir": (str(tmp_path), str(tmp_path)),
+        "env_file": (__file__, __file__),
+        "user": (str(os.geteuid()), str(os.geteuid())),
+        "group": (str(os.getegid()), str(os.getegid())),
+        "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
+        "health_path": ("/up", "/up"),
+        "root_path": ("/api", "/api"),
+        "drain_status": ("410", 410),
+        "unix_mode": ("600", "600"),
+        "umask": ("027", "027"),
+    }
+    if name in texts:
+        text, expected = texts[name]
+    elif kind(name) is bool:
+        text, expected = ("no", False) if options()[name][0].default else ("yes", True)
+    elif defined.choices:
+        text = expected = defined.choices[-1]
+    elif kind(name) is str:
+        text = expected = "word"
+    else:
+        value = max(defined.minimum or 0, 7)
+        text, expected = f"{value:g}", (kind(name)(value),) if several(name) else kind(name)(value)
+    for variable in environment_names(name, defined):
+        assert getattr(configured(None, **{variable: text}), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "sentence"),
+    [
+        ({"workers": "two"}, {}, "--workers: 'two' is not a whole number"),
+        ({"workers": "0"}, {}, "--workers: 0 is too small; the least is 1"),
+        ({}, {"WEB_CONCURRENCY": "x"}, "WEB_CONCURRENCY: 'x' is not a whole number"),
+        ({"port": "65536"}, {}, "--port: 65536 is too large; the most is 65535"),
+        ({"keep_alive": "nan"}, {}, "--keep-alive: 'nan' is not a number of seconds"),
+        ({"keep_alive": "1m"}, {}, "--keep-alive: '1m' is not a number of seconds"),
+        ({"http": "h3"}, {}, "--http: 'h3' is not one of auto, httptools, h11"),
+        ({}, {"SERVE_HEALTH": "maybe"}, "SERVE_HEALTH: 'maybe' is neither true nor false; write 1 or 0"),
+        ({"unix_mode": "rw"}, {}, "--unix-mode: 'rw' is not an octal mode; write one such as 0660"),
+        ({"health_path": "ping"}, {}, "--health-path: 'ping' must begin with a slash"),
+        ({"app_dir": "/no/such"}, {}, "--app-dir: there is no directory /no/such"),
+        ({"env_file": "/no/such"}, {}, "--env-file: the file /no/such cannot be read"),
+        ({"user": "no-such-user"}, {}, "--user: this machine knows no user 'no-such-user'"),
+        (
+            {"bind": (":1",), "port": "3"},
+            {},
+            "--bind and --port were both given: use either --bind HOST:PORT or host and port",
+        ),
+        (
+            {},
+            {"SERVE_BIND": ":1", "SERVE_HOST": "a"},
+            "SERVE_BIND and SERVE_HOST were both given: use either SERVE_BIND HOST:PORT or host and port",
+        ),
+        ({"bind": ("x",)}, {}, "the address 'x' has no port: write HOST:PORT, for example x:8000"),
+        ({"log_file": "a\0b"}, {}, "--log-file holds a NUL character, which no name or path may"),
+    ],
+)
+def test_wrong_values_are_named_with_their_source(
+    given: dict[str, Given], environ: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        configured(given, **environ)
+    assert str(caught.value) == sentence
+
+
+def test_the_nearer_address_wins() -> None:
+    assert configured({"bind": (":1",)}, PORT="9", SERVE_HOST="h") == Config(app="app:asgi", bind=(":1",))
+    assert configured({"port": "5"}, SERVE_BIND=":1") == Config(app="app:asgi", port=5)
+    assert configured(None, SERVE_BIND=":1", PORT="9") == Config(app="app:asgi", bind=(":1",))
+    assert configured({"host": "h"}, PORT="9") == Config(app="app:asgi", host="h", port=9)
+
+
+def test_a_platforms_port_yields_to_inherited_sockets() -> None:
+    assert configured({"fd": ("3",)}, PORT="9") == Config(app="app:asgi", fd=(3,))
+    assert configured(None, LISTEN_PID=str(os.getpid()), PORT="9").port is None
+    assert configured(None, LISTEN_PID=str(os.getpid()), SERVE_PORT="9").port == 9
+
+
+def test_a_kubernetes_service_called_serve_is_no_port() -> None:
+    assert configured(None, SERVE_PORT="tcp://10.0.0.7:80").port is None
+
+
+def test_a_configuration_survives_its_packet() -> None:
+    config = configured({"bind": (":1", ":2"), "workers": "3", "fd": ("3",), "health": False})
+    assert Config.from_json(config.to_json() | {"of_a_later_version": 1}) == config
