@@ -79,6 +79,9 @@ class Acceptor:
         except OSError as error:
             log.debug("a connection was gone before it was attached: %s", error)
             client.close()
+        except Exception:
+            log.exception("a connection could not be attached; it is closed")
+            client.close()
         else:
             self._attached(protocol)
 

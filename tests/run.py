@@ -1,0 +1,101 @@
+"""Install everything that the tests need and run them: `python3 tests/run.py [pytest's arguments]`.
+
+Needs Python 3 with venv and nothing else. Programs of the system that single tests need are installed where that is
+possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with CI=true is a failure.
+The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this machine has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST = (3, 11)
+PROGRAMS = {"chromium": "chromium"}
+"""Programs of the system by the package of Debian that brings them."""
+
+
+def main() -> int:
+    """Return 0 if all checks and all tests passed."""
+    install_programs()
+    found = interpreters()
+    if not found:
+        print("no Python from 3.11 on was found here; install one", file=sys.stderr)
+        return 2
+    chosen = [max(found)] if len(found) == 1 else [max(found), min(found)]
+    pythons = {version: environment(found[version], version) for version in chosen}
+    newest = pythons[chosen[0]]
+    for check in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+        if run(newest, "-m", *check):
+            return 1
+    status = 0
+    for version in chosen:
+        print(f"\n=== tests on Python {'.'.join(map(str, version))}", flush=True)
+        status = status or run(pythons[version], "-m", "pytest", "-n", "2", *sys.argv[1:])
+    return status
+
+
+def run(python: Path, *arguments: str) -> int:
+    """Run a command of an environment in the checkout and return its exit status."""
+    print("$", python.name, *arguments, flush=True)
+    return subprocess.run([str(python), *arguments], cwd=ROOT, check=False).returncode
+
+
+def install_programs() -> None:
+    """Install the system's programs that are missing, where that is possible."""
+    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if not missing or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
+    subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)  # type: ignore[call-overload]
+    subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=False, **quiet)  # type: ignore[call-overload]
+
+
+def interpreters() -> dict[tuple[int, int], Path]:
+    """The interpreters of this machine that can make virtual environments, one of each minor version."""
+    found: dict[tuple[int, int], Path] = {}
+    for candidate in candidates():
+        probe = "import ensurepip, sys, venv; print(*sys.version_info[:2], sys.version_info.releaselevel)"
+        try:
+            said = subprocess.run([candidate, "-c", probe], capture_output=True, text=True, check=False, timeout=60)
+        except OSError:
+            continue
+        match = re.fullmatch(r"(\d+) (\d+) final\n", said.stdout)
+        if match and (version := (int(match[1]), int(match[2]))) >= OLDEST:
+            found.setdefault(version, candidate)
+    return found
+
+
+def candidates() -> Iterator[Path]:
+    """Files that may be interpreters: this one, those on PATH, those that pyenv and uv keep."""
+    yield Path(sys.executable)
+    places = [Path(place) for place in os.environ.get("PATH", "").split(os.pathsep) if place]
+    home = Path.home()
+    for kept in (Path(os.environ.get("PYENV_ROOT", home / ".pyenv")) / "versions", home / ".local/share/uv/python"):
+        places += sorted(kept.glob("*/bin"))
+    for place in places:
+        yield from sorted(path for path in place.glob("python3.*") if re.fullmatch(r"python3\.\d+", path.name))
+
+
+def environment(interpreter: Path, version: tuple[int, int]) -> Path:
+    """A virtual environment of `interpreter` with the server and the tests' packages; return its interpreter."""
+    place = ROOT / f".venv-{version[0]}.{version[1]}"
+    python = place / "bin" / "python"
+    if not python.exists():
+        subprocess.run([interpreter, "-m", "venv", place], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test,loadtest]"],
+        cwd=ROOT,
+        check=True,
+    )
+    return python
+
+
+if __name__ == "__main__":
+    sys.exit(main())
