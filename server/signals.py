@@ -1,4 +1,4 @@
-"""The signals that mean something to the listener. It imports nothing but `signal`, for it is the first to be loaded."""
+"""The signals that mean something to the listener. It imports `signal` alone, for it is the first to be loaded."""
 
 import signal
 
