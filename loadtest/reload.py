@@ -23,7 +23,7 @@ import uvloop
 from loadtest import processes
 from loadtest.client import Load
 from loadtest.kinds import KINDS, users
-from loadtest.ledger import Accounts, Ledger, parse_executions, settle
+from loadtest.ledger import Accounts, Execution, Ledger, parse_executions, settle
 from loadtest.servers import COMMANDS, GRACEFUL, Server
 
 START_TIMEOUT = 60.0
@@ -83,6 +83,7 @@ class Result:
     settings: Settings
     ledger: Ledger
     accounts: Accounts
+    executions: list[Execution]
     reloads: list[Reload]
     measures: Measures
     problems: list[str]
@@ -188,12 +189,13 @@ def _run(server: Server, settings: Settings) -> Result:
             problems.append(f"{len(dead)} zombies")
     measures.exit_status = stop(server, problems)
 
-    accounts = settle(ledger.entries, parse_executions(server.executions.read_bytes()))
+    executions = parse_executions(server.executions.read_bytes())
+    accounts = settle(ledger.entries, executions)
     problems += odd_accounts(accounts)
     problems += [f"{what} ({count} times)" for what, count in ledger.oddities.items()]
     if problems and server.output.stat().st_size:
         problems.append("the server's last words:\n" + server.last_words())
-    return Result(settings, ledger, accounts, reloads, measures, problems, began, ended)
+    return Result(settings, ledger, accounts, executions, reloads, measures, problems, began, ended)
 
 
 def stop(server: Server, problems: list[str]) -> int | None:
@@ -306,15 +308,23 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--warmup", type=click.FloatRange(0), default=2.0, help="Seconds of load before and after the reloads.")
 @click.option("--kinds", type=click.Choice([kind.name for kind in KINDS]), multiple=True, help="Only these loads.")
 @click.option("--seed", type=int, default=1, help="For the load's random choices.")
-def main(**options: Any) -> None:
+@click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a timeline as PNG (needs matplotlib).")
+@click.option("--json", "document", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")
+def main(picture: Path | None, document: Path | None, **options: Any) -> None:
     """Reload a server under strict mixed load and print what was lost. Exits 1 if anything was."""
-    from loadtest.report import table
+    from loadtest.report import as_json, table
 
     try:
         result = run(Settings(**options))
     except RuntimeError as error:
         raise click.ClickException(str(error)) from error
     click.echo(table(result))
+    if document is not None:
+        document.write_text(as_json(result))
+    if picture is not None:
+        from loadtest.plot import plot
+
+        plot(result, picture)
     sys.exit(0 if result.spotless else 1)
 
 

@@ -1,7 +1,9 @@
-"""The table of a run, as text. Pure: it gets a `Result` and gives a string."""
+"""The table of a run, as text, and the run as JSON. Pure: it gets a `Result` and gives a string."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -87,6 +89,40 @@ def measures(result: Result) -> str:
         f"  listener: descriptors {found.descriptors_before} -> {found.descriptors_after}, memory "
         + " -> ".join(f"{size / MIB:.1f}" for size in memory)
         + f" MiB (start, first reload, end), exit status {found.exit_status}"
+    )
+
+
+def as_json(result: Result) -> str:
+    """The run as a JSON document, without the single requests except for the lost ones."""
+    accounts = result.accounts
+    rows = kinds(result)
+    return json.dumps(
+        {
+            "settings": dataclasses.asdict(result.settings),
+            "seconds": result.ended - result.began,
+            "sent": accounts.sent,
+            "executed": accounts.executed,
+            "answered": accounts.answered,
+            "lost": result.lost,
+            "lost_executed": accounts.lost_executed,
+            "lost_by_cause": {cause.value: count for cause, count in accounts.lost_by_cause.items()},
+            "lost_requests": [
+                {"id": e.number, "kind": e.kind, "cause": e.cause and e.cause.value, "detail": e.detail}
+                | {"sent": e.sent - result.began, "failed": e.done - result.began}
+                for e in accounts.lost
+            ],
+            "doubled": accounts.doubled,
+            "reconnects": result.reconnects,
+            "told_to_come_back": len(result.ledger.told_to_come_back),
+            "kinds": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]],
+            "reloads": [
+                {"sent": r.sent - result.began, "complete": r.complete - result.began if r.complete else None}
+                for r in result.reloads
+            ],
+            "measures": dataclasses.asdict(result.measures),
+            "problems": result.problems,
+        },
+        indent=1,
     )
 
 
