@@ -269,9 +269,9 @@ class WebSocketConnection(asyncio.Protocol):
         self._enter(CLOSED)
         self.deadline = math.inf
         self._cancel_retirement()
-        service.connections.discard(self)
         self._tell_disconnect(1006, "")
         self._wake(self._drains)
+        service.forget(self)
 
     def pause_writing(self) -> None:
         """The transport has more to write than it likes."""

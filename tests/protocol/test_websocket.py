@@ -156,20 +156,14 @@ def test_scope(loop_name: str) -> None:
 
 
 def test_subprotocol_and_headers_of_the_accept(loop_name: str) -> None:
-    app = Recorder(
-        {
-            "type": "websocket.accept",
-            "subprotocol": "v2",
-            "headers": [(b"x-a", b"1"), (b"X-A", b"2"), (b"server", b"mine")],
-        },
-        accept=False,
-    )
-    with serving(app, loop_name) as server:
-        with connect(server.url(), subprotocols=[Subprotocol("v1"), Subprotocol("v2")]) as client:
-            assert client.subprotocol == "v2"
-            assert client.response is not None
-            assert client.response.headers.get_all("x-a") == ["1", "2"]
-            assert client.response.headers.get_all("server") == ["mine"]
+    headers = [(b"x-a", b"1"), (b"X-A", b"2"), (b"server", b"mine")]
+    app = Recorder({"type": "websocket.accept", "subprotocol": "v2", "headers": headers}, accept=False)
+    offer = [Subprotocol("v1"), Subprotocol("v2")]
+    with serving(app, loop_name) as server, connect(server.url(), subprotocols=offer) as client:
+        assert client.subprotocol == "v2"
+        assert client.response is not None
+        assert client.response.headers.get_all("x-a") == ["1", "2"]
+        assert client.response.headers.get_all("server") == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +186,7 @@ def test_accept_that_would_lie_is_refused(
         client.request("/", "Sec-WebSocket-Protocol: v1")
         assert client.head().startswith("HTTP/1.1 500 ")
         client.to_the_end()
+        client.close()
         assert isinstance(app.error, error)
         assert server.gone()
     assert "websocket.accept" in caplog.text
@@ -212,6 +207,7 @@ def test_invalid_handshake_never_reaches_the_application(
         assert "connection: close" in head
         assert ("sec-websocket-version: 13" in head) == (status == 426)
         client.to_the_end()
+        client.close()
         assert server.gone()
         assert server.cell(Cell.STATUS_4XX) == 1
     assert not app.received
@@ -376,6 +372,7 @@ def test_application_returns(loop_name: str) -> None:
         assert (opcode, payload) == (8, b"\x03\xe8")
         client.send(8, payload)
         assert client.to_the_end() == b""
+        client.close()
         assert server.gone()
 
 
@@ -386,6 +383,7 @@ def test_application_raises(loop_name: str, caplog: pytest.LogCaptureFixture) ->
         assert client.receive() == (8, b"\x03\xf3")
         client.send(8, b"\x03\xf3")
         assert client.to_the_end() == b""
+        client.close()
         assert server.gone()
     assert isinstance(app.error, ValueError)
     assert "/where" in caplog.text

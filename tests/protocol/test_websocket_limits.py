@@ -1,0 +1,428 @@
+"""What a WebSocket meets: broken frames, oversized messages, silent or slow clients; and how it retires."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import threading
+import zlib
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from server.protocol.service import Message, Receive, Scope, Send
+from server.scoreboard import Cell
+from tests.protocol.test_websocket import Recorder, echo, loop_name
+from tests.protocol.websocket_server import RawClient, WebSocketServer, frame, serving
+
+__all__ = ["loop_name"]  # the fixture
+
+DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits"
+
+
+def deflated(data: bytes) -> bytes:
+    """RFC 7692 7.2.1, with the smallest window so that any negotiated one reads it."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -9)
+    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+def waiting_bytes(server: WebSocketServer) -> int:
+    """How much waits for the application of the only connection."""
+    (connection,) = server.service.connections
+    return int(connection._incoming_size)  # type: ignore[attr-defined]  # nothing public tells it
+
+
+# Broken frames
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        (frame(1, b"x", mask=False), 1002),
+        (frame(3, b"x"), 1002),
+        (frame(11), 1002),
+        (frame(1, b"x", rsv=4), 1002),
+        (frame(1, b"x", rsv=1), 1002),
+        (frame(0, b"x"), 1002),
+        (frame(1, b"x", fin=False) + frame(1, b"y"), 1002),
+        (frame(9, b"x" * 126), 1002),
+        (frame(9, b"x", fin=False), 1002),
+        (frame(8, b"x"), 1002),
+        (frame(8, struct.pack("!H", 1005)), 1002),
+        (frame(8, struct.pack("!H", 2999)), 1002),
+        (frame(8, struct.pack("!H", 1000) + b"\xff"), 1007),
+        (frame(1, b"\xff"), 1007),
+        (frame(1, b"\xc3", fin=False) + frame(0, b"("), 1007),
+        (frame(1, b"\xed\xa0\x80"), 1007),
+        (frame(1, b"\xc3"), 1007),
+        (frame(1, b"x" * 1001), 1009),
+        (frame(2, b"x" * 70000), 1009),
+        (frame(2, b"x" * 600, fin=False) + frame(0, b"x" * 600), 1009),
+    ],
+)
+def test_broken_frames_end_with_their_code(loop_name: str, wrong: bytes, code: int) -> None:
+    app = Recorder()
+    with serving(app, loop_name, ws_max_size=1000) as server, RawClient(server.port) as client:
+        client.open()
+        client.send(1, b"before")
+        client.socket.sendall(wrong)
+        assert client.close_code() == code
+        client.close()
+        assert app.disconnect(server)["code"] == code
+        assert app.received[1] == {"type": "websocket.receive", "text": "before"}
+        assert len(app.received) == 3
+        assert server.gone()
+
+
+def test_message_of_exactly_the_largest_size_passes(loop_name: str) -> None:
+    with serving(echo, loop_name, ws_max_size=1000) as server, RawClient(server.port) as client:
+        client.open()
+        client.send(2, b"x" * 1000)
+        client.send(2, b"y" * 500, fin=False)
+        client.send(0, b"y" * 500)
+        assert client.receive() == (2, b"x" * 1000)
+        assert client.receive() == (2, b"y" * 1000)
+
+
+def test_decompression_bomb_is_1009_before_it_is_unpacked(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name, ws_max_size=100_000) as server, RawClient(server.port) as client:
+        client.open("/", DEFLATE)
+        client.send(2, deflated(b"\0" * 50_000), rsv=4)
+        client.send(2, deflated(b"\0" * 20_000_000), rsv=4)
+        assert client.close_code() == 1009
+        assert app.disconnect(server)["code"] == 1009
+        assert app.received[1] == {"type": "websocket.receive", "bytes": b"\0" * 50_000}
+
+
+@pytest.mark.parametrize("size", [99_999, 100_000, 100_001])
+def test_bomb_in_fragments(size: int) -> None:
+    with serving(echo, "uvloop", ws_max_size=100_000) as server, RawClient(server.port) as client:
+        client.open("/", DEFLATE)
+        data = deflated(b"\0" * size)
+        half = len(data) // 2
+        client.send(2, data[:half], rsv=4, fin=False)
+        client.send(0, data[half:])
+        if size > 100_000:
+            assert client.close_code() == 1009
+        else:
+            assert client.receive()[0] == 2
+
+
+def test_garbage_in_place_of_compressed_data(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.open("/", DEFLATE)
+        client.send(2, b"\xff" * 100, rsv=4)
+        assert client.close_code() == 1002
+
+
+def test_data_after_the_close_frame_is_ignored(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        client.socket.sendall(frame(8, b"\x03\xe8") + frame(1, b"late") + frame(8, b"\x03\xe9"))
+        assert client.close_code() == 1000
+        assert app.disconnect(server)["code"] == 1000
+        assert len(app.received) == 2
+
+
+def test_random_bytes_never_break_the_server(loop_name: str) -> None:
+    with serving(echo, loop_name) as server:
+        for _ in range(20):
+            with RawClient(server.port) as client, contextlib.suppress(ConnectionError):
+                client.open("/", DEFLATE)
+                client.socket.sendall(os.urandom(2000))
+                client.socket.shutdown(socket.SHUT_WR)
+                client.to_the_end()
+        assert server.gone()
+
+
+# Keep-alive
+
+
+def test_silent_client_is_closed_with_1011(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name, ws_ping_interval=0.1, ws_ping_timeout=0.2) as server:
+        with RawClient(server.port) as client:
+            client.open()
+            assert client.receive() == (9, b"")
+            assert client.close_code() == 1011
+            assert app.disconnect(server)["code"] == 1006
+        assert server.gone()
+
+
+def test_client_that_answers_stays(loop_name: str) -> None:
+    with (
+        serving(echo, loop_name, ws_ping_interval=0.1, ws_ping_timeout=0.2) as server,
+        RawClient(server.port) as client,
+    ):
+        client.open()
+        for _ in range(6):
+            assert client.receive() == (9, b"")
+            client.send(10)
+        client.send(1, b"still here")
+        while (answer := client.receive()) == (9, b""):
+            client.send(10)
+        assert answer == (1, b"still here")
+
+
+def test_no_pings_when_they_are_off(loop_name: str) -> None:
+    with serving(echo, loop_name, ws_ping_interval=0) as server, RawClient(server.port) as client:
+        client.open()
+        assert server.run(lambda: {c.deadline for c in server.service.connections}) == {float("inf")}
+
+
+def test_client_is_not_blamed_while_the_application_does_not_read(loop_name: str) -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go_on.wait()
+        count = 0
+        while (await receive())["type"] == "websocket.receive":
+            count += 1
+            if count == 100:
+                await send({"type": "websocket.send", "text": "all"})
+
+    options = {"ws_ping_interval": 0.1, "ws_ping_timeout": 0.1}
+    with serving(app, loop_name, **options) as server, RawClient(server.port) as client:
+        client.open()
+        client.socket.sendall(b"".join(frame(2, b"x" * 2000) for _ in range(100)))
+        assert client.receive() == (9, b"")
+        server.settled(lambda: False, 0.5)  # several times the timeout
+        server.run(go_on.set)
+        client.send(10)
+        while (answer := client.receive()) == (9, b""):
+            client.send(10)
+        assert answer == (1, b"all")
+
+
+# Back-pressure
+
+
+def test_reading_pauses_while_the_application_does_not_receive(loop_name: str) -> None:
+    go_on = asyncio.Event()
+    total = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal total
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go_on.wait()
+        while (message := await receive())["type"] == "websocket.receive":
+            total += len(message["bytes"])
+
+    piece = b"".join(frame(2, b"x" * 1000, mask=True) for _ in range(100))
+    pieces = 200  # 20 MB in all, far more than sockets buffer
+    sent = 0
+
+    def flood(client: RawClient) -> None:
+        nonlocal sent
+        for _ in range(pieces):
+            client.socket.sendall(piece)
+            sent += 1
+        client.send(8)
+
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        thread = threading.Thread(target=flood, args=(client,))
+        thread.start()
+        held = -1
+        while held != sent:  # until the flood stands still
+            held = sent
+            server.settled(lambda: False, 0.3)
+        assert sent < pieces
+        assert server.run(lambda: waiting_bytes(server)) < 600_000  # the limit and one read of the loop
+        server.run(go_on.set)
+        assert client.close_code() == 1005
+        thread.join(10)
+        assert server.settled(lambda: total == pieces * 100_000)
+
+
+def test_send_waits_while_the_client_does_not_read(loop_name: str) -> None:
+    sent = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        await receive()
+        await send({"type": "websocket.accept"})
+        for _ in range(300):
+            await send({"type": "websocket.send", "bytes": b"x" * 100_000})
+            sent += 1
+
+    with serving(app, loop_name) as server, RawClient(server.port, receive_buffer=65536) as client:
+        client.open()
+        held = -1
+        while held != sent:
+            held = sent
+            server.settled(lambda: False, 0.3)
+        assert 0 < sent < 300
+        for _ in range(300):
+            assert client.receive() == (2, b"x" * 100_000)
+        assert client.receive() == (8, b"\x03\xe8")
+
+
+def test_pings_of_a_client_that_does_not_read_take_no_memory(loop_name: str) -> None:
+    blocked = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        blocked.set()
+        await send({"type": "websocket.send", "bytes": b"x" * 8_000_000})
+        await receive()
+
+    with serving(app, loop_name) as server, RawClient(server.port, receive_buffer=65536) as client:
+        client.open()
+        assert server.settled(blocked.is_set)
+        client.socket.sendall(b"".join(frame(9, b"%05d" % i * 25) for i in range(20_000)))
+        client.send(1, b"now")
+        assert server.settled(lambda: waiting_bytes(server) > 0)  # all the pings are read
+        assert client.receive() == (2, b"x" * 8_000_000)
+        pongs = []
+        while (got := client.receive())[0] == 10:
+            pongs.append(got[1])
+        assert got[0] == 8  # the application received and returned
+        assert 0 < len(pongs) < 20_000 / 2  # RFC 6455 5.5.3: the latest is enough
+        assert pongs[-1] == b"19999" * 25
+
+
+# Retiring
+
+
+def test_early_retiring_closes_over_the_window_with_1012(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name, ws_drain="early", ws_drain_window=0.3) as server:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect(server.url())) for _ in range(5)]
+            server.retire("reload", 30)
+            for client in clients:
+                with pytest.raises(ConnectionClosed):
+                    client.recv(10)
+                assert client.close_code == 1012
+        assert app.disconnect(server)["code"] == 1012
+        assert server.gone()
+
+
+def test_stopping_closes_with_1001(loop_name: str) -> None:
+    with serving(echo, loop_name, ws_drain="early", ws_drain_window=0) as server, connect(server.url()) as client:
+        server.retire("stop", 30)
+        with pytest.raises(ConnectionClosed):
+            client.recv(10)
+        assert client.close_code == 1001
+
+
+def test_late_retiring_waits_for_the_window(loop_name: str) -> None:
+    with serving(echo, loop_name, ws_drain="late", ws_drain_window=1.5) as server, connect(server.url()) as client:
+        server.retire("reload", 2.0)
+        client.send("served meanwhile")
+        assert client.recv(10) == "served meanwhile"
+        with pytest.raises(ConnectionClosed):
+            client.recv(10)
+        assert client.close_code == 1012
+        assert server.run(lambda: server.service.retire_deadline > server.loop.time())  # before the hammer
+
+
+def test_application_that_knows_may_end_by_itself(loop_name: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await server.draining.wait()
+        await send({"type": "websocket.close", "code": 4100})
+
+    with serving(app, loop_name) as server, connect(server.url()) as client:
+        server.retire("reload", 30)
+        with pytest.raises(ConnectionClosed):
+            client.recv(10)
+        assert client.close_code == 4100
+
+
+def test_connection_that_comes_while_the_worker_retires_retires_too(loop_name: str) -> None:
+    with serving(echo, loop_name, ws_drain="early", ws_drain_window=0.1) as server:
+        server.retire("reload", 30)
+        with connect(server.url()) as client:
+            with pytest.raises(ConnectionClosed):
+                client.recv(10)
+            assert client.close_code == 1012
+
+
+def test_application_that_accepts_after_the_moment_is_closed_at_once(loop_name: str) -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    with serving(app, loop_name, ws_drain="early", ws_drain_window=0) as server, RawClient(server.port) as client:
+        client.request()
+        assert server.settled(lambda: len(server.service.connections) == 1)
+        server.retire("reload", 30)
+        server.settled(lambda: False, 0.1)
+        server.run(go_on.set)
+        assert client.head().startswith("HTTP/1.1 101 ")
+        assert client.receive() == (8, b"\x03\xf4")
+
+
+def test_cut_says_1012_and_cancels_the_application(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        server.draining.begin("reload")
+        (connection,) = server.run(lambda: list(server.service.connections))
+        assert server.run(connection.cut) is True
+        assert client.close_code() == 1012
+        assert server.gone()
+        assert server.run(connection.cut) is False
+        assert server.settled(lambda: not server.service.tasks)
+    assert isinstance(app.error, asyncio.CancelledError)
+
+
+def test_cut_does_not_wait_for_a_client_that_does_not_read(loop_name: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+
+    with serving(app, loop_name) as server, RawClient(server.port, receive_buffer=65536) as client:
+        client.open()
+        assert server.settled(lambda: server.cell(Cell.WEBSOCKETS) == 1)
+        (connection,) = server.run(lambda: list(server.service.connections))
+        assert server.run(connection.cut) is True
+        assert server.gone()
+        assert server.settled(lambda: not server.service.tasks)
+
+
+def test_cut_before_the_answer(loop_name: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        assert server.settled(lambda: len(server.service.connections) == 1)
+        (connection,) = server.run(lambda: list(server.service.connections))
+        assert server.run(connection.cut) is True
+        assert client.to_the_end() == b""
+        assert server.gone()
+
+
+def test_cut_tells_the_application_that_survives_its_cancelling(loop_name: str) -> None:
+    seen: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        with contextlib.suppress(asyncio.CancelledError):
+            await receive()
+        seen.append(await receive())
+
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        (connection,) = server.run(lambda: list(server.service.connections))
+        server.run(connection.cut)
+        assert server.settled(lambda: bool(seen))
+    assert seen == [{"type": "websocket.disconnect", "code": 1012, "reason": ""}]
