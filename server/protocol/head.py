@@ -250,7 +250,8 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
     """
     newline = start.find(b"\n", max(known - 1, 0))
     if newline < 0:
-        if known < _START_CHECKED and not _LINE_START.fullmatch(start[: _START_CHECKED * 2]):
+        line_known = start.find(b"\n", 0, known) >= 0  # looked at before, and whole
+        if not line_known and known < _START_CHECKED and not _LINE_START.fullmatch(start[: _START_CHECKED * 2]):
             return BadRequest(400, "This is not an HTTP request.")
         return None
     if start.find(b"\n", 0, known) < 0 and not _REQUEST_LINE.match(start):
