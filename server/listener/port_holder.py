@@ -15,8 +15,8 @@ def holder_of_port(port: int) -> tuple[int, str] | None:
     if not sockets:
         return None
     for entry in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
-        with contextlib.suppress(OSError):
-            for descriptor in os.scandir(f"/proc/{entry}/fd"):
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{entry}/fd") as descriptors:
+            for descriptor in descriptors:
                 with contextlib.suppress(OSError):
                     if os.readlink(descriptor.path) in sockets:
                         return entry, _name(entry)

@@ -1,0 +1,143 @@
+"""Shutting clients out under a storm of connects: whoever got in is served, nobody is reset."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from server.config import Config
+from server.listener.sockets import Listening, bind
+from server.shut_out import Kind, arriving, shut_out
+
+CLIENTS = 6
+ROUNDS = 6
+SERVED_BEFORE = 250  # connections in a round until the door is shut
+PATIENCE = 20.0
+
+
+class Storm:
+    """Clients that connect, say one byte and want one back, again and again until told to stop."""
+
+    def __init__(self, listening: Listening) -> None:
+        self.family = listening.socket.family
+        self.where = listening.socket.getsockname()
+        self.answered = 0
+        self.lost: list[object] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._client) for _ in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _client(self) -> None:
+        while not self._stop.is_set():
+            with socket.socket(self.family, socket.SOCK_STREAM) as client:
+                client.settimeout(0.3)
+                try:
+                    client.connect(self.where)
+                except OSError:  # shut out: that is what we want
+                    self._stop.wait(0.01)
+                    continue
+                outcome: object
+                try:
+                    client.settimeout(PATIENCE)
+                    client.sendall(b"?")
+                    outcome = client.recv(1)
+                except OSError as error:
+                    outcome = error
+                with self._lock:
+                    self.answered += outcome == b"!"
+                    if outcome != b"!":
+                        self.lost.append(outcome)
+
+    def end(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def serve_waiting(listening: socket.socket) -> int:
+    """Serve all that are in the queue; how many there were."""
+    served = 0
+    while True:
+        try:
+            connection, _ = listening.accept()
+        except OSError:
+            return served
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(PATIENCE)
+            if connection.recv(1):
+                connection.sendall(b"!")
+        served += 1
+
+
+@pytest.mark.parametrize("kind", [Kind.TCP, Kind.UNIX])
+def test_nobody_who_got_in_is_reset(kind: Kind, tmp_path: Path) -> None:
+    answered = 0
+    for number in range(ROUNDS):
+        address = "127.0.0.1:0" if kind is Kind.TCP else f"unix:{tmp_path}/{number}"
+        (listening,) = bind(Config(bind=(address,)))
+        listening.listen(2048)
+        storm = Storm(listening)
+        served = 0
+        while served < SERVED_BEFORE:
+            served += serve_waiting(listening.socket)
+        listening.shut_out()
+        deadline = time.monotonic() + PATIENCE
+        while arriving(listening.socket, kind) and time.monotonic() < deadline:
+            serve_waiting(listening.socket)
+        serve_waiting(listening.socket)
+        listening.close()
+        storm.end()
+        assert storm.lost == []
+        answered += storm.answered
+    assert answered >= ROUNDS * SERVED_BEFORE
+
+
+def test_a_worker_can_shut_a_bare_socket(tmp_path: Path) -> None:
+    """Twice, and by each of two: the second changes nothing."""
+    for address in ("127.0.0.1:0", f"unix:{tmp_path}/a"):
+        (listening,) = bind(Config(bind=(address,)))
+        listening.listen(8)
+        with socket.socket(listening.socket.family) as early:
+            early.connect(listening.socket.getsockname())
+            copy = listening.socket.dup()
+            shut_out(copy, listening.kind)
+            shut_out(copy, listening.kind)
+            listening.shut_out()
+            with socket.socket(listening.socket.family) as late:
+                late.settimeout(0.2)
+                assert late.connect_ex(listening.socket.getsockname()) != 0
+            connection, _ = copy.accept()
+            connection.close()
+        copy.close()
+        listening.close()
+
+
+def test_what_is_arriving_is_counted() -> None:
+    (listening,) = bind(Config(bind=("127.0.0.1:0",)))
+    listening.listen(8)
+    assert arriving(listening.socket, Kind.TCP) == 0
+    assert not listening.handshakes_under_way()
+    with (
+        socket.create_connection(listening.socket.getsockname()),
+        socket.create_connection(listening.socket.getsockname()),
+    ):
+        assert arriving(listening.socket, Kind.TCP) == 2
+        assert serve_nothing(listening) == 2
+        assert arriving(listening.socket, Kind.TCP) == 0
+    listening.close()
+
+
+def serve_nothing(listening: Listening) -> int:
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            listening.socket.accept()[0].close()
+            count += 1
+    return count
