@@ -142,12 +142,12 @@ class Client:
             self.leave()
             return
         except Failure as failure:
-            self._failed(entry, failure)
+            self._failed(entry, described(failure, request))
             return
         try:
             pid, generation = check(response, entry.number, request.answer)
         except Failure as failure:
-            self._failed(entry, failure)
+            self._failed(entry, described(failure, request))
             self.leave()
             return
         self.load.ledger.answered(entry, response.done, pid, generation)
@@ -179,6 +179,14 @@ async def send(connection: Connection, pieces: Sequence[tuple[float, bytes]], an
                 return
         together += piece
     connection.write(together)
+
+
+def described(failure: Failure, request: Request) -> Failure:
+    """The failure with how the request was cut into pieces, for whoever has to find the reason."""
+    if len(request.pieces) < 2:
+        return failure
+    pieces = ", ".join(f"{len(piece)} after {pause:.3g} s" for pause, piece in request.pieces[:6])
+    return Failure(failure.cause, f"{failure.detail} [{pieces} bytes]")
 
 
 def check(response: Response, number: int, answer: bytes) -> tuple[int, int]:

@@ -87,7 +87,7 @@ def timeline(
 def in_flight(
     executions: Iterable[Execution], of_pid: dict[int, int], last: int, began: float, width: float, count: int
 ) -> list[list[float]]:
-    """How many executions were under way in each bin, on average, by generation; one that never ended counts as none."""
+    """How many executions were under way in each bin on average, by generation; one that never ended counts as none."""
     open_since: dict[tuple[int, int], float] = {}
     busy: dict[int, list[float]] = defaultdict(lambda: [0.0] * count)
     for execution in sorted(executions, key=lambda execution: execution.time):
