@@ -35,6 +35,7 @@ from typing import Final
 LIMIT: Final = 1 << 20  # bytes that a sink holds
 ATOMIC: Final = 4096  # PIPE_BUF (pipe(7)): a write of no more is never mixed with another process's
 READ: Final = 65536
+MEMORY: Final = 1  # major number of /dev/null and its like (Linux, devices.txt)
 FINISH_TIME: Final = 1.0  # seconds that the end of a process waits for its output to be taken
 
 _sinks: Final[set[Sink]] = set()
@@ -170,9 +171,11 @@ class Sink:
 
 
 def blocks(fd: int) -> bool:
-    """Whether a write to `fd` may block or fail because of who reads it: pipes, terminals, sockets."""
-    mode = os.fstat(fd).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.isatty(fd))
+    """Whether a write to `fd` may block or fail because of who reads it: pipes, sockets, terminals."""
+    # Not isatty(3): that says no to a terminal that has vanished.
+    status = os.fstat(fd)
+    mode = status.st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and os.major(status.st_rdev) != MEMORY)
 
 
 def wait_writable(fd: int, seconds: float) -> bool:
