@@ -64,7 +64,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     elif scope["path"] == "/stream":
         await stream(scope, send)
     elif scope["path"] == "/modules":
-        await answer(scope, send, 0, json.dumps(sorted(sys.modules)).encode())
+        await answer(scope, send, 0, json.dumps(list(sys.modules)).encode())
     elif scope["path"] == "/":
         await answer(scope, send, 0, b"%d\n" % PID)
     else:

@@ -148,6 +148,18 @@ class Server:
         if self.alive:
             self.process.send_signal(signal.SIGHUP)
 
+    def control(self, command: str) -> tuple[int, str]:
+        """Run a control command of this project's server; its exit status and what it printed."""
+        done = subprocess.run(
+            [self.python, "-m", "server", command, "--control", str(self.directory / "control")],
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60.0,
+        )
+        return done.returncode, done.stdout.decode(errors="replace")
+
     def break_code(self) -> None:
         """Put code on disk that cannot be imported."""
         (self.directory / "loadtest_app.py").write_text('raise ImportError("bad code on disk")\n')
