@@ -25,7 +25,7 @@ from server.protocol.response import (
     encode_trailers,
     without,
 )
-from server.protocol.service import Message, Phase, Service
+from server.protocol.service import ClientDisconnected, Message, Phase, Service
 from server.scoreboard import Cell
 
 if TYPE_CHECKING:
@@ -53,10 +53,6 @@ _REQUESTS: Final = int(Cell.REQUESTS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 _CLOSING: Final = Phase.CLOSING
-
-
-class ClientDisconnected(OSError):
-    """Raised by `send` when the client has gone (ASGI HTTP 2.4, "Disconnected Client")."""
 
 
 class State(enum.Enum):

@@ -38,17 +38,12 @@ from collections.abc import Coroutine
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
+from server.protocol.exchange import ASGI_VERSION, SPEC_VERSION
 from server.protocol.head import Head
 from server.protocol.service import Address, ClientDisconnected, Message, Scope, Service
 from server.protocol.websocket_denial import BODY, START, Denial
 from server.protocol.websocket_framing import End, Framing
-from server.protocol.websocket_handshake import (
-    Handshake,
-    Refusal,
-    checked_accept_headers,
-    open_handshake,
-    refusal_response,
-)
+from server.protocol.websocket_handshake import Handshake, Refusal, open_handshake
 from server.scoreboard import Cell
 
 ERRORS: Final = logging.getLogger("serve.error")
@@ -191,6 +186,7 @@ class WebSocketConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Judge the handshake and start the application."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport.set_write_buffer_limits()
         service = self._service
         try:
             self._handshake = open_handshake(self._head, service.config.ws_deflate)
@@ -307,13 +303,19 @@ class WebSocketConnection(asyncio.Protocol):
         """ASGI www, "WebSocket Connection Scope"."""
         head, service = self._head, self._service
         root_path = service.config.root_path
+        raw_path = head.path
+        path = unquote(raw_path.decode("latin-1"))
+        if root_path and not (path + "/").startswith(root_path + "/"):
+            # A proxy may or may not have taken the mount point off; the application always sees the whole path.
+            path = root_path + path
+            raw_path = root_path.encode() + raw_path
         return {
             "type": "websocket",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
             "http_version": head.version,
             "scheme": "ws",
-            "path": root_path + unquote(head.path.decode("latin-1")),
-            "raw_path": root_path.encode() + head.path,
+            "path": path,
+            "raw_path": raw_path,
             "query_string": head.query,
             "root_path": root_path,
             "headers": head.headers,
@@ -403,9 +405,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _accept(self, message: Message) -> None:
         service = self._service
-        headers = checked_accept_headers(message.get("headers") or ())
         handshake = self._handshake
-        response = handshake.response(message.get("subprotocol"), headers, service.default_headers)
+        response = handshake.response(message, service.default_headers)
         self._framing = Framing(handshake.extensions, service.config.ws_max_size)
         self._enter(OPEN)
         self._accepted = True
@@ -555,7 +556,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer the request with an HTTP error."""
-        response, size = refusal_response(refusal, self._service.default_headers)
+        response, size = refusal.response(self._service.default_headers)
         self._count(refusal.status, size)
         self._transport.write(response)
         self._tell_disconnect(1006, "")

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.protocol.response import CLOSE, STATUS_LINES, encode_fields, without
 from server.protocol.service import Message
-from server.protocol.websocket_handshake import HeaderList, checked_headers, response_head
 
 START = "websocket.http.response.start"
 BODY = "websocket.http.response.body"
 WITHOUT_BODY = frozenset((204, 205, 304))  # RFC 9110 6.4.1, 15.3.6
-HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 
 
 class Denial:
     """One response on its way."""
 
-    __slots__ = ("_chunked", "_default_headers", "_headers", "_left", "_started", "done", "sent", "status")
+    __slots__ = ("_chunked", "_default_headers", "_fields", "_left", "_started", "done", "sent", "status")
 
     def __init__(self, message: Message, default_headers: bytes) -> None:
         """From the message `websocket.http.response.start`.
@@ -29,27 +28,18 @@ class Denial:
         Raises RuntimeError, TypeError or ValueError, with a sentence, if the message is not as ASGI has it.
         """
         status: Any = message.get("status")
-        if not isinstance(status, int) or not 200 <= status <= 599:
-            raise ValueError(f"{START}: the status is a number from 200 to 599, not {status!r}")
+        if status not in STATUS_LINES:
+            raise ValueError(f"{START}: the status is a number from 200 to 599, not {status!r}.")
         self.status: int = status
-        headers = checked_headers(START, message.get("headers") or ())
-        self._headers: HeaderList = [pair for pair in headers if pair[0] not in HOP_BY_HOP]
-        self._default_headers = default_headers
-        self._left = self._announced_length()
+        bodiless = status in WITHOUT_BODY
+        self._fields, length, wishes = encode_fields(message.get("headers") or (), bodiless)
+        self._default_headers = without(default_headers, wishes) if wishes else default_headers
+        self._left = None if length < 0 or bodiless else length
         self._chunked = False
         self._started = False
         self.done = False
         self.sent = 0
         """Bytes of body given to the client."""
-
-    def _announced_length(self) -> int | None:
-        """The application's own Content-Length, or None."""
-        lengths = [value for name, value in self._headers if name == b"content-length"]
-        if not lengths:
-            return None
-        if len(lengths) > 1 or not lengths[0].isdigit():
-            raise ValueError(f"{START}: content-length is one number, not {lengths}")
-        return int(lengths[0])
 
     def body(self, message: Message) -> bytes:
         """The bytes that a message `websocket.http.response.body` puts on the wire; sets `done` at the last.
@@ -58,7 +48,7 @@ class Denial:
         """
         piece = message.get("body") or b""
         if not isinstance(piece, (bytes, bytearray, memoryview)):
-            raise TypeError(f"{BODY}: body is bytes, not {type(piece).__name__}")
+            raise TypeError(f"{BODY}: body is bytes, not {type(piece).__name__}.")
         piece = bytes(piece)
         more = bool(message.get("more_body", False))
         if self.status in WITHOUT_BODY:
@@ -81,13 +71,13 @@ class Denial:
         self._left -= size
         if self._left < 0 or (self._left and not more):
             word = "longer" if self._left < 0 else "shorter"
-            raise RuntimeError(f"{BODY}: the body is {word} than its content-length")
+            raise RuntimeError(f"{BODY}: the body is {word} than its content-length.")
 
     def _head(self, size: int, more: bool) -> bytes:
         """The response head, framed by the length where it is known, else in chunks."""
-        headers = self._headers
+        framing = b""
         if self.status not in WITHOUT_BODY and self._left is None:
             self._chunked = more
-            framing = (b"transfer-encoding", b"chunked") if more else (b"content-length", str(size).encode())
-            headers = [*headers, framing]
-        return response_head(self.status, [*headers, (b"connection", b"close")], self._default_headers)
+            framing = b"transfer-encoding: chunked\r\n" if more else b"content-length: %d\r\n" % size
+        parts = (STATUS_LINES[self.status], self._fields, b"\r\n", self._default_headers, framing, CLOSE, b"\r\n")
+        return b"".join(parts)

@@ -189,7 +189,7 @@ def test_accept_that_would_lie_is_refused(
         client.close()
         assert isinstance(app.error, error)
         assert server.gone()
-    assert "websocket.accept" in caplog.text
+    assert type(app.error).__name__ in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_denial_response_in_one_piece(loop_name: str) -> None:
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.request()
         assert client.to_the_end() == (
-            b"HTTP/1.1 401 Unauthorized\r\nserver: test\r\nwww-authenticate: Basic\r\n"
+            b"HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Basic\r\nserver: test\r\n"
             b"content-length: 12\r\nconnection: close\r\n\r\nwho are you?"
         )
         assert app.disconnect(server)["code"] == 1006
@@ -286,7 +286,7 @@ def test_denial_of_the_wrong_length_is_cut(loop_name: str, body: bytes, caplog: 
             answer = b""
         assert not answer.endswith(body)
         assert server.gone()
-    assert "content-length" in caplog.text
+    assert "than its content-length" in caplog.text
 
 
 @pytest.mark.parametrize("raises", [True, False])

@@ -11,16 +11,14 @@ import socket
 import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import h11
 import uvloop
 
 from server.app.draining import Draining
 from server.config import Config
-from server.protocol.head import Head
+from server.protocol.http1 import Http1Connection
 from server.protocol.service import ASGIApplication, Service
-from server.protocol.websocket import WebSocketConnection
 from server.scoreboard import Cell, Scoreboard
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -39,36 +37,6 @@ class Log:
 
     def record(self, *values: Any) -> None:
         self.records.append(values)
-
-
-class Upgrader(asyncio.Protocol):
-    """Reads one request head and hands the connection over, as the HTTP/1.1 connection does."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.parser = h11.Connection(h11.SERVER)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-        self.service.cells[Cell.CONNECTIONS] += 1
-
-    def data_received(self, data: bytes) -> None:
-        self.parser.receive_data(data)
-        request = self.parser.next_event()
-        if not isinstance(request, h11.Request):
-            return
-        transport = cast(asyncio.Transport, self.transport)
-        path, _, query = request.target.partition(b"?")
-        head = Head("GET", request.target, "1.1", list(request.headers), path, query)
-        client, server = (transport.get_extra_info(name) for name in ("peername", "sockname"))
-        connection = WebSocketConnection(self.service, head, client, server)
-        self.service.connections.add(connection)
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-        connection.data_received(self.parser.trailing_data[0])
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.service.cells[Cell.CONNECTIONS] -= 1
 
 
 class WebSocketServer:
@@ -94,7 +62,7 @@ class WebSocketServer:
         assert started.wait(10)
 
     async def _start(self, started: threading.Event) -> None:
-        self._server = await self.loop.create_server(lambda: Upgrader(self.service), "127.0.0.1", 0)
+        self._server = await self.loop.create_server(lambda: Http1Connection(self.service), "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         self._tick()
         started.set()
