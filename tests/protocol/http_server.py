@@ -1,0 +1,331 @@
+"""A server with nothing but HTTP/1.1: the real connection object on a real socket, in a thread with its own loop.
+
+Every change of a connection's or an exchange's state is checked against the tables of transitions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from server.app.draining import Draining
+from server.config import Config
+from server.protocol import exchange, http1
+from server.protocol.exchange import Exchange
+from server.protocol.http1 import Http1Connection
+from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send, Service
+from server.protocol.travel import TravelRecord
+from server.scoreboard import Cell, Scoreboard
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
+}
+DEFAULT_HEADERS = b"date: Sun, 22 Nov 2026 04:29:00 GMT\r\nserver: serve\r\n"
+KEPT = b"connection: keep-alive\r\nkeep-alive: timeout=75\r\n"
+CLOSED = b"connection: close\r\n"
+TICK = 0.05
+TIMEOUT = 10.0
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+T = TypeVar("T")
+
+
+class CheckedExchange(Exchange):
+    """Refuses transitions that are not in the table."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "state" and hasattr(self, "state"):
+            assert value in exchange.TRANSITIONS[self.state], f"{self.state} -> {value}"
+        super().__setattr__(name, value)
+
+
+class CheckedConnection(Http1Connection):
+    """The same for connections."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "state" and hasattr(self, "state") and value is not self.state:
+            assert value in http1.TRANSITIONS[self.state], f"{self.state} -> {value}"
+        super().__setattr__(name, value)
+
+
+http1.Exchange = CheckedExchange  # type: ignore[misc]
+
+
+class Log:
+    """An access log that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Any, ...]] = []
+
+    def record(self, *values: Any) -> None:
+        self.records.append(values)
+
+
+class HttpServer:
+    """Runs an application until `stop()`; `run` brings a function or coroutine into the server's thread."""
+
+    def __init__(self, app: ASGIApplication, loop_name: str, unix: Path | None = None, **config: Any) -> None:
+        self.loop = LOOPS[loop_name]()
+        self.scoreboard = Scoreboard.create(1, 1)
+        cells = self.scoreboard.row(0)
+        self.service = Service(app, Config(**config), self.loop, self.scoreboard, cells, Draining())
+        self.service.default_headers = DEFAULT_HEADERS
+        self.errors: list[dict[str, Any]] = []
+        self.attached: list[Http1Connection] = []
+        self.new_connection = threading.Event()
+        self._clients: list[socket.socket] = []
+        if unix is None:
+            self.listener = socket.create_server(("127.0.0.1", 0))
+        else:
+            self.listener = socket.socket(socket.AF_UNIX)
+            self.listener.bind(str(unix))
+            self.listener.listen()
+        self.listener.setblocking(False)
+        self.address = self.listener.getsockname()
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._main, args=(started,))
+        self._thread.start()
+        assert started.wait(TIMEOUT)
+
+    def _main(self, started: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self.loop.call_soon(started.set)
+        accepting = self.loop.create_task(self._accept())
+        self._tick()
+        self.loop.run_forever()
+        accepting.cancel()
+        for task in list(self.service.tasks):
+            task.cancel()
+        for connection in list(self.service.connections):
+            connection.cut()
+        self.loop.run_until_complete(asyncio.gather(accepting, *self.service.tasks, return_exceptions=True))
+        self.loop.run_until_complete(asyncio.sleep(0.01))
+        self.loop.close()
+
+    def _tick(self) -> None:
+        now = self.loop.time()
+        for connection in list(self.service.connections):
+            if connection.deadline <= now:
+                connection.expire()
+        self.loop.call_later(TICK, self._tick)
+
+    async def _accept(self) -> None:
+        while True:
+            client, _ = await self.loop.sock_accept(self.listener)
+            await self.attach(client)
+
+    async def attach(self, client: socket.socket, record: TravelRecord | None = None) -> Http1Connection:
+        """Serve the accepted socket."""
+        connection = CheckedConnection(self.service, record)
+        await self.loop.connect_accepted_socket(lambda: connection, client)
+        self.attached.append(connection)
+        self.new_connection.set()
+        return connection
+
+    def take(self, descriptor: int, record: TravelRecord) -> Http1Connection:
+        """Go on with a connection that another worker left."""
+        return self.wait_for(self.attach(socket.socket(fileno=descriptor), record))
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call the function in the server's thread."""
+
+        async def call() -> T:
+            return function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(TIMEOUT)
+
+    def wait_for(self, coroutine: Any) -> Any:
+        """Run the coroutine in the server's thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(TIMEOUT)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds, as seen from the server's thread."""
+
+        async def poll() -> None:
+            async with asyncio.timeout(TIMEOUT):
+                while not condition():
+                    await asyncio.sleep(0.002)
+
+        self.wait_for(poll())
+
+    def stop(self) -> None:
+        for client in self._clients:
+            client.close()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive()
+        self.listener.close()
+        self.scoreboard.words.release()
+        os.close(self.scoreboard.fd)
+        assert self.errors == []
+
+    # ---- the client's side
+
+    def connect(self, **options: int) -> Client:
+        """A raw client, closed with the server."""
+        sock = socket.socket(self.listener.family)
+        for name, value in options.items():
+            sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
+        sock.settimeout(TIMEOUT)
+        sock.connect(self.address)
+        if self.listener.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._clients.append(sock)
+        return Client(sock)
+
+    def connection(self) -> Http1Connection:
+        """The server's side of the newest connection."""
+        assert self.new_connection.wait(TIMEOUT)
+        return self.attached[-1]
+
+    def ask(self, *pieces: bytes) -> bytes:
+        """All that the server answers on one connection to the pieces, sent one after another, up to its end."""
+        client = self.connect()
+        for piece in pieces:
+            client.send(piece)
+        return client.read_to_end()
+
+    def cell(self, cell: Cell) -> int:
+        return int(self.service.cells[cell])
+
+
+class Client:
+    """A raw client that reads exactly what it is told to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.pending = b""
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def end(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def read_until(self, mark: bytes) -> bytes:
+        """Up to and including the mark."""
+        while mark not in self.pending:
+            data = self.sock.recv(65536)
+            assert data, f"ended after {self.pending!r}"
+            self.pending += data
+        end = self.pending.index(mark) + len(mark)
+        found, self.pending = self.pending[:end], self.pending[end:]
+        return found
+
+    def read(self, size: int) -> bytes:
+        while len(self.pending) < size:
+            data = self.sock.recv(65536)
+            assert data, f"ended after {self.pending!r}"
+            self.pending += data
+        found, self.pending = self.pending[:size], self.pending[size:]
+        return found
+
+    def read_to_end(self) -> bytes:
+        """Up to the end of the stream; raises ConnectionResetError if it was cut by a reset."""
+        while data := self.sock.recv(65536):
+            self.pending += data
+        found, self.pending = self.pending, b""
+        return found
+
+    def answer(self) -> tuple[int, bytes, bytes]:
+        """One answer with a Content-Length: status, head, content."""
+        head = self.read_until(b"\r\n\r\n")
+        status = int(head.split(b" ", 2)[1])
+        length = 0
+        for line in head.split(b"\r\n"):
+            if line.startswith(b"content-length: "):
+                length = int(line[16:])
+        return status, head, self.read(length)
+
+    def silent(self) -> bool:
+        """Whether nothing is there to be read, not even an end."""
+        self.sock.setblocking(False)
+        try:
+            self.pending += self.sock.recv(65536)
+        except BlockingIOError:
+            return True
+        finally:
+            self.sock.settimeout(TIMEOUT)
+        return False
+
+
+@contextlib.contextmanager
+def serving(app: ASGIApplication, loop_name: str, **config: Any) -> Iterator[HttpServer]:
+    server = HttpServer(app, loop_name, **config)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def answering(*messages: Message) -> ASGIApplication:
+    """An application that sends these messages."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    return app
+
+
+def start(status: int = 200, *headers: tuple[bytes, bytes], **more: Any) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": list(headers), **more}
+
+
+def body(data: bytes = b"", more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def read(receive: Receive) -> bytes:
+    """The whole content of a request."""
+    content = b""
+    while True:
+        message = await receive()
+        assert message["type"] == "http.request", message
+        content += message["body"]
+        if not message["more_body"]:
+            return content
+
+
+async def respond(send: Send, data: bytes, status: int = 200) -> None:
+    await send(start(status))
+    await send(body(data))
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with method, path and content."""
+    content = await read(receive)
+    await respond(send, f"{scope['method']} {scope['path']} ".encode() + content)
+
+
+def response(content: bytes, connection: bytes = KEPT, status: bytes = b"200 OK", fields: bytes = b"") -> bytes:
+    """The exact bytes of an answer in one piece."""
+    return b"HTTP/1.1 %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b" % (
+        status,
+        fields,
+        DEFAULT_HEADERS,
+        connection,
+        len(content),
+        content,
+    )
+
+
+FOREVER = math.inf
+Waiter = Callable[[], Awaitable[None]]
