@@ -1,8 +1,9 @@
 """One WebSocket of a client: the shell around framing, handshake and denial that talks to transport and application.
 
-It owns the lifecycle (`State`, `TRANSITIONS`), the bounded queue of incoming messages, the keep-alive pings, and the
-ways to end. Framing is `websocket_framing`'s business, the opening handshake `websocket_handshake`'s. It must not know
-how a connection became a WebSocket (`http1` hands it over with the request's head) nor how the worker retires.
+It owns the transport, the application's task, the bounded queue of incoming messages, and the ways to end. States and
+timing are in `websocket_lifecycle`, framing in `websocket_framing`, the opening handshake in `websocket_handshake`. It
+must not know how a connection became a WebSocket (`http1` hands it over with the request's head) nor how the worker
+retires.
 
 How it ends, and what each side is told:
 
@@ -28,22 +29,30 @@ transport has too much to write. While it has, only the latest ping is answered 
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import math
-import random
 import sys
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
-from server.protocol.exchange import ASGI_VERSION, SPEC_VERSION
+from server.protocol.exchange import ASGI_VERSION, CLIENT_GONE, SPEC_VERSION
 from server.protocol.head import Head
 from server.protocol.service import Address, ClientDisconnected, Message, Scope, Service
 from server.protocol.websocket_denial import BODY, START, Denial
 from server.protocol.websocket_framing import End, Framing
 from server.protocol.websocket_handshake import Handshake, Refusal, open_handshake
+from server.protocol.websocket_lifecycle import (
+    CLOSE_TIMEOUT,
+    LINGER_BYTES,
+    LINGER_TIMEOUT,
+    TRANSITIONS,
+    KeepAlive,
+    Pulse,
+    State,
+    closing_moment,
+)
 from server.scoreboard import Cell
 
 ERRORS: Final = logging.getLogger("serve.error")
@@ -58,35 +67,6 @@ INCOMING_HIGH: Final = 64 * 1024
 INCOMING_LOW: Final = 16 * 1024
 MESSAGE_COST: Final = 256
 """What a waiting message counts beside its content, so that empty ones are bounded as well."""
-CLOSE_TIMEOUT: Final = 5.0
-"""How long the client may take to answer our close frame, in seconds; then the connection is shut down without it."""
-LINGER_TIMEOUT: Final = 2.0
-"""How long the client may take to close its side after we have shut down ours, in seconds; then it is cut."""
-LINGER_BYTES: Final = 256 * 1024
-"""What is read and thrown away meanwhile; at more the connection is cut."""
-RETIRE_MARGIN: Final = 1.0
-"""The last close of a late drain comes this long before the hammer, in seconds, so that it can be answered."""
-
-
-class State(enum.Enum):
-    """Where the connection is in its life."""
-
-    HANDSHAKE = "handshake"  # the application has the request and has not answered
-    DENYING = "denying"  # the application has begun an HTTP response instead
-    OPEN = "open"
-    CLOSING = "closing"  # our close frame is out, the client's is awaited until the deadline
-    LINGERING = "lingering"  # all is said: our side is shut down, the client's end is awaited until the deadline
-    CLOSED = "closed"
-
-
-TRANSITIONS: Final = {
-    State.HANDSHAKE: {State.DENYING, State.OPEN, State.LINGERING, State.CLOSED},
-    State.DENYING: {State.LINGERING, State.CLOSED},
-    State.OPEN: {State.CLOSING, State.LINGERING, State.CLOSED},
-    State.CLOSING: {State.LINGERING, State.CLOSED},
-    State.LINGERING: {State.CLOSED},
-    State.CLOSED: set(),
-}
 
 # Bound once: an attribute of an enum costs a lookup for each message.
 HANDSHAKE, DENYING, OPEN = State.HANDSHAKE, State.DENYING, State.OPEN
@@ -112,6 +92,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     __slots__ = (
         "_accepted",
+        "_answered",
         "_client",
         "_connect_told",
         "_denial",
@@ -119,15 +100,14 @@ class WebSocketConnection(asyncio.Protocol):
         "_disconnect",
         "_drains",
         "_early",
+        "_eof",
         "_framing",
         "_handshake",
         "_head",
-        "_heard",
         "_held",
         "_incoming",
         "_incoming_size",
-        "_ping_at",
-        "_ping_due",
+        "_keep_alive",
         "_reading_paused",
         "_receivers",
         "_retire_overdue",
@@ -170,14 +150,14 @@ class WebSocketConnection(asyncio.Protocol):
         self._writing_paused = False
         self._held = b""
         """Pongs that wait until the transport can write again."""
-        self._heard = True
-        """Whether any byte has come since the last ping: a byte is as good a sign of life as the pong."""
-        self._ping_at = math.inf
-        self._ping_due = False
-        """Whether the deadline is that of the answer to a ping (else that of the next ping)."""
+        self._keep_alive: KeepAlive
         self._retire_timer: asyncio.TimerHandle | None = None
         self._retire_overdue = False
         """The moment to retire came while the application had not answered: close as soon as it has accepted."""
+        self._eof = False
+        """The client has shut down its side."""
+        self._answered = False
+        """Whether the request has got its answer: the 101 or a whole HTTP response."""
         self._discarded = 0
         self._unsent = 0
 
@@ -205,9 +185,9 @@ class WebSocketConnection(asyncio.Protocol):
         """Bytes from the client."""
         if not data:
             return
-        self._heard = True
         state = self._state
         if state is OPEN or state is CLOSING:
+            self._keep_alive.heard = True
             self._receive_frames(data)
         elif state is HANDSHAKE:  # too early, but it may be that the client trusts in our answer
             self._early += data
@@ -247,6 +227,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client has shut down its side: a WebSocket is over with that; a denial is still finished."""
+        self._eof = True
         if self._state is DENYING:
             return True
         self._tell_disconnect(1006, "")
@@ -262,6 +243,8 @@ class WebSocketConnection(asyncio.Protocol):
         cells[CONNECTIONS] -= 1
         if self._accepted:
             cells[WEBSOCKETS] -= 1
+        if not self._answered:
+            self._count(0, self._denial.sent if self._state is DENYING else 0)
         self._enter(CLOSED)
         self.deadline = math.inf
         self._cancel_retirement()
@@ -289,13 +272,13 @@ class WebSocketConnection(asyncio.Protocol):
         try:
             await self._service.app(self._scope(), self.receive, self.send)
         except asyncio.CancelledError:
-            self._application_failed("The application's task was cancelled.")
+            self._application_failed()
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not _is_disconnect(error):
                 path = self._head.path.decode("latin-1")
                 ERRORS.error("The application failed at the WebSocket %s", path, exc_info=error)
-            self._application_failed("Internal Server Error")
+            self._application_failed()
         else:
             self._application_returned()
 
@@ -413,8 +396,8 @@ class WebSocketConnection(asyncio.Protocol):
         service.cells[WEBSOCKETS] += 1
         self._count(101, 0)
         self._transport.write(response)
-        self._ping_at = service.loop.time() + (service.config.ws_ping_interval or math.inf)
-        self.deadline = self._ping_at
+        self._keep_alive = KeepAlive(service.config, service.loop.time())
+        self.deadline = self._keep_alive.deadline
         self._resume_reading()
         if self._early:
             early, self._early = self._early, b""
@@ -444,13 +427,13 @@ class WebSocketConnection(asyncio.Protocol):
         elif self._state is HANDSHAKE or self._state is DENYING:
             path = self._head.path.decode("latin-1")
             ERRORS.error("The application returned without answering the WebSocket %s", path)
-            self._application_failed("Internal Server Error")
+            self._application_failed()
 
-    def _application_failed(self, reason: str) -> None:
+    def _application_failed(self) -> None:
         if self._state is OPEN:
             self._close(1011, "")
         elif self._state is HANDSHAKE:
-            self._refuse(Refusal(500, reason))
+            self._refuse(Refusal(500, "Internal Server Error"))
         elif self._state is DENYING:
             self._transport.abort()
 
@@ -460,7 +443,7 @@ class WebSocketConnection(asyncio.Protocol):
         """The deadline has passed: a ping is due or unanswered, or the client did not end the connection in time."""
         now = self._service.loop.time()
         if self._state is OPEN:
-            self._keep_alive(now)
+            self._expire_open(now)
         elif self._state is CLOSING:
             self._linger()
         elif self._state is LINGERING:
@@ -471,18 +454,12 @@ class WebSocketConnection(asyncio.Protocol):
             else:
                 self._transport.abort()
 
-    def _keep_alive(self, now: float) -> None:
-        config = self._service.config
-        if not self._ping_due:
-            self._heard = False
-            self._ping_due = True
-            self._ping_at = now + config.ws_ping_interval
-            self.deadline = now + config.ws_ping_timeout
+    def _expire_open(self, now: float) -> None:
+        pulse = self._keep_alive.expire(now, deaf=self._reading_paused)
+        self.deadline = self._keep_alive.deadline
+        if pulse is Pulse.PING:
             self._transport.write(self._framing.ping())
-        elif self._heard or self._reading_paused:  # while we do not read, its silence is ours
-            self._ping_due = False
-            self.deadline = max(now, self._ping_at)
-        else:
+        elif pulse is Pulse.DEAD:
             self._transport.write(self._framing.fail(1011, "keep-alive ping timeout"))
             self._tell_disconnect(1006, "")
             self._linger()
@@ -495,15 +472,9 @@ class WebSocketConnection(asyncio.Protocol):
         if self._retire_timer is not None or self._state is CLOSED:
             return
         service = self._service
-        window = service.config.ws_drain_window
-        now = service.loop.time()
-        if service.config.ws_drain == "early":
-            first, last = now, now + window
-        else:
-            first = max(now, service.retire_deadline - window)
-            last = max(first, service.retire_deadline - RETIRE_MARGIN)
-        if not math.isinf(last):
-            self._retire_timer = service.loop.call_at(random.uniform(first, last), self._retired)
+        moment = closing_moment(service.config, service.loop.time(), service.retire_deadline)
+        if moment != math.inf:
+            self._retire_timer = service.loop.call_at(moment, self._retired)
 
     def _retired(self) -> None:
         self._retire_timer = None
@@ -571,7 +542,7 @@ class WebSocketConnection(asyncio.Protocol):
         transport = self._transport
         if transport.is_closing():
             return
-        if transport.can_write_eof():
+        if transport.can_write_eof() and not self._eof:
             self._unsent = transport.get_write_buffer_size()
             transport.write_eof()
         else:
@@ -589,16 +560,18 @@ class WebSocketConnection(asyncio.Protocol):
             self._retire_timer = None
 
     def _count(self, status: int, size: int) -> None:
-        """Count and log the answer to the request."""
+        """Count and log the answer to the request; status 0: nobody has had a whole one."""
+        self._answered = True
         service = self._service
         service.cells[REQUESTS] += 1
-        service.cells[STATUS_1XX + status // 100 - 1] += 1
+        if status:
+            service.cells[STATUS_1XX + status // 100 - 1] += 1
         if service.access_log is not None:
             head = self._head
             seconds = service.loop.time() - self._started
             target = head.target.decode("latin-1")
             service.access_log.record(
-                self._client, head.method, target, head.version, status, size, seconds, head.headers
+                self._client, head.method, target, head.version, status or CLIENT_GONE, size, seconds, head.headers
             )
 
     # Waiting

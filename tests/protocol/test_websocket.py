@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
 import pytest
@@ -468,3 +469,35 @@ def test_asyncio_runs_the_application_in_one_task(loop_name: str) -> None:
         assert client.recv(10) == "ready"
         client.send("kept")
         assert client.recv(10) == "kept"
+
+
+def test_denial_is_finished_for_a_client_that_has_shut_down_its_side(loop_name: str) -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.http.response.start", "status": 403})
+        await go_on.wait()
+        await send({"type": "websocket.http.response.body", "body": b"no"})
+
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        assert server.settled(lambda: len(server.service.tasks) == 1)
+        client.socket.shutdown(socket.SHUT_WR)
+        server.settled(lambda: False, 0.05)
+        server.run(go_on.set)
+        assert client.to_the_end() == (
+            b"HTTP/1.1 403 Forbidden\r\nserver: test\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno"
+        )
+        assert server.gone()
+
+
+def test_client_that_goes_before_the_answer_is_counted(loop_name: str) -> None:
+    app = Recorder(accept=False)
+    with serving(app, loop_name) as server:
+        with RawClient(server.port) as client:
+            client.request("/gone")
+            assert server.settled(lambda: bool(app.received))
+        assert app.disconnect(server)["code"] == 1006
+        assert server.gone()
+        assert server.cell(Cell.REQUESTS) == 1
+        assert [record[1:6] for record in server.log.records] == [("GET", "/gone", "1.1", 499, 0)]
