@@ -36,7 +36,7 @@ SPEC_VERSION: Final = "2.4"
 """Of the HTTP part of ASGI: from 2.4 on, send() after the client has gone raises an OSError."""
 
 ONE_WRITE: Final = 65536
-"""Up to this size (bytes) head and content are copied into one buffer; above, they are written side by side."""
+"""Up to this size (bytes) head and content are copied into one buffer; above, they are written one after the other."""
 
 DRAIN_LIMIT: Final = 65536
 """Unread request content up to this size (bytes) is read and dropped after the response; more ends the connection."""
@@ -370,15 +370,15 @@ class Exchange:
                 raise RuntimeError(_wrong_length(size, length))
             self._framing = Framing.LENGTH
             self._remaining = length - size
-        elif not more and not self._trailers and not self._wishes & _CHUNKED:
-            self._framing = Framing.LENGTH
-            framing = b"content-length: %d\r\n" % size
-        elif head.version == "1.1":
+        elif head.version == "1.1" and (more or self._trailers or self._wishes & _CHUNKED):
             self._framing = Framing.CHUNKED
             framing = b"transfer-encoding: chunked\r\n"
             payload = self._chunk(body, more)
-        else:
+        elif more:
             self._framing = Framing.CLOSE
+        else:
+            self._framing = Framing.LENGTH
+            framing = b"content-length: %d\r\n" % size
         self.close = close = (
             not head.keep_alive
             or service.close_answers
@@ -402,10 +402,10 @@ class Exchange:
             )
         )
         self.sent = 0 if self._framing is Framing.NONE else size
-        if size <= ONE_WRITE or not payload:
-            self.connection.transport.write(start)
-        else:
-            self.connection.transport.writelines((start, payload))
+        transport = self.connection.transport
+        transport.write(start)
+        if size > ONE_WRITE and payload:
+            transport.write(payload)  # not writelines(): asyncio's does not pause the protocol before 3.13.2
         if more:
             self.state = STREAMING
         else:
