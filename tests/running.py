@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Notices:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
+        path.chmod(0o777)
         self.seen: list[str] = []
 
     def wait(self, pattern: str, timeout: float = PATIENCE) -> str:
@@ -64,7 +65,7 @@ class RunningServer:
     ) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="serve-test-")
         scratch = Path(self._scratch.name)
-        scratch.chmod(0o755)
+        scratch.chmod(0o777)
         self.control = scratch / "control.sock"
         self.log_path = scratch / "log"
         self.notices = Notices(scratch / "notify.sock")
@@ -122,6 +123,18 @@ class RunningServer:
 
     def workers(self, *states: str) -> list[dict[str, Any]]:
         return [w for w in self.status()["workers"] if not states or w["state"] in states]
+
+    def wait_until(self, condition: Callable[[dict[str, Any]], bool], timeout: float = PATIENCE) -> dict[str, Any]:
+        """Ask for the status again and again until `condition` holds for it."""
+        deadline = time.monotonic() + timeout
+        while not condition(status := self.status()):
+            assert time.monotonic() < deadline, f"still {status}\n{self.log()}"
+            time.sleep(0.02)
+        return status
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until exactly `count` workers live and all of them serve."""
+        self.wait_until(lambda status: [w["state"] for w in status["workers"]] == ["serving"] * count)
 
     def worker_pids(self) -> list[int]:
         """The PIDs of all living children, from the kernel."""

@@ -58,10 +58,13 @@ class PathLock:
         return False
 
     def release(self) -> None:
-        """Remove the lock's file and give the lock up."""
+        """Remove the lock's file and give the lock up; once is enough, more does no harm."""
+        if self._fd < 0:
+            return
         ours = os.fstat(self._fd)
         unlink_own(self._path, (ours.st_dev, ours.st_ino))
         os.close(self._fd)
+        self._fd = -1
 
 
 def unusable(path: str, error: OSError) -> UsageError:

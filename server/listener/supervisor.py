@@ -105,7 +105,7 @@ class Supervisor:
             e.WorkerWantsReplacement: self._on_wants_replacement,
             e.WorkerFinished: self._on_finished,
             e.WorkerDied: self._on_died,
-            e.PairWithdrawn: lambda event: self._do(*self.introductions.withdrawn(event.worker, event.pair)),
+            e.PairWithdrawn: self._on_withdrawn,
             e.PairOrphaned: lambda event: self._do(*self.introductions.orphaned(event.worker, event.pair)),
         }
 
@@ -269,6 +269,12 @@ class Supervisor:
             self._say(logging.ERROR, f"{worker} died while it retired: {how}; {event.in_flight} requests were lost")
         elif not worker.finished and event.in_flight:
             self._say(logging.WARNING, f"{worker} ended: {how}; {event.in_flight} requests were cut")
+
+    def _on_withdrawn(self, event: e.PairWithdrawn) -> None:
+        """The receiver did not take in time: it may do so later, over a pair of its own."""
+        self._do(*self.introductions.withdrawn(event.worker, event.pair))
+        if event.worker.state is WorkerState.RETIRING:
+            self._introduce(event.worker)
 
     # Generations
 

@@ -690,6 +690,12 @@ class Http1Connection(asyncio.Protocol):
         self.mind_reading()
         self.service.loop.call_soon(self._resume)
 
+    def remain(self) -> None:
+        """Nobody can take this connection now: it is served here until `retire()` is called again."""
+        if self.state is IDLE:
+            self._advance()
+            self.mind_reading()
+
     def _resume(self) -> None:
         if self.service.phase is Phase.CLOSING:
             self._settle()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import math
 import os
 import socket
 import time
@@ -25,12 +26,14 @@ from server.scoreboard import Cell
 
 MAX_IN_FLIGHT: Final = 64
 """Offers without an answer at one time: an unprivileged user with RLIMIT_NOFILE 1024 gets ETOOMANYREFS after 1,040."""
-TAKE_TIMEOUT: Final = 1.0
+TAKE_TIMEOUT: Final = 0.5
 """Seconds for a receiver to take or refuse what was offered; then the pair is withdrawn and others are asked."""
 LONG_LEFTOVER: Final = 64 * 1024
 """Leftover bytes that travel in a memfd, since one SEQPACKET message holds at most 212,960 bytes."""
-STALE_HEARTBEAT: Final = 3.0
-"""Seconds after which a receiver that has not ticked is passed over while others tick: its loop is blocked."""
+STALE_HEARTBEAT: Final = 2.5
+"""Seconds after which a receiver that has not ticked (once a second) is offered nothing: its loop is blocked."""
+AGAIN: Final = 0.5
+"""Seconds until connections that nobody could take are tried again; they are served here meanwhile."""
 RETRY: Final = 0.05
 """Seconds until an offer that the kernel had no room for is made again, if no answer comes before."""
 
@@ -43,6 +46,7 @@ class Traveller(Protocol):
     def can_leave(self) -> bool: ...
     def leave(self) -> tuple[int, TravelRecord]: ...
     def stay(self) -> None: ...
+    def remain(self) -> None: ...
     def gone(self) -> None: ...
 
 
@@ -145,20 +149,24 @@ class Receiver:
 
 
 class Departures:
-    """The sender's side. `depart` takes an idle connection; `stranded` gets it back if nobody can take it."""
+    """The sender's side. `depart` takes an idle connection; one that nobody can take now remains and is served here."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         cells: memoryview,
         withdraw: Callable[[int], bool],
-        stranded: Callable[[Traveller], None],
+        again: Callable[[], None],
     ) -> None:
-        """`withdraw(pair)` has told the listener if it returns True; False: the listener cannot be told now."""
+        """`withdraw(pair)` has told the listener if it returns True; False: the listener cannot be told now.
+
+        `again` has all idle connections depart once more, after some had to remain.
+        """
         self._loop = loop
         self._cells = cells
         self._withdraw = withdraw
-        self._stranded = stranded
+        self._again = again
+        self._again_at = math.inf
         self._receivers: list[Receiver] = []
         self._queue: collections.deque[Traveller] = collections.deque()
         self._next_offer = 1
@@ -206,7 +214,7 @@ class Departures:
                 continue  # a request came or the client left before its turn; it will call again
             receiver = self._choose()
             if receiver is None:
-                self._stranded(traveller)
+                self._keep(traveller)
             elif not self._offer(receiver, traveller):
                 self._queue.appendleft(traveller)
                 self._wake_at(self._loop.time() + RETRY)
@@ -217,13 +225,20 @@ class Departures:
             self.idle.set()
 
     def _choose(self) -> Receiver | None:
-        """The least loaded receiver; one that refused or whose loop does not turn only if there is no other."""
+        """The least loaded receiver that has not refused and whose loop turns."""
         now = time.monotonic()
         return min(
-            (receiver for receiver in self._receivers if receiver.pair.open),
-            key=lambda receiver: (receiver.full, not receiver.ticking(now), receiver.load()),
+            (each for each in self._receivers if each.pair.open and not each.full and each.ticking(now)),
+            key=Receiver.load,
             default=None,
         )
+
+    def _keep(self, traveller: Traveller) -> None:
+        """Nobody can take it now: serve it here, and try again a little later if there is anybody to ask."""
+        traveller.remain()
+        if self._receivers and self._again_at == math.inf:
+            self._again_at = self._loop.time() + AGAIN
+            self._wake_at(self._again_at)
 
     def _offer(self, receiver: Receiver, traveller: Traveller) -> bool:
         descriptor, record = traveller.leave()
@@ -274,18 +289,16 @@ class Departures:
         """The receiver's end is closed or withdrawn from: what it had not taken stays ours and is offered elsewhere."""
         self._receivers.remove(receiver)
         receiver.pair.close()
-        for traveller, _ in list(receiver.offers.values()):
-            self._come_back(traveller)
+        offers = list(receiver.offers.values())
         receiver.offers.clear()
+        for traveller, _ in offers:
+            self._come_back(traveller)
         self._pump()
 
     def _come_back(self, traveller: Traveller) -> None:
         """An offer came to nothing: offer the connection to somebody else, or keep it if there is nobody."""
         traveller.stay()
-        if all(receiver.full for receiver in self._receivers):
-            self._stranded(traveller)
-        elif traveller.can_leave():
-            self._queue.append(traveller)
+        self._queue.append(traveller)
 
     def _wake_at(self, when: float) -> None:
         if self._timer is None or self._timer.cancelled() or self._timer.when() > when:
@@ -304,9 +317,14 @@ class Departures:
                     break
                 log.warning("a worker did not take %d connections within %g s; withdrawn", count, TAKE_TIMEOUT)
                 self._drop(receiver)
-        oldest = min((since for r in self._receivers for _, since in r.offers.values()), default=None)
-        if oldest is not None:
-            self._wake_at(max(oldest + TAKE_TIMEOUT, now + RETRY))
+        if now >= self._again_at:
+            self._again_at = math.inf
+            for receiver in self._receivers:
+                receiver.full = False
+            self._again()
+        oldest = min((since for r in self._receivers for _, since in r.offers.values()), default=math.inf)
+        if (wake := min(oldest + TAKE_TIMEOUT, self._again_at)) < math.inf:
+            self._wake_at(max(wake, now + RETRY))
         self._pump()
 
 

@@ -32,6 +32,8 @@ from server.worker.ticker import Ticker
 
 DETAIL_LIMIT: Final = 60_000
 """Characters of a traceback that travel to the listener; its end says most, so the beginning goes."""
+CLOSING_SHARE: Final = 0.2
+"""The last part of the graceful timeout, in which connections that could not be handed over are closed politely."""
 CLOSE_TIME: Final = 2.0
 """Seconds that connections have to flush and close after the hammer, and held offers to be settled."""
 
@@ -125,7 +127,7 @@ class Worker:
         }
         service.access_log = self.access_log = logs.open_access_log(self.config)
         self.acceptor = Acceptor(loop, self.sockets, lambda: Http1Connection(service), self._attached)
-        self.departures = Departures(loop, self.cells, self._withdraw, lambda _: None)
+        self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
         service.departure = self.departures.depart
         self.lifespan = Lifespan(app, self.config.lifespan, service.state)
@@ -163,11 +165,11 @@ class Worker:
         self.arrivals.refuse()
         self._set_phase()
         await self._stop_accepting()
-        for connection in list(service.connections):
-            connection.retire()
+        self._retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._leave_at_once, tasks.cancel_scope)
+                tasks.start_soon(self._close_remaining)
                 await self._empty()
                 tasks.cancel_scope.cancel()
         self._hammer()
@@ -189,6 +191,13 @@ class Worker:
             elif self.arrivals.idle.is_set():
                 return
 
+    async def _close_remaining(self) -> None:
+        """Tell connections that nobody could take of the end in time, so that the hammer finds none of them waiting."""
+        await anyio.sleep(self.config.graceful_timeout * (1 - CLOSING_SHARE))
+        self.departures.give_up()
+        self._set_phase()
+        self._retire_connections()
+
     async def _leave_at_once(self, waiting: anyio.CancelScope) -> None:
         """An order to quit ends the wait for what is in progress."""
         await self._quit.wait()
@@ -199,6 +208,11 @@ class Worker:
         phase = Phase.TRAVELLING if self.departures.has_receivers() else Phase.CLOSING
         self.service.phase = phase
         self.service.close_answers = phase is Phase.CLOSING
+
+    def _retire_connections(self) -> None:
+        """Have every connection leave in the way that the present phase says, as soon as that loses nothing."""
+        for connection in list(self.service.connections):
+            connection.retire()
 
     async def _stop_accepting(self) -> None:
         if self._order is Order.LISTENER_DIED:
@@ -283,8 +297,9 @@ class Worker:
                 self.leave(Order.RETIRE, packet["reason"])
             case "receiver":
                 self.departures.introduce(packet["pair"], descriptors.pop(), self.scoreboard.row(packet["row"]))
-                if self._order is Order.RETIRE and self.service.phase is Phase.CLOSING and self._reason != "stop":
+                if self._order is Order.RETIRE and self._reason != "stop":
                     self._set_phase()
+                    self._retire_connections()
             case "receive":
                 self.arrivals.introduce(packet["pair"], descriptors.pop())
             case "verdict":
@@ -308,5 +323,4 @@ class Worker:
             self._reason = reason
             self.departures.give_up()
             self._set_phase()
-            for connection in list(self.service.connections):
-                connection.retire()
+            self._retire_connections()

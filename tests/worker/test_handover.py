@@ -9,6 +9,7 @@ import math
 import os
 import resource
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -48,6 +49,7 @@ class Connection:
         self.client, self.socket = map(closing.enter_context, socket.socketpair())
         self.leftover = leftover
         self.events: list[str] = []
+        self.remained = 0
 
     def can_leave(self) -> bool:
         return not self.events or self.events[-1] == "stay"
@@ -58,6 +60,9 @@ class Connection:
 
     def stay(self) -> None:
         self.events.append("stay")
+
+    def remain(self) -> None:
+        self.remained += 1
 
     def gone(self) -> None:
         self.events.append("gone")
@@ -93,8 +98,8 @@ class World:
         self.scoreboard = Scoreboard.create(8, 1)
         closing.callback(self.close)
         self.withdrawn: list[int] = []
-        self.stranded: list[Connection] = []
-        self.departures = Departures(self.loop, self.scoreboard.row(0), self._withdraw, self.stranded.append)  # type: ignore[arg-type]
+        self.again = 0
+        self.departures = Departures(self.loop, self.scoreboard.row(0), self._withdraw, self._go_again)
         self.pairs = 0
         self.sides: list[Side] = []
 
@@ -107,12 +112,16 @@ class World:
         self.withdrawn.append(number)
         return True
 
+    def _go_again(self) -> None:
+        self.again += 1
+
     def receiver(self) -> Side:
         ours, theirs = pair()
         self.pairs += 1
         arrived: list[tuple[socket.socket, TravelRecord]] = []
         orphaned: list[int] = []
         cells = self.scoreboard.row(self.pairs)
+        cells[Cell.HEARTBEAT] = time.monotonic_ns()
         arrivals = Arrivals(self.loop, cells, orphaned.append, lambda s, r: arrived.append((s, r)))
         self.departures.introduce(self.pairs, ours.detach(), cells)
         self.sides.append(Side(arrivals, arrived, orphaned, theirs.detach()))
@@ -183,8 +192,28 @@ def test_a_connection_that_nobody_takes_stays(run: Callable[[Coroutine[Any, Any,
         side.arrivals.refuse()
         connection = Connection()
         world.departures.depart(connection)
-        await until(lambda: bool(world.stranded))
+        await until(lambda: bool(connection.remained))
         assert connection.events == ["leave", "stay"]
+        await until(lambda: bool(world.again))  # it is tried again, and taken this time
+        side.arrivals.refusing = False
+        world.departures.depart(connection)
+        await until(lambda: bool(side.arrived))
+
+    run(main())
+
+
+def test_a_receiver_whose_loop_is_blocked_is_offered_nothing(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    async def main() -> None:
+        world = World()
+        world.receiver()
+        world.scoreboard.row(1)[Cell.HEARTBEAT] -= int(10e9)
+        connection = Connection()
+        world.departures.depart(connection)
+        assert connection.events == []
+        assert connection.remained
+        await until(lambda: bool(world.again))
 
     run(main())
 
@@ -200,7 +229,7 @@ def test_the_end_of_the_receiver_gives_back_what_was_not_committed(
         assert connection.events == ["leave"]
         os.close(side.end)
         side.end = -1
-        await until(lambda: bool(world.stranded))
+        await until(lambda: bool(connection.remained))
         assert connection.events == ["leave", "stay"]
 
     run(main())
@@ -214,7 +243,7 @@ def test_a_stopped_receiver_is_withdrawn_from_and_drops_what_it_finds_later(
         side = world.receiver()
         connection = Connection()
         world.departures.depart(connection)  # the receiver does not read: it is stopped
-        await until(lambda: bool(world.stranded))
+        await until(lambda: bool(connection.remained))
         assert world.withdrawn == [1]
         assert connection.events == ["leave", "stay"]
         side.take_part()  # it goes on: finds the offer, the end of the pair, and no commit
@@ -258,7 +287,7 @@ def test_a_receiver_out_of_descriptors_refuses(run: Callable[[Coroutine[Any, Any
         os.close(lowest_free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
         try:
-            await until(lambda: bool(world.stranded))
+            await until(lambda: bool(connection.remained))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert connection.events == ["leave", "stay"]
@@ -276,7 +305,6 @@ def test_give_up_brings_everything_back(run: Callable[[Coroutine[Any, Any, None]
             world.departures.depart(connection)
         world.departures.give_up()
         assert world.withdrawn == [1]
-        assert all(connection.can_leave() for connection in connections)
-        assert len(world.stranded) == len(connections)
+        assert all(connection.can_leave() and connection.remained for connection in connections)
 
     run(main())
