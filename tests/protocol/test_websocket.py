@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import Any
@@ -501,3 +502,29 @@ def test_client_that_goes_before_the_answer_is_counted(loop_name: str) -> None:
         assert server.gone()
         assert server.cell(Cell.REQUESTS) == 1
         assert [record[1:6] for record in server.log.records] == [("GET", "/gone", "1.1", 499, 0)]
+
+
+def test_malformed_extension_offer_is_400(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.request("/", "Sec-WebSocket-Extensions: ;;")
+        assert client.head().startswith("HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [{"type": "websocket.send", "text": "before the accept"}],
+        [{"type": "websocket.http.response.body", "body": b"before the start"}],
+        [{"type": "websocket.http.response.start", "status": 403}, {"type": "websocket.accept"}],
+    ],
+)
+def test_answer_out_of_place_is_an_error(sent: list[Message]) -> None:
+    app = Recorder(*sent, accept=False)
+    with serving(app, "uvloop") as server, RawClient(server.port) as client:
+        client.request()
+        with contextlib.suppress(ConnectionResetError):
+            answer = client.to_the_end()
+            assert answer == b"" if len(sent) == 2 else answer.startswith(b"HTTP/1.1 500 ")
+        client.close()
+        assert server.gone()
+    assert isinstance(app.error, RuntimeError)

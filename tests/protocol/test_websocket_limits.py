@@ -426,3 +426,44 @@ def test_cut_tells_the_application_that_survives_its_cancelling(loop_name: str) 
         server.run(connection.cut)
         assert server.settled(lambda: bool(seen))
     assert seen == [{"type": "websocket.disconnect", "code": 1012, "reason": ""}]
+
+
+# Floods outside the open state
+
+
+def test_flood_before_the_accept_is_not_read_without_end(loop_name: str) -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        stream = frame(2, b"x" * 60_000)
+        client.socket.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += client.socket.send(stream[sent % len(stream) :])
+                server.run(lambda: None)
+        client.socket.setblocking(True)
+        server.run(go_on.set)
+        rest = stream[sent % len(stream) :]
+        thread = threading.Thread(target=client.socket.sendall, args=(rest,))
+        thread.start()
+        assert client.head().startswith("HTTP/1.1 101 ")
+        for _ in range((sent + len(rest)) // len(stream)):
+            assert client.receive() == (2, b"x" * 60_000)
+        thread.join(10)
+
+
+def test_flood_after_the_end_is_cut(loop_name: str) -> None:
+    with serving(Recorder({"type": "websocket.close"}, accept=False), loop_name) as server:
+        with RawClient(server.port) as client:
+            client.request()
+            assert client.head().startswith("HTTP/1.1 403 ")
+            with pytest.raises(ConnectionError):
+                for _ in range(100):
+                    client.socket.sendall(b"x" * 65536)
+            assert server.gone()
