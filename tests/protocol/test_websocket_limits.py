@@ -63,6 +63,28 @@ def waiting_bytes(server: WebSocketServer) -> int:
         (frame(2, b"x" * 70000), 1009),
         (frame(2, b"x" * 600, fin=False) + frame(0, b"x" * 600), 1009),
     ],
+    ids=[
+        "unmasked",
+        "reserved data opcode",
+        "reserved control opcode",
+        "rsv1 without extension",
+        "rsv3",
+        "continuation of nothing",
+        "new message within one",
+        "long ping",
+        "fragmented ping",
+        "one-byte close",
+        "close 1005",
+        "close 2999",
+        "close with invalid reason",
+        "invalid text",
+        "invalid text in fragments",
+        "surrogate",
+        "cut character",
+        "large text",
+        "large binary",
+        "large in fragments",
+    ],
 )
 def test_broken_frames_end_with_their_code(loop_name: str, wrong: bytes, code: int) -> None:
     app = Recorder()
@@ -459,11 +481,14 @@ def test_flood_before_the_accept_is_not_read_without_end(loop_name: str) -> None
 
 
 def test_flood_after_the_end_is_cut(loop_name: str) -> None:
-    with serving(Recorder({"type": "websocket.close"}, accept=False), loop_name) as server:
-        with RawClient(server.port) as client:
-            client.request()
-            assert client.head().startswith("HTTP/1.1 403 ")
-            with pytest.raises(ConnectionError):
-                for _ in range(100):
-                    client.socket.sendall(b"x" * 65536)
-            assert server.gone()
+    def flood(client: RawClient) -> None:
+        for _ in range(100):
+            client.socket.sendall(b"x" * 65536)
+
+    app = Recorder({"type": "websocket.close"}, accept=False)
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.request()
+        assert client.head().startswith("HTTP/1.1 403 ")
+        with pytest.raises(ConnectionError):
+            flood(client)
+        assert server.gone()
