@@ -106,7 +106,7 @@ def failure(specification: str) -> str:
     """The traceback of a failing import, as the worker sees it: caught by this server's own code."""
     outer = {"load": load}
     code = compile(f"load({specification!r}, False)", sys.modules["server"].__path__[0] + "/worker/x.py", "exec")
-    with pytest.raises(Exception, match=".") as caught:
+    with pytest.raises(Exception, match=r".") as caught:
         exec(code, outer)
     assert not isinstance(caught.value, UsageError)
     assert caught.value.__traceback__ is not None

@@ -83,7 +83,13 @@ class ControlServer:
             async with stream:
                 if self._allowed(stream):
                     await self._converse(stream)
-        except (anyio.BrokenResourceError, anyio.EndOfStream, anyio.DelimiterNotFound, TimeoutError):
+        except (
+            anyio.BrokenResourceError,
+            anyio.EndOfStream,
+            anyio.IncompleteRead,
+            anyio.DelimiterNotFound,
+            TimeoutError,
+        ):
             pass  # the peer left; what it asked for goes on
         finally:
             self._busy -= 1
