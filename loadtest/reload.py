@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import signal
 import sys
 import tempfile
 import time
@@ -291,7 +292,8 @@ async def completed(server: Server, watch: Watch, reload: Reload, interval: floa
 
 
 def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
-    """The client runs on uvloop, whatever the server runs on."""
+    """The client runs on uvloop, whatever the server runs on. TERM ends it as Ctrl-C does: the server is ended too."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work)
 
