@@ -7,7 +7,10 @@ accepted:
 - TCP: a classic BPF filter on the socket drops segments with SYN set. Handshakes under way still complete, since
   their last segment carries no SYN. Connections inherit the filter, which never matches again. A client that is shut
   out sees no answer and repeats its SYN; it reaches the next server on that port, or is refused once the last copy of
-  the socket is closed.
+  the socket is closed. Some kernels keep filters from unprivileged users. There IP_MINTTL does the same: a listening
+  socket drops what has travelled at all (no common system sends with a TTL of 255), the last segment of a handshake
+  under way is not asked for its TTL (tcp_v4_rcv), and the connection that it makes inherits the demand, of which
+  `admit` frees it; what it was sent meanwhile is sent again.
 - unix: `shutdown(SHUT_RD)` on the listening socket makes further connects fail with ECONNREFUSED; those that are
   queued are still accepted, and then accept fails with EINVAL (unix_stream_connect of af_unix.c decides both under
   one lock).
@@ -27,6 +30,9 @@ import struct
 from typing import Final
 
 SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
+IP_MINTTL: Final = 21  # linux/in.h
+IPV6_MINHOPCOUNT: Final = 73  # linux/in6.h
+UNREACHABLE_TTL: Final = 255
 SYN_RECV: Final = "03"  # tcp_states.h, as /proc/net/tcp writes it
 TCP_INFO_UNACKED: Final = (
     24  # offset of tcpi_unacked in struct tcp_info; of a listening socket, the length of its queue
@@ -70,11 +76,41 @@ def shut_out(listening: socket.socket, kind: Kind, path: str = "", identity: Ide
         with contextlib.suppress(OSError):  # ENOTCONN: it never listened
             listening.shutdown(socket.SHUT_RD)
         return
+    try:
+        _drop_syn(listening)
+    except PermissionError:
+        _demand_ttl(listening, UNREACHABLE_TTL)
+
+
+def filters_refused() -> bool:
+    """Whether the kernel keeps filters from this process, so that connections may need to be admitted."""
+    with socket.socket() as probe:
+        try:
+            _drop_syn(probe)
+        except PermissionError:
+            return True
+    return False
+
+
+def admit(client: socket.socket) -> None:
+    """Let a connection speak that was accepted from a socket that has been shut out."""
+    if client.family != socket.AF_UNIX:
+        _demand_ttl(client, 0)
+
+
+def _drop_syn(listening: socket.socket) -> None:
     program = (_Instruction * len(DROP_SYN))(*(_Instruction(*line) for line in DROP_SYN))
     # struct sock_fprog: the length, padding, a pointer.
     listening.setsockopt(
         socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(DROP_SYN), ctypes.addressof(program))
     )
+
+
+def _demand_ttl(sock: socket.socket, least: int) -> None:
+    """Drop segments whose TTL or hop limit is below `least` (ip(7), ipv6(7)); a dual-stack socket has both."""
+    sock.setsockopt(socket.IPPROTO_IP, IP_MINTTL, least)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MINHOPCOUNT, least)
 
 
 def arriving(listening: socket.socket, kind: Kind) -> int:

@@ -14,6 +14,8 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from server.shut_out import admit, filters_refused
+
 ACCEPTS_PER_EVENT: Final = 1
 """One connection per wake-up: the loop reports the socket again at once, and siblings get their share of a burst."""
 PAUSE: Final = 0.1
@@ -40,6 +42,7 @@ class Acceptor:
         self._attached = attached
         self._attaching: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
+        self._must_admit = filters_refused()
 
     def start(self) -> None:
         """Begin to accept."""
@@ -102,6 +105,8 @@ class Acceptor:
                 return False
             return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more
         client.setblocking(False)
+        if self._must_admit:
+            admit(client)
         self.attach(client, self._make_protocol)
         return True
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from server import shut_out as way_in
 from server.config import Config
 from server.listener.sockets import Listening, bind
-from server.shut_out import Kind, arriving, shut_out
+from server.shut_out import Kind, admit, arriving, shut_out
 
 CLIENTS = 6
 ROUNDS = 6
@@ -69,6 +70,7 @@ def serve_waiting(listening: socket.socket) -> int:
             connection, _ = listening.accept()
         except OSError:
             return served
+        admit(connection)
         with connection, contextlib.suppress(OSError):
             connection.settimeout(PATIENCE)
             if connection.recv(1):
@@ -76,8 +78,14 @@ def serve_waiting(listening: socket.socket) -> int:
         served += 1
 
 
-@pytest.mark.parametrize("kind", [Kind.TCP, Kind.UNIX])
-def test_nobody_who_got_in_is_reset(kind: Kind, tmp_path: Path) -> None:
+def refused(_: socket.socket) -> None:
+    raise PermissionError
+
+
+@pytest.mark.parametrize(("kind", "filters"), [(Kind.TCP, True), (Kind.TCP, False), (Kind.UNIX, True)])
+def test_nobody_who_got_in_is_reset(kind: Kind, filters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not filters:
+        monkeypatch.setattr(way_in, "_drop_syn", refused)  # as for unprivileged users of some kernels
     answered = 0
     for number in range(ROUNDS):
         address = "127.0.0.1:0" if kind is Kind.TCP else f"unix:{tmp_path}/{number}"
