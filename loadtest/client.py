@@ -109,15 +109,14 @@ class Client:
             await self._settle(connection, entry, request, answer)
         if requests[-1].close:
             await self._see_it_closed(connection)
-        if connection.stray:
-            self.load.ledger.oddities[f"bytes that nobody asked for: {connection.stray[:60]!r}"] += 1
-            connection.stray = b""
-        if not connection.usable:
+        if connection.stray or not connection.usable:
             self.leave()
 
     def leave(self) -> None:
         """Close the connection."""
         if self._connection is not None:
+            if self._connection.stray:
+                self.load.ledger.oddities[f"bytes that nobody asked for: {self._connection.stray[:60]!r}"] += 1
             self._connection.close()
             self._connection = None
 

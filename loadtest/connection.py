@@ -153,6 +153,8 @@ class Connection(asyncio.Protocol):
     # what the parser does
 
     def on_message_begin(self) -> None:
+        if not self._expected:
+            self.stray += b"the beginning of a response"
         self._response = Response()
         self._begun = True
 
