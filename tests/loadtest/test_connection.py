@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -30,9 +31,14 @@ def exchange(script: Script, requests: int = 1, close: bool = False) -> Ledger:
     """Run the script for each connection, send so many requests one after the other, return the ledger."""
 
     async def main() -> Ledger:
+        ended = asyncio.Event()
+
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await script(reader, writer)
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            ended.set()
 
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()
@@ -41,6 +47,7 @@ def exchange(script: Script, requests: int = 1, close: bool = False) -> Ledger:
         for _ in range(requests):
             await client.exchange(lambda number: post(number, b"", close=close))
         client.leave()
+        await ended.wait()
         server.close()
         await server.wait_closed()
         return ledger
