@@ -16,6 +16,7 @@ from typing import Final
 
 import anyio
 
+from server import output
 from server.config import Config
 from server.protocol.service import Phase, Service
 from server.scoreboard import Cell
@@ -70,6 +71,7 @@ class Ticker:
     def _write_gauges(self) -> None:
         cells = self._service.cells
         cells[Cell.HEARTBEAT] = time.monotonic_ns()
+        cells[Cell.DROPPED_OUTPUT] = output.dropped()
         with open("/proc/self/statm", encoding="ascii") as statm:
             cells[Cell.RSS] = int(statm.read().split()[1]) * _PAGE
 
