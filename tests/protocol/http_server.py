@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import math
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +63,7 @@ class CheckedConnection(Http1Connection):
         super().__setattr__(name, value)
 
 
-http1.Exchange = CheckedExchange  # type: ignore[misc]
+setattr(http1, "Exchange", CheckedExchange)  # noqa: B010
 
 
 class Log:
@@ -138,7 +140,8 @@ class HttpServer:
 
     def take(self, descriptor: int, record: TravelRecord) -> Http1Connection:
         """Go on with a connection that another worker left."""
-        return self.wait_for(self.attach(socket.socket(fileno=descriptor), record))
+        taken: Http1Connection = self.wait_for(self.attach(socket.socket(fileno=descriptor), record))
+        return taken
 
     def run(self, function: Callable[[], T]) -> T:
         """Call the function in the server's thread."""
@@ -157,7 +160,7 @@ class HttpServer:
 
         async def poll() -> None:
             async with asyncio.timeout(TIMEOUT):
-                while not condition():
+                while not condition():  # noqa: ASYNC110 (other objects' state, which has no event)
                     await asyncio.sleep(0.002)
 
         self.wait_for(poll())
@@ -212,6 +215,22 @@ class Client:
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
+
+    def fill(self, data: bytes, full: Callable[[], bool]) -> int:
+        """Send until the kernel takes no more and `full()`, and return how much that was."""
+        sent = 0
+        limit = time.monotonic() + TIMEOUT
+        self.sock.setblocking(False)
+        while sent < len(data):
+            try:
+                sent += self.sock.send(data[sent : sent + 65536])
+            except BlockingIOError:
+                if full():
+                    break
+                assert time.monotonic() < limit
+                select.select([], [self.sock], [], 0.01)
+        self.sock.settimeout(TIMEOUT)
+        return sent
 
     def end(self) -> None:
         self.sock.shutdown(socket.SHUT_WR)
@@ -301,7 +320,7 @@ async def read(receive: Receive) -> bytes:
         assert message["type"] == "http.request", message
         content += message["body"]
         if not message["more_body"]:
-            return content
+            return bytes(content)
 
 
 async def respond(send: Send, data: bytes, status: int = 200) -> None:

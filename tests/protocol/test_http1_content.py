@@ -41,10 +41,12 @@ class Recorder:
 
 def test_no_content(serve: Serve) -> None:
     recorder = Recorder()
-    client = serve(recorder).connect()
+    server = serve(recorder)
+    client = server.connect()
     for request in (GET, post(0)):
         client.send(request)
         assert client.answer()[2] == b"ok"
+    server.until(lambda: len(recorder.messages) == 4)
     expected = [{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}]
     assert recorder.messages == expected * 2
 
@@ -60,6 +62,7 @@ def test_content_comes_as_it_arrives(serve: Serve) -> None:
     client.send(b"ef" + GET)
     assert client.answer()[2] == b"ok"
     assert client.answer()[2] == b"ok"
+    server.until(lambda: len(recorder.messages) >= 4)
     assert recorder.messages[:4] == [
         {"type": "http.request", "body": b"ab", "more_body": True},
         {"type": "http.request", "body": b"cd", "more_body": True},
@@ -154,11 +157,10 @@ def test_malformed_chunk_in_the_middle_of_an_answer_cuts_it(serve: Serve) -> Non
 
 
 def test_100_is_sent_when_the_application_receives(serve: Serve) -> None:
-    go = threading.Event()
+    go = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while not go.is_set():
-            await asyncio.sleep(0.005)
+        await go.wait()
         await respond(send, await read(receive))
 
     server = serve(app)
@@ -166,7 +168,7 @@ def test_100_is_sent_when_the_application_receives(serve: Serve) -> None:
     client.send(post(2, b"Expect: 100-Continue\r\n"))
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1)
     assert client.silent()
-    go.set()
+    server.run(go.set)
     assert client.read_until(CONTINUE) == CONTINUE
     client.send(b"ab" + GET)
     assert client.read(len(response(b"ab"))) == response(b"ab")
@@ -185,7 +187,9 @@ def test_100_is_sent_after_a_start_that_is_not_written(serve: Serve) -> None:
     assert client.answer()[2] == b"ab"
 
 
-@pytest.mark.parametrize("request_", [GET[:-2] + b"Expect: 100-continue\r\n\r\n", post(2, b"Expect: 100-continue\r\n") + b"ab"])
+@pytest.mark.parametrize(
+    "request_", [GET[:-2] + b"Expect: 100-continue\r\n\r\n", post(2, b"Expect: 100-continue\r\n") + b"ab"]
+)
 def test_no_100_when_the_content_is_there(serve: Serve, request_: bytes) -> None:
     client = serve(echo).connect()
     client.send(request_)
@@ -273,12 +277,11 @@ def test_drained_chunks_are_checked(serve: Serve) -> None:
 
 
 def test_unread_content_pauses_reading(serve: Serve) -> None:
-    go = threading.Event()
+    go = asyncio.Event()
     sizes: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while not go.is_set():
-            await asyncio.sleep(0.005)
+        await go.wait()
         total = 0
         while True:
             message = await receive()
@@ -293,17 +296,11 @@ def test_unread_content_pauses_reading(serve: Serve) -> None:
     size = 20_000_000
     client.send(post(size))
     connection = server.connection()
-    client.sock.setblocking(False)
-    sent = 0
-    with pytest.raises(BlockingIOError):
-        while sent < size:
-            sent += client.sock.send(b"x" * min(65536, size - sent))
-            server.run(lambda: None)
-    server.until(lambda: not connection.transport.is_reading())
+    sent = client.fill(b"x" * size, lambda: not connection.transport.is_reading())
+    assert sent < size
     assert connection.exchange is not None
     assert connection.exchange.unread <= 65536 + 256 * 1024
-    client.sock.settimeout(10)
-    go.set()
+    server.run(go.set)
     client.send(b"x" * (size - sent))
     assert client.answer()[2] == b"%d" % size
     assert max(sizes) <= 65536 + 256 * 1024

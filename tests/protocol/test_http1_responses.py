@@ -49,8 +49,16 @@ FRAMED: list[tuple[list[Message], bytes, bytes]] = [
     ([start(), body()], GET, head(b"content-length: 0\r\n")),
     ([start(HTTPStatus.CREATED), body()], GET, head(b"content-length: 0\r\n", status=b"201 Created")),
     ([start(599), body()], GET, head(b"content-length: 0\r\n", status=b"599 ")),
-    ([start(200, (b"X-A", b"1"), (b"x-a", b"2")), body()], GET, head(b"content-length: 0\r\n", fields=b"x-a: 1\r\nx-a: 2\r\n")),
-    ([start(200, (b"content-length", b"5")), body(b"hello")], GET, head(b"", fields=b"content-length: 5\r\n") + b"hello"),
+    (
+        [start(200, (b"X-A", b"1"), (b"x-a", b"2")), body()],
+        GET,
+        head(b"content-length: 0\r\n", fields=b"x-a: 1\r\nx-a: 2\r\n"),
+    ),
+    (
+        [start(200, (b"content-length", b"5")), body(b"hello")],
+        GET,
+        head(b"", fields=b"content-length: 5\r\n") + b"hello",
+    ),
     (
         [start(200, (b"content-length", b"5")), body(b"he", more=True), body(b"", more=True), body(b"llo")],
         GET,
@@ -74,18 +82,38 @@ FRAMED: list[tuple[list[Message], bytes, bytes]] = [
     ([start(200, (b"content-length", b"9")), body(b"x")], HEAD, head(b"", fields=b"content-length: 9\r\n")),
     ([start(204), body()], GET, head(b"", status=b"204 No Content")),
     ([start(204, (b"content-length", b"0")), body()], GET, head(b"", status=b"204 No Content")),
-    ([start(304, (b"content-length", b"7")), body()], GET, head(b"", status=b"304 Not Modified", fields=b"content-length: 7\r\n")),
+    (
+        [start(304, (b"content-length", b"7")), body()],
+        GET,
+        head(b"", status=b"304 Not Modified", fields=b"content-length: 7\r\n"),
+    ),
     ([start(304), body(b"", more=True), body()], GET, head(b"", status=b"304 Not Modified")),
     ([start(), body(b"x" * 100_000)], GET, head(b"content-length: 100000\r\n") + b"x" * 100_000),
-    ([start(200, (b"connection", b"keep-alive"), (b"keep-alive", b"timeout=5")), body()], GET, head(b"content-length: 0\r\n")),
+    (
+        [start(200, (b"connection", b"keep-alive"), (b"keep-alive", b"timeout=5")), body()],
+        GET,
+        head(b"content-length: 0\r\n"),
+    ),
     (
         [start(426, (b"upgrade", b"x"), (b"connection", b"Upgrade")), body()],
         GET,
         head(b"content-length: 0\r\n", status=b"426 Upgrade Required", fields=b"upgrade: x\r\nconnection: upgrade\r\n"),
     ),
-    ([start(), {"type": "http.response.body", "body": memoryview(b"mem")}], GET, head(b"content-length: 3\r\n") + b"mem"),
-    ([start(), {"type": "http.response.body", "body": bytearray(b"arr")}], GET, head(b"content-length: 3\r\n") + b"arr"),
-    ([{"type": "http.response.start", "status": 200}, {"type": "http.response.body"}], GET, head(b"content-length: 0\r\n")),
+    (
+        [start(), {"type": "http.response.body", "body": memoryview(b"mem")}],
+        GET,
+        head(b"content-length: 3\r\n") + b"mem",
+    ),
+    (
+        [start(), {"type": "http.response.body", "body": bytearray(b"arr")}],
+        GET,
+        head(b"content-length: 3\r\n") + b"arr",
+    ),
+    (
+        [{"type": "http.response.start", "status": 200}, {"type": "http.response.body"}],
+        GET,
+        head(b"content-length: 0\r\n"),
+    ),
     ([start(200, [b"x-list", b"1"]), body()], GET, head(b"content-length: 0\r\n", fields=b"x-list: 1\r\n")),  # type: ignore[arg-type]
 ]
 
@@ -98,8 +126,16 @@ def test_framing(serve: Serve, messages: list[Message], request_: bytes, expecte
 ENDING: list[tuple[list[Message], bytes, bytes]] = [
     ([start(), body(b"hi")], GET_1_0, head(b"content-length: 2\r\n", CLOSED) + b"hi"),
     ([start(), body(b"hi", more=True), body(b"!")], GET_1_0, head(b"", CLOSED) + b"hi!"),
-    ([start(200, (b"transfer-encoding", b"chunked")), body(b"hi")], GET_1_0, head(b"content-length: 2\r\n", CLOSED) + b"hi"),
-    ([start(), body(b"hi", more=True), body(b"!")], GET_1_0.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"), head(b"", CLOSED) + b"hi!"),
+    (
+        [start(200, (b"transfer-encoding", b"chunked")), body(b"hi")],
+        GET_1_0,
+        head(b"content-length: 2\r\n", CLOSED) + b"hi",
+    ),
+    (
+        [start(), body(b"hi", more=True), body(b"!")],
+        GET_1_0.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"),
+        head(b"", CLOSED) + b"hi!",
+    ),
     ([start(), body()], GET[:-2] + b"Connection: x, Close\r\n\r\n", head(b"content-length: 0\r\n", CLOSED)),
     ([start(200, (b"connection", b"close")), body()], GET, head(b"content-length: 0\r\n", CLOSED)),
     ([start(200, (b"Connection", b"keep-alive, Close")), body()], GET, head(b"content-length: 0\r\n", CLOSED)),
@@ -231,7 +267,12 @@ def raising(messages: list[Message], caught: list[BaseException], swallow: bool)
 @pytest.mark.parametrize("swallow", [False, True])
 @pytest.mark.parametrize(("messages", "error", "text"), WRONG)
 def test_wrong_message_before_anything_is_written_is_500(
-    serve: Serve, messages: list[Message], error: type[Exception], text: str, swallow: bool, caplog: pytest.LogCaptureFixture
+    serve: Serve,
+    messages: list[Message],
+    error: type[Exception],
+    text: str,
+    swallow: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caught: list[BaseException] = []
     server = serve(raising(messages, caught, swallow))
@@ -250,7 +291,12 @@ LATE: list[tuple[list[Message], bytes, type[Exception], str]] = [
     ([start(), body(b"ab", more=True), start()], b"2\r\nab\r\n", RuntimeError, "http.response.body"),
     ([start(), body(b"ab", more=True), {"type": "http.response.body", "body": 1}], b"2\r\nab\r\n", TypeError, "bytes"),
     ([start(200, (b"content-length", b"3")), body(b"ab", more=True), body(b"cd")], b"ab", RuntimeError, "longer"),
-    ([start(200, (b"content-length", b"3")), body(b"ab", more=True), body(b"cd", more=True)], b"ab", RuntimeError, "longer"),
+    (
+        [start(200, (b"content-length", b"3")), body(b"ab", more=True), body(b"cd", more=True)],
+        b"ab",
+        RuntimeError,
+        "longer",
+    ),
     ([start(200, (b"content-length", b"3")), body(b"ab", more=True), body()], b"ab", RuntimeError, "shorter"),
     ([start(trailers=True), body(b"ab"), body()], b"2\r\nab\r\n", RuntimeError, "http.response.trailers"),
     ([start(trailers=True), body(b"ab"), trailers((b"content-length", b"1"))], b"2\r\nab\r\n", ValueError, "trailer"),
@@ -369,7 +415,8 @@ def test_what_the_application_does_after_its_answer_holds_nobody_up(serve: Serve
     assert client.answer()[2] == b"ok"
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == len(release) == 2)
     assert len(server.service.tasks) == 2
-    server.run(lambda: [waiting.set_result(None) for waiting in release])
+    for waiting in release:
+        server.loop.call_soon_threadsafe(waiting.set_result, None)
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0 and not server.service.tasks)
 
 
