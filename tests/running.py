@@ -194,7 +194,9 @@ def running(app: str, *arguments: str, directory: Path, **more: Any) -> Iterator
         server.close()
 
 
-def request(connection: socket.socket, path: str = "/", body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+def request(
+    connection: socket.socket, /, path: str = "/", body: bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
     """One request and its answer on a kept connection; raises AssertionError if it is closed before the answer is whole."""
     method = "GET" if body is None else "POST"
     lines = [f"{method} {path} HTTP/1.1", "host: test", *(f"{n.replace('_', '-')}: {v}" for n, v in headers.items())]
