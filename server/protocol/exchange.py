@@ -204,7 +204,9 @@ class Exchange:
             cells[_IN_FLIGHT] -= 1
 
     def _abandoned(self) -> None:
-        if self.state is WAITING:
+        if self.connection.eof and self.content is TAKEN:  # `receive` has told it that the client is gone
+            _log.debug("The application ended because the client had gone.")
+        elif self.state is WAITING:
             _log.error("The application returned without answering %s %s.", self.head.method, self.scope["path"])
         else:
             _log.error(
