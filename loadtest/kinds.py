@@ -188,5 +188,6 @@ def users(load: Load, names: Sequence[str] = ()) -> list[Awaitable[None]]:
 async def user(load: Load, kind: Kind) -> None:
     """One virtual user."""
     client = Client(load, kind.name, kind.keep)
+    await load.pause(client.random.uniform(0.0, 1.0))  # not all at the same moment
     await kind.run(client, load.scale * kind.rate / kind.users)
     client.leave()

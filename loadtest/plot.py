@@ -47,9 +47,13 @@ def plot(result: Result, path: Path) -> None:
         failures(axes[1], data)
         latency(axes[2], data)
         requests(axes[3], data)
+        if len(result.reloads) <= 20:
+            for reload in result.reloads:
+                at = (reload.sent - result.began, 1.0)
+                axes[0].annotate("HUP", at, xycoords=("data", "axes fraction"), ha="center", fontsize=7.5, color=FAINT)
         for axis in axes:
             reload_lines(axis, result)
-            axis.margins(x=0)
+            axis.set_xlim(0, shown(result))
             axis.grid(axis="y", color="#eeeeee", linewidth=0.8)
             axis.set_axisbelow(True)
         axes[-1].set_xlabel("seconds")
@@ -70,11 +74,19 @@ def of(result: Result) -> Timeline:
     )
 
 
+def shown(result: Result) -> float:
+    """Seconds of the run that are worth showing: until the load ended, or the last request was lost."""
+    sent = max((entry.sent for entry in result.ledger.entries), default=result.ended)
+    lost = max((entry.done for entry in result.accounts.lost), default=0.0)
+    return max(sent, lost) - result.began
+
+
 def head(figure: Any, result: Result) -> None:
     """The result as the title, the settings below it."""
     settings = result.settings
-    verdict = (
-        f"{settings.server}:  {result.lost:,} lost,  {result.reconnects:,} reconnects,  {len(result.reloads)} reloads"
+    counts = ((result.lost, "lost"), (result.reconnects, "reconnects"), (len(result.reloads), "reloads"))
+    verdict = f"{settings.server}:  " + ",  ".join(
+        f"{count:,} {what.removesuffix('s') if count == 1 else what}" for count, what in counts
     )
     setting = (
         f"{settings.workers} workers, {settings.http}, {settings.loop}; "

@@ -172,6 +172,7 @@ def _run(server: Server, settings: Settings) -> Result:
     began = time.monotonic()
     reloads = on_uvloop(under_load(server, settings, ledger, measures, problems))
     ended = time.monotonic()
+    measures.memory.append(processes.resident(server.pid))
 
     if server.alive:
         deadline = time.monotonic() + LEAVE_TIMEOUT
@@ -181,7 +182,6 @@ def _run(server: Server, settings: Settings) -> Result:
             problems.append(f"{count} child processes at the end, {workers_before} at the beginning")
         time.sleep(0.3)
         measures.descriptors_after = processes.descriptors(server.pid)
-        measures.memory.append(processes.resident(server.pid))
         if measures.descriptors_after > measures.descriptors_before:
             problems.append(
                 f"the listener had {measures.descriptors_before} descriptors and has {measures.descriptors_after}"

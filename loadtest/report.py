@@ -84,11 +84,13 @@ def examples(result: Result) -> list[str]:
 def measures(result: Result) -> str:
     """What was counted around the load."""
     found = result.measures
-    memory = [found.memory[0], *found.memory[1:2], found.memory[-1]]
+    after = found.memory[1:]  # the first reload may load what later ones find there
+    half = after[len(after) // 2 :]
+    growth = (half[-1] - half[0]) / max(1, len(half) - 1) / 1024
+    memory = " -> ".join(f"{size / MIB:.1f}" for size in (found.memory[0], after[0], half[0], after[-1]))
     return (
-        f"  listener: descriptors {found.descriptors_before} -> {found.descriptors_after}, memory "
-        + " -> ".join(f"{size / MIB:.1f}" for size in memory)
-        + f" MiB (start, first reload, end), exit status {found.exit_status}"
+        f"  listener: descriptors {found.descriptors_before} -> {found.descriptors_after}, "
+        f"exit status {found.exit_status}, memory {memory} MiB (start, first reload, half way, end; {growth:+.1f} KiB per reload in the second half)"
     )
 
 

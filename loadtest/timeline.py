@@ -45,10 +45,10 @@ def timeline(
     began: float,
     ended: float,
     prompt: Iterable[str],
-    bins: int = 300,
+    bins: int = 200,
 ) -> Timeline:
-    """Cut the run into `bins` bins (none shorter than 0.1 s)."""
-    width = max(0.1, (ended - began) / bins)
+    """Cut the run into `bins` bins (none shorter than 0.2 s)."""
+    width = max(0.2, (ended - began) / bins)
     count = int((ended - began) / width) + 1
     of_pid = generations(executions, hups)
     last = max(of_pid.values(), default=0) + 1
