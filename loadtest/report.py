@@ -90,7 +90,9 @@ def measures(result: Result) -> str:
     memory = " -> ".join(f"{size / MIB:.1f}" for size in (found.memory[0], after[0], half[0], after[-1]))
     return (
         f"  listener: descriptors {found.descriptors_before} -> {found.descriptors_after}, "
-        f"exit status {found.exit_status}, memory {memory} MiB (start, first reload, half way, end; {growth:+.1f} KiB per reload in the second half)"
+        f"exit status {found.exit_status}\n"
+        f"  listener's memory: {memory} MiB at the start, after the first reload, half way, at the end; "
+        f"{growth:+.1f} KiB per reload in the second half"
     )
 
 
