@@ -91,6 +91,8 @@ class ControlServer:
             TimeoutError,
         ):
             pass  # the peer left; what it asked for goes on
+        except Exception:
+            log.exception("a control request was not answered; the server serves on")
         finally:
             self._busy -= 1
             if not self._busy:

@@ -31,7 +31,6 @@ from server.listener.pidfile import PidFile
 from server.listener.status import status
 from server.listener.supervisor import Policy, Supervisor
 from server.scoreboard import Cell, Scoreboard
-from server.shut_out import arriving
 from server.signals import LISTENER_SIGNALS
 
 ROWS = 1024
@@ -88,13 +87,21 @@ class Listener:
                 event: e.Event = e.Tick()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
-                self._perform_all(self.supervisor.handle(event, time.monotonic()))
+                self._perform_all(self._decide(event))
             await control.finish()
             self._tasks.cancel_scope.cancel()
         self._events.close()
         self._post.close()
         assert self.exit is not None
         return self.exit
+
+    def _decide(self, event: e.Event) -> list[e.Action]:
+        """What the supervisor wants done; a bug in it must not take down what serves."""
+        try:
+            return self.supervisor.handle(event, time.monotonic())
+        except Exception:
+            log.exception("the listener could not deal with %s; please report this", type(event).__name__)
+            return []
 
     def post(self, event: e.Event) -> None:
         """Add an event to those that the loop handles, in order."""
@@ -153,7 +160,7 @@ class Listener:
         try:
             while (received := child.channel.try_receive()) is not None:
                 self._take_packet(child, received[0])
-        except (EOFError, ChannelError):
+        except (EOFError, ChannelError, LookupError, ValueError, TypeError):
             pass
 
     # Workers
@@ -181,10 +188,7 @@ class Listener:
                 "config": self.config.to_json(),
                 "directory": prepared.directory,
                 "app_dir": prepared.app_dir,
-                "sockets": [
-                    {"name": each.name, "kind": each.kind, "owned": each.owned, "path": each.path}
-                    for each in self.listening
-                ],
+                "sockets": [listening.describe() for listening in self.listening],
             },
             lent=[self.scoreboard.fd, *(listening.socket.fileno() for listening in self.listening)],
         )
@@ -211,9 +215,9 @@ class Listener:
                 self._take_packet(child, packet)
         except (EOFError, anyio.ClosedResourceError):
             pass
-        except (ChannelError, OSError) as error:
+        except (ChannelError, OSError, LookupError, ValueError, TypeError) as error:
             if child.pid in self.children:
-                log.error("%s broke the protocol: %s", child.worker, error)
+                log.error("%s broke the protocol and is killed: %r", child.worker, error)
                 child.kill()
 
     def _take_packet(self, child: Child, packet: Packet) -> None:
@@ -257,7 +261,10 @@ class Listener:
 
     def _perform_all(self, actions: list[e.Action]) -> None:
         for action in actions:
-            self._perform(action)
+            try:
+                self._perform(action)
+            except Exception:  # such as EMFILE: one thing is not done, the server goes on
+                log.exception("the listener could not do %s", type(action).__name__)
 
     def _perform(self, action: e.Action) -> None:
         match action:
@@ -322,7 +329,7 @@ class Listener:
         for listening in self.listening:
             listening.shut_out()
         with anyio.move_on_after(HANDSHAKE_TIME):
-            while any(arriving(each.socket, each.kind) for each in self.listening if each.owned):
+            while any([listening.handshakes_under_way() for listening in self.listening]):
                 await anyio.sleep(0.01)  # the kernel has no event for this
         self.post(e.ShutOutDone())
 
