@@ -1,9 +1,9 @@
 """The channel: packets and descriptors between the listener and one child, or between two workers.
 
 It owns one end of a SOCK_SEQPACKET pair and is the one place that knows SCM_RIGHTS. SEQPACKET keeps a message and its
-descriptors together and has an end: a receive of nothing is the other end's death notice. Received descriptors belong to
-the caller of `receive`; sent ones stay the sender's, who may close them once `send` has returned. Waiting is anyio's, so
-that a channel works on any loop; nothing here waits for more than one message.
+descriptors together and has an end: a receive of nothing is the other end's death notice. Received descriptors belong
+to the caller of `receive`; sent ones stay the sender's, who may close them once `send` has returned. Waiting is
+anyio's, so that a channel works on any loop; nothing here waits for more than one message.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Channel:
     def try_send(self, packet: Packet, descriptors: Sequence[int] = ()) -> bool:
         """Send at once; False if the other end's queue is full (EAGAIN) or too many descriptors travel (ETOOMANYREFS).
 
-        Raises BrokenPipeError or ConnectionResetError if the other end is gone, ChannelError if the packet is too large.
+        Raises BrokenPipeError or ConnectionResetError if the other end is gone, ChannelError if the packet is too
+        large.
         """
         data = json.dumps(packet, separators=(",", ":")).encode()
         if len(data) > MAX_PACKET or len(descriptors) > MAX_DESCRIPTORS:
@@ -148,7 +149,7 @@ class Channel:
 
 
 class Outbox:
-    """What is to be sent over a channel, in order, by a task that waits in the place of those who have something to say."""
+    """What is to be sent over a channel, in order, by a task that waits in place of those who have something to say."""
 
     __slots__ = ("_channel", "_empty", "_news", "_packets")
 

@@ -1,10 +1,10 @@
 """The scoreboard: shared memory that every process of one server maps.
 
-It owns one memfd, laid out as 64-bit words: the lame-duck word, the totals of each slot, and one row per living process.
-Rules: a row is written by the process that it belongs to and by no other (two writers on one counter lost half the counts
-when measured), so readers add up. The listener hands rows out, writes totals, and folds a row into its slot's totals once
-the process has been reaped. An aligned 64-bit store is one instruction on the platforms CPython runs on, so that a reader
-never sees half a word. This module knows nothing of processes, sockets or time.
+It owns one memfd, laid out as 64-bit words: the lame-duck word, the totals of each slot, and one row per living
+process. Rules: a row is written by the process that it belongs to and by no other (two writers on one counter lost
+half the counts when measured), so readers add up. The listener hands rows out, writes totals, and folds a row into
+its slot's totals once the process has been reaped. An aligned 64-bit store is one instruction on the platforms
+CPython runs on, so that a reader never sees half a word. This module knows nothing of processes, sockets or time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Install everything that the tests need and run them: `python3 tests/run.py [pytest's arguments]`.
 
 Needs Python 3 with venv and nothing else. Programs of the system that single tests need are installed where that is
-possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with CI=true is a failure.
-The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this machine has.
+possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with CI=true is a
+failure. The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this machine
+has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real server for a test: started by its command, watched through what it tells the service manager, ended by its PID."""
+"""A real server for a test: started by its command, watched as its service manager would, ended by its PID."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def running(app: str, *arguments: str, directory: Path, **more: Any) -> Iterator
 def request(
     connection: socket.socket, /, path: str = "/", body: bytes | None = None, **headers: str
 ) -> tuple[int, bytes]:
-    """One request and its answer on a kept connection; raises AssertionError if it is closed before the answer is whole."""
+    """One request and its answer on a kept connection; raises AssertionError if it is closed before that."""
     method = "GET" if body is None else "POST"
     lines = [f"{method} {path} HTTP/1.1", "host: test", *(f"{n.replace('_', '-')}: {v}" for n, v in headers.items())]
     if body is not None:

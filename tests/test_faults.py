@@ -1,8 +1,8 @@
 """Deaths and standstills at every step of a reload, in real processes.
 
-The application runs inside the worker, so a test reaches the exact step by having the application's module lay a trap in
-the server's own code: the process kills or stops itself there. After each fault the server must serve, and what was lost
-must be no more than what the killed process had in its hands.
+The application runs inside the worker, so a test reaches the exact step by having the application's module lay a
+trap in the server's own code: the process kills or stops itself there. After each fault the server must serve, and
+what was lost must be no more than what the killed process had in its hands.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -169,7 +170,11 @@ NEW_DIES_EARLY = {
 @pytest.mark.parametrize("step", NEW_DIES_EARLY)
 def test_the_new_worker_dies_before_the_switch(tmp_path: Path, step: str) -> None:
     (tmp_path / "app.py").write_text(info("1"))
-    imports = "from server.worker.lifespan import Lifespan\nfrom server.worker.acceptor import Acceptor\nfrom server.worker.worker import Worker\n"
+    imports = (
+        "from server.worker.lifespan import Lifespan\n"
+        "from server.worker.acceptor import Acceptor\n"
+        "from server.worker.worker import Worker\n"
+    )
     with running("app:app", "--workers", "2", directory=tmp_path) as server:
         connections = opened(server, 10)
         (tmp_path / "app.py").write_text(trapped("2", imports + NEW_DIES_EARLY[step]))
@@ -237,13 +242,13 @@ def _pipeline(connection: socket.socket, number: int, failures: list[str]) -> No
         failures.append(f"connection {number}: {error!r}")
 
 
-def _read_answer(stream: object) -> bytes:
+def _read_answer(stream: BinaryIO) -> bytes:
     length = 0
-    while (line := stream.readline()) != b"\r\n":  # type: ignore[attr-defined]
+    while (line := stream.readline()) != b"\r\n":
         assert line, "closed"
         if line.lower().startswith(b"content-length:"):
             length = int(line.split(b":")[1])
-    return stream.read(length)  # type: ignore[attr-defined,no-any-return]
+    return stream.read(length)
 
 
 def _stopped_worker(server: RunningServer) -> int:
@@ -257,7 +262,7 @@ def _stopped_worker(server: RunningServer) -> int:
 
 
 def test_a_stopped_worker_is_passed_over(tmp_path: Path) -> None:
-    """One of three workers stands still over a reload: new connections are answered, the kept ones of the others too."""
+    """One of three workers stands still over a reload: new connections are answered, and the others' kept ones."""
     (tmp_path / "app.py").write_text(info("1"))
     with running(
         "app:app", "--workers", "3", "--graceful-timeout", "1", "--shutdown-timeout", "0", directory=tmp_path

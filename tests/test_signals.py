@@ -304,7 +304,7 @@ def test_output_that_nobody_reads_stops_nobody(project: Path) -> None:
 def test_recycling_loses_nothing(project: Path) -> None:
     with running("app:app", "--workers", "2", "--max-requests", "50", directory=project) as server:
         connections = [connect(server) for _ in range(4)]
-        pids = set()
+        pids: set[int] = set()
         deadline = time.monotonic() + PATIENCE
         while len(pids) < 6 and time.monotonic() < deadline:
             for connection in connections:

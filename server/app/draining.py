@@ -1,7 +1,8 @@
 """Knowing when this worker retires, so that a long answer (an event stream, a WebSocket) can end well.
 
-`draining` is one object per process: call it to ask, await `draining.wait()` to be told. Elsewhere (under another server,
-in a test) it never drains, so that code that uses it runs unchanged. The worker sets it, once, when it begins to retire.
+`draining` is one object per process: call it to ask, await `draining.wait()` to be told. Elsewhere (under another
+server, in a test) it never drains, so that code that uses it runs unchanged. The worker sets it, once, when it begins
+to retire.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One child process as the listener holds it: PID, channel, scoreboard row, and what is still to be said to it.
 
-It owns the listener's end of the channel and the row. The listener never waits for a child: what cannot be sent now lies
-in the outbox, so that a stopped child delays nobody else.
+It owns the listener's end of the channel and the row. The listener never waits for a child: what cannot be sent now
+lies in the outbox, so that a stopped child delays nobody else.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A receiver that finds a pair closed without a commit may not decide by itself: the sender may have withdrawn (and
 reads the connection again) or be dead (and never will). Only the listener knows, from the order of two facts: the
-sender's withdrawal, which it sends before it reads again, and its death. Until one of them is known there is no verdict.
+sender's withdrawal, which it sends before it reads again, and its death. Until one of them is known there is no
+verdict.
 """
 
 from __future__ import annotations

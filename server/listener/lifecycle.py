@@ -164,9 +164,10 @@ class Slot:
     LONGEST_DELAY = 30.0
 
     def failed(self, now: float, served: float | None, trouble: str) -> float:
-        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) until the next start.
+        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) until the next.
 
-        One that served and dies is replaced at once; one that dies again, or could not start, after a delay that doubles.
+        One that served and dies is replaced at once; one that dies again, or could not start, after a delay that
+        doubles.
         """
         if served is not None and served >= self.STEADY:
             self.failures = 0

@@ -38,7 +38,7 @@ ROWS = 1024
 SLOTS = 256
 """Slots with totals of their own; further ones share the last."""
 HANDSHAKE_TIME = 1.0
-"""Seconds that a TCP handshake under way has to complete once new ones are kept out: the first retransmission's time."""
+"""Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
 
 log = logging.getLogger("serve")
 
@@ -329,7 +329,7 @@ class Listener:
         for listening in self.listening:
             listening.shut_out()
         with anyio.move_on_after(HANDSHAKE_TIME):
-            while any([listening.handshakes_under_way() for listening in self.listening]):
+            while any(each.owned and each.handshakes_under_way() for each in self.listening):
                 await anyio.sleep(0.01)  # the kernel has no event for this
         self.post(e.ShutOutDone())
 

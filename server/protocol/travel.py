@@ -1,7 +1,7 @@
 """The record that travels with a connection that one worker hands over to another.
 
-It says all that the receiver must know to go on as if nothing had happened. Deadlines are points in CLOCK_MONOTONIC, which
-all processes of the machine share, so that a reload never renews a slow client's time.
+It says all that the receiver must know to go on as if nothing had happened. Deadlines are points in CLOCK_MONOTONIC,
+which all processes of the machine share, so that a reload never renews a slow client's time.
 """
 
 from __future__ import annotations

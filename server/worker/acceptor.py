@@ -1,8 +1,8 @@
 """Accepting: from the listening sockets to attached connections, and stopping without losing one.
 
-It owns this worker's duplicates of the listening sockets. The loops' own servers are not used: asyncio drops a connection
-whose server is closed between accept and attach (python/cpython#109564), and a retiring worker must know exactly when it
-has accepted for the last time. A connection counts as ours from accept(2) on.
+It owns this worker's duplicates of the listening sockets. The loops' own servers are not used: asyncio drops a
+connection whose server is closed between accept and attach (python/cpython#109564), and a retiring worker must know
+exactly when it has accepted for the last time. A connection counts as ours from accept(2) on.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Departures is the sender's side, Arrivals the receiver's; both run in the worker's loop over SEQPACKET pairs that the
 listener made. The rules (DESIGN.md, "Hand-over is offer, take, commit"): the sender has stopped reading; the receiver
 reads nothing before commit; the sender keeps its copy until commit is sent. Before that it may withdraw: it tells the
-listener first, then closes the pair, and only then reads again. A receiver that finds a pair closed with offers that were
-not committed asks the listener, who knows whether the sender withdrew or died. So a connection never has two readers.
+listener first, then closes the pair, and only then reads again. A receiver that finds a pair closed with offers that
+were not committed asks the listener, who knows whether the sender withdrew or died. So a connection never has two
+readers.
 """
 
 from __future__ import annotations

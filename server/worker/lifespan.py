@@ -1,8 +1,8 @@
 """The ASGI lifespan of one worker (ASGI specification, "Lifespan Protocol").
 
-An application that raises before it asks for the first event does not know the protocol; with `auto` it is served without.
-One that raises after it has received `lifespan.startup` has failed to start: a reload must not put it in service, so here
-we are stricter than the specification, which would have a server continue.
+An application that raises before it asks for the first event does not know the protocol; with `auto` it is served
+without. One that raises after it has received `lifespan.startup` has failed to start: a reload must not put it in
+service, so here we are stricter than the specification, which would have a server continue.
 """
 
 from __future__ import annotations

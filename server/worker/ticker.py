@@ -1,7 +1,7 @@
 """The worker's second hand: everything that is done once per second for all connections, so that none needs a timer.
 
-It keeps the date header, compares deadlines, writes the row's gauges, flushes the access log and notices when the worker
-is due for replacement.
+It keeps the date header, compares deadlines, writes the row's gauges, flushes the access log and notices when the
+worker is due for replacement.
 """
 
 from __future__ import annotations

@@ -302,11 +302,10 @@ def test_recycling_has_the_replacement_accept_first() -> None:
     shell = Shell().up()
     worn = shell.workers()[0]
     shell.send(e.WorkerWantsReplacement(worn, "it has served 1000 requests"))
-    assert worn.state is WorkerState.SERVING
     shell.make_ready()
-    assert worn.state is WorkerState.SERVING
+    assert worn in shell.workers(WorkerState.SERVING)
     shell.accept()
-    assert worn.state is WorkerState.RETIRING
+    assert worn in shell.workers(WorkerState.RETIRING)
     assert len({i.receiver for i in shell.of(e.Introduce) if i.sender is worn}) == 2
 
 
