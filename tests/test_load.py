@@ -1,0 +1,19 @@
+"""The short version of the strict load test; `python -m loadtest.reload --reloads 200` is the long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from loadtest.reload import Settings, run
+from loadtest.report import table
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("workers", "http", "loop"),
+    [(2, "httptools", "uvloop"), (4, "h11", "asyncio")],
+)
+def test_twenty_reloads_under_load_are_noticed_by_nobody(workers: int, http: str, loop: str) -> None:
+    result = run(Settings(reloads=20, interval=0.5, workers=workers, http=http, loop=loop))
+    outcome = (result.lost, result.doubled, result.reconnects, result.problems)
+    assert outcome == (0, 0, 0, []), table(result)
