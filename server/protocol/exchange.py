@@ -156,9 +156,6 @@ class Exchange:
         self.close = False
         """Whether the connection ends with this response."""
         self._begun = 0.0 if service.access_log is None else time.perf_counter()
-        self.scope = self._make_scope(connection, service, head)
-
-    def _make_scope(self, connection: Http1Connection, service: Service, head: Head) -> dict[str, Any]:
         raw_path = head.path
         path = raw_path.decode("ascii")
         if "%" in path:
@@ -171,7 +168,7 @@ class Exchange:
         extensions = service.extensions.copy()
         if head.te_trailers:
             extensions["http.response.trailers"] = {}
-        return {
+        self.scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
             "http_version": head.version,

@@ -33,7 +33,7 @@ class HttptoolsParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One field; llhttp leaves white space after the value."""
-        self._headers.append((name.lower(), value))
+        self._headers.append((name.lower(), value.rstrip()))
 
     def parse_head(self, data: bytes) -> Head:
         """See `Parser`."""
@@ -48,8 +48,6 @@ class HttptoolsParser:
             self._parser = None  # it has stopped at the head's end, as it should, for good
         except httptools.HttpParserError:
             raise refusal(data) from None
-        if b" \r\n" in data or b"\t\r\n" in data:
-            headers = [(name, value.rstrip(b" \t")) for name, value in headers]
         raw_method = parser.get_method()
         url = self._url
         # llhttp puts up with several spaces in the request line; RFC 9112 3 knows exactly one, and so does h11.

@@ -45,6 +45,7 @@ class Wish(enum.IntFlag):
 
 _NONE: Final = int(Wish.NONE)
 _SPECIAL: Final = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date", b"server"))
+_LENGTH_PREFIX: Final = b"\r\ncontent-length: "
 _FORBIDDEN_TRAILERS: Final = _SPECIAL | {
     b"host",
     b"content-type",
@@ -62,21 +63,24 @@ def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[b
     """
     pieces: list[bytes] = []
     length, wishes = -1, _NONE
+    known = _prefixes.get
     for name, value in headers:
-        prefix = _prefixes.get(name)
+        prefix = known(name)
         if prefix is None:
-            prefix = _prefix(name)
-            if prefix is None:
-                lower = name.lower()
-                if lower == b"content-length":
-                    length = _length(value, length)
-                    if not bodiless:
-                        pieces += (b"\r\ncontent-length: ", value)
-                else:
-                    wishes |= _special(lower, value, pieces)
+            lower = name if name == b"content-length" else _checked(name)
+            if lower == b"content-length":
+                length = _length(value, length)
+                if bodiless:
+                    continue
+                prefix = _LENGTH_PREFIX
+            elif lower in _SPECIAL:
+                wishes |= _special(lower, value, pieces)
                 continue
-        pieces.append(prefix)
-        pieces.append(value)
+            else:
+                prefix = b"\r\n" + lower + b": "
+                if len(_prefixes) < _MAX_KNOWN:
+                    _prefixes[name] = prefix
+        pieces += (prefix, value)
     try:
         block = b"".join(pieces)
     except TypeError:
@@ -97,19 +101,13 @@ def encode_trailers(headers: Iterable[Iterable[bytes]]) -> bytes:
     return block[2:] + b"\r\n" if block else b""
 
 
-def _prefix(name: bytes) -> bytes | None:
-    """What is written before a value of the field `name`; None for the fields that get special treatment."""
+def _checked(name: bytes) -> bytes:
+    """The name in lower case. Raises TypeError or ValueError."""
     if not isinstance(name, bytes):
         raise TypeError(f"Response header names and values must be bytes, not {type(name).__name__}.")
-    lower = name.lower()
-    if lower in _SPECIAL:
-        return None
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a response header name.")
-    prefix = b"\r\n" + lower + b": "
-    if len(_prefixes) < _MAX_KNOWN:
-        _prefixes[name] = prefix
-    return prefix
+    return name.lower()
 
 
 def _length(value: bytes, known: int) -> int:
