@@ -40,20 +40,19 @@ class Cell(enum.IntEnum):
     CONNECTIONS = 4  # open client connections
     IN_FLIGHT = 5  # requests whose application has not returned, WebSockets not counted
     WEBSOCKETS = 6  # open WebSockets
-    OLDEST = 7  # CLOCK_MONOTONIC ns at which the oldest request in progress began, written once per tick; 0 if none
-    RSS = 8  # bytes, written once per tick
+    RSS = 7  # bytes, written once per tick
     # counters from here on
-    REQUESTS = 9  # requests answered (or cut), health checks not counted
-    STATUS_1XX = 10
-    STATUS_2XX = 11
-    STATUS_3XX = 12
-    STATUS_4XX = 13
-    STATUS_5XX = 14
-    ACCEPTED = 15  # connections accepted from the kernel
-    HANDED_OVER = 16  # connections passed to another worker
-    TAKEN_OVER = 17  # connections received from another worker
-    CUT = 18  # requests and WebSockets ended by the hammer
-    DROPPED_OUTPUT = 19  # bytes of log output that nobody read
+    REQUESTS = 8  # requests answered (or cut), health checks not counted
+    STATUS_1XX = 9
+    STATUS_2XX = 10
+    STATUS_3XX = 11
+    STATUS_4XX = 12
+    STATUS_5XX = 13
+    ACCEPTED = 14  # connections accepted from the kernel
+    HANDED_OVER = 15  # connections passed to another worker
+    TAKEN_OVER = 16  # connections received from another worker
+    CUT = 17  # requests and WebSockets ended by the hammer
+    DROPPED_OUTPUT = 18  # bytes of log output that nobody read
 
 
 ROW_WORDS: Final = 32
@@ -122,7 +121,5 @@ class Scoreboard:
         return sum(self.row(index)[cell] for index in range(self.rows + self.slots))
 
     def close(self) -> None:
-        """Unmap the memory and close the descriptor."""
-        self.words.release()
-        self._mapping.close()
+        """Close the descriptor; the memory stays mapped for as long as anything refers to it."""
         os.close(self.fd)

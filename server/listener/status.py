@@ -69,7 +69,6 @@ def _worker(listener: Listener, pid: int, now: float) -> dict[str, Any]:
     child = listener.children[pid]
     cells = listener.scoreboard.row(child.row)
     worker = child.worker
-    oldest = cells[Cell.OLDEST]
     return {
         "slot": worker.slot,
         "generation": worker.generation.number,
@@ -78,6 +77,5 @@ def _worker(listener: Listener, pid: int, now: float) -> dict[str, Any]:
         **({"recycling": worker.recycling} if worker.recycling else {}),
         **{name: cells[cell] for name, cell in GAUGES.items()},
         "requests": cells[Cell.REQUESTS],
-        "oldest_request": round(now - oldest / 1e9, 3) if oldest else 0.0,
         "heard": round(now - cells[Cell.HEARTBEAT] / 1e9, 3) if cells[Cell.HEARTBEAT] else None,
     }

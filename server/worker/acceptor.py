@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from server.scoreboard import Cell
 from server.shut_out import admit, filters_refused
 
 ACCEPTS_PER_EVENT: Final = 1
@@ -32,12 +33,14 @@ class Acceptor:
         self,
         loop: asyncio.AbstractEventLoop,
         sockets: list[socket.socket],
+        cells: memoryview,
         make_protocol: Callable[[], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
         """`attached` is told of each protocol once its transport stands."""
         self._loop = loop
         self._sockets = sockets
+        self._cells = cells
         self._make_protocol = make_protocol
         self._attached = attached
         self._attaching: set[asyncio.Task[None]] = set()
@@ -105,6 +108,7 @@ class Acceptor:
                 return False
             return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more
         client.setblocking(False)
+        self._cells[Cell.ACCEPTED] += 1
         if self._must_admit:
             admit(client)
         self.attach(client, self._make_protocol)

@@ -184,6 +184,10 @@ class Departures:
         """Whether anybody may take connections."""
         return bool(self._receivers)
 
+    def can_go(self) -> bool:
+        """Whether somebody would take a connection now."""
+        return self._choose() is not None
+
     def depart(self, traveller: Traveller) -> None:
         """Hand an idle connection over as soon as possible."""
         self._queue.append(traveller)

@@ -54,7 +54,7 @@ def main() -> None:
     if worker.access_log is not None:
         worker.access_log.close()
     guard.finish()
-    os._exit(status)  # threads that the application left behind must not keep the process
+    sys.exit(status)
 
 
 def ignore_signals() -> None:

@@ -7,6 +7,7 @@ worker is due for replacement.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -24,6 +25,7 @@ from server.scoreboard import Cell
 PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""
 MIB: Final = 1024 * 1024
+log = logging.getLogger("serve")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -38,6 +40,7 @@ class Ticker:
         self._wanted = False
         self._max_requests = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)
         self._end_of_life = time.monotonic() + config.max_lifetime * random.uniform(0.9, 1.0)
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
         self.tick()
 
     async def run(self) -> None:
@@ -53,7 +56,10 @@ class Ticker:
         self._write_gauges()
         self._watch_lame_duck()
         for connection in [each for each in service.connections if each.deadline <= now]:
-            connection.expire()
+            try:
+                connection.expire()
+            except Exception:
+                log.exception("a connection could not be ended at its deadline")
         if service.access_log is not None:
             service.access_log.flush()
         if not self._wanted and (reason := self._worn_out()):
@@ -72,8 +78,7 @@ class Ticker:
         cells = self._service.cells
         cells[Cell.HEARTBEAT] = time.monotonic_ns()
         cells[Cell.DROPPED_OUTPUT] = output.dropped()
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            cells[Cell.RSS] = int(statm.read().split()[1]) * _PAGE
+        cells[Cell.RSS] = int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
 
     def _watch_lame_duck(self) -> None:
         since = self._service.scoreboard.lame_duck

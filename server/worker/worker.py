@@ -11,13 +11,14 @@ import enum
 import logging
 import os
 import socket
+import threading
 from typing import Final
 
 import anyio
 
 from server import logs, specification
 from server.app.draining import draining
-from server.channel import Channel, Outbox, Packet
+from server.channel import Channel, Outbox, Packet, TruncatedDescriptors
 from server.config import Config
 from server.errors import ChannelError, StartError, UsageError
 from server.protocol.http1 import Http1Connection
@@ -34,6 +35,8 @@ DETAIL_LIMIT: Final = 60_000
 """Characters of a traceback that travel to the listener; its end says most, so the beginning goes."""
 CLOSING_SHARE: Final = 0.2
 """The last part of the graceful timeout, in which connections that could not be handed over are closed politely."""
+EXIT_TIME: Final = 2.0
+"""Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""
 CLOSE_TIME: Final = 2.0
 """Seconds that connections have to flush and close after the hammer, and held offers to be settled."""
 
@@ -92,14 +95,13 @@ class Worker:
                 if not self._ordered.is_set():
                     self.outbox.tell({"type": "ready"})
                     await self._serve_and_retire()
-                elif self._order is Order.RETIRE:
-                    await self._finish_lifespan()
             except (StartError, UsageError) as error:
                 status = 1
                 self._say_failed(error)
             with anyio.move_on_after(CLOSE_TIME):
                 await self.outbox.flushed()
             tasks.cancel_scope.cancel()
+        _leave_within(EXIT_TIME, status)
         return status
 
     # Start
@@ -126,7 +128,7 @@ class Worker:
             "slot": self.welcome["slot"],
         }
         service.access_log = self.access_log = logs.open_access_log(self.config)
-        self.acceptor = Acceptor(loop, self.sockets, lambda: Http1Connection(service), self._attached)
+        self.acceptor = Acceptor(loop, self.sockets, self.cells, lambda: Http1Connection(service), self._attached)
         self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
         service.departure = self.departures.depart
@@ -192,11 +194,12 @@ class Worker:
                 return
 
     async def _close_remaining(self) -> None:
-        """Tell connections that nobody could take of the end in time, so that the hammer finds none of them waiting."""
+        """If nobody can take connections, tell them of the end in time, so that the hammer finds none waiting."""
         await anyio.sleep(self.config.graceful_timeout * (1 - CLOSING_SHARE))
-        self.departures.give_up()
-        self._set_phase()
-        self._retire_connections()
+        if not self.departures.can_go():
+            self.departures.give_up()
+            self._set_phase()
+            self._retire_connections()
 
     async def _leave_at_once(self, waiting: anyio.CancelScope) -> None:
         """An order to quit ends the wait for what is in progress."""
@@ -279,8 +282,12 @@ class Worker:
         """Do what the listener says, until its end of the channel closes."""
         try:
             while True:
-                packet, descriptors = await self.channel.receive()
-                self._take(packet, descriptors)
+                try:
+                    packet, descriptors = await self.channel.receive()
+                except TruncatedDescriptors as error:  # EMFILE: without that pair, connections go elsewhere or remain
+                    log.error("%s", error)
+                else:
+                    self._take(packet, descriptors)
         except (EOFError, ChannelError, OSError) as error:
             if not isinstance(error, EOFError):
                 log.error("the channel to the listener broke: %s", error)
@@ -324,3 +331,10 @@ class Worker:
             self.departures.give_up()
             self._set_phase()
             self._retire_connections()
+
+
+def _leave_within(seconds: float, status: int) -> None:
+    """End the process after so many seconds, if it has not ended by itself."""
+    timer = threading.Timer(seconds, os._exit, (status,))
+    timer.daemon = True
+    timer.start()

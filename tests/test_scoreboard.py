@@ -1,0 +1,42 @@
+"""The scoreboard: one writer per row, and counts that outlive their process."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from server.scoreboard import FIRST_COUNTER, Cell, Scoreboard
+
+
+def test_another_mapping_sees_what_is_written() -> None:
+    mine = Scoreboard.create(rows=4, slots=2)
+    other = Scoreboard(os.dup(mine.fd))
+    mine.lame_duck = 123
+    mine.row(3)[Cell.REQUESTS] += 7
+    assert other.lame_duck == 123
+    assert other.row(3)[Cell.REQUESTS] == 7
+    assert (other.rows, other.slots) == (4, 2)
+    other.close()
+    mine.close()
+
+
+def test_counters_are_folded_and_gauges_are_not() -> None:
+    scoreboard = Scoreboard.create(rows=2, slots=2)
+    for number in range(3):
+        row = scoreboard.row(0)
+        row[Cell.PID], row[Cell.CONNECTIONS], row[Cell.REQUESTS] = 42, 5, 10
+        assert scoreboard.total(Cell.REQUESTS) == 10 * (number + 1)
+        scoreboard.fold(0, slot=7)  # beyond the table: the last slot stands for it
+        assert not any(scoreboard.row(0))
+    assert scoreboard.totals(1)[Cell.REQUESTS] == 30
+    assert not any(scoreboard.totals(1)[:FIRST_COUNTER])
+    scoreboard.close()
+
+
+def test_other_memory_is_refused() -> None:
+    descriptor = os.memfd_create("other")
+    os.ftruncate(descriptor, 4096)
+    with pytest.raises(ValueError, match="not a scoreboard"):
+        Scoreboard(descriptor)
+    os.close(descriptor)
