@@ -151,16 +151,20 @@ class Channel:
 class Outbox:
     """What is to be sent over a channel, in order, by a task that waits in place of those who have something to say."""
 
-    __slots__ = ("_channel", "_empty", "_news", "_packets")
+    __slots__ = ("_channel", "_closed", "_empty", "_news", "_packets")
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._packets: collections.deque[tuple[Packet, Sequence[int], Sequence[int]]] = collections.deque()
         self._news = anyio.Event()
         self._empty = anyio.Event()
+        self._closed = False
 
     def tell(self, packet: Packet, lent: Sequence[int] = (), given: Sequence[int] = ()) -> None:
         """Have a packet sent with descriptors: `lent` ones stay the caller's, `given` ones are closed once sent."""
+        if self._closed:
+            close_descriptors(given)
+            return
         self._packets.append((packet, lent, given))
         self._news.set()
 
@@ -169,9 +173,9 @@ class Outbox:
         return not self._packets and self._channel.try_send(packet)
 
     async def run(self) -> None:
-        """Send what is put in, until cancelled or until the other end is gone, which its reader is told."""
+        """Send what is put in, until it is closed or until the other end is gone, which its reader is told."""
         try:
-            while True:
+            while not self._closed:
                 await self._news.wait()
                 self._news = anyio.Event()
                 while self._packets:
@@ -190,7 +194,9 @@ class Outbox:
             await self._empty.wait()
 
     def close(self) -> None:
-        """Drop what has not been sent and close the descriptors that were given with it."""
+        """Drop what has not been sent, close the descriptors that were given with it, and end `run`."""
+        self._closed = True
+        self._news.set()
         for _, _, given in self._packets:
             close_descriptors(given)
         self._packets.clear()
