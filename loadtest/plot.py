@@ -7,6 +7,7 @@ from typing import Any
 
 from loadtest.kinds import KINDS
 from loadtest.reload import Result
+from loadtest.servers import parser
 from loadtest.timeline import Timeline, timeline
 
 COLOURS = ("#4e79a7", "#76b7b2", "#59a14f", "#b6992d", "#b07aa1", "#9c755f")
@@ -50,7 +51,7 @@ def plot(result: Result, path: Path) -> None:
         if len(result.reloads) <= 20:
             for reload in result.reloads:
                 at = (reload.sent - result.began, 1.0)
-                axes[0].annotate("HUP", at, xycoords=("data", "axes fraction"), ha="center", fontsize=7.5, color=FAINT)
+                axes[0].annotate("HUP", at, xycoords=("data", "axes fraction"), ha="center", fontsize=7, color=FAINT)
         for axis in axes:
             reload_lines(axis, result)
             axis.set_xlim(0, shown(result))
@@ -89,7 +90,7 @@ def head(figure: Any, result: Result) -> None:
         f"{count:,} {what.removesuffix('s') if count == 1 else what}" for count, what in counts
     )
     setting = (
-        f"{settings.workers} workers, {settings.http}, {settings.loop}; "
+        f"{settings.workers} workers, {parser(settings.server, settings.http)}, {settings.loop}; "
         f"{result.accounts.sent:,} requests and messages in {result.ended - result.began:.0f} s, nothing retried"
     )
     bad = result.lost or result.doubled
@@ -100,7 +101,7 @@ def head(figure: Any, result: Result) -> None:
 
 def answers(axis: Any, data: Timeline) -> None:
     """Answers per second, stacked by generation."""
-    axis.set_title("\nanswers per second; each colour is one generation of workers")
+    axis.set_title("answers per second; each colour is one generation of workers", pad=15)
     axis.stackplot(data.times, data.answered, colors=COLOURS, linewidth=0, step="mid")
     axis.set_ylim(bottom=0)
 

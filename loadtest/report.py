@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from loadtest.kinds import KINDS
 from loadtest.ledger import percentile
 from loadtest.reload import Result
+from loadtest.servers import parser
 
 MIB = 1 << 20
 PROMPT = {kind.name for kind in KINDS if kind.prompt}
@@ -20,7 +21,7 @@ def table(result: Result) -> str:
     settings = result.settings
     seconds = result.ended - result.began
     title = (
-        f"{settings.server} · {settings.workers} workers · {settings.http} · {settings.loop} · "
+        f"{settings.server} · {settings.workers} workers · {parser(settings.server, settings.http)} · {settings.loop} · "
         f"{len(result.reloads)} reloads in {seconds:.0f} s · {result.accounts.sent / seconds:.0f} requests/s"
     )
     lines = [title, "", *columns(kinds(result)), "", verdict(result)]

@@ -97,6 +97,15 @@ COMMANDS: dict[str, Callable[[Start], list[str]]] = {
 }
 
 
+OWN_PARSERS = {"gunicorn": "its own parser", "granian": "hyper", "hypercorn": "h11"}
+"""What parses HTTP where there is no choice."""
+
+
+def parser(server: str, chosen: str) -> str:
+    """The name of the parser that a server runs with."""
+    return OWN_PARSERS.get(server, chosen)
+
+
 class Server:
     """One started server. `output` is where its stdout and stderr go."""
 
