@@ -158,7 +158,7 @@ async def _compare(server: Server, settings: Settings, say: Callable[[str], None
         known = set(client.pids)
         server.hup()
         async with asyncio.timeout(CHANGE_TIMEOUT):
-            while known & set(client.pids):  # noqa: ASYNC110 - nothing tells when other processes have changed
+            while known & set(client.pids):
                 await asyncio.sleep(0.02)
 
     happenings: dict[Mode, Callable[[], Awaitable[None]] | None] = {
@@ -207,7 +207,7 @@ async def settled(server: Server, children: int) -> None:
     """Wait until older generations have ended."""
     deadline = time.monotonic() + START_TIMEOUT
     await asyncio.sleep(SETTLE)
-    while len(server.workers()) > children and time.monotonic() < deadline:  # noqa: ASYNC110 - other processes
+    while len(server.workers()) > children and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
 
 

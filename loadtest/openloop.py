@@ -82,7 +82,7 @@ class OpenLoop:
             loop.remove_reader(ticks.fd)
             ticks.close()
         deadline = time.monotonic() + LEAVE_TIMEOUT
-        while (self._busy or self._waiting) and time.monotonic() < deadline:  # noqa: ASYNC110 - seldom and short
+        while (self._busy or self._waiting) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         self.lost += self._busy + len(self._waiting)
 

@@ -21,7 +21,8 @@ def table(result: Result) -> str:
     settings = result.settings
     seconds = result.ended - result.began
     title = (
-        f"{settings.server} · {settings.workers} workers · {parser(settings.server, settings.http)} · {settings.loop} · "
+        f"{settings.server} · {settings.workers} workers · "
+        f"{parser(settings.server, settings.http)} · {settings.loop} · "
         f"{len(result.reloads)} reloads in {seconds:.0f} s · {result.accounts.sent / seconds:.0f} requests/s"
     )
     lines = [title, "", *columns(kinds(result)), "", verdict(result)]
