@@ -11,7 +11,6 @@ import difflib
 import os
 import signal
 from collections.abc import Callable, Sequence
-from json import dumps
 from typing import Any, Final
 
 import click
@@ -182,35 +181,34 @@ def _reach() -> list[click.Parameter]:
     ]
 
 
-def _reload(control: str, pid: str) -> None:
+def _reload(control: str, pid: str) -> int:
     """Replace every worker with fresh code; wait until it serves.
 
     Exit status 0: the new generation serves. 1: it was refused, with the reason; the old one serves on.
     """
     from server import control_client
 
-    click.echo(control_client.reload(control, pid))
+    return control_client.reload(control, pid)
 
 
-def _drain(control: str, pid: str, off: bool) -> None:
+def _drain(control: str, pid: str, off: bool) -> int:
     """Make the health endpoint fail while real traffic is still served.
 
     It lasts, over reloads too, until `serve drain --off`.
     """
     from server import control_client
 
-    click.echo(control_client.drain(control, pid, off))
+    return control_client.drain(control, pid, off)
 
 
-def _status(control: str, pid: str, json: bool) -> None:
+def _status(control: str, pid: str, json: bool) -> int:
     """Show what the server does: generations, workers, connections."""
     from server import control_client
 
-    found = control_client.status(control, pid)
-    click.echo(dumps(found, indent=None if json else 2))
+    return control_client.status(control, pid, json)
 
 
-def _command(name: str, act: Callable[..., None], *parameters: click.Parameter) -> click.Command:
+def _command(name: str, act: Callable[..., int], *parameters: click.Parameter) -> click.Command:
     return click.Command(
         name, callback=act, help=act.__doc__, params=[*_reach(), *parameters], context_settings=CONTEXT
     )
