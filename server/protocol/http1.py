@@ -1,20 +1,15 @@
-"""HTTP/1.1 on one client connection.
+"""HTTP/1.1 on one client connection: from bytes to requests, one after another.
 
-It owns the connection's lifecycle (`State`, `TRANSITIONS`), the bytes that have arrived and belong to no request yet,
-the deadline, and the ways to end and to travel. Requests are started strictly one after another; what a client
-pipelines stays raw bytes until its turn comes, and travels as such. Rules: bytes are never lost, never read twice; a
-connection is closed so that the client can read the last answer (law 9); the hot path is one data_received, one call of
-the application, one write. It must not know how the worker accepts, retires or hands over, nor what a parser does.
+It owns the bytes that have arrived and belong to no request yet, and decides when a request begins and what follows it.
+What a client pipelines stays raw bytes until its turn comes, and travels as such. Rules: bytes are never lost, never
+read twice; the hot path is one data_received, one call of the application, one write. It must not know how the worker
+accepts, retires or hands over, nor what a parser does; how a connection ends is `server.protocol.lifecycle`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
-import math
 import os
-import socket
-import struct
 import sys
 from typing import Any, Final, cast
 
@@ -22,6 +17,7 @@ from server.protocol import health
 from server.protocol.exchange import COMING, WAITING, Exchange
 from server.protocol.exchange import STARTED as RESPONSE_STARTED
 from server.protocol.head import BadRequest, Head, hopeless
+from server.protocol.lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
 from server.protocol.response import CLOSE, plain_answer
 from server.protocol.service import Address, Phase, Service
 from server.protocol.travel import TravelRecord
@@ -30,61 +26,18 @@ from server.scoreboard import Cell
 READ_LIMIT: Final = 65536
 """Bytes that may wait unread (content the application has not taken; requests pipelined) before reading is paused."""
 
-LINGER_TIME: Final = 2.0
-"""How long (s) a client may take to end its side after the last answer."""
-
-LINGER_LIMIT: Final = 1 << 20
-"""Bytes that are read from it meanwhile."""
-
-FLUSH_TIME: Final = 30.0
-"""A closing connection whose client takes no byte of what is left to write for this long (s) is cut."""
-
 FRESH_TIME: Final = 2.0
 """A worker that retires with nobody to hand over to waits this long (s) for the first request of a new connection."""
 
 DRAIN_TIME: Final = 15.0
 """How long (s) the rest of a request that was answered early may take to arrive."""
 
-PEEK_TIME: Final = 5.0
-"""Bytes were seen at the deadline of an idle connection: they are given this long (s) to be read."""
-
 _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
-_INFINITY: Final = math.inf
 _SERVING: Final = Phase.SERVING
-_RESET: Final = struct.pack("ii", 1, 0)
 _CR: Final = 13
-
-
-class State(enum.Enum):
-    """Of a connection."""
-
-    NEW = "new"  # not attached yet
-    IDLE = "idle"  # no request in progress; half a head may be in the buffer
-    REQUEST = "request"  # an exchange is in progress
-    DRAINING = "draining"  # answered; the rest of that request's content is read and dropped
-    FLUSHING = "flushing"  # the last answer is being written
-    LINGERING = "lingering"  # it is written and the write side shut down; reading until the client ends too
-    LEAVING = "leaving"  # being handed over: neither reads nor writes
-    UPGRADED = "upgraded"  # another protocol has the transport
-    CLOSED = "closed"
-
-
-TRANSITIONS: Final = {
-    State.NEW: {State.IDLE},
-    State.IDLE: {State.REQUEST, State.FLUSHING, State.LEAVING, State.UPGRADED, State.CLOSED},
-    State.REQUEST: {State.IDLE, State.DRAINING, State.FLUSHING, State.CLOSED},
-    State.DRAINING: {State.IDLE, State.FLUSHING, State.CLOSED},
-    State.FLUSHING: {State.LINGERING, State.CLOSED},
-    State.LINGERING: {State.CLOSED},
-    State.LEAVING: {State.IDLE, State.CLOSED},
-    State.UPGRADED: set[State](),
-    State.CLOSED: set[State](),
-}
-"""The only ways from state to state."""
-
 IDLE: Final = State.IDLE
 REQUEST: Final = State.REQUEST
 DRAINING: Final = State.DRAINING
@@ -94,60 +47,21 @@ LEAVING: Final = State.LEAVING
 CLOSED: Final = State.CLOSED
 
 
-class Http1Connection(asyncio.Protocol):
+class Http1Connection(Lifecycle):
     """One client connection; see `server.protocol.service.Connection` for what the worker asks of it.
 
     With a `record` it goes on where another worker left: addresses, deadline, number of requests and leftover bytes are
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = (
-        "_allowance",
-        "_buffer",
-        "_overhead",
-        "_parser",
-        "_read_paused",
-        "_record",
-        "_scanned",
-        "_write_waiters",
-        "client",
-        "deadline",
-        "eof",
-        "exchange",
-        "requests",
-        "server",
-        "service",
-        "state",
-        "transport",
-        "write_paused",
-    )
-
-    transport: asyncio.Transport
+    __slots__ = ("_overhead", "_parser", "_read_paused", "_scanned")
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
-        self.service = service
-        self.state = State.NEW
-        self.deadline = _INFINITY
-        self.client: Address = None
-        self.server: Address = None
-        self.requests = 0
-        """Requests answered on this connection, also by other workers before."""
-        self.exchange: Exchange | None = None
-        self.eof = False
-        """The client has shut down its write side. It may still read: what it has sent whole is answered."""
-        self.write_paused = False
+        super().__init__(service, record)
         self._read_paused = False
-        self._buffer = bytearray()  # what follows the last request
         self._scanned = 0  # bytes of the buffer that hold no end of a head
         self._overhead = 0  # bytes of chunked content that were no content
-        self._allowance = 0  # FLUSHING: unwritten bytes when last looked; LINGERING: bytes that may still be read
-        self._record = record
         self._parser = service.new_parser()
-        self._write_waiters: list[asyncio.Future[None]] = []
-
-    def _become(self, state: State) -> None:
-        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
-        self.state = state
 
     # ---- what the transport says
 
@@ -170,7 +84,7 @@ class Http1Connection(asyncio.Protocol):
             if record.leftover:
                 self._buffer += record.leftover
                 self._advance()
-                if self.state is IDLE and not self.requests > record.requests:
+                if self.state is IDLE and self.requests == record.requests:
                     self.deadline = record.deadline  # half a head: its time is not renewed
         if service.phase is not _SERVING:
             service.loop.call_soon(self._settle)
@@ -222,46 +136,13 @@ class Http1Connection(asyncio.Protocol):
         """The transport is closed, by whichever side."""
         exchange, self.exchange = self.exchange, None
         self.state = CLOSED
-        self.deadline = _INFINITY
+        self.deadline = INFINITY
         self._buffer.clear()
         if exchange is not None:
             exchange.lose()
         self.write_paused = False
         self._wake_writers()
         self._close_books()
-
-    def pause_writing(self) -> None:
-        """The client reads more slowly than the application writes: `send` waits."""
-        self.write_paused = True
-
-    def resume_writing(self) -> None:
-        """What was to be written is (nearly) written."""
-        self.write_paused = False
-        self._wake_writers()
-        if self.state is FLUSHING:
-            self._flushed()
-        elif self.state is IDLE:
-            self._settle()
-
-    def _wake_writers(self) -> None:
-        if self._write_waiters:
-            waiters, self._write_waiters = self._write_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    async def writable(self) -> None:
-        """Wait until the transport takes more, or is closed. Its end is the client's reading, or the hammer."""
-        while self.write_paused:
-            waiter: asyncio.Future[None] = self.service.loop.create_future()
-            self._write_waiters.append(waiter)
-            await waiter
-
-    def _close_books(self) -> None:
-        service = self.service
-        if self in service.connections:
-            service.cells[_CONNECTIONS] -= 1
-            service.forget(self)
 
     # ---- from bytes to requests
 
@@ -323,7 +204,7 @@ class Http1Connection(asyncio.Protocol):
             return
         self.exchange = exchange = Exchange(self, service, head)
         self.state = REQUEST
-        self.deadline = _INFINITY
+        self.deadline = INFINITY
         if head.body:
             self._overhead = 0
             if self._buffer:
@@ -337,10 +218,11 @@ class Http1Connection(asyncio.Protocol):
             self._buffer += rest
         if self._buffer or exchange.unread:
             self.mind_reading()
+        context = service.context.copy()
         if _EAGER:
-            task = asyncio.Task(exchange.run(), loop=service.loop, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+            task = asyncio.Task(exchange.run(), loop=service.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
         else:
-            task = service.loop.create_task(exchange.run())
+            task = service.loop.create_task(exchange.run(), context=context)
         if not task.done():
             exchange.task = task
             service.tasks.add(task)
@@ -514,7 +396,7 @@ class Http1Connection(asyncio.Protocol):
             self._read_paused = False
             transport.resume_reading()
         self._become(State.UPGRADED)
-        self.deadline = _INFINITY
+        self.deadline = INFINITY
         websocket = WebSocketConnection(service, head, self.client, self.server)
         service.connections.discard(self)
         service.connections.add(websocket)
@@ -525,170 +407,20 @@ class Http1Connection(asyncio.Protocol):
 
     # ---- ends
 
-    def _finish(self) -> None:
-        """The last answer is written: flush it, shut down the write side, read to the end, close (law 9)."""
-        self._become(FLUSHING)
-        self._buffer.clear()
-        transport = self.transport
-        if transport.is_closing():
-            return
-        self.mind_reading()
-        if self.eof:
-            transport.close()
+    def _expire_idle(self) -> None:
+        """The client has sent nothing for long, or half a head and no more."""
+        if self._buffer and self._buffer != b"\r":
+            self._refuse(BadRequest(408, "The request head took too long to arrive."))
+        elif self._readable():
+            self.deadline = self.service.loop.time() + PEEK_TIME
         else:
-            transport.write_eof()  # once everything is written
-        self._allowance = transport.get_write_buffer_size()
-        if not self._allowance:
-            self._flushed()
-        else:
-            self.deadline = self.service.loop.time() + FLUSH_TIME
-            transport.set_write_buffer_limits(0)
-
-    def _flushed(self) -> None:
-        if self.transport.is_closing():
-            return
-        if self.eof:
-            self.transport.close()
-            return
-        self._become(LINGERING)
-        self._allowance = LINGER_LIMIT
-        self.deadline = self.service.loop.time() + LINGER_TIME
-
-    def _allowance_spent(self, size: int) -> None:
-        """The client still sends: read and drop, up to a limit, so that it can read its last answer."""
-        if self.state is LINGERING:
-            self._allowance -= size
-            if self._allowance < 0:
-                self.transport.close()
-
-    def _close(self) -> None:
-        """Nothing is to be said any more; what is written is flushed."""
-        self._become(FLUSHING)
-        self._buffer.clear()
-        self._allowance = self.transport.get_write_buffer_size()
-        self.deadline = self.service.loop.time() + FLUSH_TIME
-        self.transport.close()
-
-    def cut_short(self, reset: bool) -> None:
-        """End the connection so that the client sees that the response is not whole.
-
-        What was written is still sent, unless the end of the connection itself would end the content (`reset`).
-        """
-        self.exchange = None
-        if self.state is not REQUEST:
-            return
-        if reset:
-            self._become(FLUSHING)
-            self._reset()
-        else:
-            self._close()
-
-    def _reset(self) -> None:
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
-
-    def expire(self) -> None:
-        """The deadline has passed."""
-        now = self.service.loop.time()
-        self.deadline = _INFINITY
-        state = self.state
-        if state is IDLE:
-            if self._buffer and self._buffer != b"\r":
-                self._refuse(BadRequest(408, "The request head took too long to arrive."))
-            elif self._readable():
-                self.deadline = now + PEEK_TIME
-            else:
-                self._finish()
-        elif state is DRAINING:
-            self.exchange = None
             self._finish()
-        elif state is FLUSHING:
-            size = self.transport.get_write_buffer_size()
-            if size >= self._allowance:
-                self.transport.abort()
-            else:
-                self._allowance = size
-                self.deadline = now + FLUSH_TIME
-        elif state is LINGERING:
-            self.transport.close()
-
-    def _readable(self) -> bool:
-        """Whether the kernel holds bytes of the client that have not been read."""
-        sock = self.transport.get_extra_info("socket")
-        with socket.socket(fileno=os.dup(sock.fileno())) as probe:
-            try:
-                return bool(probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-            except OSError:
-                return False
-
-    def cut(self) -> bool:
-        """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
-        state, exchange = self.state, self.exchange
-        if state is LEAVING or state is CLOSED or state is State.NEW or state is State.UPGRADED:
-            return False
-        if state is REQUEST and exchange is not None:
-            until_close = exchange.until_close
-            self.exchange = None
-            exchange.lose()
-            if exchange.task is not None:
-                exchange.task.cancel()
-            self.state = FLUSHING
-            if until_close:
-                self._reset()
-            else:
-                self.transport.abort()
-            return True
-        unfinished = bool(self._buffer) or self.transport.get_write_buffer_size() > 0
-        self.exchange = None
-        if state is not FLUSHING and state is not LINGERING:
-            self._become(FLUSHING)
-        self.deadline = _INFINITY
-        self._buffer.clear()
-        self.transport.abort()
-        return unfinished
 
     # ---- hand-over
 
     def retire(self) -> None:
         """The worker's phase has left SERVING: leave as soon as that loses nothing. May be called again."""
         self._settle()
-
-    def can_leave(self) -> bool:
-        """Whether `leave()` is possible now: no request in progress, every answer written, the client still there."""
-        return (
-            self.state is IDLE
-            and not self.eof
-            and not self.transport.is_closing()
-            and self.transport.get_write_buffer_size() == 0
-        )
-
-    def leave(self) -> tuple[int, TravelRecord]:
-        """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
-
-        Only while `can_leave()`; afterwards the worker calls `stay()` or `gone()`. Raises OSError, with nothing changed,
-        if there is no descriptor to be had.
-        """
-        assert self.can_leave(), "leave() needs can_leave()"
-        fd = os.dup(self.transport.get_extra_info("socket").fileno())
-        record = TravelRecord(bytes(self._buffer), self.client, self.server, self.deadline, self.requests)
-        self._become(LEAVING)
-        self._record = record
-        self.deadline = _INFINITY
-        self.mind_reading()
-        return fd, record
-
-    def stay(self) -> None:
-        """The hand-over failed: go on exactly as before."""
-        record, self._record = self._record, None
-        if self.state is not LEAVING or record is None:
-            return  # the client has gone meanwhile
-        self._become(IDLE)
-        self.deadline = record.deadline
-        self.transport.set_write_buffer_limits()
-        self.mind_reading()
-        self.service.loop.call_soon(self._resume)
 
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
@@ -701,14 +433,6 @@ class Http1Connection(asyncio.Protocol):
             self._settle()
         else:
             self._advance()
-
-    def gone(self) -> None:
-        """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
-        if self.state is not LEAVING:
-            return
-        self._become(CLOSED)
-        self._close_books()
-        self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too
 
 
 def _too_large(limit: int) -> BadRequest:

@@ -9,10 +9,11 @@ import h11
 
 from server.protocol.head import METHODS, BadRequest, Head, make_head, raise_for_line, refusal
 
-# What h11 accepts and llhttp refuses: control characters, lines that end without CR, folded lines (RFC 9112 5.2), and
-# equal Content-Length fields or values, which h11 merges.
+# What h11 accepts and llhttp refuses: control characters, lines that end without CR, folded lines (RFC 9112 5.2), equal
+# Content-Length fields or values, which h11 merges, and a tab behind a transfer coding.
 _REFUSED: Final = re.compile(
     rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|[^\r]\n|\r\n[ \t]"
+    rb"|\r\ntransfer-encoding:[^\r]*\t *\r"
     rb"|\r\ncontent-length:(?:[^\r]*,|[^\r]*\r\n(?:[^\r]*\r\n)*?content-length:)",
     re.IGNORECASE,
 )

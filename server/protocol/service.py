@@ -6,6 +6,7 @@ The worker owns one `Service`; connections read it on every request, so it is fl
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import enum
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -73,6 +74,7 @@ class Service:
         "close_answers",
         "config",
         "connections",
+        "context",
         "default_headers",
         "departure",
         "draining",
@@ -116,6 +118,9 @@ class Service:
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         """The applications' running tasks: a strong reference each, so that none is collected."""
+        self.context = contextvars.copy_context()
+        """Each request's task starts with a copy, so that none sees what another has set (a transport's callbacks run
+        in the context of whoever resumed its reading: python/cpython#140947)."""
         self.state: dict[str, Any] = {}
         """The lifespan state; each request's scope gets a shallow copy (ASGI lifespan, "Lifespan State")."""
         self.extensions: dict[str, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ import uvloop
 
 from server.app.draining import Draining
 from server.config import Config
-from server.protocol import exchange, http1
+from server.protocol import exchange, http1, lifecycle
 from server.protocol.exchange import Exchange
 from server.protocol.http1 import Http1Connection
 from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send, Service
@@ -59,7 +59,7 @@ class CheckedConnection(Http1Connection):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "state" and hasattr(self, "state") and value is not self.state:
-            assert value in http1.TRANSITIONS[self.state], f"{self.state} -> {value}"
+            assert value in lifecycle.TRANSITIONS[self.state], f"{self.state} -> {value}"
         super().__setattr__(name, value)
 
 
@@ -160,7 +160,7 @@ class HttpServer:
 
         async def poll() -> None:
             async with asyncio.timeout(TIMEOUT):
-                while not condition():  # noqa: ASYNC110 (other objects' state, which has no event)
+                while not condition():
                     await asyncio.sleep(0.002)
 
         self.wait_for(poll())

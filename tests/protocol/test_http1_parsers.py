@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 
 import pytest
@@ -29,6 +30,7 @@ FIELDS = (
     "te_trailers",
     "websocket",
 )
+MANY = int(os.environ.get("SERVE_TEST_EXAMPLES", "1500"))
 PARSERS: list[Callable[[], Parser]] = [HttptoolsParser, H11Parser]
 
 
@@ -142,11 +144,12 @@ BITS = st.sampled_from(
 )
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=MANY, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 4), BITS), min_size=1, max_size=3)
 )
 @example(SEEDS[0], [(0, 0, b"\n")])
+@example(SEEDS[2], [(51, 0, b"\t")])
 def test_parsers_agree_on_damaged_heads(seed: bytes, changes: list[tuple[int, int, bytes]]) -> None:
     data = mutate(seed, changes)
     while data.startswith(b"\r\n"):  # the connection does that

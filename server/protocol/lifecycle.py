@@ -1,0 +1,342 @@
+"""The life of an HTTP/1.1 connection: its states, and the ways in which it ends.
+
+It owns the table of transitions, the write side's back-pressure and every end: the polite one (law 9: flush, shut down
+the write side, read to the end, close), the visibly broken one, the deadline, the hammer, and leaving for another
+worker. Rules: an answer is not destroyed by the way in which the connection closes, and one that is not whole never
+looks whole; a connection that leaves is neither read nor written. It must not know how requests are read or answered;
+that is `server.protocol.http1`, which derives from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import os
+import socket
+import struct
+from typing import Final
+
+from server.protocol.exchange import Exchange
+from server.protocol.service import Address, Service
+from server.protocol.travel import TravelRecord
+from server.scoreboard import Cell
+
+LINGER_TIME: Final = 2.0
+"""How long (s) a client may take to end its side after the last answer."""
+
+LINGER_LIMIT: Final = 1 << 20
+"""Bytes that are read from it meanwhile."""
+
+FLUSH_TIME: Final = 30.0
+"""A closing connection whose client takes no byte of what is left to write for this long (s) is cut."""
+
+PEEK_TIME: Final = 5.0
+"""Bytes were seen at the deadline of an idle connection: they are given this long (s) to be read."""
+
+INFINITY: Final = math.inf
+_CONNECTIONS: Final = int(Cell.CONNECTIONS)
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class State(enum.Enum):
+    """Of a connection."""
+
+    NEW = "new"  # not attached yet
+    IDLE = "idle"  # no request in progress; half a head may be in the buffer
+    REQUEST = "request"  # an exchange is in progress
+    DRAINING = "draining"  # answered; the rest of that request's content is read and dropped
+    FLUSHING = "flushing"  # the last answer is being written
+    LINGERING = "lingering"  # it is written and the write side shut down; reading until the client ends too
+    LEAVING = "leaving"  # being handed over: neither reads nor writes
+    UPGRADED = "upgraded"  # another protocol has the transport
+    CLOSED = "closed"
+
+
+TRANSITIONS: Final = {
+    State.NEW: {State.IDLE},
+    State.IDLE: {State.REQUEST, State.FLUSHING, State.LEAVING, State.UPGRADED, State.CLOSED},
+    State.REQUEST: {State.IDLE, State.DRAINING, State.FLUSHING, State.CLOSED},
+    State.DRAINING: {State.IDLE, State.FLUSHING, State.CLOSED},
+    State.FLUSHING: {State.LINGERING, State.CLOSED},
+    State.LINGERING: {State.CLOSED},
+    State.LEAVING: {State.IDLE, State.CLOSED},
+    State.UPGRADED: set[State](),
+    State.CLOSED: set[State](),
+}
+"""The only ways from state to state."""
+
+IDLE: Final = State.IDLE
+REQUEST: Final = State.REQUEST
+DRAINING: Final = State.DRAINING
+FLUSHING: Final = State.FLUSHING
+LINGERING: Final = State.LINGERING
+LEAVING: Final = State.LEAVING
+CLOSED: Final = State.CLOSED
+
+
+class Lifecycle(asyncio.Protocol):
+    """What a connection is apart from its requests."""
+
+    __slots__ = (
+        "_allowance",
+        "_buffer",
+        "_record",
+        "_write_waiters",
+        "client",
+        "deadline",
+        "eof",
+        "exchange",
+        "requests",
+        "server",
+        "service",
+        "state",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, service: Service, record: TravelRecord | None) -> None:
+        self.service = service
+        self.client: Address = None
+        self.server: Address = None
+        self.requests = 0
+        """Requests answered on this connection, also by other workers before."""
+        self._record = record  # what came with the connection, then (LEAVING) what goes with it
+        self.state = State.NEW
+        self.deadline = INFINITY
+        self.exchange: Exchange | None = None
+        self.eof = False
+        """The client has shut down its write side. It may still read: what it has sent whole is answered."""
+        self.write_paused = False
+        self._write_waiters: list[asyncio.Future[None]] = []
+        self._buffer = bytearray()  # what has arrived and belongs to no request yet
+        self._allowance = 0  # FLUSHING: unwritten bytes when last looked; LINGERING: bytes that may still be read
+
+    def _become(self, state: State) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state
+
+    # ---- what the connection adds
+
+    def mind_reading(self) -> None:
+        """Pause reading while too much has arrived that nobody has taken, and read on otherwise."""
+        raise NotImplementedError
+
+    def retire(self) -> None:
+        """The worker's phase has left SERVING: leave as soon as that loses nothing. May be called again."""
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """An idle connection goes on, leaves, or ends, as the worker's phase has it."""
+        raise NotImplementedError
+
+    def _resume(self) -> None:
+        """Go on after a hand-over that failed."""
+        raise NotImplementedError
+
+    def _expire_idle(self) -> None:
+        """The deadline has passed while no request was in progress."""
+        raise NotImplementedError
+
+    # ---- the write side
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the application writes: `send` waits."""
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        """What was to be written is (nearly) written."""
+        self.write_paused = False
+        self._wake_writers()
+        if self.state is FLUSHING:
+            self._flushed()
+        elif self.state is IDLE:
+            self._settle()
+
+    def _wake_writers(self) -> None:
+        if self._write_waiters:
+            waiters, self._write_waiters = self._write_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def writable(self) -> None:
+        """Wait until the transport takes more, or is closed. Its end is the client's reading, or the hammer."""
+        while self.write_paused:
+            waiter: asyncio.Future[None] = self.service.loop.create_future()
+            self._write_waiters.append(waiter)
+            await waiter
+
+    def _close_books(self) -> None:
+        service = self.service
+        if self in service.connections:
+            service.cells[_CONNECTIONS] -= 1
+            service.forget(self)
+
+    # ---- ends
+
+    def _finish(self) -> None:
+        """The last answer is written: flush it, shut down the write side, read to the end, close (law 9)."""
+        self._become(FLUSHING)
+        self._buffer.clear()
+        transport = self.transport
+        if transport.is_closing():
+            return
+        self.mind_reading()
+        if self.eof:
+            transport.close()
+        else:
+            transport.write_eof()  # once everything is written
+        self._allowance = transport.get_write_buffer_size()
+        if not self._allowance:
+            self._flushed()
+        else:
+            self.deadline = self.service.loop.time() + FLUSH_TIME
+            transport.set_write_buffer_limits(0)
+
+    def _flushed(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.eof:
+            self.transport.close()
+            return
+        self._become(LINGERING)
+        self._allowance = LINGER_LIMIT
+        self.deadline = self.service.loop.time() + LINGER_TIME
+
+    def _allowance_spent(self, size: int) -> None:
+        """The client still sends: read and drop, up to a limit, so that it can read its last answer."""
+        if self.state is LINGERING:
+            self._allowance -= size
+            if self._allowance < 0:
+                self.transport.close()
+
+    def _close(self) -> None:
+        """Nothing is to be said any more; what is written is flushed."""
+        self._become(FLUSHING)
+        self._buffer.clear()
+        self._allowance = self.transport.get_write_buffer_size()
+        self.deadline = self.service.loop.time() + FLUSH_TIME
+        self.transport.close()
+
+    def cut_short(self, reset: bool) -> None:
+        """End the connection so that the client sees that the response is not whole.
+
+        What was written is still sent, unless the end of the connection itself would end the content (`reset`).
+        """
+        self.exchange = None
+        if self.state is not REQUEST:
+            return
+        if reset:
+            self._become(FLUSHING)
+            self._reset()
+        else:
+            self._close()
+
+    def _reset(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        now = self.service.loop.time()
+        self.deadline = INFINITY
+        state = self.state
+        if state is IDLE:
+            self._expire_idle()
+        elif state is DRAINING:
+            self.exchange = None
+            self._finish()
+        elif state is FLUSHING:
+            size = self.transport.get_write_buffer_size()
+            if size >= self._allowance:
+                self.transport.abort()
+            else:
+                self._allowance = size
+                self.deadline = now + FLUSH_TIME
+        elif state is LINGERING:
+            self.transport.close()
+
+    def _readable(self) -> bool:
+        """Whether the kernel holds bytes of the client that have not been read."""
+        sock = self.transport.get_extra_info("socket")
+        try:
+            with socket.socket(fileno=os.dup(sock.fileno())) as probe:
+                return bool(probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:  # nothing there, or no descriptor left to look with
+            return False
+
+    def cut(self) -> bool:
+        """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
+        state, exchange = self.state, self.exchange
+        if state is LEAVING or state is CLOSED or state is State.NEW or state is State.UPGRADED:
+            return False
+        if state is REQUEST and exchange is not None:
+            until_close = exchange.until_close
+            self.exchange = None
+            exchange.lose()
+            if exchange.task is not None:
+                exchange.task.cancel()
+            self.state = FLUSHING
+            if until_close:
+                self._reset()
+            else:
+                self.transport.abort()
+            return True
+        unfinished = bool(self._buffer) or self.transport.get_write_buffer_size() > 0
+        self.exchange = None
+        if state is not FLUSHING and state is not LINGERING:
+            self._become(FLUSHING)
+        self.deadline = INFINITY
+        self._buffer.clear()
+        self.transport.abort()
+        return unfinished
+
+    # ---- hand-over
+
+    def can_leave(self) -> bool:
+        """Whether `leave()` is possible now: no request in progress, every answer written, the client still there."""
+        return (
+            self.state is IDLE
+            and not self.eof
+            and not self.transport.is_closing()
+            and self.transport.get_write_buffer_size() == 0
+        )
+
+    def leave(self) -> tuple[int, TravelRecord]:
+        """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
+
+        Only while `can_leave()`; afterwards the worker calls `stay()` or `gone()`. Raises OSError, with nothing
+        changed, if there is no descriptor to be had.
+        """
+        assert self.can_leave(), "leave() needs can_leave()"
+        fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        record = TravelRecord(bytes(self._buffer), self.client, self.server, self.deadline, self.requests)
+        self._become(LEAVING)
+        self._record = record
+        self.deadline = INFINITY
+        self.mind_reading()
+        return fd, record
+
+    def stay(self) -> None:
+        """The hand-over failed: go on exactly as before."""
+        record, self._record = self._record, None
+        if self.state is not LEAVING or record is None:
+            return  # the client has gone meanwhile
+        self._become(IDLE)
+        self.deadline = record.deadline
+        self.transport.set_write_buffer_limits()
+        self.mind_reading()
+        self.service.loop.call_soon(self._resume)
+
+    def gone(self) -> None:
+        """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
+        if self.state is not LEAVING:
+            return
+        self._become(CLOSED)
+        self._close_books()
+        self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too
