@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import importlib.util
 import inspect
 import os
 import sys
@@ -89,9 +90,14 @@ def _modules_in(directory: str) -> list[str]:
 
 
 def _check_not_shadowed(name: str) -> None:
-    """This server's package is called `server`: an application's module of that name cannot be reached."""
+    """This server's package is called `server`: an application's module of that name cannot be reached.
+
+    A module that this package has is what was meant (`server.demo`, also in a directory that holds our source).
+    """
     first = os.path.realpath(sys.path[0])
     if name.split(".")[0] != "server" or os.path.join(first, "server") == PACKAGE:
+        return
+    if name != "server" and importlib.util.find_spec(name) is not None:
         return
     for candidate in ("server.py", os.path.join("server", "__init__.py")):
         if os.path.exists(os.path.join(first, candidate)):
