@@ -95,8 +95,8 @@ def head(figure: Any, result: Result) -> None:
     )
     bad = result.lost or result.doubled
     figure.suptitle(verdict, x=0.01, ha="left", fontsize=17, fontweight="bold", color=LOST if bad else INK)
-    figure.text(0.012, 0.935, setting, fontsize=10, color="#666666")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 0.975))
+    figure.text(0.012, 0.938, setting, fontsize=10, color="#666666")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.96))
 
 
 def answers(axis: Any, data: Timeline) -> None:
