@@ -423,3 +423,32 @@ def test_several_tasks_may_receive(serve: Serve) -> None:
     client.send(GET)
     assert client.answer()[0] == 200
     server.until(lambda: kinds == ["CancelledError", "http.disconnect", "http.disconnect"])
+
+
+@pytest.mark.parametrize("wrapped", ["group", "cause", "context"])
+def test_error_made_of_a_disconnect_is_not_logged(serve: Serve, wrapped: str, caplog: pytest.LogCaptureFixture) -> None:
+    raised = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        try:
+            while True:
+                await send(body(b"x", more=True))
+                await asyncio.sleep(0.001)
+        except OSError as error:
+            raised.set()
+            if wrapped == "group":
+                raise BaseExceptionGroup("several", [error, error]) from None
+            if wrapped == "cause":
+                raise LookupError from error
+            raise LookupError  # noqa: B904 (its context is the error)
+
+    server = serve(app)
+    client = server.connect()
+    client.send(GET)
+    client.read_until(b"x")
+    client.sock.setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")  # SOL_SOCKET, SO_LINGER: reset
+    client.close()
+    assert raised.wait(10)
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0)
+    assert caplog.text == ""

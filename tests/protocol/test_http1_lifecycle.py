@@ -740,3 +740,71 @@ def test_descriptors_do_not_leak(serve: Serve) -> None:
         client.close()
     server.until(lambda: server.cell(Cell.CONNECTIONS) == 0)
     server.until(lambda: count() <= before)
+
+
+# ---- corners
+
+
+def test_rest_of_an_answered_request_has_a_time_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "DRAIN_TIME", 0.1)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"early")
+
+    server = serve(app)
+    client = server.connect()
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab")
+    assert client.answer()[2] == b"early"
+    assert client.read_to_end() == b""
+
+
+def test_half_closed_client_that_wants_the_end(serve: Serve) -> None:
+    server = serve(echo)
+    for request in (GET[:-2] + b"Connection: close\r\n\r\n", GET + b"nonsense\r\n\r\n", b"HEAD / HTTP/1.1\r\n\r\n"):
+        client = server.connect()
+        client.send(request)
+        client.end()
+        assert client.read_to_end().startswith(b"HTTP/1.1 ")
+    server.until(lambda: server.cell(Cell.CONNECTIONS) == 0)
+
+
+def test_refused_head_request_has_no_content(serve: Serve) -> None:
+    answer = serve(echo).ask(b"HEAD / HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_slow_reader_that_goes_on_is_not_cut(serve: Serve) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await respond(send, b"x" * 20_000_000)
+
+    server = serve(app)
+    client = server.connect(SO_RCVBUF=65536)
+    client.send(GET[:-2] + b"Connection: close\r\n\r\n")
+    connection = server.connection()
+    server.until(lambda: connection.state is State.FLUSHING)
+    head = client.read_until(b"\r\n\r\n")
+    got = 0
+    for _ in range(3):
+        before = server.run(connection.transport.get_write_buffer_size)
+        got += len(client.read(4_000_000))
+        server.until(lambda before=before: connection.transport.get_write_buffer_size() < before)  # type: ignore[misc]
+        server.run(connection.expire)
+        assert connection.state is State.FLUSHING
+    assert got + len(client.read_to_end()) == 20_000_000
+    assert CLOSED in head
+
+
+def test_connection_that_nobody_can_take_remains(serve: Serve) -> None:
+    held = Held()
+    server = serve(held)
+    client = server.connect()
+    client.send(get(b"/a") + get(b"/b"))
+    server.until(lambda: len(held.paths) == 1)
+    departing = retire(server, Phase.TRAVELLING)
+    server.run(held.go.set)
+    assert client.answer()[2] == b"/a"
+    server.until(lambda: len(departing) == 1)
+    assert held.paths == ["/a"]
+    server.run(departing[0].remain)
+    assert client.answer()[2] == b"/b"
