@@ -21,6 +21,7 @@ from server.protocol.lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
 from server.protocol.response import CLOSE, plain_answer
 from server.protocol.service import Address, Phase, Service
 from server.protocol.travel import TravelRecord
+from server.protocol.websocket import WebSocketConnection
 from server.scoreboard import Cell
 
 READ_LIMIT: Final = 65536
@@ -387,8 +388,6 @@ class Http1Connection(Lifecycle):
 
     def _upgrade(self, head: Head, rest: bytes) -> None:
         """Give the transport to a WebSocket connection, together with what has been read behind the request."""
-        from server.protocol.websocket import WebSocketConnection  # not loaded where nobody uses it
-
         service, transport = self.service, self.transport
         leftover = rest + self._buffer
         self._buffer.clear()
