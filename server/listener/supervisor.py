@@ -31,6 +31,8 @@ from server.listener.lifecycle import (
 
 _BEFORE_RUNNING: Final = frozenset({ServerState.STARTING, ServerState.OPENING})
 _RELOADABLE: Final = _BEFORE_RUNNING | {ServerState.RUNNING}
+_SERVING: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
+"""States in which every slot is to be filled: all traffic is served, also in the delay before a stop."""
 
 SWITCH_TIMEOUT: Final = 10.0
 """Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
@@ -133,7 +135,7 @@ class Supervisor:
     def next_deadline(self) -> float:
         """When `handle` must be called with a Tick if nothing else happens before; may be infinity."""
         deadline = min((worker.deadline for worker in self.workers.values()), default=math.inf)
-        if self.state is ServerState.RUNNING:
+        if self.state in _SERVING:
             deadline = min([deadline, *(s.not_before for s in self._empty_slots() if s.not_before > self._now)])
         return min(deadline, self._deadline)
 
@@ -298,7 +300,7 @@ class Supervisor:
         """A worker did not come to serve: its generation has failed, or its slot stays empty for a while."""
         if worker.generation is self.candidate:
             self._generation_failed(f"{worker}: {message}" if not usage else message, detail, usage)
-        elif worker.generation is self.current and self.state is ServerState.RUNNING:
+        elif worker.generation is self.current and self.state in _SERVING:
             if detail:
                 message = f"{message}\n{detail}"
             self._slot_failed(worker, message)
@@ -312,6 +314,7 @@ class Supervisor:
             self._outcome = e.Exit(2 if usage else 1, message, detail)
             self._become(ServerState.STOPPING)
             self._leave_all(generation)
+            self._refuse_reloads()
             return
         self.failed_reloads += 1
         self.last_failure = message
@@ -345,8 +348,7 @@ class Supervisor:
         for ticket in generation.tickets:
             self._do(e.Answer(ticket, True, text))
         for worker in self._in(WorkerState.RETIRING):
-            if worker.generation is not old:
-                self._introduce(worker)
+            self._introduce(worker)
 
     # Slots of the current generation
 
@@ -407,7 +409,7 @@ class Supervisor:
                 generation.become(GenerationState.GONE)
                 del self.generations[generation.number]
                 self._do(e.ForgetGeneration(generation))
-        if self.state in _RELOADABLE:
+        if self.state in _RELOADABLE | _SERVING:
             self._begin_wanted_reload()
             self._fill_slots()
             self._start_pending()
@@ -440,7 +442,7 @@ class Supervisor:
 
     def _fill_slots(self) -> None:
         """Give every slot that should have one a worker of the current generation; retire those of other slots."""
-        if self.current is None or self.state is not ServerState.RUNNING:
+        if self.current is None or self.state not in _SERVING:
             return
         for number in range(self.size):
             slot = self.slots.setdefault(number, Slot())
@@ -458,12 +460,16 @@ class Supervisor:
                 self._leave(worker, "scale")
 
     def _start_pending(self) -> None:
-        starting = len(self._in(WorkerState.STARTING))
+        """Start as many at a time as the policy says; a new generation that hangs holds up no replacement."""
         pending = self._in(WorkerState.PENDING)
         pending.sort(key=lambda w: (w.generation is self.candidate, w.slot))
-        for worker in pending[: max(0, self.policy.start_concurrency - starting)]:
-            worker.become(WorkerState.STARTING, self._now + self.policy.startup_timeout)
-            self._do(e.Start(worker))
+        for worker in pending:
+            starting = self._in(WorkerState.STARTING)
+            if worker.generation is self.current:
+                starting = [w for w in starting if w.generation is self.current]
+            if len(starting) < self.policy.start_concurrency:
+                worker.become(WorkerState.STARTING, self._now + self.policy.startup_timeout)
+                self._do(e.Start(worker))
 
     def _advance_candidate(self) -> None:
         generation = self.candidate
@@ -535,7 +541,8 @@ class Supervisor:
 
     def _introduce(self, sender: Worker) -> None:
         """Connect a retiring worker with the workers that serve now, unless it retires for a stop."""
-        receivers = [w for w in self._in(WorkerState.SERVING) if w.generation is self.current and w is not sender]
+        serving = [w for w in self._in(WorkerState.SERVING) if w.generation is self.current]
+        receivers = [w for w in serving if w is not sender and w.slot < self.size]
         receivers.sort(key=lambda w: (w.slot - sender.slot) % max(1, self.size))
         for receiver in receivers[:MAX_RECEIVERS]:
             if sender.reason != "stop" and not self.introductions.introduced(sender, receiver):

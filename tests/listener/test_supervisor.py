@@ -453,3 +453,60 @@ def test_the_table_refuses_what_it_does_not_hold() -> None:
     with pytest.raises(IllegalTransition):
         advance(WORKERS, WorkerState.RETIRING, WorkerState.SERVING)
     assert GenerationState.CURRENT.value == "current"
+
+
+def test_a_reload_asked_for_during_a_first_start_that_fails_is_answered() -> None:
+    shell = Shell(workers=1)
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.WorkerFailed(shell.workers()[0], "no such module"))
+    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, False)]
+
+
+def test_a_worker_that_dies_in_the_delay_of_a_stop_is_replaced() -> None:
+    shell = Shell(workers=1, drain_delay=60.0).up()
+    (victim,) = shell.workers()
+    shell.send(e.StopAsked())
+    shell.send(e.WorkerDied(victim, "signal SIGSEGV"))
+    for _ in range(2):  # the second time, after a delay
+        shell.make_ready()
+        shell.accept()
+        (replacement,) = shell.workers(WorkerState.SERVING)
+        shell.send(e.WorkerDied(replacement, "signal SIGSEGV"), after=1.0)
+        shell.tick_at_deadline()
+    assert shell.supervisor.state is ServerState.DRAINING
+    shell.make_ready()
+    shell.accept()
+    assert len(shell.workers(WorkerState.SERVING)) == 1
+
+
+def test_a_new_generation_that_hangs_holds_up_no_replacement() -> None:
+    shell = Shell(workers=2, start_concurrency=1).up()
+    victim = shell.workers()[0]
+    shell.send(e.ReloadAsked())
+    (hanging,) = shell.workers(WorkerState.STARTING)
+    shell.send(e.WorkerDied(victim, "signal SIGSEGV"))
+    assert [w.slot for w in shell.workers(WorkerState.STARTING) if w is not hanging] == [victim.slot]
+    shell.send(e.WorkerReady(hanging))
+    assert len(shell.workers(WorkerState.STARTING)) == 1  # the new generation waits for the replacement
+
+
+def test_a_worker_that_was_recycled_before_the_reload_is_introduced_to_the_new_ones() -> None:
+    shell = Shell(workers=1).up()
+    (worn,) = shell.workers()
+    shell.send(e.WorkerWantsReplacement(worn, "worn"))
+    shell.make_ready()
+    shell.accept()
+    assert worn.state is WorkerState.RETIRING
+    shell.forget()
+    shell.reload()
+    (new,) = shell.workers(WorkerState.SERVING)
+    assert new in [introduced.receiver for introduced in shell.of(e.Introduce) if introduced.sender is worn]
+
+
+def test_nobody_is_introduced_to_a_worker_that_is_about_to_leave() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked())
+    shell.send(e.ScaleAsked(by=-1))
+    shell.make_ready()
+    shell.accept()
+    assert {introduced.receiver.slot for introduced in shell.of(e.Introduce)} == {0}

@@ -1,0 +1,428 @@
+"""The supervisor under random histories: every event at every moment, and the laws that must hold after each one.
+
+The machine plays shell and processes: it keeps what it was told to do, lets workers do anything that a process can
+(also nothing at all), lets time pass, and at last stops the server, which must end with nobody's help.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from server.listener import events as e
+from server.listener.lifecycle import Generation, GenerationState, ServerState, Worker, WorkerState
+from server.listener.supervisor import Policy, Supervisor
+
+RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}
+"""States that a worker may be in for ever: nothing is waited for."""
+HURRIED = {ServerState.STOPPING, ServerState.ENDING, ServerState.STOPPED}
+PLENTY = 2000
+"""Steps within which a stop must have come to its end."""
+which = st.integers(0, 1_000)
+
+
+class SupervisedServer(RuleBasedStateMachine):
+    """One server's life."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.count = 0
+        self.supervisor: Supervisor
+        self.started: set[Worker] = set()
+        self.killed: set[Worker] = set()
+        self.dead: set[Worker] = set()
+        self.opened = 0
+        self.opening = self.shutting_out = False
+        self.asked: set[int] = set()
+        self.answers: dict[int, bool] = {}
+        self.exits: list[e.Exit] = []
+        self.lame_duck: tuple[bool, int] | None = None  # by control, the event's number
+        self.pairs: dict[int, tuple[Worker, Worker]] = {}
+        self.fates: dict[int, str] = {}
+        self.questions: set[int] = set()
+        self.verdicts: dict[int, bool] = {}
+        self.reloads_seen = 0
+
+    @initialize(
+        workers=st.integers(1, 4),
+        concurrency=st.integers(1, 3),
+        generations=st.integers(2, 3),
+        drain_delay=st.sampled_from([0.0, 5.0]),
+    )
+    def start(self, workers: int, concurrency: int, generations: int, drain_delay: float) -> None:
+        self.supervisor = Supervisor(
+            Policy(
+                workers=workers,
+                start_concurrency=concurrency,
+                max_generations=generations,
+                startup_timeout=60.0,
+                graceful_timeout=30.0,
+                shutdown_timeout=10.0,
+                drain_delay=drain_delay,
+            )
+        )
+        self.perform(self.supervisor.start(self.now), {}, None)
+
+    # The shell
+
+    def send(self, event: e.Event) -> None:
+        deadlines = {worker: worker.deadline for worker in self.supervisor.workers.values()}
+        current = self.supervisor.current
+        self.count += 1
+        self.perform(self.supervisor.handle(event, self.now), deadlines, current, event)
+
+    def perform(
+        self,
+        actions: list[e.Action],
+        deadlines: dict[Worker, float],
+        before: Generation | None,
+        event: e.Event | None = None,
+    ) -> None:
+        for action in actions:
+            for name in ("worker", "sender", "receiver"):
+                worker = getattr(action, name, None)
+                if worker is not None:
+                    assert worker.state is not WorkerState.GONE, action
+                    assert isinstance(action, e.Start) or worker in self.started, action
+            self.perform_one(action, deadlines, event)
+        current = self.supervisor.current
+        if current is not before:
+            self.check_switch(before, current)
+        assert self.supervisor.next_deadline() > self.now, "the listener would spin"
+
+    def perform_one(self, action: e.Action, deadlines: dict[Worker, float], event: e.Event | None) -> None:
+        supervisor = self.supervisor
+        match action:
+            case e.Start(worker):
+                assert worker not in self.started
+                self.started.add(worker)
+            case e.OpenPorts():
+                self.opened += 1
+                self.opening = True
+            case e.ShutOut():
+                self.shutting_out = True
+            case e.Exit():
+                self.exits.append(action)
+            case e.Answer(ticket, ok, _):
+                assert ticket in self.asked
+                assert ticket not in self.answers
+                self.answers[ticket] = ok
+            case e.SetLameDuck(on):
+                self.check_lame_duck_word(on, event)
+            case e.TellRetire(worker, reason, _):
+                self.check_retire(worker, reason)
+            case e.TellQuit(worker):
+                assert (
+                    supervisor.state in HURRIED
+                    or worker.generation.state in (GenerationState.FAILED, GenerationState.RETIRING)
+                    or worker.slot >= supervisor.size
+                )
+            case e.Kill(worker, _):
+                twice = isinstance(event, (e.QuickStopAsked, e.StopAsked)) and supervisor.state is ServerState.ENDING
+                assert twice or deadlines[worker] <= self.now
+                self.killed.add(worker)
+            case e.Introduce(sender, receiver, pair):
+                assert pair not in self.pairs
+                assert sender.state is WorkerState.RETIRING
+                assert receiver.state is WorkerState.SERVING
+                self.pairs[pair] = (sender, receiver)
+                self.fates[pair] = ""
+            case e.TellVerdict(worker, pair, keep):
+                assert pair in self.questions
+                assert pair not in self.verdicts
+                assert self.pairs[pair][1] is worker
+                assert keep == (self.fates[pair] == "died")
+                self.verdicts[pair] = keep
+
+    def check_retire(self, worker: Worker, reason: str) -> None:
+        """A worker retires for one of five reasons, and never because a reload has only begun."""
+        supervisor = self.supervisor
+        match reason:
+            case "reload":
+                assert worker.generation.state is GenerationState.RETIRING
+                assert supervisor.current is not None
+                assert supervisor.current.number > worker.generation.number
+            case "recycle":
+                assert any(
+                    other.slot == worker.slot and other.generation is worker.generation
+                    for other in supervisor.workers.values()
+                    if other is not worker and other.state is WorkerState.SERVING
+                )
+            case "scale":
+                assert worker.slot >= supervisor.size
+            case "failed":
+                assert worker.generation.state is GenerationState.FAILED
+            case "stop":
+                assert supervisor.state is ServerState.STOPPING
+            case _:
+                raise AssertionError(reason)
+
+    def check_switch(self, before: Generation | None, current: Generation | None) -> None:
+        """A generation becomes current as a whole; the lame duck of a signal before it ends, and no other."""
+        assert current is not None
+        workers = [w for w in self.supervisor.workers.values() if w.generation is current]
+        assert {w.slot for w in workers if w.state in (WorkerState.SERVING, WorkerState.RETIRING)} == set(
+            range(current.size)
+        )
+        if before is not None and self.lame_duck is not None and not self.lame_duck[0]:
+            assert self.lame_duck[1] >= current.began, "the lame duck outlived the deploy that it was for"
+
+    def check_lame_duck_word(self, on: bool, event: e.Event | None) -> None:
+        if on:
+            assert self.lame_duck is None
+            draining = isinstance(event, e.StopAsked)
+            assert draining or isinstance(event, e.LameDuckAsked)
+            self.lame_duck = (draining or getattr(event, "by_control", False), self.count)
+        else:
+            assert self.lame_duck is not None
+            if not isinstance(event, e.LameDuckAsked):
+                assert not self.lame_duck[0], "a lame duck of the control command ended by itself"
+                current = self.supervisor.current
+                assert current is not None
+                assert current.began > self.lame_duck[1]
+                assert self.supervisor.reloads == self.reloads_seen + 1
+            self.lame_duck = None
+
+    def workers(self, *states: WorkerState) -> list[Worker]:
+        """Those that have been started and not reaped."""
+        return [w for w in self.supervisor.workers.values() if w in self.started and (not states or w.state in states)]
+
+    def pick(self, number: int, *states: WorkerState) -> Worker | None:
+        found = self.workers(*states)
+        return found[number % len(found)] if found else None
+
+    # What people ask for
+
+    @rule(ticket=st.booleans())
+    def reload(self, ticket: bool) -> None:
+        number = len(self.asked) if ticket else None
+        if number is not None:
+            self.asked.add(number)
+        stopped = self.supervisor.state is ServerState.STOPPED
+        self.send(e.ReloadAsked(number))
+        if stopped and number is not None:
+            self.asked.discard(number)  # the loop has ended; nobody handles this
+
+    @rule(on=st.booleans(), by_control=st.booleans())
+    def ask_lame_duck(self, on: bool, by_control: bool) -> None:
+        held = self.lame_duck
+        stopped = self.supervisor.state is ServerState.STOPPED
+        self.send(e.LameDuckAsked(on, by_control))
+        if not stopped and on and held is not None:
+            self.lame_duck = (held[0] or by_control, self.count)
+
+    @rule(by=st.sampled_from([-1, 1]))
+    def scale(self, by: int) -> None:
+        if self.supervisor.size < 6 or by < 0:
+            self.send(e.ScaleAsked(by))
+
+    @rule()
+    def reopen(self) -> None:
+        self.send(e.ReopenAsked())
+
+    @precondition(lambda self: self.count > 15)
+    @rule(quick=st.integers(0, 9))
+    def stop(self, quick: int) -> None:
+        held = self.lame_duck
+        before = self.supervisor.state
+        self.send(e.StopAsked() if quick else e.QuickStopAsked())
+        if before is ServerState.RUNNING and self.supervisor.state is ServerState.DRAINING and held is not None:
+            self.lame_duck = (True, self.count)
+
+    # What processes do
+
+    @rule(number=which)
+    def becomes_ready(self, number: int) -> None:
+        if worker := self.pick(number, WorkerState.STARTING) or self.pick(number):
+            self.send(e.WorkerReady(worker))
+
+    @rule()
+    def all_become_ready(self) -> None:
+        while starting := self.pick(0, WorkerState.STARTING):
+            self.send(e.WorkerReady(starting))
+
+    @rule(number=which)
+    def accepts(self, number: int) -> None:
+        if worker := self.pick(number, WorkerState.SWITCHING) or self.pick(number):
+            self.send(e.WorkerAccepts(worker))
+
+    @rule()
+    def all_accept(self) -> None:
+        for worker in self.workers(WorkerState.SWITCHING):
+            self.send(e.WorkerAccepts(worker))
+
+    @rule(number=which, usage=st.booleans())
+    def fails(self, number: int, usage: bool) -> None:
+        if worker := self.pick(number, WorkerState.STARTING, WorkerState.READY) or self.pick(number):
+            self.send(e.WorkerFailed(worker, "it cannot", "Traceback", usage))
+
+    @rule(number=which)
+    def is_worn_out(self, number: int) -> None:
+        if worker := self.pick(number, WorkerState.SERVING) or self.pick(number):
+            self.send(e.WorkerWantsReplacement(worker, "worn"))
+
+    @rule(number=which, in_flight=st.integers(0, 2), state=st.sampled_from([None, *WorkerState]))
+    def dies(self, number: int, in_flight: int, state: WorkerState | None) -> None:
+        if worker := self.pick(number, *([state] if state else [])):
+            self.die(worker, in_flight)
+
+    @rule(number=which)
+    def ends_in_order(self, number: int) -> None:
+        if worker := self.pick(number, WorkerState.RETIRING, WorkerState.ENDING):
+            self.send(e.WorkerFinished(worker, {"handed_over": 1, "cut": number % 2}))
+            self.die(worker, 0)
+
+    @rule()
+    def all_that_leave_end(self) -> None:
+        for worker in self.workers(WorkerState.RETIRING, WorkerState.ENDING):
+            self.die(worker, 0)
+
+    def die(self, worker: Worker, in_flight: int) -> None:
+        self.dead.add(worker)
+        for pair, (sender, _) in self.pairs.items():
+            if sender is worker and not self.fates[pair]:
+                self.fates[pair] = "died"
+        self.send(e.WorkerDied(worker, "signal SIGKILL", in_flight))
+
+    @rule(number=which)
+    def withdraws(self, number: int) -> None:
+        mine = [pair for pair, (sender, _) in self.pairs.items() if sender not in self.dead]
+        if mine:
+            pair = mine[number % len(mine)]
+            self.fates[pair] = self.fates[pair] or "withdrawn"
+            self.send(e.PairWithdrawn(self.pairs[pair][0], pair))
+
+    @rule(number=which)
+    def asks_about_orphans(self, number: int) -> None:
+        mine = [p for p, (_, r) in self.pairs.items() if r not in self.dead and p not in self.questions]
+        if mine:
+            pair = mine[number % len(mine)]
+            self.questions.add(pair)
+            self.send(e.PairOrphaned(self.pairs[pair][1], pair))
+
+    # What the kernel and the clock do
+
+    @rule(trouble=st.integers(0, 9))
+    def ports_open(self, trouble: int) -> None:
+        if self.opening:
+            self.opening = False
+            self.send(e.PortsOpened("" if trouble else "another program listens there"))
+
+    @rule()
+    def nobody_gets_in(self) -> None:
+        if self.shutting_out:
+            self.shutting_out = False
+            self.send(e.ShutOutDone())
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        """At most until the next deadline: the listener wakes up then."""
+        self.now = min(self.now + seconds, self.supervisor.next_deadline())
+        self.send(e.Tick())
+
+    @rule(late=st.sampled_from([0.0, 0.001, 100.0]))
+    def a_deadline_passes(self, late: float) -> None:
+        """The listener may be late: it was stopped, or the machine slept."""
+        deadline = self.supervisor.next_deadline()
+        if deadline < math.inf:
+            self.now = max(self.now, deadline) + late
+            self.send(e.Tick())
+
+    # The laws
+
+    @invariant()
+    def every_wait_has_an_end(self) -> None:
+        for worker in getattr(self, "supervisor", Nobody).workers.values():
+            assert worker.state in RESTING or worker.deadline < math.inf or worker in self.killed, worker.state
+
+    @invariant()
+    def not_too_many_at_once(self) -> None:
+        supervisor = getattr(self, "supervisor", None)
+        if supervisor is None:
+            return
+        assert len(supervisor.generations) <= supervisor.policy.max_generations
+        assert {w.generation.number for w in supervisor.workers.values()} <= set(supervisor.generations)
+        starting = [w.generation for w in self.workers(WorkerState.STARTING)]
+        assert all(starting.count(each) <= supervisor.policy.start_concurrency for each in starting)
+        assert self.opened <= 1
+        self.reloads_seen = supervisor.reloads
+
+    @invariant()
+    def who_waits_is_answered(self) -> None:
+        supervisor = getattr(self, "supervisor", None)
+        if supervisor is None or (supervisor.candidate is not None and supervisor.state is not ServerState.STOPPED):
+            return
+        if supervisor.reload_wanted is None or supervisor.state is ServerState.STOPPED:
+            assert self.asked == set(self.answers)
+
+    @invariant()
+    def every_question_gets_its_verdict(self) -> None:
+        if getattr(self, "supervisor", None) is None or self.supervisor.state is ServerState.STOPPED:
+            return
+        for pair in self.questions:
+            if self.fates[pair] and self.pairs[pair][1] not in self.dead:
+                assert pair in self.verdicts
+
+    @invariant()
+    def no_slot_is_forgotten(self) -> None:
+        """While the server serves, also in the delay of a stop, each slot is filled or waits for its time."""
+        supervisor = getattr(self, "supervisor", None)
+        if supervisor is None or supervisor.state not in (ServerState.RUNNING, ServerState.DRAINING):
+            return
+        filled = {
+            w.slot
+            for w in supervisor.workers.values()
+            if w.generation is supervisor.current
+            and w.state not in (WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE)
+        }
+        for slot in set(range(supervisor.size)) - filled:
+            assert self.now < supervisor.slots[slot].not_before < math.inf
+            assert supervisor.next_deadline() <= supervisor.slots[slot].not_before
+
+    @invariant()
+    def the_lame_duck_is_as_modelled(self) -> None:
+        supervisor = getattr(self, "supervisor", None)
+        if supervisor is not None:
+            assert (supervisor.lame_duck is None) == (self.lame_duck is None)
+
+    def teardown(self) -> None:
+        """TERM, and then nobody does anything: workers hang, and only deadlines and SIGKILL are left."""
+        supervisor: Any = getattr(self, "supervisor", None)
+        if supervisor is None:
+            return
+        if supervisor.state in (ServerState.STARTING, ServerState.OPENING, ServerState.RUNNING):
+            self.stop(1)
+        for _ in range(PLENTY):
+            if supervisor.state is ServerState.STOPPED:
+                break
+            self.nobody_gets_in()
+            for worker in [w for w in self.workers() if w in self.killed]:
+                self.die(worker, 0)
+            self.a_deadline_passes(0.0)
+            self.every_wait_has_an_end()
+        assert supervisor.state is ServerState.STOPPED
+        assert len(self.exits) == 1
+        assert self.asked == set(self.answers)
+        assert self.started == self.dead
+
+
+class Nobody:
+    """A server before its start."""
+
+    workers: dict[int, Worker] = {}
+
+
+SupervisedServer.TestCase.settings = settings(
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestRandomHistories = SupervisedServer.TestCase
