@@ -81,7 +81,8 @@ class Lifespan:
         try:
             await self._app(scope, self._receive, self._send)
         except Exception as error:
-            self._detail = application_traceback(error)
+            if self._state is not LifespanState.FAILED:  # then the application's own message says why
+                self._detail = application_traceback(error)
             if self._state is LifespanState.CALLED:
                 self._become(LifespanState.UNSUPPORTED)
             elif self._state is LifespanState.STARTING:

@@ -1,0 +1,86 @@
+"""What a generation runs on: links are followed when it begins, and what is missing is said in a sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.config import Config
+from server.errors import UsageError
+from server.listener.release import logical_directory, resolve
+
+
+@pytest.fixture
+def current(tmp_path: Path) -> Path:
+    """A link to a release directory with an interpreter in it."""
+    for number in ("1", "2"):
+        (tmp_path / number / "bin").mkdir(parents=True)
+        (tmp_path / number / "bin" / "python").symlink_to(sys.executable)
+    (tmp_path / "current").symlink_to("1")
+    return tmp_path / "current"
+
+
+def move(link: Path, target: str) -> None:
+    link.unlink()
+    link.symlink_to(target)
+
+
+def test_directories_and_interpreter_follow_the_link(current: Path) -> None:
+    config = Config(chdir="current", python="current/bin/python")
+    first = resolve(config, str(current.parent))
+    move(current, "2")
+    second = resolve(config, str(current.parent))
+    for number, release in (("1", first), ("2", second)):
+        assert release.directory == str(current.parent / number)
+        assert release.app_dir == str(current.parent / number)
+        assert release.python == str(current.parent / number / "bin" / "python")  # not what that file links to
+        assert release.environment["PWD"] == release.directory
+
+
+def test_the_application_directory_is_relative_to_the_working_directory(current: Path) -> None:
+    release = resolve(Config(chdir="current", app_dir="bin"), str(current.parent))
+    assert release.app_dir == str(current.parent / "1" / "bin")
+
+
+def test_the_environment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    monkeypatch.setenv("KEPT", "yes")
+    (tmp_path / "env").write_text("# comment\nexport A='1 2'\nB=${A}3\nKEPT=no\n\n")
+    environment = resolve(Config(env_file="env"), str(tmp_path)).environment
+    assert (environment["A"], environment["B"], environment["KEPT"]) == ("1 2", "1 23", "no")
+    assert "NOTIFY_SOCKET" not in environment
+    assert os.environ["KEPT"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (Config(chdir="missing"), "--chdir"),
+        (Config(app_dir="missing"), "--app-dir"),
+        (Config(env_file="missing"), "--env-file"),
+        (Config(python="missing/python"), "--python"),
+        (Config(python="no-such-interpreter"), "--python"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, config: Config, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        resolve(config, str(tmp_path))
+
+
+def test_the_working_directory_by_the_name_it_was_entered_by(current: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(current)
+    monkeypatch.setenv("PWD", str(current))
+    assert logical_directory() == str(current)
+    monkeypatch.setenv("PWD", "/")  # another's
+    assert logical_directory() == str(current.parent / "1")
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UsageError, match="does not exist any more"):
+        logical_directory()

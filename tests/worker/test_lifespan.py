@@ -1,0 +1,112 @@
+"""The lifespan: what an application may do in it, and what the worker makes of that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from server.errors import StartError
+from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send
+from server.worker.lifespan import Lifespan
+
+COMPLETE: Message = {"type": "lifespan.startup.complete"}
+
+
+def run(app: ASGIApplication, mode: str = "auto") -> dict[str, Any]:
+    """Start and shut down; return the namespace that the application filled."""
+    state: dict[str, Any] = {}
+
+    async def main() -> None:
+        lifespan = Lifespan(app, mode, state)
+        with anyio.fail_after(10):
+            await lifespan.startup()
+            state["served"] = True
+            await lifespan.shutdown()
+
+    anyio.run(main)
+    return state
+
+
+async def good(scope: Scope, receive: Receive, send: Send) -> None:
+    assert (await receive())["type"] == "lifespan.startup"
+    scope["state"]["pool"] = "open"
+    await send(COMPLETE)
+    assert (await receive())["type"] == "lifespan.shutdown"
+    scope["state"]["pool"] = "closed"
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+async def ignorant(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ValueError(f"unknown scope {scope['type']}")
+
+
+async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+    return
+
+
+async def says_failed(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+async def raises(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    raise RuntimeError("no database")
+
+
+async def says_and_raises(scope: Scope, receive: Receive, send: Send) -> None:
+    await says_failed(scope, receive, send)
+    raise RuntimeError("as Starlette does")
+
+
+async def ends_early(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(COMPLETE)
+
+
+async def fails_late(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(COMPLETE)
+    await receive()
+    await send({"type": "lifespan.shutdown.failed", "message": "too bad"})
+
+
+async def raises_late(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send(COMPLETE)
+    await receive()
+    raise RuntimeError("too bad")
+
+
+async def confused(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+def test_state_is_shared_from_startup_to_shutdown() -> None:
+    assert run(good) == {"pool": "closed", "served": True}
+
+
+@pytest.mark.parametrize("app", [ignorant, silent, ends_early, fails_late, raises_late])
+def test_what_is_served(app: ASGIApplication) -> None:
+    assert run(app)["served"]
+
+
+@pytest.mark.parametrize("app", [says_failed, raises, says_and_raises, confused])
+def test_what_has_failed_to_start(app: ASGIApplication) -> None:
+    with pytest.raises(StartError) as failed:
+        run(app)
+    if app is not confused:
+        assert "no database" in failed.value.detail
+
+
+@pytest.mark.parametrize("app", [ignorant, silent])
+def test_on_demands_the_protocol(app: ASGIApplication) -> None:
+    with pytest.raises(StartError, match="--lifespan auto"):
+        run(app, "on")
+
+
+def test_off_does_not_call_the_application() -> None:
+    assert run(raises, "off") == {"served": True}
