@@ -19,7 +19,12 @@ from server.signals import LISTENER_SIGNALS
 def describe(status: int) -> str:
     """How a process ended, from its wait status (waitpid(2))."""
     code = os.waitstatus_to_exitcode(status)
-    return f"exit status {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # one of the real-time signals, most of which have no name (signal(7))
+        return f"signal {-code}"
 
 
 class Child:

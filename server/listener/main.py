@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -41,6 +41,18 @@ HANDSHAKE_TIME = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
 
 log = logging.getLogger("serve")
+
+_MEANINGS: Final[dict[signal.Signals, e.Event]] = {
+    signal.SIGHUP: e.ReloadAsked(),
+    signal.SIGUSR1: e.ReopenAsked(),
+    signal.SIGUSR2: e.LameDuckAsked(on=True),
+    signal.SIGTERM: e.StopAsked(),
+    signal.SIGINT: e.QuickStopAsked(),
+    signal.SIGQUIT: e.QuickStopAsked(),
+    signal.SIGTTIN: e.ScaleAsked(by=1),
+    signal.SIGTTOU: e.ScaleAsked(by=-1),
+}
+"""What each signal says; SIGCHLD is the kernel's, and SIGWINCH says nothing."""
 
 
 def policy_of(config: Config) -> Policy:
@@ -118,23 +130,10 @@ class Listener:
 
     async def _record_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
         async for received in signals:
-            match received:
-                case signal.SIGCHLD:
-                    self._reap()
-                case signal.SIGHUP:
-                    self.post(e.ReloadAsked())
-                case signal.SIGUSR1:
-                    self.post(e.ReopenAsked())
-                case signal.SIGUSR2:
-                    self.post(e.LameDuckAsked(on=True))
-                case signal.SIGTERM:
-                    self.post(e.StopAsked())
-                case signal.SIGINT | signal.SIGQUIT:
-                    self.post(e.QuickStopAsked())
-                case signal.SIGTTIN:
-                    self.post(e.ScaleAsked(by=1))
-                case signal.SIGTTOU:
-                    self.post(e.ScaleAsked(by=-1))
+            if received == signal.SIGCHLD:
+                self._reap()
+            else:
+                self.post(_MEANINGS[received])
 
     def _reap(self) -> None:
         """Reap everything that has ended: our children, and as PID 1 whatever was left to us."""
@@ -149,10 +148,13 @@ class Listener:
             if child is None:
                 log.debug("reaped an adopted process, PID %d", pid)
                 continue
-            self._read_rest(child)
             in_flight = self.scoreboard.row(child.row)[Cell.IN_FLIGHT]
-            self._free_row(child)
-            child.close()
+            try:
+                self._read_rest(child)
+                self._free_row(child)
+                child.close()
+            except Exception:
+                log.exception("not all that belonged to %s could be given back", child.worker)
             self.post(e.WorkerDied(child.worker, describe(wait_status), in_flight))
 
     def _read_rest(self, child: Child) -> None:

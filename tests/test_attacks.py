@@ -1,0 +1,47 @@
+"""Attempts to bring the server down or to make it lose something, each one after a sentence that it promises.
+
+What is tried here is rare and none of a client's doing: deaths by odd signals, signals at the very end, limits,
+directories that vanish, a listener that is stopped or killed while a worker is busy.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.applications import info
+from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A directory with an application in it."""
+    (tmp_path / "app.py").write_text(info())
+    return tmp_path
+
+
+def await_end(pids: list[int]) -> None:
+    """Wait until none of these processes lives."""
+    deadline = time.monotonic() + PATIENCE
+    while left := [pid for pid in pids if state_of(pid) not in ("", "Z")]:
+        assert time.monotonic() < deadline, f"{left} live"
+        time.sleep(0.02)
+
+
+def check_serves(server: RunningServer, workers: int) -> None:
+    server.wait_for_workers(workers)
+    with connect(server) as connection:
+        assert request(connection)[0] == 200
+    assert server.stop() == 0
+
+
+def test_a_worker_may_die_of_a_signal_without_a_name(project: Path) -> None:
+    with running("app:app", "--workers", "2", directory=project) as server:
+        victim = server.worker_pids()[0]
+        os.kill(victim, 40)  # a real-time signal
+        await_end([victim])
+        check_serves(server, 2)
+        assert "signal 40" in server.log()
