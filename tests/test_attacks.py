@@ -6,7 +6,9 @@ directories that vanish, a listener that is stopped or killed while a worker is 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -45,3 +47,16 @@ def test_a_worker_may_die_of_a_signal_without_a_name(project: Path) -> None:
         await_end([victim])
         check_serves(server, 2)
         assert "signal 40" in server.log()
+
+
+def test_signals_up_to_the_last_moment_change_nothing_about_the_end(project: Path) -> None:
+    """HUP, USR1 and USR2 without a handler are death: the pid file would stay, and the exit status would lie."""
+    with running("app:app", "--pid", "server.pid", directory=project) as server:
+        server.signal(signal.SIGTERM)
+        while server.process.poll() is None:
+            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(server.pid, number)
+            time.sleep(0.001)
+        assert server.wait() == 0
+    assert not (project / "server.pid").exists()

@@ -90,10 +90,10 @@ class Listener:
     async def run(self) -> e.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
-            await self._tasks.start(self._watch_signals)
             control = ControlServer(self)
-            if self.config.control_socket:
+            if self.config.control_socket:  # before the signals: threads made on the way inherit that they are blocked
                 await self._tasks.start(control.serve)
+            await self._tasks.start(self._watch_signals)
             self._perform_all(self.supervisor.start(time.monotonic()))
             while self.exit is None:
                 event: e.Event = e.Tick()
@@ -126,7 +126,10 @@ class Listener:
             signal.signal(signal.SIGWINCH, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
             task_status.started()
-            await self._record_signals(signals)
+            try:
+                await self._record_signals(signals)
+            finally:  # once the handlers are gone, a late HUP would kill what has only its pid file left to remove
+                signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
 
     async def _record_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
         async for received in signals:
