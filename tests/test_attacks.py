@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -60,3 +61,22 @@ def test_signals_up_to_the_last_moment_change_nothing_about_the_end(project: Pat
             time.sleep(0.001)
         assert server.wait() == 0
     assert not (project / "server.pid").exists()
+
+
+def test_a_deploy_may_remove_the_directory_that_the_server_was_started_in(tmp_path: Path) -> None:
+    """`current` pointed to a release that is gone by now; the listener's own directory is still that one."""
+    for release in ("1", "2"):
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "app.py").write_text(info(release))
+    current = tmp_path / "current"
+    current.symlink_to("1")
+    with running("app:app", directory=current, environment={"PWD": str(current)}) as server:
+        with connect(server) as connection:
+            assert b'"version": "1"' in request(connection)[1]
+            (tmp_path / "next").symlink_to("2")
+            (tmp_path / "next").replace(current)
+            shutil.rmtree(tmp_path / "1")
+            server.reload()
+            server.wait_for_workers(1)
+            assert b'"version": "2"' in request(connection)[1]
+        check_serves(server, 1)

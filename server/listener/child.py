@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Final
 
 from server.channel import Channel, Outbox, pair
 from server.listener.lifecycle import Worker
@@ -60,7 +61,7 @@ def spawn(worker: Worker, release: Release, row: int) -> Child:
     output = for_child()
     arguments = [
         release.python,
-        *safe_path_flag(),
+        *_SAFE_PATH,
         *("-m", "server.worker", "--channel", str(theirs.fileno()), "--output", output.argument()),
         *("--generation", str(worker.generation.number), "--slot", str(worker.slot)),
     ]
@@ -84,13 +85,20 @@ def spawn(worker: Worker, release: Release, row: int) -> Child:
     return Child(worker, pid, Channel(ours), output, row)
 
 
-def safe_path_flag() -> list[str]:
+def _safe_path_flag() -> list[str]:
     """`-P` keeps the working directory off the import path, where an application's own `server` would shadow ours.
 
     It is left out when this package itself is being run from the working directory, not from an installation.
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [] if root == os.getcwd() else ["-P"]
+    try:
+        return [] if root == os.getcwd() else ["-P"]
+    except FileNotFoundError:
+        return ["-P"]
+
+
+_SAFE_PATH: Final = _safe_path_flag()
+"""Found out once: the directory that the listener was started in may be removed by a deploy."""
 
 
 def handover_pair() -> tuple[int, int]:
