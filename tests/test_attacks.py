@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -80,3 +81,23 @@ def test_a_deploy_may_remove_the_directory_that_the_server_was_started_in(tmp_pa
             server.wait_for_workers(1)
             assert b'"version": "2"' in request(connection)[1]
         check_serves(server, 1)
+
+
+def test_a_listener_without_a_descriptor_to_spare_goes_on(project: Path) -> None:
+    """Whoever may speak to the control socket can take them all; who asks then waits, and nobody else notices."""
+    wrapper = ("bash", "-c", 'ulimit -n 40; exec "$@"', "bash")
+    with running("app:app", "--workers", "2", directory=project, wrapper=wrapper) as server, connect(server) as client:
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):
+                caller = stack.enter_context(socket.socket(socket.AF_UNIX))
+                caller.connect(str(server.control))
+            while "Too many open files" not in server.log():
+                time.sleep(0.01)
+            server.signal(signal.SIGHUP)  # it cannot make channels either
+            while "reload refused" not in server.log():
+                time.sleep(0.01)
+            assert request(client)[0] == 200
+        server.reload()
+        assert request(client)[0] == 200
+        client.close()
+        check_serves(server, 2)

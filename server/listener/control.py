@@ -12,10 +12,10 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
-from anyio.abc import SocketAttribute, SocketStream, TaskStatus
+from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from server import control_protocol
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from server.listener.main import Listener
 
 REQUEST_TIMEOUT = 5.0
-"""Seconds that a peer has to send its request."""
+"""Seconds that a peer has to send its request, and to take its answer."""
+PAUSE: Final = 0.2
+"""Seconds until the next try to accept, when the process or the machine is out of descriptors."""
 
 log = logging.getLogger("serve")
 
@@ -66,9 +68,25 @@ class ControlServer:
         self._path = path
         task_status.started()
         try:
-            await server.serve(self._handle)
+            async with server, anyio.create_task_group() as tasks:
+                await self._accept(server, tasks)
         finally:
             path.unlink(missing_ok=True)
+
+    async def _accept(self, server: SocketListener, tasks: TaskGroup) -> None:
+        """Accept until cancelled; without a descriptor to spare, those who ask wait until there is one."""
+        short = False
+        while True:
+            try:
+                stream = await server.accept()
+            except (anyio.BrokenResourceError, OSError) as error:
+                if not short:
+                    log.warning("cannot accept control connections: %s", error.__cause__ or error)
+                short = True
+                await anyio.sleep(PAUSE)
+            else:
+                short = False
+                tasks.start_soon(self._handle, stream)
 
     async def finish(self) -> None:
         """Wait at most a second for answers that are being written."""
@@ -111,7 +129,8 @@ class ControlServer:
             answer = await self._answer(request)
         except (ValueError, TypeError, KeyError, AttributeError):
             answer = {"ok": False, "text": "the request was not understood; use the serve command of this version"}
-        await stream.send(json.dumps({"version": control_protocol.VERSION, **answer}).encode() + b"\n")
+        with anyio.fail_after(REQUEST_TIMEOUT):
+            await stream.send(json.dumps({"version": control_protocol.VERSION, **answer}).encode() + b"\n")
 
     async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["version"] != control_protocol.VERSION:
