@@ -185,7 +185,7 @@ class Outbox:
                     close_descriptors(given)
                 self._empty.set()
                 self._empty = anyio.Event()
-        except (BrokenPipeError, ConnectionResetError, anyio.ClosedResourceError):
+        except (OSError, anyio.ClosedResourceError):  # EBADF: this end was closed at the moment when there was room
             self.close()
 
     async def flushed(self) -> None:
