@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from server.control_client import Refused
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
 
@@ -101,3 +102,13 @@ def test_a_listener_without_a_descriptor_to_spare_goes_on(project: Path) -> None
         assert request(client)[0] == 200
         client.close()
         check_serves(server, 2)
+
+
+def test_a_long_traceback_in_any_script_reaches_the_operator(project: Path) -> None:
+    with running("app:app", directory=project) as server:
+        (project / "app.py").write_text("raise RuntimeError('\u00fc\u4e2d\U0001f426' * 40_000 + 'the last words')\n")
+        with pytest.raises(Refused, match="cannot be imported") as refused:
+            server.reload()
+        assert "the last words" in refused.value.detail
+        check_serves(server, 1)
+

@@ -171,17 +171,19 @@ class Listener:
     # Workers
 
     def _start(self, worker: Worker) -> None:
-        prepared = self.releases[worker.generation]
+        prepared = self.releases.get(worker.generation, UsageError("what its generation runs on is not known"))
         try:
             if isinstance(prepared, UsageError):
                 raise prepared
             child = self._spawn(worker, prepared)
-        except (UsageError, OSError) as error:
+        except Exception as error:
+            if not isinstance(error, (UsageError, OSError)):
+                log.exception("%s could not be started", worker)
             self.post(e.WorkerFailed(worker, str(error), usage=isinstance(error, UsageError)))
             self.post(e.WorkerDied(worker, "it was never started"))
             return
         self.children[child.pid] = child
-        self._tasks.start_soon(child.outbox.run)
+        self._tasks.start_soon(self._send_to, child)
         self._tasks.start_soon(self._listen_to, child)
         child.outbox.tell(
             {
@@ -199,6 +201,8 @@ class Listener:
         )
 
     def _spawn(self, worker: Worker, prepared: release.Release) -> Child:
+        if not self._free_rows:
+            raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
         child = spawn(worker, prepared, self._free_rows[-1])
         self._free_rows.pop()
         cells = self.scoreboard.row(child.row)
@@ -209,6 +213,15 @@ class Listener:
     def _free_row(self, child: Child) -> None:
         self.scoreboard.fold(child.row, child.worker.slot)
         self._free_rows.append(child.row)
+
+    async def _send_to(self, child: Child) -> None:
+        """Send what lies in the child's outbox until it is closed."""
+        try:
+            await child.outbox.run()
+        except Exception:
+            log.exception("%s cannot be spoken to and is killed", child.worker)
+            if child.pid in self.children:
+                child.kill()
 
     async def _listen_to(self, child: Child) -> None:
         """Take the child's packets until its end of the channel closes; its death is told by SIGCHLD."""
@@ -332,7 +345,10 @@ class Listener:
     async def _shut_out(self) -> None:
         """Keep new connections out, give handshakes under way the time to complete, then say so."""
         for listening in self.listening:
-            listening.shut_out()
+            try:
+                listening.shut_out()
+            except OSError as error:
+                log.error("new connections to %s cannot be kept out before the stop: %s", listening.name, error)
         with anyio.move_on_after(HANDSHAKE_TIME):
             while any(each.owned and each.handshakes_under_way() for each in self.listening):
                 await anyio.sleep(0.01)  # the kernel has no event for this
@@ -357,8 +373,7 @@ class Listener:
     def _announce(self, what: str, text: str) -> None:
         match what:
             case "ready":
-                if self.pid_file is not None:
-                    self.pid_file.write()
+                self._write_pid_file()
                 if self.supervisor.reloads == 0 and self.supervisor.failed_reloads == 0:
                     where = ", ".join(listening.name for listening in self.listening)
                     log.info("serving on %s", where)
@@ -369,6 +384,13 @@ class Listener:
                 notify.stopping(text)
             case _:
                 notify.status(text)
+
+    def _write_pid_file(self) -> None:
+        try:
+            if self.pid_file is not None:
+                self.pid_file.write()
+        except UsageError as error:  # such as a full disk: the next reload tries again
+            log.error("the pid file is not written: %s", error)
 
     def status(self) -> dict[str, Any]:
         """What `serve status --json` shows."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import json
 import logging
 import os
 import socket
@@ -31,8 +32,10 @@ from server.worker.handover import Arrivals, Departures
 from server.worker.lifespan import Lifespan
 from server.worker.ticker import Ticker
 
-DETAIL_LIMIT: Final = 60_000
-"""Characters of a traceback that travel to the listener; its end says most, so the beginning goes."""
+DETAIL_LIMIT: Final = 100_000
+"""Bytes of a traceback in the packet that brings it to the listener; its end says most, so the beginning goes."""
+MESSAGE_LIMIT: Final = 4_000
+"""Characters of a message in that packet; at most twelve bytes each (JSON's escapes)."""
 CLOSING_SHARE: Final = 0.2
 """The last part of the graceful timeout, in which connections that could not be handed over are closed politely."""
 EXIT_TIME: Final = 2.0
@@ -136,9 +139,11 @@ class Worker:
         await self.lifespan.startup()
 
     def _say_failed(self, error: StartError | UsageError) -> None:
-        detail = getattr(error, "detail", "")[-DETAIL_LIMIT:]
+        detail = getattr(error, "detail", "")
+        while len(json.dumps(detail)) > DETAIL_LIMIT:
+            detail = detail[len(detail) // 8 + 1 :]
         usage = isinstance(error, UsageError)
-        self.outbox.tell({"type": "failed", "message": str(error), "detail": detail, "usage": usage})
+        self.outbox.tell({"type": "failed", "message": str(error)[:MESSAGE_LIMIT], "detail": detail, "usage": usage})
 
     # Serving and leaving
 
