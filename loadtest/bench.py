@@ -1,0 +1,295 @@
+"""`python -m loadtest.bench`: what a request costs, on this server and on its peers, in one run.
+
+Every server is pinned to one core with one worker, the load generator to another: wrk for HTTP, a raw-frame client for
+WebSocket. All servers of a case are up at the same time and get their rounds in turn (A B C, B C A …), so that whatever
+else the machine does hits them alike; medians over the rounds are printed, with the floor (a bare uvloop protocol that
+writes a canned response) and the application called directly beside them. See docs/bench.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import os
+import secrets
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loadtest import bench_report, bench_usage
+from loadtest.bench_cases import CASES, Case, Load, chosen, lua, read_wrk
+from loadtest.bench_report import AGAINST, FLOOR, SERVE, Findings, Round
+from loadtest.processes import MARK
+from loadtest.servers import COMMANDS, PROJECT, Server, Start, free_port
+
+START_TIMEOUT = 30.0
+WARM_UP = 1  # s, before the first round of each server
+LOAD_PATIENCE = 30.0  # s beyond a round's length, after which the load generator is a failure
+DIRECT_SECONDS = 0.3
+EXTRA = {"gunicorn": ["--http-parser", "fast"]}
+"""What a server needs beside its command line of the load test: gunicorn's parser in C."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One run."""
+
+    cases: list[Case]
+    servers: list[str]
+    """Names of `loadtest.servers.COMMANDS`, "floor", "against"."""
+    rounds: int = 5
+    seconds: int = 2
+    """Of each round."""
+    python: str = sys.executable
+    http: str = "httptools"
+    loop: str = "uvloop"
+    server_core: int = 0
+    load_core: int = 1
+    against: Path | None = None
+    """Another checkout of this server, measured beside this one as "against"."""
+
+
+class BenchServer(Server):
+    """A server with one worker, pinned, that runs an application of the bench."""
+
+    def __init__(self, name: str, directory: Path, case: Case, settings: Settings) -> None:
+        """Start it; `directory` must exist and be empty."""
+        self.name = name
+        self.directory = directory
+        self.python = settings.python
+        self.port = free_port()
+        self.mark = secrets.token_hex(8)
+        self.output = directory / "output.log"
+        self.executions = directory / "executions.log"
+        module = "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
+        shutil.copyfile(PROJECT / "loadtest" / f"{module}.py", directory / "loadtest_app.py")
+        self.tree = settings.against if name == AGAINST and settings.against else PROJECT
+        start = Start(port=self.port, workers=1, http=settings.http, loop=settings.loop, directory=directory)
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*pinned(settings.server_core), self.python, *self.command(start, case)],
+                cwd=self.tree if self.is_own else directory,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is code of this project."""
+        return self.name in (SERVE, AGAINST, FLOOR)
+
+    def command(self, start: Start, case: Case) -> list[str]:
+        """What follows the interpreter."""
+        if self.name == FLOOR:
+            return ["-m", "loadtest.bench_floor", str(start.port), case.name]
+        if self.name == AGAINST:
+            return COMMANDS[SERVE](start)
+        return COMMANDS[self.name](start) + EXTRA.get(self.name, [])
+
+    def environment(self) -> dict[str, str]:
+        """What the server's processes inherit."""
+        return os.environ | {MARK: self.mark, "PYTHONPATH": str(self.tree if self.is_own else self.directory)}
+
+    def wait_until_right(self, case: Case) -> None:
+        """Wait until it gives the right answer to the case's request. Raises RuntimeError if it does not in time."""
+        deadline = time.monotonic() + START_TIMEOUT
+        said = "nothing"
+        while time.monotonic() < deadline and self.alive:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if case.websocket:
+                    http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0).connect()
+                    return  # the client looks at the answers itself
+                said = self.ask(case)
+                if said == "":
+                    return
+            time.sleep(0.05)
+        raise RuntimeError(
+            f"{self.name} does not answer the case {case.name} as it should ({said}). It said:\n{self.last_words()}"
+        )
+
+    def ask(self, case: Case) -> str:
+        """What is wrong with its answer; nothing if it is right."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0)
+        try:
+            connection.request("POST" if case.body else "GET", case.path, b"x" * case.body or None)
+            response = connection.getresponse()
+            body = response.read()
+        finally:
+            connection.close()
+        if response.status == 200 and body == case.answer:
+            return ""
+        return f"status {response.status}, {len(body)} bytes where {len(case.answer)} were expected"
+
+
+def pinned(core: int) -> list[str]:
+    """The prefix of a command that makes it stay on one core."""
+    return ["taskset", "--cpu-list", str(core)]
+
+
+def load(server: BenchServer, case: Case, settings: Settings, seconds: int) -> Load:
+    """Run the load generator once. Raises RuntimeError or ValueError if it does not measure."""
+    if case.websocket:
+        arguments = [str(server.port), str(case.connections), str(seconds)]
+        command = [sys.executable, "-m", "loadtest.bench_websocket", *arguments]
+    else:
+        script = server.directory / f"{case.name}.lua"
+        script.write_text(lua(case))
+        command = ["wrk", "--threads", "1", "--connections", str(case.connections), "--duration", f"{seconds}s"]
+        command += ["--timeout", "10s", "--script", str(script), f"http://127.0.0.1:{server.port}{case.path}"]
+    done = subprocess.run(
+        [*pinned(settings.load_core), *command],
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=seconds + LOAD_PATIENCE,
+    )
+    return read_wrk(done.stdout.decode(errors="replace"))
+
+
+def one_round(server: BenchServer, case: Case, settings: Settings) -> Round:
+    """One round of one server."""
+    before = bench_usage.cpu(server.processes())
+    found = load(server, case, settings, settings.seconds)
+    after = server.processes()
+    used = bench_usage.cpu(after) - before
+    if not found.requests:
+        raise RuntimeError(f"{server.name} has answered nothing in the case {case.name}:\n{server.last_words()}")
+    return Round(
+        case=case.name,
+        server=server.name,
+        requests=found.requests,
+        rate=found.requests / found.seconds,
+        cpu=used / found.requests * 1e6,
+        used=used,
+        p50=found.p50,
+        p99=found.p99,
+        pss=max((bench_usage.pss(process.pid) for process in after), default=0),
+        errors=found.errors,
+    )
+
+
+def direct(case: Case, settings: Settings) -> float:
+    """µs of one call of the application without a server: the median of three processes."""
+    module = "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
+    command = [settings.python, "-m", "loadtest.bench_direct", f"loadtest.{module}", case.name, str(DIRECT_SECONDS)]
+    return statistics.median(
+        float(subprocess.check_output([*pinned(settings.server_core), *command], cwd=PROJECT, timeout=60.0))
+        for _ in range(3)
+    )
+
+
+@contextlib.contextmanager
+def started(case: Case, settings: Settings, root: Path) -> Iterator[list[BenchServer]]:
+    """All servers, for one case. They are ended by their ids, whatever happens."""
+    servers: list[BenchServer] = []
+    try:
+        for name in settings.servers:
+            directory = root / f"{case.name}-{name}"
+            directory.mkdir()
+            servers.append(BenchServer(name, directory, case, settings))
+        yield servers
+    finally:
+        for server in servers:
+            if server.alive:
+                server.process.send_signal(signal.SIGTERM)
+        for server in servers:
+            server.stop()
+            server.sweep(0)
+
+
+def turns(servers: Sequence[BenchServer], rounds: int) -> Iterator[BenchServer]:
+    """Each server once per round; who comes first changes from round to round."""
+    for number in range(rounds):
+        start = number % len(servers)
+        yield from servers[start:]
+        yield from servers[:start]
+
+
+def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> Findings:
+    """Measure everything. Raises RuntimeError if a server does not start or does not answer rightly."""
+    version = subprocess.check_output(
+        [settings.python, "-c", "import platform as p; print(p.python_implementation(), p.python_version())"]
+    )
+    described = {
+        "interpreter": version.decode().strip(),
+        "rounds": settings.rounds,
+        "seconds": settings.seconds,
+        "server_core": settings.server_core,
+        "load_core": settings.load_core,
+        "http": settings.http,
+        "loop": settings.loop,
+        "against": settings.against is not None,
+    }
+    findings = Findings(described, [], {})
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        for case in settings.cases:
+            findings.direct[case.name] = direct(case, settings)
+            with started(case, settings, Path(name)) as servers:
+                for server in servers:
+                    server.wait_until_right(case)
+                for server in servers:
+                    load(server, case, settings, WARM_UP)
+                for server in turns(servers, settings.rounds):
+                    found = one_round(server, case, settings)
+                    findings.rounds.append(found)
+                    say(f"{case.name:10} {server.name:10} {found.cpu:8.1f} µs  {found.rate:9.0f}/s")
+    return findings
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--cases", default=",".join(CASES), help="Which cases, separated by commas.")
+@click.option("--servers", default=",".join((FLOOR, *COMMANDS)), help="Which servers, separated by commas.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Rounds of each server in each case.")
+@click.option("--seconds", type=click.IntRange(1), default=2, help="Length of a round.")
+@click.option("--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="The parser, where chosen.")
+@click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="The event loop.")
+@click.option("--python", default=sys.executable, help="The interpreter that runs the servers.", show_default=False)
+@click.option("--server-core", type=click.IntRange(0), default=0, help="The servers' core.")
+@click.option("--load-core", type=click.IntRange(0), default=1, help="The load generator's core.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="Another checkout of this server, measured beside it.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the result into this PNG.")
+@click.option("--json", "document", type=click.Path(path_type=Path), help="Write all rounds as JSON.")
+def main(cases: str, servers: str, plot: Path | None, document: Path | None, **options: Any) -> None:
+    """What a request costs, on this server and on its peers. Exits 1 if a figure is in doubt."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended too
+    names = [name.strip() for name in servers.split(",") if name.strip()]
+    unknown = [name for name in names if name not in COMMANDS and name != FLOOR]
+    if unknown:
+        raise click.UsageError(f"There is no server {unknown[0]!r}; there are {FLOOR}, {', '.join(COMMANDS)}.")
+    if shutil.which("wrk") is None or shutil.which("taskset") is None:
+        raise click.ClickException("The bench needs the programs wrk and taskset; install wrk and util-linux.")
+    if options["against"] is not None:
+        names.append(AGAINST)
+    try:
+        settings = Settings(cases=chosen(cases, CASES), servers=names, **options)
+        findings = run(settings, lambda line: click.echo(line, err=True))
+    except (RuntimeError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(bench_report.text(findings))
+    if document is not None:
+        document.write_text(bench_report.document(findings))
+    if plot is not None:
+        bench_report.plot(findings, plot)
+    sys.exit(1 if findings.doubts() else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What the bench asks of a server, and how wrk is told to ask it and read. Pure.
+
+A `Case` is one kind of request over keep-alive connections. wrk gets it as a Lua script, whose last act is to print one
+line that `read_wrk` understands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from loadtest import bench_app
+
+PIPELINED = 16
+UPLOAD = 1 << 20
+ECHO = 1024
+MARK = "bench:"
+JSON_BODY = b'{"message":"Hello, World!"}'
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One kind of request."""
+
+    name: str
+    path: str = "/"
+    app: str = "plain"
+    """Which of the applications: loadtest/bench_app*.py."""
+    body: int = 0
+    """Bytes of content that a request has; 0 makes it a GET."""
+    answer: bytes = bench_app.HELLO
+    """The content of the right response."""
+    connections: int = 32
+    close: bool = False
+    """Each request on a new connection, which the server closes."""
+    pipelined: int = 1
+    websocket: bool = False
+    framework: bool = False
+    """The application itself costs much, so the server is judged by what it adds."""
+
+
+ALL = [
+    Case(name="plain"),
+    Case(name="echo", path="/echo", body=ECHO, answer=b"x" * ECHO),
+    Case(name="stream", path="/stream", answer=bench_app.CHUNK * bench_app.CHUNKS),
+    Case(name="64k", path="/large", answer=bench_app.LARGE),
+    Case(name="upload", path="/upload", body=UPLOAD, answer=b"%d" % UPLOAD, connections=8),
+    Case(name="connect", close=True),
+    Case(name="websocket", path="/", websocket=True),
+    Case(name="starlette", app="starlette", answer=JSON_BODY, framework=True),
+    Case(name="fastapi", app="fastapi", answer=JSON_BODY, framework=True),
+    Case(name="pipeline", pipelined=PIPELINED),
+]
+CASES = {case.name: case for case in ALL}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Load:
+    """What a load generator saw in one round."""
+
+    requests: int
+    seconds: float
+    p50: float
+    """ms"""
+    p99: float
+    """ms"""
+    errors: int
+    """Failed to connect, read or write, timed out, or answered with a status beyond 399."""
+
+
+def lua(case: Case) -> str:
+    """The script that makes wrk ask for this case."""
+    lines = [f'wrk.method = "{"POST" if case.body else "GET"}"', f'wrk.path = "{case.path}"']
+    if case.body:
+        lines.append(f'wrk.body = string.rep("x", {case.body})')
+    if case.close:
+        lines.append('wrk.headers["Connection"] = "close"')
+    if case.pipelined > 1:
+        lines += [
+            "local many",
+            f"function init(args) wrk.init(args); many = string.rep(wrk.format(), {case.pipelined}) end",
+            "function request() return many end",
+        ]
+    lines += [
+        "function done(summary, latency, requests)",
+        "  local e = summary.errors",
+        "  io.write(string.format(",
+        f'    "{MARK} [%d, %d, %d, %d, %d]\\n", summary.requests, summary.duration,',
+        "    latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))",
+        "end",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_wrk(output: str) -> Load:
+    """What wrk found. Raises ValueError, with what it said instead, if it found nothing."""
+    for line in output.splitlines():
+        if line.startswith(MARK):
+            requests, duration, p50, p99, errors = json.loads(line.removeprefix(MARK))
+            return Load(requests, duration / 1e6, p50 / 1e3, p99 / 1e3, errors)
+    raise ValueError(f"wrk has measured nothing; it said: {output.strip()[-400:]}")
+
+
+def chosen(names: str, known: dict[str, Case]) -> list[Case]:
+    """The cases of an option such as `plain,echo`. Raises ValueError for an unknown name."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ValueError(f"There is no case {unknown[0]!r}; there are {', '.join(known)}.")
+    return [known[name] for name in wanted]

@@ -1,0 +1,217 @@
+"""What the bench has found: medians, ratios, tables, and the picture. Everything but `plot` is pure.
+
+The figure to trust is CPU time per request, and of it the ratio to another server in the same run: absolute figures
+drift with the machine. "Own" is what the server itself costs: CPU time per request, less the floor of that case (the
+kernel and the loop), less the application called directly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.bench_usage import ENOUGH_TICKS, TICK
+from loadtest.report import columns
+
+SERVE = "serve"
+FLOOR = "floor"
+AGAINST = "against"
+MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What one server did in one round of a case."""
+
+    case: str
+    server: str
+    requests: int
+    rate: float
+    """Requests/s."""
+    cpu: float
+    """µs per request, of the whole process tree."""
+    used: float
+    """Seconds of CPU time in the round."""
+    p50: float
+    """ms"""
+    p99: float
+    """ms"""
+    pss: int
+    """Bytes, of the largest process: the worker."""
+    errors: int
+
+
+@dataclasses.dataclass(slots=True)
+class Findings:
+    """A run. `direct` is the µs of the application by itself, by case."""
+
+    settings: dict[str, Any]
+    rounds: list[Round]
+    direct: dict[str, float]
+
+    def cases(self) -> list[str]:
+        """In the order in which they were measured."""
+        return list(dict.fromkeys(found.case for found in self.rounds))
+
+    def servers(self, case: str) -> list[str]:
+        """Those that have finished at least one round of the case, in the order in which they were measured."""
+        return list(dict.fromkeys(found.server for found in self.rounds if found.case == case))
+
+    def median(self, case: str, server: str, what: Callable[[Round], float]) -> float:
+        """Over the rounds. Raises statistics.StatisticsError if there was none."""
+        return statistics.median(what(found) for found in self.rounds if found.case == case and found.server == server)
+
+    def cpu(self, case: str, server: str) -> float:
+        """Median µs per request."""
+        return self.median(case, server, lambda found: found.cpu)
+
+    def own(self, case: str, server: str) -> float | None:
+        """Median µs per request less the floor and the application; None without a floor. Rounds are paired."""
+        if FLOOR not in self.servers(case):
+            return None
+        return self.cpu(case, server) - self.cpu(case, FLOOR) - self.direct.get(case, 0.0)
+
+    def best_peer(self, case: str) -> str | None:
+        """The other server that costs least."""
+        peers = [server for server in self.servers(case) if server not in (SERVE, FLOOR, AGAINST)]
+        return min(peers, key=lambda server: self.cpu(case, server), default=None)
+
+    def doubts(self) -> list[str]:
+        """What makes a figure unsafe: errors, and rounds too short for the clock of /proc."""
+        sentences = []
+        for case in self.cases():
+            for server in self.servers(case):
+                mine = [found for found in self.rounds if found.case == case and found.server == server]
+                errors = sum(found.errors for found in mine)
+                if errors:
+                    sentences.append(f"{case}, {server}: {errors} errors, so its figures mean nothing.")
+                if min(found.used for found in mine) < ENOUGH_TICKS * TICK:
+                    sentences.append(f"{case}, {server}: a round used fewer than {ENOUGH_TICKS} ticks of CPU time.")
+        return sentences
+
+
+def ratio(value: float | None, to: float | None) -> str:
+    """A quotient with two digits, or a dash where it says nothing."""
+    return f"{value / to:.2f}" if value is not None and to is not None and value > 0 and to > 0 else "-"
+
+
+def case_table(findings: Findings, case: str) -> list[str]:
+    """One line per server."""
+    best = findings.best_peer(case)
+    rows = [[case, "µs CPU", "own µs", "requests/s", "p50 ms", "p99 ms", "PSS MiB", "to best peer", "own to best"]]
+    for server in findings.servers(case):
+        own = findings.own(case, server)
+        rows.append(
+            [
+                server,
+                f"{findings.cpu(case, server):.1f}",
+                "-" if own is None or server == FLOOR else f"{own:.1f}",
+                f"{findings.median(case, server, lambda found: found.rate):.0f}",
+                f"{findings.median(case, server, lambda found: found.p50):.2f}",
+                f"{findings.median(case, server, lambda found: found.p99):.2f}",
+                f"{findings.median(case, server, lambda found: found.pss) / MIB:.1f}",
+                ratio(findings.cpu(case, server), findings.cpu(case, best) if best else None),
+                "-" if server == FLOOR else ratio(own, findings.own(case, best) if best else None),
+            ]
+        )
+    lines = columns(rows)
+    if case in findings.direct:
+        lines.append(f"the application called directly: {findings.direct[case]:.1f} µs")
+    return lines
+
+
+def summary(findings: Findings) -> list[str]:
+    """The ratios of this server to the best peer, case by case."""
+    rows = [["CPU per request", "floor", "application", SERVE, "best peer", "", "ratio", "own ratio"]]
+    if findings.settings.get("against"):
+        rows[0].append("against / serve")
+    for case in findings.cases():
+        best = findings.best_peer(case)
+        servers = findings.servers(case)
+        mine = findings.cpu(case, SERVE) if SERVE in servers else None
+        theirs = findings.cpu(case, best) if best else None
+        row = [
+            case,
+            f"{findings.cpu(case, FLOOR):.1f}" if FLOOR in servers else "-",
+            f"{findings.direct[case]:.1f}" if case in findings.direct else "-",
+            "-" if mine is None else f"{mine:.1f}",
+            "-" if theirs is None else f"{theirs:.1f}",
+            best or "",
+            ratio(mine, theirs),
+            ratio(findings.own(case, SERVE) if mine is not None else None, findings.own(case, best) if best else None),
+        ]
+        if len(rows[0]) > len(row):
+            row.append(ratio(findings.cpu(case, AGAINST) if AGAINST in servers else None, mine))
+        rows.append(row)
+    return columns(rows)
+
+
+def text(findings: Findings) -> str:
+    """All tables."""
+    settings = findings.settings
+    title = (
+        f"{settings['interpreter']} · one worker on core {settings['server_core']}, load on core "
+        f"{settings['load_core']} · medians of {settings['rounds']} rounds of {settings['seconds']} s, interleaved"
+    )
+    lines = [title, ""]
+    for case in findings.cases():
+        lines += [*case_table(findings, case), ""]
+    lines += [*summary(findings), *findings.doubts()]
+    return "\n".join(lines)
+
+
+def document(findings: Findings) -> str:
+    """All rounds as JSON."""
+    rounds = [dataclasses.asdict(found) for found in findings.rounds]
+    return json.dumps({"settings": findings.settings, "direct": findings.direct, "rounds": rounds}, indent=1)
+
+
+COLOURS = {FLOOR: "#cccccc", SERVE: "#4e79a7", AGAINST: "#76b7b2"}
+PEER_COLOURS = ("#b6992d", "#b07aa1", "#9c755f", "#59a14f")
+
+
+def plot(findings: Findings, path: Path) -> None:
+    """Draw CPU time per request, one panel per case. Raises ImportError if matplotlib is missing."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    cases = findings.cases()
+    across = min(5, len(cases))
+    down = -(-len(cases) // across)
+    style: Any = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+    }
+    with pyplot.rc_context(style):
+        size = (3.0 * across, 2.4 * down + 0.6)
+        figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained", dpi=130)
+        panels = list(axes.flat)
+        for panel, case in zip(panels, cases, strict=False):
+            bars(panel, findings, case)
+        for panel in panels[len(cases) :]:
+            panel.set_axis_off()
+        figure.suptitle("CPU time per request, µs (less is better)", x=0.01, ha="left", fontsize=13)
+        figure.savefig(path)
+        pyplot.close(figure)
+
+
+def bars(panel: Any, findings: Findings, case: str) -> None:
+    """One bar per server, the cheapest on top."""
+    servers: Sequence[str] = sorted(findings.servers(case), key=lambda server: -findings.cpu(case, server))
+    values = [findings.cpu(case, server) for server in servers]
+    peers = [server for server in findings.servers(case) if server not in COLOURS]
+    colours = COLOURS | dict(zip(peers, PEER_COLOURS * len(peers), strict=False))
+    found = panel.barh(servers, values, color=[colours[server] for server in servers])
+    panel.bar_label(found, fmt="%.1f", padding=2, fontsize=7)
+    panel.set_title(case)
+    panel.set_xlim(0, max(values) * 1.2)
+    panel.tick_params(axis="y", length=0)
