@@ -1,13 +1,154 @@
-"""The channel's outbox when its end comes at an awkward moment."""
+"""Channels: packets and descriptors stay together, arrive once, and their end is seen."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
+import socket
+from collections.abc import Iterator
 
 import anyio
 import pytest
 
-from server.channel import Channel, Outbox, pair
+from server.channel import MAX_PACKET, Channel, Outbox, TruncatedDescriptors, pair, speaks
+from server.errors import ChannelError
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    a, b = map(Channel, pair())
+    yield a, b
+    for end in (a, b):
+        end._socket.close()  # outside a loop
+
+
+def test_a_packet_arrives_with_its_descriptors(ends: tuple[Channel, Channel]) -> None:
+    a, b = ends
+    reading, writing = os.pipe()
+    assert b.try_receive() is None
+    assert a.try_send({"type": "hello", "text": "ü"}, [writing])
+    os.close(writing)
+    received = b.try_receive()
+    assert received is not None
+    packet, (descriptor,) = received
+    assert packet == {"type": "hello", "text": "ü"}
+    assert not os.get_inheritable(descriptor)
+    os.write(descriptor, b"x")
+    assert os.read(reading, 1) == b"x"
+    os.close(descriptor)
+    os.close(reading)
+
+
+def test_the_end_is_seen_after_what_was_sent(ends: tuple[Channel, Channel]) -> None:
+    a, b = ends
+    a.try_send({"type": "last"})
+    a._socket.close()
+    assert b.try_receive() == ({"type": "last"}, [])
+    with pytest.raises(EOFError):
+        b.try_receive()
+    with pytest.raises(OSError):  # noqa: PT011 - EPIPE or ECONNRESET
+        b.try_send({"type": "hello"})
+
+
+def test_a_full_queue_is_told_and_waited_for(ends: tuple[Channel, Channel]) -> None:
+    a, b = ends
+    sent = 0
+    while a.try_send({"type": "n", "n": sent}):
+        sent += 1
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(a.send, {"type": "n", "n": sent})
+            for number in range(sent + 1):
+                packet, _ = await b.receive()
+                assert packet["n"] == number
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("data", [b"x", b"[]", b"{}", b"\xff", b'{"type": 1', b" " * (MAX_PACKET + 2)])
+def test_what_is_no_packet_is_refused(data: bytes) -> None:
+    raw, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with raw, end:
+        raw.send(data)
+        with pytest.raises(ChannelError):
+            Channel(end).try_receive()
+
+
+def test_too_much_is_refused_at_the_sender(ends: tuple[Channel, Channel]) -> None:
+    with pytest.raises(ChannelError, match="too large"):
+        ends[0].try_send({"type": "x", "data": "x" * MAX_PACKET})
+
+
+def test_descriptors_that_do_not_fit_are_told_with_their_packet(ends: tuple[Channel, Channel]) -> None:
+    a, b = ends
+    a.try_send({"type": "offer", "offer": 7}, [0, 1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(TruncatedDescriptors) as truncated:
+            b.try_receive()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert truncated.value.packet["offer"] == 7
+
+
+@pytest.mark.parametrize(
+    ("version", "understood"),
+    [([0, 1], True), ([0, 3], True), ([0, 4], False), ([1, 1], False), (None, False), ("0.1", False), ([0], False)],
+)
+def test_versions(version: object, understood: bool) -> None:
+    assert speaks(version) is understood
+
+
+def test_an_outbox_keeps_the_order_and_ends_with_its_child() -> None:
+    async def main() -> None:
+        a, b = map(Channel, pair())
+        outbox = Outbox(a)
+        reading, writing = os.pipe()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(outbox.run)
+            for number in range(2000):  # more than the kernel's queue takes
+                outbox.tell({"type": "n", "n": number})
+            outbox.tell({"type": "given"}, given=[writing])
+            assert not outbox.try_tell({"type": "not now"})
+            for number in range(2000):
+                assert (await b.receive())[0]["n"] == number
+            _, (descriptor,) = await b.receive()
+            with anyio.fail_after(10):
+                await outbox.flushed()
+            os.close(descriptor)
+            assert os.read(reading, 1) == b""  # nobody else holds the writing end: the given one was closed
+            assert outbox.try_tell({"type": "now"})
+            outbox.close()
+            outbox.tell({"type": "late"})
+            a.close()
+        b.close()
+        os.close(reading)
+
+    anyio.run(main)
+
+
+def test_closing_wakes_who_waits() -> None:
+    async def main() -> None:
+        a, b = map(Channel, pair())
+
+        async def wait() -> None:
+            with pytest.raises(anyio.ClosedResourceError):
+                await a.receive()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await asyncio.sleep(0)
+            await anyio.wait_all_tasks_blocked()
+            a.close()
+            a.close()
+        b.close()
+
+    anyio.run(main)
 
 
 @pytest.mark.parametrize("turns", range(6))
