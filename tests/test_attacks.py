@@ -112,3 +112,53 @@ def test_a_long_traceback_in_any_script_reaches_the_operator(project: Path) -> N
         assert "the last words" in refused.value.detail
         check_serves(server, 1)
 
+
+STUBBORN = """    if scope["path"] == "/block":
+        import time
+        time.sleep(1000)
+    if scope["path"] == "/ignore":
+        import asyncio
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                pass
+    more = True
+"""
+SHORT = ("--graceful-timeout", "0.5", "--shutdown-timeout", "0.5")
+
+
+@pytest.fixture
+def stubborn(project: Path) -> Path:
+    """An application that blocks its loop for /block, and ignores cancellation for /ignore."""
+    (project / "app.py").write_text(info().replace("    more = True\n", STUBBORN))
+    return project
+
+
+@pytest.mark.parametrize(("path", "by"), [("/block", signal.SIGKILL), ("/ignore", signal.SIGTERM)])
+def test_a_worker_that_does_not_end_has_an_end(stubborn: Path, path: str, by: signal.Signals) -> None:
+    """Its listener's hammer ends it, or, with the listener dead, its own."""
+    with running("app:app", *SHORT, directory=stubborn) as server, connect(server) as connection:
+        pids = server.worker_pids()
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        server.wait_until(lambda status: any(w["in_flight"] for w in status["workers"]))
+        server.signal(by)
+        assert server.wait() == (-by if by == signal.SIGKILL else 0)
+        await_end(pids)
+
+
+def test_the_port_is_free_soon_after_the_listener_was_killed_amid_a_reload_that_hangs(project: Path) -> None:
+    with running("app:app", *SHORT, directory=project) as server:
+        host, port = server.address()
+        (project / "app.py").write_text("open('importing', 'w').close()\nimport time\ntime.sleep(1000)\n")
+        server.signal(signal.SIGHUP)
+        while not (project / "importing").exists():
+            time.sleep(0.01)
+        pids = server.worker_pids()
+        assert len(pids) == 2
+        server.signal(signal.SIGKILL)
+        server.process.wait()
+        (project / "app.py").write_text(info())
+        with running("app:app", directory=project, bind=f"{host}:{port}") as successor:
+            check_serves(successor, 1)
+        await_end(pids)

@@ -27,6 +27,7 @@ from server.protocol.service import Phase, Service
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell, Scoreboard
 from server.shut_out import Kind, shut_out
+from server.worker import last_resort
 from server.worker.acceptor import Acceptor
 from server.worker.handover import Arrivals, Departures
 from server.worker.lifespan import Lifespan
@@ -40,6 +41,8 @@ CLOSING_SHARE: Final = 0.2
 """The last part of the graceful timeout, in which connections that could not be handed over are closed politely."""
 EXIT_TIME: Final = 2.0
 """Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""
+UNREADY_TIME: Final = 1.0
+"""Seconds that a worker which never was ready has to end when its listener is dead: it holds nothing but the port."""
 CLOSE_TIME: Final = 2.0
 """Seconds that connections have to flush and close after the hammer, and held offers to be settled."""
 
@@ -76,6 +79,7 @@ class Worker:
         self._ordered = anyio.Event()
         self._quit = anyio.Event()
         self._reason = ""
+        self._ready = False
         self._drain_queue = False
         self._cut = 0
         self.access_log: logs.AccessLog | None = None
@@ -87,6 +91,7 @@ class Worker:
 
     async def run(self) -> int:
         """Live; return the exit status."""
+        last_resort.watch(self.channel.fileno(), self._time_to_leave)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._obey)
             tasks.start_soon(self.outbox.run)
@@ -96,6 +101,7 @@ class Worker:
                     tasks.start_soon(self._cancel_when_ordered, starting)
                     await self._start()
                 if not self._ordered.is_set():
+                    self._ready = True
                     self.outbox.tell({"type": "ready"})
                     await self._serve_and_retire()
             except (StartError, UsageError) as error:
@@ -146,6 +152,12 @@ class Worker:
         self.outbox.tell({"type": "failed", "message": str(error)[:MESSAGE_LIMIT], "detail": detail, "usage": usage})
 
     # Serving and leaving
+
+    def _time_to_leave(self) -> float:
+        """Seconds that this worker has to end by itself once the listener is dead."""
+        if not self._ready:
+            return UNREADY_TIME
+        return self.config.graceful_timeout + self.config.shutdown_timeout + CLOSE_TIME * 2 + EXIT_TIME
 
     async def _serve_and_retire(self) -> None:
         ticker = Ticker(self.service, self.config, self._want_replacement)
