@@ -36,6 +36,7 @@ START_TIMEOUT = 30.0
 WARM_UP = 1  # s, before the first round of each server
 LOAD_PATIENCE = 30.0  # s beyond a round's length, after which the load generator is a failure
 DIRECT_SECONDS = 0.3
+FAILURES = (RuntimeError, ValueError, subprocess.TimeoutExpired)
 EXTRA = {"gunicorn": ["--http-parser", "fast"]}
 """What a server needs beside its command line of the load test: gunicorn's parser in C."""
 
@@ -214,13 +215,13 @@ def started(case: Case, settings: Settings, root: Path) -> Iterator[list[BenchSe
 def turns(servers: Sequence[BenchServer], rounds: int) -> Iterator[BenchServer]:
     """Each server once per round; who comes first changes from round to round."""
     for number in range(rounds):
-        start = number % len(servers)
+        start = number % max(1, len(servers))
         yield from servers[start:]
         yield from servers[:start]
 
 
 def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> Findings:
-    """Measure everything. Raises RuntimeError if a server does not start or does not answer rightly."""
+    """Measure everything. What cannot be measured is among the findings' problems."""
     version = subprocess.check_output(
         [settings.python, "-c", "import platform as p; print(p.python_implementation(), p.python_version())"]
     )
@@ -239,15 +240,35 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> F
         for case in settings.cases:
             findings.direct[case.name] = direct(case, settings)
             with started(case, settings, Path(name)) as servers:
-                for server in servers:
-                    server.wait_until_right(case)
-                for server in servers:
-                    load(server, case, settings, WARM_UP)
-                for server in turns(servers, settings.rounds):
-                    found = one_round(server, case, settings)
-                    findings.rounds.append(found)
-                    say(f"{case.name:10} {server.name:10} {found.cpu:8.1f} µs  {found.rate:9.0f}/s")
+                measure(case, servers, findings, settings, say)
     return findings
+
+
+def measure(
+    case: Case, servers: Sequence[BenchServer], findings: Findings, settings: Settings, say: Callable[[str], None]
+) -> None:
+    """All rounds of one case. A server that fails is told of, and left out of what follows."""
+    able = []
+    for server in servers:
+        try:
+            server.wait_until_right(case)
+            load(server, case, settings, WARM_UP)
+        except FAILURES as error:
+            findings.problems.append(f"{case.name}, {server.name}: {error}")
+        else:
+            able.append(server)
+    failed: set[str] = set()
+    for server in turns(able, settings.rounds):
+        if server.name in failed:
+            continue
+        try:
+            found = one_round(server, case, settings)
+        except FAILURES as error:
+            failed.add(server.name)
+            findings.problems.append(f"{case.name}, {server.name}: {error}")
+        else:
+            findings.rounds.append(found)
+            say(f"{case.name:10} {server.name:10} {found.cpu:8.1f} µs  {found.rate:9.0f}/s")
 
 
 @click.command(context_settings={"show_default": True})
@@ -280,9 +301,9 @@ def main(cases: str, servers: str, plot: Path | None, document: Path | None, **o
         names.append(AGAINST)
     try:
         settings = Settings(cases=chosen(cases, CASES), servers=names, **options)
-        findings = run(settings, lambda line: click.echo(line, err=True))
-    except (RuntimeError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    findings = run(settings, lambda line: click.echo(line, err=True))
     click.echo(bench_report.text(findings))
     if document is not None:
         document.write_text(bench_report.document(findings))

@@ -78,7 +78,7 @@ def lua(case: Case) -> str:
     if case.pipelined > 1:
         lines += [
             "local many",
-            f"function init(args) wrk.init(args); many = string.rep(wrk.format(), {case.pipelined}) end",
+            f"function init(args) many = string.rep(wrk.format(), {case.pipelined}) end",
             "function request() return many end",
         ]
     lines += [

@@ -52,6 +52,8 @@ class Findings:
     settings: dict[str, Any]
     rounds: list[Round]
     direct: dict[str, float]
+    problems: list[str] = dataclasses.field(default_factory=list)
+    """What could not be measured, as sentences."""
 
     def cases(self) -> list[str]:
         """In the order in which they were measured."""
@@ -70,7 +72,7 @@ class Findings:
         return self.median(case, server, lambda found: found.cpu)
 
     def own(self, case: str, server: str) -> float | None:
-        """Median µs per request less the floor and the application; None without a floor. Rounds are paired."""
+        """Median µs per request less the floor and the application; None without a floor."""
         if FLOOR not in self.servers(case):
             return None
         return self.cpu(case, server) - self.cpu(case, FLOOR) - self.direct.get(case, 0.0)
@@ -81,8 +83,8 @@ class Findings:
         return min(peers, key=lambda server: self.cpu(case, server), default=None)
 
     def doubts(self) -> list[str]:
-        """What makes a figure unsafe: errors, and rounds too short for the clock of /proc."""
-        sentences = []
+        """What makes a figure unsafe or missing: errors, and rounds too short for the clock of /proc."""
+        sentences = list(self.problems)
         for case in self.cases():
             for server in self.servers(case):
                 mine = [found for found in self.rounds if found.case == case and found.server == server]
