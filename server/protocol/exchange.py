@@ -195,7 +195,9 @@ class Exchange:
             await self.service.app(self.scope, self.receive, self.send)
             if self.state is not DONE and self.state is not LOST:
                 self._abandoned()
-        except (Exception, asyncio.CancelledError, SystemExit) as error:
+        except GeneratorExit:  # the loop is closed, and this coroutine with it
+            raise
+        except BaseException as error:  # whatever it is, the client gets an answer
             self._failed(error)
         finally:
             cells[_IN_FLIGHT] -= 1
@@ -257,10 +259,10 @@ class Exchange:
         self._pieces = []
         self.unread = 0
         more = self.content is COMING
-        if more:
-            self.connection.mind_reading()
-        else:
+        if not more:
             self.content = TAKEN
+        if more or self.connection.read_paused:  # also behind the last of it: the client's end is to be seen
+            self.connection.mind_reading()
         return {"type": "http.request", "body": body, "more_body": more}
 
     async def _wait(self) -> None:
@@ -269,7 +271,11 @@ class Exchange:
         if self._waiters is None:
             self._waiters = []
         self._waiters.append(waiter)
-        await waiter
+        try:
+            await waiter
+        finally:  # frameworks ask whether the client is still there by a `receive` that they cancel, many times
+            if self._waiters and waiter in self._waiters:
+                self._waiters.remove(waiter)
 
     def wake(self) -> None:
         """Let `receive` look again."""

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any, Final, cast
 
-from server.protocol import health
+from server.protocol import health, lifecycle
 from server.protocol.exchange import COMING, WAITING, Exchange
 from server.protocol.exchange import STARTED as RESPONSE_STARTED
 from server.protocol.head import BadRequest, Head, hopeless
@@ -55,11 +55,11 @@ class Http1Connection(Lifecycle):
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("_overhead", "_parser", "_read_paused", "_scanned")
+    __slots__ = ("_overhead", "_parser", "_scanned", "read_paused")
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         super().__init__(service, record)
-        self._read_paused = False
+        self.read_paused = False
         self._scanned = 0  # bytes of the buffer that hold no end of a head
         self._overhead = 0  # bytes of chunked content that were no content
         self._parser = service.new_parser()
@@ -84,11 +84,21 @@ class Http1Connection(Lifecycle):
             self.deadline = record.deadline
             if record.leftover:
                 self._buffer += record.leftover
-                self._advance()
-                if self.state is IDLE and self.requests == record.requests:
-                    self.deadline = record.deadline  # half a head: its time is not renewed
+                service.loop.call_soon(self._go_on, record)
+                return
         if service.phase is not _SERVING:
             service.loop.call_soon(self._settle)
+
+    def _go_on(self, record: TravelRecord) -> None:
+        """Process what the other worker had read.
+
+        Not in `connection_made`: uvloop begins to read after it, whatever it has said of reading.
+        """
+        if self.state is not IDLE:
+            return
+        self._settle()
+        if self.state is IDLE and self.requests == record.requests:
+            self.deadline = min(self.deadline, record.deadline)  # half a head: its time is not renewed
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
@@ -104,6 +114,8 @@ class Http1Connection(Lifecycle):
                     return
             self._buffer += data
             self._advance()
+            if self.write_paused:  # the last answer is not read: what follows it waits, and is bounded
+                self.mind_reading()
         elif state is REQUEST or state is DRAINING:
             exchange = self.exchange
             assert exchange is not None
@@ -280,8 +292,8 @@ class Http1Connection(Lifecycle):
             pause = len(self._buffer) > READ_LIMIT + self.service.config.max_head_size
         else:
             pause = self.state is LEAVING
-        if pause is not self._read_paused and not self.transport.is_closing() and not self.eof:
-            self._read_paused = pause
+        if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:
+            self.read_paused = pause
             if pause:
                 self.transport.pause_reading()
             else:
@@ -311,8 +323,9 @@ class Http1Connection(Lifecycle):
         """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
         service = self.service
         self.state = IDLE
+        self._allowance = 0
         self.deadline = service.loop.time() + service.keep_alive
-        if self._buffer or self._read_paused or self.eof or service.phase is not _SERVING:
+        if self._buffer or self.read_paused or self.eof or service.phase is not _SERVING:
             self.mind_reading()
             service.loop.call_soon(self._settle)
 
@@ -332,6 +345,7 @@ class Http1Connection(Lifecycle):
                 service.departure(self)
         elif self._buffer:
             self._advance()
+            self.mind_reading()
         elif self._readable():
             self.deadline = service.loop.time() + PEEK_TIME
         elif not self.requests:
@@ -359,9 +373,8 @@ class Http1Connection(Lifecycle):
         in_time = unanswered or self.state is DRAINING
         exchange.status = refused.status if unanswered else exchange.status
         if unanswered:
-            self.transport.write(
-                plain_answer(refused.status, refused.reason + "\n", self.service.default_headers, CLOSE)
-            )
+            text, with_body = refused.reason + "\n", exchange.head.method != "HEAD"
+            self.transport.write(plain_answer(refused.status, text, self.service.default_headers, CLOSE, with_body))
         exchange.refuse()
         self.exchange = None
         if in_time:
@@ -391,8 +404,8 @@ class Http1Connection(Lifecycle):
         service, transport = self.service, self.transport
         leftover = rest + self._buffer
         self._buffer.clear()
-        if self._read_paused:
-            self._read_paused = False
+        if self.read_paused:
+            self.read_paused = False
             transport.resume_reading()
         self._become(State.UPGRADED)
         self.deadline = INFINITY
@@ -407,13 +420,26 @@ class Http1Connection(Lifecycle):
     # ---- ends
 
     def _expire_idle(self) -> None:
-        """The client has sent nothing for long, or half a head and no more."""
-        if self._buffer and self._buffer != b"\r":
+        """The client has sent nothing for long, or half a head and no more, or it has not read its answer yet."""
+        unread = self.transport.get_write_buffer_size()
+        if unread or self._allowance:
+            self._expire_unread(unread)
+        elif self._buffer and self._buffer != b"\r":
             self._refuse(BadRequest(408, "The request head took too long to arrive."))
         elif self._readable():
             self.deadline = self.service.loop.time() + PEEK_TIME
         else:
             self._finish()
+
+    def _expire_unread(self, unread: int) -> None:
+        """The keep-alive time begins when the answer has been read, and as long as it is being read it may take."""
+        now = self.service.loop.time()
+        if unread and self._allowance and unread >= self._allowance:
+            self._close()
+            self.transport.abort()
+            return
+        self._allowance = unread
+        self.deadline = now + (lifecycle.FLUSH_TIME if unread else self.service.keep_alive)
 
     # ---- hand-over
 
@@ -424,6 +450,7 @@ class Http1Connection(Lifecycle):
     def remain(self) -> None:
         """Nobody can take this connection now: it is served here until `retire()` is called again."""
         if self.state is IDLE:
+            self.transport.set_write_buffer_limits()
             self._advance()
             self.mind_reading()
 
@@ -432,6 +459,7 @@ class Http1Connection(Lifecycle):
             self._settle()
         else:
             self._advance()
+            self.mind_reading()
 
 
 def _too_large(limit: int) -> BadRequest:

@@ -112,7 +112,7 @@ class Lifecycle(asyncio.Protocol):
         self.write_paused = False
         self._write_waiters: list[asyncio.Future[None]] = []
         self._buffer = bytearray()  # what has arrived and belongs to no request yet
-        self._allowance = 0  # FLUSHING: unwritten bytes when last looked; LINGERING: bytes that may still be read
+        self._allowance = 0  # FLUSHING, IDLE: unwritten bytes when last looked; LINGERING: bytes that may still be read
 
     def _become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
@@ -183,6 +183,7 @@ class Lifecycle(asyncio.Protocol):
         self._buffer.clear()
         transport = self.transport
         if transport.is_closing():
+            self._close()
             return
         self.mind_reading()
         if self.eof:
@@ -215,7 +216,8 @@ class Lifecycle(asyncio.Protocol):
 
     def _close(self) -> None:
         """Nothing is to be said any more; what is written is flushed."""
-        self._become(FLUSHING)
+        if self.state is not FLUSHING:
+            self._become(FLUSHING)
         self._buffer.clear()
         self._allowance = self.transport.get_write_buffer_size()
         self.deadline = self.service.loop.time() + FLUSH_TIME
@@ -265,10 +267,15 @@ class Lifecycle(asyncio.Protocol):
         """Whether the kernel holds bytes of the client that have not been read."""
         sock = self.transport.get_extra_info("socket")
         try:
-            with socket.socket(fileno=os.dup(sock.fileno())) as probe:
-                return bool(probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:  # nothing there, or no descriptor left to look with
+            probe = socket.socket(sock.family, sock.type, fileno=sock.fileno())  # no duplicate: there may be none left
+        except (OSError, ValueError):  # the transport is closed
             return False
+        try:
+            return bool(probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:  # nothing there
+            return False
+        finally:
+            probe.detach()
 
     def cut(self) -> bool:
         """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""

@@ -1,0 +1,281 @@
+"""Where two rules of a connection meet: reading that is paused and travelling, unread answers and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.protocol import lifecycle
+from server.protocol.http1 import READ_LIMIT
+from server.protocol.lifecycle import State
+from server.protocol.service import Phase, Receive, Scope, Send
+from server.protocol.travel import TravelRecord
+from server.scoreboard import Cell
+from tests.protocol.http_server import FOREVER, GET, TIMEOUT, HttpServer, echo, read, respond
+
+Serve = Callable[..., HttpServer]
+LARGE = b"x" * (8 << 20)
+
+
+async def large(scope: Scope, receive: Receive, send: Send) -> None:
+    await respond(send, LARGE if scope["path"] == "/large" else b"small")
+
+
+def give(server: HttpServer, leftover: bytes) -> tuple[Any, socket.socket]:
+    """A connection that comes from another worker with these leftover bytes; our end and the client's."""
+    client, ours = socket.socketpair()
+    client.settimeout(TIMEOUT)
+    ours.setblocking(False)
+    record = TravelRecord(leftover, ("192.0.2.1", 1), ("192.0.2.2", 2), FOREVER, 1)
+    return server.take(ours.detach(), record), client
+
+
+# ---- reading that is paused
+
+
+def test_content_that_travelled_is_bounded_like_any_other(serve: Serve) -> None:
+    """Reading that is paused while the connection is attached stays paused."""
+    release = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await release.wait()
+        await respond(send, b"%d" % len(await read(receive)))
+
+    server = serve(app)
+    content = b"x" * (4 << 20)
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(content)
+    connection, client = give(server, request + content[: READ_LIMIT * 2])
+    with client:
+        client.setblocking(False)
+        rest = memoryview(content)[READ_LIMIT * 2 :]
+        sent = 0
+        for _ in range(50):
+            with contextlib.suppress(BlockingIOError):
+                sent += client.send(rest[sent : sent + 65536])
+            server.run(lambda: None)
+        assert server.run(lambda: connection.exchange.unread) <= READ_LIMIT * 3
+        server.run(release.set)
+        client.settimeout(TIMEOUT)
+        client.sendall(rest[sent:])
+        assert b"%d" % len(content) in client.recv(65536)
+
+
+def test_no_byte_is_read_while_leaving_after_a_long_leftover(serve: Serve) -> None:
+    """A connection that arrived with more than may wait, and travels on at once, reads nothing that would be lost."""
+    gate = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await gate.wait()
+        await respond(send, b"ok")
+
+    server = serve(app)
+    departed: list[Any] = []
+    server.run(lambda: setattr(server.service, "departure", departed.append))
+    connection, client = give(server, GET * 10_000)
+    with client:
+        server.until(lambda: connection.state is State.REQUEST)
+        server.run(lambda: setattr(server.service, "phase", Phase.TRAVELLING))
+        server.run(gate.set)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        server.until(lambda: departed == [connection])
+        fd, record = server.run(connection.leave)
+        os.close(fd)
+        client.sendall(GET)
+        for _ in range(3):
+            server.wait_for(asyncio.sleep(0.01))
+        assert server.run(lambda: bytes(connection._buffer)) == record.leftover
+        server.run(connection.gone)
+
+
+def test_disconnect_is_seen_after_a_large_upload(serve: Serve) -> None:
+    """Reading goes on once the application has taken the content, so that the client's end is noticed."""
+    seen = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read(receive)
+        assert (await receive())["type"] == "http.disconnect"
+        seen.set()
+
+    server = serve(app)
+    client = server.connect()
+    size = 200_000
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1 and server.connection().exchange.left == 0)  # type: ignore[union-attr]
+    client.close()
+    server.wait_for(asyncio.wait_for(seen.wait(), TIMEOUT))
+
+
+def test_client_that_only_sends_does_not_fill_memory(serve: Serve) -> None:
+    """What is pipelined behind an answer that the client does not read is bounded."""
+    server = serve(large)
+    client = server.connect(SO_RCVBUF=4096)
+    client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    connection = server.connection()
+    server.until(lambda: connection.requests == 1 and connection.write_paused)
+    client.fill(GET * 1_000_000, lambda: connection.read_paused)
+    assert server.run(lambda: len(connection._buffer)) < 1 << 20
+
+
+# ---- answers that the client reads slowly
+
+
+def test_request_pipelined_behind_a_slow_download_is_served(serve: Serve) -> None:
+    """The keep-alive time is no limit for the reading of an answer, nor for the request that waits behind it."""
+    server = serve(large, keep_alive=1)
+    client = server.connect(SO_RCVBUF=65536)
+    client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
+    connection = server.connection()
+    server.until(lambda: connection.requests == 1 and connection.write_paused)
+    head = client.read_until(b"\r\n\r\n")
+    server.run(lambda: setattr(connection, "deadline", 0.0))
+    server.until(lambda: connection.deadline != 0.0)
+    assert b"connection: keep-alive" in head
+    assert client.read(len(LARGE)) == LARGE
+    assert client.answer()[2] == b"small"
+
+
+def test_download_is_not_idle(serve: Serve) -> None:
+    """A client that reads its answer for longer than the keep-alive time may ask again afterwards."""
+    server = serve(large, keep_alive=1)
+    client = server.connect(SO_RCVBUF=65536)
+    client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    connection = server.connection()
+    server.until(lambda: connection.requests == 1 and connection.write_paused)
+    server.run(lambda: setattr(connection, "deadline", 0.0))
+    server.until(lambda: connection.deadline != 0.0)
+    assert client.answer()[2] == LARGE
+    client.send(GET)
+    assert client.answer()[2] == b"small"
+
+
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_idle_client_that_does_not_read_its_answer_is_cut(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, half_closed: bool
+) -> None:
+    """Law 5: also the wait for a client that has ended its side, or that just never reads, has an end."""
+    monkeypatch.setattr(lifecycle, "FLUSH_TIME", 0.2)
+    server = serve(large, keep_alive=1)
+    client = server.connect(SO_RCVBUF=4096)
+    client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    connection = server.connection()
+    server.until(lambda: connection.requests == 1)
+    if half_closed:
+        client.end()
+        server.until(lambda: connection.eof)
+    server.run(lambda: setattr(connection, "deadline", 0.0))
+    server.until(lambda: connection.state is State.CLOSED)
+    assert server.cell(Cell.CONNECTIONS) == 0
+
+
+# ---- the application's side
+
+
+def test_polling_for_the_disconnect_takes_no_memory(serve: Serve) -> None:
+    """A `receive` that is cancelled, as frameworks do to ask whether the client is there, leaves nothing behind."""
+    kept: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read(receive)
+        for _ in range(100):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(receive(), 0)
+            task = asyncio.ensure_future(receive())
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        kept.append(len(server.connection().exchange._waiters or ()))  # type: ignore[union-attr]
+        await respond(send, b"ok")
+
+    server = serve(app)
+    client = server.connect()
+    client.send(GET)
+    assert client.answer()[2] == b"ok"
+    assert kept == [0]
+
+
+class Unusual(BaseException):
+    """Neither an Exception nor one of Python's own."""
+
+
+@pytest.mark.parametrize(
+    "error", [Unusual("odd"), KeyboardInterrupt(), BaseExceptionGroup("several", [Unusual("odd")])], ids=repr
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_no_exception_leaves_the_client_without_an_answer(
+    serve: Serve, caplog: pytest.LogCaptureFixture, error: BaseException, late: bool
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if late:
+            await asyncio.sleep(0)
+        raise error
+
+    server = serve(app)
+    client = server.connect()
+    client.send(GET)
+    assert client.answer()[0] == 500
+    assert "raised an exception" in caplog.text
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0)
+
+
+def test_refused_content_of_a_head_request_has_no_content_in_its_answer(serve: Serve) -> None:
+    server = serve(echo)
+    head = b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = server.ask(head, b"zz\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+# ---- descriptors
+
+
+def test_bytes_at_the_deadline_are_seen_without_a_descriptor_to_spare(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking into the kernel's buffer needs none, so that a request is not closed upon when there is none left."""
+    server = serve(echo)
+    client = server.connect()
+    client.send(GET)
+    client.answer()
+    connection = server.connection()
+
+    def none_left(fd: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    def look() -> bool:
+        connection.transport.pause_reading()
+        client.send(GET)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "dup", none_left)
+            seen = connection._readable()
+        connection.transport.resume_reading()
+        return seen
+
+    assert server.run(look)
+    assert client.answer()[0] == 200
+
+
+def test_write_limits_return_when_the_connection_remains(serve: Serve) -> None:
+    """A connection that was to be flushed and then stays does not wait for each byte ever after."""
+    server = serve(large)
+    client = server.connect()
+    client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    connection = server.connection()
+    server.until(lambda: connection.requests == 1)
+
+    def nobody(traveller: Any) -> None:
+        traveller.remain()
+
+    def retire() -> None:
+        server.service.departure = nobody
+        server.service.phase = Phase.TRAVELLING
+        connection.retire()
+
+    server.run(retire)
+    assert client.answer()[2] == LARGE
+    server.until(lambda: connection.transport.get_write_buffer_limits()[1] > 0)
