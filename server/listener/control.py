@@ -20,6 +20,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from server import control_protocol
 from server.listener import events as e
+from server.shut_out import unlink_own
 
 if TYPE_CHECKING:
     from server.listener.main import Listener
@@ -60,7 +61,9 @@ class ControlServer:
             path = (
                 Path(self._listener.start_directory, given) if given else control_protocol.default_socket(os.getpid())
             )
+            _check_free(path)
             server = await anyio.create_unix_listener(path, mode=0o600)
+            made = path.lstat()
         except (OSError, ValueError) as error:
             log.warning("no control socket: %s; give --control a path that can be written, or --no-control", error)
             task_status.started()
@@ -71,7 +74,7 @@ class ControlServer:
             async with server, anyio.create_task_group() as tasks:
                 await self._accept(server, tasks)
         finally:
-            path.unlink(missing_ok=True)
+            unlink_own(str(path), (made.st_dev, made.st_ino))
 
     async def _accept(self, server: SocketListener, tasks: TaskGroup) -> None:
         """Accept until cancelled; without a descriptor to spare, those who ask wait until there is one."""
@@ -156,3 +159,16 @@ class ControlServer:
             return {"ok": True, "text": "reload asked for"}
         await answer.given.wait()
         return answer.message
+
+
+def _check_free(path: Path) -> None:
+    """Leave another server's control socket alone. Raises FileExistsError if one answers at `path`."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            pass  # its queue is full: it lives
+        except OSError:
+            return
+    raise FileExistsError(f"another server answers at {path}")
