@@ -165,8 +165,20 @@ class Outbox:
         if self._closed:
             close_descriptors(given)
             return
+        if given and self._try_now(packet, lent, given):
+            return
         self._packets.append((packet, lent, given))
         self._news.set()
+
+    def _try_now(self, packet: Packet, lent: Sequence[int], given: Sequence[int]) -> bool:
+        """Send at once if nothing waits, so that as few descriptors as possible are held at a time."""
+        try:
+            sent = not self._packets and self._channel.try_send(packet, [*lent, *given])
+        except (OSError, ChannelError):
+            return False  # `run` meets the same and deals with it
+        if sent:
+            close_descriptors(given)
+        return sent
 
     def try_tell(self, packet: Packet) -> bool:
         """Send a packet now; False if it would have to wait. Raises as `Channel.try_send`."""
