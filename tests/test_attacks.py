@@ -162,3 +162,64 @@ def test_the_port_is_free_soon_after_the_listener_was_killed_amid_a_reload_that_
         with running("app:app", directory=project, bind=f"{host}:{port}") as successor:
             check_serves(successor, 1)
         await_end(pids)
+
+
+def test_another_servers_control_socket_is_left_alone(project: Path) -> None:
+    with running("app:app", directory=project) as first:
+        with running("app:app", "--control", str(first.control), directory=project) as second:
+            assert "another server answers" in second.log()
+            assert first.status()["pid"] == first.pid
+            assert second.stop() == 0
+        check_serves(first, 1)
+
+
+def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) -> None:
+    """Eight old workers and eight new ones are 64 pairs; no more than one of them is in the listener's hands."""
+    wrapper = ("bash", "-c", 'ulimit -n 80; exec "$@"', "bash")
+    many = ("--workers", "8", "--start-concurrency", "8")
+    with running("app:app", *many, directory=project, wrapper=wrapper) as server:
+        connections = [connect(server) for _ in range(16)]
+        for connection in connections:
+            assert request(connection)[0] == 200
+        server.reload()
+        server.wait_for_workers(8)
+        for connection in connections:
+            assert b'"generation": 2' in request(connection)[1]
+            connection.close()
+        assert "Too many open files" not in server.log()
+        check_serves(server, 8)
+
+
+TAKES_AND_WAITS = """
+import os, time
+from server.worker import handover
+
+def offered(arrivals, pair, packet, descriptors, original=handover.Arrivals._offered):
+    if packet and packet["type"] == "commit" and not os.path.exists("listener-dead"):
+        open("taken", "w").close()
+        while not os.path.exists("listener-dead"):
+            time.sleep(0.01)
+        packet = {"type": "lost"}  # as if the sender had died or withdrawn before it
+    original(arrivals, pair, packet, descriptors)
+
+handover.Arrivals._offered = offered
+"""
+
+
+def test_workers_amid_a_hand_over_leave_soon_after_their_listener_was_killed(project: Path) -> None:
+    """A receiver that holds what was not committed has nobody to ask any more, and waits for nobody."""
+    with running("app:app", "--graceful-timeout", "60", directory=project) as server:
+        connections = [connect(server) for _ in range(10)]
+        for connection in connections:
+            assert request(connection)[0] == 200
+        (project / "app.py").write_text(TAKES_AND_WAITS + info("2"))
+        server.signal(signal.SIGHUP)
+        while not (project / "taken").exists():
+            time.sleep(0.005)
+        pids = server.worker_pids()
+        server.signal(signal.SIGKILL)
+        server.process.wait()
+        (project / "listener-dead").touch()
+        await_end(pids)
+        for connection in connections:
+            connection.close()

@@ -351,6 +351,7 @@ class Arrivals:
         self._held: dict[int, dict[int, tuple[list[int], dict[str, Any]]]] = {}
         self._pairs: dict[int, Pair] = {}
         self.refusing = False
+        self._alone = False
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -371,6 +372,12 @@ class Arrivals:
             else:
                 _close(descriptors)
         self._note_idle()
+
+    def expect_no_verdict(self) -> None:
+        """The listener is dead: what was not committed is its sender's, since nobody can say that this one is dead."""
+        self._alone = True
+        for number in [number for number in self._held if number not in self._pairs]:
+            self.verdict(number, keep=False)
 
     def close(self) -> None:
         """Close all pairs and what is held."""
@@ -402,7 +409,9 @@ class Arrivals:
     def _ended(self, pair: Pair) -> None:
         pair.close()
         del self._pairs[pair.number]
-        if self._held[pair.number]:
+        if self._alone:
+            self.verdict(pair.number, keep=False)
+        elif self._held[pair.number]:
             self._orphaned(pair.number)
         else:
             del self._held[pair.number]

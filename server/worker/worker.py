@@ -310,6 +310,8 @@ class Worker:
                 log.error("the channel to the listener broke: %s", error)
             log.warning("the listener is gone; this worker drains and leaves")
             self.leave(Order.LISTENER_DIED, "the listener died")
+            if hasattr(self, "arrivals"):
+                self.arrivals.expect_no_verdict()
 
     def _take(self, packet: Packet, descriptors: list[int]) -> None:
         match packet["type"]:

@@ -7,7 +7,7 @@ The machine plays shell and processes: it keeps what it was told to do, lets wor
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
@@ -414,7 +414,7 @@ class SupervisedServer(RuleBasedStateMachine):
 class Nobody:
     """A server before its start."""
 
-    workers: dict[int, Worker] = {}
+    workers: ClassVar[dict[int, Worker]] = {}
 
 
 SupervisedServer.TestCase.settings = settings(
