@@ -398,10 +398,9 @@ class Supervisor:
                 self._kill(worker, timeout)
                 worker.become(WorkerState.ENDING)
                 self._start_failed(worker, timeout)
-            elif worker.state is WorkerState.RETIRING:
-                self._kill(worker, "the hammer: it had not ended in time")
-            elif worker.state is WorkerState.ENDING:
-                self._kill(worker, "it had not ended in time")
+            else:
+                hammer = "the hammer: " if worker.state is WorkerState.RETIRING else ""
+                self._kill(worker, f"{hammer}it had not ended in time")
 
     def _reconcile(self) -> None:
         for generation in [g for g in self.generations.values() if not self._alive(g)]:
@@ -497,8 +496,7 @@ class Supervisor:
     def _begin_switch(self, generation: Generation) -> None:
         generation.become(GenerationState.SWITCHING)
         for worker in self._in(WorkerState.READY):
-            if worker.generation is generation:
-                self._tell_serve(worker)
+            self._tell_serve(worker)
 
     def _serve_replacements(self) -> None:
         for worker in self._in(WorkerState.READY):

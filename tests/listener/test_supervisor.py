@@ -510,3 +510,149 @@ def test_nobody_is_introduced_to_a_worker_that_is_about_to_leave() -> None:
     shell.make_ready()
     shell.accept()
     assert {introduced.receiver.slot for introduced in shell.of(e.Introduce)} == {0}
+
+
+def settled(shell: Shell) -> tuple[object, ...]:
+    """What an event without a meaning must not change."""
+    supervisor = shell.supervisor
+    workers = tuple((w.id, w.state, w.deadline) for w in supervisor.workers.values())
+    return supervisor.state, supervisor.size, supervisor.lame_duck, supervisor.reload_wanted, workers
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        lambda w: e.WorkerReady(w),
+        lambda w: e.WorkerFailed(w, "too late"),
+        lambda w: e.WorkerAccepts(w),
+        lambda w: e.PairWithdrawn(w, 99),
+        lambda _: e.PortsOpened(),
+        lambda _: e.ShutOutDone(),
+        lambda _: e.LameDuckAsked(on=False),
+        lambda _: e.ScaleAsked(by=-1),
+        lambda _: e.Tick(),
+    ],
+)
+def test_an_event_that_comes_at_the_wrong_time_changes_nothing(event: Callable[[Worker], e.Event]) -> None:
+    shell = Shell(workers=1).up()
+    before = settled(shell)
+    assert not [a for a in shell.send(event(shell.workers()[0])) if not isinstance(a, e.Say)]
+    assert settled(shell) == before
+
+
+def test_a_worker_is_replaced_once_however_often_it_asks() -> None:
+    shell = Shell(workers=1).up()
+    (worn,) = shell.workers()
+    for _ in range(2):
+        shell.send(e.WorkerWantsReplacement(worn, "worn"))
+    assert len(shell.of(e.Start)) == 1
+
+
+@pytest.mark.parametrize("stop", [e.StopAsked(), e.QuickStopAsked()])
+def test_once_the_stop_has_begun_reloads_are_refused_and_sizes_stay(stop: e.Event) -> None:
+    shell = Shell().up()
+    shell.send(stop)
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.ReloadAsked())
+    shell.send(e.ScaleAsked(by=1))
+    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, False)]
+    assert shell.supervisor.size == 2
+    assert not shell.of(e.Start)
+
+
+def test_a_quick_stop_lets_go_of_everything_and_a_second_one_kills() -> None:
+    shell = Shell(workers=3, start_concurrency=1).up()
+    first, second, third = shell.workers()
+    for victim in (first, second):
+        shell.send(e.WorkerDied(victim, "signal SIGSEGV"))
+    (starting,) = shell.workers(WorkerState.STARTING)
+    assert len(shell.workers(WorkerState.PENDING)) == 1
+    shell.send(e.QuickStopAsked())
+    assert not shell.workers(WorkerState.PENDING)
+    assert {quit_.worker for quit_ in shell.of(e.TellQuit)} == {starting, third}
+    shell.send(e.QuickStopAsked())
+    assert {kill.worker for kill in shell.of(e.Kill)} == {starting, third}
+    shell.send(e.WorkerDied(starting, "signal SIGKILL"))
+    shell.send(e.WorkerDied(third, "signal SIGKILL", in_flight=2))
+    assert "2 requests were cut" in shell.of(e.Say)[-1].text
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_a_quick_stop_amid_a_stop_does_not_wait_for_the_shut_out() -> None:
+    shell = Shell().up()
+    shell.send(e.StopAsked())
+    shell.send(e.QuickStopAsked())
+    shell.send(e.ShutOutDone())
+    assert shell.supervisor.state is ServerState.ENDING
+    shell.now += END_TIMEOUT
+    shell.send(e.Tick())
+    assert len(shell.of(e.Kill)) == 2
+
+
+def test_a_stop_while_an_older_generation_drains_tells_it_that_its_receivers_leave() -> None:
+    shell = Shell().up()
+    shell.reload()
+    old, new = shell.workers(WorkerState.RETIRING), shell.workers(WorkerState.SERVING)
+    deadlines = [worker.deadline for worker in old]
+    shell.forget()
+    shell.send(e.StopAsked(), after=5.0)
+    shell.send(e.ShutOutDone())
+    assert {(t.worker, t.reason, t.drain_queue) for t in shell.of(e.TellRetire)} == {
+        *((worker, "stop", False) for worker in old),
+        *((worker, "stop", True) for worker in new),
+    }
+    assert [worker.deadline for worker in old] == deadlines
+    shell.forget()
+    shell.send(e.PairWithdrawn(old[0], 1))
+    assert not shell.of(e.Introduce)
+
+
+def test_a_death_before_the_ports_are_open_ends_the_start() -> None:
+    shell = Shell()
+    first, _ = shell.workers()
+    shell.make_ready()
+    shell.send(e.Tick())
+    shell.send(e.WorkerDied(first, "signal SIGSEGV"))
+    shell.send(e.PortsOpened())
+    assert not shell.of(e.TellServe)
+    shell.reap()
+    assert shell.of(e.Exit)[0].status == 1
+
+
+def test_log_files_are_opened_anew_by_everybody_who_has_any() -> None:
+    shell = Shell(workers=2, start_concurrency=1)
+    shell.send(e.ReopenAsked())
+    assert len(shell.of(e.ReopenLogs)) == 1
+    assert [told.worker for told in shell.of(e.TellReopen)] == shell.workers(WorkerState.STARTING)
+
+
+def test_what_dies_in_a_generation_that_was_given_up_is_counted() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked())
+    new, _ = shell.workers(WorkerState.STARTING)
+    shell.make_ready()
+    shell.send(e.WorkerAccepts(new))
+    shell.send(e.StopAsked())
+    assert new.state is WorkerState.RETIRING
+    shell.send(e.WorkerDied(new, "signal SIGSEGV", in_flight=1))
+    assert "1 requests were lost" in shell.of(e.Say)[-1].text
+
+
+def test_a_start_that_fails_once_the_stop_has_begun_is_passed_over() -> None:
+    shell = Shell().up()
+    shell.send(e.WorkerDied(shell.workers()[0], "signal SIGSEGV"))
+    (replacement,) = shell.workers(WorkerState.STARTING)
+    shell.send(e.StopAsked())
+    shell.send(e.WorkerFailed(replacement, "ImportError"))
+    assert not [said for said in shell.of(e.Say) if "ImportError" in said.text]
+    assert replacement.state is WorkerState.ENDING
+
+
+def test_a_worker_that_is_ending_keeps_its_deadline_over_a_quick_stop() -> None:
+    shell = Shell()
+    failed, starting = shell.workers()
+    shell.send(e.WorkerFailed(failed, "no such module"))
+    deadline = failed.deadline
+    shell.send(e.QuickStopAsked(), after=1.0)
+    assert failed.deadline == deadline == shell.supervisor.next_deadline()
+    assert [quit_.worker for quit_ in shell.of(e.TellQuit)] == [starting]

@@ -1,0 +1,88 @@
+"""Verdicts on orphaned offers, as tables: what is known of the sender when, and what the receiver is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.listener.events import Action, TellVerdict
+from server.listener.introductions import Introductions
+from server.listener.lifecycle import Cause, Generation, Slot, Worker
+
+GENERATION = Generation(1, 3, 0, [], 0.0)
+
+
+def worker(number: int) -> Worker:
+    return Worker(number, GENERATION, number, Cause.GENERATION)
+
+
+@pytest.mark.parametrize(
+    ("history", "keep"),
+    [
+        (["asks", "sender dies"], True),
+        (["sender dies", "asks"], True),
+        (["asks", "withdraws"], False),
+        (["withdraws", "asks"], False),
+        (["withdraws", "sender dies", "asks"], False),
+        (["withdraws", "withdraws", "asks"], False),
+        (["asks", "withdraws", "sender dies"], False),
+        (["sender dies", "receiver dies"], None),
+        (["asks", "receiver dies", "sender dies"], None),
+        (["asks"], None),
+        (["withdraws"], None),
+        (["another withdraws", "asks"], None),
+        (["another dies", "asks"], None),
+    ],
+)
+def test_verdicts(history: list[str], keep: bool | None) -> None:
+    """`keep` is the one verdict that is given, or None while there is none."""
+    introductions = Introductions()
+    sender, receiver, another = worker(1), worker(2), worker(3)
+    pair = introductions.introduce(sender, receiver)
+    given: list[Action] = []
+    for what in history:
+        match what:
+            case "asks":
+                given += introductions.orphaned(receiver, pair)
+            case "withdraws":
+                given += introductions.withdrawn(sender, pair)
+            case "another withdraws":
+                given += introductions.withdrawn(another, pair)
+            case "sender dies":
+                given += introductions.died(sender)
+            case "receiver dies":
+                given += introductions.died(receiver)
+            case "another dies":
+                given += introductions.died(another)
+    assert given == ([] if keep is None else [TellVerdict(receiver, pair, keep)])
+
+
+def test_a_question_about_a_pair_that_is_not_the_askers_is_answered_with_no() -> None:
+    introductions = Introductions()
+    sender, receiver = worker(1), worker(2)
+    pair = introductions.introduce(sender, receiver)
+    assert introductions.orphaned(sender, pair) == [TellVerdict(sender, pair, keep=False)]
+    assert introductions.orphaned(receiver, 99) == [TellVerdict(receiver, 99, keep=False)]
+
+
+def test_a_withdrawn_pair_no_longer_counts_as_an_introduction() -> None:
+    introductions = Introductions()
+    sender, receiver = worker(1), worker(2)
+    pair = introductions.introduce(sender, receiver)
+    assert introductions.introduced(sender, receiver)
+    assert not introductions.introduced(receiver, sender)
+    introductions.withdrawn(sender, pair)
+    assert not introductions.introduced(sender, receiver)
+
+
+@pytest.mark.parametrize(
+    ("served", "delays"),
+    [
+        (None, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]),
+        (1.0, [0.0, 1.0, 2.0, 4.0]),
+        (Slot.STEADY, [0.0, 0.0, 0.0]),
+    ],
+)
+def test_the_back_off_of_a_slot(served: float | None, delays: list[float]) -> None:
+    slot = Slot()
+    assert [slot.failed(100.0, served, "it died") for _ in delays] == delays
+    assert (slot.not_before, slot.trouble) == (100.0 + delays[-1], "it died")
