@@ -214,7 +214,7 @@ class Exchange:
         self._end_badly()
 
     def _failed(self, error: BaseException) -> None:
-        if self.state is LOST and (isinstance(error, asyncio.CancelledError) or _tells_of_disconnect(error)):
+        if self.state is LOST and (isinstance(error, asyncio.CancelledError) or tells_of_disconnect(error)):
             _log.debug("The application ended because the client had gone.", exc_info=error)
             return
         what = "was cancelled" if isinstance(error, asyncio.CancelledError) else "raised an exception"
@@ -524,7 +524,7 @@ def _as_bytes(body: object) -> bytes:
     raise TypeError(f"The body of a response must be bytes, not {type(body).__name__}.")
 
 
-def _tells_of_disconnect(error: BaseException | None) -> bool:
+def tells_of_disconnect(error: BaseException | None) -> bool:
     """Whether the error is a ClientDisconnected, a group of nothing else, or was raised in place of one."""
     for _ in range(8):
         if error is None:
@@ -532,6 +532,6 @@ def _tells_of_disconnect(error: BaseException | None) -> bool:
         if isinstance(error, ClientDisconnected):
             return True
         if isinstance(error, BaseExceptionGroup):
-            return all(_tells_of_disconnect(inner) for inner in error.exceptions)
+            return all(tells_of_disconnect(inner) for inner in error.exceptions)
         error = error.__cause__ or error.__context__
     return False

@@ -37,7 +37,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
-from server.protocol.exchange import ASGI_VERSION, CLIENT_GONE, SPEC_VERSION
+from server.protocol.exchange import ASGI_VERSION, CLIENT_GONE, SPEC_VERSION, tells_of_disconnect
 from server.protocol.head import Head
 from server.protocol.service import Address, ClientDisconnected, Message, Scope, Service
 from server.protocol.websocket_denial import BODY, START, Denial
@@ -75,12 +75,12 @@ CLOSING, LINGERING, CLOSED = State.CLOSING, State.LINGERING, State.CLOSED
 
 if sys.version_info >= (3, 12):
 
-    def _start(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.Task(run, loop=loop, eager_start=True)
+    def _start(service: Service, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.Task(run, loop=service.loop, context=service.context.copy(), eager_start=True)
 else:
 
-    def _start(loop: asyncio.AbstractEventLoop, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return loop.create_task(run)
+    def _start(service: Service, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return service.loop.create_task(run, context=service.context.copy())
 
 
 class WebSocketConnection(asyncio.Protocol):
@@ -175,7 +175,7 @@ class WebSocketConnection(asyncio.Protocol):
             return
         if service.draining.is_set():  # the worker has told the connections that it retires before this one was there
             self.retire()
-        task = _start(service.loop, self._run())
+        task = _start(service, self._run())
         if not task.done():
             self._task = task
             service.tasks.add(task)
@@ -274,13 +274,19 @@ class WebSocketConnection(asyncio.Protocol):
         except asyncio.CancelledError:
             self._application_failed()
             raise
-        except (Exception, SystemExit) as error:
-            if not _is_disconnect(error):
+        except GeneratorExit:  # the loop is closed, and this coroutine with it
+            raise
+        except BaseException as error:  # whatever it is, the client is told
+            if not self._ended() or not tells_of_disconnect(error):
                 path = self._head.path.decode("latin-1")
                 ERRORS.error("The application failed at the WebSocket %s", path, exc_info=error)
             self._application_failed()
         else:
             self._application_returned()
+
+    def _ended(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._state in (CLOSING, LINGERING, CLOSED) or self._transport.is_closing()
 
     def _scope(self) -> Scope:
         """ASGI www, "WebSocket Connection Scope"."""
@@ -604,10 +610,3 @@ class WebSocketConnection(asyncio.Protocol):
             if not waiter.done():
                 waiter.set_result(None)
         waiters.clear()
-
-
-def _is_disconnect(error: BaseException) -> bool:
-    """Whether the error is nothing but `ClientDisconnected`, also inside the exception groups of task groups."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_is_disconnect(part) for part in error.exceptions)
-    return isinstance(error, ClientDisconnected)

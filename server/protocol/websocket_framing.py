@@ -99,7 +99,7 @@ class Framing:
                     break
         if protocol.parser_exc is not None and not (events and type(events[-1]) is End):
             sent = protocol.close_sent
-            events.append(End(sent.code, sent.reason, True) if sent else End(1006, "", True))
+            events.append(End(int(sent.code), sent.reason, True) if sent else End(1006, "", True))
         self._collect()
         return events
 

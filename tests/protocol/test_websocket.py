@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -528,3 +530,83 @@ def test_answer_out_of_place_is_an_error(sent: list[Message]) -> None:
         client.close()
         assert server.gone()
     assert isinstance(app.error, RuntimeError)
+
+
+class Unusual(BaseException):
+    """Neither an Exception nor one of Python's own."""
+
+
+@pytest.mark.parametrize("error", [Unusual("odd"), KeyboardInterrupt()], ids=repr)
+def test_no_exception_leaves_the_client_without_a_close(
+    loop_name: str, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        raise error
+
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        client.send(1, b"go")
+        assert client.close_code() == 1011
+        assert server.gone()
+    assert "The application failed at the WebSocket /" in caplog.text
+
+
+@pytest.mark.parametrize("chained", ["cause", "context"])
+def test_error_made_of_a_disconnect_is_not_logged(
+    loop_name: str, chained: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Frameworks raise an exception of their own in place of ours."""
+    ended = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        try:
+            while True:
+                await send({"type": "websocket.send", "text": "x"})
+                await asyncio.sleep(0.001)
+        except OSError as error:
+            ended.set()
+            if chained == "cause":
+                raise LookupError from error
+            raise LookupError  # noqa: B904 (its context is the error)
+
+    with serving(app, loop_name) as server:
+        with RawClient(server.port) as client:
+            client.open()
+            client.receive()
+        assert ended.wait(10)
+        assert server.gone()
+        assert server.settled(lambda: not server.service.tasks)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_websocket_sees_no_context_of_the_requests_before_it(loop_name: str) -> None:
+    """A transport's callbacks run in the context of whoever resumed its reading."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(variable.get())
+        variable.set("set")
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close"})
+            return
+        while (await receive())["more_body"]:
+            await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        size = 1 << 20
+        client.socket.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+        client.socket.sendall(b"x" * size)
+        assert client.head().startswith("HTTP/1.1 200 ")
+        client.open()
+        assert client.close_code() == 1000
+    assert seen == ["unset", "unset"]
