@@ -246,16 +246,21 @@ class Departures:
             self._wake_at(self._again_at)
 
     def _offer(self, receiver: Receiver, traveller: Traveller) -> bool:
-        descriptor, record = traveller.leave()
+        try:
+            descriptor, record = traveller.leave()
+        except OSError:  # no descriptor left to duplicate into: again later
+            return False
         descriptors = [descriptor]
         values = record.to_json()
-        if len(record.leftover) > LONG_LEFTOVER:
-            values["leftover"] = ""
-            descriptors.append(_in_memory(record.leftover))
         offer = self._next_offer
         self._next_offer += 1
         try:
+            if len(record.leftover) > LONG_LEFTOVER:
+                values["leftover"] = ""
+                descriptors.append(_in_memory(record.leftover))
             sent = receiver.pair.offer({"type": "offer", "offer": offer, "record": values}, descriptors)
+        except OSError:  # the same for the memfd
+            sent = False
         finally:
             for each in descriptors:
                 os.close(each)

@@ -55,8 +55,9 @@ class Connection:
         return not self.events or self.events[-1] == "stay"
 
     def leave(self) -> tuple[int, TravelRecord]:
+        duplicate = os.dup(self.socket.fileno())
         self.events.append("leave")
-        return os.dup(self.socket.fileno()), TravelRecord(self.leftover, ("::1", 5), None, math.inf, 3)
+        return duplicate, TravelRecord(self.leftover, ("::1", 5), None, math.inf, 3)
 
     def stay(self) -> None:
         self.events.append("stay")
@@ -306,5 +307,32 @@ def test_give_up_brings_everything_back(run: Callable[[Coroutine[Any, Any, None]
         world.departures.give_up()
         assert world.withdrawn == [1]
         assert all(connection.can_leave() and connection.remained for connection in connections)
+
+    run(main())
+
+
+@pytest.mark.parametrize("leftover", [b"", b"x" * 100_000], ids=["short", "long"])
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_sender_out_of_descriptors_tries_again(
+    run: Callable[[Coroutine[Any, Any, None]], None], leftover: bytes, spare: int
+) -> None:
+    """It needs one or two for an offer; until it has them the connection is served here."""
+
+    async def main() -> None:
+        world = World()
+        side = world.receiver()
+        side.take_part()
+        connection = Connection(leftover)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = os.dup(0)
+        os.close(highest)  # the next free number; all below are in use
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + spare, hard))
+        try:
+            world.departures.depart(connection)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await until(lambda: len(side.arrived) == 1)
+        assert connection.events[-2:] == ["leave", "gone"]
+        assert side.arrived[0][1].leftover == leftover
 
     run(main())
