@@ -36,8 +36,9 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
 _LINE_START: Final = re.compile(_TOKEN + rb"(?: [!-~]*(?: [HTP/0-9.]*\r?)?)?")
 _TRANSFER_ENCODING: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
-# RFC 3986 3.2.2 and 3.2.3; user information is refused, as RFC 9110 4.2.4 advises.
-_HOST: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9\-._~!$&'()*+,;=%]*)(?::[0-9]*)?")
+# RFC 3986 3.2.2 and 3.2.3; user information is refused, as RFC 9110 4.2.4 advises. No comma, though RFC 3986 has it in
+# names: it would be two Host fields that something on the way has joined (RFC 9110 5.3).
+_HOST: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9\-._~!$&'()*+;=%]*)(?::[0-9]*)?")
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)([^?#]*)(?:\?([^#]*))?")
 _START_CHECKED: Final = 32
 
