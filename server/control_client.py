@@ -5,6 +5,7 @@ It runs in its own process, waits as long as the server does, and turns every fa
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from json import dumps, loads
@@ -60,6 +61,9 @@ def ask(path: Path, command: str, **parameters: Any) -> dict[str, Any]:
             connection.sendall(dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
                 line = answers.readline(control_protocol.LINE_LIMIT)
+                if line.endswith(b"\n"):
+                    with contextlib.suppress(OSError):
+                        answers.read(1)  # its end: nothing of this conversation is left in the listener then
         except OSError:
             line = b""
     if not line.endswith(b"\n"):
