@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import importlib.util
 import inspect
 import os
 import sys

@@ -327,3 +327,17 @@ def test_a_lifetime_and_a_size_end_in_replacement_too(project: Path) -> None:
         assert "lifetime" in server.log()
         connection.close()
         assert server.stop() == 0
+
+
+def test_stop_answers_every_pipelined_request(project: Path) -> None:
+    with running("app:app", directory=project) as server, connect(server) as connection:
+        paths = ["/slow1", "/a", "/b", "/c"]
+        connection.sendall(b"".join(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() for path in paths))
+        server.wait_until(in_flight)
+        server.signal(signal.SIGTERM)
+        data = b""
+        while piece := connection.recv(65536):
+            data += piece
+        assert data.count(b"HTTP/1.1 200") == 4
+        assert data.count(b"connection: close") == 1
+        assert server.wait() == 0

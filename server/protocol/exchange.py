@@ -386,8 +386,7 @@ class Exchange:
             framing = b"content-length: %d\r\n" % size
         self.close = close = (
             not head.keep_alive
-            or service.close_answers
-            or service.phase is _CLOSING
+            or ((service.close_answers or service.phase is _CLOSING) and not self.connection.requests_wait())
             or not service.config.keep_alive
             or self._wishes & _CLOSE != 0
             or self._framing is Framing.CLOSE

@@ -382,13 +382,16 @@ class Http1Connection(Lifecycle):
         else:
             self.cut_short(reset=exchange.until_close)
 
+    def requests_wait(self) -> bool:
+        """Whether more has been read behind the present request: it is answered before the connection is closed."""
+        return bool(self._buffer)
+
     def _answer_health(self, head: Head, rest: bytes) -> None:
         service = self.service
         close = (
             not head.keep_alive
             or head.body != 0
-            or service.close_answers
-            or service.phase is Phase.CLOSING
+            or ((service.close_answers or service.phase is Phase.CLOSING) and not (rest or self._buffer))
             or not service.config.keep_alive
         )
         self.transport.write(health.answer(service, head, close))
