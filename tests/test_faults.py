@@ -379,3 +379,19 @@ def test_a_crash_loop_takes_nobody_down(tmp_path: Path) -> None:
         (tmp_path / "app.py").write_text(info("1"))
         check_serves(server, 2)
         assert server.log().count("bad code on disk") <= 4
+
+
+def test_stop_right_after_the_only_worker_died(tmp_path: Path) -> None:
+    """The clients in the kernel's queue are served by its replacement, which leaves after that."""
+    (tmp_path / "app.py").write_text(info("1"))
+    with running("app:app", directory=tmp_path) as server:
+        where = server.address()
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        clients = [socket.create_connection(where) for _ in range(5)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        server.signal(signal.SIGTERM)
+        assert [answer(client)[0] for client in clients] == [200] * 5
+        for client in clients:
+            client.close()
+        assert server.wait() == 0

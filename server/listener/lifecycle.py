@@ -72,6 +72,7 @@ class ServerState(enum.Enum):
     RUNNING = "running"
     DRAINING = "draining"  # TERM came; in lame duck until the drain delay is over
     SHUTTING_OUT = "shutting out"  # new connections are kept out, handshakes under way complete
+    AWAITING = "awaiting"  # nobody serves; a worker that is starting is awaited, to accept what the kernel has queued
     STOPPING = "stopping"  # the workers retire
     ENDING = "ending"  # the workers were told to quit at once
     STOPPED = "stopped"
@@ -82,7 +83,8 @@ SERVER_TRANSITIONS: Final[Mapping[ServerState, frozenset[ServerState]]] = {
     ServerState.OPENING: frozenset({ServerState.RUNNING, ServerState.STOPPING, ServerState.ENDING}),
     ServerState.RUNNING: frozenset({ServerState.DRAINING, ServerState.SHUTTING_OUT, ServerState.ENDING}),
     ServerState.DRAINING: frozenset({ServerState.SHUTTING_OUT, ServerState.ENDING}),
-    ServerState.SHUTTING_OUT: frozenset({ServerState.STOPPING, ServerState.ENDING}),
+    ServerState.SHUTTING_OUT: frozenset({ServerState.AWAITING, ServerState.ENDING}),
+    ServerState.AWAITING: frozenset({ServerState.STOPPING, ServerState.ENDING}),
     ServerState.STOPPING: frozenset({ServerState.ENDING, ServerState.STOPPED}),
     ServerState.ENDING: frozenset({ServerState.STOPPED}),
     ServerState.STOPPED: frozenset(),

@@ -414,7 +414,9 @@ class Supervisor:
             self._start_pending()
             self._advance_candidate()
             self._serve_replacements()
-        elif self.state in (ServerState.STOPPING, ServerState.ENDING) and not self.workers:
+        if self.state is ServerState.AWAITING:
+            self._await_one_that_serves()
+        if self.state in (ServerState.STOPPING, ServerState.ENDING) and not self.workers:
             self._become(ServerState.STOPPED)
             self._do(e.ClosePorts(), self._outcome)
 
@@ -585,12 +587,23 @@ class Supervisor:
 
     def _on_shut_out(self, event: e.ShutOutDone) -> None:
         if self.state is ServerState.SHUTTING_OUT:
-            self._become(ServerState.STOPPING)
-            for worker in list(self.workers.values()):
-                if worker.state is WorkerState.RETIRING:
-                    worker.reason = "stop"  # its receivers leave as well
-                    self._do(e.TellRetire(worker, "stop", drain_queue=False))
-                self._leave(worker, "stop")
+            self._become(ServerState.AWAITING)
+
+    def _await_one_that_serves(self) -> None:
+        """Let the workers retire as soon as one serves that can accept what the kernel has queued, or none will."""
+        self._start_pending()
+        self._serve_replacements()
+        coming = UP - {WorkerState.SERVING}
+        if self._in(WorkerState.SERVING) or not any(w.generation is self.current for w in self._in(*coming)):
+            self._let_all_retire()
+
+    def _let_all_retire(self) -> None:
+        self._become(ServerState.STOPPING)
+        for worker in list(self.workers.values()):
+            if worker.state is WorkerState.RETIRING:
+                worker.reason = "stop"  # its receivers leave as well
+                self._do(e.TellRetire(worker, "stop", drain_queue=False))
+            self._leave(worker, "stop")
 
     def _leave_start(self, text: str) -> None:
         self._become(ServerState.STOPPING)

@@ -380,6 +380,31 @@ def test_stop_shuts_out_first_and_then_drains() -> None:
     assert shell.of(e.Exit) == [e.Exit(0)]
 
 
+def test_stop_while_nobody_serves_awaits_the_worker_that_starts() -> None:
+    """What the kernel has accepted is served: the queue is the replacement's to drain."""
+    shell = Shell(workers=1).up()
+    shell.send(e.WorkerDied(shell.workers()[0], "signal SIGKILL"))
+    shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
+    assert not shell.of(e.TellQuit)
+    shell.make_ready()
+    assert shell.of(e.TellServe)
+    shell.accept()
+    assert [action.drain_queue for action in shell.of(e.TellRetire)] == [True]
+    shell.reap()
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_stop_while_nobody_serves_ends_when_nobody_will() -> None:
+    shell = Shell(workers=1).up()
+    shell.send(e.WorkerDied(shell.workers()[0], "signal SIGKILL"))
+    shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
+    shell.send(e.WorkerFailed(shell.workers()[0], "ImportError"))
+    shell.reap()
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
 def test_stop_with_a_drain_delay_is_a_lame_duck_first() -> None:
     shell = Shell(drain_delay=10.0).up()
     shell.send(e.StopAsked())
