@@ -31,8 +31,9 @@ from server.listener.lifecycle import (
 
 _BEFORE_RUNNING: Final = frozenset({ServerState.STARTING, ServerState.OPENING})
 _RELOADABLE: Final = _BEFORE_RUNNING | {ServerState.RUNNING}
-_SERVING: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
+_SERVING: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING, ServerState.SHUTTING_OUT})
 """States in which every slot is to be filled: all traffic is served, also in the delay before a stop."""
+_FILLING: Final = _SERVING | {ServerState.AWAITING}
 
 SWITCH_TIMEOUT: Final = 10.0
 """Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
@@ -300,7 +301,7 @@ class Supervisor:
         """A worker did not come to serve: its generation has failed, or its slot stays empty for a while."""
         if worker.generation is self.candidate:
             self._generation_failed(f"{worker}: {message}" if not usage else message, detail, usage)
-        elif worker.generation is self.current and self.state in _SERVING:
+        elif worker.generation is self.current and self.state in _FILLING:
             if detail:
                 message = f"{message}\n{detail}"
             self._slot_failed(worker, message)
@@ -443,7 +444,7 @@ class Supervisor:
 
     def _fill_slots(self) -> None:
         """Give every slot that should have one a worker of the current generation; retire those of other slots."""
-        if self.current is None or self.state not in _SERVING:
+        if self.current is None or self.state not in _FILLING:
             return
         for number in range(self.size):
             slot = self.slots.setdefault(number, Slot())
@@ -591,6 +592,8 @@ class Supervisor:
 
     def _await_one_that_serves(self) -> None:
         """Let the workers retire as soon as one serves that can accept what the kernel has queued, or none will."""
+        if not self._in(WorkerState.SERVING):
+            self._fill_slots()
         self._start_pending()
         self._serve_replacements()
         coming = UP - {WorkerState.SERVING}

@@ -668,6 +668,7 @@ def test_a_start_that_fails_once_the_stop_has_begun_is_passed_over() -> None:
     shell.send(e.WorkerDied(shell.workers()[0], "signal SIGSEGV"))
     (replacement,) = shell.workers(WorkerState.STARTING)
     shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
     shell.send(e.WorkerFailed(replacement, "ImportError"))
     assert not [said for said in shell.of(e.Say) if "ImportError" in said.text]
     assert replacement.state is WorkerState.ENDING
