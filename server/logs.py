@@ -22,7 +22,7 @@ from server.errors import UsageError
 from server.output import FINISH_TIME, Sink, original
 
 if TYPE_CHECKING:
-    from server.protocol.service import Address
+    from server.address import Address
 
 FLUSH_AT: Final = 32768  # characters of access log held until a write, if the ticker does not come before
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -11,8 +11,9 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup, TaskStatus
@@ -22,9 +23,6 @@ from server import control_protocol
 from server.listener import events as e
 from server.shut_out import unlink_own
 
-if TYPE_CHECKING:
-    from server.listener.main import Listener
-
 REQUEST_TIMEOUT = 5.0
 """Seconds that a peer has to send its request, and to take its answer."""
 PAUSE: Final = 0.2
@@ -33,34 +31,42 @@ PAUSE: Final = 0.2
 log = logging.getLogger("serve")
 
 
+class _Outcome:
+    """The place where the outcome of one reload arrives."""
+
+    __slots__ = ("given", "message")
+
+    def __init__(self) -> None:
+        self.given = anyio.Event()
+        self.message: dict[str, Any] = {}
+
+
 class ControlServer:
     """Serves the control socket of one listener."""
 
-    class Answer:
-        """The place where the outcome of one reload arrives."""
-
-        def __init__(self) -> None:
-            self.given = anyio.Event()
-            self.message: dict[str, Any] = {}
-
-        def give(self, ok: bool, text: str, detail: str) -> None:
-            self.message = {"ok": ok, "text": text, "detail": detail}
-            self.given.set()
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(
+        self, path: Path | None, post: Callable[[e.Event], None], status: Callable[[], dict[str, Any]]
+    ) -> None:
+        """`path` of the socket, or None for the default; `post` takes events, `status` tells what is."""
+        self._wanted_path = path
+        self._post = post
+        self._status = status
+        self._outcomes: dict[int, _Outcome] = {}
         self._next_ticket = 1
         self._path: Path | None = None
         self._busy = 0
         self._idle = anyio.Event()
 
+    def answer(self, ticket: int, ok: bool, text: str, detail: str) -> None:
+        """The reload of this ticket has come to its end."""
+        if (outcome := self._outcomes.pop(ticket, None)) is not None:
+            outcome.message = {"ok": ok, "text": text, "detail": detail}
+            outcome.given.set()
+
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; return at once if the socket cannot be made."""
         try:
-            given = self._listener.config.control
-            path = (
-                Path(self._listener.start_directory, given) if given else control_protocol.default_socket(os.getpid())
-            )
+            path = self._wanted_path or control_protocol.default_socket(os.getpid())
             _check_free(path)
             server = await anyio.create_unix_listener(path, mode=0o600)
             made = path.lstat()
@@ -143,22 +149,22 @@ class ControlServer:
                 return await self._reload(wait=bool(request.get("wait", True)))
             case "drain":
                 on = not request.get("off", False)
-                self._listener.post(e.LameDuckAsked(on=on, by_control=True))
+                self._post(e.LameDuckAsked(on=on, by_control=True))
                 return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
             case "status":
-                return {"ok": True, "text": "", "status": self._listener.status()}
+                return {"ok": True, "text": "", "status": self._status()}
             case other:
                 return {"ok": False, "text": f"this server does not know the command {other!r}"}
 
     async def _reload(self, *, wait: bool) -> dict[str, Any]:
-        ticket, answer = self._next_ticket, self.Answer()
+        ticket, outcome = self._next_ticket, _Outcome()
         self._next_ticket += 1
-        self._listener.tickets[ticket] = answer
-        self._listener.post(e.ReloadAsked(ticket))
+        self._outcomes[ticket] = outcome
+        self._post(e.ReloadAsked(ticket))
         if not wait:
             return {"ok": True, "text": "reload asked for"}
-        await answer.given.wait()
-        return answer.message
+        await outcome.given.wait()
+        return outcome.message
 
 
 def _check_free(path: Path) -> None:

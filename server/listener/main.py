@@ -26,7 +26,7 @@ from server.listener import events as e
 from server.listener import notify, release, sockets
 from server.listener.child import Child, describe, handover_pair, spawn
 from server.listener.control import ControlServer
-from server.listener.lifecycle import Generation, Worker, WorkerState
+from server.listener.lifecycle import Generation, Worker
 from server.listener.pidfile import PidFile
 from server.listener.status import status
 from server.listener.supervisor import Policy, Supervisor
@@ -81,18 +81,18 @@ class Listener:
         self.scoreboard = Scoreboard.create(ROWS, SLOTS)
         self.children: dict[int, Child] = {}  # by PID
         self.releases: dict[Generation, release.Release | UsageError] = {}
-        self.tickets: dict[int, ControlServer.Answer] = {}
         self.exit: e.Exit | None = None
         self._free_rows = list(range(ROWS - 1, -1, -1))
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
+        path = Path(self.start_directory, config.control) if config.control else None
+        self.control = ControlServer(path, self.post, self.status)
 
     async def run(self) -> e.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
-            control = ControlServer(self)
             if self.config.control_socket:  # before the signals: threads made on the way inherit that they are blocked
-                await self._tasks.start(control.serve)
+                await self._tasks.start(self.control.serve)
             await self._tasks.start(self._watch_signals)
             self._perform_all(self.supervisor.start(time.monotonic()))
             while self.exit is None:
@@ -100,7 +100,7 @@ class Listener:
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
                 self._perform_all(self._decide(event))
-            await control.finish()
+            await self.control.finish()
             self._tasks.cancel_scope.cancel()
         self._events.close()
         self._post.close()
@@ -320,8 +320,7 @@ class Listener:
             case e.Say(level, text, detail):
                 log.log(level, "%s", f"{text}\n{detail.rstrip()}" if detail else text)
             case e.Answer(ticket, ok, text, detail):
-                if (answer := self.tickets.pop(ticket, None)) is not None:
-                    answer.give(ok, text, detail)
+                self.control.answer(ticket, ok, text, detail)
             case e.Announce(what, text):
                 self._announce(what, text)
             case e.Exit():
@@ -394,11 +393,8 @@ class Listener:
 
     def status(self) -> dict[str, Any]:
         """What `serve status --json` shows."""
-        return status(self)
-
-    def serving(self) -> int:
-        """How many workers serve."""
-        return sum(worker.state is WorkerState.SERVING for worker in self.supervisor.workers.values())
+        names = [listening.name for listening in self.listening]
+        return status(self.supervisor, self.scoreboard, self.children, names, self.started)
 
 
 def run(config: Config) -> int:

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from server import __version__
-from server.scoreboard import Cell
-
-if TYPE_CHECKING:
-    from server.listener.main import Listener
+from server.listener.child import Child
+from server.listener.supervisor import LameDuck, Supervisor
+from server.scoreboard import Cell, Scoreboard
 
 STATUS_VERSION: Final = 1
 COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell >= Cell.REQUESTS}
 GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.RSS)}
 
 
-def status(listener: Listener) -> dict[str, Any]:
-    """The present state: the server, its generations, its workers and their counts."""
-    supervisor = listener.supervisor
+def status(
+    supervisor: Supervisor, scoreboard: Scoreboard, children: Mapping[int, Child], listening: list[str], started: float
+) -> dict[str, Any]:
+    """The present state: the server, its generations, its workers and their counts.
+
+    `children` are the living ones by PID, `listening` the names of the sockets, `started` a time of CLOCK_MONOTONIC (s).
+    """
     now = time.monotonic()
-    workers = [_worker(listener, pid, now) for pid in sorted(listener.children)]
-    filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == _number(listener)}
+    current = 0 if supervisor.current is None else supervisor.current.number
+    workers = [_worker(children[pid], scoreboard, now) for pid in sorted(children)]
+    filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == current}
     return {
         "version": STATUS_VERSION,
         "server": __version__,
         "pid": os.getpid(),
         "state": supervisor.state.value,
-        "uptime": round(now - listener.started, 3),
-        "listening": [listening.name for listening in listener.listening],
-        "lame_duck": None if supervisor.lame_duck is None else _lame_duck(listener),
-        "generation": _number(listener),
+        "uptime": round(now - started, 3),
+        "listening": listening,
+        "lame_duck": _lame_duck(supervisor.lame_duck, scoreboard),
+        "generation": current,
         "starting": None if supervisor.candidate is None else supervisor.candidate.number,
         "reload_waiting": supervisor.reload_wanted is not None,
         "reloads": supervisor.reloads,
@@ -48,26 +53,21 @@ def status(listener: Listener) -> dict[str, Any]:
             for generation in supervisor.generations.values()
         ],
         "workers": workers,
-        "totals": {name: listener.scoreboard.total(cell) for name, cell in COUNTERS.items()},
+        "totals": {name: scoreboard.total(cell) for name, cell in COUNTERS.items()},
     }
 
 
-def _number(listener: Listener) -> int:
-    return 0 if listener.supervisor.current is None else listener.supervisor.current.number
-
-
-def _lame_duck(listener: Listener) -> dict[str, Any]:
-    lame_duck = listener.supervisor.lame_duck
-    assert lame_duck is not None
+def _lame_duck(lame_duck: LameDuck | None, scoreboard: Scoreboard) -> dict[str, Any] | None:
+    if lame_duck is None:
+        return None
     return {
-        "since": round((time.monotonic_ns() - listener.scoreboard.lame_duck) / 1e9, 3),
+        "since": round((time.monotonic_ns() - scoreboard.lame_duck) / 1e9, 3),
         "until": "told off" if lame_duck.by_control else "the next successful reload",
     }
 
 
-def _worker(listener: Listener, pid: int, now: float) -> dict[str, Any]:
-    child = listener.children[pid]
-    cells = listener.scoreboard.row(child.row)
+def _worker(child: Child, scoreboard: Scoreboard, now: float) -> dict[str, Any]:
+    cells = scoreboard.row(child.row)
     worker = child.worker
     return {
         "slot": worker.slot,

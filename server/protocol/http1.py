@@ -13,13 +13,14 @@ import os
 import sys
 from typing import Any, Final, cast
 
+from server.address import Address
 from server.protocol import health, lifecycle
 from server.protocol.exchange import COMING, WAITING, Exchange
 from server.protocol.exchange import STARTED as RESPONSE_STARTED
 from server.protocol.head import BadRequest, Head, hopeless
 from server.protocol.lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
 from server.protocol.response import CLOSE, plain_answer
-from server.protocol.service import Address, Phase, Service
+from server.protocol.service import Phase, Service
 from server.protocol.travel import TravelRecord
 from server.protocol.websocket import WebSocketConnection
 from server.scoreboard import Cell

@@ -17,8 +17,9 @@ import socket
 import struct
 from typing import Final
 
+from server.address import Address
 from server.protocol.exchange import Exchange
-from server.protocol.service import Address, Service
+from server.protocol.service import Service
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell
 

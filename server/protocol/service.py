@@ -25,8 +25,6 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
-Address = tuple[str, int] | tuple[str, None] | None
-"""(host, port) of TCP, (path, None) of a unix socket's server side, None of its client side."""
 
 
 class ClientDisconnected(OSError):

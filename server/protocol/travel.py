@@ -11,7 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
-from server.protocol.service import Address
+from server.address import Address
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

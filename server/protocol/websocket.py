@@ -37,9 +37,10 @@ from collections.abc import Coroutine
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
+from server.address import Address
 from server.protocol.exchange import ASGI_VERSION, CLIENT_GONE, SPEC_VERSION, tells_of_disconnect
 from server.protocol.head import Head
-from server.protocol.service import Address, ClientDisconnected, Message, Scope, Service
+from server.protocol.service import ClientDisconnected, Message, Scope, Service
 from server.protocol.websocket_denial import BODY, START, Denial
 from server.protocol.websocket_framing import End, Framing
 from server.protocol.websocket_handshake import Handshake, Refusal, open_handshake
