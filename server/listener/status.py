@@ -22,7 +22,7 @@ def status(
 ) -> dict[str, Any]:
     """The present state: the server, its generations, its workers and their counts.
 
-    `children` are the living ones by PID, `listening` the names of the sockets, `started` a time of CLOCK_MONOTONIC (s).
+    `children` are the living ones by PID, `listening` the sockets' names, `started` a time of CLOCK_MONOTONIC (s).
     """
     now = time.monotonic()
     current = 0 if supervisor.current is None else supervisor.current.number
