@@ -28,6 +28,8 @@ PROTOCOL_REACH: Final = 2
 
 MAX_PACKET: Final = 200_000
 """Bytes in one packet; the kernel's default socket buffer admits 212,960 (socket(7), wmem_default)."""
+PAUSE: Final = 0.01
+"""Seconds until the next try where the kernel names no moment for it."""
 MAX_DESCRIPTORS: Final = 253
 """Descriptors in one message (unix(7), SCM_MAX_FD)."""
 
@@ -101,6 +103,9 @@ class Channel:
         """Send, waiting for room as long as the caller lets it. Raises as `try_send`."""
         while not self.try_send(packet, descriptors):
             await anyio.wait_writable(self._socket)
+            if self.try_send(packet, descriptors):
+                return
+            await anyio.sleep(PAUSE)  # room, and yet none: ETOOMANYREFS, for which there is no event
 
     def try_receive(self) -> tuple[Packet, list[int]] | None:
         """The next packet and its descriptors, or None if there is none yet.

@@ -161,7 +161,7 @@ def test_a_second_term_is_quick(project: Path) -> None:
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
         assert slow.recv(100) == b""
-        assert "1 requests cut" in server.log()
+        assert "1 request cut" in server.log()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])

@@ -113,6 +113,11 @@ class Cause(enum.Enum):
     SCALE = "scale"  # for a new slot
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things as a person reads it."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Generation:
     """All workers started together from one version of the code, and their replacements."""

@@ -27,7 +27,7 @@ from server.listener import events as e
 from server.listener import notify, release, sockets
 from server.listener.child import Child, describe, handover_pair, spawn
 from server.listener.control import ControlServer
-from server.listener.lifecycle import Generation, Worker
+from server.listener.lifecycle import Generation, Worker, counted
 from server.listener.pidfile import PidFile
 from server.listener.status import status
 from server.listener.supervisor import Policy, Supervisor
@@ -367,7 +367,7 @@ class Listener:
             return
         cells = self.scoreboard.row(child.row)
         cut = cells[Cell.IN_FLIGHT] + cells[Cell.WEBSOCKETS]
-        log.warning("%s is killed: %s; %d requests were in its hands", worker, why, cut)
+        log.warning("%s is killed: %s; in its hands: %s", worker, why, counted(cut, "request"))
         child.kill()
 
     def _announce(self, what: str, text: str) -> None:

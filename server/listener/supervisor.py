@@ -27,6 +27,7 @@ from server.listener.lifecycle import (
     Worker,
     WorkerState,
     advance,
+    counted,
 )
 
 _BEFORE_RUNNING: Final = frozenset({ServerState.STARTING, ServerState.OPENING})
@@ -250,8 +251,8 @@ class Supervisor:
     def _on_finished(self, event: e.WorkerFinished) -> None:
         event.worker.finished = True
         cut = int(event.report.get("cut", 0))
-        handed_over = event.report.get("handed_over", 0)
-        text = f"{event.worker} has ended: {handed_over} connections handed over, {cut} requests cut"
+        handed_over = counted(int(event.report.get("handed_over", 0)), "connection")
+        text = f"{event.worker} has ended: {handed_over} handed over, {counted(cut, 'request')} cut"
         self._say(logging.WARNING if cut else logging.INFO, text)
 
     def _on_died(self, event: e.WorkerDied) -> None:
@@ -263,15 +264,17 @@ class Supervisor:
         if before in (WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING):
             self._start_failed(worker, f"it died before it served: {how}")
         elif before is WorkerState.SERVING:
-            self._say(logging.ERROR, f"{worker} died: {how}; {event.in_flight} requests were in its hands")
+            self._say(logging.ERROR, f"{worker} died: {how}; in its hands: {counted(event.in_flight, 'request')}")
             if worker.generation is self.candidate:
                 self._start_failed(worker, f"it died before the switch: {how}")
             else:
                 self._slot_failed(worker, how)
         elif not worker.finished and before is WorkerState.RETIRING:
-            self._say(logging.ERROR, f"{worker} died while it retired: {how}; {event.in_flight} requests were lost")
+            self._say(
+                logging.ERROR, f"{worker} died while it retired: {how}; lost: {counted(event.in_flight, 'request')}"
+            )
         elif not worker.finished and event.in_flight:
-            self._say(logging.WARNING, f"{worker} ended: {how}; {event.in_flight} requests were cut")
+            self._say(logging.WARNING, f"{worker} ended: {how}; cut: {counted(event.in_flight, 'request')}")
 
     def _on_withdrawn(self, event: e.PairWithdrawn) -> None:
         """The receiver did not take in time: it may do so later, over a pair of its own."""
@@ -289,7 +292,9 @@ class Supervisor:
         for slot in range(generation.size):
             self._add_worker(generation, slot, Cause.GENERATION)
         if self.current is not None:
-            self._say(logging.INFO, f"reload: generation {generation.number} starts, {generation.size} workers")
+            self._say(
+                logging.INFO, f"reload: generation {generation.number} starts, {counted(generation.size, 'worker')}"
+            )
             self._do(e.Announce("reloading", f"generation {generation.number} starts"))
 
     def _add_worker(self, generation: Generation, slot: int, cause: Cause) -> None:
@@ -343,7 +348,7 @@ class Supervisor:
             self._retire_all(old, "reload")
         else:
             self._become(ServerState.RUNNING)
-        text = f"generation {generation.number} serves, {generation.size} workers, after {took:.2f} s"
+        text = f"generation {generation.number} serves, {counted(generation.size, 'worker')}, after {took:.2f} s"
         self._say(logging.INFO, text)
         self._do(e.Announce("ready", text))
         for ticket in generation.tickets:

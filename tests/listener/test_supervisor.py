@@ -599,7 +599,7 @@ def test_a_quick_stop_lets_go_of_everything_and_a_second_one_kills() -> None:
     assert {kill.worker for kill in shell.of(e.Kill)} == {starting, third}
     shell.send(e.WorkerDied(starting, "signal SIGKILL"))
     shell.send(e.WorkerDied(third, "signal SIGKILL", in_flight=2))
-    assert "2 requests were cut" in shell.of(e.Say)[-1].text
+    assert "cut: 2 requests" in shell.of(e.Say)[-1].text
     assert shell.of(e.Exit) == [e.Exit(0)]
 
 
@@ -660,7 +660,7 @@ def test_what_dies_in_a_generation_that_was_given_up_is_counted() -> None:
     shell.send(e.StopAsked())
     assert new.state is WorkerState.RETIRING
     shell.send(e.WorkerDied(new, "signal SIGSEGV", in_flight=1))
-    assert "1 requests were lost" in shell.of(e.Say)[-1].text
+    assert "lost: 1 request" in shell.of(e.Say)[-1].text
 
 
 def test_a_start_that_fails_once_the_stop_has_begun_is_passed_over() -> None:
