@@ -203,7 +203,10 @@ class HttpServer:
         return client.read_to_end()
 
     def cell(self, cell: Cell) -> int:
-        return int(self.service.cells[cell])
+        """Read between two turns of the server's loop: a client can have an answer before it has been counted."""
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            return int(self.service.cells[cell])
+        return self.run(lambda: int(self.service.cells[cell]))
 
 
 class Client:

@@ -117,7 +117,10 @@ class WebSocketServer:
         )
 
     def cell(self, cell: Cell) -> int:
-        return int(self.service.cells[cell])
+        """Read between two turns of the server's loop: a client can have an answer before it has been counted."""
+        if threading.current_thread() is self._thread or not self._thread.is_alive():
+            return int(self.service.cells[cell])
+        return self.run(lambda: int(self.service.cells[cell]))
 
     def url(self, path: str = "/") -> str:
         return f"ws://127.0.0.1:{self.port}{path}"
