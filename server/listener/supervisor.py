@@ -306,7 +306,7 @@ class Supervisor:
         """A worker did not come to serve: its generation has failed, or its slot stays empty for a while."""
         if worker.generation is self.candidate:
             self._generation_failed(f"{worker}: {message}" if not usage else message, detail, usage)
-        elif worker.generation is self.current and self.state in _FILLING:
+        else:  # of the current generation, in a state that fills slots: all others have been told to quit by now
             if detail:
                 message = f"{message}\n{detail}"
             self._slot_failed(worker, message)

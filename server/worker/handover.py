@@ -194,11 +194,13 @@ class Departures:
         self._pump()
 
     def give_up(self) -> None:
-        """Withdraw from all receivers, because they leave as well; every connection comes back."""
+        """Withdraw from all receivers, because they leave as well; every connection comes back.
+
+        Where the listener cannot be told now, nothing may be read: that receiver is withdrawn from when it can.
+        """
         for receiver in list(self._receivers):
-            if receiver.offers:
-                self._withdraw(receiver.pair.number)
-            self._drop(receiver)
+            if not receiver.offers or self._withdraw(receiver.pair.number):
+                self._drop(receiver)
 
     def close(self) -> None:
         """Close all pairs; nothing is in flight any more, or it is given up by this process's end."""

@@ -100,6 +100,7 @@ class World:
         closing.callback(self.close)
         self.withdrawn: list[int] = []
         self.again = 0
+        self.listener_hears = True
         self.departures = Departures(self.loop, self.scoreboard.row(0), self._withdraw, self._go_again)
         self.pairs = 0
         self.sides: list[Side] = []
@@ -110,8 +111,9 @@ class World:
             side.close()
 
     def _withdraw(self, number: int) -> bool:
-        self.withdrawn.append(number)
-        return True
+        if self.listener_hears:
+            self.withdrawn.append(number)
+        return self.listener_hears
 
     def _go_again(self) -> None:
         self.again += 1
@@ -334,5 +336,25 @@ def test_a_sender_out_of_descriptors_tries_again(
         await until(lambda: len(side.arrived) == 1)
         assert connection.events[-2:] == ["leave", "gone"]
         assert side.arrived[0][1].leftover == leftover
+
+    run(main())
+
+
+def test_nothing_is_read_again_before_the_listener_has_been_told(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    """Or else, if the sender died later, the receiver would be told to keep a connection that had been read."""
+
+    async def main() -> None:
+        world = World()
+        world.receiver()
+        connection = Connection()
+        world.departures.depart(connection)
+        world.listener_hears = False
+        world.departures.give_up()
+        assert connection.events == ["leave"]
+        world.listener_hears = True
+        await until(lambda: bool(world.withdrawn))
+        assert connection.events == ["leave", "stay"]
 
     run(main())
