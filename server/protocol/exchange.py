@@ -13,7 +13,6 @@ import enum
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 from server.protocol.head import CHUNKED, Head
 from server.protocol.response import (
@@ -157,9 +156,7 @@ class Exchange:
         """Whether the connection ends with this response."""
         self._begun = 0.0 if service.access_log is None else time.perf_counter()
         raw_path = head.path
-        path = raw_path.decode("ascii")
-        if "%" in path:
-            path = unquote(path)
+        path = head.text
         root_path = service.config.root_path
         if root_path and not (path + "/").startswith(root_path + "/"):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.

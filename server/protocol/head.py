@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import unquote
 
 CHUNKED: Final = -1
 """`Head.body` of a message in chunked transfer coding."""
@@ -68,6 +69,7 @@ class Head:
         "query",
         "target",
         "te_trailers",
+        "text",
         "version",
         "websocket",
     )
@@ -85,6 +87,9 @@ class Head:
         """Names in lower case, in the order received; repeated names stay repeated."""
         self.path = path
         """The target's path, still percent-encoded; `b"*"` for the asterisk-form."""
+        text = path.decode("ascii")
+        self.text = unquote(text) if "%" in text else text
+        """The same decoded: ASGI's `path`."""
         self.query = query
         """The target's query without the question mark, still percent-encoded."""
         self.body = 0
