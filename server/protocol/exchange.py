@@ -32,7 +32,15 @@ if TYPE_CHECKING:
 
 ASGI_VERSION: Final = "3.0"
 SPEC_VERSION: Final = "2.4"
-"""Of the HTTP part of ASGI: from 2.4 on, send() after the client has gone raises an OSError."""
+"""Of the WebSocket part of ASGI: from 2.4 on, send() after the client has gone raises an OSError."""
+
+HTTP_SPEC_VERSION: Final = "2.3"
+"""Of the HTTP part, as uvicorn has it: told of 2.4, Starlette no longer ends a stream whose client has gone while it
+waits for something to send, and `send` may raise where a background task was to follow (docs/asgi.md)."""
+
+DROPPED_LIMIT: Final = 64
+"""So many messages of a response whose client has gone are dropped in silence; then `send` raises, which ends even an
+application that streams for ever and never asks `receive`."""
 
 ONE_WRITE: Final = 65536
 """Up to this size (bytes) head and content are copied into one buffer; above, they are written one after the other."""
@@ -112,6 +120,7 @@ class Exchange:
         "_begun",
         "_block",
         "_continue",
+        "_dropped",
         "_framing",
         "_length",
         "_pieces",
@@ -167,7 +176,7 @@ class Exchange:
             extensions["http.response.trailers"] = {}
         self.scope: dict[str, Any] = {
             "type": "http",
-            "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
+            "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
             "http_version": head.version,
             "method": head.method,
             "scheme": "http",
@@ -328,16 +337,21 @@ class Exchange:
                 self._next(body, more)
             if more and self.connection.write_paused:
                 await self.connection.writable()
-                if self.state is LOST:
-                    raise ClientDisconnected("The client has disconnected.")
         elif state is TRAILERS:
             if kind != "http.response.trailers":
                 raise RuntimeError(f"Expected the message http.response.trailers, got {kind!r}.")
             self._take_trailers(message)
         elif state is LOST:
-            raise ClientDisconnected("The client has disconnected.")
+            await self._drop()
         elif kind != "http.response.trailers" or not self._trailers:
             raise RuntimeError(f"Got the message {kind!r} after the response was complete.")
+
+    async def _drop(self) -> None:
+        """A message that nobody will get. Gives way, so that a framework can end a stream that it has cancelled."""
+        self._dropped += 1
+        if self._dropped > DROPPED_LIMIT:
+            raise ClientDisconnected("The client has disconnected.")
+        await asyncio.sleep(0)
 
     def _start(self, message: Message) -> None:
         try:
@@ -474,6 +488,7 @@ class Exchange:
             if self.state is STARTED:
                 self.status = 0  # nobody has seen it
             self.state = LOST
+            self._dropped = 0
             self._count()
             self.wake()
 
@@ -481,6 +496,7 @@ class Exchange:
         """The connection has refused the request's content (and answered with `status`, if it still could)."""
         if self.state is not DONE and self.state is not LOST:
             self.state = LOST
+            self._dropped = 0
             self._count()
             self.wake()
 
