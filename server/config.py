@@ -195,10 +195,42 @@ class Config:
     keep_alive: float = option(
         75.0, "How long an idle connection is kept; advertised to the client.", HTTP, unit="SECONDS", minimum=0
     )
+    first_byte_timeout: float = option(
+        75.0, "How long a new connection may be silent.", HTTP, unit="SECONDS", minimum=0.1
+    )
     head_timeout: float = option(
-        15.0, "How long a request head may take from its first byte.", HTTP, unit="SECONDS", minimum=0.1
+        15.0, "How long a request head may take from its first byte (longer: 408).", HTTP, unit="SECONDS", minimum=0.1
+    )
+    min_body_rate: int = option(
+        100,
+        "Slowest arrival of a request's content, averaged over 15 s (slower: 408); 0 allows any.",
+        HTTP,
+        unit="BYTES/S",
+        minimum=0,
+    )
+    write_timeout: float = option(
+        60.0,
+        "How long a client may take no byte of what is written to it (longer: cut).",
+        HTTP,
+        unit="SECONDS",
+        minimum=1,
     )
     max_head_size: int = option(65536, "Largest request head (larger: 431).", HTTP, unit="BYTES", minimum=1024)
+    max_headers: int = option(128, "Most fields in a request head (more: 431).", HTTP, minimum=1)
+    max_target_size: int = option(16384, "Longest request target (longer: 414).", HTTP, unit="BYTES", minimum=64)
+    max_body_size: int = option(0, "Largest request content (larger: 413); 0 means any.", HTTP, unit="BYTES", minimum=0)
+    max_concurrency: int = option(
+        0,
+        "Requests in progress at a time in one worker (more: 503 with Retry-After); 0 means any.",
+        HTTP,
+        minimum=0,
+    )
+    max_connections: int = option(
+        0, "Connections open at a time in one worker (more wait to be accepted); 0 means any.", HTTP, minimum=0
+    )
+    early_hints: bool = option(
+        False, "Offer http.response.early_hint (103), which some HTTP/1.1 clients take for the answer.", HTTP
+    )
     root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", HTTP, unit="PATH")
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)
