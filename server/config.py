@@ -38,8 +38,9 @@ PROCESSES: Final = "Processes"
 DEPLOY: Final = "Deploys and health"
 HTTP: Final = "HTTP"
 WEBSOCKET: Final = "WebSocket"
+PROXIES: Final = "Behind proxies"
 LOGGING: Final = "Logging"
-GROUPS: Final = (APPLICATION, LISTENING, PROCESSES, DEPLOY, HTTP, WEBSOCKET, LOGGING)
+GROUPS: Final = (APPLICATION, LISTENING, PROCESSES, DEPLOY, HTTP, PROXIES, WEBSOCKET, LOGGING)
 
 
 def option(default: Any, help: str, group: str, **more: Any) -> Any:
@@ -231,9 +232,38 @@ class Config:
     early_hints: bool = option(
         False, "Offer http.response.early_hint (103), which some HTTP/1.1 clients take for the answer.", HTTP
     )
-    root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", HTTP, unit="PATH")
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)
+
+    # Behind proxies
+    forwarded_allow_ips: str = option(
+        "127.0.0.1,::1,unix",
+        "Proxies whose word is taken for the client's address and scheme: addresses, networks (10.0.0.0/8), unix for "
+        "the peers of unix sockets, or * for every peer; separated by commas.",
+        PROXIES,
+        unit="ADDRESSES",
+        env=("FORWARDED_ALLOW_IPS",),
+    )
+    forwarded_headers: str = option(
+        "x-forwarded-for,x-forwarded-proto",
+        "Header fields that are believed; name those that your proxy sets itself: some of x-forwarded-for, "
+        "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded (RFC 7239), or none.",
+        PROXIES,
+        unit="NAMES",
+    )
+    proxy_protocol: bool = option(
+        False, "Expect the PROXY protocol, version 1 or 2, at the beginning of every connection.", PROXIES
+    )
+    proxy_protocol_allow_ips: str = option(
+        "127.0.0.1,::1,unix",
+        "Balancers that may connect with the PROXY protocol, written as in --forwarded-allow-ips; others are closed.",
+        PROXIES,
+        unit="ADDRESSES",
+    )
+    proxy_protocol_timeout: float = option(
+        5.0, "How long the PROXY protocol's header may take to arrive.", PROXIES, unit="SECONDS", minimum=0.1
+    )
+    root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", PROXIES, unit="PATH")
 
     # WebSocket
     ws_max_size: int = option(
