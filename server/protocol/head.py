@@ -11,6 +11,8 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
+from server.protocol.authority import is_authority
+
 CHUNKED: Final = -1
 """`Head.body` of a message in chunked transfer coding."""
 
@@ -33,14 +35,23 @@ _WATCHED: Final = frozenset(
 )
 _MAX_LENGTH_DIGITS: Final = 18
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
-_LINE_START: Final = re.compile(_TOKEN + rb"(?: [!-~]*(?: [HTP/0-9.]*\r?)?)?")
-_TRANSFER_ENCODING: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
-# RFC 3986 3.2.2 and 3.2.3; user information is refused, as RFC 9110 4.2.4 advises. No comma, though RFC 3986 has it in
-# names: it would be two Host fields that something on the way has joined (RFC 9110 5.3).
-_HOST: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[A-Za-z0-9\-._~!$&'()*+;=%]*)(?::[0-9]*)?")
-_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)([^?#]*)(?:\?([^#]*))?")
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+"""RFC 9110 5.6.2, as a pattern."""
+
+REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") ([!-~]++) HTTP/([0-9])\.([0-9])\r\n")
+"""RFC 9112 3; the target is looked at later."""
+
+FIELD_LINE: Final = re.compile(rb"(" + TOKEN + rb"):([\t -~\x80-\xff]*+)\r\n")
+"""RFC 9112 5, with the white space around the value; never folded."""
+
+_LINE_START: Final = re.compile(TOKEN + rb"(?: [!-~]*+(?: [HTP/0-9.]*\r?)?)?")
+# RFC 3986: pchar and "/", then the same with "?"; and in both what browsers leave as it is (URL Standard, 1.3: the
+# percent-encode sets of path and query). A "%" without its two digits passes too: people type it, browsers send it.
+_PCHAR: Final = rb"A-Za-z0-9\-._~!$&'()*+,;=:@%"
+_ORIGIN_FORM: Final = re.compile(rb"/[/" + _PCHAR + rb"\[\]^|]*+(?:\?[/?" + _PCHAR + rb"\[\]\\^`{|}]*+)?+")
+_PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@%/?[]^|"
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
+_CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
 _START_CHECKED: Final = 32
 
 _valid_hosts: set[bytes] = set()
@@ -82,7 +93,7 @@ class Head:
         self.target = target
         """The request-target as sent (RFC 9112 3.2)."""
         self.version = version
-        """"1.0" or "1.1"."""
+        """"1.0" or "1.1", which higher minor versions are taken for."""
         self.headers = headers
         """Names in lower case, in the order received; repeated names stay repeated."""
         self.path = path
@@ -110,7 +121,7 @@ def make_head(method: str, target: bytes, version: str, headers: list[tuple[byte
     `method` is one of METHODS' values, `version` is "1.0" or "1.1", names are in lower case, values without white space
     around them. Raises BadRequest.
     """
-    if target[0] == 47 and b"#" not in target:  # "/": the origin-form, nearly always
+    if target[0] == 47 and not target.translate(None, _PLAIN):  # "/": the origin-form, nearly always
         path, _, query = target.partition(b"?")
         head = Head(method, target, version, headers, path, query)
         if method == "CONNECT":
@@ -161,12 +172,17 @@ def _split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | Non
     if target == b"*" and method == "OPTIONS":
         return target, b"", None
     found = _ABSOLUTE.fullmatch(target)
-    if found is None:
+    authority = None
+    if found is not None:
+        authority, target = found[1], found[2]
+        if not is_authority(authority):
+            raise BadRequest(400, "The authority in the request target is not a host with an optional port.")
+        if target[:1] != b"/":
+            target = b"/" + target
+    if not _ORIGIN_FORM.fullmatch(target):
         raise BadRequest(400, "The request target is neither a path nor an absolute http URL without fragment.")
-    authority = found[1]
-    if not _HOST.fullmatch(authority) or authority.startswith(b":"):
-        raise BadRequest(400, "The authority in the request target is not a host with an optional port.")
-    return found[2] or b"/", found[3] or b"", authority
+    path, _, query = target.partition(b"?")
+    return path, query, authority
 
 
 def _with_host(headers: list[tuple[bytes, bytes]], authority: bytes) -> list[tuple[bytes, bytes]]:
@@ -210,7 +226,7 @@ def _check_host(version: str, hosts: list[bytes]) -> None:
     host = hosts[0]
     if host in _valid_hosts:
         return
-    if not _HOST.fullmatch(host):
+    if not is_authority(host):
         raise BadRequest(400, "The Host field is not a host with an optional port.")
     if len(_valid_hosts) < _MAX_VALID_HOSTS:
         _valid_hosts.add(host)
@@ -223,7 +239,7 @@ def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None
             raise BadRequest(400, "The request has both Content-Length and Transfer-Encoding.")
         if version == "1.0":
             raise BadRequest(400, "An HTTP/1.0 request cannot have a Transfer-Encoding.")
-        raise_for_coding(codings)
+        _raise_for_coding(codings)
         return CHUNKED
     if lengths is None:
         return 0
@@ -235,34 +251,28 @@ def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None
     return int(digits)
 
 
-def raise_for_coding(codings: list[bytes]) -> None:
-    """Refuse every Transfer-Encoding but one `chunked` (RFC 9112 6.1: 501 for codings that are not understood)."""
-    if len(codings) > 1:
-        raise BadRequest(400, "The request has more than one Transfer-Encoding field.")
-    if codings[0].lower() != b"chunked":
-        raise BadRequest(501, "The only transfer coding that this server understands is chunked.")
+def _raise_for_coding(codings: list[bytes]) -> None:
+    """Refuse every Transfer-Encoding but one `chunked` (RFC 9112 6.1, 6.3, 7.1).
+
+    Where `chunked` is not the last coding, nobody knows the length: 400. Where it is, behind codings that this server
+    does not understand: 501.
+    """
+    if len(codings) == 1 and codings[0].lower() == b"chunked":
+        return
+    *others, last = [coding.strip(b" \t") for coding in b",".join(codings).lower().split(b",")]
+    if last != b"chunked":
+        raise BadRequest(400, "The last transfer coding is not chunked, so that the content has no known length.")
+    if any(not _CODING.fullmatch(other) or other == b"chunked" for other in others):
+        raise BadRequest(400, "The Transfer-Encoding is malformed.")
+    raise BadRequest(501, "The only transfer coding that this server understands is chunked.")
 
 
-def refusal(data: bytes) -> BadRequest:
-    """Why a parser may have refused the whole head `data`: the answer that fits best."""
-    if b"\0" in data:
-        return BadRequest(400, "The request head contains a NUL byte.")
-    line = _REQUEST_LINE.match(data)
-    if line is None:
-        return BadRequest(400, "The request line is malformed.")
-    try:
-        raise_for_line(line[1], line[3] + b"." + line[4])
-        codings = _TRANSFER_ENCODING.findall(data)
-        if codings and b"\r\ncontent-length:" not in data.lower():
-            raise_for_coding(codings)
-    except BadRequest as refused:
-        return refused
-    return BadRequest(400, "The request head is malformed.")
+def raise_for_line(method: bytes, major: bytes, minor: bytes) -> None:
+    """Refuse major versions other than 1 (HTTP/2 by prior knowledge is `PRI`, 2.0) and unknown methods.
 
-
-def raise_for_line(method: bytes, version: bytes) -> None:
-    """Refuse versions other than 1.0 and 1.1 (also HTTP/2 by prior knowledge, `PRI`) and unknown methods."""
-    if version not in (b"1.1", b"1.0"):
+    A higher minor version is served as HTTP/1.1 (RFC 9110 2.5).
+    """
+    if major != b"1":
         raise BadRequest(505, "This server speaks HTTP/1.1 and HTTP/1.0.")
     if method not in METHODS:
         raise BadRequest(501, "This server does not know the request method.")
@@ -280,7 +290,7 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
         if not line_known and known < _START_CHECKED and not _LINE_START.fullmatch(start[: _START_CHECKED * 2]):
             return BadRequest(400, "This is not an HTTP request.")
         return None
-    if start.find(b"\n", 0, known) < 0 and not _REQUEST_LINE.match(start):
+    if start.find(b"\n", 0, known) < 0 and not REQUEST_LINE.match(start):
         return BadRequest(400, "The request line is malformed.")
     if start.find(b"\n\n", max(known - 1, 0)) >= 0:
         return BadRequest(400, "Lines of the request head end without carriage return.")

@@ -38,9 +38,7 @@ def verdict(parser: Parser, data: bytes) -> object:
     try:
         head = parser.parse_head(data)
     except BadRequest as refused:
-        return refused.status
-    # h11 writes this one value in lower case.
-    head.headers = [(n, v.lower() if n == b"transfer-encoding" else v) for n, v in head.headers]
+        return refused.status, refused.reason
     return {name: getattr(head, name) for name in FIELDS}
 
 
@@ -90,7 +88,7 @@ def test_http_1_0() -> None:
     assert not parsed(b"GET / HTTP/1.0\r\nConnection: Keep-Alive, close\r\n\r\n").keep_alive
 
 
-@pytest.mark.parametrize("value", [b"[::1]:80", b"a.b-c:80", b"1.2.3.4", b"", b"a:", b"%41", b"[fe80::1%25eth0]"])
+@pytest.mark.parametrize("value", [b"[::1]:80", b"a.b-c:80", b"1.2.3.4", b"a:", b"%41", b"[v1.x]"])
 def test_good_hosts(value: bytes) -> None:
     for _ in range(2):
         assert parsed(b"GET / HTTP/1.1\r\nHost: " + value + b"\r\n\r\n").headers == [(b"host", value)]
@@ -101,9 +99,10 @@ def test_good_hosts(value: bytes) -> None:
 )
 def test_parsers_refuse_alike(data: bytes, status: int | None) -> None:
     data = data[: data.index(b"\r\n\r\n") + 4]
-    verdicts = [verdict(new(), data) for new in PARSERS]
-    assert verdicts[0] == verdicts[1]
-    assert status is None or verdicts[0] == status
+    first, second = (verdict(new(), data) for new in PARSERS)
+    assert first == second
+    assert isinstance(first, tuple)
+    assert status is None or first[0] == status
 
 
 def test_one_parser_for_many_requests() -> None:
@@ -159,8 +158,6 @@ def test_parsers_agree_on_damaged_heads(seed: bytes, changes: list[tuple[int, in
         return
     data = data[: end + 4]
     first, second = (verdict(new(), data) for new in PARSERS)
-    if isinstance(first, int) and isinstance(second, int):
-        return  # both refuse; with several defects, which one is named first may differ
     assert first == second
 
 
@@ -189,24 +186,6 @@ def test_chunks_in_any_pieces(cuts: list[int], behind: bytes) -> None:
                 break
         assert content == b"hello0123456789"
         assert leftover is not None
-
-
-@settings(max_examples=600, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3), BITS), min_size=1, max_size=2))
-def test_damaged_chunks_never_read_beyond_the_message(changes: list[tuple[int, int, bytes]]) -> None:
-    """What one parser accepts, the other either refuses or reads the same, with the same bytes left over."""
-    data = mutate(CHUNKS, changes) + b"GET / HTTP/1.1\r\n\r\n"
-    results = []
-    for new in PARSERS:
-        parser = new()
-        parser.parse_head(SEEDS[2])
-        try:
-            pieces, leftover = parser.feed_body(data)
-        except BadRequest:
-            continue
-        results.append((b"".join(pieces), leftover))
-    complete = [result for result in results if result[1] is not None]
-    assert all(result == complete[0] for result in complete)
 
 
 @pytest.mark.parametrize(
