@@ -15,12 +15,13 @@ import pwd
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from server.config import ENV_PREFIX, Config, Option, flag, options
 from server.errors import UsageError
 from server.listener.addresses import parse_address
+from server.protocol.forwarded import Networks, believed
 
 Given = str | bool | tuple[str, ...]
 """What the command line gives for an option: its text, its texts where it takes several, or a flag."""
@@ -69,6 +70,8 @@ def build(app: str, given: Mapping[str, Given], environ: Mapping[str, str]) -> C
                 found[name] = value
     _settle_addresses(found, environ)
     _check(found)
+    if "root_path" in found:
+        found["root_path"] = dataclasses.replace(found["root_path"], value=found["root_path"].value.rstrip("/"))
     return Config(app=app, **{name: value.value for name, value in found.items()})
 
 
@@ -166,8 +169,26 @@ def _check(found: Mapping[str, _Value]) -> None:
     for name in ("health_path", "root_path"):
         if name in found and found[name].value and not found[name].value.startswith("/"):
             raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
+    _check_proxies(found)
     _check_paths(found)
     _check_account(found)
+
+
+def _check_proxies(found: Mapping[str, _Value]) -> None:
+    read: dict[str, Callable[[str], object]] = {
+        "forwarded_allow_ips": Networks,
+        "forwarded_headers": believed,
+        "proxy_protocol_allow_ips": Networks,
+    }
+    for name, reader in read.items():
+        if name in found:
+            try:
+                reader(found[name].value)
+            except ValueError as error:
+                raise UsageError(f"{found[name].source}: {error}") from None
+    mount = found.get("root_path")
+    if mount is not None and re.search(r"[\x00-\x1f\x7f?#\\]|//|/\.\.?(?:/|\Z)", mount.value):
+        raise UsageError(f"{mount.source}: {mount.value!r} is not a path to mount at; write one such as /api")
 
 
 def _check_paths(found: Mapping[str, _Value]) -> None:

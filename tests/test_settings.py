@@ -39,6 +39,9 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
         "health_path": ("/up", "/up"),
         "root_path": ("/api", "/api"),
+        "forwarded_allow_ips": ("10.0.0.0/8, unix", "10.0.0.0/8, unix"),
+        "forwarded_headers": ("Forwarded x-forwarded-prefix", "Forwarded x-forwarded-prefix"),
+        "proxy_protocol_allow_ips": ("*", "*"),
         "drain_status": ("410", 410),
         "unix_mode": ("600", "600"),
         "umask": ("027", "027"),
@@ -71,6 +74,36 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         ({}, {"SERVE_HEALTH": "maybe"}, "SERVE_HEALTH: 'maybe' is neither true nor false; write 1 or 0"),
         ({"unix_mode": "rw"}, {}, "--unix-mode: 'rw' is not an octal mode; write one such as 0660"),
         ({"health_path": "ping"}, {}, "--health-path: 'ping' must begin with a slash"),
+        ({"root_path": "/a/../b"}, {}, "--root-path: '/a/../b' is not a path to mount at; write one such as /api"),
+        (
+            {"forwarded_allow_ips": "10.0.0.1/8"},
+            {},
+            "--forwarded-allow-ips: '10.0.0.1/8' is an address within a network: write 10.0.0.0/8 for the network",
+        ),
+        (
+            {},
+            {"FORWARDED_ALLOW_IPS": "127.0.0.1,lb"},
+            "FORWARDED_ALLOW_IPS: 'lb' is not an address; write addresses, networks such as 10.0.0.0/8, unix for unix "
+            "sockets, or * for all, separated by commas",
+        ),
+        (
+            {"proxy_protocol_allow_ips": "1.2.3"},
+            {},
+            "--proxy-protocol-allow-ips: '1.2.3' is not an address; write addresses, networks such as 10.0.0.0/8, unix "
+            "for unix sockets, or * for all, separated by commas",
+        ),
+        (
+            {"forwarded_headers": "x-real-ip"},
+            {},
+            "--forwarded-headers: 'x-real-ip' is not a field that this server knows; write some of x-forwarded-for, "
+            "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded, or none",
+        ),
+        (
+            {"forwarded_headers": "forwarded,x-forwarded-for"},
+            {},
+            "--forwarded-headers: forwarded cannot be believed together with x-forwarded-for, -proto or -host: name "
+            "those that the proxy sets itself, since the others come from the client",
+        ),
         ({"app_dir": "/no/such"}, {}, "--app-dir: there is no directory /no/such"),
         ({"env_file": "/no/such"}, {}, "--env-file: the file /no/such cannot be read"),
         ({"user": "no-such-user"}, {}, "--user: this machine knows no user 'no-such-user'"),
@@ -116,3 +149,8 @@ def test_a_kubernetes_service_called_serve_is_no_port() -> None:
 def test_a_configuration_survives_its_packet() -> None:
     config = configured({"bind": (":1", ":2"), "workers": "3", "fd": ("3",), "health": False})
     assert Config.from_json(config.to_json() | {"of_a_later_version": 1}) == config
+
+
+def test_a_slash_at_the_end_of_the_root_path_is_not_part_of_it() -> None:
+    assert configured({"root_path": "/api/"}).root_path == "/api"
+    assert configured(SERVE_ROOT_PATH="/").root_path == ""

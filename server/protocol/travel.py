@@ -16,7 +16,7 @@ from server.address import Address
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TravelRecord:
-    """What is known about an idle HTTP/1.1 connection."""
+    """What is known about a connection on which no request is in progress."""
 
     leftover: bytes
     """Bytes read since the end of the last request: half a head, or whole requests that were pipelined."""
@@ -26,6 +26,12 @@ class TravelRecord:
     """CLOCK_MONOTONIC, s: when the keep-alive or, with a half-sent head, the head timeout ends; may be infinity."""
     requests: int
     """Requests served on this connection so far."""
+    scheme: str = "http"
+    """What the client's side of the connection is: http, or https where a balancer that ends TLS has said so."""
+    trusted: bool | None = None
+    """Whether what the client says in forwarding fields is believed; None: as the addresses have it."""
+    awaits_proxy: bool = False
+    """The leftover is the beginning of a PROXY protocol header; client and server are the real ends meanwhile."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-compatible values, the leftover as base64."""
@@ -35,6 +41,9 @@ class TravelRecord:
             "server": self.server,
             "deadline": None if math.isinf(self.deadline) else self.deadline,
             "requests": self.requests,
+            "scheme": self.scheme,
+            "trusted": self.trusted,
+            "awaits_proxy": self.awaits_proxy,
         }
 
     def with_leftover(self, leftover: bytes) -> TravelRecord:
@@ -43,7 +52,7 @@ class TravelRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TravelRecord:
-        """The reverse of `to_json`."""
+        """The reverse of `to_json`; a record of the last minor version may lack the last three."""
 
         def address(value: list[Any] | None) -> Address:
             return None if value is None else (value[0], value[1])
@@ -55,4 +64,7 @@ class TravelRecord:
             server=address(values["server"]),
             deadline=math.inf if deadline is None else deadline,
             requests=values["requests"],
+            scheme=values.get("scheme", "http"),
+            trusted=values.get("trusted"),
+            awaits_proxy=values.get("awaits_proxy", False),
         )
