@@ -22,6 +22,7 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
+from server.protocol.websocket_deflate import Deflate
 from server.protocol.websocket_framing import End, Framing
 
 ROUNDS = 5
@@ -35,11 +36,14 @@ def deflate() -> PerMessageDeflate:
 
 
 def serve(compressed: bool) -> Echo:
-    framing = Framing([deflate()] if compressed else [], MAX_SIZE)
+    framing = Framing(Deflate(12, 12, True, True) if compressed else None, MAX_SIZE)
 
     def echo(data: bytes) -> bytes:
-        (event,) = framing.receive(data)
-        assert not isinstance(event, End)
+        event = framing.single(data)
+        if event is None:
+            (read,) = framing.receive(data)
+            assert not isinstance(read, End)
+            event = read
         return framing.text(event) if isinstance(event, str) else framing.binary(event)
 
     return echo

@@ -1,113 +1,195 @@
-"""The framing of one open WebSocket (RFC 6455, RFC 7692): bytes in, messages out, and the reverse. Pure.
+"""The framing of one open WebSocket (RFC 6455 5 to 8, RFC 7692): bytes in, messages out, and the reverse. Pure.
 
-This is the seam in front of the WebSocket library: nothing else imports the library's protocol, so that another one can
-take its place behind the methods here (docs/websocket-library.md says which was chosen and why).
-Rules: pings are answered and a close frame is echoed by the framing itself, into `output`; after an `End` nothing more
-comes out. The commonest frame (a whole, uncompressed message that came in one read) is read and written here directly,
-which spares most of the cost; every other byte goes to the library. It must not know ASGI, sockets or time.
+It owns the reading and writing of frames, the joining of fragments, and the verdict on what the client sends.
+Rules: bytes are judged as they come, so that what is wrong is refused at the first byte that shows it, also in the
+middle of a frame (a text that is not UTF-8, a size over the limit, a reserved bit); what is held of a message is its
+own bytes and no more, however small the pieces. Pings are answered into `output`; after an `End` nothing more comes
+out. It must not know ASGI, sockets or time, nor how the handshake went.
+
+docs/websocket-library.md says why this is not a library's.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from codecs import utf_8_decode
 from typing import Final, NamedTuple
 
-from websockets.exceptions import ProtocolError
-from websockets.extensions import Extension
-from websockets.frames import Frame, Opcode
-from websockets.protocol import OPEN, SERVER, Protocol
+from server.protocol.websocket_deflate import Deflate, TooLarge, Undecodable
 
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # a build of the library without its C part
     from websockets.utils import apply_mask
 
-# The library tells of each connection at INFO, which is the access log's business here.
-LOGGER: Final = logging.getLogger("serve.websocket")
-LOGGER.setLevel(logging.WARNING)
+CONTINUATION: Final = 0x0
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+OPCODES: Final = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
 
-TEXT: Final = Opcode.TEXT
-BINARY: Final = Opcode.BINARY
-CONT: Final = Opcode.CONT
-CLOSE: Final = Opcode.CLOSE
-
-INVALID_TEXT: Final = 1007
-FIN_TEXT: Final = 0x81
-FIN_BINARY: Final = 0x82
+FIN: Final = 0x80
+RSV: Final = 0x70
+RSV1: Final = 0x40  # the message is compressed (RFC 7692 6)
 MASKED: Final = 0x80
+FIN_TEXT: Final = FIN | TEXT
+FIN_BINARY: Final = FIN | BINARY
+
+PROTOCOL_ERROR: Final = 1002
+NO_CODE: Final = 1005
+INVALID_TEXT: Final = 1007
+TOO_LARGE: Final = 1009
+MAX_CONTROL: Final = 125
+MAX_REASON: Final = 123
+
+# Heads of small frames from a server: not masked, so two bytes (RFC 6455 5.2).
+SHORT_TEXT: Final = tuple(bytes((FIN_TEXT, size)) for size in range(126))
+SHORT_BINARY: Final = tuple(bytes((FIN_BINARY, size)) for size in range(126))
+SINGLE: Final = 6 + 125
+"""The largest frame with a short head: a client's has six bytes."""
+
+
+def valid_code(code: int) -> bool:
+    """Whether a close frame may carry the code (RFC 6455 7.4, and those registered since: 1012 to 1014)."""
+    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
 
 
 class End(NamedTuple):
-    """The last event: the peer's close frame, or the failure that it was told of. Write the output, then shut down."""
+    """The last event: the client's close frame, or what it did wrong. Say `answer`, then shut down."""
 
     code: int
-    """The peer's code (1005 if its frame had none), or the one that it was sent: 1002, 1007, 1009."""
+    """The client's code (1005 if its frame had none), or that of the failure: 1002, 1007, 1009."""
     reason: str
     failed: bool
-    """True if the peer broke the protocol or a limit."""
+    """True if the client broke the protocol or a limit."""
+    answer: bytes
+    """Our close frame; empty if one was sent before. It may wait for answers to the messages before."""
 
 
 Event = str | bytes | End
 
 
+class _Violation(Exception):
+    """The client has broken a rule. Ends the reading, and never leaves the module."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
 class Framing:
-    """One direction each of an open WebSocket, from the server's side."""
+    """Both directions of one open WebSocket, from the server's side."""
 
-    __slots__ = ("_fast_limit", "_is_text", "_open", "_parts", "_plain", "_protocol", "output")
+    __slots__ = (
+        "_close_sent",
+        "_compressed",
+        "_deflate",
+        "_ended",
+        "_fin",
+        "_kind",
+        "_left",
+        "_mask",
+        "_max_size",
+        "_message",
+        "_pongs",
+        "_rest",
+        "_resting",
+        "_tail",
+    )
 
-    def __init__(self, extensions: Sequence[Extension], max_size: int) -> None:
+    def __init__(self, deflate: Deflate | None, max_size: int) -> None:
         """`max_size`: the largest incoming message in bytes, after decompression; a larger one ends with code 1009."""
-        self._protocol = Protocol(SERVER, state=OPEN, max_size=max_size, logger=LOGGER)
-        self._protocol.extensions = list(extensions)
-        self._plain = not extensions
-        self._fast_limit = max_size
-        self._open = True
-        """No close frame has been sent: the library's state, where it can be asked quickly."""
-        self._parts: list[bytes | bytearray] | None = None
-        """The fragments of a message whose last one has not come."""
-        self._is_text = False
-        self.output = b""
-        """What the framing itself has to say (pongs, the close frame); whoever writes it empties it."""
+        self._deflate = deflate
+        self._max_size = max_size
+        self._close_sent = False
+        self._ended = False
+        self._resting = True
+        """Nothing is under way: the next byte begins a frame, and that frame a message or a control frame."""
+        self._rest = b""
+        """The start of a frame whose head (or, of a control frame, whose whole) has not come."""
+        self._kind = 0
+        """TEXT or BINARY of the message under way; 0 between two."""
+        self._compressed = False
+        self._message: bytearray | None = None
+        """What has come of it; None until a piece does not finish it."""
+        self._tail = b""
+        """The bytes at the end of that which are the start of a character."""
+        self._left = 0
+        """Bytes of content to come of the data frame under way."""
+        self._fin = False
+        self._mask = b""
+        """That frame's masking key, turned so that it fits the next byte."""
+        self._pongs: list[bytes] = []
+
+    # ---- what comes in
+
+    def single(self, data: bytes) -> str | bytes | None:
+        """The message, if `data` is exactly one small, whole, uncompressed one: the commonest read by far.
+
+        None for anything else, which `receive` takes. Raises nothing: what is not UTF-8 is left to `receive` as well.
+        """
+        size = len(data)
+        if not self._resting or not 6 <= size <= SINGLE or data[1] != size + (MASKED - 6):
+            return None
+        first = data[0]
+        if first == FIN_BINARY:
+            return apply_mask(data[6:], data[2:6])
+        if first == FIN_TEXT:
+            try:
+                return apply_mask(data[6:], data[2:6]).decode()
+            except UnicodeDecodeError:
+                return None
+        return None
 
     def receive(self, data: bytes) -> list[Event]:
         """Take bytes from the client; return whole messages in order, at most one `End`, which is last."""
         events: list[Event] = []
-        if self._parts is None and not self._protocol.reader.buffer and self._open:
-            try:
-                taken = self._receive_simple(data, events)
-            except UnicodeDecodeError as error:
-                events.append(self._invalid_text(error))
-                return events
-            if taken == len(data):
-                return events
-            if taken:
-                data = data[taken:]
-        protocol = self._protocol
-        if protocol.eof_sent:  # ended: what still comes is nobody's
+        if self._ended:  # what still comes is nobody's
             return events
-        protocol.receive_data(data)
-        for frame in protocol.events_received():
-            assert isinstance(frame, Frame)
-            try:
-                event = self._event(frame)
-            except UnicodeDecodeError as error:
-                event = self._invalid_text(error)
-            if event is not None:
-                events.append(event)
-                if type(event) is End:
-                    break
-        if protocol.parser_exc is not None and not (events and type(events[-1]) is End):
-            sent = protocol.close_sent
-            events.append(End(int(sent.code), sent.reason, True) if sent else End(1006, "", True))
-        self._collect()
+        try:
+            self._receive(data, events)
+        except _Violation as wrong:
+            events.append(self._failed(wrong.code, wrong.reason))
+        except UnicodeDecodeError as wrong:
+            events.append(self._failed(INVALID_TEXT, f"{wrong.reason} in a text"))
+        except TooLarge:
+            events.append(self._failed(TOO_LARGE, self._limit()))
+        except Undecodable as wrong:
+            events.append(self._failed(PROTOCOL_ERROR, f"cannot decompress: {wrong}"))
         return events
 
-    def _receive_simple(self, data: bytes, events: list[Event]) -> int:
-        """Read the frames at the start of `data` that are whole messages, masked, uncompressed and complete.
+    @property
+    def output(self) -> bytes:
+        """The pongs that are to be written, each once."""
+        if not self._pongs:
+            return b""
+        pongs, self._pongs = self._pongs, []
+        return b"".join(pongs)
 
-        Returns how many bytes that was; the first frame that is anything else is left to the library.
-        Raises UnicodeDecodeError at a text that is not UTF-8.
+    def _receive(self, data: bytes, events: list[Event]) -> None:
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        position = self._whole_messages(data, events) if not self._kind else 0
+        size = len(data)
+        while position < size and not self._ended:
+            if self._left:
+                end = min(size, position + self._left)
+                self._content(data[position:end], events)
+                position = end
+                continue
+            after = self._frame(data, position, events)
+            if after < 0:
+                self._rest = data[position:]
+                break
+            position = after
+        self._resting = not self._kind and not self._rest and not self._ended
+
+    def _whole_messages(self, data: bytes, events: list[Event]) -> int:
+        """Read the frames at the start of `data` that are whole messages, uncompressed, with all their bytes there.
+
+        Only spares time: `_frame` would read the same. Returns how many bytes that was.
         """
         size = len(data)
         position = 0
@@ -120,95 +202,197 @@ class Framing:
             if length == 126:
                 start += 2
                 length = data[position + 2] << 8 | data[position + 3]
+                if length < 126:
+                    break
             elif length < 0 or length == 127:
                 break
             end = start + length
-            if end > size or length > self._fast_limit:
+            if end > size or length > self._max_size:
                 break
             payload = apply_mask(data[start:end], data[start - 4 : start])
             events.append(payload.decode() if first == FIN_TEXT else payload)
             position = end
         return position
 
-    def _event(self, frame: Frame) -> Event | None:
-        """What a frame completes, if anything."""
-        opcode = frame.opcode
-        if opcode is CONT:
-            assert self._parts is not None
-            if frame.data:  # empty fragments cost nothing, however many there are
-                self._parts.append(bytes(frame.data))
-            if not frame.fin:
-                return None
-            whole = b"".join(self._parts)
-            self._parts = None
-            return whole.decode() if self._is_text else whole
-        if opcode is TEXT or opcode is BINARY:
-            if not frame.fin:
-                self._parts = [bytes(frame.data)]
-                self._is_text = opcode is TEXT
-                return None
-            return bytes(frame.data).decode() if opcode is TEXT else bytes(frame.data)
-        if opcode is CLOSE:
-            received = self._protocol.close_rcvd
-            assert received is not None
-            return End(int(received.code), received.reason, False)
-        return None  # a ping, which the library has answered, or a pong
+    def _frame(self, data: bytes, start: int, events: list[Event]) -> int:
+        """The frame that begins at `start`: its head, and the whole of it if it is a control frame (RFC 6455 5.2).
 
-    def _invalid_text(self, error: UnicodeDecodeError) -> End:
-        """Fail the connection over a text message that is not UTF-8 (RFC 6455 8.1)."""
-        reason = f"{error.reason} at position {error.start}"
-        self._protocol.fail(INVALID_TEXT, reason)
-        self._collect()
-        return End(INVALID_TEXT, reason, True)
+        Returns where to go on, or -1 if more bytes are needed.
+        """
+        have = len(data) - start
+        if have < 2:
+            return -1
+        first, second = data[start], data[start + 1]
+        opcode = first & 0x0F
+        self._check_start(first, opcode, second)
+        length = second & 0x7F
+        if opcode >= CLOSE:
+            after = start + 6 + length
+            if have < 6 + length:
+                return -1
+            self._control(opcode, apply_mask(data[start + 6 : after], data[start + 2 : start + 6]), events)
+            return after
+        key = start + 2
+        if length >= 126:
+            key += 2 if length == 126 else 8
+            if len(data) < key:
+                return -1
+            least, length = (126, 65536)[length - 126], int.from_bytes(data[start + 2 : key])
+            if length < least or length >> 63:
+                raise _Violation(PROTOCOL_ERROR, "frame length not in its shortest form")
+        self._check_size(length, bool(first & RSV1) if opcode else self._compressed)
+        if len(data) < key + 4:
+            return -1
+        if opcode:
+            self._kind = opcode
+            self._compressed = bool(first & RSV1)
+        self._fin = first >= FIN
+        self._left = length
+        self._mask = data[key : key + 4]
+        if not length:
+            self._content(b"", events)
+        return key + 4
 
-    def _collect(self) -> None:
-        """Gather what the library wants written."""
-        self._open = self._protocol.close_sent is None
-        if self._protocol.writes:
-            self.output += b"".join(self._protocol.data_to_send())
+    def _check_start(self, first: int, opcode: int, second: int) -> None:
+        """The rules on the first two bytes of a frame."""
+        if opcode not in OPCODES:
+            raise _Violation(PROTOCOL_ERROR, f"reserved opcode {opcode}")
+        reserved = first & RSV
+        if reserved and (reserved != RSV1 or self._deflate is None or opcode not in (TEXT, BINARY)):
+            raise _Violation(PROTOCOL_ERROR, "reserved bits set")
+        if second < MASKED:  # RFC 6455 5.1
+            raise _Violation(PROTOCOL_ERROR, "frame not masked")
+        if opcode >= CLOSE:  # RFC 6455 5.5
+            if first < FIN:
+                raise _Violation(PROTOCOL_ERROR, "fragmented control frame")
+            if second > MASKED | MAX_CONTROL:
+                raise _Violation(PROTOCOL_ERROR, "control frame of more than 125 bytes")
+        elif opcode == CONTINUATION:  # RFC 6455 5.4
+            if not self._kind:
+                raise _Violation(PROTOCOL_ERROR, "continuation of no message")
+        elif self._kind:
+            raise _Violation(PROTOCOL_ERROR, "message within another one")
+
+    def _check_size(self, length: int, compressed: bool) -> None:
+        """Refuse a frame by its announced length; what a compressed one comes to shows when it is unpacked."""
+        room = self._max_size
+        if compressed:
+            room += (room >> 3) + 1024  # far more than DEFLATE can add to what it cannot compress
+        elif self._message is not None:
+            room -= len(self._message)
+        if length > room:
+            raise _Violation(TOO_LARGE, self._limit())
+
+    def _limit(self) -> str:
+        return f"message of more than {self._max_size} bytes"
+
+    def _content(self, piece: bytes, events: list[Event]) -> None:
+        """Content of the data frame under way: all that has come of it."""
+        taken = len(piece)
+        piece = apply_mask(piece, self._mask)
+        self._left -= taken
+        turn = taken & 3
+        if turn:
+            self._mask = self._mask[turn:] + self._mask[:turn]
+        last = self._fin and not self._left
+        message = self._message
+        if self._compressed:
+            assert self._deflate is not None
+            piece = self._deflate.inflate(piece, self._max_size - (len(message) if message else 0), last)
+        if last:
+            self._message_ends(message, piece, events)
+            return
+        if self._kind == TEXT:
+            text = self._tail + piece
+            _, whole = utf_8_decode(text, "strict", False)
+            self._tail = text[whole:]
+        if message is None:
+            self._message = bytearray(piece)
+        else:
+            message += piece
+
+    def _message_ends(self, message: bytearray | None, piece: bytes, events: list[Event]) -> None:
+        if message is not None:
+            message += piece
+            piece = bytes(message)
+            self._message = None
+        events.append(piece.decode() if self._kind == TEXT else piece)
+        self._kind = 0
+        self._tail = b""
+
+    def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:
+        """RFC 6455 5.5; a pong says nothing that the arrival of bytes does not."""
+        if opcode == PING:
+            self._pongs.append(bytes((FIN | PONG, len(payload))) + payload)
+        elif opcode == CLOSE:
+            events.append(self._closed(payload))
+
+    def _closed(self, payload: bytes) -> End:
+        """The client's close frame (RFC 6455 5.5.1, 7.1.5, 7.1.6), which is answered with the same."""
+        code, reason = NO_CODE, ""
+        if payload:
+            code = int.from_bytes(payload[:2])
+            if len(payload) == 1 or not valid_code(code):
+                raise _Violation(PROTOCOL_ERROR, "close frame without a valid code")
+            reason = payload[2:].decode()
+        return self._end(code, reason, False, payload)
+
+    def _failed(self, code: int, reason: str) -> End:
+        """RFC 6455 7.1.7: the reason is for the person who looks for it at the other end."""
+        return self._end(code, reason, True, code.to_bytes(2) + reason.encode()[:MAX_REASON])
+
+    def _end(self, code: int, reason: str, failed: bool, payload: bytes) -> End:
+        answer = b"" if self._close_sent else bytes((FIN | CLOSE, len(payload))) + payload
+        self._ended = self._close_sent = True
+        self._resting = False
+        self._message = None
+        return End(code, reason, failed, answer)
+
+    # ---- what goes out
 
     def text(self, text: str) -> bytes:
         """The frame of a text message. Raises UnicodeEncodeError for text that UTF-8 cannot carry (lone surrogates)."""
-        return self._frame(FIN_TEXT, text.encode())
+        payload = text.encode()
+        if self._deflate is None and len(payload) < 126:
+            return SHORT_TEXT[len(payload)] + payload
+        return self._data(FIN_TEXT, payload)
 
     def binary(self, data: bytes | bytearray | memoryview) -> bytes:
         """The frame of a binary message."""
-        return self._frame(FIN_BINARY, bytes(data))
+        payload = bytes(data)
+        if self._deflate is None and len(payload) < 126:
+            return SHORT_BINARY[len(payload)] + payload
+        return self._data(FIN_BINARY, payload)
 
-    def _frame(self, first: int, payload: bytes) -> bytes:
-        if not self._plain:
-            frame = Frame(TEXT if first == FIN_TEXT else BINARY, payload)
-            return frame.serialize(mask=False, extensions=self._protocol.extensions)
+    def _data(self, first: int, payload: bytes) -> bytes:
+        if self._deflate is not None:
+            first |= RSV1
+            payload = self._deflate.compress(payload)
         size = len(payload)  # RFC 6455 5.2; a server's frames are not masked
         if size < 126:
             return bytes((first, size)) + payload
         if size < 65536:
             return bytes((first, 126, size >> 8, size & 255)) + payload
-        return bytes((first, 127)) + size.to_bytes(8, "big") + payload
+        return bytes((first, 127)) + size.to_bytes(8) + payload
 
     def ping(self, payload: bytes = b"") -> bytes:
         """A ping frame; at most 125 bytes of payload."""
-        return Frame(Opcode.PING, payload).serialize(mask=False)
+        return bytes((FIN | PING, len(payload))) + payload
 
     def close(self, code: int, reason: str = "") -> bytes:
-        """Our close frame. Frames of data may still come in until the peer's own close frame.
+        """Our close frame. Frames of data may still come in until the client's own close frame.
 
         Raises ValueError for a code that may not be sent (RFC 6455 7.4) or a reason of more than 123 bytes.
         """
-        try:
-            self._protocol.send_close(code, reason)
-        except ProtocolError as error:
+        payload = reason.encode()
+        if not valid_code(code) or len(payload) > MAX_REASON:
             raise ValueError(
-                f"websocket.close: {error} (code {code}; codes are 1000 to 1003, 1007 to 1014 and 3000 to 4999, "
-                "and a reason has at most 123 bytes)"
-            ) from None
-        self._collect()
-        output, self.output = self.output, b""
-        return output
+                f"websocket.close: the code {code} or the reason of {len(payload)} bytes cannot be sent; codes are "
+                "1000 to 1003, 1007 to 1014 and 3000 to 4999, and a reason has at most 123 bytes."
+            )
+        self._close_sent = True
+        return bytes((FIN | CLOSE, len(payload) + 2)) + code.to_bytes(2) + payload
 
     def fail(self, code: int, reason: str) -> bytes:
         """A close frame after which nothing that comes in is read (RFC 6455 7.1.7)."""
-        self._protocol.fail(code, reason)
-        self._collect()
-        output, self.output = self.output, b""
-        return output
+        return self._failed(code, reason).answer

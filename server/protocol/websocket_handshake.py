@@ -7,13 +7,13 @@ know the transport or the application.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake, InvalidHeader
-from websockets.extensions import Extension
-from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -21,15 +21,15 @@ from websockets.typing import Subprotocol
 from server.protocol.head import Head
 from server.protocol.response import CLOSE, encode_fields, plain_answer, without
 from server.protocol.service import Message
-from server.protocol.websocket_framing import LOGGER
+from server.protocol.websocket_deflate import Deflate
 
-# A window of 4 KiB and a memory level of 5 take much less memory for each connection than zlib's defaults, at nearly
-# the same ratio on messages of the usual size; they are the library's own choice too.
-DEFLATE: Final = (
-    ServerPerMessageDeflateFactory(
-        server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
-    ),
-)
+# The library tells of each connection at INFO, which is the access log's business here.
+LOGGER: Final = logging.getLogger("serve.websocket")
+LOGGER.setLevel(logging.WARNING)
+
+# A window of 4 KiB takes much less memory for each connection than zlib's default, at nearly the same ratio on messages
+# of the usual size; it is the library's own choice too.
+DEFLATE: Final = (ServerPerMessageDeflateFactory(server_max_window_bits=12, client_max_window_bits=12),)
 
 NOT_THE_APPLICATIONS: Final = frozenset(
     (
@@ -66,15 +66,16 @@ class Refusal(Exception):
 class Handshake:
     """What a valid request asked for."""
 
-    __slots__ = ("accept_key", "extensions", "extensions_header", "subprotocols")
+    __slots__ = ("accept_key", "deflate", "extensions_header", "subprotocols")
 
     def __init__(
-        self, accept_key: str, extensions_header: str | None, extensions: list[Extension], subprotocols: list[str]
+        self, accept_key: str, extensions_header: str | None, deflate: Deflate | None, subprotocols: list[str]
     ) -> None:
         self.accept_key = accept_key
         """The value of Sec-WebSocket-Accept."""
         self.extensions_header = extensions_header
-        self.extensions = extensions
+        self.deflate = deflate
+        """The compression agreed on, if any."""
         self.subprotocols = subprotocols
         """Those that the client offers, in its order of preference."""
 
@@ -136,4 +137,17 @@ def open_handshake(head: Head, deflate: bool) -> Handshake:
     except (InvalidHandshake, ValueError) as error:
         raise Refusal(400, f"The WebSocket handshake is not valid: {error}.") from None
     offered = [str(name) for name in negotiation.offered]
-    return Handshake(accept_key, extensions_header, negotiation.extensions, offered)
+    return Handshake(accept_key, extensions_header, _deflate(negotiation), offered)
+
+
+def _deflate(negotiation: ServerProtocol) -> Deflate | None:
+    """What the library has agreed on; its own streams are let go."""
+    for agreed in negotiation.extensions:
+        assert isinstance(agreed, PerMessageDeflate)
+        return Deflate(
+            server_bits=agreed.local_max_window_bits,
+            client_bits=agreed.remote_max_window_bits,
+            server_takeover=not agreed.local_no_context_takeover,
+            client_takeover=not agreed.remote_no_context_takeover,
+        )
+    return None

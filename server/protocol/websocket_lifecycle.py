@@ -15,6 +15,8 @@ from server.config import Config
 
 CLOSE_TIMEOUT: Final = 5.0
 """How long the client may take to answer our close frame, in seconds; then the connection is shut down without it."""
+FINISH_TIMEOUT: Final = 5.0
+"""How long the application may take over the messages that came before the client's end, in seconds."""
 LINGER_TIMEOUT: Final = 2.0
 """How long the client may take to close its side after we have shut down ours, in seconds; then it is cut."""
 LINGER_BYTES: Final = 256 * 1024
@@ -29,6 +31,7 @@ class State(enum.Enum):
     HANDSHAKE = "handshake"  # the application has the request and has not answered
     DENYING = "denying"  # the application has begun an HTTP response instead
     OPEN = "open"
+    FINISHING = "finishing"  # the client has ended; our answer follows those to its messages, or the deadline
     CLOSING = "closing"  # our close frame is out, the client's is awaited until the deadline
     LINGERING = "lingering"  # all is said: our side is shut down, the client's end is awaited until the deadline
     CLOSED = "closed"
@@ -37,7 +40,8 @@ class State(enum.Enum):
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.HANDSHAKE: frozenset((State.DENYING, State.OPEN, State.LINGERING, State.CLOSED)),
     State.DENYING: frozenset((State.LINGERING, State.CLOSED)),
-    State.OPEN: frozenset((State.CLOSING, State.LINGERING, State.CLOSED)),
+    State.OPEN: frozenset((State.FINISHING, State.CLOSING, State.LINGERING, State.CLOSED)),
+    State.FINISHING: frozenset((State.LINGERING, State.CLOSED)),
     State.CLOSING: frozenset((State.LINGERING, State.CLOSED)),
     State.LINGERING: frozenset((State.CLOSED,)),
     State.CLOSED: frozenset(),
@@ -71,15 +75,20 @@ class KeepAlive:
         self.heard = False
         """Set by whoever reads; looked at when an answer is due."""
 
-    def expire(self, now: float, deaf: bool) -> Pulse:
-        """The deadline has passed. `deaf` says that we do not read, so that the client's silence is ours."""
+    def expire(self, now: float, deaf: bool, mute: bool = False) -> Pulse:
+        """The deadline has passed. `deaf` says that we do not read, so that the client's silence is ours; `mute` that
+        what we write is not taken, so that a ping would not arrive (that has a deadline of its own).
+        """
         if not self._asked:
+            if mute:
+                self.deadline = self._next_ping = now + self._interval
+                return Pulse.REST
             self._asked = True
             self.heard = False
             self._next_ping = now + self._interval
             self.deadline = now + self._timeout
             return Pulse.PING
-        if self.heard or deaf:
+        if self.heard or deaf or mute:
             self._asked = False
             self.deadline = max(now, self._next_ping)
             return Pulse.REST

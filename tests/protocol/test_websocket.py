@@ -448,8 +448,8 @@ def test_send_after_the_end_raises_oserror_and_is_not_logged(
 def test_client_that_does_not_answer_our_close_is_left_after_the_deadline(
     loop_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.protocol.websocket.CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr("server.protocol.websocket.LINGER_TIMEOUT", 0.1)
+    monkeypatch.setattr("server.protocol.websocket_endings.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("server.protocol.websocket_endings.LINGER_TIMEOUT", 0.1)
     app = Recorder({"type": "websocket.close"})
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()

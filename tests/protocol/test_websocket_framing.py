@@ -1,15 +1,19 @@
-"""The framing alone: the direct reading of common frames gives the same messages as the library's, for any stream."""
+"""The framing alone: any stream gives the same in reads of any size, and the same as another implementation reads."""
 
 from __future__ import annotations
+
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Frame, Opcode
-from websockets.protocol import OPEN
+from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
+from server.protocol.websocket_deflate import MAX_STREAMS, TAIL, Deflate
 from server.protocol.websocket_framing import End, Event, Framing
 from tests.protocol.websocket_server import frame
 
@@ -32,38 +36,125 @@ frames = st.builds(
 )
 
 
-def fed(stream: bytes, size: int) -> tuple[list[Event], bytes]:
+def fed(stream: bytes, size: int, deflate: Deflate | None = None) -> tuple[list[Event], bytes]:
     """The events and the output for a stream that comes in reads of `size` bytes."""
-    framing = Framing([], MAX_SIZE)
+    framing = Framing(deflate, MAX_SIZE)
     events: list[Event] = []
+    output = b""
     for start in range(0, len(stream), size):
-        events += framing.receive(stream[start : start + size])
-    return events, framing.output
+        data = stream[start : start + size]
+        message = framing.single(data)
+        events += framing.receive(data) if message is None else [message]
+        output += framing.output
+    return events, output
 
 
-@given(st.lists(frames, max_size=8), st.integers(1, 700))
-def test_reads_of_any_size_give_the_same(stream: list[bytes], size: int) -> None:
-    """Reads of one byte leave everything to the library; larger ones go the direct way where they can."""
+@given(st.lists(frames, max_size=8), st.integers(1, 700), st.booleans())
+def test_reads_of_any_size_give_the_same(stream: list[bytes], size: int, compress: bool) -> None:
+    """Reads of one byte take the long way; larger ones go the short ways where they can."""
     whole = b"".join(stream)
-    expected, output = fed(whole, 1)
-    events, direct_output = fed(whole, size)
+    expected, output = fed(whole, 1, Deflate(12, 12, True, True) if compress else None)
+    events, direct_output = fed(whole, size, Deflate(12, 12, True, True) if compress else None)
     assert [e for e in events if not isinstance(e, End)] == [e for e in expected if not isinstance(e, End)]
     assert [(e.code, e.failed) for e in events if isinstance(e, End)] == [
         (e.code, e.failed) for e in expected if isinstance(e, End)
     ]
     assert not any(isinstance(e, End) for e in events[:-1])
-    if not any(isinstance(e, End) and e.code == 1007 for e in events):
-        assert direct_output == output
+    assert direct_output == output
 
 
-@given(st.binary(max_size=300), st.integers(1, 300))
-def test_noise_never_raises(noise: bytes, size: int) -> None:
-    fed(noise, size)
+@given(st.lists(frames, max_size=8))
+def test_another_implementation_reads_the_same(stream: list[bytes]) -> None:
+    """Up to the first thing that is wrong, the messages; then the same verdict."""
+    library = Protocol(SERVER, state=OPEN, max_size=MAX_SIZE)
+    library.receive_data(b"".join(stream))
+    got: list[tuple[Opcode, bytes]] = []
+    for frame_ in library.events_received():
+        assert isinstance(frame_, Frame)
+        if frame_.opcode in (Opcode.TEXT, Opcode.BINARY):
+            got.append((frame_.opcode, bytes(frame_.data)))
+        elif frame_.opcode is Opcode.CONT:
+            got[-1] = (got[-1][0], got[-1][1] + bytes(frame_.data))
+    events, _ = fed(b"".join(stream), 1 << 20)
+    messages = [e for e in events if not isinstance(e, End)]
+    for (opcode, data), message in zip(got, messages, strict=False):
+        assert data == (message.encode() if isinstance(message, str) else message)
+        assert isinstance(message, str) == (opcode is Opcode.TEXT)
+    end = events[-1] if events and isinstance(events[-1], End) else None
+    if end is None or not (end.failed and end.code == 1007):  # the library leaves UTF-8 to its caller
+        assert len(got) - len(messages) in (0, 1)  # the last may be unfinished
+    if end is None:
+        assert library.close_sent is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.binary(max_size=60), st.booleans()), max_size=6), st.integers(1, 200))
+def test_compressed_messages_in_pieces(messages: list[tuple[bool, bytes, bool]], size: int) -> None:
+    """What another implementation compresses and cuts into frames comes out again, with takeover on both sides."""
+    client = ClientProtocol(parse_uri("ws://test/"), max_size=None, state=OPEN)
+    client.extensions = [PerMessageDeflate(False, False, 12, 12, {"memLevel": 5})]
+    stream = b""
+    for binary, data, cut in messages:
+        half = len(data) // 2
+        if binary:
+            client.send_binary(data[:half] if cut else data, fin=not cut)
+        else:
+            data = data.hex().encode()
+            half = len(data) // 2
+            client.send_text(data[:half] if cut else data, fin=not cut)
+        if cut:
+            client.send_continuation(data[half:], fin=True)
+    stream = b"".join(client.data_to_send())
+    events, _ = fed(stream, size, Deflate(12, 12, True, True))
+    assert events == [data if binary else data.hex() for binary, data, _ in messages]
+
+
+@given(st.binary(max_size=300), st.integers(1, 300), st.booleans())
+def test_noise_never_raises(noise: bytes, size: int, compress: bool) -> None:
+    fed(noise, size, Deflate(12, 12, True, True) if compress else None)
+
+
+def finished(data: bytes) -> bytes:
+    """A DEFLATE stream that ends itself (BFINAL)."""
+    compressor = zlib.compressobj(wbits=-12)
+    return compressor.compress(data) + compressor.flush()
+
+
+def test_stream_that_ends_itself_is_read_on() -> None:
+    """RFC 7692 7.2.3.4, with its own example; and several streams in one message."""
+    example = bytes.fromhex("f348cdc9c9070000")
+    framing = Framing(Deflate(12, 12, True, True), MAX_SIZE)
+    assert framing.receive(frame(1, example, rsv=4)) == ["Hello"]
+    assert framing.receive(frame(1, example, rsv=4)) == ["Hello"]
+    three = finished(b"one ") + finished(b"two ") + finished(b"three") + b"\0"
+    assert framing.receive(frame(2, three, rsv=4)) == [b"one two three"]
+
+
+def test_streams_without_end_are_refused() -> None:
+    """Each costs a stream of zlib's and a copy of the rest: a few bytes must not buy that without end."""
+    framing = Framing(Deflate(12, 12, True, True), MAX_SIZE)
+    assert framing.receive(frame(2, finished(b"x") * (MAX_STREAMS - 1) + b"\0", rsv=4)) == [b"x" * (MAX_STREAMS - 1)]
+    (end,) = framing.receive(frame(2, finished(b"") * (MAX_STREAMS + 1), rsv=4))
+    assert isinstance(end, End)
+    assert end.code == 1002
+
+
+@pytest.mark.parametrize(("server_takeover", "client_takeover"), [(True, True), (False, False)])
+def test_context_takeover(server_takeover: bool, client_takeover: bool) -> None:
+    """RFC 7692 7.1.1: what may refer to the message before does, and what must not does not."""
+    client = zlib.compressobj(wbits=-12)
+    first = client.compress(b"hello " * 9) + client.flush(zlib.Z_SYNC_FLUSH)
+    second = client.compress(b"hello " * 9) + client.flush(zlib.Z_SYNC_FLUSH)
+    framing = Framing(Deflate(12, 12, server_takeover, client_takeover), MAX_SIZE)
+    assert framing.receive(frame(2, first[: -len(TAIL)], rsv=4)) == [b"hello " * 9]
+    (event,) = framing.receive(frame(2, second[: -len(TAIL)], rsv=4))
+    assert event == b"hello " * 9 if client_takeover else isinstance(event, End)
+    sent = [framing.binary(b"hello " * 9), framing.binary(b"hello " * 9)]
+    assert (sent[0] == sent[1]) is not server_takeover
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 100_000])
 def test_frames_are_what_a_client_library_reads(size: int) -> None:
-    framing = Framing([], MAX_SIZE)
+    framing = Framing(None, MAX_SIZE)
     client = ClientProtocol(parse_uri("ws://test/"), max_size=None, state=OPEN)
     client.receive_data(
         framing.text("x" * size) + framing.binary(b"y" * size) + framing.ping(b"z") + framing.close(1000)
@@ -78,9 +169,9 @@ def test_frames_are_what_a_client_library_reads(size: int) -> None:
 
 
 def test_messages_still_come_between_our_close_and_the_clients() -> None:
-    framing = Framing([], MAX_SIZE)
+    framing = Framing(None, MAX_SIZE)
     framing.close(1000)
     assert framing.receive(frame(1, b"late")) == ["late"]
-    assert framing.receive(frame(8, b"\x03\xe8")) == [End(1000, "", False)]
+    assert framing.receive(frame(8, b"\x03\xe8")) == [End(1000, "", False, b"")]
     assert framing.receive(frame(1, b"later")) == []
     assert framing.output == b""

@@ -1,0 +1,95 @@
+"""The compression of one WebSocket's messages: permessage-deflate (RFC 7692), after its parameters are agreed. Pure.
+
+It owns the two zlib streams. Rules: a stream is made when the first message needs it, so that a socket that only waits
+holds none; nothing is unpacked beyond the room that the caller grants, so that a bomb costs no more than a message of
+the largest size. It must not know frames, sockets or how the parameters were negotiated.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+TAIL: Final = b"\x00\x00\xff\xff"
+"""What ends a sync flush: taken off what is sent, put back to what comes (RFC 7692 7.2.1, 7.2.2)."""
+MEMORY_LEVEL: Final = 5
+"""zlib's `memLevel`: with the window of 4 KiB that the server asks for, 32 KiB for each stream that compresses."""
+MAX_STREAMS: Final = 16
+"""How many times a DEFLATE stream may end (BFINAL) within one message; each costs a new one of zlib's."""
+
+
+class TooLarge(Exception):
+    """The message is larger than the caller has room for."""
+
+
+class Undecodable(Exception):
+    """This is no DEFLATE stream."""
+
+
+class Deflate:
+    """Both directions of one connection, from the server's side. Window sizes are in bits (RFC 7692 7.1.2)."""
+
+    __slots__ = (
+        "_client_bits",
+        "_client_takeover",
+        "_compressor",
+        "_decompressor",
+        "_ended",
+        "_server_bits",
+        "_server_takeover",
+    )
+
+    def __init__(self, server_bits: int, client_bits: int, server_takeover: bool, client_takeover: bool) -> None:
+        """`…_takeover`: whether that side's next message may refer to what it has sent before (RFC 7692 7.1.1)."""
+        self._server_bits = server_bits
+        self._client_bits = max(client_bits, 9)  # zlib's 8 is a 9 for some who compress; a larger window reads all
+        self._server_takeover = server_takeover
+        self._client_takeover = client_takeover
+        self._compressor: zlib._Compress | None = None
+        self._decompressor: zlib._Decompress | None = None
+        self._ended = 0
+        """Streams that have ended within the message that is coming in."""
+
+    def compress(self, payload: bytes) -> bytes:
+        """A whole message (RFC 7692 7.2.1)."""
+        compressor = self._compressor
+        if compressor is None:
+            compressor = zlib.compressobj(wbits=-self._server_bits, memLevel=MEMORY_LEVEL)
+            if self._server_takeover:
+                self._compressor = compressor
+        start = compressor.compress(payload)
+        rest = compressor.flush(zlib.Z_SYNC_FLUSH)
+        return start + rest[:-4] if start else rest[:-4]
+
+    def inflate(self, piece: bytes, room: int, last: bool) -> bytes:
+        """A piece of a message; `last` says that the message ends with it (RFC 7692 7.2.2).
+
+        Raises TooLarge if it unpacks to more than `room` bytes, Undecodable if it is not DEFLATE.
+        """
+        if last:
+            piece += TAIL
+        decompressor = self._decompressor
+        if decompressor is None:
+            decompressor = self._decompressor = zlib.decompressobj(-self._client_bits)
+        try:
+            data = decompressor.decompress(piece, room + 1)
+            while decompressor.eof:  # a block with BFINAL set; another stream may follow (RFC 7692 7.2.3.4)
+                piece = decompressor.unused_data
+                decompressor = self._decompressor = self._next_stream()
+                data += decompressor.decompress(piece, room + 1 - min(len(data), room))
+        except zlib.error as error:
+            raise Undecodable(str(error)) from None
+        if len(data) > room:
+            raise TooLarge
+        if last:
+            self._ended = 0
+            if not self._client_takeover:
+                self._decompressor = None
+        return data
+
+    def _next_stream(self) -> zlib._Decompress:
+        """What reads on after a stream has ended; bounded, since each copies what is left of the piece."""
+        self._ended += 1
+        if self._ended > MAX_STREAMS:
+            raise Undecodable(f"more than {MAX_STREAMS} streams in one message")
+        return zlib.decompressobj(-self._client_bits)
