@@ -14,13 +14,15 @@ import sys
 from typing import Any, Final, cast
 
 from server.address import Address
-from server.protocol import health, lifecycle
-from server.protocol.exchange import COMING, WAITING, Exchange
-from server.protocol.exchange import STARTED as RESPONSE_STARTED
-from server.protocol.head import BadRequest, Head, hopeless
+from server.protocol import health
+from server.protocol.answer import COMING, WAITING
+from server.protocol.answer import STARTED as RESPONSE_STARTED
+from server.protocol.exchange import Exchange
+from server.protocol.head import CHUNKED, BadRequest, Head, hopeless
 from server.protocol.lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
+from server.protocol.parser import Parser
 from server.protocol.response import CLOSE, plain_answer
-from server.protocol.service import Phase, Service
+from server.protocol.service import Phase, Service, too_long
 from server.protocol.travel import TravelRecord
 from server.protocol.websocket import WebSocketConnection
 from server.scoreboard import Cell
@@ -34,12 +36,26 @@ FRESH_TIME: Final = 2.0
 DRAIN_TIME: Final = 15.0
 """How long (s) the rest of a request that was answered early may take to arrive."""
 
+BODY_WINDOW: Final = 15.0
+"""The rate at which a request's content arrives is the average over this long (s)."""
+
+RETRY_AFTER: Final = 1
+"""Seconds after which a client that found the worker overloaded may come again."""
+
+BATCH: Final = 32
+"""Pipelined requests that are answered in a row before others have their turn."""
+
+AROUND_TARGET: Final = 64
+"""More than a request line has around its target: the method, two spaces, the version."""
+
 _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
+_IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 _SERVING: Final = Phase.SERVING
 _CR: Final = 13
+_P: Final = ord("P")
 IDLE: Final = State.IDLE
 REQUEST: Final = State.REQUEST
 DRAINING: Final = State.DRAINING
@@ -56,14 +72,16 @@ class Http1Connection(Lifecycle):
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("_overhead", "_parser", "_scanned", "read_paused")
+    __slots__ = ("_arrived", "_content", "_overhead", "_parser", "_scanned", "read_paused")
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         super().__init__(service, record)
         self.read_paused = False
         self._scanned = 0  # bytes of the buffer that hold no end of a head
         self._overhead = 0  # bytes of chunked content that were no content
-        self._parser = service.new_parser()
+        self._content = 0  # bytes of chunked content so far
+        self._arrived = 0  # bytes of content since its time was last looked at
+        self._parser: Parser | None = None  # of the chunked content that is coming
 
     # ---- what the transport says
 
@@ -78,7 +96,7 @@ class Http1Connection(Lifecycle):
         if record is None:
             self.client = _peer(transport.get_extra_info("peername"))
             self.server = _local(transport.get_extra_info("sockname"))
-            self.deadline = service.loop.time() + max(service.keep_alive, service.config.head_timeout)
+            self.deadline = service.loop.time() + service.config.first_byte_timeout
         else:
             self.client, self.server = record.client, record.server
             self.requests = record.requests
@@ -107,12 +125,13 @@ class Http1Connection(Lifecycle):
         if state is IDLE:
             if not self._buffer and not self.write_paused and data[0] != _CR:
                 end = data.find(b"\r\n\r\n") + 4
-                if 3 < end <= self.service.config.max_head_size:
+                if 3 < end <= self.service.max_head_size:
                     if end == len(data):
                         self._begin(data, b"")
-                    else:
+                        return
+                    if data[0] == _P:  # POST, PUT, PATCH: content follows; else, further requests do
                         self._begin(data[:end], data[end:])
-                    return
+                        return
             self._buffer += data
             self._advance()
             if self.write_paused:  # the last answer is not read: what follows it waits, and is bounded
@@ -155,15 +174,31 @@ class Http1Connection(Lifecycle):
         if exchange is not None:
             exchange.lose()
         self.write_paused = False
-        self._wake_writers()
+        self.drop_held()
+        self.wake_writers()
         self._close_books()
 
     # ---- from bytes to requests
 
     def _advance(self) -> None:
-        """Start the next request if its head is whole; otherwise say until when it must be."""
+        """Start the requests whose heads are whole, one after another; say until when the next head must be."""
         if self.state is not IDLE or self.write_paused:
             return  # comes again from resume_writing or after the exchange
+        left = BATCH
+        self.batching = True
+        try:
+            while left and self._start_next() and self.state is IDLE and not self.write_paused:
+                left = left - 1 if self.service.phase is _SERVING else 0
+        finally:
+            self.batching = False
+            self.flush()
+        if self.state is IDLE and left < BATCH:
+            self.mind_reading()
+            if not left or self.write_paused:
+                self.service.loop.call_soon(self._settle)
+
+    def _start_next(self) -> bool:
+        """Start the request at the buffer's beginning if its head is whole; True if more may be done."""
         buffer = self._buffer
         while buffer[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request line are skipped
             del buffer[:2]
@@ -171,8 +206,8 @@ class Http1Connection(Lifecycle):
         if not buffer:
             if self.eof:
                 self._close()
-            return
-        limit = self.service.config.max_head_size
+            return False
+        limit = self.service.max_head_size
         end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0)) + 4
         if end == 3:
             self._await_head(limit)
@@ -183,6 +218,8 @@ class Http1Connection(Lifecycle):
             del buffer[:end]
             self._scanned = 0
             self._begin(head, b"")
+            return True
+        return False
 
     def _await_head(self, limit: int) -> None:
         """A part of a head has arrived: it has a time limit, a size limit, and it must look like one."""
@@ -193,6 +230,8 @@ class Http1Connection(Lifecycle):
         if buffer == b"\r":
             return  # half an empty line
         refused = hopeless(buffer, self._scanned)
+        if refused is None and len(buffer) > self.service.config.max_target_size:
+            refused = _endless_target(buffer, self.service.config.max_target_size)
         if refused is not None:
             self._refuse(refused)
         elif self.eof:
@@ -205,8 +244,9 @@ class Http1Connection(Lifecycle):
     def _begin(self, data: bytes, rest: bytes) -> None:
         """Start the request whose whole head is `data`; `rest` followed it."""
         service = self.service
+        cells = service.cells
         try:
-            head = self._parser.parse_head(data)
+            head = service.heads.read(data, cells[_REQUESTS])
         except BadRequest as refused:
             self._refuse(refused, with_body=not data.startswith(b"HEAD "))
             return
@@ -216,11 +256,18 @@ class Http1Connection(Lifecycle):
         if head.websocket and not head.body:
             self._upgrade(head, rest)
             return
+        if service.max_concurrency and cells[_IN_FLIGHT] >= service.max_concurrency:
+            self._overloaded(head, rest)
+            return
         self.exchange = exchange = Exchange(self, service, head)
         self.state = REQUEST
         self.deadline = INFINITY
         if head.body:
-            self._overhead = 0
+            if head.body == CHUNKED:
+                self._overhead = self._content = 0
+                self._parser = service.new_parser()
+                self._parser.parse_head(data)
+            self._expect_content()
             if self._buffer:
                 rest = bytes(self._buffer)
                 self._buffer.clear()
@@ -244,6 +291,7 @@ class Http1Connection(Lifecycle):
 
     def _take_content(self, exchange: Exchange, data: bytes) -> None:
         """Bytes of the request's content have arrived, perhaps more than it."""
+        self._arrived += len(data)
         left = exchange.left
         if left > 0:
             size = len(data)
@@ -264,6 +312,7 @@ class Http1Connection(Lifecycle):
 
     def _take_chunks(self, exchange: Exchange, data: bytes) -> bool:
         """The same for chunked content; True if it is complete."""
+        assert self._parser is not None
         try:
             pieces, leftover = self._parser.feed_body(data)
         except BadRequest as refused:
@@ -275,11 +324,17 @@ class Http1Connection(Lifecycle):
             exchange.push(piece)
         # One-byte chunks have 5 bytes around each byte; long extensions and trailers are an attack.
         self._overhead = max(0, self._overhead + len(data) - len(leftover or b"") - 8 * content)
-        if self._overhead > self.service.config.max_head_size:
+        if self._overhead > self.service.max_head_size:
             self._refuse_content(exchange, BadRequest(400, "The chunked content has too much around it."))
+            return False
+        self._content += content
+        largest = self.service.config.max_body_size
+        if largest and self._content > largest:
+            self._refuse_content(exchange, BadRequest(413, f"The request's content is larger than {largest} bytes."))
             return False
         if leftover is None:
             return False
+        self._parser = None
         self._buffer += leftover
         exchange.whole()
         return True
@@ -290,7 +345,7 @@ class Http1Connection(Lifecycle):
         if self.state is REQUEST and exchange is not None:
             pause = exchange.unread > READ_LIMIT or len(self._buffer) > READ_LIMIT
         elif self.state is IDLE:
-            pause = len(self._buffer) > READ_LIMIT + self.service.config.max_head_size
+            pause = len(self._buffer) > READ_LIMIT + self.service.max_head_size
         else:
             pause = self.state is LEAVING
         if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:
@@ -299,6 +354,8 @@ class Http1Connection(Lifecycle):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
+                if self.state is REQUEST:
+                    self._expect_content()
 
     # ---- answers
 
@@ -307,7 +364,10 @@ class Http1Connection(Lifecycle):
         self.requests += 1
         if exchange.close:
             self.exchange = None
-            self._finish()
+            if exchange.head.keep_alive or exchange.content is COMING or self._buffer:
+                self._finish()
+            else:
+                self._close()  # the client has said that this was its last: nothing more comes that could be reset
         elif exchange.content is COMING:
             if exchange.drainable():
                 self._become(DRAINING)
@@ -326,7 +386,7 @@ class Http1Connection(Lifecycle):
         self.state = IDLE
         self._allowance = 0
         self.deadline = service.loop.time() + service.keep_alive
-        if self._buffer or self.read_paused or self.eof or service.phase is not _SERVING:
+        if not self.batching and (self._buffer or self.read_paused or self.eof or service.phase is not _SERVING):
             self.mind_reading()
             service.loop.call_soon(self._settle)
 
@@ -361,7 +421,7 @@ class Http1Connection(Lifecycle):
         service.cells[_STATUS + refused.status // 100] += 1
         text = refused.reason + "\n"
         self._buffer.clear()
-        self.transport.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
+        self.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
         if service.access_log is not None:
             service.access_log.record(
                 self.client, "-", "-", "1.1", refused.status, len(text) if with_body else 0, 0.0, []
@@ -375,7 +435,7 @@ class Http1Connection(Lifecycle):
         exchange.status = refused.status if unanswered else exchange.status
         if unanswered:
             text, with_body = refused.reason + "\n", exchange.head.method != "HEAD"
-            self.transport.write(plain_answer(refused.status, text, self.service.default_headers, CLOSE, with_body))
+            self.write(plain_answer(refused.status, text, self.service.default_headers, CLOSE, with_body))
         exchange.refuse()
         self.exchange = None
         if in_time:
@@ -395,7 +455,26 @@ class Http1Connection(Lifecycle):
             or ((service.close_answers or service.phase is Phase.CLOSING) and not (rest or self._buffer))
             or not service.config.keep_alive
         )
-        self.transport.write(health.answer(service, head, close))
+        self.write(health.answer(service, head, close))
+        self.requests += 1
+        if close:
+            self._finish()
+        else:
+            self._buffer += rest
+            self._rest()
+
+    def _overloaded(self, head: Head, rest: bytes) -> None:
+        """As many requests are in progress as the worker takes: this one is refused, and may come again soon."""
+        service = self.service
+        service.cells[_REQUESTS] += 1
+        service.cells[_STATUS + 5] += 1
+        close = not head.keep_alive or head.body != 0 or not service.persistent
+        lines = (CLOSE if close else service.keep_alive_lines) + b"retry-after: %d\r\n" % RETRY_AFTER
+        text = "The server is busy; try again soon.\n"
+        self.write(plain_answer(503, text, service.default_headers, lines, head.method != "HEAD"))
+        if service.access_log is not None:
+            target = head.target.decode("latin-1")
+            service.access_log.record(self.client, head.method, target, head.version, 503, len(text), 0.0, head.headers)
         self.requests += 1
         if close:
             self._finish()
@@ -406,6 +485,7 @@ class Http1Connection(Lifecycle):
     def _upgrade(self, head: Head, rest: bytes) -> None:
         """Give the transport to a WebSocket connection, together with what has been read behind the request."""
         service, transport = self.service, self.transport
+        self.flush()
         leftover = rest + self._buffer
         self._buffer.clear()
         if self.read_paused:
@@ -425,7 +505,7 @@ class Http1Connection(Lifecycle):
 
     def _expire_idle(self) -> None:
         """The client has sent nothing for long, or half a head and no more, or it has not read its answer yet."""
-        unread = self.transport.get_write_buffer_size()
+        unread = self.unwritten()
         if unread or self._allowance:
             self._expire_unread(unread)
         elif self._buffer and self._buffer != b"\r":
@@ -443,7 +523,41 @@ class Http1Connection(Lifecycle):
             self.transport.abort()
             return
         self._allowance = unread
-        self.deadline = now + (lifecycle.FLUSH_TIME if unread else self.service.keep_alive)
+        self.deadline = now + (self.service.config.write_timeout if unread else self.service.keep_alive)
+
+    def _expect_content(self) -> None:
+        """Begin the time in which the next of the request's content must arrive; none if it has all arrived."""
+        exchange = self.exchange
+        coming = exchange is not None and exchange.content is COMING and self.service.config.min_body_rate
+        self.deadline = self.service.loop.time() + BODY_WINDOW if coming and not self.write_paused else INFINITY
+        self._arrived = 0
+
+    def _expire_request(self) -> None:
+        """The client takes no byte of the response, or sends the content too slowly, or it is not its fault."""
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if self.write_paused:
+            unread = self.unwritten()
+            if unread >= self._allowance:
+                self._cut_unread(exchange)
+            else:
+                self._allowance = unread
+                self.deadline = self.service.loop.time() + self.service.config.write_timeout
+        elif self.read_paused or exchange.awaits_continue or exchange.content is not COMING:
+            self._expect_content()
+        elif self._arrived < self.service.config.min_body_rate * BODY_WINDOW:
+            self._refuse_content(exchange, BadRequest(408, "The request's content arrives too slowly."))
+        else:
+            self._expect_content()
+
+    def _cut_unread(self, exchange: Exchange) -> None:
+        """The client has taken no byte for `write_timeout`: the response ends here, visibly short."""
+        self.exchange = None
+        self._become(FLUSHING)
+        exchange.lose()
+        self.wake_writers()
+        self._reset()
 
     # ---- hand-over
 
@@ -468,6 +582,12 @@ class Http1Connection(Lifecycle):
 
 def _too_large(limit: int) -> BadRequest:
     return BadRequest(431, f"The request head is larger than {limit} bytes.")
+
+
+def _endless_target(buffer: bytearray, limit: int) -> BadRequest | None:
+    """The verdict on half a head whose request line is already longer than any with a target of `limit` bytes."""
+    line = buffer.find(b"\r\n")
+    return too_long(limit) if (len(buffer) if line < 0 else line) > limit + AROUND_TARGET else None
 
 
 def _peer(name: Any) -> Address:

@@ -9,7 +9,6 @@ that is `server.protocol.http1`, which derives from it.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import math
 import os
@@ -21,6 +20,7 @@ from server.address import Address
 from server.protocol.exchange import Exchange
 from server.protocol.service import Service
 from server.protocol.travel import TravelRecord
+from server.protocol.writing import WriteSide
 from server.scoreboard import Cell
 
 LINGER_TIME: Final = 2.0
@@ -28,9 +28,6 @@ LINGER_TIME: Final = 2.0
 
 LINGER_LIMIT: Final = 1 << 20
 """Bytes that are read from it meanwhile."""
-
-FLUSH_TIME: Final = 30.0
-"""A closing connection whose client takes no byte of what is left to write for this long (s) is cut."""
 
 PEEK_TIME: Final = 5.0
 """Bytes were seen at the deadline of an idle connection: they are given this long (s) to be read."""
@@ -76,30 +73,24 @@ LEAVING: Final = State.LEAVING
 CLOSED: Final = State.CLOSED
 
 
-class Lifecycle(asyncio.Protocol):
+class Lifecycle(WriteSide):
     """What a connection is apart from its requests."""
 
     __slots__ = (
         "_allowance",
         "_buffer",
         "_record",
-        "_write_waiters",
         "client",
         "deadline",
         "eof",
         "exchange",
         "requests",
         "server",
-        "service",
         "state",
-        "transport",
-        "write_paused",
     )
 
-    transport: asyncio.Transport
-
     def __init__(self, service: Service, record: TravelRecord | None) -> None:
-        self.service = service
+        super().__init__(service)
         self.client: Address = None
         self.server: Address = None
         self.requests = 0
@@ -110,10 +101,8 @@ class Lifecycle(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.eof = False
         """The client has shut down its write side. It may still read: what it has sent whole is answered."""
-        self.write_paused = False
-        self._write_waiters: list[asyncio.Future[None]] = []
         self._buffer = bytearray()  # what has arrived and belongs to no request yet
-        self._allowance = 0  # FLUSHING, IDLE: unwritten bytes when last looked; LINGERING: bytes that may still be read
+        self._allowance = 0  # LINGERING: bytes that may still be read; before: unwritten bytes when last looked
 
     def _become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
@@ -141,34 +130,33 @@ class Lifecycle(asyncio.Protocol):
         """The deadline has passed while no request was in progress."""
         raise NotImplementedError
 
+    def _expire_request(self) -> None:
+        """The deadline has passed while a request is in progress."""
+        raise NotImplementedError
+
+    def _expect_content(self) -> None:
+        """Say until when the next of the request's content must have arrived."""
+        raise NotImplementedError
+
     # ---- the write side
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than the application writes: `send` waits."""
+        """The client reads more slowly than the application writes: `send` waits, for as long as it reads at all."""
         self.write_paused = True
+        if self.state is REQUEST:
+            self._allowance = self.unwritten()
+            self.deadline = self.service.loop.time() + self.service.config.write_timeout
 
     def resume_writing(self) -> None:
         """What was to be written is (nearly) written."""
         self.write_paused = False
-        self._wake_writers()
-        if self.state is FLUSHING:
+        self.wake_writers()
+        if self.state is REQUEST:
+            self._expect_content()
+        elif self.state is FLUSHING:
             self._flushed()
         elif self.state is IDLE:
             self._settle()
-
-    def _wake_writers(self) -> None:
-        if self._write_waiters:
-            waiters, self._write_waiters = self._write_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    async def writable(self) -> None:
-        """Wait until the transport takes more, or is closed. Its end is the client's reading, or the hammer."""
-        while self.write_paused:
-            waiter: asyncio.Future[None] = self.service.loop.create_future()
-            self._write_waiters.append(waiter)
-            await waiter
 
     def _close_books(self) -> None:
         service = self.service
@@ -182,6 +170,7 @@ class Lifecycle(asyncio.Protocol):
         """The last answer is written: flush it, shut down the write side, read to the end, close (law 9)."""
         self._become(FLUSHING)
         self._buffer.clear()
+        self.flush()
         transport = self.transport
         if transport.is_closing():
             self._close()
@@ -195,7 +184,7 @@ class Lifecycle(asyncio.Protocol):
         if not self._allowance:
             self._flushed()
         else:
-            self.deadline = self.service.loop.time() + FLUSH_TIME
+            self.deadline = self.service.loop.time() + self.service.config.write_timeout
             transport.set_write_buffer_limits(0)
 
     def _flushed(self) -> None:
@@ -220,8 +209,9 @@ class Lifecycle(asyncio.Protocol):
         if self.state is not FLUSHING:
             self._become(FLUSHING)
         self._buffer.clear()
+        self.flush()
         self._allowance = self.transport.get_write_buffer_size()
-        self.deadline = self.service.loop.time() + FLUSH_TIME
+        self.deadline = self.service.loop.time() + self.service.config.write_timeout
         self.transport.close()
 
     def cut_short(self, reset: bool) -> None:
@@ -251,16 +241,18 @@ class Lifecycle(asyncio.Protocol):
         state = self.state
         if state is IDLE:
             self._expire_idle()
+        elif state is REQUEST:
+            self._expire_request()
         elif state is DRAINING:
             self.exchange = None
             self._finish()
         elif state is FLUSHING:
-            size = self.transport.get_write_buffer_size()
+            size = self.unwritten()
             if size >= self._allowance:
                 self.transport.abort()
             else:
                 self._allowance = size
-                self.deadline = now + FLUSH_TIME
+                self.deadline = now + self.service.config.write_timeout
         elif state is LINGERING:
             self.transport.close()
 
@@ -295,7 +287,7 @@ class Lifecycle(asyncio.Protocol):
             else:
                 self.transport.abort()
             return True
-        unfinished = bool(self._buffer) or self.transport.get_write_buffer_size() > 0
+        unfinished = bool(self._buffer) or self.unwritten() > 0
         self.exchange = None
         if state is not FLUSHING and state is not LINGERING:
             self._become(FLUSHING)
@@ -308,12 +300,7 @@ class Lifecycle(asyncio.Protocol):
 
     def can_leave(self) -> bool:
         """Whether `leave()` is possible now: no request in progress, every answer written, the client still there."""
-        return (
-            self.state is IDLE
-            and not self.eof
-            and not self.transport.is_closing()
-            and self.transport.get_write_buffer_size() == 0
-        )
+        return self.state is IDLE and not self.eof and not self.transport.is_closing() and self.unwritten() == 0
 
     def leave(self) -> tuple[int, TravelRecord]:
         """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.

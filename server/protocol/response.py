@@ -41,6 +41,8 @@ class Wish(enum.IntFlag):
     CHUNKED = 2  # transfer-encoding: chunked
     DATE = 4  # it gives its own date
     SERVER = 8  # it gives its own server
+    TRAILERS = 16  # trailer fields will follow
+    BODILESS = 32  # the status has no content (204, 304)
 
 
 _NONE: Final = int(Wish.NONE)
@@ -99,6 +101,12 @@ def encode_trailers(headers: Iterable[Iterable[bytes]]) -> bytes:
             raise ValueError(f"The field {name.decode('latin-1')} cannot be sent as a trailer.")
     block, _, _ = encode_fields(fields, bodiless=False)
     return block[2:] + b"\r\n" if block else b""
+
+
+def encode_hints(links: Iterable[bytes]) -> bytes:
+    """A 103 response with the values of its Link fields (RFC 8297). Raises TypeError or ValueError."""
+    block, _, _ = encode_fields([(b"link", link) for link in links], bodiless=False)
+    return b"HTTP/1.1 103 Early Hints%b\r\n\r\n" % block if block else b""
 
 
 def _checked(name: bytes) -> bytes:

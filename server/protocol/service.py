@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from server.app.draining import Draining
 from server.config import Config
+from server.protocol.head import BadRequest, Head
 from server.protocol.parser import Parser, parser_factory
+from server.protocol.repeats import HeadReader, Repeats
 from server.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -66,25 +68,31 @@ class Service:
     """Shared by all connections of the worker."""
 
     __slots__ = (
+        "_close_answers",
+        "_default_headers",
         "access_log",
         "app",
         "cells",
-        "close_answers",
         "config",
         "connections",
         "context",
-        "default_headers",
         "departure",
         "draining",
         "emptied",
         "extensions",
+        "heads",
         "health_path",
         "keep_alive",
         "keep_alive_lines",
         "loop",
+        "max_concurrency",
+        "max_head_size",
         "new_parser",
+        "persistent",
         "phase",
+        "response_fields",
         "retire_deadline",
+        "root_path",
         "scoreboard",
         "state",
         "tasks",
@@ -109,10 +117,10 @@ class Service:
         self.phase = Phase.SERVING
         self.retire_deadline = math.inf
         """Loop time (s) at which the hammer falls; infinity until the worker retires (set before the phase changes)."""
-        self.close_answers = False
-        """Answers carry `Connection: close` (long in lame duck, or retiring without a receiver). Kept by the ticker."""
-        self.default_headers = b""
-        """`date: …\\r\\nserver: …\\r\\n` as configured, made anew each second by the ticker."""
+        self._close_answers = False
+        self._default_headers = b""
+        self.persistent = b""
+        """What follows the application's fields in an answer after which the connection persists; empty if none."""
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         """The applications' running tasks: a strong reference each, so that none is collected."""
@@ -138,9 +146,59 @@ class Service:
             b"keep-alive: timeout=%d\r\n" % advertised if advertised else b""
         )
         """What an answer says of a connection that persists; the number is a hint for the client's pool."""
+        self.root_path = config.root_path
+        self.max_head_size = config.max_head_size
+        self.max_concurrency = config.max_concurrency
+        self.heads = HeadReader(self.new_parser, self._check)
+        self.response_fields: Repeats[Any, tuple[bytes, int, int]] = Repeats()
+        """What `server.protocol.response.encode_fields` made of the headers that applications gave lately."""
+
+    @property
+    def default_headers(self) -> bytes:
+        """`date: …\\r\\nserver: …\\r\\n` as configured, made anew each second by the ticker."""
+        return self._default_headers
+
+    @default_headers.setter
+    def default_headers(self, lines: bytes) -> None:
+        self._default_headers = lines
+        self._join()
+
+    @property
+    def close_answers(self) -> bool:
+        """Answers carry `Connection: close` (long in lame duck, or retiring without a receiver). Kept by the ticker."""
+        return self._close_answers
+
+    @close_answers.setter
+    def close_answers(self, close: bool) -> None:
+        self._close_answers = close
+        self._join()
+
+    def _join(self) -> None:
+        keeps = self.config.keep_alive and not self._close_answers
+        self.persistent = b"\r\n" + self._default_headers + self.keep_alive_lines if keeps else b""
+
+    def _check(self, head: Head) -> None:
+        """Raises BadRequest for a head that the configured limits refuse."""
+        config = self.config
+        if len(head.target) > config.max_target_size:
+            raise too_long(config.max_target_size)
+        if len(head.headers) > config.max_headers:
+            raise BadRequest(431, f"The request head has more than {config.max_headers} fields.")
+        if config.max_body_size and head.body > config.max_body_size:
+            raise BadRequest(413, f"The request's content is larger than {config.max_body_size} bytes.")
+
+    def tick(self) -> None:
+        """Once per second."""
+        self.heads.tick()
+        self.response_fields.tick()
 
     def forget(self, connection: Connection) -> None:
         """A connection has ended or has been handed over."""
         self.connections.discard(connection)
         if self.emptied is not None and not self.connections:
             self.emptied()
+
+
+def too_long(limit: int) -> BadRequest:
+    """The verdict on a request target of more than `limit` bytes (RFC 9112 3)."""
+    return BadRequest(414, f"The request target is longer than {limit} bytes.")

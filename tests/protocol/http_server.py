@@ -21,7 +21,7 @@ import uvloop
 
 from server.app.draining import Draining
 from server.config import Config
-from server.protocol import exchange, http1, lifecycle
+from server.protocol import answer, http1, lifecycle
 from server.protocol.exchange import Exchange
 from server.protocol.http1 import Http1Connection
 from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send, Service
@@ -48,7 +48,7 @@ class CheckedExchange(Exchange):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "state" and hasattr(self, "state"):
-            assert value in exchange.TRANSITIONS[self.state], f"{self.state} -> {value}"
+            assert value in answer.TRANSITIONS[self.state], f"{self.state} -> {value}"
         super().__setattr__(name, value)
 
 

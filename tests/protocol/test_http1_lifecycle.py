@@ -112,7 +112,7 @@ def test_request_that_arrives_at_the_deadline_is_served(serve: Serve) -> None:
 
 
 def test_new_connection_without_a_request_is_closed(serve: Serve) -> None:
-    server = serve(echo, keep_alive=0, head_timeout=0.1)
+    server = serve(echo, first_byte_timeout=0.1)
     client = server.connect()
     assert client.read_to_end() == b""
     client.close()
@@ -194,13 +194,11 @@ def test_last_answer_is_flushed_to_a_slow_reader(serve: Serve, monkeypatch: pyte
     assert len(client.read_to_end().partition(b"\r\n\r\n")[2]) == 20_000_000
 
 
-def test_reader_that_stops_is_cut(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "FLUSH_TIME", 0.2)
-
+def test_reader_that_stops_is_cut(serve: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, b"x" * 20_000_000)
 
-    server = serve(app)
+    server = serve(app, write_timeout=0.2)
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET[:-2] + b"Connection: close\r\n\r\n")
     connection = server.connection()

@@ -1,0 +1,505 @@
+"""The response to one HTTP request: the `send` that an application is called with.
+
+It owns the legality of what the application sends, and the framing of the response. Rules: a response that is not whole
+is never made to look whole; a wrong message raises into the application and changes nothing. It writes through the
+connection and tells it when the response is complete; it must not know how connections persist, travel or close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from typing import TYPE_CHECKING, Final
+
+from server.protocol.file_content import FileContent, file_of, path_of
+from server.protocol.head import Head
+from server.protocol.response import (
+    CLOSE,
+    STATUS_LINES,
+    Wish,
+    encode_fields,
+    encode_hints,
+    encode_trailers,
+    without,
+)
+from server.protocol.service import ClientDisconnected, Message, Phase, Service
+from server.protocol.writing import LARGE
+from server.scoreboard import Cell
+
+if TYPE_CHECKING:
+    from server.protocol.http1 import Http1Connection
+
+DROPPED_LIMIT: Final = 64
+"""So many messages of a response whose client has gone are dropped in silence; then `send` raises, which ends even an
+application that streams for ever and never asks `receive`."""
+
+LARGEST_FIELDS: Final = 1024
+"""Encoded response fields of more bytes are not kept for the next response."""
+
+CLIENT_GONE: Final = 499
+"""What the access log shows for a request whose client left before there was a status."""
+
+_CLOSE: Final = int(Wish.CLOSE)
+_CHUNKED: Final = int(Wish.CHUNKED)
+_OWN_LINES: Final = int(Wish.DATE | Wish.SERVER)
+_TRAILERS: Final = int(Wish.TRAILERS)
+_BODILESS: Final = int(Wish.BODILESS)
+_REQUESTS: Final = int(Cell.REQUESTS)
+_STATUS: Final = int(Cell.STATUS_1XX) - 1
+_SERVING: Final = Phase.SERVING
+_CLOSING: Final = Phase.CLOSING
+
+
+class State(enum.Enum):
+    """Of the response."""
+
+    WAITING = "waiting"  # for http.response.start
+    STARTED = "started"  # status and headers are known, nothing is written
+    STREAMING = "streaming"  # the head is written, more content is to come
+    TRAILERS = "trailers"  # the content is whole, trailer fields are to come
+    DONE = "done"  # the response is complete
+    LOST = "lost"  # the client has gone, or the response was cut
+
+
+TRANSITIONS: Final = {
+    State.WAITING: {State.STARTED, State.LOST},
+    State.STARTED: {State.STARTED, State.STREAMING, State.TRAILERS, State.DONE, State.LOST},
+    State.STREAMING: {State.STREAMING, State.TRAILERS, State.DONE, State.LOST},
+    State.TRAILERS: {State.DONE, State.LOST},
+    State.DONE: set[State](),
+    State.LOST: set[State](),
+}
+"""The only ways from state to state. STARTED repeats itself where a 500 takes the place of a head not yet written."""
+
+
+class Content(enum.Enum):
+    """Of the request: COMING -> WHOLE -> TAKEN."""
+
+    COMING = "coming"  # not all of it has arrived
+    WHOLE = "whole"  # it has arrived; the application has not taken the last of it
+    TAKEN = "taken"
+
+
+class Framing(enum.Enum):
+    """How the response's content is delimited (RFC 9112 6.3)."""
+
+    NONE = "none"  # no content on the wire: HEAD, 204, 304
+    LENGTH = "length"
+    CHUNKED = "chunked"
+    CLOSE = "close"  # by the end of the connection: HTTP/1.0
+
+
+# Names bound to the module are faster than attributes of the enum.
+WAITING: Final = State.WAITING
+STARTED: Final = State.STARTED
+STREAMING: Final = State.STREAMING
+TRAILERS: Final = State.TRAILERS
+DONE: Final = State.DONE
+LOST: Final = State.LOST
+COMING: Final = Content.COMING
+
+
+class Answer:
+    """One response. `server.protocol.exchange.Exchange` adds the request."""
+
+    __slots__ = (
+        "_begun",
+        "_block",
+        "_dropped",
+        "_framing",
+        "_length",
+        "_remaining",
+        "_trailer_lines",
+        "_wishes",
+        "close",
+        "connection",
+        "content",
+        "head",
+        "sent",
+        "service",
+        "state",
+        "status",
+    )
+
+    connection: Http1Connection
+    service: Service
+    head: Head
+    content: Content
+    state: State
+    status: int
+    """As the application has given it, or 0."""
+    sent: int
+    """Bytes of the response's content written."""
+    close: bool
+    """Whether the connection ends with this response."""
+    _begun: float
+    """When the request began, if there is an access log (time.perf_counter, s)."""
+    _block: bytes
+    _dropped: int
+    _framing: Framing
+    _length: int
+    """The application's Content-Length, or -1."""
+    _remaining: int
+    _trailer_lines: bytes
+    _wishes: int
+
+    # ---- what the exchange adds
+
+    def wake(self) -> None:
+        """Let `receive` look again."""
+        raise NotImplementedError
+
+    def drainable(self) -> bool:
+        """Whether what is outstanding of the request's content is worth reading to its end."""
+        raise NotImplementedError
+
+    # ---- the application's messages
+
+    async def send(self, message: Message) -> None:
+        """ASGI `send`. Raises RuntimeError, TypeError or ValueError for a wrong message, ClientDisconnected."""
+        state = self.state
+        kind = message["type"]
+        if state is WAITING:
+            if kind == "http.response.start":
+                self._start(message)
+            else:
+                self._before_start(message, kind)
+        elif state is STARTED or state is STREAMING:
+            if kind == "http.response.body":
+                body = message.get("body", b"")
+                if type(body) is not bytes:
+                    body = _as_bytes(body)
+                more = message.get("more_body", False)
+                if state is STARTED:
+                    self._first(body, more)
+                else:
+                    self._next(body, more)
+                if more and self.connection.write_paused:
+                    await self.connection.writable()
+            else:
+                await self._send_file(message, kind)
+        elif state is TRAILERS:
+            if kind != "http.response.trailers":
+                raise RuntimeError(f"Expected the message http.response.trailers, got {kind!r}.")
+            self._take_trailers(message)
+        elif state is LOST:
+            await self._drop()
+        elif kind != "http.response.trailers" or not self._wishes & _TRAILERS:
+            raise RuntimeError(f"Got the message {kind!r} after the response was complete.")
+
+    async def _drop(self) -> None:
+        """A message that nobody will get. Gives way, so that a framework can end a stream that it has cancelled."""
+        self._dropped += 1
+        if self._dropped > DROPPED_LIMIT:
+            raise ClientDisconnected("The client has disconnected.")
+        await asyncio.sleep(0)
+
+    def _before_start(self, message: Message, kind: object) -> None:
+        """An interim response (RFC 8297), if that was offered; nothing else is legal here."""
+        if kind != "http.response.early_hint" or "http.response.early_hint" not in self.service.extensions:
+            raise RuntimeError(f"Expected the message http.response.start, got {kind!r}.")
+        hints = encode_hints(message.get("links") or ())
+        if hints and self.head.version == "1.1":
+            self.connection.hold(hints)
+
+    def _start(self, message: Message) -> None:
+        try:
+            status = message["status"]
+        except KeyError:
+            raise RuntimeError("The message http.response.start has no status.") from None
+        if not isinstance(status, int) or status not in STATUS_LINES:
+            raise ValueError(f"{status!r} is not the status of a final response (200 to 599).")
+        headers = message.get("headers") or ()
+        known = self.service.response_fields
+        if known.resting or status == 204:
+            block, length, wishes = encode_fields(headers, status == 204)
+        else:
+            hashable = True
+            try:
+                headers = tuple(headers)
+                fields = known.known.get(headers)
+            except TypeError:  # lists, which no memory can be asked about
+                fields = None
+                hashable = False
+            if fields is None:
+                fields = encode_fields(headers, False)
+                if hashable and len(fields[0]) <= LARGEST_FIELDS:
+                    known.keep(headers, fields, self.service.cells[_REQUESTS])
+            block, length, wishes = fields
+        if wishes & _CHUNKED and length >= 0:
+            raise ValueError("The response has both Content-Length and Transfer-Encoding.")
+        if status == 204 or status == 304:
+            wishes |= _BODILESS
+        if message.get("trailers", False):
+            wishes |= _TRAILERS
+        self._block = block
+        self._length = length
+        self._wishes = wishes
+        self.status = int(status)
+        self.state = STARTED
+
+    def _first(self, body: bytes, more: bool) -> None:
+        """Write the head together with the first content."""
+        service, head, length, size = self.service, self.head, self._length, len(body)
+        if (
+            more
+            or self._wishes
+            or not head.keep_alive
+            or service.phase is not _SERVING
+            or not service.persistent
+            or head.method == "HEAD"
+            or size > LARGE
+            or self.content is COMING
+        ):
+            framing = self._begin_content(size, more)
+            start = self._head_bytes(framing, more)
+            payload = self._payload(body, more)
+            if self._framing is not Framing.NONE:
+                self.sent = size
+            connection = self.connection
+            if size > LARGE and payload:
+                connection.write_large(start)
+                start = b""
+                connection.write_large(payload)
+            elif payload:
+                start += payload
+            if not more:
+                if start:
+                    connection.write(start)
+                self._content_sent()
+            else:
+                if start:
+                    connection.hold(start)
+                self.state = STREAMING
+        elif length == size:
+            self.sent = size
+            self.connection.write(b"".join((STATUS_LINES[self.status], self._block, service.persistent, b"\r\n", body)))
+            self._complete()
+        elif length < 0:
+            self.sent = size
+            self.connection.write(
+                b"%b%b%bcontent-length: %d\r\n\r\n%b"
+                % (STATUS_LINES[self.status], self._block, service.persistent, size, body)
+            )
+            self._complete()
+        else:
+            raise RuntimeError(_wrong_length(size, length))
+
+    def _begin_content(self, size: int, more: bool) -> bytes:
+        """Decide how the content is framed, of which `size` bytes come first; the field that says so, if one is due."""
+        head, length = self.head, self._length
+        if head.method == "HEAD" or self._wishes & _BODILESS:
+            if size and head.method != "HEAD":
+                raise RuntimeError(f"A {self.status} response has no content, got {size} bytes.")
+            self._framing = Framing.NONE
+            if length < 0 and size and not more and not self._wishes & _BODILESS:
+                return b"content-length: %d\r\n" % size  # HEAD: what GET would have said (RFC 9110 9.3.2)
+        elif length >= 0:
+            if size > length or (size != length and not more):
+                raise RuntimeError(_wrong_length(size, length))
+            self._framing = Framing.LENGTH
+            self._remaining = length - size
+        elif head.version == "1.1" and (more or self._wishes & (_TRAILERS | _CHUNKED)):
+            self._framing = Framing.CHUNKED
+            return b"transfer-encoding: chunked\r\n"
+        elif more:
+            self._framing = Framing.CLOSE
+        else:
+            self._framing = Framing.LENGTH
+            self._remaining = 0
+            return b"content-length: %d\r\n" % size
+        return b""
+
+    def _go_on_content(self, size: int, more: bool) -> None:
+        """`size` further bytes of content: an error if that is not what was announced."""
+        if self._framing is Framing.LENGTH:
+            if size > self._remaining or (size != self._remaining and not more):
+                raise RuntimeError(_wrong_length(self.sent + size, self._length))
+            self._remaining -= size
+        elif self._framing is Framing.NONE and size and self.head.method != "HEAD":
+            raise RuntimeError(f"A {self.status} response has no content, got {size} bytes.")
+
+    def _head_bytes(self, framing: bytes, more: bool) -> bytes:
+        """The head; decides whether the connection persists."""
+        service, head, wishes = self.service, self.head, self._wishes
+        self.close = close = (
+            not head.keep_alive
+            or ((service.close_answers or service.phase is _CLOSING) and not self.connection.requests_wait())
+            or not service.config.keep_alive
+            or wishes & _CLOSE != 0
+            or self._framing is Framing.CLOSE
+            or (not more and self.content is COMING and not self.drainable())
+        )
+        default = service.default_headers
+        return b"".join(
+            (
+                STATUS_LINES[self.status],
+                self._block,
+                b"\r\n",
+                without(default, wishes) if wishes & _OWN_LINES else default,
+                CLOSE if close else service.keep_alive_lines,
+                framing,
+                b"\r\n",
+            )
+        )
+
+    def _payload(self, body: bytes, more: bool) -> bytes:
+        """`body` as it goes over the wire."""
+        framing = self._framing
+        if framing is Framing.CHUNKED:  # RFC 9112 7.1
+            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            return chunk if more or self._trailers_follow() else chunk + b"0\r\n\r\n"
+        return b"" if framing is Framing.NONE else body
+
+    def _next(self, body: bytes, more: bool) -> None:
+        """Write further content."""
+        size = len(body)
+        framing = self._framing
+        if framing is Framing.CHUNKED and more:
+            if size:
+                self.sent += size
+                self.connection.hold(b"%x\r\n%b\r\n" % (size, body))
+            return
+        self._go_on_content(size, more)
+        payload = self._payload(body, more)
+        if framing is not Framing.NONE:
+            self.sent += size
+        if not more:
+            if len(payload) > LARGE:
+                self.connection.write_large(payload)
+            elif payload:
+                self.connection.write(payload)
+            else:
+                self.connection.flush()
+            self._content_sent()
+        elif payload:
+            self.connection.hold(payload)
+
+    def _trailers_follow(self) -> bool:
+        """Trailer fields that the client did not ask for are not waited for, and ignored when they come."""
+        return self._wishes & _TRAILERS != 0 and self.head.te_trailers and self._framing is Framing.CHUNKED
+
+    def _content_sent(self) -> None:
+        if self._trailers_follow():
+            self._trailer_lines = b""
+            self.state = TRAILERS
+        else:
+            self._complete()
+
+    def _take_trailers(self, message: Message) -> None:
+        self._trailer_lines += encode_trailers(message.get("headers") or ())
+        if not message.get("more_trailers", False):
+            self.connection.write(b"0\r\n%b\r\n" % self._trailer_lines)
+            self._complete()
+
+    # ---- files
+
+    async def _send_file(self, message: Message, kind: object) -> None:
+        """http.response.pathsend, http.response.zerocopysend (ASGI extensions); nothing else is legal here."""
+        if kind == "http.response.pathsend" and self.state is STARTED:
+            content, more = path_of(message, self._length), False
+        elif kind == "http.response.zerocopysend":
+            content, more = file_of(message), bool(message.get("more_body", False))
+        else:
+            raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
+        with content:
+            await self._write_file(content, more)
+
+    async def _write_file(self, content: FileContent, more: bool) -> None:
+        connection, size = self.connection, content.left
+        if self.state is STARTED:
+            framing = self._begin_content(size, more)
+            start = self._head_bytes(framing, more)
+            self.state = STREAMING
+        else:
+            self._go_on_content(size, more)
+            start = b""
+        last = not more and not self._trailers_follow()
+        end = b""
+        if self._framing is Framing.CHUNKED:
+            start += b"%x\r\n" % size if size else b""
+            end = (b"\r\n" if size else b"") + (b"0\r\n\r\n" if last else b"")
+        if start:
+            connection.hold(start)
+        if self._framing is not Framing.NONE:
+            sent = await content.send(connection)
+            self.sent += sent
+            if self.state is LOST:
+                return
+            if sent < size:
+                raise RuntimeError(f"The file has become shorter: {size} bytes were announced, {sent} sent.")
+        if more:
+            if end:
+                connection.hold(end)
+        else:
+            if end:
+                connection.write(end)
+            self._content_sent()
+
+    # ---- ends
+
+    def end_badly(self) -> None:
+        """The application is over and the response is not: 500 if that is still possible, else cut it visibly short."""
+        if self.state is WAITING or self.state is STARTED:
+            self._start({"status": 500, "headers": [(b"content-type", b"text/plain; charset=utf-8")]})
+            self._first(b"Internal Server Error", False)
+        elif self.state is STREAMING or self.state is TRAILERS:
+            self.lose()
+            self.connection.cut_short(reset=self.until_close)
+
+    def _complete(self) -> None:
+        self.state = DONE
+        self._count()
+        self.wake()
+        self.connection.answered(self)  # type: ignore[arg-type]  # an Exchange
+
+    def lose(self) -> None:
+        """The client has gone, or the response is cut: the application hears of it in `receive` and `send`."""
+        if self.state is not DONE and self.state is not LOST:
+            if self.state is STARTED:
+                self.status = 0  # nobody has seen it
+            self.refuse()
+
+    def refuse(self) -> None:
+        """The connection has refused the request's content (and answered with `status`, if it still could)."""
+        if self.state is not DONE and self.state is not LOST:
+            self.state = LOST
+            self._dropped = 0
+            self._count()
+            self.wake()
+
+    @property
+    def until_close(self) -> bool:
+        """Whether the end of the connection would pass for the end of the content that is being written."""
+        return self._framing is Framing.CLOSE
+
+    def _count(self) -> None:
+        service = self.service
+        cells = service.cells
+        cells[_REQUESTS] += 1
+        if self.status:
+            cells[_STATUS + self.status // 100] += 1
+        if service.access_log is not None:
+            head = self.head
+            service.access_log.record(
+                self.connection.client,
+                head.method,
+                head.target.decode("latin-1"),
+                head.version,
+                self.status or CLIENT_GONE,
+                self.sent,
+                time.perf_counter() - self._begun,
+                head.headers,
+            )
+
+
+def _wrong_length(size: int, length: int) -> str:
+    than = "longer" if size > length else "shorter"
+    return f"The response's content is {than} than its Content-Length: {size} bytes, announced {length}."
+
+
+def _as_bytes(body: object) -> bytes:
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body)
+    raise TypeError(f"The body of a response must be bytes, not {type(body).__name__}.")
