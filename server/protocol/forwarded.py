@@ -229,6 +229,10 @@ class Forwarding:
 
     def _walk_addresses(self, lines: list[bytes], peer: Address) -> Address:
         """The right-most address of X-Forwarded-For that is not trusted, or the last good one before what is none."""
+        if len(lines) == 1:  # nearly always, and with one address that is kept
+            node = self._node(lines[0], True) if len(lines[0]) <= MAX_NODE else None
+            if node is not None:
+                return node.address
         client = peer
         for text in _from_the_right(lines):
             node = self._node(text, True) if len(text) <= MAX_NODE else None
@@ -310,6 +314,8 @@ def _from_the_right(lines: list[bytes]) -> Iterator[bytes]:
 
 def _last(lines: list[bytes]) -> bytes:
     """The value that the nearest proxy has written (or passed on)."""
+    if len(lines) == 1 and b"," not in lines[0]:  # nearly always
+        return lines[0].strip(b" \t")
     return next(_from_the_right(lines), b"")
 
 
