@@ -1,0 +1,306 @@
+"""A client connection in memory: the real connection object, a transport that keeps what is written, a loop that waits
+for nothing.
+
+For tests that run thousands of connections: nothing here depends on time or on the kernel, so that the same bytes in
+the same pieces always give the same outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import re
+import socket
+from collections.abc import Iterable
+from typing import Any, Final
+
+from server.app.draining import Draining
+from server.config import Config
+from server.protocol.http1 import Http1Connection
+from server.protocol.service import Receive, Scope, Send, Service
+from server.scoreboard import Scoreboard
+
+PARSERS: Final = ("httptools", "h11")
+TURNS: Final = 10_000
+"""More turns of the loop than any input here can need: a connection that is still not at rest hangs."""
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Its clock stands still until it is told to go on, and it never sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        super().__init__()
+        self.problems: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda _, context: self.problems.append(context))
+
+    def time(self) -> float:
+        """Seconds, as set."""
+        return self.now
+
+    def settle(self) -> None:
+        """Run until nothing is left to do now."""
+        for _ in range(TURNS):
+            if not getattr(self, "_ready"):  # noqa: B009
+                return
+            self.call_soon(self.stop)
+            self.run_forever()
+        raise AssertionError("The connection does not come to rest.")
+
+
+class _NoSocket:
+    family = socket.AF_UNIX
+    type = socket.SOCK_STREAM
+
+    def fileno(self) -> int:
+        raise OSError("There is no socket.")
+
+
+class MemoryTransport(asyncio.Transport):
+    """Takes everything at once."""
+
+    def __init__(self, loop: Loop, protocol: asyncio.BaseProtocol) -> None:
+        super().__init__({"peername": ("192.0.2.1", 1234), "sockname": ("192.0.2.2", 80), "socket": _NoSocket()})
+        self._loop = loop
+        self._protocol = protocol
+        self.output = bytearray()
+        self.reading = True
+        self.ended = False
+        """The write side is shut down, or everything is closed."""
+        self.closed = False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def is_reading(self) -> bool:
+        return self.reading and not self.closed
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return 0, 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override,unused-ignore]
+        assert not self.ended, f"written after the end: {bytes(data)!r}"
+        self.output += data
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        self.ended = True
+        if not self.closed:
+            self.closed = True
+            self._loop.call_soon(self._protocol.connection_lost, None)
+
+    def abort(self) -> None:
+        self.close()
+
+
+@dataclasses.dataclass
+class Seen:
+    """A request as the application saw it."""
+
+    method: str
+    path: bytes
+    query: bytes
+    version: str
+    headers: list[tuple[bytes, bytes]]
+    content: bytes = b""
+    end: str = "running"
+    """Or "whole", or "lost": the client, or the connection, gave up on it."""
+
+    @property
+    def line(self) -> str:
+        """In short."""
+        target = self.path + (b"?" + self.query if self.query else b"")
+        return f"{self.method} {target.decode()}" + (f" {self.content.decode('latin-1')}" if self.content else "")
+
+
+class Application:
+    """Notes what it sees, reads all content and answers with the number of the request."""
+
+    def __init__(self) -> None:
+        self.seen: list[Seen] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(receive, send)
+            return
+        seen = Seen(
+            scope["method"], scope["raw_path"], scope["query_string"], scope["http_version"], list(scope["headers"])
+        )
+        number = len(self.seen)
+        self.seen.append(seen)
+        more = not scope["raw_path"].startswith(b"/deaf")
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                seen.end = "lost"
+                return
+            seen.content += message["body"]
+            more = message["more_body"]
+        seen.end = "whole"
+        content = b"%d" % number
+        length = (b"content-length", b"%d" % len(content))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request", content), length]})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _websocket(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({**message, "type": "websocket.send"})
+
+
+class Host:
+    """What many connections in memory share. To be closed."""
+
+    def __init__(self, http: str, **config: Any) -> None:
+        self.loop = Loop()
+        self._scoreboard = Scoreboard.create(1, 1)
+        self.application = Application()
+        config = {"http": http, "health": False, "ws_ping_interval": 0.0, **config}
+        cells = self._scoreboard.row(0)
+        self.service = Service(self._call, Config(**config), self.loop, self._scoreboard, cells, Draining())
+
+    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.application(scope, receive, send)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.loop.settle()
+        self.service.cells.release()
+        self._scoreboard.words.release()
+        os.close(self._scoreboard.fd)
+        self.loop.close()
+
+    def talk(self, pieces: Iterable[bytes], end: bool = True) -> Outcome:
+        """What becomes of a connection on which these pieces arrive, one after another."""
+        self.application = application = Application()
+        loop = self.loop
+        connection = Http1Connection(self.service)
+        transport = MemoryTransport(loop, connection)
+        connection.connection_made(transport)
+        loop.settle()
+        arrived = waiting = b""
+        for piece in pieces:
+            waiting += piece
+            while waiting and transport.is_reading():
+                deliver(transport, waiting)
+                arrived += waiting
+                waiting = b""
+                loop.settle()
+        outcome = Outcome(application.seen, bytes(transport.output), transport.ended)
+        if end:
+            if not transport.closed and not transport.get_protocol().eof_received():  # type: ignore[attr-defined]
+                transport.close()
+            loop.settle()
+            if not transport.closed:
+                transport.close()
+                loop.settle()
+            assert not self.service.connections, "a closed connection is still known"
+            assert not self.service.tasks, "a task outlives its connection"
+        assert loop.problems == [], loop.problems
+        return outcome
+
+
+def deliver(transport: MemoryTransport, data: bytes) -> None:
+    """Hand the bytes to whichever protocol has the transport, as a loop does."""
+    protocol = transport.get_protocol()
+    if isinstance(protocol, asyncio.BufferedProtocol):
+        while data and transport.is_reading() and transport.get_protocol() is protocol:
+            buffer = memoryview(protocol.get_buffer(len(data)))
+            size = min(len(buffer), len(data))
+            buffer[:size] = data[:size]
+            protocol.buffer_updated(size)
+            data = data[size:]
+        if data:
+            deliver(transport, data)
+    else:
+        protocol.data_received(data)  # type: ignore[attr-defined]
+
+
+_HEAD: Final = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n")
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What the application saw, what the client got, and whether the server has ended the connection."""
+
+    seen: list[Seen]
+    output: bytes
+    ended: bool
+
+    def answers(self) -> list[tuple[int, int | None]]:
+        """Status of each final response, and the number of the request that it answers (None: the server's own).
+
+        Also checks that the output is made of whole responses, and in order.
+        """
+        found: list[tuple[int, int | None]] = []
+        output = self.output
+        while output:
+            head = _HEAD.match(output)
+            assert head is not None, f"this is no response: {output[:200]!r}"
+            status = int(head[1])
+            output = output[head.end() :]
+            if status == 100:
+                continue
+            if status == 101:
+                found.append((status, None))
+                break
+            fields = dict(line.split(b": ", 1) for line in head[2].splitlines())
+            number = int(fields[b"x-request"]) if b"x-request" in fields else None
+            method = None if number is None else self.seen[number].method
+            length = int(fields[b"content-length"])
+            if method == "HEAD" or (number is None and not output):
+                length = 0
+            assert len(output) >= length, "a response is not whole"
+            output = output[length:]
+            found.append((status, number))
+        return found
+
+    def check(self) -> None:
+        """What holds for every input: one response at most for each request, in order, and an end behind a refusal."""
+        answers = self.answers()
+        numbers = [number for _, number in answers if number is not None]
+        assert numbers == list(range(len(numbers))), f"answers out of order: {numbers}"
+        assert len(numbers) <= len(self.seen)
+        refusals = [status for status, number in answers if number is None]
+        assert len(refusals) <= 1, f"more than one refusal: {refusals}"
+        if refusals:
+            assert answers[-1][1] is None, "an answer behind a refusal"
+            assert self.ended or refusals == [101], "open after a refusal"
+        for former in self.seen[:-1]:
+            assert former.end == "whole", f"a request began before {former} was over"
+
+
+def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
+    """The data in pieces, cut at these places."""
+    edges = sorted({0, len(data), *(place for place in places if 0 < place < len(data))})
+    return [data[first:second] for first, second in itertools.pairwise(edges)]
