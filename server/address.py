@@ -1,4 +1,23 @@
 """The address of one end of a connection, as applications and logs are told it (ASGI, "HTTP Connection Scope")."""
 
+from __future__ import annotations
+
+import asyncio
+import os
+
 Address = tuple[str, int] | tuple[str, None] | None
 """(host, port) of TCP, (path, None) of a unix socket's server side, None of its client side."""
+
+
+def peer_of(transport: asyncio.BaseTransport) -> Address:
+    """The address at the other end; a unix socket's client has none."""
+    name = transport.get_extra_info("peername")
+    return (str(name[0]), int(name[1])) if isinstance(name, (tuple, list)) else None
+
+
+def own_end_of(transport: asyncio.BaseTransport) -> Address:
+    """The address at this end; a unix socket's is its path, without a port."""
+    name = transport.get_extra_info("sockname")
+    if isinstance(name, (tuple, list)):
+        return (str(name[0]), int(name[1]))
+    return (os.fsdecode(name), None) if name else None

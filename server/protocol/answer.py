@@ -12,6 +12,7 @@ import enum
 import time
 from typing import TYPE_CHECKING, Final
 
+from server.address import Address
 from server.protocol.file_content import FileContent, file_of, path_of
 from server.protocol.head import Head
 from server.protocol.response import (
@@ -112,6 +113,7 @@ class Answer:
         "_remaining",
         "_trailer_lines",
         "_wishes",
+        "client",
         "close",
         "connection",
         "content",
@@ -125,6 +127,8 @@ class Answer:
     connection: Http1Connection
     service: Service
     head: Head
+    client: Address
+    """Whose request it is: the connection's, or who a trusted proxy says."""
     content: Content
     state: State
     status: int
@@ -483,7 +487,7 @@ class Answer:
         if service.access_log is not None:
             head = self.head
             service.access_log.record(
-                self.connection.client,
+                self.client,
                 head.method,
                 head.target.decode("latin-1"),
                 head.version,

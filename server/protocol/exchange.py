@@ -71,7 +71,7 @@ class Exchange(Answer):
         if root_path and not (path + "/").startswith(root_path + "/"):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
             path = root_path + path
-            raw_path = root_path.encode() + raw_path
+            raw_path = service.raw_root_path + raw_path
         extensions = service.extensions.copy()
         if head.te_trailers:
             extensions["http.response.trailers"] = {}
@@ -80,7 +80,7 @@ class Exchange(Answer):
             "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
             "http_version": head.version,
             "method": head.method,
-            "scheme": "http",
+            "scheme": connection.scheme,
             "path": path,
             "raw_path": raw_path,
             "query_string": head.query,
@@ -91,6 +91,12 @@ class Exchange(Answer):
             "state": service.state.copy() if service.state else {},
             "extensions": extensions,
         }
+        self.client = connection.client
+        if head.forwarding and connection.trusted:
+            forwarded = service.forwarding.understand(head.headers, connection.client)
+            if forwarded is not None:
+                forwarded.apply(self.scope)
+                self.client = forwarded.client
 
     # ---- the application's task
 

@@ -193,6 +193,14 @@ class Forwarding:
         """Whether what this peer says is believed: asked once for each connection."""
         self._node = functools.lru_cache(KEPT_NODES)(self._read_node)
 
+    def mentioned(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Whether a believed field is there."""
+        fields = self._fields
+        for name, _ in headers:  # noqa: SIM110 (four times as fast as any())
+            if name in fields:
+                return True
+        return False
+
     def understand(self, headers: list[tuple[bytes, bytes]], peer: Address) -> Forwarded | None:
         """What the request's fields say, sent by the trusted `peer`; None if none of the believed ones is there.
 

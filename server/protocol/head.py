@@ -73,6 +73,7 @@ class Head:
     __slots__ = (
         "body",
         "expect_continue",
+        "forwarding",
         "headers",
         "keep_alive",
         "method",
@@ -113,6 +114,8 @@ class Head:
         """Whether the client takes trailer fields (`TE: trailers`, RFC 9110 10.1.4)."""
         self.websocket = False
         """Whether this is a GET that asks to become a WebSocket (`Upgrade: websocket`)."""
+        self.forwarding = False
+        """Whether there are fields of proxies that the server believes where the connection is trusted."""
 
 
 def make_head(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> Head:

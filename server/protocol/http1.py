@@ -9,11 +9,10 @@ accepts, retires or hands over, nor what a parser does; how a connection ends is
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from server.address import Address
+from server.address import own_end_of, peer_of
 from server.protocol import health
 from server.protocol.answer import COMING, WAITING
 from server.protocol.answer import STARTED as RESPONSE_STARTED
@@ -94,11 +93,12 @@ class Http1Connection(Lifecycle):
         self._become(IDLE)
         record, self._record = self._record, None
         if record is None:
-            self.client = _peer(transport.get_extra_info("peername"))
-            self.server = _local(transport.get_extra_info("sockname"))
+            self.client, self.server = peer_of(transport), own_end_of(transport)
+            self.trusted = service.forwarding.trusts(self.client)
             self.deadline = service.loop.time() + service.config.first_byte_timeout
         else:
-            self.client, self.server = record.client, record.server
+            self.client, self.server, self.scheme = record.client, record.server, record.scheme
+            self.trusted = service.forwarding.trusts(record.client) if record.trusted is None else record.trusted
             self.requests = record.requests
             self.deadline = record.deadline
             if record.leftover:
@@ -493,7 +493,8 @@ class Http1Connection(Lifecycle):
             transport.resume_reading()
         self._become(State.UPGRADED)
         self.deadline = INFINITY
-        websocket = WebSocketConnection(service, head, self.client, self.server)
+        forwarded = service.forwarding.understand(head.headers, self.client) if self.trusted else None
+        websocket = WebSocketConnection(service, head, self.client, self.server, self.scheme, forwarded)
         service.connections.discard(self)
         service.connections.add(websocket)
         transport.set_protocol(websocket)
@@ -588,15 +589,3 @@ def _endless_target(buffer: bytearray, limit: int) -> BadRequest | None:
     """The verdict on half a head whose request line is already longer than any with a target of `limit` bytes."""
     line = buffer.find(b"\r\n")
     return too_long(limit) if (len(buffer) if line < 0 else line) > limit + AROUND_TARGET else None
-
-
-def _peer(name: Any) -> Address:
-    """The client's address; a unix socket's client has none."""
-    return (str(name[0]), int(name[1])) if isinstance(name, (tuple, list)) else None
-
-
-def _local(name: Any) -> Address:
-    """The server's address; a unix socket's is its path, without a port."""
-    if isinstance(name, (tuple, list)):
-        return (str(name[0]), int(name[1]))
-    return (os.fsdecode(name), None) if name else None

@@ -85,14 +85,20 @@ class Lifecycle(WriteSide):
         "eof",
         "exchange",
         "requests",
+        "scheme",
         "server",
         "state",
+        "trusted",
     )
 
     def __init__(self, service: Service, record: TravelRecord | None) -> None:
         super().__init__(service)
         self.client: Address = None
         self.server: Address = None
+        self.scheme = "http"
+        """Of the client's side, as far as the connection itself tells."""
+        self.trusted = False
+        """Whether the forwarding fields of its requests are believed."""
         self.requests = 0
         """Requests answered on this connection, also by other workers before."""
         self._record = record  # what came with the connection, then (LEAVING) what goes with it
@@ -310,7 +316,9 @@ class Lifecycle(WriteSide):
         """
         assert self.can_leave(), "leave() needs can_leave()"
         fd = os.dup(self.transport.get_extra_info("socket").fileno())
-        record = TravelRecord(bytes(self._buffer), self.client, self.server, self.deadline, self.requests)
+        record = TravelRecord(
+            bytes(self._buffer), self.client, self.server, self.deadline, self.requests, self.scheme, self.trusted
+        )
         self._become(LEAVING)
         self._record = record
         self.deadline = INFINITY

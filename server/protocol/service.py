@@ -11,9 +11,11 @@ import enum
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote
 
 from server.app.draining import Draining
 from server.config import Config
+from server.protocol.forwarded import Forwarding
 from server.protocol.head import BadRequest, Head
 from server.protocol.parser import Parser, parser_factory
 from server.protocol.repeats import HeadReader, Repeats
@@ -80,6 +82,7 @@ class Service:
         "draining",
         "emptied",
         "extensions",
+        "forwarding",
         "heads",
         "health_path",
         "keep_alive",
@@ -90,6 +93,7 @@ class Service:
         "new_parser",
         "persistent",
         "phase",
+        "raw_root_path",
         "response_fields",
         "retire_deadline",
         "root_path",
@@ -147,6 +151,9 @@ class Service:
         )
         """What an answer says of a connection that persists; the number is a hint for the client's pool."""
         self.root_path = config.root_path
+        self.raw_root_path = quote(config.root_path, safe="/:@!$&'()*+,;=").encode()
+        self.forwarding = Forwarding(config.forwarded_allow_ips, config.forwarded_headers)
+        """Whose word is taken for what the client's side of a proxy looks like."""
         self.max_head_size = config.max_head_size
         self.max_concurrency = config.max_concurrency
         self.heads = HeadReader(self.new_parser, self._check)
@@ -179,6 +186,7 @@ class Service:
 
     def _check(self, head: Head) -> None:
         """Raises BadRequest for a head that the configured limits refuse."""
+        head.forwarding = self.forwarding.mentioned(head.headers)
         config = self.config
         if len(head.target) > config.max_target_size:
             raise too_long(config.max_target_size)

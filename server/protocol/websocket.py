@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 
 from server.address import Address
 from server.protocol.exchange import ASGI_VERSION, SPEC_VERSION, tells_of_disconnect
+from server.protocol.forwarded import Forwarded
 from server.protocol.head import Head
 from server.protocol.service import ClientDisconnected, Message, Scope, Service
 from server.protocol.websocket_denial import BODY, START, Denial
@@ -74,16 +75,29 @@ class WebSocketConnection(Endings):
         "_connect_told",
         "_discarded",
         "_early",
+        "_forwarded",
         "_handshake",
         "_held",
         "_incoming",
         "_incoming_size",
+        "_scheme",
         "_server",
     )
 
-    def __init__(self, service: Service, head: Head, client: Address, server: Address) -> None:
-        super().__init__(service, head, client)
+    def __init__(
+        self,
+        service: Service,
+        head: Head,
+        client: Address,
+        server: Address,
+        scheme: str = "http",
+        forwarded: Forwarded | None = None,
+    ) -> None:
+        """`scheme` is the connection's; `forwarded` is what trusted proxies say of the request."""
+        super().__init__(service, head, client if forwarded is None else forwarded.client)
         self._server = server
+        self._scheme = scheme
+        self._forwarded = forwarded
         self._handshake: Handshake
         self._accepted = False
         self._early = b""
@@ -238,12 +252,12 @@ class WebSocketConnection(Endings):
         if root_path and not (path + "/").startswith(root_path + "/"):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
             path = root_path + path
-            raw_path = root_path.encode() + raw_path
-        return {
+            raw_path = service.raw_root_path + raw_path
+        scope = {
             "type": "websocket",
             "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
             "http_version": head.version,
-            "scheme": "ws",
+            "scheme": "wss" if self._scheme == "https" else "ws",
             "path": path,
             "raw_path": raw_path,
             "query_string": head.query,
@@ -255,6 +269,9 @@ class WebSocketConnection(Endings):
             "state": service.state.copy(),
             "extensions": {**service.extensions, "websocket.http.response": {}},
         }
+        if self._forwarded is not None:
+            self._forwarded.apply(scope)
+        return scope
 
     async def receive(self) -> Message:
         """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""

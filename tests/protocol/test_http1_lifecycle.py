@@ -462,7 +462,8 @@ def test_connection_travels_and_the_client_sees_nothing(serve: Serve) -> None:
     old.until(lambda: first.requests == 1)
     connection, descriptor, record = depart(old)
     assert not os.get_inheritable(descriptor)
-    assert record == TravelRecord(b"", client.sock.getsockname(), client.sock.getpeername(), record.deadline, 1)
+    ends = client.sock.getsockname(), client.sock.getpeername()
+    assert record == TravelRecord(b"", *ends, record.deadline, 1, "http", trusted=True)
     client.send(GET)  # lies in the kernel while it travels
     old.wait_for(asyncio.sleep(0.02))
     assert client.silent()
