@@ -306,6 +306,8 @@ class Framing:
             text = self._tail + piece
             _, whole = utf_8_decode(text, "strict", False)
             self._tail = text[whole:]
+            if b"\xed\xa0" <= self._tail < b"\xee":  # a surrogate's start, which Python's decoder waits to judge
+                raise _Violation(INVALID_TEXT, "surrogate in a text")
         if message is None:
             self._message = bytearray(piece)
         else:
