@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import collections
+import contextlib
 import errno
 import json
 import os
@@ -149,7 +150,8 @@ class Channel:
     def close(self) -> None:
         """Close this end; the other one reads its end, and a task that waits here gets ClosedResourceError."""
         if self._socket.fileno() >= 0:
-            anyio.notify_closing(self._socket)
+            with contextlib.suppress(RuntimeError):  # sniffio, where installed, sees no loop from within a callback
+                anyio.notify_closing(self._socket)
             self._socket.close()
 
 
