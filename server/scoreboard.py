@@ -31,7 +31,10 @@ HEADER_WORDS: Final = 8
 
 
 class Cell(enum.IntEnum):
-    """Words of one row. Gauges come first and die with their process; counters are folded into the slot's totals."""
+    """Words of one row. Gauges come first and last and die with their process; counters are folded into the totals.
+
+    A word keeps its number for good: listener and workers may be of different versions.
+    """
 
     PID = 0
     GENERATION = 1
@@ -53,10 +56,14 @@ class Cell(enum.IntEnum):
     TAKEN_OVER = 16  # connections received from another worker
     CUT = 17  # requests and WebSockets ended by the hammer
     DROPPED_OUTPUT = 18  # bytes of log output that nobody read
+    # gauges again, from the end of the row
+    ACCEPTS = 31  # 1 while this worker accepts connections
 
 
 ROW_WORDS: Final = 32
 FIRST_COUNTER: Final = Cell.REQUESTS
+LAST_GAUGES: Final = 28
+"""Where the counters end."""
 
 
 class Scoreboard:
@@ -104,6 +111,11 @@ class Scoreboard:
         start = HEADER_WORDS + index * ROW_WORDS
         return self.words[start : start + ROW_WORDS]
 
+    def column(self, cell: Cell) -> memoryview:
+        """The same word of every row, by the rows' numbers; only to be read."""
+        first = HEADER_WORDS + cell
+        return self.words[first : first + self.rows * ROW_WORDS : ROW_WORDS]
+
     def totals(self, slot: int) -> memoryview:
         """The folded counters of `slot` (written by the listener); slots beyond the table share the last one."""
         return self.row(self.rows + min(slot, self.slots - 1))
@@ -111,7 +123,7 @@ class Scoreboard:
     def fold(self, index: int, slot: int) -> None:
         """Add the counters of a reaped process's row to its slot's totals and clear the row for the next process."""
         row, totals = self.row(index), self.totals(slot)
-        for cell in range(FIRST_COUNTER, ROW_WORDS):
+        for cell in range(FIRST_COUNTER, LAST_GAUGES):
             totals[cell] += row[cell]
         for cell in range(ROW_WORDS):
             row[cell] = 0

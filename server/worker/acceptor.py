@@ -2,7 +2,9 @@
 
 It owns this worker's duplicates of the listening sockets. The loops' own servers are not used: asyncio drops a
 connection whose server is closed between accept and attach (python/cpython#109564), and a retiring worker must know
-exactly when it has accepted for the last time. A connection counts as ours from accept(2) on.
+exactly when it has accepted for the last time. A connection counts as ours from accept(2) on. Which of the workers is
+woken for a client is a matter of `server.worker.wake_order`; what it means here: one that has been woken and accepts
+no more must look into the queues once more, since nobody else was woken.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from typing import Final
 
 from server.scoreboard import Cell
 from server.shut_out import admit, filters_refused
+from server.worker.wake_order import WakeOrder
 
-ACCEPTS_PER_EVENT: Final = 1
-"""One connection per wake-up: the loop reports the socket again at once, and siblings get their share of a burst."""
 PAUSE: Final = 0.1
 """Seconds without accepting when the process or the machine is out of descriptors or memory."""
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPTED: Final = int(Cell.ACCEPTED)
 
 log = logging.getLogger("serve")
 
@@ -34,6 +36,7 @@ class Acceptor:
         loop: asyncio.AbstractEventLoop,
         sockets: list[socket.socket],
         cells: memoryview,
+        order: WakeOrder,
         make_protocol: Callable[[], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
@@ -41,6 +44,7 @@ class Acceptor:
         self._loop = loop
         self._sockets = sockets
         self._cells = cells
+        self._order = order
         self._make_protocol = make_protocol
         self._attached = attached
         self._attaching: set[asyncio.Task[None]] = set()
@@ -51,14 +55,21 @@ class Acceptor:
         """Begin to accept."""
         self._pause = None
         for listening in self._sockets:
-            self._loop.add_reader(listening.fileno(), self._readable, listening)
+            self._order.join(listening, self._readable)
 
-    def stop(self) -> None:
-        """Accept no more and close the duplicates; what is in the kernel's queue is left to the others."""
+    def stop(self, last_look: bool = True) -> None:
+        """Accept no more and close the duplicates; what is in the kernel's queue is left to the others.
+
+        With the `last_look` the client is taken for whom this worker may have been woken already; without it (when
+        what is accepted would be cut) such a client waits until another worker's next tick.
+        """
+        watched = self._order.leave()
+        if last_look:
+            for listening in watched:
+                self._accept(listening)
         if self._pause is not None:
             self._pause.cancel()
         for listening in self._sockets:
-            self._loop.remove_reader(listening.fileno())
             listening.close()
         self._sockets = []
 
@@ -92,9 +103,9 @@ class Acceptor:
             self._attached(protocol)
 
     def _readable(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPTS_PER_EVENT):
-            if not self._accept(listening):
-                return
+        """A client waits, if no other worker was faster."""
+        if self._accept(listening):  # one: the loop reports the socket again at once if there are more
+            self._order.accepted(listening)
 
     def _accept(self, listening: socket.socket) -> bool:
         """Accept one connection; False if there is none, or none can be taken now."""
@@ -108,7 +119,7 @@ class Acceptor:
                 return False
             return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more
         client.setblocking(False)
-        self._cells[Cell.ACCEPTED] += 1
+        self._cells[_ACCEPTED] += 1
         if self._must_admit:
             admit(client)
         self.attach(client, self._make_protocol)
@@ -118,6 +129,5 @@ class Acceptor:
         """Out of descriptors: what waits in the kernel's queue waits there, for us or a sibling."""
         if self._pause is None:
             log.warning("cannot accept connections: %s; raise the open-files limit (ulimit -n)", error.strerror)
-            for listening in self._sockets:
-                self._loop.remove_reader(listening.fileno())
+            self._order.leave()
             self._pause = self._loop.call_later(PAUSE, self.start)

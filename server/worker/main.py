@@ -7,6 +7,7 @@ that the listener is dead. What it does in between is in `server.worker.worker`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import grp
 import os
 import pwd
@@ -14,7 +15,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import anyio
 
@@ -23,6 +23,7 @@ from server.channel import PROTOCOL, Channel, Packet, speaks
 from server.config import Config
 from server.scoreboard import Scoreboard
 from server.signals import LISTENER_SIGNALS
+from server.worker.wake_order import LoopFactory
 from server.worker.worker import Worker
 
 WELCOME_TIMEOUT = 30.0
@@ -49,8 +50,9 @@ def main() -> None:
         sys.exit(1)
     scoreboard = Scoreboard(descriptors[0])
     sockets = [_listening(descriptor) for descriptor in descriptors[1:]]
-    worker = Worker(config, channel, scoreboard, packet, sockets)
-    status = anyio.run(worker.run, backend_options={"loop_factory": loop_factory(config.loop)})
+    loops = LoopFactory(loop_factory(config.loop))
+    worker = Worker(config, channel, scoreboard, packet, sockets, loops)
+    status = anyio.run(worker.run, backend_options={"loop_factory": loops})
     if worker.access_log is not None:
         worker.access_log.close()
     guard.finish()
@@ -68,16 +70,16 @@ def ignore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
 
 
-def loop_factory(name: str) -> Callable[[], Any] | None:
-    """The event loop's factory; None means asyncio's own. `auto` takes uvloop where it is installed."""
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The event loop's factory. `auto` takes uvloop where it is installed."""
     if name == "asyncio":
-        return None
+        return asyncio.new_event_loop
     try:
         import uvloop
     except ImportError:
         if name == "uvloop":
             raise
-        return None
+        return asyncio.new_event_loop
     return uvloop.new_event_loop
 
 

@@ -32,10 +32,13 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 class Ticker:
     """Ticks for one service."""
 
-    def __init__(self, service: Service, config: Config, want_replacement: Callable[[str], None]) -> None:
-        """`want_replacement(reason)` is called at most once."""
+    def __init__(
+        self, service: Service, config: Config, ticked: Callable[[], None], want_replacement: Callable[[str], None]
+    ) -> None:
+        """`ticked` is called at each tick, `want_replacement(reason)` at most once."""
         self._service = service
         self._config = config
+        self._ticked = ticked
         self._want_replacement = want_replacement
         self._wanted = False
         self._max_requests = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)
@@ -53,8 +56,10 @@ class Ticker:
         """Do all that is due."""
         service, now = self._service, asyncio.get_running_loop().time()
         service.default_headers = self._headers()
+        service.tick()
         self._write_gauges()
         self._watch_lame_duck()
+        self._ticked()
         for connection in [each for each in service.connections if each.deadline <= now]:
             try:
                 connection.expire()

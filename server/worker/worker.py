@@ -32,6 +32,7 @@ from server.worker.acceptor import Acceptor
 from server.worker.handover import Arrivals, Departures
 from server.worker.lifespan import Lifespan
 from server.worker.ticker import Ticker
+from server.worker.wake_order import LoopFactory, WakeOrder
 
 DETAIL_LIMIT: Final = 100_000
 """Bytes of a traceback in the packet that brings it to the listener; its end says most, so the beginning goes."""
@@ -67,13 +68,16 @@ class Worker:
         scoreboard: Scoreboard,
         welcome: Packet,
         sockets: list[socket.socket],
+        loops: LoopFactory,
     ) -> None:
+        """`loops` makes the loop that `run` will run in."""
         self.config = config
         self.channel = channel
         self.outbox = Outbox(channel)
         self.scoreboard = scoreboard
         self.welcome = welcome
         self.sockets = sockets
+        self.loops = loops
         self.cells = scoreboard.row(welcome["row"])
         self._order: Order | None = None
         self._ordered = anyio.Event()
@@ -85,6 +89,7 @@ class Worker:
         self.access_log: logs.AccessLog | None = None
         self.service: Service
         self.lifespan: Lifespan
+        self.order: WakeOrder
         self.acceptor: Acceptor
         self.departures: Departures
         self.arrivals: Arrivals
@@ -137,7 +142,10 @@ class Worker:
             "slot": self.welcome["slot"],
         }
         service.access_log = self.access_log = logs.open_access_log(self.config)
-        self.acceptor = Acceptor(loop, self.sockets, self.cells, lambda: Http1Connection(service), self._attached)
+        self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
+        self.acceptor = Acceptor(
+            loop, self.sockets, self.cells, self.order, lambda: Http1Connection(service), self._attached
+        )
         self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
         service.departure = self.departures.depart
@@ -160,12 +168,12 @@ class Worker:
         return self.config.graceful_timeout + self.config.shutdown_timeout + CLOSE_TIME * 2 + EXIT_TIME
 
     async def _serve_and_retire(self) -> None:
-        ticker = Ticker(self.service, self.config, self._want_replacement)
+        ticker = Ticker(self.service, self.config, self.order.tick, self._want_replacement)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ticker.run)
             await self._ordered.wait()
             if self._order is Order.QUIT:
-                self.acceptor.stop()
+                self.acceptor.stop(last_look=False)
                 self._hammer()
             else:
                 await self._retire()
