@@ -16,10 +16,10 @@ from server.address import own_end_of, peer_of
 from server.protocol import health
 from server.protocol.answer import COMING, WAITING
 from server.protocol.answer import STARTED as RESPONSE_STARTED
+from server.protocol.chunks import ChunkReader
 from server.protocol.exchange import Exchange
 from server.protocol.head import CHUNKED, BadRequest, Head, hopeless
 from server.protocol.lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
-from server.protocol.parser import Parser
 from server.protocol.response import CLOSE, plain_answer
 from server.protocol.service import Phase, Service, too_long
 from server.protocol.travel import TravelRecord
@@ -43,6 +43,9 @@ RETRY_AFTER: Final = 1
 
 BATCH: Final = 32
 """Pipelined requests that are answered in a row before others have their turn."""
+
+MAX_EMPTY_LINES: Final = 8
+"""Empty lines that are skipped on one connection, besides one for each request."""
 
 AROUND_TARGET: Final = 64
 """More than a request line has around its target: the method, two spaces, the version."""
@@ -71,7 +74,7 @@ class Http1Connection(Lifecycle):
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("_arrived", "_content", "_overhead", "_parser", "_scanned", "read_paused")
+    __slots__ = ("_arrived", "_chunks", "_content", "_empty_lines", "_overhead", "_scanned", "read_paused")
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         super().__init__(service, record)
@@ -80,7 +83,8 @@ class Http1Connection(Lifecycle):
         self._overhead = 0  # bytes of chunked content that were no content
         self._content = 0  # bytes of chunked content so far
         self._arrived = 0  # bytes of content since its time was last looked at
-        self._parser: Parser | None = None  # of the chunked content that is coming
+        self._chunks: ChunkReader | None = None  # of the chunked content that is coming
+        self._empty_lines = 0  # before request lines
 
     # ---- what the transport says
 
@@ -203,6 +207,10 @@ class Http1Connection(Lifecycle):
         while buffer[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request line are skipped
             del buffer[:2]
             self._scanned = 0
+            self._empty_lines += 1
+            if self._empty_lines > MAX_EMPTY_LINES + self.requests:
+                self._refuse(BadRequest(400, "There are too many empty lines before the request."))
+                return False
         if not buffer:
             if self.eof:
                 self._close()
@@ -265,8 +273,7 @@ class Http1Connection(Lifecycle):
         if head.body:
             if head.body == CHUNKED:
                 self._overhead = self._content = 0
-                self._parser = service.new_parser()
-                self._parser.parse_head(data)
+                self._chunks = ChunkReader()
             self._expect_content()
             if self._buffer:
                 rest = bytes(self._buffer)
@@ -312,9 +319,9 @@ class Http1Connection(Lifecycle):
 
     def _take_chunks(self, exchange: Exchange, data: bytes) -> bool:
         """The same for chunked content; True if it is complete."""
-        assert self._parser is not None
+        assert self._chunks is not None
         try:
-            pieces, leftover = self._parser.feed_body(data)
+            pieces, leftover = self._chunks.feed(data)
         except BadRequest as refused:
             self._refuse_content(exchange, refused)
             return False
@@ -334,7 +341,7 @@ class Http1Connection(Lifecycle):
             return False
         if leftover is None:
             return False
-        self._parser = None
+        self._chunks = None
         self._buffer += leftover
         exchange.whole()
         return True

@@ -1,9 +1,10 @@
-"""The narrow seam between an HTTP/1.1 connection and the library that reads its bytes.
+"""The narrow seam between an HTTP/1.1 connection and the library that reads its heads.
 
-A parser is pull-style and pure: it is given bytes and returns what they mean; it knows no socket, no clock and no
-application. A connection gives it only whole request heads (a head ends at the first CRLFCRLF) and the bytes of chunked
-content; content with a Content-Length it counts itself. So no parser ever sees a byte that it might have to give back,
-a half-sent head stays raw bytes that can travel to another worker, and the bytes after a message are always known.
+A parser is pure: it is given bytes and returns what they mean; it knows no socket, no clock and no application. It is
+given only whole request heads (a head ends at the first CRLFCRLF); content with a Content-Length the connection counts
+itself, and chunked content is `server.protocol.chunks`'s for every parser. So no parser ever sees a byte that it might
+have to give back, a half-sent head stays raw bytes that can travel to another worker, and the bytes after a message are
+always known.
 """
 
 from __future__ import annotations
@@ -16,17 +17,10 @@ from server.protocol.head import Head
 
 
 class Parser(Protocol):
-    """Reads the requests of one connection, one after another."""
+    """Reads heads, one after another; nothing of one, valid or not, shows in the next."""
 
     def parse_head(self, data: bytes) -> Head:
         """Read one whole request head, from the request line up to and including CRLFCRLF. Raises BadRequest."""
-
-    def feed_body(self, data: bytes) -> tuple[list[bytes], bytes | None]:
-        """Read bytes of the chunked content that follows the last head.
-
-        Returns the decoded pieces, and None while there is more to come or, once the message is complete, the bytes
-        after it. Trailer fields are dropped, which RFC 9110 6.5.1 lets a recipient do. Raises BadRequest.
-        """
 
 
 def parser_factory(name: str) -> Callable[[], Parser]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import h11
 
-from server.protocol.chunks import ChunkReader
-from server.protocol.head import CHUNKED, BadRequest, Head
+from server.protocol.head import BadRequest, Head
 from server.protocol.strict import read_head
 
 
@@ -16,10 +15,7 @@ class H11Parser:
     only if h11 finds the same request in it.
     """
 
-    __slots__ = ("_chunks",)
-
-    def __init__(self) -> None:
-        self._chunks: ChunkReader | None = None
+    __slots__ = ()
 
     def parse_head(self, data: bytes) -> Head:
         """See `Parser`. h11's connection object is made for one request: its state ends with the message."""
@@ -32,10 +28,4 @@ class H11Parser:
             raise BadRequest(400, "The request head is malformed.") from None
         if type(request) is not h11.Request or request.target != head.target:
             raise BadRequest(400, "The request head is malformed.")
-        self._chunks = ChunkReader() if head.body == CHUNKED else None
         return head
-
-    def feed_body(self, data: bytes) -> tuple[list[bytes], bytes | None]:
-        """See `Parser`."""
-        assert self._chunks is not None, "feed_body() follows a head with chunked content"
-        return self._chunks.feed(data)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from server.protocol.head import CHUNKED, METHODS, BadRequest, Head
+from server.protocol.head import METHODS, Head
 from server.protocol.parser import Parser
 
 CAPACITY: Final = 256
@@ -64,11 +64,10 @@ _LINE: Final = re.compile(
 class HeadReader:
     """Reads whole heads for all connections of a worker."""
 
-    __slots__ = ("_blocks", "_check", "_heads", "_new_parser", "_parser")
+    __slots__ = ("_blocks", "_check", "_heads", "_parser")
 
     def __init__(self, new_parser: Callable[[], Parser], check: Callable[[Head], None]) -> None:
         """`check` raises BadRequest for a head that the configured limits refuse."""
-        self._new_parser = new_parser
         self._check = check
         self._parser = new_parser()
         self._heads: Repeats[bytes, Head] = Repeats()  # by all their bytes
@@ -85,8 +84,7 @@ class HeadReader:
         head = heads.known.get(data)
         if head is None:
             head = self._by_block(data, asked)
-            if head.body != CHUNKED:
-                heads.keep(data, head, asked)
+            heads.keep(data, head, asked)
         return head
 
     def _by_block(self, data: bytes, asked: int) -> Head:
@@ -100,9 +98,7 @@ class HeadReader:
         known = blocks.known.get(block)
         if known is None:
             head = self._parse(data)
-            if head.body != CHUNKED and all(
-                name != b"upgrade" for name, _ in head.headers
-            ):  # that one is for GET alone
+            if all(name != b"upgrade" for name, _ in head.headers):  # that one is for GET alone
                 blocks.keep(block, head, asked)
             return head
         method, target, path, query = line.groups(b"")
@@ -115,11 +111,7 @@ class HeadReader:
         return head
 
     def _parse(self, data: bytes) -> Head:
-        try:
-            head = self._parser.parse_head(data)
-        except BadRequest:
-            self._parser = self._new_parser()  # its state is that of an error
-            raise
+        head = self._parser.parse_head(data)
         self._check(head)
         return head
 
