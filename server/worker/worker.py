@@ -23,6 +23,7 @@ from server.channel import Channel, Outbox, Packet, TruncatedDescriptors
 from server.config import Config
 from server.errors import ChannelError, StartError, UsageError
 from server.protocol.http1 import Http1Connection
+from server.protocol.proxy_protocol import opening
 from server.protocol.service import Phase, Service
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell, Scoreboard
@@ -143,8 +144,9 @@ class Worker:
         }
         service.access_log = self.access_log = logs.open_access_log(self.config)
         self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
+        self._opening = opening(service)
         self.acceptor = Acceptor(
-            loop, self.sockets, self.cells, self.order, lambda: Http1Connection(service), self._attached
+            loop, self.sockets, self.cells, self.order, lambda: self._opening(None), self._attached
         )
         self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
@@ -287,7 +289,7 @@ class Worker:
             protocol.retire()
 
     def _arrived(self, client: socket.socket, record: TravelRecord) -> None:
-        self.acceptor.attach(client, lambda: Http1Connection(self.service, record))
+        self.acceptor.attach(client, lambda: self._opening(record))
 
     def _withdraw(self, pair: int) -> bool:
         try:
