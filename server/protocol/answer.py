@@ -24,16 +24,12 @@ from server.protocol.response import (
     encode_trailers,
     without,
 )
-from server.protocol.service import ClientDisconnected, Message, Phase, Service
+from server.protocol.service import DROP_TIME, ClientDisconnected, Message, Phase, Service
 from server.protocol.writing import LARGE
 from server.scoreboard import Cell
 
 if TYPE_CHECKING:
     from server.protocol.http1 import Http1Connection
-
-DROPPED_LIMIT: Final = 64
-"""So many messages of a response whose client has gone are dropped in silence; then `send` raises, which ends even an
-application that streams for ever and never asks `receive`."""
 
 LARGEST_FIELDS: Final = 1024
 """Encoded response fields of more bytes are not kept for the next response."""
@@ -140,7 +136,7 @@ class Answer:
     _begun: float
     """When the request began, if there is an access log (time.perf_counter, s)."""
     _block: bytes
-    _dropped: int
+    _dropped: float
     _framing: Framing
     _length: int
     """The application's Content-Length, or -1."""
@@ -194,8 +190,9 @@ class Answer:
 
     async def _drop(self) -> None:
         """A message that nobody will get. Gives way, so that a framework can end a stream that it has cancelled."""
-        self._dropped += 1
-        if self._dropped > DROPPED_LIMIT:
+        now = self.service.loop.time()
+        self._dropped = self._dropped or now
+        if now - self._dropped > DROP_TIME:
             raise ClientDisconnected("The client has disconnected.")
         await asyncio.sleep(0)
 
@@ -469,7 +466,7 @@ class Answer:
         """The connection has refused the request's content (and answered with `status`, if it still could)."""
         if self.state is not DONE and self.state is not LOST:
             self.state = LOST
-            self._dropped = 0
+            self._dropped = 0.0
             self._count()
             self.wake()
 

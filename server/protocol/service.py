@@ -38,6 +38,13 @@ class ClientDisconnected(OSError):
     """
 
 
+DROP_TIME: Final = 1.0
+"""For this long (s) from the first message that nobody can get, `send` drops what it is given; then it raises.
+
+So an application that is in the middle of something comes to what it does next: a background task after the response,
+or `websocket.disconnect` in `receive`. One that only ever sends is ended all the same.
+"""
+
 KEEP_ALIVE_SLACK: Final = 1.0
 """An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
 

@@ -24,7 +24,7 @@ from server.address import Address
 from server.protocol.exchange import ASGI_VERSION, SPEC_VERSION, tells_of_disconnect
 from server.protocol.forwarded import Forwarded
 from server.protocol.head import Head
-from server.protocol.service import ClientDisconnected, Message, Scope, Service
+from server.protocol.service import DROP_TIME, ClientDisconnected, Message, Scope, Service
 from server.protocol.websocket_denial import BODY, START, Denial
 from server.protocol.websocket_endings import (
     CLOSED,
@@ -74,6 +74,7 @@ class WebSocketConnection(Endings):
         "_accepted",
         "_connect_told",
         "_discarded",
+        "_dropped",
         "_early",
         "_forwarded",
         "_handshake",
@@ -108,6 +109,8 @@ class WebSocketConnection(Endings):
         self._held = b""
         """Pongs that wait until the transport can write again."""
         self._discarded = 0
+        self._dropped = 0.0
+        """When the first message that nobody can get was sent (loop time, s)."""
 
     # The transport's side
 
@@ -312,7 +315,8 @@ class WebSocketConnection(Endings):
         transport = self._transport
         state = self._state
         if transport.is_closing():
-            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
+            await self._drop()
+            return
         if state is OPEN or state is FINISHING:
             if kind == "websocket.send":
                 transport.write(self._data_frame(message))
@@ -329,16 +333,23 @@ class WebSocketConnection(Endings):
         elif state is DENYING:
             self._deny(kind, message)
         else:
-            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
+            await self._drop()
+            return
         if self._writing_paused:
             await self._writable()
 
+    async def _drop(self) -> None:
+        """A message that nobody will get. Gives way, so that whoever reads as well is told of the end."""
+        now = self._service.loop.time()
+        self._dropped = self._dropped or now
+        if now - self._dropped > DROP_TIME:
+            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
+        await asyncio.sleep(0)
+
     async def _writable(self) -> None:
         """Wait until the transport has caught up. The client's end of it is `--write-timeout`."""
-        while self._writing_paused:
+        while self._writing_paused and self._state is not CLOSED:
             await self._wait(self._drains)
-            if self._state is CLOSED:
-                raise ClientDisconnected("The client has gone before everything was sent.")
 
     def _data_frame(self, message: Message) -> bytes:
         """The frame of a `websocket.send`."""
