@@ -220,7 +220,7 @@ class Http1Connection(Lifecycle):
         if end == 3:
             self._await_head(limit)
         elif end > limit:
-            self._refuse(_too_large(limit))
+            self._refuse(self._too_large(limit))
         else:
             head = bytes(buffer[:end])
             del buffer[:end]
@@ -233,7 +233,7 @@ class Http1Connection(Lifecycle):
         """A part of a head has arrived: it has a time limit, a size limit, and it must look like one."""
         buffer = self._buffer
         if len(buffer) >= limit:
-            self._refuse(_too_large(limit))
+            self._refuse(self._too_large(limit))
             return
         if buffer == b"\r":
             return  # half an empty line
@@ -248,6 +248,15 @@ class Http1Connection(Lifecycle):
             if self._scanned == 0:
                 self.deadline = self.service.loop.time() + self.service.config.head_timeout
             self._scanned = len(buffer)
+
+    def _too_large(self, limit: int) -> BadRequest:
+        """The verdict on a head of more than `limit` bytes: the same in whatever pieces it has arrived."""
+        start = self._buffer[:limit]
+        return (
+            hopeless(start, 0)
+            or _endless_target(start, self.service.config.max_target_size)
+            or BadRequest(431, f"The request head is larger than {limit} bytes.")
+        )
 
     def _begin(self, data: bytes, rest: bytes) -> None:
         """Start the request whose whole head is `data`; `rest` followed it."""
@@ -586,10 +595,6 @@ class Http1Connection(Lifecycle):
         else:
             self._advance()
             self.mind_reading()
-
-
-def _too_large(limit: int) -> BadRequest:
-    return BadRequest(431, f"The request head is larger than {limit} bytes.")
 
 
 def _endless_target(buffer: bytearray, limit: int) -> BadRequest | None:

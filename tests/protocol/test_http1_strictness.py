@@ -129,6 +129,10 @@ MESSAGE = [
         "SHOULD ignore at least one empty line (CRLF) received prior to the request-line",
         (b"\r\n" + field(), GET),
         (b"\r\n\r\n" + field(), GET),
+        (b"\r\n" * 8 + field(), GET),
+        (b"\r\n" * 9 + field(), 400),
+        (b"\r\n" * 40_000, 400),
+        (field() + b"\r\n" * 2 + field(), served("GET /", "GET /")),
         (b"\r\r\n" + field(), 400),
         (b"\r" + field(), 400),
         (b" \r\n" + field(), 400),
@@ -448,11 +452,22 @@ FIELDS = [
         (field(b"Content-Type: a/b", b"Content-Type: c/d"), GET),
     ),
     rule(
+        "RFC 9112 3",
+        "a request-target longer than any URI it wishes to parse MUST [be answered] 414",
+        (target(b"/" + b"x" * 16_383), served("GET /" + "x" * 16_383)),
+        (target(b"/" + b"x" * 16_384), 414),
+        (target(b"/?" + b"x" * 30_000), 414),
+        (target(b"/" + b"x" * 70_000), 414),
+        (b"GET /" + b"x" * 70_000, 414),
+    ),
+    rule(
         "RFC 6585 5",
         "431: the head, or a line of it, is too large",
         (field(b"X: " + b"x" * 70_000), 431),
         (field(b"X" * 70_000 + b": x"), 431),
         (field(*(b"X%d: x" % number for number in range(9_000))), 431),
+        (field(*[b"X: y"] * 127), GET),
+        (field(*[b"X: y"] * 128), 431),
     ),
 ]
 
