@@ -93,6 +93,14 @@ class Config:
         choices=("auto", "on", "off"),
     )
 
+    interface: str = option(
+        "auto",
+        "How the application is called; auto means ASGI 3, wsgi runs it in threads (package a2wsgi).",
+        APPLICATION,
+        choices=("auto", "asgi", "asgi3", "asgi2", "wsgi"),
+    )
+    wsgi_threads: int = option(10, "Threads of each worker that run a WSGI application.", APPLICATION, minimum=1)
+
     # Listening
     bind: tuple[str, ...] = option(
         (),

@@ -18,6 +18,7 @@ import traceback
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from server.app.wsgi import asgi_from_asgi2, asgi_from_wsgi
 from server.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,11 +37,12 @@ def parse(specification: str) -> tuple[str, list[str]]:
     return module, parts
 
 
-def load(specification: str, factory: bool) -> ASGIApplication:
+def load(specification: str, factory: bool, interface: str = "auto", threads: int = 10) -> ASGIApplication:
     """Import the application that `specification` names; with `factory`, call it to get the application.
 
-    Raises UsageError if module or attribute are not there or cannot be an ASGI 3 application; what the application's
-    own code raises comes through as it is.
+    `interface` says how the application is to be called (`--interface`; auto: as ASGI 3), `threads` in how many
+    threads, if it is WSGI. Raises UsageError if module or attribute are not there or cannot be such an application;
+    what the application's own code raises comes through as it is.
     """
     name, path = parse(specification)
     module = _import(name)
@@ -53,7 +55,11 @@ def load(specification: str, factory: bool) -> ASGIApplication:
             raise UsageError(f"{where} has no attribute {part!r}{_instead(found, part, name)}") from None
     if factory:
         found = _call_factory(found, specification)
-    _check_callable(found, specification, factory)
+    _check_callable(found, specification, factory, interface)
+    if interface == "wsgi":
+        return asgi_from_wsgi(found, threads)
+    if interface == "asgi2":
+        return asgi_from_asgi2(found)
     return cast("ASGIApplication", found)
 
 
@@ -150,37 +156,38 @@ def _call_factory(factory: Any, specification: str) -> Any:
     return factory()
 
 
-def _check_callable(found: Any, specification: str, factory: bool) -> None:
-    """Refuse what is surely no ASGI 3 application; what cannot be told is given the benefit of the doubt."""
+def _check_callable(found: Any, specification: str, factory: bool, interface: str) -> None:
+    """Refuse what surely cannot be called as its interface has it; what cannot be told has the benefit of the doubt."""
     what = f"what {specification} returned" if factory else specification
     if not callable(found):
-        raise UsageError(f"{what} is {_kind(found)}, which cannot be called: name the ASGI application itself")
+        raise UsageError(f"{what} is {_kind(found)}, which cannot be called: name the application itself")
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
         return
     try:
-        signature.bind(None, None, None)
+        signature.bind(*[None] * ARGUMENTS.get(interface, 3))
     except TypeError:
-        raise UsageError(_why_not(found, signature, what, factory)) from None
+        raise UsageError(_why_not(signature, what, factory, interface)) from None
 
 
-def _why_not(found: Any, signature: inspect.Signature, what: str, factory: bool) -> str:
+ARGUMENTS: Final = {"asgi2": 1, "wsgi": 2}
+"""How many arguments the first call of an application takes, by interface; ASGI 3 takes three."""
+LOOKS_LIKE: Final = {
+    1: "takes one argument, as ASGI 2 applications do: add --interface asgi2",
+    2: "takes two arguments, as WSGI applications do: add --interface wsgi",
+    3: "takes three arguments, as ASGI applications do: leave --interface {interface} out",
+}
+
+
+def _why_not(signature: inspect.Signature, what: str, factory: bool, interface: str) -> str:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind in positional]
     if not needed and not factory:
-        return f"{what} takes no scope, receive and send: if it returns the application, add --factory"
-    if len(needed) == 1:
-        return (
-            f"{what} takes one argument, as ASGI 2 applications do: this server runs ASGI 3; "
-            "wrap it with asgiref's guarantee_single_callable"
-        )
-    if len(needed) == 2:
-        return (
-            f"{what} takes two arguments, as WSGI applications do: this server runs ASGI; "
-            "wrap it with a2wsgi's WSGIMiddleware"
-        )
-    return f"{what} does not take scope, receive and send, as an ASGI application does: name the application itself"
+        return f"{what} takes no arguments: if it returns the application, add --factory"
+    if len(needed) in LOOKS_LIKE:
+        return f"{what} {LOOKS_LIKE[len(needed)].format(interface=interface)}"
+    return f"{what} does not take what an application takes (scope, receive and send): name the application itself"
 
 
 def _kind(value: Any) -> str:

@@ -130,7 +130,8 @@ class Worker:
         """Import the application and run its lifespan startup. Raises StartError, UsageError."""
         loop = asyncio.get_running_loop()
         try:
-            app = specification.load(self.config.app, self.config.factory)
+            config = self.config
+            app = specification.load(config.app, config.factory, config.interface, config.wsgi_threads)
         except UsageError:
             raise
         except (Exception, SystemExit) as error:
