@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,8 @@ from hypothesis import strategies as st
 
 from server.address import Address
 from server.protocol.forwarded import Forwarded, Forwarding, Networks, believed
+from server.protocol.service import Receive, Scope, Send
+from tests.protocol.http_server import Client, HttpServer, Log
 
 LOCAL = "127.0.0.1,::1,unix"
 PEER = ("127.0.0.1", 41000)
@@ -424,6 +430,143 @@ def test_the_prefix_comes_before_the_root_path(prefix: bytes, root_path: str, af
     mounted = scope(root_path=root_path, path=root_path + "/x", raw_path=root_path.encode() + b"/x")
     Forwarded(PEER, None, b"", prefix).apply(mounted)
     assert (mounted["root_path"], mounted["path"], mounted["raw_path"]) == after
+
+
+# ---- on connections
+
+Serve = Callable[..., HttpServer]
+ASKED = (
+    b"GET /x%20y HTTP/1.1\r\nHost: inner\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9:7\r\nX-Forwarded-Proto: https\r\n"
+    b"X-Forwarded-Host: outer.example\r\nX-Forwarded-Prefix: /caf%C3%A9\r\nForwarded: for=6.6.6.6;host=evil\r\n"
+)
+SEEN = ("scheme", "path", "raw_path", "root_path", "client")
+
+
+async def tell(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with what the client is said to have asked for; a WebSocket is refused with the same."""
+    told = {name: scope[name] for name in SEEN} | {"host": dict(scope["headers"]).get(b"host")}
+    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+    body = repr(told).encode()
+    headers = [(b"content-length", b"%d" % len(body))]
+    await receive()
+    await send({"type": kind + ".start", "status": 403 if scope["type"] == "websocket" else 200, "headers": headers})
+    await send({"type": kind + ".body", "body": body})
+
+
+def ask(server: HttpServer, request: bytes) -> tuple[dict[str, Any], Client]:
+    client = server.connect()
+    client.send(request)
+    told: dict[str, Any] = ast.literal_eval(client.answer()[2].decode())
+    return told, client
+
+
+TRUSTED = {
+    "scheme": "https",
+    "path": "/café/x y",
+    "raw_path": b"/caf%C3%A9/x%20y",
+    "root_path": "/café",
+    "client": ("203.0.113.9", 7),
+    "host": b"outer.example",
+}
+UPGRADE = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n" % (
+    b"dGhlIHNhbXBsZSBub25jZQ=="
+)
+
+
+def test_a_trusted_peer_is_believed(serve: Serve) -> None:
+    server = serve(tell, forwarded_headers=ALL_X)
+    assert ask(server, ASKED + b"\r\n")[0] == TRUSTED
+    assert ask(server, ASKED + UPGRADE + b"\r\n")[0] == TRUSTED | {"scheme": "wss"}
+
+
+def test_by_default_address_and_scheme_are_believed_and_nothing_else(serve: Serve) -> None:
+    told, _ = ask(serve(tell), ASKED + b"\r\n")
+    untouched = {"path": "/x y", "raw_path": b"/x%20y", "root_path": "", "host": b"inner"}
+    assert told == TRUSTED | untouched
+
+
+@pytest.mark.parametrize("allowed", ["192.0.2.0/24,unix,::1", ""])
+def test_a_peer_that_is_not_trusted_is_not(serve: Serve, allowed: str) -> None:
+    server = serve(tell, forwarded_headers=ALL_X, forwarded_allow_ips=allowed)
+    for request, scheme in ((ASKED, "http"), (ASKED + UPGRADE, "ws")):
+        told, client = ask(server, request + b"\r\n")
+        assert told == {
+            "scheme": scheme,
+            "path": "/x y",
+            "raw_path": b"/x%20y",
+            "root_path": "",
+            "client": client.sock.getsockname(),
+            "host": b"inner",
+        }
+
+
+def test_the_peer_of_a_unix_socket_is_trusted_by_its_own_word(serve: Serve, tmp_path: Path) -> None:
+    server = serve(tell, unix=tmp_path / "s")
+    assert ask(server, ASKED + b"\r\n")[0]["client"] == ("203.0.113.9", 7)
+    server = serve(tell, unix=tmp_path / "t", forwarded_allow_ips="127.0.0.1")
+    assert ask(server, ASKED + b"\r\n")[0]["client"] is None
+
+
+def test_equal_heads_on_connections_of_different_trust(serve: Serve) -> None:
+    """Heads are shared; what is made of them is not."""
+    server = serve(tell, forwarded_allow_ips="127.0.0.2")
+    for source, client in (("127.0.0.1", None), ("127.0.0.2", ("203.0.113.9", 7)), ("127.0.0.1", None)):
+        with socket.create_connection(server.address, source_address=(source, 0), timeout=10) as sock:
+            expected = client or sock.getsockname()
+            for _ in range(2):
+                sock.sendall(ASKED + b"\r\n")
+                assert ast.literal_eval(Client(sock).answer()[2].decode())["client"] == expected
+
+
+def test_requests_on_one_connection_have_clients_of_their_own(serve: Serve) -> None:
+    server = serve(tell)
+    told, client = ask(server, ASKED + b"\r\n")
+    assert told["client"] == ("203.0.113.9", 7)
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n")
+    assert ast.literal_eval(client.answer()[2].decode())["client"] == ("192.0.2.7", 0)
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert ast.literal_eval(client.answer()[2].decode())["client"] == client.sock.getsockname()
+
+
+@pytest.mark.parametrize("upgrade", [b"", UPGRADE])
+def test_the_access_log_has_the_clients_address(serve: Serve, upgrade: bytes) -> None:
+    server = serve(tell)
+    log = Log()
+    server.service.access_log = log  # type: ignore[assignment]
+    ask(server, ASKED + upgrade + b"\r\n")
+    server.until(lambda: len(log.records) == 1)
+    assert log.records[0][0] == ("203.0.113.9", 7)
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "seen"),
+    [
+        (b"X-Forwarded-Prefix: /outer", b"/x", ("/outer/m m/x", b"/outer/m%20m/x")),
+        (b"X-Forwarded-Prefix: /outer", b"/m%20m/x", ("/outer/m m/x", b"/outer/m%20m/x")),
+        (b"X-Forwarded-Prefix: /../x", b"/x", ("/m m/x", b"/m%20m/x")),
+    ],
+)
+def test_a_prefix_before_the_root_path(serve: Serve, line: bytes, target: bytes, seen: tuple[str, bytes]) -> None:
+    server = serve(tell, forwarded_headers="x-forwarded-prefix", root_path="/m m")
+    told, _ = ask(server, b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (target, line))
+    assert (told["path"], told["raw_path"]) == seen
+    assert told["path"].startswith(told["root_path"] + "/")
+
+
+def test_a_value_that_is_not_valid_is_no_bad_request(serve: Serve) -> None:
+    server = serve(tell, forwarded_headers=ALL_X)
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n%b: %b\r\n\r\n"
+    for name in (b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Host", b"X-Forwarded-Prefix"):
+        for value in (b"", b",", b"\xff", b"/../", b"a b", b"[::", b"%0", b"x" * 5000):
+            told, client = ask(server, request % (name, value))
+            assert told == {
+                "scheme": "http",
+                "path": "/",
+                "raw_path": b"/",
+                "root_path": "",
+                "client": client.sock.getsockname(),
+                "host": b"x" * 5000 if name == b"X-Forwarded-Host" and len(value) == 5000 else b"a",
+            }
 
 
 # ---- anything
