@@ -30,7 +30,8 @@ _FIELD_START: Final = re.compile(rb"(?:" + TOKEN + rb"(?::[\t -~\x80-\xff]*+)?+)
 # them hopes for another reader.
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"host"))
 
-_SHORT_LINE: Final = 12
+_CREDIT: Final = 8  # bytes around content that each of its bytes pays for; chunks of one byte have 5
+_SHORT_LINE: Final = 8  # never more than the credit of its chunk
 _MAX_SIZES: Final = 1024
 _sizes: dict[bytes, int] = {}
 """Short valid lines of sizes seen before, with CRLF: senders use few sizes, and a look-up is cheap."""
@@ -56,9 +57,12 @@ _END: Final = _Part.END
 class ChunkReader:
     """Reads the content of one message."""
 
-    __slots__ = ("_left", "_part", "_pending")
+    __slots__ = ("_left", "_limit", "_overhead", "_part", "_pending")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes of extensions and trailer fields, beyond what the content itself makes plausible."""
+        self._limit = limit
+        self._overhead = 0
         self._part = _SIZE
         self._left = 0  # DATA: bytes of the chunk that have not arrived
         self._pending = b""  # the beginning of a line, or of the end of a chunk
@@ -85,8 +89,11 @@ class ChunkReader:
                         break
                     end = line.end()
                     left = int(line[1] or b"0", 16)
+                    self._count(end - position - _CREDIT * left)
                     if end - position <= _SHORT_LINE and len(_sizes) < _MAX_SIZES:
                         _sizes[line[0]] = left
+                elif self._overhead:
+                    self._count(-_CREDIT * left)
                 position = end
                 if left:
                     end = position + left
@@ -135,9 +142,16 @@ class ChunkReader:
         if field is None:
             self._wait_for_line(data, position, _FIELD_START, "A trailer field is malformed.")
             return position, _TRAILERS
+        self._count(field.end() - position)
         if field[1].lower() in _FRAMING:
             raise BadRequest(400, "A trailer field frames or routes the message, which only the head can do.")
         return field.end(), _TRAILERS
+
+    def _count(self, size: int) -> None:
+        """So many bytes more, or fewer, around the content. Raises BadRequest (RFC 9112 7.1.1: a limit ought to be)."""
+        self._overhead = max(self._overhead + size, 0)
+        if self._overhead > self._limit:
+            raise BadRequest(400, "The chunked content has too much around it.")
 
     def _wait_for_line(self, data: bytes, position: int, start: re.Pattern[bytes], reason: str) -> None:
         """Keep the part of a line that has arrived. Raises BadRequest if it cannot become a valid one."""

@@ -74,13 +74,12 @@ class Http1Connection(Lifecycle):
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("_arrived", "_chunks", "_content", "_empty_lines", "_overhead", "_scanned", "read_paused")
+    __slots__ = ("_arrived", "_chunks", "_content", "_empty_lines", "_scanned", "read_paused")
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         super().__init__(service, record)
         self.read_paused = False
         self._scanned = 0  # bytes of the buffer that hold no end of a head
-        self._overhead = 0  # bytes of chunked content that were no content
         self._content = 0  # bytes of chunked content so far
         self._arrived = 0  # bytes of content since its time was last looked at
         self._chunks: ChunkReader | None = None  # of the chunked content that is coming
@@ -281,8 +280,8 @@ class Http1Connection(Lifecycle):
         self.deadline = INFINITY
         if head.body:
             if head.body == CHUNKED:
-                self._overhead = self._content = 0
-                self._chunks = ChunkReader()
+                self._content = 0
+                self._chunks = ChunkReader(service.max_head_size)
             self._expect_content()
             if self._buffer:
                 rest = bytes(self._buffer)
@@ -338,11 +337,6 @@ class Http1Connection(Lifecycle):
         for piece in pieces:
             content += len(piece)
             exchange.push(piece)
-        # One-byte chunks have 5 bytes around each byte; long extensions and trailers are an attack.
-        self._overhead = max(0, self._overhead + len(data) - len(leftover or b"") - 8 * content)
-        if self._overhead > self.service.max_head_size:
-            self._refuse_content(exchange, BadRequest(400, "The chunked content has too much around it."))
-            return False
         self._content += content
         largest = self.service.config.max_body_size
         if largest and self._content > largest:

@@ -177,7 +177,7 @@ CHUNKS = b"5\r\nhello\r\n00a;x=y\r\n0123456789\r\n0\r\nA: b\r\n\r\n"
 def test_chunks_in_any_pieces(cuts: list[int], behind: bytes) -> None:
     data = CHUNKS + behind
     places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
-    reader = ChunkReader()
+    reader = ChunkReader(1000)
     content = b""
     for begin, end in itertools.pairwise(places):
         if begin == end:
