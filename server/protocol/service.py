@@ -140,8 +140,13 @@ class Service:
         in the context of whoever resumed its reading: python/cpython#140947)."""
         self.state: dict[str, Any] = {}
         """The lifespan state; each request's scope gets a shallow copy (ASGI lifespan, "Lifespan State")."""
-        self.extensions: dict[str, dict[str, Any]] = {}
-        """This server's own entries of `scope["extensions"]`; copied into each scope."""
+        self.extensions: dict[str, dict[str, Any]] = {
+            "http.response.pathsend": {},
+            "http.response.zerocopysend": {},
+        }
+        """This server's own entries of `scope["extensions"]` for HTTP; copied into each scope."""
+        if config.early_hints:
+            self.extensions["http.response.early_hint"] = {}
         self.departure: Callable[[Any], None] | None = None
         """In phase TRAVELLING: called by a connection that has become idle, to be handed over."""
         self.access_log: AccessLog | None = None

@@ -140,13 +140,13 @@ class WebSocketConnection(Endings):
             message = self._framing.single(data)
             if message is None:
                 self._receive_frames(data)
-                return
-            self._incoming.append(message)
-            self._incoming_size += len(message) + MESSAGE_COST
-            if self._receivers:
-                self._wake(self._receivers)
-            elif self._incoming_size > INCOMING_HIGH:
-                self._pause_reading()
+            else:
+                self._incoming.append(message)
+                self._incoming_size += len(message) + MESSAGE_COST
+                if self._receivers:
+                    self._wake(self._receivers)
+                elif self._incoming_size > INCOMING_HIGH:
+                    self._pause_reading()
         elif state is CLOSING:
             self._receive_frames(data)
         elif state is HANDSHAKE:  # too early, but it may be that the client trusts in our answer
@@ -161,29 +161,23 @@ class WebSocketConnection(Endings):
     def _receive_frames(self, data: bytes) -> None:
         framing = self._framing
         events = framing.receive(data)
-        end = None
-        if events and isinstance(events[-1], End):
-            end = events[-1]
-            del events[-1]
         output = framing.output
         if output:
-            if self._writing_paused and end is None:
+            if self._writing_paused and not (events and isinstance(events[-1], End)):
                 self._held = output
             else:
                 self._transport.write(output)
-        if self._state is OPEN:
-            if events:
-                messages = cast("list[str | bytes]", events)
-                self._incoming.extend(messages)
-                self._incoming_size += sum(map(len, messages)) + MESSAGE_COST * len(messages)
-                if self._receivers:
-                    self._wake(self._receivers)
-            if end is not None:
-                self._client_ends(end, bool(self._incoming))
-            elif self._incoming_size > INCOMING_HIGH:
-                self._pause_reading()
-        elif end is not None:
-            self._client_ends(end, unread=False)
+        is_open = self._state is OPEN
+        for event in events:
+            if isinstance(event, End):
+                self._client_ends(event, unread=is_open and bool(self._incoming))
+            elif is_open:
+                self._incoming.append(event)
+                self._incoming_size += len(event) + MESSAGE_COST
+        if self._incoming and self._receivers:
+            self._wake(self._receivers)
+        if self._incoming_size > INCOMING_HIGH and self._state is OPEN:
+            self._pause_reading()
 
     def eof_received(self) -> bool:
         """The client has shut down its side: a WebSocket is over with that; a denial is still finished."""
@@ -256,7 +250,7 @@ class WebSocketConnection(Endings):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
             path = root_path + path
             raw_path = service.raw_root_path + raw_path
-        scope = {
+        scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
             "http_version": head.version,
@@ -270,7 +264,7 @@ class WebSocketConnection(Endings):
             "server": self._server,
             "subprotocols": self._handshake.subprotocols,
             "state": service.state.copy(),
-            "extensions": {**service.extensions, "websocket.http.response": {}},
+            "extensions": {"websocket.http.response": {}},
         }
         if self._forwarded is not None:
             self._forwarded.apply(scope)
@@ -292,9 +286,10 @@ class WebSocketConnection(Endings):
             self._receivers.append(waiter)
             try:
                 await waiter
-            finally:
-                if not waiter.done() and waiter in self._receivers:
+            except asyncio.CancelledError:
+                if waiter in self._receivers:
                     self._receivers.remove(waiter)
+                raise
         event = incoming.popleft()
         self._incoming_size -= len(event) + MESSAGE_COST
         if self._reading_paused and self._incoming_size <= INCOMING_LOW and self._state is OPEN:
@@ -315,11 +310,11 @@ class WebSocketConnection(Endings):
         transport = self._transport
         state = self._state
         if transport.is_closing():
-            await self._drop()
-            return
+            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
         if state is OPEN or state is FINISHING:
             if kind == "websocket.send":
-                transport.write(self._data_frame(message))
+                data = message.get("bytes")
+                transport.write(self._framing.binary(data) if type(data) is bytes else self._data_frame(message))
             elif kind == "websocket.close":
                 self._close(message.get("code") or 1000, message.get("reason") or "")
                 return
@@ -352,12 +347,12 @@ class WebSocketConnection(Endings):
             await self._wait(self._drains)
 
     def _data_frame(self, message: Message) -> bytes:
-        """The frame of a `websocket.send`."""
+        """The frame of a `websocket.send` whose content is not plainly bytes."""
         data = message.get("bytes")
         if data is not None:
             if not isinstance(data, (bytes, bytearray, memoryview)):
                 raise TypeError(f"websocket.send: bytes is bytes, not {type(data).__name__}")
-            return self._framing.binary(data)
+            return self._framing.binary(bytes(data))
         text = message.get("text")
         if not isinstance(text, str):
             if text is None:
