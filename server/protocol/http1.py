@@ -374,7 +374,7 @@ class Http1Connection(Lifecycle):
         self.requests += 1
         if exchange.close:
             self.exchange = None
-            if exchange.head.keep_alive or exchange.content is COMING or self._buffer:
+            if exchange.head.keep_alive or exchange.head.body or self._buffer:
                 self._finish()
             else:
                 self._close()  # the client has said that this was its last: nothing more comes that could be reset

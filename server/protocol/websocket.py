@@ -259,7 +259,7 @@ class WebSocketConnection(Endings):
             "raw_path": raw_path,
             "query_string": head.query,
             "root_path": root_path,
-            "headers": head.headers,
+            "headers": head.headers.copy(),  # the head is shared with equal requests
             "client": self._client,
             "server": self._server,
             "subprotocols": self._handshake.subprotocols,
