@@ -264,11 +264,16 @@ class WebSocketConnection(Endings):
             "server": self._server,
             "subprotocols": self._handshake.subprotocols,
             "state": service.state.copy(),
-            "extensions": {"websocket.http.response": {}},
+            "extensions": self._extensions(),
         }
         if self._forwarded is not None:
             self._forwarded.apply(scope)
         return scope
+
+    def _extensions(self) -> dict[str, dict[str, Any]]:
+        """The server's own, less those that are about HTTP responses."""
+        own = {name: value for name, value in self._service.extensions.items() if not name.startswith("http.")}
+        return {**own, "websocket.http.response": {}}
 
     async def receive(self) -> Message:
         """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""
@@ -310,7 +315,8 @@ class WebSocketConnection(Endings):
         transport = self._transport
         state = self._state
         if transport.is_closing():
-            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
+            await self._drop()
+            return
         if state is OPEN or state is FINISHING:
             if kind == "websocket.send":
                 data = message.get("bytes")

@@ -359,9 +359,8 @@ class Framing:
             return SHORT_TEXT[len(payload)] + payload
         return self._data(FIN_TEXT, payload)
 
-    def binary(self, data: bytes | bytearray | memoryview) -> bytes:
+    def binary(self, payload: bytes) -> bytes:
         """The frame of a binary message."""
-        payload = bytes(data)
         if self._deflate is None and len(payload) < 126:
             return SHORT_BINARY[len(payload)] + payload
         return self._data(FIN_BINARY, payload)
