@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-PROGRAMS = {"chromium": "chromium"}
+PROGRAMS = {"chromium": "chromium", "haproxy": "haproxy", "nginx": "nginx", "openssl": "openssl"}
 """Programs of the system by the package of Debian that brings them."""
 
 
