@@ -207,16 +207,16 @@ class Forwarding:
         It depends on nothing but its arguments.
         """
         fields = self._fields
-        for name, _ in headers:
-            if name in fields:
-                return self._understand(headers, peer)
-        return None
-
-    def _understand(self, headers: list[tuple[bytes, bytes]], peer: Address) -> Forwarded:
         found: dict[bytes, list[bytes]] = {}
         for name, value in headers:
-            if name in self._fields:
-                found.setdefault(name, []).append(value)
+            if name in fields:
+                if name in found:
+                    found[name].append(value)
+                else:
+                    found[name] = [value]
+        return self._understand(found, peer) if found else None
+
+    def _understand(self, found: dict[bytes, list[bytes]], peer: Address) -> Forwarded:
         client, scheme, host = peer, b"", b""
         if FORWARDED in found:
             client, scheme, host = self._walk_elements(found[FORWARDED], peer)
