@@ -96,7 +96,8 @@ class Http1Connection(Lifecycle):
         self._become(IDLE)
         record, self._record = self._record, None
         if record is None:
-            self.client, self.server = peer_of(transport), own_end_of(transport)
+            self.client = self.client or peer_of(transport)
+            self.server = self.server or own_end_of(transport)
             self.trusted = service.forwarding.trusts(self.client)
             self.deadline = service.loop.time() + service.config.first_byte_timeout
         else:

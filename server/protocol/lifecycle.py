@@ -95,6 +95,7 @@ class Lifecycle(WriteSide):
         super().__init__(service)
         self.client: Address = None
         self.server: Address = None
+        """Both are asked of the transport in `connection_made` unless whoever makes the connection knows them."""
         self.scheme = "http"
         """Of the client's side, as far as the connection itself tells."""
         self.trusted = False

@@ -97,7 +97,8 @@ class ProxyConnection(Lifecycle):
         service.connections.add(self)
         service.cells[_CONNECTIONS] += 1
         self._become(IDLE)
-        self.client, self.server = peer_of(transport), own_end_of(transport)
+        self.client = self.client or peer_of(transport)
+        self.server = self.server or own_end_of(transport)
         record, self._record = self._record, None
         if record is not None:
             self._buffer += record.leftover

@@ -10,22 +10,49 @@ no more must look into the queues once more, since nobody else was woken.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
+import functools
 import logging
+import os
 import socket
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
+from server.address import Address
 from server.scoreboard import Cell
 from server.shut_out import admit, filters_refused
 from server.worker.wake_order import WakeOrder
 
 PAUSE: Final = 0.1
 """Seconds without accepting when the process or the machine is out of descriptors or memory."""
+EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTED: Final = int(Cell.ACCEPTED)
 
 log = logging.getLogger("serve")
+
+Attempt = Coroutine[Any, Any, tuple[asyncio.Transport, asyncio.Protocol]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Listening:
+    """What all connections of a listening socket have in common."""
+
+    family: int
+    protocol: int
+    own_end: Address
+    """Where clients connect to; None if each has to be asked, since they come by several addresses."""
+
+    @classmethod
+    def of(cls, listening: socket.socket) -> _Listening:
+        name = listening.getsockname()
+        own_end: Address = None
+        if listening.family == socket.AF_UNIX:
+            own_end = (os.fsdecode(name), None) if name else None
+        elif name[0] not in EVERYWHERE:
+            own_end = (str(name[0]), int(name[1]))
+        return cls(int(listening.family), listening.proto, own_end)
 
 
 class Acceptor:
@@ -37,17 +64,22 @@ class Acceptor:
         sockets: list[socket.socket],
         cells: memoryview,
         order: WakeOrder,
-        make_protocol: Callable[[], asyncio.Protocol],
+        make_protocol: Callable[[Address, Address], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
-        """`attached` is told of each protocol once its transport stands."""
+        """`make_protocol` gets the client's and the server's address as far as they are known without asking.
+
+        `attached` is told of each protocol once its transport stands.
+        """
         self._loop = loop
         self._sockets = sockets
         self._cells = cells
         self._order = order
         self._make_protocol = make_protocol
         self._attached = attached
-        self._attaching: set[asyncio.Task[None]] = set()
+        self._common = {listening: _Listening.of(listening) for listening in sockets}
+        self._attaching: set[Attempt] = set()
+        self._all_attached = asyncio.Event()
         self._pause: asyncio.TimerHandle | None = None
         self._must_admit = filters_refused()
 
@@ -82,25 +114,38 @@ class Acceptor:
     async def settled(self) -> None:
         """Wait until every accepted connection has its protocol."""
         while self._attaching:
-            await asyncio.wait(self._attaching)
+            self._all_attached.clear()
+            await self._all_attached.wait()
 
     def attach(self, client: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
         """Give a connected socket, which is taken over, its protocol."""
-        task = self._loop.create_task(self._attach(client, make_protocol))
-        self._attaching.add(task)
-        task.add_done_callback(self._attaching.discard)
+        attempt = self._loop.connect_accepted_socket(make_protocol, client)
+        self._attaching.add(attempt)
+        self._step(attempt, client)
 
-    async def _attach(self, client: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    def _step(self, attempt: Attempt, client: socket.socket, waited: object = None) -> None:
+        """Run the attempt to its end or to what it waits for next: what a task would do, at a part of its cost."""
         try:
-            _, protocol = await self._loop.connect_accepted_socket(make_protocol, client)
+            waits_for = attempt.send(None)
+        except StopIteration as ended:
+            self._end(attempt)
+            self._attached(ended.value[1])
         except OSError as error:
             log.debug("a connection was gone before it was attached: %s", error)
+            self._end(attempt)
             client.close()
         except Exception:
             log.exception("a connection could not be attached; it is closed")
+            self._end(attempt)
             client.close()
         else:
-            self._attached(protocol)
+            waits_for._asyncio_future_blocking = False  # as a task would: see asyncio.Future.__await__
+            waits_for.add_done_callback(functools.partial(self._step, attempt, client))
+
+    def _end(self, attempt: Attempt) -> None:
+        self._attaching.discard(attempt)
+        if not self._attaching:
+            self._all_attached.set()
 
     def _readable(self, listening: socket.socket) -> None:
         """A client waits, if no other worker was faster."""
@@ -110,7 +155,7 @@ class Acceptor:
     def _accept(self, listening: socket.socket) -> bool:
         """Accept one connection; False if there is none, or none can be taken now."""
         try:
-            client, _ = listening.accept()
+            descriptor, name = listening._accept()  # type: ignore[attr-defined]  # accept() asks for it all again
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -118,11 +163,13 @@ class Acceptor:
                 self._rest(error)
                 return False
             return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more
-        client.setblocking(False)
+        common = self._common[listening]
+        client = socket.socket(common.family, socket.SOCK_STREAM, common.protocol, descriptor)  # both loops unblock it
         self._cells[_ACCEPTED] += 1
         if self._must_admit:
             admit(client)
-        self.attach(client, self._make_protocol)
+        peer = (name[0], name[1]) if isinstance(name, tuple) else None
+        self.attach(client, functools.partial(self._make_protocol, peer, common.own_end))
         return True
 
     def _rest(self, error: OSError) -> None:

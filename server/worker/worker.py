@@ -17,7 +17,8 @@ from typing import Final
 
 import anyio
 
-from server import logs, specification
+from server import access_log, logs, specification
+from server.address import Address
 from server.app.draining import draining
 from server.channel import Channel, Outbox, Packet, TruncatedDescriptors
 from server.config import Config
@@ -87,7 +88,7 @@ class Worker:
         self._ready = False
         self._drain_queue = False
         self._cut = 0
-        self.access_log: logs.AccessLog | None = None
+        self.access_log: access_log.AccessLog | None = None
         self.service: Service
         self.lifespan: Lifespan
         self.order: WakeOrder
@@ -143,12 +144,10 @@ class Worker:
             "generation": self.welcome["generation"],
             "slot": self.welcome["slot"],
         }
-        service.access_log = self.access_log = logs.open_access_log(self.config)
+        service.access_log = self.access_log = access_log.open_access_log(self.config)
         self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
         self._opening = opening(service)
-        self.acceptor = Acceptor(
-            loop, self.sockets, self.cells, self.order, lambda: self._opening(None), self._attached
-        )
+        self.acceptor = Acceptor(loop, self.sockets, self.cells, self.order, self._accepted, self._attached)
         self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
         service.departure = self.departures.depart
@@ -283,6 +282,11 @@ class Worker:
             log.warning("lifespan shutdown had not ended after %g s (--shutdown-timeout)", timeout)
 
     # Connections that come and go
+
+    def _accepted(self, client: Address, server: Address) -> asyncio.Protocol:
+        connection = self._opening(None)
+        connection.client, connection.server = client, server
+        return connection
 
     def _attached(self, protocol: asyncio.Protocol) -> None:
         """A connection stands; if the worker began to retire meanwhile, it is treated as the others were."""
