@@ -52,7 +52,8 @@ _ORIGIN_FORM: Final = re.compile(rb"/[/" + _PCHAR + rb"\[\]^|]*+(?:\?[/?" + _PCH
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@%/?[]^|"
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
 _CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
-_START_CHECKED: Final = 32
+_LINE_REST: Final = re.compile(rb"[ -~\r]*+")
+_START_CHECKED: Final = 64
 
 _valid_hosts: set[bytes] = set()
 _MAX_VALID_HOSTS: Final = 256
@@ -76,6 +77,7 @@ class Head:
         "forwarding",
         "headers",
         "keep_alive",
+        "logged",
         "method",
         "path",
         "query",
@@ -116,6 +118,8 @@ class Head:
         """Whether this is a GET that asks to become a WebSocket (`Upgrade: websocket`)."""
         self.forwarding = False
         """Whether there are fields of proxies that the server believes where the connection is trusted."""
+        self.logged: tuple[str, str] | None = None
+        """The access log's own note of what it writes of this request."""
 
 
 def make_head(method: str, target: bytes, version: str, headers: list[tuple[bytes, bytes]]) -> Head:
@@ -285,16 +289,27 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
     """The refusal of an incomplete head that can never become a valid one, or None.
 
     A TLS ClientHello or other binary is answered at once, and so is a head that ends in bare line feeds. The first
-    `known` bytes of `start` have been looked at before, so that slow senders cost no quadratic work.
+    `known` bytes of `start` have been looked at before, so that slow senders cost no quadratic work; the verdict does
+    not depend on where they were split.
     """
     newline = start.find(b"\n", max(known - 1, 0))
     if newline < 0:
         line_known = start.find(b"\n", 0, known) >= 0  # looked at before, and whole
-        if not line_known and known < _START_CHECKED and not _LINE_START.fullmatch(start[: _START_CHECKED * 2]):
+        if line_known:
+            return None
+        good = known >= _START_CHECKED or _LINE_START.fullmatch(start[:_START_CHECKED])
+        if not good or not _LINE_REST.fullmatch(start, max(known, _START_CHECKED)):
             return BadRequest(400, "This is not an HTTP request.")
         return None
-    if start.find(b"\n", 0, known) < 0 and not REQUEST_LINE.match(start):
-        return BadRequest(400, "The request line is malformed.")
-    if start.find(b"\n\n", max(known - 1, 0)) >= 0:
-        return BadRequest(400, "Lines of the request head end without carriage return.")
+    ends_badly = start.find(b"\n\n", max(known - 1, 0)) >= 0
+    if ends_badly or start.find(b"\n", 0, known) < 0:
+        line = REQUEST_LINE.match(start)
+        if line is None:
+            return BadRequest(400, "The request line is malformed.")
+        if ends_badly:
+            try:
+                raise_for_line(line[1], line[3], line[4])  # as for a whole head, where this defect comes first
+            except BadRequest as refused:
+                return refused
+            return BadRequest(400, "Lines of the request head end without carriage return.")
     return None
