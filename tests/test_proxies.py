@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import ssl
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import PATIENCE, RunningServer, connect, request, running
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
 
 TELL = """
 import json
@@ -28,6 +29,10 @@ async def app(scope, receive, send):
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
+        return
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close"})
         return
     told = {name: scope[name] for name in ("client", "server", "scheme", "path", "root_path")}
     told["generation"] = scope["extensions"]["serve"]["generation"]
@@ -264,13 +269,16 @@ def test_haproxy_tells_the_client_by_its_fields(project: Path) -> None:
 
 
 def nginx(project: Path, location: str, port: int) -> contextlib.AbstractContextManager[None]:
+    return nginx_with(project, f"server {{\n  listen 127.0.0.1:{port};\n  {location}\n}}\n", port)
+
+
+def nginx_with(project: Path, http: str, port: int) -> contextlib.AbstractContextManager[None]:
     config = project / "nginx.conf"
-    paths = "".join(
-        f"  {name}_temp_path {project}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    paths = "".join(f"{kind}_temp_path {project}/{kind};\n" for kind in kinds)
     config.write_text(
         f"daemon off;\nmaster_process off;\npid {project}/nginx.pid;\nerror_log {project}/nginx.log;\nevents {{}}\n"
-        f"http {{\n{paths}  access_log off;\n  server {{\n    listen 127.0.0.1:{port};\n    {location}\n  }}\n}}\n"
+        f"http {{\n{paths}access_log off;\n{http}}}\n"
     )
     return program(port, "nginx", "-p", str(project), "-c", str(config), "-e", str(project / "nginx.log"))
 
@@ -339,6 +347,37 @@ def wait_for_log(server: RunningServer, text: str) -> str:
         assert time.monotonic() < deadline, server.log()
         time.sleep(0.05)
     return server.log()
+
+
+# ---- the documentation
+
+
+def documented(language: str) -> str:
+    text = (ROOT / "docs" / "proxies.md").read_text()
+    return text.partition(f"```{language}\n")[2].partition("```")[0]
+
+
+@pytest.mark.needs("nginx")
+def test_the_documented_nginx_serves(project: Path) -> None:
+    path, port = project / "app.sock", free_port()
+    with running("tell:app", directory=project, bind=f"unix:{path}") as server:
+        block = documented("nginx").replace("/run/app.sock", str(path)).replace("server {", f"server {{ listen {port};")
+        with nginx_with(project, block, port), client_of(port) as connection:
+            found = told(connection, **SPOOFED)
+            assert (found["client"], found["scheme"], found["host"]) == ([HERE, 0], "http", "test")
+            upgrade = {"Upgrade": "websocket", "Connection": "upgrade", "Sec_WebSocket_Version": "13"}
+            key = "dGhlIHNhbXBsZSBub25jZQ=="
+            assert request(connection, "/", None, **upgrade, Sec_WebSocket_Key=key, **SPOOFED)[0] == 403
+        assert len(re.findall(f"^{HERE} - - ", wait_for_log(server, " 403 "), re.MULTILINE)) == 2
+
+
+@pytest.mark.needs("haproxy")
+def test_the_documented_haproxy_is_valid(project: Path) -> None:
+    config = project / "haproxy.cfg"
+    before = "defaults\n  timeout connect 5s\n  timeout client 30s\n  timeout server 30s\n"
+    before += f"frontend f\n  mode http\n  bind 127.0.0.1:{free_port()}\n  default_backend app\n"
+    config.write_text(before + documented("haproxy"))
+    subprocess.run(["haproxy", "-c", "-q", "-f", str(config)], check=True)
 
 
 # ---- the command line
