@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import time
 from typing import TYPE_CHECKING, Final
 
 from server.address import Address
@@ -482,17 +481,7 @@ class Answer:
         if self.status:
             cells[_STATUS + self.status // 100] += 1
         if service.access_log is not None:
-            head = self.head
-            service.access_log.record(
-                self.client,
-                head.method,
-                head.target.decode("latin-1"),
-                head.version,
-                self.status or CLIENT_GONE,
-                self.sent,
-                time.perf_counter() - self._begun,
-                head.headers,
-            )
+            service.access_log.record(self.client, self.head, self.status or CLIENT_GONE, self.sent, self._begun)
 
 
 def _wrong_length(size: int, length: int) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Final, cast
 
+from server.access_log import NoRequest
 from server.address import own_end_of, peer_of
 from server.protocol import health
 from server.protocol.answer import COMING, WAITING
@@ -434,9 +436,8 @@ class Http1Connection(Lifecycle):
         self._buffer.clear()
         self.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
         if service.access_log is not None:
-            service.access_log.record(
-                self.client, "-", "-", "1.1", refused.status, len(text) if with_body else 0, 0.0, []
-            )
+            size = len(text) if with_body else 0
+            service.access_log.record(self.client, NoRequest(), refused.status, size, time.perf_counter())
         self._finish()
 
     def _refuse_content(self, exchange: Exchange, refused: BadRequest) -> None:
@@ -484,8 +485,7 @@ class Http1Connection(Lifecycle):
         text = "The server is busy; try again soon.\n"
         self.write(plain_answer(503, text, service.default_headers, lines, head.method != "HEAD"))
         if service.access_log is not None:
-            target = head.target.decode("latin-1")
-            service.access_log.record(self.client, head.method, target, head.version, 503, len(text), 0.0, head.headers)
+            service.access_log.record(self.client, head, 503, len(text), time.perf_counter())
         self.requests += 1
         if close:
             self._finish()

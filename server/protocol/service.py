@@ -22,7 +22,7 @@ from server.protocol.repeats import HeadReader, Repeats
 from server.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
-    from server.logs import AccessLog
+    from server.access_log import AccessLog
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Final
 
 from server.address import Address
@@ -102,7 +103,7 @@ class Endings(asyncio.Protocol):
         self._end: End
         """In FINISHING: how the client has ended, and the answer to it."""
         self._task: asyncio.Task[None] | None = None
-        self._started = 0.0 if service.access_log is None else service.loop.time()
+        self._started = 0.0 if service.access_log is None else time.perf_counter()
         self._receivers: list[asyncio.Future[None]] = []
         self._disconnect: Message | None = None
         """What `receive` returns once the messages before it are read; set when the connection stops being open."""
@@ -291,12 +292,7 @@ class Endings(asyncio.Protocol):
         if status:
             service.cells[STATUS_1XX + status // 100 - 1] += 1
         if service.access_log is not None:
-            head = self._head
-            seconds = service.loop.time() - self._started
-            target = head.target.decode("latin-1")
-            service.access_log.record(
-                self._client, head.method, target, head.version, status or CLIENT_GONE, size, seconds, head.headers
-            )
+            service.access_log.record(self._client, self._head, status or CLIENT_GONE, size, self._started)
 
     # The worker's side
 

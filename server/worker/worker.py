@@ -17,7 +17,7 @@ from typing import Final
 
 import anyio
 
-from server import logs, specification
+from server import access_log, logs, specification
 from server.address import Address
 from server.app.draining import draining
 from server.channel import Channel, Outbox, Packet, TruncatedDescriptors
@@ -88,7 +88,7 @@ class Worker:
         self._ready = False
         self._drain_queue = False
         self._cut = 0
-        self.access_log: logs.AccessLog | None = None
+        self.access_log: access_log.AccessLog | None = None
         self.service: Service
         self.lifespan: Lifespan
         self.order: WakeOrder
@@ -144,7 +144,7 @@ class Worker:
             "generation": self.welcome["generation"],
             "slot": self.welcome["slot"],
         }
-        service.access_log = self.access_log = logs.open_access_log(self.config)
+        service.access_log = self.access_log = access_log.open_access_log(self.config)
         self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
         self._opening = opening(service)
         self.acceptor = Acceptor(loop, self.sockets, self.cells, self.order, self._accepted, self._attached)

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from server.access_log import Request
+from server.address import Address
 from server.app.draining import Draining
 from server.config import Config
 from server.protocol import answer, http1, lifecycle
@@ -72,8 +74,10 @@ class Log:
     def __init__(self) -> None:
         self.records: list[tuple[Any, ...]] = []
 
-    def record(self, *values: Any) -> None:
-        self.records.append(values)
+    def record(self, client: Address, head: Request, status: int, size: int, begun: float) -> None:
+        seconds = time.perf_counter() - begun
+        target = head.target.decode("latin-1")
+        self.records.append((client, head.method, target, head.version, status, size, seconds, head.headers))
 
 
 class HttpServer:

@@ -10,11 +10,14 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import uvloop
 
+from server.access_log import Request
+from server.address import Address
 from server.app.draining import Draining
 from server.config import Config
 from server.protocol.http1 import Http1Connection
@@ -35,8 +38,10 @@ class Log:
     def __init__(self) -> None:
         self.records: list[tuple[Any, ...]] = []
 
-    def record(self, *values: Any) -> None:
-        self.records.append(values)
+    def record(self, client: Address, head: Request, status: int, size: int, begun: float) -> None:
+        seconds = time.perf_counter() - begun
+        target = head.target.decode("latin-1")
+        self.records.append((client, head.method, target, head.version, status, size, seconds, head.headers))
 
 
 class WebSocketServer:
