@@ -70,6 +70,7 @@ def by_forwarded(*values: bytes, networks: str = LOCAL) -> tuple[Address, bool |
         ("", None, False),
         ("0.0.0.0/0", ("203.0.113.9", 1), True),
         ("0.0.0.0/0", ("2001:db8::1", 1), False),
+        ("0.0.0.0/0", ("a name", 1), False),
     ],
 )
 def test_trust_is_by_address_network_and_kind(networks: str, peer: Address, trusted: bool) -> None:

@@ -370,6 +370,22 @@ def test_a_header_has_a_time_limit(start: Start) -> None:
     assert told(whole) == (CLIENT, SERVER, "http")
 
 
+def test_what_the_kernel_holds_at_the_deadline_is_still_read(start: Start) -> None:
+    server = start()
+    client = server.connect()
+    connection = server.first()
+    server.run(lambda: connection.transport.pause_reading())  # the worker is busy
+    client.send(LINE + GET)
+    server.until(connection._readable)
+
+    def expire() -> None:
+        connection.expire()
+        connection.transport.resume_reading()
+
+    server.run(expire)
+    assert told(client) == (CLIENT, SERVER, "http")
+
+
 def test_an_end_in_the_middle_of_a_header_is_an_end(start: Start) -> None:
     server = start()
     client = server.connect()
@@ -456,6 +472,18 @@ def test_half_a_header_travels(start: Start, data: bytes, sent: int) -> None:
     old.run(connection.gone)
     assert old.cell(Cell.CONNECTIONS) == 0
     assert new.cell(Cell.CONNECTIONS) == 1
+
+
+def test_one_that_is_accepted_while_the_worker_retires_leaves_too(start: Start) -> None:
+    server = start()
+    gone: list[ProxyConnection] = []
+    server.service.departure = gone.append
+    server.run(lambda: setattr(server.service, "phase", Phase.TRAVELLING))
+    server.connect()
+    server.until(lambda: bool(gone))
+    assert gone == [server.first()]
+    server.run(gone[0].remain)  # nobody takes it
+    assert server.run(gone[0].can_leave)
 
 
 def test_a_hand_over_renews_no_time(start: Start) -> None:
