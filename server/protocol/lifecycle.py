@@ -239,6 +239,7 @@ class Lifecycle(WriteSide):
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.drop_held()
         self.transport.abort()
 
     def expire(self) -> None:
@@ -292,6 +293,7 @@ class Lifecycle(WriteSide):
             if until_close:
                 self._reset()
             else:
+                self.drop_held()
                 self.transport.abort()
             return True
         unfinished = bool(self._buffer) or self.unwritten() > 0
@@ -300,6 +302,7 @@ class Lifecycle(WriteSide):
             self._become(FLUSHING)
         self.deadline = INFINITY
         self._buffer.clear()
+        self.drop_held()
         self.transport.abort()
         return unfinished
 
