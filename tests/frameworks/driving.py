@@ -165,14 +165,19 @@ def websocket_over_reload(server: RunningServer, path: str = "/echo", binary: bo
         reloading = threading.Thread(target=reload, args=(server,))
         reloading.start()
         sent = answered = 0
-        deadline = time.monotonic() + PATIENCE
-        with pytest.raises(ConnectionClosed) as closed:
+
+        def talk_on() -> None:
+            nonlocal sent, answered
+            deadline = time.monotonic() + PATIENCE
             while time.monotonic() < deadline:
                 socket.send(f"message {sent}")
                 sent += 1
                 assert socket.recv(PATIENCE) == f"message {answered}"
                 answered += 1
                 time.sleep(PAUSE)
+
+        with pytest.raises(ConnectionClosed) as closed:
+            talk_on()
         assert closed.value.rcvd is not None, "the connection was cut"
         assert closed.value.rcvd.code == 1012
         reloading.join(PATIENCE)

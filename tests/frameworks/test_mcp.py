@@ -66,9 +66,9 @@ def test_a_long_answer_of_events_over_a_reload(server: RunningServer, mode: str)
     async def main() -> None:
         first, more = anyio.Event(), anyio.Event()
 
-        async def progress(step: float, total: float | None, message: str | None) -> None:
-            steps.append(step)
-            assert (total, message) == (1_000_000, f"step {step:.0f}")
+        async def told(progress: float, total: float | None, message: str | None) -> None:
+            steps.append(progress)
+            assert (total, message) == (1_000_000, f"step {progress:.0f}")
             first.set()
             if more.is_set():
                 (server.directory / "enough").touch()
@@ -80,7 +80,7 @@ def test_a_long_answer_of_events_over_a_reload(server: RunningServer, mode: str)
         async with Client(url(server, "/mcp"), mode=mode) as client, anyio.create_task_group() as tasks:
             tasks.start_soon(reloading)
             with anyio.fail_after(PATIENCE):
-                answer = await client.call_tool("long", progress_callback=progress)
+                answer = await client.call_tool("long", progress_callback=told)
             text = answer.content[0].text  # type: ignore[union-attr]
             assert int(text.split()[2]) in before
             assert steps == [float(step) for step in range(1, len(steps) + 1)]
