@@ -28,9 +28,9 @@ import click
 
 from loadtest import bench_report, bench_usage
 from loadtest.bench_cases import CASES, Case, Load, chosen, lua, read_wrk
-from loadtest.bench_report import AGAINST, FLOOR, SERVE, Findings, Round
+from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, SERVE, Findings, Round
 from loadtest.processes import MARK
-from loadtest.servers import COMMANDS, PROJECT, Server, Start, free_port
+from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port
 
 START_TIMEOUT = 30.0
 WARM_UP = 1  # s, before the first round of each server
@@ -39,6 +39,23 @@ DIRECT_SECONDS = 0.3
 FAILURES = (RuntimeError, ValueError, subprocess.TimeoutExpired)
 EXTRA = {"gunicorn": ["--http-parser", "fast"]}
 """What a server needs beside its command line of the load test: gunicorn's parser in C."""
+ACCESS_LOG = {
+    "granian": ["--access-log"],
+    "gunicorn": ["--access-logfile", "-"],
+    "hypercorn": ["--access-logfile", "-"],
+}
+"""What turns the access log on, besides leaving `--no-access-log` out."""
+
+
+def socketify(start: Start) -> list[str]:
+    """Its HTTP side is uWebSockets, in C++; it has no reload and no access log, so it is met in the bench alone."""
+    return f"-m socketify {APP} --asgi --host 127.0.0.1 --port {start.port} --workers 1".split()
+
+
+BENCHED: dict[str, Callable[[Start], list[str]]] = {**COMMANDS, "socketify": socketify}
+"""The servers of the bench."""
+LOGGERS = [name for name in BENCHED if name != "socketify"]
+"""Those that can write an access log."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +64,7 @@ class Settings:
 
     cases: list[Case]
     servers: list[str]
-    """Names of `loadtest.servers.COMMANDS`, "floor", "against"."""
+    """Names of BENCHED, "floor", "floor+app", "against"; with "+log" behind them: with an access log."""
     rounds: int = 5
     seconds: int = 2
     """Of each round."""
@@ -72,9 +89,8 @@ class BenchServer(Server):
         self.mark = secrets.token_hex(8)
         self.output = directory / "output.log"
         self.executions = directory / "executions.log"
-        module = "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
-        shutil.copyfile(PROJECT / "loadtest" / f"{module}.py", directory / "loadtest_app.py")
-        self.tree = settings.against if name == AGAINST and settings.against else PROJECT
+        shutil.copyfile(PROJECT / "loadtest" / f"{module(case)}.py", directory / "loadtest_app.py")
+        self.tree = settings.against if name.startswith(AGAINST) and settings.against else PROJECT
         start = Start(port=self.port, workers=1, http=settings.http, loop=settings.loop, directory=directory)
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -90,15 +106,18 @@ class BenchServer(Server):
     @property
     def is_own(self) -> bool:
         """Whether it is code of this project."""
-        return self.name in (SERVE, AGAINST, FLOOR)
+        return self.name.removesuffix(LOGGED) in (SERVE, AGAINST, FLOOR, CALLING)
 
     def command(self, start: Start, case: Case) -> list[str]:
         """What follows the interpreter."""
-        if self.name == FLOOR:
-            return ["-m", "loadtest.bench_floor", str(start.port), case.name]
-        if self.name == AGAINST:
-            return COMMANDS[SERVE](start)
-        return COMMANDS[self.name](start) + EXTRA.get(self.name, [])
+        if self.name in (FLOOR, CALLING):
+            app = [f"loadtest.{module(case)}"] if self.name == CALLING else []
+            return ["-m", "loadtest.bench_floor", str(start.port), case.name, *app]
+        name = self.name.removesuffix(LOGGED).replace(AGAINST, SERVE)
+        words = BENCHED[name](start) + EXTRA.get(name, [])
+        if self.name.endswith(LOGGED):
+            words = [word for word in words if word != "--no-access-log"] + ACCESS_LOG.get(name, [])
+        return words
 
     def environment(self) -> dict[str, str]:
         """What the server's processes inherit."""
@@ -133,6 +152,11 @@ class BenchServer(Server):
         if response.status == 200 and body == case.answer:
             return ""
         return f"status {response.status}, {len(body)} bytes where {len(case.answer)} were expected"
+
+
+def module(case: Case) -> str:
+    """Where the case's application is, in this directory."""
+    return "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
 
 
 def pinned(core: int) -> list[str]:
@@ -185,8 +209,8 @@ def one_round(server: BenchServer, case: Case, settings: Settings) -> Round:
 
 def direct(case: Case, settings: Settings) -> float:
     """µs of one call of the application without a server: the median of three processes."""
-    module = "bench_app" if case.app == "plain" else f"bench_app_{case.app}"
-    command = [settings.python, "-m", "loadtest.bench_direct", f"loadtest.{module}", case.name, str(DIRECT_SECONDS)]
+    command = [settings.python, "-m", "loadtest.bench_direct", f"loadtest.{module(case)}", case.name]
+    command.append(str(DIRECT_SECONDS))
     return statistics.median(
         float(subprocess.check_output([*pinned(settings.server_core), *command], cwd=PROJECT, timeout=60.0))
         for _ in range(3)
@@ -199,6 +223,8 @@ def started(case: Case, settings: Settings, root: Path) -> Iterator[list[BenchSe
     servers: list[BenchServer] = []
     try:
         for name in settings.servers:
+            if name == CALLING and not case.framework:
+                continue
             directory = root / f"{case.name}-{name}"
             directory.mkdir()
             servers.append(BenchServer(name, directory, case, settings))
@@ -268,12 +294,12 @@ def measure(
             findings.problems.append(f"{case.name}, {server.name}: {error}")
         else:
             findings.rounds.append(found)
-            say(f"{case.name:10} {server.name:10} {found.cpu:8.1f} µs  {found.rate:9.0f}/s")
+            say(f"{case.name:10} {server.name:13} {found.cpu:8.1f} µs  {found.rate:9.0f}/s")
 
 
 @click.command(context_settings={"show_default": True})
 @click.option("--cases", default=",".join(CASES), help="Which cases, separated by commas.")
-@click.option("--servers", default=",".join((FLOOR, *COMMANDS)), help="Which servers, separated by commas.")
+@click.option("--servers", default=",".join((FLOOR, CALLING, *BENCHED)), help="Which servers, separated by commas.")
 @click.option("--rounds", type=click.IntRange(1), default=5, help="Rounds of each server in each case.")
 @click.option("--seconds", type=click.IntRange(1), default=2, help="Length of a round.")
 @click.option("--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="The parser, where chosen.")
@@ -286,19 +312,23 @@ def measure(
     type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
     help="Another checkout of this server, measured beside it.",
 )
+@click.option("--access-log", is_flag=True, help="Measure each server a second time with its access log on.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the result into this PNG.")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write all rounds as JSON.")
-def main(cases: str, servers: str, plot: Path | None, document: Path | None, **options: Any) -> None:
+def main(cases: str, servers: str, access_log: bool, plot: Path | None, document: Path | None, **options: Any) -> None:
     """What a request costs, on this server and on its peers. Exits 1 if a figure is in doubt."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are ended too
     names = [name.strip() for name in servers.split(",") if name.strip()]
-    unknown = [name for name in names if name not in COMMANDS and name != FLOOR]
+    known = (FLOOR, CALLING, *BENCHED)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise click.UsageError(f"There is no server {unknown[0]!r}; there are {FLOOR}, {', '.join(COMMANDS)}.")
+        raise click.UsageError(f"There is no server {unknown[0]!r}; there are {', '.join(known)}.")
     if shutil.which("wrk") is None or shutil.which("taskset") is None:
         raise click.ClickException("The bench needs the programs wrk and taskset; install wrk and util-linux.")
     if options["against"] is not None:
         names.append(AGAINST)
+    if access_log:
+        names += [name + LOGGED for name in names if name in LOGGERS or name == AGAINST]
     try:
         settings = Settings(cases=chosen(cases, CASES), servers=names, **options)
     except ValueError as error:

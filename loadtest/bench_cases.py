@@ -15,6 +15,22 @@ PIPELINED = 16
 UPLOAD = 1 << 20
 ECHO = 1024
 MARK = "bench:"
+COUNTER = "@" * 10
+"""Stands where each request of a `varied` case has its own number, of as many digits."""
+BROWSER = {
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+    "Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    "Accept-Language": "en-US,en;q=0.5",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Referer": "http://127.0.0.1/",
+    "Connection": "keep-alive",
+    "Cookie": "session=2b1f6f4dc0a94c1b8a6f0e3f5f6f0c55; theme=dark",
+    "Upgrade-Insecure-Requests": "1",
+    "Sec-Fetch-Dest": "document",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Site": "same-origin",
+    "Priority": "u=0, i",
+}
 JSON_BODY = b'{"message":"Hello, World!"}'
 
 
@@ -31,6 +47,10 @@ class Case:
     answer: bytes = bench_app.HELLO
     """The content of the right response."""
     connections: int = 32
+    browser: bool = False
+    """The header fields of a browser, in place of Host alone."""
+    varied: str = ""
+    """What no two requests have in common: "query", or "cookie" (with the query)."""
     close: bool = False
     """Each request on a new connection, which the server closes."""
     pipelined: int = 1
@@ -41,6 +61,9 @@ class Case:
 
 ALL = [
     Case(name="plain"),
+    Case(name="browser", browser=True),
+    Case(name="varied", browser=True, varied="query"),
+    Case(name="unique", browser=True, varied="cookie"),
     Case(name="echo", path="/echo", body=ECHO, answer=b"x" * ECHO),
     Case(name="stream", path="/stream", answer=bench_app.CHUNK * bench_app.CHUNKS),
     Case(name="64k", path="/large", answer=bench_app.LARGE),
@@ -68,13 +91,34 @@ class Load:
     """Failed to connect, read or write, timed out, or answered with a status beyond 399."""
 
 
+def fields(case: Case) -> dict[str, str]:
+    """The header fields of a request, besides Host and Content-Length."""
+    made = dict(BROWSER) if case.browser else {}
+    if case.varied == "cookie":
+        made["Cookie"] += f"; seen={COUNTER}"
+    if case.close:
+        made["Connection"] = "close"
+    return made
+
+
 def lua(case: Case) -> str:
     """The script that makes wrk ask for this case."""
     lines = [f'wrk.method = "{"POST" if case.body else "GET"}"', f'wrk.path = "{case.path}"']
     if case.body:
         lines.append(f'wrk.body = string.rep("x", {case.body})')
-    if case.close:
-        lines.append('wrk.headers["Connection"] = "close"')
+    lines += [f'wrk.headers["{name}"] = "{value}"' for name, value in fields(case).items()]
+    if case.varied:
+        lines += [
+            "local number, parts = 1000000000, {}",
+            "function init(args)",
+            f'  local whole = wrk.format("GET", "{case.path}?page={COUNTER}") .. "{COUNTER}"',
+            f'  for part in whole:gmatch("(.-){COUNTER}") do parts[#parts + 1] = part end',
+            "end",
+            "function request()",
+            "  number = number + 1",
+            "  return table.concat(parts, number)",
+            "end",
+        ]
     if case.pipelined > 1:
         lines += [
             "local many",

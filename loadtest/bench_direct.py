@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from loadtest.bench_cases import CASES, Case
+from loadtest.bench_cases import CASES, Case, fields
 
 BATCH = 200
 
@@ -22,6 +22,7 @@ BATCH = 200
 def scope(case: Case) -> dict[str, Any]:
     """What a server would have made of wrk's request."""
     headers = [(b"host", b"127.0.0.1:8000")]
+    headers += [(name.lower().encode(), value.encode()) for name, value in fields(case).items()]
     if case.body:
         headers.append((b"content-length", b"%d" % case.body))
     return {

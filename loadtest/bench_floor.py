@@ -1,7 +1,10 @@
-"""`python -m loadtest.bench_floor PORT CASE`: the least that a server on this loop could cost.
+"""`python -m loadtest.bench_floor PORT CASE [APP]`: the least that a server on this loop could cost.
 
 A bare uvloop protocol counts bytes and writes a canned response: no parser, no scope, no task, no application. The
 size of a request is learned from the first one of each connection, since a client of the bench repeats itself.
+
+With APP (a module) each answer has that module's application called before it, in a task, with `receive` and `send`
+that do nothing: what an application costs where a server would call it, between the kernel's work for two requests.
 """
 
 from __future__ import annotations
@@ -9,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import importlib
 import re
 import sys
-from typing import cast
+from typing import Any, cast
 
 import uvloop
 
-from loadtest import bench_app
+from loadtest import bench_app, bench_direct
 from loadtest.bench_cases import CASES, Case
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *([0-9]+)")
@@ -63,9 +67,13 @@ class Floor(asyncio.Protocol):
         self.got += len(data)
         if self.got >= self.size:
             count, self.got = divmod(self.got, self.size)
-            self.transport.write(self.answer if count == 1 else self.answer * count)
-            if self.case.close:
-                self.transport.close()
+            self.respond(count)
+
+    def respond(self, count: int) -> None:
+        """Answer so many requests."""
+        self.transport.write(self.answer if count == 1 else self.answer * count)
+        if self.case.close:
+            self.transport.close()
 
     def upgrade(self, data: bytes) -> None:
         """Answer the handshake; from now on the answer is a frame."""
@@ -80,11 +88,47 @@ class Floor(asyncio.Protocol):
         self.answer = bytes((0x82, 64)) + b"x" * 64
 
 
-async def main(port: int, case: Case) -> None:
+class CallingFloor(Floor):
+    """The same with an application."""
+
+    def __init__(self, case: Case, app: Any) -> None:
+        super().__init__(case)
+        self.app = app
+        self.scope = bench_direct.scope(case)
+        self.task: asyncio.Task[None]
+
+    def respond(self, count: int) -> None:
+        """Call the application as often, then answer."""
+        loop = asyncio.get_running_loop()
+        if sys.version_info >= (3, 12):
+            self.task = asyncio.Task(self.call(count), loop=loop, eager_start=True)
+        else:
+            self.task = loop.create_task(self.call(count))
+
+    async def call(self, count: int) -> None:
+        """In the task."""
+        for _ in range(count):
+            await self.app(self.scope.copy(), self.receive, self.send)
+        super().respond(count)
+
+    async def receive(self) -> Any:
+        """Nothing comes."""
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message: Any) -> None:
+        """Nothing goes."""
+
+
+async def main(port: int, case: Case, app: Any) -> None:
     """Serve until TERM."""
-    server = await asyncio.get_running_loop().create_server(lambda: Floor(case), "127.0.0.1", port, backlog=1024)
+
+    def made() -> Floor:
+        return Floor(case) if app is None else CallingFloor(case, app)
+
+    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), CASES[sys.argv[2]]))
+    application = importlib.import_module(sys.argv[3]).app if len(sys.argv) > 3 else None
+    uvloop.run(main(int(sys.argv[1]), CASES[sys.argv[2]], application))

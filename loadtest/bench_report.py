@@ -19,7 +19,11 @@ from loadtest.report import columns
 
 SERVE = "serve"
 FLOOR = "floor"
+CALLING = "floor+app"
+"""The floor with the application called in it."""
 AGAINST = "against"
+LOGGED = "+log"
+"""Behind a server's name: with its access log on."""
 MIB = 1 << 20
 
 
@@ -79,7 +83,8 @@ class Findings:
 
     def best_peer(self, case: str) -> str | None:
         """The other server that costs least."""
-        peers = [server for server in self.servers(case) if server not in (SERVE, FLOOR, AGAINST)]
+        known = (SERVE, FLOOR, CALLING, AGAINST)
+        peers = [server for server in self.servers(case) if server not in known and not server.endswith(LOGGED)]
         return min(peers, key=lambda server: self.cpu(case, server), default=None)
 
     def doubts(self) -> list[str]:
@@ -152,6 +157,19 @@ def summary(findings: Findings) -> list[str]:
     return columns(rows)
 
 
+def access_logs(findings: Findings) -> list[str]:
+    """What an access log adds, where it was measured."""
+    rows = [["access log", "server", "off", "on", "ratio"]]
+    for case in findings.cases():
+        servers = findings.servers(case)
+        for logged in [server for server in servers if server.endswith(LOGGED)]:
+            server = logged.removesuffix(LOGGED)
+            if server in servers:
+                off, on = findings.cpu(case, server), findings.cpu(case, logged)
+                rows.append([case, server, f"{off:.1f}", f"{on:.1f}", ratio(on, off)])
+    return ["", *columns(rows)] if len(rows) > 1 else []
+
+
 def text(findings: Findings) -> str:
     """All tables."""
     settings = findings.settings
@@ -162,7 +180,7 @@ def text(findings: Findings) -> str:
     lines = [title, ""]
     for case in findings.cases():
         lines += [*case_table(findings, case), ""]
-    lines += [*summary(findings), *findings.doubts()]
+    lines += [*summary(findings), *access_logs(findings), *findings.doubts()]
     return "\n".join(lines)
 
 
@@ -172,7 +190,7 @@ def document(findings: Findings) -> str:
     return json.dumps({"settings": findings.settings, "direct": findings.direct, "rounds": rounds}, indent=1)
 
 
-COLOURS = {FLOOR: "#cccccc", SERVE: "#4e79a7", AGAINST: "#76b7b2"}
+COLOURS = {FLOOR: "#cccccc", CALLING: "#bbbbbb", SERVE: "#4e79a7", AGAINST: "#76b7b2"}
 PEER_COLOURS = ("#b6992d", "#b07aa1", "#9c755f", "#59a14f")
 
 
@@ -210,9 +228,9 @@ def bars(panel: Any, findings: Findings, case: str) -> None:
     """One bar per server, the cheapest on top."""
     servers: Sequence[str] = sorted(findings.servers(case), key=lambda server: -findings.cpu(case, server))
     values = [findings.cpu(case, server) for server in servers]
-    peers = [server for server in findings.servers(case) if server not in COLOURS]
+    peers = [name for name in findings.servers(case) if name not in COLOURS and not name.endswith(LOGGED)]
     colours = COLOURS | dict(zip(peers, PEER_COLOURS * len(peers), strict=False))
-    found = panel.barh(servers, values, color=[colours[server] for server in servers])
+    found = panel.barh(servers, values, color=[colours.get(name.removesuffix(LOGGED), "#888888") for name in servers])
     panel.bar_label(found, fmt="%.1f", padding=2, fontsize=7)
     panel.set_title(case)
     panel.set_xlim(0, max(values) * 1.2)

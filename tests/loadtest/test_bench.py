@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -9,10 +10,37 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import bench_usage
-from loadtest.bench_cases import CASES, JSON_BODY, MARK, PIPELINED, UPLOAD, Load, chosen, lua, read_wrk
-from loadtest.bench_floor import Floor, canned
-from loadtest.bench_report import AGAINST, FLOOR, SERVE, Findings, Round, case_table, document, plot, summary, text
+from loadtest import bench_app, bench_usage
+from loadtest.bench_cases import (
+    BROWSER,
+    CASES,
+    COUNTER,
+    JSON_BODY,
+    MARK,
+    PIPELINED,
+    UPLOAD,
+    Load,
+    chosen,
+    lua,
+    read_wrk,
+)
+from loadtest.bench_direct import scope
+from loadtest.bench_floor import CallingFloor, Floor, canned
+from loadtest.bench_report import (
+    AGAINST,
+    CALLING,
+    FLOOR,
+    LOGGED,
+    SERVE,
+    Findings,
+    Round,
+    access_logs,
+    case_table,
+    document,
+    plot,
+    summary,
+    text,
+)
 from loadtest.bench_websocket import ANSWER, FRAME, MASK, PAYLOAD
 from loadtest.processes import Process
 
@@ -49,6 +77,21 @@ def test_the_best_peer_is_the_cheapest_server_that_is_not_ours(findings: Finding
     assert findings.best_peer("plain") == "uvicorn"
     findings.rounds += found(AGAINST, 1.0)
     assert findings.best_peer("plain") == "uvicorn"
+
+
+def test_neither_the_floor_nor_who_logs_is_a_peer(findings: Findings) -> None:
+    findings.rounds += found(CALLING, 8.0) + found("granian" + LOGGED, 9.0)
+    assert findings.best_peer("plain") == "uvicorn"
+
+
+def test_what_an_access_log_adds_is_told_server_by_server(findings: Findings) -> None:
+    assert access_logs(findings) == []
+    findings.rounds += found(SERVE + LOGGED, 13.2) + found("uvicorn" + LOGGED, 40.0) + found("absent" + LOGGED, 1.0)
+    assert [line.split() for line in access_logs(findings)[3:]] == [
+        ["plain", SERVE, "12.0", "13.2", "1.10"],
+        ["plain", "uvicorn", "20.0", "40.0", "2.00"],
+    ]
+    assert access_logs(findings)[3] in text(findings)
 
 
 def test_own_cost_leaves_out_the_floor_and_the_application(findings: Findings) -> None:
@@ -143,9 +186,22 @@ def test_scripts_ask_for_the_case() -> None:
     assert f"string.rep(wrk.format(), {PIPELINED})" in lua(CASES["pipeline"])
 
 
+def test_browsers_fields_are_asked_with_and_told_to_the_application() -> None:
+    for name, value in BROWSER.items():
+        assert f'wrk.headers["{name}"] = "{value}"' in lua(CASES["browser"])
+        assert (name.lower().encode(), value.encode()) in scope(CASES["browser"])["headers"]
+    assert len(scope(CASES["plain"])["headers"]) == 1
+
+
+def test_what_varies_is_marked() -> None:
+    assert lua(CASES["varied"]).count(f"?page={COUNTER}") == 1
+    assert f"seen={COUNTER}" not in lua(CASES["varied"])
+    assert f"seen={COUNTER}" in lua(CASES["unique"])
+
+
 def test_cases_are_chosen_by_name() -> None:
     assert [case.name for case in chosen("echo, plain", CASES)] == ["echo", "plain"]
-    with pytest.raises(ValueError, match="no case 'ecco'; there are plain, echo"):
+    with pytest.raises(ValueError, match="no case 'ecco'; there are plain, browser"):
         chosen("ecco", CASES)
 
 
@@ -192,6 +248,28 @@ def test_the_floor_closes_where_the_case_says_so() -> None:
     connection.data_received(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
     assert transport.closed
     assert b"connection: close" in transport.written[0]
+
+
+def test_the_floor_calls_an_application_before_each_answer() -> None:
+    called: list[str] = []
+
+    async def app(scope: dict[str, object], receive: object, send: object) -> None:
+        called.append(str(scope["path"]))
+        await bench_app.echo(receive, send)  # type: ignore[arg-type]
+
+    async def main() -> list[bytes]:
+        connection, transport = CallingFloor(CASES["plain"], app), Transport()
+        connection.connection_made(transport)  # type: ignore[arg-type]
+        request = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+        connection.data_received(request)
+        await connection.task
+        connection.data_received(request * 2)
+        await connection.task
+        return transport.written
+
+    answer = canned(CASES["plain"])
+    assert asyncio.run(main()) == [answer, answer * 2]
+    assert called == ["/"] * 3
 
 
 def test_the_floor_echoes_frames() -> None:
