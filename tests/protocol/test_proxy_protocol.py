@@ -200,6 +200,23 @@ def test_a_changed_byte_never_does_harm(name: str, draw: st.DataObject) -> None:
         ipaddress.ip_address(header.client[0])
 
 
+def verdict(data: bytes) -> ProxyHeader | str | None:
+    try:
+        return parse(data)
+    except Malformed:
+        return "malformed"
+
+
+@given(st.sampled_from(sorted(VALID)), st.binary(max_size=40), st.data())
+def test_the_verdict_is_the_same_in_any_pieces(name: str, more: bytes, draw: st.DataObject) -> None:
+    """Once there is one it stays, whatever follows; the beginning of a valid header is never malformed."""
+    valid, _ = VALID[name]
+    data = valid[: draw.draw(st.integers(0, min(len(valid), 400)))] + more
+    cut = draw.draw(st.integers(0, len(data)))
+    if (first := verdict(data[:cut])) is not None:
+        assert verdict(data) == first
+
+
 # ---- connections
 
 
