@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 LARGEST_FIELDS: Final = 1024
 """Encoded response fields of more bytes are not kept for the next response."""
 
+EARLY_HINT: Final = "http.response.early_hint"
+
 CLIENT_GONE: Final = 499
 """What the access log shows for a request whose client left before there was a status."""
 
@@ -196,11 +198,14 @@ class Answer:
         await asyncio.sleep(0)
 
     def _before_start(self, message: Message, kind: object) -> None:
-        """An interim response (RFC 8297), if that was offered; nothing else is legal here."""
-        if kind != "http.response.early_hint" or "http.response.early_hint" not in self.service.extensions:
+        if kind != EARLY_HINT or EARLY_HINT not in self.service.extensions:
             raise RuntimeError(f"Expected the message http.response.start, got {kind!r}.")
+        self._hint(message)
+
+    def _hint(self, message: Message) -> None:
+        """An interim response (RFC 8297), if that was offered; passed over where the head is written already."""
         hints = encode_hints(message.get("links") or ())
-        if hints and self.head.version == "1.1":
+        if hints and self.head.version == "1.1" and self.state is not STREAMING:
             self.connection.hold(hints)
 
     def _start(self, message: Message) -> None:
@@ -401,6 +406,9 @@ class Answer:
             content, more = path_of(message, self._length), False
         elif kind == "http.response.zerocopysend":
             content, more = file_of(message), bool(message.get("more_body", False))
+        elif kind == EARLY_HINT and EARLY_HINT in self.service.extensions:
+            self._hint(message)
+            return
         else:
             raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
         with content:
