@@ -9,8 +9,8 @@ wake-up per client, and nobody ever waits for one that does not answer.
 It owns this worker's place in line: the registrations of the listening sockets in the loop's own epoll (one that is
 nested does not count as waiting). Rules: the loop adds and removes the socket, as it believes; in between it is
 registered anew with the same meaning. Where that cannot be done the loop's registration stands, and only evenness is
-lost. A worker that holds noticeably fewer connections than the others, such as one that has just started, is woken for
-every client besides the one in line, and gets what it is first to accept. It does not accept itself.
+lost. A worker that holds noticeably fewer connections than the others, such as one that has just started, is woken
+before the line once after each turn, so that it gets about two shares, and not all. It does not accept itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ NOTICEABLE: Final = 8
 TRIES: Final = 100
 """Turns of the loop until it must have added a socket to its epoll."""
 IN_LINE: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
-ALWAYS: Final = select.EPOLLIN
+BEFORE_IT: Final = select.EPOLLIN
+"""The kernel wakes all that are registered like this, and then the first in line."""
 
 log = logging.getLogger("serve")
 
@@ -65,6 +66,7 @@ class WakeOrder:
         self._connections = scoreboard.column(Cell.CONNECTIONS)
         self._watched: dict[socket.socket, Callable[[socket.socket], object]] = {}
         self._events = IN_LINE
+        self._fewer = False
         self._alone = True
         self._look_again = 0.0
 
@@ -93,15 +95,13 @@ class WakeOrder:
         if self._loop.time() >= self._look_again:
             self._look()
         if not self._alone:
+            self._events = BEFORE_IT if self._fewer and self._events == IN_LINE else IN_LINE
             self._register(listening)
 
     def tick(self) -> None:
         """Once a second: look whether a client waits for whom another worker was woken that has not come since."""
-        events = self._events
         self._look()
         for listening, readable in list(self._watched.items()):
-            if self._events != events:
-                self._register(listening)
             readable(listening)
 
     def _settle(self, listening: socket.socket, tries: int) -> None:
@@ -121,7 +121,7 @@ class WakeOrder:
             self._epoll.register(listening, self._events)
         except OSError as error:  # an old kernel, or something that only looks like one
             log.debug("the workers cannot stand in line for clients: %s", error)
-            self._epoll.register(listening, ALWAYS)
+            self._epoll.register(listening, BEFORE_IT)
             self._epoll = None
         return True
 
@@ -131,8 +131,7 @@ class WakeOrder:
         accepting = [row for row, accepts in enumerate(self._accepts.tolist()) if accepts]
         self._alone = accepting == [self._row] or not accepting
         mean = sum(self._connections[row] for row in accepting) / max(1, len(accepting))
-        fewer = self._connections[self._row] < mean * 3 / 4 - NOTICEABLE
-        self._events = ALWAYS if fewer else IN_LINE
+        self._fewer = self._connections[self._row] < mean * 3 / 4 - NOTICEABLE
 
 
 def _epolls() -> set[int]:
