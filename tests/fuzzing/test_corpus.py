@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ CORPUS = Path(__file__).parent / "corpus"
 
 @pytest.fixture(scope="module", autouse=True)
 def _hosts() -> Iterator[None]:
+    logging.disable()  # applications that raise are part of it
     yield
+    logging.disable(logging.NOTSET)
     close_hosts()
 
 

@@ -5,6 +5,7 @@ SERVE_TEST_EXAMPLES sets how many streams of each kind are tried: 400 unless tol
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzzing.inputs import check_stream, close_hosts
-from tests.protocol.memory import cut
+from tests.protocol.memory import Behaviour, Then, cut
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "400"))
 PROFILE = settings(
@@ -86,8 +87,17 @@ CUTS = st.lists(st.integers(0, 1 << 16), max_size=6)
 
 @pytest.fixture(scope="module", autouse=True)
 def _hosts() -> Iterator[None]:
+    logging.disable()  # applications that raise are part of it
     yield
+    logging.disable(logging.NOTSET)
     close_hosts()
+
+
+def damaged(stream: bytes, damage: list[tuple[int, int, bytes]]) -> bytes:
+    for place, length, new in damage:
+        at = place % (len(stream) + 1)
+        stream = stream[:at] + new + stream[at + length :]
+    return stream
 
 
 def ways(stream: bytes, places: list[int]) -> list[list[bytes]]:
@@ -116,11 +126,20 @@ def test_valid_streams(messages: list[bytes], places: list[int]) -> None:
 @given(STREAMS, DAMAGE, CUTS, st.booleans())
 def test_damaged_streams(stream: bytes, damage: list[tuple[int, int, bytes]], places: list[int], small: bool) -> None:
     """Whatever becomes of it, it is the same."""
-    for place, length, new in damage:
-        at = place % (len(stream) + 1)
-        stream = stream[:at] + new + stream[at + length :]
+    stream = damaged(stream, damage)
     if stream:
         check_stream(stream, ways(stream, places), small)
+
+
+@PROFILE
+@given(STREAMS, DAMAGE | st.just([]), CUTS, st.sampled_from(Behaviour), st.sampled_from(Then))
+def test_whatever_the_application_does(
+    stream: bytes, damage: list[tuple[int, int, bytes]], places: list[int], behaviour: Behaviour, then: Then
+) -> None:
+    """And however the connection ends."""
+    stream = damaged(stream, damage)
+    if stream:
+        check_stream(stream, ways(stream, places), False, behaviour, then)
 
 
 @PROFILE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import enum
 import itertools
 import os
 import re
@@ -19,8 +20,8 @@ from typing import Any, Final
 from server.app.draining import Draining
 from server.config import Config
 from server.protocol.http1 import Http1Connection
-from server.protocol.service import Receive, Scope, Send, Service
-from server.scoreboard import Scoreboard
+from server.protocol.service import Phase, Receive, Scope, Send, Service
+from server.scoreboard import Cell, Scoreboard
 
 PARSERS: Final = ("httptools", "h11")
 TURNS: Final = 10_000
@@ -142,11 +143,25 @@ class Seen:
         return f"{self.method} {target.decode()}" + (f" {self.content.decode('latin-1')}" if self.content else "")
 
 
-class Application:
-    """Notes what it sees, reads all content and answers with the number of the request."""
+class Behaviour(enum.IntEnum):
+    """What an application does with a request."""
 
-    def __init__(self) -> None:
+    READS = 0  # all content, then answers with the number of the request
+    DEAF = 1  # answers without reading
+    STREAMS = 2  # two chunks, the second after reading
+    SLOW = 3  # as READS, but some turns of the loop later
+    RAISES = 4
+    RAISES_LATE = 5  # behind the beginning of an answer
+    SILENT = 6  # returns without an answer
+    LIES = 7  # answers with less than its Content-Length
+
+
+class Application:
+    """Notes what it sees. The answer names the number of the request in a field."""
+
+    def __init__(self, behaviour: Behaviour = Behaviour.READS) -> None:
         self.seen: list[Seen] = []
+        self.behaviour = behaviour
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -155,27 +170,58 @@ class Application:
         seen = Seen(
             scope["method"], scope["raw_path"], scope["query_string"], scope["http_version"], list(scope["headers"])
         )
-        number = len(self.seen)
+        number = b"%d" % len(self.seen)
         self.seen.append(seen)
-        more = not scope["raw_path"].startswith(b"/deaf")
-        while more:
+        behaviour = self.behaviour
+        start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": [(b"x-request", number)]}
+        whole = {"type": "http.response.body", "body": number}
+        if behaviour is Behaviour.RAISES:
+            raise ZeroDivisionError
+        if behaviour is Behaviour.STREAMS or behaviour is Behaviour.RAISES_LATE:
+            await send(start)
+            await send({**whole, "more_body": True})
+            if behaviour is Behaviour.RAISES_LATE:
+                raise ZeroDivisionError
+            if await self._read(seen, receive):
+                await send(whole)
+            return
+        if behaviour is Behaviour.SLOW:
+            for _ in range(5):
+                await asyncio.sleep(0)
+        if behaviour is not Behaviour.DEAF and not await self._read(seen, receive):
+            return
+        if behaviour is Behaviour.SILENT:
+            return
+        size = len(number) + (behaviour is Behaviour.LIES)
+        start["headers"].append((b"content-length", b"%d" % size))
+        await send(start)
+        await send(whole)
+
+    async def _read(self, seen: Seen, receive: Receive) -> bool:
+        while True:
             message = await receive()
             if message["type"] != "http.request":
                 seen.end = "lost"
-                return
+                return False
             seen.content += message["body"]
-            more = message["more_body"]
-        seen.end = "whole"
-        content = b"%d" % number
-        length = (b"content-length", b"%d" % len(content))
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request", content), length]})
-        await send({"type": "http.response.body", "body": content})
+            if not message["more_body"]:
+                seen.end = "whole"
+                return True
 
     async def _websocket(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         while (message := await receive())["type"] == "websocket.receive":
             await send({**message, "type": "websocket.send"})
+
+
+class Then(enum.IntEnum):
+    """What happens when all pieces have arrived."""
+
+    NOTHING = 0
+    CLIENT_ENDS = 1  # shuts down its write side
+    TIME_PASSES = 2  # more than any deadline
+    WORKER_CLOSES = 3  # retires, with nobody to hand over to
 
 
 class Host:
@@ -200,34 +246,56 @@ class Host:
         os.close(self._scoreboard.fd)
         self.loop.close()
 
-    def talk(self, pieces: Iterable[bytes], end: bool = True) -> Outcome:
+    def talk(
+        self, pieces: Iterable[bytes], behaviour: Behaviour = Behaviour.READS, then: Then = Then.NOTHING
+    ) -> Outcome:
         """What becomes of a connection on which these pieces arrive, one after another."""
-        self.application = application = Application()
-        loop = self.loop
-        connection = Http1Connection(self.service)
+        self.application = application = Application(behaviour)
+        loop, service = self.loop, self.service
+        connection = Http1Connection(service)
         transport = MemoryTransport(loop, connection)
         connection.connection_made(transport)
         loop.settle()
-        arrived = waiting = b""
+        waiting = b""
         for piece in pieces:
             waiting += piece
             while waiting and transport.is_reading():
                 deliver(transport, waiting)
-                arrived += waiting
                 waiting = b""
                 loop.settle()
-        outcome = Outcome(application.seen, bytes(transport.output), transport.ended)
-        if end:
+        self._go_on(transport, then)
+        outcome = Outcome(
+            [dataclasses.replace(seen) for seen in application.seen], bytes(transport.output), transport.ended
+        )
+        if not transport.closed:
+            transport.close()
+            loop.settle()
+        service.phase = Phase.SERVING
+        assert not service.connections, "a closed connection is still known"
+        assert not service.tasks, "a task outlives its connection"
+        assert service.cells[Cell.IN_FLIGHT] == 0, "a request is still counted"
+        assert loop.problems == [], loop.problems
+        return outcome
+
+    def _go_on(self, transport: MemoryTransport, then: Then) -> None:
+        service, loop = self.service, self.loop
+        if then is Then.CLIENT_ENDS:
             if not transport.closed and not transport.get_protocol().eof_received():  # type: ignore[attr-defined]
                 transport.close()
             loop.settle()
-            if not transport.closed:
-                transport.close()
+        elif then is Then.TIME_PASSES:
+            for _ in range(4):
+                loop.now += 1000.0
+                for connection in list(service.connections):
+                    if connection.deadline <= loop.now:
+                        connection.expire()
                 loop.settle()
-            assert not self.service.connections, "a closed connection is still known"
-            assert not self.service.tasks, "a task outlives its connection"
-        assert loop.problems == [], loop.problems
-        return outcome
+            assert not service.connections or not transport.is_reading(), "an idle connection is never closed"
+        elif then is Then.WORKER_CLOSES:
+            service.phase = Phase.CLOSING
+            for connection in list(service.connections):
+                connection.retire()
+            loop.settle()
 
 
 def deliver(transport: MemoryTransport, data: bytes) -> None:
@@ -246,6 +314,7 @@ def deliver(transport: MemoryTransport, data: bytes) -> None:
         protocol.data_received(data)  # type: ignore[attr-defined]
 
 
+_CHUNKED: Final = re.compile(rb"(?:1\r\n[0-9]\r\n|2\r\n[0-9]{2}\r\n)*(0\r\n\r\n)?")
 _HEAD: Final = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n")
 
 
@@ -276,28 +345,44 @@ class Outcome:
                 break
             fields = dict(line.split(b": ", 1) for line in head[2].splitlines())
             number = int(fields[b"x-request"]) if b"x-request" in fields else None
-            method = None if number is None else self.seen[number].method
-            length = int(fields[b"content-length"])
+            answered = None if number is None and status != 500 else sum(one[0] in (200, 500) for one in found)
+            method = None if answered is None else self.seen[answered].method
+            whole = True
             if method == "HEAD" or (number is None and not output):
-                length = 0
-            assert len(output) >= length, "a response is not whole"
-            output = output[length:]
+                pass
+            elif b"content-length" in fields:
+                length = int(fields[b"content-length"])
+                whole = len(output) >= length
+                output = output[length:]
+            elif fields.get(b"transfer-encoding") == b"chunked":
+                content = _CHUNKED.match(output)
+                assert content is not None, f"this is no chunked content: {output[:200]!r}"
+                whole = content[1] is not None
+                output = output[content.end() :]
+            else:
+                assert fields[b"connection"] == b"close"
+                output = b""
+            going_on = not self.ended and self.seen[-1].end == "running"
+            assert whole or (not output and (self.ended or going_on)), "a response is not whole"
             found.append((status, number))
         return found
 
     def check(self) -> None:
         """What holds for every input: one response at most for each request, in order, and an end behind a refusal."""
         answers = self.answers()
-        numbers = [number for _, number in answers if number is not None]
-        assert numbers == list(range(len(numbers))), f"answers out of order: {numbers}"
-        assert len(numbers) <= len(self.seen)
-        refusals = [status for status, number in answers if number is None]
+        given = 0
+        refusals = []
+        for status, number in answers:
+            if number is None and status != 500:
+                refusals.append(status)
+                continue
+            assert number in (None, given), f"answers out of order: {answers}"
+            given += 1  # a 500 is for a request whose application failed
+        assert given <= len(self.seen)
         assert len(refusals) <= 1, f"more than one refusal: {refusals}"
         if refusals:
             assert answers[-1][1] is None, "an answer behind a refusal"
             assert self.ended or refusals == [101], "open after a refusal"
-        for former in self.seen[:-1]:
-            assert former.end == "whole", f"a request began before {former} was over"
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.protocol.http_server import HttpServer, echo
-from tests.protocol.memory import PARSERS, Application, Host, Outcome, cut
+from tests.protocol.memory import PARSERS, Application, Host, Outcome, Then, cut
 
 BEHIND = b"GET /behind HTTP/1.1\r\nHost: behind\r\n\r\n"
 
@@ -865,7 +865,7 @@ def test_content_that_never_becomes_whole_is_not_served(hosts: dict[str, Host]) 
     """RFC 9112 8: an incomplete request is not handled as if it were complete."""
     for data in (length(b" 5", b"abcd"), chunks(b"3\r\nabc\r\n0\r\n"), chunks(b"3\r\nab")):
         for http in PARSERS:
-            outcome = hosts[http].talk([data])
+            outcome = hosts[http].talk([data], then=Then.CLIENT_ENDS)
             assert [seen.end for seen in outcome.seen] == ["lost"], data
             assert outcome.answers() == []
 
