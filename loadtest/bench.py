@@ -49,7 +49,7 @@ ACCESS_LOG = {
 
 def socketify(start: Start) -> list[str]:
     """Its HTTP side is uWebSockets, in C++; it has no reload and no access log, so it is met in the bench alone."""
-    return f"-m socketify {APP} --asgi --host 127.0.0.1 --port {start.port} --workers 1".split()
+    return f"-m socketify {APP} --host 127.0.0.1 --port {start.port} --workers 1 --asgi".split()
 
 
 BENCHED: dict[str, Callable[[Start], list[str]]] = {**COMMANDS, "socketify": socketify}

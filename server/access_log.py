@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from server.config import Config
@@ -28,6 +28,8 @@ FLUSH_AT: Final = 32768  # characters held until a write, if the ticker does not
 KEPT: Final = 2048  # texts kept of each kind
 TELL_EVERY: Final = 60.0  # seconds between two warnings that lines are lost
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_json: Final = json.JSONEncoder().encode
 
 T = TypeVar("T")
 
@@ -172,7 +174,7 @@ class CommonLog(AccessLog):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._clients = _Texts[str](escape)
-        self._statuses = _Texts[int](lambda status: f"{status} ")
+        self._statuses = _Texts[int](lambda status: f'" {status} ')  # with the quote that ends the request
         self._sizes = _Texts[int](lambda size: f"{size or '-'} ")
         self._durations = _Texts[int](lambda microseconds: _seconds(microseconds) + "\n")
 
@@ -197,8 +199,10 @@ class CommonLog(AccessLog):
 
     def _describe(self, request: Request) -> tuple[str, str]:
         """What stands before status and size, and behind them."""
-        said = escape(f"{request.method} {request.target.decode('latin-1')} HTTP/{request.version}")
-        request.logged = logged = f'{said}" ', self._further(request)
+        said = f"{request.method} {str(request.target, 'latin-1')} HTTP/{request.version}"
+        if not said.isascii() or not said.isprintable() or '"' in said or "\\" in said:
+            said = escape(said)
+        request.logged = logged = said, self._further(request)
         return logged
 
     def _further(self, request: Request) -> str:
@@ -226,12 +230,13 @@ class CombinedLog(CommonLog):
 class JsonLog(AccessLog):
     """One JSON object per line, with the time in UTC (RFC 3339)."""
 
-    __slots__ = ("_since",)
+    __slots__ = ("_pid", "_since")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._since = 0.0
-        self._clients = _Texts[str](json.dumps)
+        self._pid = f'"pid":{os.getpid()}}}\n'
+        self._clients = _Texts[str](_json)
         self._statuses = _Texts[int](lambda status: f'"status":{status},')
         self._sizes = _Texts[int](lambda size: f'"size":{size},')
         self._durations = _Texts[int](lambda microseconds: f'"seconds":{_seconds(microseconds)},')
@@ -252,10 +257,12 @@ class JsonLog(AccessLog):
             _complain()
 
     def _describe(self, request: Request) -> tuple[str, str]:
-        said = {"method": request.method, "target": request.target.decode("latin-1"), "version": request.version}
+        target = _json(str(request.target, "latin-1"))
         referer, agent = _two_headers(request.headers)
-        further = {"referer": referer or None, "user_agent": agent or None, "pid": os.getpid()}
-        request.logged = logged = f",{_members(said)},", f"{_members(further)}}}\n"
+        request.logged = logged = (
+            f',"method":{_json(request.method)},"target":{target},"version":{_json(request.version)},',
+            f'"referer":{_json(referer or None)},"user_agent":{_json(agent or None)},{self._pid}',
+        )
         return logged
 
     def _new_second(self, now: float) -> None:
@@ -274,11 +281,6 @@ def _seconds(microseconds: int) -> str:
     if microseconds < 1_000_000:
         return "0." + str(1_000_000 + microseconds)[1:]
     return f"{microseconds / 1e6:.6f}"
-
-
-def _members(fields: Mapping[str, str | int | None]) -> str:
-    """The inside of a JSON object."""
-    return json.dumps(fields, separators=(",", ":"))[1:-1]
 
 
 def _two_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str]:
