@@ -29,6 +29,7 @@ KEPT: Final = 2048  # texts kept of each kind
 TELL_EVERY: Final = 60.0  # seconds between two warnings that lines are lost
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
+_MILLISECONDS: Final = tuple(f"{number:03d}" for number in range(1000))
 _json: Final = json.JSONEncoder().encode
 
 T = TypeVar("T")
@@ -250,7 +251,7 @@ class JsonLog(AccessLog):
             before, after = request.logged or self._describe(request)
             milliseconds = min(int((now - self._since) * 1000), 999)
             self._add(
-                f'{self._stamp}{milliseconds:03d}Z","client":{self._clients[client[0]] if client else "null"}{before}'
+                f'{self._stamp}{_MILLISECONDS[milliseconds]}Z","client":{self._clients[client[0]] if client else "null"}{before}'
                 f"{self._statuses[status]}{self._sizes[size]}{self._durations[int((now - begun) * 1e6)]}{after}"
             )
         except Exception:
