@@ -111,7 +111,8 @@ def block(address: str, port: int) -> bytes:
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_a_reload_amid_headers_loses_none_and_keeps_addresses(project: Path, loop: str) -> None:
-    with running("tell:app", "--proxy-protocol", "--workers", "2", "--loop", loop, directory=project) as server:
+    arguments = ("--proxy-protocol", "--proxy-protocol-timeout", "60", "--workers", "2", "--loop", loop)
+    with running("tell:app", *arguments, directory=project) as server:
         headers = [make("192.0.2.1", 1000 + index) for index in range(10) for make in (line, block)]
         connections = [connect(server) for _ in headers]
         cuts = [index * len(header) // len(headers) for index, header in enumerate(headers)]
@@ -139,7 +140,7 @@ def test_a_reload_amid_headers_loses_none_and_keeps_addresses(project: Path, loo
 
 
 def test_a_stop_still_serves_a_connection_whose_header_is_on_its_way(project: Path) -> None:
-    with running("tell:app", "--proxy-protocol", directory=project) as server:
+    with running("tell:app", "--proxy-protocol", "--proxy-protocol-timeout", "60", directory=project) as server:
         with connect(server) as connection:
             connection.sendall(line("192.0.2.1", 7)[:20])
             server.wait_until(lambda status: sum(worker["connections"] for worker in status["workers"]) == 1)
