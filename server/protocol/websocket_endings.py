@@ -36,6 +36,7 @@ from typing import Final
 from server.address import Address
 from server.protocol.head import Head
 from server.protocol.service import Message, Service
+from server.protocol.untaken import untaken
 from server.protocol.websocket_denial import Denial
 from server.protocol.websocket_framing import End, Framing
 from server.protocol.websocket_handshake import Refusal
@@ -113,7 +114,7 @@ class Endings(asyncio.Protocol):
         self._stalled = math.inf
         """While writing is paused: the loop time (s) at which the client must have taken something."""
         self._unsent = 0
-        """What the transport held when that, or the lingering, was last looked at."""
+        """What the client had not taken when that, the keep-alive or the lingering was last looked at."""
         self._retire_timer: asyncio.TimerHandle | None = None
         self._retire_overdue = False
         """The moment to retire came while the application had not answered: close as soon as it has accepted."""
@@ -148,7 +149,7 @@ class Endings(asyncio.Protocol):
         elif state is CLOSING:
             self._linger()
         elif state is LINGERING:
-            unsent = self._transport.get_write_buffer_size()
+            unsent = untaken(self._transport)
             if unsent and unsent != self._unsent:  # a slow client still reads the last of its answer
                 self._unsent = unsent
                 self.deadline = now + LINGER_TIMEOUT
@@ -159,7 +160,11 @@ class Endings(asyncio.Protocol):
         keep_alive = self._keep_alive
         if now < keep_alive.deadline:
             return
-        pulse = keep_alive.expire(now, deaf=self._reading_paused, mute=self._writing_paused)
+        unsent = untaken(self._transport)
+        behind = 0 < unsent < self._unsent  # a slow client still takes what was written before the ping
+        pulse = keep_alive.expire(now, deaf=self._reading_paused or behind, mute=self._writing_paused)
+        if not self._writing_paused:
+            self._unsent = unsent
         if pulse is Pulse.PING:
             self._transport.write(self._framing.ping())
         elif pulse is Pulse.DEAD:
@@ -171,7 +176,7 @@ class Endings(asyncio.Protocol):
         """Whether the client has taken nothing of what is written to it for too long; then it is cut."""
         if now < self._stalled:
             return False
-        unsent = self._transport.get_write_buffer_size()
+        unsent = untaken(self._transport)
         if unsent < self._unsent:
             self._unsent = unsent
             self._stalled = now + self._service.config.write_timeout
@@ -185,7 +190,7 @@ class Endings(asyncio.Protocol):
         self._writing_paused = True
         if self._state is OPEN or self._state is DENYING:
             service = self._service
-            self._unsent = self._transport.get_write_buffer_size()
+            self._unsent = untaken(self._transport)
             self._stalled = service.loop.time() + service.config.write_timeout
             self.deadline = min(self.deadline, self._stalled)
 
@@ -273,7 +278,7 @@ class Endings(asyncio.Protocol):
         if transport.is_closing():
             return
         if transport.can_write_eof() and not self._eof:
-            self._unsent = transport.get_write_buffer_size()
+            self._unsent = untaken(transport)
             transport.write_eof()
         else:
             transport.close()

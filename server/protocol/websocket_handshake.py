@@ -123,9 +123,11 @@ def open_handshake(head: Head, deflate: bool) -> Handshake:
 
     Raises Refusal: 426 for a version other than 13 (RFC 6455 4.4), 400 for anything else that is wrong.
     """
-    headers = Headers()
+    # That it asks for a WebSocket, by the tokens of Upgrade and Connection, is what brought it here (`Head.websocket`).
+    headers = Headers(upgrade="websocket", connection="upgrade")
     for name, value in head.headers:
-        headers[name.decode("latin-1")] = value.decode("latin-1")
+        if name.startswith(b"sec-websocket-"):
+            headers[name.decode("latin-1")] = value.decode("latin-1")
     negotiation = _Negotiation(extensions=DEFLATE if deflate else None, logger=LOGGER)
     request = Request(head.target.decode("latin-1"), headers)
     try:

@@ -76,8 +76,8 @@ class KeepAlive:
         """Set by whoever reads; looked at when an answer is due."""
 
     def expire(self, now: float, deaf: bool, mute: bool = False) -> Pulse:
-        """The deadline has passed. `deaf` says that we do not read, so that the client's silence is ours; `mute` that
-        what we write is not taken, so that a ping would not arrive (that has a deadline of its own).
+        """The deadline has passed. `deaf` says that the client may have answered, or may not have got the ping yet;
+        `mute` that the transport is full, so that a ping would have to wait (that has a deadline of its own).
         """
         if not self._asked:
             if mute:

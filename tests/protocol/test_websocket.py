@@ -217,6 +217,73 @@ def test_invalid_handshake_never_reaches_the_application(
     assert not app.received
 
 
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (["Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="], 400),  # a second key
+        (["Sec-WebSocket-Version: 13"], 426),  # a second version
+        (["Sec-WebSocket-Protocol: a b"], 400),
+        (["Sec-WebSocket-Protocol: ,"], 400),
+        (["Sec-WebSocket-Extensions: permessage-deflate; ="], 400),
+    ],
+    ids=str,
+)
+def test_handshake_that_is_ambiguous_or_malformed_is_refused(lines: list[str], status: int) -> None:
+    """RFC 6455 4.2.1, 11.3"""
+    app = Recorder()
+    with serving(app, "uvloop") as server, RawClient(server.port) as client:
+        client.request("/", *lines)
+        assert client.head().startswith(f"HTTP/1.1 {status} ")
+    assert not app.received
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n",
+        b"GET / HTTP/1.0\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n",
+    ],
+)
+def test_what_does_not_ask_for_a_websocket_is_http(request_: bytes) -> None:
+    """RFC 9110 7.8: an Upgrade without its Connection option, in HTTP/1.0 or for another protocol is passed over."""
+    kinds: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kinds.append(scope["type"])
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    rest = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    with serving(app, "uvloop") as server, RawClient(server.port) as client:
+        client.socket.sendall(request_ + rest)
+        assert client.head().startswith("HTTP/1.1 204 ")
+    assert kinds == ["http"]
+
+
+def test_origin_and_cookies_reach_the_application_as_sent(loop_name: str) -> None:
+    app = Recorder()
+    with serving(app, loop_name) as server, RawClient(server.port) as client:
+        client.open("/", "Origin: null", "Cookie: a=b; c=d", "X-Two: 1", "X-Two: 2")
+    headers = app.scope["headers"]
+    assert (b"origin", b"null") in headers
+    assert (b"cookie", b"a=b; c=d") in headers
+    assert [value for name, value in headers if name == b"x-two"] == [b"1", b"2"]
+
+
+def test_tokens_of_the_handshake_in_any_case_and_company() -> None:
+    with serving(echo, "uvloop") as server, RawClient(server.port) as client:
+        client.socket.sendall(
+            b"GET / HTTP/1.1\r\nHost: a\r\nCONNECTION: keep-alive , UPGRADE\r\nupgrade: h2c, WebSocket\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        head = client.head()
+        assert head.startswith("HTTP/1.1 101 ")
+        assert "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head  # RFC 6455 1.3
+
+
 def test_counters_and_access_log(loop_name: str) -> None:
     with serving(echo, loop_name) as server:
         with connect(server.url("/x?y")) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 
 import pytest
@@ -175,3 +176,19 @@ def test_messages_still_come_between_our_close_and_the_clients() -> None:
     assert framing.receive(frame(8, b"\x03\xe8")) == [End(1000, "", False, b"")]
     assert framing.receive(frame(1, b"later")) == []
     assert framing.output == b""
+
+
+def test_message_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
+    size = 200_000
+    framing = Framing(None, size)
+    stream = frame(2, b"x" * size)
+    tracemalloc.start()
+    try:
+        events: list[Event] = []
+        for start in range(0, len(stream), 2):
+            events += framing.receive(stream[start : start + 2])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert events == [b"x" * size]
+    assert peak < 3 * size

@@ -41,6 +41,14 @@ def test_what_silence_means(heard: bool, deaf: bool, pulse: str) -> None:
         assert keep_alive.deadline == 106
 
 
+def test_no_ping_while_it_would_have_to_wait() -> None:
+    keep_alive = KeepAlive(Config(ws_ping_interval=10, ws_ping_timeout=5), 100)
+    assert keep_alive.expire(110, deaf=False, mute=True) is Pulse.REST
+    assert keep_alive.deadline == 120
+    assert keep_alive.expire(120, deaf=False) is Pulse.PING
+    assert keep_alive.expire(125, deaf=False, mute=True) is Pulse.REST  # it went out, and then the transport filled
+
+
 def test_no_interval_means_no_pings() -> None:
     assert KeepAlive(Config(ws_ping_interval=0), 100).deadline == math.inf
 

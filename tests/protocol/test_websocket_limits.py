@@ -1,4 +1,4 @@
-"""What a WebSocket meets: broken frames, oversized messages, silent or slow clients; and how it retires."""
+"""What a WebSocket meets: broken frames, oversized messages, floods, and silent or slow clients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ import threading
 import zlib
 
 import pytest
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
-from server.protocol.service import Message, Receive, Scope, Send
-from server.scoreboard import Cell
+from server.protocol.service import Receive, Scope, Send
 from tests.protocol.test_websocket import Recorder, echo, loop_name
 from tests.protocol.websocket_server import RawClient, WebSocketServer, frame, serving
 
@@ -314,140 +311,136 @@ def test_pings_of_a_client_that_does_not_read_take_no_memory(loop_name: str) -> 
         assert pongs[-1] == b"19999" * 25
 
 
-# Retiring
-
-
-def test_early_retiring_closes_over_the_window_with_1012(loop_name: str) -> None:
-    app = Recorder()
-    with serving(app, loop_name, ws_drain="early", ws_drain_window=0.3) as server:
-        with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(connect(server.url())) for _ in range(5)]
-            server.retire("reload", 30)
-            for client in clients:
-                with pytest.raises(ConnectionClosed):
-                    client.recv(10)
-                assert client.close_code == 1012
-        assert app.disconnect(server)["code"] == 1012
-        assert server.gone()
-
-
-def test_stopping_closes_with_1001(loop_name: str) -> None:
-    with serving(echo, loop_name, ws_drain="early", ws_drain_window=0) as server, connect(server.url()) as client:
-        server.retire("stop", 30)
-        with pytest.raises(ConnectionClosed):
-            client.recv(10)
-        assert client.close_code == 1001
-
-
-def test_late_retiring_waits_for_the_window(loop_name: str) -> None:
-    with serving(echo, loop_name, ws_drain="late", ws_drain_window=1.5) as server, connect(server.url()) as client:
-        server.retire("reload", 2.0)
-        client.send("served meanwhile")
-        assert client.recv(10) == "served meanwhile"
-        with pytest.raises(ConnectionClosed):
-            client.recv(10)
-        assert client.close_code == 1012
-        assert server.run(lambda: server.service.retire_deadline > server.loop.time())  # before the hammer
-
-
-def test_application_that_knows_may_end_by_itself(loop_name: str) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "websocket.accept"})
-        await server.draining.wait()
-        await send({"type": "websocket.close", "code": 4100})
-
-    with serving(app, loop_name) as server, connect(server.url()) as client:
-        server.retire("reload", 30)
-        with pytest.raises(ConnectionClosed):
-            client.recv(10)
-        assert client.close_code == 4100
-
-
-def test_connection_that_comes_while_the_worker_retires_retires_too(loop_name: str) -> None:
-    with serving(echo, loop_name, ws_drain="early", ws_drain_window=0.1) as server:
-        server.retire("reload", 30)
-        with connect(server.url()) as client:
-            with pytest.raises(ConnectionClosed):
-                client.recv(10)
-            assert client.close_code == 1012
-
-
-def test_application_that_accepts_after_the_moment_is_closed_at_once(loop_name: str) -> None:
-    go_on = asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await go_on.wait()
-        await echo(scope, receive, send)
-
-    with serving(app, loop_name, ws_drain="early", ws_drain_window=0) as server, RawClient(server.port) as client:
-        client.request()
-        assert server.settled(lambda: len(server.service.connections) == 1)
-        server.retire("reload", 30)
-        server.settled(lambda: False, 0.1)
-        server.run(go_on.set)
-        assert client.head().startswith("HTTP/1.1 101 ")
-        assert client.receive() == (8, b"\x03\xf4")
-
-
-def test_cut_says_1012_and_cancels_the_application(loop_name: str) -> None:
-    app = Recorder()
-    with serving(app, loop_name) as server, RawClient(server.port) as client:
+@pytest.mark.parametrize("options", [{}, {"ws_ping_interval": 0}], ids=["pings", "no pings"])
+def test_client_that_takes_nothing_is_cut(loop_name: str, options: dict[str, float]) -> None:
+    """`--write-timeout`, also where a client keeps talking, so that pings would tell nothing."""
+    app = Recorder(*[{"type": "websocket.send", "bytes": b"x" * 1_000_000}] * 30)
+    with (
+        serving(app, loop_name, write_timeout=1, **options) as server,
+        RawClient(server.port, receive_buffer=65536) as client,
+    ):
         client.open()
-        server.draining.begin("reload")
-        (connection,) = server.run(lambda: list(server.service.connections))
-        assert server.run(connection.cut) is True
-        assert client.close_code() == 1012
-        assert server.gone()
-        assert server.run(connection.cut) is False
-        assert server.settled(lambda: not server.service.tasks)
-    assert isinstance(app.error, asyncio.CancelledError)
+        stop = threading.Event()
+
+        def talk() -> None:
+            with contextlib.suppress(ConnectionError):
+                while not stop.wait(0.05):
+                    client.send(1, b"still here")
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            assert server.gone()
+            assert app.disconnect(server)["code"] == 1006
+        finally:
+            stop.set()
+            thread.join(10)
+        with contextlib.suppress(ConnectionError):
+            answer = client.to_the_end()
+            assert len(answer) < 30_000_000  # and no end that looks like one
 
 
-def test_cut_does_not_wait_for_a_client_that_does_not_read(loop_name: str) -> None:
+def test_client_that_reads_slowly_is_served_and_not_pinged_to_death(loop_name: str) -> None:
+    """It takes longer than both timeouts, and a ping would wait behind the message."""
+    size = 12_000_000
+    app = Recorder({"type": "websocket.send", "bytes": b"x" * size})
+    options = {"write_timeout": 1, "ws_ping_interval": 0.2, "ws_ping_timeout": 0.2}
+    with serving(app, loop_name, **options) as server, RawClient(server.port, receive_buffer=65536) as client:
+        client.open()
+        begun = server.loop.time()
+        got = len(client.buffer)
+        while got < size + 10:
+            data = client.socket.recv(1_000_000)
+            assert data, f"the end after {got} bytes"
+            got += len(data)
+            if server.loop.time() - begun < 2 or size - got < 2_000_000:
+                server.settled(lambda: False, 0.05)  # slow again when the rest is the kernel's, with a ping behind it
+        assert len(server.service.connections) == 1
+
+
+def test_many_senders_do_not_fill_the_memory_of_a_client_that_does_not_read(loop_name: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
-        await send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+        message = {"type": "websocket.send", "bytes": b"x" * 100_000}
+        await asyncio.gather(*(send(message) for _ in range(200)))
 
     with serving(app, loop_name) as server, RawClient(server.port, receive_buffer=65536) as client:
         client.open()
-        assert server.settled(lambda: server.cell(Cell.WEBSOCKETS) == 1)
         (connection,) = server.run(lambda: list(server.service.connections))
-        assert server.run(connection.cut) is True
-        assert server.gone()
-        assert server.settled(lambda: not server.service.tasks)
+        server.settled(lambda: False, 0.5)
+        held = server.run(lambda: connection._transport.get_write_buffer_size())  # type: ignore[attr-defined]
+        assert 0 < held < 400_000
+        for _ in range(200):
+            assert client.receive() == (2, b"x" * 100_000)
+        assert client.receive() == (8, b"\x03\xe8")
 
 
-def test_cut_before_the_answer(loop_name: str) -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.Event().wait()
-
-    with serving(app, loop_name) as server, RawClient(server.port) as client:
+def test_denial_that_is_not_read_is_cut(loop_name: str) -> None:
+    app = Recorder(
+        {"type": "websocket.http.response.start", "status": 403},
+        *[{"type": "websocket.http.response.body", "body": b"x" * 1_000_000, "more_body": True}] * 30,
+        accept=False,
+    )
+    with (
+        serving(app, loop_name, write_timeout=1) as server,
+        RawClient(server.port, receive_buffer=65536) as client,
+    ):
         client.request()
-        assert server.settled(lambda: len(server.service.connections) == 1)
-        (connection,) = server.run(lambda: list(server.service.connections))
-        assert server.run(connection.cut) is True
-        assert client.to_the_end() == b""
         assert server.gone()
+        assert app.disconnect(server)["code"] == 1006
 
 
-def test_cut_tells_the_application_that_survives_its_cancelling(loop_name: str) -> None:
-    seen: list[Message] = []
+# Floods of what costs little to send
+
+
+def test_flood_of_pings_is_answered_in_order(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        count = 50_000
+        flood = threading.Thread(target=client.socket.sendall, args=(frame(9) * (count - 1) + frame(9, b"last"),))
+        flood.start()
+        for _ in range(count - 1):
+            assert client.receive() == (10, b"")
+        assert client.receive() == (10, b"last")
+        flood.join(10)
+
+
+def test_flood_of_empty_fragments_takes_no_memory(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        client.send(1, b"a", fin=False)
+        client.socket.sendall(frame(0, fin=False) * 50_000)
+        client.send(0, b"b")
+        assert client.receive() == (1, b"ab")
+
+
+def test_flood_of_empty_messages_pauses_reading(loop_name: str) -> None:
+    go_on = asyncio.Event()
+    count = 0
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal count
         await receive()
         await send({"type": "websocket.accept"})
-        with contextlib.suppress(asyncio.CancelledError):
-            await receive()
-        seen.append(await receive())
+        await go_on.wait()
+        while (await receive())["type"] == "websocket.receive":
+            count += 1
 
+    total = 2_000_000  # 12 MB
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()
-        (connection,) = server.run(lambda: list(server.service.connections))
-        server.run(connection.cut)
-        assert server.settled(lambda: bool(seen))
-    assert seen == [{"type": "websocket.disconnect", "code": 1012, "reason": ""}]
+        flood = threading.Thread(target=client.socket.sendall, args=(frame(2) * total,))
+        flood.start()
+        held = -1
+        while held != (held := server.run(lambda: waiting_bytes(server))):
+            server.settled(lambda: False, 0.3)
+        assert held < 256 * 1024 // 6 * 256 * 2  # what two reads of the loop can hold
+        server.run(go_on.set)
+        flood.join(20)
+        client.send(8)
+        assert client.close_code() == 1005
+        assert server.settled(lambda: count == total, 20)
 
 
 # Floods outside the open state
