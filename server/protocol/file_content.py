@@ -93,14 +93,13 @@ class FileContent:
 def path_of(message: Message, length: int) -> FileContent:
     """What http.response.pathsend names (ASGI extensions, "Path Send"): the whole file, or as much as was announced.
 
-    `length` is the Content-Length that the application gave, or -1. A file that has grown since is sent up to it.
-    Raises TypeError, ValueError or OSError.
+    `length` is the Content-Length that the application gave, or -1. A file that has grown since is sent up to it. The
+    specification asks for an absolute path, but Starlette passes on whatever its FileResponse was given: it is opened
+    as the application itself would open it. Raises TypeError, ValueError or OSError.
     """
     path = message.get("path")
     if not isinstance(path, str):
         raise TypeError(f"The path of http.response.pathsend must be a str, not {type(path).__name__}.")
-    if not os.path.isabs(path):
-        raise ValueError(f"The path of http.response.pathsend must be absolute, not {path!r}.")
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
