@@ -34,6 +34,7 @@ _WATCHED: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"upgrade", b"te")
 )
 _MAX_LENGTH_DIGITS: Final = 18
+_EXPECTATIONS: Final = frozenset((b"100-continue", b""))
 
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 """RFC 9110 5.6.2, as a pattern."""
@@ -54,6 +55,7 @@ _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
 _CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
 _LINE_REST: Final = re.compile(rb"[ -~\r]*+")
 _START_CHECKED: Final = 64
+_LONG_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{64}")
 
 _valid_hosts: set[bytes] = set()
 _MAX_VALID_HOSTS: Final = 256
@@ -210,7 +212,10 @@ def _understand(head: Head, watched: list[tuple[bytes, bytes]]) -> None:
         head.keep_alive = b"keep-alive" in connection and b"close" not in connection
         return
     head.keep_alive = b"close" not in connection
-    head.expect_continue = head.body != 0 and b"100-continue" in _tokens(fields.get(b"expect", ()))
+    expectations = _tokens(fields.get(b"expect", ()))
+    if expectations - _EXPECTATIONS:
+        raise BadRequest(417, "The only expectation that this server can meet is 100-continue.")
+    head.expect_continue = head.body != 0 and b"100-continue" in expectations
     head.te_trailers = b"trailers" in _tokens(fields.get(b"te", ()))
     head.websocket = (
         head.method == "GET" and b"upgrade" in connection and b"websocket" in _tokens(fields.get(b"upgrade", ()))
@@ -235,8 +240,9 @@ def _check_host(version: str, hosts: list[bytes]) -> None:
         return
     if not is_authority(host):
         raise BadRequest(400, "The Host field is not a host with an optional port.")
-    if len(_valid_hosts) < _MAX_VALID_HOSTS:
-        _valid_hosts.add(host)
+    if len(_valid_hosts) >= _MAX_VALID_HOSTS:
+        _valid_hosts.clear()
+    _valid_hosts.add(host)
 
 
 def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None) -> int:
@@ -285,6 +291,13 @@ def raise_for_line(method: bytes, major: bytes, minor: bytes) -> None:
         raise BadRequest(501, "This server does not know the request method.")
 
 
+def bad_line(start: bytes | bytearray) -> BadRequest:
+    """The verdict on a head that begins with no valid request line."""
+    if _LONG_METHOD.match(start):  # RFC 9112 3: longer than any method that this server implements
+        return BadRequest(501, "This server does not know the request method.")
+    return BadRequest(400, "The request line is malformed.")
+
+
 def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
     """The refusal of an incomplete head that can never become a valid one, or None.
 
@@ -298,6 +311,8 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
         if line_known:
             return None
         good = known >= _START_CHECKED or _LINE_START.fullmatch(start[:_START_CHECKED])
+        if _LONG_METHOD.match(start):
+            return bad_line(start)
         if not good or not _LINE_REST.fullmatch(start, max(known, _START_CHECKED)):
             return BadRequest(400, "This is not an HTTP request.")
         return None
@@ -305,7 +320,7 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
     if ends_badly or start.find(b"\n", 0, known) < 0:
         line = REQUEST_LINE.match(start)
         if line is None:
-            return BadRequest(400, "The request line is malformed.")
+            return bad_line(start)
         if ends_badly:
             try:
                 raise_for_line(line[1], line[3], line[4])  # as for a whole head, where this defect comes first

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from typing import Final
 
-from server.protocol.head import FIELD_LINE, METHODS, REQUEST_LINE, BadRequest, Head, make_head, raise_for_line
+from server.protocol.head import (
+    FIELD_LINE,
+    METHODS,
+    REQUEST_LINE,
+    BadRequest,
+    Head,
+    bad_line,
+    make_head,
+    raise_for_line,
+)
 
 _WHITE: Final = b" \t"
 
@@ -18,7 +27,7 @@ def read_head(data: bytes) -> Head:
     """The head in `data`, which ends at the first CRLFCRLF. Raises BadRequest."""
     line = REQUEST_LINE.match(data)
     if line is None:
-        raise BadRequest(400, "The request line is malformed.")
+        raise bad_line(data)
     raise_for_line(line[1], line[3], line[4])
     headers: list[tuple[bytes, bytes]] = []
     position, end = line.end(), len(data) - 2

@@ -56,7 +56,7 @@ class _NoSocket:
     type = socket.SOCK_STREAM
 
     def fileno(self) -> int:
-        raise OSError("There is no socket.")
+        return -1
 
 
 class MemoryTransport(asyncio.Transport):

@@ -63,7 +63,6 @@ def test_factory() -> None:
         (b"Connection: keep-alive\r\nConnection: Close\r\n", 0, False, False, False, False),
         (b"Content-Length: 0\r\nExpect: 100-continue\r\n", 0, True, False, False, False),
         (b"Content-Length: 12\r\nExpect: 100-Continue\r\n", 12, True, True, False, False),
-        (b"Content-Length: 12\r\nExpect: x\r\n", 12, True, False, False, False),
         (b"Transfer-Encoding: Chunked\r\n", CHUNKED, True, False, False, False),
         (b"TE: gzip, Trailers\r\n", 0, True, False, True, False),
         (b"TE: trailers;q=0\r\n", 0, True, False, False, False),
