@@ -25,6 +25,7 @@ Send = Callable[[Message], Awaitable[None]]
 EXECUTIONS = "LOADTEST_EXECUTIONS"
 """The environment variable that names the file."""
 
+LARGE = b"l" * (1 << 20)
 PID = os.getpid()
 _file = -1
 
@@ -63,6 +64,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await echo(scope, receive, send)
     elif scope["path"] == "/stream":
         await stream(scope, send)
+    elif scope["path"] == "/large":
+        await answer(scope, send, 0, LARGE)
     elif scope["path"] == "/modules":
         await answer(scope, send, 0, json.dumps(list(sys.modules)).encode())
     elif scope["path"] == "/":

@@ -1,0 +1,150 @@
+"""`python -m loadtest.slow_holder KIND PORT COUNT RATE`: slow clients of one kind, held by a process of their own.
+
+It opens COUNT connections, says `open` on its stdout, and drips RATE bytes per second over all of them, one byte at a
+time and in turn, until its stdin ends. Then it says how many of them the server had ended by then, and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import resource
+import select
+import socket
+import sys
+import time
+
+MASK = b"\x12\x34\x56\x78"
+TIMEOUT = 30.0
+"""Seconds for a connection to be opened and, where the kind has one, for its first answer."""
+SMALL_BUFFER = 4096
+"""Bytes of SO_RCVBUF of a client that does not read: the less the kernel takes, the more the server has to keep."""
+
+
+def frame(text: bytes) -> bytes:
+    """A text message in one masked frame (RFC 6455 5.2); at most 125 bytes."""
+    return bytes((0x81, 0x80 | len(text))) + MASK + bytes(byte ^ MASK[i % 4] for i, byte in enumerate(text))
+
+
+def request(line: str, *fields: str) -> bytes:
+    """A request head."""
+    return "\r\n".join([f"{line} HTTP/1.1", "Host: loadtest", *fields, "", ""]).encode()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One way of being slow."""
+
+    name: str
+    what: str
+    start: bytes = b""
+    """Sent at once."""
+    answered: bytes = b""
+    """The connection counts as open when an answer has come that ends with this."""
+    drip: bytes = b""
+    """Sent byte by byte, again and again."""
+    reads: bool = False
+    """What drips is what is read."""
+
+
+HANDSHAKE = request(
+    "GET /?id=0",
+    "Upgrade: websocket",
+    "Connection: Upgrade",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Sec-WebSocket-Version: 13",
+)
+ALL = [
+    Kind(name="idle", what="one answered request, then silence", start=request("GET /"), answered=b"\n"),
+    Kind(name="silent", what="connected, and not a byte"),
+    Kind(name="line", what="half a request line, then silence", start=b"GET /hal"),
+    Kind(name="head", what="drips header fields", start=b"GET / HTTP/1.1\r\nHost: loadtest\r\n", drip=b"X-Slow: 1\r\n"),
+    Kind(
+        name="body",
+        what="drips content with Content-Length",
+        start=request("POST /echo?id=0", "Content-Length: 1000000"),
+        drip=b"x",
+    ),
+    Kind(
+        name="chunked",
+        what="drips chunks of one byte",
+        start=request("POST /echo?id=0", "Transfer-Encoding: chunked"),
+        drip=b"1\r\nx\r\n",
+    ),
+    Kind(name="unread", what="asks for 1 MiB and reads nothing", start=request("GET /large")),
+    Kind(name="reader", what="asks for 1 MiB and drips in reading", start=request("GET /large"), reads=True),
+    Kind(
+        name="websocket",
+        what="drips frames of a WebSocket",
+        start=HANDSHAKE,
+        answered=b"hello",
+        drip=frame(b"0 " + b"x" * 60),
+    ),
+]
+KINDS = {kind.name: kind for kind in ALL}
+
+
+def opened(kind: Kind, port: int) -> socket.socket:
+    """A connection that has begun to be slow. Raises OSError."""
+    made = socket.socket()
+    made.settimeout(TIMEOUT)
+    if kind.start.startswith(b"GET /large"):
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+    made.connect(("127.0.0.1", port))
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.sendall(kind.start)
+    got = b""
+    while kind.answered and not got.endswith(kind.answered):
+        piece = made.recv(65536)
+        if not piece:
+            raise OSError(f"the server ended a connection after {got!r}")
+        got += piece
+    made.setblocking(False)
+    return made
+
+
+class Holder:
+    """The connections, and whose turn it is."""
+
+    def __init__(self, kind: Kind, connections: list[socket.socket]) -> None:
+        self.kind = kind
+        self._connections = connections
+        self._turns = itertools.cycle(range(len(connections)))
+        self._sent = [0] * len(connections)
+
+    def drip(self) -> None:
+        """One byte on the next connection."""
+        turn = next(self._turns)
+        with contextlib.suppress(OSError):  # it has been ended, or takes nothing more
+            if self.kind.reads:
+                self._connections[turn].recv(1)
+            elif self.kind.drip:
+                sent = self._sent[turn]
+                self._sent[turn] += self._connections[turn].send(self.kind.drip[sent % len(self.kind.drip) :][:1])
+
+    def ended(self) -> int:
+        """How many the server has ended."""
+        poll = select.poll()
+        for connection in self._connections:
+            poll.register(connection, select.POLLRDHUP)  # and POLLERR and POLLHUP, always
+        return len(poll.poll(0))
+
+
+def main(kind: Kind, port: int, count: int, rate: float) -> None:
+    """Hold them until stdin ends."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    holder = Holder(kind, [opened(kind, port) for _ in range(count)])
+    print("open", flush=True)
+    due = time.monotonic()
+    stdin = select.poll()
+    stdin.register(0, select.POLLIN)
+    while not stdin.poll(max(0.0, due - time.monotonic()) * 1000):
+        holder.drip()
+        due = max(due + 1.0 / rate, time.monotonic() - 1.0)  # a hold-up is not made up for by a burst of many
+    print(holder.ended(), flush=True)
+
+
+if __name__ == "__main__":
+    main(KINDS[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
