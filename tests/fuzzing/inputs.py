@@ -100,14 +100,20 @@ def check_websocket(data: bytes) -> None:
         return
     stream = data[2:]
     head = UPGRADE + (DEFLATE if data[1] & 1 else b"") + b"\r\n"
+    then, behaviour = Then(data[1] >> 1 & 3), Behaviour(data[1] >> 3 & 7)
     ends = []
     for pieces in ([head + stream], [head, *pieces_of(stream, data[0])]):
-        outcome = host("httptools").talk(pieces)
+        outcome = host("httptools").talk(pieces, behaviour, then)
+        if behaviour in (Behaviour.RAISES, Behaviour.SILENT):
+            assert [status for status, _ in outcome.answers()] in ([403], [500]), outcome.output
+            return
         assert outcome.answers() == [(101, None)], outcome.output
         ends.append(frames(outcome.output.partition(b"\r\n\r\n")[2]))
+    if behaviour not in (Behaviour.READS, Behaviour.SLOW):
+        return  # the end may depend on what had arrived
     # Messages may come in other fragments, but the end may not differ. (Of a compressed message with two defects,
     # either may be noticed first.)
-    first, second = (sent[-1][1][:2] if sent and sent[-1][0] == 8 else None for sent in ends)
+    first, second = (next((content[:2] for opcode, content in sent if opcode == 8), None) for sent in ends)
     assert first == second or (data[1] & 1 and first and second), f"{stream!r} depends on its cuts: {ends}"
 
 
@@ -122,7 +128,8 @@ def frames(output: bytes) -> list[tuple[int, bytes]]:
             start = 4 if size == 126 else 10
             size = int.from_bytes(output[2:start], "big")
         assert len(output) >= start + size, "a frame of the server is not whole"
-        assert not found or found[-1][0] != 8, "a frame behind the close"
+        closed = any(opcode == 8 for opcode, _ in found)
+        assert not closed or first & 0x0F == 10, "a frame behind the close"  # pongs are due until the client's close
         found.append((first & 0x0F, output[start : start + size]))
         output = output[start + size :]
     return found

@@ -165,7 +165,7 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await self._websocket(receive, send)
+            await self._websocket(self.behaviour, receive, send)
             return
         seen = Seen(
             scope["method"], scope["raw_path"], scope["query_string"], scope["http_version"], list(scope["headers"])
@@ -208,10 +208,28 @@ class Application:
                 seen.end = "whole"
                 return True
 
-    async def _websocket(self, receive: Receive, send: Send) -> None:
+    async def _websocket(self, behaviour: Behaviour, receive: Receive, send: Send) -> None:
+        """Echoes, if it is to read; otherwise the nearest to what the behaviour says."""
         await receive()
+        if behaviour is Behaviour.RAISES:
+            raise ZeroDivisionError
+        if behaviour is Behaviour.SILENT:
+            await send({"type": "websocket.close"})
+            return
         await send({"type": "websocket.accept"})
+        if behaviour is Behaviour.RAISES_LATE:
+            raise ZeroDivisionError
+        if behaviour is Behaviour.DEAF:
+            return
+        if behaviour is Behaviour.STREAMS:
+            await send({"type": "websocket.send", "text": "a"})
+            await send({"type": "websocket.send", "bytes": b"b" * 500})
+        if behaviour is Behaviour.LIES:
+            await send({"type": "websocket.close", "code": 4000, "reason": "enough"})
+            return
         while (message := await receive())["type"] == "websocket.receive":
+            if behaviour is Behaviour.SLOW:
+                await asyncio.sleep(0)
             await send({**message, "type": "websocket.send"})
 
 
@@ -290,7 +308,8 @@ class Host:
                     if connection.deadline <= loop.now:
                         connection.expire()
                 loop.settle()
-            assert not service.connections or not transport.is_reading(), "an idle connection is never closed"
+            if isinstance(transport.get_protocol(), Http1Connection):
+                assert not service.connections or not transport.is_reading(), "an idle connection is never closed"
         elif then is Then.WORKER_CLOSES:
             service.phase = Phase.CLOSING
             for connection in list(service.connections):
@@ -346,7 +365,7 @@ class Outcome:
             fields = dict(line.split(b": ", 1) for line in head[2].splitlines())
             number = int(fields[b"x-request"]) if b"x-request" in fields else None
             answered = None if number is None and status != 500 else sum(one[0] in (200, 500) for one in found)
-            method = None if answered is None else self.seen[answered].method
+            method = None if answered is None or answered >= len(self.seen) else self.seen[answered].method
             whole = True
             if method == "HEAD" or (number is None and not output):
                 pass
