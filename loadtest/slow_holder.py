@@ -44,6 +44,8 @@ class Kind:
     """The connection counts as open when an answer has come that ends with this."""
     drip: bytes = b""
     """Sent byte by byte, again and again."""
+    asks_for_much: bool = False
+    """And reads nothing of it by itself."""
     reads: bool = False
     """What drips is what is read."""
 
@@ -72,8 +74,14 @@ ALL = [
         start=request("POST /echo?id=0", "Transfer-Encoding: chunked"),
         drip=b"1\r\nx\r\n",
     ),
-    Kind(name="unread", what="asks for 1 MiB and reads nothing", start=request("GET /large")),
-    Kind(name="reader", what="asks for 1 MiB and drips in reading", start=request("GET /large"), reads=True),
+    Kind(name="unread", what="asks for 1 MiB and reads nothing", start=request("GET /large"), asks_for_much=True),
+    Kind(
+        name="reader",
+        what="asks for 1 MiB and drips in reading",
+        start=request("GET /large"),
+        asks_for_much=True,
+        reads=True,
+    ),
     Kind(
         name="websocket",
         what="drips frames of a WebSocket",
@@ -89,7 +97,7 @@ def opened(kind: Kind, port: int) -> socket.socket:
     """A connection that has begun to be slow. Raises OSError."""
     made = socket.socket()
     made.settimeout(TIMEOUT)
-    if kind.start.startswith(b"GET /large"):
+    if kind.asks_for_much:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
     made.connect(("127.0.0.1", port))
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -100,6 +108,8 @@ def opened(kind: Kind, port: int) -> socket.socket:
         if not piece:
             raise OSError(f"the server ended a connection after {got!r}")
         got += piece
+    if kind.asks_for_much:
+        made.recv(1, socket.MSG_PEEK)  # the server has written what it could
     made.setblocking(False)
     return made
 
