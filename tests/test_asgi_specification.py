@@ -462,6 +462,26 @@ def test_a_client_that_leaves(serve: Serve, begun: bool, caplog: pytest.LogCaptu
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+def test_a_client_that_shuts_down_its_side_alone(serve: Serve) -> None:
+    """It may be reading still, and cannot be told from one that has left: `receive` says http.disconnect, but a second
+    later, so that a framework which ends its work at that has answered."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+        gone = asyncio.ensure_future(receive())
+        working = asyncio.ensure_future(asyncio.sleep(0.1 if scope["path"] == "/quick" else 60))
+        await asyncio.wait((gone, working), return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
+        await respond(send, b"answered" if not gone.done() else b"ended")
+
+    server = serve(app)
+    for path, expected in ((b"/quick", b"answered"), (b"/slow", b"ended")):
+        client = server.connect()
+        client.send(TARGET % path)
+        client.end()
+        assert client.answer()[2] == expected
+
+
 # ---- WebSocket
 
 

@@ -28,6 +28,9 @@ HTTP_SPEC_VERSION: Final = "2.3"
 """Of the HTTP part, as uvicorn has it: told of 2.4, Starlette no longer ends a stream whose client has gone while it
 waits for something to send, and `send` may raise where a background task was to follow (docs/asgi.md)."""
 
+HALF_CLOSED_TIME: Final = 1.0
+"""A client that ends its side behind its request is taken for gone so much later (s), unless the connection ends."""
+
 DRAIN_LIMIT: Final = 65536
 """Unread request content up to this size (bytes) is read and dropped after the response; more ends the connection."""
 
@@ -45,7 +48,7 @@ _FRAMING: Final = Framing.NONE
 class Exchange(Answer):
     """One request and its response."""
 
-    __slots__ = ("_pieces", "_waiters", "awaits_continue", "left", "scope", "task", "unread")
+    __slots__ = ("_gone", "_pieces", "_waiters", "awaits_continue", "left", "scope", "task", "unread")
 
     def __init__(self, connection: Http1Connection, service: Service, head: Head) -> None:
         self.connection = connection
@@ -98,6 +101,9 @@ class Exchange(Answer):
                 forwarded.apply(self.scope)
                 self.client = forwarded.client
 
+    _gone: bool
+    """Not set until `receive` finds that the client has shut down its side."""
+
     # ---- the application's task
 
     async def run(self) -> None:
@@ -145,7 +151,7 @@ class Exchange(Answer):
                 return {"type": "http.disconnect"}
             if self._pieces or self.content is WHOLE:
                 return self._take()
-            if self.connection.eof:
+            if self.connection.eof and self._taken_for_gone():
                 return {"type": "http.disconnect"}
             if self.awaits_continue and self.state is not STREAMING and self.state is not TRAILERS:
                 # RFC 9110 10.1.1: while no byte of the final response is written. Not held back after a mere
@@ -153,6 +159,20 @@ class Exchange(Answer):
                 self.awaits_continue = False
                 self.connection.write(CONTINUE)
             await self._wait()
+
+    def _taken_for_gone(self) -> bool:
+        """Whether the client, which has shut down its side and may still be reading, has been waited for long enough.
+
+        Frameworks end their work at http.disconnect, and a client that waits for its answer is to have it.
+        """
+        if not hasattr(self, "_gone"):
+            self._gone = False
+            self.service.loop.call_later(HALF_CLOSED_TIME, self._take_for_gone)
+        return self._gone
+
+    def _take_for_gone(self) -> None:
+        self._gone = True
+        self.wake()
 
     def _take(self) -> Message:
         pieces = self._pieces
