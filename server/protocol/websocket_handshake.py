@@ -44,6 +44,7 @@ NOT_THE_APPLICATIONS: Final = frozenset(
 )
 """Headers of the 101 that the server alone answers for."""
 
+VERSION: Final = "sec-websocket-version"
 # RFC 6455 4.4; a 426 says what to upgrade to (RFC 9110 15.5.22).
 VERSION_LINES: Final = b"sec-websocket-version: 13\r\nupgrade: websocket\r\nconnection: close, upgrade\r\n"
 
@@ -132,11 +133,9 @@ def open_handshake(head: Head, deflate: bool) -> Handshake:
     request = Request(head.target.decode("latin-1"), headers)
     try:
         accept_key, extensions_header, _ = negotiation.process_request(request)
-    except InvalidHeader as error:
-        if error.name.lower() == "sec-websocket-version" and headers.get_all(error.name):
+    except InvalidHandshake as error:
+        if isinstance(error, InvalidHeader) and error.name.lower() == VERSION and headers.get_all(VERSION):
             raise Refusal(426, "This server speaks version 13 of the WebSocket protocol.") from None
-        raise Refusal(400, f"The WebSocket handshake is not valid: {error}.") from None
-    except (InvalidHandshake, ValueError) as error:
         raise Refusal(400, f"The WebSocket handshake is not valid: {error}.") from None
     offered = [str(name) for name in negotiation.offered]
     return Handshake(accept_key, extensions_header, _deflate(negotiation), offered)

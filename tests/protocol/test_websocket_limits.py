@@ -391,6 +391,26 @@ def test_denial_that_is_not_read_is_cut(loop_name: str) -> None:
         assert app.disconnect(server)["code"] == 1006
 
 
+def test_denial_that_is_read_slowly_is_finished(loop_name: str) -> None:
+    size = 12_000_000
+    app = Recorder(
+        {"type": "websocket.http.response.start", "status": 403},
+        {"type": "websocket.http.response.body", "body": b"x" * size},
+        accept=False,
+    )
+    with serving(app, loop_name, write_timeout=1) as server, RawClient(server.port, receive_buffer=65536) as client:
+        client.request()
+        client.head()
+        begun = server.loop.time()
+        got = len(client.buffer)
+        while got < size:
+            data = client.socket.recv(1_000_000)
+            assert data, f"the end after {got} bytes"
+            got += len(data)
+            if server.loop.time() - begun < 2:
+                server.settled(lambda: False, 0.05)
+
+
 # Floods of what costs little to send
 
 
@@ -427,7 +447,7 @@ def test_flood_of_empty_messages_pauses_reading(loop_name: str) -> None:
         while (await receive())["type"] == "websocket.receive":
             count += 1
 
-    total = 2_000_000  # 12 MB
+    total = 400_000  # 2.4 MB
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()
         flood = threading.Thread(target=client.socket.sendall, args=(frame(2) * total,))
