@@ -14,7 +14,7 @@ import termios
 
 
 def untaken(transport: asyncio.Transport) -> int:
-    """Bytes written and not acknowledged by the client's system (tcp(7), unix(7): SIOCOUTQ; the latter with overhead)."""
+    """Bytes written and not acknowledged by the client's system (SIOCOUTQ of tcp(7); unix(7) adds its overhead)."""
     held = transport.get_write_buffer_size()
     socket = transport.get_extra_info("socket")
     if socket is None or socket.fileno() < 0:
