@@ -48,7 +48,7 @@ def test_scope(serve: Serve) -> None:
         "client": client.sock.getsockname(),
         "server": client.sock.getpeername(),
         "state": {"a": 1},
-        "extensions": {"x": {}},
+        "extensions": {"http.response.pathsend": {}, "http.response.zerocopysend": {}, "x": {}},
     }
     scope["state"]["b"] = scope["extensions"]["y"] = {}
     assert server.service.state == {"a": 1}
