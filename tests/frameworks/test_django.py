@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import httpx
@@ -19,7 +20,7 @@ from tests.frameworks.driving import (
     wait_for_note,
     websocket_over_reload,
 )
-from tests.running import PATIENCE, RunningServer, connect
+from tests.running import PATIENCE, RunningServer, answer, connect
 
 pytestmark = pytest.mark.frameworks("django", "channels", "httpx")
 CONTENT = os.urandom(300_000)
@@ -54,14 +55,14 @@ def test_requests_over_a_reload(server: RunningServer) -> None:
 
 def test_what_it_answers(server: RunningServer) -> None:
     with client(server) as asking:
-        answer = asking.get("/")
-        assert (answer.status_code, answer.headers["x-stamp"]) == (200, "yes")
+        home = asking.get("/")
+        assert (home.status_code, home.headers["x-stamp"]) == (200, "yes")
         assert asking.post("/echo", content=CONTENT).content == CONTENT
         assert (
             asking.post("/echo", content=(CONTENT[i : i + 999] for i in range(0, 9990, 999))).content == CONTENT[:9990]
         )
-        answer = asking.get("/file")
-        assert (answer.content, answer.headers["content-length"]) == (CONTENT, str(len(CONTENT)))
+        file = asking.get("/file")
+        assert (file.content, file.headers["content-length"]) == (CONTENT, str(len(CONTENT)))
         assert asking.head("/file").headers["content-length"] == str(len(CONTENT))
         assert asking.get("/fail").status_code == 500
         assert asking.get("/nowhere").status_code == 404
@@ -70,6 +71,14 @@ def test_what_it_answers(server: RunningServer) -> None:
 def test_a_stream_over_a_reload(server: RunningServer) -> None:
     lines = stream_over_reload(server).splitlines()
     assert (lines[0], set(lines[1:-1]), lines[-1]) == ("begun", {"on"}, "end")
+
+
+def test_a_client_that_shuts_down_its_side_has_its_answer(server: RunningServer) -> None:
+    """Django gives a request up at http.disconnect, which is told a second later for that."""
+    with connect(server) as half:
+        half.sendall(b"GET /threaded HTTP/1.1\r\nhost: a\r\n\r\n")
+        half.shutdown(socket.SHUT_WR)
+        assert answer(half)[0] == 200
 
 
 def test_a_view_is_cancelled_when_its_client_leaves(server: RunningServer) -> None:
