@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
+import resource
 import time
 from collections.abc import Callable
 from email.utils import formatdate
@@ -24,6 +26,8 @@ from server.scoreboard import Cell
 
 PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""
+LOOK_ANYWAY: Final = 10
+"""Quiet ticks after which all deadlines are compared nevertheless."""
 MIB: Final = 1024 * 1024
 log = logging.getLogger("serve")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -41,6 +45,9 @@ class Ticker:
         self._ticked = ticked
         self._want_replacement = want_replacement
         self._wanted = False
+        self._soonest = 0.0  # the first deadline, when all connections were last looked at
+        self._unseen = 0  # ticks since
+        self._seen = (0, 0, 0, 0)
         self._max_requests = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)
         self._end_of_life = time.monotonic() + config.max_lifetime * random.uniform(0.9, 1.0)
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
@@ -60,16 +67,37 @@ class Ticker:
         self._write_gauges()
         self._watch_lame_duck()
         self._ticked()
-        for connection in [each for each in service.connections if each.deadline <= now]:
-            try:
-                connection.expire()
-            except Exception:
-                log.exception("a connection could not be ended at its deadline")
+        self._expire(now)
         if service.access_log is not None:
             service.access_log.flush()
         if not self._wanted and (reason := self._worn_out()):
             self._wanted = True
             self._want_replacement(reason)
+
+    def _expire(self, now: float) -> None:
+        """End what is due. All connections are looked at, unless nothing has happened that could change deadlines."""
+        connections = self._service.connections
+        if self._quiet() and now < self._soonest and self._unseen < LOOK_ANYWAY:
+            self._unseen += 1
+            return
+        self._unseen = 0
+        for connection in [each for each in connections if each.deadline <= now]:
+            try:
+                connection.expire()
+            except Exception:
+                log.exception("a connection could not be ended at its deadline")
+        self._soonest = min([each.deadline for each in connections], default=math.inf)
+
+    def _quiet(self) -> bool:
+        """Whether the loop has (as good as surely) done nothing since the last tick but wait for this one.
+
+        A thread that has gone to sleep once has woken once (getrusage(2), ru_nvcsw). What came at the very moment of
+        the tick is not seen like this, but at LOOK_ANYWAY.
+        """
+        cells, before = self._service.cells, self._seen
+        sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        self._seen = (sleeps, cells[Cell.ACCEPTED], cells[Cell.REQUESTS], cells[Cell.CONNECTIONS])
+        return sleeps <= before[0] + 1 and self._seen[1:] == before[1:] and self._service.phase is Phase.SERVING
 
     def _headers(self) -> bytes:
         lines = []

@@ -1,0 +1,37 @@
+"""Holds idle connections open: `python -m loadtest.idle_client PORT COUNT`.
+
+Each connection has had one request answered. Once all stand it prints a line, and it holds them until its stdin ends.
+It is a process of its own, so that client and server each have their own open-files limit.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+PER_ADDRESS = 10_000
+"""Connections from one source address: there are some 28,000 ports for each."""
+REQUEST = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
+
+
+def hold(port: int, count: int) -> list[socket.socket]:
+    """Connections to a server of the bench, each with one request answered. Raises OSError, ConnectionError."""
+    held = []
+    for number in range(count):
+        source = f"127.0.0.{2 + number // PER_ADDRESS}"
+        connection = socket.create_connection(("127.0.0.1", port), timeout=30.0, source_address=(source, 0))
+        connection.sendall(REQUEST)
+        answer = b""
+        while not answer.endswith(b"Hello, World!"):
+            piece = connection.recv(4096)
+            if not piece:
+                raise ConnectionError(f"closed after {answer!r}")
+            answer += piece
+        held.append(connection)
+    return held
+
+
+if __name__ == "__main__":
+    held = hold(int(sys.argv[1]), int(sys.argv[2]))
+    print(f"{len(held)} connections are held", flush=True)
+    sys.stdin.read()
