@@ -316,15 +316,14 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
         if not good or not _LINE_REST.fullmatch(start, max(known, _START_CHECKED)):
             return BadRequest(400, "This is not an HTTP request.")
         return None
-    ends_badly = start.find(b"\n\n", max(known - 1, 0)) >= 0
-    if ends_badly or start.find(b"\n", 0, known) < 0:
+    if start.find(b"\n", 0, known) < 0:  # the request line is whole by now
         line = REQUEST_LINE.match(start)
         if line is None:
             return bad_line(start)
-        if ends_badly:
-            try:
-                raise_for_line(line[1], line[3], line[4])  # as for a whole head, where this defect comes first
-            except BadRequest as refused:
-                return refused
-            return BadRequest(400, "Lines of the request head end without carriage return.")
+        try:
+            raise_for_line(line[1], line[3], line[4])
+        except BadRequest as refused:
+            return refused
+    if start.find(b"\n\n", max(known - 1, 0)) >= 0:
+        return BadRequest(400, "Lines of the request head end without carriage return.")
     return None
