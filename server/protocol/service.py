@@ -212,6 +212,11 @@ class Service:
         self.heads.tick()
         self.response_fields.tick()
 
+    def has_room(self, coming: int) -> bool:
+        """Whether one more connection may be accepted (--max-connections); `coming` are not attached yet."""
+        limit = self.config.max_connections
+        return not limit or len(self.connections) + coming < limit
+
     def forget(self, connection: Connection) -> None:
         """A connection has ended or has been handed over."""
         self.connections.discard(connection)

@@ -25,7 +25,7 @@ from server.shut_out import admit, filters_refused
 from server.worker.wake_order import WakeOrder
 
 PAUSE: Final = 0.1
-"""Seconds without accepting when the process or the machine is out of descriptors or memory."""
+"""Seconds without accepting when there is no descriptor, no memory, or no room left below --max-connections."""
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTED: Final = int(Cell.ACCEPTED)
@@ -64,17 +64,20 @@ class Acceptor:
         sockets: list[socket.socket],
         cells: memoryview,
         order: WakeOrder,
+        room: Callable[[int], bool],
         make_protocol: Callable[[Address, Address], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
-        """`make_protocol` gets the client's and the server's address as far as they are known without asking.
+        """While there is no `room` beside those that are being attached, clients wait in the kernel's queue, for this worker or a sibling.
 
-        `attached` is told of each protocol once its transport stands.
+        `make_protocol` gets the client's and the server's address as far as they are known without asking. `attached`
+        is told of each protocol once its transport stands.
         """
         self._loop = loop
         self._sockets = sockets
         self._cells = cells
         self._order = order
+        self._room = room
         self._make_protocol = make_protocol
         self._attached = attached
         self._common = {listening: _Listening.of(listening) for listening in sockets}
@@ -149,7 +152,9 @@ class Acceptor:
 
     def _readable(self, listening: socket.socket) -> None:
         """A client waits, if no other worker was faster."""
-        if self._accept(listening):  # one: the loop reports the socket again at once if there are more
+        if not self._room(len(self._attaching)):
+            self._rest()
+        elif self._accept(listening):  # one: the loop reports the socket again at once if there are more
             self._order.accepted(listening)
 
     def _accept(self, listening: socket.socket) -> bool:
@@ -160,7 +165,9 @@ class Acceptor:
             return False
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                self._rest(error)
+                if self._pause is None:
+                    log.warning("cannot accept connections: %s; raise the open-files limit (ulimit -n)", error.strerror)
+                self._rest()
                 return False
             return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more
         common = self._common[listening]
@@ -172,9 +179,8 @@ class Acceptor:
         self.attach(client, functools.partial(self._make_protocol, peer, common.own_end))
         return True
 
-    def _rest(self, error: OSError) -> None:
-        """Out of descriptors: what waits in the kernel's queue waits there, for us or a sibling."""
+    def _rest(self) -> None:
+        """What waits in the kernel's queue waits there, for us or a sibling."""
         if self._pause is None:
-            log.warning("cannot accept connections: %s; raise the open-files limit (ulimit -n)", error.strerror)
             self._order.leave()
             self._pause = self._loop.call_later(PAUSE, self.start)

@@ -147,7 +147,9 @@ class Worker:
         service.access_log = self.access_log = access_log.open_access_log(self.config)
         self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
         self._opening = opening(service)
-        self.acceptor = Acceptor(loop, self.sockets, self.cells, self.order, self._accepted, self._attached)
+        self.acceptor = Acceptor(
+            loop, self.sockets, self.cells, self.order, service.has_room, self._accepted, self._attached
+        )
         self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
         self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
         service.departure = self.departures.depart
