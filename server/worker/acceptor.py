@@ -68,7 +68,7 @@ class Acceptor:
         make_protocol: Callable[[Address, Address], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
-        """While there is no `room` beside those that are being attached, clients wait in the kernel's queue, for this worker or a sibling.
+        """While there is no `room` beside those that are being attached, clients wait, for this worker or a sibling.
 
         `make_protocol` gets the client's and the server's address as far as they are known without asking. `attached`
         is told of each protocol once its transport stands.
