@@ -133,7 +133,8 @@ class Exchange(Answer):
         self.end_badly()
 
     def _failed(self, error: BaseException) -> None:
-        if self.state is LOST and (isinstance(error, asyncio.CancelledError) or tells_of_disconnect(error)):
+        in_vain = self.content is COMING or isinstance(error, asyncio.CancelledError) or tells_of_disconnect(error)
+        if self.state is LOST and in_vain:  # COMING: half a request, of which frameworks make errors of their own
             _log.debug("The application ended because the client had gone.", exc_info=error)
             return
         what = "was cancelled" if isinstance(error, asyncio.CancelledError) else "raised an exception"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.frameworks.driving import (
+    APPLICATIONS,
     client,
     reload,
     reload_under_use,
@@ -74,6 +78,12 @@ def test_errors_and_the_dependencies_that_see_them(server: RunningServer) -> Non
         wait_for_note(server, "session rolled back")
         assert asking.get("/openapi.json").json()["paths"]["/upload"]
     assert "ValueError: as it must" in server.log()
+
+
+def test_the_test_client_needs_no_server(tmp_path: Path) -> None:
+    """The application imports nothing of the server, and runs without it as it did."""
+    code = "from fastapi.testclient import TestClient as C; from fastapi_app import app; assert C(app).get('/').json()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(APPLICATIONS)}, check=True)
 
 
 def test_a_stream_over_a_reload(server: RunningServer) -> None:

@@ -137,6 +137,15 @@ def test_an_application_may_ask_whether_its_client_is_there(server: RunningServe
     (server.directory / "notes").unlink()
 
 
+def test_half_an_upload_is_no_error_of_the_application(server: RunningServer) -> None:
+    """Starlette raises ClientDisconnect where the content ends too early; nothing of it is logged."""
+    for path in ("/upload", "/stamped/upload", "/echo"):
+        with connect(server) as leaving:
+            leaving.sendall(f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n".encode())
+            leaving.sendall(b"content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
+    server.wait_until(lambda status: sum(worker["in_flight"] for worker in status["workers"]) == 0)
+
+
 def test_leaving_clients_leave_no_traceback(server: RunningServer) -> None:
     """Runs last: whatever the tests above have left, nothing but the failing route was logged as an error."""
     log = server.log()
