@@ -163,6 +163,10 @@ def test_parsers_agree_on_damaged_heads(seed: bytes, changes: list[tuple[int, in
     data = data[: end + 4]
     first, second = (verdict(new(), data) for new in PARSERS)
     assert first == second
+    # Refused before it is whole, a head is refused for what it would be refused for when it is.
+    early = (hopeless(data[:size], size - 1) for size in range(1, len(data)))
+    found = next((refused.status for refused in early if refused is not None), None)
+    assert found is None or found == (first[0] if isinstance(first, tuple) else "served")
 
 
 CHUNKS = b"5\r\nhello\r\n00a;x=y\r\n0123456789\r\n0\r\nA: b\r\n\r\n"
@@ -198,7 +202,22 @@ def test_starts_that_may_become_a_request(good: bytes) -> None:
     assert hopeless(good, 0) is None
 
 
-@pytest.mark.parametrize("bad", [b"\x16\x03\x01", b" GET", b"GET\t", b"GET /\x00", b"GET\n", b"GET /\r\n", b"G\xc3"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"A" * 64,
+        b"FOO / HTTP/1.1\r\n",
+        b"PRI * HTTP/2.0\r\n",
+        b"GET /" + b"x" * 70 + b"\x80",
+        b"\x16\x03\x01",
+        b" GET",
+        b"GET\t",
+        b"GET /\x00",
+        b"GET\n",
+        b"GET /\r\n",
+        b"G\xc3",
+    ],
+)
 def test_starts_that_cannot(bad: bytes) -> None:
     assert hopeless(bad, 0) is not None
 
