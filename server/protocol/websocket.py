@@ -180,9 +180,9 @@ class WebSocketConnection(Endings):
             self._pause_reading()
 
     def eof_received(self) -> bool:
-        """The client has shut down its side: a WebSocket is over with that; a denial is still finished."""
+        """The client has shut down its side: a WebSocket is over with that; what is owed to it is still said."""
         self._eof = True
-        if self._state is DENYING:
+        if self._state is DENYING or self._state is FINISHING:
             return True
         self._tell_disconnect(1006, "")
         if self._state is not LINGERING and self._state is not CLOSED:

@@ -47,6 +47,16 @@ def test_messages_before_the_end_are_answered_first(loop_name: str, end: bytes, 
         assert server.gone()
 
 
+def test_client_that_says_all_at_once_and_shuts_down_its_side_is_answered(loop_name: str) -> None:
+    with serving(slow, loop_name) as server, RawClient(server.port) as client:
+        client.open()
+        client.socket.sendall(frame(1, b"question") + frame(8, b"\x03\xe8"))
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.receive() == (1, b"question")
+        assert client.close_code() == 1000
+        assert server.gone()
+
+
 def test_application_that_never_takes_them_is_told_and_the_client_released(
     loop_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,7 +344,7 @@ def test_client_that_reads_slowly_is_served_and_not_pinged_to_death(loop_name: s
     """It takes longer than both timeouts, and a ping would wait behind the message."""
     size = 12_000_000
     app = Recorder({"type": "websocket.send", "bytes": b"x" * size})
-    options = {"write_timeout": 1, "ws_ping_interval": 0.2, "ws_ping_timeout": 0.2}
+    options = {"write_timeout": 2, "ws_ping_interval": 0.2, "ws_ping_timeout": 0.2}
     with serving(app, loop_name, **options) as server, RawClient(server.port, receive_buffer=65536) as client:
         client.open()
         begun = server.loop.time()
@@ -353,7 +353,7 @@ def test_client_that_reads_slowly_is_served_and_not_pinged_to_death(loop_name: s
             data = client.socket.recv(1_000_000)
             assert data, f"the end after {got} bytes"
             got += len(data)
-            if server.loop.time() - begun < 2 or size - got < 2_000_000:
+            if server.loop.time() - begun < 3 or size - got < 2_000_000:
                 server.settled(lambda: False, 0.05)  # slow again when the rest is the kernel's, with a ping behind it
         assert len(server.service.connections) == 1
 
@@ -398,7 +398,7 @@ def test_denial_that_is_read_slowly_is_finished(loop_name: str) -> None:
         {"type": "websocket.http.response.body", "body": b"x" * size},
         accept=False,
     )
-    with serving(app, loop_name, write_timeout=1) as server, RawClient(server.port, receive_buffer=65536) as client:
+    with serving(app, loop_name, write_timeout=2) as server, RawClient(server.port, receive_buffer=65536) as client:
         client.request()
         client.head()
         begun = server.loop.time()
@@ -407,7 +407,7 @@ def test_denial_that_is_read_slowly_is_finished(loop_name: str) -> None:
             data = client.socket.recv(1_000_000)
             assert data, f"the end after {got} bytes"
             got += len(data)
-            if server.loop.time() - begun < 2:
+            if server.loop.time() - begun < 3:
                 server.settled(lambda: False, 0.05)
 
 
