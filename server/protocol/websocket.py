@@ -13,7 +13,6 @@ docs/websocket.md tells applications and operators what they can rely on.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import sys
 from collections import deque
@@ -30,6 +29,7 @@ from server.protocol.websocket_endings import (
     CLOSED,
     CLOSING,
     DENYING,
+    ERRORS,
     FINISHING,
     HANDSHAKE,
     LINGERING,
@@ -40,8 +40,6 @@ from server.protocol.websocket_framing import End, Framing
 from server.protocol.websocket_handshake import Handshake, Refusal, open_handshake
 from server.protocol.websocket_lifecycle import LINGER_BYTES, LINGER_TIMEOUT, KeepAlive
 from server.scoreboard import Cell
-
-ERRORS: Final = logging.getLogger("serve.error")
 
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
@@ -236,10 +234,6 @@ class WebSocketConnection(Endings):
             self._application_failed()
         else:
             self._application_returned()
-
-    def _report_silence(self) -> None:
-        path = self._head.path.decode("latin-1")
-        ERRORS.error("The application returned without answering the WebSocket %s", path)
 
     def _scope(self) -> Scope:
         """ASGI www, "WebSocket Connection Scope"."""

@@ -29,6 +29,7 @@ taken them all and asks for more, at the latest after `FINISH_TIMEOUT`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from typing import Final
@@ -51,6 +52,8 @@ from server.protocol.websocket_lifecycle import (
     closing_moment,
 )
 from server.scoreboard import Cell
+
+ERRORS: Final = logging.getLogger("serve.error")
 
 REQUESTS: Final = int(Cell.REQUESTS)
 STATUS_1XX: Final = int(Cell.STATUS_1XX)
@@ -254,11 +257,9 @@ class Endings(asyncio.Protocol):
         if self._state is OPEN or self._state is FINISHING:
             self._close(1000, "")
         elif self._state is HANDSHAKE or self._state is DENYING:
-            self._report_silence()
+            path = self._head.path.decode("latin-1")
+            ERRORS.error("The application returned without answering the WebSocket %s", path)
             self._application_failed()
-
-    def _report_silence(self) -> None:
-        raise NotImplementedError
 
     def _application_failed(self) -> None:
         if self._state is OPEN or self._state is FINISHING:
