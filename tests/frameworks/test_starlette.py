@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -150,3 +152,20 @@ def test_leaving_clients_leave_no_traceback(server: RunningServer) -> None:
     """Runs last: whatever the tests above have left, nothing but the failing route was logged as an error."""
     log = server.log()
     assert log.count("Traceback") == log.count("RuntimeError: as it must")
+
+
+@pytest.mark.parametrize(
+    ("path", "first", "last"), [("/stream", "begun\n", "end: reload\n"), ("/events", "data: tick", "data: reload")]
+)
+def test_endless_streams_end_with_their_worker(tmp_path: Path, path: str, first: str, last: str) -> None:
+    """Neither is cut: each comes to its own end as soon as its worker retires."""
+    with serving("endless_app:app", tmp_path) as server:
+        with client(server) as asking, asking.stream("GET", path) as response:
+            pieces = response.iter_text()
+            received = next(pieces)
+            server.signal(signal.SIGHUP)
+            received += "".join(pieces)
+        assert received.startswith(first)
+        assert received.rstrip("\r\n").endswith(last.rstrip("\n"))
+        server.wait_until(lambda status: len(status["generations"]) == 1)
+        assert "0 requests cut" in server.log()
