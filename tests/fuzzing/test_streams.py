@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzzing.inputs import check_stream, close_hosts
-from tests.protocol.memory import Behaviour, Then, cut
+from tests.fuzzing.inputs import check_stream, close_hosts, host, verdict
+from tests.protocol.memory import PARSERS, Behaviour, Then, cut
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "400"))
 PROFILE = settings(
@@ -114,10 +114,11 @@ def test_valid_streams(messages: list[bytes], places: list[int]) -> None:
     served = [seen for seen in outcome.seen if seen.end == "whole"]
     expected = 0
     for one in messages:
-        if b" HTTP/1.0" in one and b"Transfer-Encoding" in one:
+        head = one.partition(b"\r\n\r\n")[0]
+        if b" HTTP/1.0" in head and b"Transfer-Encoding" in head:
             break
         expected += 1
-        if b"Connection: close" in one or (b" HTTP/1.0" in one and b"Connection: keep-alive" not in one):
+        if b"Connection: close" in head or (b" HTTP/1.0" in head and b"Connection: keep-alive" not in head):
             break
     assert len(served) == expected
 
@@ -140,6 +141,20 @@ def test_whatever_the_application_does(
     stream = damaged(stream, damage)
     if stream:
         check_stream(stream, ways(stream, places), False, behaviour, then)
+
+
+@PROFILE
+@given(STREAMS, DAMAGE | st.just([]), CUTS)
+def test_streams_that_travel(stream: bytes, damage: list[tuple[int, int, bytes]], places: list[int]) -> None:
+    """The client sees nothing of a hand-over, wherever in its stream it happens."""
+    stream = damaged(stream, damage)
+    if not stream or b"\r\n\r\n\r\n" in stream:  # another worker counts empty lines anew
+        return
+    for http in PARSERS:
+        stayed = host(http).talk([stream])
+        travelled = host(http).talk(cut(stream, [place % len(stream) for place in places]), travels=True)
+        assert verdict(stayed, True) == verdict(travelled, True)
+        travelled.check()
 
 
 @PROFILE

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import enum
 import itertools
+import json
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ from server.app.draining import Draining
 from server.config import Config
 from server.protocol.http1 import Http1Connection
 from server.protocol.service import Phase, Receive, Scope, Send, Service
+from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell, Scoreboard
 
 PARSERS: Final = ("httptools", "h11")
@@ -52,18 +54,26 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class _NoSocket:
+    """Has a descriptor that can be duplicated, and of which nothing can be asked."""
+
     family = socket.AF_UNIX
     type = socket.SOCK_STREAM
 
+    def __init__(self) -> None:
+        self._file = open(os.devnull)  # noqa: SIM115
+
     def fileno(self) -> int:
-        return -1
+        return self._file.fileno()
+
+
+_NO_SOCKET: Final = _NoSocket()
 
 
 class MemoryTransport(asyncio.Transport):
     """Takes everything at once."""
 
     def __init__(self, loop: Loop, protocol: asyncio.BaseProtocol) -> None:
-        super().__init__({"peername": ("192.0.2.1", 1234), "sockname": ("192.0.2.2", 80), "socket": _NoSocket()})
+        super().__init__({"peername": ("192.0.2.1", 1234), "sockname": ("192.0.2.2", 80), "socket": _NO_SOCKET})
         self._loop = loop
         self._protocol = protocol
         self.output = bytearray()
@@ -265,9 +275,16 @@ class Host:
         self.loop.close()
 
     def talk(
-        self, pieces: Iterable[bytes], behaviour: Behaviour = Behaviour.READS, then: Then = Then.NOTHING
+        self,
+        pieces: Iterable[bytes],
+        behaviour: Behaviour = Behaviour.READS,
+        then: Then = Then.NOTHING,
+        travels: bool = False,
     ) -> Outcome:
-        """What becomes of a connection on which these pieces arrive, one after another."""
+        """What becomes of a connection on which these pieces arrive, one after another.
+
+        With `travels` it is handed over, to a worker that is this one again, behind each piece where that is possible.
+        """
         self.application = application = Application(behaviour)
         loop, service = self.loop, self.service
         connection = Http1Connection(service)
@@ -281,6 +298,8 @@ class Host:
                 deliver(transport, waiting)
                 waiting = b""
                 loop.settle()
+                if travels:
+                    transport = self._hand_over(transport)
         self._go_on(transport, then)
         outcome = Outcome(
             [dataclasses.replace(seen) for seen in application.seen], bytes(transport.output), transport.ended
@@ -294,6 +313,22 @@ class Host:
         assert service.cells[Cell.IN_FLIGHT] == 0, "a request is still counted"
         assert loop.problems == [], loop.problems
         return outcome
+
+    def _hand_over(self, transport: MemoryTransport) -> MemoryTransport:
+        connection = transport.get_protocol()
+        if not isinstance(connection, Http1Connection) or not connection.can_leave():
+            return transport
+        descriptor, record = connection.leave()
+        os.close(descriptor)
+        connection.gone()
+        self.loop.settle()
+        record = TravelRecord.from_json(json.loads(json.dumps(record.to_json())))
+        successor = Http1Connection(self.service, record)
+        new = MemoryTransport(self.loop, successor)
+        new.output = transport.output
+        successor.connection_made(new)
+        self.loop.settle()
+        return new
 
     def _go_on(self, transport: MemoryTransport, then: Then) -> None:
         service, loop = self.service, self.loop
