@@ -1,8 +1,9 @@
 """The ASGI lifespan of one worker (ASGI specification, "Lifespan Protocol").
 
 An application that raises before it asks for the first event does not know the protocol; with `auto` it is served
-without. One that raises after it has received `lifespan.startup` has failed to start: a reload must not put it in
-service, so here we are stricter than the specification, which would have a server continue.
+without. So is one that takes the event for a request: it asks for its `body`, or answers it as HTTP. Any other that
+raises after it has received `lifespan.startup` has failed to start: a reload must not put it in service, so here we are
+stricter than the specification, which would have a server continue.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ class LifespanState(enum.Enum):
     FAILED = "failed"
 
 
+class _Startup(dict[str, Any]):
+    """The event `lifespan.startup`, which notices when it is taken for another."""
+
+    mistaken = False
+
+    def __missing__(self, key: str) -> Any:
+        self.mistaken = True
+        raise KeyError(key)
+
+
 class Lifespan:
     """Runs the application's lifespan in one task, from `startup` to `shutdown`."""
 
@@ -44,6 +55,7 @@ class Lifespan:
         self._state = LifespanState.CALLED
         self._failure = ""
         self._detail = ""
+        self._startup = _Startup(type="lifespan.startup")
         self._task: asyncio.Task[None] | None = None
         self._changed = anyio.Event()
         self._shutdown_asked = anyio.Event()
@@ -83,7 +95,9 @@ class Lifespan:
         except Exception as error:
             if self._state is not LifespanState.FAILED:  # then the application's own message says why
                 self._detail = application_traceback(error)
-            if self._state is LifespanState.CALLED:
+            if self._state is LifespanState.CALLED or (
+                self._state is LifespanState.STARTING and self._startup.mistaken
+            ):
                 self._become(LifespanState.UNSUPPORTED)
             elif self._state is LifespanState.STARTING:
                 self._fail("the application raised an exception in its lifespan startup")
@@ -99,7 +113,7 @@ class Lifespan:
     async def _receive(self) -> Message:
         if self._state is LifespanState.CALLED:
             self._become(LifespanState.STARTING)
-            return {"type": "lifespan.startup"}
+            return self._startup
         await self._shutdown_asked.wait()
         if self._state is LifespanState.STARTED:
             self._become(LifespanState.ENDING)
@@ -120,6 +134,7 @@ class Lifespan:
                 log.error("the application's lifespan shutdown failed: %s", message.get("message", ""))
                 self._become(LifespanState.ENDED)
             case kind, state:
+                self._startup.mistaken |= not kind.startswith("lifespan.")
                 raise RuntimeError(f"the application sent {kind!r} while its lifespan was {state.value}")
 
     def _fail(self, message: str) -> None:

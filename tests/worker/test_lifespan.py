@@ -85,11 +85,23 @@ async def confused(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
+async def takes_it_for_a_request(scope: Scope, receive: Receive, send: Send) -> None:
+    assert (await receive())["body"] == b""
+
+
+async def answers_it_as_a_request(scope: Scope, receive: Receive, send: Send) -> None:
+    (await receive()).get("body", b"")
+    await send({"type": "http.response.start", "status": 200})
+
+
 def test_state_is_shared_from_startup_to_shutdown() -> None:
     assert run(good) == {"pool": "closed", "served": True}
 
 
-@pytest.mark.parametrize("app", [ignorant, silent, ends_early, fails_late, raises_late])
+@pytest.mark.parametrize(
+    "app",
+    [ignorant, silent, takes_it_for_a_request, answers_it_as_a_request, ends_early, fails_late, raises_late],
+)
 def test_what_is_served(app: ASGIApplication) -> None:
     assert run(app)["served"]
 
@@ -102,7 +114,7 @@ def test_what_has_failed_to_start(app: ASGIApplication) -> None:
         assert "no database" in failed.value.detail
 
 
-@pytest.mark.parametrize("app", [ignorant, silent])
+@pytest.mark.parametrize("app", [ignorant, silent, takes_it_for_a_request, answers_it_as_a_request])
 def test_on_demands_the_protocol(app: ASGIApplication) -> None:
     with pytest.raises(StartError, match="--lifespan auto"):
         run(app, "on")
