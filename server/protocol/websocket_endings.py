@@ -143,7 +143,6 @@ class Endings(asyncio.Protocol):
         if state is OPEN:
             if not self._is_stalled(now):
                 self._expire_open(now)
-                self.deadline = min(self._stalled, self._keep_alive.deadline)
         elif state is DENYING:
             if not self._is_stalled(now):
                 self.deadline = self._stalled
@@ -161,13 +160,14 @@ class Endings(asyncio.Protocol):
 
     def _expire_open(self, now: float) -> None:
         keep_alive = self._keep_alive
-        if now < keep_alive.deadline:
-            return
-        unsent = untaken(self._transport)
-        behind = 0 < unsent < self._unsent  # a slow client still takes what was written before the ping
-        pulse = keep_alive.expire(now, deaf=self._reading_paused or behind, mute=self._writing_paused)
-        if not self._writing_paused:
-            self._unsent = unsent
+        pulse = Pulse.REST
+        if now >= keep_alive.deadline:
+            unsent = untaken(self._transport)
+            behind = 0 < unsent < self._unsent  # a slow client still takes what was written before the ping
+            pulse = keep_alive.expire(now, deaf=self._reading_paused or behind, mute=self._writing_paused)
+            if not self._writing_paused:
+                self._unsent = unsent
+        self.deadline = min(self._stalled, keep_alive.deadline)
         if pulse is Pulse.PING:
             self._transport.write(self._framing.ping())
         elif pulse is Pulse.DEAD:
