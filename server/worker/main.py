@@ -23,6 +23,7 @@ from server.channel import PROTOCOL, Channel, Packet, speaks
 from server.config import Config
 from server.scoreboard import Scoreboard
 from server.signals import LISTENER_SIGNALS
+from server.worker.memory import keep_large_blocks
 from server.worker.wake_order import LoopFactory
 from server.worker.worker import Worker
 
@@ -50,6 +51,7 @@ def main() -> None:
         sys.exit(1)
     scoreboard = Scoreboard(descriptors[0])
     sockets = [_listening(descriptor) for descriptor in descriptors[1:]]
+    keep_large_blocks()
     loops = LoopFactory(loop_factory(config.loop))
     worker = Worker(config, channel, scoreboard, packet, sockets, loops)
     status = anyio.run(worker.run, backend_options={"loop_factory": loops})

@@ -23,6 +23,7 @@ from server import output
 from server.config import Config
 from server.protocol.service import Phase, Service
 from server.scoreboard import Cell
+from server.worker.memory import Surplus
 
 PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""
@@ -50,6 +51,7 @@ class Ticker:
         self._seen = (0, 0, 0, 0)
         self._max_requests = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)
         self._end_of_life = time.monotonic() + config.max_lifetime * random.uniform(0.9, 1.0)
+        self._surplus = Surplus()
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
         self.tick()
 
@@ -65,6 +67,7 @@ class Ticker:
         service.default_headers = self._headers()
         service.tick()
         self._write_gauges()
+        self._surplus.tick(now, service.cells[Cell.RSS])
         self._watch_lame_duck()
         self._ticked()
         self._expire(now)
