@@ -92,6 +92,19 @@ def check_http1(data: bytes) -> None:
     stream = data[2:]
     small, then, behaviour = bool(data[1] & 1), Then(data[1] >> 1 & 3), Behaviour(data[1] >> 3 & 7)
     check_stream(stream, ([stream] if stream else [], pieces_of(stream, data[0])), small, behaviour, then)
+    if data[1] & 64:
+        check_travel(stream, pieces_of(stream, data[0]), small)
+
+
+def check_travel(stream: bytes, pieces: list[bytes], small: bool = False) -> None:
+    """The client sees nothing of a hand-over, wherever in its stream it happens."""
+    if b"\r\n\r\n\r\n" in stream or stream.startswith(b"\r\n"):
+        return  # another worker counts empty lines anew
+    for http in PARSERS:
+        stayed = host(http, small).talk([stream])
+        travelled = host(http, small).talk(pieces, travels=True)
+        travelled.check()
+        assert verdict(stayed, not small) == verdict(travelled, not small), f"lost on the way: {stayed} {travelled}"
 
 
 def check_websocket(data: bytes) -> None:

@@ -174,14 +174,14 @@ class Application:
         self.behaviour = behaviour
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await self._websocket(self.behaviour, receive, send)
-            return
-        seen = Seen(
-            scope["method"], scope["raw_path"], scope["query_string"], scope["http_version"], list(scope["headers"])
-        )
+        method, version = scope.get("method", "GET"), scope["http_version"]
+        seen = Seen(method, scope["raw_path"], scope["query_string"], version, list(scope["headers"]))
         number = b"%d" % len(self.seen)
         self.seen.append(seen)
+        if scope["type"] == "websocket":
+            seen.end = "whole"
+            await self._websocket(self.behaviour, receive, send)
+            return
         behaviour = self.behaviour
         start: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": [(b"x-request", number)]}
         whole = {"type": "http.response.body", "body": number}
