@@ -249,9 +249,9 @@ class JsonLog(AccessLog):
             if now >= self._until:
                 self._new_second(now)
             before, after = request.logged or self._describe(request)
-            milliseconds = min(int((now - self._since) * 1000), 999)
+            milliseconds = _MILLISECONDS[min(int((now - self._since) * 1000), 999)]
             self._add(
-                f'{self._stamp}{_MILLISECONDS[milliseconds]}Z","client":{self._clients[client[0]] if client else "null"}{before}'
+                f'{self._stamp}{milliseconds}Z","client":{self._clients[client[0]] if client else "null"}{before}'
                 f"{self._statuses[status]}{self._sizes[size]}{self._durations[int((now - begun) * 1e6)]}{after}"
             )
         except Exception:
