@@ -431,19 +431,37 @@ class Answer:
         if start:
             connection.hold(start)
         if self._framing is not Framing.NONE:
-            sent = await content.send(connection)
-            self.sent += sent
+            await self._send_announced(content)
             if self.state is LOST:
                 return
-            if sent < size:
-                raise RuntimeError(f"The file has become shorter: {size} bytes were announced, {sent} sent.")
         if more:
             if end:
                 connection.hold(end)
         else:
-            if end:
-                connection.write(end)
+            connection.write(end)
             self._content_sent()
+
+    async def _send_announced(self, content: FileContent) -> None:
+        """Send content that the head or a chunk's size has announced: whatever prevents that ends the response.
+
+        An application that goes on after the error, or after having cancelled this, could else have a response pass for
+        whole that is too short, and the client take the next one for the rest of it.
+        """
+        size = content.left
+        try:
+            try:
+                await content.send(self.connection)
+            finally:
+                self.sent += size - content.left
+            if content.left:
+                if not self.connection.transport.is_closing():
+                    raise RuntimeError(
+                        f"The file has become shorter: {size} bytes were announced, {size - content.left} sent."
+                    )
+                self.lose()
+        except BaseException:
+            self.end_badly()
+            raise
 
     # ---- ends
 

@@ -41,42 +41,43 @@ class FileContent:
         if self._owned:
             os.close(self.fd)
 
-    async def send(self, connection: Lifecycle) -> int:
-        """Send it behind what is written; the bytes sent, fewer if the file ends early or the connection does.
+    async def send(self, connection: Lifecycle) -> None:
+        """Send it behind what is written; some is `left` if the file ends early or the connection does.
 
-        What waits ends with the client's reading or `write_timeout`. Raises OSError if there is no descriptor left.
+        What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read or there
+        is no descriptor left.
         """
         if self.left <= SMALL:
             data = os.pread(self.fd, self.left, self.offset)
+            self.left -= len(data)
             connection.write_large(data)
             if connection.write_paused:
                 await connection.writable()
-            return len(data)
+            return
         await connection.written()
         if connection.transport.is_closing():
-            return 0
+            return
         socket = os.dup(connection.transport.get_extra_info("socket").fileno())
         try:
-            return await self._send_through(socket, connection)
+            await self._send_through(socket, connection)
         finally:
             os.close(socket)
 
-    async def _send_through(self, socket: int, connection: Lifecycle) -> int:
+    async def _send_through(self, socket: int, connection: Lifecycle) -> None:
         loop = connection.service.loop
-        sent = 0
         while self.left and not connection.transport.is_closing():
             try:
                 size = os.sendfile(socket, self.fd, self.offset, min(self.left, AT_ONCE))
             except BlockingIOError:
                 size = -1
-            except OSError:  # the client has gone: the loop will say so
-                return sent
+            except (ConnectionError, TimeoutError):  # the client has gone, and its end may have been read long ago
+                connection.transport.abort()
+                return
             if size == 0:
-                return sent  # the file has become shorter
+                return  # the file has become shorter
             if size > 0:
                 self.offset += size
                 self.left -= size
-                sent += size
             connection.file_left = self.left
             if self.left:
                 os.posix_fadvise(self.fd, self.offset, AT_ONCE, os.POSIX_FADV_WILLNEED)
@@ -87,7 +88,6 @@ class FileContent:
                 finally:
                     loop.remove_writer(socket)
                     connection.file_left = 0
-        return sent
 
 
 def path_of(message: Message, length: int) -> FileContent:

@@ -217,3 +217,88 @@ def test_hint_that_would_end_a_line_is_refused(serve: Serve) -> None:
     answer = serve(app, early_hints=True).ask(LAST)
     assert answer.startswith(b"HTTP/1.1 500")
     assert CLOSED in answer
+
+
+@pytest.mark.parametrize("size", [60_000, 5_000_000])
+def test_error_of_a_short_file_ends_the_answer_whatever_follows(serve: Serve, file: Path, size: int) -> None:
+    """An application that goes on after the error cannot have the next answer taken for the rest of the file."""
+    file.write_bytes(b"x" * size)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(200, (b"content-length", b"%d" % (size + 1))))
+        with file.open("r+b") as opened:
+            opened.truncate(size + 1)
+
+            class Shrinking:
+                def fileno(self) -> int:
+                    return opened.fileno()
+
+                def tell(self) -> int:
+                    return 0
+
+                def seek(self, position: int) -> None:  # when its size is known
+                    opened.truncate(size)
+
+            with contextlib.suppress(RuntimeError):
+                await send({"type": "http.response.zerocopysend", "file": Shrinking(), "more_body": True})
+        await send(body())
+
+    client = serve(app).connect()
+    client.send(GET)
+    client.read_until(b"\r\n\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        assert client.read_to_end() == b"x" * size
+
+
+def test_cancelled_file_ends_the_answer_whatever_follows(serve: Serve, file: Path) -> None:
+    size = 20_000_000
+    file.write_bytes(b"x" * size)
+    cancelled = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start(200, (b"content-length", b"%d" % size)))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(send(pathsend(file)), 0.05)
+        await send(body())
+        cancelled.set()
+
+    server = serve(app)
+    client = server.connect(SO_RCVBUF=4096)
+    client.send(GET)
+    server.wait_for(asyncio.wait_for(cancelled.wait(), 5))
+    client.read_until(b"\r\n\r\n")
+    assert len(client.read_to_end()) < size
+
+
+@pytest.mark.parametrize("half_closed", [True, False])
+def test_client_that_goes_is_no_error_of_the_application(
+    serve: Serve, file: Path, half_closed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.write_bytes(b"x" * 20_000_000)
+    server = serve(answering(start(), pathsend(file)))
+    client = server.connect(SO_RCVBUF=4096)
+    client.send(GET)
+    if half_closed:
+        client.end()
+    client.read_until(b"\r\n\r\n")
+    server.until(lambda: server.connection().file_left > 0 and server.connection().eof is half_closed)
+    client.close()
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0)
+    assert caplog.text == ""
+
+
+def test_nothing_is_held_behind_the_head_of_a_file(serve: Serve, file: Path) -> None:
+    """What is held when the answer is over would keep the connection from leaving."""
+    file.write_bytes(b"x")
+    held: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(pathsend(file))
+        held.extend(connection._held_size for connection in server.service.connections)  # type: ignore[attr-defined]
+
+    server = serve(app)
+    client = server.connect()
+    client.send(GET.replace(b"GET", b"HEAD"))
+    client.read_until(b"\r\n\r\n")
+    server.until(lambda: held == [0])
