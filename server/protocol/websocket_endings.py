@@ -35,6 +35,7 @@ import time
 from typing import Final
 
 from server.address import Address
+from server.protocol.answer import CLIENT_GONE
 from server.protocol.head import Head
 from server.protocol.service import Message, Service
 from server.protocol.untaken import untaken
@@ -57,8 +58,6 @@ ERRORS: Final = logging.getLogger("serve.error")
 
 REQUESTS: Final = int(Cell.REQUESTS)
 STATUS_1XX: Final = int(Cell.STATUS_1XX)
-CLIENT_GONE: Final = 499
-"""What the access log has for a request that was never answered, as for HTTP."""
 
 # Bound once: an attribute of an enum costs a lookup for each message.
 HANDSHAKE, DENYING, OPEN, FINISHING = State.HANDSHAKE, State.DENYING, State.OPEN, State.FINISHING
