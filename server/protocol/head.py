@@ -285,7 +285,7 @@ def raise_for_line(method: bytes, major: bytes, minor: bytes) -> None:
 
     A higher minor version is served as HTTP/1.1 (RFC 9110 2.5).
     """
-    if major != b"1":
+    if major != b"1" and len(method) < _START_CHECKED:  # an endless method is refused before its version is seen
         raise BadRequest(505, "This server speaks HTTP/1.1 and HTTP/1.0.")
     if method not in METHODS:
         raise BadRequest(501, "This server does not know the request method.")
