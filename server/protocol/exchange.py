@@ -159,6 +159,7 @@ class Exchange(Answer):
                 # http.response.start, since client and application would wait for each other.
                 self.awaits_continue = False
                 self.connection.write(CONTINUE)
+                self.connection.expect_content()
             await self._wait()
 
     def _taken_for_gone(self) -> bool:

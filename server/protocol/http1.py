@@ -164,6 +164,7 @@ class Http1Connection(Lifecycle):
             assert exchange is not None
             if exchange.content is COMING:  # this request will never be whole
                 exchange.lose()
+                self.cut_short(reset=exchange.until_close)
                 return False
             exchange.wake()
             return True
@@ -285,7 +286,7 @@ class Http1Connection(Lifecycle):
             if head.body == CHUNKED:
                 self._content = 0
                 self._chunks = ChunkReader(service.max_head_size)
-            self._expect_content()
+            self.expect_content()
             if self._buffer:
                 rest = bytes(self._buffer)
                 self._buffer.clear()
@@ -368,7 +369,7 @@ class Http1Connection(Lifecycle):
             else:
                 self.transport.resume_reading()
                 if self.state is REQUEST:
-                    self._expect_content()
+                    self.expect_content()
 
     # ---- answers
 
@@ -517,9 +518,8 @@ class Http1Connection(Lifecycle):
 
     def _expire_idle(self) -> None:
         """The client has sent nothing for long, or half a head and no more, or it has not read its answer yet."""
-        unread = self.unwritten()
-        if unread or self._allowance:
-            self._expire_unread(unread)
+        if self.unwritten() or self._allowance:
+            self._expire_unread()
         elif self._buffer and self._buffer != b"\r":
             self._refuse(BadRequest(408, "The request head took too long to arrive."))
         elif self._readable():
@@ -527,22 +527,25 @@ class Http1Connection(Lifecycle):
         else:
             self._finish()
 
-    def _expire_unread(self, unread: int) -> None:
+    def _expire_unread(self) -> None:
         """The keep-alive time begins when the answer has been read, and as long as it is being read it may take."""
-        now = self.service.loop.time()
+        unread = self.untaken() if self.unwritten() else 0
         if unread and self._allowance and unread >= self._allowance:
             self._close()
             self.transport.abort()
             return
         self._allowance = unread
-        self.deadline = now + (self.service.config.write_timeout if unread else self.service.keep_alive)
+        period = self.service.config.write_timeout if unread else self.service.keep_alive
+        self.deadline = self.service.loop.time() + period
 
-    def _expect_content(self) -> None:
+    def expect_content(self) -> None:
         """Begin the time in which the next of the request's content must arrive; none if it has all arrived."""
+        self._arrived = 0
+        if self.write_paused:
+            return  # the deadline is the response's; comes again from resume_writing
         exchange = self.exchange
         coming = exchange is not None and exchange.content is COMING and self.service.config.min_body_rate
-        self.deadline = self.service.loop.time() + BODY_WINDOW if coming and not self.write_paused else INFINITY
-        self._arrived = 0
+        self.deadline = self.service.loop.time() + BODY_WINDOW if coming else INFINITY
 
     def _expire_request(self) -> None:
         """The client takes no byte of the response, or sends the content too slowly, or it is not its fault."""
@@ -550,18 +553,18 @@ class Http1Connection(Lifecycle):
         if exchange is None:
             return
         if self.write_paused:
-            unread = self.unwritten()
+            unread = self.untaken()
             if unread >= self._allowance:
                 self._cut_unread(exchange)
             else:
                 self._allowance = unread
                 self.deadline = self.service.loop.time() + self.service.config.write_timeout
         elif self.read_paused or exchange.awaits_continue or exchange.content is not COMING:
-            self._expect_content()
+            self.expect_content()
         elif self._arrived < self.service.config.min_body_rate * BODY_WINDOW:
             self._refuse_content(exchange, BadRequest(408, "The request's content arrives too slowly."))
         else:
-            self._expect_content()
+            self.expect_content()
 
     def _cut_unread(self, exchange: Exchange) -> None:
         """The client has taken no byte for `write_timeout`: the response ends here, visibly short."""

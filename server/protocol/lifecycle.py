@@ -109,7 +109,7 @@ class Lifecycle(WriteSide):
         self.eof = False
         """The client has shut down its write side. It may still read: what it has sent whole is answered."""
         self._buffer = bytearray()  # what has arrived and belongs to no request yet
-        self._allowance = 0  # LINGERING: bytes that may still be read; before: unwritten bytes when last looked
+        self._allowance = 0  # LINGERING: bytes that may still be read; before: untaken bytes when last looked
 
     def _become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
@@ -141,7 +141,7 @@ class Lifecycle(WriteSide):
         """The deadline has passed while a request is in progress."""
         raise NotImplementedError
 
-    def _expect_content(self) -> None:
+    def expect_content(self) -> None:
         """Say until when the next of the request's content must have arrived."""
         raise NotImplementedError
 
@@ -151,19 +151,22 @@ class Lifecycle(WriteSide):
         """The client reads more slowly than the application writes: `send` waits, for as long as it reads at all."""
         self.write_paused = True
         if self.state is REQUEST:
-            self._allowance = self.unwritten()
+            self._allowance = self.untaken()
             self.deadline = self.service.loop.time() + self.service.config.write_timeout
 
     def resume_writing(self) -> None:
-        """What was to be written is (nearly) written."""
+        """What was to be written is (nearly) written.
+
+        What follows from it comes soon, not now: a transport of asyncio's that is closed in here closes twice.
+        """
         self.write_paused = False
         self.wake_writers()
         if self.state is REQUEST:
-            self._expect_content()
+            self.expect_content()
         elif self.state is FLUSHING:
-            self._flushed()
+            self.service.loop.call_soon(self._flushed)
         elif self.state is IDLE:
-            self._settle()
+            self.service.loop.call_soon(self._settle)
 
     def _close_books(self) -> None:
         service = self.service
@@ -186,16 +189,19 @@ class Lifecycle(WriteSide):
         if self.eof:
             transport.close()
         else:
-            transport.write_eof()  # once everything is written
-        self._allowance = transport.get_write_buffer_size()
-        if not self._allowance:
+            try:
+                transport.write_eof()  # once everything is written
+            except OSError:  # asyncio's: the client has reset the connection, and the loop has not seen it yet
+                transport.abort()
+        if not transport.get_write_buffer_size():
             self._flushed()
         else:
+            self._allowance = self.untaken()
             self.deadline = self.service.loop.time() + self.service.config.write_timeout
             transport.set_write_buffer_limits(0)
 
     def _flushed(self) -> None:
-        if self.transport.is_closing():
+        if self.state is not FLUSHING or self.transport.is_closing():
             return
         if self.eof:
             self.transport.close()
@@ -217,7 +223,7 @@ class Lifecycle(WriteSide):
             self._become(FLUSHING)
         self._buffer.clear()
         self.flush()
-        self._allowance = self.transport.get_write_buffer_size()
+        self._allowance = self.untaken()
         self.deadline = self.service.loop.time() + self.service.config.write_timeout
         self.transport.close()
 
@@ -255,7 +261,7 @@ class Lifecycle(WriteSide):
             self.exchange = None
             self._finish()
         elif state is FLUSHING:
-            size = self.unwritten()
+            size = self.untaken()
             if size >= self._allowance:
                 self.transport.abort()
             else:

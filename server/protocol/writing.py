@@ -11,6 +11,7 @@ import asyncio
 from typing import Final
 
 from server.protocol.service import Service
+from server.protocol.untaken import untaken
 
 HOLD_LIMIT: Final = 65536
 """As many held bytes are written at once."""
@@ -91,6 +92,10 @@ class WriteSide(asyncio.Protocol):
     def unwritten(self) -> int:
         """Bytes that the kernel has not taken yet."""
         return self._held_size + self.file_left + self.transport.get_write_buffer_size()
+
+    def untaken(self) -> int:
+        """Bytes that the client has not taken yet: becomes less as long as it reads, be it ever so slowly."""
+        return self._held_size + self.file_left + untaken(self.transport)
 
     def wake_writers(self) -> None:
         """Let those who wait in `writable` look again."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from server.protocol import http1
 from server.protocol.http1 import READ_LIMIT
 from server.protocol.lifecycle import State
 from server.protocol.service import Phase, Receive, Scope, Send
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell
-from tests.protocol.http_server import FOREVER, GET, TIMEOUT, HttpServer, echo, read, respond
+from tests.protocol.http_server import FOREVER, GET, TIMEOUT, HttpServer, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]
 LARGE = b"x" * (8 << 20)
@@ -167,6 +170,136 @@ def test_idle_client_that_does_not_read_its_answer_is_cut(serve: Serve, half_clo
     server.run(lambda: setattr(connection, "deadline", 0.0))
     server.until(lambda: connection.state is State.CLOSED)
     assert server.cell(Cell.CONNECTIONS) == 0
+
+
+def test_reader_that_takes_from_the_kernel_alone_is_not_cut(serve: Serve) -> None:
+    """The kernel holds megabytes, and asks for more when a third of them has gone."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        while True:
+            await send(body(LARGE, more=True))
+
+    server = serve(app, write_timeout=1000)
+    client = server.connect(SO_RCVBUF=65536)
+    client.send(GET)
+    client.read_until(b"\r\n\r\n")
+    connection = server.connection()
+    server.until(lambda: connection.write_paused)
+    server.wait_for(asyncio.sleep(0.1))  # until the kernel's buffers are full
+    for _ in range(10):
+        client.read(100_000)
+        server.run(connection.expire)
+        assert server.run(lambda: connection.state) is State.REQUEST
+    client.close()
+
+
+def test_time_for_reading_goes_on_while_content_arrives(serve: Serve) -> None:
+    """A client that sends and never reads is not spared because its content is taken."""
+    arrived = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def stream() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    await send(body(LARGE, more=True))
+
+        await send(start())
+        streaming = asyncio.ensure_future(stream())
+        await arrived.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await streaming
+
+    server = serve(app, write_timeout=0.5)
+    client = server.connect(SO_RCVBUF=4096)
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 300_000)
+    connection = server.connection()
+    server.until(lambda: connection.write_paused and connection.read_paused)
+    server.run(arrived.set)
+    server.until(lambda: connection.state is State.CLOSED)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_half_closed_client_reads_a_large_last_answer(serve: Serve, late: bool) -> None:
+    """The end comes when the last byte is written: the transport is not closed from within its own callback."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        (connection,) = server.service.connections
+        while not late and not connection.eof:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
+        await send(start(200, (b"connection", b"close")) if late else start())
+        await send(body(LARGE))
+
+    server = serve(app)
+    client = server.connect(SO_RCVBUF=65536)
+    client.send(GET)
+    if late:
+        connection = server.connection()
+        server.until(lambda: connection.state is State.FLUSHING)
+    client.end()
+    client.read_until(b"\r\n\r\n")
+    server.until(lambda: server.connection().eof)
+    assert client.read_to_end() == LARGE
+    server.until(lambda: server.connection().state is State.CLOSED)
+
+
+def test_deadline_of_a_connection_that_has_just_been_reset(serve: Serve) -> None:
+    server = serve(echo)
+    client = server.connect()
+    client.send(GET)
+    client.answer()
+    connection = server.connection()
+    server.until(lambda: connection.state is State.IDLE)
+
+    def expire() -> None:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        while not select.select([connection.transport.get_extra_info("socket").fileno()], [], [], TIMEOUT)[0]:
+            pass
+        connection.expire()
+
+    server.run(expire)
+    server.until(lambda: connection.state is State.CLOSED)
+
+
+def test_end_amid_the_content_does_not_end_the_answer(serve: Serve) -> None:
+    """HTTP/1.0: the content of the answer ends with the connection, and this one is not whole."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await send(body(b"part", more=True))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    client = serve(app).connect()
+    client.send(b"POST / HTTP/1.0\r\nContent-Length: 10\r\n\r\n12")
+    client.read_until(b"part")
+    client.end()
+    with pytest.raises(ConnectionResetError):
+        client.read_to_end()
+
+
+def test_time_for_content_begins_when_it_is_asked_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that waits for 100 has the whole window from then on."""
+    monkeypatch.setattr(http1, "BODY_WINDOW", FOREVER)
+    ask = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await ask.wait()
+        await respond(send, await read(receive))
+
+    server = serve(app)
+    client = server.connect()
+    client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+    connection = server.connection()
+    server.until(lambda: connection.state is State.REQUEST)
+    monkeypatch.setattr(http1, "BODY_WINDOW", 1000.0)
+    server.run(ask.set)
+    client.read_until(b"100 Continue\r\n\r\n")
+    assert server.run(lambda: connection.deadline) < FOREVER
+    client.send(b"abc")
+    assert client.answer()[2] == b"abc"
 
 
 # ---- the application's side
