@@ -142,7 +142,7 @@ SEEDS = [
 ]
 BITS = st.sampled_from(
     [bytes((code,)) for code in b" \t\r\n\0\x7f\x80,:;0a#?/*"]
-    + [b"", b"\r\n", b"HTTP/1.0", b"\r\n x", b"chunked, "]
+    + [b"", b"\r\n", b"HTTP/1.0", b"HTTP/3.0", b"\r\n x", b"chunked, ", b"A" * 70]
     + [b"\r\nContent-Length: 12", b"\r\nHost: a", b"\r\nTransfer-Encoding: chunked"]
 )
 
