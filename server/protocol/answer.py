@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from server.address import Address
@@ -220,16 +221,14 @@ class Answer:
         if known.resting or status == 204:
             block, length, wishes = encode_fields(headers, status == 204)
         else:
-            hashable = True
+            headers = tuple(headers)
             try:
-                headers = tuple(headers)
                 fields = known.known.get(headers)
-            except TypeError:  # lists, which no memory can be asked about
+            except (TypeError, ValueError):  # something mutable, which no memory can be asked about
                 fields = None
-                hashable = False
             if fields is None:
                 fields = encode_fields(headers, False)
-                if hashable and len(fields[0]) <= LARGEST_FIELDS:
+                if len(fields[0]) <= LARGEST_FIELDS and _immutable(headers):
                     known.keep(headers, fields, self.service.cells[_REQUESTS])
             block, length, wishes = fields
         if wishes & _CHUNKED and length >= 0:
@@ -513,6 +512,11 @@ class Answer:
 def _wrong_length(size: int, length: int) -> str:
     than = "longer" if size > length else "shorter"
     return f"The response's content is {than} than its Content-Length: {size} bytes, announced {length}."
+
+
+def _immutable(headers: tuple[Iterable[bytes], ...]) -> bool:
+    """Whether what equals these headers will always mean the same: pairs of bytes, and no objects of other kinds."""
+    return all(type(field) is tuple and type(field[0]) is bytes and type(field[1]) is bytes for field in headers)
 
 
 def _as_bytes(body: object) -> bytes:

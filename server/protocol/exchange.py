@@ -107,9 +107,7 @@ class Exchange(Answer):
     # ---- the application's task
 
     async def run(self) -> None:
-        """Call the application and see to it that the response has an end."""
-        cells = self.service.cells
-        cells[_IN_FLIGHT] += 1
+        """Call the application and see to it that the response has an end. Its starter has counted it in."""
         try:
             await self.service.app(self.scope, self.receive, self.send)
             if self.state is not DONE and self.state is not LOST:
@@ -119,7 +117,7 @@ class Exchange(Answer):
         except BaseException as error:  # whatever it is, the client gets an answer
             self._failed(error)
         finally:
-            cells[_IN_FLIGHT] -= 1
+            self.service.cells[_IN_FLIGHT] -= 1
 
     def _abandoned(self) -> None:
         if self.connection.eof and self.content is TAKEN:  # `receive` has told it that the client is gone

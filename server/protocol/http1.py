@@ -299,6 +299,7 @@ class Http1Connection(Lifecycle):
         if self._buffer or exchange.unread:
             self.mind_reading()
         context = service.context.copy()
+        cells[_IN_FLIGHT] += 1  # until the end of run(); now, since a task that is not eager begins later
         if _EAGER:
             task = asyncio.Task(exchange.run(), loop=service.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
         else:
@@ -462,13 +463,21 @@ class Http1Connection(Lifecycle):
 
     def _answer_health(self, head: Head, rest: bytes) -> None:
         service = self.service
-        close = (
+        close = self._ends_with(head, rest)
+        self.write(health.answer(service, head, close))
+        self._answered_at_once(close, rest)
+
+    def _ends_with(self, head: Head, rest: bytes) -> bool:
+        """Whether an answer of the server's own, which takes no content, is the connection's last."""
+        service = self.service
+        return (
             not head.keep_alive
             or head.body != 0
             or ((service.close_answers or service.phase is Phase.CLOSING) and not (rest or self._buffer))
             or not service.config.keep_alive
         )
-        self.write(health.answer(service, head, close))
+
+    def _answered_at_once(self, close: bool, rest: bytes) -> None:
         self.requests += 1
         if close:
             self._finish()
@@ -481,18 +490,13 @@ class Http1Connection(Lifecycle):
         service = self.service
         service.cells[_REQUESTS] += 1
         service.cells[_STATUS + 5] += 1
-        close = not head.keep_alive or head.body != 0 or not service.persistent
+        close = self._ends_with(head, rest)
         lines = (CLOSE if close else service.keep_alive_lines) + b"retry-after: %d\r\n" % RETRY_AFTER
-        text = "The server is busy; try again soon.\n"
-        self.write(plain_answer(503, text, service.default_headers, lines, head.method != "HEAD"))
+        text, with_body = "The server is busy; try again soon.\n", head.method != "HEAD"
+        self.write(plain_answer(503, text, service.default_headers, lines, with_body))
         if service.access_log is not None:
-            service.access_log.record(self.client, head, 503, len(text), time.perf_counter())
-        self.requests += 1
-        if close:
-            self._finish()
-        else:
-            self._buffer += rest
-            self._rest()
+            service.access_log.record(self.client, head, 503, len(text) if with_body else 0, time.perf_counter())
+        self._answered_at_once(close, rest)
 
     def _upgrade(self, head: Head, rest: bytes) -> None:
         """Give the transport to a WebSocket connection, together with what has been read behind the request."""

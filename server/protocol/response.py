@@ -71,8 +71,8 @@ def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[b
         if prefix is None:
             lower = name if name == b"content-length" else _checked(name)
             if lower == b"content-length":
-                length = _length(value, length)
-                if bodiless:
+                known_length, length = length, _length(value, length)
+                if bodiless or known_length >= 0:  # said twice, sent once (RFC 9110 8.6)
                     continue
                 prefix = _LENGTH_PREFIX
             elif lower in _SPECIAL:

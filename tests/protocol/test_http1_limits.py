@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from server.protocol import http1
 from server.protocol.lifecycle import State
 from server.protocol.service import Receive, Scope, Send
 from server.scoreboard import Cell
-from tests.protocol.http_server import GET, HttpServer, answering, body, echo, read, respond, start
+from tests.protocol.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
@@ -235,6 +236,50 @@ def test_more_requests_than_allowed_are_told_to_come_again(serve: Serve) -> None
     again = server.connect()
     again.send(GET)
     assert again.answer()[0] == 200
+
+
+def test_requests_of_one_moment_are_counted_at_once(serve: Serve) -> None:
+    """Also where tasks begin in the loop's next turn (before Python 3.12)."""
+    free = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await free.wait()
+        await respond(send, b"done")
+
+    server = serve(app, max_concurrency=2)
+    clients = [server.connect() for _ in range(6)]
+    server.until(lambda: server.cell(Cell.CONNECTIONS) == 6)
+
+    def at_once() -> None:
+        for client in clients:
+            client.send(GET)
+        for connection in server.attached:
+            assert select.select([connection.transport.get_extra_info("socket").fileno()], [], [], 10)[0]
+
+    server.run(at_once)
+    server.until(lambda: sum(connection.requests for connection in server.attached) == 4)
+    server.run(free.set)
+    assert sorted(client.answer()[0] for client in clients) == [200, 200, 503, 503, 503, 503]
+
+
+def test_refusal_of_a_busy_server_is_logged_as_it_was_sent(serve: Serve) -> None:
+    free = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await free.wait()
+        await respond(send, b"done")
+
+    server = serve(app, max_concurrency=1)
+    log = Log()
+    server.run(lambda: setattr(server.service, "access_log", log))
+    first, busy = server.connect(), server.connect()
+    first.send(GET)
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1)
+    busy.send(GET.replace(b"GET", b"HEAD"))
+    busy.read_until(b"\r\n\r\n")
+    server.until(lambda: [record[4:6] for record in log.records] == [(503, 0)])
+    server.run(free.set)
+    assert first.answer()[0] == 200
 
 
 def test_header_injection_is_refused(serve: Serve) -> None:

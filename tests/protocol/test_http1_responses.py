@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -153,6 +153,59 @@ def test_http_1_0_keep_alive(serve: Serve) -> None:
         client.send(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
         expected = response(b"hi")
         assert client.read(len(expected)) == expected
+
+
+def test_length_given_twice_is_sent_once(serve: Serve) -> None:
+    """RFC 9110 8.6; parsers of clients refuse two."""
+    server = serve(answering(start(200, (b"content-length", b"1"), (b"Content-Length", b"1")), body(b"x")))
+    client = server.connect()
+    client.send(GET)
+    assert client.answer()[1].count(b"content-length: 1\r\n") == 1
+
+
+class Field:
+    """A pair that can be hashed and changed."""
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((b"x-field", self.value))
+
+
+@pytest.mark.parametrize(
+    "pair", [Field, lambda value: (b"x-field", value), lambda value: [b"x-field", value]], ids=["own", "tuple", "list"]
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_fields_that_change_are_sent_as_they_are(serve: Serve, pair: Callable[[bytes], Any], lazy: bool) -> None:
+    """No memory of earlier responses is asked about what is not the same for ever."""
+    field = pair(b"1")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal field
+        if isinstance(field, Field):
+            field.value = scope["query_string"]
+        else:
+            field = pair(scope["query_string"])
+        headers = (each for each in [field]) if lazy else [field]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(body(b"x"))
+
+    client = serve(app).connect()
+    for value in (b"1", b"2", b"2", b"1"):
+        client.send(GET.replace(b"/ ", b"/?%b " % value))
+        assert b"\r\nx-field: %b\r\n" % value in client.answer()[1]
+
+
+def test_error_amid_the_fields_is_an_error(serve: Serve) -> None:
+    def fields() -> Iterator[tuple[bytes, bytes]]:
+        yield b"x-first", b"1"
+        raise TypeError("wrong")
+
+    server = serve(answering({"type": "http.response.start", "status": 200, "headers": fields()}, body(b"x")))
+    client = server.connect()
+    client.send(GET)
+    assert client.answer()[0] == 500
 
 
 @pytest.mark.parametrize(
