@@ -155,7 +155,10 @@ class Acceptor:
         if not self._room(len(self._attaching)):
             self._rest()
         elif self._accept(listening):  # one: the loop reports the socket again at once if there are more
-            self._order.accepted(listening)
+            if self._room(len(self._attaching)):
+                self._order.accepted(listening)
+            else:
+                self._rest()  # and not woken for the next one, who would have nobody else
 
     def _accept(self, listening: socket.socket) -> bool:
         """Accept one connection; False if there is none, or none can be taken now."""
@@ -183,4 +186,10 @@ class Acceptor:
         """What waits in the kernel's queue waits there, for us or a sibling."""
         if self._pause is None:
             self._order.leave()
-            self._pause = self._loop.call_later(PAUSE, self.start)
+            self._pause = self._loop.call_later(PAUSE, self._rested)
+
+    def _rested(self) -> None:
+        if self._room(len(self._attaching)):
+            self.start()
+        else:
+            self._pause = self._loop.call_later(PAUSE, self._rested)
