@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from server.scoreboard import FIRST_COUNTER, Cell, Scoreboard
+from server.scoreboard import FIRST_COUNTER, LAST_GAUGES, Cell, Scoreboard
 
 
 def test_another_mapping_sees_what_is_written() -> None:
@@ -25,12 +25,22 @@ def test_counters_are_folded_and_gauges_are_not() -> None:
     scoreboard = Scoreboard.create(rows=2, slots=2)
     for number in range(3):
         row = scoreboard.row(0)
-        row[Cell.PID], row[Cell.CONNECTIONS], row[Cell.REQUESTS] = 42, 5, 10
+        row[Cell.PID], row[Cell.CONNECTIONS], row[Cell.REQUESTS], row[Cell.ACCEPTS] = 42, 5, 10, 1
         assert scoreboard.total(Cell.REQUESTS) == 10 * (number + 1)
         scoreboard.fold(0, slot=7)  # beyond the table: the last slot stands for it
         assert not any(scoreboard.row(0))
     assert scoreboard.totals(1)[Cell.REQUESTS] == 30
     assert not any(scoreboard.totals(1)[:FIRST_COUNTER])
+    assert not any(scoreboard.totals(1)[LAST_GAUGES:])
+    scoreboard.close()
+
+
+def test_a_column_is_the_same_word_of_every_row() -> None:
+    scoreboard = Scoreboard.create(rows=3, slots=2)
+    for number in range(3):
+        scoreboard.row(number)[Cell.CONNECTIONS] = 10 + number
+    scoreboard.totals(0)[Cell.CONNECTIONS] = 99  # no row
+    assert scoreboard.column(Cell.CONNECTIONS).tolist() == [10, 11, 12]
     scoreboard.close()
 
 

@@ -1,0 +1,110 @@
+"""A worker's place in line: what it does to the loop's own epoll, and that it works without."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from server.scoreboard import Cell, Scoreboard
+from server.worker.main import loop_factory
+from server.worker.wake_order import LoopFactory, WakeOrder
+
+PATIENCE = 20.0
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def loops(request: pytest.FixtureRequest) -> LoopFactory:
+    return LoopFactory(loop_factory(request.param))
+
+
+@pytest.fixture
+def scoreboard() -> Iterator[Scoreboard]:
+    made = Scoreboard.create(rows=8, slots=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        made.setblocking(False)
+        yield made
+
+
+async def accept_next(order: WakeOrder, listening: socket.socket) -> None:
+    """Connect a client and have it accepted by whoever is woken for it."""
+    came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def readable(woken: socket.socket) -> None:
+        try:
+            client, _ = woken.accept()
+        except BlockingIOError:
+            return
+        client.close()
+        order.accepted(woken)
+        if not came.done():
+            came.set_result(None)
+
+    order.join(listening, readable)
+    for _ in range(3):  # the loop has its turns, so that the socket is registered anew
+        await asyncio.sleep(0)
+    with socket.create_connection(listening.getsockname()):
+        await asyncio.wait_for(came, PATIENCE)
+
+
+def run(loops: LoopFactory, main: Callable[[], object]) -> None:
+    with asyncio.Runner(loop_factory=loops) as runner:
+        runner.run(main())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_clients_come_whether_or_not_the_epoll_is_known(
+    known: bool, loops: LoopFactory, scoreboard: Scoreboard, listening: socket.socket
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert loops.epoll is not None
+        order = WakeOrder(loop, loops.epoll if known else None, scoreboard, 3)
+        scoreboard.row(5)[Cell.ACCEPTS] = 1  # somebody else, so that there is a line
+        for _ in range(3):
+            await accept_next(order, listening)
+            assert scoreboard.row(3)[Cell.ACCEPTS] == 1
+            assert order.leave() == [listening]
+            assert scoreboard.row(3)[Cell.ACCEPTS] == 0
+        assert order.leave() == []
+
+    run(loops, main)
+
+
+def test_who_has_left_is_not_woken(loops: LoopFactory, scoreboard: Scoreboard, listening: socket.socket) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        order = WakeOrder(loop, loops.epoll, scoreboard, 0)
+        await accept_next(order, listening)
+        order.leave()
+        with socket.create_connection(listening.getsockname()):
+            arrived = asyncio.Event()
+            other = listening.dup()
+            loop.add_reader(other.fileno(), arrived.set)
+            await asyncio.wait_for(arrived.wait(), PATIENCE)
+            loop.remove_reader(other.fileno())
+            other.close()
+            order.tick()
+            listening.accept()[0].close()  # it is still there
+
+    run(loops, main)
+
+
+def test_a_tick_looks_into_the_queue(loops: LoopFactory, scoreboard: Scoreboard, listening: socket.socket) -> None:
+    async def main() -> None:
+        order = WakeOrder(asyncio.get_running_loop(), loops.epoll, scoreboard, 0)
+        looked: list[socket.socket] = []
+        order.join(listening, looked.append)
+        order.tick()
+        assert looked == [listening]
+        order.leave()
+
+    run(loops, main)
