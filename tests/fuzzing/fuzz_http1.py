@@ -21,9 +21,10 @@ def main() -> None:
     """Fuzz until told to stop."""
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit(f"Name a target: {' or '.join(TARGETS)}.")
-    target = TARGETS[sys.argv.pop(1)]
+    name = sys.argv.pop(1)
+    sys.argv[0] = f"{sys.executable} -m tests.fuzzing.fuzz_http1 {name}"  # how -merge starts processes of its own
     logging.disable()  # applications that raise are part of it
-    atheris.Setup(sys.argv, target)
+    atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()
 
 
