@@ -44,24 +44,34 @@ class FileContent:
     async def send(self, connection: Lifecycle) -> None:
         """Send it behind what is written; some is `left` if the file ends early or the connection does.
 
-        What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read or there
-        is no descriptor left.
+        What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read.
         """
         if self.left <= SMALL:
-            data = os.pread(self.fd, self.left, self.offset)
-            self.left -= len(data)
-            connection.write_large(data)
-            if connection.write_paused:
-                await connection.writable()
+            await self._send_pieces(connection)
             return
         await connection.written()
         if connection.transport.is_closing():
             return
-        socket = os.dup(connection.transport.get_extra_info("socket").fileno())
+        try:
+            socket = os.dup(connection.transport.get_extra_info("socket").fileno())
+        except OSError:  # no descriptor is left: like this it costs more, and works
+            await self._send_pieces(connection)
+            return
         try:
             await self._send_through(socket, connection)
         finally:
             os.close(socket)
+
+    async def _send_pieces(self, connection: Lifecycle) -> None:
+        while self.left and not connection.transport.is_closing():
+            data = os.pread(self.fd, min(self.left, SMALL), self.offset)
+            if not data:
+                return  # the file has become shorter
+            self.offset += len(data)
+            self.left -= len(data)
+            connection.write_large(data)
+            if connection.write_paused:
+                await connection.writable()
 
     async def _send_through(self, socket: int, connection: Lifecycle) -> None:
         loop = connection.service.loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -302,3 +303,15 @@ def test_nothing_is_held_behind_the_head_of_a_file(serve: Serve, file: Path) -> 
     client.send(GET.replace(b"GET", b"HEAD"))
     client.read_until(b"\r\n\r\n")
     server.until(lambda: held == [0])
+
+
+def test_file_is_sent_without_a_descriptor_to_spare(serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_bytes(os.urandom(3_000_000))
+
+    def dup(fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", dup)
+    client = serve(answering(start(), pathsend(file))).connect()
+    client.send(GET)
+    assert client.answer()[2] == file.read_bytes()
