@@ -7,13 +7,14 @@ worker is due for replacement.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import os
 import random
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from typing import Final
 
@@ -21,7 +22,7 @@ import anyio
 
 from server import output
 from server.config import Config
-from server.protocol.service import Phase, Service
+from server.protocol.service import Connection, Phase, Service
 from server.scoreboard import Cell
 from server.worker.memory import Surplus
 
@@ -29,6 +30,8 @@ PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""
 LOOK_ANYWAY: Final = 10
 """Quiet ticks after which all deadlines are compared nevertheless."""
+AT_ONCE: Final = 8
+"""Connections that are ended in one turn of the loop."""
 MIB: Final = 1024 * 1024
 log = logging.getLogger("serve")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -84,12 +87,22 @@ class Ticker:
             self._unseen += 1
             return
         self._unseen = 0
-        for connection in [each for each in connections if each.deadline <= now]:
+        self._end(iter([each for each in connections if each.deadline <= now]))
+        self._soonest = min([each.deadline for each in connections], default=math.inf)
+
+    def _end(self, due: Iterator[Connection]) -> None:
+        """End what is due, a few in each turn of the loop: thousands at once would keep everybody else waiting."""
+        loop = asyncio.get_running_loop()
+        some = list(itertools.islice(due, AT_ONCE))
+        for connection in some:
+            if connection.deadline > loop.time():
+                continue  # something has happened to it meanwhile
             try:
                 connection.expire()
             except Exception:
                 log.exception("a connection could not be ended at its deadline")
-        self._soonest = min([each.deadline for each in connections], default=math.inf)
+        if len(some) == AT_ONCE:
+            loop.call_soon(self._end, due)
 
     def _quiet(self) -> bool:
         """Whether the loop has (as good as surely) done nothing since the last tick but wait for this one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -23,4 +24,19 @@ def test_deadlines_hold_on_a_quiet_server(tmp_path: Path) -> None:
             assert fresh.recv(65536).startswith(b"HTTP/1.1 408 ")
             assert fresh.recv(65536) == b""
             assert kept.recv(65536) == b""  # and the one that had been known all the time
+        server.wait_until(lambda status: status["workers"][0]["connections"] == 0)
+
+
+def test_many_deadlines_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+    (tmp_path / "quiet.py").write_text(info())
+    with running("quiet:app", "--head-timeout", "1", "--no-access-log", directory=tmp_path) as server:
+        with contextlib.ExitStack() as stack:
+            slow = [stack.enter_context(connect(server)) for _ in range(100)]
+            for connection in slow:
+                connection.sendall(b"GET / HT")
+            with connect(server) as connection:
+                assert request(connection)[0] == 200
+            for connection in slow:
+                assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+                assert connection.recv(65536) == b""
         server.wait_until(lambda status: status["workers"][0]["connections"] == 0)
