@@ -10,6 +10,7 @@ other C libraries are not concerned.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 from collections.abc import Callable
@@ -25,7 +26,8 @@ EVERY: Final = 60.0
 
 def keep_large_blocks() -> None:
     """Have glibc keep up to twice LARGEST of free memory. No page of the block that it is shown is touched."""
-    bytes(LARGEST)
+    with contextlib.suppress(MemoryError):  # a limit on address space (setrlimit(2), RLIMIT_AS)
+        bytes(LARGEST)
 
 
 class Surplus:
