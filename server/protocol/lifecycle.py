@@ -223,7 +223,7 @@ class Lifecycle(WriteSide):
             self._become(FLUSHING)
         self._buffer.clear()
         self.flush()
-        self._allowance = self.untaken()
+        self._allowance = self.untaken() if self.transport.get_write_buffer_size() else 0  # else it closes now
         self.deadline = self.service.loop.time() + self.service.config.write_timeout
         self.transport.close()
 
