@@ -230,7 +230,7 @@ class Config:
     max_body_size: int = option(0, "Largest request content (larger: 413); 0 means any.", HTTP, unit="BYTES", minimum=0)
     max_concurrency: int = option(
         0,
-        "Requests in progress at a time in one worker, WebSockets not counted (more: 503 with Retry-After); 0 means any.",
+        "Requests in progress in one worker, WebSockets not counted (more: 503 with Retry-After); 0 means any.",
         HTTP,
         minimum=0,
     )

@@ -169,6 +169,7 @@ class Http1Connection(Lifecycle):
             exchange.wake()
             return True
         if state is IDLE:
+            self.flush()
             return b"\r\n\r\n" in self._buffer  # a whole request waits for its turn
         return state is FLUSHING or state is LEAVING
 
@@ -409,6 +410,7 @@ class Http1Connection(Lifecycle):
         """An idle connection goes on, leaves, or ends, as the worker's phase has it."""
         if self.state is not IDLE:
             return
+        self.flush()
         service = self.service
         if service.phase is _SERVING or self.eof:
             self._advance()

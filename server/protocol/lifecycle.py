@@ -302,6 +302,7 @@ class Lifecycle(WriteSide):
                 self.drop_held()
                 self.transport.abort()
             return True
+        self.flush()
         unfinished = bool(self._buffer) or self.unwritten() > 0
         self.exchange = None
         if state is not FLUSHING and state is not LINGERING:

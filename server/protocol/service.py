@@ -19,6 +19,7 @@ from server.protocol.forwarded import Forwarding
 from server.protocol.head import BadRequest, Head
 from server.protocol.parser import Parser, parser_factory
 from server.protocol.repeats import HeadReader, Repeats
+from server.protocol.turn import Turn
 from server.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Service:
         "scoreboard",
         "state",
         "tasks",
+        "turn",
     )
 
     def __init__(
@@ -121,6 +123,8 @@ class Service:
         self.app = app
         self.config = config
         self.loop = loop
+        self.turn = Turn(loop)
+        """The answers that wait for the end of the loop's turn."""
         self.scoreboard = scoreboard
         self.cells = cells
         """This process's row, indexed by `server.scoreboard.Cell`; written by this process alone."""

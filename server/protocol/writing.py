@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from server.protocol.service import Service
+from server.protocol.service import Phase, Service
 from server.protocol.untaken import untaken
 
 HOLD_LIMIT: Final = 65536
@@ -18,6 +18,8 @@ HOLD_LIMIT: Final = 65536
 
 LARGE: Final = 16384
 """A piece of more bytes is not copied together with others."""
+
+_SERVING: Final = Phase.SERVING
 
 
 class WriteSide(asyncio.Protocol):
@@ -48,14 +50,18 @@ class WriteSide(asyncio.Protocol):
         self._held_size = 0
 
     def write(self, data: bytes) -> None:
-        """Write now, behind what is held."""
+        """Write what ends an answer: with the other answers of this turn of the loop, or now, behind what is held."""
         if self.batching:
             self.hold(data)
         elif self._held:
             self._held.append(data)
             self.flush()
-        else:
+        elif len(data) > LARGE or self.service.phase is not _SERVING:
             self.transport.write(data)
+        else:
+            self._held.append(data)
+            self._held_size += len(data)
+            self.service.turn.add(self)
 
     def write_large(self, data: bytes) -> None:
         """The same for what is too large to be copied together with other bytes."""

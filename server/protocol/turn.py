@@ -1,0 +1,65 @@
+"""Answers that are written together: those to requests that one look of the loop at its sockets has brought.
+
+A client that gets an answer is woken by it, and waking a process on another core is most of what a small write costs
+in the kernel. Clients of one server are few (a proxy in front of it, as a rule), so that answers that go out directly
+behind each other wake one of them once. Rules: an answer to a request that came alone waits for nothing but the end of
+the loop's turn; none waits for others longer than `PATIENCE` and the time of the request that is being served; where
+requests take longer than that, answers do not wait for each other at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, Protocol
+
+PATIENCE: Final = 0.0005
+"""Seconds that an answer may wait while further ones are made."""
+
+SLOW: Final = 1.0
+"""Seconds for which answers are written at once after a request that kept the others waiting for longer."""
+
+
+class Holder(Protocol):
+    """Something that holds bytes back."""
+
+    def flush(self) -> None:
+        """Write them."""
+
+
+class Turn:
+    """Who holds an answer until the loop's turn ends. One object per worker."""
+
+    __slots__ = ("_at_once_until", "_due", "_last", "_loop", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[Holder] = []
+        self._due = 0.0  # times are time.perf_counter()'s, s
+        self._last = 0.0
+        self._at_once_until = 0.0
+
+    def add(self, holder: Holder) -> None:
+        """`flush` is called soon, or at once."""
+        now = time.perf_counter()
+        waiting = self._waiting
+        if waiting:
+            waiting.append(holder)
+            if now - self._last > PATIENCE:
+                self._at_once_until = now + SLOW
+                self.end()
+            elif now > self._due:
+                self.end()
+        elif now < self._at_once_until:
+            holder.flush()
+        else:
+            waiting.append(holder)
+            self._due = now + PATIENCE
+            self._loop.call_soon(self.end)
+        self._last = now
+
+    def end(self) -> None:
+        """Write everything."""
+        waiting, self._waiting = self._waiting, []
+        for holder in waiting:
+            holder.flush()
