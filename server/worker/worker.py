@@ -49,6 +49,11 @@ UNREADY_TIME: Final = 1.0
 CLOSE_TIME: Final = 2.0
 """Seconds that connections have to flush and close after the hammer, and held offers to be settled."""
 
+TOGETHER_TIME: Final = 1.0
+"""Seconds that a retiring worker waits for the others of its generation to stop accepting before it tells anybody."""
+TOGETHER_LOOK: Final = 0.002
+"""Seconds between two looks at whether they have."""
+
 log = logging.getLogger("serve")
 
 
@@ -192,10 +197,12 @@ class Worker:
         """Leave without losing anything: stop accepting, let connections go, finish requests, cut what is left."""
         config, service = self.config, self.service
         service.retire_deadline = service.loop.time() + config.graceful_timeout
-        draining.begin(self._reason)
         self.arrivals.refuse()
         self._set_phase()
         await self._stop_accepting()
+        if self._reason == "reload":
+            await self._generation_stopped()
+        draining.begin(self._reason)
         self._retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
             async with anyio.create_task_group() as tasks:
@@ -206,6 +213,18 @@ class Worker:
         self._hammer()
         with anyio.move_on_after(CLOSE_TIME):
             await self._empty()
+
+    async def _generation_stopped(self) -> None:
+        """Wait until no worker of this generation accepts any more, or until `TOGETHER_TIME` has passed.
+
+        What is told to come again from here on (a WebSocket, a stream) then comes to the new generation: at an old
+        worker it would be sent away a second time.
+        """
+        generation = self.cells[Cell.GENERATION]
+        generations, accepts = self.scoreboard.column(Cell.GENERATION), self.scoreboard.column(Cell.ACCEPTS)
+        with anyio.move_on_after(TOGETHER_TIME):
+            while any(accepts[row] and generations[row] == generation for row in range(self.scoreboard.rows)):
+                await anyio.sleep(TOGETHER_LOOK)  # shared memory knows no event
 
     async def _empty(self) -> None:
         """Wait until no connection, no hand-over and no application task is left; the caller sets the deadline."""
