@@ -19,7 +19,7 @@ import pytest
 from server.protocol import http1, lifecycle
 from server.protocol.http1 import Http1Connection
 from server.protocol.lifecycle import State
-from server.protocol.service import Phase, Receive, Scope, Send
+from server.protocol.service import Phase, Receive, Scope, Send, Service
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell
 from tests.protocol.http_server import (
@@ -646,23 +646,29 @@ def test_travelling_under_pipelined_load(serve: Serve) -> None:
     while answered < count:
         server = servers[here]
 
-        def leave(connection: Http1Connection = connection) -> Any:
-            if not connection.can_leave():
-                return None
-            left = connection.leave()
-            connection.gone()
-            return left
+        left: list[Any] = []
 
-        left = server.run(leave)
-        if left is not None:
-            here = 1 - here
-            moves += 1
-            connection = servers[here].take(*left)
+        def depart(traveller: Http1Connection, service: Service = server.service, left: list[Any] = left) -> None:
+            left.append(traveller.leave())
+            traveller.gone()
+            service.phase = Phase.SERVING
+
+        def retire(connection: Http1Connection = connection, service: Service = server.service) -> None:
+            service.departure = depart
+            service.phase = Phase.TRAVELLING
+            connection.retire()
+
+        server.run(retire)
+        server.until(lambda left=left: bool(left))  # type: ignore[misc]
+        here = 1 - here
+        moves += 1
+        connection = servers[here].take(*left[0])
         for _ in range(20):
             if answered < count:
                 assert client.answer()[2] == b"GET /%d " % answered
                 answered += 1
     sender.join()
+    assert moves == count // 20
     assert moves > 0
     total = sum(server.cell(Cell.REQUESTS) for server in servers)
     assert total == count
