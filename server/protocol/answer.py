@@ -64,7 +64,7 @@ class State(enum.Enum):
 TRANSITIONS: Final = {
     State.WAITING: {State.STARTED, State.LOST},
     State.STARTED: {State.STARTED, State.STREAMING, State.TRAILERS, State.DONE, State.LOST},
-    State.STREAMING: {State.STREAMING, State.TRAILERS, State.DONE, State.LOST},
+    State.STREAMING: {State.TRAILERS, State.DONE, State.LOST},
     State.TRAILERS: {State.DONE, State.LOST},
     State.DONE: set[State](),
     State.LOST: set[State](),
