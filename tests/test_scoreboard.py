@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from server.scoreboard import FIRST_COUNTER, LAST_GAUGES, Cell, Scoreboard
+from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard
 
 
 def test_another_mapping_sees_what_is_written() -> None:
@@ -30,8 +30,18 @@ def test_counters_are_folded_and_gauges_are_not() -> None:
         scoreboard.fold(0, slot=7)  # beyond the table: the last slot stands for it
         assert not any(scoreboard.row(0))
     assert scoreboard.totals(1)[Cell.REQUESTS] == 30
-    assert not any(scoreboard.totals(1)[:FIRST_COUNTER])
-    assert not any(scoreboard.totals(1)[LAST_GAUGES:])
+    assert not any(word for cell, word in enumerate(scoreboard.totals(1)) if cell not in COUNTERS)
+    scoreboard.close()
+
+
+def test_durations_are_added_up_by_bucket() -> None:
+    scoreboard = Scoreboard.create(rows=2, slots=1)
+    for index in (0, 1, 2):  # two rows, and the totals of a slot
+        scoreboard.row(index)[Cell.DURATION_0] = 1
+        scoreboard.row(index)[Cell.DURATION_0 + len(DURATION_BOUNDS)] = 2
+    durations = scoreboard.durations()
+    assert (durations[0], durations[-1], sum(durations)) == (3, 6, 9)
+    assert len(durations) == len(DURATION_BOUNDS) + 1
     scoreboard.close()
 
 

@@ -10,10 +10,11 @@ from typing import Any, Final
 from server import __version__
 from server.listener.child import Child
 from server.listener.supervisor import LameDuck, Supervisor
+from server.scoreboard import COUNTERS as SCOREBOARD_COUNTERS
 from server.scoreboard import Cell, Scoreboard
 
 STATUS_VERSION: Final = 1
-COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell >= Cell.REQUESTS}
+COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in SCOREBOARD_COUNTERS and cell < Cell.DURATION_0}
 GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.RSS)}
 
 
