@@ -2,14 +2,17 @@
 
 A field of `Config` carries its name, type, default, unit, help, group and environment variables; the command line,
 the documentation and the packet that brings the configuration to a worker are all made from it. This module reads
-nothing: `server.cli` fills a `Config` in from command line and environment. It must not import the rest of the
-server.
+nothing: `server.settings` fills a `Config` in from command line, environment and file. It must not import the rest of
+the server.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import types
+import typing
 from typing import Any, Final
 
 ENV_PREFIX: Final = "SERVE_"
@@ -27,7 +30,8 @@ class Option:
     flag_off: str = ""  # for a boolean: the option that turns it off, where it is not --no-<name>
     minimum: float | None = None
     maximum: float | None = None
-    live: bool = False  # a reload may change it
+    live: bool = True  # a reload applies a changed value; where it cannot, a changed value refuses the reload
+    separated: bool = False  # its text is several values with commas between them: a file may give an array
     short: str = ""  # the one-letter form: -w
     shown_default: str = ""  # what the help says where the field's own default would tell nothing
 
@@ -56,6 +60,14 @@ class Config:
     """The application as `module:attribute`."""
 
     # Application
+    config: str = option(
+        "",
+        "File to read options from: TOML, or the table [tool.serve] of a pyproject.toml; read again at each reload.",
+        APPLICATION,
+        unit="PATH",
+        shown_default="serve.toml, else pyproject.toml, if there",
+        live=False,
+    )
     factory: bool = option(False, "APP is a function that returns the application.", APPLICATION)
     app_dir: str = option(
         "",
@@ -109,9 +121,15 @@ class Config:
         unit="ADDRESS",
         short="-b",
         shown_default="127.0.0.1:8000",
+        live=False,
     )
     host: str = option(
-        "", "Host to listen on, with --port; in place of --bind.", LISTENING, unit="HOST", shown_default="127.0.0.1"
+        "",
+        "Host to listen on, with --port; in place of --bind.",
+        LISTENING,
+        unit="HOST",
+        shown_default="127.0.0.1",
+        live=False,
     )
     port: int | None = option(
         None,
@@ -120,18 +138,19 @@ class Config:
         env=("PORT",),
         minimum=0,
         maximum=65535,
+        live=False,
     )
     fd: tuple[int, ...] = option(
-        (), "Inherited descriptor of a socket to listen on; may be repeated.", LISTENING, minimum=0
+        (), "Inherited descriptor of a socket to listen on; may be repeated.", LISTENING, minimum=0, live=False
     )
-    backlog: int = option(2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1)
-    unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE")
+    backlog: int = option(2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1, live=False)
+    unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE", live=False)
     bind_timeout: float = option(
-        5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0
+        5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0, live=False
     )
 
     # Processes
-    workers: int = option(1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, live=True, short="-w")
+    workers: int = option(1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, short="-w")
     start_concurrency: int = option(
         0, "Workers that start at the same time; 0 means half the cores.", PROCESSES, minimum=0
     )
@@ -165,16 +184,27 @@ class Config:
     max_rss: int = option(
         0, "Replace a worker whose resident memory is larger; 0 means never.", PROCESSES, unit="MIB", minimum=0
     )
-    user: str = option("", "User (name or number) that the workers run as; the listener binds first.", PROCESSES)
-    group: str = option("", "Group (name or number) that the workers run as.", PROCESSES)
+    user: str = option(
+        "", "User (name or number) that the workers run as; the listener binds first.", PROCESSES, live=False
+    )
+    group: str = option("", "Group (name or number) that the workers run as.", PROCESSES, live=False)
     umask: str = option("", "File mode mask of the workers, octal.", PROCESSES, unit="MODE")
     pid: str = option(
-        "", "File to write the listener's PID to; it is locked while the server lives.", PROCESSES, unit="PATH"
+        "",
+        "File to write the listener's PID to; it is locked while the server lives.",
+        PROCESSES,
+        unit="PATH",
+        live=False,
     )
     control: str = option(
-        "", "Path of the control socket.", PROCESSES, unit="PATH", shown_default="one in the runtime directory"
+        "",
+        "Path of the control socket.",
+        PROCESSES,
+        unit="PATH",
+        shown_default="one in the runtime directory",
+        live=False,
     )
-    control_socket: bool = option(True, "Open a control socket.", PROCESSES, flag_off="--no-control")
+    control_socket: bool = option(True, "Open a control socket.", PROCESSES, flag_off="--no-control", live=False)
 
     # Deploys and health
     health_path: str = option(
@@ -249,6 +279,7 @@ class Config:
         "Proxies whose word is taken for the client's address and scheme: addresses, networks (10.0.0.0/8), unix for "
         "the peers of unix sockets, or * for every peer; separated by commas.",
         PROXIES,
+        separated=True,
         unit="ADDRESSES",
         env=("FORWARDED_ALLOW_IPS",),
     )
@@ -257,6 +288,7 @@ class Config:
         "Header fields that are believed; name those that your proxy sets itself: some of x-forwarded-for, "
         "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded (RFC 7239), or none.",
         PROXIES,
+        separated=True,
         unit="NAMES",
     )
     proxy_protocol: bool = option(
@@ -266,6 +298,7 @@ class Config:
         "127.0.0.1,::1,unix",
         "Balancers that may connect with the PROXY protocol, written as in --forwarded-allow-ips; others are closed.",
         PROXIES,
+        separated=True,
         unit="ADDRESSES",
     )
     proxy_protocol_timeout: float = option(
@@ -324,6 +357,31 @@ class Config:
 def options() -> dict[str, tuple[dataclasses.Field[Any], Option]]:
     """All options by field name, in the order of their definition."""
     return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(Config) if "option" in f.metadata}
+
+
+@functools.cache
+def _annotations() -> dict[str, Any]:
+    return typing.get_type_hints(Config)
+
+
+def kind(name: str) -> type:
+    """The type of one option's value: bool, int, float or str (of each item, where the option takes several)."""
+    annotation = _annotations()[name]
+    for argument in typing.get_args(annotation):
+        if argument not in (types.NoneType, Ellipsis):
+            annotation = argument
+            break
+    return typing.cast(type, annotation)
+
+
+def several(name: str) -> bool:
+    """Whether the option takes several values."""
+    return typing.get_origin(_annotations()[name]) is tuple
+
+
+def key(name: str) -> str:
+    """The option's name in a configuration file: `bind_timeout` is `bind-timeout`, as on the command line."""
+    return name.replace("_", "-")
 
 
 def flag(name: str) -> str:

@@ -34,6 +34,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "app_dir": (str(tmp_path), str(tmp_path)),
         "chdir": (str(tmp_path), str(tmp_path)),
         "env_file": (__file__, __file__),
+        "config": (os.devnull, os.devnull),
         "user": (str(os.geteuid()), str(os.geteuid())),
         "group": (str(os.getegid()), str(os.getegid())),
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
