@@ -26,6 +26,7 @@ class Header(enum.IntEnum):
     ROWS = 2
     SLOTS = 3
     ROW_WORDS = 4  # so that a later version may have longer rows
+    FOLDS = 5  # how often the listener has begun or ended to fold a row: odd while it does
 
 
 HEADER_WORDS: Final = 8
@@ -89,13 +90,13 @@ class Scoreboard:
 
     __slots__ = ("_mapping", "fd", "row_words", "rows", "slots", "words")
 
-    def __init__(self, fd: int) -> None:
-        """Map the memfd `fd`, which the scoreboard owns from here on.
+    def __init__(self, fd: int, *, writable: bool = True) -> None:
+        """Map the memfd `fd`, which the scoreboard owns from here on; not `writable` for who only reads.
 
         Raises ValueError if the memory is not a scoreboard of this layout.
         """
         self.fd = fd
-        self._mapping = mmap.mmap(fd, 0)
+        self._mapping = mmap.mmap(fd, 0, prot=mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ)
         self.words = memoryview(self._mapping).cast("Q")
         if self.words[Header.MAGIC] != MAGIC:
             raise ValueError("the shared memory is not a scoreboard of this version")
@@ -143,10 +144,25 @@ class Scoreboard:
     def fold(self, index: int, slot: int) -> None:
         """Add the counters of a reaped process's row to its slot's totals and clear the row for the next process."""
         row, totals = self.row(index), self.totals(slot)
+        self.words[Header.FOLDS] += 1
         for cell in COUNTERS:
             totals[cell] += row[cell]
         for cell in range(self.row_words):
             row[cell] = 0
+        self.words[Header.FOLDS] += 1
+
+    def copied(self) -> memoryview | None:
+        """A copy of all words, in which every counter is at least what it was in an earlier one.
+
+        None if a row was being folded meanwhile, for then it could be counted twice or not at all: try again.
+        """
+        before = self.words[Header.FOLDS]
+        copy = memoryview(bytes(self.words)).cast("Q")
+        return None if before % 2 or self.words[Header.FOLDS] != before else copy
+
+    def read_only(self) -> int:
+        """A new descriptor of the same memory, for who must not write to it; it is the caller's."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def total(self, cell: Cell) -> int:
         """The sum of a counter over all slots' totals and all living rows."""

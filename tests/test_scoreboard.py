@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard
+from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Header, Scoreboard
 
 
 def test_another_mapping_sees_what_is_written() -> None:
@@ -51,6 +51,35 @@ def test_a_column_is_the_same_word_of_every_row() -> None:
         scoreboard.row(number)[Cell.CONNECTIONS] = 10 + number
     scoreboard.totals(0)[Cell.CONNECTIONS] = 99  # no row
     assert scoreboard.column(Cell.CONNECTIONS).tolist() == [10, 11, 12]
+    scoreboard.close()
+
+
+def test_a_copy_is_not_taken_while_a_row_is_folded() -> None:
+    scoreboard = Scoreboard.create(rows=1, slots=1)
+    scoreboard.row(0)[Cell.REQUESTS] = 7
+    copy = scoreboard.copied()
+    scoreboard.fold(0, slot=0)
+    again = scoreboard.copied()
+    assert copy is not None
+    assert again is not None
+    assert sum(copy) < sum(again)  # the count of folds
+    assert 7 in copy
+    assert 7 in again
+    scoreboard.words[Header.FOLDS] += 1
+    assert scoreboard.copied() is None
+    scoreboard.close()
+
+
+def test_who_only_reads_cannot_write() -> None:
+    scoreboard = Scoreboard.create(rows=1, slots=1)
+    reader = Scoreboard(scoreboard.read_only(), writable=False)
+    scoreboard.lame_duck = 5
+    assert reader.lame_duck == 5
+    with pytest.raises(TypeError, match="read-only"):
+        reader.lame_duck = 6
+    with pytest.raises(PermissionError):
+        Scoreboard(os.dup(reader.fd))
+    reader.close()
     scoreboard.close()
 
 
