@@ -145,6 +145,13 @@ class Config:
     )
     backlog: int = option(2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1, live=False)
     unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE", live=False)
+    admin: str = option(
+        "",
+        "Address of the metrics and of the page that shows them: HOST:PORT or unix:/path; it asks for no password.",
+        LISTENING,
+        unit="ADDRESS",
+        live=False,
+    )
     bind_timeout: float = option(
         5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0, live=False
     )
@@ -330,6 +337,13 @@ class Config:
     # Logging
     log_level: str = option(
         "info", "Least level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = option(
+        "auto",
+        "Format of the server's own log: lines for people or JSON lines; auto is text on a terminal, JSON elsewhere.",
+        LOGGING,
+        choices=("auto", "text", "json"),
+        live=True,
     )
     log_file: str = option(
         "", "File for the server's own log instead of stderr; opened again on USR1.", LOGGING, unit="PATH"
