@@ -1,0 +1,132 @@
+"""What values must be beyond their types: which stand against each other, what can be found out before a start.
+
+It owns the sentences about values that cannot be; each begins with the place that the value came from. Relative paths
+mean those in the directory that the server was started in.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable, Mapping
+
+from server.errors import UsageError
+from server.listener.addresses import parse_address
+from server.option_values import Tier, Value
+from server.protocol.forwarded import Networks, believed
+
+Found = dict[str, Value]
+"""The values that were found, by field name."""
+
+
+def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
+    """--bind stands against --host and --port: the nearer source wins, and both from one source is an error.
+
+    A platform's PORT also yields to sockets that were inherited, since nobody asked for it by hand.
+    """
+    bind = found.get("bind")
+    by_hand = [found[name] for name in ("host", "port") if name in found]
+    if bind is not None:
+        rival = min(by_hand, key=lambda value: value.source.tier, default=None)
+        if rival is not None and rival.source.tier == bind.source.tier:
+            raise UsageError(
+                f"{bind.source} and {rival.source} were both given: use either {bind.source.name} HOST:PORT or host "
+                "and port"
+            )
+        if rival is not None and rival.source.tier < bind.source.tier:
+            del found["bind"]
+        else:
+            found.pop("host", None)
+            found.pop("port", None)
+    inherits = "fd" in found or environ.get("LISTEN_PID") == str(os.getpid())
+    port = found.get("port")
+    if inherits and port is not None and port.source.tier is Tier.PLATFORM and "host" not in found:
+        del found["port"]
+
+
+def check(found: Found, directory: str) -> None:
+    """Raise UsageError for the first value that cannot be; `directory` is the one the server was started in."""
+    _check_addresses(found)
+    for name in ("unix_mode", "umask"):
+        if name in found and not re.fullmatch("0?o?[0-7]{1,4}", found[name].value):
+            raise UsageError(
+                f"{found[name].source}: {found[name].value!r} is not an octal mode; write one such as 0660"
+            )
+    for name in ("health_path", "root_path"):
+        if name in found and found[name].value and not found[name].value.startswith("/"):
+            raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
+    _check_proxies(found)
+    _check_paths(found, directory)
+    _check_account(found)
+
+
+def check_application(app: Value) -> None:
+    """Refuse what cannot be an application. Raises UsageError."""
+    module, colon, attribute = str(app.value).partition(":")
+    if not (module and colon and attribute):
+        raise UsageError(
+            f"{app.source}: {app.value!r} is not an application: write module:attribute, for example "
+            f"{(module if module.replace('.', '').isidentifier() else '') or 'app'}:app"
+        )
+
+
+def _check_addresses(found: Found) -> None:
+    if "bind" not in found:
+        return
+    for text in found["bind"].value:
+        try:
+            parse_address(text)
+        except UsageError as error:
+            source = found["bind"].source
+            raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
+
+
+def _check_proxies(found: Found) -> None:
+    read: dict[str, Callable[[str], object]] = {
+        "forwarded_allow_ips": Networks,
+        "forwarded_headers": believed,
+        "proxy_protocol_allow_ips": Networks,
+    }
+    for name, reader in read.items():
+        if name in found:
+            try:
+                reader(found[name].value)
+            except ValueError as error:
+                raise UsageError(f"{found[name].source}: {error}") from None
+    mount = found.get("root_path")
+    if mount is not None and re.search(r"[\x00-\x1f\x7f?#\\]|//|/\.\.?(?:/|\Z)", mount.value):
+        raise UsageError(f"{mount.source}: {mount.value!r} is not a path to mount at; write one such as /api")
+
+
+def _check_paths(found: Found, directory: str) -> None:
+    for name in ("chdir", "app_dir"):
+        # A relative --app-dir is looked for in --chdir, when the workers start.
+        if name not in found or (name == "app_dir" and "chdir" in found):
+            continue
+        if not os.path.isdir(os.path.join(directory, found[name].value)):
+            raise UsageError(f"{found[name].source}: there is no directory {found[name].value}")
+    if "env_file" in found and not os.access(os.path.join(directory, found["env_file"].value), os.R_OK):
+        raise UsageError(f"{found['env_file'].source}: the file {found['env_file'].value} cannot be read")
+
+
+def _check_account(found: Found) -> None:
+    for name, look_up in (("user", _user), ("group", _group)):
+        value = found.get(name)
+        if value is None or not value.value:
+            continue
+        try:
+            number, own = look_up(value.value)
+        except KeyError:
+            raise UsageError(f"{value.source}: this machine knows no {name} {value.value!r}") from None
+        if os.geteuid() != 0 and number != own:
+            raise UsageError(f"{value.source}: only root can change to another {name}; leave it out, or start as root")
+
+
+def _user(name: str) -> tuple[int, int]:
+    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid, os.geteuid()
+
+
+def _group(name: str) -> tuple[int, int]:
+    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid, os.getegid()
