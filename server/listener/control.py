@@ -1,57 +1,103 @@
 """The control socket's server: it turns requests into events and answers when the outcome is known.
 
 It runs in the listener's loop and answers while workers are busy or blocked. Peers must be root or the listener's own
-user (SO_PEERCRED, unix(7)). A control socket that cannot be made is a warning: the server serves without it.
+user (SO_PEERCRED, unix(7)). A control socket that cannot be made is a warning: the server serves without it. Those who
+follow what happens never hold it up: who does not take the records in time misses the oldest, then is let go.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from server import control_protocol
+from server.errors import ServeError
 from server.listener import events as e
 from server.shut_out import unlink_own
 
 REQUEST_TIMEOUT = 5.0
-"""Seconds that a peer has to send its request, and to take its answer."""
+"""Seconds that a peer has to send its request, and to take each line of its answer."""
 PAUSE: Final = 0.2
 """Seconds until the next try to accept, when the process or the machine is out of descriptors."""
+FOLLOWED: Final = 1000
+"""Records that wait for a follower at most."""
+STACKS_TIME: Final = 60.0
+"""Seconds that may be asked for at most, for workers to tell their stacks."""
 
 log = logging.getLogger("serve")
 
 
-class _Outcome:
-    """The place where the outcome of one reload arrives."""
+class Controlled(Protocol):
+    """What the control socket controls: the listener."""
 
-    __slots__ = ("given", "message")
+    def post(self, event: e.Event) -> None:
+        """Add an event to those that are handled, in order."""
 
-    def __init__(self) -> None:
-        self.given = anyio.Event()
-        self.message: dict[str, Any] = {}
+    def status(self) -> dict[str, Any]:
+        """What `serve status --json` shows (`server.listener.status`)."""
+
+    def config_shown(self) -> dict[str, Any]:
+        """What `serve config --json` shows: each option's value and where it came from."""
+
+    async def stacks(self, timeout: float) -> dict[str, Any]:
+        """What `serve stacks --json` shows: every worker's Python stacks and tasks, waiting so many seconds at most."""
+
+
+class _Asker:
+    """Somebody who waits for an outcome, and perhaps for the records on the way to it."""
+
+    __slots__ = ("_changed", "_records", "follows", "outcome")
+
+    def __init__(self, *, follows: bool) -> None:
+        self.follows = follows
+        self.outcome: dict[str, Any] | None = None
+        self._changed = anyio.Event()
+        self._records: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=FOLLOWED)
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Something has happened."""
+        if self.follows and self.outcome is None:
+            self._records.append(record)
+            self._changed.set()
+
+    def end(self, outcome: dict[str, Any]) -> None:
+        """The outcome is known; the first one counts."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self._changed.set()
+
+    async def news(self) -> list[Mapping[str, Any]]:
+        """Wait for records and return them; nothing, if the outcome is known and all records have been returned."""
+        while not self._records and self.outcome is None:
+            await self._changed.wait()
+            self._changed = anyio.Event()
+        found = list(self._records)
+        self._records.clear()
+        return found
 
 
 class ControlServer:
     """Serves the control socket of one listener."""
 
-    def __init__(
-        self, path: Path | None, post: Callable[[e.Event], None], status: Callable[[], dict[str, Any]]
-    ) -> None:
-        """`path` of the socket, or None for the default; `post` takes events, `status` tells what is."""
+    def __init__(self, path: Path | None, server: Controlled) -> None:
+        """`path` of the socket, or None for the default."""
         self._wanted_path = path
-        self._post = post
-        self._status = status
-        self._outcomes: dict[int, _Outcome] = {}
+        self._server = server
+        self._tickets: dict[int, _Asker] = {}
+        self._askers: set[_Asker] = set()
         self._next_ticket = 1
         self._path: Path | None = None
         self._busy = 0
@@ -59,9 +105,13 @@ class ControlServer:
 
     def answer(self, ticket: int, ok: bool, text: str, detail: str) -> None:
         """The reload of this ticket has come to its end."""
-        if (outcome := self._outcomes.pop(ticket, None)) is not None:
-            outcome.message = {"ok": ok, "text": text, "detail": detail}
-            outcome.given.set()
+        if (asker := self._tickets.pop(ticket, None)) is not None:
+            asker.end({"ok": ok, "text": text, "detail": detail})
+
+    def happened(self, record: Mapping[str, Any]) -> None:
+        """Tell those who follow what has happened; `record` is JSON-compatible."""
+        for asker in self._askers:
+            asker.tell(record)
 
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; return at once if the socket cannot be made."""
@@ -98,7 +148,10 @@ class ControlServer:
                 tasks.start_soon(self._handle, stream)
 
     async def finish(self) -> None:
-        """Wait at most a second for answers that are being written."""
+        """The server has ended: tell those who wait, and wait at most a second for answers that are being written."""
+        cut = self._cut()
+        for asker in self._askers:
+            asker.end({"ok": True, "text": "stopped", "cut": cut})
         if self._busy:
             self._idle = anyio.Event()
             with anyio.move_on_after(1.0):
@@ -135,36 +188,117 @@ class ControlServer:
             line = await BufferedByteReceiveStream(stream).receive_until(b"\n", control_protocol.LINE_LIMIT)
         try:
             request = json.loads(line)
-            answer = await self._answer(request)
+            answer = await self._answer(request, stream)
+        except ServeError as error:
+            answer = {"ok": False, "text": str(error)}
         except (ValueError, TypeError, KeyError, AttributeError):
             answer = {"ok": False, "text": "the request was not understood; use the serve command of this version"}
-        with anyio.fail_after(REQUEST_TIMEOUT):
-            await stream.send(json.dumps({"version": control_protocol.VERSION, **answer}).encode() + b"\n")
+        await _send(stream, answer)
 
-    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _answer(self, request: dict[str, Any], stream: SocketStream) -> dict[str, Any]:
         if request["version"] != control_protocol.VERSION:
             return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
+        follows = bool(request.get("follow", False))
         match request["command"]:
             case "reload":
-                return await self._reload(wait=bool(request.get("wait", True)))
+                return await self._reload(stream, wait=bool(request.get("wait", True)), follows=follows)
             case "drain":
                 on = not request.get("off", False)
-                self._post(e.LameDuckAsked(on=on, by_control=True))
+                self._server.post(e.LameDuckAsked(on=on, by_control=True))
                 return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
+            case "stop":
+                return await self._stop(stream, follows=follows)
+            case "scale":
+                return self._scale(request["to"])
+            case "logs-reopen":
+                self._server.post(e.ReopenAsked())
+                return {"ok": True, "text": "the log files are opened anew"}
             case "status":
-                return {"ok": True, "text": "", "status": self._status()}
+                return {"ok": True, "text": "", "status": self._server.status()}
+            case "config":
+                return {"ok": True, "text": "", "config": self._server.config_shown()}
+            case "stacks":
+                timeout = min(STACKS_TIME, max(0.0, float(request.get("timeout", 5.0))))
+                return {"ok": True, "text": "", "stacks": await self._server.stacks(timeout)}
+            case "follow":
+                return await self._tell(stream, _Asker(follows=True))
             case other:
                 return {"ok": False, "text": f"this server does not know the command {other!r}"}
 
-    async def _reload(self, *, wait: bool) -> dict[str, Any]:
-        ticket, outcome = self._next_ticket, _Outcome()
+    async def _reload(self, stream: SocketStream, *, wait: bool, follows: bool) -> dict[str, Any]:
+        ticket, asker = self._next_ticket, _Asker(follows=follows)
         self._next_ticket += 1
-        self._outcomes[ticket] = outcome
-        self._post(e.ReloadAsked(ticket))
         if not wait:
+            self._server.post(e.ReloadAsked(ticket))
             return {"ok": True, "text": "reload asked for"}
-        await outcome.given.wait()
-        return outcome.message
+        self._tickets[ticket] = asker
+        self._server.post(e.ReloadAsked(ticket))
+        return await self._tell(stream, asker)
+
+    async def _stop(self, stream: SocketStream, *, follows: bool) -> dict[str, Any]:
+        """Begin a graceful stop, unless one is going on: a second TERM would make it a quick one."""
+        state = self._server.status()["state"]
+        if state in _NOT_STOPPING:
+            self._server.post(e.StopAsked())
+            text = "stopping"
+        else:
+            text = f"the server is {state} already"
+        if not follows:
+            return {"ok": True, "text": text}
+        return await self._tell(stream, _Asker(follows=True))
+
+    def _scale(self, to: object) -> dict[str, Any]:
+        if not isinstance(to, int) or isinstance(to, bool) or to < 1:
+            return {"ok": False, "text": f"{to!r} is not a number of workers; one is the least there can be"}
+        found = self._server.status()
+        if found["state"] not in _NOT_STOPPING:
+            return {"ok": False, "text": f"the server is {found['state']}; it takes no other number of workers"}
+        self._server.post(e.ScaleAsked(by=to - found["size"]))
+        return {"ok": True, "text": f"workers: {found['size']} -> {to}"}
+
+    async def _tell(self, stream: SocketStream, asker: _Asker) -> dict[str, Any]:
+        """Send what happens as it happens, if that was asked for; return the outcome when it is known.
+
+        Raises anyio.EndOfStream if the peer leaves before.
+        """
+        self._askers.add(asker)
+        try:
+            async with anyio.create_task_group() as tasks:
+                if asker.follows:
+                    tasks.start_soon(_watch, stream, tasks.cancel_scope)
+                with contextlib.suppress(anyio.BrokenResourceError, TimeoutError):  # it left
+                    while news := await asker.news():
+                        for record in news:
+                            await _send(stream, {"record": record})
+                tasks.cancel_scope.cancel()
+        finally:
+            self._askers.discard(asker)
+        if asker.outcome is None:
+            raise anyio.EndOfStream
+        return asker.outcome
+
+    def _cut(self) -> int:
+        return int(self._server.status()["totals"]["cut"])
+
+
+_NOT_STOPPING: Final = frozenset({"starting", "opening", "running"})
+
+
+async def _send(stream: SocketStream, message: Mapping[str, Any]) -> None:
+    with anyio.fail_after(REQUEST_TIMEOUT):
+        await stream.send(json.dumps({"version": control_protocol.VERSION, **message}).encode() + b"\n")
+
+
+async def _watch(stream: SocketStream, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when the peer has left; one that has only ended its own sending (`nc -N`) still listens."""
+    raw = stream.extra(SocketAttribute.raw_socket)
+    with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+        while True:
+            await stream.receive()
+    poll = select.poll()
+    poll.register(raw.fileno(), 0)
+    if any(happened & (select.POLLHUP | select.POLLERR) for _, happened in poll.poll(0)):
+        scope.cancel()
 
 
 def _check_free(path: Path) -> None:

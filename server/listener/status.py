@@ -1,25 +1,33 @@
-"""What the server tells about itself: the supervisor's state and the scoreboard's counts, as JSON-compatible values."""
+"""What the server tells about itself: the supervisor's state and the scoreboard's counts, as JSON-compatible values.
+
+`STATUS_VERSION` stays while members are only added; who reads it passes over members that it does not know.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from server import __version__
 from server.listener.child import Child
 from server.listener.supervisor import LameDuck, Supervisor
-from server.scoreboard import COUNTERS as SCOREBOARD_COUNTERS
-from server.scoreboard import Cell, Scoreboard
+from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard
 
 STATUS_VERSION: Final = 1
-COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in SCOREBOARD_COUNTERS and cell < Cell.DURATION_0}
+NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell is not Cell.DURATION_0}
 GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.RSS)}
+DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
 
 
 def status(
-    supervisor: Supervisor, scoreboard: Scoreboard, children: Mapping[int, Child], listening: list[str], started: float
+    supervisor: Supervisor,
+    scoreboard: Scoreboard,
+    children: Mapping[int, Child],
+    listening: list[str],
+    started: float,
+    app: str,
 ) -> dict[str, Any]:
     """The present state: the server, its generations, its workers and their counts.
 
@@ -29,9 +37,11 @@ def status(
     current = 0 if supervisor.current is None else supervisor.current.number
     workers = [_worker(children[pid], scoreboard, now) for pid in sorted(children)]
     filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == current}
+    totals = _totals(scoreboard, children)
     return {
         "version": STATUS_VERSION,
         "server": __version__,
+        "app": app,
         "pid": os.getpid(),
         "state": supervisor.state.value,
         "uptime": round(now - started, 3),
@@ -54,8 +64,18 @@ def status(
             for generation in supervisor.generations.values()
         ],
         "workers": workers,
-        "totals": {name: scoreboard.total(cell) for name, cell in COUNTERS.items()},
+        "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
+        "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},
     }
+
+
+def _totals(scoreboard: Scoreboard, children: Mapping[int, Child]) -> Sequence[int]:
+    """All words of all living rows and of all slots' totals, added up; only those of counters mean anything."""
+    rows = [scoreboard.row(child.row).tolist() for child in children.values()]
+    folded = (scoreboard.totals(slot).tolist() for slot in range(scoreboard.slots))
+    return [sum(words) for words in zip(*rows, *(row for row in folded if any(row)), strict=True)] or [0] * len(
+        scoreboard.row(0)
+    )
 
 
 def _lame_duck(lame_duck: LameDuck | None, scoreboard: Scoreboard) -> dict[str, Any] | None:
@@ -78,5 +98,12 @@ def _worker(child: Child, scoreboard: Scoreboard, now: float) -> dict[str, Any]:
         **({"recycling": worker.recycling} if worker.recycling else {}),
         **{name: cells[cell] for name, cell in GAUGES.items()},
         "requests": cells[Cell.REQUESTS],
+        "handed_over": cells[Cell.HANDED_OVER],
+        "taken_over": cells[Cell.TAKEN_OVER],
+        "cpu": round(cells[Cell.CPU] / 1e9, 3),
+        "lag": round(cells[Cell.LAG] / 1e9, 4),
+        "lag_worst": round(cells[Cell.LAG_WORST] / 1e9, 4),
+        "blocked": cells[Cell.BLOCKED],
+        "oldest": round(max(0.0, now - oldest / 1e9), 3) if (oldest := cells[Cell.OLDEST]) else None,
         "heard": round(now - cells[Cell.HEARTBEAT] / 1e9, 3) if cells[Cell.HEARTBEAT] else None,
     }
