@@ -66,8 +66,13 @@ class Settings:
         return f"{told}, which a reload cannot do: put {back} back, or restart the server"
 
     def _change(self, other: Settings, name: str) -> str:
-        source = other.sources[name] if other.sources[name].tier is Tier.FILE else self.sources[name]
-        where = str(source) if source.tier is Tier.FILE else key(name)
+        now, then = self.sources[name], other.sources[name]
+        if then.tier is Tier.FILE:
+            where = str(then)
+        elif now.tier is Tier.FILE:  # the line is gone, or another place has taken over
+            where = f"{now.path}: {now.name}"
+        else:
+            where = key(name)
         return f"{where} would change from {written(self.config, name)} to {written(other.config, name)}"
 
     def told(self, resolved: Mapping[str, str] | None = None) -> dict[str, Any]:
