@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from server.listener.lifecycle import Generation, Worker
+from server.listener.lifecycle import Generation, Policy, Worker
 
 
 class Event:
@@ -21,9 +22,19 @@ class Tick(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReloadAsked(Event):
-    """HUP, or `serve reload` with a ticket that wants the outcome."""
+    """HUP, or `serve reload` with a ticket that wants the outcome; `by` says who asked."""
 
     ticket: int | None = None
+    by: str = "HUP"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReloadPrepared(Event):
+    """The configuration was read again and the hooks before a reload agreed; or `trouble` says why there is none."""
+
+    policy: Policy | None
+    trouble: str = ""
+    detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +57,10 @@ class QuickStopAsked(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScaleAsked(Event):
-    by: int
+    """So many workers more (or fewer), or `to` as many as that."""
+
+    by: int = 0
+    to: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,8 +146,22 @@ class Action:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PrepareReload(Action):
+    """Read the configuration again and ask the hooks; answer with ReloadPrepared."""
+
+    by: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PrepareGeneration(Action):
     """Resolve directories, interpreter and environment for this generation."""
+
+    generation: Generation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Adopt(Action):
+    """This generation serves: what it was configured with is now the server's own."""
 
     generation: Generation
 
@@ -223,11 +251,17 @@ class ReopenLogs(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Say(Action):
-    """A line of the log; `level` is that of the logging module."""
+    """What has happened: a line of the log, and a record for those who follow.
+
+    `level` is that of the logging module, `event` the name of the kind of thing (docs/events.md), `about` its
+    particulars, JSON-compatible.
+    """
 
     level: int
+    event: str
     text: str
     detail: str = ""
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -118,16 +118,32 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers that the supervisor decides by; all times in seconds."""
+
+    workers: int
+    start_concurrency: int
+    max_generations: int
+    startup_timeout: float
+    graceful_timeout: float
+    shutdown_timeout: float
+    drain_delay: float
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Generation:
     """All workers started together from one version of the code, and their replacements."""
 
     number: int
+    policy: Policy
     size: int
-    began: int  # the supervisor's event count at which it began, to compare with the lame duck's
+    began: int  # the supervisor's event count at which its reload began, to compare with the lame duck's
     tickets: list[int]  # requests that wait for its outcome
     began_at: float  # CLOCK_MONOTONIC, s
     state: GenerationState = GenerationState.STARTING
+    handed_over: int = 0  # connections that its workers passed on
+    cut: int = 0  # requests that its workers could not finish
 
     def become(self, state: GenerationState) -> None:
         self.state = advance(GENERATION_TRANSITIONS, self.state, state)

@@ -1,8 +1,8 @@
 """The listener's shell: it performs what the supervisor decides and feeds back what comes of it.
 
-It owns the sockets, the scoreboard, the children and the one loop through which every event passes, one after another.
-Nothing in the loop waits for a child, a disk or a client: sends lie in outboxes, deaths come as SIGCHLD, and what takes
-time (keeping new connections out) is a task that posts an event. It never imports the application.
+It owns the sockets, the crew of workers and the one loop through which every event passes, one after another. Nothing
+in the loop waits for a child, a disk or a client: sends lie in outboxes, deaths come as SIGCHLD, and what takes time
+(keeping new connections out, asking hooks) is a task that posts an event. It never imports the application.
 """
 
 from __future__ import annotations
@@ -21,24 +21,20 @@ import anyio
 from anyio.abc import TaskGroup
 
 from server import logs, output
-from server.channel import PROTOCOL, Packet, speaks
 from server.config import Config
-from server.errors import ChannelError, ServeError, StartError, UsageError
+from server.errors import ServeError, StartError, UsageError
 from server.listener import events as e
 from server.listener import notify, release, sockets
-from server.listener.child import Child, describe, handover_pair, spawn
 from server.listener.control import ControlServer
-from server.listener.lifecycle import Generation, Worker, counted
+from server.listener.crew import Crew
+from server.listener.history import History, Record
+from server.listener.lifecycle import Generation, Policy, counted
 from server.listener.pidfile import PidFile
+from server.listener.processes import Processes
 from server.listener.status import status
-from server.listener.supervisor import Policy, Supervisor
-from server.scoreboard import Cell, Scoreboard
+from server.listener.supervisor import Supervisor
 from server.signals import LISTENER_SIGNALS
 
-ROWS = 1024
-"""Processes that may be alive at once."""
-SLOTS = 256
-"""Slots with totals of their own; further ones share the last."""
 HANDSHAKE_TIME = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
 
@@ -70,6 +66,14 @@ def policy_of(config: Config) -> Policy:
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What one generation is made with."""
+
+    config: Config
+    release: release.Release | UsageError
+
+
 class Listener:
     """One server. `run` returns when it has ended."""
 
@@ -80,11 +84,13 @@ class Listener:
         self.started = time.monotonic()
         self.start_directory = release.logical_directory()
         self.supervisor = Supervisor(policy_of(config))
-        self.scoreboard = Scoreboard.create(ROWS, SLOTS)
-        self.children: dict[int, Child] = {}  # by PID
-        self.releases: dict[Generation, release.Release | UsageError] = {}
+        self.crew = Crew(listening, self.post)
+        self.processes = Processes()
+        self.history = History()
+        self.plans: dict[Generation, Plan] = {}
         self.exit: e.Exit | None = None
-        self._free_rows = list(range(ROWS - 1, -1, -1))
+        self._upcoming = config
+        """What the next generation is configured with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
         path = Path(self.start_directory, config.control) if config.control else None
@@ -93,6 +99,7 @@ class Listener:
     async def run(self) -> e.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
+            self.crew.tasks = self._tasks
             if self.config.control_socket:  # before the signals: threads made on the way inherit that they are blocked
                 await self._tasks.start(self.control.serve)
             await self._tasks.start(self._watch_signals)
@@ -149,133 +156,8 @@ class Listener:
                 return
             if pid == 0:
                 return
-            child = self.children.pop(pid, None)
-            if child is None:
+            if not self.crew.reaped(pid, wait_status) and not self.processes.reaped(pid, wait_status):
                 log.debug("reaped an adopted process, PID %d", pid)
-                continue
-            in_flight = self.scoreboard.row(child.row)[Cell.IN_FLIGHT]
-            try:
-                self._read_rest(child)
-                self._free_row(child)
-                child.close()
-            except Exception:
-                log.exception("not all that belonged to %s could be given back", child.worker)
-            self.post(e.WorkerDied(child.worker, describe(wait_status), in_flight))
-
-    def _read_rest(self, child: Child) -> None:
-        """What the child said last is handled before its death is."""
-        try:
-            while (received := child.channel.try_receive()) is not None:
-                self._take_packet(child, received[0])
-        except (EOFError, ChannelError, LookupError, ValueError, TypeError):
-            pass
-
-    # Workers
-
-    def _start(self, worker: Worker) -> None:
-        prepared = self.releases.get(worker.generation, UsageError("what its generation runs on is not known"))
-        try:
-            if isinstance(prepared, UsageError):
-                raise prepared
-            child = self._spawn(worker, prepared)
-        except Exception as error:
-            if not isinstance(error, (UsageError, OSError)):
-                log.exception("%s could not be started", worker)
-            self.post(e.WorkerFailed(worker, str(error), usage=isinstance(error, UsageError)))
-            self.post(e.WorkerDied(worker, "it was never started"))
-            return
-        self.children[child.pid] = child
-        self._tasks.start_soon(self._send_to, child)
-        self._tasks.start_soon(self._listen_to, child)
-        child.outbox.tell(
-            {
-                "type": "welcome",
-                "protocol": PROTOCOL,
-                "generation": worker.generation.number,
-                "slot": worker.slot,
-                "row": child.row,
-                "config": self.config.to_json(),
-                "directory": prepared.directory,
-                "app_dir": prepared.app_dir,
-                "sockets": [listening.describe() for listening in self.listening],
-            },
-            lent=[self.scoreboard.fd, *(listening.socket.fileno() for listening in self.listening)],
-        )
-
-    def _spawn(self, worker: Worker, prepared: release.Release) -> Child:
-        if not self._free_rows:
-            raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
-        child = spawn(worker, prepared, self._free_rows[-1])
-        self._free_rows.pop()
-        cells = self.scoreboard.row(child.row)
-        cells[Cell.PID], cells[Cell.GENERATION], cells[Cell.SLOT] = child.pid, worker.generation.number, worker.slot
-        log.debug("%s has PID %d", worker, child.pid)
-        return child
-
-    def _free_row(self, child: Child) -> None:
-        self.scoreboard.fold(child.row, child.worker.slot)
-        self._free_rows.append(child.row)
-
-    async def _send_to(self, child: Child) -> None:
-        """Send what lies in the child's outbox until it is closed."""
-        try:
-            await child.outbox.run()
-        except Exception:
-            log.exception("%s cannot be spoken to and is killed", child.worker)
-            if child.pid in self.children:
-                child.kill()
-
-    async def _listen_to(self, child: Child) -> None:
-        """Take the child's packets until its end of the channel closes; its death is told by SIGCHLD."""
-        try:
-            while True:
-                packet, descriptors = await child.channel.receive()
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                self._take_packet(child, packet)
-        except (EOFError, anyio.ClosedResourceError):
-            pass
-        except (ChannelError, OSError, LookupError, ValueError, TypeError) as error:
-            if child.pid in self.children:
-                log.error("%s broke the protocol and is killed: %r", child.worker, error)
-                child.kill()
-
-    def _take_packet(self, child: Child, packet: Packet) -> None:
-        worker = child.worker
-        match packet["type"]:
-            case "hello":
-                if not speaks(packet.get("protocol")):
-                    text = f"it speaks version {packet.get('protocol')} of the channel, this listener {PROTOCOL}"
-                    self.post(e.WorkerFailed(worker, f"{text}; restart the server to change to that version"))
-            case "ready":
-                self.post(e.WorkerReady(worker))
-            case "failed":
-                detail = str(packet.get("detail", ""))
-                self.post(e.WorkerFailed(worker, packet["message"], detail, bool(packet.get("usage"))))
-            case "accepts":
-                self.post(e.WorkerAccepts(worker))
-            case "recycle":
-                self.post(e.WorkerWantsReplacement(worker, str(packet["reason"])))
-            case "finished":
-                self.post(e.WorkerFinished(worker, packet))
-            case "withdrawn":
-                self.post(e.PairWithdrawn(worker, int(packet["pair"])))
-            case "orphaned":
-                self.post(e.PairOrphaned(worker, int(packet["pair"])))
-            case other:
-                log.debug("%s sent a packet of type %r, which this version does not know", worker, other)
-
-    def child_of(self, worker: Worker) -> Child | None:
-        """The process of `worker`, if it has one."""
-        return next((child for child in self.children.values() if child.worker is worker), None)
-
-    def _tell(self, worker: Worker, packet: Packet, given: tuple[int, ...] = ()) -> None:
-        child = self.child_of(worker)
-        if child is None:
-            for descriptor in given:
-                os.close(descriptor)
-        else:
-            child.outbox.tell(packet, given=given)
 
     # Actions
 
@@ -288,12 +170,17 @@ class Listener:
 
     def _perform(self, action: e.Action) -> None:
         match action:
+            case e.PrepareReload(by):
+                self._tasks.start_soon(self._prepare_reload, by)
             case e.PrepareGeneration(generation):
-                self.releases[generation] = self._prepare()
+                self.plans[generation] = Plan(self._upcoming, self._resolve(self._upcoming))
+            case e.Adopt(generation):
+                self._adopt(self.plans[generation].config)
             case e.ForgetGeneration(generation):
-                self.releases.pop(generation, None)
+                self.plans.pop(generation, None)
             case e.Start(worker):
-                self._start(worker)
+                plan = self.plans[worker.generation]
+                self.crew.start(worker, plan.release, plan.config)
             case e.OpenPorts():
                 self._open_ports()
             case e.ShutOut():
@@ -302,25 +189,29 @@ class Listener:
                 for listening in self.listening:
                     listening.close()
             case e.TellServe(worker):
-                self._tell(worker, {"type": "serve"})
+                self.crew.tell(worker, {"type": "serve"})
             case e.TellRetire(worker, reason, drain_queue):
-                self._tell(worker, {"type": "retire", "reason": reason, "drain_queue": drain_queue})
+                self.crew.tell(worker, {"type": "retire", "reason": reason, "drain_queue": drain_queue})
             case e.TellQuit(worker):
-                self._tell(worker, {"type": "quit"})
+                self.crew.tell(worker, {"type": "quit"})
             case e.TellReopen(worker):
-                self._tell(worker, {"type": "reopen"})
+                self.crew.tell(worker, {"type": "reopen"})
             case e.TellVerdict(worker, pair, keep):
-                self._tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
+                self.crew.tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
             case e.Introduce(sender, receiver, pair):
-                self._introduce(sender, receiver, pair)
+                self.crew.introduce(sender, receiver, pair)
             case e.Kill(worker, why):
-                self._kill(worker, why)
+                in_flight = self.crew.kill(worker)
+                text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
+                about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
+                about |= {"reason": why, "in_flight": in_flight}
+                self._happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
             case e.SetLameDuck(on):
-                self.scoreboard.lame_duck = time.monotonic_ns() if on else 0
+                self.crew.scoreboard.lame_duck = time.monotonic_ns() if on else 0
             case e.ReopenLogs():
                 logs.reopen()
-            case e.Say(level, text, detail):
-                log.log(level, "%s", f"{text}\n{detail.rstrip()}" if detail else text)
+            case e.Say():
+                self._happened(action)
             case e.Answer(ticket, ok, text, detail):
                 self.control.answer(ticket, ok, text, detail)
             case e.Announce(what, text):
@@ -328,11 +219,42 @@ class Listener:
             case e.Exit():
                 self.exit = action
 
-    def _prepare(self) -> release.Release | UsageError:
+    async def _prepare_reload(self, by: str) -> None:
+        """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
+        policy, trouble = None, ""
         try:
-            return release.resolve(self.config, self.start_directory)
+            config = self.config
+            self._upcoming, policy = config, policy_of(config)
+        except UsageError as error:
+            trouble = str(error)
+        except Exception as error:
+            log.exception("the reload could not be prepared")
+            trouble = f"it could not be prepared: {error!r}"
+        self.post(e.ReloadPrepared(policy, trouble))
+
+    def _resolve(self, config: Config) -> release.Release | UsageError:
+        try:
+            return release.resolve(config, self.start_directory)
         except UsageError as error:
             return error
+
+    def _adopt(self, config: Config) -> None:
+        """The generation that was made with `config` serves."""
+        self.config = config
+
+    def _happened(self, said: e.Say) -> None:
+        """Log it, and tell everybody who wants to know."""
+        level = logging.getLevelName(said.level).lower()
+        about = dict(said.about)
+        if (number := about.pop("worker", None)) is not None:
+            child = next((child for child in self.crew if child.worker.id == number), None)
+            about |= {"pid": child.pid} if child is not None else {}
+        text = f"{said.text}\n{said.detail.rstrip()}" if said.detail else said.text
+        log.log(said.level, "%s", text, extra={"event": said.event, "about": about})
+        what = {"at": round(time.time(), 3), "level": level, "event": said.event, "text": said.text}
+        record: Record = {**about, **what, "detail": said.detail}
+        self.history.add(record)
+        self.control.happened(record)
 
     def _open_ports(self) -> None:
         try:
@@ -354,22 +276,6 @@ class Listener:
             while any(each.owned and each.handshakes_under_way() for each in self.listening):
                 await anyio.sleep(0.01)  # the kernel has no event for this
         self.post(e.ShutOutDone())
-
-    def _introduce(self, sender: Worker, receiver: Worker, pair: int) -> None:
-        there = self.child_of(receiver)
-        if there is None or self.child_of(sender) is None:
-            return
-        sends, receives = handover_pair()
-        there.outbox.tell({"type": "receive", "pair": pair}, given=[receives])
-        self._tell(sender, {"type": "receiver", "pair": pair, "row": there.row}, given=(sends,))
-
-    def _kill(self, worker: Worker, why: str) -> None:
-        if (child := self.child_of(worker)) is None:
-            return
-        cells = self.scoreboard.row(child.row)
-        cut = cells[Cell.IN_FLIGHT] + cells[Cell.WEBSOCKETS]
-        log.warning("%s is killed: %s; in its hands: %s", worker, why, counted(cut, "request"))
-        child.kill()
 
     def _announce(self, what: str, text: str) -> None:
         match what:
@@ -396,7 +302,7 @@ class Listener:
     def status(self) -> dict[str, Any]:
         """What `serve status --json` shows."""
         names = [listening.name for listening in self.listening]
-        return status(self.supervisor, self.scoreboard, self.children, names, self.started, self.config.app)
+        return status(self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.config.app)
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""

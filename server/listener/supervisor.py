@@ -22,6 +22,7 @@ from server.listener.lifecycle import (
     Cause,
     Generation,
     GenerationState,
+    Policy,
     ServerState,
     Slot,
     Worker,
@@ -46,25 +47,21 @@ MAX_RECEIVERS: Final = 8
 """Receivers that a retiring worker is introduced to: n old times m new pairs would exhaust descriptors."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Policy:
-    """The numbers that the supervisor decides by; all times in seconds."""
-
-    workers: int
-    start_concurrency: int
-    max_generations: int
-    startup_timeout: float
-    graceful_timeout: float
-    shutdown_timeout: float
-    drain_delay: float
-
-
 @dataclasses.dataclass(slots=True)
 class LameDuck:
     """Who set it decides how it ends; `began` is the event count, to tell a reload that began later."""
 
     by_control: bool
     began: int
+
+
+@dataclasses.dataclass(slots=True)
+class Preparation:
+    """A reload whose configuration is being read and whose hooks are being asked."""
+
+    tickets: list[int]
+    began: int  # the event count, for the generation that comes of it
+    began_at: float  # CLOCK_MONOTONIC, s
 
 
 class Supervisor:
@@ -81,9 +78,12 @@ class Supervisor:
         self.candidate: Generation | None = None
         self.lame_duck: LameDuck | None = None
         self.reload_wanted: list[int] | None = None
+        self.reload_by = ""  # who asked for it first
+        self.preparation: Preparation | None = None
         self.reloads = 0
         self.failed_reloads = 0
         self.last_failure = ""
+        self.lost = 0  # requests that were cut, or in the hands of a worker that died
         self.introductions = Introductions()
         self._deadline = math.inf  # of the server's own state: the drain delay
         self._outcome = e.Exit(0)
@@ -96,6 +96,7 @@ class Supervisor:
         self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
             e.Tick: lambda _: None,
             e.ReloadAsked: self._on_reload,
+            e.ReloadPrepared: self._on_prepared,
             e.LameDuckAsked: self._on_lame_duck,
             e.StopAsked: self._on_stop,
             e.QuickStopAsked: self._on_quick_stop,
@@ -119,7 +120,7 @@ class Supervisor:
         """Begin the first generation."""
         self._now = now
         self._actions = []
-        self._begin_generation([])
+        self._begin_generation(Preparation([], self._count, now), self.policy)
         self._reconcile()
         return self._actions
 
@@ -148,16 +149,26 @@ class Supervisor:
         if self.state not in _RELOADABLE:
             for ticket in tickets:
                 self._do(e.Answer(ticket, False, "the server is stopping; there is nothing to reload"))
-            self._say(logging.WARNING, "reload ignored: the server is stopping")
+            self._say(logging.WARNING, "reload_refused", "reload ignored: the server is stopping", by=event.by)
             return
         if self.reload_wanted is None:
-            self.reload_wanted = []
+            self.reload_wanted, self.reload_by = [], event.by
             if self.candidate is not None:
-                self._say(
-                    logging.INFO,
-                    f"reload asked for while generation {self.candidate.number} starts; another follows it",
-                )
+                number = self.candidate.number
+                text = f"reload asked for while generation {number} starts; another follows it"
+                self._say(logging.INFO, "reload_asked", text, by=event.by)
+            else:
+                self._say(logging.DEBUG, "reload_asked", f"reload asked for ({event.by})", by=event.by)
         self.reload_wanted += tickets
+
+    def _on_prepared(self, event: e.ReloadPrepared) -> None:
+        preparation, self.preparation = self.preparation, None
+        if preparation is None:
+            return  # the server stops
+        if event.policy is not None:
+            self._begin_generation(preparation, event.policy)
+        else:
+            self._reload_refused(event.trouble, event.detail, preparation.tickets, self._now - preparation.began_at)
 
     def _on_lame_duck(self, event: e.LameDuckAsked) -> None:
         if not event.on:
@@ -168,13 +179,14 @@ class Supervisor:
         if self.lame_duck is None:
             self._do(e.SetLameDuck(True))
             until = "until it is told off" if by_control else "until the next successful reload"
-            self._say(logging.INFO, f"lame duck: the health endpoint says no {until}; everything is served")
+            text = f"lame duck: the health endpoint says no {until}; everything is served"
+            self._say(logging.INFO, "lame_duck_on", text, until="told off" if by_control else "the next reload")
         self.lame_duck = LameDuck(by_control, self._count)
 
     def _end_lame_duck(self, why: str) -> None:
         self.lame_duck = None
         self._do(e.SetLameDuck(False))
-        self._say(logging.INFO, f"lame duck ended: {why}")
+        self._say(logging.INFO, "lame_duck_off", f"lame duck ended: {why}", reason=why)
 
     def _on_stop(self, event: e.StopAsked) -> None:
         if self.state in _BEFORE_RUNNING:
@@ -185,7 +197,8 @@ class Supervisor:
             self._refuse_reloads()
             self._on_lame_duck(e.LameDuckAsked(on=True, by_control=True))
             self._do(e.Announce("stopping", f"in lame duck for {self.policy.drain_delay:g} s before the stop"))
-            self._say(logging.INFO, f"stopping in {self.policy.drain_delay:g} s; until then in lame duck")
+            text = f"stopping in {self.policy.drain_delay:g} s; until then in lame duck"
+            self._say(logging.INFO, "stopping", text, delay=self.policy.drain_delay)
         elif self.state is ServerState.RUNNING:
             self._shut_out()
         else:
@@ -198,7 +211,7 @@ class Supervisor:
             return
         self._become(ServerState.ENDING)
         self._deadline = math.inf
-        self._say(logging.INFO, "quick stop: what is in progress is cut")
+        self._say(logging.INFO, "quick_stop", "quick stop: what is in progress is cut")
         self._do(e.Announce("stopping", "quick stop"))
         self._refuse_reloads()
         for worker in list(self.workers.values()):
@@ -207,15 +220,16 @@ class Supervisor:
     def _on_scale(self, event: e.ScaleAsked) -> None:
         if self.state not in _RELOADABLE:
             return
-        size = max(1, self.size + event.by)
-        if size == self.size:
-            self._say(logging.WARNING, "one worker is the least there can be")
-        else:
-            self._say(logging.INFO, f"workers: {self.size} -> {size}")
+        size = max(1, event.to if event.to is not None else self.size + event.by)
+        if size != self.size:
+            self._say(logging.INFO, "scaled", f"workers: {self.size} -> {size}", workers=size, before=self.size)
             self.size = size
+        elif event.to is None:
+            self._say(logging.WARNING, "scaled", "one worker is the least there can be", workers=size, before=size)
 
     def _on_reopen(self, event: e.ReopenAsked) -> None:
         self._do(e.ReopenLogs())
+        self._say(logging.DEBUG, "logs_reopened", "log files are opened again")
         for worker in self.workers.values():
             if worker.state not in (WorkerState.PENDING, WorkerState.ENDING):
                 self._do(e.TellReopen(worker))
@@ -226,6 +240,7 @@ class Supervisor:
         worker = event.worker
         if worker.state is WorkerState.STARTING:
             worker.become(WorkerState.READY)
+            self._say_of(worker, logging.DEBUG, "worker_ready", f"{worker} is ready")
 
     def _on_failed(self, event: e.WorkerFailed) -> None:
         worker = event.worker
@@ -241,19 +256,25 @@ class Supervisor:
         worker.serving_since = self._now
         if worker.generation is self.current:
             self._take_over_slot(worker)
+        else:
+            self._say_of(worker, logging.DEBUG, "worker_serving", f"{worker} accepts connections")
 
     def _on_wants_replacement(self, event: e.WorkerWantsReplacement) -> None:
         worker = event.worker
         if worker.state is WorkerState.SERVING and not worker.recycling:
             worker.recycling = event.reason
-            self._say(logging.INFO, f"{worker} is to be replaced: {event.reason}")
+            text = f"{worker} is to be replaced: {event.reason}"
+            self._say_of(worker, logging.INFO, "worker_recycling", text, reason=event.reason)
 
     def _on_finished(self, event: e.WorkerFinished) -> None:
-        event.worker.finished = True
-        cut = int(event.report.get("cut", 0))
-        handed_over = counted(int(event.report.get("handed_over", 0)), "connection")
-        text = f"{event.worker} has ended: {handed_over} handed over, {counted(cut, 'request')} cut"
-        self._say(logging.WARNING if cut else logging.INFO, text)
+        worker, cut, passed = event.worker, int(event.report.get("cut", 0)), int(event.report.get("handed_over", 0))
+        worker.finished = True
+        worker.generation.cut += cut
+        worker.generation.handed_over += passed
+        self.lost += cut
+        text = f"{worker} has ended: {counted(passed, 'connection')} handed over, {counted(cut, 'request')} cut"
+        level = logging.WARNING if cut else logging.INFO
+        self._say_of(worker, level, "worker_finished", text, handed_over=passed, cut=cut, reason=worker.reason)
 
     def _on_died(self, event: e.WorkerDied) -> None:
         worker, before = event.worker, event.worker.state
@@ -261,20 +282,26 @@ class Supervisor:
         del self.workers[worker.id]
         self._do(*self.introductions.died(worker))
         how = event.how + (f" ({worker.stuck})" if worker.stuck else "")
+        if not worker.finished:
+            worker.generation.cut += event.in_flight
+            self.lost += event.in_flight
+        about: dict[str, Any] = {"how": how, "in_flight": event.in_flight, "state": before.value}
         if before in (WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING):
+            self._say_of(worker, logging.DEBUG, "worker_died", f"{worker} died before it served: {how}", **about)
             self._start_failed(worker, f"it died before it served: {how}")
         elif before is WorkerState.SERVING:
-            self._say(logging.ERROR, f"{worker} died: {how}; in its hands: {counted(event.in_flight, 'request')}")
+            text = f"{worker} died: {how}; in its hands: {counted(event.in_flight, 'request')}"
+            self._say_of(worker, logging.ERROR, "worker_died", text, **about)
             if worker.generation is self.candidate:
                 self._start_failed(worker, f"it died before the switch: {how}")
             else:
                 self._slot_failed(worker, how)
         elif not worker.finished and before is WorkerState.RETIRING:
-            self._say(
-                logging.ERROR, f"{worker} died while it retired: {how}; lost: {counted(event.in_flight, 'request')}"
-            )
+            text = f"{worker} died while it retired: {how}; lost: {counted(event.in_flight, 'request')}"
+            self._say_of(worker, logging.ERROR, "worker_died", text, **about)
         elif not worker.finished and event.in_flight:
-            self._say(logging.WARNING, f"{worker} ended: {how}; cut: {counted(event.in_flight, 'request')}")
+            text = f"{worker} ended: {how}; cut: {counted(event.in_flight, 'request')}"
+            self._say_of(worker, logging.WARNING, "worker_died", text, **about)
 
     def _on_withdrawn(self, event: e.PairWithdrawn) -> None:
         """The receiver did not take in time: it may do so later, over a pair of its own."""
@@ -284,17 +311,17 @@ class Supervisor:
 
     # Generations
 
-    def _begin_generation(self, tickets: list[int]) -> None:
-        generation = Generation(self._next_generation, self.size, self._count, tickets, self._now)
-        self._next_generation += 1
+    def _begin_generation(self, preparation: Preparation, policy: Policy) -> None:
+        size = self.size if policy.workers == self.policy.workers else policy.workers  # who scaled by hand meant it
+        number, self._next_generation = self._next_generation, self._next_generation + 1
+        generation = Generation(number, policy, size, preparation.began, preparation.tickets, preparation.began_at)
         self.generations[generation.number] = self.candidate = generation
         self._do(e.PrepareGeneration(generation))
         for slot in range(generation.size):
             self._add_worker(generation, slot, Cause.GENERATION)
         if self.current is not None:
-            self._say(
-                logging.INFO, f"reload: generation {generation.number} starts, {counted(generation.size, 'worker')}"
-            )
+            text = f"reload: generation {generation.number} starts, {counted(generation.size, 'worker')}"
+            self._say(logging.INFO, "reload_started", text, generation=number, workers=size, by=self.reload_by)
             self._do(e.Announce("reloading", f"generation {generation.number} starts"))
 
     def _add_worker(self, generation: Generation, slot: int, cause: Cause) -> None:
@@ -322,22 +349,33 @@ class Supervisor:
             self._leave_all(generation)
             self._refuse_reloads()
             return
+        self._leave_all(generation)
+        took = self._now - generation.began_at
+        self._reload_refused(message, detail, generation.tickets, took, generation=generation.number)
+
+    def _reload_refused(self, message: str, detail: str, tickets: list[int], took: float, **about: Any) -> None:
+        """All stays as it was, and those who asked are told why."""
+        assert self.current is not None
         self.failed_reloads += 1
         self.last_failure = message
         stays = f"generation {self.current.number} serves on"
         if self.lame_duck is not None:
             stays += ", still in lame duck"
-        self._say(logging.ERROR, f"reload refused, {stays}: {message}", detail)
+        text = f"reload refused, {stays}: {message}"
+        self._say(logging.ERROR, "reload_refused", text, detail, reason=message, seconds=round(took, 3), **about)
         self._do(e.Announce("ready", f"reload refused; {stays}"))
-        for ticket in generation.tickets:
-            self._do(e.Answer(ticket, False, f"reload refused, {stays}: {message}", detail))
-        self._leave_all(generation)
+        for ticket in tickets:
+            self._do(e.Answer(ticket, False, text, detail))
 
     def _switch(self, generation: Generation) -> None:
         """Every worker of `generation` accepts: it is current from here on, and the older ones retire."""
         old, self.current, self.candidate = self.current, generation, None
         generation.become(GenerationState.CURRENT)
         self.slots = {}
+        if generation.policy.workers != self.policy.workers:
+            self.size = generation.size
+        self.policy = generation.policy
+        self._do(e.Adopt(generation))
         took = self._now - generation.began_at
         if old is not None:
             old.become(GenerationState.RETIRING)
@@ -349,7 +387,9 @@ class Supervisor:
         else:
             self._become(ServerState.RUNNING)
         text = f"generation {generation.number} serves, {counted(generation.size, 'worker')}, after {took:.2f} s"
-        self._say(logging.INFO, text)
+        event = "serving" if old is None else "reload_done"
+        about: dict[str, Any] = {"generation": generation.number, "workers": generation.size, "seconds": round(took, 3)}
+        self._say(logging.INFO, event, text, **about)
         self._do(e.Announce("ready", text))
         for ticket in generation.tickets:
             self._do(e.Answer(ticket, True, text))
@@ -362,7 +402,8 @@ class Supervisor:
         """A replacement serves: the one that it replaces retires, and those that retire already may hand over to it."""
         slot = self.slots.setdefault(worker.slot, Slot())
         slot.trouble = ""
-        self._say(logging.INFO, f"{worker} serves ({worker.cause.value})")
+        text = f"{worker} serves ({worker.cause.value})"
+        self._say_of(worker, logging.INFO, "worker_serving", text, cause=worker.cause.value)
         for other in self._in(WorkerState.SERVING):
             if other is not worker and other.generation is self.current and other.slot == worker.slot:
                 self._retire(other, "recycle")
@@ -374,7 +415,8 @@ class Supervisor:
         served = self._now - worker.serving_since if worker.serving_since < math.inf else None
         delay = slot.failed(self._now, served, trouble.partition("\n")[0])
         when = f"in {delay:g} s" if delay else "now"
-        self._say(logging.ERROR, f"slot {worker.slot} lost {worker}; a replacement starts {when}: {trouble}")
+        text = f"slot {worker.slot} lost {worker}; a replacement starts {when}: {trouble}"
+        self._say_of(worker, logging.ERROR, "slot_failed", text, reason=slot.trouble, delay=delay)
 
     def _filling(self, slot: int) -> list[Worker]:
         """The workers of the current generation that fill `slot` and do not want to be replaced."""
@@ -395,7 +437,8 @@ class Supervisor:
         for worker in [w for w in self.workers.values() if self._now >= w.deadline]:
             worker.deadline = math.inf
             if worker.state is WorkerState.STARTING:
-                timeout = f"it was not ready after {self.policy.startup_timeout:g} s (--startup-timeout)"
+                allowed = worker.generation.policy.startup_timeout
+                timeout = f"it was not ready after {allowed:g} s (--startup-timeout)"
                 self._kill(worker, timeout)
                 worker.become(WorkerState.ENDING)
                 self._start_failed(worker, timeout)
@@ -414,6 +457,7 @@ class Supervisor:
                 generation.become(GenerationState.GONE)
                 del self.generations[generation.number]
                 self._do(e.ForgetGeneration(generation))
+                self._say_ended(generation)
         if self.state in _RELOADABLE | _SERVING:
             self._begin_wanted_reload()
             self._fill_slots()
@@ -424,13 +468,17 @@ class Supervisor:
             self._await_one_that_serves()
         if self.state in (ServerState.STOPPING, ServerState.ENDING) and not self.workers:
             self._become(ServerState.STOPPED)
-            self._do(e.ClosePorts(), self._outcome)
+            self._do(e.ClosePorts())
+            self._say(logging.DEBUG, "stopped", f"all has ended; lost: {counted(self.lost, 'request')}", lost=self.lost)
+            self._do(self._outcome)
 
     def _alive(self, generation: Generation) -> bool:
         return any(worker.generation is generation for worker in self.workers.values())
 
     def _begin_wanted_reload(self) -> None:
-        if self.reload_wanted is None or self.candidate is not None or self.current is None:
+        if self.reload_wanted is None or self.current is None:
+            return
+        if self.candidate is not None or self.preparation is not None:
             return
         if len(self.generations) >= self.policy.max_generations:
             if not self._waiting_said:
@@ -440,12 +488,13 @@ class Supervisor:
                     f"reload waits: {len(self.generations)} generations are alive (--max-generations); "
                     f"generation {oldest} still finishes its requests"
                 )
-                self._say(logging.WARNING, text)
+                self._say(logging.WARNING, "reload_waiting", text, oldest=oldest)
                 self._do(e.Announce("status", text))
             return
         self._waiting_said = False
-        tickets, self.reload_wanted = self.reload_wanted, None
-        self._begin_generation(tickets)
+        self.preparation = Preparation(self.reload_wanted, self._count, self._now)
+        self.reload_wanted = None
+        self._do(e.PrepareReload(self.reload_by))
 
     def _fill_slots(self) -> None:
         """Give every slot that should have one a worker of the current generation; retire those of other slots."""
@@ -474,9 +523,12 @@ class Supervisor:
             starting = self._in(WorkerState.STARTING)
             if worker.generation is self.current:
                 starting = [w for w in starting if w.generation is self.current]
-            if len(starting) < self.policy.start_concurrency:
-                worker.become(WorkerState.STARTING, self._now + self.policy.startup_timeout)
+            policy = worker.generation.policy
+            if len(starting) < policy.start_concurrency:
+                worker.become(WorkerState.STARTING, self._now + policy.startup_timeout)
                 self._do(e.Start(worker))
+                cause = worker.cause.value
+                self._say_of(worker, logging.DEBUG, "worker_started", f"{worker} starts ({cause})", cause=cause)
 
     def _advance_candidate(self) -> None:
         generation = self.candidate
@@ -536,7 +588,7 @@ class Supervisor:
             self._leave(worker, reason)
 
     def _retire(self, worker: Worker, reason: str) -> None:
-        policy = self.policy
+        policy = worker.generation.policy
         allowed = policy.graceful_timeout + policy.shutdown_timeout + HAMMER_MARGIN
         worker.reason = reason
         worker.become(WorkerState.RETIRING, self._now + allowed)
@@ -544,6 +596,7 @@ class Supervisor:
         if not stopping:
             self._introduce(worker)
         self._do(e.TellRetire(worker, reason, drain_queue=stopping))
+        self._say_of(worker, logging.DEBUG, "worker_retiring", f"{worker} retires ({reason})", reason=reason)
 
     def _introduce(self, sender: Worker) -> None:
         """Connect a retiring worker with the workers that serve now, unless it retires for a stop."""
@@ -575,6 +628,9 @@ class Supervisor:
         """No reload goes on or begins any more."""
         tickets = list(self.reload_wanted or [])
         self.reload_wanted = None
+        if self.preparation is not None:
+            preparation, self.preparation = self.preparation, None
+            tickets += preparation.tickets
         if self.candidate is not None:
             generation, self.candidate = self.candidate, None
             tickets += generation.tickets
@@ -588,7 +644,9 @@ class Supervisor:
         self._deadline = math.inf
         self._refuse_reloads()
         self._do(e.Announce("stopping", "stopping"))
-        self._say(logging.INFO, f"stopping: requests in progress have {self.policy.graceful_timeout:g} s")
+        allowed = self.policy.graceful_timeout
+        text = f"stopping: requests in progress have {allowed:g} s"
+        self._say(logging.INFO, "stopping", text, delay=0.0, timeout=allowed)
         self._do(e.ShutOut())
 
     def _on_shut_out(self, event: e.ShutOutDone) -> None:
@@ -615,7 +673,7 @@ class Supervisor:
 
     def _leave_start(self, text: str) -> None:
         self._become(ServerState.STOPPING)
-        self._say(logging.INFO, text)
+        self._say(logging.INFO, "stopping", text)
         self._refuse_reloads()
 
     # Small things
@@ -629,5 +687,16 @@ class Supervisor:
     def _do(self, *actions: e.Action) -> None:
         self._actions += actions
 
-    def _say(self, level: int, text: str, detail: str = "") -> None:
-        self._do(e.Say(level, text, detail))
+    def _say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+        self._do(e.Say(level, event, text, detail, about))
+
+    def _say_of(self, worker: Worker, level: int, event: str, text: str, **about: Any) -> None:
+        """`worker` in the record is the number of the process in its listener's life; the shell adds the PID."""
+        who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
+        self._do(e.Say(level, event, text, "", who | about))
+
+    def _say_ended(self, generation: Generation) -> None:
+        cut, passed = generation.cut, generation.handed_over
+        text = f"generation {generation.number} has ended: {counted(passed, 'connection')} handed over, "
+        about: dict[str, Any] = {"generation": generation.number, "handed_over": passed, "cut": cut}
+        self._say(logging.DEBUG, "generation_ended", text + f"{counted(cut, 'request')} cut", **about)

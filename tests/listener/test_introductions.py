@@ -6,9 +6,10 @@ import pytest
 
 from server.listener.events import Action, TellVerdict
 from server.listener.introductions import Introductions
-from server.listener.lifecycle import Cause, Generation, Slot, Worker
+from server.listener.lifecycle import Cause, Generation, Policy, Slot, Worker
 
-GENERATION = Generation(1, 3, 0, [], 0.0)
+POLICY = Policy(3, 1, 3, 60.0, 30.0, 10.0, 0.0)
+GENERATION = Generation(1, POLICY, 3, 0, [], 0.0)
 
 
 def worker(number: int) -> Worker:

@@ -14,12 +14,13 @@ from server.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
 from server.listener.lifecycle import (
     GenerationState,
     IllegalTransition,
+    Policy,
     ServerState,
     Worker,
     WorkerState,
     advance,
 )
-from server.listener.supervisor import END_TIMEOUT, HAMMER_MARGIN, SWITCH_TIMEOUT, Policy, Supervisor
+from server.listener.supervisor import END_TIMEOUT, HAMMER_MARGIN, SWITCH_TIMEOUT, Supervisor
 
 POLICY = Policy(
     workers=2,
@@ -38,13 +39,18 @@ class Shell:
 
     def __init__(self, **policy: float) -> None:
         self.now = 100.0
-        self.supervisor = Supervisor(dataclasses.replace(POLICY, **policy))  # type: ignore[arg-type]
+        self.policy = dataclasses.replace(POLICY, **policy)  # type: ignore[arg-type]
+        """What the configuration says when it is read again."""
+        self.prepares = True
+        self.supervisor = Supervisor(self.policy)
         self.done: list[e.Action] = self.supervisor.start(self.now)
 
     def send(self, event: e.Event, after: float = 0.0) -> list[e.Action]:
         self.now += after
         actions = self.supervisor.handle(event, self.now)
         self.done += actions
+        if self.prepares and any(isinstance(action, e.PrepareReload) for action in actions):
+            actions += self.send(e.ReloadPrepared(self.policy))
         return actions
 
     def tick_at_deadline(self) -> list[e.Action]:
@@ -599,7 +605,7 @@ def test_a_quick_stop_lets_go_of_everything_and_a_second_one_kills() -> None:
     assert {kill.worker for kill in shell.of(e.Kill)} == {starting, third}
     shell.send(e.WorkerDied(starting, "signal SIGKILL"))
     shell.send(e.WorkerDied(third, "signal SIGKILL", in_flight=2))
-    assert "cut: 2 requests" in shell.of(e.Say)[-1].text
+    assert any("cut: 2 requests" in said.text for said in shell.of(e.Say))
     assert shell.of(e.Exit) == [e.Exit(0)]
 
 
@@ -660,7 +666,7 @@ def test_what_dies_in_a_generation_that_was_given_up_is_counted() -> None:
     shell.send(e.StopAsked())
     assert new.state is WorkerState.RETIRING
     shell.send(e.WorkerDied(new, "signal SIGSEGV", in_flight=1))
-    assert "lost: 1 request" in shell.of(e.Say)[-1].text
+    assert any("lost: 1 request" in said.text for said in shell.of(e.Say))
 
 
 def test_a_start_that_fails_once_the_stop_has_begun_is_passed_over() -> None:
@@ -682,3 +688,86 @@ def test_a_worker_that_is_ending_keeps_its_deadline_over_a_quick_stop() -> None:
     shell.send(e.QuickStopAsked(), after=1.0)
     assert failed.deadline == deadline == shell.supervisor.next_deadline()
     assert [quit_.worker for quit_ in shell.of(e.TellQuit)] == [starting]
+
+
+def test_a_reload_is_prepared_before_anything_of_it_begins() -> None:
+    shell = Shell().up()
+    shell.prepares = False
+    shell.send(e.ReloadAsked(ticket=1, by="serve reload"))
+    assert shell.of(e.PrepareReload) == [e.PrepareReload("serve reload")]
+    shell.send(e.ReloadAsked(ticket=2))
+    assert len(shell.of(e.PrepareReload)) == 1
+    assert not shell.of(e.Start)
+    shell.send(e.ReloadPrepared(None, "the hook says no", "its output"))
+    assert shell.of(e.Answer) == [
+        e.Answer(1, False, "reload refused, generation 1 serves on: the hook says no", "its output")
+    ]
+    assert shell.supervisor.failed_reloads == 1
+    assert len(shell.of(e.PrepareReload)) == 2, "the second one was asked for while the first was prepared"
+
+
+def test_a_stop_gives_up_a_reload_that_is_prepared() -> None:
+    shell = Shell().up()
+    shell.prepares = False
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.StopAsked())
+    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, False)]
+    shell.send(e.ReloadPrepared(shell.policy))
+    assert not shell.of(e.Start)
+
+
+def test_a_lame_duck_that_began_while_its_reload_was_prepared_outlives_it() -> None:
+    shell = Shell().up()
+    shell.prepares = False
+    shell.send(e.ReloadAsked())
+    shell.send(e.LameDuckAsked(on=True))
+    shell.send(e.ReloadPrepared(shell.policy))
+    shell.make_ready()
+    shell.accept()
+    assert shell.supervisor.reloads == 1
+    assert shell.supervisor.lame_duck is not None
+
+
+def test_a_new_configuration_counts_from_the_switch_on_and_not_if_it_is_refused() -> None:
+    shell = Shell().up()
+    shell.policy = dataclasses.replace(shell.policy, workers=3, graceful_timeout=5.0)
+    shell.send(e.ReloadAsked())
+    shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "no such module"))
+    shell.reap(WorkerState.STARTING, WorkerState.ENDING)
+    assert (shell.supervisor.size, shell.supervisor.policy.graceful_timeout) == (2, 30.0)
+    assert not shell.of(e.Adopt)
+    shell.reload()
+    assert (shell.supervisor.size, shell.supervisor.policy.graceful_timeout) == (3, 5.0)
+    assert [adopted.generation for adopted in shell.of(e.Adopt)] == [shell.supervisor.current]
+
+
+def test_who_scaled_by_hand_keeps_that_size_over_a_reload_that_does_not_change_it() -> None:
+    shell = Shell().up()
+    shell.send(e.ScaleAsked(to=5))
+    shell.make_ready()
+    shell.accept()
+    shell.reload()
+    assert shell.supervisor.size == 5
+    shell.policy = dataclasses.replace(shell.policy, workers=1)
+    shell.reload()
+    assert shell.supervisor.size == 1
+
+
+@pytest.mark.parametrize(("to", "size"), [(4, 4), (1, 1), (0, 1), (2, 2)])
+def test_scaling_to_a_number(to: int, size: int) -> None:
+    shell = Shell().up()
+    shell.send(e.ScaleAsked(to=to))
+    assert shell.supervisor.size == size
+
+
+def test_records_tell_what_they_are_about() -> None:
+    shell = Shell().up()
+    shell.reload()
+    shell.reap(WorkerState.RETIRING)
+    said = [(each.event, each.about.get("generation"), each.about.get("slot")) for each in shell.of(e.Say)]
+    assert said[:2] == [("reload_asked", None, None), ("reload_started", 2, None)]
+    for event in ("worker_started", "worker_ready", "worker_serving"):
+        assert [each[1:] for each in said if each[0] == event] == [(2, 0), (2, 1)]
+    assert ("reload_done", 2, None) in said
+    assert [each[1:] for each in said if each[0] == "worker_finished"] == [(1, 0), (1, 1)]
+    assert said[-1] == ("generation_ended", 1, None)

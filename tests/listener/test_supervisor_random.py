@@ -6,6 +6,7 @@ The machine plays shell and processes: it keeps what it was told to do, lets wor
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, ClassVar
 
@@ -14,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.listener import events as e
-from server.listener.lifecycle import Generation, GenerationState, ServerState, Worker, WorkerState
-from server.listener.supervisor import Policy, Supervisor
+from server.listener.lifecycle import Generation, GenerationState, Policy, ServerState, Worker, WorkerState
+from server.listener.supervisor import Supervisor
 
 RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}
 """States that a worker may be in for ever: nothing is waited for."""
@@ -37,7 +38,7 @@ class SupervisedServer(RuleBasedStateMachine):
         self.killed: set[Worker] = set()
         self.dead: set[Worker] = set()
         self.opened = 0
-        self.opening = self.shutting_out = False
+        self.opening = self.shutting_out = self.preparing = False
         self.asked: set[int] = set()
         self.answers: dict[int, bool] = {}
         self.exits: list[e.Exit] = []
@@ -106,6 +107,9 @@ class SupervisedServer(RuleBasedStateMachine):
                 self.opening = True
             case e.ShutOut():
                 self.shutting_out = True
+            case e.PrepareReload():
+                assert not self.preparing, "one reload is prepared at a time"
+                self.preparing = True
             case e.Exit():
                 self.exits.append(action)
             case e.Answer(ticket, ok, _):
@@ -233,6 +237,13 @@ class SupervisedServer(RuleBasedStateMachine):
         self.send(e.StopAsked() if quick else e.QuickStopAsked())
         if before is ServerState.RUNNING and self.supervisor.state is ServerState.DRAINING and held is not None:
             self.lame_duck = (True, self.count)
+
+    @rule(workers=st.integers(0, 6))
+    def reload_is_prepared(self, workers: int) -> None:
+        if self.preparing:
+            self.preparing = False
+            policy = dataclasses.replace(self.supervisor.policy, workers=workers) if workers else None
+            self.send(e.ReloadPrepared(policy, "" if policy else "a hook says no"))
 
     # What processes do
 

@@ -1,0 +1,207 @@
+"""The worker processes as the listener holds them: started, spoken to, reaped.
+
+It owns the children, their channels and their rows of the scoreboard. What a child says is turned into events, and
+nothing waits for a child: what is said to one lies in its outbox. What is to be done, and when, the supervisor decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import anyio
+from anyio.abc import TaskGroup
+
+from server.channel import PROTOCOL, Packet, speaks
+from server.config import Config
+from server.errors import ChannelError, UsageError
+from server.listener import events as e
+from server.listener.child import Child, describe, handover_pair, spawn
+from server.listener.lifecycle import Worker
+from server.listener.release import Release
+from server.listener.sockets import Listening
+from server.scoreboard import Cell, Scoreboard
+
+ROWS = 1024
+"""Processes that may be alive at once."""
+SLOTS = 256
+"""Slots with totals of their own; further ones share the last."""
+
+log = logging.getLogger("serve")
+
+
+class Crew:
+    """The children of one listener."""
+
+    def __init__(self, listening: Sequence[Listening], post: Callable[[e.Event], None]) -> None:
+        self.listening = listening
+        self.post = post
+        self.tasks: TaskGroup
+        """Where the channels are served; set before the first start."""
+        self.scoreboard = Scoreboard.create(ROWS, SLOTS)
+        self.children: dict[int, Child] = {}  # by PID
+        self._free_rows = list(range(ROWS - 1, -1, -1))
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self.children.values()))
+
+    def of(self, worker: Worker) -> Child | None:
+        """The process of `worker`, if it has one."""
+        return next((child for child in self.children.values() if child.worker is worker), None)
+
+    def silent_for(self, child: Child) -> float:
+        """Seconds since the child's event loop was last heard of, 0.0 if it never was."""
+        beat = self.scoreboard.row(child.row)[Cell.HEARTBEAT]
+        return max(0.0, (time.monotonic_ns() - beat) / 1e9) if beat else 0.0
+
+    # Beginning and end
+
+    def start(self, worker: Worker, release: Release | UsageError, config: Config) -> None:
+        """Start `worker`'s process; what prevents it is told as its failure and death."""
+        try:
+            if isinstance(release, UsageError):
+                raise release
+            child = self._spawn(worker, release)
+        except Exception as error:
+            if not isinstance(error, (UsageError, OSError)):
+                log.exception("%s could not be started", worker)
+            self.post(e.WorkerFailed(worker, str(error), usage=isinstance(error, UsageError)))
+            self.post(e.WorkerDied(worker, "it was never started"))
+            return
+        self.children[child.pid] = child
+        self.attend(child)
+        child.outbox.tell(
+            {
+                "type": "welcome",
+                "protocol": PROTOCOL,
+                "generation": worker.generation.number,
+                "slot": worker.slot,
+                "row": child.row,
+                "config": config.to_json(),
+                "directory": release.directory,
+                "app_dir": release.app_dir,
+                "sockets": [listening.describe() for listening in self.listening],
+            },
+            lent=[self.scoreboard.fd, *(listening.socket.fileno() for listening in self.listening)],
+        )
+
+    def attend(self, child: Child) -> None:
+        """Serve the child's channel from here on."""
+        self.tasks.start_soon(self._send_to, child)
+        self.tasks.start_soon(self._listen_to, child)
+
+    def _spawn(self, worker: Worker, release: Release) -> Child:
+        if not self._free_rows:
+            raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
+        child = spawn(worker, release, self._free_rows[-1])
+        self._free_rows.pop()
+        cells = self.scoreboard.row(child.row)
+        cells[Cell.PID], cells[Cell.GENERATION], cells[Cell.SLOT] = child.pid, worker.generation.number, worker.slot
+        log.debug("%s has PID %d", worker, child.pid)
+        return child
+
+    def reaped(self, pid: int, wait_status: int) -> bool:
+        """A process has ended; False if it was no child of ours."""
+        child = self.children.pop(pid, None)
+        if child is None:
+            return False
+        in_flight = self.scoreboard.row(child.row)[Cell.IN_FLIGHT]
+        try:
+            self._read_rest(child)
+            self.scoreboard.fold(child.row, child.worker.slot)
+            self._free_rows.append(child.row)
+            child.close()
+        except Exception:
+            log.exception("not all that belonged to %s could be given back", child.worker)
+        self.post(e.WorkerDied(child.worker, describe(wait_status), in_flight))
+        return True
+
+    def kill(self, worker: Worker) -> int:
+        """SIGKILL; return how many requests and WebSockets are in its hands."""
+        if (child := self.of(worker)) is None:
+            return 0
+        cells = self.scoreboard.row(child.row)
+        cut: int = cells[Cell.IN_FLIGHT] + cells[Cell.WEBSOCKETS]
+        child.kill()
+        return cut
+
+    # What is said to them
+
+    def tell(self, worker: Worker, packet: Packet, given: tuple[int, ...] = ()) -> None:
+        """Say something to a worker, with descriptors that are closed here once it has them."""
+        child = self.of(worker)
+        if child is None:
+            for descriptor in given:
+                os.close(descriptor)
+        else:
+            child.outbox.tell(packet, given=given)
+
+    def introduce(self, sender: Worker, receiver: Worker, pair: int) -> None:
+        """Connect two workers for hand-overs."""
+        there = self.of(receiver)
+        if there is None or self.of(sender) is None:
+            return
+        sends, receives = handover_pair()
+        there.outbox.tell({"type": "receive", "pair": pair}, given=[receives])
+        self.tell(sender, {"type": "receiver", "pair": pair, "row": there.row}, given=(sends,))
+
+    async def _send_to(self, child: Child) -> None:
+        """Send what lies in the child's outbox until it is closed."""
+        try:
+            await child.outbox.run()
+        except Exception:
+            log.exception("%s cannot be spoken to and is killed", child.worker)
+            if child.pid in self.children:
+                child.kill()
+
+    # What they say
+
+    async def _listen_to(self, child: Child) -> None:
+        """Take the child's packets until its end of the channel closes; its death is told by SIGCHLD."""
+        try:
+            while True:
+                packet, descriptors = await child.channel.receive()
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                self._take_packet(child, packet)
+        except (EOFError, anyio.ClosedResourceError):
+            pass
+        except (ChannelError, OSError, LookupError, ValueError, TypeError) as error:
+            if child.pid in self.children:
+                log.error("%s broke the protocol and is killed: %r", child.worker, error)
+                child.kill()
+
+    def _read_rest(self, child: Child) -> None:
+        """What the child said last is handled before its death is."""
+        try:
+            while (received := child.channel.try_receive()) is not None:
+                self._take_packet(child, received[0])
+        except (EOFError, ChannelError, LookupError, ValueError, TypeError):
+            pass
+
+    def _take_packet(self, child: Child, packet: Packet) -> None:
+        worker = child.worker
+        match packet["type"]:
+            case "hello":
+                if not speaks(packet.get("protocol")):
+                    text = f"it speaks version {packet.get('protocol')} of the channel, this listener {PROTOCOL}"
+                    self.post(e.WorkerFailed(worker, f"{text}; restart the server to change to that version"))
+            case "ready":
+                self.post(e.WorkerReady(worker))
+            case "failed":
+                detail = str(packet.get("detail", ""))
+                self.post(e.WorkerFailed(worker, packet["message"], detail, bool(packet.get("usage"))))
+            case "accepts":
+                self.post(e.WorkerAccepts(worker))
+            case "recycle":
+                self.post(e.WorkerWantsReplacement(worker, str(packet["reason"])))
+            case "finished":
+                self.post(e.WorkerFinished(worker, packet))
+            case "withdrawn":
+                self.post(e.PairWithdrawn(worker, int(packet["pair"])))
+            case "orphaned":
+                self.post(e.PairOrphaned(worker, int(packet["pair"])))
+            case other:
+                log.debug("%s sent a packet of type %r, which this version does not know", worker, other)

@@ -1,0 +1,47 @@
+"""What has happened to the server: the last records and reloads, and how often workers were started again, and why.
+
+Made of the records that the listener tells everybody (docs/events.md); bounded, so that a server may run for years.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, Final
+
+RECORDS: Final = 200
+RELOADS: Final = 50
+
+Record = dict[str, Any]
+"""`at` (unix time, s), `level`, `event`, `text`, `detail`, and what it is about; JSON-compatible."""
+
+KEPT_OF_RELOADS: Final = ("at", "seconds", "generation", "reason")
+OUTCOMES: Final = {"reload_done": "done", "reload_refused": "refused"}
+
+
+class History:
+    """Takes every record, in order."""
+
+    def __init__(self) -> None:
+        self.records: collections.deque[Record] = collections.deque(maxlen=RECORDS)
+        """Those that the log shows by default: debug ones are not kept."""
+        self.reloads: collections.deque[Record] = collections.deque(maxlen=RELOADS)
+        """`at`, `outcome` (done, refused), `seconds`, `generation` (none if it never began), `reason`."""
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        """Reloads since the start, by outcome."""
+        self.reload_seconds = 0.0
+        """Time that they took, added up."""
+        self.starts: collections.Counter[str] = collections.Counter()
+        """Workers started since the start of the server, by cause (`server.listener.lifecycle.Cause`)."""
+
+    def add(self, record: Record) -> None:
+        """Remember what is worth it."""
+        event = record["event"]
+        if event == "worker_started":
+            self.starts[record["cause"]] += 1
+        if outcome := OUTCOMES.get(event):
+            self.outcomes[outcome] += 1
+            self.reload_seconds += record.get("seconds", 0.0)
+            kept: Record = {name: record[name] for name in KEPT_OF_RELOADS if name in record}
+            self.reloads.append(kept | {"outcome": outcome})
+        if record["level"] != "debug":
+            self.records.append(record)
