@@ -19,7 +19,7 @@ from server import __version__
 from server.config import GROUPS, Option, flag, flag_off, options
 from server.errors import ServeError, UsageError
 from server.output import say
-from server.settings import Given, build, kind, several
+from server.settings import Given, kind, read, several
 
 WIDTH: Final = 100
 UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space
@@ -146,12 +146,12 @@ def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
     request; kill -USR2 makes the health endpoint fail, so that a load balancer lets go first; kill -TERM stops
     gracefully.
     """
-    check_application(app)
-    assert app is not None
-    config = build(app, _given(context, values), os.environ)
+    if app:
+        check_application(app)
+    settings = read(app or "", _given(context, values), os.environ)
     from server.listener.main import run
 
-    return run(config)
+    return run(settings)
 
 
 def check_application(app: str | None) -> None:

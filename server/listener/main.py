@@ -21,10 +21,12 @@ import anyio
 from anyio.abc import TaskGroup
 
 from server import logs, output
-from server.config import Config
+from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
 from server.listener import events as e
 from server.listener import notify, release, sockets
+from server.listener.admin import Admin
+from server.listener.admin_state import admin_state
 from server.listener.control import ControlServer
 from server.listener.crew import Crew
 from server.listener.history import History, Record
@@ -33,8 +35,11 @@ from server.listener.pidfile import PidFile
 from server.listener.processes import Processes
 from server.listener.status import status
 from server.listener.supervisor import Supervisor
+from server.settings import Settings, written
 from server.signals import LISTENER_SIGNALS
 
+READ_TIME = 10.0
+"""Seconds that reading the configuration may take in a reload; then the reload is refused."""
 HANDSHAKE_TIME = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
 
@@ -70,15 +75,17 @@ def policy_of(config: Config) -> Policy:
 class Plan:
     """What one generation is made with."""
 
-    config: Config
+    settings: Settings
     release: release.Release | UsageError
 
 
 class Listener:
     """One server. `run` returns when it has ended."""
 
-    def __init__(self, config: Config, listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
-        self.config = config
+    def __init__(self, settings: Settings, listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
+        config = settings.config
+        self.settings = settings
+        """What the current generation was made with."""
         self.listening = listening
         self.pid_file = pid_file
         self.started = time.monotonic()
@@ -89,10 +96,11 @@ class Listener:
         self.history = History()
         self.plans: dict[Generation, Plan] = {}
         self.exit: e.Exit | None = None
-        self._upcoming = config
+        self._upcoming = settings
         """What the next generation is configured with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
+        self.admin = Admin(config, admin, listening, self.crew.scoreboard, self.processes, self._admin_state, self.history)
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
 
@@ -100,16 +108,22 @@ class Listener:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
             self.crew.tasks = self._tasks
-            if self.config.control_socket:  # before the signals: threads made on the way inherit that they are blocked
+            if (
+                self.settings.config.control_socket
+            ):  # before the signals: threads made on the way inherit that they are blocked
                 await self._tasks.start(self.control.serve)
             await self._tasks.start(self._watch_signals)
+            self.admin.listen()
+            self._tasks.start_soon(self.admin.run)
             self._perform_all(self.supervisor.start(time.monotonic()))
             while self.exit is None:
                 event: e.Event = e.Tick()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
                 self._perform_all(self._decide(event))
+                self.admin.changed()
             await self.control.finish()
+            await self.admin.finish()
             self._tasks.cancel_scope.cancel()
         self._events.close()
         self._post.close()
@@ -173,14 +187,14 @@ class Listener:
             case e.PrepareReload(by):
                 self._tasks.start_soon(self._prepare_reload, by)
             case e.PrepareGeneration(generation):
-                self.plans[generation] = Plan(self._upcoming, self._resolve(self._upcoming))
+                self.plans[generation] = Plan(self._upcoming, self._resolve(self._upcoming.config))
             case e.Adopt(generation):
-                self._adopt(self.plans[generation].config)
+                self._adopt(self.plans[generation].settings)
             case e.ForgetGeneration(generation):
                 self.plans.pop(generation, None)
             case e.Start(worker):
                 plan = self.plans[worker.generation]
-                self.crew.start(worker, plan.release, plan.config)
+                self.crew.start(worker, plan.release, plan.settings.config)
             case e.OpenPorts():
                 self._open_ports()
             case e.ShutOut():
@@ -203,13 +217,18 @@ class Listener:
             case e.Kill(worker, why):
                 in_flight = self.crew.kill(worker)
                 text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
-                about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
+                about: dict[str, Any] = {
+                    "worker": worker.id,
+                    "generation": worker.generation.number,
+                    "slot": worker.slot,
+                }
                 about |= {"reason": why, "in_flight": in_flight}
                 self._happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
             case e.SetLameDuck(on):
                 self.crew.scoreboard.lame_duck = time.monotonic_ns() if on else 0
             case e.ReopenLogs():
                 logs.reopen()
+                self.admin.reopen()
             case e.Say():
                 self._happened(action)
             case e.Answer(ticket, ok, text, detail):
@@ -221,16 +240,26 @@ class Listener:
 
     async def _prepare_reload(self, by: str) -> None:
         """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
-        policy, trouble = None, ""
+        policy, trouble, detail = None, "", ""
         try:
-            config = self.config
-            self._upcoming, policy = config, policy_of(config)
+            settings = await self._read_settings()
+            if not (trouble := self.settings.not_live(settings)):
+                self._upcoming, policy = settings, policy_of(settings.config)
         except UsageError as error:
             trouble = str(error)
         except Exception as error:
             log.exception("the reload could not be prepared")
             trouble = f"it could not be prepared: {error!r}"
-        self.post(e.ReloadPrepared(policy, trouble))
+        self.post(e.ReloadPrepared(policy, trouble, detail))
+
+    async def _read_settings(self) -> Settings:
+        """Read the configuration in a thread: a file may lie on a disk that does not answer.
+
+        Raises UsageError for what is wrong with it, also that it cannot be read within `READ_TIME`.
+        """
+        with anyio.move_on_after(READ_TIME):
+            return await anyio.to_thread.run_sync(self.settings.again, abandon_on_cancel=True)
+        raise UsageError(f"the configuration could not be read within {READ_TIME:g} s; is its disk well?")
 
     def _resolve(self, config: Config) -> release.Release | UsageError:
         try:
@@ -238,9 +267,16 @@ class Listener:
         except UsageError as error:
             return error
 
-    def _adopt(self, config: Config) -> None:
-        """The generation that was made with `config` serves."""
-        self.config = config
+    def _adopt(self, settings: Settings) -> None:
+        """The generation that was made with `settings` serves."""
+        before, self.settings = self.settings, settings
+        if changed := before.changed(settings):
+            told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
+            self._happened(e.Say(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed}))
+            try:
+                logs.configure(settings.config, "listener")
+            except UsageError as error:
+                log.error("the log goes on as it was: %s", error)
 
     def _happened(self, said: e.Say) -> None:
         """Log it, and tell everybody who wants to know."""
@@ -255,11 +291,12 @@ class Listener:
         record: Record = {**about, **what, "detail": said.detail}
         self.history.add(record)
         self.control.happened(record)
+        self.admin.happened(record)
 
     def _open_ports(self) -> None:
         try:
             for listening in self.listening:
-                listening.listen(self.config.backlog)
+                listening.listen(self.settings.config.backlog)
         except (OSError, ServeError) as error:
             self.post(e.PortsOpened(str(error)))
         else:
@@ -284,6 +321,8 @@ class Listener:
                 if self.supervisor.reloads == 0 and self.supervisor.failed_reloads == 0:
                     where = ", ".join(listening.name for listening in self.listening)
                     log.info("serving on %s", where)
+                    if self.admin.names:
+                        log.info("metrics and the page that shows them: %s", ", ".join(self.admin.names))
                 notify.ready(text)
             case "reloading":
                 notify.reloading(text)
@@ -299,33 +338,41 @@ class Listener:
         except UsageError as error:  # such as a full disk: the next reload tries again
             log.error("the pid file is not written: %s", error)
 
+    def _admin_state(self) -> dict[str, Any]:
+        """What the admin process is told of the present state."""
+        return admin_state(self.supervisor, self.crew, self.history)
+
     def status(self) -> dict[str, Any]:
         """What `serve status --json` shows."""
         names = [listening.name for listening in self.listening]
-        return status(self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.config.app)
+        return status(
+            self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.settings.config.app
+        )
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""
-        return {name: {"value": value} for name, value in dataclasses.asdict(self.config).items()}
+        return self.settings.told()
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""
         raise ServeError("the workers of this version cannot tell their stacks")
 
 
-def run(config: Config) -> int:
+def run(settings: Settings) -> int:
     """Run a server until it ends; return its exit status.
 
     Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
     """
+    config = settings.config
     release.resolve(config, release.logical_directory())
     with output.guarded():
         logs.configure(config, "listener")
         pid_file = PidFile(config.pid) if config.pid else None
         listening: list[sockets.Listening] = []
+        admin: list[sockets.Listening] = []
         try:
             listening = sockets.bind(config)
-            end = anyio.run(Listener(config, listening, pid_file).run)
+            end = anyio.run(Listener(settings, listening, pid_file).run)
         finally:
             for each in listening:
                 each.close()
