@@ -27,18 +27,22 @@ def test_messages(manager: socket.socket) -> None:
     notify.ready("generation 1\nserves")
     notify.stopping()
     notify.status("half way")
-    assert [manager.recv(1000) for _ in range(3)] == [
+    notify.extend("3 requests in progress")
+    notify.watchdog()
+    assert [manager.recv(1000) for _ in range(5)] == [
         b"READY=1\nSTATUS=generation 1 serves",
-        b"STOPPING=1",
+        b"STOPPING=1\nEXTEND_TIMEOUT_USEC=15000000",
         b"STATUS=half way",
+        b"EXTEND_TIMEOUT_USEC=15000000\nSTATUS=3 requests in progress",
+        b"WATCHDOG=1",
     ]
 
 
 def test_a_reload_carries_its_time(manager: socket.socket) -> None:
     before = time.monotonic_ns() // 1000
     notify.reloading("generation 2")
-    state, at, text = manager.recv(1000).decode().split("\n")
-    assert (state, text) == ("RELOADING=1", "STATUS=generation 2")
+    state, at, extend, text = manager.recv(1000).decode().split("\n")
+    assert (state, extend, text) == ("RELOADING=1", "EXTEND_TIMEOUT_USEC=15000000", "STATUS=generation 2")
     assert before <= int(at.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
 
 
@@ -47,7 +51,34 @@ def test_a_manager_that_does_not_read_holds_nobody_up(manager: socket.socket) ->
         notify.ready("full")
 
 
-@pytest.mark.parametrize("address", ["", "/no/such/socket", "vsock:1:2"])
+def test_a_manager_that_is_gone_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/no/such/socket")
+    notify.ready()
+    assert notify.wanted()
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "vsock:1:2"])
 def test_without_a_manager_nothing_happens(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     notify.ready()
+    assert not notify.wanted()
+
+
+@pytest.mark.parametrize(
+    ("microseconds", "pid", "seconds"),
+    [
+        ("30000000", str(os.getpid()), 30.0),
+        ("500000", "", 0.5),
+        ("30000000", "1", 0.0),  # somebody else's
+        ("", "", 0.0),
+        ("0", "", 0.0),
+        ("soon", "", 0.0),
+        ("-1", "", 0.0),
+    ],
+)
+def test_the_watchdog_is_fed_by_whom_it_watches(
+    monkeypatch: pytest.MonkeyPatch, microseconds: str, pid: str, seconds: float
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+    monkeypatch.setenv("WATCHDOG_PID", pid)
+    assert notify.watchdog_period() == seconds
