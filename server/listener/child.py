@@ -19,7 +19,11 @@ from server.signals import LISTENER_SIGNALS
 
 def describe(status: int) -> str:
     """How a process ended, from its wait status (waitpid(2))."""
-    code = os.waitstatus_to_exitcode(status)
+    return describe_code(os.waitstatus_to_exitcode(status))
+
+
+def describe_code(code: int) -> str:
+    """How a process ended, from its exit status or the negative number of the signal that ended it."""
     if code >= 0:
         return f"exit status {code}"
     try:
@@ -61,7 +65,7 @@ def spawn(worker: Worker, release: Release, row: int) -> Child:
     output = for_child()
     arguments = [
         release.python,
-        *_SAFE_PATH,
+        *SAFE_PATH,
         *("-m", "server.worker", "--channel", str(theirs.fileno()), "--output", output.argument()),
         *("--generation", str(worker.generation.number), "--slot", str(worker.slot)),
     ]
@@ -97,7 +101,7 @@ def _safe_path_flag() -> list[str]:
         return ["-P"]
 
 
-_SAFE_PATH: Final = _safe_path_flag()
+SAFE_PATH: Final = _safe_path_flag()
 """Found out once: the directory that the listener was started in may be removed by a deploy."""
 
 

@@ -28,8 +28,8 @@ class History:
         """`at`, `outcome` (done, refused), `seconds`, `generation` (none if it never began), `reason`."""
         self.outcomes: collections.Counter[str] = collections.Counter()
         """Reloads since the start, by outcome."""
-        self.reload_seconds = 0.0
-        """Time that they took, added up."""
+        self.reload_seconds: dict[str, float] = {}
+        """Time that they took, added up by outcome."""
         self.starts: collections.Counter[str] = collections.Counter()
         """Workers started since the start of the server, by cause (`server.listener.lifecycle.Cause`)."""
 
@@ -40,7 +40,7 @@ class History:
             self.starts[record["cause"]] += 1
         if outcome := OUTCOMES.get(event):
             self.outcomes[outcome] += 1
-            self.reload_seconds += record.get("seconds", 0.0)
+            self.reload_seconds[outcome] = self.reload_seconds.get(outcome, 0.0) + record.get("seconds", 0.0)
             kept: Record = {name: record[name] for name in KEPT_OF_RELOADS if name in record}
             self.reloads.append(kept | {"outcome": outcome})
         if record["level"] != "debug":

@@ -24,7 +24,7 @@ from server import logs, output
 from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
 from server.listener import events as e
-from server.listener import notify, release, sockets
+from server.listener import changes, notify, release, sockets
 from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
 from server.listener.control import ControlServer
@@ -82,7 +82,14 @@ class Plan:
 class Listener:
     """One server. `run` returns when it has ended."""
 
-    def __init__(self, settings: Settings, listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listening: list[sockets.Listening],
+        pid_file: PidFile | None,
+        admin: list[sockets.Listening],
+    ) -> None:
+        """`listening` are the application's sockets, `admin` those of --admin."""
         config = settings.config
         self.settings = settings
         """What the current generation was made with."""
@@ -100,7 +107,8 @@ class Listener:
         """What the next generation is configured with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
-        self.admin = Admin(config, admin, listening, self.crew.scoreboard, self.processes, self._admin_state, self.history)
+        board = self.crew.scoreboard
+        self.admin = Admin(config, admin, listening, board, self.processes, self._admin_state, self.history)
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
 
@@ -113,8 +121,10 @@ class Listener:
             ):  # before the signals: threads made on the way inherit that they are blocked
                 await self._tasks.start(self.control.serve)
             await self._tasks.start(self._watch_signals)
-            self.admin.listen()
             self._tasks.start_soon(self.admin.run)
+            if self.settings.config.reload:
+                changing = changes.Changes(self.settings, self.processes, self.post, self._happened)
+                self._tasks.start_soon(changing.run)
             self._perform_all(self.supervisor.start(time.monotonic()))
             while self.exit is None:
                 event: e.Event = e.Tick()
@@ -365,6 +375,8 @@ def run(settings: Settings) -> int:
     """
     config = settings.config
     release.resolve(config, release.logical_directory())
+    if config.reload:
+        changes.require(settings)
     with output.guarded():
         logs.configure(config, "listener")
         pid_file = PidFile(config.pid) if config.pid else None
@@ -372,9 +384,12 @@ def run(settings: Settings) -> int:
         admin: list[sockets.Listening] = []
         try:
             listening = sockets.bind(config)
-            end = anyio.run(Listener(settings, listening, pid_file).run)
+            admin = sockets.bind_admin(config, listening)
+            listener = Listener(settings, listening, pid_file, admin)
+            listener.admin.listen()
+            end = anyio.run(listener.run)
         finally:
-            for each in listening:
+            for each in listening + admin:
                 each.close()
             if pid_file is not None:
                 pid_file.remove()

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from server.config import Config
 from server.errors import ServeError, UsageError
-from server.listener.addresses import TcpAddress, UnixAddress, addresses
+from server.listener.addresses import TcpAddress, UnixAddress, addresses, parse_address
 from server.listener.inherited import from_descriptor, from_service_manager
 from server.listener.path_lock import InUseError, PathLock
 from server.listener.port_holder import holder_of_port
@@ -118,6 +118,13 @@ def bind(config: Config) -> list[Listening]:
             listening.close()
         raise
     return made
+
+
+def bind_admin(config: Config, others: list[Listening]) -> list[Listening]:
+    """Take the address of --admin, if there is one, beside the `others`; it does not listen yet. Raises as `bind`."""
+    if not config.admin:
+        return []
+    return _bind_until(time.monotonic() + config.bind_timeout, parse_address(config.admin), config, others)
 
 
 def _inherited(made: socket.socket, label: str) -> Listening:

@@ -38,10 +38,11 @@ def main() -> None:
     guard = output.adopt(arguments.output)
     end = socket.socket(fileno=arguments.channel)
     end.set_inheritable(False)
-    packet, descriptors = _welcome(end)
+    packet, descriptors = welcome(end)
     config = Config.from_json(packet["config"])
-    _name_process(packet)
-    logs.configure(config, f"worker {packet['slot']}.{packet['generation']}")
+    name_process(f"serve-w{packet['slot']}.{packet['generation']}")
+    slot, generation = packet["slot"], packet["generation"]
+    logs.configure(config, f"worker {slot}.{generation}", generation=generation, slot=slot)
     channel = Channel(end)
     _tell(channel, {"type": "hello", "protocol": PROTOCOL})
     try:
@@ -50,7 +51,7 @@ def main() -> None:
         _tell(channel, {"type": "failed", "message": f"the worker could not be set up: {error}", "usage": True})
         sys.exit(1)
     scoreboard = Scoreboard(descriptors[0])
-    sockets = [_listening(descriptor) for descriptor in descriptors[1:]]
+    sockets = [listening_socket(descriptor) for descriptor in descriptors[1:]]
     keep_large_blocks()
     loops = LoopFactory(loop_factory(config.loop))
     worker = Worker(config, channel, scoreboard, packet, sockets, loops)
@@ -94,7 +95,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _welcome(end: socket.socket) -> tuple[Packet, list[int]]:
+def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
     """Wait for the listener's first packet; leave if there is none, or if it speaks another version."""
     channel = Channel(end)
     end.settimeout(WELCOME_TIMEOUT)
@@ -117,11 +118,11 @@ def _tell(channel: Channel, packet: Packet) -> None:
         sys.exit(1)
 
 
-def _name_process(packet: Packet) -> None:
-    """Show slot and generation in top(1) and the like (proc(5), /proc/self/comm: 15 bytes)."""
+def name_process(name: str) -> None:
+    """Show this name (15 bytes) in top(1) and the like (proc(5), /proc/self/comm)."""
     try:
         with open("/proc/self/comm", "w", encoding="ascii") as comm:
-            comm.write(f"serve-w{packet['slot']}.{packet['generation']}")
+            comm.write(name)
     except OSError:
         pass
 
@@ -130,6 +131,13 @@ def _move_in(config: Config, packet: Packet) -> None:
     """Take the directory, mask and user that the application is to run with."""
     if config.umask:
         os.umask(int(config.umask, 8))
+    take_account(config)
+    os.chdir(packet["directory"])
+    sys.path.insert(0, packet["app_dir"])
+
+
+def take_account(config: Config) -> None:
+    """Become the user and group that the configuration names. Raises OSError, KeyError."""
     user = _user(config.user) if config.user else None
     group = _group(config.group) if config.group else (user.pw_gid if user else None)
     if group is not None:
@@ -140,8 +148,6 @@ def _move_in(config: Config, packet: Packet) -> None:
     if user is not None:
         os.setuid(user.pw_uid)
         os.environ |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
-    os.chdir(packet["directory"])
-    sys.path.insert(0, packet["app_dir"])
 
 
 def _user(name: str) -> pwd.struct_passwd:
@@ -152,7 +158,8 @@ def _group(name: str) -> int:
     return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
 
 
-def _listening(descriptor: int) -> socket.socket:
+def listening_socket(descriptor: int) -> socket.socket:
+    """The listening socket that came as this descriptor."""
     listening = socket.socket(fileno=descriptor)
     listening.setblocking(False)
     return listening

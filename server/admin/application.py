@@ -1,0 +1,159 @@
+"""The admin page as an ordinary ASGI application; like any other it ends its streams when its worker retires.
+
+    /             the page
+    /metrics      all metrics, as Prometheus reads them (text, or OpenMetrics where that is asked for)
+    /events       server-sent events: what was, once; then a sample each second, and what happens
+    /status.json  the present
+    /-/healthy    answered by the server itself (--health-path)
+
+Everything that the page needs comes from here: it asks no other host for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.resources import files
+from typing import Any, Final
+
+from prometheus_client.exposition import choose_encoder
+
+from server import draining
+from server.admin.metrics import registry
+from server.admin.samples import Samples
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+RETRY: Final = 1000
+"""Milliseconds after which a page comes back when its stream has ended."""
+HERE: Final = files("server.admin") / "page"
+PAGES: Final = {
+    path: (HERE.joinpath(name).read_bytes(), kind)
+    for path, name, kind in (
+        ("/", "index.html", "text/html; charset=utf-8"),
+        ("/page.css", "page.css", "text/css; charset=utf-8"),
+        ("/charts.js", "charts.js", "text/javascript; charset=utf-8"),
+        ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+    )
+}
+ONLY_OURSELVES: Final = (
+    (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+samples: Samples
+"""Set by the admin process before the first request."""
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application (ASGI 3)."""
+    path = str(scope["path"])
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close"})
+    elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
+        await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
+    elif scope["method"] not in ("GET", "HEAD"):
+        await answer(scope, send, b"Only GET and HEAD\n", "text/plain; charset=utf-8", 405, (b"allow", b"GET, HEAD"))
+    elif path in PAGES:
+        await answer(scope, send, *PAGES[path], 200, *ONLY_OURSELVES)
+    elif path == "/metrics":
+        accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+        write, kind = choose_encoder(accepted)
+        await answer(scope, send, write(registry(samples.view)), kind)
+    elif path == "/status.json":
+        await answer(scope, send, encoded({**about(), **samples.now(), "reloads": list(samples.view.reloads)}), JSON)
+    else:
+        await events(scope, receive, send)
+
+
+JSON: Final = "application/json"
+
+
+def about() -> dict[str, Any]:
+    """What does not change while the server lives."""
+    view = samples.view
+    return {
+        "version": view.about["version"],
+        "host": socket.gethostname(),
+        "pid": view.about["pid"],
+        "app": view.about["app"],
+        "listening": [each["name"] for each in view.about["listening"]],
+    }
+
+
+async def answer(
+    scope: Scope, send: Send, body: bytes, kind: str, status: int = 200, *more: tuple[bytes, bytes]
+) -> None:
+    """A whole answer; never kept by a cache, for a new release may bring a new page."""
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def events(scope: Scope, receive: Receive, send: Send) -> None:
+    """Server-sent events until the client has gone or the process leaves; a slow client misses no sample."""
+    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["method"] == "HEAD":
+        await send({"type": "http.response.body"})
+        return
+    gone = asyncio.create_task(disconnected(receive))
+    retires = asyncio.create_task(draining.wait())
+    try:
+        await stream(send, {gone, retires})
+    finally:
+        gone.cancel()
+        retires.cancel()
+    if not gone.done():
+        await send({"type": "http.response.body"})
+
+
+async def stream(send: Send, ends: set[asyncio.Task[Any]]) -> None:
+    """Send what was, then what is, until one of `ends` is done."""
+    view = samples.view
+    number, recorded = samples.taken, view.recorded
+    first = {
+        "about": about(),
+        "samples": list(samples.kept),
+        "records": list(view.records),
+        "reloads": list(view.reloads),
+        "now": samples.now(),
+    }
+    await send(event("hello", first, b"retry: %d\n" % RETRY))
+    while not any(each.done() for each in ends):
+        news = asyncio.create_task(samples.next())
+        await asyncio.wait({news, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        news.cancel()
+        if (missed := min(view.recorded - recorded, len(view.records))) > 0:
+            await send(event("happened", {"records": list(view.records)[-missed:], "reloads": list(view.reloads)}))
+        recorded = view.recorded
+        if samples.taken > number:
+            await send(event("sample", {"samples": samples.since(number), "now": samples.now()}))
+            number = samples.taken
+
+
+def event(name: str, data: Any, more: bytes = b"") -> Message:
+    """One server-sent event."""
+    text = b"%bevent: %b\ndata: %b\n\n" % (more, name.encode(), encoded(data))
+    return {"type": "http.response.body", "body": text, "more_body": True}
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def encoded(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,133 @@
+"""The admin process, from its first instruction to its exit.
+
+It is no worker of a generation: it never runs the application, takes no client of it, and can slow down neither the
+workers nor the listener. Its own page is an ordinary application (`server.admin.application`) on an ordinary worker of
+this server, which has a scoreboard and a channel of its own inside this process; so its requests are never counted
+among the application's. It leaves when the listener's end of its channel closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from typing import Final
+
+import anyio
+
+from server import logs
+from server.admin import application
+from server.admin.samples import Samples
+from server.admin.view import View
+from server.channel import Channel, Outbox, close_descriptors, pair
+from server.config import Config
+from server.errors import ChannelError
+from server.scoreboard import Scoreboard
+from server.worker import last_resort
+from server.worker.main import (
+    ignore_signals,
+    listening_socket,
+    loop_factory,
+    name_process,
+    take_account,
+    welcome,
+)
+from server.worker.wake_order import LoopFactory
+from server.worker.worker import Worker
+
+LAST: Final = 2.5
+"""Seconds that the process has when its listener is gone; then it ends, whatever it does."""
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the admin process whose channel is the descriptor named on the command line; never returns."""
+    ignore_signals()
+    parser = argparse.ArgumentParser(prog="server.admin", description="Started by the listener; not by hand.")
+    parser.add_argument("--channel", type=int, required=True)
+    end = socket.socket(fileno=parser.parse_args().channel)
+    end.set_inheritable(False)
+    packet, descriptors = welcome(end)
+    config = Config.from_json(packet["config"])
+    name_process("serve-admin")
+    logs.configure(config, "admin")
+    try:
+        take_account(config)
+    except (OSError, KeyError) as error:
+        log.error("the admin process could not be set up: %s", error)
+        sys.exit(1)
+    view = View(Scoreboard(descriptors[0], writable=False), packet["about"])
+    sockets = [listening_socket(descriptor) for descriptor in descriptors[1:]]
+    loops = LoopFactory(loop_factory(config.loop))
+    admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
+    last_resort.watch(end.fileno(), lambda: LAST)
+    status = anyio.run(admin.run, backend_options={"loop_factory": loops})
+    os._exit(status)
+
+
+class AdminServer:
+    """One worker of this server, whose listener is this process itself."""
+
+    def __init__(
+        self,
+        config: Config,
+        channel: Channel,
+        view: View,
+        described: list[dict[str, object]],
+        sockets: list[socket.socket],
+        loops: LoopFactory,
+    ) -> None:
+        self._channel = channel
+        self._view = view
+        self._samples = application.samples = Samples(view)
+        ours, theirs = pair()
+        self._inner = Channel(ours)
+        self._orders = Outbox(self._inner)
+        private = Scoreboard.create(rows=1, slots=1)
+        told = {"generation": 0, "slot": 0, "row": 0, "sockets": described}
+        self._worker = Worker(config, Channel(theirs), private, told, sockets, loops)
+        self._status = 0
+
+    async def run(self) -> int:
+        """Serve until the listener is gone; return the exit status."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow)
+            tasks.start_soon(self._orders.run)
+            tasks.start_soon(self._conduct)
+            tasks.start_soon(self._samples.run)
+            status = await self._worker.run()
+            tasks.cancel_scope.cancel()
+        return status or self._status
+
+    async def _follow(self) -> None:
+        """Note what the listener says; its end is ours."""
+        try:
+            while True:
+                packet, descriptors = await self._channel.receive()
+                close_descriptors(descriptors)
+                if packet["type"] == "reopen":
+                    logs.reopen()
+                else:
+                    self._view.take(packet)
+        except (EOFError, OSError):
+            pass
+        except (ChannelError, LookupError, TypeError, ValueError) as error:
+            log.error("what the listener says cannot be understood: %r", error)
+            self._status = 1
+        self._orders.tell({"type": "retire", "reason": "stop", "drain_queue": False})
+
+    async def _conduct(self) -> None:
+        """Be the worker's listener: it may serve as soon as it is ready."""
+        try:
+            while True:
+                packet, _ = await self._inner.receive()
+                match packet["type"]:
+                    case "ready":
+                        self._orders.tell({"type": "serve"})
+                    case "failed":
+                        log.error("the page cannot be served: %s\n%s", packet["message"], packet.get("detail", ""))
+        except (EOFError, OSError, ChannelError):
+            pass

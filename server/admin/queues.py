@@ -1,0 +1,81 @@
+"""How many clients wait in the kernel's accept queues, asked of the kernel by sock_diag(7).
+
+The sockets are known by their inodes: the admin process holds no duplicate of them, which would keep the server's port
+taken after its end. Where the kernel or a sandbox grants no such socket (systemd's RestrictAddressFamilies without
+AF_NETLINK), nothing is known, and nothing is told.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
+SOCK_DIAG_BY_FAMILY: Final = 20  # linux/sock_diag.h
+NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+LISTENING: Final = 1 << 10  # TCP_LISTEN of tcp_states.h, used by unix sockets too
+UDIAG_SHOW_RQLEN: Final = 0x10  # linux/unix_diag.h
+UNIX_DIAG_RQLEN: Final = 4
+ANY: Final = 0xFFFFFFFF
+TIMEOUT: Final = 0.2
+"""Seconds for the kernel's answer, which it gives at once."""
+
+Queue = tuple[int, int]
+"""Clients that wait, and how many may."""
+
+
+def queues(wanted: frozenset[int]) -> dict[int, Queue]:
+    """The accept queues of the listening sockets with these inodes; those that are not told of are missing."""
+    found: dict[int, Queue] = {}
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as asked:
+            asked.settimeout(TIMEOUT)
+            for family in (socket.AF_INET, socket.AF_INET6):
+                if found.keys() < wanted:
+                    request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, LISTENING) + bytes(48)
+                    found |= {inode: queue for inode, queue in _inet(asked, request) if inode in wanted}
+            if found.keys() < wanted:
+                request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, LISTENING, 0, UDIAG_SHOW_RQLEN, ANY, ANY)
+                found |= {inode: queue for inode, queue in _unix(asked, request) if inode in wanted}
+    except OSError:
+        pass
+    return found
+
+
+def _inet(asked: socket.socket, request: bytes) -> Iterator[tuple[int, Queue]]:
+    """struct inet_diag_msg of linux/inet_diag.h."""
+    for message in _dump(asked, request):
+        _, waiting, limit, _, inode = struct.unpack_from("=IIIII", message, 52)
+        yield inode, (waiting, limit)
+
+
+def _unix(asked: socket.socket, request: bytes) -> Iterator[tuple[int, Queue]]:
+    """struct unix_diag_msg and struct unix_diag_rqlen of linux/unix_diag.h."""
+    for message in _dump(asked, request):
+        (inode,) = struct.unpack_from("=I", message, 4)
+        rest = message[16:]
+        while len(rest) >= 4:
+            length, kind = struct.unpack_from("=HH", rest)
+            if kind == UNIX_DIAG_RQLEN:
+                waiting, limit = struct.unpack_from("=II", rest, 4)
+                yield inode, (waiting, limit)
+            rest = rest[(max(length, 4) + 3) & ~3 :]
+
+
+def _dump(asked: socket.socket, request: bytes) -> Iterator[bytes]:
+    """Each message of the kernel's answer (netlink(7)). Raises OSError."""
+    header = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+    asked.send(header + request)
+    while True:
+        data = asked.recv(1 << 18)
+        while len(data) >= 16:
+            length, kind = struct.unpack_from("=IH", data)
+            if kind == NLMSG_DONE:
+                return
+            if kind == NLMSG_ERROR:
+                raise OSError("the kernel does not know sock_diag(7)")
+            yield data[16:length]
+            data = data[(length + 3) & ~3 :]

@@ -1,0 +1,105 @@
+"""What the admin process knows: what the listener told it, and what the scoreboard says now.
+
+The listener's word comes when something has changed, the scoreboard can be read at any moment, also while the listener
+is busy or stopped. It must not know how either is shown.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from typing import Any, Final
+
+from server.admin.queues import Queue, queues
+from server.admin.reading import Reading, Words, read
+from server.channel import Packet
+from server.listener.history import OUTCOMES
+from server.scoreboard import Scoreboard
+
+RECORDS: Final = 200
+RELOADS: Final = 50
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+BEFORE_THE_FIRST: Final[dict[str, Any]] = {
+    "state": "starting",
+    "generation": 0,
+    "starting": None,
+    "reload_waiting": False,
+    "size": 0,
+    "generations": [],
+    "workers": [],
+    "degraded": {},
+    "lame_duck": False,
+    "lost": 0,
+    "reloads": {},
+    "reload_seconds": {},
+    "restarts": {},
+    "last_failure": "",
+}
+"""The state before the listener has told of one (`server.listener.admin_state`)."""
+
+
+class View:
+    """One server as the admin process sees it."""
+
+    def __init__(self, scoreboard: Scoreboard, about: dict[str, Any]) -> None:
+        """`about` is what the listener said of itself and of its sockets, once."""
+        self.about = about
+        self.state: dict[str, Any] = dict(BEFORE_THE_FIRST)
+        self.records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
+        self.reloads: collections.deque[dict[str, Any]] = collections.deque(maxlen=RELOADS)
+        self.recorded = 0
+        """How many records there have been, to tell which of them are new to somebody."""
+        self._scoreboard = scoreboard
+        self._last: Reading | None = None
+
+    def take(self, packet: Packet) -> None:
+        """Note what the listener says."""
+        match packet["type"]:
+            case "state":
+                self.state = {**BEFORE_THE_FIRST, **packet["state"]}
+            case "happened":
+                record = packet["record"]
+                self.records.append(record)
+                self.recorded += 1
+                if outcome := OUTCOMES.get(record["event"]):
+                    self._reload_ended({**record, "outcome": outcome})
+            case "reloads":
+                for reload in packet["reloads"]:
+                    self._reload_ended(reload)
+
+    def _reload_ended(self, reload: dict[str, Any]) -> None:
+        if not self.reloads or reload["at"] > self.reloads[-1]["at"]:  # else it was among those that were told at first
+            self.reloads.append(reload)
+
+    def reading(self) -> Reading:
+        """The scoreboard now; if the listener has been stopped amid a change of it, as it was last."""
+        taken = read(self._scoreboard)
+        if taken is not None:
+            self._last = taken
+        elif self._last is None:
+            self._last = Reading(0.0, 0.0, {}, {}, [0] * self._scoreboard.row_words, self._scoreboard.lame_duck)
+        return self._last
+
+    def queues(self) -> dict[str, Queue]:
+        """The accept queues of the application's sockets by name, as far as they can be known."""
+        by_inode = {each["inode"]: each["name"] for each in self.about["listening"]}
+        return {by_inode[inode]: queue for inode, queue in queues(frozenset(by_inode)).items()}
+
+    def listener(self) -> tuple[float, int] | None:
+        """The listener's processor time (s) and resident memory (bytes; proc(5)); None if that is hidden from us."""
+        try:
+            with open(f"/proc/{self.about['pid']}/stat") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
+
+    def workers(self, reading: Reading) -> list[tuple[dict[str, Any], Words]]:
+        """Each living worker that the listener told of, with its row of `reading`."""
+        return [
+            (worker, words)
+            for worker in self.state["workers"]
+            if (words := reading.rows.get(worker["row"])) is not None
+        ]

@@ -1,0 +1,57 @@
+"""What the admin process is told of the server's present state: what the scoreboard cannot tell.
+
+Small, for it is compared and sent whenever something has happened; workers are told by their row, whose counts the
+process reads by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from server.listener.child import Child
+from server.listener.history import History
+from server.listener.supervisor import Supervisor
+
+TROUBLE: Final = 300
+"""Characters of what is wrong with a slot, or was with the last reload."""
+
+
+def admin_state(supervisor: Supervisor, children: Iterable[Child], history: History) -> dict[str, Any]:
+    """JSON-compatible; `children` are the living ones."""
+    number = 0 if supervisor.current is None else supervisor.current.number
+    workers = [
+        {
+            "row": child.row,
+            "slot": child.worker.slot,
+            "generation": child.worker.generation.number,
+            "state": child.worker.state.value,
+            "cause": child.worker.cause.value,
+            "recycling": bool(child.worker.recycling),
+        }
+        for child in children
+    ]
+    filled = {each["slot"] for each in workers if (each["state"], each["generation"]) == ("serving", number)}
+    return {
+        "state": supervisor.state.value,
+        "generation": number,
+        "starting": None if supervisor.candidate is None else supervisor.candidate.number,
+        "reload_waiting": supervisor.reload_wanted is not None,
+        "size": supervisor.size,
+        "generations": [
+            {"number": each.number, "state": each.state.value, "size": each.size}
+            for each in supervisor.generations.values()
+        ],
+        "workers": sorted(workers, key=lambda each: (each["slot"], each["generation"])),
+        "degraded": {
+            str(slot_number): slot.trouble[:TROUBLE]
+            for slot_number, slot in supervisor.slots.items()
+            if slot_number < supervisor.size and slot_number not in filled and slot.trouble
+        },
+        "lame_duck": supervisor.lame_duck is not None,
+        "lost": supervisor.lost,
+        "reloads": dict(history.outcomes),
+        "reload_seconds": dict(history.reload_seconds),
+        "restarts": {cause: count for cause, count in history.starts.items() if cause != "generation"},
+        "last_failure": supervisor.last_failure[:TROUBLE],
+    }
