@@ -23,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from server import draining
 from server.admin.metrics import registry
 from server.admin.samples import Samples
+from server.admin.view import View
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -45,45 +46,50 @@ ONLY_OURSELVES: Final = (
     (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:"),
     (b"x-content-type-options", b"nosniff"),
 )
-
-samples: Samples
-"""Set by the admin process before the first request."""
-
-
-async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application (ASGI 3)."""
-    path = str(scope["path"])
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.close"})
-    elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
-        await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
-    elif scope["method"] not in ("GET", "HEAD"):
-        await answer(scope, send, b"Only GET and HEAD\n", "text/plain; charset=utf-8", 405, (b"allow", b"GET, HEAD"))
-    elif path in PAGES:
-        await answer(scope, send, *PAGES[path], 200, *ONLY_OURSELVES)
-    elif path == "/metrics":
-        accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-        write, kind = choose_encoder(accepted)
-        await answer(scope, send, write(registry(samples.view)), kind)
-    elif path == "/status.json":
-        await answer(scope, send, encoded({**about(), **samples.now(), "reloads": list(samples.view.reloads)}), JSON)
-    else:
-        await events(scope, receive, send)
-
-
 JSON: Final = "application/json"
 
 
-def about() -> dict[str, Any]:
+class Application:
+    """The application; the admin process sets `samples` before the first request."""
+
+    samples: Samples
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3)."""
+        path = str(scope["path"])
+        samples = self.samples
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
+        elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
+            await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
+        elif scope["method"] not in ("GET", "HEAD"):
+            await answer(
+                scope, send, b"Only GET and HEAD\n", "text/plain; charset=utf-8", 405, (b"allow", b"GET, HEAD")
+            )
+        elif path in PAGES:
+            await answer(scope, send, *PAGES[path], 200, *ONLY_OURSELVES)
+        elif path == "/metrics":
+            accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
+            write, kind = choose_encoder(accepted)
+            await answer(scope, send, write(registry(samples.view)), kind)
+        elif path == "/status.json":
+            present = {**about(samples.view), **samples.now(), "reloads": list(samples.view.reloads)}
+            await answer(scope, send, encoded(present), JSON)
+        else:
+            await events(scope, receive, send, samples)
+
+
+application: Final = Application()
+
+
+def about(view: View) -> dict[str, Any]:
     """What does not change while the server lives."""
-    view = samples.view
+    told = view.about
     return {
-        "version": view.about["version"],
+        **{name: told[name] for name in ("version", "pid", "app", "started")},
         "host": socket.gethostname(),
-        "pid": view.about["pid"],
-        "app": view.about["app"],
-        "listening": [each["name"] for each in view.about["listening"]],
+        "listening": [each["name"] for each in told["listening"]],
     }
 
 
@@ -101,7 +107,7 @@ async def answer(
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def events(scope: Scope, receive: Receive, send: Send) -> None:
+async def events(scope: Scope, receive: Receive, send: Send, samples: Samples) -> None:
     """Server-sent events until the client has gone or the process leaves; a slow client misses no sample."""
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -111,7 +117,7 @@ async def events(scope: Scope, receive: Receive, send: Send) -> None:
     gone = asyncio.create_task(disconnected(receive))
     retires = asyncio.create_task(draining.wait())
     try:
-        await stream(send, {gone, retires})
+        await stream(send, samples, {gone, retires})
     finally:
         gone.cancel()
         retires.cancel()
@@ -119,12 +125,12 @@ async def events(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.body"})
 
 
-async def stream(send: Send, ends: set[asyncio.Task[Any]]) -> None:
+async def stream(send: Send, samples: Samples, ends: set[asyncio.Task[Any]]) -> None:
     """Send what was, then what is, until one of `ends` is done."""
     view = samples.view
     number, recorded = samples.taken, view.recorded
     first = {
-        "about": about(),
+        "about": about(view),
         "samples": list(samples.kept),
         "records": list(view.records),
         "reloads": list(view.reloads),

@@ -18,7 +18,7 @@ from typing import Final
 import anyio
 
 from server import logs
-from server.admin import application
+from server.admin.application import application
 from server.admin.samples import Samples
 from server.admin.view import View
 from server.channel import Channel, Outbox, close_descriptors, pair

@@ -35,7 +35,7 @@ from server.scoreboard import Scoreboard
 from server.shut_out import Kind
 
 QUEUED: Final = 200
-"""Records that wait for a process that does not take them; older ones are dropped, its counts are right all the same."""
+"""Records that wait for a process that takes none; older ones are dropped, and its counts are right all the same."""
 DETAIL: Final = 8_000
 """Characters of a traceback that are passed on: its end says most."""
 REASON: Final = 300

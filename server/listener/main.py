@@ -23,8 +23,8 @@ from anyio.abc import TaskGroup
 from server import logs, output
 from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
-from server.listener import events as e
 from server.listener import changes, notify, release, sockets
+from server.listener import events as e
 from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
 from server.listener.control import ControlServer
