@@ -355,9 +355,10 @@ class Listener:
     def status(self) -> dict[str, Any]:
         """What `serve status --json` shows."""
         names = [listening.name for listening in self.listening]
-        return status(
+        shown = status(
             self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.settings.config.app
         )
+        return {**shown, "admin": self.admin.names}
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""
@@ -365,7 +366,7 @@ class Listener:
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""
-        raise ServeError("the workers of this version cannot tell their stacks")
+        return await stacks.survey(self.crew, timeout, self.crew.silent_for)
 
 
 def run(settings: Settings) -> int:
