@@ -23,6 +23,9 @@ __all__ = ["Given", "Settings", "Source", "Tier", "build", "kind", "read", "seve
 
 NO_APPLICATION: Final = "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"
 DEFAULT: Final = Source(Tier.DEFAULT, "default")
+RELOAD_DEFAULTS: Final = {"graceful_timeout": 1.0, "shutdown_timeout": 5.0, "max_generations": 16}
+"""Defaults of `--reload`, by field name: streams that browsers hold open end soon, and none of them makes a change wait
+for its reload."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class Settings:
             "value": _plain(getattr(self.config, name)),
             "default": _plain(getattr(_DEFAULTS, name)),
             "source": _TIERS[source.tier],
-            "place": "" if source.tier is Tier.DEFAULT else source.place,
+            "place": "" if source is DEFAULT else source.place,
             "live": defined is None or defined.live,
         }
         if defined is not None and defined.shown_default and row["value"] == row["default"]:
@@ -139,6 +142,9 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
         if name != config_file.APP:  # also of those that are not used: a mistake is told before it counts
             from_file = from_toml(name, options()[name][1], entry.value, entry.source)
             found.setdefault(name, from_file)
+    if "reload" in found and found["reload"].value:
+        for name, number in RELOAD_DEFAULTS.items():
+            found.setdefault(name, Value(number, Source(Tier.DEFAULT, "--reload")))
     settle_addresses(found, environ)
     check(found, directory)
     if "root_path" in found:

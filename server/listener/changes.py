@@ -1,0 +1,155 @@
+"""`--reload`, for development: a changed file asks for a reload.
+
+It owns the process that watches (`server.watcher`) and starts it again if it dies; the reload is the same transaction
+as any other, so that code that does not start is refused and the old one serves on. That old workers with open streams
+hold nothing up is a matter of this mode's defaults (`server.settings`): requests have a second to finish, and many
+generations may be alive meanwhile.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+
+from server.channel import Channel, pair
+from server.config_file import OWN, PROJECT
+from server.errors import ChannelError, UsageError
+from server.listener import events as e
+from server.listener.child import SAFE_PATH, describe_code
+from server.listener.processes import Process, Processes
+from server.listener.release import PRIVATE_VARIABLES, resolve
+from server.settings import Settings
+
+FIRST_PAUSE: Final = 1.0
+"""Seconds before a watcher that died is started again; doubled each time."""
+LONGEST_PAUSE: Final = 60.0
+NAMED: Final = 3
+"""Changed files that are named in the log."""
+
+
+def require(settings: Settings) -> None:
+    """Raise UsageError if this mode's package is missing, or what it should watch."""
+    if importlib.util.find_spec("watchfiles") is None:
+        raise UsageError("--reload needs the package watchfiles: pip install 'serve-asgi[reload]', or leave it out")
+    watched(settings)
+
+
+def watched(settings: Settings) -> dict[str, list[str]]:
+    """What the watcher is to watch. Raises UsageError for a directory that is not there, or is everything."""
+    config, start = settings.config, settings.directory
+    directories = [os.path.realpath(os.path.join(start, directory)) for directory in config.reload_dir]
+    for directory in directories:
+        if not os.path.isdir(directory):
+            raise UsageError(f"--reload-dir: there is no directory {directory}")
+    directories = directories or [resolve(config, start).app_dir]
+    if "/" in directories:
+        raise UsageError("--reload would watch the whole file system: name what to watch by --reload-dir")
+    named = [name for name in (config.config, config.env_file) if name]
+    files = [os.path.join(start, name) for name in (named if config.config else [*named, OWN, PROJECT])]
+    return {
+        "directories": directories,
+        "files": sorted({path for file in files for path in (_in_directory(file), os.path.realpath(file))}),
+        "include": list(config.reload_include),
+        "exclude": list(config.reload_exclude),
+    }
+
+
+def _in_directory(path: str) -> str:
+    """The path with links resolved but for its last part: a link that is replaced counts as well as what it names."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def start(processes: Processes, what: dict[str, list[str]]) -> tuple[Process, Channel]:
+    """Start a watcher. Raises OSError if that cannot be."""
+    ours, theirs = pair()
+    try:
+        process = processes.start(arguments(theirs.fileno(), what), environment(), [(theirs.fileno(), theirs.fileno())])
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, Channel(ours)
+
+
+def arguments(channel: int, what: dict[str, list[str]]) -> list[str]:
+    """The watcher's command."""
+    command = [sys.executable, *SAFE_PATH, "-m", "server.watcher"]
+    return [*command, "--channel", str(channel), "--watched", json.dumps(what)]
+
+
+def environment() -> dict[str, str]:
+    """The watcher's environment."""
+    return {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+
+
+class Changes:
+    """The watching of one listener."""
+
+    def __init__(
+        self, settings: Settings, processes: Processes, post: Callable[[e.Event], None], say: Callable[[e.Say], None]
+    ) -> None:
+        self._settings = settings
+        self._processes = processes
+        self._post = post
+        self._say = say
+
+    async def run(self) -> None:
+        """Ask for a reload after each change, until cancelled."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                process, channel = start(self._processes, watched(self._settings))
+            except (OSError, UsageError) as error:
+                self._tell(logging.ERROR, "watcher_failed", f"changes of files are not watched: {error}")
+                return
+            try:
+                if await self._follow(channel):
+                    return
+            finally:
+                channel.close()
+                process.signal(signal.SIGKILL)
+            how = describe_code(await process.wait())
+            text = f"the process that watches files ended ({how}); it is started again in {pause:g} s"
+            self._tell(logging.ERROR, "watcher_failed", text)
+            await anyio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _follow(self, channel: Channel) -> bool:
+        """Take the watcher's packets until it ends; True if there is no use in starting it again."""
+        try:
+            while True:
+                packet, _ = await channel.receive()
+                match packet["type"]:
+                    case "watching":
+                        told = ", ".join(packet["directories"])
+                        self._tell(
+                            logging.INFO, "watching", f"watching for changes (--reload, for development): {told}"
+                        )
+                    case "changed":
+                        self._changed(packet["paths"], packet["count"])
+                    case "trouble":
+                        text = f"changes of files are not watched: {packet['text']}"
+                        self._tell(logging.ERROR, "watcher_failed", text)
+                        return True
+        except (EOFError, ChannelError, OSError):
+            return False
+
+    def _changed(self, paths: list[str], count: int) -> None:
+        start = os.path.join(os.path.realpath(self._settings.directory), "")
+        named = ", ".join(path.removeprefix(start) for path in paths[:NAMED])
+        more = f" and {count - NAMED} more" if count > NAMED else ""
+        text = f"{named}{more} {'has' if count == 1 else 'have'} changed"
+        self._tell(logging.INFO, "files_changed", text, files=paths)
+        self._post(e.ReloadAsked(by=text))
+
+    def _tell(self, level: int, event: str, text: str, **about: Any) -> None:
+        self._say(e.Say(level, event, text, "", about))

@@ -1,0 +1,150 @@
+"""The process that watches files for `--reload`, and says over its channel which of them have changed.
+
+It is a process of its own since the listener may never wait: setting up the watches goes through every directory below
+the watched ones, and the library that does it is native code with threads. It owns the question which files count; what
+a change leads to is for `server.listener.changes`. It ends when the listener's end of the channel closes.
+
+Packets: {"type": "watching", "directories": [...]} once the watches stand, {"type": "changed", "paths": [...]} after
+each change, {"type": "trouble", "text": "a sentence"} when it cannot go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import anyio
+import watchfiles
+
+from server.channel import Channel
+
+QUIET: Final = 100
+"""Milliseconds without a further change after which the changes so far are told."""
+STORM: Final = 1600
+"""Milliseconds after which they are told even so."""
+MOST_PATHS: Final = 20
+"""Paths that are told by name."""
+SOURCES: Final = ("*.py",)
+UNWATCHED: Final = ("__pycache__", "node_modules", "site-packages", ".?*")
+"""Directories in which nothing counts: what tools write, what is installed, and hidden ones."""
+SCRATCH: Final = (".#*", "flycheck_*")
+"""Files that editors put beside the one that is being written."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watched:
+    """Which files count. Paths are absolute, with links resolved."""
+
+    directories: tuple[str, ...]
+    """Watched with all below them."""
+    files: tuple[str, ...]
+    """These count wherever they are: the configuration and environment files."""
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+    def counts(self, change: watchfiles.Change, path: str) -> bool:
+        """Whether a change of `path` is one of the application; also of a directory that came with files in it."""
+        if path in self.files:
+            return True
+        return any(
+            self._counts(directory, os.path.relpath(path, directory), change)
+            for directory in self.directories
+            if path.startswith(os.path.join(directory, ""))
+        )
+
+    def _counts(self, directory: str, path: str, change: watchfiles.Change) -> bool:
+        """`path` is relative to `directory`."""
+        parts = path.split(os.sep)
+        if _any(parts[:-1], UNWATCHED) or _any([parts[-1]], SCRATCH):
+            return False
+        for end in range(1, len(parts) + 1):
+            if _any([parts[end - 1], os.sep.join(parts[:end])], self.exclude):
+                return False
+        if _any([parts[-1], path], (*SOURCES, *self.include)):
+            return True
+        if change is watchfiles.Change.added and not _any(parts, UNWATCHED):
+            # What was in a directory when it came is not told one by one.
+            return any(self._counts(directory, inner, change) for inner in _files_below(directory, path))
+        return False
+
+    def apart(self) -> tuple[str, ...]:
+        """Directories of `files` that are not below a watched one."""
+        roots = tuple(os.path.join(directory, "") for directory in self.directories)
+        found = {os.path.dirname(path) for path in self.files if not path.startswith(roots)}
+        return tuple(sorted(directory for directory in found if os.path.isdir(directory)))
+
+
+def _any(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _files_below(directory: str, path: str) -> list[str]:
+    """The files below a directory, relative to the watched one; none if it is a file itself."""
+    found = []
+    for inside, directories, names in os.walk(os.path.join(directory, path)):
+        directories[:] = [name for name in directories if not _any([name], UNWATCHED)]
+        found += [os.path.relpath(os.path.join(inside, name), directory) for name in names]
+    return found
+
+
+async def watch(channel: Channel, watched: Watched) -> None:
+    """Tell the changes until the other end of the channel is closed."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_tell, channel, watched, watched.directories, True)
+            if apart := watched.apart():
+                tasks.start_soon(_tell, channel, watched, apart, False)
+            # The tasks run in this order, and each comes to its first wait when its watches stand.
+            tasks.start_soon(channel.send, {"type": "watching", "directories": list(watched.directories)})
+            while True:
+                await channel.receive()
+    except* EOFError:
+        pass
+    except* OSError as group:
+        error = group.exceptions[0]
+        advice = "; raise fs.inotify.max_user_watches, or name what to watch by --reload-dir" if _watches(error) else ""
+        await channel.send({"type": "trouble", "text": f"{error}{advice}"})
+
+
+async def _tell(channel: Channel, watched: Watched, directories: Sequence[str], recursive: bool) -> None:
+    async for paths in _changes(watched, directories, recursive):
+        await channel.send({"type": "changed", "paths": paths[:MOST_PATHS], "count": len(paths)})
+
+
+async def _changes(watched: Watched, directories: Sequence[str], recursive: bool) -> AsyncIterator[list[str]]:
+    changes = watchfiles.awatch(
+        *directories,
+        watch_filter=watched.counts,
+        debounce=STORM,
+        step=QUIET,
+        recursive=recursive,
+        ignore_permission_denied=True,
+    )
+    async for found in changes:
+        yield sorted({path for _, path in found})
+
+
+def _watches(error: BaseException) -> bool:
+    return "limit" in str(error).lower()
+
+
+def main() -> None:
+    """Watch as the arguments say, and end with the listener."""
+    parser = argparse.ArgumentParser(prog="server.watcher")
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--watched", type=json.loads, required=True)
+    arguments = parser.parse_args()
+    told: dict[str, Any] = arguments.watched
+    watched = Watched(**{name: tuple(values) for name, values in told.items()})
+    anyio.run(watch, Channel(socket.socket(fileno=arguments.channel)), watched)
+    os._exit(0)  # a thread of the library may still wait for changes
+
+
+if __name__ == "__main__":
+    main()
