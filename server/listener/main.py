@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 from server import logs, output
 from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
-from server.listener import changes, notify, release, sockets
+from server.listener import changes, notify, release, service_manager, sockets
 from server.listener import events as e
 from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
@@ -125,6 +125,7 @@ class Listener:
             if self.settings.config.reload:
                 changing = changes.Changes(self.settings, self.processes, self.post, self._happened)
                 self._tasks.start_soon(changing.run)
+            self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew)
             self._perform_all(self.supervisor.start(time.monotonic()))
             while self.exit is None:
                 event: e.Event = e.Tick()

@@ -1,8 +1,8 @@
 """What the service manager is told again and again: that the server is well, and that what takes long goes on.
 
-The watchdog (WatchdogSec= of systemd.service(5)) is fed while the listener's loop turns, which this task is part of, and
-while at least one worker answers. So one blocked worker never costs the service, and a server that answers nobody is
-restarted. A worker that is on its way counts as well: its start has an end of its own (--startup-timeout), and a
+The watchdog (WatchdogSec= of systemd.service(5)) is fed while the listener's loop turns, which this task is part of,
+and while at least one worker answers. So one blocked worker never costs the service, and a server that answers nobody
+is restarted. A worker that is on its way counts as well: its start has an end of its own (--startup-timeout), and a
 restart would only begin it anew.
 
 A start, a reload or a stop may take as long as the options of the server allow, whatever the unit's timeouts are: while
@@ -12,21 +12,24 @@ the loop hangs, so that its own timeouts still help there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
 import anyio
 
 from server.listener import notify
-from server.listener.lifecycle import ServerState, Worker, WorkerState
+from server.listener.crew import Crew
+from server.listener.lifecycle import ServerState, Worker, WorkerState, counted
+from server.listener.supervisor import Supervisor
+from server.scoreboard import Cell
 
 PERIOD: Final = notify.PATIENCE / 3
 """Seconds between two requests for more time: two of them may be lost."""
 SILENCE: Final = 2.5
-"""Seconds without a heartbeat that are no silence yet, however impatient the watchdog: a heart beats once per second."""
+"""Seconds without a heartbeat that are no silence yet, however impatient the watchdog: it comes once per second."""
 
 COMING: Final = frozenset({WorkerState.PENDING, WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING})
-BEFORE: Final = frozenset({ServerState.STARTING, ServerState.OPENING})
 
 
 def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Worker], float], watchdog: float) -> bool:
@@ -43,22 +46,40 @@ def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Wo
     )
 
 
-def takes_time(state: ServerState, reloading: bool) -> bool:
-    """Whether something is under way for which the manager has a timeout."""
-    return reloading or state is not ServerState.RUNNING
+def under_way(state: ServerState, reloading: bool, in_progress: int) -> str | None:
+    """What goes on at the moment that the manager has a timeout for, as a person reads it; None if nothing does.
 
-
-async def keep_informed(is_well: Callable[[float], bool], under_way: Callable[[], str | None]) -> None:
-    """Tell the service manager until cancelled; return at once if there is none.
-
-    `is_well` gets the watchdog's seconds; `under_way` says what takes time at the moment, None if nothing does.
+    `in_progress` counts requests and WebSockets.
     """
+    match state:
+        case ServerState.STARTING | ServerState.OPENING:
+            return "starting"
+        case ServerState.RUNNING:
+            return "reloading" if reloading else None
+        case ServerState.DRAINING:
+            return f"in lame duck before the stop: {counted(in_progress, 'request')} in progress"
+    return f"stopping: {counted(in_progress, 'request')} in progress"
+
+
+async def keep_informed(supervisor: Supervisor, crew: Crew) -> None:
+    """Tell the service manager until cancelled; return at once if there is none."""
     if not notify.wanted():
         return
     watchdog = notify.watchdog_period()
+
+    def silent_for(worker: Worker) -> float:
+        child = crew.of(worker)
+        return math.inf if child is None else crew.silent_for(child)
+
     while True:
-        if (text := under_way()) is not None:
+        text = under_way(supervisor.state, supervisor.candidate is not None, _in_progress(crew))
+        if text is not None:
             notify.extend(text)
-        if watchdog and is_well(watchdog):
+        if watchdog and well(supervisor.state, supervisor.workers.values(), silent_for, watchdog):
             notify.watchdog()
         await anyio.sleep(min(PERIOD, watchdog / 2 or PERIOD))
+
+
+def _in_progress(crew: Crew) -> int:
+    rows = [crew.scoreboard.row(child.row) for child in crew]
+    return sum(row[Cell.IN_FLIGHT] + row[Cell.WEBSOCKETS] for row in rows)
