@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,6 @@ from loadtest.client import Client, Load, Request
 from loadtest.kinds import KINDS
 from loadtest.ledger import Accounts, Ledger, Left, parse_executions, settle
 from loadtest.servers import free_port
-from server import control_client
 from tests.running import PATIENCE, ROOT, RunningServer
 
 DEPLOY = ROOT / "deploy"
@@ -82,8 +82,8 @@ class Node:
         assert self._server is not None, f"node {self.name} does not run"
         return self._server
 
-    def start(self) -> None:
-        """Start it; returns when it serves."""
+    def begin(self) -> None:
+        """Start it."""
         assert self._server is None
         self._server = RunningServer(
             "node_app:app",
@@ -91,7 +91,12 @@ class Node:
             directory=self._directory,
             environment={loadtest.app.EXECUTIONS: str(self.executions)},
             bind=self.address,
-        ).ready()
+        )
+
+    def start(self) -> None:
+        """Start it; returns when it serves."""
+        self.begin()
+        self.server.ready()
 
     def reload(self) -> None:
         """`serve reload`: returns when the new generation serves."""
@@ -99,9 +104,10 @@ class Node:
         self.server.reload()
         assert self.server.status()["generation"] == before + 1
 
-    def drain(self, on: bool) -> None:
-        """`serve drain`, or `serve drain --off`."""
-        control_client.ask(self.server.control, "drain", on=on)
+    @property
+    def handed_over(self) -> int:
+        """Connections that its workers have handed over."""
+        return int(self.server.status()["totals"]["handed_over"])
 
     def stop(self) -> int:
         """TERM, and wait for the end (--drain-delay included); the exit status."""
@@ -123,17 +129,26 @@ class Node:
 
 
 @contextlib.contextmanager
-def two_nodes(directory: Path, *arguments: str) -> Iterator[tuple[Node, Node]]:
-    """Two nodes that serve, and are ended when the block ends; their logs are printed then."""
-    nodes = Node("a", directory, *arguments), Node("b", directory, *arguments)
+def serving(*nodes: Node) -> Iterator[None]:
+    """The nodes serve, and are ended when the block ends; their logs are printed then."""
     try:
         for node in nodes:
-            node.start()
-        yield nodes
+            node.begin()
+        for node in nodes:
+            node.server.ready()
+        yield
     finally:
         for node in nodes:
             node.close()
             print(node.logs)
+
+
+@contextlib.contextmanager
+def two_nodes(directory: Path, *arguments: str) -> Iterator[tuple[Node, Node]]:
+    """Two nodes that serve until the block ends."""
+    nodes = Node("a", directory, *arguments), Node("b", directory, *arguments)
+    with serving(*nodes):
+        yield nodes
 
 
 class Leaving(Client):
@@ -176,6 +191,7 @@ class StrictLoad:
         self._thread = threading.Thread(target=self._in_thread)
 
     def __enter__(self) -> StrictLoad:
+        os.truncate(self._executions, 0)  # the ids begin with 1 again
         self._thread.start()
         assert self._began.wait(PATIENCE)
         return self
@@ -301,9 +317,10 @@ class Verdict:
         found = [f"lost {e.number} ({e.kind}): {e.cause and e.cause.value} {e.detail}" for e in accounts.lost[:10]]
         if accounts.lost:
             found.insert(0, f"{len(accounts.lost)} of {accounts.sent} lost, {accounts.lost_executed} of them executed")
-        for what in ("doubled", "phantom", "unexecuted", "unfinished", "mismatched"):
-            if ids := getattr(accounts, what):
-                found.append(f"{len(ids)} {what}: {ids[:5]}")
+        odd = {
+            what: getattr(accounts, what) for what in ("doubled", "phantom", "unexecuted", "unfinished", "mismatched")
+        }
+        found += [f"{len(ids)} {what}: {ids[:5]}" for what, ids in odd.items() if ids]
         found += [f"{count} times {what}" for what, count in self.ledger.oddities.items()]
         ends = Counter(r.left for r in self.ledger.reconnects if r.left not in reconnects)
         found += [f"{count} kept connections ended by {how.value}" for how, count in ends.items()]
