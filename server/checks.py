@@ -12,10 +12,12 @@ import pwd
 import re
 from collections.abc import Callable, Mapping
 
+from server.access_fields import NAMED, plan
 from server.errors import UsageError
 from server.listener.addresses import parse_address
 from server.option_values import Tier, Value
 from server.protocol.forwarded import Networks, believed
+from server.tracing import HEADER_NAME
 
 Found = dict[str, Value]
 """The values that were found, by field name."""
@@ -58,6 +60,7 @@ def check(found: Found, directory: str) -> None:
         if name in found and found[name].value and not found[name].value.startswith("/"):
             raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
     _check_proxies(found)
+    _check_logging(found)
     _check_paths(found, directory)
     _check_account(found)
 
@@ -98,6 +101,17 @@ def _check_proxies(found: Found) -> None:
     mount = found.get("root_path")
     if mount is not None and re.search(r"[\x00-\x1f\x7f?#\\]|//|/\.\.?(?:/|\Z)", mount.value):
         raise UsageError(f"{mount.source}: {mount.value!r} is not a path to mount at; write one such as /api")
+
+
+def _check_logging(found: Found) -> None:
+    style, name = found.get("access_log_format"), found.get("request_id_header")
+    if style is not None and style.value not in NAMED:
+        try:
+            plan(style.value)
+        except ValueError as error:
+            raise UsageError(f"{style.source}: {error}") from None
+    if name is not None and not HEADER_NAME.fullmatch(name.value):
+        raise UsageError(f"{name.source}: {name.value!r} is not the name of a header field; write one: x-request-id")
 
 
 def _check_paths(found: Found, directory: str) -> None:

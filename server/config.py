@@ -44,7 +44,8 @@ HTTP: Final = "HTTP"
 WEBSOCKET: Final = "WebSocket"
 PROXIES: Final = "Behind proxies"
 LOGGING: Final = "Logging"
-GROUPS: Final = (APPLICATION, LISTENING, PROCESSES, DEPLOY, HTTP, PROXIES, WEBSOCKET, LOGGING)
+DEVELOPMENT: Final = "Development"
+GROUPS: Final = (APPLICATION, LISTENING, PROCESSES, DEPLOY, HTTP, PROXIES, WEBSOCKET, LOGGING, DEVELOPMENT)
 
 
 def option(default: Any, help: str, group: str, **more: Any) -> Any:
@@ -190,6 +191,20 @@ class Config:
     )
     max_rss: int = option(
         0, "Replace a worker whose resident memory is larger; 0 means never.", PROCESSES, unit="MIB", minimum=0
+    )
+    block_warn: float = option(
+        1.0,
+        "How long an event loop may be blocked until the stack that blocks it is logged; 0 logs none.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    worker_timeout: float = option(
+        60.0,
+        "How long an event loop may be blocked until its worker is replaced; 0 means for ever.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
     )
     user: str = option(
         "", "User (name or number) that the workers run as; the listener binds first.", PROCESSES, live=False
@@ -353,7 +368,49 @@ class Config:
         "", "File for the access log instead of stdout; opened again on USR1.", LOGGING, unit="PATH"
     )
     access_log_format: str = option(
-        "common", "Format of the access log.", LOGGING, choices=("common", "combined", "json")
+        "auto",
+        "Format of the access log: common, combined, json, a line with gunicorn's atoms such as "
+        "'%(h)s \"%(r)s\" %(s)s', or json:FIELD,FIELD,…; auto is common where --log-format means text, else json.",
+        LOGGING,
+        unit="FORMAT",
+    )
+    request_id: str = option(
+        "take",
+        "What is done about request ids: take logs the one that a request carries; make gives one to a request that "
+        "carries none; return sends it back with the answer as well.",
+        LOGGING,
+        choices=("off", "take", "make", "return"),
+    )
+    request_id_header: str = option("x-request-id", "Header field that carries a request's id.", LOGGING, unit="NAME")
+
+    # Development
+    reload: bool = option(
+        False,
+        "Reload when a file of the application changes (package watchfiles); requests then have 1 s to finish.",
+        DEVELOPMENT,
+        live=False,
+    )
+    reload_dir: tuple[str, ...] = option(
+        (),
+        "Directory to watch, with all below it; may be repeated.",
+        DEVELOPMENT,
+        unit="PATH",
+        shown_default="that of --app-dir",
+        live=False,
+    )
+    reload_include: tuple[str, ...] = option(
+        (),
+        "Further files that count, besides *.py and the server's own files: a pattern such as *.html; may be repeated.",
+        DEVELOPMENT,
+        unit="PATTERN",
+        live=False,
+    )
+    reload_exclude: tuple[str, ...] = option(
+        (),
+        "Files and directories that do not count, besides hidden ones and installed packages; may be repeated.",
+        DEVELOPMENT,
+        unit="PATTERN",
+        live=False,
     )
 
     def to_json(self) -> dict[str, Any]:

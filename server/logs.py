@@ -1,25 +1,41 @@
 """What is written down of the server's own events, and the files that logs are written to.
 
-The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Nothing in here
-raises into its caller: a full disk or a closed pipe costs lines, never a request. Control characters in what clients
-send are escaped, so that nobody can write a line of the log by a request. Files are opened for appending and written
-by whole lines; USR1 opens them again under their names (logrotate's way).
+The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Each record says
+what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
+(docs/logs.md). Nothing in here raises into its caller: a full disk or a closed pipe costs lines, never a request.
+Nobody can write a line of the log by a request or by an exception's text: control characters are escaped, and the
+further lines of a text are indented. Files are opened for appending and written by whole lines; USR1 opens them again
+under their names (logrotate's way).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
+from server import output
 from server.config import Config
 from server.errors import UsageError
 from server.output import FINISH_TIME, Sink
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_INDENT: Final = "\n  "
+
+DIM: Final = "\x1b[2m"
+PLAIN: Final = "\x1b[0m"
+COLOURS: Final = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+"""ECMA-48 8.3.117: faint, default, yellow, red."""
+
+
+def about(event: str, **whom: object) -> dict[str, object]:
+    """The `extra` of a log call: the stable name of what happened, and whom it is about (JSON-compatible values)."""
+    return {"event": event, "about": whom}
 
 
 class _Logger(logging.Logger):
@@ -60,42 +76,86 @@ class LogFile:
             fresh = Sink(self._open())
         except OSError as error:
             logging.getLogger("serve").error(
-                "the log file %s cannot be opened again: %s; the old one stays in use", self.path, error.strerror
+                "the log file %s cannot be opened again: %s; the old one stays in use",
+                self.path,
+                error.strerror,
+                extra=about("log_not_reopened", path=self.path),
             )
             return
         old, self.sink = self.sink, fresh
         old.close()
 
 
+class _Happening:
+    """One log record, taken apart: what both formats are made from."""
+
+    __slots__ = ("at", "detail", "event", "level", "text", "whom")
+
+    def __init__(self, record: logging.LogRecord) -> None:
+        self.at = record.created
+        self.level = record.levelno
+        self.event = str(getattr(record, "event", "log"))
+        whom: Mapping[str, Any] = getattr(record, "about", {})
+        self.whom = dict(whom)
+        try:
+            self.text = record.getMessage()
+        except (TypeError, ValueError):
+            self.text = f"{record.msg} {record.args}"
+        self.detail = str(self.whom.pop("detail", "") or "")
+        if record.exc_info:
+            self.detail = logging.Formatter().formatException(record.exc_info)
+
+
 class _LineHandler(logging.Handler):
     """Writes each record as one write of whole lines, to stderr or a file."""
 
-    def __init__(self, role: str, file: LogFile | None) -> None:
+    def __init__(self, role: str, file: LogFile | None, as_json: bool, colour: bool, always: dict[str, object]) -> None:
         super().__init__()
         self.role = role
         self.file = file
+        self._as_json = as_json
+        self._colour = colour
+        self._always = always
+        """What every JSON line of this process says."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # Whatever is wrong with a record or the disk: the caller's work goes on.
         with contextlib.suppress(Exception):
-            data = (self._line(record) + "\n").encode(errors="backslashreplace")
+            happening = _Happening(record)
+            line = self._object(happening) if self._as_json else self._line(happening)
+            data = (line + "\n").encode(errors="backslashreplace")
             if self.file is not None:
                 self.file.sink.write(data)
             else:
                 _write_all(2, data)
 
-    def _line(self, record: logging.LogRecord) -> str:
-        seconds, fraction = divmod(record.created, 1)
+    def _object(self, happening: _Happening) -> str:
+        seconds, fraction = divmod(happening.at, 1)
+        made: dict[str, object] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03d}Z",
+            "level": logging.getLevelName(happening.level).lower(),
+            "event": happening.event,
+            "text": happening.text,
+            **self._always,
+            "pid": os.getpid(),
+            **happening.whom,
+        }
+        if happening.detail:
+            made["exception"] = happening.detail.rstrip()
+        return json.dumps(made, default=str, separators=(",", ":"))
+
+    def _line(self, happening: _Happening) -> str:
+        seconds, fraction = divmod(happening.at, 1)
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        try:
-            text = record.getMessage()
-        except (TypeError, ValueError):
-            text = f"{record.msg} {record.args}"
-        if record.exc_info:
-            text += "\n" + logging.Formatter().formatException(record.exc_info)
-        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.rstrip("\n"))
-        return f"{at}.{int(fraction * 1000):03d} {self.role}[{os.getpid()}] {level}{text}"
+        start = f"{at}.{int(fraction * 1000):03d} {self.role}[{os.getpid()}]"
+        level = happening.level
+        word = f"{logging.getLevelName(level).lower()}: " if level >= logging.WARNING else ""
+        text = happening.text + (f"\n{happening.detail}" if happening.detail else "")
+        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.rstrip("\n")).replace("\n", _INDENT)
+        if self._colour:
+            start = f"{DIM}{start}{PLAIN}"
+            word = f"{COLOURS[min(level, logging.ERROR)]}{word}{PLAIN}" if word else ""
+        return f"{start} {word}{text}"
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -103,16 +163,36 @@ def _write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
+def as_json(wanted: str, path: str, fd: int) -> bool:
+    """Whether `--log-format` means JSON for what goes to the file `path`, or to descriptor `fd` if there is none.
+
+    `auto` is text where a person reads along: on a terminal.
+    """
+    if wanted == "auto":
+        return bool(path) or not output.is_terminal(fd)
+    return wanted == "json"
+
+
+def _coloured(path: str) -> bool:
+    """Whether lines may be coloured: on a terminal that can, unless its user says no (no-color.org)."""
+    return not path and output.is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 _handler: _LineHandler | None = None
 
 
-def configure(config: Config, role: str) -> None:
-    """Set the loggers up for this process; `role` names it in each line ("listener", "worker 2").
+def configure(config: Config, role: str, **always: object) -> None:
+    """Set the loggers up for this process.
 
-    May be called again: the last call counts. Raises UsageError if the log file cannot be opened.
+    `role` names it in each line for people ("listener", "worker 2.7"); `always` is what each JSON line says of it
+    (generation, slot). May be called again: the last call counts. Raises UsageError if the log file cannot be opened.
     """
     global _handler
-    handler = _LineHandler(role, LogFile(config.log_file) if config.log_file else None)
+    path = config.log_file
+    always = {"role": role.partition(" ")[0], **always}
+    handler = _LineHandler(
+        role, LogFile(path) if path else None, as_json(config.log_format, path, 2), _coloured(path), always
+    )
     for name in ("serve", "serve.error"):
         logger = logging.getLogger(name)
         logger.__class__ = _Logger

@@ -337,6 +337,15 @@ def original(fd: int) -> Sink:
     return Sink.onto(fd)
 
 
+def is_terminal(fd: int) -> bool:
+    """Whether descriptor `fd` (1 or 2) is a terminal, or was one before it was guarded."""
+    for stream in _current.streams if _current is not None else ():
+        if fd in stream.targets:
+            fd = stream.sink.fileno()
+            break
+    return os.isatty(fd)
+
+
 @contextlib.contextmanager
 def guarded() -> Iterator[Guard]:
     """Guard this process's output inside the block; all of it is written, or dropped, when it ends."""

@@ -82,6 +82,7 @@ class RunningServer:
             env={
                 **{name: text for name, text in os.environ.items() if name != "PWD"},
                 "PYTHONPATH": str(ROOT),
+                "SERVE_LOG_FORMAT": "text",
                 "NOTIFY_SOCKET": str(self.notices.path),
                 **(environment or {}),
             },

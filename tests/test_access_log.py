@@ -33,7 +33,7 @@ class Asked:
         self.method = method
         self.version = version
         self.headers = headers
-        self.logged: tuple[str, str] | None = None
+        self.logged: tuple[str, ...] | None = None
 
 
 def access_log(path: Path, style: str = "common") -> AccessLog:
@@ -93,6 +93,10 @@ def test_json_lines(tmp_path: Path) -> None:
         "size": 7,
         "referer": None,
         "user_agent": "\x00\xe9",
+        "request_id": None,
+        "traceparent": None,
+        "generation": 0,
+        "slot": 0,
         "pid": os.getpid(),
     }
     assert (second["client"], second["size"], second["status"]) == (None, 0, 200)

@@ -21,7 +21,7 @@ LINE = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{{3}} listener\[{os.getpid()}\] "
 
 @pytest.fixture
 def log_file(tmp_path: Path) -> Iterator[Path]:
-    logs.configure(Config(log_file=str(tmp_path / "log")), "listener")
+    logs.configure(Config(log_file=str(tmp_path / "log"), log_format="text"), "listener")
     yield tmp_path / "log"
     logs.finish()
 
@@ -44,7 +44,7 @@ def test_a_traceback_keeps_its_lines_and_loses_its_control_characters(log_file: 
     except ValueError:
         logging.getLogger("serve.error").exception("the application failed")
     text = log_file.read_text()
-    assert text.splitlines()[1] == "Traceback (most recent call last):"
+    assert text.splitlines()[1] == "  Traceback (most recent call last):"
     assert text.endswith("ValueError: red \\x1b[31m and \\x0d back\n")
 
 
@@ -73,7 +73,7 @@ def test_the_application_cannot_switch_the_log_off(log_file: Path) -> None:
 
 
 def test_the_level(tmp_path: Path) -> None:
-    logs.configure(Config(log_file=str(tmp_path / "log"), log_level="warning"), "worker 1")
+    logs.configure(Config(log_file=str(tmp_path / "log"), log_level="warning", log_format="text"), "worker 1")
     logging.getLogger("serve").info("no")
     logging.getLogger("serve").warning("yes")
     logs.finish()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from bisect import bisect_left
 from collections.abc import Iterable
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from server.address import Address
@@ -26,7 +28,7 @@ from server.protocol.response import (
 )
 from server.protocol.service import DROP_TIME, ClientDisconnected, Message, Phase, Service
 from server.protocol.writing import LARGE
-from server.scoreboard import Cell
+from server.scoreboard import DURATION_BOUNDS, Cell
 
 if TYPE_CHECKING:
     from server.protocol.http1 import Http1Connection
@@ -46,6 +48,8 @@ _TRAILERS: Final = int(Wish.TRAILERS)
 _BODILESS: Final = int(Wish.BODILESS)
 _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
+_DURATION_TOTAL: Final = int(Cell.DURATION_TOTAL)
+_DURATION_0: Final = int(Cell.DURATION_0)
 _SERVING: Final = Phase.SERVING
 _CLOSING: Final = Phase.CLOSING
 
@@ -103,7 +107,6 @@ class Answer:
     """One response. `server.protocol.exchange.Exchange` adds the request."""
 
     __slots__ = (
-        "_begun",
         "_block",
         "_dropped",
         "_framing",
@@ -111,6 +114,7 @@ class Answer:
         "_remaining",
         "_trailer_lines",
         "_wishes",
+        "begun",
         "client",
         "close",
         "connection",
@@ -135,8 +139,8 @@ class Answer:
     """Bytes of the response's content written."""
     close: bool
     """Whether the connection ends with this response."""
-    _begun: float
-    """When the request began, if there is an access log (time.perf_counter, s)."""
+    begun: float
+    """When the request began (time.perf_counter, s)."""
     _block: bytes
     _dropped: float
     _framing: Framing
@@ -505,8 +509,31 @@ class Answer:
         cells[_REQUESTS] += 1
         if self.status:
             cells[_STATUS + self.status // 100] += 1
+        took = perf_counter() - self.begun
+        cells[_DURATION_TOTAL] += int(took * 1e9)
+        cells[_DURATION_0 + bisect_left(DURATION_BOUNDS, took)] += 1
         if service.access_log is not None:
-            service.access_log.record(self.client, self.head, self.status or CLIENT_GONE, self.sent, self._begun)
+            service.access_log.record(self.client, self.head, self.status or CLIENT_GONE, self.sent, self.begun, self)
+
+    # ---- what some formats of the access log ask for (server.access_lines.Answered)
+
+    def peer(self) -> Address:
+        """Who is connected."""
+        return self.connection.client
+
+    def client_scheme(self) -> str:
+        """What the client speaks."""
+        raise NotImplementedError
+
+    def identity(self) -> str:
+        """The request's id, or ""."""
+        return self.service.request_ids.carried(self.head.headers)
+
+    def response_field(self, name: bytes) -> bytes:
+        """The value of a field that the application answered with, or b""."""
+        block = self._block if self.status else b""
+        _, found, after = block.partition(b"\r\n" + name + b": ")
+        return after.partition(b"\r\n")[0] if found else b""
 
 
 def _wrong_length(size: int, length: int) -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from server.logs import about
 from server.protocol.answer import COMING, DONE, LOST, STREAMING, TRAILERS, WAITING, Answer, Content, Framing
 from server.protocol.head import CHUNKED, Head
 from server.protocol.response import CONTINUE
 from server.protocol.service import ClientDisconnected, Message, Service
 from server.scoreboard import Cell
+from server.tracing import named, of_request, traceparent
 
 if TYPE_CHECKING:
     from server.protocol.http1 import Http1Connection
@@ -59,7 +61,7 @@ class Exchange(Answer):
         self.sent = 0
         self.close = False
         self._framing = _FRAMING
-        self._begun = 0.0 if service.access_log is None else time.perf_counter()
+        self.begun = perf_counter()
         self.task: asyncio.Task[None] | None = None
         self.left = head.body
         """Bytes of the request's content still to arrive, 0 for none, CHUNKED where only its end will tell."""
@@ -121,25 +123,40 @@ class Exchange(Answer):
 
     def _abandoned(self) -> None:
         if self.connection.eof and self.content is TAKEN:  # `receive` has told it that the client is gone
-            _log.debug("The application ended because the client had gone.")
+            _log.debug("The application ended because the client had gone.", extra=about("client_gone"))
         elif self.state is WAITING:
-            _log.error("The application returned without answering %s %s.", self.head.method, self.scope["path"])
+            self._report("returned without answering", "unanswered")
         else:
-            _log.error(
-                "The application returned without completing its answer to %s %s.", self.head.method, self.scope["path"]
-            )
+            self._report("returned without completing its answer to", "unanswered")
         self.end_badly()
 
     def _failed(self, error: BaseException) -> None:
         in_vain = self.content is COMING or isinstance(error, asyncio.CancelledError) or tells_of_disconnect(error)
         if self.state is LOST and in_vain:  # COMING: half a request, of which frameworks make errors of their own
-            _log.debug("The application ended because the client had gone.", exc_info=error)
+            _log.debug("The application ended because the client had gone.", exc_info=error, extra=about("client_gone"))
             return
         what = "was cancelled" if isinstance(error, asyncio.CancelledError) else "raised an exception"
-        _log.error(
-            "The application %s while answering %s %s.", what, self.head.method, self.scope["path"], exc_info=error
-        )
+        self._report(f"{what} while answering", "application_failed", error)
         self.end_badly()
+
+    def _report(self, what: str, event: str, error: BaseException | None = None) -> None:
+        """Log what the application did wrong, and at which request."""
+        method, path = self.head.method, self.scope["path"]
+        request_id, trace = self.identity(), traceparent(self.head.headers)
+        _log.error(
+            "The application %s %s %s%s.",
+            what,
+            method,
+            path,
+            named(request_id, trace),
+            exc_info=error,
+            extra=about(event, **of_request(method, path, request_id, trace)),
+        )
+
+    def client_scheme(self) -> str:
+        """What the client speaks."""
+        scheme: str = self.scope["scheme"]
+        return scheme
 
     # ---- the request
 

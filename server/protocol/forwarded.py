@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 from server.address import Address
+from server.logs import about
 from server.protocol.authority import is_authority
 
 ANYBODY: Final = "*"
@@ -60,6 +61,7 @@ _PREFIX: Final = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+;=:@]|%[0-9A-Fa-f]{
 _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f\\]|//|/\.\.?(?:/|\Z)")
 
 _log: Final = logging.getLogger("serve.error")
+_IGNORED: Final = about("forwarded_ignored")
 
 
 class Networks:
@@ -375,4 +377,4 @@ def _prefix(value: bytes) -> bytes:
 
 
 def _ignore(what: str, value: bytes) -> None:
-    _log.debug("A forwarded %s is not valid and is ignored: %r", what, value[:MAX_NODE])
+    _log.debug("A forwarded %s is not valid and is ignored: %r", what, value[:MAX_NODE], extra=_IGNORED)

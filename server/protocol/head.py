@@ -120,7 +120,7 @@ class Head:
         """Whether this is a GET that asks to become a WebSocket (`Upgrade: websocket`)."""
         self.forwarding = False
         """Whether there are fields of proxies that the server believes where the connection is trusted."""
-        self.logged: tuple[str, str] | None = None
+        self.logged: tuple[str, ...] | None = None
         """The access log's own note of what it writes of this request."""
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Final, cast
 
-from server.access_log import NoRequest
+from server.access_lines import NoRequest, Unheard
 from server.address import own_end_of, peer_of
 from server.protocol import health
 from server.protocol.answer import COMING, WAITING
@@ -21,6 +21,7 @@ from server.protocol.answer import STARTED as RESPONSE_STARTED
 from server.protocol.chunks import ChunkReader
 from server.protocol.exchange import Exchange
 from server.protocol.head import CHUNKED, BadRequest, Head, hopeless
+from server.protocol.identified import IdentifiedExchange
 from server.protocol.lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
 from server.protocol.response import CLOSE, plain_answer
 from server.protocol.service import Phase, Service, too_long
@@ -56,6 +57,7 @@ _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _REQUESTS: Final = int(Cell.REQUESTS)
+_RECEIVED: Final = int(Cell.BYTES_RECEIVED)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 _SERVING: Final = Phase.SERVING
 _CR: Final = 13
@@ -76,10 +78,11 @@ class Http1Connection(Lifecycle):
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("_arrived", "_chunks", "_content", "_empty_lines", "_scanned", "read_paused")
+    __slots__ = ("_arrived", "_chunks", "_content", "_empty_lines", "_new_exchange", "_scanned", "read_paused")
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         super().__init__(service, record)
+        self._new_exchange = IdentifiedExchange if service.request_ids.makes else Exchange
         self.read_paused = False
         self._scanned = 0  # bytes of the buffer that hold no end of a head
         self._content = 0  # bytes of chunked content so far
@@ -127,6 +130,7 @@ class Http1Connection(Lifecycle):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        self.service.cells[_RECEIVED] += len(data)
         state = self.state
         if state is IDLE:
             if not self._buffer and not self.write_paused and data[0] != _CR:
@@ -280,7 +284,7 @@ class Http1Connection(Lifecycle):
         if service.max_concurrency and cells[_IN_FLIGHT] >= service.max_concurrency:
             self._overloaded(head, rest)
             return
-        self.exchange = exchange = Exchange(self, service, head)
+        self.exchange = exchange = self._new_exchange(self, service, head)
         self.state = REQUEST
         self.deadline = INFINITY
         if head.body:
@@ -441,7 +445,8 @@ class Http1Connection(Lifecycle):
         self.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
         if service.access_log is not None:
             size = len(text) if with_body else 0
-            service.access_log.record(self.client, NoRequest(), refused.status, size, time.perf_counter())
+            unheard = Unheard(self.client, self.scheme)
+            service.access_log.record(self.client, NoRequest(), refused.status, size, time.perf_counter(), unheard)
         self._finish()
 
     def _refuse_content(self, exchange: Exchange, refused: BadRequest) -> None:
@@ -497,7 +502,8 @@ class Http1Connection(Lifecycle):
         text, with_body = "The server is busy; try again soon.\n", head.method != "HEAD"
         self.write(plain_answer(503, text, service.default_headers, lines, with_body))
         if service.access_log is not None:
-            service.access_log.record(self.client, head, 503, len(text) if with_body else 0, time.perf_counter())
+            size, unheard = len(text) if with_body else 0, Unheard(self.client, self.scheme)
+            service.access_log.record(self.client, head, 503, size, time.perf_counter(), unheard)
         self._answered_at_once(close, rest)
 
     def _upgrade(self, head: Head, rest: bytes) -> None:

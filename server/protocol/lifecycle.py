@@ -248,6 +248,10 @@ class Lifecycle(WriteSide):
         self.drop_held()
         self.transport.abort()
 
+    def asked_at(self) -> float:
+        """When the request in progress began (time.perf_counter, s), or infinity."""
+        return math.inf if self.exchange is None else self.exchange.begun
+
     def expire(self) -> None:
         """The deadline has passed."""
         now = self.service.loop.time()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from server.address import Address, own_end_of, peer_of
+from server.logs import about
 from server.protocol.forwarded import Networks
 from server.protocol.http1 import Http1Connection
 from server.protocol.lifecycle import CLOSED, FLUSHING, IDLE, INFINITY, LEAVING, PEEK_TIME, Lifecycle, State
@@ -71,7 +72,9 @@ class Balancers:
             return
         who = "a unix socket" if peer is None else peer[0]
         more = f"; and {self._unsaid} others since the last such line" if self._unsaid else ""
-        log.info("closed a connection from %s: %s%s", who, why, more)
+        log.info(
+            "closed a connection from %s: %s%s", who, why, more, extra=about("proxy_refused", peer=who, reason=why)
+        )
         self._next_line, self._unsaid = now + LINE_EVERY, 0
 
 

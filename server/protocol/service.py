@@ -21,9 +21,10 @@ from server.protocol.parser import Parser, parser_factory
 from server.protocol.repeats import HeadReader, Repeats
 from server.protocol.turn import Turn
 from server.scoreboard import Scoreboard
+from server.tracing import RequestIds
 
 if TYPE_CHECKING:
-    from server.access_log import AccessLog
+    from server.access_lines import AccessLog
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -64,6 +65,9 @@ class Connection(Protocol):
     deadline: float
     """Loop time (CLOCK_MONOTONIC, s) at which `expire()` is due, or infinity. Compared once a second for all."""
 
+    def asked_at(self) -> float:
+        """When the request in progress began (time.perf_counter, s), or infinity; WebSockets have none."""
+
     def expire(self) -> None:
         """The deadline has passed."""
 
@@ -102,6 +106,7 @@ class Service:
         "persistent",
         "phase",
         "raw_root_path",
+        "request_ids",
         "response_fields",
         "retire_deadline",
         "root_path",
@@ -168,6 +173,8 @@ class Service:
         """What an answer says of a connection that persists; the number is a hint for the client's pool."""
         self.root_path = config.root_path
         self.raw_root_path = quote(config.root_path, safe="/:@!$&'()*+,;=").encode()
+        self.request_ids = RequestIds(config)
+        """How requests are told apart in logs."""
         self.forwarding = Forwarding(config.forwarded_allow_ips, config.forwarded_headers)
         """Whose word is taken for what the client's side of a proxy looks like."""
         self.max_head_size = config.max_head_size

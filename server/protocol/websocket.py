@@ -29,7 +29,6 @@ from server.protocol.websocket_endings import (
     CLOSED,
     CLOSING,
     DENYING,
-    ERRORS,
     FINISHING,
     HANDSHAKE,
     LINGERING,
@@ -43,6 +42,9 @@ from server.scoreboard import Cell
 
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
+WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
+BYTES_RECEIVED: Final = int(Cell.BYTES_RECEIVED)
+BYTES_SENT: Final = int(Cell.BYTES_SENT)
 
 INCOMING_HIGH: Final = 64 * 1024
 """Bytes of messages that wait for the application, above which reading pauses."""
@@ -77,8 +79,10 @@ class WebSocketConnection(Endings):
         "_forwarded",
         "_handshake",
         "_held",
+        "_identity",
         "_incoming",
         "_incoming_size",
+        "_peer",
         "_scheme",
         "_server",
     )
@@ -94,6 +98,8 @@ class WebSocketConnection(Endings):
     ) -> None:
         """`scheme` is the connection's; `forwarded` is what trusted proxies say of the request."""
         super().__init__(service, head, client if forwarded is None else forwarded.client)
+        self._peer = client
+        self._identity = ""
         self._server = server
         self._scheme = scheme
         self._forwarded = forwarded
@@ -132,6 +138,7 @@ class WebSocketConnection(Endings):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
+        self._service.cells[BYTES_RECEIVED] += len(data)
         state = self._state
         if state is OPEN:
             self._keep_alive.heard = True
@@ -164,7 +171,7 @@ class WebSocketConnection(Endings):
             if self._writing_paused and not (events and isinstance(events[-1], End)):
                 self._held = output
             else:
-                self._transport.write(output)
+                self._write(output)
         is_open = self._state is OPEN
         for event in events:
             if isinstance(event, End):
@@ -211,7 +218,7 @@ class WebSocketConnection(Endings):
         if self._held and (self._state is OPEN or self._state is CLOSING):
             held, self._held = self._held, b""
             self._writing_paused = False
-            self._transport.write(held)
+            self._write(held)
             if self._writing_paused:  # the pongs have filled it again
                 return
         super().resume_writing()
@@ -229,8 +236,7 @@ class WebSocketConnection(Endings):
             raise
         except BaseException as error:  # whatever it is, the client is told
             if not self._ended() or not tells_of_disconnect(error):
-                path = self._head.path.decode("latin-1")
-                ERRORS.error("The application failed at the WebSocket %s", path, exc_info=error)
+                self._report("failed at", "application_failed", error)
             self._application_failed()
         else:
             self._application_returned()
@@ -244,6 +250,9 @@ class WebSocketConnection(Endings):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
             path = root_path + path
             raw_path = service.raw_root_path + raw_path
+        headers = head.headers.copy()  # the head is shared with equal requests
+        if service.request_ids.makes:
+            self._identity = service.request_ids.keep_or_make(headers)
         scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
@@ -253,7 +262,7 @@ class WebSocketConnection(Endings):
             "raw_path": raw_path,
             "query_string": head.query,
             "root_path": root_path,
-            "headers": head.headers.copy(),  # the head is shared with equal requests
+            "headers": headers,
             "client": self._client,
             "server": self._server,
             "subprotocols": self._handshake.subprotocols,
@@ -263,6 +272,20 @@ class WebSocketConnection(Endings):
         if self._forwarded is not None:
             self._forwarded.apply(scope)
         return scope
+
+    def peer(self) -> Address:
+        """Who is connected."""
+        return self._peer
+
+    def client_scheme(self) -> str:
+        """What the client speaks."""
+        said = None if self._forwarded is None else self._forwarded.secure
+        secure = self._scheme == "https" if said is None else said
+        return "wss" if secure else "ws"
+
+    def identity(self) -> str:
+        """The request's id, or ""."""
+        return self._identity or super().identity()
 
     def _extensions(self) -> dict[str, dict[str, Any]]:
         """The server's own, less those that are about HTTP responses."""
@@ -314,7 +337,9 @@ class WebSocketConnection(Endings):
         if state is OPEN or state is FINISHING:
             if kind == "websocket.send":
                 data = message.get("bytes")
-                transport.write(self._framing.binary(data) if type(data) is bytes else self._data_frame(message))
+                frame = self._framing.binary(data) if type(data) is bytes else self._data_frame(message)
+                self._service.cells[BYTES_SENT] += len(frame)
+                transport.write(frame)
             elif kind == "websocket.close":
                 self._close(message.get("code") or 1000, message.get("reason") or "")
                 return
@@ -367,7 +392,7 @@ class WebSocketConnection(Endings):
         elif kind == "websocket.close":
             self._refuse(Refusal(403, "The application has refused the WebSocket."))
         elif kind == START:
-            self._denial = Denial(message, self._service.default_headers)
+            self._denial = Denial(message, self._own_lines(message))
             self._enter(DENYING)
         else:
             raise RuntimeError(
@@ -378,15 +403,16 @@ class WebSocketConnection(Endings):
     def _accept(self, message: Message) -> None:
         service = self._service
         handshake = self._handshake
-        response = handshake.response(message, service.default_headers)
+        response = handshake.response(message, self._own_lines(message))
         self._framing = Framing(handshake.deflate, service.config.ws_max_size)
         self._keep_alive = KeepAlive(service.config, service.loop.time())
         self.deadline = self._keep_alive.deadline
         self._enter(OPEN)
         self._accepted = True
         service.cells[WEBSOCKETS] += 1
+        service.cells[WEBSOCKETS_OPENED] += 1
         self._count(101, 0)
-        self._transport.write(response)
+        self._write(response)
         self._resume_reading()
         if self._early:
             early, self._early = self._early, b""
@@ -394,13 +420,21 @@ class WebSocketConnection(Endings):
         if self._retire_overdue and self._state is OPEN:
             self._close(self._retire_code(), "")
 
+    def _own_lines(self, message: Message) -> bytes:
+        """The server's own fields of the answer: with the request's id, where that is returned."""
+        service, identity = self._service, self._identity
+        ids, given = service.request_ids, message.get("headers") or ()
+        if not ids.returns or any(bytes(name).lower() == ids.name for name, _ in given):
+            return service.default_headers
+        return service.default_headers + b"%b: %b\r\n" % (ids.name, identity.encode())
+
     def _deny(self, kind: str, message: Message) -> None:
         """A further piece of the application's HTTP response."""
         if kind != BODY:
             raise RuntimeError(f"After {START} comes {BODY}, not {kind!r}; correct the application.")
         denial = self._denial
         try:
-            self._transport.write(denial.body(message))
+            self._write(denial.body(message))
         except RuntimeError:
             self._transport.abort()  # what the client has is not the whole and must not look like it
             raise

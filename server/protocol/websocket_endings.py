@@ -35,6 +35,7 @@ import time
 from typing import Final
 
 from server.address import Address
+from server.logs import about
 from server.protocol.answer import CLIENT_GONE
 from server.protocol.head import Head
 from server.protocol.service import Message, Service
@@ -53,10 +54,12 @@ from server.protocol.websocket_lifecycle import (
     closing_moment,
 )
 from server.scoreboard import Cell
+from server.tracing import named, of_request, traceparent
 
 ERRORS: Final = logging.getLogger("serve.error")
 
 REQUESTS: Final = int(Cell.REQUESTS)
+BYTES_SENT: Final = int(Cell.BYTES_SENT)
 STATUS_1XX: Final = int(Cell.STATUS_1XX)
 
 # Bound once: an attribute of an enum costs a lookup for each message.
@@ -125,6 +128,10 @@ class Endings(asyncio.Protocol):
         self._answered = False
         """Whether the request has got its answer: the 101 or a whole HTTP response."""
 
+    def _write(self, data: bytes) -> None:
+        self._service.cells[BYTES_SENT] += len(data)
+        self._transport.write(data)
+
     def _enter(self, state: State) -> None:
         assert state in TRANSITIONS[self._state], f"{self._state} -> {state}"
         self._state = state
@@ -134,6 +141,10 @@ class Endings(asyncio.Protocol):
         return self._state in (CLOSING, LINGERING, CLOSED) or self._transport.is_closing()
 
     # Deadlines
+
+    def asked_at(self) -> float:
+        """A WebSocket is no request that could be old."""
+        return math.inf
 
     def expire(self) -> None:
         """The deadline has passed: a ping is due or unanswered, or the client did not end the connection in time."""
@@ -168,9 +179,9 @@ class Endings(asyncio.Protocol):
                 self._unsent = unsent
         self.deadline = min(self._stalled, keep_alive.deadline)
         if pulse is Pulse.PING:
-            self._transport.write(self._framing.ping())
+            self._write(self._framing.ping())
         elif pulse is Pulse.DEAD:
-            self._transport.write(self._framing.fail(1011, "keep-alive ping timeout"))
+            self._write(self._framing.fail(1011, "keep-alive ping timeout"))
             self._tell_disconnect(1006, "")
             self._linger()
 
@@ -223,7 +234,7 @@ class Endings(asyncio.Protocol):
         """Answer the client's end."""
         end = self._end
         if end.answer and not self._transport.is_closing():
-            self._transport.write(end.answer)
+            self._write(end.answer)
         self._tell_disconnect(end.code, end.reason)
         self._linger()
 
@@ -236,7 +247,7 @@ class Endings(asyncio.Protocol):
         if self._state is FINISHING:
             self._finish()
             return
-        self._transport.write(frame)
+        self._write(frame)
         self._enter(CLOSING)
         self.deadline = self._service.loop.time() + CLOSE_TIMEOUT
         self._cancel_retirement()
@@ -247,7 +258,7 @@ class Endings(asyncio.Protocol):
         """Answer the request with an HTTP error."""
         response, size = refusal.response(self._service.default_headers)
         self._count(refusal.status, size)
-        self._transport.write(response)
+        self._write(response)
         self._tell_disconnect(1006, "")
         self._linger()
 
@@ -256,8 +267,7 @@ class Endings(asyncio.Protocol):
         if self._state is OPEN or self._state is FINISHING:
             self._close(1000, "")
         elif self._state is HANDSHAKE or self._state is DENYING:
-            path = self._head.path.decode("latin-1")
-            ERRORS.error("The application returned without answering the WebSocket %s", path)
+            self._report("returned without answering", "unanswered")
             self._application_failed()
 
     def _application_failed(self) -> None:
@@ -297,7 +307,38 @@ class Endings(asyncio.Protocol):
         if status:
             service.cells[STATUS_1XX + status // 100 - 1] += 1
         if service.access_log is not None:
-            service.access_log.record(self._client, self._head, status or CLIENT_GONE, size, self._started)
+            service.access_log.record(self._client, self._head, status or CLIENT_GONE, size, self._started, self)
+
+    def _report(self, what: str, event: str, error: BaseException | None = None) -> None:
+        """Log what the application did wrong, and at which request."""
+        path = self._head.path.decode("latin-1")
+        request_id, trace = self.identity(), traceparent(self._head.headers)
+        ERRORS.error(
+            "The application %s the WebSocket %s%s",
+            what,
+            path,
+            named(request_id, trace),
+            exc_info=error,
+            extra=about(event, **of_request(self._head.method, path, request_id, trace)),
+        )
+
+    # What some formats of the access log ask for (server.access_lines.Answered)
+
+    def peer(self) -> Address:
+        """Who is connected."""
+        return self._client
+
+    def client_scheme(self) -> str:
+        """What the client speaks."""
+        return "ws"
+
+    def identity(self) -> str:
+        """The request's id, or ""."""
+        return self._service.request_ids.carried(self._head.headers)
+
+    def response_field(self, name: bytes) -> bytes:
+        """Not kept for WebSockets."""
+        return b""
 
     # The worker's side
 
@@ -345,7 +386,7 @@ class Endings(asyncio.Protocol):
         elif state is FINISHING:
             code, last_words = self._end.code, self._end.answer
         if flushed and last_words:
-            transport.write(last_words)
+            self._write(last_words)
         if unfinished:
             self._tell_disconnect(code, "")
             self._enter(LINGERING)

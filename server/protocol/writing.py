@@ -12,6 +12,7 @@ from typing import Final
 
 from server.protocol.service import Phase, Service
 from server.protocol.untaken import untaken
+from server.scoreboard import Cell
 
 HOLD_LIMIT: Final = 65536
 """As many held bytes are written at once."""
@@ -20,6 +21,7 @@ LARGE: Final = 16384
 """A piece of more bytes is not copied together with others."""
 
 _SERVING: Final = Phase.SERVING
+_SENT: Final = int(Cell.BYTES_SENT)
 
 
 class WriteSide(asyncio.Protocol):
@@ -57,6 +59,7 @@ class WriteSide(asyncio.Protocol):
             self._held.append(data)
             self.flush()
         elif len(data) > LARGE or self.service.phase is not _SERVING:
+            self.service.cells[_SENT] += len(data)
             self.transport.write(data)
         else:
             self._held.append(data)
@@ -67,6 +70,7 @@ class WriteSide(asyncio.Protocol):
         """The same for what is too large to be copied together with other bytes."""
         if self._held:
             self.flush()
+        self.service.cells[_SENT] += len(data)
         self.transport.write(data)  # not writelines(): asyncio's does not pause the protocol before 3.13.2
 
     def hold(self, data: bytes) -> None:
@@ -88,7 +92,9 @@ class WriteSide(asyncio.Protocol):
         if held:
             self._held = []
             self._held_size = 0
-            self.transport.write(held[0] if len(held) == 1 else b"".join(held))
+            data = held[0] if len(held) == 1 else b"".join(held)
+            self.service.cells[_SENT] += len(data)
+            self.transport.write(data)
 
     def drop_held(self) -> None:
         """The connection has ended: nothing is written any more."""

@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from server.address import Address
+from server.logs import about
 from server.scoreboard import Cell
 from server.shut_out import admit, filters_refused
 from server.worker.wake_order import WakeOrder
@@ -134,11 +135,11 @@ class Acceptor:
             self._end(attempt)
             self._attached(ended.value[1])
         except OSError as error:
-            log.debug("a connection was gone before it was attached: %s", error)
+            log.debug("a connection was gone before it was attached: %s", error, extra=about("connection_gone"))
             self._end(attempt)
             client.close()
         except Exception:
-            log.exception("a connection could not be attached; it is closed")
+            log.exception("a connection could not be attached; it is closed", extra=about("internal_error"))
             self._end(attempt)
             client.close()
         else:
@@ -169,7 +170,11 @@ class Acceptor:
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 if self._pause is None:
-                    log.warning("cannot accept connections: %s; raise the open-files limit (ulimit -n)", error.strerror)
+                    log.warning(
+                        "cannot accept connections: %s; raise the open-files limit (ulimit -n)",
+                        error.strerror,
+                        extra=about("accept_failed"),
+                    )
                 self._rest()
                 return False
             return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more

@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 
 from server.channel import Channel, Packet, TruncatedDescriptors
 from server.errors import ChannelError
+from server.logs import about
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell
 
@@ -327,7 +328,12 @@ class Departures:
                 if not self._withdraw(receiver.pair.number):
                     self._wake_at(now + RETRY)
                     break
-                log.warning("a worker did not take %d connections within %g s; withdrawn", count, TAKE_TIMEOUT)
+                log.warning(
+                    "a worker did not take %d connections within %g s; withdrawn",
+                    count,
+                    TAKE_TIMEOUT,
+                    extra=about("handover_withdrawn", connections=count),
+                )
                 self._drop(receiver)
         if now >= self._again_at:
             self._again_at = math.inf

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 
 from server.errors import StartError
+from server.logs import about
 from server.protocol.service import ASGIApplication, Message
 from server.specification import application_traceback
 
@@ -102,7 +103,10 @@ class Lifespan:
             elif self._state is LifespanState.STARTING:
                 self._fail("the application raised an exception in its lifespan startup")
             elif self._state is not LifespanState.FAILED:
-                log.error("the application's lifespan ended with an exception\n%s", self._detail)
+                log.error(
+                    "the application's lifespan ended with an exception",
+                    extra=about("lifespan_failed", detail=self._detail),
+                )
                 self._become(LifespanState.ENDED)
         else:
             if self._state in (LifespanState.CALLED, LifespanState.STARTING):
@@ -131,7 +135,11 @@ class Lifespan:
             case "lifespan.shutdown.complete", LifespanState.ENDING:
                 self._become(LifespanState.ENDED)
             case "lifespan.shutdown.failed", LifespanState.ENDING:
-                log.error("the application's lifespan shutdown failed: %s", message.get("message", ""))
+                log.error(
+                    "the application's lifespan shutdown failed: %s",
+                    message.get("message", ""),
+                    extra=about("lifespan_failed"),
+                )
                 self._become(LifespanState.ENDED)
             case kind, state:
                 self._startup.mistaken |= not kind.startswith("lifespan.")

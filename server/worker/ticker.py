@@ -7,6 +7,7 @@ worker is due for replacement.
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import logging
 import math
@@ -22,6 +23,7 @@ import anyio
 
 from server import output
 from server.config import Config
+from server.logs import about
 from server.protocol.service import Connection, Phase, Service
 from server.scoreboard import Cell
 from server.worker.memory import Surplus
@@ -30,6 +32,8 @@ PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""
 LOOK_ANYWAY: Final = 10
 """Quiet ticks after which all deadlines are compared nevertheless."""
+LAGS: Final = 10
+"""Ticks of which the worst lag is told."""
 AT_ONCE: Final = 8
 """Connections that are ended in one turn of the loop."""
 MIB: Final = 1024 * 1024
@@ -55,13 +59,17 @@ class Ticker:
         self._max_requests = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)
         self._end_of_life = time.monotonic() + config.max_lifetime * random.uniform(0.9, 1.0)
         self._surplus = Surplus()
+        self._lags: collections.deque[int] = collections.deque(maxlen=LAGS)
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
         self.tick()
 
     async def run(self) -> None:
         """Tick until cancelled."""
+        loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + PERIOD
             await anyio.sleep(PERIOD)
+            self._write_lag(time.monotonic() - due)
             self.tick()
 
     def tick(self) -> None:
@@ -100,7 +108,7 @@ class Ticker:
             try:
                 connection.expire()
             except Exception:
-                log.exception("a connection could not be ended at its deadline")
+                log.exception("a connection could not be ended at its deadline", extra=about("internal_error"))
         if len(some) == AT_ONCE:
             loop.call_soon(self._end, due)
 
@@ -128,6 +136,18 @@ class Ticker:
         cells[Cell.HEARTBEAT] = time.monotonic_ns()
         cells[Cell.DROPPED_OUTPUT] = output.dropped()
         cells[Cell.RSS] = int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
+        cells[Cell.CPU] = time.process_time_ns()
+        oldest = math.inf
+        if cells[Cell.IN_FLIGHT]:
+            oldest = min([each.asked_at() for each in self._service.connections], default=math.inf)
+        cells[Cell.OLDEST] = int(oldest * 1e9) if oldest < math.inf else 0
+
+    def _write_lag(self, seconds: float) -> None:
+        """How late the loop came to this tick: what everybody else has waited as well."""
+        cells, lag = self._service.cells, max(0, int(seconds * 1e9))
+        self._lags.append(lag)
+        cells[Cell.LAG], cells[Cell.LAG_WORST] = lag, max(self._lags)
+        cells[Cell.LAG_TOTAL] += lag
 
     def _watch_lame_duck(self) -> None:
         since = self._service.scoreboard.lame_duck

@@ -23,6 +23,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from server.logs import about
 from server.scoreboard import Cell, Scoreboard
 
 LOOK_AGAIN: Final = 0.05
@@ -120,7 +121,7 @@ class WakeOrder:
         try:
             self._epoll.register(listening, self._events)
         except OSError as error:  # an old kernel, or something that only looks like one
-            log.debug("the workers cannot stand in line for clients: %s", error)
+            log.debug("the workers cannot stand in line for clients: %s", error, extra=about("no_wake_order"))
             self._epoll.register(listening, BEFORE_IT)
             self._epoll = None
         return True

@@ -23,6 +23,7 @@ from server.app.draining import draining
 from server.channel import Channel, Outbox, Packet, TruncatedDescriptors
 from server.config import Config
 from server.errors import ChannelError, StartError, UsageError
+from server.logs import about
 from server.protocol.http1 import Http1Connection
 from server.protocol.proxy_protocol import opening
 from server.protocol.service import Phase, Service
@@ -35,6 +36,7 @@ from server.worker.handover import Arrivals, Departures
 from server.worker.lifespan import Lifespan
 from server.worker.ticker import Ticker
 from server.worker.wake_order import LoopFactory, WakeOrder
+from server.worker.watchdog import Watchdog
 
 DETAIL_LIMIT: Final = 100_000
 """Bytes of a traceback in the packet that brings it to the listener; its end says most, so the beginning goes."""
@@ -76,8 +78,9 @@ class Worker:
         welcome: Packet,
         sockets: list[socket.socket],
         loops: LoopFactory,
+        watchdog: Watchdog,
     ) -> None:
-        """`loops` makes the loop that `run` will run in."""
+        """`loops` makes the loop that `run` will run in; `watchdog` has been started."""
         self.config = config
         self.channel = channel
         self.outbox = Outbox(channel)
@@ -85,6 +88,7 @@ class Worker:
         self.welcome = welcome
         self.sockets = sockets
         self.loops = loops
+        self.watchdog = watchdog
         self.cells = scoreboard.row(welcome["row"])
         self._order: Order | None = None
         self._ordered = anyio.Event()
@@ -104,6 +108,7 @@ class Worker:
     async def run(self) -> int:
         """Live; return the exit status."""
         last_resort.watch(self.channel.fileno(), self._time_to_leave)
+        self.watchdog.know(asyncio.get_running_loop())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._obey)
             tasks.start_soon(self.outbox.run)
@@ -149,7 +154,9 @@ class Worker:
             "generation": self.welcome["generation"],
             "slot": self.welcome["slot"],
         }
-        service.access_log = self.access_log = access_log.open_access_log(self.config)
+        service.access_log = self.access_log = access_log.open_access_log(
+            self.config, self.welcome["generation"], self.welcome["slot"]
+        )
         self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
         self._opening = opening(service)
         self.acceptor = Acceptor(
@@ -177,7 +184,8 @@ class Worker:
         return self.config.graceful_timeout + self.config.shutdown_timeout + CLOSE_TIME * 2 + EXIT_TIME
 
     async def _serve_and_retire(self) -> None:
-        ticker = Ticker(self.service, self.config, self.order.tick, self._want_replacement)
+        self.watchdog.watch(self.cells, self.config.block_warn)
+        ticker = Ticker(self.service, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ticker.run)
             await self._ordered.wait()
@@ -188,6 +196,7 @@ class Worker:
                 await self._retire()
             await self._settle_handovers()
             await self._finish_lifespan()
+            self.watchdog.unwatch()
             tasks.cancel_scope.cancel()
         ticker.tick()
         report = {"handed_over": self.cells[Cell.HANDED_OVER], "cut": self._cut}
@@ -284,7 +293,9 @@ class Worker:
         for task in list(self.service.tasks):
             task.cancel()
         if self._cut:
-            log.warning("cut %d requests that had not ended", self._cut)
+            log.warning(
+                "cut %d requests that had not ended", self._cut, extra=about("requests_cut", requests=self._cut)
+            )
 
     async def _settle_handovers(self) -> None:
         """Take no more; wait for what has been taken, and for what we offered to be answered."""
@@ -300,7 +311,11 @@ class Worker:
         with anyio.move_on_after(timeout) as deadline:
             await self.lifespan.shutdown()
         if deadline.cancelled_caught:
-            log.warning("lifespan shutdown had not ended after %g s (--shutdown-timeout)", timeout)
+            log.warning(
+                "lifespan shutdown had not ended after %g s (--shutdown-timeout)",
+                timeout,
+                extra=about("shutdown_timed_out", seconds=timeout),
+            )
 
     # Connections that come and go
 
@@ -326,6 +341,10 @@ class Worker:
     def _orphaned(self, pair: int) -> None:
         self.outbox.tell({"type": "orphaned", "pair": pair})
 
+    def _ticked(self) -> None:
+        self.order.tick()
+        self.watchdog.tick()
+
     def _want_replacement(self, reason: str) -> None:
         self.outbox.tell({"type": "recycle", "reason": reason})
 
@@ -338,13 +357,13 @@ class Worker:
                 try:
                     packet, descriptors = await self.channel.receive()
                 except TruncatedDescriptors as error:  # EMFILE: without that pair, connections go elsewhere or remain
-                    log.error("%s", error)
+                    log.error("%s", error, extra=about("descriptors_lost"))
                 else:
                     self._take(packet, descriptors)
         except (EOFError, ChannelError, OSError) as error:
             if not isinstance(error, EOFError):
-                log.error("the channel to the listener broke: %s", error)
-            log.warning("the listener is gone; this worker drains and leaves")
+                log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
+            log.warning("the listener is gone; this worker drains and leaves", extra=about("listener_died"))
             self.leave(Order.LISTENER_DIED, "the listener died")
             if hasattr(self, "arrivals"):
                 self.arrivals.expect_no_verdict()

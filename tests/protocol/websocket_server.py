@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from server.access_log import Request
+from server.access_lines import NOBODY, Answered, Request
 from server.address import Address
 from server.app.draining import Draining
 from server.config import Config
@@ -38,7 +38,9 @@ class Log:
     def __init__(self) -> None:
         self.records: list[tuple[Any, ...]] = []
 
-    def record(self, client: Address, head: Request, status: int, size: int, begun: float) -> None:
+    def record(
+        self, client: Address, head: Request, status: int, size: int, begun: float, answered: Answered = NOBODY
+    ) -> None:
         seconds = time.perf_counter() - begun
         target = head.target.decode("latin-1")
         self.records.append((client, head.method, target, head.version, status, size, seconds, head.headers))
