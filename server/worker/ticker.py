@@ -65,9 +65,8 @@ class Ticker:
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + PERIOD
+            due = time.monotonic() + PERIOD
             await anyio.sleep(PERIOD)
             self._write_lag(time.monotonic() - due)
             self.tick()
