@@ -1,7 +1,7 @@
 """One child process as the listener holds it: PID, channel, scoreboard row, and what is still to be said to it.
 
-It owns the listener's end of the channel and the row. The listener never waits for a child: what cannot be sent now
-lies in the outbox, so that a stopped child delays nobody else.
+It owns the listener's end of the channel, its window (`server.listener.stacks`) and the row. The listener never waits
+for a child: what cannot be sent now lies in the outbox, so that a stopped child delays nobody else.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 from server.channel import Channel, Outbox, pair
 from server.listener.lifecycle import Worker
 from server.listener.release import Release
+from server.listener.stacks import Window
 from server.output import ChildOutput, for_child
 from server.signals import LISTENER_SIGNALS
 
@@ -42,6 +43,9 @@ class Child:
         self.outbox = Outbox(channel)
         self.output = output
         self.row = row
+        self.window: Window | None = None
+        """The way into the worker that needs no event loop; None if there was no descriptor to spare."""
+        self.closed = False
 
     def kill(self) -> None:
         """SIGKILL. The PID is ours until we reap it, and we forget it when we do."""
@@ -52,6 +56,9 @@ class Child:
         self.output.drain_after_death()
         self.channel.close()
         self.outbox.close()
+        if self.window is not None:
+            self.window.close()
+        self.closed = True
 
 
 def spawn(worker: Worker, release: Release, row: int) -> Child:

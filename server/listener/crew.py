@@ -22,6 +22,7 @@ from server.listener.child import Child, describe, handover_pair, spawn
 from server.listener.lifecycle import Worker
 from server.listener.release import Release
 from server.listener.sockets import Listening
+from server.listener.stacks import Window
 from server.scoreboard import Cell, Scoreboard
 
 ROWS = 1024
@@ -72,6 +73,7 @@ class Crew:
             return
         self.children[child.pid] = child
         self.attend(child)
+        given = self._open_window(child)
         child.outbox.tell(
             {
                 "type": "welcome",
@@ -85,7 +87,17 @@ class Crew:
                 "sockets": [listening.describe() for listening in self.listening],
             },
             lent=[self.scoreboard.fd, *(listening.socket.fileno() for listening in self.listening)],
+            given=given,
         )
+
+    def _open_window(self, child: Child) -> tuple[int, ...]:
+        """The worker's end of a window, last in its welcome; without a descriptor to spare it does without."""
+        try:
+            child.window = Window()
+            return child.window.hand_out()
+        except OSError as error:
+            log.warning("%s will not be able to tell its stacks: %s", child.worker, error)
+            return ()
 
     def attend(self, child: Child) -> None:
         """Serve the child's channel from here on."""
@@ -188,6 +200,8 @@ class Crew:
                 if not speaks(packet.get("protocol")):
                     text = f"it speaks version {packet.get('protocol')} of the channel, this listener {PROTOCOL}"
                     self.post(e.WorkerFailed(worker, f"{text}; restart the server to change to that version"))
+                elif child.window is not None:
+                    child.window.agree(packet.get("window"))
             case "ready":
                 self.post(e.WorkerReady(worker))
             case "failed":

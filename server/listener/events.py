@@ -102,8 +102,11 @@ class WorkerAccepts(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerWantsReplacement(Event):
+    """The worker is to be replaced: it asked for it, or its event loop has been `blocked` for so many seconds."""
+
     worker: Worker
     reason: str
+    blocked: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -110,6 +110,7 @@ class Cause(enum.Enum):
     GENERATION = "generation"  # with all others of its generation
     CRASH = "crash"  # in place of one that died
     RECYCLE = "recycle"  # in place of one that lives and retires once this one accepts
+    BLOCKED = "blocked"  # in place of one whose event loop does not turn; that one retires once this one accepts
     SCALE = "scale"  # for a new slot
 
 
@@ -161,6 +162,7 @@ class Worker:
     deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the present state has lasted too long
     serving_since: float = math.inf
     recycling: str = ""  # why it asked to be replaced; it serves until its replacement accepts
+    blocked: bool = False  # that is why
     reason: str = ""  # why it retires
     finished: bool = False  # said that it has ended in order
     stuck: str = ""  # what was missed when it was killed

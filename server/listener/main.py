@@ -23,12 +23,13 @@ from anyio.abc import TaskGroup
 from server import logs, output
 from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
-from server.listener import changes, notify, release, service_manager, sockets
+from server.listener import changes, notify, release, service_manager, sockets, stacks
 from server.listener import events as e
 from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
 from server.listener.control import ControlServer
 from server.listener.crew import Crew
+from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
 from server.listener.lifecycle import Generation, Policy, counted
 from server.listener.pidfile import PidFile
@@ -109,6 +110,7 @@ class Listener:
         self._tasks: TaskGroup
         board = self.crew.scoreboard
         self.admin = Admin(config, admin, listening, board, self.processes, self._admin_state, self.history)
+        self.heartbeats = Heartbeats(self.crew, lambda: self.settings.config.worker_timeout, self.post, self._happened)
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
 
@@ -122,6 +124,7 @@ class Listener:
                 await self._tasks.start(self.control.serve)
             await self._tasks.start(self._watch_signals)
             self._tasks.start_soon(self.admin.run)
+            self._tasks.start_soon(self.heartbeats.run)
             if self.settings.config.reload:
                 changing = changes.Changes(self.settings, self.processes, self.post, self._happened)
                 self._tasks.start_soon(changing.run)

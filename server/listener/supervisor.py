@@ -263,8 +263,20 @@ class Supervisor:
         worker = event.worker
         if worker.state is WorkerState.SERVING and not worker.recycling:
             worker.recycling = event.reason
-            text = f"{worker} is to be replaced: {event.reason}"
+            when = ""
+            if event.blocked is not None:
+                worker.blocked = True
+                when = self._back_off(worker, event)
+            text = f"{worker} is to be replaced{when}: {event.reason}"
             self._say_of(worker, logging.INFO, "worker_recycling", text, reason=event.reason)
+
+    def _back_off(self, worker: Worker, event: e.WorkerWantsReplacement) -> str:
+        """If the replacement blocks at once as well, and so on, they come at longer and longer intervals."""
+        if worker.generation is not self.current or event.blocked is None:
+            return ""
+        served = max(0.0, self._now - worker.serving_since - event.blocked)
+        delay = self.slots.setdefault(worker.slot, Slot()).failed(self._now, served, event.reason)
+        return f" in {delay:g} s" if delay else ""
 
     def _on_finished(self, event: e.WorkerFinished) -> None:
         worker, cut, passed = event.worker, int(event.report.get("cut", 0)), int(event.report.get("handed_over", 0))
@@ -504,7 +516,9 @@ class Supervisor:
             slot = self.slots.setdefault(number, Slot())
             if not self._filling(number) and slot.not_before <= self._now:
                 replaced = [w for w in self.workers.values() if w.generation is self.current and w.slot == number]
-                if any(w.recycling and w.state in UP for w in replaced):
+                if any(w.blocked and w.state in UP for w in replaced):
+                    cause = Cause.BLOCKED
+                elif any(w.recycling and w.state in UP for w in replaced):
                     cause = Cause.RECYCLE
                 elif slot.failures:
                     cause = Cause.CRASH

@@ -19,12 +19,14 @@ from collections.abc import Callable
 import anyio
 
 from server import logs, output
-from server.channel import PROTOCOL, Channel, Packet, speaks
+from server.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
 from server.config import Config
+from server.errors import UsageError
 from server.scoreboard import Scoreboard
 from server.signals import LISTENER_SIGNALS
 from server.worker.memory import keep_large_blocks
 from server.worker.wake_order import LoopFactory
+from server.worker.watchdog import Watchdog
 from server.worker.worker import Worker
 
 WELCOME_TIMEOUT = 30.0
@@ -42,19 +44,26 @@ def main() -> None:
     config = Config.from_json(packet["config"])
     name_process(f"serve-w{packet['slot']}.{packet['generation']}")
     slot, generation = packet["slot"], packet["generation"]
-    logs.configure(config, f"worker {slot}.{generation}", generation=generation, slot=slot)
     channel = Channel(end)
-    _tell(channel, {"type": "hello", "protocol": PROTOCOL})
+    try:
+        logs.configure(config, f"worker {slot}.{generation}", generation=generation, slot=slot)
+    except UsageError as error:
+        _tell(channel, {"type": "failed", "message": str(error), "usage": True})
+        sys.exit(1)
+    scoreboard_fd, sockets_fds, window = _sorted(packet, descriptors)
+    watchdog = Watchdog(*window)
+    watchdog.start()
+    _tell(channel, {"type": "hello", "protocol": PROTOCOL, "window": watchdog.abilities})
     try:
         _move_in(config, packet)
     except (OSError, KeyError, ValueError) as error:
         _tell(channel, {"type": "failed", "message": f"the worker could not be set up: {error}", "usage": True})
         sys.exit(1)
-    scoreboard = Scoreboard(descriptors[0])
-    sockets = [listening_socket(descriptor) for descriptor in descriptors[1:]]
+    scoreboard = Scoreboard(scoreboard_fd)
+    sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
     keep_large_blocks()
     loops = LoopFactory(loop_factory(config.loop))
-    worker = Worker(config, channel, scoreboard, packet, sockets, loops)
+    worker = Worker(config, channel, scoreboard, packet, sockets, loops, watchdog)
     status = anyio.run(worker.run, backend_options={"loop_factory": loops})
     if worker.access_log is not None:
         worker.access_log.close()
@@ -109,6 +118,17 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
         _tell(channel, {"type": "hello", "protocol": PROTOCOL})
         sys.exit(1)
     return received
+
+
+def _sorted(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], tuple[Channel | None, int | None]]:
+    """What came with the welcome: the scoreboard, the listening sockets, and the window if the listener gave one."""
+    end = 1 + len(packet["sockets"])
+    match descriptors[end:]:
+        case [asked_over, dump]:
+            return descriptors[0], descriptors[1:end], (Channel(socket.socket(fileno=asked_over)), dump)
+        case more:
+            close_descriptors(more)  # of a later version
+            return descriptors[0], descriptors[1:end], (None, None)
 
 
 def _tell(channel: Channel, packet: Packet) -> None:
