@@ -10,18 +10,21 @@ from __future__ import annotations
 import difflib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
+from click.shell_completion import shell_complete
 
 from server import __version__
+from server.commands import MODULES, load
+from server.commands.command import CONTEXT, INTERRUPTED, WIDTH
 from server.config import GROUPS, Option, flag, flag_off, options
 from server.errors import ServeError, UsageError
 from server.output import say
 from server.settings import Given, kind, read, several
 
-WIDTH: Final = 100
+COMPLETE: Final = "_SERVE_COMPLETE"  # set by shells that ask for completions (click, "Shell Completion")
 UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space
 
 TLS: Final = (
@@ -36,7 +39,6 @@ HINTS: Final = {
         ("--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-certificate", "--certfile", "--keyfile", "--ca-certs"), TLS
     ),
     **dict.fromkeys(("--ssl", "--tls", "--ciphers", "--http2", "--quic-bind", "--insecure-bind"), TLS),
-    "--reload": "--reload, for development, comes with a later version; until then, kill -HUP loads the new code",
     "--uds": "{option} is written --bind unix:PATH here",
     "--timeout": "{option} is --graceful-timeout here (how long requests may take to finish when a worker retires)",
     "--timeout-keep-alive": "{option} is --keep-alive here",
@@ -62,14 +64,14 @@ class RunCommand(click.Command):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("serve", "APP [OPTIONS]")
-        formatter.write_usage("serve", "|".join(COMMANDS) + " [OPTIONS]", prefix="       ")
+        formatter.write_usage("serve", "|".join(MODULES) + " [OPTIONS]", prefix="       ")
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace(UNBROKEN, " ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands for a server that runs"):
-            formatter.write_dl([(name, command.get_short_help_str(WIDTH)) for name, command in COMMANDS.items()])
+            formatter.write_dl([(name, load(name).get_short_help_str(WIDTH)) for name in MODULES])
         for group in GROUPS:
             rows = [_help_row(name, defined) for name, (_, defined) in options().items() if defined.group == group]
             with formatter.section(group):
@@ -161,7 +163,7 @@ def check_application(app: str | None) -> None:
     module, colon, attribute = app.partition(":")
     if colon and module and attribute:
         return
-    near = difflib.get_close_matches(app, COMMANDS, 1)
+    near = difflib.get_close_matches(app, MODULES, 1)
     if near and not colon:
         raise UsageError(
             f"there is no command {app!r}: did you mean {near[0]!r}? (An application has a colon: module:attribute)"
@@ -172,55 +174,6 @@ def check_application(app: str | None) -> None:
     raise UsageError(f"{app!r} is not an application: write module:attribute, for example: serve {module or 'app'}:app")
 
 
-def _reach() -> list[click.Parameter]:
-    """The options that say which running server is meant."""
-    return [
-        click.Option(["--control"], metavar="PATH", default="", envvar="SERVE_CONTROL", help="Its control socket."),
-        click.Option(["--pid"], metavar="PATH", default="", envvar="SERVE_PID", help="Its pid file."),
-    ]
-
-
-def _reload(control: str, pid: str) -> int:
-    """Replace every worker with fresh code; wait until it serves.
-
-    Exit status 0: the new generation serves. 1: it was refused, with the reason; the old one serves on.
-    """
-    from server import control_client
-
-    return control_client.reload(control, pid)
-
-
-def _drain(control: str, pid: str, off: bool) -> int:
-    """Make the health endpoint fail while real traffic is still served.
-
-    It lasts, over reloads too, until `serve drain --off`.
-    """
-    from server import control_client
-
-    return control_client.drain(control, pid, off)
-
-
-def _status(control: str, pid: str, json: bool) -> int:
-    """Show what the server does: generations, workers, connections."""
-    from server import control_client
-
-    return control_client.status(control, pid, json)
-
-
-def _command(name: str, act: Callable[..., int], *parameters: click.Parameter) -> click.Command:
-    return click.Command(
-        name, callback=act, help=act.__doc__, params=[*_reach(), *parameters], context_settings=CONTEXT
-    )
-
-
-CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
-COMMANDS: Final = {
-    "reload": _command("reload", _reload),
-    "drain": _command("drain", _drain, click.Option(["--off"], is_flag=True, help="End the lame duck.")),
-    "status": _command("status", _status, click.Option(["--json"], is_flag=True, help="Print it as JSON.")),
-}
-
-
 def _run_command() -> RunCommand:
     command = RunCommand("serve", callback=_run, help=_run.__doc__, params=_parameters(), context_settings=CONTEXT)
     return click.version_option(__version__, prog_name="serve", message="%(prog)s %(version)s")(command)
@@ -228,13 +181,28 @@ def _run_command() -> RunCommand:
 
 def run_command_line(arguments: Sequence[str]) -> int:
     """Do what the command line says and return the exit status. All errors end here, as a line for a person."""
+    if COMPLETE in os.environ:  # asked by the shell, through what `_SERVE_COMPLETE=bash_source serve` prints
+        _take_signals()
+        return shell_complete(_everything(), {}, "serve", COMPLETE, os.environ[COMPLETE])
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
-    if name in COMMANDS:
-        # A control command handles no signal: each has its default effect, Ctrl-C ends it without a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        return _main(COMMANDS[name], f"serve {name}", rest)
+    if name in MODULES:
+        _take_signals()
+        try:
+            return _main(load(name), f"serve {name}", rest)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left to do is to end
     return _main(_run_command(), "serve", rest if name == "run" else list(arguments))
+
+
+def _take_signals() -> None:
+    """A control command handles no signal but Ctrl-C, which it may have a word to say about; all else ends it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+def _everything() -> click.Group:
+    """All commands and all options of `serve APP`, for the completion of shells."""
+    return click.Group("serve", commands={name: load(name) for name in MODULES}, params=_parameters()[1:])
 
 
 def _main(command: click.Command, name: str, arguments: list[str]) -> int:
@@ -249,6 +217,8 @@ def _main(command: click.Command, name: str, arguments: list[str]) -> int:
             _write(detail.rstrip("\n") + "\n")
         _say(str(error))
         return error.exit_status
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
     return status if isinstance(status, int) else 0
 
 

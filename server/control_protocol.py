@@ -1,7 +1,21 @@
 """What is spoken on the control socket, and where the socket is: shared by the listener and the control command.
 
 One request per connection: a line of JSON `{"version": 1, "command": …}`; the answer is a line of JSON `{"version": 1,
-"ok": …, "text": …}`, when the outcome is known. Unknown members are passed over on both sides.
+"ok": …, "text": …}`, when the outcome is known. Before it, to who asks with `"follow": true` (reload, stop, follow), a
+line `{"version": 1, "record": {…}}` for each thing that happens (docs/events.md). Unknown members are passed over on
+both sides.
+
+| command | members of the request | of the answer |
+| --- | --- | --- |
+| reload | wait (true), follow | detail: the traceback of what was refused |
+| drain | off | |
+| stop | follow | with follow, when the server has ended, cut: requests cut since its start |
+| scale | to | |
+| logs-reopen | | |
+| status | | status (`server.listener.status`) |
+| config | | config |
+| stacks | timeout (s) | stacks |
+| follow | | when the server has ended, cut |
 """
 
 from __future__ import annotations
@@ -25,13 +39,16 @@ def runtime_directories() -> list[Path]:
     return [*directories, Path(f"/tmp/serve-{os.geteuid()}")]
 
 
-def private(directory: Path) -> bool:
-    """Whether `directory` is ours alone to write to: nobody else may have put a socket there."""
+def private(directory: Path, *, any_owner: bool = False) -> bool:
+    """Whether `directory` is its owner's alone to write to, and that is us (or `any_owner`): nobody else may have put
+    a socket there.
+    """
     try:
         found = directory.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    ours = any_owner or found.st_uid == os.geteuid()
+    return stat.S_ISDIR(found.st_mode) and ours and not found.st_mode & 0o022
 
 
 def default_socket(pid: int) -> Path:

@@ -66,10 +66,10 @@ def test_lame_duck_until_the_next_deploy(project: Path) -> None:
 
 def test_a_lame_duck_of_the_control_command_holds_over_reloads(project: Path) -> None:
     with running("app:app", "--drain-status", "429", directory=project) as server:
-        control_client.drain(str(server.control))
+        control_client.ask(server.control, "drain")
         server.reload()
         assert health(server) == 429
-        control_client.drain(str(server.control), off=True)
+        control_client.ask(server.control, "drain", off=True)
         server.wait_until(lambda status: not status["lame_duck"])
         assert health(server) == 200
         assert server.stop() == 0

@@ -278,7 +278,7 @@ class ControlServer:
         return asker.outcome
 
     def _cut(self) -> int:
-        return int(self._server.status()["totals"]["cut"])
+        return int(self._server.status()["lost"])
 
 
 _NOT_STOPPING: Final = frozenset({"starting", "opening", "running"})

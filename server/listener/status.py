@@ -53,6 +53,7 @@ def status(
         "reloads": supervisor.reloads,
         "failed_reloads": supervisor.failed_reloads,
         "last_failure": supervisor.last_failure,
+        "lost": supervisor.lost,
         "size": supervisor.size,
         "degraded": {
             str(number): slot.trouble

@@ -1,0 +1,24 @@
+"""`serve drain`: the lame duck, on and off."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from server import control_client
+from server.commands.command import command, tell
+
+
+def drain(control: str, pid: str, off: bool) -> int:
+    """Make the health endpoint fail while real traffic is still served.
+
+    It lasts, over reloads too, until `serve drain --off`.
+    """
+    tell(control_client.ask(control_client.find(control, pid), "drain", off=off)["text"])
+    return 0
+
+
+COMMANDS: Final = {
+    "drain": command("drain", drain, click.Option(["--off"], is_flag=True, help="End the lame duck.")),
+}

@@ -1,0 +1,17 @@
+"""`serve logs-reopen`: what USR1 does, for logrotate and for people."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from server import control_client
+from server.commands.command import command, tell
+
+
+def reopen(control: str, pid: str) -> int:
+    """Open the log files anew, after they were moved away."""
+    tell(control_client.ask(control_client.find(control, pid), "logs-reopen")["text"])
+    return 0
+
+
+COMMANDS: Final = {"logs-reopen": command("logs-reopen", reopen)}

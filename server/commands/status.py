@@ -1,0 +1,74 @@
+"""`serve status` and `serve workers`: what the server is doing now, as lines for a person or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from server import control_client
+from server.commands.command import as_json, command, counted, memory, span, tell
+
+
+def status(control: str, pid: str, as_json: bool) -> int:
+    """Show what the server does: generations, workers, connections."""
+    found = control_client.look(control_client.find(control, pid))
+    tell(json.dumps(found, indent=2) if as_json else "\n".join([*_server(found), "", *_workers(found)]))
+    return 0
+
+
+def workers(control: str, pid: str, as_json: bool) -> int:
+    """Show what each worker does."""
+    found = control_client.look(control_client.find(control, pid))
+    tell(json.dumps(found["workers"], indent=2) if as_json else "\n".join(_workers(found)))
+    return 0
+
+
+def health(found: dict[str, Any]) -> str:
+    """What load balancers are told, in words."""
+    if not found["lame_duck"]:
+        return "healthy"
+    return f"in lame duck for {span(found['lame_duck']['since'])}, until {found['lame_duck']['until']}"
+
+
+def _server(found: dict[str, Any]) -> Iterator[str]:
+    yield f"serve {found['server']}, PID {found['pid']}: {found['state']}, {health(found)}"
+    yield f"{found['app']} on {', '.join(found['listening'])}, up for {span(found['uptime'])}"
+    totals = found["totals"]
+    reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
+    yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} answered"
+    for generation in found["generations"]:
+        if generation["number"] != found["generation"]:
+            yield f"generation {generation['number']} is {generation['state']}"
+    if found["reload_waiting"]:
+        yield "a reload waits for its turn"
+    if found["last_failure"]:
+        yield f"the last reload was refused: {found['last_failure']}"
+    for slot, trouble in found["degraded"].items():
+        yield f"slot {slot} is empty: {trouble}"
+
+
+def _workers(found: dict[str, Any]) -> Iterator[str]:
+    row = "{:>4} {:>4} {:<9} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
+    yield row.format(*("slot", "gen", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
+    for worker in sorted(found["workers"], key=lambda w: (w["generation"], w["slot"])):
+        yield row.format(
+            worker["slot"],
+            worker["generation"],
+            worker["state"],
+            worker["connections"],
+            worker["in_flight"],
+            worker["websockets"],
+            worker["requests"],
+            memory(worker["rss"]),
+            span(worker.get("cpu", 0.0)),
+            span(worker["oldest"]) if worker.get("oldest") is not None else "-",
+        )
+        if worker.get("recycling"):
+            yield f"          to be replaced: {worker['recycling']}"
+
+
+COMMANDS: Final = {
+    "status": command("status", status, as_json()),
+    "workers": command("workers", workers, as_json()),
+}

@@ -1,0 +1,221 @@
+"""`serve stop`: take a node away, from the lame duck to the last process, and tell what it cost.
+
+The steps are the listener's own (lame duck, keep new connections out, let requests finish, cut what has not); this
+command asks for them, follows them on the control socket and watches the process itself by a pidfd, since the socket
+goes away with the server. Only if the server has not ended in time does it kill, the workers as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from server import control_client
+from server.commands.command import INTERRUPTED, as_json, command, complain, counted, seconds, span, tell
+from server.commands.processes import Process, children, kill_all
+from server.control_client import Conversation, Gone, Refused
+from server.errors import UsageError
+
+PROGRESS: Final = 5.0
+"""Seconds between two lines about what is still in progress."""
+LAST_WORD: Final = 2.0
+"""Seconds that a server that is about to be killed has to say what it holds."""
+KILL_TIME: Final = 10.0
+"""Seconds that the kernel has to end what was killed."""
+MARGIN: Final = 15.0
+"""Seconds beyond the server's own deadlines until it is killed, if --timeout does not say."""
+CUT: Final = 1
+"""Exit status if something was cut."""
+
+
+def stop(control: str, pid: str, delay: float | None, timeout: float | None, as_json: bool) -> int:
+    """Stop the server as a deploy does: lame duck, wait, let requests finish, end.
+
+    The health endpoint fails at once; after --delay seconds, in which everything is served and load balancers find
+    out, new connections are kept out and requests in progress finish (--graceful-timeout of the server). What has not
+    ended --timeout seconds after that is killed.
+
+    Exit status 0: nothing was cut. 1: requests were cut, or the server was killed; the last line says how many.
+    """
+    path = control_client.find(control, pid)
+    with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
+        found = control_client.look(path)  # it answers, so that the PID was still its own when it was taken hold of
+        return _Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
+
+
+class _Stopping:
+    """One server on its way out."""
+
+    def __init__(
+        self, path: Path, following: Conversation, process: Process, found: dict[str, Any], *, as_json: bool
+    ) -> None:
+        self.path = path
+        self.following = following
+        self.process = process
+        self.before = found
+        self.cut: int | None = None
+        """Requests cut since the server's start, once it has said so."""
+        self.held: int | None = 0
+        """Requests in the hands of what was killed, if it could still say so."""
+        self._as_json = as_json
+        self._began = time.monotonic()
+        self._told = False  # the server tells no more
+        self._next_progress = self._began + PROGRESS
+
+    def run(self, delay: float | None, timeout: float | None) -> int:
+        """Do all of it; return the exit status."""
+        found = self.before
+        self._step("stop_asked", f"{found['app']}, PID {found['pid']}, on {', '.join(found['listening'])}")
+        try:
+            ended = self._lame_duck(delay) or self._graceful(timeout)
+        except KeyboardInterrupt:
+            complain(
+                "this command is gone, the server is not: `serve status` tells how far it is, and while it is only in"
+                " lame duck `serve drain --off` calls it back"
+            )
+            return INTERRUPTED
+        if not ended:
+            self._kill()
+        return self._outcome(killed=not ended)
+
+    # The steps; each returns whether the server has ended
+
+    def _lame_duck(self, delay: float | None) -> bool:
+        if not delay or self.before["state"] != "running":
+            return False
+        control_client.ask(self.path, "drain")
+        self._step("lame_duck_wait", f"in lame duck for {delay:g} s; everything is served, the health endpoint says no")
+        return self._wait(time.monotonic() + delay)
+
+    def _graceful(self, timeout: float | None) -> bool:
+        with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
+            answer = control_client.ask(self.path, "stop")
+            if answer["text"] != "stopping":
+                self._step("stopping", answer["text"])
+        return self._wait(time.monotonic() + (self._patience() if timeout is None else timeout))
+
+    def _patience(self) -> float:
+        """Seconds that the server may take by its own deadlines, and some more."""
+        with contextlib.suppress(Refused, UsageError, KeyError, TypeError, ValueError):
+            options = control_client.ask(self.path, "config")["config"]
+            values = {name: float(options[name]["value"]) for name in ("graceful_timeout", "shutdown_timeout")}
+            return sum(values.values()) + float(options["drain_delay"]["value"]) + MARGIN
+        return 30.0 + 10.0 + MARGIN
+
+    def _wait(self, deadline: float) -> bool:
+        """Tell what happens until the server has ended, or until the deadline (CLOCK_MONOTONIC, s)."""
+        poll = select.poll()
+        poll.register(self.process, select.POLLIN)
+        poll.register(self.following, select.POLLIN)
+        while (left := deadline - time.monotonic()) > 0:
+            ready = {fd for fd, _ in poll.poll(min(left, PROGRESS) * 1000)}
+            if self.following.fileno() in ready and not self._take():
+                poll.unregister(self.following)
+            if self.process.fd in ready:
+                while not self._told and self._take():
+                    pass
+                return True
+            self._progress()
+        return self.process.ended()
+
+    def _take(self) -> bool:
+        """Take what the server tells; return whether it tells on."""
+        try:
+            message = self.following.receive(0.0)
+        except Gone:
+            self._told = True
+            return False
+        if message is not None and (record := message.get("record")) is not None:
+            if self._as_json:
+                self._print(record)
+            elif record["level"] != "debug":
+                tell(record["text"])
+        elif message is not None:
+            self.cut = int(message.get("cut", 0))
+        return True
+
+    def _progress(self) -> None:
+        """Now and then, how much is still in progress."""
+        if time.monotonic() < self._next_progress or self._told:
+            return
+        self._next_progress = time.monotonic() + PROGRESS
+        with contextlib.suppress(Refused, UsageError):
+            found = control_client.look(self.path)
+            if found["state"] not in ("running", "draining"):
+                held = in_hands(found)
+                oldest = max((w.get("oldest") or 0.0 for w in found["workers"]), default=0.0)
+                text = f"still in progress: {counted(held, 'request')}" + (
+                    f", the oldest {span(oldest)}" if oldest else ""
+                )
+                self._step("progress", text, in_progress=held)
+
+    def _kill(self) -> None:
+        """End what has not ended in time: the listener, then its workers, which would drain on for a while."""
+        self.held = None
+        with contextlib.suppress(Refused, UsageError), Conversation(self.path, "status") as asked:
+            found = asked.outcome(LAST_WORD)["status"]
+            self.held, self.cut = in_hands(found), found["lost"]
+        workers = children(self.process)
+        self._step("killing", f"not ended in time: killed, {counted(len(workers), 'worker')} as well", held=self.held)
+        try:
+            left = kill_all([self.process, *workers], KILL_TIME)
+        except PermissionError:
+            raise Refused("the server has not ended in time, and only its own user or root may kill it") from None
+        finally:
+            for worker in workers:
+                worker.close()
+        if left:
+            raise Refused(f"{counted(left, 'process')} cannot be ended even by SIGKILL; the kernel holds them")
+
+    # Telling
+
+    def _outcome(self, *, killed: bool) -> int:
+        known = self.held is not None and self.cut is not None
+        cut = (self.held or 0) + max(0, (self.cut or 0) - self.before["lost"])
+        took = time.monotonic() - self._began
+        clean = known and not cut and not killed
+        how = "killed" if killed else "stopped"
+        lost = (
+            (f"{counted(cut, 'request')} cut" if cut else "nothing was cut") if known else "what was cut is not known"
+        )
+        self._step("outcome", f"{how} after {span(took)}; {lost}", cut=cut if known else None, ok=clean, killed=killed)
+        return 0 if clean else CUT
+
+    def _step(self, event: str, text: str, **about: Any) -> None:
+        if self._as_json:
+            self._print({"at": round(time.time(), 3), "event": event, "text": text, **about})
+        else:
+            tell(text)
+
+    def _print(self, record: dict[str, Any]) -> None:
+        print(json.dumps(record), flush=True)
+
+
+def in_hands(found: dict[str, Any]) -> int:
+    """Requests and WebSockets that the workers of a status have in their hands."""
+    return sum(w["in_flight"] + w["websockets"] for w in found["workers"])
+
+
+def _process(following: Conversation) -> Process:
+    """The listener's process. Raises UsageError if it cannot be watched from here."""
+    try:
+        return Process(following.pid)
+    except (OSError, ValueError):
+        raise UsageError(
+            "the server's process cannot be watched from here; run serve stop where the server runs (in its container)"
+        ) from None
+
+
+COMMANDS: Final = {
+    "stop": command(
+        "stop",
+        stop,
+        seconds("--delay", "Lame duck before the stop; by default the server's own --drain-delay."),
+        seconds("--timeout", "From the stop until KILL; by default a little more than the server's own timeouts."),
+        as_json("One JSON object per step."),
+    ),
+}

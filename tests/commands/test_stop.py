@@ -1,0 +1,117 @@
+"""`serve stop`: the steps it tells, and the truth about what it cost."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from tests.commands.serving import SLOW, begin, serve, start
+from tests.running import PATIENCE, connect, request, running, state_of
+
+
+def write(directory: Path) -> None:
+    (directory / "app.py").write_text(SLOW)
+
+
+def test_nothing_is_cut(tmp_path: Path) -> None:
+    """Lame duck, the delay, the drain: the request in progress ends well, and status 0 says so."""
+    write(tmp_path)
+    with running("app:app", "--workers", "2", directory=tmp_path) as server:
+        with begin(server, "/wait/1") as connection:
+            done = serve(server, "stop", "--delay", "0.2")
+            assert connection.recv(10) == b"ne"
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        assert lines[0].startswith(f"app:app, PID {server.pid}, on http://127.0.0.1:")
+        assert any(line.startswith("in lame duck for 0.2 s") for line in lines)
+        assert any(line.startswith("stopping: requests in progress have") for line in lines)
+        assert lines[-1].startswith("stopped after ")
+        assert lines[-1].endswith("; nothing was cut")
+        assert server.wait() == 0
+
+
+def test_in_the_delay_everything_is_served_but_the_health_endpoint_says_no(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", directory=tmp_path) as server:
+        stopping = start(server, "stop", "--delay", "60")
+        assert stopping.stdout is not None
+        while not stopping.stdout.readline().startswith("in lame duck"):
+            pass
+        with connect(server) as connection:
+            assert request(connection, "/ping")[0] == 503
+            assert request(connection)[0] == 200
+        stopping.send_signal(signal.SIGINT)
+        _, complaint = stopping.communicate(timeout=PATIENCE)
+        assert stopping.returncode == 130
+        assert "Traceback" not in complaint
+        assert "`serve drain --off` calls it back" in complaint
+        assert serve(server, "drain", "--off").returncode == 0
+        assert server.stop() == 0
+
+
+def test_what_the_server_cuts_is_counted(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--workers", "2", "--graceful-timeout", "0.5", directory=tmp_path) as server:
+        with begin(server, "/wait/60"), begin(server, "/wait/60"):
+            done = serve(server, "stop", "--json")
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        assert done.returncode == 1
+        assert records[-1]["event"] == "outcome"
+        assert (records[-1]["ok"], records[-1]["cut"], records[-1]["killed"]) == (False, 2, False)
+        assert records[-1]["text"].endswith("; 2 requests cut")
+        assert {"stop_asked", "stopping", "worker_finished"} <= {record["event"] for record in records}
+        server.wait()
+
+
+def test_what_has_not_ended_in_time_is_killed_with_its_workers(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--workers", "2", directory=tmp_path) as server:
+        pids = server.worker_pids()
+        with begin(server, "/wait/60"):
+            done = serve(server, "stop", "--timeout", "0.5")
+        assert done.returncode == 1
+        assert "not ended in time: killed, 1 worker as well" in done.stdout  # the other had nothing to finish
+        assert done.stdout.splitlines()[-1].endswith("; 1 request cut")
+        assert server.wait() == -signal.SIGKILL
+        assert [state_of(pid) for pid in pids] in (["", ""], ["Z", "Z"], ["", "Z"], ["Z", ""])
+
+
+def test_a_listener_that_turns_no_more_is_killed_as_well(tmp_path: Path) -> None:
+    """It cannot say what its workers hold; that is told as well."""
+    write(tmp_path)
+    with running("app:app", directory=tmp_path) as server:
+        pids = server.worker_pids()
+        with begin(server, "/wait/60"):
+            stopping = start(server, "stop", "--timeout", "2")
+            server.wait_until(lambda status: status["state"] == "stopping")
+            server.signal(signal.SIGSTOP)
+            told, _ = stopping.communicate(timeout=2 * PATIENCE)
+        assert stopping.returncode == 1
+        assert told.splitlines()[-1].endswith("; what was cut is not known")
+        assert server.wait() == -signal.SIGKILL
+        assert {state_of(pid) for pid in pids} <= {"", "Z"}
+
+
+def test_a_second_stop_follows_the_first(tmp_path: Path) -> None:
+    """It does not make it a quick one, as a second TERM would."""
+    write(tmp_path)
+    with running("app:app", directory=tmp_path) as server:
+        with begin(server, "/wait/2") as connection:
+            first = start(server, "stop")
+            server.wait_until(lambda status: status["state"] == "stopping")
+            second = serve(server, "stop")
+            assert connection.recv(10) == b"ne"
+        assert (second.returncode, first.wait(PATIENCE)) == (0, 0)
+        assert "the server is stopping already" in second.stdout
+        first.communicate()
+        assert server.wait() == 0
+
+
+def test_a_server_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", directory=tmp_path) as server:
+        assert server.stop() == 0
+        done = serve(server, "stop")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "cannot be reached" in done.stderr
