@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def test_bytes_of_files_count_as_well(serve: Serve, tmp_path: Path, size: int) -
 
 def test_every_request_falls_into_one_bucket_of_durations(serve: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        time.sleep(float(scope["query_string"] or 0))
+        await asyncio.sleep(float(scope["query_string"] or 0))
         await send(start())
         await send(body(b"ok"))
 
