@@ -93,28 +93,37 @@ def _files_below(directory: str, path: str) -> list[str]:
     return found
 
 
-async def watch(channel: Channel, watched: Watched) -> None:
-    """Tell the changes until the other end of the channel is closed."""
+async def watch(channel: Channel, watched: Watched, once: bool = False) -> int:
+    """Tell the changes until the other end of the channel is closed, or only the first; return the exit status."""
+    status = 0
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_tell, channel, watched, watched.directories, True)
+            tasks.start_soon(_tell, channel, watched, watched.directories, True, once)
             if apart := watched.apart():
-                tasks.start_soon(_tell, channel, watched, apart, False)
+                tasks.start_soon(_tell, channel, watched, apart, False, once)
             # The tasks run in this order, and each comes to its first wait when its watches stand.
             tasks.start_soon(channel.send, {"type": "watching", "directories": list(watched.directories)})
             while True:
                 await channel.receive()
-    except* EOFError:
+    except* (EOFError, _Told):
         pass
     except* OSError as group:
+        status = 1
         error = group.exceptions[0]
         advice = "; raise fs.inotify.max_user_watches, or name what to watch by --reload-dir" if _watches(error) else ""
         await channel.send({"type": "trouble", "text": f"{error}{advice}"})
+    return status
 
 
-async def _tell(channel: Channel, watched: Watched, directories: Sequence[str], recursive: bool) -> None:
+class _Told(Exception):
+    """One change has been told, which was all that was asked for."""
+
+
+async def _tell(channel: Channel, watched: Watched, directories: Sequence[str], recursive: bool, once: bool) -> None:
     async for paths in _changes(watched, directories, recursive):
         await channel.send({"type": "changed", "paths": paths[:MOST_PATHS], "count": len(paths)})
+        if once:
+            raise _Told
 
 
 async def _changes(watched: Watched, directories: Sequence[str], recursive: bool) -> AsyncIterator[list[str]]:
@@ -139,11 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="server.watcher")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--watched", type=json.loads, required=True)
+    parser.add_argument("--once", action="store_true")
     arguments = parser.parse_args()
     told: dict[str, Any] = arguments.watched
     watched = Watched(**{name: tuple(values) for name, values in told.items()})
-    anyio.run(watch, Channel(socket.socket(fileno=arguments.channel)), watched)
-    os._exit(0)  # a thread of the library may still wait for changes
+    status = anyio.run(watch, Channel(socket.socket(fileno=arguments.channel)), watched, arguments.once)
+    os._exit(status)  # a thread of the library may still wait for changes
 
 
 if __name__ == "__main__":

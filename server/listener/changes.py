@@ -21,11 +21,12 @@ import anyio
 
 from server.channel import Channel, pair
 from server.config_file import OWN, PROJECT
-from server.errors import ChannelError, UsageError
+from server.errors import ChannelError, StartError, UsageError
 from server.listener import events as e
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.processes import Process, Processes
 from server.listener.release import PRIVATE_VARIABLES, resolve
+from server.output import say
 from server.settings import Settings
 
 FIRST_PAUSE: Final = 1.0
@@ -67,11 +68,14 @@ def _in_directory(path: str) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
-def start(processes: Processes, what: dict[str, list[str]]) -> tuple[Process, Channel]:
-    """Start a watcher. Raises OSError if that cannot be."""
+def start(processes: Processes, what: dict[str, list[str]], *, once: bool = False) -> tuple[Process, Channel]:
+    """Start a watcher, which ends after one change if `once`. Raises OSError if that cannot be."""
     ours, theirs = pair()
+    command = [sys.executable, *SAFE_PATH, "-m", "server.watcher", "--channel", str(theirs.fileno())]
+    command += ["--watched", json.dumps(what), *(["--once"] if once else [])]
+    environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
     try:
-        process = processes.start(arguments(theirs.fileno(), what), environment(), [(theirs.fileno(), theirs.fileno())])
+        process = processes.start(command, environment, [(theirs.fileno(), theirs.fileno())])
     except OSError:
         ours.close()
         raise
@@ -80,15 +84,33 @@ def start(processes: Processes, what: dict[str, list[str]]) -> tuple[Process, Ch
     return process, Channel(ours)
 
 
-def arguments(channel: int, what: dict[str, list[str]]) -> list[str]:
-    """The watcher's command."""
-    command = [sys.executable, *SAFE_PATH, "-m", "server.watcher"]
-    return [*command, "--channel", str(channel), "--watched", json.dumps(what)]
+def start_again_after_a_change(settings: Settings, error: StartError) -> int:
+    """The first start has failed: say so, wait for a change of a file (or HUP), and execute this program anew.
+
+    Returns an exit status if there will be no other start: told to stop, or the watcher ended.
+    """
+    waits = "waiting for a change of a file (--reload)"
+    say(2, f"{error.detail.rstrip()}\nserve: {error}\nserve: {waits}\n".lstrip("\n"))
+    if _wait_for_change(settings):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return error.exit_status
 
 
-def environment() -> dict[str, str]:
-    """The watcher's environment."""
-    return {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+def _wait_for_change(settings: Settings) -> bool:
+    """Wait for a change of a file or HUP, for as long as it takes; False if told to stop, or if nothing watches."""
+    signals = {signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    processes = Processes()
+    process, channel = start(processes, watched(settings), once=True)
+    try:
+        while (received := signal.sigwait(signals)) == signal.SIGCHLD:
+            pid, wait_status = os.waitpid(process.pid, os.WNOHANG)
+            if pid and processes.reaped(pid, wait_status):
+                return wait_status == 0
+        return received == signal.SIGHUP
+    finally:
+        channel.close()
+        process.signal(signal.SIGKILL)
 
 
 class Changes:

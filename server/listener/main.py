@@ -398,9 +398,11 @@ def run(settings: Settings) -> int:
                 each.close()
             if pid_file is not None:
                 pid_file.remove()
-        if end.status == 2:
-            raise UsageError(end.message)
-        if end.status:
-            raise StartError(end.message, end.detail)
-        log.info("stopped")
-    return 0
+        if not end.status:
+            log.info("stopped")
+            return 0
+    if end.status == 2:
+        raise UsageError(end.message)
+    if config.reload:
+        return changes.start_again_after_a_change(settings, StartError(end.message, end.detail))
+    raise StartError(end.message, end.detail)
