@@ -41,7 +41,7 @@ def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([], "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"),
         (["app"], "'app' is not an application: write module:attribute, for example: serve app:app"),
         (["src/app.py"], "'src/app.py' is a path: name the module and what is in it, for example: serve app:app"),
-        (["app:asgi", "--worker", "3"], "there is no option --worker: did you mean --workers?"),
+        (["app:asgi", "--worker", "3"], "there is no option --worker: did you mean --workers or --worker-timeout?"),
         (["app:asgi", "--zzz"], "there is no option --zzz: `serve --help` shows those there are"),
         (["app:asgi", "-w", "many"], "--workers: 'many' is not a whole number"),
         (
@@ -70,7 +70,7 @@ def test_tls_and_http2_are_refused_with_a_way_out(capfd: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("option", "hint"),
-    [("--reload", "kill -HUP"), ("--uds", "--bind unix:PATH"), ("-k", "--loop"), ("--preload", "listener")],
+    [("--uds", "--bind unix:PATH"), ("-k", "--loop"), ("--preload", "listener")],
 )
 def test_options_of_other_servers_are_recognised(capfd: pytest.CaptureFixture[str], option: str, hint: str) -> None:
     assert hint in said(capfd, "app:asgi", option)
