@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -109,12 +111,27 @@ class Node:
         """Connections that its workers have handed over."""
         return int(self.server.status()["totals"]["handed_over"])
 
-    def stop(self) -> int:
-        """TERM, and wait for the end (--drain-delay included); the exit status."""
-        try:
-            return self.server.stop()
-        finally:
-            self.close()
+    def stop(self, delay: float = 0.0) -> None:
+        """`serve stop`; it must find that nothing was cut."""
+        command = [sys.executable, "-m", "server", "stop", "--control", str(self.server.control)]
+        said = subprocess.run(
+            [*command, "--delay", f"{delay}"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=2 * PATIENCE,
+        )
+        self.logs += said.stdout
+        assert (said.returncode, self.server.wait()) == (0, 0), said.stdout
+        self.close()
+
+    def terminate(self, patience: float = PATIENCE) -> None:
+        """TERM, and wait for the end (--drain-delay included), which must come in time and well."""
+        self.server.signal(signal.SIGTERM)
+        assert self.server.wait(patience) == 0
+        self.close()
 
     def kill(self) -> None:
         """The machine is gone: KILL for the listener and all workers."""

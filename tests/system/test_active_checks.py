@@ -37,7 +37,7 @@ TOO_SHORT = CHECK.interval
 def restart(node: Node, index: int, balancer: Balancer, load: StrictLoad) -> None:
     """Stop the node in the midst of the load, start it again, and wait until it takes part again."""
     load.answered_by(pids_of(node))
-    assert node.stop() == 0
+    node.terminate()
     assert not balancer.backends[index].in_rotation
     node.start()
     load.until(lambda: balancer.backends[index].in_rotation, "the balancer to find the node again")
@@ -61,7 +61,7 @@ def test_the_documented_delay_is_right_and_a_shorter_one_is_not(tmp_path: Path, 
 
         with StrictLoad(balancer.port, right.executions, kinds=("one-shot", "keep-alive"), events=0) as load:
             load.answered_by(pids_of(short))
-            short.stop()
+            short.terminate()
             load.until(lambda: load.verdict().lost > 0, "what is lost by the shorter delay")
             verdict = load.finish()
         print(verdict.text())
@@ -75,7 +75,7 @@ def test_connections_that_nobody_ends_are_ended_by_surprise(tmp_path: Path) -> N
     with serving(node, other), Balancer([(n.host, n.port) for n in (node, other)], Layer.TCP, CHECK) as balancer:
         with StrictLoad(balancer.port, node.executions, kinds=("keep-alive",), events=0) as load:
             load.answered_by(pids_of(node))
-            node.stop()
+            node.terminate()
             verdict = load.finish()
         assert verdict.left(Left.ANNOUNCED) == 0
         assert verdict.left(Left.EOF) + verdict.left(Left.RESET) + verdict.lost > 0

@@ -69,7 +69,7 @@ class HAProxy:
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_rolling_reloads_and_restarts_are_noticed_by_nobody(tmp_path: Path, probe: str) -> None:
-    with two_nodes(tmp_path, "--drain-delay", f"{DELAY}") as nodes:
+    with two_nodes(tmp_path) as nodes:
         haproxy = HAProxy(tmp_path, nodes, PROBES[probe])
         with haproxy.running(), StrictLoad(haproxy.port, nodes[0].executions, kinds=KINDS[probe]) as load:
             for node in nodes:
@@ -79,7 +79,7 @@ def test_rolling_reloads_and_restarts_are_noticed_by_nobody(tmp_path: Path, prob
                 load.until(lambda: node.handed_over > 0, "kept connections to be handed over")  # noqa: B023
                 assert haproxy.up(node)
             for node in nodes:
-                assert node.stop() == 0
+                node.stop(DELAY)
                 assert not haproxy.up(node)
                 node.start()
                 load.until(lambda: haproxy.up(node), "HAProxy to find the node again")  # noqa: B023
