@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from server.settings import Settings
 FIRST_PAUSE: Final = 1.0
 """Seconds before a watcher that died is started again; doubled each time."""
 LONGEST_PAUSE: Final = 60.0
+WATCHING_TIMEOUT: Final = 10.0
+"""Seconds that a watcher may take to say that it watches before people are told that it will."""
 NAMED: Final = 3
 """Changed files that are named in the log."""
 
@@ -89,8 +92,7 @@ def start_again_after_a_change(settings: Settings, error: StartError) -> int:
 
     Returns an exit status if there will be no other start: told to stop, or the watcher ended.
     """
-    waits = "waiting for a change of a file (--reload)"
-    say(2, f"{error.detail.rstrip()}\nserve: {error}\nserve: {waits}\n".lstrip("\n"))
+    say(2, f"{error.detail.rstrip()}\nserve: {error}\n".lstrip("\n"))
     if _wait_for_change(settings):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return error.exit_status
@@ -103,6 +105,8 @@ def _wait_for_change(settings: Settings) -> bool:
     processes = Processes()
     process, channel = start(processes, watched(settings), once=True)
     try:
+        select.select([channel], [], [], WATCHING_TIMEOUT)  # until it watches, so that no change from here on is missed
+        say(2, "serve: waiting for a change of a file (--reload)\n")
         while (received := signal.sigwait(signals)) == signal.SIGCHLD:
             pid, wait_status = os.waitpid(process.pid, os.WNOHANG)
             if pid and processes.reaped(pid, wait_status):

@@ -1,0 +1,258 @@
+"""The developer's loop (`--reload`) with real servers and files: a change is served soon, and nothing holds it up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.errors import UsageError
+from server.listener.changes import require
+from server.settings import read
+from tests.applications import info
+from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
+
+pytest.importorskip("watchfiles")
+
+STREAM = """    if scope["path"] == "/events":
+        import asyncio
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        while True:
+            await send({"type": "http.response.body", "body": b"data: %s\\n\\n" % VERSION.encode(), "more_body": True})
+            await asyncio.sleep(0.05)
+    more = True
+"""
+
+
+def version(number: object) -> str:
+    """An application that says its version, and streams it without end at /events."""
+    return info(str(number)).replace("    more = True\n", STREAM, 1)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A directory with an application in it."""
+    (tmp_path / "app.py").write_text(version(1))
+    return tmp_path
+
+
+@contextlib.contextmanager
+def developing(project: Path, *arguments: str, **more: Any) -> Iterator[RunningServer]:
+    """A server that watches by the time that the block begins."""
+    with running("app:app", "--reload", *arguments, directory=project, **more) as server:
+        server.wait_until(lambda _: "watching for changes" in server.log())
+        yield server
+        assert server.stop() == 0
+
+
+def served(server: RunningServer) -> str:
+    """The version that a new client gets."""
+    with connect(server) as connection:
+        return str(json.loads(request(connection)[1])["version"])
+
+
+def wait_for(server: RunningServer, wanted: Callable[[], bool]) -> None:
+    server.wait_until(lambda _: wanted())
+
+
+def test_what_a_developer_does_in_a_day(project: Path) -> None:
+    app, helper = project / "app.py", project / "helper.py"
+    with developing(project) as server:
+        app.write_text(version(2))
+        wait_for(server, lambda: served(server) == "2")
+
+        app.write_text(version(3) + "def (\n")  # a mistake: told once, and the old code serves on
+        server.wait_until(lambda status: status["failed_reloads"] == 1)
+        assert server.log().count("SyntaxError: invalid syntax") == 1
+        assert re.search(r"reload refused, generation \d+ serves on: .*app:app cannot be imported", server.log())
+        assert served(server) == "2"
+        app.write_text(version(3))
+        wait_for(server, lambda: served(server) == "3")
+
+        helper.write_text("VERSION = 'from a new file'\n")
+        app.write_text("from helper import VERSION\n" + version(4).replace("VERSION = '4'", ""))
+        wait_for(server, lambda: served(server) == "from a new file")
+        failed = server.status()["failed_reloads"]
+        helper.unlink()
+        server.wait_until(lambda status: status["failed_reloads"] == failed + 1)
+        assert "No module named 'helper'" in server.log()
+        assert served(server) == "from a new file"
+        helper.write_text("VERSION = 'again'\n")
+        wait_for(server, lambda: served(server) == "again")
+
+        package = project / "parts"  # a directory that comes with all that is in it
+        (project / ".hidden").mkdir()
+        (project / ".hidden" / "__init__.py").write_text("VERSION = 'a part'\n")
+        app.write_text("from parts import VERSION\n" + version(5).replace("VERSION = '5'", ""))
+        server.wait_until(lambda status: status["failed_reloads"] == failed + 2)
+        (project / ".hidden").rename(package)
+        wait_for(server, lambda: served(server) == "a part")
+
+
+def test_the_servers_own_files_count_and_what_tools_write_does_not(project: Path) -> None:
+    elsewhere = project / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "env").write_text("A=1\n")
+    (project / "src").mkdir()
+    (project / "app.py").rename(project / "src" / "app.py")
+    options = ("--app-dir", "src", "--env-file", "elsewhere/env", "--reload-include", "*.html")
+    with developing(project, *options, "--reload-exclude", "gen*") as server:
+        started = server.status()["reloads"]
+        (project / "src" / "__pycache__").mkdir(exist_ok=True)
+        for name in ("__pycache__/x.py", "notes.txt", "generated.py"):
+            (project / "src" / name).write_text("")
+        (project / "serve.toml").write_text("workers = 2\n")
+        server.wait_for_workers(2)
+        (elsewhere / "env").write_text("A=2\n")
+        server.wait_until(lambda status: status["reloads"] == started + 2)
+        (project / "src" / "page.html").write_text("")
+        server.wait_until(lambda status: status["reloads"] == started + 3)
+        (project / "serve.toml").write_text("workers = many\n")
+        server.wait_until(lambda status: status["failed_reloads"] == 1)
+        assert "serve.toml is not valid TOML" in server.log()
+
+
+def test_a_storm_of_saves_gives_few_generations(project: Path) -> None:
+    with developing(project) as server:
+        for number in range(200):
+            (project / f"module_{number % 50}.py").write_text(f"x = {number}\n")
+            (project / "app.py").write_text(version(number))
+        wait_for(server, lambda: served(server) == "199")
+        server.wait_until(lambda status: len(status["generations"]) == 1)
+        assert server.status()["reloads"] <= 4
+
+
+class Tab(threading.Thread):
+    """A browser's tab that shows a stream of events: it connects again whenever it is cut off."""
+
+    def __init__(self, server: RunningServer) -> None:
+        super().__init__(daemon=True)
+        self.server = server
+        self.address = server.address()
+        self.closing = threading.Event()
+        self.seen: list[str] = []
+        self.connections = 0
+
+    def run(self) -> None:
+        while not self.closing.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(self.address, timeout=PATIENCE) as connection:
+                self.connections += 1
+                connection.sendall(b"GET /events HTTP/1.1\r\nhost: t\r\n\r\n")
+                while not self.closing.is_set() and (data := connection.recv(65536)):
+                    self.seen += [text.decode() for text in re.findall(rb"data: (\w+)", data)][-1:]
+
+
+def test_open_streams_hold_no_change_up(project: Path) -> None:
+    with developing(project) as server:
+        tabs = [Tab(server) for _ in range(3)]
+        for tab in tabs:
+            tab.start()
+        wait_for(server, lambda: all(tab.seen for tab in tabs))
+        alive = 0
+        for number in range(2, 12):
+            (project / "app.py").write_text(version(number))
+            wait_for(server, lambda number=number: served(server) == str(number))  # type: ignore[misc]
+            alive = max(alive, len(server.status()["generations"]))
+        wait_for(server, lambda: all(tab.seen[-1] == "11" for tab in tabs))
+        assert server.status()["reloads"] == 10
+        assert "reload waits" not in server.log()
+        assert alive > 1  # old ones were still streaming meanwhile
+        assert all(2 <= tab.connections <= 11 for tab in tabs)
+        for tab in tabs:
+            tab.closing.set()
+        server.wait_until(lambda status: len(status["generations"]) == 1)
+
+
+def test_a_first_start_that_fails_waits_for_a_change(project: Path) -> None:
+    (project / "app.py").write_text("def (\n")
+    server = RunningServer("app:app", "--reload", directory=project)
+    try:
+        wait_for_log(server, "waiting for a change of a file")
+        assert server.log().count("SyntaxError") == 1
+        (project / "app.py").write_text(version(1))
+        server.ready()
+        assert served(server) == "1"
+        assert server.stop() == 0
+    finally:
+        print(server.log())
+        server.close()
+
+
+def wait_for_log(server: RunningServer, text: str) -> None:
+    """Until the server has written it; it answers nobody yet."""
+    deadline = threading.Event()
+    for _ in range(int(PATIENCE / 0.05)):
+        if text in server.log():
+            return
+        deadline.wait(0.05)
+    raise AssertionError(server.log())
+
+
+def test_the_watcher_is_started_again_and_ends_with_the_listener(project: Path) -> None:
+    with running("app:app", "--reload", directory=project) as server:
+        server.wait_until(lambda _: "watching for changes" in server.log())
+        watcher = watcher_of(server)
+        os.kill(watcher, signal.SIGKILL)
+        server.wait_until(lambda _: server.log().count("watching for changes") == 2)
+        assert "the process that watches files ended (signal SIGKILL)" in server.log()
+        (project / "app.py").write_text(version(2))
+        wait_for(server, lambda: served(server) == "2")
+        watcher = watcher_of(server)
+        server.process.kill()
+        server.process.wait()
+        deadline = threading.Event()
+        for _ in range(int(PATIENCE / 0.05)):
+            if state_of(watcher) in ("", "Z"):
+                break
+            deadline.wait(0.05)
+        assert state_of(watcher) in ("", "Z")
+
+
+def watcher_of(server: RunningServer) -> int:
+    """The PID of the process that watches."""
+    (found,) = [pid for pid in server.worker_pids() if b"server.watcher" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
+
+
+def test_a_missing_package_is_told_before_anything_starts(project: Path) -> None:
+    blocker = project / "blocker"
+    blocker.mkdir()
+    (blocker / "sitecustomize.py").write_text("import sys\nsys.modules['watchfiles'] = None\n")
+    environment = {"PYTHONPATH": f"{blocker}:{Path(__file__).parent.parent}"}
+    server = RunningServer("app:app", "--reload", directory=project, environment=environment)
+    try:
+        assert server.wait() == 2
+        assert server.log() == (
+            "serve: --reload needs the package watchfiles: pip install 'serve-asgi[reload]', or leave it out\n"
+        )
+    finally:
+        server.close()
+
+
+def test_wrong_directories_are_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PWD", str(project))
+    for directory, sentence in (
+        ("nowhere", f"--reload-dir: there is no directory {project}/nowhere"),
+        ("/", "--reload would watch the whole file system: name what to watch by --reload-dir"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(sentence)):
+            require(read("app:app", {"reload": True, "reload_dir": (directory,)}, {}))
+
+
+def test_this_modes_defaults_yield_to_what_is_asked_for(project: Path) -> None:
+    settings = read("app:app", {"reload": True, "max_generations": "2"}, {"SERVE_SHUTDOWN_TIMEOUT": "3"})
+    config = settings.config
+    assert (config.graceful_timeout, config.shutdown_timeout, config.max_generations) == (1.0, 3.0, 2)
+    told = {row["name"]: (row["source"], row["place"]) for row in settings.told()["options"]}
+    assert told["graceful-timeout"] == ("default", "--reload")
+    assert read("app:app", {}, {}).config.graceful_timeout == 30.0
