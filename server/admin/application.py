@@ -43,7 +43,7 @@ PAGES: Final = {
     )
 }
 ONLY_OURSELVES: Final = (
-    (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:"),
+    (b"content-security-policy", b"default-src 'self'; img-src data:"),
     (b"x-content-type-options", b"nosniff"),
 )
 JSON: Final = "application/json"

@@ -35,6 +35,7 @@ from server.worker.main import (
     welcome,
 )
 from server.worker.wake_order import LoopFactory
+from server.worker.watchdog import Watchdog
 from server.worker.worker import Worker
 
 LAST: Final = 2.5
@@ -88,7 +89,7 @@ class AdminServer:
         self._orders = Outbox(self._inner)
         private = Scoreboard.create(rows=1, slots=1)
         told = {"generation": 0, "slot": 0, "row": 0, "sockets": described}
-        self._worker = Worker(config, Channel(theirs), private, told, sockets, loops)
+        self._worker = Worker(config, Channel(theirs), private, told, sockets, loops, Watchdog(None, None))
         self._status = 0
 
     async def run(self) -> int:
