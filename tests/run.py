@@ -8,6 +8,7 @@ has.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -18,7 +19,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-PROGRAMS = {"chromium": "chromium", "haproxy": "haproxy", "nginx": "nginx", "openssl": "openssl"}
+PROGRAMS = {
+    "chromium": "chromium",
+    "dumb-init": "dumb-init",
+    "haproxy": "haproxy",
+    "logrotate": "logrotate",
+    "nginx": "nginx",
+    "openssl": "openssl",
+    "runsv": "runit",
+    "s6-supervise": "s6",
+    "systemd-socket-activate": "systemd",
+    "tini": "tini",
+}
 """Programs of the system by the package of Debian that brings them."""
 
 
@@ -55,7 +67,23 @@ def install_programs() -> None:
         return
     quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
     subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)  # type: ignore[call-overload]
-    subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=False, **quiet)  # type: ignore[call-overload]
+    with no_services_started():
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=False, **quiet)  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def no_services_started() -> Iterator[None]:
+    """What is installed meanwhile starts no daemon (invoke-rc.d(8)): the tests start their own."""
+    policy = Path("/usr/sbin/policy-rc.d")
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
 
 
 def interpreters() -> dict[tuple[int, int], Path]:
