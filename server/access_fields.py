@@ -283,7 +283,7 @@ class FieldsLog(AccessLog):
             empty = "0" if self._as_json else field.empty_size
             sizes = Texts[int](lambda size: str(size) if size else empty)
             return lambda client, status, size, *_: sizes[size]
-        units = {
+        units: dict[str, Callable[[int], str]] = {
             "seconds": seconds,
             "whole_seconds": _whole_seconds,
             "milliseconds": _milliseconds,

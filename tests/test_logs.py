@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.config
 import os
+import pty
 import re
+import select
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +22,14 @@ from server import logs
 from server.access_log import open_access_log
 from server.config import Config
 from server.errors import UsageError
+from tests.running import PATIENCE, ROOT, answer, connect, request, running
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+BROKEN = """
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        1 / 0
+"""
 LINE = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{{3}} listener\[{os.getpid()}\] "
 
 
@@ -102,3 +116,128 @@ def test_a_log_file_that_cannot_be_opened(tmp_path: Path) -> None:
         logs.configure(Config(log_file=str(tmp_path / "none" / "log")), "listener")
     with pytest.raises(UsageError, match="cannot be opened: Is a directory"):
         open_access_log(Config(access_log_file=str(tmp_path)))
+
+
+# ---- JSON lines
+
+
+def json_lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_json_says_what_happened_and_of_whom(tmp_path: Path) -> None:
+    config = Config(log_file=str(tmp_path / "log"), log_format="json")
+    logs.configure(config, "worker 2.7", generation=7, slot=2)
+    log = logging.getLogger("serve")
+    log.warning("cut %d requests", 3, extra=logs.about("requests_cut", requests=3))
+    log.info("of another", extra=logs.about("worker_died", slot=1, pid=4711, detail="killed\nby whom"))
+    log.info("without a name")
+    logs.finish()
+    first, second, third = json_lines(tmp_path / "log")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(first.pop("time")))
+    always = {"role": "worker", "generation": 7, "slot": 2, "pid": os.getpid()}
+    assert first == {"level": "warning", "event": "requests_cut", "text": "cut 3 requests", "requests": 3} | always
+    assert (second["event"], second["slot"], second["pid"], second["generation"]) == ("worker_died", 1, 4711, 7)
+    assert second["exception"] == "killed\nby whom"
+    assert third["event"] == "log"
+
+
+def test_a_traceback_is_one_line_of_json(tmp_path: Path) -> None:
+    logs.configure(Config(log_file=str(tmp_path / "log")), "listener")  # auto: a file is no terminal
+    try:
+        raise ValueError("two\nlines \udc80")
+    except ValueError:
+        logging.getLogger("serve.error").exception("failed", extra={"event": "e", "about": {"odd": {1}}})
+    logs.finish()
+    (line,) = json_lines(tmp_path / "log")
+    assert line["level"] == "error"
+    assert line["odd"] == "{1}"
+    assert str(line["exception"]).startswith("Traceback")
+    assert str(line["exception"]).endswith("ValueError: two\nlines \udc80")
+
+
+def test_no_text_writes_a_line_of_its_own(log_file: Path) -> None:
+    forged = "2026-11-22 10:00:00.000 listener[1] error: forged"
+    try:
+        raise ValueError(f"x\n{forged}\r\n\x85{forged}")
+    except ValueError:
+        logging.getLogger("serve.error").exception("at /\n%s", forged, extra=logs.about("e"))
+    logging.getLogger("serve").info("x", extra=logs.about("e", detail=f"\n{forged}"))
+    lines = log_file.read_text().splitlines()
+    assert sum(line.startswith("2026-") and "forged" in line for line in lines) == 0
+    assert all(re.match(LINE + "|  ", line) for line in lines)
+
+
+# ---- a server's
+
+
+def test_lines_of_a_server_that_nobody_reads_along_are_json(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(BROKEN)
+    environment = {"SERVE_LOG_FORMAT": "auto"}
+    with running("app:app", "--workers", "2", directory=tmp_path, environment=environment) as server:
+        with connect(server) as connection:
+            asked = request(connection, "/%0a?q", x_request_id="id-1", traceparent=TRACE)
+            assert asked[0] == 500
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nx-request-id: \xff\r\ntraceparent: no\r\n\r\n")
+            assert answer(connection)[0] == 500
+        server.reload()
+        assert server.stop() == 0
+        lines = [json.loads(line) for line in server.log().splitlines()]
+    failed, other = [line for line in lines if line.get("event") == "application_failed"]
+    assert (failed["role"], failed["generation"], failed["method"], failed["path"]) == ("worker", 1, "GET", "/\n")
+    assert failed["slot"] in (0, 1)
+    assert (failed["request_id"], failed["traceparent"]) == ("id-1", TRACE)
+    assert "request id id-1" in failed["text"]
+    assert failed["exception"].endswith("ZeroDivisionError: division by zero")
+    assert not {"request_id", "traceparent"} & set(other)
+    events = [line["event"] for line in lines if line.get("role") == "listener"]
+    assert {"serving", "worker_finished", "stopping"} <= set(events)
+    access = [line for line in lines if "target" in line]
+    assert [(line["request_id"], line["traceparent"]) for line in access] == [("id-1", TRACE), (None, None)]
+
+
+@pytest.mark.parametrize(("environment", "coloured"), [({"TERM": "xterm"}, True), ({"NO_COLOR": "1"}, False)])
+def test_lines_on_a_terminal_are_for_people(tmp_path: Path, environment: dict[str, str], coloured: bool) -> None:
+    (tmp_path / "app.py").write_text(BROKEN)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "server", "app:app", "--bind", "127.0.0.1:0", "--no-control"]
+    clean = {name: text for name, text in os.environ.items() if name not in ("NO_COLOR", "TERM", "SERVE_LOG_FORMAT")}
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**clean, "PYTHONPATH": str(ROOT), **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = ""
+    try:
+        said = read_until(ours, said, r"serving on http://127\.0\.0\.1:\d+")
+        port = int(re.findall(r"serving on http://127\.0\.0\.1:(\d+)", said)[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            assert request(connection, "/")[0] == 500
+        said = read_until(ours, said, r'"GET / HTTP/1\.1" 500')
+        said = read_until(ours, said, "ZeroDivisionError: division by zero")
+        process.terminate()
+        said = read_until(ours, said, "stopped")
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert ("\x1b[2m" in said) is coloured
+    plain = re.sub(r"\x1b\[\d*m", "", said)
+    assert re.search(r"(?m)^\d{4}-\d\d-\d\d [\d:.]{12} worker 0\.1\[\d+\] error: The application raised", plain)
+    if coloured:
+        assert "\x1b[31merror: \x1b[0mThe application" in said
+    else:
+        assert "\x1b" not in said
+
+
+def read_until(terminal: int, said: str, pattern: str) -> str:
+    deadline = time.monotonic() + PATIENCE
+    while not re.search(pattern, said):
+        assert select.select([terminal], [], [], deadline - time.monotonic())[0], said
+        said += os.read(terminal, 65536).decode(errors="replace")
+    return said
