@@ -56,8 +56,6 @@ MOST_SHOWN: Final = 8
 """Threads whose stacks are logged."""
 ANSWER_LIMIT: Final = MAX_PACKET - 1000
 """Bytes of the answer to the listener."""
-TIMER_ABSTIME: Final = 1
-"""TFD_TIMER_ABSTIME."""
 
 log = logging.getLogger("serve")
 
@@ -356,20 +354,36 @@ class Timer:
     def __init__(self) -> None:
         self.fd: int | None = None
         """Readable once the time has come; None where the kernel has no such thing for us."""
-        try:
-            library = ctypes.PyDLL(None)  # does not give the interpreter lock up for a call of a microsecond
-            self._settime = library.timerfd_settime
-            fd = library.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-        except (OSError, AttributeError):
-            return
-        self.fd = fd if fd >= 0 else None
+        with contextlib.suppress(OSError, AttributeError):
+            self.fd = _timerfd_create()
 
     def set(self, at: float) -> None:
         """Be readable from `at` (CLOCK_MONOTONIC, s) on, and not before."""
         if self.fd is not None:
-            nanoseconds = int(at * 1e9)
-            when = (ctypes.c_long * 4)(0, 0, nanoseconds // 10**9, nanoseconds % 10**9)  # struct itimerspec
-            self._settime(self.fd, TIMER_ABSTIME, when, None)
+            _timerfd_settime(self.fd, at)
+
+
+if sys.version_info >= (3, 13):
+
+    def _timerfd_create() -> int:
+        return os.timerfd_create(time.CLOCK_MONOTONIC, flags=os.TFD_NONBLOCK | os.TFD_CLOEXEC)
+
+    def _timerfd_settime(fd: int, at: float) -> None:
+        os.timerfd_settime(fd, flags=os.TFD_TIMER_ABSTIME, initial=at)
+else:
+    _library = ctypes.PyDLL(None)  # does not give the interpreter lock up for a call of a microsecond
+    _TIMER_ABSTIME: Final = 1
+
+    def _timerfd_create() -> int:
+        fd = int(_library.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+        if fd < 0:
+            raise OSError("no timerfd")
+        return fd
+
+    def _timerfd_settime(fd: int, at: float) -> None:
+        seconds, fraction = divmod(at, 1)
+        when = (ctypes.c_long * 4)(0, 0, int(seconds), int(fraction * 1e9))  # struct itimerspec
+        _library.timerfd_settime(fd, _TIMER_ABSTIME, when, None)
 
 
 def _drain(fd: int) -> None:
