@@ -9,7 +9,7 @@ both sides.
 | --- | --- | --- |
 | reload | wait (true), follow | detail: the traceback of what was refused |
 | drain | off | |
-| stop | follow | with follow, when the server has ended, cut: requests cut since its start |
+| stop | delay (s of lame duck; --drain-delay if not said), follow | with follow, when the server has ended, cut: requests cut since its start |
 | scale | to | |
 | logs-reopen | | |
 | status | | status (`server.listener.status`) |

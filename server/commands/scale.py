@@ -64,10 +64,10 @@ def _current(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _outcome(workers: int, surplus: list[dict[str, Any]]) -> str:
     text = f"{counted(workers, 'worker')} {'serves' if workers == 1 else 'serve'}"
-    in_flight = sum(w["in_flight"] + w["websockets"] for w in surplus)
     if surplus:
-        finish = "finishes" if len(surplus) == 1 else "finish"
-        text += f"; {counted(len(surplus), 'other')} {finish} {counted(in_flight, 'request')} in progress"
+        in_flight = sum(w["in_flight"] + w["websockets"] for w in surplus)
+        others = counted(len(surplus), "other")
+        text += f"; {others} finishing {counted(in_flight, 'request')}" if in_flight else f"; {others} ending"
     return text
 
 

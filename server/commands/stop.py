@@ -71,40 +71,31 @@ class _Stopping:
         found = self.before
         self._step("stop_asked", f"{found['app']}, PID {found['pid']}, on {', '.join(found['listening'])}")
         try:
-            ended = self._lame_duck(delay) or self._graceful(timeout)
+            ended = self._wait(time.monotonic() + self._ask(delay, timeout))
         except KeyboardInterrupt:
-            complain(
-                "this command is gone, the server is not: `serve status` tells how far it is, and while it is only in"
-                " lame duck `serve drain --off` calls it back"
-            )
+            complain("the server goes on stopping without this command; `serve status` tells how far it is")
             return INTERRUPTED
         if not ended:
             self._kill()
         return self._outcome(killed=not ended)
 
-    # The steps; each returns whether the server has ended
+    # The steps
 
-    def _lame_duck(self, delay: float | None) -> bool:
-        if not delay or self.before["state"] != "running":
-            return False
-        control_client.ask(self.path, "drain")
-        self._step("lame_duck_wait", f"in lame duck for {delay:g} s; everything is served, the health endpoint says no")
-        return self._wait(time.monotonic() + delay)
-
-    def _graceful(self, timeout: float | None) -> bool:
+    def _ask(self, delay: float | None, timeout: float | None) -> float:
+        """Ask for the stop; return the seconds that the server has from now on until it is killed."""
+        own = self._own_times()
         with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
-            answer = control_client.ask(self.path, "stop")
+            answer = control_client.ask(self.path, "stop", delay=delay)
             if answer["text"] != "stopping":
                 self._step("stopping", answer["text"])
-        return self._wait(time.monotonic() + (self._patience() if timeout is None else timeout))
+        patience = own["graceful_timeout"] + own["shutdown_timeout"] + MARGIN
+        return (own["drain_delay"] if delay is None else delay) + (patience if timeout is None else timeout)
 
-    def _patience(self) -> float:
-        """Seconds that the server may take by its own deadlines, and some more."""
-        with contextlib.suppress(Refused, UsageError, KeyError, TypeError, ValueError):
-            options = control_client.ask(self.path, "config")["config"]
-            values = {name: float(options[name]["value"]) for name in ("graceful_timeout", "shutdown_timeout")}
-            return sum(values.values()) + float(options["drain_delay"]["value"]) + MARGIN
-        return 30.0 + 10.0 + MARGIN
+    def _own_times(self) -> dict[str, float]:
+        """The server's own delays and deadlines (s)."""
+        options = control_client.ask(self.path, "config")["config"]["options"]
+        values = {option["name"].replace("-", "_"): option["value"] for option in options}
+        return {name: float(values[name]) for name in ("drain_delay", "graceful_timeout", "shutdown_timeout")}
 
     def _wait(self, deadline: float) -> bool:
         """Tell what happens until the server has ended, or until the deadline (CLOCK_MONOTONIC, s)."""

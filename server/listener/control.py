@@ -34,6 +34,8 @@ PAUSE: Final = 0.2
 """Seconds until the next try to accept, when the process or the machine is out of descriptors."""
 FOLLOWED: Final = 1000
 """Records that wait for a follower at most."""
+LONGEST_DELAY: Final = 24 * 3600.0
+"""Seconds of lame duck before a stop that may be asked for at most."""
 STACKS_TIME: Final = 60.0
 """Seconds that may be asked for at most, for workers to tell their stacks."""
 
@@ -102,6 +104,11 @@ class ControlServer:
         self._path: Path | None = None
         self._busy = 0
         self._idle = anyio.Event()
+
+    @property
+    def path(self) -> Path | None:
+        """Where the socket is, once it is there."""
+        return self._path
 
     def answer(self, ticket: int, ok: bool, text: str, detail: str) -> None:
         """The reload of this ticket has come to its end."""
@@ -207,7 +214,7 @@ class ControlServer:
                 self._server.post(e.LameDuckAsked(on=on, by_control=True))
                 return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
             case "stop":
-                return await self._stop(stream, follows=follows)
+                return await self._stop(stream, request.get("delay"), follows=follows)
             case "scale":
                 return self._scale(request["to"])
             case "logs-reopen":
@@ -229,17 +236,17 @@ class ControlServer:
         ticket, asker = self._next_ticket, _Asker(follows=follows)
         self._next_ticket += 1
         if not wait:
-            self._server.post(e.ReloadAsked(ticket))
+            self._server.post(e.ReloadAsked(ticket, by="serve reload"))
             return {"ok": True, "text": "reload asked for"}
         self._tickets[ticket] = asker
-        self._server.post(e.ReloadAsked(ticket))
+        self._server.post(e.ReloadAsked(ticket, by="serve reload"))
         return await self._tell(stream, asker)
 
-    async def _stop(self, stream: SocketStream, *, follows: bool) -> dict[str, Any]:
+    async def _stop(self, stream: SocketStream, delay: float | None, *, follows: bool) -> dict[str, Any]:
         """Begin a graceful stop, unless one is going on: a second TERM would make it a quick one."""
         state = self._server.status()["state"]
         if state in _NOT_STOPPING:
-            self._server.post(e.StopAsked())
+            self._server.post(e.StopAsked(None if delay is None else min(LONGEST_DELAY, max(0.0, float(delay)))))
             text = "stopping"
         else:
             text = f"the server is {state} already"

@@ -47,7 +47,9 @@ class LameDuckAsked(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StopAsked(Event):
-    """TERM: graceful; a second one is quick."""
+    """TERM: graceful; a second one is quick. `delay` (s) of lame duck before it, in place of --drain-delay."""
+
+    delay: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -189,16 +189,17 @@ class Supervisor:
         self._say(logging.INFO, "lame_duck_off", f"lame duck ended: {why}", reason=why)
 
     def _on_stop(self, event: e.StopAsked) -> None:
+        delay = self.policy.drain_delay if event.delay is None else event.delay
         if self.state in _BEFORE_RUNNING:
             self._leave_start("stopped before the first start was complete")
-        elif self.state is ServerState.RUNNING and self.policy.drain_delay > 0:
+        elif self.state is ServerState.RUNNING and delay > 0:
             self._become(ServerState.DRAINING)
-            self._deadline = self._now + self.policy.drain_delay
+            self._deadline = self._now + delay
             self._refuse_reloads()
             self._on_lame_duck(e.LameDuckAsked(on=True, by_control=True))
-            self._do(e.Announce("stopping", f"in lame duck for {self.policy.drain_delay:g} s before the stop"))
-            text = f"stopping in {self.policy.drain_delay:g} s; until then in lame duck"
-            self._say(logging.INFO, "stopping", text, delay=self.policy.drain_delay)
+            self._do(e.Announce("stopping", f"in lame duck for {delay:g} s before the stop"))
+            text = f"stopping in {delay:g} s; until then in lame duck"
+            self._say(logging.INFO, "stopping", text, delay=delay)
         elif self.state is ServerState.RUNNING:
             self._shut_out()
         else:

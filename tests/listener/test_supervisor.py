@@ -421,6 +421,16 @@ def test_stop_with_a_drain_delay_is_a_lame_duck_first() -> None:
     assert shell.of(e.ShutOut)
 
 
+@pytest.mark.parametrize(("own", "asked", "lame_duck"), [(0.0, 5.0, 5.0), (10.0, 5.0, 5.0), (10.0, 0.0, 0.0)])
+def test_a_stop_may_bring_its_own_delay(own: float, asked: float, lame_duck: float) -> None:
+    shell = Shell(drain_delay=own).up()
+    shell.send(e.StopAsked(delay=asked))
+    assert bool(shell.of(e.SetLameDuck)) == bool(lame_duck)
+    assert bool(shell.of(e.ShutOut)) == (not lame_duck)
+    if lame_duck:
+        assert shell.supervisor.next_deadline() == shell.now + lame_duck
+
+
 def test_stop_during_a_reload_gives_the_reload_up() -> None:
     shell = Shell().up()
     shell.send(e.ReloadAsked(ticket=1))
