@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from server import control_client
 from server.control_client import Refused
 from tests.applications import info
 from tests.running import ROOT, RunningServer, connect, request, running
@@ -140,7 +141,9 @@ def test_what_cannot_change_is_refused_and_all_stays_as_it_was(project: Path) ->
         )
         assert said in server.log()
         command = [sys.executable, "-m", "server", "reload", "--control", str(server.control)]
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
         assert (done.returncode, said in done.stderr) == (1, True)
         assert (server.address(), sorted(server.worker_pids())) == (address, pids)
         server.signal(signal.SIGHUP)  # which nobody is told the outcome of
@@ -253,3 +256,24 @@ def test_the_application_itself_may_change(project: Path) -> None:
         reload(server)
         assert ask(server)[1]["version"] == "other"
         assert server.stop() == 0
+
+
+def test_what_is_in_force_is_told_by_the_listener(project: Path) -> None:
+    write(project, "workers = 1\npython = '" + sys.executable + "'\n")
+    with running("app:app", directory=project) as server:
+        write(server, "\nworkers = 2\npython = '" + sys.executable + "'\n")
+        before = shown(server)
+        assert (before["workers"]["value"], before["workers"]["place"]) == (1, f"{project}/serve.toml:1")
+        assert before["control"]["source"] == "command line"
+        assert before["bind"]["resolved"].startswith("http://127.0.0.1:")
+        assert before["chdir"]["resolved"] == str(project)
+        assert Path(before["python"]["resolved"]).samefile(sys.executable)
+        reload(server)
+        after = shown(server)
+        assert (after["workers"]["value"], after["workers"]["place"]) == (2, f"{project}/serve.toml:2")
+        assert server.stop() == 0
+
+
+def shown(server: RunningServer) -> dict[str, Any]:
+    """What `serve config` shows, by option."""
+    return {row["name"]: row for row in control_client.ask(server.control, "config")["config"]["options"]}

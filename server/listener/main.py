@@ -31,6 +31,7 @@ from server.listener.control import ControlServer
 from server.listener.crew import Crew
 from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
+from server.listener.in_force import in_force
 from server.listener.lifecycle import Generation, Policy, counted
 from server.listener.pidfile import PidFile
 from server.listener.processes import Processes
@@ -366,7 +367,11 @@ class Listener:
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""
-        return self.settings.told()
+        current = self.supervisor.current
+        plan = self.plans.get(current) if current is not None else None
+        found = plan.release if plan is not None and isinstance(plan.release, release.Release) else None
+        names = [listening.name for listening in self.listening]
+        return in_force(self.settings, found, names, self.admin.names, self.control.path)
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""

@@ -1,0 +1,28 @@
+"""What `serve config` shows: the settings that are in force, and what they have come to mean on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from server.listener.release import Release
+from server.settings import Settings
+
+
+def in_force(
+    settings: Settings, release: Release | None, listening: Sequence[str], admin: Sequence[str], control: Path | None
+) -> dict[str, Any]:
+    """The table of `Settings.told`, with what was resolved for the current generation: it names releases, not links."""
+    resolved: dict[str, str] = {"bind": ", ".join(listening)} if listening else {}
+    if admin:
+        resolved["admin"] = ", ".join(admin)
+    if control is not None:
+        resolved["control"] = str(control)
+    if release is not None:
+        resolved |= {"python": release.python, "chdir": release.directory, "app_dir": release.app_dir}
+    for name in ("pid", "env_file", "log_file", "access_log_file"):
+        if path := getattr(settings.config, name):
+            resolved[name] = os.path.join(settings.directory, path)
+    return settings.told(resolved)
