@@ -35,7 +35,7 @@ from server.listener.in_force import in_force
 from server.listener.lifecycle import Generation, Policy, counted
 from server.listener.pidfile import PidFile
 from server.listener.processes import Processes
-from server.listener.status import status
+from server.listener.status import past, status
 from server.listener.supervisor import Supervisor
 from server.settings import Settings, written
 from server.signals import LISTENER_SIGNALS
@@ -363,7 +363,7 @@ class Listener:
         shown = status(
             self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.settings.config.app
         )
-        return {**shown, "admin": self.admin.names}
+        return {**shown, **past(self.history), "admin": self.admin.names}
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""

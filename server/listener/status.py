@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from server import __version__
 from server.listener.child import Child
+from server.listener.history import History
 from server.listener.supervisor import LameDuck, Supervisor
 from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard
 
@@ -19,6 +20,10 @@ STATUS_VERSION: Final = 1
 NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell is not Cell.DURATION_0}
 GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.RSS)}
 DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
+
+RECENT: Final = 20
+"""Records that the status brings along."""
+RECENT_MEMBERS: Final = ("at", "level", "event", "text")
 
 
 def status(
@@ -67,6 +72,15 @@ def status(
         "workers": workers,
         "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
         "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},
+    }
+
+
+def past(history: History) -> dict[str, Any]:
+    """What has happened so far: the last reloads and records, and how often workers were started, by cause."""
+    return {
+        "history": list(history.reloads),
+        "recent": [{name: r[name] for name in RECENT_MEMBERS} for r in [*history.records][-RECENT:]],
+        "starts": dict(history.starts),
     }
 
 
