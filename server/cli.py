@@ -83,7 +83,9 @@ class RunCommand(click.Command):
         formatter.write_paragraph()
         formatter.write_text(
             "Each option can be set by an environment variable as well: SERVE_ and its name, as in "
-            "SERVE_BIND_TIMEOUT=10; several values of SERVE_BIND are separated by spaces. The command line wins."
+            "SERVE_BIND_TIMEOUT=10 (several values of SERVE_BIND are separated by spaces), or in serve.toml or the table "
+            "[tool.serve] of pyproject.toml: bind-timeout = 10, and app for APP. The command line wins, then the "
+            "environment."
         )
 
 
