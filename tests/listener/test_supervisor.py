@@ -12,6 +12,7 @@ import pytest
 from server.listener import events as e
 from server.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
 from server.listener.lifecycle import (
+    Cause,
     GenerationState,
     IllegalTransition,
     Policy,
@@ -322,6 +323,48 @@ def test_a_failed_replacement_leaves_the_worn_worker_serving() -> None:
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "ImportError"))
     assert worn.state is WorkerState.SERVING
     assert not shell.of(e.TellRetire)
+
+
+def test_a_blocked_worker_is_replaced_with_back_off_and_retires_only_then() -> None:
+    shell = Shell().up()
+    delays = []
+    for _ in range(6):  # each replacement blocks as soon as it serves
+        blocked = next(w for w in shell.workers(WorkerState.SERVING) if w.slot == 0)
+        shell.send(e.WorkerWantsReplacement(blocked, "its event loop is blocked", blocked=2.0), after=2.0)
+        before = shell.now
+        while not (starting := shell.workers(WorkerState.STARTING)):
+            shell.tick_at_deadline()
+        delays.append(shell.now - before)
+        assert [worker.cause for worker in starting] == [Cause.BLOCKED]
+        assert shell.supervisor.slots[0].trouble == "its event loop is blocked"
+        shell.make_ready()
+        assert blocked.state is WorkerState.SERVING
+        shell.accept()
+        assert blocked.state in (WorkerState.RETIRING, WorkerState.GONE)
+        assert not shell.supervisor.slots[0].trouble
+    assert delays == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+def test_a_worker_that_served_for_long_before_it_was_blocked_is_replaced_at_once() -> None:
+    shell = Shell().up()
+    for _ in range(3):
+        blocked = next(w for w in shell.workers(WorkerState.SERVING) if w.slot == 0)
+        shell.send(e.WorkerWantsReplacement(blocked, "its event loop is blocked", blocked=60.0), after=60.0 + 30.0)
+        assert shell.workers(WorkerState.STARTING)
+        shell.make_ready()
+        shell.accept()
+
+
+def test_a_worker_that_is_blocked_before_its_generation_is_current_is_replaced_after_the_switch() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked())
+    shell.make_ready()
+    first, second = shell.workers(WorkerState.SWITCHING)
+    shell.send(e.WorkerAccepts(first))
+    shell.send(e.WorkerWantsReplacement(first, "its event loop is blocked", blocked=2.0))
+    assert not shell.workers(WorkerState.STARTING)
+    shell.send(e.WorkerAccepts(second))
+    assert [(w.slot, w.cause) for w in shell.workers(WorkerState.STARTING)] == [(first.slot, Cause.BLOCKED)]
 
 
 def test_scaling_up_and_down() -> None:

@@ -272,10 +272,10 @@ class SupervisedServer(RuleBasedStateMachine):
         if worker := self.pick(number, WorkerState.STARTING, WorkerState.READY) or self.pick(number):
             self.send(e.WorkerFailed(worker, "it cannot", "Traceback", usage))
 
-    @rule(number=which)
-    def is_worn_out(self, number: int) -> None:
+    @rule(number=which, blocked=st.sampled_from([None, 5.0]))
+    def is_worn_out(self, number: int, blocked: float | None) -> None:
         if worker := self.pick(number, WorkerState.SERVING) or self.pick(number):
-            self.send(e.WorkerWantsReplacement(worker, "worn"))
+            self.send(e.WorkerWantsReplacement(worker, "worn", blocked))
 
     @rule(number=which, in_flight=st.integers(0, 2), state=st.sampled_from([None, *WorkerState]))
     def dies(self, number: int, in_flight: int, state: WorkerState | None) -> None:
