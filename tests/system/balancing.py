@@ -344,11 +344,11 @@ class Verdict:
         return found
 
     def text(self) -> str:
-        """One line for a person."""
+        """For a person."""
         ends = Counter(reconnect.left.value for reconnect in self.ledger.reconnects)
-        return (
-            f"{self.accounts.sent} sent, {self.lost} lost, {len(self.accounts.doubled)} executed twice, "
-            f"reconnects {dict(ends)}, {dict(self.streams)}"
+        text = f"{self.accounts.sent} sent, {self.lost} lost, {len(self.accounts.doubled)} executed twice"
+        return "\n".join(
+            [f"{text}, reconnects {dict(ends)}, {dict(self.streams)}", *self.faults(reconnects=list(Left))]
         )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from loadtest.ledger import parse_executions
 from loadtest.servers import free_port
+from tests.running import PATIENCE
 from tests.system.balancing import EVERY_KIND, Node, StrictLoad, deployed, pids_of, program, two_nodes
 
 pytestmark = [pytest.mark.once, pytest.mark.needs("haproxy")]
@@ -101,3 +104,29 @@ def test_a_restart_without_the_delay_is_noticed(tmp_path: Path) -> None:
                 verdict = load.finish()
             assert verdict.lost > 0
             assert verdict.accounts.doubled == []
+
+
+def test_a_node_that_dies_beside_a_reload_takes_what_it_had_and_no_more(tmp_path: Path) -> None:
+    """With the two lines that the file leaves out, as is usual: another node is tried if none could be connected to."""
+    redispatch = {"retries 0 ": "retries 3 ", "no option redispatch": "option redispatch 1"}
+    with two_nodes(tmp_path) as nodes:
+        haproxy = HAProxy(tmp_path, nodes, redispatch)
+        kinds = ("keep-alive", "one-shot", "slow answer")
+        with haproxy.running(), StrictLoad(haproxy.port, nodes[0].executions, kinds=kinds, events=0) as load:
+            for node in nodes:
+                load.answered_by(pids_of(node))
+            dying = pids_of(nodes[1])
+            reload = threading.Thread(target=nodes[0].reload)
+            reload.start()
+            nodes[1].kill()
+            load.until(lambda: not haproxy.up(nodes[1]), "HAProxy to find that the node has gone")
+            reload.join(PATIENCE)
+            sent = len(load.ledger.entries)
+            load.answered_by(pids_of(nodes[0]), 100)
+            verdict = load.finish()
+        print(verdict.text())
+        executed = {e.number: e.pid for e in parse_executions(nodes[0].executions.read_bytes())}
+        assert [entry for entry in verdict.accounts.lost if entry.number > sent] == []
+        assert {executed[e.number] for e in verdict.accounts.lost if e.number in executed} <= dying
+        assert verdict.accounts.doubled == []
+        assert nodes[0].server.status()["reloads"] == 1
