@@ -35,6 +35,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "chdir": (str(tmp_path), str(tmp_path)),
         "env_file": (__file__, __file__),
         "config": (os.devnull, os.devnull),
+        "access_log_format": ("combined", "combined"),
         "user": (str(os.geteuid()), str(os.geteuid())),
         "group": (str(os.getegid()), str(os.getegid())),
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
@@ -54,7 +55,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
     elif defined.choices:
         text = expected = defined.choices[-1]
     elif kind(name) is str:
-        text = expected = "word"
+        text, expected = "word", ("word",) if several(name) else "word"
     else:
         value = max(defined.minimum or 0, 7)
         text, expected = f"{value:g}", (kind(name)(value),) if several(name) else kind(name)(value)
