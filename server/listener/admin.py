@@ -47,7 +47,7 @@ LONGEST_DELAY: Final = 30.0
 """Seconds until a dead one is replaced; the delay doubles with each death."""
 STEADY: Final = 60.0
 """One that lived this long (s) has the deaths before it forgiven."""
-END_TIME: Final = 3.0
+END_TIME: Final = 2.0
 """Seconds that it has to end by itself when the server ends; then it is killed."""
 
 log = logging.getLogger("serve")

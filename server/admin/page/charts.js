@@ -58,6 +58,7 @@ export class Chart {
     this.grid();
     this.reloads(reloads);
     for (const run of runs(samples)) this[this.kind](run);
+    this.labels();
     if (hovered) this.cross(hovered);
   }
 
@@ -91,19 +92,35 @@ export class Chart {
 
   grid() {
     const {context} = this;
-    context.font = "10.5px system-ui, sans-serif";
     context.lineWidth = 1;
     context.strokeStyle = styleOf("--grid");
-    context.fillStyle = styleOf("--quiet");
-    context.textAlign = "left";
     for (const value of this.ticks()) {
       const y = Math.round(this.y(value)) + 0.5;
       context.beginPath();
       context.moveTo(0, y);
       context.lineTo(this.width, y);
       context.stroke();
-      if (value > (this.log ? this.bottom : 0)) context.fillText(this.format(value), 2, y + 11);
     }
+  }
+
+  // The scales' numbers, legible above whatever is drawn.
+  labels() {
+    const {context} = this;
+    context.font = "10.5px system-ui, sans-serif";
+    context.fillStyle = styleOf("--ink");
+    context.strokeStyle = styleOf("--card");
+    context.lineWidth = 3;
+    context.lineJoin = "round";
+    context.textAlign = "left";
+    for (const value of this.ticks()) {
+      if (value <= (this.log ? this.bottom : 0)) continue;
+      const text = this.format(value), y = Math.round(this.y(value)) + 11;
+      context.globalAlpha = 0.75;
+      context.strokeText(text, 2, y);
+      context.fillText(text, 2, y);
+      context.globalAlpha = 1;
+    }
+    context.fillStyle = styleOf("--quiet");
     const {from, to} = this.window, step = [10, 15, 30, 60, 120, 300].find(each => this.width * each / (to - from) >= 74) ?? 600;
     context.textAlign = "center";
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {

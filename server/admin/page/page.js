@@ -255,7 +255,7 @@ function workerRow(worker) {
   cell("", chip);
   cell(`state ${worker.state}`, silent ? element("span", "worse", `silent for ${lasting(worker.silent)}`) : worker.state);
   cell("right", meter(worker.rate / most, colourOf(worker.generation)), count(worker.rate));
-  cell("right", count(worker.connections) + (worker.websockets ? ` (${count(worker.websockets)} ws)` : ""));
+  cell("right conns", count(worker.connections) + (worker.websockets ? ` (${count(worker.websockets)} ws)` : ""));
   cell("right in-flight", count(worker.in_flight));
   cell("right", meter(worker.cpu, worker.cpu > 0.9 ? styleOf("--bad") : colourOf(worker.generation)), percent(worker.cpu));
   cell("right", bytes(worker.memory));

@@ -1,0 +1,121 @@
+"""The page, in a real browser: live, in agreement with the metrics, and telling of each reload."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.admin.scraping import ADMIN, admin_address, fetch, value, wait_for
+from tests.admin.test_metrics import admin_process
+from tests.applications import info
+from tests.browser import Page, page
+from tests.running import PATIENCE, RunningServer, connect, request, running
+
+pytestmark = [pytest.mark.once, pytest.mark.needs("chromium")]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    directory = tmp_path_factory.mktemp("page")
+    (directory / "app.py").write_text(info())
+    with running("app:app", "--workers", "2", *ADMIN, directory=directory) as server:
+        yield server
+        assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with page(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+def opened(browser: Page, server: RunningServer) -> tuple[str, int]:
+    """Open the page and wait until it is live; return its address."""
+    address = admin_address(server)
+    browser.look(1200, 900, "light")
+    browser.open("http://{}:{}/".format(*address))
+    browser.wait_for("document.getElementById('live').textContent === 'live'")
+    return address
+
+
+def shown(browser: Page, element: str) -> int:
+    """The whole number that the element begins with."""
+    return int(re.sub(r"[,.].*| .*", "", browser.text(element).replace(",", "")))
+
+
+def test_the_figures_are_those_of_the_metrics(server: RunningServer, browser: Page) -> None:
+    with connect(server) as connection:
+        for _ in range(30):
+            assert request(connection)[0] == 200
+    address = opened(browser, server)
+    metrics = wait_for(address, lambda now: value(now, "serve_requests_total") >= 30)
+    browser.wait_for(
+        f"document.getElementById('requests').textContent === '{value(metrics, 'serve_requests_total'):,.0f}'"
+    )
+    assert shown(browser, "lost") == value(metrics, "serve_requests_lost_total") == 0
+    assert shown(browser, "errors") == value(metrics, "serve_responses_total", **{"class": "5xx"}) == 0
+    assert shown(browser, "generation") == value(metrics, "serve_generation")
+    assert browser.evaluate("document.querySelectorAll('#workers tr').length") == 2
+    assert browser.text("headline") == "2 workers serve"
+
+
+def test_a_reload_is_a_mark_and_a_band_and_a_refused_one_a_mark(server: RunningServer, browser: Page) -> None:
+    address = opened(browser, server)
+    before = server.status()["generation"]
+    with connect(server) as connection:
+        assert request(connection)[0] == 200
+        browser.wait_for("Number(document.getElementById('requests').textContent) > 0")
+        server.reload()
+        assert request(connection)[0] == 200
+    for element in (".mark.done", ".band"):
+        browser.wait_for(f"document.querySelector('{element}[data-generation=\"{before + 1}\"]')")
+    browser.wait_for(f"document.getElementById('generation').textContent === '{before + 1}'")
+    assert browser.evaluate(f"document.querySelector('.band[data-generation=\"{before}\"]') !== null")
+    assert browser.text("handed-over") == "1"
+    (server.directory / "app.py").write_text("import nothing_of_this_name")
+    server.signal(signal.SIGHUP)
+    browser.wait_for("document.querySelector('.mark.refused')")
+    browser.wait_for("document.getElementById('notes').textContent.includes('refused')")
+    browser.wait_for("document.getElementById('records').textContent.includes('nothing_of_this_name')")
+    assert value(wait_for(address, lambda _: True), "serve_last_reload_successful") == 0
+    browser.evaluate("document.querySelector('.mark.refused').focus()")
+    assert "Reload refused" in browser.text("tip")
+    (server.directory / "app.py").write_text(info())
+
+
+def test_it_comes_back_by_itself_with_what_happened_before(server: RunningServer, browser: Page) -> None:
+
+    opened(browser, server)
+    before = browser.evaluate("document.querySelectorAll('#records li').length")
+
+    os.kill(admin_process(server), signal.SIGKILL)
+    browser.wait_for("document.getElementById('live').textContent !== 'live'")
+    browser.wait_for("document.getElementById('live').textContent === 'live'")
+    assert browser.evaluate("document.querySelectorAll('#records li').length") >= before
+
+
+def test_it_fits_a_telephone_and_draws_in_the_dark(server: RunningServer, browser: Page) -> None:
+    opened(browser, server)
+    browser.look(390, 800, "dark")
+    browser.wait_for("document.documentElement.scrollWidth <= innerWidth")
+    drawn = "[...document.querySelectorAll('canvas')].every(each => each.width > 300 && each.toDataURL().length > 1000)"
+    browser.evaluate("dispatchEvent(new Event('resize'))")
+    browser.wait_for(drawn)
+
+
+def test_the_page_asks_no_other_host(server: RunningServer) -> None:
+    address = admin_address(server)
+    for path in ("/", "/page.css", "/page.js", "/charts.js"):
+        status, _, text = fetch(address, path)
+        assert status == 200
+        assert not re.search(r"https?:|//cdn|@import|url\(", text), path
+    connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
+    connection.request("HEAD", "/")
+    answer = connection.getresponse()
+    assert answer.getheader("content-security-policy", "").startswith("default-src 'self'")
+    connection.close()

@@ -1,0 +1,119 @@
+"""The admin process: what it survives, and whom it cannot hold up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.admin.scraping import ADMIN, admin_address, fetch, status_page, value, wait_for
+from tests.admin.test_metrics import admin_process
+from tests.applications import info
+from tests.running import PATIENCE, ROOT, connect, request, running, state_of
+
+
+def test_while_the_listener_is_stopped_the_metrics_go_on(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", *ADMIN, directory=tmp_path) as server, connect(server) as connection:
+        address = admin_address(server)
+        server.signal(signal.SIGSTOP)
+        try:
+            assert request(connection)[0] == 200
+            wait_for(address, lambda metrics: value(metrics, "serve_requests_total") == 1)
+            assert fetch(address, "/-/healthy")[0] == 200
+        finally:
+            server.signal(signal.SIGCONT)
+        assert server.stop() == 0
+
+
+def test_one_that_dies_is_replaced_and_knows_what_happened_before(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", *ADMIN, directory=tmp_path) as server:
+        address, first = admin_address(server), admin_process(server)
+        server.reload()
+        os.kill(first, signal.SIGKILL)
+        metrics = wait_for(address, lambda metrics: value(metrics, "serve_reloads_total", outcome="done") == 1)
+        assert value(metrics, "serve_worker_restarts_total", cause="crash") == 0
+        assert value(metrics, "serve_last_reload_duration_seconds") > 0
+        assert admin_process(server) != first
+        assert "the admin process ended (signal SIGKILL)" in server.log()
+        assert [each["outcome"] for each in status_page(address)["reloads"]] == ["done"]
+        assert server.stop() == 0
+
+
+def test_a_stopped_one_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", *ADMIN, directory=tmp_path) as server, connect(server) as connection:
+        stopped = admin_process(server)
+        os.kill(stopped, signal.SIGSTOP)
+        for _ in range(3):
+            server.reload()
+            assert request(connection)[0] == 200
+        assert server.stop() == 0
+        assert state_of(stopped) == ""
+
+
+def test_it_ends_when_the_listener_dies(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", *ADMIN, directory=tmp_path) as server:
+        address, process = admin_address(server), admin_process(server)
+        with socket.create_connection(address, timeout=PATIENCE) as reader:
+            reader.sendall(b"GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
+            while b"event: hello" not in reader.recv(65536):
+                pass
+            server.signal(signal.SIGKILL)
+            while reader.recv(65536):  # the stream ends as it should, and its connection with it
+                pass
+        deadline = time.monotonic() + PATIENCE
+        while state_of(process) not in ("", "Z"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_a_reload_that_is_refused_is_told_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", *ADMIN, directory=tmp_path) as server:
+        address = admin_address(server)
+        (tmp_path / "app.py").write_text("import nothing_of_this_name")
+        server.signal(signal.SIGHUP)
+        metrics = wait_for(address, lambda metrics: value(metrics, "serve_reloads_total", outcome="refused") == 1)
+        assert value(metrics, "serve_last_reload_successful") == 0
+        assert value(metrics, "serve_generation") == 1
+        with socket.create_connection(address, timeout=PATIENCE) as reader:
+            reader.sendall(b"GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
+            told = b""
+            while b"nothing_of_this_name" not in told:
+                told += reader.recv(65536)
+        (tmp_path / "app.py").write_text(info())
+        server.reload()
+        wait_for(address, lambda metrics: value(metrics, "serve_last_reload_successful") == 1)
+        assert server.stop() == 0
+
+
+def test_a_taken_address_is_told_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = ["-m", "server", "app:app", "--no-control", "--bind", "127.0.0.1:0", "--bind-timeout", "0"]
+        ended = subprocess.run(
+            [sys.executable, *command, "--admin", f"127.0.0.1:{port}"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert f"port {port} of 127.0.0.1 is in use" in ended.stderr
+
+
+def test_an_address_that_others_can_reach_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--admin", "0.0.0.0:0", directory=tmp_path) as server:
+        assert "asks for no password and can be reached from other machines" in server.log()
+        assert server.stop() == 0
