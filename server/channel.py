@@ -191,6 +191,12 @@ class Outbox:
         """Send a packet now; False if it would have to wait. Raises as `Channel.try_send`."""
         return not self._packets and self._channel.try_send(packet)
 
+    def to_state(self, descriptors: list[int]) -> list[tuple[Packet, list[int], list[int]]]:
+        """What has not been sent, for a program that takes this one's place; `descriptors` gets what goes with it."""
+        waiting = [(packet, list(lent), list(given)) for packet, lent, given in self._packets]
+        descriptors += [descriptor for _, _, given in waiting for descriptor in given]
+        return waiting
+
     async def run(self) -> None:
         """Send what is put in, until it is closed or until the other end is gone, which its reader is told."""
         try:

@@ -196,6 +196,16 @@ def run_command_line(arguments: Sequence[str]) -> int:
     return _main(_run_command(), "serve", rest if name == "run" else list(arguments))
 
 
+def go_on() -> int:
+    """Be the listener whose earlier program has put this one in its place; return the exit status."""
+    from server.listener.succession import inherited, resume
+
+    try:
+        return resume(inherited())
+    except ServeError as error:
+        return _complain(error)
+
+
 def _take_signals() -> None:
     """A control command handles no signal but Ctrl-C, which it may have a word to say about; all else ends it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -214,14 +224,18 @@ def _main(command: click.Command, name: str, arguments: list[str]) -> int:
         _say(_sentence(error, name))
         return UsageError.exit_status
     except ServeError as error:
-        detail: str = getattr(error, "detail", "")
-        if detail:
-            _write(detail.rstrip("\n") + "\n")
-        _say(str(error))
-        return error.exit_status
+        return _complain(error)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return status if isinstance(status, int) else 0
+
+
+def _complain(error: ServeError) -> int:
+    detail: str = getattr(error, "detail", "")
+    if detail:
+        _write(detail.rstrip("\n") + "\n")
+    _say(str(error))
+    return error.exit_status
 
 
 def _sentence(error: click.ClickException, name: str) -> str:

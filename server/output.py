@@ -91,6 +91,10 @@ class Sink:
         """Whether something is left to be written later (`pump`)."""
         return bool(self._pending)
 
+    def pending(self) -> bytes:
+        """What was kept and is not written yet."""
+        return bytes(self._pending)
+
     def write(self, data: bytes) -> None:
         """Write what can be written now, keep the rest, drop the oldest lines if that is too much."""
         with self._lock:
@@ -217,10 +221,11 @@ class _Stream:
 class Guard:
     """The pipes of one process, and the thread that empties them."""
 
-    __slots__ = ("_streams", "_thread")
+    __slots__ = ("_moving", "_streams", "_thread")
 
     def __init__(self, streams: list[_Stream]) -> None:
         self._streams = streams
+        self._moving = threading.Lock()  # held while something has left a pipe and is in no sink yet
         self._thread = threading.Thread(target=self._drain, name="serve-output", daemon=True)
         for stream in streams:
             for target in stream.targets:
@@ -246,6 +251,36 @@ class Guard:
             for stream in self._streams:
                 stream.sink.finish(deadline)
 
+    # For a program that takes this one's place in the same process
+
+    def stand_still(self) -> None:
+        """Move nothing any more, so that what is in the pipes stays there and all else can be told."""
+        for text in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                text.flush()
+        self._moving.acquire()
+
+    def go_on(self) -> None:
+        """Nothing came of it."""
+        self._moving.release()
+
+    def argument(self) -> str:
+        """What `adopt` takes."""
+        return _argument(self._streams)
+
+    def descriptors(self) -> list[int]:
+        """What must stay open; 1 and 2 are so anyway."""
+        return [fd for stream in self._streams for fd in (stream.read_end, stream.sink.fileno())]
+
+    def pending(self) -> dict[int, bytes]:
+        """What has not been written yet, by the descriptor that it is to be written to."""
+        return {stream.sink.fileno(): stream.sink.pending() for stream in self._streams if stream.sink.waiting}
+
+    def restore(self, pending: dict[int, bytes]) -> None:
+        """Write first what another had not."""
+        for stream in self._streams:
+            stream.sink.write(pending.get(stream.sink.fileno(), b""))
+
     def _drain(self) -> None:
         """The thread: until the pipes end, which a process's own descriptors 1 and 2 prevent while it lives."""
         reading = {stream.read_end: stream.sink for stream in self._streams}
@@ -258,10 +293,11 @@ class Guard:
             for ready, _ in poll.poll():
                 if (sink_to := reading.get(ready)) is None:
                     continue
-                data = _read(ready)
-                if data:
-                    sink_to.write(data)
-                elif data is not None:
+                with self._moving:
+                    data = _read(ready)
+                    if data:
+                        sink_to.write(data)
+                if data is not None and not data:
                     del reading[ready]
             for sink in reading.values():
                 sink.pump()
@@ -311,6 +347,16 @@ def _targets() -> list[tuple[int, ...]]:
 
 
 _current: Guard | None = None
+
+
+def current() -> Guard:
+    """This process's guard; one without any streams, if its output is not guarded."""
+    return _current if _current is not None else Guard([])
+
+
+def _argument(streams: list[_Stream]) -> str:
+    """The streams as `adopt` reads them."""
+    return ",".join(f"{'+'.join(map(str, each.targets))}:{each.read_end}:{each.sink.fileno()}" for each in streams)
 
 
 def guard_self() -> Guard:
@@ -379,9 +425,22 @@ class ChildOutput:
 
     def argument(self) -> str:
         """What the child passes to `adopt`; "" if its descriptors 1 and 2 are to be left as they are."""
-        return ",".join(
-            f"{'+'.join(map(str, stream.targets))}:{stream.read_end}:{stream.sink.fileno()}" for stream in self._streams
-        )
+        return _argument(self._streams)
+
+    def to_state(self, descriptors: list[int]) -> list[tuple[list[int], int, int]]:
+        """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        descriptors += [stream.read_end for stream in self._streams]
+        return [(list(stream.targets), stream.read_end, stream.sink.fileno()) for stream in self._streams]
+
+    @classmethod
+    def inherited(cls, state: list[tuple[list[int], int, int]]) -> ChildOutput:
+        """The output of a child that this very process has started before; its sinks are those of the guard."""
+        sinks = {stream.sink.fileno(): stream.sink for stream in _current.streams} if _current is not None else {}
+        output = cls(None)
+        for targets, read_end, sink in state:
+            os.set_inheritable(read_end, False)
+            output._streams.append(_Stream(tuple(targets), read_end, sinks[sink]))
+        return output
 
     def started(self) -> None:
         """The child has its descriptors (or was not started after all): close the writing ends here."""

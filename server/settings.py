@@ -54,6 +54,34 @@ class Settings:
             raise UsageError(f"the configuration file {self.file} is gone: put it back, or restart the server without")
         return fresh
 
+    def to_state(self) -> dict[str, Any]:
+        """All of it, JSON-compatible, for a program that takes this one's place."""
+        return {
+            "config": self.config.to_json(),
+            "sources": {name: dataclasses.astuple(source) for name, source in self.sources.items()},
+            "file": self.file,
+            "directory": self.directory,
+            "app": self._app,
+            "given": dict(self._given),
+            "environ": dict(self._environ),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Settings:
+        """The reverse of `to_state`; what another version had and this one does not know is passed over."""
+        names = {field.name for field in dataclasses.fields(Config)}
+        sources = {name: Source(Tier(tier), *rest) for name, (tier, *rest) in state["sources"].items() if name in names}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in state["given"].items()}
+        return cls(
+            config=Config.from_json(state["config"]),
+            sources=dict.fromkeys(names, DEFAULT) | sources,
+            file=state["file"],
+            directory=state["directory"],
+            _app=state["app"],
+            _given={name: value for name, value in given.items() if name in names},
+            _environ=state["environ"],
+        )
+
     def changed(self, other: Settings) -> list[str]:
         """The fields whose values differ between this and `other`, in the order of their definition."""
         names = (field.name for field in dataclasses.fields(Config))

@@ -26,7 +26,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from server import control_protocol
 from server.errors import ServeError
 from server.listener import events as e
-from server.shut_out import unlink_own
+from server.shut_out import Identity, unlink_own
 
 REQUEST_TIMEOUT = 5.0
 """Seconds that a peer has to send its request, and to take each line of its answer."""
@@ -47,6 +47,12 @@ class Controlled(Protocol):
 
     def post(self, event: e.Event) -> None:
         """Add an event to those that are handled, in order."""
+
+    async def replace(self, asker: int) -> None:
+        """Put the program of the new release in this one's place; whoever has the descriptor `asker` is told by it.
+
+        Raises ServeError if it cannot be, and does not return otherwise.
+        """
 
     def status(self) -> dict[str, Any]:
         """What `serve status --json` shows (`server.listener.status`)."""
@@ -102,6 +108,8 @@ class ControlServer:
         self._askers: set[_Asker] = set()
         self._next_ticket = 1
         self._path: Path | None = None
+        self._listening: SocketListener | None = None
+        self._identity: Identity | None = None
         self._busy = 0
         self._idle = anyio.Event()
 
@@ -120,24 +128,46 @@ class ControlServer:
         for asker in self._askers:
             asker.tell(record)
 
-    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; return at once if the socket cannot be made."""
+    def to_state(self, descriptors: list[int]) -> dict[str, Any] | None:
+        """What `serve` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        if self._listening is None:
+            return None
+        fd = self._listening.extra(SocketAttribute.raw_socket).fileno()
+        descriptors.append(fd)
+        return {"fd": fd, "path": str(self._path), "identity": self._identity}
+
+    async def serve(
+        self, inherited: dict[str, Any] | None = None, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until cancelled, on a socket that is `inherited` or made; return at once if it cannot be made."""
         try:
-            path = self._wanted_path or control_protocol.default_socket(os.getpid())
-            _check_free(path)
-            server = await anyio.create_unix_listener(path, mode=0o600)
-            made = path.lstat()
+            path = await (self._make() if inherited is None else self._take(inherited))
         except (OSError, ValueError) as error:
             log.warning("no control socket: %s; give --control a path that can be written, or --no-control", error)
             task_status.started()
             return
         self._path = path
         task_status.started()
+        assert self._listening is not None
+        assert self._identity is not None
         try:
-            async with server, anyio.create_task_group() as tasks:
-                await self._accept(server, tasks)
+            async with self._listening, anyio.create_task_group() as tasks:
+                await self._accept(self._listening, tasks)
         finally:
-            unlink_own(str(path), (made.st_dev, made.st_ino))
+            unlink_own(str(path), self._identity)
+
+    async def _make(self) -> Path:
+        path = self._wanted_path or control_protocol.default_socket(os.getpid())
+        _check_free(path)
+        self._listening = await anyio.create_unix_listener(path, mode=0o600)
+        made = path.lstat()
+        self._identity = (made.st_dev, made.st_ino)
+        return path
+
+    async def _take(self, inherited: dict[str, Any]) -> Path:
+        self._listening = await SocketListener.from_socket(socket.socket(fileno=inherited["fd"]))
+        self._identity = (inherited["identity"][0], inherited["identity"][1])
+        return Path(inherited["path"])
 
     async def _accept(self, server: SocketListener, tasks: TaskGroup) -> None:
         """Accept until cancelled; without a descriptor to spare, those who ask wait until there is one."""
@@ -209,6 +239,9 @@ class ControlServer:
         match request["command"]:
             case "reload":
                 return await self._reload(stream, wait=bool(request.get("wait", True)), follows=follows)
+            case "reload-listener":
+                await self._server.replace(stream.extra(SocketAttribute.raw_socket).fileno())
+                return {"ok": False, "text": "the listener was not replaced"}  # it has taken this task with it
             case "drain":
                 on = not request.get("off", False)
                 self._server.post(e.LameDuckAsked(on=on, by_control=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import anyio
 from anyio.abc import TaskGroup
@@ -36,14 +36,22 @@ log = logging.getLogger("serve")
 class Crew:
     """The children of one listener."""
 
-    def __init__(self, listening: Sequence[Listening], post: Callable[[e.Event], None]) -> None:
+    def __init__(
+        self,
+        listening: Sequence[Listening],
+        post: Callable[[e.Event], None],
+        scoreboard: Scoreboard | None = None,
+        children: Iterable[Child] = (),
+    ) -> None:
+        """`scoreboard` and `children` are those of an earlier program of this process, if there was one."""
         self.listening = listening
         self.post = post
         self.tasks: TaskGroup
         """Where the channels are served; set before the first start."""
-        self.scoreboard = Scoreboard.create(ROWS, SLOTS)
-        self.children: dict[int, Child] = {}  # by PID
-        self._free_rows = list(range(ROWS - 1, -1, -1))
+        self.scoreboard = scoreboard or Scoreboard.create(ROWS, SLOTS)
+        self.children: dict[int, Child] = {child.pid: child for child in children}
+        taken = {child.row for child in self.children.values()}
+        self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
 
     def __iter__(self) -> Iterator[Child]:
         return iter(list(self.children.values()))

@@ -33,6 +33,27 @@ class History:
         self.starts: collections.Counter[str] = collections.Counter()
         """Workers started since the start of the server, by cause (`server.listener.lifecycle.Cause`)."""
 
+    def to_state(self) -> dict[str, Any]:
+        """All of it, JSON-compatible."""
+        return {
+            "records": list(self.records),
+            "reloads": list(self.reloads),
+            "outcomes": dict(self.outcomes),
+            "reload_seconds": self.reload_seconds,
+            "starts": dict(self.starts),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> History:
+        """The reverse of `to_state`."""
+        history = cls()
+        history.records.extend(state["records"])
+        history.reloads.extend(state["reloads"])
+        history.outcomes.update(state["outcomes"])
+        history.reload_seconds = state["reload_seconds"]
+        history.starts.update(state["starts"])
+        return history
+
     def add(self, record: Record) -> None:
         """Remember what is worth it."""
         event = record["event"]

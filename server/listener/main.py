@@ -12,15 +12,16 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
-from server import logs, output
+from server import __version__, logs, output
 from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
 from server.listener import changes, notify, release, service_manager, sockets, stacks
@@ -29,6 +30,7 @@ from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
 from server.listener.control import ControlServer
 from server.listener.crew import Crew
+from server.listener.estate import Heirloom
 from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
 from server.listener.in_force import in_force
@@ -36,6 +38,7 @@ from server.listener.lifecycle import Generation, Policy, counted
 from server.listener.pidfile import PidFile
 from server.listener.processes import Processes
 from server.listener.status import past, status
+from server.listener.succession import Succession
 from server.listener.supervisor import Supervisor
 from server.settings import Settings, written
 from server.signals import LISTENER_SIGNALS
@@ -90,20 +93,37 @@ class Listener:
         listening: list[sockets.Listening],
         pid_file: PidFile | None,
         admin: list[sockets.Listening],
+        heirloom: Heirloom | None = None,
     ) -> None:
-        """`listening` are the application's sockets, `admin` those of --admin."""
+        """`listening` are the application's sockets, `admin` those of --admin.
+
+        `heirloom` is what an earlier program of this process had, if there was one.
+        """
         config = settings.config
         self.settings = settings
         """What the current generation was made with."""
         self.listening = listening
         self.pid_file = pid_file
-        self.started = time.monotonic()
-        self.start_directory = release.logical_directory()
-        self.supervisor = Supervisor(policy_of(config))
-        self.crew = Crew(listening, self.post)
+        self.admin_listening = admin
         self.processes = Processes()
-        self.history = History()
         self.plans: dict[Generation, Plan] = {}
+        if heirloom is None:
+            self.started = time.monotonic()
+            self.start_directory = release.logical_directory()
+            self.supervisor = Supervisor(policy_of(config))
+            self.crew = Crew(listening, self.post)
+            self.history = History()
+        else:
+            self.started, self.start_directory = heirloom.started, heirloom.start_directory
+            self.supervisor = heirloom.supervisor
+            self.crew = Crew(listening, self.post, heirloom.scoreboard, heirloom.children)
+            self.history = heirloom.history
+            for number, plan in heirloom.plans.items():
+                self.plans[self.supervisor.generations[number]] = Plan(*plan)
+        self._heirloom = heirloom
+        self.when_running: list[Callable[[], object]] = []
+        """What is to be done once signals and the control socket are served."""
+        self.succession = Succession(self)
         self.exit: e.Exit | None = None
         self._upcoming = settings
         """What the next generation is configured with."""
@@ -122,7 +142,7 @@ class Listener:
             if (
                 self.settings.config.control_socket
             ):  # before the signals: threads made on the way inherit that they are blocked
-                await self._tasks.start(self.control.serve)
+                await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
             await self._tasks.start(self._watch_signals)
             self._tasks.start_soon(self.admin.run)
             self._tasks.start_soon(self.heartbeats.run)
@@ -130,13 +150,15 @@ class Listener:
                 changing = changes.Changes(self.settings, self.processes, self.post, self._happened)
                 self._tasks.start_soon(changing.run)
             self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew)
-            self._perform_all(self.supervisor.start(time.monotonic()))
+            self._begin()
             while self.exit is None:
                 event: e.Event = e.Tick()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
                 self._perform_all(self._decide(event))
                 self.admin.changed()
+                if self.succession.due():
+                    await self.succession.attempt()
             await self.control.finish()
             await self.admin.finish()
             self._tasks.cancel_scope.cancel()
@@ -144,6 +166,31 @@ class Listener:
         self._post.close()
         assert self.exit is not None
         return self.exit
+
+    def _begin(self) -> None:
+        """Start the first generation, or go on with the workers that an earlier program of this process has started."""
+        if self._heirloom is None:
+            self._perform_all(self.supervisor.start(time.monotonic()))
+            return
+        for child in self.crew:
+            self.crew.attend(child)
+        self._reap()
+        text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._heirloom.predecessor}"
+        self._happened(e.Say(logging.INFO, "listener_replaced", text))
+        for do in self.when_running:
+            do()
+
+    def busy(self) -> bool:
+        """Whether something is under way that only this program can bring to its end."""
+        return False
+
+    def has_events(self) -> bool:
+        """Whether something has happened that has not been handled."""
+        return self._events.statistics().current_buffer_used > 0
+
+    async def replace(self, asker: int) -> None:
+        """Put the program of the present release in this one's place (`Succession.ask`)."""
+        await self.succession.ask(asker)
 
     def _decide(self, event: e.Event) -> list[e.Action]:
         """What the supervisor wants done; a bug in it must not take down what serves."""
@@ -391,23 +438,43 @@ def run(settings: Settings) -> int:
         logs.configure(config, "listener")
         pid_file = PidFile(config.pid) if config.pid else None
         listening: list[sockets.Listening] = []
-        admin: list[sockets.Listening] = []
         try:
             listening = sockets.bind(config)
             admin = sockets.bind_admin(config, listening)
             listener = Listener(settings, listening, pid_file, admin)
             listener.admin.listen()
-            end = anyio.run(listener.run)
-        finally:
-            for each in listening + admin:
-                each.close()
-            if pid_file is not None:
-                pid_file.remove()
-        if not end.status:
-            log.info("stopped")
-            return 0
+        except BaseException:
+            give_back(listening, pid_file)
+            raise
+        end = serve(listener)
+    return conclude(end, settings)
+
+
+def serve(listener: Listener) -> e.Exit:
+    """Run it until it ends, and give back what it owned."""
+    try:
+        end = anyio.run(listener.run)
+    finally:
+        give_back(listener.listening + listener.admin_listening, listener.pid_file)
+    if not end.status:
+        log.info("stopped")
+    return end
+
+
+def give_back(listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
+    """Close the sockets and remove the pid file."""
+    for each in listening:
+        each.close()
+    if pid_file is not None:
+        pid_file.remove()
+
+
+def conclude(end: e.Exit, settings: Settings) -> int:
+    """The exit status. Raises UsageError or StartError if the server has not ended in order."""
+    if not end.status:
+        return 0
     if end.status == 2:
         raise UsageError(end.message)
-    if config.reload:
+    if settings.config.reload:
         return changes.start_again_after_a_change(settings, StartError(end.message, end.detail))
     raise StartError(end.message, end.detail)

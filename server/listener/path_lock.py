@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from typing import Any
 
 from server.errors import ServeError, UsageError
 from server.shut_out import unlink_own
@@ -56,6 +57,19 @@ class PathLock:
             pass
         os.close(self._fd)
         return False
+
+    def to_state(self, descriptors: list[int]) -> dict[str, Any]:
+        """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        descriptors.append(self._fd)
+        return {"fd": self._fd, "path": self._path}
+
+    @classmethod
+    def inherited(cls, state: dict[str, Any]) -> PathLock:
+        """The lock of this very process, which held it before: flock(2) locks outlive execve(2)."""
+        lock = cls.__new__(cls)
+        lock._fd, lock._path = state["fd"], state["path"]
+        os.set_inheritable(lock._fd, False)
+        return lock
 
     def release(self) -> None:
         """Remove the lock's file and give the lock up; once is enough, more does no harm."""

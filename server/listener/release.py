@@ -6,11 +6,13 @@ inside a generation uses what its generation resolved. Nothing here changes the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Final
 
 import dotenv
 
@@ -47,6 +49,32 @@ def logical_directory() -> str:
         raise UsageError("the working directory does not exist any more; change to one that does") from None
 
 
+def _started_through() -> str:
+    """The interpreter by the name under which the server was started, links and all.
+
+    `current/.venv/bin/serve` names the interpreter beside it, whatever its first line says: pip writes the path there
+    that the environment had when it was made, which is that of one release.
+    """
+    script, own = sys.argv[0], os.path.basename(sys.executable)
+    names = [os.path.join(os.path.dirname(script), own)] if os.sep in script else []
+    names += [sys.orig_argv[0]] if os.sep in sys.orig_argv[0] else []
+    for name in names:
+        with contextlib.suppress(OSError, UsageError):
+            path = os.path.join(logical_directory(), name)
+            if os.access(path, os.X_OK) and os.path.samefile(os.path.dirname(path), os.path.dirname(sys.executable)):
+                return path
+    return sys.executable
+
+
+STARTED_THROUGH: Final = _started_through()
+"""Found out at the start: the link may point elsewhere later, and that is the point of it."""
+
+
+def program() -> str:
+    """The interpreter that the listener would be started with now. Raises UsageError if it is not there."""
+    return _interpreter("", "/")
+
+
 def resolve(config: Config, start_directory: str) -> Release:
     """Resolve what `config` names, relative to `start_directory`.
 
@@ -69,9 +97,11 @@ def _directory(path: str, option: str) -> str:
 
 
 def _interpreter(python: str, start_directory: str) -> str:
-    """The interpreter with its directory resolved; the file itself is not, since a virtual environment's is a link."""
-    if not python:
-        return sys.executable
+    """`python`, or the one that runs the listener, with its directory resolved.
+
+    The file itself is not resolved, since a virtual environment's is a link.
+    """
+    python = python or STARTED_THROUGH
     found = python if os.sep in python else shutil.which(python)
     if found is None or not os.access(path := os.path.join(start_directory, found), os.X_OK):
         raise UsageError(f"the interpreter {python} cannot be run; give --python one that exists")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -71,6 +72,24 @@ class Window:
 
     def fileno(self) -> int:
         return self._channel.fileno()
+
+    def to_state(self, descriptors: list[int]) -> dict[str, Any]:
+        """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        descriptors += [self._channel.fileno(), self.dump]
+        agreed = {"signal": self._signal, "loop_thread": self._loop_thread, "asked": self._asked}
+        return {"channel": self._channel.fileno(), "dump": self.dump, **agreed}
+
+    @classmethod
+    def inherited(cls, state: dict[str, Any]) -> Window:
+        """A window that this very process has opened before; the worker has its end of it."""
+        window = cls.__new__(cls)
+        window._channel, window._theirs = Channel(socket.socket(fileno=state["channel"])), socket.socket()
+        window._theirs.close()
+        window.dump, window._asking = state["dump"], anyio.Lock()
+        window._signal, window._loop_thread = state["signal"], state["loop_thread"]
+        window._asked = state["asked"]
+        os.set_inheritable(window.dump, False)
+        return window
 
     def close(self) -> None:
         self._channel.close()
@@ -144,12 +163,17 @@ class Window:
                 threads[-1]["stack"].insert(0, line.strip())
             elif line:
                 break  # the C stack, which newer versions of Python add
-        threads = [each for each in threads if not any(own in line for line in each["stack"] for own in OWN_CODE)]
+        threads = [each for each in threads if not any(own in line for line in each["stack"] for own in OWN_THREADS)]
+        for each in threads:
+            first = (n for n, line in enumerate(each["stack"]) if not any(part in line for part in MACHINERY))
+            each["stack"] = each["stack"][next(first, 0) :]
         return sorted(threads, key=lambda each: each["name"] != "event loop")
 
 
-OWN_CODE: Final = ("server/worker/watchdog.py", "server/worker/last_resort.py", "server/output.py")
+OWN_THREADS: Final = ("server/worker/watchdog.py", "server/worker/last_resort.py", "server/output.py")
 """Where this server's own threads are."""
+MACHINERY: Final = ("<frozen ", "/server/worker/", "/server/protocol/", "/asyncio/", "/anyio/", "/threading.py")
+"""Where the frames lie that call an application and are none of its own, whatever release the worker runs from."""
 STATES: Final = {
     "R": "it is running: its interpreter is busy",
     "S": "it sleeps",

@@ -1,0 +1,204 @@
+"""What a listener leaves to the program that takes its place in the same process: plain values and open descriptors.
+
+A descriptor keeps its number over execve(2), so that the plain values name it by that; `descriptors` lists all that
+must stay open. Nothing is closed or given up here. What has a life of its own (the admin process, a watcher of files)
+is not passed on: it ends with its channel and is started anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from server import __version__, output
+from server.channel import Channel
+from server.errors import UsageError
+from server.listener.child import Child
+from server.listener.history import History
+from server.listener.path_lock import PathLock
+from server.listener.pidfile import PidFile
+from server.listener.release import Release
+from server.listener.sockets import Listening
+from server.listener.stacks import Window
+from server.listener.supervisor import Supervisor
+from server.listener.supervisor_estate import from_state, to_state
+from server.output import Guard
+from server.scoreboard import Scoreboard
+from server.settings import Settings
+from server.shut_out import Kind
+
+if TYPE_CHECKING:
+    from server.listener.main import Listener
+
+VERSION: Final = 1
+"""Of the values below; another one is refused before anything is given up."""
+
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(slots=True)
+class Heirloom:
+    """What a new listener takes over instead of making it."""
+
+    supervisor: Supervisor
+    scoreboard: Scoreboard
+    children: list[Child]
+    plans: dict[int, tuple[Settings, Release | UsageError]]
+    """By the number of the generation: the settings and what it runs on."""
+    history: History
+    started: float
+    start_directory: str
+    control: State | None
+    predecessor: str
+    """The version of the server that it was."""
+
+
+def describe(listener: Listener, guard: Guard, askers: list[int]) -> tuple[State, list[int]]:
+    """All that `listener` has, and the descriptors that must stay open; `askers` are those who wait for an answer."""
+    descriptors = [listener.crew.scoreboard.fd, *askers]
+    state: State = {
+        "version": VERSION,
+        "server": __version__,
+        "settings": listener.settings.to_state(),
+        "plans": {str(g.number): _plan(plan.settings, plan.release) for g, plan in listener.plans.items()},
+        "supervisor": to_state(listener.supervisor),
+        "scoreboard": listener.crew.scoreboard.fd,
+        "children": [_child(child, descriptors) for child in listener.crew],
+        "listening": [_listening(each, descriptors) for each in listener.listening],
+        "admin": [_listening(each, descriptors) for each in listener.admin_listening],
+        "pid_file": None if listener.pid_file is None else listener.pid_file.to_state(descriptors),
+        "control": listener.control.to_state(descriptors),
+        "askers": askers,
+        "output": guard.argument(),
+        "pending": {str(number): base64.b64encode(data).decode() for number, data in guard.pending().items()},
+        "history": listener.history.to_state(),
+        "started": listener.started,
+        "start_directory": listener.start_directory,
+    }
+    descriptors += guard.descriptors()
+    return state, descriptors
+
+
+def save(state: State) -> int:
+    """Write it to a memfd that survives execve(2); the caller closes it."""
+    fd = os.memfd_create("serve-estate", os.MFD_CLOEXEC)
+    with open(os.dup(fd), "wb") as file:
+        file.write(json.dumps(state).encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def load(fd: int) -> State:
+    """Read what `save` wrote and close `fd`. Raises UsageError if it is of another version."""
+    os.lseek(fd, 0, os.SEEK_SET)  # the position belongs to the open file, which others may have read
+    with open(fd, "rb") as file:
+        state: State = json.loads(file.read())
+    if state.get("version") != VERSION:
+        raise UsageError(
+            f"the listener passes on version {state.get('version')} of its state, and serve {__version__} takes "
+            f"{VERSION}: restart the server to change to it"
+        )
+    return state
+
+
+def take(state: State) -> Heirloom:
+    """Take over the workers and what is known of them. Raises LookupError, TypeError or ValueError for nonsense."""
+    supervisor = from_state(state["supervisor"])
+    workers = supervisor.workers
+    return Heirloom(
+        supervisor=supervisor,
+        scoreboard=Scoreboard(state["scoreboard"]),
+        children=[_take_child(each, workers[each["worker"]]) for each in state["children"]],
+        plans={int(number): _take_plan(each) for number, each in state["plans"].items()},
+        history=History.from_state(state["history"]),
+        started=state["started"],
+        start_directory=state["start_directory"],
+        control=state["control"],
+        predecessor=state["server"],
+    )
+
+
+def take_listening(state: list[State]) -> list[Listening]:
+    """The sockets, which belong to the caller from here on."""
+    return [
+        Listening(
+            socket=socket.socket(fileno=each["fd"]),
+            name=each["name"],
+            kind=Kind(each["kind"]),
+            owned=each["owned"],
+            path=each["path"],
+            identity=None if each["identity"] is None else (each["identity"][0], each["identity"][1]),
+            lock=None if each["lock"] is None else PathLock.inherited(each["lock"]),
+        )
+        for each in state
+    ]
+
+
+def take_output(state: State) -> Guard:
+    """Empty the pipes that stand at descriptors 1 and 2, beginning with what had not been written."""
+    guard = output.adopt(state["output"])
+    guard.restore({int(number): base64.b64decode(data) for number, data in state["pending"].items()})
+    return guard
+
+
+def take_pid_file(state: State) -> PidFile | None:
+    """The pid file, if there is one."""
+    return None if state["pid_file"] is None else PidFile.inherited(state["pid_file"])
+
+
+# ---- the parts
+
+
+def _plan(settings: Settings, release: Release | UsageError) -> State:
+    plan: State = {"settings": settings.to_state()}
+    if isinstance(release, UsageError):
+        return {**plan, "trouble": str(release)}
+    return {**plan, "release": dataclasses.asdict(release)}
+
+
+def _take_plan(state: State) -> tuple[Settings, Release | UsageError]:
+    settings = Settings.from_state(state["settings"])
+    if "trouble" in state:
+        return settings, UsageError(state["trouble"])
+    known = {field.name for field in dataclasses.fields(Release)}
+    return settings, Release(**{name: value for name, value in state["release"].items() if name in known})
+
+
+def _listening(listening: Listening, descriptors: list[int]) -> State:
+    descriptors.append(listening.socket.fileno())
+    return {
+        "fd": listening.socket.fileno(),
+        "name": listening.name,
+        "kind": listening.kind.value,
+        "owned": listening.owned,
+        "path": listening.path,
+        "identity": listening.identity,
+        "lock": None if listening.lock is None else listening.lock.to_state(descriptors),
+    }
+
+
+def _child(child: Child, descriptors: list[int]) -> State:
+    descriptors.append(child.channel.fileno())
+    return {
+        "worker": child.worker.id,
+        "pid": child.pid,
+        "row": child.row,
+        "channel": child.channel.fileno(),
+        "outbox": child.outbox.to_state(descriptors),
+        "output": child.output.to_state(descriptors),
+        "window": None if child.window is None else child.window.to_state(descriptors),
+    }
+
+
+def _take_child(state: State, worker: Any) -> Child:
+    channel = Channel(socket.socket(fileno=state["channel"]))
+    child = Child(worker, state["pid"], channel, output.ChildOutput.inherited(state["output"]), state["row"])
+    for packet, lent, given in state["outbox"]:
+        child.outbox.tell(packet, lent, given)
+    if state["window"] is not None:
+        child.window = Window.inherited(state["window"])
+    return child

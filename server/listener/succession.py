@@ -1,0 +1,211 @@
+"""Replacing the listener's own program: same process, same PID, same children, same sockets, new code.
+
+`serve reload --listener` asks for it. The program of the release that is current now is found through the link that the
+server was started through, and asked beforehand whether it can take over what there is (`--check`, a process of its
+own); any trouble until then, and one of execve(2) itself, leaves everything as it was. Then, once no reload is under
+way, signals are held back, what they have said so far is handled, and between two events execve(2) puts the new
+program in this one's place. It finds all that there was in a memfd and in descriptors that stay open
+(`server.listener.estate`), and goes on. Meanwhile workers serve; a signal or the death of a child waits in the kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from server import __version__, control_protocol, logs, output
+from server.errors import ServeError, UsageError
+from server.listener import estate, release
+from server.listener import events as e
+from server.listener.child import SAFE_PATH
+from server.listener.history import History
+from server.listener.supervisor_estate import at_rest, from_state
+from server.settings import Settings
+from server.signals import LISTENER_SIGNALS
+
+if TYPE_CHECKING:
+    from server.listener.main import Listener
+
+VARIABLE: Final = "SERVE_ESTATE"
+"""Names the descriptor of what is passed on, in the environment of the new program."""
+CHECK_TIME: Final = 30.0
+"""Seconds that the new program has to say whether it can take over."""
+REST_TIME: Final = 60.0
+"""Seconds until a server that is never at rest (a reload is under way) is left as it is."""
+TURNS: Final = 10
+"""Turns of the loop in which a signal that has been recorded becomes an event."""
+SAID: Final = 2_000
+"""Characters of what the new program has said that are passed on."""
+
+log = logging.getLogger("serve")
+
+
+@dataclasses.dataclass(slots=True)
+class Wish:
+    """A replacement that has been checked and waits for the moment."""
+
+    program: list[str]
+    askers: list[int]
+    given_up: anyio.Event = dataclasses.field(default_factory=anyio.Event)
+    trouble: str = ""
+
+
+class Succession:
+    """The replacing of one listener."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._wish: Wish | None = None
+
+    async def ask(self, asker: int) -> None:
+        """Replace the program; whoever has the socket `asker` is told by the new one.
+
+        Raises ServeError, a sentence, if it cannot be, and does not return otherwise.
+        """
+        if self._wish is not None:
+            raise ServeError("the listener is being replaced already; wait for that")
+        program = [release.program(), *SAFE_PATH, "-m", "server"]
+        wish = self._wish = Wish([*program, *sys.argv[1:]], [asker])
+        try:
+            await self._check([*program[:-1], "server.listener.succession"])
+            self._listener.post(e.Tick())
+            with anyio.move_on_after(REST_TIME):
+                await wish.given_up.wait()
+                raise ServeError(f"the listener goes on as it is: {wish.trouble}")
+            raise ServeError(f"the listener goes on as it is: a reload was under way for {REST_TIME:g} s; try again")
+        finally:
+            self._wish = None
+
+    async def _check(self, program: list[str]) -> None:
+        """Let the new program look at what it would take over. Raises ServeError with what it said."""
+        state, _ = estate.describe(self._listener, output.current(), [])
+        fd, said = estate.save(state), os.memfd_create("serve-said", os.MFD_CLOEXEC)
+        try:
+            environment = {name: text for name, text in os.environ.items() if name not in release.PRIVATE_VARIABLES}
+            descriptors = [(fd, fd), (said, 1), (said, 2)]
+            process = self._listener.processes.start([*program, "--check", str(fd)], environment, descriptors)
+            with anyio.move_on_after(CHECK_TIME):
+                status = await process.wait()
+                text = os.pread(said, 1 << 20, 0).decode(errors="replace").strip()[-SAID:]
+                if status != 0:
+                    raise ServeError(f"the listener goes on as it is; the new program says: {text or status}")
+                return
+            process.signal(signal.SIGKILL)
+            raise ServeError(f"the listener goes on as it is: the new program said nothing for {CHECK_TIME:g} s")
+        except OSError as error:
+            raise ServeError(f"the listener goes on as it is: {program[0]} cannot be run: {error.strerror}") from None
+        finally:
+            os.close(fd)
+            os.close(said)
+
+    def due(self) -> bool:
+        """Whether it is to be done now, between two events."""
+        return self._wish is not None and at_rest(self._listener.supervisor) and not self._listener.busy()
+
+    async def attempt(self) -> None:
+        """Do it, if nothing has come up once no signal can. Returns only if it was not done."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
+        try:
+            for _ in range(TURNS):
+                await anyio.lowlevel.checkpoint()
+            if self.due() and not self._listener.has_events():
+                assert self._wish is not None
+                self._exec(self._wish)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
+
+    def _exec(self, wish: Wish) -> None:
+        """Never returns, unless it fails: then everything is as it was."""
+        guard = output.current()
+        guard.stand_still()
+        descriptors: list[int] = []
+        fd = -1
+        try:
+            state, descriptors = estate.describe(self._listener, guard, wish.askers)
+            fd = estate.save({**state, "descriptors": descriptors})
+            for descriptor in [*descriptors, fd]:
+                os.set_inheritable(descriptor, True)
+            os.execve(wish.program[0], wish.program, {**os.environ, VARIABLE: str(fd)})
+        except Exception as error:
+            log.debug("the listener could not be replaced", exc_info=True)
+            wish.trouble = f"{wish.program[0]} could not be started in its place: {error}"
+            wish.given_up.set()
+            self._wish = None
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+            if fd >= 0:
+                os.close(fd)
+        finally:
+            guard.go_on()
+
+
+def inherited() -> int:
+    """The descriptor of what the earlier program of this process passes on; no child is to see the variable."""
+    return int(os.environ.pop(VARIABLE))
+
+
+def resume(fd: int) -> int:
+    """Go on where another program of this process stopped; return the exit status as `server.listener.main.run`."""
+    from server.listener.main import Listener, conclude, serve
+
+    state = estate.load(fd)
+    for descriptor in state["descriptors"]:
+        os.set_inheritable(descriptor, False)
+    guard = estate.take_output(state)
+    try:
+        settings = Settings.from_state(state["settings"])
+        logs.configure(settings.config, "listener")
+        listening, admin = estate.take_listening(state["listening"]), estate.take_listening(state["admin"])
+        pid_file, heirloom = estate.take_pid_file(state), estate.take(state)
+        listener = Listener(settings, listening, pid_file, admin, heirloom)
+        listener.when_running += [functools.partial(tell, asker, heirloom.predecessor) for asker in state["askers"]]
+        end = serve(listener)
+    finally:
+        guard.finish()
+    return conclude(end, settings)
+
+
+def tell(asker: int, predecessor: str) -> None:
+    """Answer who asked the program that was here before."""
+    text = f"the listener runs serve {__version__} from {sys.executable}"
+    answer = {"version": control_protocol.VERSION, "ok": True, "text": text, "before": predecessor}
+    with socket.socket(fileno=asker) as end, contextlib.suppress(OSError):
+        end.setblocking(False)
+        end.send(json.dumps(answer).encode() + b"\n")
+
+
+def check(fd: int) -> None:
+    """Whether this program can take over what `fd` holds. Raises UsageError, LookupError, TypeError or ValueError."""
+    import server.cli
+    import server.listener.main  # noqa: F401
+
+    state = estate.load(fd)
+    from_state(state["supervisor"])
+    Settings.from_state(state["settings"])
+    History.from_state(state["history"])
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="server.listener.succession", description="Asked by the listener alone.")
+    parser.add_argument("--check", type=int, required=True, metavar="DESCRIPTOR")
+    try:
+        check(parser.parse_args().check)
+    except UsageError as error:
+        sys.exit(str(error))
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"serve {__version__} does not understand what this server passes on ({error!r}): restart the server")
+
+
+if __name__ == "__main__":
+    _main()
