@@ -26,6 +26,7 @@ PROGRAMS = {
     "logrotate": "logrotate",
     "nginx": "nginx",
     "openssl": "openssl",
+    "prometheus": "prometheus",
     "runsv": "runit",
     "s6-supervise": "s6",
     "systemd-socket-activate": "systemd",

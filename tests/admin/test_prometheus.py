@@ -1,0 +1,136 @@
+"""A real Prometheus scrapes a real server with the configuration and the alerts of deploy/prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.admin.scraping import ADMIN, GROWING, admin_address, scrape, value
+from tests.admin.test_metrics import Clients, workers_of
+from tests.applications import info
+from tests.running import PATIENCE, ROOT, running
+
+pytestmark = pytest.mark.once
+DEPLOY = ROOT / "deploy" / "prometheus"
+
+
+class Prometheus:
+    """A running one."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def ask(self, path: str, **query: str) -> Any:
+        """The data of an answer of its API, or None while it gives none."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
+        with contextlib.closing(connection), contextlib.suppress(OSError):
+            connection.request("GET", f"/api/v1/{path}?{urlencode(query)}")
+            answer = connection.getresponse()
+            text = answer.read()
+            return json.loads(text)["data"] if answer.status == 200 else None
+        return None
+
+    def value(self, query: str) -> float | None:
+        """The value of a query that gives one series; None if it gives none."""
+        data = self.ask("query", query=query)
+        found = data["result"] if data else []
+        assert len(found) <= 1, f"{query}: {found}"
+        return float(found[0]["value"][1]) if found else None
+
+    def wait(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, what
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes `target` five times a second; ended when the block ends."""
+    program = shutil.which("prometheus")
+    assert program is not None
+    written = (DEPLOY / "prometheus.yml").read_text().replace("127.0.0.1:9180", target)
+    (directory / "prometheus.yml").write_text(re.sub(r"(_interval): 5s", r"\1: 200ms", written))
+    shutil.copy(DEPLOY / "serve.rules.yml", directory)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            program,
+            f"--config.file={directory / 'prometheus.yml'}",
+            f"--storage.tsdb.path={directory / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield Prometheus(port)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.needs("prometheus")
+def test_it_scrapes_sees_no_counter_reset_and_raises_the_alert(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "2", "--no-access-log", *ADMIN, directory=tmp_path) as server:
+        address = admin_address(server)
+        with prometheus(tmp_path, "{}:{}".format(*address)) as seen:
+            seen.wait("it does not scrape", lambda: seen.value('up{job="serve"}') == 1)
+            with Clients(server) as clients:
+                for _ in range(2):
+                    server.reload()
+                    os.kill(workers_of(server)[0], signal.SIGKILL)
+                    server.wait_until(lambda status: [w["state"] for w in status["workers"]].count("serving") >= 2)
+                (tmp_path / "app.py").write_text("import nothing_of_this_name")
+                server.signal(signal.SIGHUP)
+                seen.wait("the refusal is not seen", lambda: seen.value("serve_last_reload_successful") == 0)
+            expected = value(scrape(address), "serve_requests_total")
+            assert clients.answered <= expected
+            seen.wait("not all requests are seen", lambda: seen.value("serve_requests_total") == expected)
+            counters = {name for name, _ in scrape(address) if name.endswith(GROWING)}
+            assert {name: seen.value(f"sum(resets({name}[5m]))") for name in counters} == dict.fromkeys(counters, 0)
+            assert seen.value("serve_generation") == 3
+            assert seen.value('count(serve_worker_cpu_seconds_total{job="serve"})') == 2
+            assert (seen.value("histogram_quantile(0.5, rate(serve_request_duration_seconds_bucket[1m]))") or 0) > 0
+            firing = 'ALERTS{alertname="ServeReloadRefused", alertstate="firing"}'
+            seen.wait("the alert is not raised", lambda: seen.value(firing) == 1)
+            assert [g["name"] for g in seen.ask("rules")["groups"]] == ["serve"]
+            assert all(rule["health"] == "ok" for g in seen.ask("rules")["groups"] for rule in g["rules"])
+        assert server.stop() == 0
+
+
+@pytest.mark.needs("promtool")
+def test_the_example_configuration_and_its_alerts_are_valid() -> None:
+    for arguments in (("check", "config", "prometheus.yml"), ("check", "rules", "serve.rules.yml")):
+        checked = subprocess.run(["promtool", *arguments], cwd=DEPLOY, capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.needs("promtool")
+def test_the_alerts_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", *ADMIN, directory=tmp_path) as server:
+        there = {name for name, _ in scrape(admin_address(server))}
+        asked = re.findall(
+            r"\bserve_[a-z_]+", "\n".join(re.findall(r"expr: (.*)", (DEPLOY / "serve.rules.yml").read_text()))
+        )
+        assert asked
+        assert set(asked) <= there
+        assert server.stop() == 0
