@@ -190,3 +190,8 @@ def test_signals_logs_stop_and_restart(supervisord: Supervisord) -> None:
     with socket.create_connection(("127.0.0.1", supervisord.port), timeout=PATIENCE) as client:
         assert request(client, "/ping")[0] == 200
         assert request(client, "/")[0] == 200
+
+    serve = str(supervisord.directory / "venv/bin/serve")
+    stop = [serve, "stop", "--control", str(supervisord.control), "--delay", "0"]
+    assert subprocess.run(stop, capture_output=True, timeout=2 * PATIENCE, check=False).returncode == 0
+    supervisord.wait_for(lambda: "EXITED" in supervisord.ctl("status", "serve"))
