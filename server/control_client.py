@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from server import control_protocol
+from server import config_file, control_protocol
 from server.errors import StartError, UsageError
 
 PATIENCE: Final = 15.0
@@ -140,12 +140,15 @@ def look(path: Path) -> dict[str, Any]:
 def find(control: str = "", pid_file: str = "") -> Path:
     """The control socket: the one named, that of the pid file's server, or that of the only server there is.
 
-    Raises UsageError if there is none, or more than one.
+    Where neither is named, the configuration file that a server would read here may name one. Raises UsageError if
+    there is none, or more than one.
     """
     if control:
         return Path(control)
     if pid_file:
         return _of_process(_pid_in(pid_file))
+    if (configured := _of_configuration()) is not None:
+        return configured
     living = [path for path in _sockets() if _answers(path)]
     if not living:
         raise UsageError("no server was found; name its socket with --control PATH or its pid file with --pid PATH")
@@ -153,6 +156,18 @@ def find(control: str = "", pid_file: str = "") -> Path:
         servers = "; ".join(_described(path) for path in living)
         raise UsageError(f"several servers run: {servers}; name one with --control PATH or --pid PATH")
     return living[0]
+
+
+def _of_configuration() -> Path | None:
+    """The socket of the server that the configuration file of this directory is for, if it says and one answers."""
+    with contextlib.suppress(UsageError, OSError):
+        file = config_file.load(os.environ.get("SERVE_CONFIG", ""), os.getcwd())
+        named = {name: str(entry.value) for name, entry in file.entries.items()} if file is not None else {}
+        if "control" in named and _answers(Path(named["control"])):
+            return Path(named["control"])
+        if "pid" in named:
+            return _of_process(_pid_in(named["pid"]))
+    return None
 
 
 def _pid_in(pid_file: str) -> int:

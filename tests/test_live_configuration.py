@@ -277,3 +277,15 @@ def test_what_is_in_force_is_told_by_the_listener(project: Path) -> None:
 def shown(server: RunningServer) -> dict[str, Any]:
     """What `serve config` shows, by option."""
     return {row["name"]: row for row in control_client.ask(server.control, "config")["config"]["options"]}
+
+
+def test_a_command_finds_the_server_by_the_file(project: Path) -> None:
+    with running("app:app", "--pid", "serve.pid", directory=project) as server:
+        for text in (f"control = '{server.control}'\n", "pid = 'serve.pid'\n", "pid = 'serve.pid'\ncontrol = 'gone'\n"):
+            write(server, text)
+            command = [sys.executable, "-m", "server", "status", "--json"]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert json.loads(done.stdout)["pid"] == server.pid
+        assert server.stop() == 0
