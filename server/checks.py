@@ -76,13 +76,13 @@ def check_application(app: Value) -> None:
 
 
 def _check_addresses(found: Found) -> None:
-    if "bind" not in found:
-        return
-    for text in found["bind"].value:
+    given = [(found["bind"].source, text) for text in found["bind"].value] if "bind" in found else []
+    if "admin" in found and found["admin"].value:
+        given.append((found["admin"].source, found["admin"].value))
+    for source, text in given:
         try:
             parse_address(text)
         except UsageError as error:
-            source = found["bind"].source
             raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
 
 

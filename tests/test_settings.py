@@ -38,6 +38,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "access_log_format": ("combined", "combined"),
         "user": (str(os.geteuid()), str(os.geteuid())),
         "group": (str(os.getegid()), str(os.getegid())),
+        "admin": ("127.0.0.1:9180", "127.0.0.1:9180"),
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
         "health_path": ("/up", "/up"),
         "root_path": ("/api", "/api"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import socket
 import sys
 from typing import Final
@@ -23,7 +22,7 @@ from server.admin.samples import Samples
 from server.admin.view import View
 from server.channel import Channel, Outbox, close_descriptors, pair
 from server.config import Config
-from server.errors import ChannelError
+from server.errors import ChannelError, UsageError
 from server.scoreboard import Scoreboard
 from server.worker import last_resort
 from server.worker.main import (
@@ -54,10 +53,10 @@ def main() -> None:
     packet, descriptors = welcome(end)
     config = Config.from_json(packet["config"])
     name_process("serve-admin")
-    logs.configure(config, "admin")
     try:
+        logs.configure(config, "admin")
         take_account(config)
-    except (OSError, KeyError) as error:
+    except (UsageError, OSError, KeyError) as error:
         log.error("the admin process could not be set up: %s", error)
         sys.exit(1)
     view = View(Scoreboard(descriptors[0], writable=False), packet["about"])
@@ -66,7 +65,7 @@ def main() -> None:
     admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
     last_resort.watch(end.fileno(), lambda: LAST)
     status = anyio.run(admin.run, backend_options={"loop_factory": loops})
-    os._exit(status)
+    sys.exit(status)
 
 
 class AdminServer:

@@ -155,7 +155,7 @@ class ServerCollector(Collector):
             lag.add_metric([str(slot)], max(words[Cell.LAG_WORST] for words in rows) / NANO)
             silent.add_metric([str(slot)], max(silence(words, reading.at) for words in rows))
         for slot in range(state["size"]):
-            degraded.add_metric([str(slot)], str(slot) in state["degraded"])
+            degraded.add_metric([str(slot)], slot in state["degraded"])
         yield from (memory, lag, silent, degraded)
 
     def _reloads(self) -> Iterator[Metric]:

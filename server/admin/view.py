@@ -29,7 +29,7 @@ BEFORE_THE_FIRST: Final[dict[str, Any]] = {
     "size": 0,
     "generations": [],
     "workers": [],
-    "degraded": {},
+    "degraded": [],
     "lame_duck": False,
     "lost": 0,
     "reloads": {},

@@ -67,10 +67,12 @@ class Admin:
         processes: Processes,
         state: Callable[[], State],
         history: History,
+        started: float,
     ) -> None:
         """`listening` are its own sockets, `served` those of the application, which it only hears about.
 
-        `state` makes what it is told of the server's present state, JSON-compatible (`server.listener.status`).
+        `state` makes what it is told of the server's present state, JSON-compatible (`server.listener.admin_state`).
+        `started` is when the server was, in CLOCK_MONOTONIC (s).
         """
         self._config = config
         self._listening = listening
@@ -81,7 +83,7 @@ class Admin:
         self._about = {
             "version": __version__,
             "pid": os.getpid(),
-            "started": round(time.time(), 3),
+            "started": round(time.time() - (time.monotonic() - started), 3),
             "python": sys.version.split()[0],
             "app": config.app,
             "listening": [{"name": each.name, "inode": os.fstat(each.socket.fileno()).st_ino} for each in served],

@@ -14,12 +14,12 @@ from server.listener.history import History
 from server.listener.supervisor import Supervisor
 
 TROUBLE: Final = 300
-"""Characters of what is wrong with a slot, or was with the last reload."""
+"""Characters of what was wrong with the last reload."""
 
 
 def admin_state(supervisor: Supervisor, children: Iterable[Child], history: History) -> dict[str, Any]:
     """JSON-compatible; `children` are the living ones."""
-    number = 0 if supervisor.current is None else supervisor.current.number
+    current = 0 if supervisor.current is None else supervisor.current.number
     workers = [
         {
             "row": child.row,
@@ -31,10 +31,10 @@ def admin_state(supervisor: Supervisor, children: Iterable[Child], history: Hist
         }
         for child in children
     ]
-    filled = {each["slot"] for each in workers if (each["state"], each["generation"]) == ("serving", number)}
+    filled = {each["slot"] for each in workers if (each["state"], each["generation"]) == ("serving", current)}
     return {
         "state": supervisor.state.value,
-        "generation": number,
+        "generation": current,
         "starting": None if supervisor.candidate is None else supervisor.candidate.number,
         "reload_waiting": supervisor.reload_wanted is not None,
         "size": supervisor.size,
@@ -43,11 +43,11 @@ def admin_state(supervisor: Supervisor, children: Iterable[Child], history: Hist
             for each in supervisor.generations.values()
         ],
         "workers": sorted(workers, key=lambda each: (each["slot"], each["generation"])),
-        "degraded": {
-            str(slot_number): slot.trouble[:TROUBLE]
-            for slot_number, slot in supervisor.slots.items()
-            if slot_number < supervisor.size and slot_number not in filled and slot.trouble
-        },
+        "degraded": [
+            number
+            for number, slot in supervisor.slots.items()
+            if number < supervisor.size and number not in filled and slot.trouble
+        ],
         "lame_duck": supervisor.lame_duck is not None,
         "lost": supervisor.lost,
         "reloads": dict(history.outcomes),

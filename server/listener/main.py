@@ -130,7 +130,7 @@ class Listener:
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
         board = self.crew.scoreboard
-        self.admin = Admin(config, admin, listening, board, self.processes, self._admin_state, self.history)
+        self.admin = Admin(config, admin, listening, board, self.processes, self._admin_state, self.history, self.started)
         self.heartbeats = Heartbeats(self.crew, lambda: self.settings.config.worker_timeout, self.post, self._happened)
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)

@@ -235,7 +235,7 @@ function notes() {
   if (now.starting) found.push(element("span", "chip", `generation ${now.starting} starts`));
   if (now.reload_waiting) found.push(element("span", "chip", "a reload waits"));
   if (now.lame_duck) found.push(element("span", "chip warn", "lame duck"));
-  for (const slot of Object.keys(now.degraded)) found.push(element("span", "chip bad", `slot ${slot} degraded`));
+  for (const slot of now.degraded) found.push(element("span", "chip bad", `slot ${slot} degraded`));
   if (data.reloads.at(-1)?.outcome === "refused") found.push(element("span", "chip bad", "the newest reload was refused"));
   return found;
 }
