@@ -43,6 +43,7 @@ ACCESS_LOG = {
     "granian": ["--access-log"],
     "gunicorn": ["--access-logfile", "-"],
     "hypercorn": ["--access-logfile", "-"],
+    "serve": ["--access-log-format", "common"],  # what the others write
 }
 """What turns the access log on, besides leaving `--no-access-log` out."""
 
