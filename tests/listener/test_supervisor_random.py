@@ -368,7 +368,8 @@ class SupervisedServer(RuleBasedStateMachine):
         supervisor = getattr(self, "supervisor", None)
         if supervisor is None or (supervisor.candidate is not None and supervisor.state is not ServerState.STOPPED):
             return
-        if supervisor.reload_wanted is None or supervisor.state is ServerState.STOPPED:
+        waits = supervisor.reload_wanted is not None or supervisor.preparation is not None
+        if not waits or supervisor.state is ServerState.STOPPED:
             assert self.asked == set(self.answers)
 
     @invariant()
