@@ -50,7 +50,7 @@ class Samples:
             except Exception:
                 log.exception("the page's figures could not be made")
             due = max(due + PERIOD, time.monotonic())
-            await anyio.sleep(due - time.monotonic())
+            await anyio.sleep(max(0.0, due - time.monotonic()))
 
     async def next(self) -> None:
         """Wait for the next sample."""

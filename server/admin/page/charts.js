@@ -4,6 +4,7 @@ const HUES = [262, 158, 335, 70, 205, 300];  // one colour for each generation, 
 const GAP = 3.5;                             // seconds without a sample that interrupt a line
 const FOOT = 17;                             // pixels below a chart, for the times
 const HEAD = 8;
+const GUTTER = 46;                           // pixels before a chart, for its scale (page.css knows them too)
 
 export const hueOf = generation => HUES[(Math.max(generation, 1) - 1) % HUES.length];
 export const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -32,7 +33,10 @@ export class Chart {
     this.context = canvas.getContext("2d");
   }
 
-  x(at) { return (at - this.window.from) / (this.window.to - this.window.from) * this.width; }
+  x(at) { return GUTTER + (at - this.window.from) / (this.window.to - this.window.from) * (this.width - GUTTER); }
+
+  // Where in the time shown, from 0 to 1, the pixel `x` is.
+  share(x) { return (x - GUTTER) / (this.width - GUTTER); }
 
   y(value) {
     const height = this.height - FOOT - HEAD;
@@ -54,12 +58,17 @@ export class Chart {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.width, this.height);
     this.scale(samples);
+    context.save();
+    context.beginPath();
+    context.rect(GUTTER, 0, this.width - GUTTER, this.height);
+    context.clip();  // the sample before the first shown lies outside
     this.bands(samples);
     this.grid();
     this.reloads(reloads);
     for (const run of runs(samples)) this[this.kind](run);
-    this.labels();
     if (hovered) this.cross(hovered);
+    context.restore();
+    this.labels();
   }
 
   scale(samples) {
@@ -97,35 +106,24 @@ export class Chart {
     for (const value of this.ticks()) {
       const y = Math.round(this.y(value)) + 0.5;
       context.beginPath();
-      context.moveTo(0, y);
+      context.moveTo(GUTTER, y);
       context.lineTo(this.width, y);
       context.stroke();
     }
   }
 
-  // The scales' numbers, legible above whatever is drawn.
+  // The scales' numbers.
   labels() {
     const {context} = this;
     context.font = "10.5px system-ui, sans-serif";
-    context.fillStyle = styleOf("--ink");
-    context.strokeStyle = styleOf("--card");
-    context.lineWidth = 3;
-    context.lineJoin = "round";
-    context.textAlign = "left";
-    for (const value of this.ticks()) {
-      if (value <= (this.log ? this.bottom : 0)) continue;
-      const text = this.format(value), y = Math.round(this.y(value)) + 11;
-      context.globalAlpha = 0.75;
-      context.strokeText(text, 2, y);
-      context.fillText(text, 2, y);
-      context.globalAlpha = 1;
-    }
     context.fillStyle = styleOf("--quiet");
-    const {from, to} = this.window, step = [10, 15, 30, 60, 120, 300].find(each => this.width * each / (to - from) >= 74) ?? 600;
+    context.textAlign = "right";
+    for (const value of this.ticks()) context.fillText(this.format(value), GUTTER - 7, Math.round(this.y(value)) + 4);
+    const {from, to} = this.window, step = [10, 15, 30, 60, 120, 300].find(each => (this.width - GUTTER) * each / (to - from) >= 74) ?? 600;
     context.textAlign = "center";
     for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
       const x = this.x(at);
-      if (x > 26 && x < this.width - 26) context.fillText(clock(at, step < 60), x, this.height - 4);
+      if (x > GUTTER + 20 && x < this.width - 26) context.fillText(clock(at, step < 60), x, this.height - 4);
     }
   }
 
@@ -138,7 +136,7 @@ export class Chart {
 
   reloads(reloads) {
     for (const reload of reloads) {
-      if (reload.at < this.window.from) continue;
+      if (reload.at < this.window.from || reload.at > this.window.to) continue;
       const x = Math.round(this.x(reload.at)) + 0.5, {context} = this;
       context.strokeStyle = reload.outcome === "refused" ? styleOf("--bad") : colourOf(reload.generation, 0.75);
       context.setLineDash([3, 3]);
@@ -217,7 +215,7 @@ export class Chart {
   }
 
   bars(run) {
-    const {context} = this, width = Math.max(2, this.width / (this.window.to - this.window.from) - 1);
+    const {context} = this, width = Math.max(2, (this.width - GUTTER) / (this.window.to - this.window.from) - 1);
     for (const sample of run) {
       const value = this.series[0].value(sample);
       if (!value) continue;

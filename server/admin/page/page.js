@@ -327,8 +327,9 @@ for (const button of document.querySelectorAll("[data-range]")) {
     paint();
   };
 }
-for (const {canvas} of charts) {
-  canvas.onpointermove = event => { hovered = event.offsetX / canvas.clientWidth; paint(); };
+for (const chart of charts) {
+  const {canvas} = chart;
+  canvas.onpointermove = event => { hovered = Math.max(0, Math.min(1, chart.share(event.offsetX))); paint(); };
   canvas.onpointerleave = () => { hovered = null; paint(); };
 }
 addEventListener("resize", paint);
