@@ -56,9 +56,9 @@ const SMALL = [
     {name: "all workers", colour: own("--one"), value: s => s.m, format: bytes}]},
   {name: "Event loop late", kind: "line", format: time, least: 5, series: [
     {name: "worst worker", colour: own("--one"), value: s => s.l, format: time}]},
-  {name: "Traffic", kind: "line", format: value => bytes(value) + "/s", least: 1000, series: [
-    {name: "in", colour: own("--one"), value: s => s.i, format: value => bytes(value) + "/s"},
-    {name: "out", colour: own("--three"), value: s => s.o, format: value => bytes(value) + "/s"}]},
+  {name: "Bytes per second", kind: "line", format: bytes, least: 1000, series: [
+    {name: "in", colour: own("--one"), value: s => s.i, format: bytes},
+    {name: "out", colour: own("--three"), value: s => s.o, format: bytes}]},
   {name: "Waiting to be accepted", kind: "line", format: brief, least: 4, series: [
     {name: "clients", colour: own("--one"), value: s => s.q, format: value => value === null ? "not known here" : count(value)}]},
   {name: "Handed over", kind: "bars", format: brief, least: 4, series: [
