@@ -54,6 +54,8 @@ class Settings:
     warmup: float = 2.0
     """Seconds of load before the first HUP and after the last reload."""
     seed: int = 1
+    listener: bool = False
+    """Replace the listener's own program as well, before each reload."""
     kinds: tuple[str, ...] = ()
     """Names of the kinds of load; all, if empty."""
 
@@ -263,6 +265,10 @@ async def under_load(
         reload = Reload(time.monotonic())
         reloads.append(reload)
         watch.begin()
+        if settings.listener:
+            status, said = await asyncio.to_thread(server.control, "reload", "--listener")
+            if status:
+                problems.append(f"the listener was not replaced: {said}")
         server.hup()
         if not await completed(server, watch, reload, settings.interval):
             problems.append(f"reload {number} was not seen to complete")
@@ -308,6 +314,7 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--scale", type=click.FloatRange(0.01), default=1.0, help="Factor for the request rates.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the server.", show_default=False)
 @click.option("--warmup", type=click.FloatRange(0), default=2.0, help="Seconds of load before and after the reloads.")
+@click.option("--listener", is_flag=True, help="Replace the listener's own program, too, before each reload.")
 @click.option("--kinds", type=click.Choice([kind.name for kind in KINDS]), multiple=True, help="Only these loads.")
 @click.option("--seed", type=int, default=1, help="For the load's random choices.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a timeline as PNG (needs matplotlib).")

@@ -158,16 +158,23 @@ class Objects:
         tell(json.dumps({**outcome, **dataclasses.asdict(remains)}))
 
 
-def reload(control: str, pid: str, wait: bool, drained: bool, as_json: bool) -> int:
+def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as_json: bool) -> int:
     """Replace every worker with fresh code; wait until it serves.
 
     On a terminal a live view shows who imports, who is ready, the switch, and what the old workers still have to do;
     elsewhere each step is a line. The old generation finishes its requests after the switch: --drained waits for that
     as well.
 
-    Exit status 0: the new generation serves. 1: it was refused, with the reason; the old one serves on.
+    --listener has the listener, which outlives every reload, put the program of the present release in its own place:
+    the same process, the same workers, the same sockets. Reload first, then this, when the server itself is new.
+
+    Exit status 0: the new generation (or listener) serves. 1: it was refused, with the reason; the old one serves on.
     """
     path = control_client.find(control, pid)
+    if listener:
+        text = control_client.ask(path, "reload-listener")["text"]
+        tell(json.dumps({"event": "outcome", "ok": True, "text": text}) if as_json else text)
+        return 0
     if not wait:
         answer = control_client.ask(path, "reload", wait=False)
         tell(json.dumps({"event": "outcome", "ok": True, "text": answer["text"]}) if as_json else answer["text"])
@@ -235,6 +242,7 @@ COMMANDS: Final = {
         "reload",
         reload,
         click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Wait for the outcome."),
+        click.Option(["--listener"], is_flag=True, help="Replace the listener's own program, not the workers."),
         click.Option(["--drained"], is_flag=True, help="Wait until the old workers have ended as well."),
         as_json("One JSON object per step, the last one the outcome."),
     ),
