@@ -34,12 +34,16 @@ class Request:
 class Load:
     """What the virtual users of one run share."""
 
-    def __init__(self, host: str, port: int, ledger: Ledger, scale: float = 1.0, seed: int = 1) -> None:
+    def __init__(
+        self, host: str, port: int, ledger: Ledger, scale: float = 1.0, seed: int = 1, stretch: float = 1.0
+    ) -> None:
         self.host = host
         self.port = port
         self.ledger = ledger
         self.scale = scale
         """Factor for the paced kinds' request rates."""
+        self.stretch = stretch
+        """Factor for how long slow requests and answers, streams and WebSockets take."""
         self.random = Random(seed)
         self.first_answer: Callable[[int, int], None] = lambda pid, generation: None
         """Told who gave the first answer on each new connection."""

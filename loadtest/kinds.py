@@ -52,7 +52,7 @@ async def keep_alive(client: Client, rate: float) -> None:
 async def idle(client: Client, rate: float) -> None:
     """A connection that is idle for 0 to 3 s between its requests."""
     while client.load.running:
-        await client.load.pause(client.random.uniform(0.0, 3.0))
+        await client.load.pause(client.load.stretch * client.random.uniform(0.0, 3.0))
         await client.exchange(lambda number: post(number, some_body(client.random)))
 
 
@@ -73,7 +73,7 @@ async def split(client: Client, rate: float) -> None:
         data = whole.pieces[0][1]
         cuts = sorted(client.random.sample(range(1, data.index(b"\r\n\r\n") + 4), client.random.randint(1, 4)))
         edges = [0, *cuts, len(data)]
-        pauses = [0.0, *(client.random.choice((0.002, 0.02, 0.1, 0.3, 1.0)) for _ in cuts)]
+        pauses = [0.0, *(client.load.stretch * client.random.choice((0.002, 0.02, 0.1, 0.3, 1.0)) for _ in cuts)]
         pieces = [data[a:b] for a, b in itertools.pairwise(edges)]
         return dataclasses.replace(whole, pieces=list(zip(pauses, pieces, strict=True)))
 
@@ -110,7 +110,7 @@ async def upload(client: Client, rate: float) -> None:
     def drip(number: int) -> Request:
         count = random.randint(4, 20)
         parts = [random.randbytes(random.randint(1, 4000)) for _ in range(count)]
-        pause = random.uniform(1.0, 4.0) / count
+        pause = client.load.stretch * random.uniform(1.0, 4.0) / count
         body = b"".join(parts)
         head = head_of(number) + (b"expect: 100-continue\r\n" if random.random() < 0.3 else b"")
         if random.random() < 0.5:
@@ -128,7 +128,7 @@ async def upload(client: Client, rate: float) -> None:
 async def slow(client: Client, rate: float) -> None:
     """Answers for which the handler takes up to 2 s."""
     while client.load.running:
-        wait = client.random.uniform(0.1, 2.0)
+        wait = client.load.stretch * client.random.uniform(0.1, 2.0)
         await client.exchange(lambda number: post(number, some_body(client.random), wait=wait))  # noqa: B023
         await client.load.pause(client.random.uniform(0.0, 0.3))
 
@@ -137,7 +137,7 @@ async def stream(client: Client, rate: float) -> None:
     """Responses that take 1 to 5 s, compared byte for byte up to the last chunk."""
 
     def get(number: int) -> Request:
-        chunks, over = client.random.randint(5, 50), client.random.uniform(1.0, 5.0)
+        chunks, over = client.random.randint(5, 50), client.load.stretch * client.random.uniform(1.0, 5.0)
         head = b"GET /stream?id=%d&chunks=%d&over=%.3f HTTP/1.1\r\nhost: %s\r\n\r\n" % (number, chunks, over, HOST)
         return Request([(0.0, head)], b"".join(stream_chunk(number, index) for index in range(chunks)), planned=over)
 
@@ -150,7 +150,7 @@ async def websocket(client: Client, rate: float) -> None:
     """WebSockets that live 1 to 5 s and exchange a few messages at a time; half of them offer compression."""
     while client.load.running:
         deflate = client.random.random() < 0.5
-        await chat(client.load, client.kind, client.random.uniform(1.0, 5.0), deflate)
+        await chat(client.load, client.kind, client.load.stretch * client.random.uniform(1.0, 5.0), deflate)
         await client.load.pause(client.random.uniform(0.0, 0.3))
 
 

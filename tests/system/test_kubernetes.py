@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 
 from loadtest.ledger import Left
 from server.listener.supervisor import HAMMER_MARGIN
+from tests.running import PATIENCE
 from tests.system.balancer import Balancer, Layer
 from tests.system.balancing import DEPLOY, Node, StrictLoad, pids_of, serving
 
@@ -24,7 +26,7 @@ BY_KIND = {manifest["kind"]: manifest for manifest in MANIFESTS}
 POD = BY_KIND["Deployment"]["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 OPTIONS = dict(argument.removeprefix("--").split("=") for argument in CONTAINER["args"] if argument.startswith("--"))
-SCALE = 5
+SCALE = 3
 """How much faster than in a cluster all goes here."""
 LAG = 6.0 / SCALE
 """Seconds from TERM until no kube-proxy or ingress sends anything new to the pod."""
@@ -104,11 +106,12 @@ def test_a_rolling_update_as_kubernetes_does_it_loses_nothing(tmp_path: Path) ->
                 leaving = pids_of(old)
                 old.server.signal(signal.SIGTERM)
                 ends = time.monotonic() + grace
+                lagging = threading.Timer(LAG, service.remove, [0])
+                lagging.start()
                 load.until(lambda: not probed(old, "readiness"), "the lame duck")
-                load.answered_by(leaving)  # traffic keeps coming, on new connections as well
-                time.sleep(LAG)
                 assert probed(old, "liveness")
-                service.remove(0)
+                load.answered_by(leaving, 5)  # traffic keeps coming
+                lagging.join(PATIENCE)
                 assert old.server.wait(ends - time.monotonic()) == 0, "the kubelet would have sent KILL"
                 load.answered_by(pids_of(new))
                 verdict = load.finish()

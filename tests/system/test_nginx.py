@@ -98,7 +98,7 @@ def rolling_restart(nginx: Nginx, nodes: tuple[Node, Node]) -> str:
             "UPSTREAM": str(nginx.upstream),
             "NGINX_COMMAND": shlex.join(nginx.command),
             "PIDFILE": str(nginx.pid_file),
-            "PATIENCE": "2",  # the streams of events keep nginx's old workers; heads are sent at once
+            "PATIENCE": "1",  # the streams of events keep nginx's old workers; heads are sent at once
         }
         script = subprocess.Popen(
             [DEPLOY / "nginx" / "rolling-restart.sh", *(node.address for node in nodes)],
