@@ -72,7 +72,9 @@ async def keep_informed(supervisor: Supervisor, crew: Crew) -> None:
         return math.inf if child is None else crew.silent_for(child)
 
     while True:
-        text = under_way(supervisor.state, supervisor.candidate is not None, _in_progress(crew))
+        steps = (supervisor.reload_wanted, supervisor.preparation, supervisor.candidate)
+        reloading = any(step is not None for step in steps)
+        text = under_way(supervisor.state, reloading, _in_progress(crew))
         if text is not None:
             notify.extend(text)
         if watchdog and well(supervisor.state, supervisor.workers.values(), silent_for, watchdog):

@@ -335,7 +335,7 @@ class Supervisor:
         if self.current is not None:
             text = f"reload: generation {generation.number} starts, {counted(generation.size, 'worker')}"
             self._say(logging.INFO, "reload_started", text, generation=number, workers=size, by=self.reload_by)
-            self._do(e.Announce("reloading", f"generation {generation.number} starts"))
+            self._do(e.Announce("status", f"reloading: generation {generation.number} starts"))
 
     def _add_worker(self, generation: Generation, slot: int, cause: Cause) -> None:
         worker = Worker(self._next_worker, generation, slot, cause)
@@ -507,7 +507,7 @@ class Supervisor:
         self._waiting_said = False
         self.preparation = Preparation(self.reload_wanted, self._count, self._now)
         self.reload_wanted = None
-        self._do(e.PrepareReload(self.reload_by))
+        self._do(e.Announce("reloading", "reloading"), e.PrepareReload(self.reload_by))
 
     def _fill_slots(self) -> None:
         """Give every slot that should have one a worker of the current generation; retire those of other slots."""

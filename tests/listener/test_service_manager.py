@@ -150,7 +150,8 @@ def test_more_time_is_asked_for_while_it_starts_reloads_and_stops(tmp_path: Path
 
         (tmp_path / "go").unlink()
         server.signal(signal.SIGHUP)
-        server.notices.wait("RELOADING=1\nMONOTONIC_USEC=[0-9]+\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=generation 2")
+        server.notices.wait("RELOADING=1\nMONOTONIC_USEC=[0-9]+\nEXTEND_TIMEOUT_USEC=15000000\nSTATUS=reloading$")
+        server.notices.wait("^STATUS=reloading: generation 2 starts$")
         server.notices.wait("EXTEND_TIMEOUT_USEC=15000000\nSTATUS=reloading")
         (tmp_path / "go").touch()
         server.notices.wait("READY=1\nSTATUS=generation 2 serves")

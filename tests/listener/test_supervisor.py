@@ -759,6 +759,19 @@ def test_a_reload_is_prepared_before_anything_of_it_begins() -> None:
     assert len(shell.of(e.PrepareReload)) == 2, "the second one was asked for while the first was prepared"
 
 
+def test_the_service_manager_hears_of_a_reload_before_it_is_prepared_and_of_its_end_in_any_case() -> None:
+    shell = Shell().up()
+    shell.prepares = False
+    shell.send(e.ReloadAsked())
+    assert [action.what for action in shell.of(e.Announce)] == ["reloading"]
+    shell.send(e.ReloadPrepared(None, "the hook says no"))
+    assert [action.what for action in shell.of(e.Announce)] == ["reloading", "ready"]
+    shell.forget()
+    shell.prepares = True
+    shell.reload()
+    assert [action.what for action in shell.of(e.Announce)] == ["reloading", "status", "ready"]
+
+
 def test_a_stop_gives_up_a_reload_that_is_prepared() -> None:
     shell = Shell().up()
     shell.prepares = False

@@ -226,5 +226,9 @@ def test_the_datagrams_of_a_reload_are_those_of_notify_reload(tmp_path: Path) ->
         server.signal(signal.SIGHUP)
         server.notices.wait("RELOADING=1")
         assert "refused" in server.notices.wait("^READY=1\nSTATUS=")
+        (tmp_path / "serve.toml").write_text("this is no TOML")  # refused before anything is started
+        server.signal(signal.SIGHUP)
+        server.notices.wait("RELOADING=1")
+        assert "refused" in server.notices.wait("^READY=1\nSTATUS=")
         assert server.stop() == 0
         assert server.notices.wait("STOPPING=1")
