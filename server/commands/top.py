@@ -1,15 +1,165 @@
-"""`serve top`."""
+"""`serve top`: the server, live. The loop around `top_samples` (what is shown) and `top_view` (how).
+
+It asks for the status once per interval and draws; between, it waits for keys, a resized window and the answer, all
+at once, so that it ends at once also while the server does not answer.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
+import click
+
+from server import control_client
 from server.commands.command import command
+from server.control_client import PATIENCE, Conversation, Refused, checked
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+    from server.commands.top_samples import Samples
+
+QUIT: Final = frozenset("qQ\x1b\x03\x04")
+"""Keys that end it: q, Escape, Ctrl-C, Ctrl-D."""
 
 
-def top(control: str, pid: str) -> int:
-    """Watch the server live."""
+def top(control: str, pid: str, interval: float, once: bool) -> int:
+    """Watch the server live: generations, workers, rates, latencies, reloads.
+
+    q quits. With --once, and where there is no terminal, one frame is printed after one interval.
+    """
+    from rich.console import Console
+
+    from server.commands.top_samples import Samples
+
+    path = control_client.find(control, pid)
+    samples, console = Samples(), Console(highlight=False)
+    samples.add(control_client.look(path))
+    if once or not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
+        time.sleep(interval)
+        samples.add(control_client.look(path))
+        _print(samples, console)
+        return 0
+    with contextlib.suppress(KeyboardInterrupt), _cbreak(), _resizes() as resized:
+        _Top(path, samples, console, resized).run(interval)
     return 0
 
 
-COMMANDS: Final = {"top": command("top", top)}
+def _print(samples: Samples, console: Console) -> None:
+    from server.commands.top_view import frame
+
+    console.print(frame(samples, console.width, None), soft_wrap=False)
+
+
+class _Top:
+    """A terminal, and what is drawn on it."""
+
+    def __init__(self, path: Path, samples: Samples, console: Console, resized: int) -> None:
+        """`resized` is a descriptor that becomes readable when the window has another size."""
+        self._path = path
+        self._samples = samples
+        self._console = console
+        self._resized = resized
+        self._keys = sys.stdin.fileno()
+
+    def run(self, interval: float) -> None:
+        """Draw until a key ends it. Raises Refused or UsageError when the server is gone."""
+        from rich.live import Live
+
+        with Live(console=self._console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
+            self._draw(live)
+            due = time.monotonic() + interval
+            while self._wait(live, due):
+                with Conversation(self._path, "status") as conversation:
+                    answer = self._answer(live, conversation)
+                if answer is None:
+                    return
+                self._samples.add(checked(answer)["status"])
+                self._draw(live)
+                due = max(due + interval, time.monotonic())
+
+    def _answer(self, live: Live, conversation: Conversation) -> dict[str, Any] | None:
+        """The server's answer; None if a key has ended it all."""
+        deadline = time.monotonic() + PATIENCE
+        while (answer := conversation.receive(0.0)) is None:
+            if not self._wait(live, deadline, conversation):
+                return None
+            if time.monotonic() >= deadline:
+                raise Refused(f"the server has not answered for {PATIENCE:g} s; is its process stopped?")
+        return answer
+
+    def _wait(self, live: Live, until: float, conversation: Conversation | None = None) -> bool:
+        """Wait until then, or until something comes in the conversation; return whether to go on."""
+        watched = [self._keys, self._resized, *([conversation] if conversation else [])]
+        while (left := until - time.monotonic()) > 0:
+            ready, _, _ = select.select(watched, [], [], left)
+            if self._keys in ready:
+                keys = os.read(self._keys, 64)
+                if not keys or (keys.decode(errors="replace")[:1] in QUIT and len(keys) == 1):
+                    return False
+            if self._resized in ready:
+                os.read(self._resized, 64)
+                self._draw(live)
+            if conversation in ready:
+                break
+        return True
+
+    def _draw(self, live: Live) -> None:
+        from server.commands.top_view import frame
+
+        width, height = self._console.size
+        live.update(frame(self._samples, width, height), refresh=True)
+
+
+@contextlib.contextmanager
+def _cbreak() -> Iterator[None]:
+    """Keys come one by one and are not shown; the terminal is left as it was found."""
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _resizes() -> Iterator[int]:
+    """A descriptor that becomes readable at SIGWINCH (signal.set_wakeup_fd)."""
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGWINCH, lambda *_: None)
+    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    try:
+        yield readable
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+        os.close(readable)
+        os.close(writable)
+
+
+COMMANDS: Final = {
+    "top": command(
+        "top",
+        top,
+        click.Option(
+            ["--interval"],
+            type=click.FloatRange(min=0.1, max=3600.0),
+            metavar="SECONDS",
+            default=1.0,
+            show_default=True,
+            help="Time between two frames.",
+        ),
+        click.Option(["--once"], is_flag=True, help="Print one frame and end."),
+    ),
+}

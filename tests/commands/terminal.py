@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
 import termios
@@ -18,6 +17,11 @@ from tests.commands.serving import command, environment
 from tests.running import PATIENCE, ROOT, RunningServer
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()=>][0-9A-B]?|\r")
+
+
+def _take_terminal() -> None:
+    """Make the terminal that is the standard input the controlling one: its keys and its size become signals."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminal:
@@ -35,6 +39,7 @@ class Terminal:
             stdout=other,
             stderr=other,
             start_new_session=True,
+            preexec_fn=_take_terminal,
         )
         os.close(other)
 
@@ -50,8 +55,6 @@ class Terminal:
     def resize(self, columns: int, lines: int) -> None:
         """Another size, as when a person draws at the window's corner."""
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        if hasattr(self, "process"):
-            self.process.send_signal(signal.SIGWINCH)
 
     def hit(self, key: str) -> None:
         os.write(self._fd, key.encode())

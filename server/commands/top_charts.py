@@ -1,0 +1,97 @@
+"""Charts of block characters (U+2581 to U+2588): columns that take the colour of what they belong to.
+
+Each function returns lines of rich text of a given size; none knows what is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Final
+
+from rich.text import Text
+
+EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One column: `low` of `high` is drawn strongly, the rest up to `high` weakly."""
+
+    high: float
+    colour: str
+    low: float | None = None
+    weak: str = ""
+
+
+def columns(shown: Sequence[Column], width: int, height: int, top: float) -> list[Text]:
+    """The last `width` columns as `height` lines, the present at the right; `top` is the value of the upper edge."""
+    last = shown[-width:] if width else []
+    lines = []
+    for bottom in reversed(range(height)):
+        line = Text(" " * (width - len(last)))
+        cells = (_cell(column, bottom, height, top) for column in last)
+        for style, same in itertools.groupby(cells, key=lambda cell: cell[1]):  # one change of colour, not many
+            line.append("".join(character for character, _ in same), style)
+        lines.append(line)
+    return lines
+
+
+def _cell(column: Column, bottom: int, height: int, top: float) -> tuple[str, str]:
+    """The character and its colours at one place, `bottom` lines above the axis."""
+    high = _filled(column.high, bottom, height, top)
+    if column.low is None:
+        if not bottom and column.high > 0:
+            high = max(1, high)  # a little is not nothing
+        return (EIGHTHS[high], column.colour) if high else (" ", "")
+    low = _filled(column.low, bottom, height, top)
+    if not bottom and column.low > 0:
+        low, high = max(1, low), max(1, high)
+    if low and high == 8:
+        return EIGHTHS[low], f"{column.colour} on {column.weak}"
+    if low:
+        return EIGHTHS[low], column.colour
+    return (EIGHTHS[high], column.weak) if high else (" ", "")
+
+
+def _filled(value: float, bottom: int, height: int, top: float) -> int:
+    """How many eighths of the line `bottom` lines above the axis the value fills."""
+    eighths = round(value / top * height * 8) if top > 0 else 0
+    return min(8, max(0, eighths - bottom * 8))
+
+
+def rounded_up(value: float, least: float) -> float:
+    """The next of 1, 2, 3, 5, 10, 20, 30 … times `least` that is not smaller: a scale that does not jump about."""
+    scale = least
+    while True:
+        for step in (1, 2, 3, 5):
+            if value <= scale * step:
+                return scale * step
+        scale *= 10
+
+
+def marks(placed: Sequence[tuple[int, str, str]], width: int) -> Text:
+    """A line with a text and its style below each of the columns (counted from the left) given; none over another."""
+    cells = [" "] * width
+    styles = [""] * width
+    free = 0
+    for place, text, style in sorted(placed):
+        for length in (len(text), 1):
+            if free <= place and place + length <= width:
+                cells[place : place + length] = list(text[:length])
+                styles[place : place + length] = [style] * length
+                free = place + length + (length > 1)
+                break
+    line = Text()
+    for style, same in itertools.groupby(zip(cells, styles, strict=True), key=lambda cell: cell[1]):
+        line.append("".join(character for character, _ in same), style)
+    return line
+
+
+def bar(share: float, width: int, colour: str) -> Text:
+    """A bar that fills this share of `width` characters."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    whole, rest = divmod(eighths, 8)
+    text = "█" * whole + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")
+    return Text(text.ljust(width), colour)

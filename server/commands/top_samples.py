@@ -1,0 +1,161 @@
+"""What `serve top` shows, computed from one status of the server after another: rates, percentiles, marks.
+
+Pure: it knows neither sockets nor terminals. Times are the server's own (its uptime), so that a status that came late
+makes no rate wrong.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+KEPT: Final = 600
+"""Samples kept: more than any terminal has columns."""
+WINDOW: Final = 10
+"""Samples that the percentiles are taken over: in one second there may be few requests."""
+
+Status = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One interval between two statuses."""
+
+    seconds: float
+    generation: int
+    requests: float
+    """Per second, as all that follow."""
+    errors: float
+    """Answers 5xx."""
+    received: float
+    sent: float
+    """Bytes."""
+    cpu: float
+    """Seconds of processor time, of all workers."""
+    durations: tuple[int, ...]
+    """Requests of this interval by the buckets of `durations.bounds`, and one more for all that took longer."""
+    switched: bool
+    """A new generation came into service in this interval."""
+    refused: bool
+    """A reload was refused in this interval."""
+
+
+@dataclasses.dataclass(slots=True)
+class WorkerRate:
+    """What one worker did in the last interval."""
+
+    requests: float = 0.0
+    cpu: float = 0.0
+    ticked: float = 0.0
+    """When (uptime, s) the worker had last written its processor time."""
+
+
+class Samples:
+    """The statuses seen so far. `add` each new one."""
+
+    def __init__(self) -> None:
+        self.status: Status = {}
+        """The last one."""
+        self.samples: collections.deque[Sample] = collections.deque(maxlen=KEPT)
+        self.rates: dict[tuple[int, int], WorkerRate] = {}
+        """By generation and slot."""
+        self.first: Status = {}
+
+    def add(self, status: Status) -> None:
+        """Take another status; one of the same moment, or of a server that was started again, begins anew."""
+        before, self.status = self.status, status
+        if not before or status["pid"] != before["pid"] or status["uptime"] <= before["uptime"]:
+            self.first = status
+            self.samples.clear()
+            self.rates.clear()
+            return
+        seconds = status["uptime"] - before["uptime"]
+        self._rate_workers(before, status, seconds)
+        now, then = status["totals"], before["totals"]
+
+        def rate(name: str) -> float:
+            return float(max(0, now.get(name, 0) - then.get(name, 0)) / seconds)
+
+        counts = zip(status["durations"]["counts"], before["durations"]["counts"], strict=True)
+        self.samples.append(
+            Sample(
+                seconds=seconds,
+                generation=status["generation"],
+                requests=rate("requests"),
+                errors=rate("status_5xx"),
+                received=rate("bytes_received"),
+                sent=rate("bytes_sent"),
+                cpu=sum(worker.cpu for worker in self.rates.values()),
+                durations=tuple(max(0, after - earlier) for after, earlier in counts),
+                switched=status["generation"] != before["generation"],
+                refused=status["failed_reloads"] != before["failed_reloads"],
+            )
+        )
+
+    def _rate_workers(self, before: Status, status: Status, seconds: float) -> None:
+        old = {(w["generation"], w["slot"]): w for w in before["workers"]}
+        rates = {}
+        for worker in status["workers"]:
+            key = (worker["generation"], worker["slot"])
+            was = old.get(key)
+            rate = self.rates.get(key, WorkerRate())
+            if was is None or was["requests"] > worker["requests"]:  # a new process
+                was, rate = {"requests": 0, "cpu": 0.0}, WorkerRate()
+            ticked = status["uptime"] - (worker["heard"] or 0.0)
+            cpu = rate.cpu
+            if ticked > rate.ticked + 0.1:  # it has written its processor time meanwhile
+                since = ticked - rate.ticked if rate.ticked else max(seconds, 1.0)
+                cpu = max(0.0, worker["cpu"] - was["cpu"]) / since
+            rates[key] = WorkerRate((worker["requests"] - was["requests"]) / seconds, cpu, ticked)
+        self.rates = rates
+
+    # What is shown
+
+    @property
+    def bounds(self) -> Sequence[float]:
+        """Of the buckets of durations (s)."""
+        bounds: Sequence[float] = self.status["durations"]["bounds"]
+        return bounds
+
+    def percentile(self, share: float, samples: int = WINDOW) -> float | None:
+        """The time (s) in which this share of the last requests was answered; None if there were none."""
+        last = itertools.islice(reversed(self.samples), samples)
+        counts = [sum(column) for column in zip(*(sample.durations for sample in last), strict=True)]
+        return percentile(counts, self.bounds, share)
+
+    def percentiles(self, share: float) -> list[float | None]:
+        """The same for each interval by itself."""
+        return [percentile(sample.durations, self.bounds, share) for sample in self.samples]
+
+    def summed(self, name: str) -> int:
+        """A gauge, of all workers."""
+        return sum(worker[name] for worker in self.status["workers"])
+
+    def oldest(self) -> float | None:
+        """Seconds that the oldest request in progress has taken until now."""
+        return _longest(worker.get("oldest") for worker in self.status["workers"])
+
+    def lag(self) -> float | None:
+        """The worst lateness (s) of any worker's event loop in the last ten seconds."""
+        return _longest(worker.get("lag_worst") for worker in self.status["workers"])
+
+
+def _longest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def percentile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float | None:
+    """Where in its bucket the request that is asked for lies, if they lie evenly; the last bound if beyond it."""
+    total = sum(counts)
+    if not total:
+        return None
+    wanted, seen, low = share * total, 0, 0.0
+    for count, high in zip(counts, bounds, strict=False):
+        if count and seen + count >= wanted:
+            return low + (high - low) * (wanted - seen) / count
+        seen += count
+        low = high
+    return bounds[-1]

@@ -1,0 +1,241 @@
+"""`serve top`: a frame fits its terminal, figures are right, keys and windows are obeyed."""
+
+from __future__ import annotations
+
+import io
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from server.commands.top_charts import Column, bar, columns, marks, rounded_up
+from server.commands.top_samples import Samples, percentile
+from server.commands.top_view import frame
+from tests.applications import info
+from tests.commands.serving import serve
+from tests.commands.terminal import Terminal
+from tests.running import ROOT, connect, request, running
+
+BOUNDS = [0.001, 0.01, 0.1]
+
+
+def worker(slot: int, generation: int, second: int, **more: Any) -> dict[str, Any]:
+    return {
+        "slot": slot,
+        "generation": generation,
+        "state": "serving",
+        "cause": "generation",
+        "connections": 10 * slot,
+        "in_flight": slot,
+        "websockets": 1,
+        "rss": 40 << 20,
+        "requests": 100 * second * (slot + 1),
+        "cpu": 0.5 * second,
+        "handed_over": 3,
+        "taken_over": 4,
+        "lag": 0.001,
+        "lag_worst": 0.2,
+        "oldest": 12.0,
+        "heard": 0.0,
+        **more,
+    }
+
+
+def status(second: int, generation: int = 1, workers: int = 2, **more: Any) -> dict[str, Any]:
+    """What a server might tell in each second of its life."""
+    totals = {"requests": 300 * second, "status_5xx": second, "bytes_received": 2048 * second, "bytes_sent": 0}
+    return {
+        "app": "shop.web:application",
+        "server": "0.1.0",
+        "pid": 41,
+        "state": "running",
+        "uptime": float(second),
+        "listening": ["http://127.0.0.1:8000"],
+        "lame_duck": None,
+        "generation": generation,
+        "starting": None,
+        "reload_waiting": False,
+        "reloads": generation - 1,
+        "failed_reloads": 0,
+        "size": workers,
+        "lost": 0,
+        "degraded": {},
+        "generations": [{"number": generation, "state": "current", "size": workers}],
+        "workers": [worker(slot, generation, second) for slot in range(workers)],
+        "totals": {**totals, "cpu": 0, "handed_over": 5},
+        "durations": {"bounds": BOUNDS, "counts": [100 * second, 100 * second, 0, 0]},
+        "history": [
+            {"at": 1.0, "outcome": "done", "generation": g, "seconds": g / 2} for g in range(2, generation + 1)
+        ],
+        "recent": [{"at": 1.0, "level": "info", "event": "x", "text": "something happened " * 20}] * 20,
+        **more,
+    }
+
+
+def samples(statuses: list[dict[str, Any]]) -> Samples:
+    taken = Samples()
+    for each in statuses:
+        taken.add(each)
+    return taken
+
+
+def drawn(taken: Samples, width: int, height: int | None) -> list[str]:
+    console = Console(width=width, height=height or 100, file=io.StringIO(), color_system=None)
+    with console.capture() as capture:
+        console.print(frame(taken, width, height))
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_rates_are_of_the_last_interval_and_know_a_new_process() -> None:
+    taken = samples([status(10), status(12)])
+    assert (taken.samples[-1].requests, taken.samples[-1].errors, taken.samples[-1].received) == (300.0, 1.0, 2048.0)
+    assert taken.rates[1, 0].requests == 100.0
+    assert taken.rates[1, 1].cpu == pytest.approx(0.5)
+    taken.add(status(13, workers=2) | {"workers": [worker(0, 1, 0, requests=7, cpu=0.1)]})
+    assert taken.rates[1, 0].requests == 7.0
+    assert set(taken.rates) == {(1, 0)}
+
+
+def test_a_server_that_was_started_again_begins_anew() -> None:
+    taken = samples([status(10), status(11), status(3, pid=42)])
+    assert not taken.samples
+    taken.add(status(4, pid=42))
+    assert taken.samples[-1].requests == 300.0
+
+
+def test_percentiles_lie_within_their_bucket() -> None:
+    assert percentile([0, 0, 0, 0], BOUNDS, 0.5) is None
+    assert percentile([10, 0, 0, 0], BOUNDS, 0.5) == pytest.approx(0.0005)
+    assert percentile([50, 50, 0, 0], BOUNDS, 0.99) == pytest.approx(0.001 + 0.009 * 49 / 50)
+    assert percentile([0, 0, 0, 5], BOUNDS, 0.5) == 0.1
+    assert samples([status(1), status(2)]).percentile(0.25) == pytest.approx(0.0005)
+
+
+@pytest.mark.parametrize("height", [24, 30, 50])
+@pytest.mark.parametrize("width", [60, 80, 100, 112, 140, 200])
+@pytest.mark.parametrize("workers", [1, 4, 40])
+def test_a_frame_fits_its_terminal(width: int, height: int, workers: int) -> None:
+    taken = samples([status(second, 1 + second // 40, workers) for second in range(1, 130)])
+    lines = drawn(taken, width, height)
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= height
+    assert "shop.web:application" in lines[0]
+    if workers == 40 and height < 50:
+        assert any(" more" in line for line in lines)
+
+
+def test_a_frame_shows_reloads_as_marks_and_as_a_list() -> None:
+    statuses = [status(second, 1 + second // 20) for second in range(1, 50)]
+    for each in statuses[30:]:
+        each["failed_reloads"] = 1
+    lines = drawn(samples(statuses), 80, 40)
+    below = next(line for line in lines if "▲2" in line)
+    assert "✗" in below
+    assert "▲3" in below
+    assert any("✓ 3" in line for line in lines)
+    assert any("1 refused" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "shown"),
+    [
+        ({"lame_duck": {"since": 12.0, "until": "told off"}}, "lame duck for 12 s, until told off"),
+        ({"degraded": {"1": "it died"}}, "slot 1 empty"),
+        ({"state": "stopping"}, "stopping"),
+        ({"starting": 2}, "reload: generation 2, 0 of 2 ready"),
+        ({"reload_waiting": True}, "a reload waits"),
+        ({"workers": [worker(0, 1, 2, heard=1.9)]}, "● serving"),
+        ({"workers": [worker(0, 1, 2, heard=8.0)]}, "■ blocked"),
+    ],
+)
+def test_a_frame_says_what_the_matter_is(more: dict[str, Any], shown: str) -> None:
+    assert any(shown in line for line in drawn(samples([status(1), status(2, **more)]), 80, 24))
+
+
+def test_charts() -> None:
+    assert [line.plain for line in columns([Column(8, "red"), Column(4, "red"), Column(0.01, "red")], 4, 2, 8)] == [
+        " █  ",
+        " ██▁",
+    ]
+    assert [line.plain for line in columns([Column(8, "red", 2, "blue")], 1, 2, 8)] == [" ", "▄"]
+    assert marks([(0, "▲12", ""), (1, "▲13", ""), (7, "▲14", "")], 8).plain == "▲12    ▲"
+    assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 20, 50, 100, 1000]
+    assert bar(0.5, 3, "").plain == "█▌ "
+    noise = random.Random(1)
+    shown = [Column(noise.uniform(0, 9), "red", noise.uniform(0, 5), "blue") for _ in range(300)]
+    assert all(len(line.plain) == 40 for line in columns(shown, 40, 5, 8))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_once_for_scripts(width: int, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "2", directory=tmp_path) as server:
+        with connect(server) as connection:
+            request(connection)
+        done = serve(server, "top", "--once", "--interval", "0.2", COLUMNS=str(width))
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= width
+        assert sum("● serving" in line for line in lines) == 2
+        assert "\x1b" not in done.stdout
+        assert server.stop() == 0
+
+
+def test_live_with_keys_and_windows(tmp_path: Path) -> None:
+    """It redraws for another window at once, ends at q, and leaves the terminal as it found it."""
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "2", directory=tmp_path) as server:
+        with Terminal(server, "top", "--interval", "0.2", columns=80) as terminal:
+            before = terminal.settings()
+            terminal.wait_for("2 workers")
+            terminal.wait_for("generation 1, 0 reloads")
+            server.reload()
+            terminal.wait_for("generation 2, 1 reload")
+            terminal.resize(130, 30)
+            terminal.wait_for("latency: p50")
+            terminal.hit("q")
+            assert terminal.wait() == 0
+            assert terminal.settings() == before
+        with Terminal(server, "top") as terminal:
+            terminal.wait_for("2 workers")
+            terminal.hit("\x03")
+            assert terminal.wait() == 0
+            assert "Traceback" not in terminal.seen
+        assert server.stop() == 0
+
+
+def test_keys_count_also_while_the_server_does_not_answer(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", directory=tmp_path) as server, Terminal(server, "top", "--interval", "0.2") as terminal:
+        terminal.wait_for("1 worker")
+        server.signal(signal.SIGSTOP)
+        try:
+            terminal.hit("q")
+            assert terminal.wait() == 0
+        finally:
+            server.signal(signal.SIGCONT)
+
+
+def test_the_end_of_the_server_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", directory=tmp_path) as server, Terminal(server, "top", "--interval", "0.2") as terminal:
+        terminal.wait_for("1 worker")
+        server.stop()
+        terminal.wait_for("serve: the server ")
+        assert terminal.wait() in (1, 2)
+
+
+def test_what_draws_is_not_loaded_by_what_serves() -> None:
+    """`serve app:asgi` starts no slower and is no larger for it."""
+    code = (
+        "import sys, server.cli, server.listener.main, server.worker.main\n"
+        "server.cli._run_command()\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] in ('rich', 'pygments')]\n"
+        "assert not [n for n in sys.modules if n.startswith('server.commands.') and n != 'server.commands.command']\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
