@@ -50,7 +50,7 @@ class Watched:
 
     def counts(self, change: watchfiles.Change, path: str) -> bool:
         """Whether a change of `path` is one of the application; also of a directory that came with files in it."""
-        if path in self.files:
+        if path in self.files or self.ends(change, path):
             return True
         return any(
             self._counts(directory, os.path.relpath(path, directory), change)
@@ -72,6 +72,10 @@ class Watched:
             # What was in a directory when it came is not told one by one.
             return any(self._counts(directory, inner, change) for inner in _files_below(directory, path))
         return False
+
+    def ends(self, change: watchfiles.Change, path: str) -> bool:
+        """Whether a watched directory itself is gone, and with it what watches it, even if another takes its name."""
+        return change is watchfiles.Change.deleted and path in self.directories
 
     def apart(self) -> tuple[str, ...]:
         """Directories of `files` that are not below a watched one."""
@@ -107,6 +111,8 @@ async def watch(channel: Channel, watched: Watched, once: bool = False) -> int:
                 await channel.receive()
     except* (EOFError, _Told):
         pass
+    except* _Gone as group:
+        await channel.send({"type": "trouble", "text": f"{group.exceptions[0]} is gone, or another one by now"})
     except* OSError as group:
         status = 1
         error = group.exceptions[0]
@@ -117,6 +123,10 @@ async def watch(channel: Channel, watched: Watched, once: bool = False) -> int:
 
 class _Told(Exception):
     """One change has been told, which was all that was asked for."""
+
+
+class _Gone(Exception):
+    """A watched directory is gone, which this names."""
 
 
 async def _tell(channel: Channel, watched: Watched, directories: Sequence[str], recursive: bool, once: bool) -> None:
@@ -137,6 +147,9 @@ async def _changes(watched: Watched, directories: Sequence[str], recursive: bool
     )
     async for found in changes:
         yield sorted({path for _, path in found})
+        for change, path in found:
+            if watched.ends(change, path):
+                raise _Gone(path)
 
 
 def _watches(error: BaseException) -> bool:

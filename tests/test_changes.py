@@ -217,6 +217,23 @@ def test_the_watcher_is_started_again_and_ends_with_the_listener(project: Path) 
         assert state_of(watcher) in ("", "Z")
 
 
+def test_a_directory_that_is_replaced_is_watched_again(project: Path) -> None:
+    """Also while there is none: the old code serves on."""
+    source = project / "src"
+    source.mkdir()
+    (project / "app.py").rename(source / "app.py")
+    with developing(project, "--app-dir", "src") as server:
+        source.rename(project / "old")
+        server.wait_until(lambda _: "changes of files are not watched" in server.log())
+        assert served(server) == "1"
+        (project / "old" / "app.py").write_text(version(2))
+        (project / "old").rename(source)
+        wait_for(server, lambda: served(server) == "2")
+        server.wait_until(lambda _: server.log().count("watching for changes") == 2)
+        (source / "app.py").write_text(version(3))
+        wait_for(server, lambda: served(server) == "3")
+
+
 def watcher_of(server: RunningServer) -> int:
     """The PID of the process that watches."""
     (found,) = [pid for pid in server.worker_pids() if b"server.watcher" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -31,7 +31,7 @@ from server.output import say
 from server.settings import Settings
 
 FIRST_PAUSE: Final = 1.0
-"""Seconds before a watcher that died is started again; doubled each time."""
+"""Seconds before watching is tried again; doubled each time until it works."""
 LONGEST_PAUSE: Final = 60.0
 WATCHING_TIMEOUT: Final = 10.0
 """Seconds that a watcher may take to say that it watches before people are told that it will."""
@@ -127,47 +127,58 @@ class Changes:
         self._processes = processes
         self._post = post
         self._say = say
+        self._pause = FIRST_PAUSE
+        self._missed = False
+        """Whether there was a time without a watcher."""
 
     async def run(self) -> None:
-        """Ask for a reload after each change, until cancelled."""
-        pause = FIRST_PAUSE
+        """Ask for a reload after each change, until cancelled; whatever ends the watching, it is tried again."""
+        told = ""
         while True:
-            try:
-                process, channel = start(self._processes, watched(self._settings))
-            except (OSError, UsageError) as error:
-                self._tell(logging.ERROR, "watcher_failed", f"changes of files are not watched: {error}")
-                return
-            try:
-                if await self._follow(channel):
-                    return
-            finally:
-                channel.close()
-                process.signal(signal.SIGKILL)
-            how = describe_code(await process.wait())
-            text = f"the process that watches files ended ({how}); it is started again in {pause:g} s"
-            self._tell(logging.ERROR, "watcher_failed", text)
-            await anyio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
+            trouble = await self._watch()
+            if self._pause == FIRST_PAUSE or trouble != told:
+                self._tell(logging.ERROR, "watcher_failed", trouble)
+            told = trouble
+            await anyio.sleep(self._pause)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            self._missed = True
 
-    async def _follow(self, channel: Channel) -> bool:
-        """Take the watcher's packets until it ends; True if there is no use in starting it again."""
+    async def _watch(self) -> str:
+        """Watch for as long as that can be; return what ended it."""
+        try:
+            process, channel = start(self._processes, watched(self._settings))
+        except (OSError, UsageError) as error:
+            return f"changes of files are not watched: {error}"
+        try:
+            if trouble := await self._follow(channel):
+                return f"changes of files are not watched: {trouble}"
+        finally:
+            channel.close()
+            process.signal(signal.SIGKILL)
+        return f"the process that watches files ended ({describe_code(await process.wait())}); it is started again"
+
+    async def _follow(self, channel: Channel) -> str:
+        """Take the watcher's packets until it ends, or until it says why it cannot go on, which is returned."""
         try:
             while True:
                 packet, _ = await channel.receive()
                 match packet["type"]:
                     case "watching":
-                        told = ", ".join(packet["directories"])
-                        self._tell(
-                            logging.INFO, "watching", f"watching for changes (--reload, for development): {told}"
-                        )
+                        self._watching(packet["directories"])
                     case "changed":
                         self._changed(packet["paths"], packet["count"])
                     case "trouble":
-                        text = f"changes of files are not watched: {packet['text']}"
-                        self._tell(logging.ERROR, "watcher_failed", text)
-                        return True
+                        return str(packet["text"])
         except (EOFError, ChannelError, OSError):
-            return False
+            return ""
+
+    def _watching(self, directories: list[str]) -> None:
+        told = ", ".join(directories)
+        self._tell(logging.INFO, "watching", f"watching for changes (--reload, for development): {told}")
+        self._pause = FIRST_PAUSE
+        if self._missed:
+            self._missed = False
+            self._post(e.ReloadAsked(by="files may have changed while they were not watched"))
 
     def _changed(self, paths: list[str], count: int) -> None:
         start = os.path.join(os.path.realpath(self._settings.directory), "")
