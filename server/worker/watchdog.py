@@ -46,8 +46,8 @@ TICK: Final = 1.0
 """Seconds between the loop's ticks (`server.worker.ticker.PERIOD`)."""
 SHORTEST: Final = 0.02
 """Seconds between two looks, at least."""
-BUSY_SHARE: Final = 0.5
-"""A thread that used the processor for this share of a time is what filled it."""
+BUSY_SHARE: Final = 0.2
+"""Who used the processor for this share of a time is what filled it: others may want the processor as well."""
 STOOD_STILL: Final = 1.0
 """Seconds that nothing of this process must have run to be worth telling: a busy machine may take some tenths."""
 REPEAT_AFTER: Final = 60.0
@@ -166,9 +166,10 @@ class Watchdog:
         self._watch: Watch | None = None
         self._turned = 0.0
         self._quiet = False
+        self._overslept = 0.0  # by how much the last tick was late, if that is worth telling
         self._sleeps = 0
         self._due = math.inf  # of the next look
-        self._used = (0.0, 0.0)  # processor time of the process and of the loop's thread at the last look
+        self._used = 0.0, 0.0  # processor time of the process and of the loop's thread at the last look
         self._shown_at: dict[str, float] = {}  # when the stacks of which places were shown
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._timer = Timer()
@@ -207,12 +208,14 @@ class Watchdog:
         sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._quiet = sleeps <= self._sleeps + 1  # it has slept once: until this tick
         self._sleeps = sleeps
-        self._turned = now = time.monotonic()
+        before, self._turned = self._turned, time.monotonic()
+        if self._turned - before - TICK >= max(watch.limit, STOOD_STILL):
+            self._overslept = self._turned - before - TICK
         if watch.phase is Phase.PARKED:
-            if not self._quiet:
+            if not self._quiet or self._overslept:
                 os.eventfd_write(self._wake, 1)
             else:
-                self._timer.set(now + TICK + watch.limit / 2)
+                self._timer.set(self._turned + TICK + watch.limit / 2)
 
     def _answered(self) -> None:
         self._turned = time.monotonic()
@@ -257,21 +260,33 @@ class Watchdog:
         if woken and now < due and not parked:
             return  # it was a request
         frame = sys._current_frames().get(self._loop_thread)
+        idle = stacks.idle(frame)
+        frames = [] if idle else stacks.frames_of(frame)  # with their lines as of now
         delay = self._delay(max(0.0, now - due))
-        said = watch.look(now, self._turned, stacks.idle(frame), self._quiet, delay.late)
-        if said is Said.ASK or said is Said.BLOCKED:
-            self._ask(loop)
-        if said is Said.BLOCKED:
-            self._say_blocked(loop, now - watch.asked, stacks.frames_of(frame), delay)
-        elif said is Said.TURNS:
+        self._notice_standstill(loop, frames, delay)
+        seen = (now, self._turned, idle, self._quiet, delay.late)
+        said = watch.look(*seen)
+        if said is Said.TURNS:
             log.info(
                 "the event loop turns again after %.1f s",
                 watch.lasted,
                 extra={"event": "loop_turns", "about": {"seconds": round(watch.lasted, 3)}},
             )
+            said = watch.look(*seen)  # it may be blocked once more
+        if said is Said.ASK or said is Said.BLOCKED:
+            self._ask(loop)
+        if said is Said.BLOCKED:
+            self._say_blocked(loop, now - watch.asked, frames, delay)
         self._due = watch.next_look(time.monotonic(), self._turned)
         if watch.phase is Phase.PARKED:
             self._timer.set(self._due)
+
+    def _notice_standstill(self, loop: asyncio.AbstractEventLoop, frames: stacks.Frames, delay: Delay) -> None:
+        """Tell of a process that stood still as a whole, if its loop turns again before this thread can look."""
+        overslept, self._overslept = self._overslept, 0.0
+        told = self._watch is not None and self._watch.phase is Phase.BLOCKED
+        if overslept and not told and delay.culprit is Culprit.NOBODY:
+            self._say_blocked(loop, overslept, frames, Delay(overslept, Culprit.NOBODY))
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -281,12 +296,14 @@ class Watchdog:
 
     def _delay(self, late: float) -> Delay:
         """What a look that comes so late (s) means, from who has used the processor since the last one."""
+        late = max(late, self._overslept)
+        since = late + (0.0 if self._watch is None else self._watch.limit / 2)
         process, of_loop = time.process_time(), time.clock_gettime(time.pthread_getcpuclockid(self._loop_thread))
         process_used, loop_used = process - self._used[0], of_loop - self._used[1]
         self._used = process, of_loop
-        if loop_used >= late * BUSY_SHARE:
+        if loop_used >= since * BUSY_SHARE:
             return Delay(late, Culprit.LOOP)
-        if process_used >= late * BUSY_SHARE:
+        if process_used >= since * BUSY_SHARE:
             return Delay(late, Culprit.ANOTHER)
         return Delay(late if late >= STOOD_STILL else 0.0, Culprit.NOBODY)
 
@@ -315,7 +332,7 @@ class Watchdog:
         if others:
             told, _ = stacks.threads(self._loop_thread)
             return "".join(f"\n{each['name']}:\n" + "\n".join(each["stack"]) for each in told[:MOST_SHOWN])
-        if stacks.idle(frames[-1][0] if frames else None):
+        if not frames:
             return " waits for events"
         now = time.monotonic()
         if now - self._shown_at.get(place, -math.inf) < REPEAT_AFTER:
