@@ -154,7 +154,7 @@ def test_a_frame_shows_reloads_as_marks_and_as_a_list() -> None:
     ],
 )
 def test_a_frame_says_what_the_matter_is(more: dict[str, Any], shown: str) -> None:
-    assert any(shown in line for line in drawn(samples([status(1), status(2, **more)]), 80, 24))
+    assert any(shown in line for line in drawn(samples([status(1), status(2) | more]), 80, 24))
 
 
 def test_charts() -> None:
@@ -162,7 +162,7 @@ def test_charts() -> None:
         " █  ",
         " ██▁",
     ]
-    assert [line.plain for line in columns([Column(8, "red", 2, "blue")], 1, 2, 8)] == [" ", "▄"]
+    assert [line.plain for line in columns([Column(8, "red", 2, "blue")], 1, 2, 8)] == ["█", "▄"]
     assert marks([(0, "▲12", ""), (1, "▲13", ""), (7, "▲14", "")], 8).plain == "▲12    ▲"
     assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 20, 50, 100, 1000]
     assert bar(0.5, 3, "").plain == "█▌ "
