@@ -62,7 +62,9 @@ class RunningServer:
         wrapper: Sequence[str] = (),
         bind: str = "127.0.0.1:0",
         pass_fds: Sequence[int] = (),
+        command: Sequence[str] = (),
     ) -> None:
+        """`command` takes the place of `python -m server`."""
         self._scratch = tempfile.TemporaryDirectory(prefix="serve-test-")
         scratch = Path(self._scratch.name)
         scratch.chmod(0o777)
@@ -74,7 +76,8 @@ class RunningServer:
         self.process = subprocess.Popen(
             [
                 *wrapper,
-                *(python, "-m", "server", app, "--control", str(self.control)),
+                *(command or (python, "-m", "server")),
+                *(app, "--control", str(self.control)),
                 *(("--bind", bind) if bind else ()),
                 *arguments,
             ],

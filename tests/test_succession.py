@@ -1,0 +1,213 @@
+"""The listener's program is replaced under use: same process, same workers, same sockets; a failure changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.reload import Settings, run
+from loadtest.report import table
+from server import control_client
+from tests.applications import info
+from tests.running import ROOT, RunningServer, connect, request, running, state_of
+
+
+def replace(server: RunningServer) -> str:
+    """Have the program replaced; what the new one says."""
+    path = control_client.find(control=str(server.control))
+    text: str = control_client.ask(path, "reload-listener")["text"]
+    return text
+
+
+def same(status: dict[str, Any]) -> dict[str, Any]:
+    """What must not change."""
+    workers = [{name: worker[name] for name in ("slot", "generation", "state")} for worker in status["workers"]]
+    names = ("pid", "generation", "reloads", "failed_reloads", "listening", "lame_duck", "size", "state")
+    kept = {name: status[name] for name in names if name != "lame_duck"}
+    return {**kept, "workers": workers, "lame": bool(status["lame_duck"]), "requests": status["totals"]["requests"]}
+
+
+def test_everything_is_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    options = ("--workers", "2", "--pid", "pid", "--bind", f"unix:{tmp_path}/app.sock", "--bind", "127.0.0.1:0")
+    with running("app:app", *options, directory=tmp_path, bind="") as server:
+        server.signal(signal.SIGHUP)
+        server.wait_until(lambda status: status["reloads"] == 1)
+        server.wait_for_workers(2)
+        server.signal(signal.SIGUSR2)
+        with socket.socket(socket.AF_UNIX) as kept:
+            kept.connect(f"{tmp_path}/app.sock")
+            assert request(kept)[0] == 200
+            before = same(server.wait_until(lambda status: status["lame_duck"] is not None))
+            workers = server.worker_pids()
+            descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))
+            for _ in range(3):
+                assert "the listener runs serve" in replace(server)
+            assert same(server.status()) == before
+            assert server.worker_pids() == workers
+            assert len(os.listdir(f"/proc/{server.pid}/fd")) == descriptors
+            assert request(kept)[0] == 200
+        assert (tmp_path / "pid").read_text() == f"{server.pid}\n"
+        server.signal(signal.SIGHUP)  # it still knows what each signal means, and how to start workers
+        after = server.wait_until(lambda status: status["reloads"] == 2)
+        assert (after["generation"], after["lame_duck"]) == (3, None)
+        assert server.stop() == 0
+        assert not (tmp_path / "pid").exists()
+        assert not (tmp_path / "app.sock").exists()
+        assert server.log().count("the listener runs serve") == 3
+
+
+def until_replaced(server: RunningServer, victim: int) -> None:
+    server.wait_until(lambda status: status["size"] >= 2 and victim not in server.worker_pids())
+
+
+def test_what_comes_in_the_middle_is_not_lost(tmp_path: Path) -> None:
+    """Signals and a death while programs change: each is handled, in whichever program."""
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "2", directory=tmp_path) as server:
+        for number in range(3):
+            victim = server.worker_pids()[0]
+            path = control_client.find(control=str(server.control))
+            with control_client.Conversation(path, "reload-listener") as conversation:
+                for moment in range(20):
+                    time.sleep(0.01)  # spread over the check, the change of programs and what comes after
+                    if moment == 5 * number:
+                        os.kill(victim, signal.SIGKILL)
+                    server.signal(signal.SIGTTIN)
+                    server.signal(signal.SIGTTOU)
+                assert conversation.outcome()["ok"]
+            server.signal(signal.SIGTTIN)
+            until_replaced(server, victim)
+        server.wait_until(lambda status: all(worker["state"] == "serving" for worker in status["workers"]))
+        with connect(server) as connection:
+            assert request(connection)[0] == 200
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.15, 0.3, 0.45])
+def test_a_stop_in_the_middle_is_a_stop(tmp_path: Path, delay: float) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "1", directory=tmp_path) as server:
+        path = control_client.find(control=str(server.control))
+        with control_client.Conversation(path, "reload-listener"):
+            time.sleep(delay)  # no event tells where in the change it falls: any place will do
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 0
+
+
+def test_words_in_the_pipe_are_not_lost(tmp_path: Path) -> None:
+    """Output goes through a pipe that the listener empties: what is in it while programs change comes out as well."""
+    (tmp_path / "app.py").write_text(
+        "import asyncio, sys, threading, time\n"
+        "def talk():\n"
+        "    for number in range(3000):\n"
+        "        print('line', number, flush=True)\n"
+        "        time.sleep(0.001)\n"
+        "threading.Thread(target=talk, daemon=True).start()\n" + info()
+    )
+    with running("app:app", "--workers", "1", directory=tmp_path) as server:
+        for _ in range(3):
+            replace(server)
+        server.wait_until(lambda _: "line 2999" in server.log())
+        lines = [line for line in server.log().splitlines() if line.startswith("line ")]
+        assert lines == [f"line {number}" for number in range(3000)]
+
+
+@pytest.mark.parametrize("fault", ["it does not run", "it has no such module", "it is no program", "it is gone"])
+def test_a_program_that_cannot_take_over_is_refused_and_nothing_changes(tmp_path: Path, fault: str) -> None:
+    (tmp_path / "app.py").write_text(info())
+    release = tmp_path / "releases" / "1"
+    make_environment(release / "env")
+    (tmp_path / "current").symlink_to(release)
+    with running("app:app", directory=tmp_path, command=[str(tmp_path / "current/env/bin/serve")]) as server:
+        before = same(server.status())
+        broken = tmp_path / "releases" / "2" / "env" / "bin"
+        broken.mkdir(parents=True)
+        if fault == "it does not run":
+            (broken / "python").write_text("#!/bin/sh\necho no room left >&2\nexit 3\n")
+        elif fault == "it has no such module":
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", broken.parent], check=True)
+        elif fault == "it is no program":
+            (broken / "python").write_bytes(b"\x7fELF nonsense")
+        if (broken / "python").exists() and fault != "it has no such module":
+            (broken / "python").chmod(0o755)
+        point(tmp_path / "current", broken.parent.parent)
+        with pytest.raises(control_client.Refused) as refused:
+            replace(server)
+        assert "goes on as it is" in str(refused.value) or "cannot be run" in str(refused.value), refused.value
+        assert same(server.status()) == before
+        point(tmp_path / "current", release)
+        assert "the listener runs serve" in replace(server)
+
+
+def version_of(connection: socket.socket) -> str:
+    version: str = json.loads(request(connection)[1])["version"]
+    return version
+
+
+def make_environment(place: Path) -> None:
+    """A virtual environment as a release has one, with this server in it; its packages are those of the test's."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    (packages,) = place.glob("lib/python3*/site-packages")
+    own = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "tests.pth").write_text("\n".join([*own, str(ROOT)]) + "\n")
+    script = place / "bin" / "serve"
+    script.write_text(f"#!{place}/bin/python\nfrom server.__main__ import main\nmain()\n")
+    script.chmod(0o755)
+
+
+def point(link: Path, target: Path) -> None:
+    """Let the link name another release, in one step."""
+    fresh = link.with_suffix(".new")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    fresh.symlink_to(target)
+    fresh.rename(link)
+
+
+def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_path: Path) -> None:
+    """Code and environment of a release are the new ones after a reload; the listener's too after its own."""
+    for number in ("1", "2", "3"):
+        release = tmp_path / "releases" / number
+        make_environment(release / "env")
+        (release / "app.py").write_text(info(number) + f"\nimport sys\nassert sys.prefix == {str(release / 'env')!r}\n")
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / "releases" / "1")
+    options = ("--app-dir", str(current), "--workers", "2")
+    serve = str(current / "env/bin/serve")
+    with running("app:app", *options, directory=tmp_path, command=[serve]) as server, connect(server) as connection:
+        assert version_of(connection) == "1"
+        shown = subprocess.run(
+            [serve, "config", "--json", "--control", str(server.control)], capture_output=True, text=True, check=True
+        )
+        assert str(tmp_path / "releases/1/env/bin/python") in shown.stdout
+        for number, removed in (("2", None), ("3", "1"), ("2", None), ("3", None)):
+            point(current, tmp_path / "releases" / number)
+            server.reload()
+            server.wait_for_workers(2)
+            told = request(connection)[1]
+            assert told["version"] == number
+            if removed is not None:  # what the listener was started from
+                subprocess.run(["rm", "-r", tmp_path / "releases" / removed], check=True)
+        assert "releases/3/env/bin/python" in os.path.realpath(current / "env/bin") + "/python"
+        assert str(current / "env/bin/python") in replace(server)
+        assert os.readlink(f"/proc/{server.pid}/exe") == os.path.realpath(sys.executable)
+        assert version_of(connection) == "3"
+        server.reload()
+        assert state_of(server.pid) != "Z"
+
+
+@pytest.mark.once
+@pytest.mark.timeout(300)
+def test_nobody_under_load_notices() -> None:
+    result = run(Settings(reloads=3, interval=0.1, workers=2, listener=True))
+    assert (result.lost, result.doubled, result.reconnects, result.problems) == (0, 0, 0, []), table(result)
