@@ -134,13 +134,13 @@ def test_the_service_lives_reloads_refuses_and_stops(site: Site, name: str) -> N
 
 @root
 def test_a_blocked_worker_costs_nothing_and_a_blocked_server_is_restarted(site: Site) -> None:
-    site.unit("serve.service", **{"WatchdogSec=30": "WatchdogSec=2", "RestartSec=1": "RestartSec=0"})
+    site.unit("serve.service", **{"WatchdogSec=30": "WatchdogSec=3", "RestartSec=1": "RestartSec=0"})
     systemd = site.systemd
     systemd.do("start", "serve.service")
     first, second = children(systemd.server)
     os.kill(first, signal.SIGSTOP)
     # silent for longer than the server believes, and then for longer than the watchdog waits
-    systemd.wait_for(lambda: any(worker["heard"] > 5.0 for worker in systemd.status()["workers"]))
+    systemd.wait_for(lambda: any(worker["heard"] > 7.0 for worker in systemd.status()["workers"]))
     assert systemd.show("serve.service", "NRestarts") == "0"
     with socket.create_connection(("127.0.0.1", site.port), timeout=PATIENCE) as client:
         assert request(client, "/")[0] == 200
