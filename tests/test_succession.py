@@ -194,8 +194,7 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
             point(current, tmp_path / "releases" / number)
             server.reload()
             server.wait_for_workers(2)
-            told = request(connection)[1]
-            assert told["version"] == number
+            assert version_of(connection) == number
             if removed is not None:  # what the listener was started from
                 subprocess.run(["rm", "-r", tmp_path / "releases" / removed], check=True)
         assert "releases/3/env/bin/python" in os.path.realpath(current / "env/bin") + "/python"
