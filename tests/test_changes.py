@@ -98,6 +98,7 @@ def test_what_a_developer_does_in_a_day(project: Path) -> None:
         wait_for(server, lambda: served(server) == "a part")
 
 
+@pytest.mark.once
 def test_the_servers_own_files_count_and_what_tools_write_does_not(project: Path) -> None:
     elsewhere = project / "elsewhere"
     elsewhere.mkdir()
@@ -121,6 +122,7 @@ def test_the_servers_own_files_count_and_what_tools_write_does_not(project: Path
         assert "serve.toml is not valid TOML" in server.log()
 
 
+@pytest.mark.once
 def test_a_storm_of_saves_gives_few_generations(project: Path) -> None:
     with developing(project) as server:
         for number in range(200):
@@ -151,6 +153,7 @@ class Tab(threading.Thread):
                     self.seen += [text.decode() for text in re.findall(rb"data: (\w+)", data)][-1:]
 
 
+@pytest.mark.once
 def test_open_streams_hold_no_change_up(project: Path) -> None:
     with developing(project) as server:
         tabs = [Tab(server) for _ in range(3)]
@@ -197,6 +200,7 @@ def wait_for_log(server: RunningServer, text: str) -> None:
     raise AssertionError(server.log())
 
 
+@pytest.mark.once
 def test_the_watcher_is_started_again_and_ends_with_the_listener(project: Path) -> None:
     with running("app:app", "--reload", directory=project) as server:
         server.wait_until(lambda _: "watching for changes" in server.log())
@@ -217,6 +221,7 @@ def test_the_watcher_is_started_again_and_ends_with_the_listener(project: Path) 
         assert state_of(watcher) in ("", "Z")
 
 
+@pytest.mark.once
 def test_a_directory_that_is_replaced_is_watched_again(project: Path) -> None:
     """Also while there is none: the old code serves on."""
     source = project / "src"
