@@ -19,7 +19,7 @@ from loadtest.reload import Settings, run
 from loadtest.report import table
 from server import control_client
 from tests.applications import info
-from tests.running import ROOT, RunningServer, connect, request, running, state_of
+from tests.running import ROOT, RunningServer, connect, request, running
 
 
 def replace(server: RunningServer) -> str:
@@ -197,12 +197,11 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
             assert version_of(connection) == number
             if removed is not None:  # what the listener was started from
                 subprocess.run(["rm", "-r", tmp_path / "releases" / removed], check=True)
-        assert "releases/3/env/bin/python" in os.path.realpath(current / "env/bin") + "/python"
         assert str(current / "env/bin/python") in replace(server)
-        assert os.readlink(f"/proc/{server.pid}/exe") == os.path.realpath(sys.executable)
         assert version_of(connection) == "3"
+        point(current, tmp_path / "releases" / "2")  # the new program follows the link as the old one did
         server.reload()
-        assert state_of(server.pid) != "Z"
+        assert version_of(connection) == "2"
 
 
 @pytest.mark.once

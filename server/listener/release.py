@@ -71,8 +71,12 @@ STARTED_THROUGH: Final = _started_through()
 
 
 def program() -> str:
-    """The interpreter that the listener would be started with now. Raises UsageError if it is not there."""
-    return _interpreter("", "/")
+    """The interpreter that the listener would be started with now, links and all, so that it finds the next one too.
+
+    Raises UsageError if it cannot be run.
+    """
+    _interpreter(STARTED_THROUGH, "/")
+    return STARTED_THROUGH
 
 
 def resolve(config: Config, start_directory: str) -> Release:
