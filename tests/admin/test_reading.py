@@ -1,0 +1,161 @@
+"""Reading the scoreboard while it changes, and what is made of two readings."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.admin.queues import queues
+from server.admin.reading import Reading, quantile, read
+from server.admin.samples import Samples, by_generation
+from server.admin.view import View
+from server.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
+from tests.running import PATIENCE
+
+BUCKETS = len(DURATION_BOUNDS) + 1
+ABOUT: dict[str, Any] = {
+    "version": "1",
+    "pid": os.getpid(),
+    "started": 0.0,
+    "python": "3",
+    "app": "a:b",
+    "listening": [],
+}
+
+
+def worker(board: Scoreboard, row: int, slot: int, generation: int, requests: int) -> None:
+    cells = board.row(row)
+    cells[Cell.PID], cells[Cell.SLOT], cells[Cell.GENERATION] = 100 + row, slot, generation
+    cells[Cell.REQUESTS], cells[Cell.CPU] = requests, 1
+
+
+def taken(board: Scoreboard) -> Reading:
+    reading = read(board)
+    assert reading is not None
+    return reading
+
+
+def test_no_count_is_seen_twice_or_missed_while_rows_are_folded() -> None:
+    board = Scoreboard.create(rows=4, slots=2)
+    enough = threading.Event()
+    lived = 0
+
+    def live_and_die() -> None:
+        nonlocal lived
+        while not enough.is_set():
+            worker(board, lived % 4, lived % 2, lived, 1000)
+            board.fold(lived % 4, lived % 2)
+            lived += 1
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=live_and_die)
+    deadline = time.monotonic() + PATIENCE
+    last, readings = 0, 0
+    try:
+        thread.start()
+        while readings < 100 and time.monotonic() < deadline:
+            if (reading := read(board)) is not None:
+                assert reading.total[Cell.REQUESTS] >= last
+                assert reading.total[Cell.REQUESTS] % 1000 == 0
+                last, readings = reading.total[Cell.REQUESTS], readings + 1
+    finally:
+        enough.set()
+        sys.setswitchinterval(interval)
+        thread.join()
+    assert readings
+    assert taken(board).total[Cell.REQUESTS] == lived * 1000
+    board.close()
+
+
+def test_living_and_dead_are_added_up_by_slot() -> None:
+    board = Scoreboard.create(rows=3, slots=2)
+    worker(board, 0, 0, 1, 10)
+    board.fold(0, 0)
+    worker(board, 0, 0, 2, 5)
+    worker(board, 1, 7, 2, 3)  # beyond the table: the last slot stands for it
+    board.row(1)[Cell.CONNECTIONS] = 4
+    reading = taken(board)
+    assert {slot: words[Cell.REQUESTS] for slot, words in reading.slots.items()} == {0: 15, 1: 3}
+    assert reading.total[Cell.REQUESTS] == 18
+    assert (reading.gauge(Cell.CONNECTIONS), reading.total[Cell.CONNECTIONS]) == (4, 0)
+    board.close()
+
+
+def test_when_the_listener_was_stopped_amid_a_change_the_last_reading_stands() -> None:
+    board = Scoreboard.create(rows=1, slots=1)
+    view = View(board, ABOUT)
+    worker(board, 0, 0, 1, 10)
+    first = view.reading()
+    board.words[Header.FOLDS] += 1
+    board.row(0)[Cell.REQUESTS] = 0
+    assert view.reading() is first
+    assert View(board, ABOUT).reading().total[Cell.REQUESTS] == 0
+    board.close()
+
+
+def test_requests_go_to_the_generation_that_answered_also_those_of_one_that_ended() -> None:
+    board = Scoreboard.create(rows=3, slots=1)
+    worker(board, 0, 0, 1, 10)
+    before = taken(board)
+    worker(board, 0, 0, 1, 12)
+    worker(board, 1, 0, 2, 5)
+    assert by_generation(before, taken(board)) == {1: 2, 2: 5}
+    before = taken(board)
+    board.row(0)[Cell.REQUESTS] += 4
+    board.fold(0, 0)
+    board.row(1)[Cell.REQUESTS] += 1
+    assert by_generation(before, taken(board)) == {1: 4, 2: 1}
+    board.close()
+
+
+def test_samples_are_kept_and_given_to_who_comes_later() -> None:
+    board = Scoreboard.create(rows=1, slots=1)
+    samples = Samples(View(board, ABOUT))
+    worker(board, 0, 0, 1, 10)
+    for _ in range(3):
+        board.row(0)[Cell.REQUESTS] += 7
+        samples.take()
+    assert samples.taken == len(samples.kept) == 2
+    assert [len(samples.since(number)) for number in (0, 1, 2)] == [2, 1, 0]
+    assert samples.now()["totals"]["requests"] == 31
+    board.close()
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "least", "most"),
+    [
+        ({}, 0.5, None, None),
+        ({0: 10}, 0.5, 0.00005, 0.0001),
+        ({3: 100}, 0.5, 0.0005, 0.001),
+        ({3: 99, 12: 1}, 0.99, 0.0005, 0.001),
+        ({3: 50, 12: 50}, 0.99, 0.5, 1.0),
+        ({BUCKETS - 1: 1}, 0.5, 60.0, 60.0),
+    ],
+)
+def test_quantiles(counts: dict[int, int], share: float, least: float | None, most: float | None) -> None:
+    found = quantile(share, [counts.get(bucket, 0) for bucket in range(BUCKETS)])
+    if least is None or most is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert least <= found <= most
+
+
+def test_accept_queues_of_both_kinds_are_known_by_inode(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=7) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "socket"))
+        unix.listen(9)
+        inodes = [os.fstat(each.fileno()).st_ino for each in (tcp, unix)]
+        with socket.create_connection(tcp.getsockname()), socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "socket"))
+            assert queues(frozenset(inodes)) == {inodes[0]: (1, 7), inodes[1]: (1, 9)}
+        assert queues(frozenset({1})) == {}
