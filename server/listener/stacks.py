@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ASKED_SHARE: Final = 0.6
 """The part of the timeout in which the watchdog may answer; the rest is for faulthandler."""
+PATIENCE_SHARE: Final = 0.9
+"""The part of that rest for which its writing is waited for; what it has written by then counts."""
 LOOK: Final = 0.05
 """Seconds between two looks at what faulthandler has written: that a file grows is no event."""
 DUMP_LIMIT: Final = 100_000
@@ -112,7 +114,7 @@ class Window:
                 with anyio.move_on_after(timeout * ASKED_SHARE):
                     found = await self._ask(limit)
                 if found is None and lives():
-                    found = await self._dumped(pid)
+                    found = await self._dumped(pid, timeout * (1 - ASKED_SHARE) * PATIENCE_SHARE)
         if found is not None:
             return found
         if deadline.cancelled_caught and self._asking.locked():
@@ -137,18 +139,21 @@ class Window:
         except (EOFError, OSError, ChannelError, LookupError, anyio.ClosedResourceError):
             return None
 
-    async def _dumped(self, pid: int) -> dict[str, Any] | None:
-        """What faulthandler writes when it is told to; None if it cannot be told."""
+    async def _dumped(self, pid: int, timeout: float) -> dict[str, Any] | None:
+        """What faulthandler writes within `timeout` when it is told to; None if it cannot be, or writes nothing."""
         if not self._signal or not catches(pid, self._signal):
             return None
         os.ftruncate(self.dump, 0)
         os.lseek(self.dump, 0, os.SEEK_SET)  # the position belongs to the open file, which both processes share
         os.kill(pid, self._signal)
-        before = 0
-        while (size := os.fstat(self.dump).st_size) == 0 or size != before:
-            before = size
-            await anyio.sleep(LOOK)
+        with anyio.move_on_after(timeout):
+            before = 0
+            while (size := os.fstat(self.dump).st_size) == 0 or size != before:
+                before = size
+                await anyio.sleep(LOOK)
         text = os.pread(self.dump, DUMP_LIMIT, 0).decode(errors="replace")
+        if not text:
+            return None
         reason = "its interpreter is busy: code of an extension keeps the interpreter lock"
         return {"how": "faulthandler", "reason": reason, "threads": self._parsed(text), "tasks": []}
 
