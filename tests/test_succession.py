@@ -201,6 +201,7 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
         assert version_of(connection) == "3"
         point(current, tmp_path / "releases" / "2")  # the new program follows the link as the old one did
         server.reload()
+        server.wait_for_workers(2)
         assert version_of(connection) == "2"
 
 
