@@ -30,6 +30,7 @@ KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow answer")
 
 DELAYS = {Layer.HTTP: LETS_GO + MARGIN, Layer.TCP: max(LETS_GO, CLOSE_AFTER + LOOK) + PAUSE}
 """The formula. A balancer of connections leaves clients with the node until their connections end."""
+ONE = ("--workers", "1")
 TOO_SHORT = CHECK.interval
 """Time for one probe to fail."""
 
@@ -47,8 +48,8 @@ def restart(node: Node, index: int, balancer: Balancer, load: StrictLoad) -> Non
 @pytest.mark.parametrize("layer", Layer)
 def test_the_documented_delay_is_right_and_a_shorter_one_is_not(tmp_path: Path, layer: Layer) -> None:
     close_after = ("--drain-close-after", f"{CLOSE_AFTER}")
-    right = Node("right", tmp_path, "--drain-delay", f"{DELAYS[layer]}", *close_after)
-    short = Node("short", tmp_path, "--drain-delay", f"{TOO_SHORT}", *close_after)
+    right = Node("right", tmp_path, *ONE, "--drain-delay", f"{DELAYS[layer]}", *close_after)
+    short = Node("short", tmp_path, *ONE, "--drain-delay", f"{TOO_SHORT}", *close_after)
     addresses = [(node.host, node.port) for node in (right, short)]
     with serving(right, short), Balancer(addresses, layer, CHECK) as balancer:
         with StrictLoad(balancer.port, right.executions, kinds=KINDS, events=0) as load:
@@ -70,8 +71,8 @@ def test_the_documented_delay_is_right_and_a_shorter_one_is_not(tmp_path: Path, 
 
 def test_connections_that_nobody_ends_are_ended_by_surprise(tmp_path: Path) -> None:
     """Without --drain-close-after: the balancer has let go, and its old connections come to the node to the end."""
-    node = Node("a", tmp_path, "--drain-delay", f"{DELAYS[Layer.TCP]}", "--drain-close-after", "3600")
-    other = Node("b", tmp_path)
+    node = Node("a", tmp_path, *ONE, "--drain-delay", f"{DELAYS[Layer.TCP]}", "--drain-close-after", "3600")
+    other = Node("b", tmp_path, *ONE)
     with serving(node, other), Balancer([(n.host, n.port) for n in (node, other)], Layer.TCP, CHECK) as balancer:
         with StrictLoad(balancer.port, node.executions, kinds=("keep-alive",), events=0) as load:
             load.answered_by(pids_of(node))

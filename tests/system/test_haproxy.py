@@ -94,7 +94,7 @@ def test_rolling_reloads_and_restarts_are_noticed_by_nobody(tmp_path: Path, prob
 
 
 def test_a_restart_without_the_delay_is_noticed(tmp_path: Path) -> None:
-    with two_nodes(tmp_path) as nodes:
+    with two_nodes(tmp_path, "--workers", "1") as nodes:
         haproxy = HAProxy(tmp_path, nodes, PROBES["GET"])
         with haproxy.running():
             with StrictLoad(haproxy.port, nodes[0].executions, kinds=("one-shot", "keep-alive"), events=0) as load:
@@ -109,7 +109,7 @@ def test_a_restart_without_the_delay_is_noticed(tmp_path: Path) -> None:
 def test_a_node_that_dies_beside_a_reload_takes_what_it_had_and_no_more(tmp_path: Path) -> None:
     """With the two lines that the file leaves out, as is usual: another node is tried if none could be connected to."""
     redispatch = {"retries 0 ": "retries 3 ", "no option redispatch": "option redispatch 1"}
-    with two_nodes(tmp_path) as nodes:
+    with two_nodes(tmp_path, "--workers", "1") as nodes:
         haproxy = HAProxy(tmp_path, nodes, redispatch)
         kinds = ("keep-alive", "one-shot", "slow answer")
         with haproxy.running(), StrictLoad(haproxy.port, nodes[0].executions, kinds=kinds, events=0) as load:

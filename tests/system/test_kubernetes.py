@@ -84,7 +84,9 @@ def probed(node: Node, probe: str) -> bool:
 def pod(name: str, directory: Path) -> Node:
     """A node with the manifest's options, faster."""
     times = ("drain-delay", "drain-close-after", "graceful-timeout", "shutdown-timeout")
-    return Node(name, directory, *(f"--{option}={float(OPTIONS[option]) / SCALE}" for option in times))
+    return Node(
+        name, directory, "--workers", "1", *(f"--{option}={float(OPTIONS[option]) / SCALE}" for option in times)
+    )
 
 
 def test_a_rolling_update_as_kubernetes_does_it_loses_nothing(tmp_path: Path) -> None:
