@@ -6,7 +6,10 @@ machine's. The site of the test is its /srv/app. Units are found in the test's d
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -158,6 +161,7 @@ class Systemd:
 
     def close(self) -> None:
         """End it, with all that it has started: the kernel ends the namespace with its PID 1."""
+        private = self._private_directories()
         self.process.kill()
         self.process.wait()
         self._log.close()
@@ -166,7 +170,18 @@ class Systemd:
         deadline = time.monotonic() + PATIENCE
         while subprocess.run(leave, capture_output=True, check=False).returncode and time.monotonic() < deadline:
             time.sleep(0.05)  # until the last of its processes is gone
+        for directory in private:
+            shutil.rmtree(directory, ignore_errors=True)
         self._files.cleanup()
+
+    def _private_directories(self) -> list[Path]:
+        """What PrivateTmp= has made for services that run, which nobody but the manager would remove."""
+        names = set()
+        for manager in children(self.process.pid):
+            for pid in children(manager):
+                with contextlib.suppress(OSError):
+                    names |= set(re.findall(r"systemd-private-[^/ ]+", Path(f"/proc/{pid}/mountinfo").read_text()))
+        return [Path(place) / name for place in ("/tmp", "/var/tmp") for name in names]
 
 
 def version() -> int:
