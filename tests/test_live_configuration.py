@@ -275,6 +275,10 @@ def test_what_is_in_force_is_told_by_the_listener(project: Path) -> None:
         reload(server)
         after = shown(server)
         assert (after["workers"]["value"], after["workers"]["place"]) == (2, f"{project}/serve.toml:2")
+        assert "resolved" not in after["workers"]
+        server.signal(signal.SIGTTIN)
+        server.wait_for_workers(3)
+        assert shown(server)["workers"]["resolved"] == "3, scaled by hand"
         assert server.stop() == 0
 
 

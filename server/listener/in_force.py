@@ -12,10 +12,20 @@ from server.settings import Settings
 
 
 def in_force(
-    settings: Settings, release: Release | None, listening: Sequence[str], admin: Sequence[str], control: Path | None
+    settings: Settings,
+    release: Release | None,
+    listening: Sequence[str],
+    admin: Sequence[str],
+    control: Path | None,
+    size: int,
 ) -> dict[str, Any]:
-    """The table of `Settings.told`, with what was resolved for the current generation: it names releases, not links."""
+    """The table of `Settings.told`, with what was resolved for the current generation: it names releases, not links.
+
+    `size` is how many workers there are to be by now.
+    """
     resolved: dict[str, str] = {"bind": ", ".join(listening)} if listening else {}
+    if size != settings.config.workers:
+        resolved["workers"] = f"{size}, scaled by hand"
     if admin:
         resolved["admin"] = ", ".join(admin)
     if control is not None:

@@ -418,7 +418,8 @@ class Listener:
         plan = self.plans.get(current) if current is not None else None
         found = plan.release if plan is not None and isinstance(plan.release, release.Release) else None
         names = [listening.name for listening in self.listening]
-        return in_force(self.settings, found, names, self.admin.names, self.control.path)
+        size = self.supervisor.size
+        return in_force(self.settings, found, names, self.admin.names, self.control.path, size)
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""
