@@ -90,8 +90,6 @@ def marks(placed: Sequence[tuple[int, str, str]], width: int) -> Text:
 
 
 def bar(share: float, width: int, colour: str) -> Text:
-    """A bar that fills this share of `width` characters."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    whole, rest = divmod(eighths, 8)
-    text = "█" * whole + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")
-    return Text(text.ljust(width), colour)
+    """A line over this share of `width` characters."""
+    halves = round(max(0.0, min(1.0, share)) * width * 2)
+    return Text(("━" * (halves // 2) + "╸" * (halves % 2)).ljust(width), colour)

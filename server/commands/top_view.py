@@ -37,6 +37,8 @@ LEAST_HISTORY: Final = 5
 MOST_HISTORY: Final = 14
 FRAME: Final = 2
 """Lines of a box."""
+AIRY: Final = 30
+"""Lines from which on one is left empty."""
 CLOCK: Final = 8
 """Columns of a time of day."""
 CHARTED: Final = 3
@@ -46,8 +48,9 @@ CHARTED: Final = 3
 def frame(samples: Samples, width: int, height: int | None) -> Group:
     """A whole frame of at most `width` columns and `height` lines; None: as many as it takes."""
     status = samples.status
-    parts: list[RenderableType] = [_head(status, width), _figures(samples, width)]
-    left = 1000 if height is None else height - 2 - 4
+    airy = height is None or height >= AIRY
+    parts: list[RenderableType] = [_head(status, width), *([Text()] if airy else []), _figures(samples, width)]
+    left = 1000 if height is None else height - 2 - 4 - airy
     workers = len(status["workers"])
     charts = width >= NARROW and len(samples.samples) >= CHARTED
     least = (LEAST_CHART + 1 + FRAME) if charts else 0
@@ -312,7 +315,7 @@ def _reloads(status: dict[str, Any], width: int, lines: int) -> Panel:
     table.add_column(no_wrap=True, width=CLOCK)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, justify="right")
-    room = max(0, width - 4 - 24)
+    room = max(0, width - 4 - (CLOCK + 1 + len("✗ refused") + 1 + len("99m59s") + 1))
     for reload in reversed(history):
         done = reload["outcome"] == "done"
         generation = reload.get("generation")
@@ -344,7 +347,7 @@ def _panel(body: RenderableType, title: str, width: int, lines: int | None = Non
     height = None if lines is None else lines + FRAME
     return Panel(
         body,
-        title=Text(title, "bold"),
+        title=Text(title, "bold white"),
         title_align="left",
         border_style="grey35",
         box=box.ROUNDED,

@@ -165,7 +165,7 @@ def test_charts() -> None:
     assert [line.plain for line in columns([Column(8, "red", 2, "blue")], 1, 2, 8)] == ["█", "▄"]
     assert marks([(0, "▲12", ""), (1, "▲13", ""), (7, "▲14", "")], 8).plain == "▲12    ▲"
     assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 20, 50, 100, 1000]
-    assert bar(0.5, 3, "").plain == "█▌ "
+    assert bar(0.5, 3, "").plain == "━╸ "
     noise = random.Random(1)
     shown = [Column(noise.uniform(0, 9), "red", noise.uniform(0, 5), "blue") for _ in range(300)]
     assert all(len(line.plain) == 40 for line in columns(shown, 40, 5, 8))
