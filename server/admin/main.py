@@ -59,7 +59,7 @@ def main() -> None:
     except (UsageError, OSError, KeyError) as error:
         log.error("the admin process could not be set up: %s", error)
         sys.exit(1)
-    view = View(Scoreboard(descriptors[0], writable=False), packet["about"])
+    view = View(Scoreboard(descriptors[0], writable=False), packet["about"], packet["state"])
     sockets = [listening_socket(descriptor) for descriptor in descriptors[1:]]
     loops = LoopFactory(loop_factory(config.loop))
     admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)

@@ -21,32 +21,15 @@ RELOADS: Final = 50
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
-BEFORE_THE_FIRST: Final[dict[str, Any]] = {
-    "state": "starting",
-    "generation": 0,
-    "starting": None,
-    "reload_waiting": False,
-    "size": 0,
-    "generations": [],
-    "workers": [],
-    "degraded": [],
-    "lame_duck": False,
-    "lost": 0,
-    "reloads": {},
-    "reload_seconds": {},
-    "restarts": {},
-    "last_failure": "",
-}
-"""The state before the listener has told of one (`server.listener.admin_state`)."""
-
 
 class View:
     """One server as the admin process sees it."""
 
-    def __init__(self, scoreboard: Scoreboard, about: dict[str, Any]) -> None:
-        """`about` is what the listener said of itself and of its sockets, once."""
+    def __init__(self, scoreboard: Scoreboard, about: dict[str, Any], state: dict[str, Any]) -> None:
+        """`about` is what the listener said of itself and of its sockets, once; `state` is its word on the present."""
         self.about = about
-        self.state: dict[str, Any] = dict(BEFORE_THE_FIRST)
+        self.state = state
+        """As `server.listener.admin_state` makes it; told anew when it has changed."""
         self.records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
         self.reloads: collections.deque[dict[str, Any]] = collections.deque(maxlen=RELOADS)
         self.recorded = 0
@@ -58,7 +41,7 @@ class View:
         """Note what the listener says."""
         match packet["type"]:
             case "state":
-                self.state = {**BEFORE_THE_FIRST, **packet["state"]}
+                self.state = packet["state"]
             case "happened":
                 record = packet["record"]
                 self.records.append(record)

@@ -139,7 +139,10 @@ class Admin:
         delay = FIRST_DELAY
         while not self._end.is_set():
             began = time.monotonic()
-            how = await self._live()
+            try:
+                how = await self._live()
+            except Exception as error:  # such as EMFILE: the server goes on
+                how = f"it could not be started: {error}"
             if self._end.is_set():
                 break
             delay = FIRST_DELAY if time.monotonic() - began >= STEADY else delay
@@ -164,12 +167,8 @@ class Admin:
         ours, theirs = pair()
         channel = Channel(ours)
         try:
-            self._process = process = self._start(theirs)
-        except OSError as error:
-            return f"it could not be started: {error.strerror}"
-        finally:
-            theirs.close()
-        try:
+            with theirs:
+                self._process = process = self._start(theirs)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tell, channel)
                 tasks.start_soon(self._close_at_end, channel)
@@ -193,8 +192,7 @@ class Admin:
     async def _tell(self, channel: Channel) -> None:
         """Bring it up to date, then tell it what happens, for as long as it takes it."""
         try:
-            await self._welcome(channel)
-            told: State = {}
+            told = await self._welcome(channel)
             while True:
                 self._news = anyio.Event()
                 while self._records:
@@ -211,8 +209,12 @@ class Admin:
             pass  # it is gone, which SIGCHLD tells
         except ChannelError as error:
             log.error("the admin process is not told any more what happens: %s", error)
+        except Exception:  # a bug here must cost the server nothing more
+            log.exception("the admin process is not told any more what happens; please report this")
 
-    async def _welcome(self, channel: Channel) -> None:
+    async def _welcome(self, channel: Channel) -> State:
+        """All that it has to know before it may show anything; return the state that it was told."""
+        told = self._state()
         past = [{**record, "detail": str(record.get("detail", ""))[-DETAIL:]} for record in self._history.records]
         reloads = [{**each, "reason": str(each.get("reason", ""))[:REASON]} for each in self._history.reloads]
         self._records.clear()  # which are among the past ones
@@ -222,6 +224,7 @@ class Admin:
             "protocol": PROTOCOL,
             "config": own_config(self._config).to_json(),
             "about": self._about,
+            "state": told,
             "sockets": [each.describe() for each in self._listening],
         }
         try:
@@ -231,6 +234,7 @@ class Admin:
         await channel.send({"type": "reloads", "reloads": reloads})
         for record in past:
             await channel.send({"type": "happened", "record": record})
+        return told
 
 
 def own_config(config: Config) -> Config:

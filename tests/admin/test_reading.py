@@ -16,7 +16,11 @@ from server.admin.queues import queues
 from server.admin.reading import Reading, quantile, read
 from server.admin.samples import Samples, by_generation
 from server.admin.view import View
+from server.listener.admin_state import admin_state
+from server.listener.history import History
+from server.listener.supervisor import Supervisor
 from server.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
+from tests.listener.test_supervisor import POLICY
 from tests.running import PATIENCE
 
 BUCKETS = len(DURATION_BOUNDS) + 1
@@ -28,6 +32,8 @@ ABOUT: dict[str, Any] = {
     "app": "a:b",
     "listening": [],
 }
+
+STATE = admin_state(Supervisor(POLICY), [], History())
 
 
 def worker(board: Scoreboard, row: int, slot: int, generation: int, requests: int) -> None:
@@ -92,13 +98,13 @@ def test_living_and_dead_are_added_up_by_slot() -> None:
 
 def test_when_the_listener_was_stopped_amid_a_change_the_last_reading_stands() -> None:
     board = Scoreboard.create(rows=1, slots=1)
-    view = View(board, ABOUT)
+    view = View(board, ABOUT, STATE)
     worker(board, 0, 0, 1, 10)
     first = view.reading()
     board.words[Header.FOLDS] += 1
     board.row(0)[Cell.REQUESTS] = 0
     assert view.reading() is first
-    assert View(board, ABOUT).reading().total[Cell.REQUESTS] == 0
+    assert View(board, ABOUT, STATE).reading().total[Cell.REQUESTS] == 0
     board.close()
 
 
@@ -119,7 +125,7 @@ def test_requests_go_to_the_generation_that_answered_also_those_of_one_that_ende
 
 def test_samples_are_kept_and_given_to_who_comes_later() -> None:
     board = Scoreboard.create(rows=1, slots=1)
-    samples = Samples(View(board, ABOUT))
+    samples = Samples(View(board, ABOUT, STATE))
     worker(board, 0, 0, 1, 10)
     for _ in range(3):
         board.row(0)[Cell.REQUESTS] += 7
