@@ -21,8 +21,6 @@ from server.settings import read
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
 
-pytest.importorskip("watchfiles")
-
 STREAM = """    if scope["path"] == "/events":
         import asyncio
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})

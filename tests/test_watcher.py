@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from watchfiles import Change
 
 from server.watcher import Watched
 
-watchfiles = pytest.importorskip("watchfiles")
-ADDED, MODIFIED, DELETED = watchfiles.Change.added, watchfiles.Change.modified, watchfiles.Change.deleted
+ADDED, MODIFIED, DELETED = Change.added, Change.modified, Change.deleted
 
 
 def watched(directory: Path, *, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Watched:
@@ -81,6 +81,14 @@ def test_a_directory_that_came_counts_by_what_is_in_it(tmp_path: Path) -> None:
     assert not some.counts(ADDED, str(tmp_path / ".hidden"))
     assert not some.counts(ADDED, str(tmp_path / "package.new"))
     assert not watched(tmp_path, exclude=("package",)).counts(ADDED, str(tmp_path / "package"))
+
+
+def test_a_watched_directory_that_goes_ends_the_watching(tmp_path: Path) -> None:
+    some = watched(tmp_path)
+    assert some.ends(DELETED, str(tmp_path))
+    assert some.counts(DELETED, str(tmp_path))
+    assert not some.ends(MODIFIED, str(tmp_path))
+    assert not some.ends(DELETED, str(tmp_path / "app.py"))
 
 
 def test_only_what_lies_apart_is_watched_apart(tmp_path: Path) -> None:
