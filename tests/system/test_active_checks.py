@@ -6,11 +6,14 @@ failures, timeout 5 s) and everything ten times faster.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from loadtest.ledger import Left
+from server.config import Config
+from tests.running import ROOT
 from tests.system.balancer import Balancer, Check, Layer
 from tests.system.balancing import Node, StrictLoad, pids_of, serving
 
@@ -27,12 +30,24 @@ LOOK = 1.0
 PAUSE = 2.0
 """Longer than any client here leaves a kept connection alone."""
 KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow answer")
-
+ONE = ("--workers", "1")
 DELAYS = {Layer.HTTP: LETS_GO + MARGIN, Layer.TCP: max(LETS_GO, CLOSE_AFTER + LOOK) + PAUSE}
 """The formula. A balancer of connections leaves clients with the node until their connections end."""
-ONE = ("--workers", "1")
 TOO_SHORT = CHECK.interval
 """Time for one probe to fail."""
+ROW = re.compile(r"(requests|connections); (\d+) s, (\d+)(?:, (\d+) s)?[^|]*\| (\d+) s")
+
+
+def test_the_table_of_balancers_follows_the_formula() -> None:
+    rows = ROW.findall((ROOT / "docs" / "balancers.md").read_text())
+    assert len(rows) >= 8
+    for passes, *numbers in rows:
+        interval, failures, timeout, delay = (int(number or 0) for number in numbers)
+        lets_go = interval * failures + timeout
+        pause = 10
+        close_after = Config().drain_close_after + LOOK
+        needed = lets_go + 1 if passes == "requests" else max(lets_go, close_after) + pause
+        assert needed <= delay <= 1.5 * needed + 5, (passes, numbers)
 
 
 def restart(node: Node, index: int, balancer: Balancer, load: StrictLoad) -> None:
