@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 from server.access_fields import NAMED, plan
 from server.errors import UsageError
+from server.hook_events import read_hook
 from server.listener.addresses import parse_address
 from server.option_values import Tier, Value
 from server.protocol.forwarded import Networks, believed
@@ -61,6 +62,7 @@ def check(found: Found, directory: str) -> None:
             raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
     _check_proxies(found)
     _check_logging(found)
+    _check_hooks(found)
     _check_paths(found, directory)
     _check_account(found)
 
@@ -101,6 +103,14 @@ def _check_proxies(found: Found) -> None:
     mount = found.get("root_path")
     if mount is not None and re.search(r"[\x00-\x1f\x7f?#\\]|//|/\.\.?(?:/|\Z)", mount.value):
         raise UsageError(f"{mount.source}: {mount.value!r} is not a path to mount at; write one such as /api")
+
+
+def _check_hooks(found: Found) -> None:
+    for text in found["hook"].value if "hook" in found else ():
+        try:
+            read_hook(text)
+        except ValueError as error:
+            raise UsageError(f"{found['hook'].source}: {error}") from None
 
 
 def _check_logging(found: Found) -> None:

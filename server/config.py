@@ -26,6 +26,7 @@ class Option:
     group: str
     unit: str = ""  # shown as the metavariable: SECONDS, BYTES, PATH …
     choices: tuple[str, ...] = ()
+    one_per_line: bool = False  # of several values in an environment variable: they hold spaces
     env: tuple[str, ...] = ()  # further environment variables, besides SERVE_<NAME>
     flag_off: str = ""  # for a boolean: the option that turns it off, where it is not --no-<name>
     minimum: float | None = None
@@ -244,6 +245,17 @@ class Config:
     )
     drain_delay: float = option(
         0.0, "Time in lame duck that TERM waits before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0
+    )
+
+    hook: tuple[str, ...] = option(
+        (),
+        "Run a command at an event: EVENT=COMMAND, or EVENT=MODULE:CALLABLE; may be repeated (docs/hooks.md).",
+        DEPLOY,
+        unit="EVENT=COMMAND",
+        one_per_line=True,
+    )
+    hook_timeout: float = option(
+        10.0, "How long a hook may take; then it is ended.", DEPLOY, unit="SECONDS", minimum=0.1
     )
 
     # HTTP

@@ -22,6 +22,8 @@ from server.option_values import Source, Tier
 OWN: Final = "serve.toml"
 PROJECT: Final = "pyproject.toml"
 TABLE: Final = "[tool.serve]"
+HOOKS: Final = "hooks"
+"""The table [hooks], which may stand in place of the option `hook`."""
 APP: Final = "app"
 """The key that names the application."""
 _HEADER: Final = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:#.*)?$")
@@ -111,6 +113,8 @@ def _entries(path: str, table: _Table) -> ConfigFile:
     for written, value in table.values.items():
         source = Source(Tier.FILE, written, path, table.line(written))
         name = written.replace("-", "_")
+        if name == HOOKS and isinstance(value, dict):
+            name, value = "hook", _hooks(value, source)
         if name == "config":
             raise UsageError(f"{source.place}: a file cannot name the file to read; use --config or SERVE_CONFIG")
         if name != APP and name not in options():
@@ -119,6 +123,17 @@ def _entries(path: str, table: _Table) -> ConfigFile:
             raise UsageError(f"{source.place}: {written} and {entries[name].source.name} are the same; leave one out")
         entries[name] = Entry(value, source)
     return ConfigFile(path, entries)
+
+
+def _hooks(table: dict[str, Any], source: Source) -> list[object]:
+    """What --hook would be given for a table of hooks: `post_reload = "command"`, or an array of several."""
+    found: list[object] = []
+    for event, value in table.items():
+        for command in value if isinstance(value, list) else [value]:
+            if not isinstance(command, str):
+                raise UsageError(f"{source.place}: the hook {event} is not text; write {event} = \"command\"")
+            found.append(f"{event}={command}")
+    return found
 
 
 def _unknown(written: str, name: str, value: object, source: Source) -> str:

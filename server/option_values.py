@@ -76,8 +76,11 @@ def from_given(name: str, defined: Option, raw: Given, source: Source) -> Value:
 
 
 def from_variable(name: str, defined: Option, text: str, source: Source) -> Value:
-    """Read the text of an environment variable; several values are separated by spaces or commas. Raises UsageError."""
-    raw: Given = tuple(t for t in re.split(r"[\s,]+", text) if t) if several(name) else text
+    """Read the text of an environment variable; several values are separated by spaces or commas,
+    or by line breaks if they hold spaces. Raises UsageError.
+    """
+    between = r"\s*\n\s*" if defined.one_per_line else r"[\s,]+"
+    raw: Given = tuple(t for t in re.split(between, text) if t) if several(name) else text
     return from_given(name, defined, raw, source)
 
 

@@ -40,6 +40,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "group": (str(os.getegid()), str(os.getegid())),
         "admin": ("127.0.0.1:9180", "127.0.0.1:9180"),
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
+        "hook": ("post_reload=a b\n serving=c:d", ("post_reload=a b", "serving=c:d")),
         "health_path": ("/up", "/up"),
         "root_path": ("/api", "/api"),
         "forwarded_allow_ips": ("10.0.0.0/8, unix", "10.0.0.0/8, unix"),
@@ -108,6 +109,17 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
             "those that the proxy sets itself, since the others come from the client",
         ),
         ({"app_dir": "/no/such"}, {}, "--app-dir: there is no directory /no/such"),
+        ({"hook": ("post_relaod=x",)}, {}, "--hook: hooks know no event 'post_relaod': did you mean post_reload?"),
+        (
+            {"hook": ("x",)},
+            {},
+            "--hook: 'x' is no hook: write EVENT=COMMAND, for example post_reload=/usr/local/bin/tell-chat",
+        ),
+        (
+            {"hook": ("serving=a 'b",)},
+            {},
+            "--hook: the command of the hook serving cannot be read: no closing quotation",
+        ),
         ({"env_file": "/no/such"}, {}, "--env-file: the file /no/such cannot be read"),
         ({"user": "no-such-user"}, {}, "--user: this machine knows no user 'no-such-user'"),
         (

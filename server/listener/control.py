@@ -245,6 +245,10 @@ class ControlServer:
             case "drain":
                 on = not request.get("off", False)
                 self._server.post(e.LameDuckAsked(on=on, by_control=True))
+                while (
+                    self._server.status()["state"] == "running" and (self._server.status()["lame_duck"] is None) is on
+                ):
+                    await anyio.sleep(0.01)  # until the hooks pre_drain are done, or out of time
                 return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
             case "stop":
                 return await self._stop(stream, request.get("delay"), follows=follows)
@@ -274,6 +278,14 @@ class ControlServer:
         self._tickets[ticket] = asker
         self._server.post(e.ReloadAsked(ticket, by="serve reload"))
         return await self._tell(stream, asker)
+
+    async def _drained(self, on: bool) -> bool:
+        """Wait until the lame duck is as it was told to be: the hooks pre_drain are done, or out of time."""
+        with anyio.move_on_after(DRAIN_TIME):
+            while (status := self._server.status())["state"] == "running" and (status["lame_duck"] is None) is on:
+                await anyio.sleep(0.01)
+            return True
+        return False
 
     async def _stop(self, stream: SocketStream, delay: float | None, *, follows: bool) -> dict[str, Any]:
         """Begin a graceful stop, unless one is going on: a second TERM would make it a quick one."""
@@ -321,6 +333,8 @@ class ControlServer:
         return int(self._server.status()["lost"])
 
 
+DRAIN_TIME: Final = 60.0
+"""Seconds that `serve drain` waits for hooks."""
 _NOT_STOPPING: Final = frozenset({"starting", "opening", "running"})
 
 

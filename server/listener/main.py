@@ -31,10 +31,12 @@ from server.listener.admin_state import admin_state
 from server.listener.control import ControlServer
 from server.listener.crew import Crew
 from server.listener.estate import Heirloom
+from server.listener.gates import Gates
 from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
+from server.listener.hooks import Hooks, trouble_at_reload, trouble_at_start
 from server.listener.in_force import in_force
-from server.listener.lifecycle import Generation, Policy, counted
+from server.listener.lifecycle import Generation, Policy, ServerState, counted
 from server.listener.pidfile import PidFile
 from server.listener.processes import Processes
 from server.listener.status import past, status
@@ -131,14 +133,16 @@ class Listener:
         self._tasks: TaskGroup
         board = self.crew.scoreboard
         self.admin = Admin(config, admin, listening, board, self.processes, self._admin_state, self.history, self.started)
-        self.heartbeats = Heartbeats(self.crew, lambda: self.settings.config.worker_timeout, self.post, self._happened)
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
+        self.hooks = Hooks(config, self.processes, self._happened, self._release, lambda: self.control.path)
+        self.gates = Gates(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
+        self.heartbeats = Heartbeats(self.crew, lambda: self.settings.config.worker_timeout, self.post, self._happened)
 
     async def run(self) -> e.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
-            self.crew.tasks = self._tasks
+            self.crew.tasks = self.hooks.tasks = self.gates.tasks = self._tasks
             if (
                 self.settings.config.control_socket
             ):  # before the signals: threads made on the way inherit that they are blocked
@@ -155,10 +159,12 @@ class Listener:
                 event: e.Event = e.Tick()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
-                self._perform_all(self._decide(event))
+                if (order := self.gates.admit(event, self.supervisor.lame_duck is not None)) is not None:
+                    self._perform_all(self._decide(order))
                 self.admin.changed()
                 if self.succession.due():
                     await self.succession.attempt()
+            await self._finish_hooks()
             await self.control.finish()
             await self.admin.finish()
             self._tasks.cancel_scope.cancel()
@@ -182,7 +188,7 @@ class Listener:
 
     def busy(self) -> bool:
         """Whether something is under way that only this program can bring to its end."""
-        return False
+        return self.hooks.busy or self.gates.asking
 
     def has_events(self) -> bool:
         """Whether something has happened that has not been handled."""
@@ -305,7 +311,10 @@ class Listener:
         policy, trouble, detail = None, "", ""
         try:
             settings = await self._read_settings()
-            if not (trouble := self.settings.not_live(settings)):
+            trouble = self.settings.not_live(settings)
+            if not trouble and settings.config.hook:
+                trouble, detail = await self._ask_before_reload(settings.config, by)
+            if not trouble:
                 self._upcoming, policy = settings, policy_of(settings.config)
         except UsageError as error:
             trouble = str(error)
@@ -313,6 +322,36 @@ class Listener:
             log.exception("the reload could not be prepared")
             trouble = f"it could not be prepared: {error!r}"
         self.post(e.ReloadPrepared(policy, trouble, detail))
+
+    async def _ask_before_reload(self, config: Config, by: str) -> tuple[str, str]:
+        """Look whether the hooks of the new configuration are there, and run those before a reload."""
+        resolved = release.resolve(config, self.start_directory)
+        trouble, detail = await trouble_at_reload(config, resolved, self.processes)
+        if trouble:
+            return trouble, detail
+        current = self.supervisor.current
+        record: Record = {"at": round(time.time(), 3), "level": "info", "event": "pre_reload", "by": by}
+        record |= {"text": "the server is about to reload", "generation": current.number if current else 0}
+        return await self.hooks.before("pre_reload", record, config, resolved)
+
+    async def _finish_hooks(self) -> None:
+        """Hooks have their time to end; being told to stop once more ends them."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._hurry_hooks)
+            await self.hooks.finish()
+            tasks.cancel_scope.cancel()
+
+    async def _hurry_hooks(self) -> None:
+        while True:
+            if isinstance(await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
+                self.hooks.hurry()
+
+    def _release(self) -> release.Release | None:
+        """What hooks are run in: as the current generation is."""
+        current = self.supervisor.current
+        plan = self.plans.get(current) if current is not None else None
+        resolved = plan.release if plan is not None else self._resolve(self.settings.config)
+        return resolved if isinstance(resolved, release.Release) else None
 
     async def _read_settings(self) -> Settings:
         """Read the configuration in a thread: a file may lie on a disk that does not answer.
@@ -335,6 +374,7 @@ class Listener:
         if changed := before.changed(settings):
             told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
             self._happened(e.Say(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed}))
+            self.hooks.use(settings.config)
             try:
                 logs.configure(settings.config, "listener")
             except UsageError as error:
@@ -347,13 +387,14 @@ class Listener:
         if (number := about.pop("worker", None)) is not None:
             child = next((child for child in self.crew if child.worker.id == number), None)
             about |= {"pid": child.pid} if child is not None else {}
-        text = f"{said.text}\n{said.detail.rstrip()}" if said.detail else said.text
-        log.log(said.level, "%s", text, extra={"event": said.event, "about": about})
+        extra = {"event": said.event, "about": {**about, "detail": said.detail.rstrip()}}
+        log.log(said.level, "%s", said.text, extra=extra)
         what = {"at": round(time.time(), 3), "level": level, "event": said.event, "text": said.text}
         record: Record = {**about, **what, "detail": said.detail}
         self.history.add(record)
         self.control.happened(record)
         self.admin.happened(record)
+        self.hooks.happened(record)
 
     def _open_ports(self) -> None:
         try:
@@ -432,7 +473,9 @@ def run(settings: Settings) -> int:
     Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
     """
     config = settings.config
-    release.resolve(config, release.logical_directory())
+    resolved = release.resolve(config, release.logical_directory())
+    if trouble := trouble_at_start(config, resolved):
+        raise UsageError(trouble)
     if config.reload:
         changes.require(settings)
     with output.guarded():

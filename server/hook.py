@@ -1,0 +1,82 @@
+"""What a hook that is a callable runs in: `python -m server.hook MODULE:CALLABLE`, the event as JSON on standard input.
+
+A fresh process, as the workers' user, in the directory and with the interpreter of the release. The callable gets the
+event as a dict; it may be async. An exception (its traceback is shown) or `return False` is exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import importlib
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from server.config import Config
+from server.specification import application_traceback, parse
+from server.worker.main import take_account
+
+
+def main() -> int:
+    """Run it, or with --check only find out whether it is there; return the exit status."""
+    parser = argparse.ArgumentParser(prog="server.hook", description="Started by the listener; not by hand.")
+    parser.add_argument("callable")
+    parser.add_argument("--app-dir", default="")
+    parser.add_argument("--user", default="")
+    parser.add_argument("--group", default="")
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    take_account(Config(user=arguments.user, group=arguments.group))
+    sys.path.insert(0, arguments.app_dir)
+    try:
+        found = load(arguments.callable)
+    except LookupError as error:
+        print(error.args[0], file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(application_traceback(error), file=sys.stderr, end="")
+        return 1
+    if arguments.check:
+        return 0
+    try:
+        result = found(json.load(sys.stdin))
+        if inspect.isawaitable(result):
+            result = asyncio.run(_wait_for(result))
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 1 if result is False else 0
+
+
+async def _wait_for(result: Any) -> Any:
+    return await result
+
+
+def load(text: str) -> Callable[[dict[str, Any]], Any]:
+    """Import `module:callable`. Raises LookupError with a sentence if it is not there, and what the import raises."""
+    name, path = parse(text)
+    try:
+        found: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise
+        raise LookupError(f"there is no module {error.name} in {sys.path[0]}") from None
+    for part in path:
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            near = difflib.get_close_matches(part, [n for n in dir(found) if not n.startswith("_")], 1)
+            raise LookupError(f"{name} has no {part}" + (f"; did you mean {near[0]}?" if near else "")) from None
+    if not callable(found):
+        raise LookupError(f"{text} cannot be called")
+    called: Callable[[dict[str, Any]], Any] = found
+    return called
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Orders that wait for their hooks: the lame duck for pre_drain, a graceful stop for pre_stop.
+
+It owns the orders that are held back meanwhile and gives each one back, in order, when its hooks are done or out of
+time: none is lost. Everything else passes at once: a second TERM ends the waiting, INT and QUIT wait for nothing. What
+was asked for behind a lame duck that waits (a reload, the end of the lame duck) stays behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from server.listener import events as e
+from server.listener.hooks import Hooks
+
+log = logging.getLogger("serve")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admitted(e.Event):
+    """An order that has waited long enough."""
+
+    order: e.Event
+
+
+class Gate(enum.Enum):
+    """CLOSED -> ASKING -> OPEN; that of the lame duck closes again."""
+
+    CLOSED = "closed"
+    ASKING = "asking"  # hooks are being run, orders are held
+    OPEN = "open"
+
+
+class Gates:
+    """Those of one listener."""
+
+    def __init__(self, hooks: Hooks, post: Callable[[e.Event], None], running: Callable[[], bool]) -> None:
+        """`running` says whether the server is up and not about to stop: else orders pass."""
+        self.tasks: TaskGroup
+        """Set before the first event."""
+        self._hooks = hooks
+        self._post = post
+        self._running = running
+        self._stop = self._drain = Gate.CLOSED
+        self._stop_scope: anyio.CancelScope
+        """Set with the gate of the stop ASKING."""
+        self._held: list[e.Event] = []
+        """The lame duck that waits, and what was asked for behind it."""
+
+    @property
+    def asking(self) -> bool:
+        """Whether orders are held."""
+        return Gate.ASKING in (self._stop, self._drain)
+
+    def admit(self, event: e.Event, in_lame_duck: bool) -> e.Event | None:
+        """The event that is to be handled now, or None: it is held and will come again."""
+        if isinstance(event, Admitted):
+            return event.order
+        if isinstance(event, e.StopAsked):
+            return self._admit_stop(event)
+        if isinstance(event, e.QuickStopAsked) and self._stop is Gate.ASKING:
+            self._stop = Gate.OPEN
+            self._stop_scope.cancel()
+        elif isinstance(event, (e.LameDuckAsked, e.ReloadAsked)):
+            return self._admit_to_drain(event, in_lame_duck)
+        return event
+
+    def _admit_stop(self, event: e.StopAsked) -> e.Event | None:
+        if self._stop is Gate.ASKING:  # told twice: now
+            self._stop = Gate.OPEN
+            self._stop_scope.cancel()
+            return event
+        if self._stop is Gate.CLOSED and self._running() and self._hooks.any("pre_stop"):
+            self._stop, self._stop_scope = Gate.ASKING, anyio.CancelScope()
+            self.tasks.start_soon(self._ask_before_stop, event)
+            return None
+        return event
+
+    async def _ask_before_stop(self, event: e.StopAsked) -> None:
+        with self._stop_scope:
+            await self._ask("pre_stop", "the server is about to stop")
+        if self._stop is Gate.ASKING:
+            self._stop = Gate.OPEN
+            self._post(Admitted(event))
+
+    def _admit_to_drain(self, event: e.Event, in_lame_duck: bool) -> e.Event | None:
+        if self._drain is Gate.ASKING:
+            self._held.append(event)
+            return None
+        begins = isinstance(event, e.LameDuckAsked) and event.on and not in_lame_duck
+        if begins and self._running() and self._hooks.any("pre_drain"):
+            self._drain = Gate.ASKING
+            self._held = [event]
+            self.tasks.start_soon(self._ask_before_drain)
+            return None
+        return event
+
+    async def _ask_before_drain(self) -> None:
+        try:
+            await self._ask("pre_drain", "the server is about to be a lame duck")
+        finally:
+            self._drain = Gate.CLOSED
+            held, self._held = self._held, []
+            for order in held:
+                self._post(Admitted(order))
+
+    async def _ask(self, event: str, text: str) -> None:
+        record: dict[str, Any] = {"at": round(time.time(), 3), "level": "info", "event": event, "text": text}
+        try:
+            await self._hooks.before(event, record)
+        except Exception:  # a bug of ours holds up nothing
+            log.exception("the hooks %s could not be run", event)
