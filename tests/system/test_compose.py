@@ -54,7 +54,7 @@ def test_it_is_more_patient_than_the_server(service: dict[str, Any]) -> None:
 
 
 def test_its_command_and_its_health_check_work(service: dict[str, Any], tmp_path: Path) -> None:
-    with running(*service["command"], "--drain-delay", "0", directory=tmp_path) as server:
+    with running(*service["command"], "--drain-delay", "0", "--workers", "1", directory=tmp_path) as server:
         _, name, *arguments = service["healthcheck"]["test"]
         assert name == "python"
         check = [sys.executable, *arguments]
