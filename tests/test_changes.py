@@ -18,6 +18,7 @@ import pytest
 from server.errors import UsageError
 from server.listener.changes import require
 from server.settings import read
+from tests import browser
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
 
@@ -151,12 +152,26 @@ class Tab(threading.Thread):
                     self.seen += [text.decode() for text in re.findall(rb"data: (\w+)", data)][-1:]
 
 
+LISTEN = """
+    const shown = document.body.appendChild(document.createElement("output"));
+    shown.id = "version";
+    window.tab = new EventSource("/events");
+    tab.onmessage = (event) => { shown.textContent = event.data; };
+"""
+
+
+@pytest.mark.needs("chromium")
 @pytest.mark.once
-def test_open_streams_hold_no_change_up(project: Path) -> None:
-    with developing(project) as server:
+def test_open_streams_hold_no_change_up(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A browser's tab and three plain clients listen to streams without end over ten changes."""
+    with developing(project) as server, browser.page(tmp_path_factory.mktemp("profile")) as page:
         tabs = [Tab(server) for _ in range(3)]
         for tab in tabs:
             tab.start()
+        page.open("http://{}:{}/".format(*server.address()))
+        page.wait_for("document.body.textContent.includes('version')")
+        page.evaluate(LISTEN)
+        page.wait_for("document.getElementById('version').textContent == '1'")
         wait_for(server, lambda: all(tab.seen for tab in tabs))
         alive = 0
         for number in range(2, 12):
@@ -164,10 +179,12 @@ def test_open_streams_hold_no_change_up(project: Path) -> None:
             wait_for(server, lambda number=number: served(server) == str(number))  # type: ignore[misc]
             alive = max(alive, len(server.status()["generations"]))
         wait_for(server, lambda: all(tab.seen[-1] == "11" for tab in tabs))
+        page.wait_for("document.getElementById('version').textContent == '11'")
         assert server.status()["reloads"] == 10
         assert "reload waits" not in server.log()
         assert alive > 1  # old ones were still streaming meanwhile
         assert all(2 <= tab.connections <= 11 for tab in tabs)
+        page.evaluate("tab.close()")
         for tab in tabs:
             tab.closing.set()
         server.wait_until(lambda status: len(status["generations"]) == 1)
