@@ -245,10 +245,8 @@ class ControlServer:
             case "drain":
                 on = not request.get("off", False)
                 self._server.post(e.LameDuckAsked(on=on, by_control=True))
-                while (
-                    self._server.status()["state"] == "running" and (self._server.status()["lame_duck"] is None) is on
-                ):
-                    await anyio.sleep(0.01)  # until the hooks pre_drain are done, or out of time
+                if not await self._drained(on):
+                    return {"ok": True, "text": "asked for; hooks that run before it are not done yet"}
                 return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
             case "stop":
                 return await self._stop(stream, request.get("delay"), follows=follows)
