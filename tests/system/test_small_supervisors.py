@@ -110,7 +110,8 @@ def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]
 
 def test_hup_reloads_usr2_drains_and_term_stops(service: Service) -> None:
     (pid,) = children(service.process.pid)
-    with light_load(service.port, service.executions):
+    with light_load(service.port, service.executions) as ledger:
+        service.wait_for(lambda: len(ledger.entries) > 50)
         for number in (2, 3):
             service.ask("reload")
             service.wait_for(lambda number=number: generation(service.control) == number)  # type: ignore[misc]

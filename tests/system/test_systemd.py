@@ -104,7 +104,8 @@ def test_the_service_lives_reloads_refuses_and_stops(site: Site, name: str) -> N
     systemd.do("start", "serve.service")
     assert systemd.show("serve.service", "StatusText").startswith("generation 1 serves, 2 workers")
     pid = systemd.server
-    with light_load(site.port, site.executions):
+    with light_load(site.port, site.executions) as ledger:
+        systemd.wait_for(lambda: len(ledger.entries) > 50)
         site.release("2")
         systemd.do("reload", "serve.service")
         systemd.wait_for(lambda: systemd.status()["generation"] == 2)
@@ -159,7 +160,9 @@ def test_a_blocked_worker_costs_nothing_and_a_blocked_server_is_restarted(site: 
 
 @root
 def test_a_port_of_systemd_starts_the_service_and_refuses_nobody_while_it_restarts(site: Site) -> None:
-    site.unit("serve.service", **{f"--bind 127.0.0.1:{site.port} ": ""})
+    # The default KillMode sends TERM to the workers as well: they obey the listener alone.
+    changes = {f"--bind 127.0.0.1:{site.port} ": "", "KillMode=mixed": "KillMode=control-group"}
+    site.unit("serve.service", **changes)
     site.unit("serve.socket")
     systemd = site.systemd
     systemd.do("start", "serve.socket")
@@ -168,9 +171,11 @@ def test_a_port_of_systemd_starts_the_service_and_refuses_nobody_while_it_restar
         assert request(client, "/")[0] == 200
     assert systemd.status()["listening"] == ["fd:3 (http)"]
     before = systemd.server
-    with light_load(site.port, site.executions, kinds=("one-shot",)):
-        systemd.do("restart", "serve.service")
-        systemd.do("reload", "serve.service")
+    with light_load(site.port, site.executions, kinds=("one-shot",)) as ledger:
+        for word in ("restart", "reload"):
+            sent = len(ledger.entries)
+            systemd.wait_for(lambda sent=sent: len(ledger.entries) > sent + 50)  # type: ignore[misc]
+            systemd.do(word, "serve.service")
     assert systemd.server != before
     assert systemd.status()["generation"] == 2
 
