@@ -116,8 +116,7 @@ class Admin:
     def happened(self, record: Record) -> None:
         """Pass on what has happened."""
         if record["level"] != "debug":
-            detail = str(record.get("detail", ""))
-            self._records.append({**record, "detail": detail[-DETAIL:]})
+            self._records.append(_shown(record))
         self._news.set()
 
     def changed(self) -> None:
@@ -215,7 +214,7 @@ class Admin:
     async def _welcome(self, channel: Channel) -> State:
         """All that it has to know before it may show anything; return the state that it was told."""
         told = self._state()
-        past = [{**record, "detail": str(record.get("detail", ""))[-DETAIL:]} for record in self._history.records]
+        past = [_shown(record) for record in self._history.records]
         reloads = [{**each, "reason": str(each.get("reason", ""))[:REASON]} for each in self._history.reloads]
         self._records.clear()  # which are among the past ones
         board = self._scoreboard.read_only()
@@ -251,6 +250,12 @@ def own_config(config: Config) -> Config:
         block_warn=0.0,
         **{name: getattr(config, name) for name in kept},
     )
+
+
+def _shown(record: Record) -> Record:
+    """What is passed on of a record: no PID of a worker, which nobody is to send a signal to."""
+    shown = {name: value for name, value in record.items() if name != "pid"}
+    return {**shown, "detail": str(record.get("detail", ""))[-DETAIL:]}
 
 
 def _local(listening: Listening) -> bool:

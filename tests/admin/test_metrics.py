@@ -36,7 +36,8 @@ from tests.admin.scraping import (
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
 
-RELOADS = 4
+RELOADS = int(os.environ.get("METRICS_RELOADS", "4"))
+"""Reloads, and workers killed, in the test of counters; more of them by METRICS_RELOADS=40."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_counters_never_go_back_over_reloads_deaths_and_recycling(tmp_path: Path
         assert scraper.wrong == []
         assert scraper.scrapes > 20
         assert scraper.failed <= 4
-        assert clients.failed <= 12
+        assert clients.failed <= 2 * RELOADS
         end = wait_for(address, lambda metrics: value(metrics, "serve_reloads_total", outcome="done") == RELOADS)
         assert value(end, "serve_requests_in_flight") == 0
         requests = value(end, "serve_requests_total")

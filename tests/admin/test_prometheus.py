@@ -58,6 +58,13 @@ class Prometheus:
             time.sleep(0.1)
 
 
+def dashboard_queries() -> list[str]:
+    """What the example dashboard for Grafana asks."""
+    dashboard = json.loads((DEPLOY / "grafana.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return asked + [each["expr"] for each in dashboard["annotations"]["list"]]
+
+
 @contextlib.contextmanager
 def prometheus(directory: Path, target: str) -> Iterator[Prometheus]:
     """A Prometheus that scrapes `target` five times a second; ended when the block ends."""
@@ -111,6 +118,8 @@ def test_it_scrapes_sees_no_counter_reset_and_raises_the_alert(tmp_path: Path) -
             assert (seen.value("histogram_quantile(0.5, rate(serve_request_duration_seconds_bucket[1m]))") or 0) > 0
             firing = 'ALERTS{alertname="ServeReloadRefused", alertstate="firing"}'
             seen.wait("the alert is not raised", lambda: seen.value(firing) == 1)
+            for query in dashboard_queries():
+                assert seen.ask("query", query=query.replace("$instance", ".*")) is not None, query
             assert [g["name"] for g in seen.ask("rules")["groups"]] == ["serve"]
             assert all(rule["health"] == "ok" for g in seen.ask("rules")["groups"] for rule in g["rules"])
         assert server.stop() == 0
@@ -124,11 +133,12 @@ def test_the_example_configuration_and_its_alerts_are_valid() -> None:
 
 
 @pytest.mark.needs("promtool")
-def test_the_alerts_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
+def test_the_alerts_and_the_dashboard_ask_for_metrics_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     with running("app:app", *ADMIN, directory=tmp_path) as server:
         there = {name for name, _ in scrape(admin_address(server))}
-        asked = re.findall(
+        asked = re.findall(r"\bserve_[a-z_]+", "\n".join(dashboard_queries()))
+        asked += re.findall(
             r"\bserve_[a-z_]+", "\n".join(re.findall(r"expr: (.*)", (DEPLOY / "serve.rules.yml").read_text()))
         )
         assert asked
