@@ -64,7 +64,7 @@ class RunCommand(click.Command):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("serve", "APP [OPTIONS]")
-        formatter.write_usage("serve", "|".join(MODULES) + " [OPTIONS]", prefix="       ")
+        formatter.write_usage("serve", "COMMAND [OPTIONS]", prefix="       ")
 
     def get_help(self, ctx: click.Context) -> str:
         return super().get_help(ctx).replace(UNBROKEN, " ")
@@ -83,8 +83,8 @@ class RunCommand(click.Command):
         formatter.write_paragraph()
         formatter.write_text(
             "Each option can be set by an environment variable as well: SERVE_ and its name, as in "
-            "SERVE_BIND_TIMEOUT=10 (several values of SERVE_BIND are separated by spaces), or in serve.toml or the table "
-            "[tool.serve] of pyproject.toml: bind-timeout = 10, and app for APP. The command line wins, then the "
+            "SERVE_BIND_TIMEOUT=10 (several values of SERVE_BIND are separated by spaces), or in serve.toml or the "
+            "table [tool.serve] of pyproject.toml: bind-timeout = 10, and app for APP. The command line wins, then the "
             "environment."
         )
 

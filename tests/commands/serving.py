@@ -24,6 +24,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"do", "more_body": True})
     if what == "block":
+        await asyncio.sleep(0.05)  # what was sent leaves at the end of the loop's turn
         time.sleep(float(seconds))
     elif what == "wait":
         await asyncio.sleep(float(seconds))
@@ -41,7 +42,7 @@ def begin(server: RunningServer, path: str) -> Any:
     connection.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
     connection.settimeout(PATIENCE)
     data = b""
-    while not data.endswith(b"do"):
+    while b"\r\n\r\ndo" not in data:
         piece = connection.recv(65536)
         assert piece, f"closed after {data!r}"
         data += piece

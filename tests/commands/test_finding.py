@@ -1,0 +1,201 @@
+"""Which server is meant: the only one, that of a pid file, that of a socket; and who may speak to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server import control_client
+from server.errors import UsageError
+from tests.applications import info
+from tests.commands.serving import environment, serve
+from tests.running import PATIENCE, children, running
+
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user and to mount")
+
+
+@contextlib.contextmanager
+def unnamed(directory: Path, *arguments: str) -> Iterator[int]:
+    """A server that was told nothing of where its control socket should be; gives its PID."""
+    pid_file = directory / "serve.pid"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", "app:app", "--bind", "127.0.0.1:0", "--pid", str(pid_file), *arguments],
+        cwd=directory,
+        env=environment(XDG_RUNTIME_DIR=str(directory)),
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not pid_file.exists():  # it is written when the server serves
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        yield process.pid
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        if process.poll() is None:
+            pids = children(process.pid)
+            process.kill()
+            process.wait()
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where servers are looked for: others may run on this machine."""
+    (tmp_path / "app.py").write_text(info())
+    monkeypatch.setattr("server.control_client._directories", lambda: [tmp_path / "serve"])
+    return tmp_path
+
+
+def test_by_itself_and_by_its_pid_file(runtime: Path) -> None:
+    with pytest.raises(UsageError, match="no server was found; name its socket with --control PATH or its pid file"):
+        control_client.find()
+    with unnamed(runtime) as pid:
+        path = runtime / "serve" / f"{pid}.sock"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert control_client.find() == path
+        assert control_client.find(pid_file=str(runtime / "serve.pid")) == path
+        done = serve(None, "status", "--pid", str(runtime / "serve.pid"))  # wherever its socket is
+        assert f"PID {pid}: running, healthy" in done.stdout
+    assert not path.exists()
+    with pytest.raises(UsageError, match="cannot be read; is the server running"):
+        control_client.find(pid_file=str(runtime / "serve.pid"))
+
+
+def test_several_are_told_apart(runtime: Path) -> None:
+    with running("app:app", directory=runtime) as one, running("app:app", directory=runtime) as other:
+        (runtime / "serve").mkdir()
+        for server in (one, other):
+            (runtime / "serve" / f"{server.pid}.sock").symlink_to(server.control)
+        with pytest.raises(UsageError, match="several servers run: ") as caught:
+            control_client.find()
+        for server in (one, other):
+            host, port = server.address()
+            assert f"PID {server.pid} (app:app on http://{host}:{port}, --control " in str(caught.value)
+        assert str(caught.value).endswith("; name one with --control PATH or --pid PATH")
+        assert one.stop() == 0
+        assert control_client.find().stem == str(other.pid)
+        assert other.stop() == 0
+
+
+def test_a_pid_file_finds_the_socket_wherever_it_is(tmp_path: Path) -> None:
+    """Also beside a unix socket that the server serves on."""
+    (tmp_path / "app.py").write_text(info())
+    arguments = ("--bind", f"unix:{tmp_path}/http.sock", "--pid", str(tmp_path / "pid"))
+    with running("app:app", *arguments, directory=tmp_path) as server:
+        assert control_client.find(pid_file=str(tmp_path / "pid")) == server.control
+        assert serve(None, "reload", "--pid", str(tmp_path / "pid")).returncode == 0
+        assert server.stop() == 0
+
+
+def test_a_pid_file_that_is_wrong_is_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    (tmp_path / "pid").write_text(f"{done.pid}\n")
+    told = serve(None, "status", "--pid", str(tmp_path / "pid"))
+    assert (told.returncode, told.stdout) == (2, "")
+    assert f"no process has the PID {done.pid}" in told.stderr
+    (tmp_path / "pid").write_text(f"{os.getpid()}\n")
+    told = serve(None, "status", "--pid", str(tmp_path / "pid"))
+    assert f"the server with PID {os.getpid()} has no control socket that answers" in told.stderr
+
+
+def test_a_socket_that_is_no_control_socket_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--bind", f"unix:{tmp_path}/http.sock", directory=tmp_path) as server:
+        told = serve(None, "status", "--control", f"{tmp_path}/http.sock")
+        assert (told.returncode, told.stdout) == (2, "")
+        assert told.stderr == ("serve: what answers there is not a server's control socket; name it with --control\n")
+        assert server.stop() == 0
+
+
+def test_without_a_control_socket(runtime: Path) -> None:
+    with unnamed(runtime, "--no-control"):
+        assert not list(runtime.glob("serve/*.sock"))
+        told = serve(None, "status", "--pid", str(runtime / "serve.pid"))
+        assert (told.returncode, told.stdout) == (2, "")
+        assert "has no control socket that answers" in told.stderr
+
+
+@needs_root
+def test_on_a_read_only_file_system_it_serves_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    (tmp_path / "fixed").mkdir()
+    with running(
+        "app:app",
+        "--control",
+        f"{tmp_path}/fixed/control.sock",
+        directory=tmp_path,
+        wrapper=("unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none "$0" && exec "$@"', f"{tmp_path}/fixed"),
+    ) as server:
+        assert "no control socket: [Errno 30] Read-only file system" in server.log()
+        assert server.stop() == 0
+
+
+@needs_root
+def test_other_users_are_not_answered(tmp_path: Path) -> None:
+    """They may not connect (0600), and are not answered where somebody has changed the mode (SO_PEERCRED)."""
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", directory=tmp_path) as server:
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(UsageError, match="cannot be reached: Permission denied"):
+                control_client.ask(server.control, "status")
+        finally:
+            os.seteuid(0)
+        server.control.chmod(0o666)
+        os.seteuid(NOBODY)  # the credentials at the time of connect(2) count (unix(7))
+        try:
+            with pytest.raises(control_client.Gone):
+                control_client.ask(server.control, "stop")
+        finally:
+            os.seteuid(0)
+        assert server.status()["state"] == "running"
+        assert server.stop() == 0
+
+
+@needs_root
+def test_what_another_user_answers_is_not_believed() -> None:
+    """A socket in a place that others can write to may be anybody's."""
+    with tempfile.TemporaryDirectory() as place, socket.socket(socket.AF_UNIX) as false:
+        Path(place).chmod(0o777)
+        path = Path(place, "control.sock")
+        false.bind(str(path))
+        path.chmod(0o666)
+        os.seteuid(NOBODY - 1)  # the credentials at the time of listen(2) count
+        try:
+            false.listen()
+            os.seteuid(0)
+            os.seteuid(NOBODY)
+            with pytest.raises(UsageError, match="belongs to another user's process"):
+                control_client.ask(path, "status")
+        finally:
+            os.seteuid(0)
+
+
+def test_in_the_places_of_services_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RuntimeDirectory= of a unit is known to the server by an environment that a person's shell has not."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    from server import control_protocol
+
+    (tmp_path / "serve").mkdir(mode=0o700)
+    assert control_protocol.default_socket(5) == tmp_path / "serve" / "5.sock"
+    assert control_protocol.private(tmp_path / "serve")
+    (tmp_path / "serve").chmod(0o777)
+    assert not control_protocol.private(tmp_path / "serve")
