@@ -126,18 +126,22 @@ def test_what_blocks_the_loop_is_logged_once_and_so_is_its_end(directory: Path, 
 
 def test_code_that_keeps_the_interpreter_lock_is_told_of_when_it_gives_it_up(directory: Path) -> None:
     with running("app:app", *WARN, directory=directory) as server, connect(server) as connection:
-        for path, how, line in (
-            ("/count/1.5", "code that kept the interpreter lock all the time", r"sum\(range\(int"),
-            ("/keep/1.5", "it was stopped, got no processor time, or waited in code that kept", r"usleep\(int"),
-            ("/thread/1.5", "another thread ran code that kept the interpreter lock", "count|set_result"),
-        ):
+        cases = (
+            ("/count/2.5", "code that kept the interpreter lock all the time", r"sum\(range\(int"),
+            ("/keep/2.5", "it was stopped, got no processor time, or waited in code that kept", r"usleep\(int"),
+            ("/thread/2.5", "another thread ran code that kept the interpreter lock", "count|set_result"),
+        )
+        for number, (path, how, line) in enumerate(cases, start=1):
             assert request(connection, path)[0] == 200
             logged(server, f"warning: [^\n]*{re.escape(how)}.*?(?:{line})")
+            logged(server, "turns again", number)
 
 
 def test_a_process_that_was_stopped_says_so(directory: Path) -> None:
     with running("app:app", *WARN, directory=directory) as server:
         (pid,) = server.worker_pids()
+        while [thread["note"] for thread in asked_stacks(server)[0]["threads"]] != ["waits for events"]:
+            time.sleep(0.02)
         os.kill(pid, signal.SIGSTOP)
         time.sleep(2.5)  # longer than what counts as standing still, behind the tick that is missing first
         os.kill(pid, signal.SIGCONT)

@@ -51,6 +51,7 @@ TRIES: Final = 20
 DEPTH: Final = 200
 """Coroutines that wait for one another, as far as they are followed."""
 
+_RUNS_THE_LOOP: Final = asyncio.runners.Runner.run.__code__
 _LIFESPAN_WAITS: Final = Lifespan._receive.__code__
 """Every application that has a lifespan waits here for its end."""
 
@@ -66,7 +67,7 @@ def idle(frame: FrameType | None) -> bool:
     if frame is None:
         return True
     code = frame.f_code
-    if code is asyncio.runners.Runner.run.__code__:
+    if code is _RUNS_THE_LOOP:
         return True
     return code.co_name == "select" and code.co_filename == selectors.__file__
 
@@ -82,8 +83,9 @@ def frames_of(frame: FrameType | None) -> Frames:
 
 
 def lines_of(frames: Frames) -> list[str]:
-    """The stack as lines: from the application's first frame on, or whole if there is none."""
-    first = next((index for index, (frame, _) in enumerate(frames) if not _is_machinery(frame)), 0)
+    """The stack as lines: from the application's first frame on; if there is none, from the loop's callback on."""
+    callback = next((index + 1 for index, (frame, _) in enumerate(frames) if frame.f_code is _RUNS_THE_LOOP), 0)
+    first = next((index for index, (frame, _) in enumerate(frames) if not _is_machinery(frame)), callback)
     frames = frames[first:]
     left_out = len(frames) - OUTER_FRAMES - INNER_FRAMES
     if left_out <= 0:

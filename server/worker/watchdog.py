@@ -46,8 +46,10 @@ TICK: Final = 1.0
 """Seconds between the loop's ticks (`server.worker.ticker.PERIOD`)."""
 SHORTEST: Final = 0.02
 """Seconds between two looks, at least."""
-BUSY_SHARE: Final = 0.2
-"""Who used the processor for this share of a time is what filled it: others may want the processor as well."""
+BUSY_SHARE: Final = 0.6
+"""The loop's thread filled a time if it ran or waited for a processor for this share of it."""
+OTHERS_SHARE: Final = 0.05
+"""Other threads filled it if they ran for this share of it; a busy machine may have given them no more."""
 STOOD_STILL: Final = 1.0
 """Seconds that nothing of this process must have run to be worth telling: a busy machine may take some tenths."""
 REPEAT_AFTER: Final = 60.0
@@ -169,10 +171,16 @@ class Watchdog:
         self._overslept = 0.0  # by how much the last tick was late, if that is worth telling
         self._sleeps = 0
         self._due = math.inf  # of the next look
-        self._used = 0.0, 0.0  # processor time of the process and of the loop's thread at the last look
+        self._used = (0.0, 0.0, 0.0)  # processor time of the process and of the loop's thread at the last look
         self._shown_at: dict[str, float] = {}  # when the stacks of which places were shown
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._timer = Timer()
+        try:  # kept: there may be none left later
+            self._schedstat = os.open(
+                f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC
+            )
+        except OSError:
+            self._schedstat = -1
         if dump is not None:
             faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True, chain=False)
         self.abilities: dict[str, Any] = {"signal": int(DUMP_SIGNAL), "loop_thread": self._loop_thread}
@@ -298,14 +306,21 @@ class Watchdog:
         """What a look that comes so late (s) means, from who has used the processor since the last one."""
         late = max(late, self._overslept)
         since = late + (0.0 if self._watch is None else self._watch.limit / 2)
-        process, of_loop = time.process_time(), time.clock_gettime(time.pthread_getcpuclockid(self._loop_thread))
-        process_used, loop_used = process - self._used[0], of_loop - self._used[1]
-        self._used = process, of_loop
-        if loop_used >= since * BUSY_SHARE:
+        before, self._used = self._used, self._time_used()
+        process, running, waiting = (now - then for now, then in zip(self._used, before, strict=True))
+        if running + waiting >= since * BUSY_SHARE:
             return Delay(late, Culprit.LOOP)
-        if process_used >= since * BUSY_SHARE:
+        if process - running >= since * OTHERS_SHARE:
             return Delay(late, Culprit.ANOTHER)
         return Delay(late if late >= STOOD_STILL else 0.0, Culprit.NOBODY)
+
+    def _time_used(self) -> tuple[float, float, float]:
+        """Seconds that all threads ran, that the loop's did, and for which that one waited for a processor."""
+        try:
+            running, waiting, _ = os.pread(self._schedstat, 100, 0).split()
+        except (OSError, ValueError):  # a kernel without CONFIG_SCHED_INFO
+            return time.process_time(), time.clock_gettime(time.pthread_getcpuclockid(self._loop_thread)), 0.0
+        return time.process_time(), int(running) / 1e9, int(waiting) / 1e9
 
     def _say_blocked(
         self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: Delay
