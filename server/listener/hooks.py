@@ -41,13 +41,11 @@ log = logging.getLogger("serve")
 class _Line:
     """One hook's events."""
 
-    __slots__ = ("done", "hook", "left_out", "waiting")
+    __slots__ = ("hook", "left_out", "waiting")
 
     def __init__(self, hook: Hook) -> None:
         self.hook = hook
         self.waiting: collections.deque[Record] = collections.deque()
-        self.done: anyio.Event | None = None
-        """Set when none waits any more; None if none does."""
         self.left_out = 0
 
 
@@ -74,6 +72,8 @@ class Hooks:
         self._asking: set[anyio.CancelScope] = set()
         self._running: set[anyio.CancelScope] = set()
         self._working: set[_Line] = set()
+        self._less = anyio.Event()
+        """Set whenever one of these three has become smaller; then there is another."""
         self.use(config)
 
     def use(self, config: Config) -> None:
@@ -107,8 +107,7 @@ class Hooks:
                 self._say(logging.WARNING, "hook_failed", text, line.hook)
             return
         line.waiting.append(record)
-        if line.done is None:
-            line.done = anyio.Event()
+        if line not in self._working:
             self._working.add(line)
             self.tasks.start_soon(self._work, line)
 
@@ -125,10 +124,9 @@ class Hooks:
         except Exception:  # a bug of ours costs this hook, not the server
             log.exception("the %s could not be run", line.hook)
         finally:
-            done, line.done, line.left_out = line.done, None, 0
+            line.left_out = 0
             self._working.discard(line)
-            if done is not None:
-                done.set()
+            self._tell_less()
 
     def _report(self, hook: Hook, outcome: Outcome) -> None:
         if outcome.trouble:
@@ -199,6 +197,11 @@ class Hooks:
                 yield
             finally:
                 among.discard(scope)
+                self._tell_less()
+
+    def _tell_less(self) -> None:
+        less, self._less = self._less, anyio.Event()
+        less.set()
 
     # The end
 
@@ -209,17 +212,15 @@ class Hooks:
         """
         for scope in list(self._asking):
             scope.cancel()
-        with anyio.move_on_after(self._config.hook_timeout + TERM_TIME):
-            await self._none_working()
+        with anyio.move_on_after(self._config.hook_timeout + TERM_TIME + REAP_TIME):
+            await self._none_left()
         self.hurry()
         with anyio.move_on_after(REAP_TIME):
-            await self._none_working()
+            await self._none_left()
 
-    async def _none_working(self) -> None:
-        while self._working:
-            line = next(iter(self._working))
-            if line.done is not None:
-                await line.done.wait()
+    async def _none_left(self) -> None:
+        while self._working or self._asking or self._running:
+            await self._less.wait()
 
     def hurry(self) -> None:
         """End all hooks at once, and start no more."""

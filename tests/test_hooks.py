@@ -1,0 +1,393 @@
+"""Hooks around what happens to real servers: when they run, what they are told, and that they hold up nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import control_client
+from server.hook_events import read_hook
+from tests.applications import info
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
+
+TELLS = "sh -c 'cat >> told'"
+"""A command that writes down the events it is given."""
+
+CALLABLES = """
+import json, os, sys
+
+def write(event):
+    with open("told", "a") as file:
+        file.write(json.dumps(event) + "\\n")
+
+async def write_later(event):
+    write({**event, "cwd": os.getcwd(), "variable": os.environ["SERVE_EVENT"]})
+
+def objects(event):
+    print("not on a Friday")
+    return False
+
+def fails(event):
+    raise ValueError("cannot do that")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(info())
+    (tmp_path / "callables.py").write_text(CALLABLES)
+    return tmp_path
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what another process does."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def told(project: Path) -> list[dict[str, Any]]:
+    """The events that have been written down."""
+    try:
+        lines = (project / "told").read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def hooks(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--hook", text)]
+
+
+def pid_in(path: Path) -> int:
+    until(lambda: path.exists() and path.read_text().strip())
+    return int(path.read_text())
+
+
+# ---- how they are written
+
+
+@pytest.mark.parametrize(
+    ("text", "event", "arguments"),
+    [
+        ("post_reload=notify --to 'a b'", "post_reload", ("notify", "--to", "a b")),
+        (" pre-stop = x=1 ", "pre_stop", ("x=1",)),
+        ("worker_died=hooks.chat:tell", "worker_died", ()),
+        ("serving=C:/x", "serving", ("C:/x",)),
+    ],
+)
+def test_how_a_hook_is_written(text: str, event: str, arguments: tuple[str, ...]) -> None:
+    hook = read_hook(text)
+    assert (hook.event, hook.arguments) == (event, arguments)
+
+
+def test_names_of_hooks_and_of_the_log() -> None:
+    assert read_hook("post_reload=x").wants("reload_done")
+    assert read_hook("reload_done=x").wants("reload_done")
+    assert read_hook("worker_recycled=x").wants("worker_recycling")
+    assert not read_hook("post_stop=x").wants("stopping")
+
+
+@pytest.mark.parametrize(
+    ("hook", "sentence"),
+    [
+        ("post_reload=./no-such", r"the hook post_reload=\./no-such cannot be run: there is no program .*/\./no-such"),
+        ("post_reload=no-such-program -x", r"there is no program no-such-program \(looked for in PATH\)"),
+        ("post_reload=no_module:f", "the hook post_reload=no_module:f cannot be run: there is no module no_module in"),
+        ("post_reload=callables:writ", "callables has no writ; did you mean write?"),
+        ("post_reload=broken:f", "SyntaxError"),
+    ],
+)
+def test_one_that_is_missing_is_an_error_at_the_start(project: Path, hook: str, sentence: str) -> None:
+    (project / "broken.py").write_text("def f(:\n")
+    server = RunningServer("app:app", "--hook", hook, directory=project)
+    try:
+        assert server.wait() == 2
+        assert re.search(sentence, server.log()), server.log()
+    finally:
+        server.close()
+
+
+# ---- after something has happened
+
+
+def test_what_a_hook_is_told_and_where_it_runs(project: Path) -> None:
+    options = hooks(
+        f"post_reload={TELLS}",
+        "worker_died=callables:write",
+        "post_reload=callables:write_later",
+        "lame_duck_on=sh -c 'echo draining; exit 3'",
+    )
+    with running("app:app", *options, directory=project) as server:
+        server.reload()
+        until(lambda: len(told(project)) == 2)
+        by_command, by_callable = sorted(told(project), key=lambda event: "cwd" in event)
+        assert (by_callable["cwd"], by_callable["variable"]) == (str(project), "post_reload")
+        for event in (by_command, by_callable):
+            assert (event["event"], event["generation"], event["level"]) == ("post_reload", 2, "info")
+            assert event["server"]["pid"] == server.pid
+            assert event["server"]["app"] == "app:app"
+        os.kill(server.worker_pids()[0], signal.SIGKILL)
+        until(lambda: len(told(project)) == 3)
+        died = told(project)[2]
+        assert (died["event"], died["slot"], died["generation"]) == ("worker_died", 0, 2)
+        assert "SIGKILL" in died["text"]
+        server.wait_for_workers(1)
+        server.signal(signal.SIGUSR2)
+        until(lambda: "exit status 3\n  draining" in server.log())
+        assert server.stop() == 0
+
+
+def test_a_hook_can_ask_the_server_and_nothing_of_its_group_is_left(project: Path) -> None:
+    command = f"{sys.executable} -m server status --json"
+    script = f"{command} > asked.part; sleep 300 & echo $! > left.part; mv asked.part asked; mv left.part left"
+    with running("app:app", *hooks(f'post_reload=sh -c "{script}"'), directory=project) as server:
+        server.reload()
+        left = pid_in(project / "left")
+        assert json.loads((project / "asked").read_text())["pid"] == server.pid
+        until(lambda: state_of(left) in ("", "Z"))
+        assert server.stop() == 0
+
+
+def test_a_flood_of_events_and_a_slow_hook(project: Path) -> None:
+    slow = 'logs_reopened=sh -c "echo x >> slow; exec sleep 300"'
+    options = [*hooks(slow, f"logs_reopened={TELLS}"), "--hook-timeout", "1"]
+    with running("app:app", *options, directory=project) as server:
+        for _ in range(110):
+            control_client.ask(server.control, "logs-reopen")
+        until(lambda: "the hook logs_reopened=sh -c" in server.log() and "is too slow: 100 events wait" in server.log())
+        with connect(server) as connection:  # nobody is held up
+            assert request(connection)[0] == 200
+        server.reload()
+        until(lambda: len(told(project)) >= 30)
+        assert len(server.worker_pids()) <= 4  # a worker, and a hook of either kind
+        assert len((project / "slow").read_text().split()) < 10
+        assert server.stop() == 0
+        assert "it had not ended after 1 s (--hook-timeout)" in server.log()
+
+
+def test_the_end_waits_for_hooks_no_longer_than_their_time(project: Path) -> None:
+    stubborn = "sh -c \"trap '' TERM; echo $$ > stubborn; while :; do sleep 0.1; done\""
+    options = [*hooks(f"post_stop={stubborn}", f"post_stop={TELLS}"), "--hook-timeout", "0.3"]
+    with running("app:app", *options, directory=project) as server:
+        assert server.stop() == 0
+        assert state_of(pid_in(project / "stubborn")) == ""
+        assert [event["event"] for event in told(project)] == ["post_stop"]
+        assert "failed: it had not ended after 0.3 s" in server.log()
+
+
+def test_told_twice_the_end_waits_for_nothing(project: Path) -> None:
+    options = [*hooks('post_stop=sh -c "echo $$ > slow; exec sleep 300"'), "--hook-timeout", "200"]
+    with running("app:app", *options, directory=project) as server:
+        server.signal(signal.SIGTERM)
+        slow = pid_in(project / "slow")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert state_of(slow) == ""
+
+
+# ---- before something happens
+
+
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        ('sh -c "echo the schema is behind; exit 7"', ("exit status 7", "the schema is behind")),
+        ("callables:objects", ("exit status 1", "not on a Friday")),
+        ("callables:fails", ("exit status 1", "ValueError: cannot do that")),
+        ('sh -c "echo waiting; sleep 300"', ("it had not ended after 0.5 s (--hook-timeout)", "waiting")),
+    ],
+)
+def test_a_hook_before_a_reload_may_object(project: Path, hook: str, said: tuple[str, str]) -> None:
+    options = hooks(f"pre_reload={hook}", f"reload_refused={TELLS}", f"post_reload={TELLS}")
+    timeout = "0.5" if "sleep" in hook else "20"
+    with running("app:app", *options, "--hook-timeout", timeout, directory=project) as server:
+        command = [sys.executable, "-m", "server", "reload", "--control", str(server.control)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == 1
+        *before, sentence = done.stderr.splitlines()
+        assert sentence.startswith(
+            f"serve: reload refused, generation 1 serves on: the hook pre_reload={hook} objects:"
+        )
+        assert sentence.endswith(said[0])
+        assert any(said[1] in line for line in before)
+        until(lambda: told(project))
+        assert [event["event"] for event in told(project)] == ["reload_refused"]
+        assert said[1] in told(project)[0]["detail"]
+        assert server.status()["generation"] == 1
+        assert server.stop() == 0
+
+
+def test_hooks_before_a_reload_run_one_after_another_in_the_new_release(project: Path) -> None:
+    for number in (1, 2):
+        release = project / str(number)
+        release.mkdir()
+        (release / "app.py").write_text(info(str(number)))
+        (release / "check.py").write_text(f"def check(event): print('checked by {number}')\n")
+    (project / "current").symlink_to("1")
+    options = [*hooks("pre_reload=sh -c 'echo one >> order'", "pre_reload=check:check"), "--chdir", "current"]
+    with running("app:app", *options, directory=project) as server:
+        (project / "next").symlink_to("2")
+        (project / "next").rename(project / "current")
+        server.reload()
+        assert "  checked by 2\n" in server.log()
+        assert "checked by 1" not in server.log()
+        assert (project / "2" / "order").read_text() == "one\n"
+        assert server.stop() == 0
+
+
+def test_all_else_goes_on_while_a_hook_before_a_reload_hangs(project: Path) -> None:
+    options = [*hooks('pre_reload=sh -c "echo $$ > hook; exec sleep 300"'), "--hook-timeout", "200", "--workers", "2"]
+    with running("app:app", *options, directory=project) as server:
+        server.signal(signal.SIGHUP)
+        hook = pid_in(project / "hook")
+        server.signal(signal.SIGUSR2)
+        server.wait_until(lambda status: status["lame_duck"] is not None)
+        worker = next(pid for pid in server.worker_pids() if pid != hook)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: "died: signal SIGKILL" in server.log())
+        server.wait_for_workers(2)
+        with connect(server) as connection:
+            assert request(connection)[0] == 200
+        assert server.stop() == 0
+        assert state_of(hook) == ""
+
+
+def test_a_stop_waits_for_its_hooks_and_serves_meanwhile(project: Path) -> None:
+    os.mkfifo(project / "go")
+    with running("app:app", *hooks('pre_stop=sh -c "echo x > begun; cat go"'), directory=project) as server:
+        server.signal(signal.SIGTERM)
+        until((project / "begun").exists)
+        with connect(server) as connection:
+            assert request(connection)[0] == 200
+        server.reload()
+        assert server.status()["state"] == "running"
+        (project / "go").write_text("done\n")
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_twice_a_stop_waits_for_no_hook(project: Path, number: signal.Signals) -> None:
+    options = [*hooks('pre_stop=sh -c "echo $$ > hook; exec sleep 300"'), "--hook-timeout", "200"]
+    with running("app:app", *options, directory=project) as server:
+        server.signal(signal.SIGTERM)
+        hook = pid_in(project / "hook")
+        server.signal(number)
+        assert server.wait() == 0
+        assert state_of(hook) == ""
+        assert ("quick stop" in server.log()) is (number is signal.SIGINT)
+
+
+def test_a_lame_duck_waits_for_its_hooks_and_is_not_lost(project: Path) -> None:
+    os.mkfifo(project / "go")
+    options = hooks('pre_drain=sh -c "echo x >> begun; cat go; exit 1"', f"post_drain={TELLS}")
+    with running("app:app", *options, directory=project) as server:
+        server.signal(signal.SIGUSR2)
+        until((project / "begun").exists)
+        assert server.status()["lame_duck"] is None
+        server.signal(signal.SIGUSR2)  # the same again
+        reload = threading.Thread(target=server.reload)
+        reload.start()  # asked for behind the lame duck, which it therefore ends
+        (project / "go").write_text("done\n")
+        reload.join()
+        log = server.log()
+        assert log.index("lame duck: ") < log.index("reload: generation 2 starts") < log.index("lame duck ended: ")
+        assert log.count("lame duck: ") == 1
+        until(lambda: [event["event"] for event in told(project)] == ["post_drain"])
+
+        writer = threading.Thread(target=(project / "go").write_text, args=("done\n",))
+        writer.start()
+        control_client.ask(server.control, "drain")
+        writer.join()
+        assert server.status()["lame_duck"]["until"] == "told off"
+        assert server.stop() == 0
+
+
+def test_a_hanging_hook_before_the_lame_duck_has_its_end(project: Path) -> None:
+    options = [*hooks("pre_drain=sleep 300"), "--hook-timeout", "0.3"]
+    with running("app:app", *options, directory=project) as server:
+        server.signal(signal.SIGUSR2)
+        server.wait_until(lambda status: status["lame_duck"] is not None)
+        assert server.stop() == 0
+
+
+# ---- in the file
+
+
+def test_hooks_of_the_file_are_those_of_the_last_reload(project: Path) -> None:
+    file = project / "serve.toml"
+    file.write_text(f'[hooks]\npost_reload = ["{TELLS}", "true"]\n')
+    with running("app:app", directory=project) as server:
+        server.reload()
+        until(lambda: len(told(project)) == 1)
+        file.write_text('[hooks]\npost_reload = "no-such-program"\n')
+        with pytest.raises(control_client.Refused, match="there is no program no-such-program"):
+            server.reload()
+        file.write_text('[hooks]\npost_relaod = "true"\n')
+        with pytest.raises(control_client.Refused, match="did you mean post_reload"):
+            server.reload()
+        file.write_text(f'[hooks]\npre_reload = "sh -c \'echo new\'"\nscaled = "{TELLS}"\n')
+        server.reload()
+        assert "  new\n" in server.log()
+        control_client.ask(server.control, "scale", to=2)
+        until(lambda: [event["event"] for event in told(project)] == ["post_reload", "scaled"])
+        assert server.stop() == 0
+
+
+# ---- the example
+
+
+@contextlib.contextmanager
+def chat() -> Iterator[tuple[str, list[str]]]:
+    """A chat's incoming webhook: its address, and what has been posted."""
+    posted: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["content-length"])))["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/hooks/x", posted
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_example_posts_to_a_chat(project: Path) -> None:
+    example = f"{sys.executable} {ROOT / 'examples/hooks/chat_webhook.py'}"
+    options = hooks(f"post_reload={example}", f"reload_refused={example}")
+    with chat() as (url, posted):
+        environment = {"CHAT_WEBHOOK_URL": url, "no_proxy": "127.0.0.1"}
+        with running("app:app", *options, directory=project, environment=environment) as server:
+            server.reload()
+            (project / "app.py").write_text("1 / 0\n")
+            with pytest.raises(control_client.Refused):
+                server.reload()
+            until(lambda: len(posted) == 2)
+            assert server.stop() == 0
+    done, refused = posted
+    assert re.search(r"\*app:app\* on \S+: generation 2 serves, 1 worker", done)
+    assert "reload refused, generation 2 serves on" in refused
+    assert refused.endswith("ZeroDivisionError: division by zero\n```")
