@@ -63,6 +63,10 @@ class _Stopping:
         """Requests in the hands of what was killed, if it could still say so."""
         self._as_json = as_json
         self._began = time.monotonic()
+        self._deadline = self._began
+        """When (CLOCK_MONOTONIC, s) the server is killed."""
+        self._timeout = 0.0
+        """How long (s) it has from the end of the lame duck on."""
         self._told = False  # the server tells no more
         self._next_progress = self._began + PROGRESS
 
@@ -71,7 +75,8 @@ class _Stopping:
         found = self.before
         self._step("stop_asked", f"{found['app']}, PID {found['pid']}, on {', '.join(found['listening'])}")
         try:
-            ended = self._wait(time.monotonic() + self._ask(delay, timeout))
+            self._ask(delay, timeout)
+            ended = self._wait()
         except KeyboardInterrupt:
             complain("the server goes on stopping without this command; `serve status` tells how far it is")
             return INTERRUPTED
@@ -81,53 +86,55 @@ class _Stopping:
 
     # The steps
 
-    def _ask(self, delay: float | None, timeout: float | None) -> float:
-        """Ask for the stop; return the seconds that the server has from now on until it is killed."""
-        own = self._own_times()
+    def _ask(self, delay: float | None, timeout: float | None) -> None:
+        """Ask for the stop, and reckon when the server is to be killed."""
+        options = control_client.ask(self.path, "config")["config"]["options"]
+        own = {option["name"]: option["value"] for option in options}
+        patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
+        self._timeout = patience if timeout is None else timeout
         with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
             answer = control_client.ask(self.path, "stop", delay=delay)
             if answer["text"] != "stopping":
                 self._step("stopping", answer["text"])
-        patience = own["graceful_timeout"] + own["shutdown_timeout"] + MARGIN
-        return (own["drain_delay"] if delay is None else delay) + (patience if timeout is None else timeout)
+        hooks = sum(hook.startswith("pre_stop=") for hook in own["hook"]) * (own["hook-timeout"] + MARGIN)
+        before = (own["drain-delay"] if delay is None else delay) + hooks
+        self._deadline = time.monotonic() + before + self._timeout
 
-    def _own_times(self) -> dict[str, float]:
-        """The server's own delays and deadlines (s)."""
-        options = control_client.ask(self.path, "config")["config"]["options"]
-        values = {option["name"].replace("-", "_"): option["value"] for option in options}
-        return {name: float(values[name]) for name in ("drain_delay", "graceful_timeout", "shutdown_timeout")}
-
-    def _wait(self, deadline: float) -> bool:
-        """Tell what happens until the server has ended, or until the deadline (CLOCK_MONOTONIC, s)."""
+    def _wait(self) -> bool:
+        """Tell what happens until the server has ended, or until the deadline; return whether it has."""
         poll = select.poll()
         poll.register(self.process, select.POLLIN)
         poll.register(self.following, select.POLLIN)
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := self._deadline - time.monotonic()) > 0:
             ready = {fd for fd, _ in poll.poll(min(left, PROGRESS) * 1000)}
             if self.following.fileno() in ready and not self._take():
                 poll.unregister(self.following)
             if self.process.fd in ready:
-                while not self._told and self._take():
-                    pass
+                if not self._told:
+                    self._take()
                 return True
             self._progress()
         return self.process.ended()
 
     def _take(self) -> bool:
-        """Take what the server tells; return whether it tells on."""
+        """Take what the server has told meanwhile; return whether it tells on."""
         try:
-            message = self.following.receive(0.0)
+            while (message := self.following.receive(0.0)) is not None:
+                if "record" in message:
+                    self._happened(message["record"])
+                else:
+                    self.cut = int(message.get("cut", 0))
         except Gone:
             self._told = True
-            return False
-        if message is not None and (record := message.get("record")) is not None:
-            if self._as_json:
-                self._print(record)
-            elif record["level"] != "debug":
-                tell(record["text"])
-        elif message is not None:
-            self.cut = int(message.get("cut", 0))
-        return True
+        return not self._told
+
+    def _happened(self, record: dict[str, Any]) -> None:
+        if record["event"] == "stopping" and "timeout" in record:  # lame duck and hooks are over: it begins now
+            self._deadline = time.monotonic() + self._timeout
+        if self._as_json:
+            self._print(record)
+        elif record["level"] != "debug":
+            tell(record["text"])
 
     def _progress(self) -> None:
         """Now and then, how much is still in progress."""

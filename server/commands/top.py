@@ -22,7 +22,7 @@ import click
 
 from server import control_client
 from server.commands.command import command
-from server.control_client import PATIENCE, Conversation, Refused, checked
+from server.control_client import PATIENCE, Conversation, Gone, Refused, checked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 QUIT: Final = frozenset("qQ\x1b\x03\x04")
 """Keys that end it: q, Escape, Ctrl-C, Ctrl-D."""
+
+TRIES: Final = 3
+"""Conversations in a row that may end without an answer."""
 
 
 def top(control: str, pid: str, interval: float, once: bool) -> int:
@@ -80,14 +83,22 @@ class _Top:
         with Live(console=self._console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
             self._draw(live)
             due = time.monotonic() + interval
+            failures = 0
             while self._wait(live, due):
-                with Conversation(self._path, "status") as conversation:
-                    answer = self._answer(live, conversation)
+                due = max(due + interval, time.monotonic())
+                try:
+                    with Conversation(self._path, "status") as conversation:
+                        answer = self._answer(live, conversation)
+                except Gone:  # such as a listener that puts another program in its place
+                    failures += 1
+                    if failures == TRIES:
+                        raise
+                    continue
+                failures = 0
                 if answer is None:
                     return
                 self._samples.add(checked(answer)["status"])
                 self._draw(live)
-                due = max(due + interval, time.monotonic())
 
     def _answer(self, live: Live, conversation: Conversation) -> dict[str, Any] | None:
         """The server's answer; None if a key has ended it all."""

@@ -303,7 +303,7 @@ class ControlServer:
         found = self._server.status()
         if found["state"] not in _NOT_STOPPING:
             return {"ok": False, "text": f"the server is {found['state']}; it takes no other number of workers"}
-        self._server.post(e.ScaleAsked(by=to - found["size"]))
+        self._server.post(e.ScaleAsked(to=to))
         return {"ok": True, "text": f"workers: {found['size']} -> {to}"}
 
     async def _tell(self, stream: SocketStream, asker: _Asker) -> dict[str, Any]:
