@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.admin.scraping import ADMIN, admin_address, fetch, status_page, value, wait_for
-from tests.admin.test_metrics import admin_process
+from tests.admin.test_metrics import admin_process, workers_of
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, connect, request, running, state_of
 
@@ -91,6 +91,22 @@ def test_a_reload_that_is_refused_is_told_with_its_reason(tmp_path: Path) -> Non
         (tmp_path / "app.py").write_text(info())
         server.reload()
         wait_for(address, lambda metrics: value(metrics, "serve_last_reload_successful") == 1)
+        assert server.stop() == 0
+
+
+def test_a_slot_whose_workers_die_is_told_as_degraded_until_one_serves(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", *ADMIN, directory=tmp_path) as server:
+        address = admin_address(server)
+        first = workers_of(server)[0]
+        os.kill(first, signal.SIGKILL)  # replaced at once, and the next one only after a while
+        server.wait_until(lambda status: first not in server.worker_pids() and status["workers"] != [])
+        server.wait_for_workers(1)
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        wait_for(address, lambda metrics: value(metrics, "serve_slot_degraded", slot="0") == 1)
+        metrics = wait_for(address, lambda metrics: value(metrics, "serve_worker_restarts_total", cause="crash") == 2)
+        metrics = wait_for(address, lambda metrics: value(metrics, "serve_slot_degraded", slot="0") == 0)
+        assert value(metrics, "serve_workers", state="serving") == 1
         assert server.stop() == 0
 
 
