@@ -299,7 +299,6 @@ def test_a_lame_duck_waits_for_its_hooks_and_is_not_lost(project: Path) -> None:
         server.signal(signal.SIGUSR2)
         until((project / "begun").exists)
         assert server.status()["lame_duck"] is None
-        server.signal(signal.SIGUSR2)  # the same again
         reload = threading.Thread(target=server.reload)
         reload.start()  # asked for behind the lame duck, which it therefore ends
         (project / "go").write_text("done\n")
