@@ -88,9 +88,9 @@ class Page:
             }})"""
         )
 
-    def picture(self) -> bytes:
-        """The whole page as PNG."""
-        return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+    def picture(self, whole: bool = True) -> bytes:
+        """The whole page as PNG, or what the window shows of it."""
+        return base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
 
 @contextlib.contextmanager
