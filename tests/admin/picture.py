@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from server import control_client
 from tests.admin.scraping import admin_address
@@ -65,13 +66,12 @@ async def client(host: str, port: int, stop: threading.Event) -> None:
 async def socket(host: str, port: int, stop: threading.Event) -> None:
     """Talk over a WebSocket, and come back when it is closed."""
     while not stop.is_set():
-        with contextlib.suppress(OSError):
-            async for each in connect(f"ws://{host}:{port}/"):
+        with contextlib.suppress(OSError, ConnectionClosed):
+            async with connect(f"ws://{host}:{port}/") as each:
                 while not stop.is_set():
                     await each.send("?")
                     await each.recv()
                     await asyncio.sleep(1)
-                return
 
 
 async def load(host: str, port: int, stop: threading.Event) -> None:

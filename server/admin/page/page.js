@@ -254,10 +254,10 @@ function workerRow(worker) {
   cell("", worker.slot);
   cell("", chip);
   cell(`state ${worker.state}`, silent ? element("span", "worse", `silent for ${lasting(worker.silent)}`) : worker.state);
-  cell("right", meter(worker.rate / most, colourOf(worker.generation)), count(worker.rate));
+  cell("right", meter(worker.rate / most, colourOf(worker.generation)), element("span", "value", count(worker.rate)));
   cell("right conns", count(worker.connections) + (worker.websockets ? ` (${count(worker.websockets)} ws)` : ""));
   cell("right in-flight", count(worker.in_flight));
-  cell("right", meter(worker.cpu, worker.cpu > 0.9 ? styleOf("--bad") : colourOf(worker.generation)), percent(worker.cpu));
+  cell("right", meter(worker.cpu, worker.cpu > 0.9 ? styleOf("--bad") : colourOf(worker.generation)), element("span", "value", percent(worker.cpu)));
   cell("right", bytes(worker.memory));
   cell(worker.lag > 100 ? "right lag worse" : "right lag", time(worker.lag));
   cell("right oldest", worker.oldest === null ? "–" : lasting(worker.oldest));
