@@ -94,8 +94,7 @@ def test_it_comes_back_by_itself_with_what_happened_before(server: RunningServer
     before = browser.evaluate("document.querySelectorAll('#records li').length")
 
     os.kill(admin_process(server), signal.SIGKILL)
-    browser.wait_for("document.getElementById('live').textContent !== 'live'")
-    browser.wait_for("document.getElementById('live').textContent === 'live'")
+    browser.wait_for("document.getElementById('live').dataset.begun === '2'")
     assert browser.evaluate("document.querySelectorAll('#records li').length") >= before
 
 

@@ -32,7 +32,7 @@ const sum = values => values.reduce((a, b) => a + b, 0);
 const own = name => () => styleOf(name);
 
 const data = {samples: [], records: [], reloads: [], now: null, about: null};
-let range = 300, hovered = null, painting = false, generation = null;
+let range = 300, hovered = null, painting = false, generation = null, begun = 0;
 
 // The charts
 
@@ -299,6 +299,7 @@ source.addEventListener("hello", message => {
   $("records").replaceChildren();
   happened(records);
   live("live");
+  $("live").dataset.begun = ++begun;
   show();
   paint();
 });
