@@ -1,9 +1,9 @@
 """The first thing that runs: it holds back every signal that means something here, then loads the rest.
 
 A signal that arrives before its handler stands would kill the process (the default action of HUP, USR1 and USR2 is
-death), so nothing heavier than `os`, `signal` and `sys` is imported before they are blocked; a blocked signal waits and is
-delivered to the handlers. The listener unblocks what it handles; the control commands, which handle none, unblock all
-at once. SERVE_ESTATE says that this program takes the place of an earlier one of this process.
+death), so nothing heavier than `os`, `signal` and `sys` is imported before they are blocked; a blocked signal waits and
+is delivered to the handlers. The listener unblocks what it handles; the control commands, which handle none, unblock
+all at once. SERVE_ESTATE says that this program takes the place of an earlier one of this process.
 """
 
 import os

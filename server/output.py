@@ -225,7 +225,7 @@ class Guard:
 
     def __init__(self, streams: list[_Stream]) -> None:
         self._streams = streams
-        self._moving = threading.Lock()  # held while something has left a pipe and is in no sink yet
+        self._moving = threading.Lock()  # held while anything moves out of a pipe or a sink
         self._thread = threading.Thread(target=self._drain, name="serve-output", daemon=True)
         for stream in streams:
             for target in stream.targets:
@@ -299,8 +299,9 @@ class Guard:
                         sink_to.write(data)
                 if data is not None and not data:
                     del reading[ready]
-            for sink in reading.values():
-                sink.pump()
+            with self._moving:  # what `pending` has told is written by nobody else
+                for sink in reading.values():
+                    sink.pump()
 
 
 def _read(fd: int) -> bytes | None:

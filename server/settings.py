@@ -126,7 +126,7 @@ class Settings:
             "value": _plain(getattr(self.config, name)),
             "default": _plain(getattr(_DEFAULTS, name)),
             "source": _TIERS[source.tier],
-            "place": "" if source is DEFAULT else source.place,
+            "place": "" if source == DEFAULT else source.place,
             "live": defined is None or defined.live,
         }
         if defined is not None and defined.shown_default and row["value"] == row["default"]:

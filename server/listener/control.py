@@ -118,6 +118,11 @@ class ControlServer:
         """Where the socket is, once it is there."""
         return self._path
 
+    @property
+    def answering(self) -> int:
+        """How many conversations have not come to their end, those not counted that only follow what happens."""
+        return self._busy - sum(asker.outcome is None for asker in self._askers)
+
     def answer(self, ticket: int, ok: bool, text: str, detail: str) -> None:
         """The reload of this ticket has come to its end."""
         if (asker := self._tickets.pop(ticket, None)) is not None:

@@ -15,7 +15,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from server import __version__, output
-from server.channel import Channel
+from server.channel import PROTOCOL, Channel, speaks
 from server.errors import UsageError
 from server.listener.child import Child
 from server.listener.history import History
@@ -63,6 +63,7 @@ def describe(listener: Listener, guard: Guard, askers: list[int]) -> tuple[State
     state: State = {
         "version": VERSION,
         "server": __version__,
+        "protocol": PROTOCOL,
         "settings": listener.settings.to_state(),
         "plans": {str(g.number): _plan(plan.settings, plan.release) for g, plan in listener.plans.items()},
         "supervisor": to_state(listener.supervisor),
@@ -85,9 +86,10 @@ def describe(listener: Listener, guard: Guard, askers: list[int]) -> tuple[State
 
 def save(state: State) -> int:
     """Write it to a memfd that survives execve(2); the caller closes it."""
+    data = json.dumps(state).encode()
     fd = os.memfd_create("serve-estate", os.MFD_CLOEXEC)
-    with open(os.dup(fd), "wb") as file:
-        file.write(json.dumps(state).encode())
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
@@ -103,6 +105,24 @@ def load(fd: int) -> State:
             f"{VERSION}: restart the server to change to it"
         )
     return state
+
+
+def examine(state: State) -> None:
+    """Make all that can be made without the descriptors.
+
+    Raises UsageError, LookupError, TypeError or ValueError if another program had better not try.
+    """
+    if not speaks(state["protocol"]):
+        raise UsageError(
+            f"its workers speak version {state['protocol']} of the channel, and serve {__version__} speaks {PROTOCOL}: "
+            "restart the server to change to it"
+        )
+    from_state(state["supervisor"])
+    History.from_state(state["history"])
+    for plan in state["plans"].values():
+        _take_plan(plan)
+    for each in [*state["listening"], *state["admin"]]:
+        Kind(each["kind"])
 
 
 def take(state: State) -> Heirloom:

@@ -132,7 +132,9 @@ class Listener:
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
         board = self.crew.scoreboard
-        self.admin = Admin(config, admin, listening, board, self.processes, self._admin_state, self.history, self.started)
+        self.admin = Admin(
+            config, admin, listening, board, self.processes, self._admin_state, self.history, self.started
+        )
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self._happened, self._release, lambda: self.control.path)
@@ -186,9 +188,11 @@ class Listener:
         for do in self.when_running:
             do()
 
-    def busy(self) -> bool:
-        """Whether something is under way that only this program can bring to its end."""
-        return self.hooks.busy or self.gates.asking
+    def busy(self) -> str:
+        """What is under way that only this program can bring to its end; "" if nothing is."""
+        if self.hooks.busy or self.gates.asking:
+            return "hooks were running"
+        return "answers to control commands were under way" if self.control.answering > 1 else ""
 
     def has_events(self) -> bool:
         """Whether something has happened that has not been handled."""
@@ -359,8 +363,13 @@ class Listener:
         Raises UsageError for what is wrong with it, also that it cannot be read within `READ_TIME`.
         """
         with anyio.move_on_after(READ_TIME):
-            return await anyio.to_thread.run_sync(self.settings.again, abandon_on_cancel=True)
+            return await anyio.to_thread.run_sync(self._settings_again, abandon_on_cancel=True)
         raise UsageError(f"the configuration could not be read within {READ_TIME:g} s; is its disk well?")
+
+    def _settings_again(self) -> Settings:
+        """In a thread, which may take no signal: one taken there just before execve(2) would be lost."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
+        return self.settings.again()
 
     def _resolve(self, config: Config) -> release.Release | UsageError:
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import enum
 import functools
 import json
 import logging
@@ -25,12 +26,14 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from server import __version__, control_protocol, logs, output
+from server.config import Config
 from server.errors import ServeError, UsageError
 from server.listener import estate, release
 from server.listener import events as e
 from server.listener.child import SAFE_PATH
-from server.listener.history import History
-from server.listener.supervisor_estate import at_rest, from_state
+from server.listener.lifecycle import ServerState
+from server.listener.supervisor_estate import at_rest
+from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.signals import LISTENER_SIGNALS
 
@@ -43,20 +46,35 @@ CHECK_TIME: Final = 30.0
 """Seconds that the new program has to say whether it can take over."""
 REST_TIME: Final = 60.0
 """Seconds until a server that is never at rest (a reload is under way) is left as it is."""
+LOOK: Final = 0.05
+"""Seconds between two looks at whether it is at rest: a hook may end, or an answer be sent, without any event."""
 TURNS: Final = 10
 """Turns of the loop in which a signal that has been recorded becomes an event."""
+STOPPING: Final = frozenset(ServerState) - {ServerState.STARTING, ServerState.OPENING, ServerState.RUNNING}
+"""States from which a server never comes to rest."""
 SAID: Final = 2_000
 """Characters of what the new program has said that are passed on."""
 
 log = logging.getLogger("serve")
 
 
+class Stage(enum.Enum):
+    """CHECKING -> WAITING -> GIVEN_UP, or the program is replaced."""
+
+    CHECKING = "checking"  # the new program is asked whether it can take over
+    WAITING = "waiting"  # it can; until the server is at rest
+    GIVEN_UP = "given up"  # execve(2) failed
+
+
 @dataclasses.dataclass(slots=True)
 class Wish:
-    """A replacement that has been checked and waits for the moment."""
+    """A replacement that somebody has asked for."""
 
     program: list[str]
+    place: str
+    """The program's directory when it was checked, links resolved."""
     askers: list[int]
+    stage: Stage = Stage.CHECKING
     given_up: anyio.Event = dataclasses.field(default_factory=anyio.Event)
     trouble: str = ""
 
@@ -76,25 +94,37 @@ class Succession:
         if self._wish is not None:
             raise ServeError("the listener is being replaced already; wait for that")
         program = [release.program(), *SAFE_PATH, "-m", "server"]
-        wish = self._wish = Wish([*program, *sys.argv[1:]], [asker])
+        wish = self._wish = Wish([*program, *sys.argv[1:]], _place(program[0]), [asker])
         try:
             await self._check([*program[:-1], "server.listener.succession"])
-            self._listener.post(e.Tick())
+            wish.stage = Stage.WAITING
             with anyio.move_on_after(REST_TIME):
-                await wish.given_up.wait()
-                raise ServeError(f"the listener goes on as it is: {wish.trouble}")
-            raise ServeError(f"the listener goes on as it is: a reload was under way for {REST_TIME:g} s; try again")
+                while wish.stage is Stage.WAITING:
+                    if self._listener.supervisor.state in STOPPING:
+                        raise ServeError("the listener goes on as it is: the server is stopping")
+                    self._listener.post(e.Tick())
+                    with anyio.move_on_after(LOOK):
+                        await wish.given_up.wait()
+            trouble = wish.trouble or f"{self._in_the_way()} for {REST_TIME:g} s; try again"
+            raise ServeError(f"the listener goes on as it is: {trouble}")
         finally:
             self._wish = None
 
+    def _in_the_way(self) -> str:
+        return self._listener.busy() or "a reload was under way"
+
     async def _check(self, program: list[str]) -> None:
         """Let the new program look at what it would take over. Raises ServeError with what it said."""
-        state, _ = estate.describe(self._listener, output.current(), [])
-        fd, said = estate.save(state), os.memfd_create("serve-said", os.MFD_CLOEXEC)
+        files: list[int] = []
         try:
+            state, _ = estate.describe(self._listener, output.current(), [])
+            files.append(fd := estate.save(state))
+            files.append(said := os.memfd_create("serve-said", os.MFD_CLOEXEC))
+            files.append(board := self._listener.crew.scoreboard.read_only())
             environment = {name: text for name, text in os.environ.items() if name not in release.PRIVATE_VARIABLES}
-            descriptors = [(fd, fd), (said, 1), (said, 2)]
-            process = self._listener.processes.start([*program, "--check", str(fd)], environment, descriptors)
+            descriptors = [(fd, fd), (board, board), (said, 1), (said, 2)]
+            arguments = [*program, "--check", str(fd), "--scoreboard", str(board)]
+            process = self._listener.processes.start(arguments, environment, descriptors)
             with anyio.move_on_after(CHECK_TIME):
                 status = await process.wait()
                 text = os.pread(said, 1 << 20, 0).decode(errors="replace").strip()[-SAID:]
@@ -106,12 +136,13 @@ class Succession:
         except OSError as error:
             raise ServeError(f"the listener goes on as it is: {program[0]} cannot be run: {error.strerror}") from None
         finally:
-            os.close(fd)
-            os.close(said)
+            for file in files:
+                os.close(file)
 
     def due(self) -> bool:
         """Whether it is to be done now, between two events."""
-        return self._wish is not None and at_rest(self._listener.supervisor) and not self._listener.busy()
+        waits = self._wish is not None and self._wish.stage is Stage.WAITING
+        return waits and at_rest(self._listener.supervisor) and not self._listener.busy()
 
     async def attempt(self) -> None:
         """Do it, if nothing has come up once no signal can. Returns only if it was not done."""
@@ -132,6 +163,8 @@ class Succession:
         descriptors: list[int] = []
         fd = -1
         try:
+            if _place(wish.program[0]) != wish.place:
+                raise UsageError("another release is current by now; try again")
             state, descriptors = estate.describe(self._listener, guard, wish.askers)
             fd = estate.save({**state, "descriptors": descriptors})
             for descriptor in [*descriptors, fd]:
@@ -140,14 +173,19 @@ class Succession:
         except Exception as error:
             log.debug("the listener could not be replaced", exc_info=True)
             wish.trouble = f"{wish.program[0]} could not be started in its place: {error}"
+            wish.stage = Stage.GIVEN_UP
             wish.given_up.set()
-            self._wish = None
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
             if fd >= 0:
                 os.close(fd)
         finally:
             guard.go_on()
+
+
+def _place(program: str) -> str:
+    """Where the program really is: a link on the way may point elsewhere later."""
+    return os.path.realpath(os.path.dirname(program))
 
 
 def inherited() -> int:
@@ -165,7 +203,7 @@ def resume(fd: int) -> int:
     guard = estate.take_output(state)
     try:
         settings = Settings.from_state(state["settings"])
-        logs.configure(settings.config, "listener")
+        _open_log(settings.config)
         listening, admin = estate.take_listening(state["listening"]), estate.take_listening(state["admin"])
         pid_file, heirloom = estate.take_pid_file(state), estate.take(state)
         listener = Listener(settings, listening, pid_file, admin, heirloom)
@@ -174,6 +212,15 @@ def resume(fd: int) -> int:
     finally:
         guard.finish()
     return conclude(end, settings)
+
+
+def _open_log(config: Config) -> None:
+    """Log as before; a file that cannot be opened any more is no reason to serve nobody."""
+    try:
+        logs.configure(config, "listener")
+    except UsageError as error:
+        logs.configure(dataclasses.replace(config, log_file=""), "listener")
+        log.error("the listener logs to standard error now: %s", error)
 
 
 def tell(asker: int, predecessor: str) -> None:
@@ -185,22 +232,26 @@ def tell(asker: int, predecessor: str) -> None:
         end.send(json.dumps(answer).encode() + b"\n")
 
 
-def check(fd: int) -> None:
-    """Whether this program can take over what `fd` holds. Raises UsageError, LookupError, TypeError or ValueError."""
+def check(fd: int, board: int) -> None:
+    """Whether this program can take over what `fd` holds, and the scoreboard `board`.
+
+    Raises UsageError, LookupError, TypeError or ValueError.
+    """
     import server.cli
     import server.listener.main  # noqa: F401
 
     state = estate.load(fd)
-    from_state(state["supervisor"])
-    Settings.from_state(state["settings"])
-    History.from_state(state["history"])
+    estate.examine(state)
+    Scoreboard(board, writable=False)
+    logs.configure(Settings.from_state(state["settings"]).config, "listener")
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="server.listener.succession", description="Asked by the listener alone.")
     parser.add_argument("--check", type=int, required=True, metavar="DESCRIPTOR")
+    parser.add_argument("--scoreboard", type=int, required=True, metavar="DESCRIPTOR")
     try:
-        check(parser.parse_args().check)
+        check(parser.parse_args().check, parser.parse_args().scoreboard)
     except UsageError as error:
         sys.exit(str(error))
     except (LookupError, TypeError, ValueError) as error:
