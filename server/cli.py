@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import click
-from click.shell_completion import shell_complete
 
 from server import __version__
 from server.commands import MODULES, load
@@ -184,6 +183,8 @@ def _run_command() -> RunCommand:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Do what the command line says and return the exit status. All errors end here, as a line for a person."""
     if COMPLETE in os.environ:  # asked by the shell, through what `_SERVE_COMPLETE=bash_source serve` prints
+        from click.shell_completion import shell_complete
+
         _take_signals()
         return shell_complete(_everything(), {}, "serve", COMPLETE, os.environ[COMPLETE])
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])

@@ -96,7 +96,8 @@ class _Stopping:
             answer = control_client.ask(self.path, "stop", delay=delay)
             if answer["text"] != "stopping":
                 self._step("stopping", answer["text"])
-        hooks = sum(hook.startswith("pre_stop=") for hook in own["hook"]) * (own["hook-timeout"] + MARGIN)
+        hooks = sum(hook.startswith("pre_stop=") for hook in own.get("hook", ()))
+        hooks *= own.get("hook-timeout", 0.0) + MARGIN
         before = (own["drain-delay"] if delay is None else delay) + hooks
         self._deadline = time.monotonic() + before + self._timeout
 

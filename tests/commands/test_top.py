@@ -164,7 +164,7 @@ def test_charts() -> None:
     ]
     assert [line.plain for line in columns([Column(8, "red", 2, "blue")], 1, 2, 8)] == ["█", "▄"]
     assert marks([(0, "▲12", ""), (1, "▲13", ""), (7, "▲14", "")], 8).plain == "▲12    ▲"
-    assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 20, 50, 100, 1000]
+    assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 15, 40, 60, 1000]
     assert bar(0.5, 3, "").plain == "━╸ "
     noise = random.Random(1)
     shown = [Column(noise.uniform(0, 9), "red", noise.uniform(0, 5), "blue") for _ in range(300)]
