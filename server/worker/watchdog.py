@@ -86,6 +86,7 @@ class Culprit(enum.Enum):
     LOOP = "loop"
     ANOTHER = "another"  # thread
     NOBODY = "nobody"  # used the processor
+    UNSEEN = "unseen"  # the loop, which has gone on since
 
 
 SENTENCES: Final = {
@@ -96,6 +97,7 @@ SENTENCES: Final = {
     "(a C library's, a regular expression); the threads now",
     Culprit.NOBODY: "nothing has run in this process for {0}: it was stopped, got no processor time, or waited in code "
     "that kept the interpreter lock; its loop now",
+    Culprit.UNSEEN: "the event loop was blocked for {0}; that was over before it could be seen by what",
 }
 
 
@@ -290,11 +292,12 @@ class Watchdog:
             self._timer.set(self._due)
 
     def _notice_standstill(self, loop: asyncio.AbstractEventLoop, frames: stacks.Frames, delay: Delay) -> None:
-        """Tell of a process that stood still as a whole, if its loop turns again before this thread can look."""
+        """Tell of what is over already, because the loop came to its late tick before this thread could run."""
         overslept, self._overslept = self._overslept, 0.0
         told = self._watch is not None and self._watch.phase is Phase.BLOCKED
-        if overslept and not told and delay.culprit is Culprit.NOBODY:
-            self._say_blocked(loop, overslept, frames, Delay(overslept, Culprit.NOBODY))
+        if overslept and not told:
+            culprit = Culprit.UNSEEN if delay.culprit is Culprit.LOOP else delay.culprit
+            self._say_blocked(loop, overslept, frames, Delay(overslept, culprit))
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -330,21 +333,25 @@ class Watchdog:
         if watch is None or cells is None:
             return
         cells[Cell.BLOCKED] += 1
-        kept = delay.late >= watch.limit
-        request, task = stacks.request_of(frames), stacks.running_task(loop)
-        place = stacks.place_of(frames)
+        culprit = delay.culprit if delay.late >= watch.limit else None
+        if culprit is Culprit.UNSEEN:
+            frames = []
+        request, place = stacks.request_of(frames), stacks.place_of(frames)
+        task = stacks.running_task(loop) if frames else ""
         by = " of ".join(part for part in (task and f"task {task}", request) if part) or "the server"
         about = {"seconds": round(seconds, 3), "request": request, "task": task, "place": place}
         log.warning(
             "%s%s",
-            SENTENCES[delay.culprit if kept else None].format(f"{seconds:.1f} s (--block-warn {watch.limit:g})", by),
-            self._shown(place, frames, others=kept and delay.culprit is Culprit.ANOTHER),
+            SENTENCES[culprit].format(f"{seconds:.1f} s (--block-warn {watch.limit:g})", by),
+            self._shown(culprit, place, frames),
             extra={"event": "loop_blocked", "about": about},
         )
 
-    def _shown(self, place: str, frames: stacks.Frames, *, others: bool) -> str:
+    def _shown(self, culprit: Culprit | None, place: str, frames: stacks.Frames) -> str:
         """The stack, unless it was shown a short while ago."""
-        if others:
+        if culprit is Culprit.UNSEEN:
+            return ""
+        if culprit is Culprit.ANOTHER:
             told, _ = stacks.threads(self._loop_thread)
             return "".join(f"\n{each['name']}:\n" + "\n".join(each["stack"]) for each in told[:MOST_SHOWN])
         if not frames:
