@@ -94,7 +94,8 @@ class _Happening:
     def __init__(self, record: logging.LogRecord) -> None:
         self.at = record.created
         self.level = record.levelno
-        self.event = str(getattr(record, "event", "log"))
+        mistake = record.exc_info and record.name == "serve"
+        self.event = str(getattr(record, "event", "internal_error" if mistake else "log"))
         whom: Mapping[str, Any] = getattr(record, "about", {})
         self.whom = dict(whom)
         try:

@@ -26,6 +26,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from server import control_protocol
 from server.errors import ServeError
 from server.listener import events as e
+from server.logs import about
 from server.shut_out import Identity, unlink_own
 
 REQUEST_TIMEOUT = 5.0
@@ -148,7 +149,11 @@ class ControlServer:
         try:
             path = await (self._make() if inherited is None else self._take(inherited))
         except (OSError, ValueError) as error:
-            log.warning("no control socket: %s; give --control a path that can be written, or --no-control", error)
+            log.warning(
+                "no control socket: %s; give --control a path that can be written, or --no-control",
+                error,
+                extra=about("no_control_socket"),
+            )
             task_status.started()
             return
         self._path = path
@@ -182,7 +187,9 @@ class ControlServer:
                 stream = await server.accept()
             except (anyio.BrokenResourceError, OSError) as error:
                 if not short:
-                    log.warning("cannot accept control connections: %s", error.__cause__ or error)
+                    log.warning(
+                        "cannot accept control connections: %s", error.__cause__ or error, extra=about("accept_failed")
+                    )
                 short = True
                 await anyio.sleep(PAUSE)
             else:

@@ -23,6 +23,7 @@ from server.listener.lifecycle import Worker
 from server.listener.release import Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
+from server.logs import about
 from server.scoreboard import Cell, Scoreboard
 
 ROWS = 1024
@@ -190,7 +191,12 @@ class Crew:
             pass
         except (ChannelError, OSError, LookupError, ValueError, TypeError) as error:
             if child.pid in self.children:
-                log.error("%s broke the protocol and is killed: %r", child.worker, error)
+                log.error(
+                    "%s broke the protocol and is killed: %r",
+                    child.worker,
+                    error,
+                    extra=about("worker_killed", reason=repr(error)),
+                )
                 child.kill()
 
     def _read_rest(self, child: Child) -> None:
