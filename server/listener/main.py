@@ -153,7 +153,13 @@ class Listener:
             self._tasks.start_soon(self.admin.run)
             self._tasks.start_soon(self.heartbeats.run)
             if self.settings.config.reload:
-                changing = changes.Changes(self.settings, self.processes, self.post, self._happened)
+                changing = changes.Changes(
+                    self.settings,
+                    self.processes,
+                    self.post,
+                    self._happened,
+                    missed=self._heirloom is not None,
+                )
                 self._tasks.start_soon(changing.run)
             self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew)
             self._begin()
@@ -432,7 +438,7 @@ class Listener:
                 self._write_pid_file()
                 if self.supervisor.reloads == 0 and self.supervisor.failed_reloads == 0:
                     where = ", ".join(listening.name for listening in self.listening)
-                    log.info("serving on %s", where)
+                    log.info("serving on %s", where, extra=logs.about("listening", addresses=where))
                     if self.admin.names:
                         log.info("metrics and the page that shows them: %s", ", ".join(self.admin.names))
                 notify.ready(text)
@@ -448,7 +454,7 @@ class Listener:
             if self.pid_file is not None:
                 self.pid_file.write()
         except UsageError as error:  # such as a full disk: the next reload tries again
-            log.error("the pid file is not written: %s", error)
+            log.error("the pid file is not written: %s", error, extra=logs.about("pid_file_not_written"))
 
     def _admin_state(self) -> dict[str, Any]:
         """What the admin process is told of the present state."""
@@ -510,7 +516,7 @@ def serve(listener: Listener) -> e.Exit:
     finally:
         give_back(listener.listening + listener.admin_listening, listener.pid_file)
     if not end.status:
-        log.info("stopped")
+        log.info("stopped", extra=logs.about("stopped"))
     return end
 
 
