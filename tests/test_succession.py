@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,8 +19,12 @@ import pytest
 from loadtest.reload import Settings, run
 from loadtest.report import table
 from server import control_client
+from server.signals import LISTENER_SIGNALS
 from tests.applications import info
-from tests.running import ROOT, RunningServer, connect, request, running
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
+
+MEANT = sum(1 << (number - 1) for number in LISTENER_SIGNALS)
+"""As proc(5) writes sets of signals."""
 
 
 def replace(server: RunningServer) -> str:
@@ -93,6 +98,74 @@ def test_what_comes_in_the_middle_is_not_lost(tmp_path: Path) -> None:
             assert request(connection)[0] == 200
 
 
+def masks(pid: int) -> list[int]:
+    """The signals that each thread of a process has blocked (proc(5)), the main thread's first."""
+    tasks = sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda task: int(task.name))
+    return [int(re.search(r"SigBlk:\s*([0-9a-f]+)", (task / "status").read_text())[1], 16) for task in tasks]  # type: ignore[index]
+
+
+def test_no_other_thread_takes_a_signal(tmp_path: Path) -> None:
+    """One that is taken there just before programs change would be lost with the thread."""
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "1", directory=tmp_path) as server:
+        replace(server)
+        server.reload()
+        main, *others = masks(server.pid)
+        assert main == 0
+        assert others
+        for signals in others:
+            assert signals & MEANT == MEANT
+
+
+def begun(server: RunningServer) -> socket.socket:
+    """A control connection with half a request on it: the server is not at rest until the other half has come."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(server.control))
+    connection.sendall(b'{"version":1,')
+    return connection
+
+
+def test_whoever_is_being_answered_gets_the_answer_first(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "1", directory=tmp_path) as server:
+        with begun(server) as other, control_client.Conversation(server.control, "reload-listener") as conversation:
+            assert conversation.receive(1.0) is None
+            other.sendall(b'"command":"status"}\n')
+            assert json.loads(other.makefile().readline())["status"]["pid"] == server.pid
+            assert "the listener runs serve" in conversation.outcome()["text"]
+        with begun(server), control_client.Conversation(server.control, "reload-listener") as conversation:
+            assert conversation.receive(1.0) is None
+            server.signal(signal.SIGTERM)
+            with pytest.raises(control_client.Refused, match="stopping"):
+                conversation.outcome()
+        assert server.wait() == 0
+
+
+def test_it_waits_for_hooks_and_no_longer(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    (tmp_path / "hook").write_text("#!/bin/sh\ntouch running\nuntil [ -e go ]; do sleep 0.01; done\n")
+    (tmp_path / "hook").chmod(0o755)
+    with running("app:app", "--hook", f"lame_duck_on={tmp_path}/hook", directory=tmp_path) as server:
+        server.signal(signal.SIGUSR2)
+        server.wait_until(lambda _: (tmp_path / "running").exists())
+        with control_client.Conversation(server.control, "reload-listener") as conversation:
+            assert conversation.receive(1.0) is None
+            (tmp_path / "go").touch()
+            assert conversation.outcome(PATIENCE)["ok"]
+
+
+def test_a_log_file_that_cannot_be_opened_any_more_is_found_out_before(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    (tmp_path / "logs").mkdir()
+    with running("app:app", "--log-file", "logs/log", directory=tmp_path) as server:
+        (tmp_path / "logs").rename(tmp_path / "elsewhere")
+        with pytest.raises(control_client.Refused, match="log file"):
+            replace(server)
+        (tmp_path / "elsewhere").rename(tmp_path / "logs")
+        assert "the listener runs serve" in replace(server)
+        assert "in place of" in (tmp_path / "logs" / "log").read_text()
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.15, 0.3, 0.45])
 def test_a_stop_in_the_middle_is_a_stop(tmp_path: Path, delay: float) -> None:
     (tmp_path / "app.py").write_text(info())
@@ -133,7 +206,10 @@ def test_a_program_that_cannot_take_over_is_refused_and_nothing_changes(tmp_path
         broken = tmp_path / "releases" / "2" / "env" / "bin"
         broken.mkdir(parents=True)
         if fault == "it does not run":
-            (broken / "python").write_text("#!/bin/sh\necho no room left >&2\nexit 3\n")
+            (broken / "python").write_text(
+                f"#!/bin/sh\ncd {tmp_path}\ntouch asked\nuntil [ -e go ]; do sleep 0.01; done\n"
+                "echo no room left >&2\nexit 3\n"
+            )
         elif fault == "it has no such module":
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", broken.parent], check=True)
         elif fault == "it is no program":
@@ -141,17 +217,35 @@ def test_a_program_that_cannot_take_over_is_refused_and_nothing_changes(tmp_path
         if (broken / "python").exists() and fault != "it has no such module":
             (broken / "python").chmod(0o755)
         point(tmp_path / "current", broken.parent.parent)
-        with pytest.raises(control_client.Refused) as refused:
-            replace(server)
+        with control_client.Conversation(server.control, "reload-listener") as conversation:
+            if fault == "it does not run":  # whatever happens meanwhile, its word is waited for
+                server.wait_until(lambda _: (tmp_path / "asked").exists())
+                for number, size in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
+                    server.signal(number)
+                    server.wait_until(lambda status, size=size: status["size"] == size)  # type: ignore[misc]
+                    server.wait_for_workers(size)
+                (tmp_path / "go").touch()
+            with pytest.raises(control_client.Refused) as refused:
+                conversation.outcome()
         assert "goes on as it is" in str(refused.value) or "cannot be run" in str(refused.value), refused.value
         assert same(server.status()) == before
         point(tmp_path / "current", release)
         assert "the listener runs serve" in replace(server)
 
 
+def admins(server: RunningServer) -> set[int]:
+    """The admin processes that live."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.worker_pids()}
+    return {pid for pid, command in commands.items() if b"server.admin" in command}
+
+
 def version_of(connection: socket.socket) -> str:
     version: str = json.loads(request(connection)[1])["version"]
     return version
+
+
+VERSIONED = "python{}.{}".format(*sys.version_info)
+"""What pip may write into the first line of a script; an environment of another Python has no such name."""
 
 
 def make_environment(place: Path) -> None:
@@ -161,7 +255,7 @@ def make_environment(place: Path) -> None:
     own = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "tests.pth").write_text("\n".join([*own, str(ROOT)]) + "\n")
     script = place / "bin" / "serve"
-    script.write_text(f"#!{place}/bin/python\nfrom server.__main__ import main\nmain()\n")
+    script.write_text(f"#!{place}/bin/{VERSIONED}\nfrom server.__main__ import main\nmain()\n")
     script.chmod(0o755)
 
 
@@ -180,9 +274,15 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
         release = tmp_path / "releases" / number
         make_environment(release / "env")
         (release / "app.py").write_text(info(number) + f"\nimport sys\nassert sys.prefix == {str(release / 'env')!r}\n")
+    for number in ("2", "3"):
+        programs = tmp_path / "releases" / number / "env" / "bin"
+        base = (programs / "python").resolve()
+        for name in ("python", VERSIONED):
+            (programs / name).unlink()
+        (programs / "python").symlink_to(base)
     current = tmp_path / "current"
     current.symlink_to(tmp_path / "releases" / "1")
-    options = ("--app-dir", str(current), "--workers", "2")
+    options = ("--app-dir", str(current), "--workers", "2", "--admin", "127.0.0.1:0")
     serve = str(current / "env/bin/serve")
     with running("app:app", *options, directory=tmp_path, command=[serve]) as server, connect(server) as connection:
         assert version_of(connection) == "1"
@@ -197,6 +297,15 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
             assert version_of(connection) == number
             if removed is not None:  # what the listener was started from
                 subprocess.run(["rm", "-r", tmp_path / "releases" / removed], check=True)
+        (first,) = admins(server)
+        os.kill(first, signal.SIGKILL)
+        server.wait_until(lambda _: bool(admins(server) - {first}))  # it does not need what it came from, either
+        with begun(server), control_client.Conversation(server.control, "reload-listener") as conversation:
+            assert conversation.receive(1.0) is None  # checked by now
+            point(current, tmp_path / "releases" / "2")
+            with pytest.raises(control_client.Refused, match="another release is current"):
+                conversation.outcome()
+        point(current, tmp_path / "releases" / "3")
         assert str(current / "env/bin/python") in replace(server)
         assert version_of(connection) == "3"
         point(current, tmp_path / "releases" / "2")  # the new program follows the link as the old one did

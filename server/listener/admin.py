@@ -29,7 +29,7 @@ from server.errors import ChannelError
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.history import History, Record
 from server.listener.processes import Process, Processes
-from server.listener.release import PRIVATE_VARIABLES
+from server.listener.release import PRIVATE_VARIABLES, own_program
 from server.listener.sockets import Listening
 from server.scoreboard import Scoreboard
 from server.shut_out import Kind
@@ -180,7 +180,7 @@ class Admin:
 
     def _start(self, theirs: socket.socket) -> Process:
         environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
-        arguments = [sys.executable, *SAFE_PATH, "-m", "server.admin", "--channel", str(theirs.fileno())]
+        arguments = [own_program(), *SAFE_PATH, "-m", "server.admin", "--channel", str(theirs.fileno())]
         return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
 
     async def _close_at_end(self, channel: Channel) -> None:

@@ -26,7 +26,7 @@ from server.errors import ChannelError, StartError, UsageError
 from server.listener import events as e
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.processes import Process, Processes
-from server.listener.release import PRIVATE_VARIABLES, resolve
+from server.listener.release import PRIVATE_VARIABLES, own_program, resolve
 from server.output import say
 from server.settings import Settings
 
@@ -74,7 +74,7 @@ def _in_directory(path: str) -> str:
 def start(processes: Processes, what: dict[str, list[str]], *, once: bool = False) -> tuple[Process, Channel]:
     """Start a watcher, which ends after one change if `once`. Raises OSError if that cannot be."""
     ours, theirs = pair()
-    command = [sys.executable, *SAFE_PATH, "-m", "server.watcher", "--channel", str(theirs.fileno())]
+    command = [own_program(), *SAFE_PATH, "-m", "server.watcher", "--channel", str(theirs.fileno())]
     command += ["--watched", json.dumps(what), *(["--once"] if once else [])]
     environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
     try:
@@ -121,14 +121,21 @@ class Changes:
     """The watching of one listener."""
 
     def __init__(
-        self, settings: Settings, processes: Processes, post: Callable[[e.Event], None], say: Callable[[e.Say], None]
+        self,
+        settings: Settings,
+        processes: Processes,
+        post: Callable[[e.Event], None],
+        say: Callable[[e.Say], None],
+        *,
+        missed: bool = False,
     ) -> None:
+        """`missed`: nothing has watched for a while, while the server ran."""
         self._settings = settings
         self._processes = processes
         self._post = post
         self._say = say
         self._pause = FIRST_PAUSE
-        self._missed = False
+        self._missed = missed
         """Whether there was a time without a watcher."""
 
     async def run(self) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -53,17 +54,32 @@ def _started_through() -> str:
     """The interpreter by the name under which the server was started, links and all.
 
     `current/.venv/bin/serve` names the interpreter beside it, whatever its first line says: pip writes the path there
-    that the environment had when it was made, which is that of one release.
+    that the environment had when it was made, which is that of one release. In an environment it is called `python`,
+    though the first line may say `python3.11`: the next release may have another one.
     """
-    script, own = sys.argv[0], os.path.basename(sys.executable)
-    names = [os.path.join(os.path.dirname(script), own)] if os.sep in script else []
-    names += [sys.orig_argv[0]] if os.sep in sys.orig_argv[0] else []
-    for name in names:
+    directory, own = os.path.split(sys.executable)
+    for place in _named_places():
         with contextlib.suppress(OSError, UsageError):
-            path = os.path.join(logical_directory(), name)
-            if os.access(path, os.X_OK) and os.path.samefile(os.path.dirname(path), os.path.dirname(sys.executable)):
-                return path
-    return sys.executable
+            path = os.path.join(logical_directory(), place)
+            if os.path.samefile(path, directory):
+                directory = path
+                break
+    general = os.path.join(directory, "python")
+    with contextlib.suppress(OSError):
+        if sys.prefix != sys.base_prefix and os.path.samefile(general, sys.executable):
+            return general
+    return os.path.join(directory, own)
+
+
+def _named_places() -> Iterator[str]:
+    """The directories by which the program was named: the script's, those of what it links to, the interpreter's."""
+    script = sys.argv[0]
+    while os.sep in script:
+        place = os.path.dirname(script)
+        yield place
+        script = os.path.join(place, os.readlink(script)) if os.path.islink(script) else ""
+    if os.sep in sys.orig_argv[0]:
+        yield os.path.dirname(sys.orig_argv[0])
 
 
 STARTED_THROUGH: Final = _started_through()
@@ -77,6 +93,11 @@ def program() -> str:
     """
     _interpreter(STARTED_THROUGH, "/")
     return STARTED_THROUGH
+
+
+def own_program() -> str:
+    """The interpreter for what the listener starts for itself: its own, or the present release's if that is deleted."""
+    return sys.executable if os.access(sys.executable, os.X_OK) else STARTED_THROUGH
 
 
 def resolve(config: Config, start_directory: str) -> Release:
