@@ -8,8 +8,10 @@ Every wrong input ends as one line "serve: …" on stderr and exit status 2, wit
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -190,6 +192,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     name, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
     if name in MODULES:
         _take_signals()
+        _write_anything()
         try:
             return _main(load(name), f"serve {name}", rest)
         finally:
@@ -211,6 +214,13 @@ def _take_signals() -> None:
     """A control command handles no signal but Ctrl-C, which it may have a word to say about; all else ends it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+def _write_anything() -> None:
+    """What a terminal cannot show becomes a question mark, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _everything() -> click.Group:

@@ -5,11 +5,10 @@ A step is printed when it happens, also into a pipe: who watches a deploy wants 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -90,10 +89,3 @@ def memory(size: float) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
-
-
-def number_or_none(value: Any) -> float | None:
-    """The number in something that a server has told, if it is one."""
-    with contextlib.suppress(TypeError, ValueError):
-        return float(value)
-    return None

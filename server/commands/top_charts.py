@@ -62,7 +62,7 @@ def _filled(value: float, bottom: int, height: int, top: float) -> int:
 
 
 def rounded_up(value: float, least: float) -> float:
-    """The next of 1, 1.5, 2, 3, 4, 6, 8, 10, 15 … times `least` that is not smaller: a scale that does not jump about."""
+    """The next of 1, 1.5, 2, 3, 4, 6, 8, 10 … times `least` that is not smaller: a scale that does not jump about."""
     scale = least
     while True:
         for step in (1, 1.5, 2, 3, 4, 6, 8):

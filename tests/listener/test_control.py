@@ -6,8 +6,6 @@ import json
 import os
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import pytest
 from server import control_client
 from server.errors import UsageError
 from tests.applications import info
-from tests.running import ROOT, RunningServer, connect, request, running
+from tests.running import RunningServer, connect, request, running
 
 
 def send(server: RunningServer, data: bytes, close: bool = False) -> bytes:
@@ -69,32 +67,3 @@ def test_without_a_place_for_the_socket_the_server_serves(tmp_path: Path) -> Non
     with running("app:app", *arguments, directory=tmp_path) as server:
         assert "no control socket" in server.log()
         assert server.stop() == 0
-
-
-def test_the_commands_print_what_the_server_says(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--workers", "2", directory=tmp_path) as server:
-
-        def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "server", *arguments, "--control", str(server.control)]
-            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-
-        found = json.loads(serve("status", "--json").stdout)
-        assert [worker["state"] for worker in found["workers"]] == ["serving", "serving"]
-        assert f"PID {server.pid}: running, healthy" in serve("status").stdout
-        assert serve("drain").stdout == "in lame duck until told off\n"
-        assert "in lame duck" in serve("status").stdout
-        assert serve("drain", "--off").stdout == "lame duck is off\n"
-        done = serve("reload")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "\ngeneration 2 serves, 2 workers, after " in done.stdout
-        (tmp_path / "app.py").write_text("import missing_module\n")
-        refused = serve("reload")
-        assert refused.returncode == 1
-        assert "serves" not in refused.stdout
-        assert "ModuleNotFoundError: No module named 'missing_module'" in refused.stderr
-        assert refused.stderr.splitlines()[-1].startswith("serve: reload refused, generation 2 serves on")
-        assert server.stop() == 0
-        gone = serve("reload")
-        assert gone.returncode == 2
-        assert "cannot be reached" in gone.stderr
