@@ -46,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     directory = tmp_path_factory.mktemp("metrics")
     (directory / "app.py").write_text(info())
     with running("app:app", "--workers", "2", *ADMIN, directory=directory) as server:
+        wait_for(admin_address(server), lambda metrics: value(metrics, "serve_state", state="running") == 1)
         yield server
         assert server.stop() == 0
 
