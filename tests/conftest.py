@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 CI = os.environ.get("CI") == "true"
+ROOT = Path(__file__).resolve().parent
+ONCE = (
+    *("admin", "commands", "compliance", "frameworks", "loadtest", "system"),
+    *("test_balance.py", "test_changes.py", "test_demo.py", "test_dockerfile.py", "test_load.py", "test_proxies.py"),
+    *("test_slow_clients.py", "test_watcher.py"),
+)
+"""What does not depend on the interpreter and takes long: run on the newest one alone (the marker `once`)."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is run once."""
+    for item in items:
+        if item.path.relative_to(ROOT).parts[0] in ONCE:
+            item.add_marker("once")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
