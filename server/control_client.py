@@ -22,6 +22,8 @@ from server.errors import StartError, UsageError
 
 PATIENCE: Final = 15.0
 """Seconds that a listener has to answer what it can answer at once."""
+HOOK_PATIENCE: Final = 75.0
+"""The same for what hooks may come before."""
 LOOK_TIME: Final = 2.0
 """Seconds that a server has to say what it is, when several are there."""
 
@@ -115,13 +117,13 @@ def checked(answer: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def ask(path: Path, command: str, **parameters: Any) -> dict[str, Any]:
-    """Send one command and wait for its outcome, as long as that takes.
+def ask(path: Path, command: str, *, patience: float | None = None, **parameters: Any) -> dict[str, Any]:
+    """Send one command and wait for its outcome, `patience` seconds at most, or as long as that takes.
 
-    Raises UsageError if the server cannot be reached, Refused if it did not do it or went away meanwhile.
+    Raises UsageError if the server cannot be reached, Refused if it did not do it, went away or did not answer in time.
     """
     with Conversation(path, command, **parameters) as conversation:
-        answer = conversation.outcome()
+        answer = conversation.outcome(patience)
         with contextlib.suppress(Gone):
             conversation.receive(1.0)  # its end: nothing of this conversation is left in the listener then
         return answer

@@ -5,17 +5,12 @@ One request per connection: a line of JSON `{"version": 1, "command": …}`; the
 line `{"version": 1, "record": {…}}` for each thing that happens (docs/events.md). Unknown members are passed over on
 both sides.
 
-| command | members of the request | of the answer |
-| --- | --- | --- |
-| reload | wait (true), follow | detail: the traceback of what was refused |
-| drain | off | |
-| stop | delay (s of lame duck; --drain-delay if not said), follow | with follow, when the server has ended, cut: requests cut since its start |
-| scale | to | |
-| logs-reopen | | |
-| status | | status (`server.listener.status`) |
-| config | | config |
-| stacks | timeout (s) | stacks |
-| follow | | when the server has ended, cut |
+- reload: wait (true), follow; the answer's detail is the traceback of what was refused
+- reload-listener; drain: off; scale: to; logs-reopen
+- stop: delay (s of lame duck; --drain-delay if not said), follow: then the answer comes when the server has ended, and
+  its cut is the number of requests lost since the start
+- status, config: the answer's member of that name; stacks: timeout (s), and the same
+- follow: everything that happens until the end of the server, then cut
 """
 
 from __future__ import annotations

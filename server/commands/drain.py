@@ -8,6 +8,7 @@ import click
 
 from server import control_client
 from server.commands.command import command, tell
+from server.control_client import HOOK_PATIENCE
 
 
 def drain(control: str, pid: str, off: bool) -> int:
@@ -15,7 +16,7 @@ def drain(control: str, pid: str, off: bool) -> int:
 
     It lasts, over reloads too, until `serve drain --off`.
     """
-    tell(control_client.ask(control_client.find(control, pid), "drain", off=off)["text"])
+    tell(control_client.ask(control_client.find(control, pid), "drain", off=off, patience=HOOK_PATIENCE)["text"])
     return 0
 
 

@@ -6,11 +6,12 @@ from typing import Final
 
 from server import control_client
 from server.commands.command import command, tell
+from server.control_client import PATIENCE
 
 
 def reopen(control: str, pid: str) -> int:
     """Open the log files anew, after they were moved away."""
-    tell(control_client.ask(control_client.find(control, pid), "logs-reopen")["text"])
+    tell(control_client.ask(control_client.find(control, pid), "logs-reopen", patience=PATIENCE)["text"])
     return 0
 
 

@@ -16,7 +16,7 @@ import click
 
 from server import control_client
 from server.commands.command import INTERRUPTED, as_json, command, complain, counted, lively, span, tell
-from server.control_client import Conversation, Refused
+from server.control_client import PATIENCE, Conversation, Refused
 from server.errors import UsageError
 
 FRAME: Final = 0.15
@@ -176,7 +176,7 @@ def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as
         tell(json.dumps({"event": "outcome", "ok": True, "text": text}) if as_json else text)
         return 0
     if not wait:
-        answer = control_client.ask(path, "reload", wait=False)
+        answer = control_client.ask(path, "reload", wait=False, patience=PATIENCE)
         tell(json.dumps({"event": "outcome", "ok": True, "text": answer["text"]}) if as_json else answer["text"])
         return 0
     before = control_client.look(path)

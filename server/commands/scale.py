@@ -10,7 +10,7 @@ import click
 
 from server import control_client
 from server.commands.command import INTERRUPTED, command, complain, counted, tell
-from server.control_client import Refused
+from server.control_client import PATIENCE, Refused
 
 LOOK: Final = 0.1
 """Seconds between two looks at how far it is."""
@@ -25,7 +25,7 @@ def scale(control: str, pid: str, workers: int, wait: bool) -> int:
     be started, with the reason; the server goes on trying.
     """
     path = control_client.find(control, pid)
-    tell(control_client.ask(path, "scale", to=workers)["text"])
+    tell(control_client.ask(path, "scale", to=workers, patience=PATIENCE)["text"])
     if not wait:
         return 0
     try:

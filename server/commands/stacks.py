@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from server import control_client
 from server.commands.command import as_json, command, seconds, span, tell
+from server.control_client import PATIENCE
 
 TIMEOUT: Final = 5.0
 """Seconds, if --timeout does not say."""
@@ -21,7 +22,7 @@ def stacks(control: str, pid: str, timeout: float, as_json: bool) -> int:
     Exit status 0: every worker has told them. 1: not every one did.
     """
     path = control_client.find(control, pid)
-    found: dict[str, Any] = control_client.ask(path, "stacks", timeout=timeout)["stacks"]
+    found: dict[str, Any] = control_client.ask(path, "stacks", timeout=timeout, patience=timeout + PATIENCE)["stacks"]
     tell(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
     return 0 if all(worker["how"] != "none" for worker in found["workers"]) else 1
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from server import control_client
 from server.commands.command import INTERRUPTED, as_json, command, complain, counted, seconds, span, tell
 from server.commands.processes import Process, children, kill_all
-from server.control_client import Conversation, Gone, Refused
+from server.control_client import PATIENCE, Conversation, Gone, Refused
 from server.errors import UsageError
 
 PROGRESS: Final = 5.0
@@ -88,12 +88,12 @@ class _Stopping:
 
     def _ask(self, delay: float | None, timeout: float | None) -> None:
         """Ask for the stop, and reckon when the server is to be killed."""
-        options = control_client.ask(self.path, "config")["config"]["options"]
+        options = control_client.ask(self.path, "config", patience=PATIENCE)["config"]["options"]
         own = {option["name"]: option["value"] for option in options}
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
         self._timeout = patience if timeout is None else timeout
         with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
-            answer = control_client.ask(self.path, "stop", delay=delay)
+            answer = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
             if answer["text"] != "stopping":
                 self._step("stopping", answer["text"])
         hooks = sum(hook.startswith("pre_stop=") for hook in own.get("hook", ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from server.commands.config import value
 from server.commands.stacks import lines
 from server.control_client import ask
 from tests.applications import info
-from tests.commands.serving import SLOW, begin, environment, serve
+from tests.commands.serving import SLOW, begin, environment, serve, start
 from tests.running import PATIENCE, ROOT, RunningServer, running
 
 
@@ -99,6 +100,30 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         os.close(write_end)
         assert done.stderr == b""
         assert server.stop() == 0
+
+
+def test_an_interrupted_command_has_no_traceback(tmp_path: Path) -> None:
+    """Here while it waits for a listener that does not answer."""
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", directory=tmp_path) as server:
+        server.signal(signal.SIGSTOP)
+        commands = [start(server, *words) for words in (["status"], ["drain"], ["scale", "2"], ["reload"], ["top"])]
+        for command in commands:
+            wait_for_socket(command.pid)
+            command.send_signal(signal.SIGINT)
+        for command in commands:
+            told, complaint = command.communicate(timeout=PATIENCE)
+            assert (command.returncode, told, complaint.strip()) == (130, "", "")
+        server.signal(signal.SIGCONT)
+        assert server.stop() == 0
+
+
+def wait_for_socket(pid: int) -> None:
+    """Wait until the process has opened a socket."""
+    deadline = time.monotonic() + PATIENCE
+    while not any(os.readlink(link).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_config_tells_each_value_and_its_place(tmp_path: Path) -> None:
