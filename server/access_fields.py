@@ -1,19 +1,20 @@
 """Access log formats that a person puts together: a line with gunicorn's atoms, or JSON with a list of fields.
 
 `plan` reads the format; `FieldsLog` writes it. A format is cut at the fields that differ from one answer to the next
-("moving": client, time, status, size, duration …); what stands between two of them depends on the request alone and is
-kept with its head. Rule: every value is escaped where its text is made; a format cannot be chosen that would let a
+("moving": client, time, status, size, duration …); what stands between them depends on the request alone and is kept
+with its head. Rule: every value is escaped where its text is made; a format cannot be chosen that would let a
 request write a line of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from server.access_lines import (
     MILLISECONDS,
@@ -64,8 +65,7 @@ _HEADER: Final = re.compile(r"\{([^{}]*)\}([a-zA-Z])")
 Value = str | int | float | None
 """Of a field: what JSON has. None is written as null, and as "-" in a line; a float is a duration (s)."""
 OfRequest = Callable[[Request], Value]
-Moving = Callable[["Address", int, int, int, Answered], str]
-"""Makes a text of client, status, size, duration (µs), and the answer."""
+Ask = Callable[[Answered], str | None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,9 +199,13 @@ _MOVING: Final = frozenset(
 
 
 class FieldsLog(AccessLog):
-    """Writes what a plan says."""
+    """Writes what a plan says.
 
-    __slots__ = ("_as_json", "_between", "_ids", "_makers", "_now", "_since", "_stamp", "_write")
+    Of each request a template is kept, with a `%s` where a field moves; what moves is looked up among texts that have
+    been made before.
+    """
+
+    __slots__ = ("_as_json", "_asks", "_between", "_ids", "_moments", "_pick", "_since", "_stamp", "_texts", "_write")
 
     def __init__(self, config: Config, plan: Plan, generation: int, slot: int) -> None:
         super().__init__(config)
@@ -210,96 +214,116 @@ class FieldsLog(AccessLog):
         self._ids = RequestIds(config)
         self._stamp = ""
         self._since = 0.0
-        self._now = 0.0
+        self._moments = Texts[int](self._moment)
+        """Times of the present second, by the millisecond; in a line there is but one."""
         constants: dict[str, Value] = {"generation": generation, "slot": slot, "pid": os.getpid()}
-        self._makers: list[Moving] = []
-        self._between: list[list[str | OfRequest]] = [[]]
-        """What stands before the first moving field, between any two, and behind the last."""
+        self._between: list[str | OfRequest] = []
+        """What a template is made of: texts (in which a moving field is `%s`), and what depends on the request."""
+        self._texts: list[Texts[Any]] = []
+        """Of each moving field, by its value."""
+        self._asks: list[Ask] = []
+        """What is asked of the answer, beyond what every line is given."""
+        picked: list[int] = []
+        """Of each moving field: where its value stands in what a line is given."""
         for part in plan.parts:
-            here = self._between[-1]
             if isinstance(part, str):
-                here.append(part)
+                self._between.append(_literal(part))
             elif part.name in constants:
-                here.append(self._write(constants[part.name]))
-            elif part.direction == "i":
-                here.append(_header(part.header))
-            elif part.name in _OF_REQUEST:
-                here.append(_OF_REQUEST[part.name])
-            elif part.name == "request_id" and not self._ids.makes:
-                here.append(lambda request: self._ids.carried(request.headers) or None)
+                self._between.append(_literal(self._write(constants[part.name])))
+            elif (of_request := self._of_request(part)) is not None:
+                self._between.append(of_request)
             else:
-                self._makers.append(self._moving(part))
-                self._between.append([])
+                self._between.append("%s")
+                place, texts = self._moving(part)
+                picked.append(place)
+                self._texts.append(texts)
+        self._pick = operator.itemgetter(*picked) if len(picked) > 1 else _few(picked)
 
     def record(
         self, client: Address, request: Request, status: int, size: int, begun: float, answered: Answered = NOBODY
     ) -> None:
         """See AccessLog."""
         try:
-            now = self._now = time.perf_counter()
+            now = time.perf_counter()
             if now >= self._until:
                 self._new_second(now)
-            first, *others = request.logged or self._describe(request)
-            duration = int((now - begun) * 1e6)
-            line = [first]
-            for make, text in zip(self._makers, others, strict=True):
-                line += (make(client, status, size, duration, answered), text)
-            self._add("".join(line))
+            (template,) = request.logged or self._describe(request)
+            moment = min(int((now - self._since) * 1000), 999) if self._as_json else 0
+            given: tuple[Any, ...]
+            given = (client[0] if client else None, moment, status, size, int((now - begun) * 1e6))
+            if self._asks:
+                given += tuple([ask(answered) for ask in self._asks])
+            self._add(template % tuple(map(operator.getitem, self._texts, self._pick(given))))
         except Exception:
             complain()
 
-    def _describe(self, request: Request) -> tuple[str, ...]:
+    def _describe(self, request: Request) -> tuple[str]:
         write = self._write
-        request.logged = logged = tuple(
-            "".join([part if isinstance(part, str) else write(part(request)) for part in parts])
-            for parts in self._between
+        template = "".join(
+            [part if isinstance(part, str) else _literal(write(part(request))) for part in self._between]
         )
+        request.logged = logged = (template,)
         return logged
 
-    def _moving(self, field: Field) -> Moving:
-        """What makes the texts of a field that is another one in each line; texts that come again are kept."""
-        write = self._write
-        if field.direction == "o":
-            name = field.header.encode()
-            return lambda client, status, size, duration, answered: write(_text(answered.response_field(name)))
-        if field.name == "client" or field.name == "peer":
-            hosts = Texts[str](write)
-            nobody = write(None)
-            if field.name == "client":
-                return lambda client, *_: hosts[client[0]] if client else nobody
-            return lambda client, status, size, duration, answered: (
-                hosts[peer[0]] if (peer := answered.peer()) else nobody
-            )
-        if field.name == "scheme":
-            return lambda client, status, size, duration, answered: write(answered.client_scheme() or None)
-        if field.name == "request_id":
-            return lambda client, status, size, duration, answered: write(answered.identity() or None)
-        if field.name == "time":
-            return self._json_time if self._as_json else lambda *_: self._stamp
-        if field.name == "status":
-            numbers = Texts[int](str)
-            return lambda client, status, *_: numbers[status]
-        if field.name == "size":
-            empty = "0" if self._as_json else field.empty_size
-            sizes = Texts[int](lambda size: str(size) if size else empty)
-            return lambda client, status, size, *_: sizes[size]
-        units: dict[str, Callable[[int], str]] = {
-            "seconds": seconds,
-            "whole_seconds": _whole_seconds,
-            "milliseconds": _milliseconds,
-            "microseconds": str,
-        }
-        durations = Texts[int](units[field.name])
-        return lambda client, status, size, duration, answered: durations[duration]
+    def _of_request(self, field: Field) -> OfRequest | None:
+        """How the field is found in the request alone; None if that is not all it takes."""
+        if field.direction == "i":
+            return _header(field.header)
+        if field.name == "request_id" and not self._ids.makes:
+            return lambda request: self._ids.carried(request.headers) or None
+        return _OF_REQUEST.get(field.name) if not field.direction else None
 
-    def _json_time(self, *_: object) -> str:
-        return f'{self._stamp}{MILLISECONDS[min(int((self._now - self._since) * 1000), 999)]}Z"'
+    def _moving(self, field: Field) -> tuple[int, Texts[Any]]:
+        """Where the value of a moving field stands in what a line is given, and the texts for it."""
+        name, write = field.name, self._write
+        if name == "client":
+            return _CLIENT, Texts[str | None](write)
+        if name == "time":
+            return _TIME, self._moments
+        if name == "status":
+            return _STATUS, Texts[int](str)
+        if name == "size":
+            empty = "0" if self._as_json else field.empty_size
+            return _SIZE, Texts[int](lambda size: str(size) if size else empty)
+        if name in _UNITS:
+            return _DURATION, Texts[int](_UNITS[name])
+        self._asks.append(_ask(field))
+        return _DURATION + len(self._asks), Texts[str | None](write)
+
+    def _moment(self, millisecond: int) -> str:
+        return f'{self._stamp}{MILLISECONDS[millisecond]}Z"' if self._as_json else self._stamp
 
     def _new_second(self, now: float) -> None:
         wall = time.time()
         self._since = now - wall % 1.0
         self._until = self._since + 1.0
         self._stamp = time.strftime('"%Y-%m-%dT%H:%M:%S.', time.gmtime(wall)) if self._as_json else common_time(wall)
+        self._moments.clear()
+
+
+_CLIENT, _TIME, _STATUS, _SIZE, _DURATION = range(5)
+"""Where values stand in what a line is given; what is asked of the answer follows."""
+
+
+def _literal(text: str) -> str:
+    """Text as it stands in a template."""
+    return text.replace("%", "%%")
+
+
+def _few(picked: list[int]) -> Callable[[tuple[Any, ...]], Any]:
+    """As operator.itemgetter for several: a tuple."""
+    return lambda given: tuple([given[place] for place in picked])
+
+
+def _ask(field: Field) -> Ask:
+    if field.direction == "o":
+        header = field.header.encode()
+        return lambda answered: _text(answered.response_field(header))
+    if field.name == "peer":
+        return lambda answered: peer[0] if (peer := answered.peer()) else None
+    if field.name == "scheme":
+        return lambda answered: answered.client_scheme() or None
+    return lambda answered: answered.identity() or None
 
 
 def _in_line(value: Value) -> str:
@@ -312,3 +336,11 @@ def _whole_seconds(microseconds: int) -> str:
 
 def _milliseconds(microseconds: int) -> str:
     return str(microseconds // 1000)
+
+
+_UNITS: Final[dict[str, Callable[[int], str]]] = {
+    "seconds": seconds,
+    "whole_seconds": _whole_seconds,
+    "milliseconds": _milliseconds,
+    "microseconds": str,
+}
