@@ -48,7 +48,7 @@ def command_of(hook: Hook, release: Release, config: Config) -> list[str]:
     program = hook.arguments[0]
     if os.sep in program:
         path = os.path.join(release.directory, program)
-        found = path if os.path.isfile(path) and os.access(path, os.X_OK) else None
+        found = path if os.path.isfile(path) and os.access(path, os.X_OK, effective_ids=True) else None
     else:
         found = shutil.which(program, path=release.environment.get("PATH"))
     if found is None:

@@ -97,7 +97,7 @@ def program() -> str:
 
 def own_program() -> str:
     """The interpreter for what the listener starts for itself: its own, or the present release's if that is deleted."""
-    return sys.executable if os.access(sys.executable, os.X_OK) else STARTED_THROUGH
+    return sys.executable if os.access(sys.executable, os.X_OK, effective_ids=True) else STARTED_THROUGH
 
 
 def resolve(config: Config, start_directory: str) -> Release:
@@ -128,7 +128,7 @@ def _interpreter(python: str, start_directory: str) -> str:
     """
     python = python or STARTED_THROUGH
     found = python if os.sep in python else shutil.which(python)
-    if found is None or not os.access(path := os.path.join(start_directory, found), os.X_OK):
+    if found is None or not os.access(path := os.path.join(start_directory, found), os.X_OK, effective_ids=True):
         raise UsageError(f"the interpreter {python} cannot be run; give --python one that exists")
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
