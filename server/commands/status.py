@@ -9,6 +9,9 @@ from typing import Any, Final
 from server import control_client
 from server.commands.command import as_json, command, counted, memory, span, tell
 
+AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was worn out or blocked"}
+"""Why workers are started beside those of a generation (`server.listener.lifecycle.Cause`)."""
+
 
 def status(control: str, pid: str, as_json: bool) -> int:
     """Show what the server does: generations, workers, connections."""
@@ -34,9 +37,16 @@ def health(found: dict[str, Any]) -> str:
 def _server(found: dict[str, Any]) -> Iterator[str]:
     yield f"serve {found['server']}, PID {found['pid']}: {found['state']}, {health(found)}"
     yield f"{found['app']} on {', '.join(found['listening'])}, up for {span(found['uptime'])}"
+    if found.get("admin"):
+        yield f"metrics and a page on {', '.join(found['admin'])}"
     totals = found["totals"]
     reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
     yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} answered"
+    again = {cause: count for cause, count in found.get("starts", {}).items() if cause in AGAIN}
+    if again:
+        yield "workers started again: " + ", ".join(f"{count} {AGAIN[cause]}" for cause, count in again.items())
+    if found.get("lost"):
+        yield f"{counted(found['lost'], 'request')} lost: cut, or in the hands of a worker that died"
     for generation in found["generations"]:
         if generation["number"] != found["generation"]:
             yield f"generation {generation['number']} is {generation['state']}"

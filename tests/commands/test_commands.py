@@ -88,6 +88,18 @@ def test_status_and_workers(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_status_tells_what_went_wrong(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(SLOW)
+    with running("app:app", directory=tmp_path) as server:
+        with begin(server, "/wait/60"):
+            os.kill(server.worker_pids()[0], signal.SIGKILL)
+            server.wait_until(lambda status: status["lost"] == 1 and status["starts"].get("crash") == 1)
+        told = serve(server, "status").stdout.splitlines()
+        assert "workers started again: 1 after a crash" in told
+        assert "1 request lost: cut, or in the hands of a worker that died" in told
+        assert server.stop() == 0
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     with running("app:app", directory=tmp_path) as server:
