@@ -266,15 +266,19 @@ class Watchdog:
             self._due = math.inf
             return
         parked = watch.phase is Phase.PARKED
-        due = watch.next_look(0.0, self._turned) if parked else self._due
+        # All that belongs together is read at once: any call of the system lets the loop go on.
+        frame, turned, overslept = sys._current_frames().get(self._loop_thread), self._turned, self._overslept
+        due = watch.next_look(0.0, turned) if parked else self._due
         if woken and now < due and not parked:
             return  # it was a request
-        frame = sys._current_frames().get(self._loop_thread)
         idle = stacks.idle(frame)
-        frames = [] if idle else stacks.frames_of(frame)  # with their lines as of now
-        delay = self._delay(max(0.0, now - due))
-        self._notice_standstill(loop, frames, delay)
-        seen = (now, self._turned, idle, self._quiet, delay.late)
+        frames = [] if idle else stacks.frames_of(frame)
+        delay = self._delay(max(0.0, now - due, overslept))
+        if overslept:
+            self._overslept = 0.0
+            if watch.phase is not Phase.BLOCKED:
+                self._say_over(loop, overslept, frames, delay)
+        seen = (now, turned, idle, self._quiet, delay.late)
         said = watch.look(*seen)
         if said is Said.TURNS:
             log.info(
@@ -291,13 +295,10 @@ class Watchdog:
         if watch.phase is Phase.PARKED:
             self._timer.set(self._due)
 
-    def _notice_standstill(self, loop: asyncio.AbstractEventLoop, frames: stacks.Frames, delay: Delay) -> None:
+    def _say_over(self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: Delay) -> None:
         """Tell of what is over already, because the loop came to its late tick before this thread could run."""
-        overslept, self._overslept = self._overslept, 0.0
-        told = self._watch is not None and self._watch.phase is Phase.BLOCKED
-        if overslept and not told:
-            culprit = Culprit.UNSEEN if delay.culprit is Culprit.LOOP else delay.culprit
-            self._say_blocked(loop, overslept, frames, Delay(overslept, culprit))
+        culprit = Culprit.UNSEEN if delay.culprit is Culprit.LOOP else delay.culprit
+        self._say_blocked(loop, seconds, frames, Delay(seconds, culprit))
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -307,7 +308,6 @@ class Watchdog:
 
     def _delay(self, late: float) -> Delay:
         """What a look that comes so late (s) means, from who has used the processor since the last one."""
-        late = max(late, self._overslept)
         since = late + (0.0 if self._watch is None else self._watch.limit / 2)
         before, self._used = self._used, self._time_used()
         process, running, waiting = (now - then for now, then in zip(self._used, before, strict=True))
