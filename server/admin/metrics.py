@@ -213,9 +213,14 @@ def durations(total: Words) -> HistogramMetricFamily:
 
 def connections_by_state(reading: Reading) -> dict[str, int]:
     """How many connections are idle, active, and WebSockets."""
-    sockets = reading.gauge(Cell.WEBSOCKETS)
-    active = sum(min(words[Cell.IN_FLIGHT], words[Cell.CONNECTIONS]) for words in reading.rows.values())
-    return {"idle": max(0, reading.gauge(Cell.CONNECTIONS) - sockets - active), "active": active, "websocket": sockets}
+    sockets = active = idle = 0
+    for words in reading.rows.values():
+        others = max(0, words[Cell.CONNECTIONS] - words[Cell.WEBSOCKETS])
+        sockets += words[Cell.WEBSOCKETS]
+        busy = min(words[Cell.IN_FLIGHT], others)  # an application may go on after its answer, or its client's end
+        active += busy
+        idle += others - busy
+    return {"idle": idle, "active": active, "websocket": sockets}
 
 
 def oldest(reading: Reading) -> float:

@@ -128,7 +128,7 @@ class Crew:
         child = self.children.pop(pid, None)
         if child is None:
             return False
-        in_flight = self.scoreboard.row(child.row)[Cell.IN_FLIGHT]
+        in_flight = self._in_hands(child)
         try:
             self._read_rest(child)
             self.scoreboard.fold(child.row, child.worker.slot)
@@ -143,10 +143,14 @@ class Crew:
         """SIGKILL; return how many requests and WebSockets are in its hands."""
         if (child := self.of(worker)) is None:
             return 0
-        cells = self.scoreboard.row(child.row)
-        cut: int = cells[Cell.IN_FLIGHT] + cells[Cell.WEBSOCKETS]
+        cut = self._in_hands(child)
         child.kill()
         return cut
+
+    def _in_hands(self, child: Child) -> int:
+        """Requests and WebSockets that the child's end cuts."""
+        cells = self.scoreboard.row(child.row)
+        return int(cells[Cell.IN_FLIGHT] + cells[Cell.WEBSOCKETS])
 
     # What is said to them
 

@@ -524,7 +524,7 @@ class Http1Connection(Lifecycle):
         transport.set_protocol(websocket)
         websocket.connection_made(transport)
         if leftover:
-            websocket.data_received(leftover)
+            websocket.go_on(leftover)
 
     # ---- ends
 

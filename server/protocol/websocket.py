@@ -139,8 +139,7 @@ class WebSocketConnection(Endings):
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
         self._service.cells[BYTES_RECEIVED] += len(data)
-        state = self._state
-        if state is OPEN:
+        if self._state is OPEN:
             self._keep_alive.heard = True
             message = self._framing.single(data)
             if message is None:
@@ -152,7 +151,13 @@ class WebSocketConnection(Endings):
                     self._wake(self._receivers)
                 elif self._incoming_size > INCOMING_HIGH:
                     self._pause_reading()
-        elif state is CLOSING:
+        else:
+            self.go_on(data)
+
+    def go_on(self, data: bytes) -> None:
+        """Bytes from the client that have been counted: those that came with its request have been."""
+        state = self._state
+        if state is OPEN or state is CLOSING:
             self._receive_frames(data)
         elif state is HANDSHAKE:  # too early, but it may be that the client trusts in our answer
             self._early += data

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from server.admin.metrics import connections_by_state
 from server.admin.queues import queues
 from server.admin.reading import Reading, quantile, read
 from server.admin.samples import Samples, by_generation
@@ -120,6 +121,16 @@ def test_requests_go_to_the_generation_that_answered_also_those_of_one_that_ende
     board.fold(0, 0)
     board.row(1)[Cell.REQUESTS] += 1
     assert by_generation(before, taken(board)) == {1: 4, 2: 1}
+    board.close()
+
+
+def test_every_open_connection_is_in_one_state() -> None:
+    board = Scoreboard.create(rows=3, slots=1)
+    for row, (connections, sockets, in_flight) in enumerate([(10, 8, 5), (3, 0, 1), (0, 1, 1)]):
+        worker(board, row, 0, 1, 0)
+        cells = board.row(row)
+        cells[Cell.CONNECTIONS], cells[Cell.WEBSOCKETS], cells[Cell.IN_FLIGHT] = connections, sockets, in_flight
+    assert connections_by_state(taken(board)) == {"idle": 2, "active": 3, "websocket": 9}
     board.close()
 
 

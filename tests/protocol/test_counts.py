@@ -81,3 +81,59 @@ def test_health_checks_and_what_was_no_request_have_no_duration(serve: Serve) ->
     client.send(b"nonsense\r\n\r\n")
     assert client.answer()[0] == 400
     assert sum(buckets(server)) == 0
+
+
+async def varied(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers each path in a way of its own, after all of the request; echoes WebSocket messages."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+        return
+    while (await receive()).get("more_body"):
+        pass
+    if scope["path"] == "/stream":
+        await send(start())
+        for size in (1, 500, 40_000):
+            await send(body(b"x" * size, more=True))
+        await send(body(b""))
+    else:
+        await send(start())
+        await send(body(b"ok"))
+
+
+def test_bytes_of_everything_on_one_connection(serve: Serve) -> None:
+    server = serve(varied)
+    pieces = [
+        GET * 3,
+        b"HEAD / HTTP/1.1\r\nhost: a\r\n\r\n" + GET[:9],
+        GET[9:] + b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n",
+        b"abcGET /ping HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        b"nonsense\r\n\r\n",
+    ]
+    received = server.ask(*pieces)
+    assert server.cell(Cell.BYTES_SENT) == len(received)
+    assert server.cell(Cell.BYTES_RECEIVED) == sum(map(len, pieces))
+    assert server.cell(Cell.REQUESTS) == 9  # health checks are none
+    assert (server.cell(Cell.STATUS_2XX), server.cell(Cell.STATUS_4XX)) == (8, 1)
+    assert sum(buckets(server)) == 8
+
+
+def test_what_comes_with_the_handshake_of_a_websocket_counts_once(serve: Serve) -> None:
+    server = serve(varied)
+    client = server.connect()
+    request = (
+        b"GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ) + b"\x82\x83\0\0\0\0abc"
+    client.send(request)
+    received = client.read_until(b"\x82\x03abc")
+    assert server.cell(Cell.BYTES_RECEIVED) == len(request)
+    assert server.cell(Cell.BYTES_SENT) == len(received)
+    assert (server.cell(Cell.REQUESTS), server.cell(Cell.STATUS_1XX), server.cell(Cell.WEBSOCKETS)) == (1, 1, 1)
+    assert server.cell(Cell.IN_FLIGHT) == 0
+    client.close()
+    server.until(lambda: server.cell(Cell.WEBSOCKETS) == server.cell(Cell.CONNECTIONS) == 0)

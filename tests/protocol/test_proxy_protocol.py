@@ -575,3 +575,11 @@ def test_the_hammer_cuts_a_header_that_has_begun(start: Start) -> None:
     server.until(lambda: len(connection._buffer) == 10)
     assert server.run(connection.cut)
     assert ended(client) == b""
+
+
+def test_the_header_and_what_comes_with_it_count_as_received(start: Start) -> None:
+    server = start()
+    client = server.connect()
+    client.send(LINE + GET)
+    assert client.answer()[0] == 200
+    assert server.cell(Cell.BYTES_RECEIVED) == len(LINE + GET)
