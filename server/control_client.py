@@ -24,6 +24,8 @@ PATIENCE: Final = 15.0
 """Seconds that a listener has to answer what it can answer at once."""
 HOOK_PATIENCE: Final = 75.0
 """The same for what hooks may come before."""
+SERVICES: Final = Path("/run")
+"""Where a service manager makes directories for services (RuntimeDirectory=, systemd.exec(5))."""
 LOOK_TIME: Final = 2.0
 """Seconds that a server has to say what it is, when several are there."""
 
@@ -218,10 +220,9 @@ def _sockets() -> list[Path]:
 
 def _directories() -> list[Path]:
     """Where sockets are looked for: our own places, and those that a service manager makes (RuntimeDirectory=)."""
-    own = [directory for directory in control_protocol.runtime_directories() if control_protocol.private(directory)]
-    services = sorted(Path("/run").glob("*/serve"))
-    ours = [d for d in services if d not in own and control_protocol.private(d, any_owner=os.geteuid() == 0)]
-    return list(dict.fromkeys([*own, *ours]))
+    places = dict.fromkeys([*control_protocol.runtime_directories(), *sorted(SERVICES.glob("*/serve"))])
+    root = os.geteuid() == 0
+    return [directory for directory in places if control_protocol.private(directory, any_owner=root)]
 
 
 def _described(path: Path) -> str:

@@ -35,15 +35,20 @@ def runtime_directories() -> list[Path]:
 
 
 def private(directory: Path, *, any_owner: bool = False) -> bool:
-    """Whether `directory` is its owner's alone to write to, and that is us (or `any_owner`): nobody else may have put
-    a socket there.
+    """Whether `directory` is its owner's alone to write to, and that is us: nobody else may have put a socket there.
+
+    `any_owner`: it may be another's, as that of a service with a user of its own, if it lies where only root or that
+    user can make one; in /run/lock or /tmp it may be anybody's.
     """
     try:
-        found = directory.lstat()
+        found, above = directory.lstat(), directory.parent.stat()
     except OSError:
         return False
-    ours = any_owner or found.st_uid == os.geteuid()
-    return stat.S_ISDIR(found.st_mode) and ours and not found.st_mode & 0o022
+    if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        return False
+    if found.st_uid == os.geteuid():
+        return True
+    return any_owner and above.st_uid in (0, found.st_uid) and not above.st_mode & 0o022
 
 
 def default_socket(pid: int) -> Path:

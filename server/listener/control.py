@@ -356,9 +356,14 @@ async def _send(stream: SocketStream, message: Mapping[str, Any]) -> None:
 async def _watch(stream: SocketStream, scope: anyio.CancelScope) -> None:
     """Cancel `scope` when the peer has left; one that has only ended its own sending (`nc -N`) still listens."""
     raw = stream.extra(SocketAttribute.raw_socket)
-    with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-        while True:
-            await stream.receive()
+    # Not stream.receive(): cancelled in the very turn in which something comes, it puts a traceback into the log
+    # (anyio 4.16, Future.set_result). What is cancelled here is a wait that knows of this.
+    with contextlib.suppress(OSError):
+        piece = b"-"
+        while piece:
+            await anyio.wait_readable(raw)
+            with contextlib.suppress(BlockingIOError):
+                piece = raw.recv(65536)
     poll = select.poll()
     poll.register(raw.fileno(), 0)
     if any(happened & (select.POLLHUP | select.POLLERR) for _, happened in poll.poll(0)):

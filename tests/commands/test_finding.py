@@ -199,3 +199,26 @@ def test_in_the_places_of_services_too(tmp_path: Path, monkeypatch: pytest.Monke
     assert control_protocol.private(tmp_path / "serve")
     (tmp_path / "serve").chmod(0o777)
     assert not control_protocol.private(tmp_path / "serve")
+
+
+@needs_root
+def test_root_finds_the_servers_of_services_with_users_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But believes no directory that anybody could have made, or can write to."""
+    monkeypatch.setattr(control_client, "SERVICES", tmp_path)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    for place, owner in ((tmp_path, 0), (tmp_path / "serve", NOBODY), (tmp_path / "serve" / "serve", NOBODY)):
+        place.mkdir(exist_ok=True)
+        os.chown(place, owner, owner)
+        place.chmod(0o755)
+    for public in ("lock", "other"):
+        (tmp_path / public / "serve").mkdir(parents=True)
+        os.chown(tmp_path / public / "serve", NOBODY, NOBODY)
+    (tmp_path / "lock").chmod(0o1777)  # anybody may make a directory there
+    os.chown(tmp_path / "other", NOBODY - 1, NOBODY - 1)
+    found = control_client._directories()
+    assert {tmp_path / "serve", tmp_path / "serve" / "serve"} <= set(found)
+    assert not {tmp_path / "lock" / "serve", tmp_path / "other" / "serve"} & set(found)
+    (tmp_path / "serve" / "serve").chmod(0o777)
+    assert tmp_path / "serve" / "serve" not in control_client._directories()

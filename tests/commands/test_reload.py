@@ -6,12 +6,14 @@ import io
 import json
 import signal
 import socket
+import threading
 from pathlib import Path
 
 from rich.console import Console
 
 from server.commands.reload import remains
 from server.commands.reload_view import picture
+from server.control_client import ask
 from tests.applications import info
 from tests.commands.serving import SLOW, begin, serve, start
 from tests.commands.terminal import Terminal
@@ -112,12 +114,19 @@ def test_those_who_follow_and_leave_are_forgotten(tmp_path: Path) -> None:
     with running("app:app", directory=tmp_path) as server:
         server.status()
         held = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
-        for _ in range(20):
-            with socket.socket(socket.AF_UNIX) as connection:
+        for turn in range(20):
+            following = [socket.socket(socket.AF_UNIX) for _ in range(10)]
+            for connection in following:
                 connection.connect(str(server.control))
                 connection.sendall(b'{"version": 1, "command": "follow"}\n')
+            asked = threading.Thread(target=ask, args=(server.control, "drain"), kwargs={"off": bool(turn % 2)})
+            asked.start()  # so that there is something to tell while they leave
+            for connection in following:
+                connection.close()
+            asked.join()
         server.wait_until(lambda _: len(list(Path(f"/proc/{server.pid}/fd").iterdir())) <= held + 1)
         assert server.stop() == 0
+        assert "Traceback" not in server.log()
 
 
 def test_on_a_terminal_it_is_drawn(tmp_path: Path) -> None:
