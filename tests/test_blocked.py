@@ -239,10 +239,9 @@ def test_the_listeners_own_sleep_is_not_the_workers_fault(directory: Path) -> No
 # serve stacks
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_stacks_of_workers_that_wait_block_and_stand_still(directory: Path, loop: str) -> None:
+def test_stacks_of_workers_that_wait_block_and_stand_still(directory: Path) -> None:
     with (
-        running("app:app", "--workers", "4", "--loop", loop, "--block-warn", "0", directory=directory) as server,
+        running("app:app", "--workers", "4", "--block-warn", "0", directory=directory) as server,
         contextlib.ExitStack() as connections,
     ):
         pids = {pid: connections.enter_context(held) for pid, held in one_connection_each(server).items()}

@@ -203,7 +203,7 @@ def _task(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop | None) -> di
     if request:
         told["request"] = request
     if getattr(coroutine, "cr_running", False):
-        told["running"] = True  # its frames are the loop's thread's
+        told["running"], told["stack"] = True, []  # its frames are the loop's thread's
     elif (awaited := getattr(task, "_fut_waiter", None)) is not None:
         told["awaits"] = f"task {awaited.get_name()}" if isinstance(awaited, asyncio.Task) else type(awaited).__name__
     return told
