@@ -415,7 +415,7 @@ class Supervisor:
         """A replacement serves: the one that it replaces retires, and those that retire already may hand over to it."""
         slot = self.slots.setdefault(worker.slot, Slot())
         slot.trouble = ""
-        text = f"{worker} serves ({worker.cause.value})"
+        text = f"{worker} serves (cause: {worker.cause.value})"
         self._say_of(worker, logging.INFO, "worker_serving", text, cause=worker.cause.value)
         for other in self._in(WorkerState.SERVING):
             if other is not worker and other.generation is self.current and other.slot == worker.slot:
