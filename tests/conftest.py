@@ -12,7 +12,15 @@ CI = os.environ.get("CI") == "true"
 ROOT = Path(__file__).resolve().parent
 ONCE = (
     *("admin", "commands", "compliance", "frameworks", "loadtest", "system"),
-    *("test_balance.py", "test_changes.py", "test_demo.py", "test_dockerfile.py", "test_load.py", "test_proxies.py"),
+    *(
+        "test_balance.py",
+        "test_blocked.py",
+        "test_changes.py",
+        "test_demo.py",
+        "test_dockerfile.py",
+        "test_load.py",
+        "test_proxies.py",
+    ),
     *("test_slow_clients.py", "test_watcher.py"),
 )
 """What does not depend on the interpreter and takes long: run on the newest one alone (the marker `once`)."""
