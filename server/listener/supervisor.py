@@ -85,7 +85,7 @@ class Supervisor:
         self.last_failure = ""
         self.lost = 0  # requests that were cut, or in the hands of a worker that died
         self.introductions = Introductions()
-        self._deadline = math.inf  # of the server's own state: the drain delay
+        self._deadline = math.inf  # of the server's own state: the drain delay, or until nobody will come to serve
         self._outcome = e.Exit(0)
         self._waiting_said = False
         self._next_generation = 1
@@ -446,7 +446,10 @@ class Supervisor:
 
     def _check_deadlines(self) -> None:
         if self._now >= self._deadline:
-            self._shut_out()
+            if self.state is ServerState.DRAINING:
+                self._shut_out()
+            else:
+                self._let_all_retire()
         for worker in [w for w in self.workers.values() if self._now >= w.deadline]:
             worker.deadline = math.inf
             if worker.state is WorkerState.STARTING:
@@ -667,6 +670,7 @@ class Supervisor:
     def _on_shut_out(self, event: e.ShutOutDone) -> None:
         if self.state is ServerState.SHUTTING_OUT:
             self._become(ServerState.AWAITING)
+            self._deadline = self._now + self.policy.startup_timeout + SWITCH_TIMEOUT
 
     def _await_one_that_serves(self) -> None:
         """Let the workers retire as soon as one serves that can accept what the kernel has queued, or none will."""
@@ -680,6 +684,7 @@ class Supervisor:
 
     def _let_all_retire(self) -> None:
         self._become(ServerState.STOPPING)
+        self._deadline = math.inf
         for worker in list(self.workers.values()):
             if worker.state is WorkerState.RETIRING:
                 worker.reason = "stop"  # its receivers leave as well

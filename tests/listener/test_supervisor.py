@@ -454,6 +454,21 @@ def test_stop_while_nobody_serves_ends_when_nobody_will() -> None:
     assert shell.of(e.Exit) == [e.Exit(0)]
 
 
+def test_stop_while_nobody_serves_does_not_await_one_after_another_for_ever() -> None:
+    """Each hangs at its start; when one is given up, the back-off of the other slot is over."""
+    shell = Shell(start_concurrency=1).up()
+    for worker in shell.workers():
+        shell.send(e.WorkerDied(worker, "signal SIGKILL"))
+    shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
+    began = shell.now
+    while shell.supervisor.state is ServerState.AWAITING:
+        for kill in [action for action in shell.tick_at_deadline() if isinstance(action, e.Kill)]:
+            shell.send(e.WorkerDied(kill.worker, "signal SIGKILL"))
+    assert shell.supervisor.state is ServerState.STOPPING
+    assert shell.now <= began + POLICY.startup_timeout + SWITCH_TIMEOUT
+
+
 def test_stop_with_a_drain_delay_is_a_lame_duck_first() -> None:
     shell = Shell(drain_delay=10.0).up()
     shell.send(e.StopAsked())

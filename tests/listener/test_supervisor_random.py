@@ -7,6 +7,7 @@ The machine plays shell and processes: it keeps what it was told to do, lets wor
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from server.listener import events as e
 from server.listener.lifecycle import Generation, GenerationState, Policy, ServerState, Worker, WorkerState
 from server.listener.supervisor import Supervisor
+from server.listener.supervisor_estate import at_rest, from_state, to_state
 
 RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}
 """States that a worker may be in for ever: nothing is waited for."""
@@ -24,6 +26,23 @@ HURRIED = {ServerState.STOPPING, ServerState.ENDING, ServerState.STOPPED}
 PLENTY = 2000
 """Steps within which a stop must have come to its end."""
 which = st.integers(0, 1_000)
+
+
+def replacement(supervisor: Supervisor) -> Supervisor:
+    """What the program that takes this one's place begins with."""
+    return from_state(json.loads(json.dumps(to_state(supervisor))))
+
+
+def plain(value: Any) -> Any:
+    """An action that can be compared with another supervisor's."""
+    if isinstance(value, Worker):
+        return f"worker {value.id}"
+    if isinstance(value, Generation):
+        return f"generation {value.number}"
+    if dataclasses.is_dataclass(value):
+        parts = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return (type(value).__name__, parts)
+    return value
 
 
 class SupervisedServer(RuleBasedStateMachine):
@@ -54,8 +73,9 @@ class SupervisedServer(RuleBasedStateMachine):
         concurrency=st.integers(1, 3),
         generations=st.integers(2, 3),
         drain_delay=st.sampled_from([0.0, 5.0]),
+        up=st.integers(0, 4),
     )
-    def start(self, workers: int, concurrency: int, generations: int, drain_delay: float) -> None:
+    def start(self, workers: int, concurrency: int, generations: int, drain_delay: float, up: int) -> None:
         self.supervisor = Supervisor(
             Policy(
                 workers=workers,
@@ -68,6 +88,10 @@ class SupervisedServer(RuleBasedStateMachine):
             )
         )
         self.perform(self.supervisor.start(self.now), {}, None)
+        if up:  # a start is told to fail too often for much to come after it
+            self.all_become_ready()
+            self.ports_open(1)
+            self.all_accept()
 
     # The shell
 
@@ -75,7 +99,22 @@ class SupervisedServer(RuleBasedStateMachine):
         deadlines = {worker: worker.deadline for worker in self.supervisor.workers.values()}
         current = self.supervisor.current
         self.count += 1
-        self.perform(self.supervisor.handle(event, self.now), deadlines, current, event)
+        replaced = replacement(self.supervisor) if at_rest(self.supervisor) else None
+        actions = self.supervisor.handle(event, self.now)
+        if replaced is not None:
+            self.check_replacement(replaced, event, actions)
+        self.perform(actions, deadlines, current, event)
+
+    def check_replacement(self, replaced: Supervisor, event: e.Event, actions: list[e.Action]) -> None:
+        """What a new program would have made of the event, had it taken this one's place just before."""
+        values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}  # type: ignore[arg-type]
+        if isinstance(worker := values.get("worker"), Worker):
+            values["worker"] = replaced.workers[worker.id]
+        decided = replaced.handle(type(event)(**values), self.now)
+        assert [plain(action) for action in decided] == [plain(action) for action in actions]
+        assert replaced.next_deadline() == self.supervisor.next_deadline()
+        if at_rest(self.supervisor):
+            assert to_state(replaced) == to_state(self.supervisor)
 
     def perform(
         self,
@@ -229,7 +268,16 @@ class SupervisedServer(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.send(e.ReopenAsked())
 
-    @precondition(lambda self: self.count > 15)
+    @precondition(lambda self: self.supervisor.state is ServerState.RUNNING)
+    @rule(workers=st.integers(1, 4))
+    def deploys(self, workers: int) -> None:
+        """A reload that nothing comes between, if it is its turn."""
+        self.reload(True)
+        self.reload_is_prepared(workers)
+        self.all_become_ready()
+        self.all_accept()
+
+    @precondition(lambda self: self.count > 40)
     @rule(quick=st.integers(0, 9))
     def stop(self, quick: int) -> None:
         held = self.lame_duck
