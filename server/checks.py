@@ -53,7 +53,7 @@ def check(found: Found, directory: str) -> None:
     """Raise UsageError for the first value that cannot be; `directory` is the one the server was started in."""
     _check_addresses(found)
     for name in ("unix_mode", "umask"):
-        if name in found and not re.fullmatch("0?o?[0-7]{1,4}", found[name].value):
+        if name in found and not re.fullmatch("(0o)?[0-7]{1,4}", found[name].value):
             raise UsageError(
                 f"{found[name].source}: {found[name].value!r} is not an octal mode; write one such as 0660"
             )
@@ -142,15 +142,23 @@ def _check_account(found: Found) -> None:
             continue
         try:
             number, own = look_up(value.value)
-        except KeyError:
+        except (KeyError, OverflowError):
             raise UsageError(f"{value.source}: this machine knows no {name} {value.value!r}") from None
         if os.geteuid() != 0 and number != own:
             raise UsageError(f"{value.source}: only root can change to another {name}; leave it out, or start as root")
 
 
 def _user(name: str) -> tuple[int, int]:
-    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid, os.geteuid()
+    return (pwd.getpwuid(int(name)) if is_number(name) else pwd.getpwnam(name)).pw_uid, os.geteuid()
 
 
 def _group(name: str) -> tuple[int, int]:
-    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid, os.getegid()
+    number = int(name) if is_number(name) else grp.getgrnam(name).gr_gid
+    if number >= 2**32 - 1:  # the greatest means "none" to setgid(2)
+        raise KeyError(name)
+    return number, os.getegid()
+
+
+def is_number(name: str) -> bool:
+    """Whether a user or a group is given as a number."""
+    return re.fullmatch("[0-9]{1,10}", name) is not None

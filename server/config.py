@@ -16,6 +16,8 @@ import typing
 from typing import Any, Final
 
 ENV_PREFIX: Final = "SERVE_"
+MOST_WORKERS: Final = 500
+"""So that two generations have room in the scoreboard, and a slip of the finger costs no machine its memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,7 +147,9 @@ class Config:
     fd: tuple[int, ...] = option(
         (), "Inherited descriptor of a socket to listen on; may be repeated.", LISTENING, minimum=0, live=False
     )
-    backlog: int = option(2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1, live=False)
+    backlog: int = option(
+        2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1, maximum=2**31 - 1, live=False
+    )
     unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE", live=False)
     admin: str = option(
         "",
@@ -159,7 +163,9 @@ class Config:
     )
 
     # Processes
-    workers: int = option(1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, short="-w")
+    workers: int = option(
+        1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, maximum=MOST_WORKERS, short="-w"
+    )
     start_concurrency: int = option(
         0, "Workers that start at the same time; 0 means half the cores.", PROCESSES, minimum=0
     )

@@ -18,6 +18,7 @@ from typing import Any, Final
 from server.config import flag_off, key, kind, options
 from server.errors import UsageError
 from server.option_values import Source, Tier
+from server.small_file import read_small
 
 OWN: Final = "serve.toml"
 PROJECT: Final = "pyproject.toml"
@@ -73,7 +74,7 @@ class _Table:
         """The line of a key; 0 where the file is written in a way that would take a parser to find it."""
         inside = not self.in_project
         wanted = re.compile(rf"""\s*["']?{re.escape(name)}["']?\s*=""")
-        for number, line in enumerate(self.text.splitlines(), start=1):
+        for number, line in enumerate(self.text.split("\n"), start=1):
             header = _HEADER.match(line)
             if header is not None:
                 inside = self.in_project and header[1].replace(" ", "") == TABLE[1:-1]
@@ -85,8 +86,7 @@ class _Table:
 def _read(path: str) -> _Table | None:
     """The table of options in the file; None for a pyproject.toml without one."""
     try:
-        with open(path, "rb") as file:
-            text = file.read().decode()
+        text = read_small(path)
         content = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"the configuration file {path} cannot be read: {error.strerror}") from None
@@ -131,7 +131,7 @@ def _hooks(table: dict[str, Any], source: Source) -> list[object]:
     for event, value in table.items():
         for command in value if isinstance(value, list) else [value]:
             if not isinstance(command, str):
-                raise UsageError(f"{source.place}: the hook {event} is not text; write {event} = \"command\"")
+                raise UsageError(f'{source.place}: the hook {event} is not text; write {event} = "command"')
             found.append(f"{event}={command}")
     return found
 

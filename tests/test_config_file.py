@@ -10,6 +10,7 @@ import pytest
 
 from server.config import Config
 from server.errors import UsageError
+from server.listener.release import resolve
 from server.option_values import Given
 from server.settings import Settings, read
 
@@ -180,6 +181,13 @@ def test_the_nearer_address_wins(
         ("chdir = 'nowhere'", ":1: chdir: there is no directory nowhere"),
         ("env-file = 'nowhere'", ":1: env-file: the file nowhere cannot be read"),
         ("port = 1\nhost = 'h'\nbind = ':1'", ":3: bind and "),
+        ("workers = 30000000", ":1: workers: 30000000 is too large; the most is 500"),
+        ("backlog = 1" + "0" * 30, ":1: backlog: 1"),
+        ("unix-mode = 'o7'", ":1: unix-mode: 'o7' is not an octal mode"),
+        ("user = '\u00b2'", ":1: user: this machine knows no user"),
+        ("user = '4294967295'", ":1: user: this machine knows no user"),
+        ("group = '4294967295'", ":1: group: this machine knows no group"),
+        ("# \u2028\nworkers = 0", ":2: workers: "),
     ],
 )
 def test_mistakes_name_file_line_and_key(directory: Path, text: str, sentence: str) -> None:
@@ -223,6 +231,21 @@ def test_what_cannot_be_read(directory: Path) -> None:
     assert refused({"config": "nowhere"}) == sentence
     Path("serve.toml").symlink_to("nowhere")
     assert "serve.toml cannot be read" in refused()
+
+
+def test_what_would_be_waited_for_or_never_ends_is_not_read(directory: Path) -> None:
+    os.mkfifo("pipe")
+    assert refused({"config": "pipe"}).endswith("pipe cannot be read: it is no regular file")
+    assert refused({"config": "/dev/zero"}).endswith("/dev/zero cannot be read: it is larger than 1 MiB")
+    assert refused({"config": "."}).endswith("cannot be read: it is no regular file")
+    for name in ("pipe", "/dev/zero"):
+        with pytest.raises(UsageError, match=r"environment file .* cannot be read: it is "):
+            resolve(Config(env_file=name), str(directory))
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_no_mistake() -> None:
+    Path("serve.toml").write_bytes(b"\xef\xbb\xbfworkers = 2\r\nport = 1\r\n")
+    assert (settings().config.workers, settings().config.port) == (2, 1)
 
 
 # Reading again

@@ -24,6 +24,7 @@ from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup, 
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from server import control_protocol
+from server.config import MOST_WORKERS
 from server.errors import ServeError
 from server.listener import events as e
 from server.logs import about
@@ -312,6 +313,8 @@ class ControlServer:
     def _scale(self, to: object) -> dict[str, Any]:
         if not isinstance(to, int) or isinstance(to, bool) or to < 1:
             return {"ok": False, "text": f"{to!r} is not a number of workers; one is the least there can be"}
+        if to > MOST_WORKERS:
+            return {"ok": False, "text": f"{to} workers are too many; the most is {MOST_WORKERS}"}
         found = self._server.status()
         if found["state"] not in _NOT_STOPPING:
             return {"ok": False, "text": f"the server is {found['state']}; it takes no other number of workers"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import shutil
 import sys
@@ -19,6 +20,7 @@ import dotenv
 
 from server.config import Config
 from server.errors import UsageError
+from server.small_file import read_small
 
 PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 """What the service manager tells the listener alone (sd_notify(3), sd_listen_fds(3))."""
@@ -135,8 +137,9 @@ def _interpreter(python: str, start_directory: str) -> str:
 
 def _variables(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8") as lines:
-            values = dotenv.dotenv_values(stream=lines)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the environment file {path} cannot be read: {error}; correct --env-file") from None
+        values = dotenv.dotenv_values(stream=io.StringIO(read_small(path)))
+    except OSError as error:
+        raise UsageError(f"the environment file {path} cannot be read: {error.strerror}; correct --env-file") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the environment file {path} cannot be read: it is not UTF-8; correct it") from None
     return {name: text for name, text in values.items() if text is not None}
