@@ -12,6 +12,8 @@ Everything that the page needs comes from here: it asks no other host for anythi
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import json
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -19,6 +21,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import CollectorRegistry
 
 from server import draining
 from server.admin.metrics import registry
@@ -43,9 +46,16 @@ PAGES: Final = {
     )
 }
 ONLY_OURSELVES: Final = (
-    (b"content-security-policy", b"default-src 'self'; img-src data:"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+    (b"x-frame-options", b"DENY"),
     (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
 )
+"""With every answer: no other site may show, read or guess anything of it."""
 JSON: Final = "application/json"
 
 
@@ -53,6 +63,8 @@ class Application:
     """The application; the admin process sets `samples` before the first request."""
 
     samples: Samples
+    only_local = False
+    """Whether it is bound to loopback addresses, where it can only be asked for by the names of this machine."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI 3)."""
@@ -61,6 +73,9 @@ class Application:
         if scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})
+        elif self.only_local and not local_name(host := header(scope, b"host")):
+            text = f"{host!r} is no name of this machine: ask for 127.0.0.1 or localhost; a proxy has to do so, too\n"
+            await answer(scope, send, text.encode(), "text/plain; charset=utf-8", 421)
         elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
             await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
         elif scope["method"] not in ("GET", "HEAD"):
@@ -68,10 +83,9 @@ class Application:
                 scope, send, b"Only GET and HEAD\n", "text/plain; charset=utf-8", 405, (b"allow", b"GET, HEAD")
             )
         elif path in PAGES:
-            await answer(scope, send, *PAGES[path], 200, *ONLY_OURSELVES)
+            await answer(scope, send, *PAGES[path])
         elif path == "/metrics":
-            accepted = b",".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
-            write, kind = choose_encoder(accepted)
+            write, kind = encoder(header(scope, b"accept"))
             await answer(scope, send, write(registry(samples.view)), kind)
         elif path == "/status.json":
             present = {**about(samples.view), **samples.now(), "reloads": list(samples.view.reloads)}
@@ -81,6 +95,32 @@ class Application:
 
 
 application: Final = Application()
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The value of a field of the request, or ""."""
+    return b",".join(value for each, value in scope["headers"] if each == name).decode("latin-1")
+
+
+def local_name(host: str) -> bool:
+    """Whether a browser may have meant this machine.
+
+    A page of another site whose name is made to lead to 127.0.0.1 (DNS rebinding) is asked for by that site's name.
+    """
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").lower().removesuffix(".")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return name in ("", "localhost", socket.gethostname().lower()) or name.endswith(".localhost")
+
+
+def encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """How to write the metrics for who accepts that; as text for who asks for nonsense."""
+    try:
+        return choose_encoder(accepted)
+    except (TypeError, ValueError):  # a version that is none
+        return choose_encoder("")
 
 
 def about(view: View) -> dict[str, Any]:
@@ -101,6 +141,7 @@ async def answer(
         (b"content-type", kind.encode()),
         (b"content-length", b"%d" % len(body)),
         (b"cache-control", b"no-store"),
+        *ONLY_OURSELVES,
         *more,
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -109,7 +150,12 @@ async def answer(
 
 async def events(scope: Scope, receive: Receive, send: Send, samples: Samples) -> None:
     """Server-sent events until the client has gone or the process leaves; a slow client misses no sample."""
-    headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+    headers = [
+        (b"content-type", b"text/event-stream"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+        *ONLY_OURSELVES,
+    ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if scope["method"] == "HEAD":
         await send({"type": "http.response.body"})

@@ -9,6 +9,7 @@ among the application's. It leaves when the listener's end of its channel closes
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import socket
 import sys
@@ -83,6 +84,10 @@ class AdminServer:
         self._channel = channel
         self._view = view
         self._samples = application.samples = Samples(view)
+        application.only_local = all(
+            each.family != socket.AF_UNIX and ipaddress.ip_address(each.getsockname()[0]).is_loopback
+            for each in sockets
+        )
         ours, theirs = pair()
         self._inner = Channel(ours)
         self._orders = Outbox(self._inner)

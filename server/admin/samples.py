@@ -108,7 +108,7 @@ class Samples:
             "generations": state["generations"],
             "degraded": state["degraded"],
             "lame_duck": bool(reading.lame_duck),
-            "up": round(reading.time - view.about["started"], 1),
+            "up": round(max(0.0, reading.at - view.about["since"]), 1),
             "oldest": round(oldest(reading), 2),
             "totals": {
                 "requests": total[Cell.REQUESTS],

@@ -46,15 +46,11 @@ class View:
                 record = packet["record"]
                 self.records.append(record)
                 self.recorded += 1
-                if outcome := OUTCOMES.get(record["event"]):
-                    self._reload_ended({**record, "outcome": outcome})
+                outcome = OUTCOMES.get(record["event"])
+                if outcome and not packet.get("past"):  # those of the past are told by themselves
+                    self.reloads.append({**record, "outcome": outcome})
             case "reloads":
-                for reload in packet["reloads"]:
-                    self._reload_ended(reload)
-
-    def _reload_ended(self, reload: dict[str, Any]) -> None:
-        if not self.reloads or reload["at"] > self.reloads[-1]["at"]:  # else it was among those that were told at first
-            self.reloads.append(reload)
+                self.reloads.extend(packet["reloads"])
 
     def reading(self) -> Reading:
         """The scoreboard now; if the listener has been stopped amid a change of it, as it was last."""

@@ -68,11 +68,13 @@ class Admin:
         state: Callable[[], State],
         history: History,
         started: float,
+        earlier: int = 0,
     ) -> None:
         """`listening` are its own sockets, `served` those of the application, which it only hears about.
 
         `state` makes what it is told of the server's present state, JSON-compatible (`server.listener.admin_state`).
-        `started` is when the server was, in CLOCK_MONOTONIC (s).
+        `started` is when the server was, in CLOCK_MONOTONIC (s). `earlier` is the PID of the admin process of the
+        program that this one has replaced, or 0.
         """
         self._config = config
         self._listening = listening
@@ -83,7 +85,8 @@ class Admin:
         self._about = {
             "version": __version__,
             "pid": os.getpid(),
-            "started": round(time.time() - (time.monotonic() - started), 3),
+            "started": history.began,
+            "since": started,
             "python": sys.version.split()[0],
             "app": config.app,
             "listening": [{"name": each.name, "inode": os.fstat(each.socket.fileno()).st_ino} for each in served],
@@ -93,12 +96,18 @@ class Admin:
         self._end = anyio.Event()
         self._ended = anyio.Event()
         self._process: Process | None = None
+        self._earlier = processes.adopt(earlier) if earlier else None
         self._reopen = False
 
     @property
     def names(self) -> list[str]:
         """Where it listens, as the operator is told."""
         return [each.name for each in self._listening]
+
+    @property
+    def pid(self) -> int:
+        """Of the process, or 0 while there is none."""
+        return 0 if self._process is None or self._process.ended else self._process.pid
 
     def listen(self) -> None:
         """Let clients in: they wait until a process takes them. Raises UsageError if the port was taken meanwhile."""
@@ -151,15 +160,26 @@ class Admin:
             delay = min(LONGEST_DELAY, delay * 2)
         self._ended.set()
 
+    async def end_earlier(self) -> None:
+        """The process of an earlier program ends with its channel; one that has been stopped does not, but by force."""
+        if self._earlier is not None:
+            with anyio.move_on_after(END_TIME):
+                await self._earlier.wait()
+            await self._kill(self._earlier)
+
     async def finish(self) -> None:
         """The server has ended: end the process, by force if need be, and wait for that."""
         self._end.set()
         with anyio.move_on_after(END_TIME):
             await self._ended.wait()
-        if self._process is not None:
-            self._process.signal(signal.SIGKILL)
-            with anyio.move_on_after(END_TIME):
-                await self._process.wait()
+        for process in (self._process, self._earlier):
+            if process is not None:
+                await self._kill(process)
+
+    async def _kill(self, process: Process) -> None:
+        process.signal(signal.SIGKILL)
+        with anyio.move_on_after(END_TIME):
+            await process.wait()
 
     async def _live(self) -> str:
         """Start a process, serve its channel, and return how it ended."""
@@ -232,7 +252,7 @@ class Admin:
             os.close(board)
         await channel.send({"type": "reloads", "reloads": reloads})
         for record in past:
-            await channel.send({"type": "happened", "record": record})
+            await channel.send({"type": "happened", "record": record, "past": True})
         return told
 
 

@@ -51,6 +51,8 @@ class Heirloom:
     """By the number of the generation: the settings and what it runs on."""
     history: History
     started: float
+    admin_process: int
+    """The PID of the admin process, which ends with its channel, or 0."""
     start_directory: str
     control: State | None
     predecessor: str
@@ -78,6 +80,7 @@ def describe(listener: Listener, guard: Guard, askers: list[int]) -> tuple[State
         "pending": {str(number): base64.b64encode(data).decode() for number, data in guard.pending().items()},
         "history": listener.history.to_state(),
         "started": listener.started,
+        "admin_process": listener.admin.pid,
         "start_directory": listener.start_directory,
     }
     descriptors += guard.descriptors()
@@ -136,6 +139,7 @@ def take(state: State) -> Heirloom:
         plans={int(number): _take_plan(each) for number, each in state["plans"].items()},
         history=History.from_state(state["history"]),
         started=state["started"],
+        admin_process=state.get("admin_process", 0),
         start_directory=state["start_directory"],
         control=state["control"],
         predecessor=state["server"],

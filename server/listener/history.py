@@ -6,6 +6,7 @@ Made of the records that the listener tells everybody (docs/events.md); bounded,
 from __future__ import annotations
 
 import collections
+import time
 from typing import Any, Final
 
 RECORDS: Final = 200
@@ -32,6 +33,8 @@ class History:
         """Time that they took, added up by outcome."""
         self.starts: collections.Counter[str] = collections.Counter()
         """Workers started since the start of the server, by cause (`server.listener.lifecycle.Cause`)."""
+        self.began = round(time.time(), 3)
+        """When the server was started (unix time, s): a clock that is set later does not change it."""
 
     def to_state(self) -> dict[str, Any]:
         """All of it, JSON-compatible."""
@@ -41,6 +44,7 @@ class History:
             "outcomes": dict(self.outcomes),
             "reload_seconds": self.reload_seconds,
             "starts": dict(self.starts),
+            "began": self.began,
         }
 
     @classmethod
@@ -52,6 +56,7 @@ class History:
         history.outcomes.update(state["outcomes"])
         history.reload_seconds = state["reload_seconds"]
         history.starts.update(state["starts"])
+        history.began = state.get("began", history.began)
         return history
 
     def add(self, record: Record) -> None:

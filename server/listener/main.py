@@ -133,7 +133,15 @@ class Listener:
         self._tasks: TaskGroup
         board = self.crew.scoreboard
         self.admin = Admin(
-            config, admin, listening, board, self.processes, self._admin_state, self.history, self.started
+            config,
+            admin,
+            listening,
+            board,
+            self.processes,
+            self._admin_state,
+            self.history,
+            self.started,
+            earlier=0 if heirloom is None else heirloom.admin_process,
         )
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
@@ -151,6 +159,7 @@ class Listener:
                 await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
             await self._tasks.start(self._watch_signals)
             self._tasks.start_soon(self.admin.run)
+            self._tasks.start_soon(self.admin.end_earlier)
             self._tasks.start_soon(self.heartbeats.run)
             if self.settings.config.reload:
                 changing = changes.Changes(

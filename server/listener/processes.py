@@ -80,6 +80,11 @@ class Processes:
         process = self._living[pid] = Process(pid)
         return process
 
+    def adopt(self, pid: int) -> Process:
+        """Go on with one that an earlier program of this process has started and has not reaped."""
+        process = self._living[pid] = Process(pid)
+        return process
+
     def reaped(self, pid: int, wait_status: int) -> bool:
         """Take note of an end; False if the process is none of these."""
         process = self._living.pop(pid, None)

@@ -36,7 +36,7 @@ from tests.admin.scraping import (
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
 
-RELOADS = int(os.environ.get("METRICS_RELOADS", "4"))
+RELOADS = int(os.environ.get("METRICS_RELOADS", "2"))
 """Reloads, and workers killed, in the test of counters; more of them by METRICS_RELOADS=40."""
 
 
@@ -145,6 +145,11 @@ def admin_process(server: RunningServer) -> int:
     raise AssertionError("there is no admin process")
 
 
+def wait_for_crashes(address: tuple[str, int], number: int) -> None:
+    """Wait until so many replacements of crashed workers have been started."""
+    wait_for(address, lambda metrics: value(metrics, "serve_worker_restarts_total", cause="crash") >= number)
+
+
 def test_counters_never_go_back_over_reloads_deaths_and_recycling(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     arguments = ("--workers", "2", "--max-requests", "600", "--no-access-log", *ADMIN)
@@ -153,7 +158,9 @@ def test_counters_never_go_back_over_reloads_deaths_and_recycling(tmp_path: Path
         with Clients(server) as clients, Scraper(address) as scraper:
             for number in range(RELOADS):
                 server.reload()
-                os.kill(random.choice(workers_of(server)), signal.SIGKILL)
+                os.kill(victim := random.choice(workers_of(server)), signal.SIGKILL)
+                wait_for_crashes(address, number + 1)
+                assert victim not in server.worker_pids()
                 server.wait_until(lambda status: [w["state"] for w in status["workers"]].count("serving") >= 2)
                 if number == 0:
                     control_client.ask(server.control, "reload-listener")
@@ -247,10 +254,37 @@ def test_open_metrics_where_they_are_asked_for(server: RunningServer) -> None:
 def test_other_paths_and_methods_are_refused(server: RunningServer) -> None:
     address = admin_address(server)
     assert fetch(address, "/nothing")[0] == 404
-    with socket.create_connection(address, timeout=PATIENCE) as client:
-        assert request(client, "/metrics", body=b"x")[0] == 405
-        assert request(client, "/-/healthy")[0] == 200
+    connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
+    connection.request("POST", "/metrics", body=b"x")
+    assert connection.getresponse().status == 405
+    connection.close()
+    assert fetch(address, "/-/healthy")[0] == 200
     assert status_page(address)["state"] == "running"
+
+
+def test_an_accept_header_that_makes_no_sense_gets_text(server: RunningServer) -> None:
+    for accepted in ("application/openmetrics-text; version=x", "text/plain; version=1.y", "\xff;;=,"):
+        status, kind, text = fetch(admin_address(server), Accept=accepted)
+        assert (status, kind.partition(";")[0]) == (200, "text/plain")
+        assert value(parsed(text), "serve_generation") >= 1
+
+
+def test_other_sites_get_nothing_to_see(server: RunningServer) -> None:
+    address = admin_address(server)
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example"):
+        for path in ("/", "/metrics", "/status.json", "/events"):
+            assert fetch(address, path, Host=host)[0] == 421
+    for host in ("localhost", "127.0.0.1:1", "[::1]:9180", "LOCALHOST:1", "app.localhost", socket.gethostname()):
+        assert fetch(address, "/status.json", Host=host)[0] == 200
+    for path in ("/", "/metrics", "/status.json", "/nothing"):
+        connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
+        connection.request("GET", path, headers={"Origin": "http://evil.example"})
+        fields = connection.getresponse().headers
+        connection.close()
+        assert "access-control-allow-origin" not in fields
+        assert fields["x-frame-options"] == "DENY"
+        assert fields["x-content-type-options"] == "nosniff"
+        assert fields["cross-origin-resource-policy"] == "same-origin"
 
 
 @pytest.mark.once

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from server import control_client
 from tests.admin.scraping import ADMIN, admin_address, fetch, status_page, value, wait_for
 from tests.admin.test_metrics import admin_process, workers_of
 from tests.applications import info
@@ -53,6 +54,8 @@ def test_a_stopped_one_holds_nobody_up(tmp_path: Path) -> None:
         for _ in range(2):
             server.reload()
             assert request(connection)[0] == 200
+        control_client.ask(server.control, "reload-listener")
+        assert fetch(admin_address(server))[0] == 200
         assert server.stop() == 0
         assert state_of(stopped) == ""
 
@@ -62,7 +65,7 @@ def test_it_ends_when_the_listener_dies(tmp_path: Path) -> None:
     with running("app:app", *ADMIN, directory=tmp_path) as server:
         address, process = admin_address(server), admin_process(server)
         with socket.create_connection(address, timeout=PATIENCE) as reader:
-            reader.sendall(b"GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
+            reader.sendall(b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
             while b"event: hello" not in reader.recv(65536):
                 pass
             server.signal(signal.SIGKILL)
@@ -84,7 +87,7 @@ def test_a_reload_that_is_refused_is_told_with_its_reason(tmp_path: Path) -> Non
         assert value(metrics, "serve_last_reload_successful") == 0
         assert value(metrics, "serve_generation") == 1
         with socket.create_connection(address, timeout=PATIENCE) as reader:
-            reader.sendall(b"GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
+            reader.sendall(b"GET /events HTTP/1.1\r\nhost: localhost\r\n\r\n")
             told = b""
             while b"nothing_of_this_name" not in told:
                 told += reader.recv(65536)
@@ -94,12 +97,32 @@ def test_a_reload_that_is_refused_is_told_with_its_reason(tmp_path: Path) -> Non
         assert server.stop() == 0
 
 
+SOCKETS = """
+import asyncio
+http = app
+
+async def app(scope, receive, send):
+    if scope["type"] != "websocket":
+        return await http(scope, receive, send)
+    await send({"type": "websocket.accept"})
+    await asyncio.Event().wait()
+"""
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
 def test_a_slot_whose_workers_die_is_told_as_degraded_until_one_serves(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
+    (tmp_path / "app.py").write_text(info() + SOCKETS)
     with running("app:app", *ADMIN, directory=tmp_path) as server:
         address = admin_address(server)
         first = workers_of(server)[0]
-        os.kill(first, signal.SIGKILL)  # replaced at once, and the next one only after a while
+        with connect(server) as client:
+            client.sendall(HANDSHAKE)
+            assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+            os.kill(first, signal.SIGKILL)  # replaced at once, and the next one only after a while
+            wait_for(address, lambda metrics: value(metrics, "serve_requests_lost_total") == 1)
         server.wait_until(lambda status: first not in server.worker_pids() and status["workers"] != [])
         server.wait_for_workers(1)
         os.kill(workers_of(server)[0], signal.SIGKILL)

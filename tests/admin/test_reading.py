@@ -29,6 +29,7 @@ ABOUT: dict[str, Any] = {
     "version": "1",
     "pid": os.getpid(),
     "started": 0.0,
+    "since": 0.0,
     "python": "3",
     "app": "a:b",
     "listening": [],
@@ -131,6 +132,17 @@ def test_every_open_connection_is_in_one_state() -> None:
         cells = board.row(row)
         cells[Cell.CONNECTIONS], cells[Cell.WEBSOCKETS], cells[Cell.IN_FLIGHT] = connections, sockets, in_flight
     assert connections_by_state(taken(board)) == {"idle": 2, "active": 3, "websocket": 9}
+    board.close()
+
+
+def test_each_reload_is_told_once_whatever_the_clock_says() -> None:
+    board = Scoreboard.create(rows=1, slots=1)
+    view = View(board, ABOUT, STATE)
+    view.take({"type": "reloads", "reloads": [{"at": 1000.0, "outcome": "done"}]})
+    view.take({"type": "happened", "record": {"at": 1000.0, "event": "reload_done"}, "past": True})
+    view.take({"type": "happened", "record": {"at": 500.0, "event": "reload_refused"}})  # the clock was set back
+    assert [each["outcome"] for each in view.reloads] == ["done", "refused"]
+    assert view.recorded == 2
     board.close()
 
 
