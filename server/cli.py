@@ -19,7 +19,7 @@ import click
 
 from server import __version__
 from server.commands import MODULES, load
-from server.commands.command import CONTEXT, INTERRUPTED, WIDTH
+from server.commands.command import CONTEXT, INTERRUPTED, WIDTH, harmless
 from server.config import GROUPS, Option, flag, flag_off, options
 from server.errors import ServeError, UsageError
 from server.output import say
@@ -211,9 +211,16 @@ def go_on() -> int:
 
 
 def _take_signals() -> None:
-    """A control command handles no signal but Ctrl-C, which it may have a word to say about; all else ends it."""
+    """A control command may have a word to say about Ctrl-C; all else ends it, the terminal left as it was found."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as by nohup(1)
+            signal.signal(number, _end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)  # as a shell tells it
 
 
 def _write_anything() -> None:
@@ -244,8 +251,8 @@ def _main(command: click.Command, name: str, arguments: list[str]) -> int:
 def _complain(error: ServeError) -> int:
     detail: str = getattr(error, "detail", "")
     if detail:
-        _write(detail.rstrip("\n") + "\n")
-    _say(str(error))
+        _write(harmless(detail).rstrip("\n") + "\n")
+    _say(harmless(str(error)))
     return error.exit_status
 
 

@@ -100,7 +100,9 @@ class Conversation:
         while True:
             message = self.receive(timeout)
             if message is None:
-                raise Refused(f"the server has not answered for {timeout:g} s; is its process stopped?")
+                raise Refused(
+                    f"the server (PID {self.pid}) has not answered for {timeout:g} s; is its process stopped?"
+                )
             if "record" not in message:
                 return checked(message)
 

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from server import control_client
-from server.commands.command import as_json, command, tell
+from server.commands.command import as_json, command, show
 from server.control_client import PATIENCE
 
 
 def config(control: str, pid: str, as_json: bool) -> int:
     """Show the configuration that is in force, and where each value came from."""
     found: dict[str, Any] = control_client.ask(control_client.find(control, pid), "config", patience=PATIENCE)["config"]
-    tell(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
+    show(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
     return 0
 
 

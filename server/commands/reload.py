@@ -15,7 +15,18 @@ from typing import Any, Final, Protocol
 import click
 
 from server import control_client
-from server.commands.command import INTERRUPTED, as_json, command, complain, counted, lively, span, tell
+from server.commands.command import (
+    INTERRUPTED,
+    as_json,
+    command,
+    complain,
+    counted,
+    failed_as_json,
+    lively,
+    span,
+    tell,
+    tell_outcome,
+)
 from server.control_client import PATIENCE, Conversation, Refused
 from server.errors import UsageError
 
@@ -23,6 +34,8 @@ FRAME: Final = 0.15
 """Seconds between two looks at the server for a live view."""
 LOOK: Final = 5.0
 """Seconds without news after which the server is asked whether it is still there; between two lines of progress."""
+LISTENER_TIME: Final = 120.0
+"""Seconds that the replacement of the listener may take; it gives up by itself before that."""
 SETTLE: Final = 0.5
 """Seconds that the hand-over of idle connections may take until this command says what is left."""
 STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed"})
@@ -148,14 +161,10 @@ class Objects:
         pass
 
     def outcome(self, answer: dict[str, Any]) -> None:
-        told = {name: answer.get(name, "") for name in ("ok", "text", "detail")}
-        if not answer["ok"]:
-            tell(json.dumps({"at": round(time.time(), 3), "event": "outcome", **told}))
-        self._outcome = told
+        self._answer = answer
 
     def left(self, remains: Remains) -> None:
-        outcome = {"at": round(time.time(), 3), "event": "outcome", **self._outcome}
-        tell(json.dumps({**outcome, **dataclasses.asdict(remains)}))
+        tell_outcome(True, self._answer["text"], detail="", **dataclasses.asdict(remains))
 
 
 def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as_json: bool) -> int:
@@ -170,15 +179,27 @@ def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as
 
     Exit status 0: the new generation (or listener) serves. 1: it was refused, with the reason; the old one serves on.
     """
-    path = control_client.find(control, pid)
-    if listener:
-        text = control_client.ask(path, "reload-listener")["text"]
-        tell(json.dumps({"event": "outcome", "ok": True, "text": text}) if as_json else text)
-        return 0
-    if not wait:
-        answer = control_client.ask(path, "reload", wait=False, patience=PATIENCE)
-        tell(json.dumps({"event": "outcome", "ok": True, "text": answer["text"]}) if as_json else answer["text"])
-        return 0
+    try:
+        path = control_client.find(control, pid)
+        if wait and not listener:
+            return _followed(path, drained=drained, as_json=as_json)
+        if listener:
+            text = control_client.ask(path, "reload-listener", patience=LISTENER_TIME)["text"]
+        else:
+            text = control_client.ask(path, "reload", wait=False, patience=PATIENCE)["text"]
+    except (Refused, UsageError) as error:
+        if as_json:
+            return failed_as_json(error)
+        raise
+    if as_json:
+        tell_outcome(True, text)
+    else:
+        tell(text)
+    return 0
+
+
+def _followed(path: Path, *, drained: bool, as_json: bool) -> int:
+    """Run the transaction and show it. Raises Refused if nothing came of it."""
     before = control_client.look(path)
     show = _show(before, as_json=as_json)
     try:
@@ -190,9 +211,8 @@ def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as
     except KeyboardInterrupt:
         complain("the reload goes on without this command; `serve status` tells its outcome")
         return INTERRUPTED
-    if not answer["ok"] and not as_json:
-        raise Refused(answer["text"], answer.get("detail", ""))
-    return 0 if answer["ok"] else Refused.exit_status
+    control_client.checked(answer)
+    return 0
 
 
 def _show(before: dict[str, Any], *, as_json: bool) -> Show:

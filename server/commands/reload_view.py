@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from server.commands.command import counted, span
+from server.commands.command import counted, harmless, span
 from server.commands.reload import FRAME, STEPS, Remains, remains
 
 STYLES: Final = {
@@ -76,7 +76,7 @@ class View:
     pause = FRAME
 
     def __init__(self, before: dict[str, Any], console: Console | None = None) -> None:
-        self._before = self._seen = before
+        self._before = self._seen = harmless(before)
         self._began = time.monotonic()
         self._took: float | None = None
         self._note = "asked for"
@@ -95,6 +95,7 @@ class View:
             self._console.print(Text(self._end, "bold green"))
 
     def happened(self, record: dict[str, Any]) -> None:
+        record = harmless(record)
         if record["level"] in ("warning", "error"):
             self._console.print(Text(record["text"], "yellow"))  # above the picture, to stay
         elif record["level"] != "debug" or record["event"] in STEPS:
@@ -102,7 +103,7 @@ class View:
         self._draw()
 
     def seen(self, status: dict[str, Any]) -> None:
-        self._seen = status
+        self._seen = harmless(status)
         self._draw()
 
     def outcome(self, answer: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from server import control_client
-from server.commands.command import as_json, command, seconds, span, tell
+from server.commands.command import as_json, command, seconds, show, span
 from server.control_client import PATIENCE
 
 TIMEOUT: Final = 5.0
@@ -23,7 +23,7 @@ def stacks(control: str, pid: str, timeout: float, as_json: bool) -> int:
     """
     path = control_client.find(control, pid)
     found: dict[str, Any] = control_client.ask(path, "stacks", timeout=timeout, patience=timeout + PATIENCE)["stacks"]
-    tell(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
+    show(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
     return 0 if all(worker["how"] != "none" for worker in found["workers"]) else 1
 
 

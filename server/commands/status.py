@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from server import control_client
-from server.commands.command import as_json, command, counted, memory, span, tell
+from server.commands.command import as_json, command, counted, memory, show, span
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was worn out or blocked"}
 """Why workers are started beside those of a generation (`server.listener.lifecycle.Cause`)."""
@@ -16,14 +16,14 @@ AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was wo
 def status(control: str, pid: str, as_json: bool) -> int:
     """Show what the server does: generations, workers, connections."""
     found = control_client.look(control_client.find(control, pid))
-    tell(json.dumps(found, indent=2) if as_json else "\n".join([*_server(found), "", *_workers(found)]))
+    show(json.dumps(found, indent=2) if as_json else "\n".join([*_server(found), "", *_workers(found)]))
     return 0
 
 
 def workers(control: str, pid: str, as_json: bool) -> int:
     """Show what each worker does."""
     found = control_client.look(control_client.find(control, pid))
-    tell(json.dumps(found["workers"], indent=2) if as_json else "\n".join(_workers(found)))
+    show(json.dumps(found["workers"], indent=2) if as_json else "\n".join(_workers(found)))
     return 0
 
 

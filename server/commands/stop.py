@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from server import control_client
-from server.commands.command import INTERRUPTED, as_json, command, complain, counted, seconds, span, tell
+from server.commands.command import (
+    INTERRUPTED,
+    as_json,
+    command,
+    complain,
+    counted,
+    failed_as_json,
+    seconds,
+    span,
+    tell,
+)
 from server.commands.processes import Process, children, kill_all
 from server.control_client import PATIENCE, Conversation, Gone, Refused
 from server.errors import UsageError
@@ -41,10 +51,15 @@ def stop(control: str, pid: str, delay: float | None, timeout: float | None, as_
 
     Exit status 0: nothing was cut. 1: requests were cut, or the server was killed; the last line says how many.
     """
-    path = control_client.find(control, pid)
-    with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
-        found = control_client.look(path)  # it answers, so that the PID was still its own when it was taken hold of
-        return _Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
+    try:
+        path = control_client.find(control, pid)
+        with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
+            found = control_client.look(path)  # it answers, so that the PID was its own when it was taken hold of
+            return _Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
+    except (Refused, UsageError) as error:
+        if as_json:
+            return failed_as_json(error)
+        raise
 
 
 class _Stopping:
@@ -133,7 +148,7 @@ class _Stopping:
         if record["event"] == "stopping" and "timeout" in record:  # lame duck and hooks are over: it begins now
             self._deadline = time.monotonic() + self._timeout
         if self._as_json:
-            self._print(record)
+            tell(json.dumps(record))
         elif record["level"] != "debug":
             tell(record["text"])
 
@@ -186,12 +201,9 @@ class _Stopping:
 
     def _step(self, event: str, text: str, **about: Any) -> None:
         if self._as_json:
-            self._print({"at": round(time.time(), 3), "event": event, "text": text, **about})
+            tell(json.dumps({"at": round(time.time(), 3), "event": event, "text": text, **about}))
         else:
             tell(text)
-
-    def _print(self, record: dict[str, Any]) -> None:
-        print(json.dumps(record), flush=True)
 
 
 def in_hands(found: dict[str, Any]) -> int:

@@ -1,7 +1,9 @@
 """`serve top`: the server, live. The loop around `top_samples` (what is shown) and `top_view` (how).
 
-It asks for the status once per interval and draws; between, it waits for keys, a resized window and the answer, all
-at once, so that it ends at once also while the server does not answer.
+It asks for the status once per interval and draws; between, it waits for keys, signals and the answer, all at once, so
+that it ends at once also while the server does not answer. A server that goes away is looked for again for a while: it
+may be started anew, with another PID, or put another program in its place. However this ends (a key, TERM, an error),
+and also while it is only stopped (Ctrl-Z), the terminal is as it was found.
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from server import control_client
-from server.commands.command import command
+from server.commands.command import command, harmless
 from server.control_client import PATIENCE, Conversation, Gone, Refused, checked
+from server.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,8 +36,10 @@ if TYPE_CHECKING:
 QUIT: Final = frozenset("qQ\x1b\x03\x04")
 """Keys that end it: q, Escape, Ctrl-C, Ctrl-D."""
 
-TRIES: Final = 3
-"""Conversations in a row that may end without an answer."""
+TAKEN: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
+"""Signals after which the frame is drawn again."""
+AWAY: Final = 5.0
+"""Seconds for which a server that is gone is looked for, and three intervals at least."""
 
 
 def top(control: str, pid: str, interval: float, once: bool) -> int:
@@ -46,16 +51,19 @@ def top(control: str, pid: str, interval: float, once: bool) -> int:
 
     from server.commands.top_samples import Samples
 
-    path = control_client.find(control, pid)
+    def find() -> Path:
+        return control_client.find(control, pid)
+
+    path = find()
     samples, console = Samples(), Console(highlight=False)
-    samples.add(control_client.look(path))
+    samples.add(harmless(control_client.look(path)))
     if once or not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
         time.sleep(interval)
-        samples.add(control_client.look(path))
+        samples.add(harmless(control_client.look(path)))
         _print(samples, console)
         return 0
-    with contextlib.suppress(KeyboardInterrupt), _cbreak(), _resizes() as resized:
-        _Top(path, samples, console, resized).run(interval)
+    with contextlib.suppress(KeyboardInterrupt), _cbreak() as found, _signals() as signals:
+        _Top(path, find, samples, console, found, signals).run(interval)
     return 0
 
 
@@ -68,12 +76,22 @@ def _print(samples: Samples, console: Console) -> None:
 class _Top:
     """A terminal, and what is drawn on it."""
 
-    def __init__(self, path: Path, samples: Samples, console: Console, resized: int) -> None:
-        """`resized` is a descriptor that becomes readable when the window has another size."""
+    def __init__(
+        self,
+        path: Path,
+        find: Callable[[], Path],
+        samples: Samples,
+        console: Console,
+        found: list[Any],
+        signals: int,
+    ) -> None:
+        """`find` finds the control socket again; `found` is how the terminal was found, `signals` from `_signals`."""
         self._path = path
+        self._find = find
         self._samples = samples
         self._console = console
-        self._resized = resized
+        self._found = found
+        self._signals = signals
         self._keys = sys.stdin.fileno()
 
     def run(self, interval: float) -> None:
@@ -83,21 +101,24 @@ class _Top:
         with Live(console=self._console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
             self._draw(live)
             due = time.monotonic() + interval
-            failures = 0
+            heard = time.monotonic()
             while self._wait(live, due):
                 due = max(due + interval, time.monotonic())
                 try:
+                    if self._samples.gone:
+                        self._path = self._find()
                     with Conversation(self._path, "status") as conversation:
                         answer = self._answer(live, conversation)
-                except Gone:  # such as a listener that puts another program in its place
-                    failures += 1
-                    if failures == TRIES:
+                except (Gone, UsageError):
+                    self._samples.gone = time.monotonic() - heard
+                    if self._samples.gone > max(AWAY, 3 * interval):
                         raise
+                    self._draw(live)
                     continue
-                failures = 0
                 if answer is None:
                     return
-                self._samples.add(checked(answer)["status"])
+                heard = time.monotonic()
+                self._samples.add(harmless(checked(answer)["status"]))
                 self._draw(live)
 
     def _answer(self, live: Live, conversation: Conversation) -> dict[str, Any] | None:
@@ -112,19 +133,28 @@ class _Top:
 
     def _wait(self, live: Live, until: float, conversation: Conversation | None = None) -> bool:
         """Wait until then, or until something comes in the conversation; return whether to go on."""
-        watched = [self._keys, self._resized, *([conversation] if conversation else [])]
+        watched = [self._keys, self._signals, *([conversation] if conversation else [])]
         while (left := until - time.monotonic()) > 0:
             ready, _, _ = select.select(watched, [], [], left)
             if self._keys in ready:
                 keys = os.read(self._keys, 64)
                 if not keys or (keys.decode(errors="replace")[:1] in QUIT and len(keys) == 1):
                     return False
-            if self._resized in ready:
-                os.read(self._resized, 64)
+            if self._signals in ready:
+                if signal.SIGTSTP in os.read(self._signals, 64):
+                    self._stand_back(live)
                 self._draw(live)
             if conversation in ready:
                 break
         return True
+
+    def _stand_back(self, live: Live) -> None:
+        """Ctrl-Z: give the terminal back to the shell until this process is continued."""
+        live.stop()
+        termios.tcsetattr(self._keys, termios.TCSADRAIN, self._found)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        tty.setcbreak(self._keys)
+        live.start()
 
     def _draw(self, live: Live) -> None:
         from server.commands.top_view import frame
@@ -134,27 +164,29 @@ class _Top:
 
 
 @contextlib.contextmanager
-def _cbreak() -> Iterator[None]:
-    """Keys come one by one and are not shown; the terminal is left as it was found."""
+def _cbreak() -> Iterator[list[Any]]:
+    """Keys come one by one and are not shown; the terminal is left as it was found, which it gives."""
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
-        yield
+        yield before
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager
-def _resizes() -> Iterator[int]:
-    """A descriptor that becomes readable at SIGWINCH (signal.set_wakeup_fd)."""
+def _signals() -> Iterator[int]:
+    """A descriptor from which the numbers of the signals can be read that are `TAKEN` (signal.set_wakeup_fd)."""
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.signal(signal.SIGWINCH, lambda *_: None)
+    for number in TAKEN:
+        signal.signal(number, lambda *_: None)
     before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
     try:
         yield readable
     finally:
         signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+        for number in TAKEN:
+            signal.signal(number, signal.SIG_DFL)
         os.close(readable)
         os.close(writable)
 

@@ -63,11 +63,15 @@ class Samples:
         self.rates: dict[tuple[int, int], WorkerRate] = {}
         """By generation and slot."""
         self.first: Status = {}
+        self.gone = 0.0
+        """Seconds since the server was last heard of, if it is being looked for."""
 
     def add(self, status: Status) -> None:
-        """Take another status; one of the same moment, or of a server that was started again, begins anew."""
+        """Take another status; one of the same moment, or of a server or listener that is another, begins anew."""
         before, self.status = self.status, status
-        if not before or status["pid"] != before["pid"] or status["uptime"] <= before["uptime"]:
+        self.gone = 0.0
+        same = before and all(status[name] == before[name] for name in ("pid", "server"))
+        if not same or status["uptime"] <= before["uptime"]:
             self.first = status
             self.samples.clear()
             self.rates.clear()

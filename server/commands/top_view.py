@@ -49,7 +49,7 @@ def frame(samples: Samples, width: int, height: int | None) -> Group:
     """A whole frame of at most `width` columns and `height` lines; None: as many as it takes."""
     status = samples.status
     airy = height is None or height >= AIRY
-    parts: list[RenderableType] = [_head(status, width), *([Text()] if airy else []), _figures(samples, width)]
+    parts: list[RenderableType] = [_head(samples, width), *([Text()] if airy else []), _figures(samples, width)]
     left = 1000 if height is None else height - 2 - 4 - airy
     workers = len(status["workers"])
     charts = width >= NARROW and len(samples.samples) >= CHARTED
@@ -76,7 +76,8 @@ def colour(generation: int) -> str:
 # The two lines at the top
 
 
-def _head(status: dict[str, Any], width: int) -> Table:
+def _head(samples: Samples, width: int) -> Table:
+    status = samples.status
     head = Table.grid(expand=True)
     head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     head.add_column(justify="right", no_wrap=True)
@@ -88,7 +89,7 @@ def _head(status: dict[str, Any], width: int) -> Table:
     )
     failed = status["failed_reloads"]
     head.add_row(
-        _state(status),
+        Text(f" ● gone for {span(samples.gone)}, looked for", "bold red") if samples.gone else _state(status),
         Text.assemble(
             ("generation ", ""),
             (str(status["generation"]), f"bold {colour(status['generation'])}"),
