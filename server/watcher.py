@@ -47,9 +47,13 @@ class Watched:
     """These count wherever they are: the configuration and environment files."""
     include: tuple[str, ...]
     exclude: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    """What the server itself writes, which never counts, nor what is named after it: logs, the pid file."""
 
     def counts(self, change: watchfiles.Change, path: str) -> bool:
         """Whether a change of `path` is one of the application; also of a directory that came with files in it."""
+        if any(path == own or path.startswith(own + ".") for own in self.own):
+            return False
         if path in self.files or self.ends(change, path):
             return True
         return any(
@@ -67,7 +71,7 @@ class Watched:
             if _any([parts[end - 1], os.sep.join(parts[:end])], self.exclude):
                 return False
         if _any([parts[-1], path], (*SOURCES, *self.include)):
-            return True
+            return not _in_environment(directory, parts)
         if change is watchfiles.Change.added and not _any(parts, UNWATCHED):
             # What was in a directory when it came is not told one by one.
             return any(self._counts(directory, inner, change) for inner in _files_below(directory, path))
@@ -86,6 +90,12 @@ class Watched:
 
 def _any(names: Sequence[str], patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _in_environment(directory: str, parts: Sequence[str]) -> bool:
+    """Whether a path lies in a virtual environment, whatever that is called (PEP 405): installing is no change."""
+    above = (os.path.join(directory, *parts[:end]) for end in range(1, len(parts)))
+    return any(os.path.exists(os.path.join(each, "pyvenv.cfg")) for each in above)
 
 
 def _files_below(directory: str, path: str) -> list[str]:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,6 +204,105 @@ def test_a_first_start_that_fails_waits_for_a_change(project: Path) -> None:
     finally:
         print(server.log())
         server.close()
+
+
+@pytest.mark.once
+def test_a_first_start_that_names_what_is_not_there_waits_too(project: Path) -> None:
+    (project / "app.py").rename(project / "later.py")
+    server = RunningServer("app:app", "--reload", directory=project)
+    try:
+        wait_for_log(server, "waiting for a change of a file")
+        assert "there is no module app" in server.log()
+        (project / "later.py").rename(project / "app.py")
+        server.ready()
+        assert server.stop() == 0
+    finally:
+        print(server.log())
+        server.close()
+
+
+@pytest.mark.once
+def test_a_change_while_the_first_start_fails_is_not_missed(project: Path) -> None:
+    (project / "app.py").write_text(
+        "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go on'):\n    time.sleep(0.01)\n1 / 0\n"
+    )
+    server = RunningServer("app:app", "--reload", directory=project)
+    try:
+        wait_for_log(server, "watching for changes")
+        wait_for_log(server, "begun")
+        (project / "app.py").write_text(version(2))
+        wait_for_log(server, "app.py has changed")
+        (project / "go on").touch()
+        server.ready()
+        assert "ZeroDivisionError" in server.log()
+        assert served(server) == "2"
+        assert server.stop() == 0
+    finally:
+        print(server.log())
+        server.close()
+
+
+@pytest.mark.once
+def test_what_the_server_writes_itself_is_no_change(project: Path) -> None:
+    """Although all files count: a reload is logged, and a log that counted would lead to the next one."""
+    files = ("--log-file", "server.log", "--access-log-file", "access.log", "--pid", "serve.pid")
+    with running("app:app", "--reload", "--reload-include", "*", *files, directory=project) as server:
+        server.wait_until(lambda _: "watching for changes" in (project / "server.log").read_text())
+        (project / "app.py").write_text(version(2))
+        wait_for(server, lambda: served(server) == "2")
+        (project / "page").write_text("other")
+        wait_for(server, lambda: "page has changed" in (project / "server.log").read_text())
+        assert server.stop() == 0
+        log = (project / "server.log").read_text()
+        assert not re.search(r"(server\.log|access\.log|serve\.pid)[^\n]* changed", log)
+
+
+@pytest.mark.once
+def test_another_directory_of_the_application_is_watched_once_it_is_in_force(project: Path) -> None:
+    for name in ("a", "b"):
+        (project / name).mkdir()
+        (project / name / "app.py").write_text(version(name))
+    (project / "serve.toml").write_text("app-dir = 'a'\n")
+    with developing(project) as server:
+        (project / "serve.toml").write_text("app-dir = 'b'\n")
+        wait_for(server, lambda: served(server) == "b")
+        server.wait_until(lambda _: f"development): {project}/b" in server.log())
+        (project / "b" / "app.py").write_text(version("c"))
+        wait_for(server, lambda: served(server) == "c")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("text", [version(1), "def (\n"], ids=["serving", "waiting"])
+def test_a_terminal_that_is_closed_ends_it(project: Path, text: str) -> None:
+    (project / "app.py").write_text(text)
+    terminal, inside = os.openpty()
+    command = (sys.executable, "-c", LOGIN, str(inside), sys.executable, "-m", "server")
+    server = RunningServer("app:app", "--reload", directory=project, command=command, pass_fds=(inside,))
+    os.close(inside)
+    try:
+        seen = b""
+        while (b"watching for changes" not in seen or b"generation 1 serves" not in seen) and b"waiting" not in seen:
+            seen += os.read(terminal, 65536)
+        pids = server.worker_pids()
+        assert pids
+        os.close(terminal)
+        server.wait()
+        assert [state_of(pid) for pid in pids if state_of(pid) not in ("", "Z")] == []
+    finally:
+        server.close()
+
+
+LOGIN = """
+import fcntl, os, sys, termios
+inside = int(sys.argv[1])
+os.setsid()
+fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
+for descriptor in range(3):
+    os.dup2(inside, descriptor)
+os.close(inside)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Make a terminal the controlling one, as it is of what a person starts in it."""
 
 
 def wait_for_log(server: RunningServer, text: str) -> None:

@@ -83,6 +83,13 @@ def test_a_directory_that_came_counts_by_what_is_in_it(tmp_path: Path) -> None:
     assert not watched(tmp_path, exclude=("package",)).counts(ADDED, str(tmp_path / "package"))
 
 
+def test_a_virtual_environment_does_not_count_whatever_it_is_called(tmp_path: Path) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    assert watched(tmp_path).counts(MODIFIED, str(tmp_path / "venv" / "bin" / "tool.py"))
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    assert not watched(tmp_path).counts(MODIFIED, str(tmp_path / "venv" / "bin" / "tool.py"))
+
+
 def test_a_watched_directory_that_goes_ends_the_watching(tmp_path: Path) -> None:
     some = watched(tmp_path)
     assert some.ends(DELETED, str(tmp_path))

@@ -8,12 +8,14 @@ generations may be alive meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
 import select
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -56,6 +58,7 @@ def watched(settings: Settings) -> dict[str, list[str]]:
     directories = directories or [resolve(config, start).app_dir]
     if "/" in directories:
         raise UsageError("--reload would watch the whole file system: name what to watch by --reload-dir")
+    own = (config.log_file, config.access_log_file, config.pid, config.control)
     named = [name for name in (config.config, config.env_file) if name]
     files = [os.path.join(start, name) for name in (named if config.config else [*named, OWN, PROJECT])]
     return {
@@ -63,6 +66,7 @@ def watched(settings: Settings) -> dict[str, list[str]]:
         "files": sorted({path for file in files for path in (_in_directory(file), os.path.realpath(file))}),
         "include": list(config.reload_include),
         "exclude": list(config.reload_exclude),
+        "own": sorted(_in_directory(os.path.join(start, name)) for name in own if name),
     }
 
 
@@ -87,13 +91,14 @@ def start(processes: Processes, what: dict[str, list[str]], *, once: bool = Fals
     return process, Channel(ours)
 
 
-def start_again_after_a_change(settings: Settings, error: StartError) -> int:
+def start_again_after_a_change(settings: Settings, error: StartError, changed: bool) -> int:
     """The first start has failed: say so, wait for a change of a file (or HUP), and execute this program anew.
 
-    Returns an exit status if there will be no other start: told to stop, or the watcher ended.
+    `changed` says that there was one meanwhile. Returns an exit status if there will be no other start: told to stop,
+    or the watcher ended.
     """
     say(2, f"{error.detail.rstrip()}\nserve: {error}\n".lstrip("\n"))
-    if _wait_for_change(settings):
+    if changed or _wait_for_change(settings):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return error.exit_status
 
@@ -111,10 +116,23 @@ def _wait_for_change(settings: Settings) -> bool:
             pid, wait_status = os.waitpid(process.pid, os.WNOHANG)
             if pid and processes.reaped(pid, wait_status):
                 return wait_status == 0
-        return received == signal.SIGHUP
+        return received == signal.SIGHUP and not terminal_is_gone()
     finally:
         channel.close()
         process.signal(signal.SIGKILL)
+
+
+def terminal_is_gone() -> bool:
+    """Whether the terminal that this was started in has been closed, which is when the kernel or a shell sends HUP.
+
+    In development a person sits before it, and nothing is to be left running behind their back.
+    """
+    poll = select.poll()
+    for descriptor in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                poll.register(descriptor, 0)
+    return any(found & select.POLLHUP for _, found in poll.poll(0))
 
 
 class Changes:
@@ -135,6 +153,11 @@ class Changes:
         self._post = post
         self._say = say
         self._pause = FIRST_PAUSE
+        self._process: Process | None = None
+        self._what: dict[str, list[str]] = {}
+        """What is watched at present."""
+        self._elsewhere = False
+        """Whether something else is to be watched from now on."""
         self._missed = missed
         """Whether there was a time without a watcher."""
 
@@ -143,6 +166,9 @@ class Changes:
         told = ""
         while True:
             trouble = await self._watch()
+            if self._elsewhere:
+                self._elsewhere = False
+                continue
             if self._pause == FIRST_PAUSE or trouble != told:
                 self._tell(logging.ERROR, "watcher_failed", trouble)
             told = trouble
@@ -150,16 +176,27 @@ class Changes:
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
             self._missed = True
 
+    def use(self, settings: Settings) -> None:
+        """A generation with these settings serves; its directories may be others than before, or other files."""
+        self._settings = settings
+        with contextlib.suppress(UsageError):  # told when watching begins again
+            if self._process is not None and watched(settings) != self._what:
+                self._elsewhere = True
+                self._process.signal(signal.SIGKILL)
+
     async def _watch(self) -> str:
         """Watch for as long as that can be; return what ended it."""
         try:
-            process, channel = start(self._processes, watched(self._settings))
+            self._what = watched(self._settings)
+            process, channel = start(self._processes, self._what)
+            self._process = process
         except (OSError, UsageError) as error:
             return f"changes of files are not watched: {error}"
         try:
             if trouble := await self._follow(channel):
                 return f"changes of files are not watched: {trouble}"
         finally:
+            self._process = None
             channel.close()
             process.signal(signal.SIGKILL)
         return f"the process that watches files ended ({describe_code(await process.wait())}); it is started again"

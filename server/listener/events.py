@@ -289,6 +289,9 @@ class Announce(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exit(Action):
+    """`again`: a reload was asked for while the first start failed, so that another one may do better."""
+
     status: int
     message: str = ""
     detail: str = ""
+    again: bool = False

@@ -127,6 +127,7 @@ class Listener:
         """What is to be done once signals and the control socket are served."""
         self.succession = Succession(self)
         self.exit: e.Exit | None = None
+        self._changes: changes.Changes | None = None
         self._upcoming = settings
         """What the next generation is configured with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
@@ -162,14 +163,14 @@ class Listener:
             self._tasks.start_soon(self.admin.end_earlier)
             self._tasks.start_soon(self.heartbeats.run)
             if self.settings.config.reload:
-                changing = changes.Changes(
+                self._changes = changes.Changes(
                     self.settings,
                     self.processes,
                     self.post,
                     self._happened,
                     missed=self._heirloom is not None,
                 )
-                self._tasks.start_soon(changing.run)
+                self._tasks.start_soon(self._changes.run)
             self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew)
             self._begin()
             while self.exit is None:
@@ -245,6 +246,8 @@ class Listener:
         async for received in signals:
             if received == signal.SIGCHLD:
                 self._reap()
+            elif received == signal.SIGHUP and self.settings.config.reload and changes.terminal_is_gone():
+                self.post(e.QuickStopAsked())
             else:
                 self.post(_MEANINGS[received])
 
@@ -395,6 +398,8 @@ class Listener:
     def _adopt(self, settings: Settings) -> None:
         """The generation that was made with `settings` serves."""
         before, self.settings = self.settings, settings
+        if self._changes is not None:
+            self._changes.use(settings)
         if changed := before.changed(settings):
             told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
             self._happened(e.Say(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed}))
@@ -541,8 +546,8 @@ def conclude(end: e.Exit, settings: Settings) -> int:
     """The exit status. Raises UsageError or StartError if the server has not ended in order."""
     if not end.status:
         return 0
+    if settings.config.reload:
+        return changes.start_again_after_a_change(settings, StartError(end.message, end.detail), end.again)
     if end.status == 2:
         raise UsageError(end.message)
-    if settings.config.reload:
-        return changes.start_again_after_a_change(settings, StartError(end.message, end.detail))
     raise StartError(end.message, end.detail)

@@ -357,7 +357,7 @@ class Supervisor:
         self.candidate = None
         generation.become(GenerationState.FAILED)
         if self.current is None:
-            self._outcome = e.Exit(2 if usage else 1, message, detail)
+            self._outcome = e.Exit(2 if usage else 1, message, detail, again=self.reload_wanted is not None)
             self._become(ServerState.STOPPING)
             self._leave_all(generation)
             self._refuse_reloads()

@@ -559,6 +559,8 @@ def test_a_reload_asked_for_during_a_first_start_that_fails_is_answered() -> Non
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.WorkerFailed(shell.workers()[0], "no such module"))
     assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, False)]
+    shell.reap()
+    assert [end.again for end in shell.of(e.Exit)] == [True]
 
 
 def test_a_worker_that_dies_in_the_delay_of_a_stop_is_replaced() -> None:
