@@ -64,7 +64,10 @@ class Samples:
         """Take one now."""
         reading = self.view.reading()
         if self._readings and reading.at > self._readings[-1].at:
-            self.kept.append(self._sample(self._readings[-1], reading))
+            sample = self._sample(self._readings[-1], reading)
+            while self.kept and self.kept[-1]["t"] > sample["t"]:  # the clock was set back
+                self.kept.pop()
+            self.kept.append(sample)
             self.taken += 1
         self._readings.append(reading)
         news, self._news = self._news, anyio.Event()

@@ -77,23 +77,29 @@ def test_a_reload_is_a_mark_and_a_band_and_a_refused_one_a_mark(server: RunningS
     browser.wait_for(f"document.getElementById('generation').textContent === '{before + 1}'")
     assert browser.evaluate(f"document.querySelector('.band[data-generation=\"{before}\"]') !== null")
     assert browser.text("handed-over") == "1"
-    (server.directory / "app.py").write_text("import nothing_of_this_name")
+    (server.directory / "app.py").write_text(
+        "import nothing_of_this_name  # <img src=x onerror='window.broken = 1'><script>window.broken = 1</script>"
+    )
     server.signal(signal.SIGHUP)
     browser.wait_for("document.querySelector('.mark.refused')")
     browser.wait_for("document.getElementById('notes').textContent.includes('refused')")
     browser.wait_for("document.getElementById('records').textContent.includes('nothing_of_this_name')")
     assert value(wait_for(address, lambda _: True), "serve_last_reload_successful") == 0
+    assert "<img src=x" in str(browser.evaluate("document.getElementById('records').textContent"))
+    assert browser.evaluate("[window.broken ?? 0, document.querySelectorAll('img, #records script').length]") == [0, 0]
     browser.evaluate("document.querySelector('.mark.refused').focus()")
     assert "Reload refused" in browser.text("tip")
     (server.directory / "app.py").write_text(info())
 
 
 def test_it_comes_back_by_itself_with_what_happened_before(server: RunningServer, browser: Page) -> None:
-
     opened(browser, server)
     before = browser.evaluate("document.querySelectorAll('#records li').length")
-
-    os.kill(admin_process(server), signal.SIGKILL)
+    os.kill(process := admin_process(server), signal.SIGSTOP)
+    browser.wait_for("document.getElementById('live').textContent.startsWith('nothing heard for ')")
+    os.kill(process, signal.SIGCONT)
+    browser.wait_for("document.getElementById('live').textContent === 'live'")
+    os.kill(process, signal.SIGKILL)
     browser.wait_for("document.getElementById('live').dataset.begun === '2'")
     assert browser.evaluate("document.querySelectorAll('#records li').length") >= before
 

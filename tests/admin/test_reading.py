@@ -159,6 +159,17 @@ def test_samples_are_kept_and_given_to_who_comes_later() -> None:
     board.close()
 
 
+def test_samples_stay_in_order_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Scoreboard.create(rows=1, slots=1)
+    samples = Samples(View(board, ABOUT, STATE))
+    for now in (0.0, 100.0, 101.0, 100.5, 102.0):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        samples.take()
+    assert [each["t"] for each in samples.kept] == [100.0, 100.5, 102.0]
+    assert [each["t"] for each in samples.since(3)] == [102.0]
+    board.close()
+
+
 @pytest.mark.parametrize(
     ("counts", "share", "least", "most"),
     [

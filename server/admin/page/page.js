@@ -5,6 +5,8 @@ import {Chart, clock, colourOf, dark, generationsOf, hueOf, styleOf} from "./cha
 const KEPT = 600;      // samples
 const SHOWN = 60;      // things that happened
 const SHORTEST = 60;   // seconds that the charts show at least
+const SILENT = 3.5;    // seconds without a sample that are told
+const AGAIN = 15;      // seconds without one after which the page asks anew
 const $ = id => document.getElementById(id);
 
 const whole = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
@@ -288,9 +290,27 @@ function happened(records) {
 // The events
 
 const live = text => { $("live").textContent = text; $("live").classList.toggle("on", text === "live"); };
-const source = new EventSource("events");  // it comes back by itself, and is told all anew
-source.onerror = () => live(source.readyState === EventSource.CLOSED ? "ended; reload this page" : "connecting again");
-source.addEventListener("hello", message => {
+let source = null, heard = 0;  // when something was heard last, or asked for
+
+function connect() {
+  source?.close();
+  heard = performance.now();
+  source = new EventSource("events");  // it comes back by itself, and is told all anew
+  source.onerror = () => live("connecting again");
+  source.addEventListener("hello", greeted);
+  source.addEventListener("sample", sampled);
+  source.addEventListener("happened", told);
+}
+
+// A connection that died while this machine slept, or a process that has been stopped, says not even that it has ended.
+setInterval(() => {
+  const quiet = (performance.now() - heard) / 1000;
+  if (quiet > AGAIN) connect();
+  else if (quiet > SILENT && source.readyState === EventSource.OPEN) live(`nothing heard for ${lasting(quiet)}`);
+}, 1000);
+
+function greeted(message) {
+  heard = performance.now();
   const {about, samples, records, reloads, now} = JSON.parse(message.data);
   Object.assign(data, {about, samples, records: [], reloads, now});
   $("app").textContent = about.app;
@@ -302,22 +322,28 @@ source.addEventListener("hello", message => {
   $("live").dataset.begun = ++begun;
   show();
   paint();
-});
-source.addEventListener("sample", message => {
+}
+
+function sampled(message) {
+  heard = performance.now();
   const {samples, now} = JSON.parse(message.data);
+  if (data.samples.at(-1)?.t > samples[0].t) data.samples = data.samples.filter(each => each.t <= samples[0].t);  // the clock was set back
   data.samples.push(...samples);
   data.samples.splice(0, data.samples.length - KEPT);
   data.now = now;
   live("live");
   show();
   paint();
-});
-source.addEventListener("happened", message => {
+}
+
+function told(message) {
   const {records, reloads} = JSON.parse(message.data);
   data.reloads = reloads;
   happened(records);
   paint();
-});
+}
+
+connect();
 
 // What the reader does
 
