@@ -27,6 +27,8 @@ from server.worker.wake_order import WakeOrder
 
 PAUSE: Final = 0.1
 """Seconds without accepting when there is no descriptor, no memory, or no room left below --max-connections."""
+WARN_EVERY: Final = 10.0
+"""Seconds between two warnings that there are none: the log is not to fill the disk as well."""
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTED: Final = int(Cell.ACCEPTED)
@@ -85,6 +87,7 @@ class Acceptor:
         self._attaching: set[Attempt] = set()
         self._all_attached = asyncio.Event()
         self._pause: asyncio.TimerHandle | None = None
+        self._next_warning = 0.0
         self._must_admit = filters_refused()
 
     def start(self) -> None:
@@ -169,7 +172,8 @@ class Acceptor:
             return False
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                if self._pause is None:
+                if self._pause is None and (now := self._loop.time()) >= self._next_warning:
+                    self._next_warning = now + WARN_EVERY
                     log.warning(
                         "cannot accept connections: %s; raise the open-files limit (ulimit -n)",
                         error.strerror,

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -285,6 +286,23 @@ def test_other_sites_get_nothing_to_see(server: RunningServer) -> None:
         assert fields["x-frame-options"] == "DENY"
         assert fields["x-content-type-options"] == "nosniff"
         assert fields["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_one_without_a_descriptor_left_says_so_once_and_serves_again(server: RunningServer) -> None:
+    address, pid = admin_address(server), admin_process(server)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 3, before[1]))
+    deadline = time.monotonic() + PATIENCE
+    with contextlib.ExitStack() as clients:
+        for _ in range(10):
+            clients.enter_context(socket.create_connection(address, timeout=PATIENCE))
+        while "cannot accept connections" not in server.log():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.5)  # in which it tries again five times
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert value(scrape(address), "serve_generation") >= 1
+    assert server.log().count("cannot accept connections") == 1
 
 
 @pytest.mark.once
