@@ -117,8 +117,8 @@ def examine(state: State) -> None:
     """
     if not speaks(state["protocol"]):
         raise UsageError(
-            f"its workers speak version {state['protocol']} of the channel, and serve {__version__} speaks {PROTOCOL}: "
-            "restart the server to change to it"
+            f"serve {__version__} speaks {PROTOCOL}, another version of the channel than the workers that there are, "
+            f"{state['protocol']}: restart the server to change to it"
         )
     from_state(state["supervisor"])
     History.from_state(state["history"])

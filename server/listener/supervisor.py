@@ -90,6 +90,7 @@ class Supervisor:
         self._waiting_said = False
         self._next_generation = 1
         self._next_worker = 1
+        self._scaled = 0  # the event count at which the size was last set by hand
         self._count = 0
         self._now = 0.0
         self._actions: list[e.Action] = []
@@ -238,7 +239,7 @@ class Supervisor:
         size = max(1, event.to if event.to is not None else self.size + event.by)
         if size != self.size:
             self._say(logging.INFO, "scaled", f"workers: {self.size} -> {size}", workers=size, before=self.size)
-            self.size = size
+            self.size, self._scaled = size, self._count
         elif event.to is None:
             self._say(logging.WARNING, "scaled", "one worker is the least there can be", workers=size, before=size)
 
@@ -399,8 +400,8 @@ class Supervisor:
         old, self.current, self.candidate = self.current, generation, None
         generation.become(GenerationState.CURRENT)
         self.slots = {}
-        if generation.policy.workers != self.policy.workers:
-            self.size = generation.size
+        if generation.policy.workers != self.policy.workers and self._scaled <= generation.began:
+            self.size = generation.size  # who scaled while it started meant it
         self.policy = generation.policy
         self._do(e.Adopt(generation))
         took = self._now - generation.began_at

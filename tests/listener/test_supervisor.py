@@ -469,6 +469,25 @@ def test_stop_while_nobody_serves_does_not_await_one_after_another_for_ever() ->
     assert shell.now <= began + POLICY.startup_timeout + SWITCH_TIMEOUT
 
 
+@pytest.mark.parametrize(("before", "amid", "size"), [(None, None, 4), (3, None, 4), (None, 3, 3), (3, 1, 1)])
+def test_the_last_word_about_the_size_counts(before: int | None, amid: int | None, size: int) -> None:
+    """The configuration says 4 with a reload; somebody scales by hand before it, or while it starts."""
+    shell = Shell().up()
+    if before is not None:
+        shell.send(e.ScaleAsked(to=before))
+        shell.make_ready()
+        shell.accept()
+    shell.policy = dataclasses.replace(POLICY, workers=4)
+    shell.send(e.ReloadAsked())
+    if amid is not None:
+        shell.send(e.ScaleAsked(to=amid))
+    shell.make_ready()
+    shell.accept()
+    assert shell.supervisor.size == size
+    serving = [worker for worker in shell.workers(WorkerState.SERVING) if worker.generation.number == 2]
+    assert sorted(worker.slot for worker in serving) == list(range(size))
+
+
 def test_stop_with_a_drain_delay_is_a_lame_duck_first() -> None:
     shell = Shell(drain_delay=10.0).up()
     shell.send(e.StopAsked())
