@@ -59,7 +59,8 @@ class Conversation:
                 self._connection.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             self._connection.close()
-            raise UsageError(f"the server at {path} cannot be reached: {error.strerror or error}") from None
+            hint = "; is it running?" if isinstance(error, FileNotFoundError | ConnectionRefusedError) else ""
+            raise UsageError(f"the server at {path} cannot be reached: {error.strerror or error}{hint}") from None
         except UsageError:
             self._connection.close()
             raise

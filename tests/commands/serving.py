@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.running import PATIENCE, ROOT, RunningServer
+from tests.running import PATIENCE, ROOT, RunningServer, connect
 
 SLOW = """
 import asyncio, time
@@ -21,6 +21,9 @@ async def app(scope, receive, send):
             if event["type"] == "lifespan.shutdown":
                 return
     what, _, seconds = scope["path"][1:].partition("/")
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        return await asyncio.sleep(3600)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
     await send({"type": "http.response.body", "body": b"do", "more_body": True})
     if what == "block":
@@ -31,18 +34,21 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b"ne"})
 """
 """An `app` for which /wait/SECONDS takes so long and /block/SECONDS blocks the event loop for so long. The head and
-half of the body come at once: the request is in progress then."""
+half of the body come at once: the request is in progress then. A WebSocket stays open whatever its client does."""
 
 
-def begin(server: RunningServer, path: str) -> Any:
-    """A connection with a request in progress."""
-    from tests.running import connect
+HANDSHAKE = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
+HANDSHAKE += "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+"""Of a WebSocket (RFC 6455, section 4.1)."""
 
+
+def begin(server: RunningServer, path: str, more: str = "", until: bytes = b"\r\n\r\ndo") -> Any:
+    """A connection with a request in progress, with `more` header lines, answered as far as `until`."""
     connection = connect(server)
-    connection.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+    connection.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n{more}\r\n".encode())
     connection.settimeout(PATIENCE)
     data = b""
-    while b"\r\n\r\ndo" not in data:
+    while until not in data:
         piece = connection.recv(65536)
         assert piece, f"closed after {data!r}"
         data += piece

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from server.commands.command import memory, span
 from server.commands.config import value
 from server.commands.stacks import lines
 from server.control_client import ask
-from tests.applications import info
-from tests.commands.serving import SLOW, begin, environment, serve, start
-from tests.running import PATIENCE, ROOT, RunningServer, running
+from tests.commands.serving import SLOW, begin, serve, start
+from tests.running import PATIENCE, RunningServer, running
 
 
 def wait_for_blocked(server: RunningServer, count: int) -> None:
@@ -50,84 +50,116 @@ def test_the_listener_answers_while_every_worker_is_blocked(tmp_path: Path) -> N
         other.close()
 
 
-def test_scale(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(SLOW)
-    with running("app:app", directory=tmp_path) as server:
-        done = serve(server, "scale", "3")
+def test_scale(server: RunningServer) -> None:
+    done = serve(server, "scale", "3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "workers: 2 -> 3\n3 workers serve\n"
+    server.wait_for_workers(3)
+    done = serve(server, "scale", "1")
+    assert done.stdout.startswith("workers: 3 -> 1\n1 worker serves")
+    server.wait_for_workers(1)
+    assert serve(server, "scale", "0").returncode == 2
+    (server.directory / "app.py").write_text("import missing_module\n")
+    refused = serve(server, "scale", "2")
+    assert refused.returncode == 1
+    assert "slot 1 cannot be filled, the server goes on trying: " in refused.stderr
+    assert serve(server, "scale", "1", "--no-wait").stdout == "workers: 2 -> 1\n"
+    server.wait_for_workers(1)
+
+
+def test_status_and_workers(server: RunningServer) -> None:
+    for command in ("status", "workers"):
+        done = serve(server, command)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == "workers: 1 -> 3\n3 workers serve\n"
-        server.wait_for_workers(3)
-        done = serve(server, "scale", "1")
-        assert done.stdout.startswith("workers: 3 -> 1\n1 worker serves")
-        server.wait_for_workers(1)
-        assert serve(server, "scale", "0").returncode == 2
-        (tmp_path / "app.py").write_text("import missing_module\n")
-        refused = serve(server, "scale", "2")
-        assert refused.returncode == 1
-        assert "slot 1 cannot be filled, the server goes on trying: " in refused.stderr
-        assert serve(server, "scale", "1", "--no-wait").stdout == "workers: 2 -> 1\n"
-        assert server.stop() == 0
+        assert sum(" serving " in line for line in done.stdout.splitlines()) == 2
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    host, port = server.address()
+    lines = serve(server, "status").stdout.splitlines()
+    assert lines[0].endswith(f"PID {server.pid}: running, healthy")
+    assert lines[1].startswith(f"app:app on http://{host}:{port}, ")
+    assert len(json.loads(serve(server, "workers", "--json").stdout)) == 2
+    assert serve(server, "drain").stdout == "in lame duck until told off\n"
+    assert "in lame duck for " in serve(server, "status").stdout
+    assert serve(server, "drain", "--off").stdout == "lame duck is off\n"
 
 
-def test_status_and_workers(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--workers", "2", directory=tmp_path) as server:
-        for command in ("status", "workers"):
-            done = serve(server, command)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert max(map(len, done.stdout.splitlines())) <= 80
-            assert sum(" serving " in line for line in done.stdout.splitlines()) == 2
-        host, port = server.address()
-        lines = serve(server, "status").stdout.splitlines()
-        assert lines[0].endswith(f"PID {server.pid}: running, healthy")
-        assert lines[1].startswith(f"app:app on http://{host}:{port}, up for ")
-        assert len(json.loads(serve(server, "workers", "--json").stdout)) == 2
-        assert serve(server, "drain").stdout == "in lame duck until told off\n"
-        assert "in lame duck for " in serve(server, "status").stdout
-        assert serve(server, "drain", "--off").stdout == "lame duck is off\n"
-        assert server.stop() == 0
+def test_no_pid_but_the_listeners_is_told(server: RunningServer) -> None:
+    """Law 10 of docs/design.md. Stacks and records do: who looks into a worker with gdb or py-spy needs it."""
+    told = server.status() | {"config": ask(server.control, "config")["config"]}
+    assert told.pop("pid") == server.pid
+    assert '"pid": ' not in json.dumps({name: each for name, each in told.items() if name != "config"})
+    assert not set(server.worker_pids()) & {each for each in numbers(told) if each > 1000}
+    stacks = json.loads(serve(server, "stacks", "--json").stdout)
+    assert {worker["pid"] for worker in stacks["workers"]} == set(server.worker_pids())
 
 
-def test_status_tells_what_went_wrong(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(SLOW)
-    with running("app:app", directory=tmp_path) as server:
-        with begin(server, "/wait/60"):
-            os.kill(server.worker_pids()[0], signal.SIGKILL)
-            server.wait_until(lambda status: status["lost"] == 1 and status["starts"].get("crash") == 1)
-        told = serve(server, "status").stdout.splitlines()
-        assert "workers started again: 1 after a crash" in told
-        assert "1 request lost: cut, or in the hands of a worker that died" in told
-        assert server.stop() == 0
+def numbers(told: object) -> Iterator[int]:
+    """All whole numbers in a structure."""
+    if isinstance(told, dict | list):
+        for each in told.values() if isinstance(told, dict) else told:
+            yield from numbers(each)
+    elif isinstance(told, int):
+        yield told
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server:
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        command = [sys.executable, "-m", "server", "status", "--json", "--control", str(server.control)]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment(), stdout=write_end, stderr=subprocess.PIPE, check=False, timeout=60
-        )
-        os.close(write_end)
-        assert done.stderr == b""
-        assert server.stop() == 0
+def test_status_tells_what_went_wrong(server: RunningServer) -> None:
+    lost, crashes = server.status()["lost"], server.status()["starts"].get("crash", 0)
+    with begin(server, "/wait/60"):
+        for pid in server.worker_pids():
+            os.kill(pid, signal.SIGKILL)
+        server.wait_until(lambda s: s["lost"] == lost + 1 and s["starts"].get("crash", 0) >= crashes + 2)
+    told = serve(server, "status").stdout.splitlines()
+    assert any(re.fullmatch(r"workers started again: \d+ after a crash", line) for line in told)
+    requests = "1 request" if lost == 0 else f"{lost + 1} requests"
+    assert f"{requests} lost: cut, or in the hands of a worker that died" in told
 
 
-def test_an_interrupted_command_has_no_traceback(tmp_path: Path) -> None:
+def test_output_that_cannot_be_written(server: RunningServer) -> None:
+    """A reader that leaves is no error; a full disk is a sentence."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open("/dev/full", "w") as full, open(write_end, "w") as closed:
+        left, stuck = (start(server, "status", "--json", stdout=file) for file in (closed, full))
+        assert left.communicate(timeout=PATIENCE)[1] == ""
+        assert left.returncode == 0
+        complaint = stuck.communicate(timeout=PATIENCE)[1]
+    assert complaint == "serve: standard output cannot be written to: No space left on device\n"
+    assert stuck.returncode == 1
+
+
+def test_an_answer_of_another_version_is_a_sentence(tmp_path: Path) -> None:
+    """Such as one that lacks what this command shows."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "control"))
+        other.listen()
+        for given, expected in (
+            ({"ok": True, "status": {"server": "9"}}, "the server did not tell 'pid': it is of another version"),
+            ({"ok": False, "text": "this server does not know the command 'status'"}, "does not know the command"),
+        ):
+            command = start(None, "status", "--control", str(tmp_path / "control"))
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(json.dumps({"version": 1, **given}).encode() + b"\n")
+                told, complaint = command.communicate(timeout=PATIENCE)
+            assert (command.returncode, told) == (1, "")
+            assert expected in complaint
+            assert "Traceback" not in complaint
+
+
+def test_an_interrupted_command_has_no_traceback(server: RunningServer) -> None:
     """Here while it waits for a listener that does not answer."""
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server:
-        server.signal(signal.SIGSTOP)
-        commands = [start(server, *words) for words in (["status"], ["drain"], ["scale", "2"], ["reload"], ["top"])]
+    server.signal(signal.SIGSTOP)
+    try:
+        commands = [start(server, *words) for words in (["status"], ["reload"], ["top"])]
         for command in commands:
             wait_for_socket(command.pid)
             command.send_signal(signal.SIGINT)
         for command in commands:
             told, complaint = command.communicate(timeout=PATIENCE)
             assert (command.returncode, told, complaint.strip()) == (130, "", "")
+    finally:
         server.signal(signal.SIGCONT)
-        assert server.stop() == 0
 
 
 def wait_for_socket(pid: int) -> None:
@@ -138,41 +170,36 @@ def wait_for_socket(pid: int) -> None:
         time.sleep(0.02)
 
 
-def test_config_tells_each_value_and_its_place(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    (tmp_path / "serve.toml").write_text("keep-alive = 33\n")
-    environment = {"SERVE_BACKLOG": "77"}
-    with running("app:app", "--workers", "2", directory=tmp_path, environment=environment) as server:
-        told = serve(server, "config").stdout.splitlines()
-        assert told[0] == f"configuration file: {tmp_path}/serve.toml"
-        rows = {line.split()[0]: " ".join(line.split()[1:]) for line in told if line.startswith("  ")}
-        assert rows["workers"] == "2 (command line, --workers)"
-        assert rows["backlog"] == "77 (environment, SERVE_BACKLOG)"
-        assert rows["keep-alive"].startswith("33 (")
-        assert "serve.toml" in rows["keep-alive"]
-        assert rows["graceful-timeout"] == "30"
-        found = json.loads(serve(server, "config", "--json").stdout)
-        assert {"name", "value", "source", "place"} <= set(found["options"][0])
-        assert server.stop() == 0
+def test_config_tells_each_value_and_its_place(server: RunningServer) -> None:
+    told = serve(server, "config").stdout.splitlines()
+    assert told[0] == f"configuration file: {server.directory}/serve.toml"
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in told if line.startswith("  ")}
+    assert rows["workers"].endswith("(command line, --workers)")
+    assert rows["backlog"] == "77 (environment, SERVE_BACKLOG)"
+    assert rows["keep-alive"].startswith("33 (")
+    assert "serve.toml" in rows["keep-alive"]
+    assert rows["graceful-timeout"] == "30"
+    found = json.loads(serve(server, "config", "--json").stdout)
+    assert {"name", "value", "source", "place"} <= set(found["options"][0])
 
 
-def test_log_files_are_opened_anew(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--log-file", str(tmp_path / "log"), directory=tmp_path) as server:
-        (tmp_path / "log").rename(tmp_path / "log.1")
-        done = serve(server, "logs-reopen")
-        assert (done.returncode, done.stdout) == (0, "the log files are opened anew\n")
-        assert serve(server, "reload").returncode == 0
-        assert "generation 2 serves" in (tmp_path / "log").read_text()
-        assert server.stop() == 0
+def test_log_files_are_opened_anew(server: RunningServer) -> None:
+    (server.directory / "log").rename(server.directory / "log.1")
+    done = serve(server, "logs-reopen")
+    assert (done.returncode, done.stdout) == (0, "the log files are opened anew\n")
+    server.reload()
+    assert f"generation {server.status()['generation']} serves" in (server.directory / "log").read_text()
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_command_has_help_that_fits(name: str) -> None:
-    done = serve(None, name, "--help", COLUMNS="80")
-    assert done.returncode == 0
-    assert f"Usage: serve {name} [OPTIONS]" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+def test_every_command_has_help_that_fits(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    load(name).main(["--help"], prog_name=f"serve {name}", standalone_mode=False)
+    told = capsys.readouterr().out
+    assert f"Usage: serve {name} [OPTIONS]" in told
+    assert max(map(len, told.splitlines())) <= 80
     assert load(name).get_short_help_str(100)
 
 

@@ -9,139 +9,159 @@ import socket
 import threading
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from server.commands.command import harmless
 from server.commands.reload import remains
 from server.commands.reload_view import picture
 from server.control_client import ask
-from tests.applications import info
 from tests.commands.serving import SLOW, begin, serve, start
 from tests.commands.terminal import Terminal
-from tests.running import PATIENCE, connect, request, running
+from tests.running import PATIENCE, RunningServer, connect, request
 
 BROKEN = "import missing_module\n"
 
 
-def test_each_step_is_a_line(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--workers", "2", directory=tmp_path) as server:
-        done = serve(server, "reload", "--drained")
-        lines = done.stdout.splitlines()
-        assert (done.returncode, done.stderr) == (0, "")
-        assert lines[0] == "reload: generation 2 starts, 2 workers"
-        assert sorted(lines[1:3]) == ["worker 0 of generation 2 is ready", "worker 1 of generation 2 is ready"]
-        assert lines[3].startswith("generation 2 serves, 2 workers, after ")
-        assert lines[-1] == "all older workers have ended; nothing was cut"
-        assert server.stop() == 0
+def test_each_step_is_a_line(server: RunningServer) -> None:
+    after = server.status()["generation"] + 1
+    done = serve(server, "reload", "--drained")
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines[0] == f"reload: generation {after} starts, 2 workers"
+    ready = [f"worker {slot} of generation {after} is ready" for slot in range(2)]
+    assert sorted(lines[1:3]) == ready
+    assert lines[3].startswith(f"generation {after} serves, 2 workers, after ")
+    assert lines[-1] == "all older workers have ended; nothing was cut"
 
 
-def test_it_returns_when_the_new_generation_serves_and_tells_what_still_drains(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(SLOW)
-    with running("app:app", directory=tmp_path) as server:
-        with connect(server) as idle, begin(server, "/wait/3") as busy:
-            request(idle)
-            done = serve(server, "reload")
-            assert done.returncode == 0
-            assert "1 connection handed over; generation 1: 1 request still drains" in done.stdout
-            drained = serve(server, "reload", "--drained", "--json")
-            assert busy.recv(10) == b"ne"
-            assert request(idle)[0] == 200
-        records = [json.loads(line) for line in drained.stdout.splitlines()]
-        assert drained.returncode == 0
-        assert {"reload_started", "worker_ready", "reload_done"} <= {record["event"] for record in records}
-        last = records[-1]
-        assert (last["event"], last["ok"], last["generations"], last["requests"]) == ("outcome", True, [], 0)
-        assert last["text"].startswith("generation 3 serves")
-        assert server.stop() == 0
-
-
-def test_a_refused_reload_brings_the_traceback(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server:
-        (tmp_path / "app.py").write_text(BROKEN)
+def test_it_returns_when_the_new_generation_serves_and_tells_what_still_drains(server: RunningServer) -> None:
+    now = server.status()["generation"]
+    with connect(server) as idle, begin(server, "/wait/3") as busy:
+        request(idle)
         done = serve(server, "reload")
-        assert done.returncode == 1
-        assert "No module named 'missing_module'" in done.stderr
-        assert done.stderr.splitlines()[-1].startswith("serve: reload refused, generation 1 serves on")
-        told = serve(server, "reload", "--json")
-        outcome = json.loads(told.stdout.splitlines()[-1])
-        assert (told.returncode, told.stderr) == (1, "")
-        assert (outcome["event"], outcome["ok"]) == ("outcome", False)
-        assert "No module named 'missing_module'" in outcome["detail"]
-        assert server.stop() == 0
+        assert done.returncode == 0
+        assert f"1 connection handed over; generation {now}: 1 request still drains" in done.stdout
+        drained = serve(server, "reload", "--drained", "--json")
+        assert busy.recv(10) == b"ne"
+        assert request(idle)[0] == 200
+    records = [json.loads(line) for line in drained.stdout.splitlines()]
+    assert drained.returncode == 0
+    assert {"reload_started", "worker_ready", "reload_done"} <= {record["event"] for record in records}
+    last = records[-1]
+    assert (last["event"], last["ok"], last["generations"], last["requests"]) == ("outcome", True, [], 0)
+    assert last["text"].startswith(f"generation {now + 2} serves")
 
 
-def test_without_waiting(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server:
-        done = serve(server, "reload", "--no-wait")
-        assert (done.returncode, done.stdout) == (0, "reload asked for\n")
-        server.wait_until(lambda status: status["generation"] == 2)
-        assert server.stop() == 0
+def test_a_refused_reload_brings_the_traceback_and_nothing_that_a_terminal_obeys(server: RunningServer) -> None:
+    now = server.status()["generation"]
+    (server.directory / "app.py").write_text(BROKEN)
+    done = serve(server, "reload")
+    assert done.returncode == 1
+    assert "No module named 'missing_module'" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"serve: reload refused, generation {now} serves on")
+    (server.directory / "app.py").write_text("raise ValueError('\\33]0;title\\7 \\x9b2J \\u202e')\n")
+    told = serve(server, "reload", "--json")
+    outcome = json.loads(told.stdout.splitlines()[-1])
+    assert (told.returncode, told.stderr) == (1, "")
+    assert (outcome["event"], outcome["ok"]) == ("outcome", False)
+    assert "ValueError: " in outcome["detail"]
+    assert not set(serve(server, "reload").stderr) & {"\x1b", "\7", "\x9b", "\u202e"}
 
 
-def test_an_interrupted_command_does_not_end_the_reload(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text("import time\ntime.sleep(1)\n" + info())
-    with running("app:app", directory=tmp_path) as server:
-        command = start(server, "reload")
+def test_what_a_terminal_obeys_is_shown() -> None:
+    told = {"text": "\x1b]0;title\7 \x9b2J\u202e", "lines": ["a\tb\n", 3, None]}
+    assert harmless(told) == {"text": r"\x1b]0;title\x07 \x9b2J\u202e", "lines": ["a\tb\n", 3, None]}
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_the_exit_status_is_the_truth_also_where_nothing_can_be_written(server: RunningServer, leaves: bool) -> None:
+    """The reader of a pipe has left; the disk is full. The command follows the reload to its outcome."""
+    now = server.status()["generation"]
+    with open("/dev/full", "w") as full:
+        command = start(server, "reload", **({} if leaves else {"stdout": full}))
+    if leaves:
         assert command.stdout is not None
-        command.stdout.readline()
-        command.send_signal(signal.SIGINT)
-        _, complaint = command.communicate(timeout=PATIENCE)
-        assert command.returncode == 130
+        command.stdout.close()
+        command.stdout = None
+    _, complaint = command.communicate(timeout=PATIENCE)
+    assert command.returncode == 0
+    assert complaint.count("\n") == (0 if leaves else 1)
+    assert leaves or complaint.startswith("serve: standard output cannot be written to: No space left on device; ")
+    assert server.status()["generation"] == now + 1
+
+
+def test_without_a_server_the_last_line_is_the_outcome_as_well(tmp_path: Path) -> None:
+    for command in ("reload", "stop"):
+        done = serve(None, command, "--json", "--control", str(tmp_path / "none"))
+        assert (done.returncode, json.loads(done.stdout)["ok"], json.loads(done.stdout)["event"]) == (
+            2,
+            False,
+            "outcome",
+        )
+
+
+def test_without_waiting(server: RunningServer) -> None:
+    now = server.status()["generation"]
+    done = serve(server, "reload", "--no-wait")
+    assert (done.returncode, done.stdout) == (0, "reload asked for\n")
+    server.wait_until(lambda status: status["generation"] == now + 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_does_not_end_the_reload(server: RunningServer, number: signal.Signals) -> None:
+    now = server.status()["generation"]
+    (server.directory / "app.py").write_text("import time\ntime.sleep(1)\n" + SLOW)
+    command = start(server, "reload")
+    assert command.stdout is not None
+    command.stdout.readline()
+    command.send_signal(number)
+    _, complaint = command.communicate(timeout=PATIENCE)
+    assert command.returncode == 128 + number
+    if number is signal.SIGINT:
         assert complaint == "serve: the reload goes on without this command; `serve status` tells its outcome\n"
-        server.wait_until(lambda status: status["generation"] == 2)
-        assert server.stop() == 0
+    server.wait_until(lambda status: status["generation"] == now + 1)
 
 
-def test_a_script_may_follow_with_nothing_but_a_socket(tmp_path: Path) -> None:
+def test_a_script_may_follow_with_nothing_but_a_socket(server: RunningServer) -> None:
     """One that ends its own sending, as `nc -N` does, is still told everything."""
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE)
+        connection.connect(str(server.control))
+        connection.sendall(b'{"version": 1, "command": "reload", "follow": true}\n')
+        connection.shutdown(socket.SHUT_WR)
+        lines = [json.loads(line) for line in connection.makefile("rb")]
+    assert lines[0]["record"]["event"] == "reload_asked"
+    assert lines[-1]["ok"] is True
+
+
+def test_those_who_follow_and_leave_are_forgotten(server: RunningServer) -> None:
+    held = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+    for turn in range(20):
+        following = [socket.socket(socket.AF_UNIX) for _ in range(10)]
+        for connection in following:
             connection.connect(str(server.control))
-            connection.sendall(b'{"version": 1, "command": "reload", "follow": true}\n')
-            connection.shutdown(socket.SHUT_WR)
-            lines = [json.loads(line) for line in connection.makefile("rb")]
-        assert lines[0]["record"]["event"] == "reload_asked"
-        assert lines[-1]["ok"] is True
-        assert server.stop() == 0
+            connection.sendall(b'{"version": 1, "command": "follow"}\n')
+        asked = threading.Thread(target=ask, args=(server.control, "drain"), kwargs={"off": bool(turn % 2)})
+        asked.start()  # so that there is something to tell while they leave
+        for connection in following:
+            connection.close()
+        asked.join()
+    server.wait_until(lambda _: len(list(Path(f"/proc/{server.pid}/fd").iterdir())) <= held + 1)
+    assert "Traceback" not in server.log()
 
 
-def test_those_who_follow_and_leave_are_forgotten(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server:
-        server.status()
-        held = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
-        for turn in range(20):
-            following = [socket.socket(socket.AF_UNIX) for _ in range(10)]
-            for connection in following:
-                connection.connect(str(server.control))
-                connection.sendall(b'{"version": 1, "command": "follow"}\n')
-            asked = threading.Thread(target=ask, args=(server.control, "drain"), kwargs={"off": bool(turn % 2)})
-            asked.start()  # so that there is something to tell while they leave
-            for connection in following:
-                connection.close()
-            asked.join()
-        server.wait_until(lambda _: len(list(Path(f"/proc/{server.pid}/fd").iterdir())) <= held + 1)
-        assert server.stop() == 0
-        assert "Traceback" not in server.log()
-
-
-def test_on_a_terminal_it_is_drawn(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--workers", "2", directory=tmp_path) as server:
-        with Terminal(server, "reload", columns=80) as terminal:
-            terminal.wait_for("2 serving")
-            terminal.wait_for("generation 2 serves, 2 workers, after ")
-            assert terminal.wait() == 0
-        (tmp_path / "app.py").write_text(BROKEN)
-        with Terminal(server, "reload", columns=80) as terminal:
-            terminal.wait_for("No module named 'missing_module'")
-            terminal.wait_for("serve: reload refused, generation 2 serves on")
-            assert terminal.wait() == 1
-        assert server.stop() == 0
+def test_on_a_terminal_it_is_drawn(server: RunningServer) -> None:
+    now = server.status()["generation"]
+    with Terminal(server, "reload", columns=80) as terminal:
+        terminal.wait_for("2 serving")
+        terminal.wait_for(f"generation {now + 1} serves, 2 workers, after ")
+        assert terminal.wait() == 0
+    (server.directory / "app.py").write_text(BROKEN)
+    with Terminal(server, "reload", columns=80) as terminal:
+        terminal.wait_for("No module named 'missing_module'")
+        terminal.wait_for(f"serve: reload refused, generation {now + 1} serves on")
+        assert terminal.wait() == 1
 
 
 STATUS = {
