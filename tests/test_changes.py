@@ -78,6 +78,11 @@ def test_what_a_developer_does_in_a_day(project: Path) -> None:
         app.write_text(version(3))
         wait_for(server, lambda: served(server) == "3")
 
+        app.write_text("while True:\n    pass\n")  # never ready: corrected, it is not waited for
+        server.wait_until(lambda status: any(w["state"] == "starting" for w in status["workers"]))
+        app.write_text(version(4))
+        wait_for(server, lambda: served(server) == "4")
+
         helper.write_text("VERSION = 'from a new file'\n")
         app.write_text("from helper import VERSION\n" + version(4).replace("VERSION = '4'", ""))
         wait_for(server, lambda: served(server) == "from a new file")
@@ -234,7 +239,6 @@ def test_a_change_while_the_first_start_fails_is_not_missed(project: Path) -> No
         wait_for_log(server, "app.py has changed")
         (project / "go on").touch()
         server.ready()
-        assert "ZeroDivisionError" in server.log()
         assert served(server) == "2"
         assert server.stop() == 0
     finally:

@@ -230,7 +230,7 @@ class Changes:
         more = f" and {count - NAMED} more" if count > NAMED else ""
         text = f"{named}{more} {'has' if count == 1 else 'have'} changed"
         self._tell(logging.INFO, "files_changed", text, files=paths)
-        self._post(e.ReloadAsked(by=text))
+        self._post(e.ReloadAsked(by=text, supersedes=True))
 
     def _tell(self, level: int, event: str, text: str, **about: Any) -> None:
         self._say(e.Say(level, event, text, "", about))

@@ -26,6 +26,8 @@ class ReloadAsked(Event):
 
     ticket: int | None = None
     by: str = "HUP"
+    supersedes: bool = False
+    """A generation that is still starting has old code: it is given up for the next one, as it may never be ready."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -154,26 +154,26 @@ class Supervisor:
             return
         if self.reload_wanted is None:
             self.reload_wanted, self.reload_by = [], event.by
-            if event.supersedes and self.candidate and self.candidate.state is GenerationState.STARTING:
-                self._supersede(self.candidate)
-            elif self.candidate is not None:
+            if self.candidate is not None:
                 number = self.candidate.number
                 text = f"reload asked for while generation {number} starts; another follows it"
                 self._say(logging.INFO, "reload_asked", text, by=event.by)
             else:
                 self._say(logging.DEBUG, "reload_asked", f"reload asked for ({event.by})", by=event.by)
         self.reload_wanted += tickets
+        if event.supersedes and self.candidate is not None and self.candidate.state is GenerationState.STARTING:
+            self._supersede(self.candidate)
 
     def _supersede(self, generation: Generation) -> None:
         """Give up a generation that starts, for the reload that is wanted; who asked for it gets that one."""
-        text = f"generation {generation.number} is given up while it starts"
+        text = f"generation {generation.number} is given up while it starts: {self.reload_by}"
         if self.current is None:
             self._generation_failed(text)
             return
         self.candidate = None
         generation.become(GenerationState.FAILED)
         self.reload_wanted = [*(self.reload_wanted or []), *generation.tickets]
-        self._say(logging.INFO, "reload_asked", f"{text}; another follows it", by=self.reload_by)
+        self._say(logging.INFO, "reload_asked", text, by=self.reload_by)
         self._leave_all(generation)
 
     def _on_prepared(self, event: e.ReloadPrepared) -> None:

@@ -582,6 +582,30 @@ def test_a_reload_asked_for_during_a_first_start_that_fails_is_answered() -> Non
     assert [end.again for end in shell.of(e.Exit)] == [True]
 
 
+def test_a_change_of_files_gives_up_what_starts_with_the_old_ones() -> None:
+    shell = Shell().up()
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(e.ReloadAsked(by="a.py has changed", supersedes=True))
+    assert [(g.number, g.state) for g in shell.supervisor.generations.values()] == [
+        (1, GenerationState.CURRENT),
+        (2, GenerationState.FAILED),
+        (3, GenerationState.STARTING),
+    ]
+    assert not shell.of(e.Answer)
+    shell.reap(WorkerState.ENDING)
+    shell.make_ready()
+    shell.accept()
+    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, True)]
+    assert shell.supervisor.failed_reloads == 0
+
+
+def test_a_change_of_files_gives_up_a_first_start_for_another() -> None:
+    shell = Shell()
+    shell.send(e.ReloadAsked(by="a.py has changed", supersedes=True))
+    shell.reap()
+    assert [end.again for end in shell.of(e.Exit)] == [True]
+
+
 def test_a_worker_that_dies_in_the_delay_of_a_stop_is_replaced() -> None:
     shell = Shell(workers=1, drain_delay=60.0).up()
     (victim,) = shell.workers()
