@@ -48,8 +48,6 @@ _TRAILERS: Final = int(Wish.TRAILERS)
 _BODILESS: Final = int(Wish.BODILESS)
 _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
-_DURATION_TOTAL: Final = int(Cell.DURATION_TOTAL)
-_DURATION_0: Final = int(Cell.DURATION_0)
 _SERVING: Final = Phase.SERVING
 _CLOSING: Final = Phase.CLOSING
 
@@ -510,8 +508,8 @@ class Answer:
         if self.status:
             cells[_STATUS + self.status // 100] += 1
         took = perf_counter() - self.begun
-        cells[_DURATION_TOTAL] += int(took * 1e9)
-        cells[_DURATION_0 + bisect_left(DURATION_BOUNDS, took)] += 1
+        service.took += took
+        service.durations[bisect_left(DURATION_BOUNDS, took)] += 1
         if service.access_log is not None:
             service.access_log.record(self.client, self.head, self.status or CLIENT_GONE, self.sent, self.begun, self)
 

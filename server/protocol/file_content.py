@@ -12,7 +12,6 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from server.protocol.service import Message
-from server.scoreboard import Cell
 
 if TYPE_CHECKING:
     from server.protocol.lifecycle import Lifecycle
@@ -89,7 +88,7 @@ class FileContent:
             if size > 0:
                 self.offset += size
                 self.left -= size
-                connection.service.cells[Cell.BYTES_SENT] += size
+                connection.service.sent += size
             connection.file_left = self.left
             if self.left:
                 os.posix_fadvise(self.fd, self.offset, AT_ONCE, os.POSIX_FADV_WILLNEED)

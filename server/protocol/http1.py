@@ -57,7 +57,6 @@ _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _REQUESTS: Final = int(Cell.REQUESTS)
-_RECEIVED: Final = int(Cell.BYTES_RECEIVED)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 _SERVING: Final = Phase.SERVING
 _CR: Final = 13
@@ -130,7 +129,7 @@ class Http1Connection(Lifecycle):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        self.service.cells[_RECEIVED] += len(data)
+        self.service.received += len(data)
         state = self.state
         if state is IDLE:
             if not self._buffer and not self.write_paused and data[0] != _CR:

@@ -33,7 +33,6 @@ LINE_EVERY: Final = 10.0
 """Seconds between two lines of the log on connections that were closed; the others are counted."""
 
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
-_RECEIVED: Final = int(Cell.BYTES_RECEIVED)
 
 log: Final = logging.getLogger("serve")
 
@@ -117,7 +116,7 @@ class ProxyConnection(Lifecycle):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the balancer, and perhaps from the client behind them."""
-        self.service.cells[_RECEIVED] += len(data)
+        self.service.received += len(data)
         if self.state is IDLE or self.state is LEAVING:  # LEAVING: nothing is lost if it stays after all
             self._buffer += data
             self._look()

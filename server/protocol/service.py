@@ -20,7 +20,7 @@ from server.protocol.head import BadRequest, Head
 from server.protocol.parser import Parser, parser_factory
 from server.protocol.repeats import HeadReader, Repeats
 from server.protocol.turn import Turn
-from server.scoreboard import Scoreboard
+from server.scoreboard import DURATION_BOUNDS, Cell, Scoreboard
 from server.tracing import RequestIds
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Service:
         "context",
         "departure",
         "draining",
+        "durations",
         "emptied",
         "extensions",
         "forwarding",
@@ -106,13 +107,16 @@ class Service:
         "persistent",
         "phase",
         "raw_root_path",
+        "received",
         "request_ids",
         "response_fields",
         "retire_deadline",
         "root_path",
         "scoreboard",
+        "sent",
         "state",
         "tasks",
+        "took",
         "turn",
     )
 
@@ -133,6 +137,14 @@ class Service:
         self.scoreboard = scoreboard
         self.cells = cells
         """This process's row, indexed by `server.scoreboard.Cell`; written by this process alone."""
+        self.received = 0
+        self.sent = 0
+        """Bytes since the last tick, as they were on the wire; what is counted often waits here for the tick, since an
+        attribute costs a tenth of a cell."""
+        self.took = 0.0
+        """Time (s) of the requests that have ended since the last tick."""
+        self.durations = [0] * (len(DURATION_BOUNDS) + 1)
+        """How many of them took as long as each bucket of `DURATION_BOUNDS` says."""
         self.draining = draining
         self.phase = Phase.SERVING
         self.retire_deadline = math.inf
@@ -222,6 +234,20 @@ class Service:
         """Once per second."""
         self.heads.tick()
         self.response_fields.tick()
+        self.note_counts()
+
+    def note_counts(self) -> None:
+        """Write into the row what has been counted since the last time."""
+        cells = self.cells
+        cells[Cell.BYTES_RECEIVED] += self.received
+        cells[Cell.BYTES_SENT] += self.sent
+        cells[Cell.DURATION_TOTAL] += int(self.took * 1e9)
+        for number, count in enumerate(self.durations):
+            if count:
+                cells[Cell.DURATION_0 + number] += count
+        self.received = self.sent = 0
+        self.took = 0.0
+        self.durations = [0] * len(self.durations)
 
     def has_room(self, coming: int) -> bool:
         """Whether one more connection may be accepted (--max-connections); `coming` are not attached yet."""

@@ -43,8 +43,6 @@ from server.scoreboard import Cell
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
-BYTES_RECEIVED: Final = int(Cell.BYTES_RECEIVED)
-BYTES_SENT: Final = int(Cell.BYTES_SENT)
 
 INCOMING_HIGH: Final = 64 * 1024
 """Bytes of messages that wait for the application, above which reading pauses."""
@@ -138,7 +136,7 @@ class WebSocketConnection(Endings):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        self._service.cells[BYTES_RECEIVED] += len(data)
+        self._service.received += len(data)
         if self._state is OPEN:
             self._keep_alive.heard = True
             message = self._framing.single(data)
@@ -343,7 +341,7 @@ class WebSocketConnection(Endings):
             if kind == "websocket.send":
                 data = message.get("bytes")
                 frame = self._framing.binary(data) if type(data) is bytes else self._data_frame(message)
-                self._service.cells[BYTES_SENT] += len(frame)
+                self._service.sent += len(frame)
                 transport.write(frame)
             elif kind == "websocket.close":
                 self._close(message.get("code") or 1000, message.get("reason") or "")

@@ -59,7 +59,6 @@ from server.tracing import named, of_request, traceparent
 ERRORS: Final = logging.getLogger("serve.error")
 
 REQUESTS: Final = int(Cell.REQUESTS)
-BYTES_SENT: Final = int(Cell.BYTES_SENT)
 STATUS_1XX: Final = int(Cell.STATUS_1XX)
 
 # Bound once: an attribute of an enum costs a lookup for each message.
@@ -129,7 +128,7 @@ class Endings(asyncio.Protocol):
         """Whether the request has got its answer: the 101 or a whole HTTP response."""
 
     def _write(self, data: bytes) -> None:
-        self._service.cells[BYTES_SENT] += len(data)
+        self._service.sent += len(data)
         self._transport.write(data)
 
     def _enter(self, state: State) -> None:

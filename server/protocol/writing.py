@@ -12,7 +12,6 @@ from typing import Final
 
 from server.protocol.service import Phase, Service
 from server.protocol.untaken import untaken
-from server.scoreboard import Cell
 
 HOLD_LIMIT: Final = 65536
 """As many held bytes are written at once."""
@@ -21,7 +20,6 @@ LARGE: Final = 16384
 """A piece of more bytes is not copied together with others."""
 
 _SERVING: Final = Phase.SERVING
-_SENT: Final = int(Cell.BYTES_SENT)
 
 
 class WriteSide(asyncio.Protocol):
@@ -59,7 +57,7 @@ class WriteSide(asyncio.Protocol):
             self._held.append(data)
             self.flush()
         elif len(data) > LARGE or self.service.phase is not _SERVING:
-            self.service.cells[_SENT] += len(data)
+            self.service.sent += len(data)
             self.transport.write(data)
         else:
             self._held.append(data)
@@ -70,7 +68,7 @@ class WriteSide(asyncio.Protocol):
         """The same for what is too large to be copied together with other bytes."""
         if self._held:
             self.flush()
-        self.service.cells[_SENT] += len(data)
+        self.service.sent += len(data)
         self.transport.write(data)  # not writelines(): asyncio's does not pause the protocol before 3.13.2
 
     def hold(self, data: bytes) -> None:
@@ -93,7 +91,7 @@ class WriteSide(asyncio.Protocol):
             self._held = []
             self._held_size = 0
             data = held[0] if len(held) == 1 else b"".join(held)
-            self.service.cells[_SENT] += len(data)
+            self.service.sent += len(data)
             self.transport.write(data)
 
     def drop_held(self) -> None:

@@ -211,8 +211,12 @@ class HttpServer:
     def cell(self, cell: Cell) -> int:
         """Read between two turns of the server's loop: a client can have an answer before it has been counted."""
         if threading.current_thread() is self._thread or not self._thread.is_alive():
-            return int(self.service.cells[cell])
-        return self.run(lambda: int(self.service.cells[cell]))
+            return self._cell(cell)
+        return self.run(lambda: self._cell(cell))
+
+    def _cell(self, cell: Cell) -> int:
+        self.service.note_counts()
+        return int(self.service.cells[cell])
 
 
 class Client:
