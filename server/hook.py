@@ -11,9 +11,9 @@ import asyncio
 import difflib
 import importlib
 import inspect
+import io
 import json
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +32,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     take_account(Config(user=arguments.user, group=arguments.group))
+    for stream in (sys.stdout, sys.stderr):  # in order, and not lost if this is ended at its deadline
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.path.insert(0, arguments.app_dir)
     try:
         found = load(arguments.callable)
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 1
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: a module that exits when it is imported has run nothing
         print(application_traceback(error), file=sys.stderr, end="")
         return 1
     if arguments.check:
@@ -47,8 +50,8 @@ def main() -> int:
         result = found(json.load(sys.stdin))
         if inspect.isawaitable(result):
             result = asyncio.run(_wait_for(result))
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        print(application_traceback(error), file=sys.stderr, end="")
         return 1
     return 1 if result is False else 0
 
@@ -74,6 +77,12 @@ def load(text: str) -> Callable[[dict[str, Any]], Any]:
             raise LookupError(f"{name} has no {part}" + (f"; did you mean {near[0]}?" if near else "")) from None
     if not callable(found):
         raise LookupError(f"{text} cannot be called")
+    try:
+        inspect.signature(found).bind({})
+    except TypeError as error:
+        raise LookupError(f"{text} cannot be called with the event alone: {error}") from None
+    except ValueError:  # a callable written in C that does not say
+        pass
     called: Callable[[dict[str, Any]], Any] = found
     return called
 

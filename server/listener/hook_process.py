@@ -69,7 +69,10 @@ async def run(
 
     If this is cancelled the hook is killed.
     """
-    said = _Said()
+    try:
+        said = _Said()
+    except OSError as error:
+        return Outcome(f"it cannot be started: {error.strerror}", "")
     with contextlib.closing(said):
         try:
             process = _start(command, processes, release, variables, event, said)

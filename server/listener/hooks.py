@@ -31,7 +31,9 @@ from server.listener.release import Release
 MOST_WAITING: Final = 100
 """Events that wait for one hook; further ones are left out, and the log says how many."""
 CHECK_TIME: Final = 10.0
-"""Seconds that looking for a callable may take at the start."""
+"""Seconds that looking for a callable may take, or --hook-timeout if that is longer: its module is imported."""
+LONGEST_VARIABLE: Final = 4096
+"""Characters of an event that a variable holds (execve(2) takes no more than 128 KiB); the event itself has all."""
 
 Record = Mapping[str, Any]
 
@@ -116,13 +118,14 @@ class Hooks:
         try:
             while line.waiting:
                 record, config = line.waiting.popleft(), self._config
-                outcome = await self._run(line.hook, record, self._release(), config)
-                self._report(line.hook, outcome)
+                try:
+                    outcome = await self._run(line.hook, record, self._release(), config)
+                    self._report(line.hook, outcome)
+                except Exception:  # a bug of ours costs this event, not the server
+                    log.exception("the %s could not be run", line.hook)
             if line.left_out:
                 text = f"{line.left_out} events were left out for the {line.hook}"
                 self._say(logging.WARNING, "hook_failed", text, line.hook, left_out=line.left_out)
-        except Exception:  # a bug of ours costs this hook, not the server
-            log.exception("the %s could not be run", line.hook)
         finally:
             line.left_out = 0
             self._working.discard(line)
@@ -156,13 +159,15 @@ class Hooks:
             if not hook.wants(event):
                 continue
             outcome = Outcome("it was ended with the server", "")
-            with self._counted(self._asking):
+            with self._counted(self._asking) as scope:
                 outcome = await self._run(hook, {**record, "event": event}, release, config)
             if event == "pre_reload" and outcome.trouble:
                 text = f"the {hook} objects: {outcome.trouble}"
                 self._say(logging.DEBUG, "hook_vetoed", text, hook, outcome.output, reason=outcome.trouble)
                 return text, outcome.output
             self._report(hook, outcome)
+            if scope.cancel_called:  # the server has ended: nor are the others asked
+                break
         return "", ""
 
     # Running
@@ -184,17 +189,17 @@ class Hooks:
         """What a shell script wants to know without reading JSON."""
         told = {name: record.get(name) for name in ("generation", "slot", "reason", "text")}
         about = {f"SERVE_EVENT_{name.upper()}": str(value) for name, value in told.items() if value is not None}
-        about = {name: text.replace("\0", " ") for name, text in about.items()}
+        about = {name: _in_environment(text) for name, text in about.items()}
         about |= {"SERVE_EVENT": hook.event, "SERVE_LISTENER_PID": str(os.getpid())}
         control = self._control()
         return about if control is None else about | {"SERVE_CONTROL": str(control)}
 
     @contextlib.contextmanager
-    def _counted(self, among: set[anyio.CancelScope]) -> Iterator[None]:
+    def _counted(self, among: set[anyio.CancelScope]) -> Iterator[anyio.CancelScope]:
         with anyio.CancelScope() as scope:
             among.add(scope)
             try:
-                yield
+                yield scope
             finally:
                 among.discard(scope)
                 self._tell_less()
@@ -230,6 +235,11 @@ class Hooks:
             scope.cancel()
 
 
+def _in_environment(text: str) -> str:
+    """What execve(2) takes, whatever an exception has said."""
+    return text[:LONGEST_VARIABLE].replace("\0", " ").encode(errors="backslashreplace").decode()
+
+
 def missing(hooks: Sequence[str], release: Release, config: Config) -> str:
     """A sentence about the first command whose program is not there; "" if all are."""
     for hook in map(read_hook, hooks):
@@ -259,10 +269,12 @@ def trouble_at_start(config: Config, release: Release) -> str:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=CHECK_TIME,
+                timeout=_check_time(config),
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except subprocess.TimeoutExpired:
+            return _not_there(hook, f"its import had not ended after {_check_time(config):g} s (--hook-timeout)")
+        except OSError as error:
             return f"the {hook} cannot be looked for: {error}"
         if done.returncode:
             return _not_there(hook, done.stdout.decode(errors="replace"))
@@ -274,10 +286,14 @@ async def trouble_at_reload(config: Config, release: Release, processes: Process
     if text := missing(config.hook, release, config):
         return text, ""
     for hook, command in checks(config.hook, release, config).items():
-        outcome = await run(command, processes, release, {}, None, CHECK_TIME)
+        outcome = await run(command, processes, release, {}, None, _check_time(config))
         if outcome.trouble:
-            return _not_there(hook, outcome.output), ""
+            return _not_there(hook, outcome.output or outcome.trouble), ""
     return "", ""
+
+
+def _check_time(config: Config) -> float:
+    return max(CHECK_TIME, config.hook_timeout)
 
 
 def _not_there(hook: Hook, said: str) -> str:

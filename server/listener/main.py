@@ -171,7 +171,7 @@ class Listener:
                     missed=self._heirloom is not None,
                 )
                 self._tasks.start_soon(self._changes.run)
-            self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew)
+            self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew, lambda: self.gates.asking)
             self._begin()
             while self.exit is None:
                 event: e.Event = e.Tick()

@@ -38,7 +38,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to its process group; nothing happens if it has ended."""
         if not self.ended:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have become another user (sudo)
                 os.killpg(self.pid, number)
 
     def _reaped(self, wait_status: int) -> None:
@@ -67,6 +67,8 @@ class Processes:
         Raises OSError if it cannot be started.
         """
         if directory:
+            if "=" in arguments[0]:  # env(1) would take it for a variable
+                arguments = ["/bin/sh", "-c", 'exec "$0" "$@"', *arguments]
             arguments = ["/usr/bin/env", "-C", directory, *arguments]
         pid = os.posix_spawn(
             arguments[0],

@@ -46,23 +46,27 @@ def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Wo
     )
 
 
-def under_way(state: ServerState, reloading: bool, in_progress: int) -> str | None:
+def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int) -> str | None:
     """What goes on at the moment that the manager has a timeout for, as a person reads it; None if nothing does.
 
+    `asking` says what hooks an order waits for, "" for none: it may be the stop, or a reload behind a lame duck;
     `in_progress` counts requests and WebSockets.
     """
     match state:
         case ServerState.STARTING | ServerState.OPENING:
             return "starting"
         case ServerState.RUNNING:
-            return "reloading" if reloading else None
+            return f"waiting for the hooks {asking}" if asking else "reloading" if reloading else None
         case ServerState.DRAINING:
             return f"in lame duck before the stop: {counted(in_progress, 'request')} in progress"
     return f"stopping: {counted(in_progress, 'request')} in progress"
 
 
-async def keep_informed(supervisor: Supervisor, crew: Crew) -> None:
-    """Tell the service manager until cancelled; return at once if there is none."""
+async def keep_informed(supervisor: Supervisor, crew: Crew, asking: Callable[[], str]) -> None:
+    """Tell the service manager until cancelled; return at once if there is none.
+
+    `asking` says what hooks an order waits for.
+    """
     if not notify.wanted():
         return
     watchdog = notify.watchdog_period()
@@ -74,7 +78,7 @@ async def keep_informed(supervisor: Supervisor, crew: Crew) -> None:
     while True:
         steps = (supervisor.reload_wanted, supervisor.preparation, supervisor.candidate)
         reloading = any(step is not None for step in steps)
-        text = under_way(supervisor.state, reloading, _in_progress(crew))
+        text = under_way(supervisor.state, reloading, asking(), _in_progress(crew))
         if text is not None:
             notify.extend(text)
         if watchdog and well(supervisor.state, supervisor.workers.values(), silent_for, watchdog):

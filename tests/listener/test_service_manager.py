@@ -62,19 +62,20 @@ def decide(state: ServerState, workers: list[tuple[str, float]], watchdog: float
 
 
 @pytest.mark.parametrize(
-    ("state", "reloading", "text"),
+    ("state", "reloading", "asking", "text"),
     [
-        (ServerState.STARTING, True, "starting"),
-        (ServerState.OPENING, True, "starting"),
-        (ServerState.RUNNING, False, None),
-        (ServerState.RUNNING, True, "reloading"),
-        (ServerState.DRAINING, False, "in lame duck before the stop: 1 request in progress"),
-        (ServerState.AWAITING, False, "stopping: 1 request in progress"),
-        (ServerState.STOPPING, False, "stopping: 1 request in progress"),
+        (ServerState.STARTING, True, "", "starting"),
+        (ServerState.OPENING, True, "", "starting"),
+        (ServerState.RUNNING, False, "", None),
+        (ServerState.RUNNING, True, "", "reloading"),
+        (ServerState.RUNNING, False, "pre_stop", "waiting for the hooks pre_stop"),
+        (ServerState.DRAINING, False, "", "in lame duck before the stop: 1 request in progress"),
+        (ServerState.AWAITING, False, "", "stopping: 1 request in progress"),
+        (ServerState.STOPPING, False, "", "stopping: 1 request in progress"),
     ],
 )
-def test_what_takes_time_is_told(state: ServerState, reloading: bool, text: str | None) -> None:
-    assert under_way(state, reloading, 1) == text
+def test_what_takes_time_is_told(state: ServerState, reloading: bool, asking: str, text: str | None) -> None:
+    assert under_way(state, reloading, asking, 1) == text
 
 
 APP = """

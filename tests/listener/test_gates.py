@@ -1,0 +1,78 @@
+"""Orders that wait for hooks keep their order, also those that were in the queue of events when the hooks ended."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any, cast
+
+import anyio
+
+from server.listener import events as e
+from server.listener.gates import Gates
+from server.listener.hooks import Hooks
+
+ON, OFF, RELOAD = e.LameDuckAsked(on=True), e.LameDuckAsked(on=False), e.ReloadAsked()
+
+
+class Asked:
+    """Hooks that end when they are told to."""
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+
+    def any(self, event: str) -> bool:
+        return True
+
+    async def before(self, event: str, record: dict[str, Any]) -> tuple[str, str]:
+        await self.done.wait()
+        return "", ""
+
+
+class Queue:
+    """The listener's events, handled when `handle` is called."""
+
+    def __init__(self, hooks: Asked) -> None:
+        self.events: collections.deque[e.Event] = collections.deque()
+        self.gates = Gates(cast(Hooks, hooks), self.events.append, lambda: True)
+        self.handled: list[e.Event] = []
+
+    def handle(self) -> None:
+        while self.events:
+            order = self.gates.admit(self.events.popleft(), ON in self.handled)
+            if order is not None:
+                self.handled.append(order)
+
+
+def test_what_was_asked_for_behind_a_lame_duck_never_comes_before_it() -> None:
+    async def main() -> None:
+        hooks = Asked()
+        queue = Queue(hooks)
+        async with anyio.create_task_group() as queue.gates.tasks:
+            queue.events += [ON, OFF]
+            queue.handle()
+            await anyio.wait_all_tasks_blocked()
+            queue.events.append(RELOAD)  # in the queue already when the hooks end
+            hooks.done.set()
+            await anyio.wait_all_tasks_blocked()
+            assert queue.gates.asking
+            queue.handle()
+        assert queue.handled == [ON, OFF, RELOAD]
+        assert not queue.gates.asking
+
+    anyio.run(main)
+
+
+def test_told_twice_a_stop_is_handled_once() -> None:
+    async def main() -> None:
+        queue = Queue(Asked())
+        async with anyio.create_task_group() as queue.gates.tasks:
+            queue.events += [e.StopAsked(), RELOAD]
+            queue.handle()
+            assert queue.handled == [RELOAD]
+            assert queue.gates.asking == "pre_stop"
+            queue.events.append(e.StopAsked())
+            queue.handle()
+        assert queue.handled == [RELOAD, e.StopAsked()]
+        assert not queue.events
+
+    anyio.run(main)
