@@ -27,7 +27,7 @@ def _take_terminal() -> None:
 class Terminal:
     """A terminal of so many columns and lines, and one command on it. Used as a context manager."""
 
-    def __init__(self, server: RunningServer, *arguments: str, columns: int = 80, lines: int = 24) -> None:
+    def __init__(self, server: RunningServer | None, *arguments: str, columns: int = 80, lines: int = 24) -> None:
         self.seen = ""
         self._fd, other = pty.openpty()
         self.resize(columns, lines)
@@ -65,6 +65,13 @@ class Terminal:
             if text in shown:
                 return
         raise AssertionError(f"{text!r} was not shown; this was: {self.seen}")
+
+    def wait_until_shown(self, sequence: str) -> None:
+        """The same of a control sequence."""
+        for _ in self._shown():
+            if sequence in self.seen:
+                return
+        raise AssertionError(f"{sequence!r} was not sent; this was: {self.seen}")
 
     def wait(self) -> int:
         """Read to the end; return the exit status."""

@@ -20,7 +20,7 @@ from server import control_client
 from server.errors import UsageError
 from tests.applications import info
 from tests.commands.serving import environment, serve
-from tests.running import PATIENCE, children, running
+from tests.running import PATIENCE, RunningServer, children, running
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user and to mount")
@@ -78,30 +78,26 @@ def test_by_itself_and_by_its_pid_file(runtime: Path) -> None:
         control_client.find(pid_file=str(runtime / "serve.pid"))
 
 
-def test_several_are_told_apart(runtime: Path) -> None:
-    with running("app:app", directory=runtime) as one, running("app:app", directory=runtime) as other:
+def test_several_are_told_apart(runtime: Path, server: RunningServer) -> None:
+    with running("app:app", directory=runtime) as other:
         (runtime / "serve").mkdir()
-        for server in (one, other):
-            (runtime / "serve" / f"{server.pid}.sock").symlink_to(server.control)
+        for each in (server, other):
+            (runtime / "serve" / f"{each.pid}.sock").symlink_to(each.control)
         with pytest.raises(UsageError, match="several servers run: ") as caught:
             control_client.find()
-        for server in (one, other):
-            host, port = server.address()
-            assert f"PID {server.pid} (app:app on http://{host}:{port}, --control " in str(caught.value)
+        for each in (server, other):
+            host, port = each.address()
+            assert f"PID {each.pid} (app:app on http://{host}:{port}" in str(caught.value)
         assert str(caught.value).endswith("; name one with --control PATH or --pid PATH")
-        assert one.stop() == 0
-        assert control_client.find().stem == str(other.pid)
         assert other.stop() == 0
+        assert control_client.find().stem == str(server.pid)  # the other's socket is that of a dead server
 
 
-def test_a_pid_file_finds_the_socket_wherever_it_is(tmp_path: Path) -> None:
+def test_a_pid_file_finds_the_socket_wherever_it_is(server: RunningServer) -> None:
     """Also beside a unix socket that the server serves on."""
-    (tmp_path / "app.py").write_text(info())
-    arguments = ("--bind", f"unix:{tmp_path}/http.sock", "--pid", str(tmp_path / "pid"))
-    with running("app:app", *arguments, directory=tmp_path) as server:
-        assert control_client.find(pid_file=str(tmp_path / "pid")) == server.control
-        assert serve(None, "reload", "--pid", str(tmp_path / "pid")).returncode == 0
-        assert server.stop() == 0
+    pid_file = str(server.directory / "pid")
+    assert control_client.find(pid_file=pid_file) == server.control
+    assert serve(None, "status", "--pid", pid_file).returncode == 0
 
 
 def test_a_pid_file_that_is_wrong_is_a_sentence(tmp_path: Path) -> None:
@@ -116,13 +112,10 @@ def test_a_pid_file_that_is_wrong_is_a_sentence(tmp_path: Path) -> None:
     assert f"the server with PID {os.getpid()} has no control socket that answers" in told.stderr
 
 
-def test_a_socket_that_is_no_control_socket_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--bind", f"unix:{tmp_path}/http.sock", directory=tmp_path) as server:
-        told = serve(None, "status", "--control", f"{tmp_path}/http.sock")
-        assert (told.returncode, told.stdout) == (2, "")
-        assert told.stderr == ("serve: what answers there is not a server's control socket; name it with --control\n")
-        assert server.stop() == 0
+def test_a_socket_that_is_no_control_socket_is_a_sentence(server: RunningServer) -> None:
+    told = serve(None, "status", "--control", f"{server.directory}/http.sock")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == ("serve: what answers there is not a server's control socket; name it with --control\n")
 
 
 def test_without_a_control_socket(runtime: Path) -> None:
@@ -149,25 +142,23 @@ def test_on_a_read_only_file_system_it_serves_with_a_warning(tmp_path: Path) -> 
 
 
 @needs_root
-def test_other_users_are_not_answered(tmp_path: Path) -> None:
+def test_other_users_are_not_answered(server: RunningServer) -> None:
     """They may not connect (0600), and are not answered where somebody has changed the mode (SO_PEERCRED)."""
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server:
-        os.seteuid(NOBODY)
-        try:
-            with pytest.raises(UsageError, match="cannot be reached: Permission denied"):
-                control_client.ask(server.control, "status")
-        finally:
-            os.seteuid(0)
-        server.control.chmod(0o666)
-        os.seteuid(NOBODY)  # the credentials at the time of connect(2) count (unix(7))
-        try:
-            with pytest.raises(control_client.Gone):
-                control_client.ask(server.control, "stop")
-        finally:
-            os.seteuid(0)
-        assert server.status()["state"] == "running"
-        assert server.stop() == 0
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(UsageError, match="cannot be reached: Permission denied"):
+            control_client.ask(server.control, "status")
+    finally:
+        os.seteuid(0)
+    server.control.chmod(0o666)
+    os.seteuid(NOBODY)  # the credentials at the time of connect(2) count (unix(7))
+    try:
+        with pytest.raises(control_client.Gone):
+            control_client.ask(server.control, "stop")
+    finally:
+        os.seteuid(0)
+        server.control.chmod(0o600)
+    assert server.status()["state"] == "running"
 
 
 @needs_root

@@ -88,7 +88,7 @@ def test_the_exit_status_is_the_truth_also_where_nothing_can_be_written(server: 
     assert command.returncode == 0
     assert complaint.count("\n") == (0 if leaves else 1)
     assert leaves or complaint.startswith("serve: standard output cannot be written to: No space left on device; ")
-    assert server.status()["generation"] == now + 1
+    assert server.status()["generation"] > now
 
 
 def test_without_a_server_the_last_line_is_the_outcome_as_well(tmp_path: Path) -> None:

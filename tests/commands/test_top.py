@@ -7,19 +7,24 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from server.commands.command import harmless
 from server.commands.top_charts import Column, bar, columns, marks, rounded_up
 from server.commands.top_samples import Samples, percentile
 from server.commands.top_view import frame
 from tests.applications import info
 from tests.commands.serving import serve
 from tests.commands.terminal import Terminal
-from tests.running import ROOT, connect, request, running
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
+
+ENTERED, LEFT = "\x1b[?1049h", "\x1b[?1049l"
+"""What switches a terminal to its other screen, and back (xterm's control sequences)."""
 
 BOUNDS = [0.001, 0.01, 0.1]
 
@@ -171,50 +176,67 @@ def test_charts() -> None:
     assert all(len(line.plain) == 40 for line in columns(shown, 40, 5, 8))
 
 
-def test_once_for_scripts(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--workers", "2", directory=tmp_path) as server:
-        with connect(server) as connection:
-            request(connection)
-        for width in (80, 120):
-            done = serve(server, "top", "--once", "--interval", "0.2", COLUMNS=str(width))
-            assert (done.returncode, done.stderr) == (0, "")
-            lines = done.stdout.splitlines()
-            assert max(map(len, lines)) <= width
-            assert sum("● serving" in line for line in lines) == 2
-            assert "\x1b" not in done.stdout
-        done = serve(server, "top", "--once", "--interval", "0.1", PYTHONIOENCODING="latin-1")
+def test_a_terminal_is_shown_nothing_that_it_obeys(server: RunningServer) -> None:
+    found = server.status()
+    found["app"] = found["recent"][-1]["text"] = "\x1b]0;title\7"
+    assert "\x1b" not in "".join(drawn(samples([harmless(found)]), 80, 24))
+
+
+def test_once_for_scripts(server: RunningServer) -> None:
+    with connect(server) as connection:
+        request(connection)
+    for width in (20, 80, 300):
+        done = serve(server, "top", "--once", "--interval", "0.2", COLUMNS=str(width))
         assert (done.returncode, done.stderr) == (0, "")
-        assert server.stop() == 0
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= width
+        assert sum("● serving" in line for line in lines) == 2
+        assert "\x1b" not in done.stdout
+    done = serve(server, "top", "--once", "--interval", "0.1", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_live_with_keys_and_windows(tmp_path: Path) -> None:
+def test_live_with_keys_and_windows(server: RunningServer) -> None:
     """It redraws for another window at once, ends at q, and leaves the terminal as it found it."""
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", "--workers", "2", directory=tmp_path) as server:
-        with Terminal(server, "top", "--interval", "0.2", columns=80) as terminal:
-            before = terminal.settings()
-            terminal.wait_for("2 workers")
-            terminal.wait_for("generation 1, 0 reloads")
-            server.reload()
-            terminal.wait_for("generation 2, 1 reload")
-            terminal.resize(130, 30)
-            terminal.wait_for("latency: p50")
-            terminal.hit("q")
-            assert terminal.wait() == 0
-            assert terminal.settings() == before
-        with Terminal(server, "top") as terminal:
-            terminal.wait_for("2 workers")
-            terminal.hit("\x03")
-            assert terminal.wait() == 0
-            assert "Traceback" not in terminal.seen
-        assert server.stop() == 0
+    now = server.status()["generation"]
+    with Terminal(server, "top", "--interval", "0.2", columns=80) as terminal:
+        before = terminal.settings()
+        terminal.wait_for("2 workers")
+        terminal.wait_for(f"generation {now}, ")
+        server.reload()
+        terminal.wait_for(f"generation {now + 1}, ")
+        for columns in range(40, 131):
+            terminal.resize(columns, 30)
+        terminal.wait_for("latency: p50")
+        terminal.hit("q")
+        assert terminal.wait() == 0
+        assert terminal.settings() == before
+    with Terminal(server, "top") as terminal:
+        terminal.wait_for("2 workers")
+        terminal.hit("\x03")
+        assert terminal.wait() == 0
+        assert "Traceback" not in terminal.seen
 
 
-def test_keys_count_also_while_the_server_does_not_answer(tmp_path: Path) -> None:
-    (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server, Terminal(server, "top", "--interval", "0.2") as terminal:
-        terminal.wait_for("1 worker")
+def test_the_terminal_is_as_it_was_found_whatever_ends_it(server: RunningServer) -> None:
+    """Ctrl-Z and TERM here; while the server does not answer, keys count as well."""
+    with Terminal(server, "top", "--interval", "0.2") as terminal:
+        before = terminal.settings()
+        terminal.wait_for("2 workers")
+        terminal.hit("\x1a")
+        terminal.wait_until_shown(LEFT)
+        wait_for_state(terminal.process.pid, "T")
+        assert terminal.settings() == before
+        terminal.seen = ""
+        terminal.process.send_signal(signal.SIGCONT)
+        terminal.wait_until_shown(ENTERED)
+        terminal.wait_for("2 workers")
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.wait() == 128 + signal.SIGTERM
+        assert LEFT in terminal.seen
+        assert terminal.settings() == before
+    with Terminal(server, "top", "--interval", "0.2") as terminal:
+        terminal.wait_for("2 workers")
         server.signal(signal.SIGSTOP)
         try:
             terminal.hit("q")
@@ -223,13 +245,30 @@ def test_keys_count_also_while_the_server_does_not_answer(tmp_path: Path) -> Non
             server.signal(signal.SIGCONT)
 
 
-def test_the_end_of_the_server_is_a_sentence(tmp_path: Path) -> None:
+def wait_for_state(pid: int, letter: str) -> None:
+    """Wait until the process is in this state (proc(5))."""
+    deadline = time.monotonic() + PATIENCE
+    while state_of(pid) != letter:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_server_that_is_started_again_is_found_again_and_one_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    """By its pid file, whatever its PID is by then."""
     (tmp_path / "app.py").write_text(info())
-    with running("app:app", directory=tmp_path) as server, Terminal(server, "top", "--interval", "0.2") as terminal:
-        terminal.wait_for("1 worker")
-        server.stop()
-        terminal.wait_for("serve: the server ")
-        assert terminal.wait() in (1, 2)
+    arguments = ("--pid", str(tmp_path / "pid"))
+    with running("app:app", *arguments, directory=tmp_path) as server:
+        terminal = Terminal(None, "top", "--interval", "0.2", *arguments)
+        with terminal:
+            terminal.wait_for(f"PID {server.pid}")
+            assert server.stop() == 0
+            terminal.wait_for("gone for ")
+            with running("app:app", *arguments, directory=tmp_path) as other:
+                terminal.wait_for(f"PID {other.pid}")
+                assert other.stop() == 0
+            terminal.wait_for("serve: ")
+            assert terminal.wait() == 2
+            assert "is the server running?" in terminal.seen
 
 
 def test_what_draws_is_not_loaded_by_what_serves() -> None:
