@@ -22,6 +22,8 @@ Given = str | bool | tuple[str, ...]
 TRUE: Final = frozenset({"1", "true", "yes", "on"})
 FALSE: Final = frozenset({"0", "false", "no", "off"})
 QUOTE: Final = "'"
+SHOWN: Final = 100
+"""Characters of a wrong value that are told."""
 UNITS: Final = frozenset({"SECONDS", "BYTES", "MIB"})
 
 
@@ -99,13 +101,13 @@ def _from_text(name: str, defined: Option, text: str, source: Source) -> Any:
     if wanted is bool:
         if text.lower() in TRUE | FALSE:
             return text.lower() in TRUE
-        raise UsageError(f"{source}: {text!r} is neither true nor false; write 1 or 0")
+        raise UsageError(f"{source}: {_short(repr(text))} is neither true nor false; write 1 or 0")
     if wanted not in (int, float):
         return _text(defined, text, source)
     try:
         number = int(text) if wanted is int else float(text)
     except ValueError:
-        raise UsageError(f"{source}: {text!r} is not {_number(wanted, defined)}") from None
+        raise UsageError(f"{source}: {_short(repr(text))} is not {_number(wanted, defined)}") from None
     return _within(defined, number, repr(text), source)
 
 
@@ -129,13 +131,19 @@ def _from_toml(name: str, defined: Option, raw: object, source: Source) -> Any:
     try:
         return _within(defined, wanted(raw), written, source)
     except OverflowError:
-        raise UsageError(f"{source}: {written[:20]}… is too large") from None
+        raise UsageError(f"{source}: {written} is too large") from None
 
 
 def _as_toml(raw: object) -> str:
     if isinstance(raw, bool):
         return "true" if raw else "false"
-    return f'"{raw}"' if isinstance(raw, str) else str(raw)
+    return _short(f'"{raw}"' if isinstance(raw, str) else str(raw))
+
+
+def _short(text: str) -> str:
+    """As much of a value as a sentence has room for, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
 
 
 def _example(defined: Option, written: str) -> str:
@@ -145,7 +153,7 @@ def _example(defined: Option, written: str) -> str:
 
 def _text(defined: Option, text: str, source: Source) -> str:
     if defined.choices and text not in defined.choices:
-        raise UsageError(f"{source}: {text!r} is not one of {', '.join(defined.choices)}")
+        raise UsageError(f"{source}: {_short(repr(text))} is not one of {', '.join(defined.choices)}")
     if "\0" in text:
         raise UsageError(f"{source} holds a NUL character, which no name or path may")
     return text

@@ -187,6 +187,7 @@ def test_the_nearer_address_wins(
         ("user = '\u00b2'", ":1: user: this machine knows no user"),
         ("user = '4294967295'", ":1: user: this machine knows no user"),
         ("group = '4294967295'", ":1: group: this machine knows no group"),
+        ("keep-alive = '''a\nb" + "c" * 5000 + "'''", f':1: keep-alive: "a b{"c" * 96}… is text and not a number'),
         ("# \u2028\nworkers = 0", ":2: workers: "),
     ],
 )

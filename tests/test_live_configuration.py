@@ -298,3 +298,14 @@ def test_a_command_finds_the_server_by_the_file(project: Path) -> None:
             assert (done.returncode, done.stderr) == (0, "")
             assert json.loads(done.stdout)["pid"] == server.pid
         assert server.stop() == 0
+
+
+@pytest.mark.once
+def test_the_longest_times_are_no_mistake(project: Path) -> None:
+    """People write them for "never"."""
+    write(project, "block-warn = 1e300\nworker-timeout = 1e300\nkeep-alive = 1e300\ngraceful-timeout = 1e300\n")
+    with running("app:app", directory=project) as server:
+        reload(server)
+        assert ask(server)[0] == 200
+        assert server.stop() == 0
+        assert "Traceback" not in server.log()

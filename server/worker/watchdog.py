@@ -42,6 +42,8 @@ from server.worker import stacks
 
 DUMP_SIGNAL: Final = signal.SIGRTMIN + 9
 """Has faulthandler write the stacks. The listener sends it only to a process that catches it (/proc/PID/status)."""
+LONGEST_PATIENCE: Final = 3600.0
+"""Seconds between two looks at most; poll(2) takes no more than some weeks."""
 TICK: Final = 1.0
 """Seconds between the loop's ticks (`server.worker.ticker.PERIOD`)."""
 SHORTEST: Final = 0.02
@@ -257,7 +259,7 @@ class Watchdog:
         watch = self._watch
         if watch is None or (watch.phase is Phase.PARKED and self._timer.fd is not None):
             return None
-        return max(0.0, math.ceil((self._due - time.monotonic()) * 1000))
+        return math.ceil(min(max(0.0, self._due - time.monotonic()), LONGEST_PATIENCE) * 1000)
 
     def _look(self, now: float, woken: bool) -> None:
         """Look at the loop, if that is due or the loop asked for it, and tell what has changed."""
