@@ -22,7 +22,7 @@ PERIOD: Final = 1.0
 KEPT: Final = 600
 """Samples: ten minutes."""
 SMOOTH: Final = 5
-"""Periods over which processor time is averaged: workers write it once per second, as we read it."""
+"""Periods over which processor time and bytes are averaged: workers write them once per second, as we read them."""
 SHARES: Final = (0.5, 0.9, 0.99)
 
 log = logging.getLogger("serve")
@@ -76,10 +76,14 @@ class Samples:
     def _sample(self, before: Reading, now: Reading) -> Sample:
         seconds = now.at - before.at
         made = [after - earlier for after, earlier in zip(now.total, before.total, strict=True)]
-        slow = made[DURATIONS]
+        earlier = self._readings[-min(2, len(self._readings))]  # durations are written once per second, too
+        slow = [after - then for after, then in zip(now.total[DURATIONS], earlier.total[DURATIONS], strict=True)]
         queues = self.view.queues()
         long_ago = self._readings[0]
-        cpu = (now.total[Cell.CPU] - long_ago.total[Cell.CPU]) / NANO / (now.at - long_ago.at)
+
+        def smooth(cell: Cell) -> float:
+            return float((now.total[cell] - long_ago.total[cell]) / (now.at - long_ago.at))
+
         return {
             "t": round(now.time, 2),
             "g": self.view.state["generation"],
@@ -88,11 +92,11 @@ class Samples:
             "d": [None if (found := quantile(share, slow)) is None else round(found * 1e3, 3) for share in SHARES],
             "c": list(connections_by_state(now).values()),
             "f": now.gauge(Cell.IN_FLIGHT),
-            "i": round(made[Cell.BYTES_RECEIVED] / seconds),
-            "o": round(made[Cell.BYTES_SENT] / seconds),
+            "i": round(smooth(Cell.BYTES_RECEIVED)),
+            "o": round(smooth(Cell.BYTES_SENT)),
             "h": made[Cell.HANDED_OVER],
             "l": round(max((words[Cell.LAG] for words in now.rows.values()), default=0) / 1e6, 2),
-            "p": round(max(0.0, cpu), 3),
+            "p": round(max(0.0, smooth(Cell.CPU) / NANO), 3),
             "m": now.gauge(Cell.RSS),
             "q": sum(waiting for waiting, _ in queues.values()) if queues else None,
         }

@@ -196,6 +196,8 @@ def test_requests_are_counted_with_their_duration_and_the_scrapes_are_not(server
         for _ in range(5):
             assert request(connection)[0] == 200
         during = wait_for(address, lambda now: value(now, "serve_connections", state="idle") == 1)
+    told = value(before, "serve_request_duration_seconds_count") + 5  # durations and bytes are told once a second
+    wait_for(address, lambda now: value(now, "serve_request_duration_seconds_count") == told)
     after = wait_for(address, lambda now: value(now, "serve_connections", state="idle") == 0)
     assert value(after, "serve_requests_total") - value(before, "serve_requests_total") == 5
     assert value(after, "serve_connections_accepted_total") - value(before, "serve_connections_accepted_total") == 1

@@ -159,6 +159,19 @@ def test_samples_are_kept_and_given_to_who_comes_later() -> None:
     board.close()
 
 
+def test_what_workers_write_once_a_second_is_no_zigzag() -> None:
+    board = Scoreboard.create(rows=1, slots=1)
+    samples = Samples(View(board, ABOUT, STATE))
+    cells = board.row(0)
+    worker(board, 0, 0, 1, 0)
+    for ticks in (1, 1, 1, 0, 2, 0, 2, 1):  # between two samples
+        samples.take()
+        cells[Cell.BYTES_SENT] += 1_000_000 * ticks
+        cells[Cell.DURATION_0] += 10 * ticks
+    assert [each["d"][0] is None or each["o"] == 0 for each in samples.kept] == [False] * 7
+    board.close()
+
+
 def test_samples_stay_in_order_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     board = Scoreboard.create(rows=1, slots=1)
     samples = Samples(View(board, ABOUT, STATE))
