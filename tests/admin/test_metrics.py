@@ -213,6 +213,20 @@ def test_requests_are_counted_with_their_duration_and_the_scrapes_are_not(server
     assert value(after, "serve_listener_resident_memory_bytes") > 1_000_000
 
 
+def test_what_a_worker_counted_before_its_end_is_whole(server: RunningServer) -> None:
+    address = admin_address(server)
+    with Clients(server) as clients:
+        server.reload()
+    assert clients.failed == 0
+    wait_for(
+        address,
+        lambda now: (
+            value(now, "serve_workers", state="retiring") == 0
+            and value(now, "serve_request_duration_seconds_count") == value(now, "serve_requests_total")
+        ),
+    )
+
+
 def test_the_state_is_told(server: RunningServer) -> None:
     address = admin_address(server)
     server.signal(signal.SIGUSR2)
