@@ -11,6 +11,7 @@ each change, {"type": "trouble", "text": "a sentence"} when it cannot go on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -127,7 +128,8 @@ async def watch(channel: Channel, watched: Watched, once: bool = False) -> int:
         status = 1
         error = group.exceptions[0]
         advice = "; raise fs.inotify.max_user_watches, or name what to watch by --reload-dir" if _watches(error) else ""
-        await channel.send({"type": "trouble", "text": f"{error}{advice}"})
+        with contextlib.suppress(OSError):  # that may be the trouble: the listener is gone, or is another program now
+            await channel.send({"type": "trouble", "text": f"{error}{advice}"})
     return status
 
 
