@@ -154,6 +154,18 @@ def test_it_waits_for_hooks_and_no_longer(tmp_path: Path) -> None:
             assert conversation.outcome(PATIENCE)["ok"]
 
 
+def test_files_are_watched_again(tmp_path: Path) -> None:
+    """And what has changed while nobody watched is not missed."""
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--reload", directory=tmp_path) as server:
+        replace(server)
+        (tmp_path / "app.py").write_text(info("2"))
+        server.wait_until(lambda status: status["reloads"] >= 1)
+        with connect(server) as connection:
+            assert version_of(connection) == "2"
+        assert "Traceback" not in server.log()
+
+
 def test_a_log_file_that_cannot_be_opened_any_more_is_found_out_before(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     (tmp_path / "logs").mkdir()
