@@ -49,7 +49,13 @@ def test_in_the_delay_everything_is_served_but_the_health_endpoint_says_no(tmp_p
             "serve: the server goes on stopping without this command; `serve status` tells how far it is\n",
         )
         assert server.status()["state"] == "draining"
-        assert server.stop() == 0  # a second TERM does not wait any longer
+        following = start(server, "stop", "--json")
+        assert following.stdout is not None
+        assert "already" in [json.loads(following.stdout.readline())["text"] for _ in range(2)][1]
+        server.signal(signal.SIGKILL)  # somebody else does; its workers drain on
+        outcome = json.loads(following.communicate(timeout=PATIENCE)[0].splitlines()[-1])
+        assert (following.returncode, outcome["ok"], outcome["cut"], outcome["killed"]) == (1, False, None, False)
+        assert "ended without its last word after" in outcome["text"]
 
 
 def test_what_the_server_cuts_is_counted(tmp_path: Path) -> None:
