@@ -6,6 +6,7 @@ import collections
 from typing import Any, cast
 
 import anyio
+import pytest
 
 from server.listener import events as e
 from server.listener.gates import Gates
@@ -62,7 +63,8 @@ def test_what_was_asked_for_behind_a_lame_duck_never_comes_before_it() -> None:
     anyio.run(main)
 
 
-def test_told_twice_a_stop_is_handled_once() -> None:
+@pytest.mark.parametrize("second", [e.StopAsked(), e.QuickStopAsked()])
+def test_told_twice_a_stop_is_handled_once(second: e.Event) -> None:
     async def main() -> None:
         queue = Queue(Asked())
         async with anyio.create_task_group() as queue.gates.tasks:
@@ -70,9 +72,9 @@ def test_told_twice_a_stop_is_handled_once() -> None:
             queue.handle()
             assert queue.handled == [RELOAD]
             assert queue.gates.asking == "pre_stop"
-            queue.events.append(e.StopAsked())
+            queue.events.append(second)
             queue.handle()
-        assert queue.handled == [RELOAD, e.StopAsked()]
+        assert queue.handled == [RELOAD, second]
         assert not queue.events
 
     anyio.run(main)
