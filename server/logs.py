@@ -71,7 +71,10 @@ class LogFile:
         return os.open(self.path, flags, 0o644)
 
     def reopen(self) -> None:
-        """Open the path again; what was pending goes to the old file. If that fails, the old one stays in use."""
+        """Open the path again. If that fails, the old one stays in use.
+
+        What was pending goes to the old file, or to the new one if the disk was full: a rotation makes room.
+        """
         try:
             fresh = Sink(self._open())
         except OSError as error:
@@ -83,6 +86,8 @@ class LogFile:
             )
             return
         old, self.sink = self.sink, fresh
+        old.pump()
+        fresh.write(old.take_lines())
         old.close()
 
 

@@ -108,10 +108,21 @@ class Sink:
         with self._lock:
             self._pump()
 
+    def take_lines(self) -> bytes:
+        """Take away what was kept and has not been begun: whole lines, for another sink to write."""
+        with self._lock:
+            start = self._pending.find(b"\n") + 1 if self._mid_line else 0
+            lines = bytes(self._pending[start:])
+            del self._pending[start:]
+        return lines
+
     def finish(self, deadline: float) -> None:
-        """Write what was kept, waiting until `deadline` (CLOCK_MONOTONIC, s); what is left then is dropped."""
+        """Write what was kept, waiting until `deadline` (CLOCK_MONOTONIC, s); what is left then is dropped.
+
+        A full disk is not waited for: nothing tells of room.
+        """
         self.pump()
-        while self._pending and (left := deadline - time.monotonic()) > 0:
+        while self._pending and self._in_pieces and (left := deadline - time.monotonic()) > 0:
             wait_writable(self._fd, left)
             self.pump()
         with self._lock:
@@ -139,7 +150,6 @@ class Sink:
                 return
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a full disk may have room again
-                    self._drop_all()
                     return
                 self._gone = True  # EPIPE, EIO: nobody will ever read it
                 break
