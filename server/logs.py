@@ -39,7 +39,9 @@ def about(event: str, **whom: object) -> dict[str, object]:
 
 
 class _Logger(logging.Logger):
-    """Stays on whatever the application does: `logging.config.dictConfig` disables loggers that it does not know."""
+    """Stays on whatever the application does: `logging.config.dictConfig` disables loggers that it does not know,
+    `logging.disable` all, and a record factory of its own may fail, or claim the names that we use.
+    """
 
     @property
     def disabled(self) -> bool:
@@ -48,6 +50,26 @@ class _Logger(logging.Logger):
     @disabled.setter
     def disabled(self, value: bool) -> None:
         pass
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= self.getEffectiveLevel()
+
+    def makeRecord(
+        self,
+        name: str,
+        level: int,
+        fn: str,
+        lno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        extra: Mapping[str, object] | None = None,
+        sinfo: str | None = None,
+    ) -> logging.LogRecord:
+        record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
+        record.__dict__.update(extra or {})
+        return record
 
 
 class LogFile:
@@ -105,8 +127,8 @@ class _Happening:
         self.whom = dict(whom)
         try:
             self.text = record.getMessage()
-        except (TypeError, ValueError):
-            self.text = f"{record.msg} {record.args}"
+        except Exception:  # whatever an application's object does when it is asked for its text
+            self.text = str(record.msg)
         self.detail = str(self.whom.pop("detail", "") or "")
         if record.exc_info:
             self.detail = logging.Formatter().formatException(record.exc_info)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,6 +85,37 @@ def test_the_application_cannot_switch_the_log_off(log_file: Path) -> None:
         for logger, before in disabled.items():
             logger.disabled = before
     assert len(log_file.read_text().splitlines()) == 2
+
+
+def test_nothing_that_the_application_does_to_logging_reaches_the_log(log_file: Path) -> None:
+    """Neither `logging.disable` nor a record factory that claims our names, or fails."""
+
+    def fails(*given: object, **more: object) -> logging.LogRecord:
+        raise RuntimeError
+
+    def claims(*given: Any, **more: Any) -> logging.LogRecord:
+        record = logging.LogRecord(*given, **more)
+        record.event = "theirs"
+        return record
+
+    class Odd:
+        def __str__(self) -> str:
+            raise LookupError
+
+    factory = logging.getLogRecordFactory()
+    try:
+        logging.disable(logging.CRITICAL)
+        for made in (fails, claims):
+            logging.setLogRecordFactory(made)
+            logging.getLogger("serve.error").error("still %s", "here", extra=logs.about("unanswered"))
+        logging.getLogger("serve").handlers[0].handle(
+            logging.LogRecord("serve", logging.INFO, "", 0, "odd %s", (Odd(),), None)
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.setLogRecordFactory(factory)
+    assert log_file.read_text().count("error: still here\n") == 2
+    assert log_file.read_text().endswith(" odd %s\n")
 
 
 def test_the_level(tmp_path: Path) -> None:
