@@ -43,9 +43,10 @@ ACCESS_LOG = {
     "granian": ["--access-log"],
     "gunicorn": ["--access-logfile", "-"],
     "hypercorn": ["--access-logfile", "-"],
-    "serve": ["--access-log-format", "common"],  # what the others write
 }
-"""What turns the access log on, besides leaving `--no-access-log` out."""
+"""What turns the access log on, besides leaving `--no-access-log` out; this server has a format to choose."""
+COMMON = "common"
+"""The format of the access log that the others write."""
 
 
 def socketify(start: Start) -> list[str]:
@@ -76,6 +77,8 @@ class Settings:
     load_core: int = 1
     against: Path | None = None
     """Another checkout of this server, measured beside this one as "against"."""
+    access_log_format: str = COMMON
+    """Of this server's access log; the others write the common format, or one like it."""
 
 
 class BenchServer(Server):
@@ -93,6 +96,7 @@ class BenchServer(Server):
         shutil.copyfile(PROJECT / "loadtest" / f"{module(case)}.py", directory / "loadtest_app.py")
         self.tree = settings.against if name.startswith(AGAINST) and settings.against else PROJECT
         start = Start(port=self.port, workers=1, http=settings.http, loop=settings.loop, directory=directory)
+        self._log_format = settings.access_log_format
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*pinned(settings.server_core), self.python, *self.command(start, case)],
@@ -118,6 +122,7 @@ class BenchServer(Server):
         words = BENCHED[name](start) + EXTRA.get(name, [])
         if self.name.endswith(LOGGED):
             words = [word for word in words if word != "--no-access-log"] + ACCESS_LOG.get(name, [])
+            words += ["--access-log-format", self._log_format] if name == SERVE else []
         return words
 
     def environment(self) -> dict[str, str]:
@@ -261,6 +266,7 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> F
         "http": settings.http,
         "loop": settings.loop,
         "against": settings.against is not None,
+        "access_log_format": settings.access_log_format,
     }
     findings = Findings(described, [], {})
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
@@ -314,6 +320,7 @@ def measure(
     help="Another checkout of this server, measured beside it.",
 )
 @click.option("--access-log", is_flag=True, help="Measure each server a second time with its access log on.")
+@click.option("--access-log-format", default=COMMON, help="Of this server's access log; the others' stays as it is.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the result into this PNG.")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write all rounds as JSON.")
 def main(cases: str, servers: str, access_log: bool, plot: Path | None, document: Path | None, **options: Any) -> None:

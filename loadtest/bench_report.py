@@ -177,6 +177,8 @@ def text(findings: Findings) -> str:
         f"{settings['interpreter']} · one worker on core {settings['server_core']}, load on core "
         f"{settings['load_core']} · medians of {settings['rounds']} rounds of {settings['seconds']} s, interleaved"
     )
+    if any(name.endswith(LOGGED) for case in findings.cases() for name in findings.servers(case)):
+        title += f" · {SERVE}'s access log: {settings.get('access_log_format', 'common')}"
     lines = [title, ""]
     for case in findings.cases():
         lines += [*case_table(findings, case), ""]
