@@ -77,6 +77,8 @@ def load(text: str) -> Callable[[dict[str, Any]], Any]:
             raise LookupError(f"{name} has no {part}" + (f"; did you mean {near[0]}?" if near else "")) from None
     if not callable(found):
         raise LookupError(f"{text} cannot be called")
+    if inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        raise LookupError(f"{text} is a generator: calling it runs nothing; let it not yield")
     try:
         inspect.signature(found).bind({})
     except TypeError as error:

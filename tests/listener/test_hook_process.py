@@ -41,7 +41,7 @@ def fails(event):
 def none(): pass
 def two(event, other): pass
 def defaults(event, other=1): pass
-async def later(event): return False
+async def yields(event): yield
 """
 
 
@@ -158,6 +158,7 @@ def test_a_callable_that_fails_shows_its_own_frames(release: Release) -> None:
     [
         ("callables:none", "callables:none cannot be called with the event alone: too many positional arguments"),
         ("callables:two", "callables:two cannot be called with the event alone: missing a required argument: 'other'"),
+        ("callables:yields", "callables:yields is a generator: calling it runs nothing; let it not yield"),
         ("exits:f", "SystemExit: 0"),
         ("callables:defaults", ""),
     ],
