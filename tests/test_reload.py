@@ -108,7 +108,7 @@ def test_bad_code_is_refused_with_its_traceback_and_the_old_serves_on(project: P
 
 
 def test_a_hanging_start_ends_at_its_timeout(project: Path) -> None:
-    with running("app:app", "--startup-timeout", "2", directory=project) as server, connect(server) as connection:
+    with running("app:app", "--startup-timeout", "5", directory=project) as server, connect(server) as connection:
         told(connection)
         (project / "app.py").write_text(
             info().replace(

@@ -68,11 +68,9 @@ class Crew:
 
     # Beginning and end
 
-    def start(self, worker: Worker, release: Release | UsageError, config: Config) -> None:
+    def start(self, worker: Worker, release: Release, config: Config) -> None:
         """Start `worker`'s process; what prevents it is told as its failure and death."""
         try:
-            if isinstance(release, UsageError):
-                raise release
             child = self._spawn(worker, release)
         except Exception as error:
             if not isinstance(error, (UsageError, OSError)):

@@ -47,7 +47,7 @@ class Heirloom:
     supervisor: Supervisor
     scoreboard: Scoreboard
     children: list[Child]
-    plans: dict[int, tuple[Settings, Release | UsageError]]
+    plans: dict[int, tuple[Settings, Release]]
     """By the number of the generation: the settings and what it runs on."""
     history: History
     started: float
@@ -177,17 +177,12 @@ def take_pid_file(state: State) -> PidFile | None:
 # ---- the parts
 
 
-def _plan(settings: Settings, release: Release | UsageError) -> State:
-    plan: State = {"settings": settings.to_state()}
-    if isinstance(release, UsageError):
-        return {**plan, "trouble": str(release)}
-    return {**plan, "release": dataclasses.asdict(release)}
+def _plan(settings: Settings, release: Release) -> State:
+    return {"settings": settings.to_state(), "release": dataclasses.asdict(release)}
 
 
-def _take_plan(state: State) -> tuple[Settings, Release | UsageError]:
+def _take_plan(state: State) -> tuple[Settings, Release]:
     settings = Settings.from_state(state["settings"])
-    if "trouble" in state:
-        return settings, UsageError(state["trouble"])
     known = {field.name for field in dataclasses.fields(Release)}
     return settings, Release(**{name: value for name, value in state["release"].items() if name in known})
 

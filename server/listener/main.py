@@ -7,7 +7,6 @@ in the loop waits for a child, a disk or a client: sends lie in outboxes, deaths
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from server import __version__, logs, output
-from server.config import Config, flag
+from server.config import flag
 from server.errors import ServeError, StartError, UsageError
 from server.listener import changes, notify, release, service_manager, sockets, stacks
 from server.listener import events as e
@@ -36,17 +35,17 @@ from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
 from server.listener.hooks import Hooks, trouble_at_reload, trouble_at_start
 from server.listener.in_force import in_force
-from server.listener.lifecycle import Generation, Policy, ServerState, counted
+from server.listener.lifecycle import Generation, ServerState, counted
 from server.listener.pidfile import PidFile
+from server.listener.plan import Plan, planned, planned_anew, policy_of
 from server.listener.processes import Processes
+from server.listener.release import Release
 from server.listener.status import past, status
 from server.listener.succession import Succession
 from server.listener.supervisor import Supervisor
 from server.settings import Settings, written
 from server.signals import LISTENER_SIGNALS
 
-READ_TIME = 10.0
-"""Seconds that reading the configuration may take in a reload; then the reload is refused."""
 HANDSHAKE_TIME = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
 
@@ -63,27 +62,6 @@ _MEANINGS: Final[dict[signal.Signals, e.Event]] = {
     signal.SIGTTOU: e.ScaleAsked(by=-1),
 }
 """What each signal says; SIGCHLD is the kernel's, and SIGWINCH says nothing."""
-
-
-def policy_of(config: Config) -> Policy:
-    """The supervisor's numbers out of the configuration."""
-    return Policy(
-        workers=config.workers,
-        start_concurrency=config.start_concurrency or max(1, len(os.sched_getaffinity(0)) // 2),
-        max_generations=config.max_generations,
-        startup_timeout=config.startup_timeout,
-        graceful_timeout=config.graceful_timeout,
-        shutdown_timeout=config.shutdown_timeout,
-        drain_delay=config.drain_delay,
-    )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
-    """What one generation is made with."""
-
-    settings: Settings
-    release: release.Release | UsageError
 
 
 class Listener:
@@ -128,8 +106,8 @@ class Listener:
         self.succession = Succession(self)
         self.exit: e.Exit | None = None
         self._changes: changes.Changes | None = None
-        self._upcoming = settings
-        """What the next generation is configured with."""
+        self._upcoming = planned(settings, self.start_directory) if heirloom is None else None
+        """What the next generation is made with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
         board = self.crew.scoreboard
@@ -277,7 +255,8 @@ class Listener:
             case e.PrepareReload(by):
                 self._tasks.start_soon(self._prepare_reload, by)
             case e.PrepareGeneration(generation):
-                self.plans[generation] = Plan(self._upcoming, self._resolve(self._upcoming.config))
+                assert self._upcoming is not None
+                self.plans[generation] = self._upcoming
             case e.Adopt(generation):
                 self._adopt(self.plans[generation].settings)
             case e.ForgetGeneration(generation):
@@ -332,12 +311,11 @@ class Listener:
         """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
         policy, trouble, detail = None, "", ""
         try:
-            settings = await self._read_settings()
-            trouble = self.settings.not_live(settings)
-            if not trouble and settings.config.hook:
-                trouble, detail = await self._ask_before_reload(settings.config, by)
+            plan = await planned_anew(self.settings, self.start_directory)
+            if plan.settings.config.hook:
+                trouble, detail = await self._ask_before_reload(plan, by)
             if not trouble:
-                self._upcoming, policy = settings, policy_of(settings.config)
+                self._upcoming, policy = plan, plan.policy
         except UsageError as error:
             trouble = str(error)
         except Exception as error:
@@ -345,16 +323,16 @@ class Listener:
             trouble = f"it could not be prepared: {error!r}"
         self.post(e.ReloadPrepared(policy, trouble, detail))
 
-    async def _ask_before_reload(self, config: Config, by: str) -> tuple[str, str]:
+    async def _ask_before_reload(self, plan: Plan, by: str) -> tuple[str, str]:
         """Look whether the hooks of the new configuration are there, and run those before a reload."""
-        resolved = release.resolve(config, self.start_directory)
-        trouble, detail = await trouble_at_reload(config, resolved, self.processes)
+        config = plan.settings.config
+        trouble, detail = await trouble_at_reload(config, plan.release, self.processes)
         if trouble:
             return trouble, detail
         current = self.supervisor.current
         record: Record = {"at": round(time.time(), 3), "level": "info", "event": "pre_reload", "by": by}
         record |= {"text": "the server is about to reload", "generation": current.number if current else 0}
-        return await self.hooks.before("pre_reload", record, config, resolved)
+        return await self.hooks.before("pre_reload", record, config, plan.release)
 
     async def _finish_hooks(self) -> None:
         """Hooks have their time to end; being told to stop once more ends them."""
@@ -368,32 +346,11 @@ class Listener:
             if isinstance(await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
                 self.hooks.hurry()
 
-    def _release(self) -> release.Release | None:
-        """What hooks are run in: as the current generation is."""
+    def _release(self) -> Release | None:
+        """What hooks are run in: as the current generation is, or will be."""
         current = self.supervisor.current
-        plan = self.plans.get(current) if current is not None else None
-        resolved = plan.release if plan is not None else self._resolve(self.settings.config)
-        return resolved if isinstance(resolved, release.Release) else None
-
-    async def _read_settings(self) -> Settings:
-        """Read the configuration in a thread: a file may lie on a disk that does not answer.
-
-        Raises UsageError for what is wrong with it, also that it cannot be read within `READ_TIME`.
-        """
-        with anyio.move_on_after(READ_TIME):
-            return await anyio.to_thread.run_sync(self._settings_again, abandon_on_cancel=True)
-        raise UsageError(f"the configuration could not be read within {READ_TIME:g} s; is its disk well?")
-
-    def _settings_again(self) -> Settings:
-        """In a thread, which may take no signal: one taken there just before execve(2) would be lost."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
-        return self.settings.again()
-
-    def _resolve(self, config: Config) -> release.Release | UsageError:
-        try:
-            return release.resolve(config, self.start_directory)
-        except UsageError as error:
-            return error
+        plan = self.plans.get(current) if current is not None else self._upcoming
+        return plan.release if plan is not None else None
 
     def _adopt(self, settings: Settings) -> None:
         """The generation that was made with `settings` serves."""
@@ -486,7 +443,7 @@ class Listener:
         """What `serve config --json` shows."""
         current = self.supervisor.current
         plan = self.plans.get(current) if current is not None else None
-        found = plan.release if plan is not None and isinstance(plan.release, release.Release) else None
+        found = plan.release if plan is not None else None
         names = [listening.name for listening in self.listening]
         size = self.supervisor.size
         return in_force(self.settings, found, names, self.admin.names, self.control.path, size)
