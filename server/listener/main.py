@@ -35,7 +35,7 @@ from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
 from server.listener.hooks import Hooks, trouble_at_reload, trouble_at_start
 from server.listener.in_force import in_force
-from server.listener.lifecycle import Generation, ServerState, counted
+from server.listener.lifecycle import Generation, ServerState, Worker, counted
 from server.listener.pidfile import PidFile
 from server.listener.plan import Plan, planned, planned_anew, policy_of
 from server.listener.processes import Processes
@@ -132,9 +132,8 @@ class Listener:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
             self.crew.tasks = self.hooks.tasks = self.gates.tasks = self._tasks
-            if (
-                self.settings.config.control_socket
-            ):  # before the signals: threads made on the way inherit that they are blocked
+            if self.settings.config.control_socket:
+                # Before the signals: threads made on the way inherit that they are blocked.
                 await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
             await self._tasks.start(self._watch_signals)
             self._tasks.start_soon(self.admin.run)
@@ -284,15 +283,7 @@ class Listener:
             case e.Introduce(sender, receiver, pair):
                 self.crew.introduce(sender, receiver, pair)
             case e.Kill(worker, why):
-                in_flight = self.crew.kill(worker)
-                text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
-                about: dict[str, Any] = {
-                    "worker": worker.id,
-                    "generation": worker.generation.number,
-                    "slot": worker.slot,
-                }
-                about |= {"reason": why, "in_flight": in_flight}
-                self._happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
+                self._kill(worker, why)
             case e.SetLameDuck(on):
                 self.crew.scoreboard.lame_duck = time.monotonic_ns() if on else 0
             case e.ReopenLogs():
@@ -306,6 +297,13 @@ class Listener:
                 self._announce(what, text)
             case e.Exit():
                 self.exit = action
+
+    def _kill(self, worker: Worker, why: str) -> None:
+        in_flight = self.crew.kill(worker)
+        text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
+        who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
+        about = {**who, "reason": why, "in_flight": in_flight}
+        self._happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
 
     async def _prepare_reload(self, by: str) -> None:
         """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
