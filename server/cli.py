@@ -202,7 +202,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
 def go_on() -> int:
     """Be the listener whose earlier program has put this one in its place; return the exit status."""
-    from server.listener.succession import inherited, resume
+    from server.listener.successor import inherited, resume
 
     try:
         return resume(inherited())

@@ -12,15 +12,20 @@ import dataclasses
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from server import __version__, output
 from server.channel import PROTOCOL, Channel, speaks
 from server.errors import UsageError
+from server.listener.admin import Admin
 from server.listener.child import Child
+from server.listener.control import ControlServer
+from server.listener.crew import Crew
 from server.listener.history import History
+from server.listener.lifecycle import Generation
 from server.listener.path_lock import PathLock
 from server.listener.pidfile import PidFile
+from server.listener.plan import Plan
 from server.listener.release import Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
@@ -31,9 +36,8 @@ from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.shut_out import Kind
 
-if TYPE_CHECKING:
-    from server.listener.main import Listener
-
+VARIABLE: Final = "SERVE_ESTATE"
+"""Names the descriptor of what is passed on, in the environment of the new program."""
 VERSION: Final = 1
 """Of the values below; another one is refused before anything is given up."""
 
@@ -59,7 +63,24 @@ class Heirloom:
     """The version of the server that it was."""
 
 
-def describe(listener: Listener, guard: Guard, askers: list[int]) -> tuple[State, list[int]]:
+class Leaver(Protocol):
+    """Who leaves an estate: the listener."""
+
+    settings: Settings
+    plans: dict[Generation, Plan]
+    supervisor: Supervisor
+    crew: Crew
+    listening: list[Listening]
+    admin_listening: list[Listening]
+    pid_file: PidFile | None
+    control: ControlServer
+    admin: Admin
+    history: History
+    started: float
+    start_directory: str
+
+
+def describe(listener: Leaver, guard: Guard, askers: list[int]) -> tuple[State, list[int]]:
     """All that `listener` has, and the descriptors that must stay open; `askers` are those who wait for an answer."""
     descriptors = [listener.crew.scoreboard.fd, *askers]
     state: State = {

@@ -1,47 +1,36 @@
 """Replacing the listener's own program: same process, same PID, same children, same sockets, new code.
 
 `serve reload --listener` asks for it. The program of the release that is current now is found through the link that the
-server was started through, and asked beforehand whether it can take over what there is (`--check`, a process of its
-own); any trouble until then, and one of execve(2) itself, leaves everything as it was. Then, once no reload is under
-way, signals are held back, what they have said so far is handled, and between two events execve(2) puts the new
-program in this one's place. It finds all that there was in a memfd and in descriptors that stay open
-(`server.listener.estate`), and goes on. Meanwhile workers serve; a signal or the death of a child waits in the kernel.
+server was started through, and asked beforehand, in a process of its own, whether it can take over what there is
+(`server.listener.successor`); any trouble until then, and one of execve(2) itself, leaves everything as it was. Then,
+once no reload is under way, signals are held back, what they have said so far is handled, and between two events
+execve(2) puts the new program in this one's place. It finds all that there was in a memfd and in descriptors that stay
+open (`server.listener.estate`), and goes on. Meanwhile workers serve; a signal or the death of a child waits in the
+kernel.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import dataclasses
 import enum
-import functools
-import json
 import logging
 import os
 import signal
-import socket
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import anyio
 
-from server import __version__, control_protocol, logs, output
-from server.config import Config
+from server import output
 from server.errors import ServeError, UsageError
 from server.listener import estate, release
 from server.listener import events as e
 from server.listener.child import SAFE_PATH
 from server.listener.lifecycle import ServerState
+from server.listener.processes import Processes
 from server.listener.supervisor_estate import at_rest
-from server.scoreboard import Scoreboard
-from server.settings import Settings
 from server.signals import LISTENER_SIGNALS
 
-if TYPE_CHECKING:
-    from server.listener.main import Listener
-
-VARIABLE: Final = "SERVE_ESTATE"
-"""Names the descriptor of what is passed on, in the environment of the new program."""
 CHECK_TIME: Final = 30.0
 """Seconds that the new program has to say whether it can take over."""
 REST_TIME: Final = 60.0
@@ -79,10 +68,25 @@ class Wish:
     trouble: str = ""
 
 
+class Replaceable(estate.Leaver, Protocol):
+    """The listener, as far as its replacing needs it."""
+
+    processes: Processes
+
+    def post(self, event: e.Event) -> None:
+        """Add an event to those that are handled, in order."""
+
+    def busy(self) -> str:
+        """What is under way that only this program can bring to its end; "" if nothing is."""
+
+    def has_events(self) -> bool:
+        """Whether something has happened that has not been handled."""
+
+
 class Succession:
     """The replacing of one listener."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Replaceable) -> None:
         self._listener = listener
         self._wish: Wish | None = None
 
@@ -96,7 +100,7 @@ class Succession:
         program = [release.program(), *SAFE_PATH, "-m", "server"]
         wish = self._wish = Wish([*program, *sys.argv[1:]], _place(program[0]), [asker])
         try:
-            await self._check([*program[:-1], "server.listener.succession"])
+            await self._check([*program[:-1], "server.listener.successor"])
             wish.stage = Stage.WAITING
             with anyio.move_on_after(REST_TIME):
                 while wish.stage is Stage.WAITING:
@@ -169,7 +173,7 @@ class Succession:
             fd = estate.save({**state, "descriptors": descriptors})
             for descriptor in [*descriptors, fd]:
                 os.set_inheritable(descriptor, True)
-            os.execve(wish.program[0], wish.program, {**os.environ, VARIABLE: str(fd)})
+            os.execve(wish.program[0], wish.program, {**os.environ, estate.VARIABLE: str(fd)})
         except Exception as error:
             log.debug("the listener could not be replaced", exc_info=True)
             wish.trouble = f"{wish.program[0]} could not be started in its place: {error}"
@@ -186,77 +190,3 @@ class Succession:
 def _place(program: str) -> str:
     """Where the program really is: a link on the way may point elsewhere later."""
     return os.path.realpath(os.path.dirname(program))
-
-
-def inherited() -> int:
-    """The descriptor of what the earlier program of this process passes on; no child is to see the variable."""
-    return int(os.environ.pop(VARIABLE))
-
-
-def resume(fd: int) -> int:
-    """Go on where another program of this process stopped; return the exit status as `server.listener.main.run`."""
-    from server.listener.main import Listener, conclude, serve
-
-    state = estate.load(fd)
-    for descriptor in state["descriptors"]:
-        os.set_inheritable(descriptor, False)
-    guard = estate.take_output(state)
-    try:
-        settings = Settings.from_state(state["settings"])
-        _open_log(settings.config)
-        listening, admin = estate.take_listening(state["listening"]), estate.take_listening(state["admin"])
-        pid_file, heirloom = estate.take_pid_file(state), estate.take(state)
-        listener = Listener(settings, listening, pid_file, admin, heirloom)
-        listener.when_running += [functools.partial(tell, asker, heirloom.predecessor) for asker in state["askers"]]
-        end = serve(listener)
-    finally:
-        guard.finish()
-    return conclude(end, settings)
-
-
-def _open_log(config: Config) -> None:
-    """Log as before; a file that cannot be opened any more is no reason to serve nobody."""
-    try:
-        logs.configure(config, "listener")
-    except UsageError as error:
-        logs.configure(dataclasses.replace(config, log_file=""), "listener")
-        log.error("the listener logs to standard error now: %s", error)
-
-
-def tell(asker: int, predecessor: str) -> None:
-    """Answer who asked the program that was here before."""
-    text = f"the listener runs serve {__version__} from {sys.executable}"
-    answer = {"version": control_protocol.VERSION, "ok": True, "text": text, "before": predecessor}
-    with socket.socket(fileno=asker) as end, contextlib.suppress(OSError):
-        end.setblocking(False)
-        end.send(json.dumps(answer).encode() + b"\n")
-
-
-def check(fd: int, board: int) -> None:
-    """Whether this program can take over what `fd` holds, and the scoreboard `board`.
-
-    Raises UsageError, LookupError, TypeError or ValueError.
-    """
-    import server.cli
-    import server.listener.main  # noqa: F401
-
-    state = estate.load(fd)
-    estate.examine(state)
-    Scoreboard(board, writable=False)
-    logs.configure(Settings.from_state(state["settings"]).config, "listener")
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(prog="server.listener.succession", description="Asked by the listener alone.")
-    parser.add_argument("--check", type=int, required=True, metavar="DESCRIPTOR")
-    parser.add_argument("--scoreboard", type=int, required=True, metavar="DESCRIPTOR")
-    try:
-        check(parser.parse_args().check, parser.parse_args().scoreboard)
-    except UsageError as error:
-        sys.exit(str(error))
-    except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"serve {__version__} does not understand what this server passes on ({error!r}): restart the server")
-
-
-if __name__ == "__main__":
-    _main()

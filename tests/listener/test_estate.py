@@ -12,7 +12,7 @@ import pytest
 
 from server import output
 from server.errors import UsageError
-from server.listener import estate, succession
+from server.listener import estate, successor
 from server.listener.main import Listener
 from server.scoreboard import Scoreboard
 from server.settings import read
@@ -37,7 +37,7 @@ def check(state: dict[str, Any], magic: int = 0) -> None:
     if magic:
         board.words[0] = magic
     try:
-        succession.check(estate.save(state), board.fd)
+        successor.check(estate.save(state), board.fd)
     finally:
         board.close()
 
