@@ -52,7 +52,7 @@ def main() -> int:
     for version in chosen:
         print(f"\n=== tests on Python {'.'.join(map(str, version))}", flush=True)
         some = [] if version == chosen[0] else ["-m", "not once"]  # what does not depend on the interpreter ran before
-        status = status or run(pythons[version], "-m", "pytest", "-n", "3", *some, *sys.argv[1:])
+        status |= run(pythons[version], "-m", "pytest", "-n", "3", *some, *sys.argv[1:])
     return status
 
 
