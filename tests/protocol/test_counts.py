@@ -71,7 +71,7 @@ def test_every_request_falls_into_one_bucket_of_durations(serve: Serve) -> None:
     counts = buckets(server)
     assert sum(counts) == 6
     assert sum(counts[DURATION_BOUNDS.index(0.2) + 1 :]) >= 1
-    assert server.cell(Cell.DURATION_TOTAL) >= 3e8
+    assert server.cell(Cell.DURATION_TOTAL) >= 2e8  # uvloop counts a sleep from when its turn began
 
 
 def test_health_checks_and_what_was_no_request_have_no_duration(serve: Serve) -> None:
