@@ -24,6 +24,7 @@ import ctypes
 import dataclasses
 import enum
 import faulthandler
+import functools
 import logging
 import math
 import os
@@ -186,7 +187,12 @@ class Watchdog:
         except OSError:
             self._schedstat = -1
         if dump is not None:
-            faulthandler.register(DUMP_SIGNAL, file=dump, all_threads=True, chain=False)
+            # It gives the calling thread an alternate stack (sigaltstack(2)) of 16 KiB, on which Python's handlers of
+            # all other signals run as well: a few that come together overflow it. So a thread that ends calls it.
+            register = functools.partial(faulthandler.register, DUMP_SIGNAL, all_threads=True, chain=False)
+            caller = threading.Thread(target=register, args=(dump,))
+            caller.start()
+            caller.join()
         self.abilities: dict[str, Any] = {"signal": int(DUMP_SIGNAL), "loop_thread": self._loop_thread}
         """For the listener: how it can have the stacks, and which thread the loop runs in."""
 
