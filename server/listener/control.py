@@ -114,6 +114,8 @@ class ControlServer:
         self._identity: Identity | None = None
         self._busy = 0
         self._idle = anyio.Event()
+        self._news = anyio.Event()
+        """Set at the next record, and then another one."""
 
     @property
     def path(self) -> Path | None:
@@ -132,6 +134,8 @@ class ControlServer:
 
     def happened(self, record: Mapping[str, Any]) -> None:
         """Tell those who follow what has happened; `record` is JSON-compatible."""
+        self._news.set()
+        self._news = anyio.Event()
         for asker in self._askers:
             asker.tell(record)
 
@@ -294,7 +298,7 @@ class ControlServer:
         """Wait until the lame duck is as it was told to be: the hooks pre_drain are done, or out of time."""
         with anyio.move_on_after(DRAIN_TIME):
             while (status := self._server.status())["state"] == "running" and (status["lame_duck"] is None) is on:
-                await anyio.sleep(0.01)
+                await self._news.wait()
             return True
         return False
 

@@ -69,18 +69,19 @@ class Listener:
 
     def __init__(
         self,
-        settings: Settings,
+        plan: Plan,
         listening: list[sockets.Listening],
         pid_file: PidFile | None,
         admin: list[sockets.Listening],
         heirloom: Heirloom | None = None,
     ) -> None:
-        """`listening` are the application's sockets, `admin` those of --admin.
+        """`plan` is that of the generation that begins, or serves already.
 
+        `listening` are the application's sockets, `admin` those of --admin.
         `heirloom` is what an earlier program of this process had, if there was one.
         """
-        config = settings.config
-        self.settings = settings
+        config = plan.settings.config
+        self.settings = plan.settings
         """What the current generation was made with."""
         self.listening = listening
         self.pid_file = pid_file
@@ -98,15 +99,15 @@ class Listener:
             self.supervisor = heirloom.supervisor
             self.crew = Crew(listening, self.post, heirloom.scoreboard, heirloom.children)
             self.history = heirloom.history
-            for number, plan in heirloom.plans.items():
-                self.plans[self.supervisor.generations[number]] = Plan(*plan)
+            for number, each in heirloom.plans.items():
+                self.plans[self.supervisor.generations[number]] = Plan(*each)
         self._heirloom = heirloom
         self.when_running: list[Callable[[], object]] = []
         """What is to be done once signals and the control socket are served."""
         self.succession = Succession(self)
         self.exit: e.Exit | None = None
         self._changes: changes.Changes | None = None
-        self._upcoming = planned(settings, self.start_directory) if heirloom is None else None
+        self._upcoming = plan
         """What the next generation is made with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
@@ -254,7 +255,6 @@ class Listener:
             case e.PrepareReload(by):
                 self._tasks.start_soon(self._prepare_reload, by)
             case e.PrepareGeneration(generation):
-                assert self._upcoming is not None
                 self.plans[generation] = self._upcoming
             case e.Adopt(generation):
                 self._adopt(self.plans[generation].settings)
@@ -457,8 +457,8 @@ def run(settings: Settings) -> int:
     Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
     """
     config = settings.config
-    resolved = release.resolve(config, release.logical_directory())
-    if trouble := trouble_at_start(config, resolved):
+    plan = planned(settings, release.logical_directory())
+    if trouble := trouble_at_start(config, plan.release):
         raise UsageError(trouble)
     if config.reload:
         changes.require(settings)
@@ -466,13 +466,14 @@ def run(settings: Settings) -> int:
         logs.configure(config, "listener")
         pid_file = PidFile(config.pid) if config.pid else None
         listening: list[sockets.Listening] = []
+        admin: list[sockets.Listening] = []
         try:
             listening = sockets.bind(config)
             admin = sockets.bind_admin(config, listening)
-            listener = Listener(settings, listening, pid_file, admin)
+            listener = Listener(plan, listening, pid_file, admin)
             listener.admin.listen()
         except BaseException:
-            give_back(listening, pid_file)
+            give_back(listening + admin, pid_file)
             raise
         end = serve(listener)
     return conclude(end, settings)

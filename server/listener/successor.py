@@ -22,6 +22,7 @@ from server.config import Config
 from server.errors import UsageError
 from server.listener import estate
 from server.listener.main import Listener, conclude, serve
+from server.listener.plan import Plan
 from server.scoreboard import Scoreboard
 from server.settings import Settings
 
@@ -44,7 +45,8 @@ def resume(fd: int) -> int:
         _open_log(settings.config)
         listening, admin = estate.take_listening(state["listening"]), estate.take_listening(state["admin"])
         pid_file, heirloom = estate.take_pid_file(state), estate.take(state)
-        listener = Listener(settings, listening, pid_file, admin, heirloom)
+        plan = Plan(*heirloom.plans[state["supervisor"]["current"]])
+        listener = Listener(plan, listening, pid_file, admin, heirloom)
         listener.when_running += [functools.partial(tell, asker, heirloom.predecessor) for asker in state["askers"]]
         end = serve(listener)
     finally:

@@ -14,6 +14,7 @@ from server import output
 from server.errors import UsageError
 from server.listener import estate, successor
 from server.listener.main import Listener
+from server.listener.plan import planned
 from server.scoreboard import Scoreboard
 from server.settings import read
 
@@ -21,7 +22,7 @@ from server.settings import read
 @pytest.fixture
 def state() -> Iterator[dict[str, Any]]:
     """That of a server whose only worker has been decided on and not been started."""
-    listener = Listener(read("app:app", {}, {}), [], None, [])
+    listener = Listener(planned(read("app:app", {}, {}), os.getcwd()), [], None, [])
     supervisor = listener.supervisor
     supervisor.start(0.0)
     supervisor.current, supervisor.candidate = supervisor.candidate, None
