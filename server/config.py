@@ -213,6 +213,39 @@ class Config:
         unit="SECONDS",
         minimum=0,
     )
+    agent: str = option(
+        "",
+        "What one process per server runs outside the requests, as module:attribute: an async function, or one that "
+        "makes an async context manager.",
+        PROCESSES,
+        unit="MODULE:ATTRIBUTE",
+    )
+    agent_timeout: float = option(
+        10.0,
+        "How long the agent may take to finish; then it is killed.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    state: str = option(
+        "",
+        "Where the shared state is kept over restarts: a file (SQLite), or redis://HOST:PORT/DB for several servers.",
+        PROCESSES,
+        unit="PATH or URL",
+        live=False,
+    )
+    state_value_limit: int = option(
+        64 * 1024,
+        "Largest value in the shared state.",
+        PROCESSES,
+        unit="BYTES",
+        minimum=64,
+        maximum=128 * 1024,
+        live=False,
+    )
+    state_limit: int = option(
+        16 * 1024 * 1024, "Largest shared state as a whole.", PROCESSES, unit="BYTES", minimum=1024, live=False
+    )
     user: str = option(
         "", "User (name or number) that the workers run as; the listener binds first.", PROCESSES, live=False
     )

@@ -27,6 +27,7 @@ class Header(enum.IntEnum):
     SLOTS = 3
     ROW_WORDS = 4  # so that a later version may have longer rows
     FOLDS = 5  # how often the listener has begun or ended to fold a row: odd while it does
+    STATE = 6  # how many changes the shared state has had: a process that has applied fewer is behind
 
 
 HEADER_WORDS: Final = 8

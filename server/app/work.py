@@ -1,0 +1,53 @@
+"""What this process does for others at the moment: handlers of messages and runs of schedules, each a task.
+
+A worker that retires waits for them as it does for requests; the hammer cancels what has not ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+
+class Work:
+    """The tasks of one process."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.retiring = False
+        """No new work comes any more: what has been given and not begun has been given back."""
+        self._told = asyncio.Event()
+        self._at_retire: list[Callable[[], None]] = []
+
+    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run `coroutine`, which must deal with its own errors, as a task that is waited for."""
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def at_retire(self, do: Callable[[], None]) -> None:
+        """Have `do` called when this process gets no new work any more."""
+        self._at_retire.append(do)
+
+    def retire(self) -> None:
+        """The hub has said so; it is the last thing that it says before which work may come."""
+        if not self.retiring:
+            self.retiring = True
+            for do in self._at_retire:
+                do()
+            self._told.set()
+
+    async def told(self) -> None:
+        """Wait until `retire`; the caller sets the deadline."""
+        await self._told.wait()
+
+    def cancel(self) -> int:
+        """The hammer: cancel all that has not ended; return how many that are."""
+        for task in list(self.tasks):
+            task.cancel()
+        return len(self.tasks)
+
+
+work: Final = Work()

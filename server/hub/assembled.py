@@ -1,0 +1,22 @@
+"""A hub with all its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from server.hub.hub import Hub, HubSettings, Port
+from server.hub.presence import Presence
+
+
+def assembled(
+    port: Port,
+    settings: HubSettings,
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> Hub:
+    """A hub as every server has it."""
+    hub = Hub(port, settings, clock, wall)
+    for part in (Presence,):
+        hub.add(part(hub))
+    return hub
