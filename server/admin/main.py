@@ -93,7 +93,7 @@ class AdminServer:
         self._orders = Outbox(self._inner)
         private = Scoreboard.create(rows=1, slots=1)
         told = {"generation": 0, "slot": 0, "row": 0, "sockets": described}
-        self._worker = Worker(config, Channel(theirs), private, told, sockets, loops, Watchdog(None, None))
+        self._worker = Worker(config, Channel(theirs), private, told, sockets, loops, Watchdog(None, None), None)
         self._status = 0
 
     async def run(self) -> int:

@@ -64,15 +64,15 @@ class Link:
 
     def receive(self, data: bytes) -> None:
         """For the transport: a frame has come."""
-        frame = decode(data)
-        taker = self._takers.get(frame.kind)
-        if taker is None:
-            log.debug("a frame of kind %r came, which this version does not know", frame.kind)
-            return
         try:
-            taker(frame)
+            frame = decode(data)
+            taker = self._takers.get(frame.kind)
+            if taker is not None:
+                taker(frame)
+            else:
+                log.debug("a frame of kind %r came, which this version does not know", frame.kind)
         except (LookupError, TypeError, ValueError, ChannelError) as error:
-            log.error("a frame %r could not be taken: %r", frame.kind, error, extra=about("frame_refused"))
+            log.error("a frame of the listener's could not be taken: %r", error, extra=about("frame_refused"))
 
     def close(self) -> None:
         """For the transport: nothing comes any more, and nothing can be sent."""

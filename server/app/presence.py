@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from server.app.link import Link, register
-from server.app.work import work
 from server.hub.frames import Frame
 from server.hub.hub import Role
 
@@ -36,7 +35,6 @@ class Presence:
     def bind(self, link: Link) -> None:
         self._changed = asyncio.Event()
         link.take("present", self._take)
-        link.take("retire", lambda _: work.retire())
 
     def agent(self) -> Peer | None:
         """The active agent, if there is one."""

@@ -20,6 +20,7 @@ from server.errors import ChannelError, UsageError
 from server.listener import events as e
 from server.listener.child import Child, describe, handover_pair, spawn
 from server.listener.lifecycle import Worker
+from server.listener.links import Links
 from server.listener.release import Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
@@ -41,15 +42,17 @@ class Crew:
         self,
         listening: Sequence[Listening],
         post: Callable[[e.Event], None],
-        scoreboard: Scoreboard | None = None,
+        links: Links,
+        scoreboard: Scoreboard,
         children: Iterable[Child] = (),
     ) -> None:
-        """`scoreboard` and `children` are those of an earlier program of this process, if there was one."""
+        """`children` are those of an earlier program of this process, if there was one."""
         self.listening = listening
         self.post = post
+        self.links = links
         self.tasks: TaskGroup
         """Where the channels are served; set before the first start."""
-        self.scoreboard = scoreboard or Scoreboard.create(ROWS, SLOTS)
+        self.scoreboard = scoreboard
         self.children: dict[int, Child] = {child.pid: child for child in children}
         taken = {child.row for child in self.children.values()}
         self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
@@ -80,10 +83,12 @@ class Crew:
             return
         self.children[child.pid] = child
         self.attend(child)
-        given = self._open_window(child)
+        given = self._open_ways(child)
         child.outbox.tell(
             {
                 "type": "welcome",
+                "given": list(given),
+                "member": worker.id,
                 "protocol": PROTOCOL,
                 "generation": worker.generation.number,
                 "slot": worker.slot,
@@ -94,17 +99,23 @@ class Crew:
                 "sockets": [listening.describe() for listening in self.listening],
             },
             lent=[self.scoreboard.fd, *(listening.socket.fileno() for listening in self.listening)],
-            given=given,
+            given=tuple(given.values()),
         )
+        self.links.linked(worker.id)
 
-    def _open_window(self, child: Child) -> tuple[int, ...]:
-        """The worker's end of a window, last in its welcome; without a descriptor to spare it does without."""
+    def _open_ways(self, child: Child) -> dict[str, int]:
+        """The worker's ends of its link to the hub and of its window, by the names that its welcome has for them.
+
+        Without a descriptor to spare it does without the window, and without the link its start fails.
+        """
+        given: dict[str, int] = {}
         try:
+            given["link"] = self.links.open(child.worker.id).detach()
             child.window = Window()
-            return child.window.hand_out()
+            given["asked over"], given["dump"] = child.window.hand_out()
         except OSError as error:
             log.warning("%s will not be able to tell its stacks: %s", child.worker, error)
-            return ()
+        return given
 
     def attend(self, child: Child) -> None:
         """Serve the child's channel from here on."""
@@ -129,6 +140,7 @@ class Crew:
         in_flight = self._in_hands(child)
         try:
             self._read_rest(child)
+            self.links.read_rest(child.worker.id)
             self.scoreboard.fold(child.row, child.worker.slot)
             self._free_rows.append(child.row)
             child.close()

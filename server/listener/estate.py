@@ -23,6 +23,7 @@ from server.listener.control import ControlServer
 from server.listener.crew import Crew
 from server.listener.history import History
 from server.listener.lifecycle import Generation
+from server.listener.links import Links
 from server.listener.path_lock import PathLock
 from server.listener.pidfile import PidFile
 from server.listener.plan import Plan
@@ -38,7 +39,7 @@ from server.shut_out import Kind
 
 VARIABLE: Final = "SERVE_ESTATE"
 """Names the descriptor of what is passed on, in the environment of the new program."""
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the values below; another one is refused before anything is given up."""
 
 State = dict[str, Any]
@@ -59,6 +60,7 @@ class Heirloom:
     """The PID of the admin process, which ends with its channel, or 0."""
     start_directory: str
     control: State | None
+    links: State
     predecessor: str
     """The version of the server that it was."""
 
@@ -70,6 +72,7 @@ class Leaver(Protocol):
     plans: dict[Generation, Plan]
     supervisor: Supervisor
     crew: Crew
+    links: Links
     listening: list[Listening]
     admin_listening: list[Listening]
     pid_file: PidFile | None
@@ -92,6 +95,7 @@ def describe(listener: Leaver, guard: Guard, askers: list[int]) -> tuple[State, 
         "supervisor": to_state(listener.supervisor),
         "scoreboard": listener.crew.scoreboard.fd,
         "children": [_child(child, descriptors) for child in listener.crew],
+        "links": listener.links.to_state(descriptors),
         "listening": [_listening(each, descriptors) for each in listener.listening],
         "admin": [_listening(each, descriptors) for each in listener.admin_listening],
         "pid_file": None if listener.pid_file is None else listener.pid_file.to_state(descriptors),
@@ -163,6 +167,7 @@ def take(state: State) -> Heirloom:
         admin_process=state.get("admin_process", 0),
         start_directory=state["start_directory"],
         control=state["control"],
+        links=state["links"],
         predecessor=state["server"],
     )
 

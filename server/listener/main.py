@@ -21,14 +21,15 @@ import anyio
 from anyio.abc import TaskGroup
 
 from server import __version__, logs, output
-from server.config import flag
+from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
+from server.hub.hub import HubSettings
 from server.listener import changes, notify, release, service_manager, sockets, stacks
 from server.listener import events as e
 from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
 from server.listener.control import ControlServer
-from server.listener.crew import Crew
+from server.listener.crew import ROWS, SLOTS, Crew
 from server.listener.estate import Heirloom
 from server.listener.gates import Gates
 from server.listener.heartbeats import Heartbeats
@@ -36,6 +37,7 @@ from server.listener.history import History, Record
 from server.listener.hooks import Hooks, trouble_at_reload, trouble_at_start
 from server.listener.in_force import in_force
 from server.listener.lifecycle import Generation, ServerState, Worker, counted
+from server.listener.links import Links
 from server.listener.pidfile import PidFile
 from server.listener.plan import Plan, planned, planned_anew, policy_of
 from server.listener.processes import Processes
@@ -43,6 +45,7 @@ from server.listener.release import Release
 from server.listener.status import past, status
 from server.listener.succession import Succession
 from server.listener.supervisor import Supervisor
+from server.scoreboard import Scoreboard
 from server.settings import Settings, written
 from server.signals import LISTENER_SIGNALS
 
@@ -88,17 +91,20 @@ class Listener:
         self.admin_listening = admin
         self.processes = Processes()
         self.plans: dict[Generation, Plan] = {}
+        board = Scoreboard.create(ROWS, SLOTS) if heirloom is None else heirloom.scoreboard
+        self.links = Links(hub_settings(config), board, self._happened, self._member_broken)
         if heirloom is None:
             self.started = time.monotonic()
             self.start_directory = release.logical_directory()
             self.supervisor = Supervisor(policy_of(config))
-            self.crew = Crew(listening, self.post)
+            self.crew = Crew(listening, self.post, self.links, board)
             self.history = History()
         else:
             self.started, self.start_directory = heirloom.started, heirloom.start_directory
             self.supervisor = heirloom.supervisor
-            self.crew = Crew(listening, self.post, heirloom.scoreboard, heirloom.children)
+            self.crew = Crew(listening, self.post, self.links, board, heirloom.children)
             self.history = heirloom.history
+            self.links.load(heirloom.links)
             for number, each in heirloom.plans.items():
                 self.plans[self.supervisor.generations[number]] = Plan(*each)
         self._heirloom = heirloom
@@ -111,7 +117,6 @@ class Listener:
         """What the next generation is made with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
-        board = self.crew.scoreboard
         self.admin = Admin(
             config,
             admin,
@@ -136,6 +141,7 @@ class Listener:
             if self.settings.config.control_socket:
                 # Before the signals: threads made on the way inherit that they are blocked.
                 await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
+            self.links.start()
             await self._tasks.start(self._watch_signals)
             self._tasks.start_soon(self.admin.run)
             self._tasks.start_soon(self.admin.end_earlier)
@@ -156,7 +162,7 @@ class Listener:
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
                 if (order := self.gates.admit(event, self.supervisor.lame_duck is not None)) is not None:
-                    self._perform_all(self._decide(order))
+                    self._do(self._decide(order))
                 self.admin.changed()
                 if self.succession.due():
                     await self.succession.attempt()
@@ -164,6 +170,7 @@ class Listener:
             await self.control.finish()
             await self.admin.finish()
             self._tasks.cancel_scope.cancel()
+        self.links.close()
         self._events.close()
         self._post.close()
         assert self.exit is not None
@@ -172,7 +179,7 @@ class Listener:
     def _begin(self) -> None:
         """Start the first generation, or go on with the workers that an earlier program of this process has started."""
         if self._heirloom is None:
-            self._perform_all(self.supervisor.start(time.monotonic()))
+            self._do(self.supervisor.start(time.monotonic()))
             return
         for child in self.crew:
             self.crew.attend(child)
@@ -243,6 +250,14 @@ class Listener:
 
     # Actions
 
+    def _do(self, actions: list[e.Action]) -> None:
+        """The hub hears of what the supervisor has decided before those whom it concerns do."""
+        try:
+            self.links.follow(self.supervisor)
+        except Exception:
+            log.exception("the hub could not follow; please report this")
+        self._perform_all(actions)
+
     def _perform_all(self, actions: list[e.Action]) -> None:
         for action in actions:
             try:
@@ -304,6 +319,12 @@ class Listener:
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
         self._happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
+
+    def _member_broken(self, member: int) -> None:
+        """A process has sent its hub nonsense."""
+        worker = self.supervisor.workers.get(member)
+        if worker is not None:
+            self._kill(worker, "it broke the protocol of its link")
 
     async def _prepare_reload(self, by: str) -> None:
         """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
@@ -449,6 +470,11 @@ class Listener:
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""
         return await stacks.survey(self.crew, timeout, self.crew.silent_for)
+
+
+def hub_settings(config: Config) -> HubSettings:
+    """What the hub is told of the configuration."""
+    return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit)
 
 
 def run(settings: Settings) -> int:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 
@@ -50,8 +51,9 @@ def main() -> None:
     except UsageError as error:
         _tell(channel, {"type": "failed", "message": str(error), "usage": True})
         sys.exit(1)
-    scoreboard_fd, sockets_fds, window = _sorted(packet, descriptors)
-    watchdog = Watchdog(*window)
+    scoreboard_fd, sockets_fds, given = sorted_out(packet, descriptors)
+    asked_over, dump = given.get("asked over"), given.get("dump")
+    watchdog = Watchdog(None if asked_over is None else Channel(socket.socket(fileno=asked_over)), dump)
     watchdog.start()
     _tell(channel, {"type": "hello", "protocol": PROTOCOL, "window": watchdog.abilities})
     try:
@@ -63,7 +65,8 @@ def main() -> None:
     sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
     keep_large_blocks()
     loops = LoopFactory(loop_factory(config.loop))
-    worker = Worker(config, channel, scoreboard, packet, sockets, loops, watchdog)
+    link = socket.socket(fileno=given["link"]) if "link" in given else None
+    worker = Worker(config, channel, scoreboard, packet, sockets, loops, watchdog, link)
     status = anyio.run(worker.run, backend_options={"loop_factory": loops})
     if worker.access_log is not None:
         worker.access_log.close()
@@ -120,15 +123,16 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
     return received
 
 
-def _sorted(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], tuple[Channel | None, int | None]]:
-    """What came with the welcome: the scoreboard, the listening sockets, and the window if the listener gave one."""
+GIVEN: Final = frozenset({"link", "asked over", "dump"})
+"""What a listener may give besides: the link to the hub, and the two ways in of the window."""
+
+
+def sorted_out(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], dict[str, int]]:
+    """What came with the welcome: the scoreboard, the listening sockets, and by name what was given besides."""
     end = 1 + len(packet["sockets"])
-    match descriptors[end:]:
-        case [asked_over, dump]:
-            return descriptors[0], descriptors[1:end], (Channel(socket.socket(fileno=asked_over)), dump)
-        case more:
-            close_descriptors(more)  # of a later version
-            return descriptors[0], descriptors[1:end], (None, None)
+    given = dict(zip(packet.get("given", []), descriptors[end:], strict=False))
+    close_descriptors(set(descriptors[end:]) - {given[name] for name in GIVEN & given.keys()})  # of a later version
+    return descriptors[0], descriptors[1:end], {name: given[name] for name in GIVEN & given.keys()}
 
 
 def _tell(channel: Channel, packet: Packet) -> None:

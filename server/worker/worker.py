@@ -19,10 +19,14 @@ import anyio
 
 from server import access_log, logs, specification
 from server.address import Address
+from server.app import link
 from server.app.draining import draining
+from server.app.link import Identity
+from server.app.work import work
 from server.channel import Channel, Outbox, Packet, TruncatedDescriptors
 from server.config import Config
 from server.errors import ChannelError, StartError, UsageError
+from server.hub.hub import Role
 from server.logs import about
 from server.protocol.http1 import Http1Connection
 from server.protocol.proxy_protocol import opening
@@ -33,6 +37,7 @@ from server.shut_out import Kind, shut_out
 from server.worker import last_resort
 from server.worker.acceptor import Acceptor
 from server.worker.handover import Arrivals, Departures
+from server.worker.hub_socket import HubSocket
 from server.worker.lifespan import Lifespan
 from server.worker.ticker import Ticker
 from server.worker.wake_order import LoopFactory, WakeOrder
@@ -79,8 +84,9 @@ class Worker:
         sockets: list[socket.socket],
         loops: LoopFactory,
         watchdog: Watchdog,
+        link: socket.socket | None,
     ) -> None:
-        """`loops` makes the loop that `run` will run in; `watchdog` has been started."""
+        """`loops` makes the loop that `run` will run in; `watchdog` has been started; `link` goes to the hub."""
         self.config = config
         self.channel = channel
         self.outbox = Outbox(channel)
@@ -89,6 +95,8 @@ class Worker:
         self.sockets = sockets
         self.loops = loops
         self.watchdog = watchdog
+        self._link_end = link
+        self.hub: HubSocket | None = None
         self.cells = scoreboard.row(welcome["row"])
         self._order: Order | None = None
         self._ordered = anyio.Event()
@@ -109,6 +117,7 @@ class Worker:
         """Live; return the exit status."""
         last_resort.watch(self.channel.fileno(), self._time_to_leave)
         self.watchdog.know(asyncio.get_running_loop())
+        self._join_hub()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._obey)
             tasks.start_soon(self.outbox.run)
@@ -119,18 +128,32 @@ class Worker:
                     await self._start()
                 if not self._ordered.is_set():
                     self._ready = True
+                    if self.hub is not None:
+                        self.hub.link.send("up")
                     self.outbox.tell({"type": "ready"})
                     await self._serve_and_retire()
             except (StartError, UsageError) as error:
                 status = 1
                 self._say_failed(error)
             with anyio.move_on_after(CLOSE_TIME):
+                if self.hub is not None:
+                    await self.hub.flushed()
                 await self.outbox.flushed()
             tasks.cancel_scope.cancel()
         _leave_within(EXIT_TIME, status)
         return status
 
     # Start
+
+    def _join_hub(self) -> None:
+        """Take part in what the processes of the server tell each other, before the application is imported."""
+        if self._link_end is None:
+            return
+        identity = Identity(Role.WORKER, self.welcome["slot"], self.welcome["generation"], self.welcome["member"])
+        self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
+        self.hub.link.take("retire", lambda _: work.retire())
+        self.hub.link.at_close(work.retire)
+        link.enter(self.hub.link)
 
     async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
         """An order to leave ends a start that has not come to its end (it does nothing after that)."""
@@ -214,6 +237,8 @@ class Worker:
         draining.begin(self._reason)
         self._retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
+            if self.hub is not None:
+                await work.told()  # of which the hub has been told before this worker was told to retire
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._leave_at_once, tasks.cancel_scope)
                 tasks.start_soon(self._close_remaining)
@@ -245,8 +270,8 @@ class Worker:
                 emptied = asyncio.Event()
                 service.emptied = emptied.set
                 await emptied.wait()
-            elif service.tasks:
-                await asyncio.wait(service.tasks)
+            elif service.tasks or work.tasks:
+                await asyncio.wait(service.tasks | work.tasks)
             elif self.arrivals.idle.is_set():
                 return
 
@@ -292,6 +317,9 @@ class Worker:
                 self.cells[Cell.CUT] += 1
         for task in list(self.service.tasks):
             task.cancel()
+        if left := work.cancel():
+            text = "cut %d handlers of messages and runs of schedules that had not ended"
+            log.warning(text, left, extra=about("work_cut", tasks=left))
         if self._cut:
             log.warning(
                 "cut %d requests that had not ended", self._cut, extra=about("requests_cut", requests=self._cut)

@@ -1,0 +1,304 @@
+"""The hub's shell in the listener: each child's link, a socket of its own beside the channel, so that what the
+application's processes tell each other holds up nothing that the listener tells its children.
+
+It owns the listener's ends of the links and what waits to be sent over them, and mirrors the supervisor's processes as
+the hub's members. Frames are forwarded in the loop's own callbacks, not tasks: flat, and of each turn of the loop they
+take no more than `TURN_BUDGET`, so that a flood of messages delays no signal. The reading side never waits for the
+sending side: what the hub queues it has bounded itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import errno
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from server.channel import pair
+from server.errors import ChannelError
+from server.hub.assembled import assembled
+from server.hub.frames import MAX_FRAME, packed, unpacked
+from server.hub.hub import HubSettings, Order, Role
+from server.listener import events as e
+from server.listener.lifecycle import ServerState, Worker, WorkerState
+from server.listener.supervisor import Supervisor
+from server.scoreboard import Header, Scoreboard
+
+TURN_BUDGET: Final = 0.0002
+"""Seconds of one turn of the loop that go to frames."""
+ROOM: Final = 64
+"""Frames that wait to be sent to a member before it counts as having no room."""
+NO_ROOM_YET: Final = frozenset({errno.EAGAIN, errno.ENOBUFS})
+
+log = logging.getLogger("serve")
+
+State = dict[str, Any]
+
+
+class MemberLink:
+    """The listener's end of one link."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self.socket = end
+        self.queue: collections.deque[bytes] = collections.deque()
+        self.full = False
+        """It has had no room since `Hub.room` was called last."""
+        self.reading = False
+
+
+class Links:
+    """All links of one listener, and its hub (a `server.hub.hub.Port`)."""
+
+    def __init__(
+        self,
+        settings: HubSettings,
+        scoreboard: Scoreboard,
+        happened: Callable[[e.Say], None],
+        broken: Callable[[int], None],
+    ) -> None:
+        """`broken` is told of a member that sends nonsense: its process is to be killed."""
+        self.hub = assembled(self, settings)
+        self.store: Callable[[bytes], None] | None = None
+        """Takes frames for the store process, where there is one."""
+        self._scoreboard = scoreboard
+        self._happened = happened
+        self._broken = broken
+        self._links: dict[int, MemberLink] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        self._turn_ends = 0.0  # of the loop's present turn, as far as frames may go
+        self._in_turn = False
+
+    def start(self) -> None:
+        """Serve the links, from within the running loop."""
+        self._loop = asyncio.get_running_loop()
+        for member in self._links:
+            self._read_from(member)
+        self.look()
+
+    def close(self) -> None:
+        """The server has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for member in list(self._links):
+            self._forget(member)
+
+    # Members
+
+    def follow(self, supervisor: Supervisor) -> None:
+        """Let the hub's members be the supervisor's processes. New ones serve before old ones retire."""
+        hub = self.hub
+        for worker in supervisor.workers.values():
+            if worker.id not in hub.members:
+                hub.join(worker.id, Role.WORKER, worker.generation.number, worker.slot)
+        orders = {worker.id: _order(worker, supervisor) for worker in supervisor.workers.values()}
+        for order in (Order.SERVE, Order.RETIRE):
+            for id, wanted in orders.items():
+                if wanted is order:
+                    hub.order(id, order)
+        for id in [id for id in hub.members if id not in orders]:
+            hub.leave(id)
+            self._forget(id)
+        if supervisor.state is ServerState.RUNNING:
+            hub.server_ready()
+        self.look()
+
+    def open(self, member: int) -> socket.socket:
+        """Make a member's link; return the end that its process gets. Raises OSError (EMFILE)."""
+        ours, theirs = pair()
+        self._links[member] = MemberLink(ours)
+        if self._loop is not None:
+            self._read_from(member)
+        return theirs
+
+    def linked(self, member: int) -> None:
+        """The member's process has been started and has its end."""
+        self.hub.linked(member)
+
+    def read_rest(self, member: int) -> None:
+        """The process has been reaped: what it said last is taken before its death is."""
+        link = self._links.get(member)
+        while link is not None and link.socket.fileno() >= 0 and self._take_one(member, link):
+            pass
+
+    # The hub's port
+
+    def send(self, member: int, data: bytes) -> None:
+        link = self._links.get(member)
+        if link is None or link.socket.fileno() < 0:
+            return
+        if not link.queue and self._sent(link, data):
+            return
+        link.queue.append(data)
+        if len(link.queue) == 1 and self._loop is not None:
+            self._loop.add_writer(link.socket, self._write, member)
+        if len(link.queue) >= ROOM:
+            link.full = True
+
+    def room(self, member: int) -> bool:
+        link = self._links.get(member)
+        return link is None or not link.full
+
+    def send_to_store(self, data: bytes) -> None:
+        if self.store is not None:
+            self.store(data)
+
+    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+        self._happened(e.Say(level, event, text, detail, about))
+
+    def publish(self, applied: int) -> None:
+        self._scoreboard.words[Header.STATE] = applied
+
+    # Reading
+
+    def _read_from(self, member: int) -> None:
+        assert self._loop is not None
+        link = self._links[member]
+        link.reading = True
+        self._loop.add_reader(link.socket, self._read, member)
+        if link.queue:
+            self._loop.add_writer(link.socket, self._write, member)
+
+    def _read(self, member: int) -> None:
+        """Frames have come from a member; those that this turn has no time for are left in the socket."""
+        link = self._links.get(member)
+        assert self._loop is not None
+        if not self._in_turn:
+            self._in_turn = True
+            self._turn_ends = time.perf_counter() + TURN_BUDGET
+            self._loop.call_soon(self._turn_over)
+        while link is not None and time.perf_counter() < self._turn_ends:
+            if not self._take_one(member, link):
+                break
+
+    def _turn_over(self) -> None:
+        self._in_turn = False
+        self.look()
+
+    def _take_one(self, member: int, link: MemberLink) -> bool:
+        """Take one frame; False if there is none, or never will be one."""
+        try:
+            data = link.socket.recv(MAX_FRAME + 1)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._stop_reading(link)
+            return False
+        try:
+            self.hub.take(member, data)
+        except (ChannelError, LookupError, TypeError, ValueError) as error:
+            log.error("member %d of the hub sent nonsense and is killed: %r", member, error, exc_info=True)
+            self._stop_reading(link)
+            self._broken(member)
+            return False
+        except Exception:  # a bug here must cost the server nothing more
+            log.exception("the hub could not deal with a frame; please report this")
+        return True
+
+    def _stop_reading(self, link: MemberLink) -> None:
+        if link.reading and self._loop is not None:
+            link.reading = False
+            self._loop.remove_reader(link.socket)
+
+    # Writing
+
+    def _sent(self, link: MemberLink, data: bytes) -> bool:
+        """Send at once; False if there is no room. To a process that has ended nothing is sent."""
+        try:
+            link.socket.send(data, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            return error.errno not in NO_ROOM_YET
+        return True
+
+    def _write(self, member: int) -> None:
+        link = self._links[member]
+        while link.queue and self._sent(link, link.queue[0]):
+            link.queue.popleft()
+        if not link.queue:
+            assert self._loop is not None
+            self._loop.remove_writer(link.socket)
+            if link.full:
+                link.full = False
+                if member in self.hub.members:
+                    self.hub.room(member)
+
+    def _forget(self, member: int) -> None:
+        link = self._links.pop(member, None)
+        if link is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(link.socket)
+                self._loop.remove_writer(link.socket)
+            link.socket.close()
+
+    # Deadlines
+
+    def look(self) -> None:
+        """Have the hub's next deadline kept."""
+        if self._loop is None:
+            return
+        due = self.hub.deadline()
+        if due != self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            delay = max(0.0, due - self.hub.clock())
+            self._timer = self._loop.call_later(delay, self._tick) if due < math.inf else None
+
+    def _tick(self) -> None:
+        self._due, self._timer = math.inf, None
+        try:
+            self.hub.tick()
+        except Exception:
+            log.exception("the hub could not keep a deadline; please report this")
+        self.look()
+
+    # A new program of the listener
+
+    def to_state(self, descriptors: list[int]) -> State:
+        """All of it, JSON-compatible; `descriptors` gets the links' sockets."""
+        descriptors += [link.socket.fileno() for link in self._links.values()]
+        return {
+            "hub": _as_text(self.hub.to_state()),
+            "links": {
+                str(member): {
+                    "fd": link.socket.fileno(),
+                    "queue": [base64.b64encode(data).decode() for data in link.queue],
+                    "full": link.full,
+                }
+                for member, link in self._links.items()
+            },
+        }
+
+    def load(self, state: State) -> None:
+        """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
+        for member, each in state["links"].items():
+            link = self._links[int(member)] = MemberLink(socket.socket(fileno=each["fd"]))
+            link.queue.extend(base64.b64decode(data) for data in each["queue"])
+            link.full = each["full"]
+        self.hub.load(_from_text(state["hub"]))
+
+
+def _order(worker: Worker, supervisor: Supervisor) -> Order:
+    if worker.state in (WorkerState.RETIRING, WorkerState.ENDING):
+        return Order.RETIRE
+    serves = worker.state is WorkerState.SERVING and worker.generation is supervisor.current
+    return Order.SERVE if serves else Order.START
+
+
+def _as_text(state: State) -> str:
+    return base64.b64encode(packed(state, "the state of the hub")).decode()
+
+
+def _from_text(text: str) -> State:
+    state: State = unpacked(base64.b64decode(text))
+    return state
