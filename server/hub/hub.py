@@ -125,6 +125,10 @@ class Part:
     def store_changed(self) -> None:
         """The store process has come or gone (`Hub.store_trouble`)."""
 
+    def figures(self) -> dict[str, float]:
+        """Counts and sizes for the metrics, by name; what ends in `_total` only grows (docs/metrics.md)."""
+        return {}
+
     def deadline(self) -> float:
         """When `tick` must be called (the hub's clock), or infinity."""
         return math.inf
@@ -259,6 +263,10 @@ class Hub:
         """There is room again in what waits to be sent to a member."""
         for part in self._parts:
             part.room(self.members[id])
+
+    def figures(self) -> dict[str, float]:
+        """What all parts count."""
+        return {name: value for part in self._parts for name, value in part.figures().items()}
 
     def deadline(self) -> float:
         """When `tick` must be called if nothing happens before (the hub's clock); may be infinity."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.hub.hub import Hub, Member, Part, Phase
+from server.hub.hub import Hub, Member, Part, Phase, State
 
 
 class Presence(Part):
@@ -12,6 +12,8 @@ class Presence(Part):
         super().__init__(hub)
         self._told_ready = False
         self._linked: set[int] = set()
+        self._behind: set[int] = set()
+        """Members without room: they are told the newest when they have some, and nothing in between."""
 
     def linked(self, member: Member) -> None:
         self._linked.add(member.id)
@@ -24,26 +26,35 @@ class Presence(Part):
 
     def left(self, member: Member) -> None:
         self._linked.discard(member.id)
+        self._behind.discard(member.id)
         if member.phase is not Phase.EXPECTED:
             self._tell_all()
+
+    def room(self, member: Member) -> None:
+        if member.id in self._behind:
+            self._behind.discard(member.id)
+            self._tell(member)
 
     def tick(self) -> None:
         if self.hub.ready and not self._told_ready:
             self._told_ready = True
             self._tell_all()
 
-    def to_state(self) -> dict[str, object]:
-        return {"linked": sorted(self._linked), "told_ready": self._told_ready}
+    def to_state(self) -> State:
+        return {"linked": sorted(self._linked), "behind": sorted(self._behind), "told_ready": self._told_ready}
 
-    def load(self, state: dict[str, object]) -> None:
-        linked = state["linked"]
-        assert isinstance(linked, list)
-        self._linked, self._told_ready = set(linked), bool(state["told_ready"])
+    def load(self, state: State) -> None:
+        self._linked, self._behind = set(state["linked"]), set(state["behind"])
+        self._told_ready = state["told_ready"]
 
     def _tell_all(self) -> None:
         for member in list(self.hub.members.values()):
-            if member.id in self._linked:
+            if member.id not in self._linked:
+                continue
+            if self.hub.port.room(member.id):
                 self._tell(member)
+            else:
+                self._behind.add(member.id)
 
     def _tell(self, member: Member) -> None:
         there = [
