@@ -120,7 +120,8 @@ class Channel:
         except BlockingIOError:
             return None
         except ConnectionResetError:
-            raise EOFError from None
+            # The other end was closed with packets unread. The kernel says so once, before what that end had sent.
+            return self.try_receive()
         descriptors = array.array("i")
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

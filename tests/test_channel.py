@@ -171,3 +171,17 @@ def test_closing_while_the_outbox_waits_for_room_ends_it(turns: int) -> None:
             channel.close()
 
     anyio.run(run)
+
+
+def test_what_a_dead_peer_said_is_read_although_it_had_not_read_everything() -> None:
+    ours, theirs = pair()
+    channel, other = Channel(ours), Channel(theirs)
+    channel.try_send({"type": "unread"})
+    other.try_send({"type": "last words"})
+    other.close()
+    received = channel.try_receive()
+    assert received is not None
+    assert received[0] == {"type": "last words"}
+    with pytest.raises(EOFError):
+        channel.try_receive()
+    channel.close()

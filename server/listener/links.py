@@ -189,6 +189,8 @@ class Links:
             data = link.socket.recv(MAX_FRAME + 1)
         except BlockingIOError:
             return False
+        except ConnectionResetError:
+            return True  # it was closed with frames unread, which the kernel says before what it had sent
         except OSError:
             data = b""
         if not data:
