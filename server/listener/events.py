@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from server.listener.lifecycle import Generation, Policy, Worker
+from server.listener.lifecycle import Agent, Generation, Policy, Process, Worker
 
 
 class Event:
@@ -146,6 +146,58 @@ class PairOrphaned(Event):
     pair: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentPrepared(Event):
+    """Imported, and its `prepare()` has returned; it waits for the lease."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentWaits(Event):
+    """It was told to begin, but the agent of a server that was here before still has the lock (its PID, or 0)."""
+
+    agent: Agent
+    holder: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentEntered(Event):
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentReturned(Event):
+    """Its function has returned: it has done its work, and its process stays, with its handlers of messages."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentFailed(Event):
+    """It could not be prepared or entered, or its function raised; it ends by itself. `usage`: as of a worker."""
+
+    agent: Agent
+    message: str
+    detail: str = ""
+    usage: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentFinished(Event):
+    """The agent has ended in order: it left its context manager, or its function has returned."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentDied(Event):
+    """The agent has been reaped; `how` as of a worker."""
+
+    agent: Agent
+    how: str
+
+
 class Action:
     """Something that the shell is to do, at once and without waiting."""
 
@@ -214,12 +266,33 @@ class TellRetire(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellQuit(Action):
-    worker: Worker
+    worker: Process
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellReopen(Action):
-    worker: Worker
+    worker: Process
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartAgent(Action):
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellEnter(Action):
+    """It has the lease."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellFinish(Action):
+    """`timeout` (s): how long it has until it is killed."""
+
+    agent: Agent
+    reason: str
+    timeout: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -242,7 +315,7 @@ class Introduce(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kill(Action):
-    worker: Worker
+    worker: Process
     why: str
 
 

@@ -1,4 +1,4 @@
-"""The lifecycles that the listener keeps: of a worker, a generation and the server, each an enum and a table.
+"""The lifecycles that the listener keeps: of worker, agent, generation and server, each an enum and a table.
 
 Everything that may change one of these states goes through `advance`, which refuses what the table does not hold: a
 wrong transition is a bug in the supervisor, not an event. Nothing here knows of processes, sockets or clocks.
@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeAlias, TypeVar
 
 
 class WorkerState(enum.Enum):
@@ -43,10 +43,43 @@ UP: Final = frozenset(
 """States in which a worker fills its slot."""
 
 
+class AgentState(enum.Enum):
+    """Where one agent process is in its life. It has the lease from ENTERING until it has been reaped."""
+
+    STARTING = "starting"  # process started; importing, prepare()
+    PREPARED = "prepared"  # said so; nothing of its work has begun
+    ENTERING = "entering"  # it has the lease and was told to begin
+    ACTIVE = "active"
+    FINISHING = "finishing"  # told to finish, or failed: it ends by itself, or is killed at the deadline
+    KILLED = "killed"  # it had the lease, and has it until it has been reaped
+    ENDING = "ending"  # it never had the lease, and was told to quit or killed
+    GONE = "gone"  # reaped, or never started
+
+
+AGENT_TRANSITIONS: Final[Mapping[AgentState, frozenset[AgentState]]] = {
+    AgentState.STARTING: frozenset({AgentState.PREPARED, AgentState.ENDING, AgentState.GONE}),
+    AgentState.PREPARED: frozenset({AgentState.ENTERING, AgentState.ENDING, AgentState.GONE}),
+    AgentState.ENTERING: frozenset({AgentState.ACTIVE, AgentState.FINISHING, AgentState.KILLED, AgentState.GONE}),
+    AgentState.ACTIVE: frozenset({AgentState.FINISHING, AgentState.KILLED, AgentState.GONE}),
+    AgentState.FINISHING: frozenset({AgentState.KILLED, AgentState.GONE}),
+    AgentState.KILLED: frozenset({AgentState.GONE}),
+    AgentState.ENDING: frozenset({AgentState.GONE}),
+    AgentState.GONE: frozenset(),
+}
+
+COMING: Final = frozenset({AgentState.STARTING, AgentState.PREPARED})
+"""States of an agent that does not have the lease yet."""
+LEASED: Final = frozenset({AgentState.ENTERING, AgentState.ACTIVE, AgentState.FINISHING, AgentState.KILLED})
+"""States of an agent that has the lease: never two at a time."""
+STANDING: Final = COMING | {AgentState.ENTERING, AgentState.ACTIVE}
+"""States of an agent in whose place no other is to be started."""
+
+
 class GenerationState(enum.Enum):
     """Where a generation is: it becomes current as a whole, or not at all."""
 
-    STARTING = "starting"  # not every worker is ready
+    STARTING = "starting"  # not every worker is ready, or the agent not prepared
+    PASSING = "passing"  # all ready; the older agent finishes, the new one is entered
     SWITCHING = "switching"  # all ready and told to serve; not every one accepts
     CURRENT = "current"
     RETIRING = "retiring"  # a newer one is current
@@ -55,7 +88,8 @@ class GenerationState(enum.Enum):
 
 
 GENERATION_TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState]]] = {
-    GenerationState.STARTING: frozenset({GenerationState.SWITCHING, GenerationState.FAILED}),
+    GenerationState.STARTING: frozenset({GenerationState.PASSING, GenerationState.SWITCHING, GenerationState.FAILED}),
+    GenerationState.PASSING: frozenset({GenerationState.SWITCHING, GenerationState.FAILED}),
     GenerationState.SWITCHING: frozenset({GenerationState.CURRENT, GenerationState.FAILED}),
     GenerationState.CURRENT: frozenset({GenerationState.RETIRING}),
     GenerationState.RETIRING: frozenset({GenerationState.GONE}),
@@ -73,8 +107,8 @@ class ServerState(enum.Enum):
     DRAINING = "draining"  # TERM came; in lame duck until the drain delay is over
     SHUTTING_OUT = "shutting out"  # new connections are kept out, handshakes under way complete
     AWAITING = "awaiting"  # nobody serves; a worker that is starting is awaited, to accept what the kernel has queued
-    STOPPING = "stopping"  # the workers retire
-    ENDING = "ending"  # the workers were told to quit at once
+    STOPPING = "stopping"  # the workers retire, then the agent finishes
+    ENDING = "ending"  # the workers were told to quit at once, then the agent
     STOPPED = "stopped"
 
 
@@ -90,7 +124,7 @@ SERVER_TRANSITIONS: Final[Mapping[ServerState, frozenset[ServerState]]] = {
     ServerState.STOPPED: frozenset(),
 }
 
-State = TypeVar("State", WorkerState, GenerationState, ServerState)
+State = TypeVar("State", WorkerState, AgentState, GenerationState, ServerState)
 
 
 class IllegalTransition(AssertionError):
@@ -105,13 +139,14 @@ def advance(table: Mapping[State, frozenset[State]], old: State, new: State) -> 
 
 
 class Cause(enum.Enum):
-    """Why a worker is started."""
+    """Why a worker or an agent is started."""
 
     GENERATION = "generation"  # with all others of its generation
     CRASH = "crash"  # in place of one that died
     RECYCLE = "recycle"  # in place of one that lives and retires once this one accepts
     BLOCKED = "blocked"  # in place of one whose event loop does not turn; that one retires once this one accepts
     SCALE = "scale"  # for a new slot
+    RETURN = "return"  # an agent: in place of its own, which finished for a reload that failed
 
 
 def counted(number: int, thing: str) -> str:
@@ -130,6 +165,8 @@ class Policy:
     graceful_timeout: float
     shutdown_timeout: float
     drain_delay: float
+    agent: bool = False  # there is to be one
+    agent_timeout: float = 10.0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -175,16 +212,45 @@ class Worker:
         return f"worker {self.slot} of generation {self.generation.number}"
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Agent:
+    """One agent process, from its start until it has been reaped."""
+
+    id: int  # from the same row of numbers as the workers'
+    generation: Generation
+    cause: Cause
+    state: AgentState = AgentState.STARTING
+    deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the present state has lasted too long
+    active_since: float = math.inf
+    reason: str = ""  # why it finishes
+    finished: bool = False  # said that it has ended in order
+    stuck: str = ""  # what was missed when it was killed
+
+    slot: ClassVar[int] = -1
+    """It fills none."""
+
+    def become(self, state: AgentState, deadline: float = math.inf) -> None:
+        self.state = advance(AGENT_TRANSITIONS, self.state, state)
+        self.deadline = deadline
+
+    def __str__(self) -> str:
+        return f"the agent of generation {self.generation.number}"
+
+
+Process: TypeAlias = Worker | Agent
+"""A child of the listener's that runs the application's code."""
+
+
 @dataclasses.dataclass(slots=True)
 class Slot:
-    """Restart policy of one slot of the current generation."""
+    """Restart policy of one slot of the current generation, or of its agent."""
 
     failures: int = 0
     not_before: float = -math.inf
     trouble: str = ""  # why it is degraded
 
     STEADY = 30.0
-    """A worker that served this long (s) has its slot's failures forgiven."""
+    """A worker that served (an agent that was active) this long (s) has its slot's failures forgiven."""
     FIRST_DELAY = 0.5
     LONGEST_DELAY = 30.0
 

@@ -1,8 +1,9 @@
 """The supervisor: what the listener decides, as `event -> actions`, without processes, sockets or a clock of its own.
 
-It owns all state about generations, workers, slots and the lame duck. `handle` takes one event and the time and returns
-what is to be done, in order; the shell (`server.listener.main`) does it and feeds back what comes of it. The laws of
-DESIGN.md live here: ready before retire, bad code takes nothing down, every wait has an end (each state's deadline).
+It owns all state about generations, workers, slots and the lame duck; `server.listener.agents` is its part for agents.
+`handle` takes one event and the time and returns what is to be done, in order; the shell (`server.listener.main`) does
+it and feeds back what comes of it. The laws of DESIGN.md live here: ready before retire, bad code takes nothing down,
+every wait has an end (each state's deadline).
 After every event `_reconcile` compares what is with what should be, so that no event needs to know what it interrupts.
 """
 
@@ -15,14 +16,17 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from server.listener import events as e
+from server.listener.agents import Agents
 from server.listener.introductions import Introductions
 from server.listener.lifecycle import (
     SERVER_TRANSITIONS,
     UP,
+    Agent,
     Cause,
     Generation,
     GenerationState,
     Policy,
+    Process,
     ServerState,
     Slot,
     Worker,
@@ -36,6 +40,9 @@ _RELOADABLE: Final = _BEFORE_RUNNING | {ServerState.RUNNING}
 _SERVING: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING, ServerState.SHUTTING_OUT})
 """States in which every slot is to be filled: all traffic is served, also in the delay before a stop."""
 _FILLING: Final = _SERVING | {ServerState.AWAITING}
+_WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
+"""States in which an agent that is lost is started again: later, the workers leave, and it after them."""
+_LEAVING: Final = frozenset({ServerState.STOPPING, ServerState.ENDING})
 
 SWITCH_TIMEOUT: Final = 10.0
 """Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
@@ -85,6 +92,7 @@ class Supervisor:
         self.last_failure = ""
         self.lost = 0  # requests that were cut, or in the hands of a worker that died
         self.introductions = Introductions()
+        self.agents = Agents(self._do, self._next_number)
         self._deadline = math.inf  # of the server's own state: the drain delay, or until nobody will come to serve
         self._outcome = e.Exit(0)
         self._waiting_said = False
@@ -111,6 +119,13 @@ class Supervisor:
             e.WorkerWantsReplacement: self._on_wants_replacement,
             e.WorkerFinished: self._on_finished,
             e.WorkerDied: self._on_died,
+            e.AgentPrepared: lambda event: self.agents.prepared(event.agent),
+            e.AgentWaits: lambda event: self.agents.waits(event.agent, event.holder),
+            e.AgentEntered: lambda event: self.agents.entered(event.agent, self._now),
+            e.AgentReturned: lambda event: self.agents.returned(event.agent),
+            e.AgentFailed: self._on_agent_failed,
+            e.AgentFinished: lambda event: self.agents.finished(event.agent),
+            e.AgentDied: self._on_agent_died,
             e.PairWithdrawn: self._on_withdrawn,
             e.PairOrphaned: lambda event: self._do(*self.introductions.orphaned(event.worker, event.pair)),
         }
@@ -141,7 +156,8 @@ class Supervisor:
         deadline = min((worker.deadline for worker in self.workers.values()), default=math.inf)
         if self.state in _SERVING:
             deadline = min([deadline, *(s.not_before for s in self._empty_slots() if s.not_before > self._now)])
-        return min(deadline, self._deadline)
+        holder = self._lease()[0] if self.state in _WITH_AGENT else None
+        return min(deadline, self._deadline, self.agents.next_deadline(self._now, holder))
 
     # Asked for by signals and the control socket
 
@@ -224,6 +240,7 @@ class Supervisor:
         if self.state is ServerState.ENDING:
             for worker in self._in(WorkerState.ENDING):
                 self._kill(worker, "told twice to stop quickly")
+            self.agents.kill_all("told twice to stop quickly")
             return
         self._become(ServerState.ENDING)
         self._deadline = math.inf
@@ -249,6 +266,7 @@ class Supervisor:
         for worker in self.workers.values():
             if worker.state not in (WorkerState.PENDING, WorkerState.ENDING):
                 self._do(e.TellReopen(worker))
+        self.agents.reopen()
 
     # Told by workers and the kernel
 
@@ -337,6 +355,22 @@ class Supervisor:
         if event.worker.state is WorkerState.RETIRING:
             self._introduce(event.worker)
 
+    def _on_agent_failed(self, event: e.AgentFailed) -> None:
+        if self.agents.failed(event.agent, self._now):
+            self._agent_lost(event.agent, event.message, event.detail, event.usage)
+
+    def _on_agent_died(self, event: e.AgentDied) -> None:
+        if trouble := self.agents.died(event.agent, event.how, self._now):
+            self._agent_lost(event.agent, trouble)
+
+    def _agent_lost(self, agent: Agent, message: str, detail: str = "", usage: bool = False) -> None:
+        """One that was wanted is not there: its generation has failed, or another one takes its place."""
+        if agent.generation is self.candidate:
+            self._generation_failed(f"{agent}: {message}" if not usage else message, detail, usage)
+        else:
+            again = agent.generation is self.current and self.state in _WITH_AGENT
+            self.agents.lost(agent, message, detail, self._now if again else None)
+
     # Generations
 
     def _begin_generation(self, preparation: Preparation, policy: Policy) -> None:
@@ -353,8 +387,7 @@ class Supervisor:
             self._do(e.Announce("status", f"reloading: generation {generation.number} starts"))
 
     def _add_worker(self, generation: Generation, slot: int, cause: Cause) -> None:
-        worker = Worker(self._next_worker, generation, slot, cause)
-        self._next_worker += 1
+        worker = Worker(self._next_number(), generation, slot, cause)
         self.workers[worker.id] = worker
 
     def _start_failed(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
@@ -403,6 +436,7 @@ class Supervisor:
         if generation.policy.workers != self.policy.workers and self._scaled <= generation.began:
             self.size = generation.size  # who scaled while it started meant it
         self.policy = generation.policy
+        self.agents.restart = Slot()
         self._do(e.Adopt(generation))
         took = self._now - generation.began_at
         if old is not None:
@@ -481,6 +515,8 @@ class Supervisor:
             else:
                 hammer = "the hammer: " if worker.state is WorkerState.RETIRING else ""
                 self._kill(worker, f"{hammer}it had not ended in time")
+        for agent, why in self.agents.overdue(self._now):
+            self._agent_lost(agent, why)
 
     def _reconcile(self) -> None:
         for generation in [g for g in self.generations.values() if not self._alive(g)]:
@@ -491,20 +527,43 @@ class Supervisor:
                 self._say_ended(generation)
         if self.state in _RELOADABLE | _SERVING:
             self._begin_wanted_reload()
+            self._tend_agents()
             self._fill_slots()
             self._start_pending()
             self._advance_candidate()
             self._serve_replacements()
         if self.state is ServerState.AWAITING:
             self._await_one_that_serves()
-        if self.state in (ServerState.STOPPING, ServerState.ENDING) and not self.workers:
+        if self.state in _LEAVING:
+            self._tend_agents()
+        if self.state in _LEAVING and not self.workers and not self.agents.all:
             self._become(ServerState.STOPPED)
             self._do(e.ClosePorts())
             self._say(logging.DEBUG, "stopped", f"all has ended; lost: {counted(self.lost, 'request')}", lost=self.lost)
             self._do(self._outcome)
 
     def _alive(self, generation: Generation) -> bool:
-        return any(worker.generation is generation for worker in self.workers.values())
+        processes: list[Process] = [*self.workers.values(), *self.agents.all.values()]
+        return any(each.generation is generation for each in processes)
+
+    def _tend_agents(self) -> None:
+        """One agent while the server serves; it is there before the first workers, and leaves after the last."""
+        if self.state in _LEAVING and not self.workers:
+            self.agents.tend(self._now, None, None, again=False)
+            if self.state is ServerState.ENDING:
+                self.agents.hurry(self._now)
+        elif self.state in _BEFORE_RUNNING | _WITH_AGENT:
+            holder, preparing = self._lease()
+            self.agents.tend(self._now, holder, preparing, again=holder is self.current)
+        else:
+            self.agents.hold(self._now)
+
+    def _lease(self) -> tuple[Generation | None, Generation | None]:
+        """Whose agent is to be active, and whose is to be prepared for that."""
+        candidate = self.candidate
+        if self.current is None or (candidate is not None and candidate.state is not GenerationState.STARTING):
+            return candidate, None
+        return self.current, candidate
 
     def _begin_wanted_reload(self) -> None:
         if self.reload_wanted is None or self.current is None:
@@ -551,6 +610,8 @@ class Supervisor:
     def _start_pending(self) -> None:
         """Start as many at a time as the policy says; a new generation that hangs holds up no replacement."""
         pending = self._in(WorkerState.PENDING)
+        if self.state in _BEFORE_RUNNING and self.candidate and not self.agents.has_passed(self.candidate):
+            return  # the agent comes first
         pending.sort(key=lambda w: (w.generation is self.candidate, w.slot))
         for worker in pending:
             starting = self._in(WorkerState.STARTING)
@@ -569,14 +630,16 @@ class Supervisor:
             return
         workers = [w for w in self.workers.values() if w.generation is generation]
         if generation.state is GenerationState.STARTING and all(w.state is WorkerState.READY for w in workers):
-            if self.state is ServerState.RUNNING:
-                self._begin_switch(generation)
+            if self.state is ServerState.RUNNING and self.agents.is_prepared(generation):
+                self._pass_lease(generation)
             elif self.state is ServerState.STARTING:
                 self._become(ServerState.OPENING)
                 self._do(e.OpenPorts())
         elif generation.state is GenerationState.SWITCHING and all(w.state is WorkerState.SERVING for w in workers):
             self._switch(generation)
             self._reconcile()
+        elif generation.state is GenerationState.PASSING and self.agents.has_passed(generation):
+            self._begin_switch(generation)
 
     def _on_ports_opened(self, event: e.PortsOpened) -> None:
         if self.candidate is None or self.state is not ServerState.OPENING:
@@ -585,6 +648,14 @@ class Supervisor:
             self._generation_failed(event.trouble, usage=True)
         else:
             self._begin_switch(self.candidate)
+
+    def _pass_lease(self, generation: Generation) -> None:
+        """All is ready: the agent that is active finishes, the new one is entered, then the workers switch."""
+        if self.agents.all:
+            generation.become(GenerationState.PASSING)
+            self._reconcile()
+        else:
+            self._begin_switch(generation)
 
     def _begin_switch(self, generation: Generation) -> None:
         generation.become(GenerationState.SWITCHING)
@@ -712,6 +783,11 @@ class Supervisor:
         self._refuse_reloads()
 
     # Small things
+
+    def _next_number(self) -> int:
+        """The number of one more process, worker or agent."""
+        number, self._next_worker = self._next_worker, self._next_worker + 1
+        return number
 
     def _become(self, state: ServerState) -> None:
         self.state = advance(SERVER_TRANSITIONS, self.state, state)

@@ -12,7 +12,18 @@ import enum
 from typing import Any, Final, TypeVar
 
 from server.listener.introductions import Fate, Introductions, Pair
-from server.listener.lifecycle import Cause, Generation, GenerationState, Policy, ServerState, Slot, Worker, WorkerState
+from server.listener.lifecycle import (
+    Agent,
+    AgentState,
+    Cause,
+    Generation,
+    GenerationState,
+    Policy,
+    ServerState,
+    Slot,
+    Worker,
+    WorkerState,
+)
 from server.listener.supervisor import LameDuck, Supervisor
 
 State = dict[str, Any]
@@ -24,6 +35,8 @@ ENUMS: Final[dict[tuple[type, str], type[enum.Enum]]] = {
     (Generation, "state"): GenerationState,
     (Worker, "state"): WorkerState,
     (Worker, "cause"): Cause,
+    (Agent, "state"): AgentState,
+    (Agent, "cause"): Cause,
 }
 
 
@@ -40,6 +53,9 @@ def to_state(supervisor: Supervisor) -> State:
         "policy": dataclasses.asdict(supervisor.policy),
         "generations": [_plain(generation) for generation in supervisor.generations.values()],
         "workers": [_plain(worker) for worker in supervisor.workers.values()],
+        "agents": [_plain(agent) for agent in supervisor.agents.all.values()],
+        "agent_restart": _plain(supervisor.agents.restart),
+        "vacant_since": supervisor.agents.vacant_since,
         "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.items()},
         "current": supervisor.current.number,
         "lame_duck": None if supervisor.lame_duck is None else _plain(supervisor.lame_duck),
@@ -60,6 +76,11 @@ def from_state(state: State) -> Supervisor:
     for each in state["workers"]:
         worker = _made(Worker, {**each, "generation": supervisor.generations[each["generation"]]})
         supervisor.workers[worker.id] = worker
+    for each in state.get("agents", []):
+        agent = _made(Agent, {**each, "generation": supervisor.generations[each["generation"]]})
+        supervisor.agents.all[agent.id] = agent
+    supervisor.agents.restart = _made(Slot, state.get("agent_restart", {}))
+    supervisor.agents.vacant_since = state.get("vacant_since", supervisor.agents.vacant_since)
     supervisor.slots = {int(number): _made(Slot, each) for number, each in state["slots"].items()}
     supervisor.current = supervisor.generations[state["current"]]
     if state["lame_duck"] is not None:

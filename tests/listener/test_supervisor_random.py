@@ -1,7 +1,7 @@
 """The supervisor under random histories: every event at every moment, and the laws that must hold after each one.
 
-The machine plays shell and processes: it keeps what it was told to do, lets workers do anything that a process can
-(also nothing at all), lets time pass, and at last stops the server, which must end with nobody's help.
+The machine plays shell and processes: it keeps what it was told to do, lets workers and agents do anything that a
+process can (also nothing at all), lets time pass, and at last stops the server, which must end with nobody's help.
 """
 
 from __future__ import annotations
@@ -16,12 +16,26 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.listener import events as e
-from server.listener.lifecycle import Generation, GenerationState, Policy, ServerState, Worker, WorkerState
+from server.listener.lifecycle import (
+    LEASED,
+    STANDING,
+    Agent,
+    AgentState,
+    Generation,
+    GenerationState,
+    Policy,
+    Process,
+    ServerState,
+    Worker,
+    WorkerState,
+)
 from server.listener.supervisor import Supervisor
 from server.listener.supervisor_estate import at_rest, from_state, to_state
 
 RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}
 """States that a worker may be in for ever: nothing is waited for."""
+WAITING = {AgentState.PREPARED, AgentState.ACTIVE}
+"""The same for an agent."""
 HURRIED = {ServerState.STOPPING, ServerState.ENDING, ServerState.STOPPED}
 PLENTY = 2000
 """Steps within which a stop must have come to its end."""
@@ -37,6 +51,8 @@ def plain(value: Any) -> Any:
     """An action that can be compared with another supervisor's."""
     if isinstance(value, Worker):
         return f"worker {value.id}"
+    if isinstance(value, Agent):
+        return f"agent {value.id}"
     if isinstance(value, Generation):
         return f"generation {value.number}"
     if dataclasses.is_dataclass(value):
@@ -54,8 +70,11 @@ class SupervisedServer(RuleBasedStateMachine):
         self.count = 0
         self.supervisor: Supervisor
         self.started: set[Worker] = set()
-        self.killed: set[Worker] = set()
+        self.killed: set[Process] = set()
         self.dead: set[Worker] = set()
+        self.agents: set[Agent] = set()  # those that have been started and not reaped
+        self.leased: Agent | None = None  # told to enter, and not reaped
+        self.entered: set[Agent] = set()  # said that they are active
         self.opened = 0
         self.opening = self.shutting_out = self.preparing = False
         self.asked: set[int] = set()
@@ -73,9 +92,10 @@ class SupervisedServer(RuleBasedStateMachine):
         concurrency=st.integers(1, 3),
         generations=st.integers(2, 3),
         drain_delay=st.sampled_from([0.0, 5.0]),
+        agent=st.sampled_from([False, True, True]),
         up=st.integers(0, 4),
     )
-    def start(self, workers: int, concurrency: int, generations: int, drain_delay: float, up: int) -> None:
+    def start(self, workers: int, concurrency: int, generations: int, drain_delay: float, agent: bool, up: int) -> None:
         self.supervisor = Supervisor(
             Policy(
                 workers=workers,
@@ -85,10 +105,12 @@ class SupervisedServer(RuleBasedStateMachine):
                 graceful_timeout=30.0,
                 shutdown_timeout=10.0,
                 drain_delay=drain_delay,
+                agent=agent,
             )
         )
         self.perform(self.supervisor.start(self.now), {}, None)
         if up:  # a start is told to fail too often for much to come after it
+            self.agents_go_on()
             self.all_become_ready()
             self.ports_open(1)
             self.all_accept()
@@ -96,7 +118,7 @@ class SupervisedServer(RuleBasedStateMachine):
     # The shell
 
     def send(self, event: e.Event) -> None:
-        deadlines = {worker: worker.deadline for worker in self.supervisor.workers.values()}
+        deadlines = {each: each.deadline for each in self.processes()}
         current = self.supervisor.current
         self.count += 1
         replaced = replacement(self.supervisor) if at_rest(self.supervisor) else None
@@ -110,6 +132,8 @@ class SupervisedServer(RuleBasedStateMachine):
         values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}  # type: ignore[arg-type]
         if isinstance(worker := values.get("worker"), Worker):
             values["worker"] = replaced.workers[worker.id]
+        if isinstance(agent := values.get("agent"), Agent):
+            values["agent"] = replaced.agents.all[agent.id]
         decided = replaced.handle(type(event)(**values), self.now)
         assert [plain(action) for action in decided] == [plain(action) for action in actions]
         assert replaced.next_deadline() == self.supervisor.next_deadline()
@@ -119,14 +143,14 @@ class SupervisedServer(RuleBasedStateMachine):
     def perform(
         self,
         actions: list[e.Action],
-        deadlines: dict[Worker, float],
+        deadlines: dict[Process, float],
         before: Generation | None,
         event: e.Event | None = None,
     ) -> None:
         for action in actions:
             for name in ("worker", "sender", "receiver"):
                 worker = getattr(action, name, None)
-                if worker is not None:
+                if isinstance(worker, Worker):
                     assert worker.state is not WorkerState.GONE, action
                     assert isinstance(action, e.Start) or worker in self.started, action
             self.perform_one(action, deadlines, event)
@@ -135,12 +159,25 @@ class SupervisedServer(RuleBasedStateMachine):
             self.check_switch(before, current)
         assert self.supervisor.next_deadline() > self.now, "the listener would spin"
 
-    def perform_one(self, action: e.Action, deadlines: dict[Worker, float], event: e.Event | None) -> None:
+    def perform_one(self, action: e.Action, deadlines: dict[Process, float], event: e.Event | None) -> None:
         supervisor = self.supervisor
         match action:
             case e.Start(worker):
                 assert worker not in self.started
+                if supervisor.current is None and worker.generation.policy.agent:
+                    assert self.leased in self.entered, "the agent comes before the first workers"
                 self.started.add(worker)
+            case e.StartAgent() | e.TellEnter() | e.TellFinish() | e.TellServe():
+                self.check_agents(action)
+            case e.TellQuit(Agent() as agent):
+                assert agent in self.agents
+                assert agent is not self.leased
+            case e.TellReopen(Agent() as agent):
+                assert agent in self.agents
+            case e.Kill(Agent() as agent, why):
+                assert agent in self.agents
+                assert deadlines[agent] <= self.now or why == "told twice to stop quickly"
+                self.killed.add(agent)
             case e.OpenPorts():
                 self.opened += 1
                 self.opening = True
@@ -181,6 +218,30 @@ class SupervisedServer(RuleBasedStateMachine):
                 assert self.pairs[pair][1] is worker
                 assert keep == (self.fates[pair] == "died")
                 self.verdicts[pair] = keep
+
+    def check_agents(self, action: e.Action) -> None:
+        """Never two agents between being told to enter and being reaped; and who serves has the right one."""
+        supervisor = self.supervisor
+        match action:
+            case e.StartAgent(agent):
+                assert agent not in self.agents
+                assert agent.generation in (supervisor.current, supervisor.candidate)
+                assert supervisor.state not in HURRIED
+                self.agents.add(agent)
+            case e.TellEnter(agent):
+                assert self.leased is None
+                assert agent in self.agents
+                self.leased = agent
+            case e.TellFinish(agent, reason):
+                assert agent is self.leased
+                assert reason == "reload" or not supervisor.workers, "the agent leaves last"
+            case e.TellServe(worker) if worker.generation is supervisor.candidate:
+                if not worker.generation.policy.agent:
+                    assert self.leased is None
+                elif supervisor.current is not None or supervisor.state is ServerState.STARTING:
+                    assert self.leased in self.entered
+                    assert self.leased is not None
+                    assert self.leased.generation is worker.generation
 
     def check_retire(self, worker: Worker, reason: str) -> None:
         """A worker retires for one of five reasons, and never because a reload has only begun."""
@@ -231,6 +292,14 @@ class SupervisedServer(RuleBasedStateMachine):
                 assert self.supervisor.reloads == self.reloads_seen + 1
             self.lame_duck = None
 
+    def processes(self) -> list[Process]:
+        """All that the supervisor has not forgotten."""
+        return [*self.supervisor.workers.values(), *self.supervisor.agents.all.values()]
+
+    def agents_in(self, *states: AgentState) -> list[Agent]:
+        """Those that have been started and not reaped, oldest first."""
+        return sorted((a for a in self.agents if not states or a.state in states), key=lambda agent: agent.id)
+
     def workers(self, *states: WorkerState) -> list[Worker]:
         """Those that have been started and not reaped."""
         return [w for w in self.supervisor.workers.values() if w in self.started and (not states or w.state in states)]
@@ -269,13 +338,27 @@ class SupervisedServer(RuleBasedStateMachine):
         self.send(e.ReopenAsked())
 
     @precondition(lambda self: self.supervisor.state is ServerState.RUNNING)
-    @rule(workers=st.integers(1, 4))
-    def deploys(self, workers: int) -> None:
+    @rule(workers=st.integers(1, 4), agent=st.sampled_from([False, True, True, True]))
+    def deploys(self, workers: int, agent: bool) -> None:
         """A reload that nothing comes between, if it is its turn."""
         self.reload(True)
-        self.reload_is_prepared(workers)
+        self.reload_is_prepared(workers, agent)
         self.all_become_ready()
+        self.agents_go_on()
         self.all_accept()
+
+    @precondition(lambda self: self.supervisor.state is ServerState.RUNNING)
+    @rule(stage=st.integers(0, 2), agent=st.sampled_from([False, True, True]))
+    def comes_to_passing(self, stage: int, agent: bool) -> None:
+        """A reload up to the moment when the lease passes, or into it."""
+        self.reload(True)
+        self.reload_is_prepared(2, agent)
+        self.all_become_ready()
+        self.agents_are_prepared()
+        if stage:
+            self.agents_that_leave_end()
+        if stage > 1:
+            self.agents_enter()
 
     @precondition(lambda self: self.count > 40)
     @rule(quick=st.integers(0, 9))
@@ -286,11 +369,11 @@ class SupervisedServer(RuleBasedStateMachine):
         if before is ServerState.RUNNING and self.supervisor.state is ServerState.DRAINING and held is not None:
             self.lame_duck = (True, self.count)
 
-    @rule(workers=st.integers(0, 6))
-    def reload_is_prepared(self, workers: int) -> None:
+    @rule(workers=st.integers(0, 6), agent=st.booleans())
+    def reload_is_prepared(self, workers: int, agent: bool) -> None:
         if self.preparing:
             self.preparing = False
-            policy = dataclasses.replace(self.supervisor.policy, workers=workers) if workers else None
+            policy = dataclasses.replace(self.supervisor.policy, workers=workers, agent=agent) if workers else None
             self.send(e.ReloadPrepared(policy, "" if policy else "a hook says no"))
 
     # What processes do
@@ -340,6 +423,61 @@ class SupervisedServer(RuleBasedStateMachine):
     def all_that_leave_end(self) -> None:
         for worker in self.workers(WorkerState.RETIRING, WorkerState.ENDING):
             self.die(worker, 0)
+
+    # What agents do
+
+    @rule()
+    def agents_are_prepared(self) -> None:
+        for agent in self.agents_in(AgentState.STARTING):
+            self.send(e.AgentPrepared(agent))
+
+    @rule()
+    def agents_that_leave_end(self) -> None:
+        for agent in self.agents_in(AgentState.FINISHING, AgentState.KILLED, AgentState.ENDING):
+            if agent.state is AgentState.FINISHING:
+                self.send(e.AgentFinished(agent))
+            self.agent_ends(agent)
+
+    @rule()
+    def agents_enter(self) -> None:
+        for agent in self.agents_in(AgentState.ENTERING):
+            self.entered.add(agent)
+            self.send(e.AgentEntered(agent))
+
+    @rule()
+    def agents_go_on(self) -> None:
+        """All that they are told to do, they do."""
+        self.agents_are_prepared()
+        self.agents_that_leave_end()
+        self.agents_enter()
+
+    @rule(number=which, what=st.sampled_from(["prepared", "waits", "entered", "returned", "failed", "misnamed"]))
+    def an_agent_says(self, number: int, what: str) -> None:
+        """Anything, at any moment, also out of turn."""
+        if found := self.agents_in():
+            agent = found[number % len(found)]
+            if what == "entered" and agent.state is AgentState.ENTERING:
+                self.entered.add(agent)
+            events: dict[str, e.Event] = {
+                "prepared": e.AgentPrepared(agent),
+                "waits": e.AgentWaits(agent, number),
+                "entered": e.AgentEntered(agent),
+                "returned": e.AgentReturned(agent),
+                "failed": e.AgentFailed(agent, "it cannot", "Traceback"),
+                "misnamed": e.AgentFailed(agent, "there is none", usage=True),
+            }
+            self.send(events[what])
+
+    @rule(number=which, state=st.sampled_from([None, *AgentState]))
+    def an_agent_dies(self, number: int, state: AgentState | None) -> None:
+        if found := self.agents_in(*([state] if state else [])):
+            self.agent_ends(found[number % len(found)])
+
+    def agent_ends(self, agent: Agent) -> None:
+        self.agents.discard(agent)
+        if agent is self.leased:
+            self.leased = None
+        self.send(e.AgentDied(agent, "signal SIGKILL"))
 
     def die(self, worker: Worker, in_flight: int) -> None:
         self.dead.add(worker)
@@ -398,6 +536,8 @@ class SupervisedServer(RuleBasedStateMachine):
     def every_wait_has_an_end(self) -> None:
         for worker in getattr(self, "supervisor", Nobody).workers.values():
             assert worker.state in RESTING or worker.deadline < math.inf or worker in self.killed, worker.state
+        for agent in self.agents:
+            assert agent.state in WAITING or agent.deadline < math.inf or agent in self.killed, agent.state
 
     @invariant()
     def not_too_many_at_once(self) -> None:
@@ -445,6 +585,36 @@ class SupervisedServer(RuleBasedStateMachine):
             assert supervisor.next_deadline() <= supervisor.slots[slot].not_before
 
     @invariant()
+    def one_agent_has_the_lease(self) -> None:
+        """Exactly the one that was told to enter; each generation has one agent that is not on its way out."""
+        supervisor = getattr(self, "supervisor", None)
+        if supervisor is None:
+            return
+        assert self.agents == set(supervisor.agents.all.values())
+        assert [agent for agent in self.agents if agent.state in LEASED] == ([self.leased] if self.leased else [])
+        standing = [agent.generation.number for agent in self.agents if agent.state in STANDING]
+        assert len(standing) == len(set(standing))
+        if supervisor.state is ServerState.STOPPED:
+            assert not self.agents
+
+    @invariant()
+    def no_agent_is_forgotten(self) -> None:
+        """While the server serves, the current generation has its agent, or waits for its time, or passes it on."""
+        supervisor = getattr(self, "supervisor", None)
+        if supervisor is None or supervisor.state not in (ServerState.RUNNING, ServerState.DRAINING):
+            return
+        current, candidate = supervisor.current, supervisor.candidate
+        if candidate is not None and candidate.state is not GenerationState.STARTING:
+            current = candidate
+        own = [agent for agent in self.agents if agent.generation is current and agent.state in STANDING]
+        assert len(own) <= 1
+        if not current.policy.agent:
+            assert not own
+        elif not own:
+            assert self.now < supervisor.agents.restart.not_before < math.inf
+            assert supervisor.next_deadline() <= supervisor.agents.restart.not_before
+
+    @invariant()
     def the_lame_duck_is_as_modelled(self) -> None:
         supervisor = getattr(self, "supervisor", None)
         if supervisor is not None:
@@ -463,6 +633,8 @@ class SupervisedServer(RuleBasedStateMachine):
             self.nobody_gets_in()
             for worker in [w for w in self.workers() if w in self.killed]:
                 self.die(worker, 0)
+            for agent in [a for a in self.agents_in() if a in self.killed]:
+                self.agent_ends(agent)
             self.a_deadline_passes(0.0)
             self.every_wait_has_an_end()
         assert supervisor.state is ServerState.STOPPED

@@ -1,0 +1,538 @@
+"""The supervisor's decisions about agents as tables; the shell is that of test_supervisor.py, with agents."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from server.listener import events as e
+from server.listener.agents import END_TIMEOUT
+from server.listener.lifecycle import (
+    AGENT_TRANSITIONS,
+    Agent,
+    AgentState,
+    Cause,
+    GenerationState,
+    IllegalTransition,
+    ServerState,
+    WorkerState,
+    advance,
+)
+from tests.listener.test_supervisor import Shell
+
+STARTUP, ALLOWED = 60.0, 10.0
+
+
+class AgentShell(Shell):
+    """A shell whose servers have agents."""
+
+    def __init__(self, **policy: Any) -> None:
+        super().__init__(**{"agent": True, "agent_timeout": ALLOWED} | policy)
+
+    def agents(self, *states: AgentState) -> list[Agent]:
+        return [a for a in self.supervisor.agents.all.values() if not states or a.state in states]
+
+    def one(self, *states: AgentState) -> Agent:
+        (agent,) = self.agents(*states)
+        return agent
+
+    def prepare(self) -> None:
+        for agent in self.agents(AgentState.STARTING):
+            self.send(e.AgentPrepared(agent))
+
+    def enter(self) -> None:
+        for agent in self.agents(AgentState.ENTERING):
+            self.send(e.AgentEntered(agent))
+
+    def finish(self) -> None:
+        for agent in self.agents(AgentState.FINISHING):
+            self.send(e.AgentFinished(agent))
+            self.end(agent)
+
+    def end(self, agent: Agent, how: str = "exit status 0") -> list[e.Action]:
+        return self.send(e.AgentDied(agent, how))
+
+    def up(self) -> AgentShell:
+        self.prepare()
+        self.enter()
+        super().up()
+        return self
+
+    def to_passing(self) -> tuple[Agent, Agent]:
+        """A reload, up to the moment when the old agent has been told to finish."""
+        (old,) = self.agents()
+        self.send(e.ReloadAsked(ticket=1))
+        self.make_ready()
+        self.prepare()
+        assert old.state is AgentState.FINISHING
+        (new,) = [agent for agent in self.agents() if agent is not old]
+        return old, new
+
+    def said(self, event: str) -> list[e.Say]:
+        return [say for say in self.of(e.Say) if say.event == event]
+
+
+# The start and the stop
+
+
+def test_the_agent_is_entered_before_the_first_worker_starts() -> None:
+    shell = AgentShell()
+    assert [type(action) for action in shell.done if not isinstance(action, e.Say)] == [
+        e.PrepareGeneration,
+        e.StartAgent,
+    ]
+    agent = shell.one(AgentState.STARTING)
+    shell.send(e.AgentPrepared(agent))
+    assert shell.of(e.TellEnter) == [e.TellEnter(agent)]
+    assert not shell.of(e.Start)
+    shell.send(e.AgentEntered(agent))
+    assert len(shell.of(e.Start)) == 2
+    shell.make_ready()
+    shell.send(e.PortsOpened())
+    shell.accept()
+    assert shell.supervisor.state is ServerState.RUNNING
+
+
+def prepared(agent: Agent) -> e.Event:
+    return e.AgentPrepared(agent)
+
+
+def entered(agent: Agent) -> e.Event:
+    return e.AgentEntered(agent)
+
+
+def failed(agent: Agent) -> e.Event:
+    return e.AgentFailed(agent, "ImportError", "Traceback of the new code")
+
+
+def misnamed(agent: Agent) -> e.Event:
+    return e.AgentFailed(agent, "there is no module agnet", usage=True)
+
+
+def died(agent: Agent) -> e.Event:
+    return e.AgentDied(agent, "signal SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("events", "status"),
+    [
+        ([failed], 1),
+        ([misnamed], 2),
+        ([died], 1),
+        ([prepared, failed], 1),
+        ([prepared, died], 1),
+        ([prepared, entered, failed], 1),
+        ([prepared, entered, died], 1),
+    ],
+)
+def test_an_agent_that_fails_in_the_first_start_ends_the_server(
+    events: list[Callable[[Agent], e.Event]], status: int
+) -> None:
+    shell = AgentShell()
+    agent = shell.one()
+    for event in events:
+        shell.send(event(agent))
+    shell.reap()
+    for left in shell.agents():
+        shell.end(left)
+    (end,) = shell.of(e.Exit)
+    assert end.status == status
+    assert not shell.of(e.OpenPorts)
+
+
+def test_the_workers_leave_before_the_agent() -> None:
+    shell = AgentShell().up()
+    agent = shell.one()
+    shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
+    assert shell.of(e.TellRetire)
+    assert agent.state is AgentState.ACTIVE
+    shell.reap()
+    assert shell.of(e.TellFinish) == [e.TellFinish(agent, "stop", ALLOWED)]
+    assert not shell.of(e.Exit)
+    shell.finish()
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_an_agent_that_hangs_in_a_stop_is_killed() -> None:
+    shell = AgentShell().up()
+    agent = shell.one()
+    shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
+    shell.reap()
+    shell.now += ALLOWED
+    shell.send(e.Tick())
+    assert [kill.worker for kill in shell.of(e.Kill)] == [agent]
+    assert not shell.of(e.Exit)
+    shell.end(agent, "signal SIGKILL")
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_a_quick_stop_hurries_the_agent_too_and_the_next_kills_it() -> None:
+    shell = AgentShell().up()
+    agent = shell.one()
+    shell.send(e.QuickStopAsked())
+    assert not shell.of(e.TellFinish)
+    shell.reap()
+    assert shell.of(e.TellFinish)
+    assert shell.supervisor.next_deadline() <= shell.now + END_TIMEOUT
+    shell.send(e.QuickStopAsked())
+    assert [kill.worker for kill in shell.of(e.Kill)] == [agent]
+
+
+@pytest.mark.parametrize("so_far", [0, 1, 2])
+def test_a_stop_amid_the_first_start_ends_an_agent_that_has_not_begun_at_once(so_far: int) -> None:
+    shell = AgentShell()
+    agent = shell.one()
+    for event in [prepared, entered][:so_far]:
+        shell.send(event(agent))
+    shell.send(e.StopAsked())
+    shell.reap()
+    assert agent.state is [AgentState.ENDING, AgentState.FINISHING, AgentState.FINISHING][so_far]
+    shell.end(agent)
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+# The reload
+
+
+def test_the_lease_passes_when_all_is_ready_and_the_old_agent_has_been_reaped() -> None:
+    shell = AgentShell().up()
+    old = shell.one()
+    shell.send(e.ReloadAsked(ticket=1))
+    new = shell.one(AgentState.STARTING)
+    shell.send(e.AgentPrepared(new))
+    assert old.state is AgentState.ACTIVE  # the workers are not ready
+    shell.make_ready()
+    assert shell.of(e.TellFinish) == [e.TellFinish(old, "reload", ALLOWED)]
+    assert not shell.of(e.TellServe)
+    shell.send(e.AgentFinished(old))
+    assert not shell.of(e.TellEnter)  # what it says does not count
+    shell.end(old)
+    assert shell.of(e.TellEnter) == [e.TellEnter(new)]
+    assert not shell.of(e.TellServe)
+    shell.send(e.AgentEntered(new))
+    assert len(shell.of(e.TellServe)) == 2
+    assert not shell.of(e.TellRetire)
+    shell.accept()
+    assert [answer.ok for answer in shell.of(e.Answer)] == [True]
+    assert len(shell.of(e.TellRetire)) == 2
+
+
+def test_workers_that_are_ready_wait_for_the_agent_to_be_prepared() -> None:
+    shell = AgentShell().up()
+    shell.send(e.ReloadAsked())
+    shell.make_ready()
+    assert not shell.of(e.TellFinish)
+    assert not shell.of(e.TellServe)
+    shell.prepare()
+    assert shell.of(e.TellFinish)
+
+
+@pytest.mark.parametrize("event", [failed, misnamed, died])
+def test_an_agent_that_cannot_be_prepared_fails_the_reload_and_the_old_one_never_knew(
+    event: Callable[[Agent], e.Event],
+) -> None:
+    shell = AgentShell().up()
+    old = shell.one()
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.send(event(shell.one(AgentState.STARTING)))
+    assert [answer.ok for answer in shell.of(e.Answer)] == [False]
+    assert old.state is AgentState.ACTIVE
+    assert not shell.of(e.TellFinish)
+    shell.reap(WorkerState.ENDING)
+    for ending in shell.agents(AgentState.ENDING):
+        shell.end(ending)
+    assert set(shell.supervisor.generations) == {1}
+
+
+@pytest.mark.parametrize("event", [failed, died])
+def test_if_entering_fails_the_old_codes_agent_is_started_again(event: Callable[[Agent], e.Event]) -> None:
+    shell = AgentShell().up()
+    old, new = shell.to_passing()
+    shell.end(old)
+    shell.send(event(new))
+    (answer,) = shell.of(e.Answer)
+    assert not answer.ok
+    again = shell.one(AgentState.STARTING)
+    assert (again.generation, again.cause) == (old.generation, Cause.RETURN)
+    shell.send(e.AgentPrepared(again))
+    if new in shell.agents():  # it has the lease until it has been reaped
+        assert again.state is AgentState.PREPARED
+        shell.end(new)
+    assert shell.of(e.TellEnter)[-1] == e.TellEnter(again)
+    assert not shell.of(e.TellServe)
+    shell.enter()
+    assert shell.one() is again
+    shell.reap(WorkerState.ENDING)
+    assert set(shell.supervisor.generations) == {1}
+
+
+@pytest.mark.parametrize("state", [WorkerState.READY, WorkerState.SWITCHING, WorkerState.SERVING])
+def test_if_a_worker_fails_the_switch_the_agents_change_back(state: WorkerState) -> None:
+    shell = AgentShell().up()
+    old, new = shell.to_passing()
+    if state is not WorkerState.READY:
+        shell.end(old)
+        shell.enter()
+    if state is WorkerState.SERVING:
+        shell.send(e.WorkerAccepts(shell.workers(WorkerState.SWITCHING)[0]))
+    victim = next(w for w in shell.workers(state) if w.generation is new.generation)
+    shell.send(e.WorkerDied(victim, "signal SIGKILL"))
+    assert not shell.of(e.Answer)[0].ok
+    if state is WorkerState.READY:  # the new one had not begun
+        assert new.state is AgentState.ENDING
+        shell.end(old)
+    else:
+        assert new.state is AgentState.FINISHING
+        shell.end(new)
+    shell.prepare()
+    again = shell.one(AgentState.ENTERING)
+    assert again.generation is old.generation
+    shell.enter()
+    assert again.state is AgentState.ACTIVE
+
+
+def test_an_old_agent_that_does_not_finish_is_killed_and_only_then_the_lease_passes() -> None:
+    shell = AgentShell().up()
+    old, new = shell.to_passing()
+    shell.now += ALLOWED
+    shell.send(e.Tick())
+    assert [kill.worker for kill in shell.of(e.Kill)] == [old]
+    assert shell.agents(AgentState.PREPARED) == [new]
+    shell.end(old, "signal SIGKILL")
+    assert shell.agents(AgentState.ENTERING) == [new]
+
+
+@pytest.mark.parametrize("entering", [False, True])
+def test_a_new_agent_that_hangs_is_killed_and_the_reload_has_failed(entering: bool) -> None:
+    shell = AgentShell().up()
+    if entering:
+        old, new = shell.to_passing()
+        shell.end(old)
+        allowed = STARTUP + ALLOWED
+    else:
+        shell.send(e.ReloadAsked(ticket=1))
+        new, allowed = shell.one(AgentState.STARTING), STARTUP
+        shell.make_ready()
+    shell.now += allowed
+    shell.send(e.Tick())
+    assert new in [kill.worker for kill in shell.of(e.Kill)]
+    assert not shell.of(e.Answer)[0].ok
+    assert new.state is (AgentState.KILLED if entering else AgentState.ENDING)
+
+
+def test_the_agent_may_come_with_a_reload() -> None:
+    shell = AgentShell(agent=False).up()
+    shell.policy = dataclasses.replace(shell.policy, agent=True)
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.make_ready()
+    assert not shell.of(e.TellServe)
+    shell.prepare()
+    shell.enter()
+    shell.accept()
+    assert shell.of(e.Answer)[0].ok
+    assert shell.one().state is AgentState.ACTIVE
+
+
+def test_the_agent_may_go_with_a_reload() -> None:
+    shell = AgentShell().up()
+    (old,) = shell.agents()
+    shell.policy = dataclasses.replace(shell.policy, agent=False)
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.make_ready()
+    assert old.state is AgentState.FINISHING
+    assert not shell.of(e.TellServe)
+    shell.finish()
+    shell.accept()
+    assert shell.of(e.Answer)[0].ok
+    assert not shell.agents()
+
+
+def test_a_reload_without_agents_switches_at_once() -> None:
+    shell = AgentShell(agent=False).up()
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.make_ready()
+    assert len(shell.of(e.TellServe)) == 2
+    assert [g.state for g in shell.supervisor.generations.values()][-1] is GenerationState.SWITCHING
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_a_stop_while_the_lease_passes_starts_no_agent_any_more(entered: bool) -> None:
+    shell = AgentShell().up()
+    old, new = shell.to_passing()
+    if entered:
+        shell.end(old)
+        shell.enter()
+    shell.forget()
+    shell.send(e.StopAsked())
+    assert not shell.of(e.Answer)[0].ok
+    assert not shell.of(e.StartAgent)
+    assert new.state is (AgentState.ACTIVE if entered else AgentState.ENDING)
+    shell.send(e.ShutOutDone())
+    shell.reap()
+    assert new.state is (AgentState.FINISHING if entered else AgentState.ENDING)
+    for agent in shell.agents():
+        shell.end(agent)
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_a_stop_with_a_delay_has_an_agent_meanwhile() -> None:
+    shell = AgentShell(drain_delay=60.0).up()
+    old, new = shell.to_passing()
+    shell.end(old)
+    shell.enter()
+    shell.send(e.StopAsked())
+    assert new.state is AgentState.FINISHING
+    shell.end(new)
+    shell.prepare()
+    assert shell.one().generation is old.generation
+    assert shell.one().state is AgentState.ENTERING
+
+
+# An agent that is lost
+
+
+@pytest.mark.parametrize("event", [failed, died])
+def test_a_lost_agent_is_started_again_with_back_off_and_the_workers_serve_on(
+    event: Callable[[Agent], e.Event],
+) -> None:
+    shell = AgentShell().up()
+    delays = []
+    for _ in range(6):
+        agent = shell.one()
+        shell.send(event(agent), after=1.0)
+        if agent in shell.agents():
+            shell.end(agent)
+        before = shell.now
+        while not shell.agents(AgentState.STARTING):
+            shell.tick_at_deadline()
+        delays.append(shell.now - before)
+        assert shell.one().cause is Cause.CRASH
+        shell.prepare()
+        shell.enter()
+    assert delays[0] == 0.0
+    assert delays == sorted(delays)
+    assert delays[-1] > 5.0
+    assert all(w.state is WorkerState.SERVING for w in shell.workers())
+    assert len(shell.said("agent_failed")) == 6
+    assert shell.said("agent_active")[-1].about["vacant"] == delays[-1]
+
+
+def test_one_that_fails_has_the_lease_until_it_has_been_reaped() -> None:
+    shell = AgentShell().up()
+    lost = shell.one()
+    shell.send(failed(lost))
+    again = shell.one(AgentState.STARTING)
+    shell.send(e.AgentPrepared(again))
+    assert shell.agents(AgentState.PREPARED) == [again]
+    shell.now += END_TIMEOUT
+    shell.send(e.Tick())
+    assert [kill.worker for kill in shell.of(e.Kill)] == [lost]
+    shell.end(lost)
+    assert shell.agents(AgentState.ENTERING) == [again]
+
+
+def test_one_that_cannot_start_again_is_tried_again_later() -> None:
+    shell = AgentShell().up()
+    shell.end(shell.one(), "signal SIGSEGV")
+    shell.send(failed(shell.one()))
+    for agent in shell.agents():
+        shell.end(agent)
+    assert not shell.agents()
+    assert math.isfinite(shell.supervisor.next_deadline())
+    assert shell.supervisor.agents.restart.trouble
+    shell.tick_at_deadline()
+    shell.prepare()
+    shell.enter()
+    assert not shell.supervisor.agents.restart.trouble
+
+
+def test_a_reload_mends_a_lost_agent() -> None:
+    shell = AgentShell().up()
+    shell.end(shell.one(), "signal SIGSEGV")
+    shell.send(failed(shell.one()))
+    for agent in shell.agents():
+        shell.end(agent)
+    shell.send(e.ReloadAsked(ticket=1))
+    shell.prepare()
+    shell.make_ready()
+    shell.enter()
+    shell.accept()
+    assert shell.of(e.Answer)[0].ok
+    assert shell.one().state is AgentState.ACTIVE
+
+
+def test_an_agent_that_starts_again_gives_way_to_that_of_the_reload() -> None:
+    shell = AgentShell().up()
+    shell.send(e.ReloadAsked())
+    new = shell.one(AgentState.STARTING)
+    shell.end(shell.one(AgentState.ACTIVE), "signal SIGSEGV")
+    again = next(agent for agent in shell.agents(AgentState.STARTING) if agent is not new)
+    shell.make_ready()
+    shell.send(e.AgentPrepared(new))
+    assert again.state is AgentState.ENDING
+    assert new.state is AgentState.ENTERING
+
+
+def test_a_lost_agent_is_not_started_again_once_the_workers_leave() -> None:
+    shell = AgentShell().up()
+    shell.send(e.StopAsked())
+    shell.forget()
+    shell.send(failed(shell.one()))
+    assert not shell.of(e.StartAgent)
+    assert shell.said("agent_failed")[0].detail
+    shell.send(e.ShutOutDone())
+    shell.reap()
+    shell.end(shell.one())
+    assert shell.of(e.Exit) == [e.Exit(0)]
+
+
+def test_one_that_returns_stays() -> None:
+    shell = AgentShell().up()
+    agent = shell.one()
+    shell.send(e.AgentReturned(agent))
+    assert agent.state is AgentState.ACTIVE
+    assert shell.said("agent_returned")
+
+
+def test_one_that_waits_for_another_servers_says_so() -> None:
+    shell = AgentShell()
+    shell.prepare()
+    agent = shell.one(AgentState.ENTERING)
+    shell.send(e.AgentWaits(agent, 4711))
+    assert "4711" in shell.said("agent_waits")[0].text
+    assert shell.supervisor.next_deadline() == shell.now + STARTUP + ALLOWED
+
+
+def test_logs_are_opened_again() -> None:
+    shell = AgentShell().up()
+    shell.send(e.ReopenAsked())
+    assert shell.one() in [tell.worker for tell in shell.of(e.TellReopen)]
+
+
+@pytest.mark.parametrize("late", [prepared, entered, failed, misnamed])
+@pytest.mark.parametrize("state", [AgentState.FINISHING, AgentState.KILLED, AgentState.ENDING])
+def test_what_comes_too_late_changes_nothing(late: Callable[[Agent], e.Event], state: AgentState) -> None:
+    shell = AgentShell().up()
+    if state is AgentState.ENDING:
+        shell.send(e.ReloadAsked())
+        agent = shell.one(AgentState.STARTING)
+        shell.send(failed(agent))
+    else:
+        agent, _ = shell.to_passing()
+    if state is AgentState.KILLED:
+        shell.now += ALLOWED
+        shell.send(e.Tick())
+    assert agent.state is state
+    assert shell.send(late(agent)) == []
+    assert agent.state is state
+
+
+def test_the_table_refuses_what_it_does_not_hold() -> None:
+    with pytest.raises(IllegalTransition):
+        advance(AGENT_TRANSITIONS, AgentState.FINISHING, AgentState.ACTIVE)
