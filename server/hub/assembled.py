@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from server.hub.hub import Hub, HubSettings, Port
 from server.hub.presence import Presence
+from server.hub.state import SharedState
 
 
 def assembled(
@@ -17,6 +18,6 @@ def assembled(
 ) -> Hub:
     """A hub as every server has it."""
     hub = Hub(port, settings, clock, wall)
-    for part in (Presence,):
+    for part in (Presence, SharedState):
         hub.add(part(hub))
     return hub

@@ -1,0 +1,436 @@
+"""The shared state: its entries, the order of its changes, and who has applied them.
+
+Without a store the hub decides what each write does (`server.hub.decide`); with one it asks the store, and takes what
+comes back in the order in which it comes. Either way every change gets the next number here (`seq`), goes to every
+process that is linked, and is published: any process can see at once that it is behind. A write is answered when all
+live processes have said that they have applied it, or at its deadline with the names of those who have not; a process
+that starts gets the whole state first and is not waited for, unless it is the writer.
+
+Keys that begin with "serve:" are the server's own: they are kept with the others and do not go to the processes.
+Bounds: the state's size; for each process, what `server.hub.copies` says; open writes by the window of each process.
+It decides nothing about processes and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from server.hub.copies import Copy, Item
+from server.hub.decide import Code, Entry, Limits, Op, Refused, Write, decide, size
+from server.hub.frames import Frame, packed, unpacked
+from server.hub.hub import Hub, Member, Part, Phase, State
+
+RESERVED: Final = "serve:"
+"""Keys that begin so are no application's."""
+PUT_TIME: Final = 10.0
+"""How long (s) a store may take to answer a write of the hub's own."""
+MAX_TOMBSTONES: Final = 4096
+"""Of so many deleted keys the version is remembered, in case a store tells of an older change afterwards."""
+
+LAGGING: Final = "lagging"
+"""A code of `state.failed`: the write stands, and some have not applied it. The others are those of
+`server.hub.decide.Code` and of `server.store.frames.Trouble`."""
+UNKNOWN: Final = "unknown"
+AWAY: Final = "away"
+
+WITH_STORE: Final = -1
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Ask:
+    """A write or a reading that has not been answered."""
+
+    number: int
+    deadline: float  # of the hub's clock
+    member: Member | None = None  # who asked; None: the hub itself
+    id: int = 0  # the asker's number for it
+    then: Callable[[str], None] | None = None
+    seq: int = WITH_STORE  # wait until this much is applied
+    version: int = 0
+    value: bytes = b""  # of the answer
+
+
+class SharedState(Part):
+    """The part itself; `put`, `value` and `follow` are for the other parts."""
+
+    kinds = frozenset({"state.write", "state.seen", "state.read"})
+    store_kinds = frozenset(
+        {
+            *("store.snapshot", "store.up", "store.down"),
+            *("store.written", "store.refused", "store.change", "store.value"),
+        }
+    )
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self.seq = 0
+        """Changes that the processes of this server have been sent, in the server's life."""
+        self.used = 0
+        """What all entries count as (bytes)."""
+        self._limits = Limits(hub.settings.value_limit, hub.settings.state_limit)
+        self._entries: dict[str, Entry] = {}
+        self._version = 0
+        self._tombstones: dict[str, int] = {}
+        self._copies: dict[int, Copy] = {}
+        self._laggard = -1  # the member that was behind when it was last looked at
+        self._number = 0
+        self._asks: dict[int, _Ask] = {}
+        self._waiting: deque[_Ask] = (
+            deque()
+        )  # those that wait for processes, in their `seq`'s order; answered ones may be among them
+        self._deadlines: list[tuple[float, int]] = []
+        self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
+        self._snapshot: dict[str, Entry] = {}
+
+    # ---- for the other parts
+
+    def value(self, key: str) -> Any:
+        """The value of a key, or None."""
+        entry = self._entries.get(key)
+        return None if entry is None else unpacked(entry.value)
+
+    def put(self, key: str, value: Any, then: Callable[[str], None] | None = None) -> None:
+        """Write a key of the hub's own; None deletes it.
+
+        `then` is called with "" once it is written (with a store: and confirmed), or with a sentence if it is not; at
+        once where no store has to be asked. A program that takes the listener's place does not call it any more.
+        Raises NotSendable for a value that is not MessagePack's.
+        """
+        write = Write(Op.DELETE, key) if value is None else Write(Op.SET, key, packed(value, repr(key)))
+        self._submit(write, self._ask(PUT_TIME, then=then))
+
+    def follow(self, prefix: str, callback: Callable[[str, Any], None]) -> None:
+        """Have `callback` called with key and value (None: deleted) after each change of a key that begins so."""
+        self._followers.append((prefix, callback))
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin so."""
+        return [key for key in self._entries if key.startswith(prefix)]
+
+    @property
+    def entries(self) -> int:
+        """How many there are."""
+        return len(self._entries)
+
+    # ---- members
+
+    def linked(self, member: Member) -> None:
+        whole = [Item(key, *entry) for key, entry in self._entries.items() if not key.startswith(RESERVED)]
+        copy = self._copies[member.id] = Copy(whole, self.seq)
+        self.hub.send(member, "state.limits", {"value": self._limits.value, "total": self._limits.total})
+        self._feed(member, copy)
+
+    def room(self, member: Member) -> None:
+        if (copy := self._copies.get(member.id)) is not None:
+            self._feed(member, copy)
+
+    def changed(self, member: Member, before: Phase) -> None:
+        self._answer()
+
+    def left(self, member: Member) -> None:
+        self._copies.pop(member.id, None)
+        for ask in [each for each in self._asks.values() if each.member is member]:
+            del self._asks[ask.number]
+        self._answer()
+
+    def take(self, member: Member, frame: Frame) -> None:
+        head = frame.head
+        if frame.kind == "state.seen":
+            copy = self._copies[member.id]
+            copy.seen = max(copy.seen, int(head["seq"]))
+            if copy.accused and copy.seen >= self.seq:
+                copy.accused = False
+            if self._waiting:
+                self._answer()
+        elif frame.kind == "state.read":
+            self._read(head["key"], self._ask(float(head["timeout"]), member, int(head["id"])))
+        else:
+            write = Write.of(head, frame.body)
+            ask = self._ask(float(head["timeout"]), member, int(head["id"]))
+            if write.key.startswith(RESERVED):
+                self._fail(ask, Code.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
+            else:
+                self._submit(write, ask)
+
+    # ---- writes
+
+    def _ask(
+        self,
+        timeout: float,
+        member: Member | None = None,
+        id: int = 0,
+        then: Callable[[str], None] | None = None,
+    ) -> _Ask:
+        self._number += 1
+        ask = _Ask(self._number, self.hub.clock() + max(0.0, timeout), member, id, then)
+        self._asks[ask.number] = ask
+        if len(self._deadlines) > 2 * len(self._asks) + 64:  # of those that were answered in time
+            self._deadlines = [(each.deadline, each.number) for each in self._asks.values()]
+            heapq.heapify(self._deadlines)
+        else:
+            heapq.heappush(self._deadlines, (ask.deadline, ask.number))
+        return ask
+
+    def _submit(self, write: Write, ask: _Ask) -> None:
+        if not self.hub.settings.stored:
+            outcome = decide(write, self._entries.get(write.key), self._limits, self.used, self._version + 1)
+            if isinstance(outcome, Refused):
+                self._refuse(ask, outcome.code.value, outcome.text, outcome.version, outcome.value)
+            else:
+                self._apply(Item(outcome.key, outcome.version, outcome.value))
+                self._stands(ask, outcome.version, outcome.value)
+        elif self.hub.store_trouble:
+            self._fail(ask, AWAY, f"nothing is written: {self.hub.store_trouble}")
+        else:
+            self.hub.send_to_store("store.write", {"id": ask.number, **write.head()}, write.value)
+
+    def _apply(self, item: Item) -> None:
+        """A change stands: it is the next one of all."""
+        key, version, value = item
+        before = self._entries.get(key)
+        if before is not None:
+            self.used -= size(key, before.value)
+        if value is None:
+            self._entries.pop(key, None)
+            if self.hub.settings.stored:
+                self._tombstones[key] = version
+                if len(self._tombstones) > MAX_TOMBSTONES:
+                    del self._tombstones[next(iter(self._tombstones))]
+        else:
+            self._entries[key] = Entry(version, value)
+            self.used += size(key, value)
+        self._version = max(self._version, version)
+        if not key.startswith(RESERVED):
+            self.seq += 1
+            for id, copy in self._copies.items():
+                copy.add(item, self.seq)
+                self._feed(self.hub.members[id], copy)
+            self.hub.port.publish(self.seq)  # after it was sent: who sees that it is behind finds it in its socket
+        for prefix, callback in self._followers:
+            if key.startswith(prefix):
+                callback(key, None if value is None else unpacked(value))
+
+    def _feed(self, member: Member, copy: Copy) -> None:
+        while copy.waits and self.hub.port.room(member.id):
+            self.hub.send(member, "state.changes", *copy.piece())
+
+    def _stands(self, ask: _Ask, version: int, value: bytes | None) -> None:
+        """The write is applied here: its answer waits for the others."""
+        ask.version, ask.value = version, value or b""
+        self._wait(ask)
+
+    def _wait(self, ask: _Ask) -> None:
+        if ask.member is None:
+            self._done(ask)
+            return
+        ask.seq = self.seq
+        self._waiting.append(ask)
+        self._answer()
+
+    def _refuse(self, ask: _Ask, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
+        if code == Code.ABSENT.value:  # nothing to delete: so it is done, once the others have seen it gone as well
+            self._wait(ask)
+        else:
+            self._fail(ask, code, text, version, value)
+
+    # ---- answers
+
+    def _answer(self) -> None:
+        """Answer the writes that all who live have applied."""
+        late: list[_Ask] = []
+        while self._waiting:
+            ask = self._waiting[0]
+            if ask.number in self._asks:
+                if self._behind(ask.seq):
+                    break
+                assert ask.member is not None
+                if self._copies[ask.member.id].seen < ask.seq:  # a writer that starts, which only it waits for
+                    late.append(ask)
+                else:
+                    self._done(ask)
+            self._waiting.popleft()
+        self._waiting.extendleft(reversed(late))
+
+    def _behind(self, seq: int) -> bool:
+        """Whether one who lives has applied less."""
+        copy = self._copies.get(self._laggard)
+        member = self.hub.members.get(self._laggard)
+        if copy is not None and member is not None and copy.seen < seq and member.phase is not Phase.EXPECTED:
+            return True
+        for member in self._behind_by(seq):
+            self._laggard = member.id
+            return True
+        return False
+
+    def _behind_by(self, seq: int) -> Iterator[Member]:
+        """Who lives and has applied less."""
+        for id, copy in self._copies.items():
+            if copy.seen < seq and self.hub.members[id].phase is not Phase.EXPECTED:
+                yield self.hub.members[id]
+
+    def _done(self, ask: _Ask) -> None:
+        if self._asks.pop(ask.number, None) is None:
+            return
+        if ask.then is not None:
+            ask.then("")
+        elif ask.member is not None:
+            self.hub.send(ask.member, "state.done", {"id": ask.id, "version": ask.version}, ask.value)
+
+    def _fail(self, ask: _Ask, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any) -> None:
+        if self._asks.pop(ask.number, None) is None:
+            return
+        if ask.then is not None:
+            ask.then(text)
+        elif ask.member is not None:
+            head = {"id": ask.id, "code": code, "text": text, "version": version, **more}
+            self.hub.send(ask.member, "state.failed", head, value)
+
+    def deadline(self) -> float:
+        while self._deadlines and self._deadlines[0][1] not in self._asks:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def tick(self) -> None:
+        now = self.hub.clock()
+        while self.deadline() <= now:
+            ask = self._asks[heapq.heappop(self._deadlines)[1]]
+            if ask.seq == WITH_STORE:
+                self._fail(ask, UNKNOWN, "the store has not answered in time: it is not known whether this is written")
+                continue
+            lagging = list(self._behind_by(ask.seq))
+            if ask.member is not None and ask.member not in lagging and self._copies[ask.member.id].seen < ask.seq:
+                lagging.append(ask.member)
+            for member in lagging:
+                self._accuse(member)
+            who = ", ".join(str(member) for member in lagging)
+            found = [[member.role.value, member.slot, member.generation] for member in lagging]
+            self._fail(
+                ask, LAGGING, f"it stands, but has not arrived at {who} in time", ask.version, ask.value, lagging=found
+            )
+
+    def _accuse(self, member: Member) -> None:
+        copy = self._copies[member.id]
+        if not copy.accused:
+            copy.accused = True
+            text = f"{member} does not take the changes of the shared state in time: its event loop may be blocked"
+            self.hub.port.say(
+                logging.WARNING,
+                "state_lagging",
+                text,
+                role=member.role.value,
+                slot=member.slot,
+                generation=member.generation,
+            )
+
+    # ---- reading the truth
+
+    def _read(self, key: str, ask: _Ask) -> None:
+        if self.hub.settings.stored:
+            if self.hub.store_trouble:
+                self._fail(ask, AWAY, f"it cannot be read: {self.hub.store_trouble}")
+            else:
+                self.hub.send_to_store("store.read", {"id": ask.number, "key": key})
+            return
+        if (entry := self._entries.get(key)) is not None:
+            ask.version, ask.value = entry
+        self._done(ask)
+
+    # ---- the store
+
+    def take_from_store(self, frame: Frame) -> None:
+        head, kind = frame.head, frame.kind
+        if kind == "store.snapshot":
+            self._snapshot |= {key: Entry(version, value) for key, version, value in unpacked(frame.body)}
+        elif kind == "store.up":
+            self._take_snapshot()
+            self.hub.store_changed("")
+        elif kind == "store.down":
+            self.hub.store_changed(head["text"])
+        elif kind == "store.change":
+            self._hear(_item(frame))
+        else:
+            self._take_answer(frame, self._asks.get(head["id"]))
+
+    def _take_answer(self, frame: Frame, ask: _Ask | None) -> None:
+        head = frame.head
+        if frame.kind == "store.written":
+            item = _item(frame)
+            self._hear(item)
+            if ask is not None:
+                self._stands(ask, item.version, item.value)
+        elif ask is None:
+            return
+        elif frame.kind == "store.refused":
+            self._refuse(ask, head["code"], head["text"], head.get("version", 0), frame.body)
+        else:
+            ask.version, ask.value = head["version"], frame.body
+            self._done(ask)
+
+    def _hear(self, item: Item) -> None:
+        """The store says that a change stands; it may have been overtaken by a newer one of the same key."""
+        entry = self._entries.get(item.key)
+        newest = entry.version if entry is not None else self._tombstones.get(item.key, 0)
+        if item.version > newest:
+            self._apply(item)
+
+    def _take_snapshot(self) -> None:
+        """The store has told all that it has: what is different here changes, whatever was newer."""
+        snapshot, self._snapshot = self._snapshot, {}
+        self._tombstones.clear()
+        for key in [key for key in self._entries if key not in snapshot]:
+            self._apply(Item(key, 0, None))
+        self._tombstones.clear()
+        for key, entry in sorted(snapshot.items(), key=lambda pair: pair[1].version):
+            if self._entries.get(key) != entry:
+                self._apply(Item(key, *entry))
+
+    def store_changed(self) -> None:
+        if self.hub.store_trouble:
+            self._snapshot.clear()
+            text = f"it is not known whether this is written: {self.hub.store_trouble}"
+            for ask in [each for each in self._asks.values() if each.seq == WITH_STORE]:
+                self._fail(ask, UNKNOWN, text)
+
+    # ---- a new program of the listener
+
+    def to_state(self) -> State:
+        return {
+            "seq": self.seq,
+            "version": self._version,
+            "entries": [[key, *entry] for key, entry in self._entries.items()],
+            "tombstones": self._tombstones,
+            "copies": [[id, copy.to_state()] for id, copy in self._copies.items()],
+            "number": self._number,
+            "asks": [
+                [ask.number, ask.deadline, ask.member.id, ask.id, ask.seq, ask.version, ask.value]
+                for ask in self._asks.values()
+                if ask.member is not None
+            ],
+        }
+
+    def load(self, state: State) -> None:
+        self.seq, self._version, self._number = state["seq"], state["version"], state["number"]
+        self._entries = {key: Entry(version, value) for key, version, value in state["entries"]}
+        self.used = sum(size(key, entry.value) for key, entry in self._entries.items())
+        self._tombstones = dict(state["tombstones"])
+        self._copies = {id: Copy.load(copy) for id, copy in state["copies"] if id in self.hub.members}
+        for number, deadline, member, id, seq, version, value in state["asks"]:
+            if member in self.hub.members:
+                ask = _Ask(number, deadline, self.hub.members[member], id, None, seq, version, value)
+                self._asks[number] = ask
+                heapq.heappush(self._deadlines, (deadline, number))
+                if seq != WITH_STORE:
+                    self._waiting.append(ask)
+        self._waiting = deque(sorted(self._waiting, key=lambda ask: ask.seq))
+        self.hub.port.publish(self.seq)
+
+
+def _item(frame: Frame) -> Item:
+    head = frame.head
+    return Item(head["key"], head["version"], None if head.get("deleted") else frame.body)

@@ -1,0 +1,382 @@
+"""The shared state's core: order, acknowledgements and deadlines, without sockets and processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.app.replica import Replica
+from server.hub.frames import Frame, encode, packed, unpacked
+from server.hub.hub import Hub, HubSettings, Order, Role
+from server.hub.state import SharedState
+from tests.hub.port import RecordingPort
+
+
+class Fixture:
+    """A hub with shared state, and what its members have of it."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.now = 100.0
+        self.port = RecordingPort()
+        self.hub = Hub(self.port, HubSettings(**settings), lambda: self.now)
+        self.state = SharedState(self.hub)
+        self.hub.add(self.state)
+        self.replicas: dict[int, Replica] = {}
+        self.answers: dict[int, list[Frame]] = {}
+        self.id = 0
+
+    def join(self, id: int, slot: int = 0, generation: int = 1, *, up: bool = True, role: Role = Role.WORKER) -> None:
+        self.hub.join(id, role, generation, slot)
+        self.replicas[id], self.answers[id] = Replica(), []
+        self.hub.linked(id)
+        if up:
+            self.catch_up(id)
+            self.hub.order(id, Order.SERVE)
+            self.hub.take(id, encode("up"))
+
+    def receive(self, id: int) -> None:
+        """The member reads what it was sent, and does not say so yet."""
+        for frame in self.port.take(id):
+            if frame.kind == "state.changes":
+                self.replicas[id].take(frame)
+            elif frame.kind in ("state.done", "state.failed"):
+                self.answers[id].append(frame)
+
+    def catch_up(self, *ids: int) -> None:
+        """The members read, and acknowledge; then they read the answers."""
+        for id in ids:
+            self.receive(id)
+            self.hub.take(id, encode("state.seen", {"seq": self.replicas[id].applied}))
+        for id in ids:
+            self.receive(id)
+
+    def write(self, id: int, op: str, key: str, value: Any = None, timeout: float = 5.0, **more: Any) -> int:
+        self.id += 1
+        head = {"id": self.id, "op": op, "key": key, "timeout": timeout, **more}
+        self.hub.take(id, encode("state.write", head, b"" if op in ("delete", "incr") else packed(value, "")))
+        return self.id
+
+    def has(self, id: int) -> dict[str, Any]:
+        return {key: held.value for key, held in self.replicas[id].held.items()}
+
+    def from_store(self, kind: str, body: bytes = b"", **head: Any) -> None:
+        self.hub.take_from_store(encode(kind, head, body))
+
+    def later(self, seconds: float) -> None:
+        self.now += seconds
+        self.hub.tick()
+
+
+@pytest.fixture
+def there() -> Fixture:
+    made = Fixture()
+    made.join(1, slot=0)
+    made.join(2, slot=1)
+    return made
+
+
+def test_a_write_is_answered_when_all_have_it(there: Fixture) -> None:
+    there.write(1, "set", "k", "v")
+    there.catch_up(1)
+    assert there.has(1) == {"k": "v"}
+    assert there.answers[1] == []
+    there.receive(2)
+    assert there.answers[1] == []
+    there.catch_up(2)
+    there.receive(1)
+    assert [(frame.kind, frame.head) for frame in there.answers[1]] == [("state.done", {"id": 1, "version": 1})]
+    assert there.has(2) == {"k": "v"}
+    assert there.port.applied == 1
+
+
+def test_the_operations(there: Fixture) -> None:
+    there.write(1, "incr", "n", by=5)
+    there.write(2, "incr", "n", by=-2)
+    there.write(1, "cas", "n", 9, version=1)
+    there.write(2, "cas", "n", 9, version=2)
+    there.write(1, "delete", "nothing")
+    there.write(2, "delete", "n")
+    there.catch_up(1, 2)
+    there.receive(1)
+    assert [(f.kind, f.head.get("version"), f.head.get("code")) for f in there.answers[1]] == [
+        ("state.failed", 2, "conflict"),
+        ("state.done", 1, None),
+        ("state.done", 0, None),
+    ]
+    assert unpacked(there.answers[1][0].body) == 3
+    assert [(f.head["version"], f.body and unpacked(f.body)) for f in there.answers[2]] == [(2, 3), (3, 9), (4, b"")]
+    assert there.has(1) == there.has(2) == {}
+
+
+def test_who_lags_is_named_at_the_deadline_and_the_write_stands(there: Fixture) -> None:
+    there.join(3, slot=2)
+    there.write(1, "set", "k", "v", timeout=2.0)
+    there.catch_up(1, 3)
+    assert there.hub.deadline() == 102.0
+    there.later(1.9)
+    there.receive(1)
+    assert there.answers[1] == []
+    there.later(0.1)
+    there.receive(1)
+    (failed,) = there.answers[1]
+    assert (failed.head["code"], failed.head["lagging"]) == ("lagging", [["worker", 1, 1]])
+    assert failed.head["version"] == 1
+    assert [(event, about["slot"]) for event, _, about in there.port.records] == [("state_lagging", 1)]
+    there.write(1, "set", "k", "w", timeout=2.0)
+    there.catch_up(1, 3)
+    there.later(2.0)
+    assert len(there.port.records) == 1  # said once for as long as it lags
+    there.catch_up(2)
+    assert there.has(2) == there.has(1) == {"k": "w"}
+    assert there.hub.deadline() == float("inf")
+
+
+def test_the_dead_are_not_waited_for(there: Fixture) -> None:
+    there.write(1, "set", "k", "v")
+    there.catch_up(1)
+    there.hub.leave(2)
+    there.receive(1)
+    assert [frame.kind for frame in there.answers[1]] == ["state.done"]
+    there.write(1, "set", "k", "w")
+    there.hub.leave(1)  # the writer: nobody to answer
+    assert there.hub.deadline() == float("inf")
+
+
+def test_who_retires_is_waited_for(there: Fixture) -> None:
+    there.hub.order(2, Order.RETIRE)
+    there.write(1, "set", "k", "v")
+    there.catch_up(1)
+    assert there.answers[1] == []
+    there.catch_up(2)
+    there.receive(1)
+    assert len(there.answers[1]) == 1
+
+
+def test_who_starts_gets_everything_and_is_waited_for_once_it_is_up(there: Fixture) -> None:
+    there.write(1, "set", "k", "v")
+    there.catch_up(1, 2)
+    there.join(3, slot=0, generation=2, up=False)
+    there.write(1, "set", "k", "w")
+    there.catch_up(1, 2)
+    there.receive(1)
+    assert len(there.answers[1]) == 2  # its import blocks it for as long as it likes
+    there.write(1, "set", "k", "x")
+    there.hub.take(3, encode("up"))
+    there.catch_up(1, 2)
+    there.receive(1)
+    assert len(there.answers[1]) == 2
+    there.catch_up(3)
+    there.receive(1)
+    assert len(there.answers[1]) == 3
+    assert there.has(3) == {"k": "x"}
+
+
+def test_a_writer_that_starts_reads_its_own_write(there: Fixture) -> None:
+    there.join(3, up=False)
+    there.write(3, "set", "k", "v")
+    there.write(1, "set", "l", "v")
+    there.catch_up(1, 2)
+    there.receive(1)
+    assert len(there.answers[1]) == 1  # others do not wait for it
+    assert [frame.kind for frame in there.port.sent[3]] == ["state.limits", *["state.changes"] * 3]
+    there.catch_up(3)
+    assert len(there.answers[3]) == 1
+    assert there.has(3) == {"k": "v", "l": "v"}
+
+
+def test_who_does_not_read_is_sent_the_newest_of_each_key_in_one_step(there: Fixture) -> None:
+    there.port.without_room.add(2)
+    for number in range(10):
+        there.write(1, "set", "a", number)
+        there.write(1, "set", "b", number)
+    there.write(1, "delete", "a")
+    assert there.port.take(2) == []
+    there.port.without_room.clear()
+    there.hub.room(2)
+    (frame,) = there.port.take(2)
+    assert [(key, value and unpacked(value)) for key, _, value in unpacked(frame.body)] == [("b", 9), ("a", None)]
+    assert frame.head == {"seq": 21}
+
+
+def test_a_batch_of_several_frames_is_applied_as_a_whole(there: Fixture) -> None:
+    there.port.without_room.add(2)
+    values = {f"k{number}": "v" * 60_000 for number in range(7)}
+    for key, value in values.items():
+        there.write(1, "set", key, value)
+    there.port.without_room.clear()
+    there.hub.room(2)
+    frames = there.port.take(2)
+    assert len(frames) == 4
+    for frame in frames[:-1]:
+        there.replicas[2].take(frame)
+        assert there.has(2) == {}
+        assert there.replicas[2].applied == 0
+    there.replicas[2].take(frames[-1])
+    assert there.has(2) == values
+    assert there.replicas[2].applied == 7
+
+
+def test_what_changes_while_a_batch_is_sent_comes_after_it(there: Fixture) -> None:
+    class Narrow(RecordingPort):
+        def send(self, member: int, data: bytes) -> None:
+            super().send(member, data)
+            if member == 2:
+                self.without_room.add(2)
+
+    there.port = there.hub.port = Narrow()
+    there.port.without_room.add(2)
+    there.write(1, "set", "a", "v" * 60_000)
+    there.write(1, "set", "b", "v" * 60_000)
+    there.write(1, "set", "c", "v" * 60_000)
+    seen = []
+    for number in range(4):
+        there.write(1, "set", "c", number)
+        there.port.without_room.discard(2)
+        there.hub.room(2)
+        there.receive(2)
+        seen.append((there.replicas[2].applied, there.has(2).get("c")))
+    assert seen[0] == (4, 0)  # the batch began with the newest that was known then
+    assert seen[1] == (5, 1)
+    assert seen[-1] == (7, 3)
+
+
+def test_the_servers_own_keys_stay_in_the_hub(there: Fixture) -> None:
+    heard: list[tuple[str, Any]] = []
+    there.state.follow("serve:schedule:", lambda key, value: heard.append((key, value)))
+    told: list[str] = []
+    there.state.put("serve:schedule:a", {"paused": True}, told.append)
+    there.state.put("serve:other", 1)
+    assert there.state.value("serve:schedule:a") == {"paused": True}
+    assert there.state.keys("serve:schedule:") == ["serve:schedule:a"]
+    there.state.put("serve:schedule:a", None, told.append)
+    there.state.put("serve:schedule:a", None, told.append)  # nothing to delete is no trouble
+    assert there.state.value("serve:schedule:a") is None
+    assert heard == [("serve:schedule:a", {"paused": True}), ("serve:schedule:a", None)]
+    assert told == ["", "", ""]
+    there.state.put("serve:x", "v" * 100_000, told.append)
+    assert "--state-value-limit" in told[-1]
+    assert there.port.take(1) == []
+    assert there.state.seq == 0
+    there.write(1, "set", "serve:schedule:a", 1)
+    there.receive(1)
+    assert there.answers[1][0].head["code"] == "key"
+
+
+def test_reading_the_truth(there: Fixture) -> None:
+    there.write(1, "set", "k", "v")
+    there.hub.take(2, encode("state.read", {"id": 7, "key": "k", "timeout": 1.0}))
+    there.hub.take(2, encode("state.read", {"id": 8, "key": "none", "timeout": 1.0}))
+    there.receive(2)
+    found = [(frame.head["id"], frame.head["version"], frame.body) for frame in there.answers[2]]
+    assert found == [(7, 1, packed("v", "")), (8, 0, b"")]
+
+
+def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
+    there.write(1, "set", "k", "v")
+    there.port.without_room.add(2)
+    there.write(1, "set", "l", "v", timeout=3.0)
+    left = unpacked(packed(there.hub.to_state(), ""))
+    new = Fixture()
+    new.replicas, new.answers, new.now = there.replicas, there.answers, there.now
+    new.port.sent = there.port.sent
+    new.hub.load(left)
+    assert new.port.applied == 2
+    new.catch_up(1)
+    new.hub.room(2)
+    new.catch_up(2)
+    new.receive(1)
+    assert [frame.head["version"] for frame in new.answers[1]] == [1, 2]
+    assert new.has(2) == {"k": "v", "l": "v"}
+    new.write(2, "set", "k", "x")
+    assert new.state.used == there.state.used
+
+
+# With a store
+
+
+@pytest.fixture
+def stored() -> Fixture:
+    made = Fixture(stored=True)
+    made.from_store("store.snapshot", packed([["old", 3, packed("o", "")], ["serve:x", 4, packed(1, "")]], ""))
+    made.from_store("store.up", server="s", shared=True)
+    made.join(1)
+    return made
+
+
+def test_the_store_has_the_last_word(stored: Fixture) -> None:
+    assert stored.has(1) == {"old": "o"}
+    assert stored.state.value("serve:x") == 1
+    stored.write(1, "set", "k", "v")
+    (asked,) = stored.port.to_store
+    assert asked == Frame("store.write", {"id": asked.head["id"], "op": "set", "key": "k"}, packed("v", ""))
+    assert stored.port.take(1, "state.changes") == []
+    stored.from_store("store.change", packed("other", ""), key="l", version=9, deleted=False)
+    stored.from_store("store.written", packed("v", ""), id=asked.head["id"], key="k", version=10, deleted=False)
+    stored.catch_up(1)
+    assert stored.has(1) == {"old": "o", "k": "v", "l": "other"}
+    assert stored.answers[1][0].head == {"id": 1, "version": 10}
+
+
+def test_what_the_store_tells_late_changes_nothing(stored: Fixture) -> None:
+    stored.from_store("store.change", packed("new", ""), key="k", version=9, deleted=False)
+    stored.from_store("store.change", packed("old", ""), key="k", version=8, deleted=False)
+    stored.from_store("store.change", key="k", version=10, deleted=True)
+    stored.from_store("store.change", packed("old", ""), key="k", version=9, deleted=False)
+    stored.catch_up(1)
+    assert stored.has(1) == {"old": "o"}
+    assert stored.state.seq == 1 + 2  # the snapshot, and two changes
+
+
+def test_what_the_store_refuses(stored: Fixture) -> None:
+    stored.write(1, "cas", "old", "v", version=1)
+    stored.write(1, "delete", "none")
+    first, second = (frame.head["id"] for frame in stored.port.to_store)
+    stored.from_store("store.refused", packed("o", ""), id=first, code="conflict", text="it was written", version=3)
+    stored.from_store("store.refused", id=second, code="absent", text="", version=0)
+    stored.catch_up(1)
+    assert [(f.kind, f.head["version"], f.body) for f in stored.answers[1]] == [
+        ("state.failed", 3, packed("o", "")),
+        ("state.done", 0, b""),
+    ]
+
+
+def test_the_loss_of_the_store_is_told_and_what_it_knows_afterwards_holds(stored: Fixture) -> None:
+    stored.write(1, "set", "k", "v")
+    told: list[str] = []
+    stored.state.put("serve:y", 1, told.append)
+    stored.from_store("store.down", text="Redis is away")
+    stored.write(1, "set", "k", "v")
+    stored.hub.take(1, encode("state.read", {"id": 9, "key": "k", "timeout": 1.0}))
+    stored.receive(1)
+    assert [frame.head["code"] for frame in stored.answers[1]] == ["unknown", "away", "away"]
+    assert "Redis is away" in stored.answers[1][1].head["text"]
+    assert "Redis is away" in told[0]
+    stored.from_store("store.snapshot", packed([["k", 5, packed("v", "")]], ""))
+    stored.from_store("store.up", server="s", shared=True)
+    stored.catch_up(1)
+    assert stored.has(1) == {"k": "v"}  # it stood after all; the others are gone
+    assert stored.state.value("serve:x") is None
+    stored.write(1, "set", "k", "w")
+    assert len(stored.port.to_store) == 3
+
+
+def test_a_store_that_does_not_answer(stored: Fixture) -> None:
+    stored.write(1, "set", "k", "v", timeout=1.0)
+    stored.later(1.0)
+    stored.receive(1)
+    assert stored.answers[1][0].head["code"] == "unknown"
+    number = stored.port.to_store[0].head["id"]
+    stored.from_store("store.written", packed("v", ""), id=number, key="k", version=10, deleted=False)
+    stored.catch_up(1)
+    assert stored.has(1)["k"] == "v"
+    assert len(stored.answers[1]) == 1
+
+
+def test_the_truth_is_the_stores(stored: Fixture) -> None:
+    stored.hub.take(1, encode("state.read", {"id": 9, "key": "old", "timeout": 1.0}))
+    (asked,) = stored.port.to_store
+    assert (asked.kind, asked.head["key"]) == ("store.read", "old")
+    stored.from_store("store.value", packed("new", ""), id=asked.head["id"], key="old", version=20, exists=True)
+    stored.receive(1)
+    assert (stored.answers[1][0].head["version"], unpacked(stored.answers[1][0].body)) == (20, "new")
