@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from server.admin.reading import DURATIONS, Reading, Words
 from server.admin.view import View
+from server.hub.figures import FIGURES
 from server.listener.lifecycle import ServerState, WorkerState
 from server.scoreboard import DURATION_BOUNDS, Cell
 
@@ -58,7 +59,12 @@ class ServerCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         reading = self._view.reading()
         return itertools.chain(
-            self._server(reading), self._traffic(reading), self._slots(reading), self._reloads(), self._queues()
+            self._server(reading),
+            self._traffic(reading),
+            self._slots(reading),
+            self._reloads(),
+            self._queues(),
+            self._hub(),
         )
 
     def _server(self, reading: Reading) -> Iterator[Metric]:
@@ -173,6 +179,13 @@ class ServerCollector(Collector):
         if last is not None:
             yield gauge("serve_last_reload_timestamp_seconds", "When it ended, in unix time.", last["at"])
             yield gauge("serve_last_reload_duration_seconds", "How long it took.", last.get("seconds", 0.0))
+
+    def _hub(self) -> Iterator[Metric]:
+        """What the application's processes tell each other, as the listener counts it."""
+        figures = self._view.state.get("hub", {})
+        for name, meaning in FIGURES.items():
+            make = counter if name.endswith("_total") else gauge
+            yield make(f"serve_{name.removesuffix('_total')}", meaning, figures.get(name, 0))
 
     def _queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily("serve_accept_queue", "Clients that wait to be accepted.", labels=["listening"])

@@ -6,7 +6,7 @@ process reads by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from server.listener.child import Child
@@ -17,8 +17,10 @@ TROUBLE: Final = 300
 """Characters of what was wrong with the last reload."""
 
 
-def admin_state(supervisor: Supervisor, children: Iterable[Child], history: History) -> dict[str, Any]:
-    """JSON-compatible; `children` are the living ones."""
+def admin_state(
+    supervisor: Supervisor, children: Iterable[Child], history: History, figures: Mapping[str, float]
+) -> dict[str, Any]:
+    """JSON-compatible; `children` are the living ones, `figures` the hub's (`server.hub.figures`)."""
     current = 0 if supervisor.current is None else supervisor.current.number
     workers = [
         {
@@ -53,5 +55,6 @@ def admin_state(supervisor: Supervisor, children: Iterable[Child], history: Hist
         "reloads": dict(history.outcomes),
         "reload_seconds": dict(history.reload_seconds),
         "restarts": {cause: count for cause, count in history.starts.items() if cause != "generation"},
+        "hub": dict(figures),
         "last_failure": supervisor.last_failure[:TROUBLE],
     }

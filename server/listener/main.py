@@ -52,6 +52,9 @@ from server.signals import LISTENER_SIGNALS
 HANDSHAKE_TIME = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
 
+FIGURES_PERIOD = 1.0
+"""Seconds between two looks at whether the admin process is to be told new figures of the hub."""
+
 log = logging.getLogger("serve")
 
 _MEANINGS: Final[dict[signal.Signals, e.Event]] = {
@@ -144,6 +147,8 @@ class Listener:
             self.links.start()
             await self._tasks.start(self._watch_signals)
             self._tasks.start_soon(self.admin.run)
+            if self.admin.names:
+                self._tasks.start_soon(self._tell_figures)
             self._tasks.start_soon(self.admin.end_earlier)
             self._tasks.start_soon(self.heartbeats.run)
             if self.settings.config.reload:
@@ -448,7 +453,16 @@ class Listener:
 
     def _admin_state(self) -> dict[str, Any]:
         """What the admin process is told of the present state."""
-        return admin_state(self.supervisor, self.crew, self.history)
+        return admin_state(self.supervisor, self.crew, self.history, self.links.hub.figures())
+
+    async def _tell_figures(self) -> None:
+        """The hub's figures change without an event of the supervisor's."""
+        told = self.links.hub.figures()
+        while True:
+            await anyio.sleep(FIGURES_PERIOD)
+            if (figures := self.links.hub.figures()) != told:
+                told = figures
+                self.admin.changed()
 
     def status(self) -> dict[str, Any]:
         """What `serve status --json` shows."""
@@ -474,7 +488,8 @@ class Listener:
 
 def hub_settings(config: Config) -> HubSettings:
     """What the hub is told of the configuration."""
-    return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit)
+    shared = config.state.startswith(("redis://", "rediss://"))
+    return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
 
 
 def run(settings: Settings) -> int:

@@ -35,7 +35,7 @@ ABOUT: dict[str, Any] = {
     "listening": [],
 }
 
-STATE = admin_state(Supervisor(POLICY), [], History())
+STATE = admin_state(Supervisor(POLICY), [], History(), {})
 
 
 def worker(board: Scoreboard, row: int, slot: int, generation: int, requests: int) -> None:
