@@ -152,6 +152,7 @@ class HubSettings:
     stored: bool = False  # a store process keeps the state
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
     state_limit: int = 16 * 1024 * 1024  # bytes of all of it, keys and values
+    shared: bool = False  # the store is Redis: broadcasts go to other servers as well
 
 
 NO_STORE: Final = "there is no store"
