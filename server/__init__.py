@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from server.app.draining import draining
+    from server.app.shared import shared
 
-__all__ = ["__version__", "draining"]
+__all__ = ["__version__", "draining", "shared"]
 __version__ = "0.1.0"
 
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from server.app.draining import draining
 
         return draining
+    if name == "shared":
+        from server.app.shared import shared
+
+        return shared
     raise AttributeError(f"module 'server' has no attribute {name!r}")
