@@ -30,6 +30,7 @@ from server.listener.plan import Plan
 from server.listener.release import Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
+from server.listener.store import Store
 from server.listener.supervisor import Supervisor
 from server.listener.supervisor_estate import from_state, to_state
 from server.output import Guard
@@ -61,6 +62,8 @@ class Heirloom:
     start_directory: str
     control: State | None
     links: State
+    store: State | None
+    """What there was of the store process, if there was one."""
     predecessor: str
     """The version of the server that it was."""
 
@@ -73,6 +76,7 @@ class Leaver(Protocol):
     supervisor: Supervisor
     crew: Crew
     links: Links
+    store: Store | None
     listening: list[Listening]
     admin_listening: list[Listening]
     pid_file: PidFile | None
@@ -96,6 +100,7 @@ def describe(listener: Leaver, guard: Guard, askers: list[int]) -> tuple[State, 
         "scoreboard": listener.crew.scoreboard.fd,
         "children": [_child(child, descriptors) for child in listener.crew],
         "links": listener.links.to_state(descriptors),
+        "store": None if listener.store is None else listener.store.to_state(descriptors),
         "listening": [_listening(each, descriptors) for each in listener.listening],
         "admin": [_listening(each, descriptors) for each in listener.admin_listening],
         "pid_file": None if listener.pid_file is None else listener.pid_file.to_state(descriptors),
@@ -168,6 +173,7 @@ def take(state: State) -> Heirloom:
         start_directory=state["start_directory"],
         control=state["control"],
         links=state["links"],
+        store=state.get("store"),
         predecessor=state["server"],
     )
 

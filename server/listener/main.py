@@ -43,6 +43,7 @@ from server.listener.plan import Plan, planned, planned_anew, policy_of
 from server.listener.processes import Processes
 from server.listener.release import Release
 from server.listener.status import past, status
+from server.listener.store import Store
 from server.listener.succession import Succession
 from server.listener.supervisor import Supervisor
 from server.scoreboard import Scoreboard
@@ -131,6 +132,7 @@ class Listener:
             self.started,
             earlier=0 if heirloom is None else heirloom.admin_process,
         )
+        self.store = self._make_store() if config.state else None
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self._happened, self._release, lambda: self.control.path)
@@ -146,6 +148,8 @@ class Listener:
                 await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
             self.links.start()
             await self._tasks.start(self._watch_signals)
+            if self.store is not None:
+                await self._have_state(self.store)
             self._tasks.start_soon(self.admin.run)
             if self.admin.names:
                 self._tasks.start_soon(self._tell_figures)
@@ -161,7 +165,8 @@ class Listener:
                 )
                 self._tasks.start_soon(self._changes.run)
             self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew, lambda: self.gates.asking)
-            self._begin()
+            if self.exit is None:
+                self._begin()
             while self.exit is None:
                 event: e.Event = e.Tick()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
@@ -174,12 +179,54 @@ class Listener:
             await self._finish_hooks()
             await self.control.finish()
             await self.admin.finish()
+            if self.store is not None:
+                await self.store.finish()
             self._tasks.cancel_scope.cancel()
         self.links.close()
         self._events.close()
         self._post.close()
         assert self.exit is not None
         return self.exit
+
+    def _make_store(self) -> Store:
+        """The store process, which --state asks for, and the hub that it is for."""
+        config, left = self.settings.config, None if self._heirloom is None else self._heirloom.store
+
+        def take(data: bytes) -> None:
+            self.links.hub.take_from_store(data)
+            self.links.look()
+
+        def changed(trouble: str) -> None:
+            self.links.hub.store_changed(trouble)
+            self.links.look()
+
+        store = Store(config, self.start_directory, self.processes, take, changed, self._happened, left)
+        self.links.store = store.send
+        return store
+
+    async def _have_state(self, store: Store) -> None:
+        """Start the store and, in a server that begins, wait for the state; whoever stops the server ends the wait."""
+        self._tasks.start_soon(store.run)
+        if self._heirloom is not None:
+            return
+        async with anyio.create_task_group() as wait:
+            wait.start_soon(self._end_at_stop, wait.cancel_scope)
+            await store.first()
+            if store.failure is not None:
+                self.exit = e.Exit(store.failure[1], store.failure[0])
+            wait.cancel_scope.cancel()
+
+    async def _end_at_stop(self, scope: anyio.CancelScope) -> None:
+        """Before there is anything to stop; what else is asked for meanwhile is done later."""
+        later: list[e.Event] = []
+        try:
+            while not isinstance(event := await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
+                later.append(event)
+            self.exit = e.Exit(0)
+            scope.cancel()
+        finally:
+            for each in later:
+                self.post(each)
 
     def _begin(self) -> None:
         """Start the first generation, or go on with the workers that an earlier program of this process has started."""
@@ -309,6 +356,8 @@ class Listener:
             case e.ReopenLogs():
                 logs.reopen()
                 self.admin.reopen()
+                if self.store is not None:
+                    self.store.reopen()
             case e.Say():
                 self._happened(action)
             case e.Answer(ticket, ok, text, detail):

@@ -28,8 +28,11 @@ class PathLock:
 
     __slots__ = ("_fd", "_path")
 
-    def __init__(self, path: str) -> None:
-        """Take PATH.lock. Raises InUseError if another holds it, and UsageError if it cannot be made."""
+    def __init__(self, path: str, holder: int = 0) -> None:
+        """Take PATH.lock, for the process `holder` if that is another one, which others are told of.
+
+        Raises InUseError if another holds it, and UsageError if it cannot be made.
+        """
         self._path = os.path.abspath(path) + ".lock"
         while True:
             try:
@@ -39,7 +42,7 @@ class PathLock:
             if self._lock_and_check():
                 break
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(self._fd, f"{holder or os.getpid()}\n".encode(), 0)
 
     def _lock_and_check(self) -> bool:
         """Lock the open file; False if its holder removed it before we locked it, so that it is to be made anew."""

@@ -1,7 +1,8 @@
 """What passes between a hub and its store process: frames as `server.hub.frames` makes them, one in each packet.
 
 Every frame with an `id` is answered exactly once, also when the store process dies or its disk is full: then by a
-refusal. Ids are the asker's, and need to be unique only among frames of one kind. Values are MessagePack.
+refusal. Ids are the asker's; they have to be unique among writes and reads, among sends, and among grants. Values are
+MessagePack.
 
 hub -> store
     store.write   {id, op, key, version?, by?} body=value     as `decide.Write.head`; -> written | refused
@@ -18,8 +19,8 @@ store -> hub
                                                               `shared`: other servers may be there (Redis)
     store.down      {text}                                    why nothing can be asked at present
     store.written   {id, key, version, deleted} body=value    the write stands; `version` is that of the change
-    store.refused   {id, code, text, version, exists?} body   answer to write and read: `decide.Code` or one of `Trouble`;
-                                                              for "conflict": the present version and value (`exists`)
+    store.refused   {id, code, text, version, exists?} body   answer to write and read: `decide.Code` or `Trouble`; for
+                                                              "conflict" the present version and value (`exists`)
     store.change    {key, version, deleted} body=value        a write that this hub did not ask for, or that it was told
                                                               to be refused with code "unknown" or "replicas"
     store.value     {id, key, version, exists} body=value     answer to read
@@ -37,9 +38,9 @@ comes before the changes that it is about: after a "conflict" the hub has the ch
 `tick` is the scheduled instant (unix time, s) and has to grow with each grant of a name: one that is not later than the
 last one granted is taken. `holder` names a server in its life (two grants of one tick to one holder are the same grant,
 so that it may ask again when an answer did not come). `lease` is in seconds; `renewed_until` is on the clock of
-time.monotonic(), and lies a little before what the store believes. With `exclusive`, a tick is not granted while any run
-of that name has a lease. `token` is larger than that of every earlier grant (a fencing token). A server that renews
-nothing loses the lease; so does a SQLite server that is restarted, of course.
+time.monotonic(), and lies a little before what the store believes. With `exclusive`, a tick is not granted while any
+run of that name has a lease. `token` is larger than that of every earlier grant (a fencing token). A server that renews
+nothing loses the lease. With a file there is one server, and a lease ends with its store process.
 """
 
 from __future__ import annotations

@@ -1,0 +1,448 @@
+"""The store process as the listener holds it: started before everything else, fed, started again when it dies.
+
+It owns the process and the socket pair to it (`server.store.frames` says what passes). The listener never waits for it,
+but once: nothing else starts before the state is there. What the hub asks lies in a bounded queue; what does not fit,
+and what a dead process has not answered, is refused in its place, so that every asker is answered. A new program of
+the listener takes over the process as it is, lets it finish what it has, and puts one of its own release in its place:
+nothing is refused on the way, it waits in the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import contextlib
+import enum
+import logging
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+
+from server.channel import PROTOCOL, pair
+from server.config import Config
+from server.errors import ChannelError
+from server.hub.frames import MAX_FRAME, Frame, decode, encode, packed
+from server.listener import events as e
+from server.listener.child import SAFE_PATH, describe_code
+from server.listener.processes import Process, Processes
+from server.listener.release import PRIVATE_VARIABLES, own_program
+from server.store import answers
+from server.store.frames import Trouble
+from server.store.location import is_url, shown
+
+QUEUED: Final = 20_000
+QUEUED_BYTES: Final = 32 * 1024 * 1024
+"""What waits for the process at most; more is refused (`Trouble.BUSY`)."""
+START_TIME: Final = 15.0
+"""Seconds that the state has to be there when the server starts."""
+FIRST_DELAY: Final = 0.1
+LONGEST_DELAY: Final = 5.0
+"""Seconds until a dead one is replaced; the delay doubles with each death."""
+STEADY: Final = 30.0
+"""One that lived this long (s) has the deaths before it forgiven."""
+END_TIME: Final = 5.0
+"""Seconds that it has to write what waits, and to end, when the server ends; then it is killed."""
+TURN_BUDGET: Final = 0.0002
+"""Seconds of one turn of the loop that go to its frames."""
+
+log = logging.getLogger("serve")
+
+State = dict[str, Any]
+
+
+class Stage(enum.Enum):
+    """STARTING -> UP <-> AWAY; UP -> TURNING -> UP (another process); any -> ENDED."""
+
+    STARTING = "starting"  # no process of this server has been up
+    UP = "up"  # it takes what is asked
+    AWAY = "away"  # it is dead, or cannot reach what it keeps the state in
+    TURNING = "turning"  # another process takes its place: what is asked waits
+    ENDED = "ended"
+
+
+class Store:
+    """The store of one server."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: str,
+        processes: Processes,
+        take: Callable[[bytes], None],
+        changed: Callable[[str], None],
+        happened: Callable[[e.Say], None],
+        left: State | None = None,
+    ) -> None:
+        """`take` gets what the process says, `changed` why nothing can be asked ("": it can).
+
+        Relative paths begin in `directory`. `left` is what an earlier program of this process had.
+        """
+        self._config = config
+        self._location = config.state if is_url(config.state) else os.path.join(directory, config.state)
+        self._processes = processes
+        self._take = take
+        self._changed = changed
+        self._happened = happened
+        self._name: str = uuid.uuid4().hex if left is None else left["name"]
+        self._stage = Stage.STARTING if left is None else Stage(left["stage"])
+        self._queue: collections.deque[bytes] = collections.deque()
+        self._bytes = 0
+        self._asked: dict[tuple[str, Any], Frame] = {}  # what has not been answered, in the order of asking
+        self._given: set[tuple[str, Any]] = set()  # of these, what the process has got
+        self._refusals: list[answers.Answer] = []
+        self._news = anyio.Event()
+        self._first = anyio.Event()
+        self._end = anyio.Event()
+        self._ended = anyio.Event()
+        self._process: Process | None = None
+        self._socket: socket.socket | None = None
+        self._adopted = left is not None and left["pid"] != 0
+        self.trouble = ""
+        """Why nothing can be asked at present."""
+        self.failure: tuple[str, int] | None = None
+        """Why the server cannot start, and its exit status."""
+        if left is not None:
+            self._load(left)
+
+    @property
+    def shown(self) -> str:
+        """Where the state is kept, as people are told: without passwords."""
+        return shown(self._location)
+
+    # What the hub asks
+
+    def send(self, data: bytes) -> None:
+        """Have the process get a frame, or the asker a refusal in a later turn of the loop; returns at once."""
+        frame = decode(data)
+        if self._stage in (Stage.STARTING, Stage.ENDED) or (self._stage is Stage.AWAY and self._process is None):
+            self._refuse(frame, Trouble.AWAY, self.trouble or "the store process has not started")
+        elif len(self._queue) >= QUEUED or self._bytes + len(data) > QUEUED_BYTES:
+            self._refuse(
+                frame, Trouble.BUSY, f"{len(self._queue)} requests wait for the store already; try again later"
+            )
+        else:
+            if (key := _asked(frame)) is not None:
+                self._asked[key] = frame._replace(body=b"")
+            self._queue.append(data)
+            self._bytes += len(data)
+        self._news.set()
+
+    def reopen(self) -> None:
+        """Log files have been moved away."""
+        if self._stage is Stage.UP:
+            self._queue.append(encode("store.reopen"))
+            self._news.set()
+
+    def _refuse(self, frame: Frame, why: Trouble, text: str) -> None:
+        if (found := answers.trouble(frame.kind, frame.head, why, text)) is not None:
+            self._refusals.append(found)
+            if len(self._refusals) == 1:
+                asyncio.get_running_loop().call_soon(self._give_refusals)
+
+    # Its life
+
+    async def run(self) -> None:
+        """Keep a process alive until `finish`."""
+        delay = FIRST_DELAY
+        if self._stage is not Stage.STARTING:  # the hub is a new one
+            self._changed(self.trouble)
+            self._give_refusals()
+        while not self._end.is_set() and self.failure is None:
+            began, turned = time.monotonic(), self._adopted
+            try:
+                how = await self._live()
+            except Exception as error:  # such as EMFILE: the server goes on
+                log.debug("the store process", exc_info=True)
+                how = f"it could not be started: {error}"
+            self._adopted = False
+            self._gone(how, turned)
+            if self._end.is_set() or self.failure is not None or turned:
+                continue
+            delay = FIRST_DELAY if time.monotonic() - began >= STEADY else delay
+            with anyio.move_on_after(delay):
+                await self._end.wait()
+            delay = min(LONGEST_DELAY, delay * 2)
+        self._stage = Stage.ENDED
+        self._first.set()
+        self._ended.set()
+
+    async def first(self) -> None:
+        """Wait until the state is there, or `failure` says why the server cannot start."""
+        with anyio.move_on_after(START_TIME):
+            await self._first.wait()
+        if self._stage is not Stage.UP and self.failure is None:
+            why = self.trouble or f"the store process said nothing for {START_TIME:g} s"
+            self.failure = f"the shared state cannot be had from {self.shown}: {why}", 1
+
+    async def finish(self) -> None:
+        """The server has ended: let the process write what waits and end, by force if need be."""
+        self._end.set()
+        self._news.set()
+        with anyio.move_on_after(END_TIME):
+            await self._ended.wait()
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+            with anyio.move_on_after(1.0):
+                await self._process.wait()
+
+    async def _live(self) -> str:
+        """Start a process (or go on with that of an earlier program), serve it, and return how it ended."""
+        if not self._adopted:
+            self._socket, theirs = pair()
+        ours = self._socket
+        assert ours is not None
+        ours.setblocking(False)
+        try:
+            if not self._adopted:
+                with theirs:
+                    self._process = self._start(theirs)
+                await _send(ours, self._order())
+            assert self._process is not None
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read, ours)
+                tasks.start_soon(self._feed, ours, self._process)
+                status = await self._process.wait()
+                tasks.cancel_scope.cancel()
+            with contextlib.suppress(EOFError):
+                while self._take_one(ours):  # what it said last comes before its death
+                    pass
+        finally:
+            anyio.notify_closing(ours)
+            ours.close()
+            self._process = self._socket = None
+        return describe_code(status)
+
+    def _start(self, theirs: socket.socket) -> Process:
+        environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+        arguments = [own_program(), *SAFE_PATH, "-m", "server.store", "--channel", str(theirs.fileno())]
+        return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
+
+    def _order(self) -> bytes:
+        """What the process is told first."""
+        head = {
+            "protocol": list(PROTOCOL),
+            "location": self._location,
+            "again": self._stage is not Stage.STARTING,
+            "value_limit": self._config.state_value_limit,
+            "total_limit": self._config.state_limit,
+            "name": self._name,
+        }
+        return encode("store.open", head, packed(self._config.to_json(), "the configuration"))
+
+    def _gone(self, how: str, turned: bool) -> None:
+        """The process has ended: nobody else will answer what it was asked."""
+        if self._stage is Stage.STARTING and self.failure is None and not self._end.is_set():
+            self.failure = f"the store process ended ({how}), which it should not: see the lines above", 1
+        text = f"the store process ended ({how}) before it had answered"
+        for key in list(self._asked):
+            if key in self._given:
+                self._refuse(self._asked.pop(key), Trouble.UNKNOWN, f"{text}: nobody knows whether it was done")
+            elif not turned:
+                self._refuse(self._asked.pop(key), Trouble.AWAY, text)
+        self._given.clear()
+        if not turned:
+            self._queue.clear()
+            self._bytes = 0
+        if self._end.is_set() or turned or self.failure is not None:
+            return
+        self._away(f"the store process ended ({how})", "store_died")
+
+    def _away(self, text: str, event: str) -> None:
+        said, self.trouble = self.trouble, text
+        if self._stage is not Stage.STARTING:
+            self._stage = Stage.AWAY
+            self._changed(text)
+        if said != text:
+            about = f"the shared state cannot be written at present: {text}"
+            self._happened(e.Say(logging.ERROR, event, about, "", {"state": self.shown, "reason": text}))
+
+    # What it is told
+
+    async def _feed(self, ours: socket.socket, process: Process) -> None:
+        """Give the process what waits; at the end, or for a successor, let it finish what it has."""
+        try:
+            if self._adopted:
+                await self._let_finish()
+            else:
+                await self._feed_to_the_end(ours)
+            ours.shutdown(socket.SHUT_WR)
+            await anyio.sleep(END_TIME)
+            process.signal(signal.SIGKILL)
+        except (OSError, anyio.ClosedResourceError):
+            pass  # it is gone, which SIGCHLD tells
+
+    async def _let_finish(self) -> None:
+        if self._stage is Stage.UP:
+            self._stage = Stage.TURNING
+        with anyio.move_on_after(END_TIME):
+            while self._given:
+                self._news = anyio.Event()
+                await self._news.wait()
+
+    async def _feed_to_the_end(self, ours: socket.socket) -> None:
+        while True:
+            while self._queue:
+                data = self._queue[0]
+                await _send(ours, data)
+                self._queue.popleft()
+                self._bytes -= len(data)
+                if (key := _asked(decode(data))) is not None and key in self._asked:
+                    self._given.add(key)
+            if self._end.is_set():
+                return
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    def _give_refusals(self) -> None:
+        """What this end refuses is told in a turn of its own: the asker is still busy asking."""
+        found, self._refusals = self._refusals, []
+        for each in found:
+            self._pass_on(encode(*each))
+
+    # What it says
+
+    async def _read(self, ours: socket.socket) -> None:
+        try:
+            while True:
+                await anyio.wait_readable(ours)
+                ends = time.perf_counter() + TURN_BUDGET
+                while time.perf_counter() < ends:
+                    if not self._take_one(ours):
+                        break
+                await anyio.lowlevel.checkpoint()
+        except (OSError, EOFError, anyio.ClosedResourceError):
+            pass  # it is gone, which SIGCHLD tells
+
+    def _take_one(self, ours: socket.socket) -> bool:
+        """Take one frame; False if there is none. Raises EOFError at the end."""
+        try:
+            data = ours.recv(MAX_FRAME + 1)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:  # said once, before its last words, if it died with frames unread
+            return True
+        if not data:
+            raise EOFError
+        try:
+            self._took(decode(data), data)
+        except (ChannelError, LookupError, TypeError, ValueError) as error:
+            log.error("the store process said what cannot be understood: %r", error, exc_info=True)
+        except Exception:  # a bug here must cost the server nothing more
+            log.exception("the listener could not deal with a frame of the store process; please report this")
+        return True
+
+    def _took(self, frame: Frame, data: bytes) -> None:
+        match frame.kind:
+            case "store.say":
+                head = frame.head
+                self._happened(e.Say(head["level"], head["event"], head["text"], "", head.get("about", {})))
+            case "store.failed":
+                self.trouble = frame.head["text"]
+                if self._stage is Stage.STARTING:
+                    self.failure = frame.head["text"], frame.head["status"]
+                else:
+                    log.error("the store process could not start: %s", frame.head["text"])
+            case "store.down":
+                self._pass_on(data)
+                self._away(frame.head["text"], "store_down")
+            case "store.up":
+                self._pass_on(data)
+                self._up()
+            case _:
+                if (key := _asked(frame)) is not None:
+                    self._asked.pop(key, None)
+                    self._given.discard(key)
+                    if self._stage is Stage.TURNING:
+                        self._news.set()
+                self._pass_on(data)
+
+    def _up(self) -> None:
+        before, self._stage = self._stage, Stage.UP
+        trouble, self.trouble = self.trouble, ""
+        self._first.set()
+        self._news.set()
+        self._changed("")
+        if trouble or before is Stage.STARTING:
+            again = " again" if trouble else ""
+            text = f"the shared state is kept in {self.shown}{again}"
+            self._happened(e.Say(logging.INFO, "store_up", text, "", {"state": self.shown}))
+
+    def _pass_on(self, data: bytes) -> None:
+        try:
+            self._take(data)
+        except Exception:
+            log.exception("the hub could not deal with a frame of the store process; please report this")
+
+    # A new program of the listener
+
+    def to_state(self, descriptors: list[int]) -> State:
+        """All of it, JSON-compatible; `descriptors` gets what must stay open."""
+        fd = -1 if self._socket is None else self._socket.fileno()
+        if fd >= 0:
+            descriptors.append(fd)
+        return {
+            "name": self._name,
+            "stage": self._stage.value,
+            "trouble": self.trouble,
+            "pid": 0 if self._process is None or self._process.ended else self._process.pid,
+            "fd": fd,
+            "queue": [_as_text(data) for data in self._queue],
+            "refusals": [_as_text(encode(*each)) for each in self._refusals],
+            "given": [_as_text(encode(*frame)) for key, frame in self._asked.items() if key in self._given],
+        }
+
+    def _load(self, left: State) -> None:
+        self.trouble = left["trouble"]
+        for text in left["given"]:
+            frame = decode(base64.b64decode(text))
+            if (key := _asked(frame)) is not None:
+                self._asked[key] = frame
+                self._given.add(key)
+        for text in left["queue"]:
+            data = base64.b64decode(text)
+            self._queue.append(data)
+            self._bytes += len(data)
+            if (key := _asked(frame := decode(data))) is not None:
+                self._asked[key] = frame._replace(body=b"")
+        self._refusals = [answers.Answer(*decode(base64.b64decode(text))) for text in left["refusals"]]
+        if left["fd"] >= 0:
+            self._socket = socket.socket(fileno=left["fd"])
+            self._socket.setblocking(False)
+        if left["pid"]:
+            self._process = self._processes.adopt(left["pid"])
+
+
+_FAMILIES: Final = {
+    **dict.fromkeys(("store.write", "store.written", "store.read", "store.value", "store.refused"), "state"),
+    **dict.fromkeys(("store.send", "store.sent", "store.unsent"), "send"),
+    **dict.fromkeys(("store.grant", "store.granted", "store.taken"), "grant"),
+}
+"""Questions and their answers; ids are unique within a family."""
+
+
+def _asked(frame: Frame) -> tuple[str, Any] | None:
+    """What a question is known by until it is answered, and its answer; None for other frames."""
+    family = _FAMILIES.get(frame.kind)
+    return None if family is None else (family, frame.head["id"])
+
+
+async def _send(ours: socket.socket, data: bytes) -> None:
+    """Send a frame, waiting for room. Raises OSError if the process is gone."""
+    while True:
+        try:
+            ours.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            await anyio.wait_writable(ours)
+        else:
+            return
+
+
+def _as_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

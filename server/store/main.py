@@ -1,0 +1,110 @@
+"""The store process, from its first instruction to its exit.
+
+It never imports the application, and leaves when the listener's end of its lane closes: what it had been asked for by
+then is still written. A start that fails is one sentence to the listener (`store.failed`), which decides what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from typing import Any, Final
+
+import anyio
+
+from server import logs
+from server.channel import PROTOCOL, speaks
+from server.config import Config
+from server.errors import ChannelError, UsageError
+from server.hub.decide import Limits
+from server.hub.frames import Frame, unpacked
+from server.store.file import StateFile
+from server.store.lane import Lane
+from server.store.location import is_url
+from server.worker import last_resort
+from server.worker.main import ignore_signals, name_process, take_account
+
+WELCOME_TIME: Final = 30.0
+"""Seconds until the listener must have said what to open."""
+LAST: Final = 10.0
+"""Seconds that the process has when its listener is gone; then it ends, whatever it does."""
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the store process whose lane is the descriptor named on the command line; never returns."""
+    ignore_signals()
+    parser = argparse.ArgumentParser(prog="server.store", description="Started by the listener; not by hand.")
+    parser.add_argument("--channel", type=int, required=True)
+    end = socket.socket(fileno=parser.parse_args().channel)
+    end.set_inheritable(False)
+    name_process("serve-store")
+    last_resort.watch(end.fileno(), lambda: LAST)
+    sys.exit(anyio.run(_run, Lane(end)))
+
+
+async def _run(lane: Lane) -> int:
+    try:
+        with anyio.fail_after(WELCOME_TIME):
+            first, *rest = await lane.receive()
+        await _serve(lane, first, rest)
+    except (EOFError, BrokenPipeError, ConnectionResetError, TimeoutError):
+        return 0
+    except UsageError as error:
+        await lane.send("store.failed", {"text": str(error), "status": 2})
+        return 2
+    except (ChannelError, LookupError, TypeError, ValueError) as error:
+        log.error("the store process does not understand the listener: %r", error, exc_info=True)
+        return 1
+    return 0
+
+
+async def _serve(lane: Lane, first: Frame, rest: list[Frame]) -> None:
+    """Open what the listener names and serve it to the end of the lane, which raises EOFError.
+
+    `first` is `store.open` {protocol, location, again, value_limit, total_limit, name} body=configuration; `again`: the
+    server that asks has had this store before.
+    """
+    head = first.head
+    if first.kind != "store.open" or not speaks(head["protocol"]):
+        raise ChannelError(f"the listener speaks another version than {PROTOCOL}")
+    config = Config.from_json(unpacked(first.body))
+    logs.configure(config, "store")
+    try:
+        take_account(config)
+    except (OSError, KeyError) as error:
+        raise UsageError(f"the store process cannot become user {config.user} {config.group}: {error}") from None
+    limits = Limits(head["value_limit"], head["total_limit"])
+    if is_url(head["location"]):
+        await _serve_redis(lane, head, limits, rest)
+    else:
+        await _serve_file(lane, head, limits, rest)
+
+
+async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
+    file = StateFile(head["location"], limits, again=head["again"])
+    try:
+        for piece in file.snapshot():
+            await lane.send(*piece)
+        await lane.send("store.up", {"server": head["name"], "shared": False})
+        while True:
+            for answer in file.answer([frame for frame in frames if not passed_over(frame)]):
+                await lane.send(*answer)
+            frames = await lane.receive()
+    finally:
+        file.close()
+
+
+async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
+    raise UsageError("--state with a URL is not there yet: give a path")
+
+
+def passed_over(frame: Frame) -> bool:
+    """Deal with a frame that is about this process rather than the state."""
+    if frame.kind == "store.reopen":
+        logs.reopen()
+        return True
+    return False
