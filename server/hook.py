@@ -19,7 +19,7 @@ from typing import Any
 
 from server.config import Config
 from server.specification import application_traceback, parse
-from server.worker.main import take_account
+from server.worker.beginning import take_account
 
 
 def main() -> int:

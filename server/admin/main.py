@@ -26,7 +26,7 @@ from server.config import Config
 from server.errors import ChannelError, UsageError
 from server.scoreboard import Scoreboard
 from server.worker import last_resort
-from server.worker.main import (
+from server.worker.beginning import (
     ignore_signals,
     listening_socket,
     loop_factory,

@@ -24,7 +24,7 @@ from server.store.file import StateFile
 from server.store.lane import Lane
 from server.store.location import is_url
 from server.worker import last_resort
-from server.worker.main import ignore_signals, name_process, take_account
+from server.worker.beginning import ignore_signals, name_process, take_account
 
 WELCOME_TIME: Final = 30.0
 """Seconds until the listener must have said what to open."""

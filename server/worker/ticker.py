@@ -7,11 +7,9 @@ worker is due for replacement.
 from __future__ import annotations
 
 import asyncio
-import collections
 import itertools
 import logging
 import math
-import os
 import random
 import resource
 import time
@@ -21,24 +19,21 @@ from typing import Final
 
 import anyio
 
-from server import output
 from server.config import Config
 from server.logs import about
 from server.protocol.service import Connection, Phase, Service
 from server.scoreboard import Cell
+from server.worker.gauges import Gauges
 from server.worker.memory import Surplus
 
 PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""
 LOOK_ANYWAY: Final = 10
 """Quiet ticks after which all deadlines are compared nevertheless."""
-LAGS: Final = 10
-"""Ticks of which the worst lag is told."""
 AT_ONCE: Final = 8
 """Connections that are ended in one turn of the loop."""
 MIB: Final = 1024 * 1024
 log = logging.getLogger("serve")
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class Ticker:
@@ -59,8 +54,7 @@ class Ticker:
         self._max_requests = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)
         self._end_of_life = time.monotonic() + config.max_lifetime * random.uniform(0.9, 1.0)
         self._surplus = Surplus()
-        self._lags: collections.deque[int] = collections.deque(maxlen=LAGS)
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
+        self._gauges = Gauges(service.cells)
         self.tick()
 
     async def run(self) -> None:
@@ -68,7 +62,7 @@ class Ticker:
         while True:
             due = time.monotonic() + PERIOD
             await anyio.sleep(PERIOD)
-            self._write_lag(time.monotonic() - due)
+            self._gauges.write_lag(time.monotonic() - due)
             self.tick()
 
     def tick(self) -> None:
@@ -132,21 +126,11 @@ class Ticker:
 
     def _write_gauges(self) -> None:
         cells = self._service.cells
-        cells[Cell.HEARTBEAT] = time.monotonic_ns()
-        cells[Cell.DROPPED_OUTPUT] = output.dropped()
-        cells[Cell.RSS] = int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
-        cells[Cell.CPU] = time.process_time_ns()
+        self._gauges.write()
         oldest = math.inf
         if cells[Cell.IN_FLIGHT]:
             oldest = min([each.asked_at() for each in self._service.connections], default=math.inf)
         cells[Cell.OLDEST] = int(oldest * 1e9) if oldest < math.inf else 0
-
-    def _write_lag(self, seconds: float) -> None:
-        """How late the loop came to this tick: what everybody else has waited as well."""
-        cells, lag = self._service.cells, max(0, int(seconds * 1e9))
-        self._lags.append(lag)
-        cells[Cell.LAG], cells[Cell.LAG_WORST] = lag, max(self._lags)
-        cells[Cell.LAG_TOTAL] += lag
 
     def _watch_lame_duck(self) -> None:
         since = self._service.scoreboard.lame_duck

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import json
 import logging
 import os
 import socket
-import threading
 from typing import Final
 
 import anyio
@@ -22,6 +20,7 @@ from server.address import Address
 from server.app import link
 from server.app.draining import draining
 from server.app.link import Identity
+from server.app.shared import shared
 from server.app.work import work
 from server.channel import Channel, Outbox, Packet, TruncatedDescriptors
 from server.config import Config
@@ -36,6 +35,8 @@ from server.scoreboard import Cell, Scoreboard
 from server.shut_out import Kind, shut_out
 from server.worker import last_resort
 from server.worker.acceptor import Acceptor
+from server.worker.beginning import failure, leave_within
+from server.worker.catching_up import CatchingUp
 from server.worker.handover import Arrivals, Departures
 from server.worker.hub_socket import HubSocket
 from server.worker.lifespan import Lifespan
@@ -43,10 +44,6 @@ from server.worker.ticker import Ticker
 from server.worker.wake_order import LoopFactory, WakeOrder
 from server.worker.watchdog import Watchdog
 
-DETAIL_LIMIT: Final = 100_000
-"""Bytes of a traceback in the packet that brings it to the listener; its end says most, so the beginning goes."""
-MESSAGE_LIMIT: Final = 4_000
-"""Characters of a message in that packet; at most twelve bytes each (JSON's escapes)."""
 CLOSING_SHARE: Final = 0.2
 """The last part of the graceful timeout, in which connections that could not be handed over are closed politely."""
 EXIT_TIME: Final = 2.0
@@ -134,13 +131,13 @@ class Worker:
                     await self._serve_and_retire()
             except (StartError, UsageError) as error:
                 status = 1
-                self._say_failed(error)
+                self.outbox.tell(failure(error))
             with anyio.move_on_after(CLOSE_TIME):
                 if self.hub is not None:
                     await self.hub.flushed()
                 await self.outbox.flushed()
             tasks.cancel_scope.cancel()
-        _leave_within(EXIT_TIME, status)
+        leave_within(EXIT_TIME, status)
         return status
 
     # Start
@@ -163,6 +160,8 @@ class Worker:
     async def _start(self) -> None:
         """Import the application and run its lifespan startup. Raises StartError, UsageError."""
         loop = asyncio.get_running_loop()
+        if self.hub is not None:
+            await shared.ready()  # so that the application may read it while it is imported
         try:
             config = self.config
             app = specification.load(config.app, config.factory, config.interface, config.wsgi_threads)
@@ -172,6 +171,8 @@ class Worker:
             detail = specification.application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
         self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, draining)
+        if self.hub is not None:
+            service.catch_up = CatchingUp(self.hub, service.published)
         service.extensions["serve"] = {
             "draining": draining,
             "generation": self.welcome["generation"],
@@ -190,13 +191,6 @@ class Worker:
         service.departure = self.departures.depart
         self.lifespan = Lifespan(app, self.config.lifespan, service.state)
         await self.lifespan.startup()
-
-    def _say_failed(self, error: StartError | UsageError) -> None:
-        detail = getattr(error, "detail", "")
-        while len(json.dumps(detail)) > DETAIL_LIMIT:
-            detail = detail[len(detail) // 8 + 1 :]
-        usage = isinstance(error, UsageError)
-        self.outbox.tell({"type": "failed", "message": str(error)[:MESSAGE_LIMIT], "detail": detail, "usage": usage})
 
     # Serving and leaving
 
@@ -433,10 +427,3 @@ class Worker:
             self.departures.give_up()
             self._set_phase()
             self._retire_connections()
-
-
-def _leave_within(seconds: float, status: int) -> None:
-    """End the process after so many seconds, if it has not ended by itself."""
-    timer = threading.Timer(seconds, os._exit, (status,))
-    timer.daemon = True
-    timer.start()

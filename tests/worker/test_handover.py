@@ -19,8 +19,8 @@ from server.channel import pair
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell, Scoreboard
 from server.worker import handover
+from server.worker.beginning import loop_factory
 from server.worker.handover import Arrivals, Departures
-from server.worker.main import loop_factory
 
 LOOPS = ["asyncio", "uvloop"]
 closing = contextlib.ExitStack()

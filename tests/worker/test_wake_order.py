@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from server.scoreboard import Cell, Scoreboard
-from server.worker.main import loop_factory
+from server.worker.beginning import loop_factory
 from server.worker.wake_order import LoopFactory, WakeOrder
 
 PATIENCE = 20.0
