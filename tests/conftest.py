@@ -11,7 +11,7 @@ import pytest
 CI = os.environ.get("CI") == "true"
 ROOT = Path(__file__).resolve().parent
 ONCE = (
-    *("admin", "commands", "compliance", "frameworks", "loadtest", "system"),
+    *("admin", "commands", "compliance", "examples", "frameworks", "loadtest", "system"),
     *(
         "test_balance.py",
         "test_blocked.py",

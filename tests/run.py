@@ -27,6 +27,7 @@ PROGRAMS = {
     "nginx": "nginx",
     "openssl": "openssl",
     "prometheus": "prometheus",
+    "redis-server": "redis-server",
     "runsv": "runit",
     "s6-supervise": "s6",
     "systemd-socket-activate": "systemd",
@@ -121,7 +122,7 @@ def environment(interpreter: Path, version: tuple[int, int]) -> Path:
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", place], check=True)
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test,loadtest,frameworks]"],
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test,loadtest,frameworks,examples]"],
         cwd=ROOT,
         check=True,
     )
