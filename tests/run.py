@@ -122,7 +122,16 @@ def environment(interpreter: Path, version: tuple[int, int]) -> Path:
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", place], check=True)
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", ".[test,loadtest,frameworks,examples]"],
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "-e",
+            ".[test,loadtest,frameworks,examples]",
+        ],
         cwd=ROOT,
         check=True,
     )
