@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from server.app.draining import draining
+    from server.app.messenger import messenger
     from server.app.shared import shared
 
-__all__ = ["__version__", "draining", "shared"]
+__all__ = ["__version__", "draining", "messenger", "shared"]
 __version__ = "0.1.0"
 
 
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from server.app.draining import draining
 
         return draining
+    if name == "messenger":
+        from server.app.messenger import messenger
+
+        return messenger
     if name == "shared":
         from server.app.shared import shared
 

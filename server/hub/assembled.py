@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from server.hub.hub import Hub, HubSettings, Port
+from server.hub.messages import Messages
 from server.hub.presence import Presence
 from server.hub.state import SharedState
 
@@ -18,6 +19,6 @@ def assembled(
 ) -> Hub:
     """A hub as every server has it."""
     hub = Hub(port, settings, clock, wall)
-    for part in (Presence, SharedState):
+    for part in (Presence, Messages, SharedState):
         hub.add(part(hub))
     return hub

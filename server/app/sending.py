@@ -1,0 +1,246 @@
+"""The sending side of the messenger in one process: a window, frames with many messages, and what the hub answers.
+
+It owns every message of this process from the call until the sender is told. At most `WINDOW` messages wait for the
+hub's word that they are accepted; the calls beyond wait their turn, in order. Those that are sent in one turn of the
+event loop travel together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import secrets
+from typing import Any, Final
+
+from server.app.link import Link, LinkClosed
+from server.errors import ServeError
+from server.hub.frames import Frame
+from server.hub.lanes import Kind, Want
+from server.hub.places import FRAME_BYTES, FRAME_MESSAGES, Batch, entries
+
+WINDOW: Final = 256
+"""Messages of one process that are under way to the hub and not accepted yet."""
+WINDOW_BYTES: Final = 1024 * 1024
+"""Bytes of their payloads, unless a single one is larger."""
+ANSWER_TIME: Final = 5.0
+"""Seconds that the hub has to say what became of a message whose sender's time is over."""
+
+
+class NoReceiver(ServeError):
+    """Nobody who is there handles the topic, or the one that was named is not there."""
+
+
+class NotDelivered(ServeError):
+    """Not all destinations have taken it in time: the text names those that have not; those get it no more."""
+
+
+class NotHandled(ServeError):
+    """It was accepted, but its handler has not ended in time; an acknowledged message stands all the same."""
+
+
+class CallFailed(ServeError):
+    """The handler of a call raised, its process died, or its answer cannot be sent; the text says which."""
+
+
+class DeadLettered(ServeError):
+    """It was delivered as often as it may be, and never handled."""
+
+
+_ERRORS: Final[dict[str, type[ServeError]]] = {
+    "nobody": NoReceiver,
+    "full": NotDelivered,
+    "store": NotDelivered,
+    "late": NotHandled,
+    "lost": CallFailed,
+    "dead": DeadLettered,
+}
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Sent:
+    """A message whose sender waits."""
+
+    future: asyncio.Future[Any]
+    size: int
+    topic: str
+    want: Want
+    in_window: bool = True
+
+
+class Window:
+    """Who may send now: so many messages and bytes at a time, first come, first served."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._count = 0
+        self._bytes = 0
+        self._waiters: collections.deque[tuple[asyncio.Future[None], int]] = collections.deque()
+
+    def _fits(self, size: int) -> bool:
+        return not self._count or (self._count < WINDOW and self._bytes + size <= WINDOW_BYTES)
+
+    def _take(self, size: int) -> None:
+        self._count += 1
+        self._bytes += size
+
+    def try_enter(self, size: int) -> bool:
+        """Enter at once, if nobody waits and there is room."""
+        if self._waiters or not self._fits(size):
+            return False
+        self._take(size)
+        return True
+
+    async def enter(self, size: int) -> None:
+        """Wait for room, in turn; the caller sets the deadline."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append((waiter, size))
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.leave(size)  # its turn came in the same moment
+            raise
+
+    def leave(self, size: int) -> None:
+        """One has been accepted, or is not waited for any more."""
+        self._count -= 1
+        self._bytes -= size
+        while self._waiters:
+            waiter, wanted = self._waiters[0]
+            if not waiter.done():
+                if not self._fits(wanted):
+                    return
+                self._take(wanted)
+                waiter.set_result(None)
+            self._waiters.popleft()
+
+    def fail(self, error: Exception) -> None:
+        """Nobody will be let in any more."""
+        while self._waiters:
+            waiter, _ = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
+
+
+class Outbox:
+    """Entries of one kind of frame: those of one turn of the loop travel together."""
+
+    def __init__(self, link: Link, kind: str) -> None:
+        self._link = link
+        self._batch = Batch(kind)
+
+    def add(self, entry: Any, body: bytes = b"") -> None:
+        """Have an entry sent, after those before it."""
+        batch = self._batch
+        if not batch.entries:
+            self._link.loop.call_soon(self.flush)
+        elif len(batch.entries) >= FRAME_MESSAGES or batch.size + len(body) > FRAME_BYTES:
+            self._send()
+        batch.entries.append(entry)
+        if body:
+            batch.bodies.append(body)
+            batch.size += len(body)
+
+    def flush(self) -> None:
+        """Send what there is."""
+        if self._batch.entries:
+            self._send()
+
+    def _send(self) -> None:
+        batch = self._batch
+        if not self._link.closed:
+            self._link.send(batch.kind, {"m": batch.entries}, b"".join(batch.bodies))
+        batch.entries, batch.bodies, batch.size = [], [], 0
+
+
+class Sender:
+    """What this process sends over one link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loop = link.loop
+        self._token = secrets.token_hex(4)
+        self._count = 0
+        self._window = Window(link.loop)
+        self._sent: dict[str, Sent] = {}
+        self._messages = Outbox(link, "msg.send")
+        self._withdrawn = Outbox(link, "msg.withdraw")
+        link.take("msg.told", self._take)
+        link.at_close(self._close)
+
+    async def send(self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float) -> Any:
+        """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it."""
+        began = self._loop.time()
+        size = len(body)
+        if not self._window.try_enter(size):
+            try:
+                async with asyncio.timeout_at(began + timeout):
+                    await self._window.enter(size)
+            except TimeoutError:
+                raise NotDelivered(
+                    f"a message of topic {topic!r} was not sent within {timeout:g} s: {WINDOW} others of this process "
+                    "wait to be accepted"
+                ) from None
+        if self._link.closed:
+            self._window.leave(size)
+            raise LinkClosed("the listener of this server is gone: other processes cannot be reached any more")
+        self._count += 1
+        id = f"{self._token}-{self._count:x}"
+        sent = self._sent[id] = Sent(self._loop.create_future(), size, topic, want)
+        self._messages.add([id, int(kind), topic, int(want), limit, slot, size], body)
+        timer = self._loop.call_at(began + timeout, self._expire, id)
+        try:
+            return await sent.future
+        except asyncio.CancelledError:
+            self._withdrawn.add(id)
+            raise
+        finally:
+            timer.cancel()
+            del self._sent[id]
+            self._accepted(sent)
+
+    def _accepted(self, sent: Sent) -> None:
+        if sent.in_window:
+            sent.in_window = False
+            self._window.leave(sent.size)
+
+    def _expire(self, id: str) -> None:
+        """Its time is over: have it withdrawn, and let the hub say what had become of it."""
+        self._withdrawn.add(id)
+        self._loop.call_later(ANSWER_TIME, self._give_up, id)
+
+    def _give_up(self, id: str) -> None:
+        sent = self._sent.get(id)
+        if sent is not None and not sent.future.done():
+            text = f"the listener does not say what became of a message of topic {sent.topic!r}"
+            sent.future.set_exception(NotDelivered(text))
+
+    def _take(self, frame: Frame) -> None:
+        for (id, outcome, value, _), body in entries(frame):
+            sent = self._sent.get(id)
+            if sent is None or sent.future.done():
+                continue
+            self._accepted(sent)
+            match outcome:
+                case "a":
+                    if sent.want is Want.PLACE:
+                        sent.future.set_result(value)
+                case "h":
+                    sent.future.set_result((id, value))
+                case "r":
+                    sent.future.set_result(body)
+                case "x":
+                    text = body.decode(errors="replace")
+                    sent.future.set_exception(CallFailed(f"the handler of topic {sent.topic!r} raised {text}"))
+                case _:
+                    code, text = value
+                    error = _ERRORS.get(code, NotDelivered)
+                    sent.future.set_exception(error(f"a message of topic {sent.topic!r}: {text}"))
+
+    def _close(self) -> None:
+        gone = "the listener of this server is gone: it is not known whether a message of topic {!r} was delivered"
+        self._window.fail(LinkClosed(gone.format("any")))
+        for sent in self._sent.values():
+            if not sent.future.done():
+                sent.future.set_exception(LinkClosed(gone.format(sent.topic)))
