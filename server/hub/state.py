@@ -78,6 +78,7 @@ class SharedState(Part):
         self._version = 0
         self._tombstones: dict[str, int] = {}
         self._copies: dict[int, Copy] = {}
+        self._lagged = 0  # writes that were answered with the names of those who lag
         self._laggard = -1  # the member that was behind when it was last looked at
         self._number = 0
         self._asks: dict[int, _Ask] = {}
@@ -113,10 +114,13 @@ class SharedState(Part):
         """The keys that begin so."""
         return [key for key in self._entries if key.startswith(prefix)]
 
-    @property
-    def entries(self) -> int:
-        """How many there are."""
-        return len(self._entries)
+    def figures(self) -> dict[str, float]:
+        return {
+            "state_keys": len(self._entries),
+            "state_size_bytes": self.used,
+            "state_changes_total": self.seq,
+            "state_lagged_total": self._lagged,
+        }
 
     # ---- members
 
@@ -303,6 +307,7 @@ class SharedState(Part):
             if ask.seq == WITH_STORE:
                 self._fail(ask, UNKNOWN, "the store has not answered in time: it is not known whether this is written")
                 continue
+            self._lagged += 1
             lagging = list(self._behind_by(ask.seq))
             if ask.member is not None and ask.member not in lagging and self._copies[ask.member.id].seen < ask.seq:
                 lagging.append(ask.member)
@@ -407,6 +412,7 @@ class SharedState(Part):
             "tombstones": self._tombstones,
             "copies": [[id, copy.to_state()] for id, copy in self._copies.items()],
             "number": self._number,
+            "lagged": self._lagged,
             "asks": [
                 [ask.number, ask.deadline, ask.member.id, ask.id, ask.seq, ask.version, ask.value]
                 for ask in self._asks.values()
@@ -416,6 +422,7 @@ class SharedState(Part):
 
     def load(self, state: State) -> None:
         self.seq, self._version, self._number = state["seq"], state["version"], state["number"]
+        self._lagged = state["lagged"]
         self._entries = {key: Entry(version, value) for key, version, value in state["entries"]}
         self.used = sum(size(key, entry.value) for key, entry in self._entries.items())
         self._tombstones = dict(state["tombstones"])

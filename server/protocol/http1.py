@@ -277,6 +277,8 @@ class Http1Connection(Lifecycle):
         if head.path == service.health_path and head.method in health.METHODS:
             self._answer_health(head, rest)
             return
+        if service.published[0] > service.shared.applied:
+            service.catch_up()
         if head.websocket and not head.body:
             self._upgrade(head, rest)
             return

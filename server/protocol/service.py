@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 from server.app.draining import Draining
+from server.app.shared import shared
 from server.config import Config
 from server.protocol.forwarded import Forwarding
 from server.protocol.head import BadRequest, Head
 from server.protocol.parser import Parser, parser_factory
 from server.protocol.repeats import HeadReader, Repeats
 from server.protocol.turn import Turn
-from server.scoreboard import DURATION_BOUNDS, Cell, Scoreboard
+from server.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
 from server.tracing import RequestIds
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Service:
         "_default_headers",
         "access_log",
         "app",
+        "catch_up",
         "cells",
         "config",
         "connections",
@@ -106,6 +108,7 @@ class Service:
         "new_parser",
         "persistent",
         "phase",
+        "published",
         "raw_root_path",
         "received",
         "request_ids",
@@ -114,6 +117,7 @@ class Service:
         "root_path",
         "scoreboard",
         "sent",
+        "shared",
         "state",
         "tasks",
         "took",
@@ -146,6 +150,12 @@ class Service:
         self.durations = [0] * (len(DURATION_BOUNDS) + 1)
         """How many of them took as long as each bucket of `DURATION_BOUNDS` says."""
         self.draining = draining
+        self.shared = shared
+        """The shared state as this process has it; `shared.applied` is looked at before each request."""
+        self.published = scoreboard.words[Header.STATE : Header.STATE + 1]
+        """How many changes it has had: more than `shared.applied` means that this process is behind."""
+        self.catch_up: Callable[[], None] = lambda: None
+        """Apply what is missing before the request goes on; returns in any case."""
         self.phase = Phase.SERVING
         self.retire_deadline = math.inf
         """Loop time (s) at which the hammer falls; infinity until the worker retires (set before the phase changes)."""
