@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
     from server.app.draining import draining
     from server.app.messenger import messenger
+    from server.app.schedule import schedule
     from server.app.shared import shared
 
-__all__ = ["__version__", "draining", "messenger", "shared"]
+__all__ = ["Message", "__version__", "draining", "messenger", "schedule", "shared"]
 __version__ = "0.1.0"
 
 
@@ -22,10 +23,18 @@ def __getattr__(name: str) -> Any:
         from server.app.draining import draining
 
         return draining
+    if name == "Message":
+        from server.app.receiving import Message
+
+        return Message
     if name == "messenger":
         from server.app.messenger import messenger
 
         return messenger
+    if name == "schedule":
+        from server.app.schedule import schedule
+
+        return schedule
     if name == "shared":
         from server.app.shared import shared
 
