@@ -9,6 +9,7 @@ from server.hub.hub import Hub, HubSettings, Port
 from server.hub.messages import Messages
 from server.hub.presence import Presence
 from server.hub.state import SharedState
+from server.hub.ticks import Ticks
 
 
 def assembled(
@@ -19,6 +20,7 @@ def assembled(
 ) -> Hub:
     """A hub as every server has it."""
     hub = Hub(port, settings, clock, wall)
-    for part in (Presence, Messages, SharedState):
-        hub.add(part(hub))
+    state = SharedState(hub)
+    for part in (Presence(hub), Messages(hub), state, Ticks(hub, state)):
+        hub.add(part)
     return hub

@@ -1,0 +1,184 @@
+"""What people and code ask of the schedules: to pause, resume and run one, and what there is.
+
+A pause is an entry of the shared state, so that it is in force for all processes at once, outlives reloads and, with a
+store, restarts. Who asked for a run is answered when it has ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from server.hub.frames import packed
+from server.hub.hub import Member
+from server.hub.schedule_line import Entry, Kind, Line, Outcome, Tick
+from server.hub.state import SharedState
+
+if TYPE_CHECKING:
+    from server.hub.ticks import Ticks
+
+PAUSES: Final = "serve:schedule:"
+"""Key of a schedule's pause in the shared state, before its name."""
+COMMANDS: Final = ("pause", "resume", "run", "list")
+Answer = Callable[[bool, str, Any], None]
+"""Told whether it was done, a sentence, and what was found."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Ask:
+    """Somebody waits for the runs that a tick of theirs becomes."""
+
+    answer: Answer
+    member: int = 0
+    id: int = 0
+    open: int = 1
+    entries: list[Entry] = dataclasses.field(default_factory=list)
+
+
+class Asks:
+    """All that is asked of one hub's schedules."""
+
+    def __init__(self, ticks: Ticks, state: SharedState) -> None:
+        self._ticks = ticks
+        self._state = state
+        self._asks: dict[int, _Ask] = {}
+        self._number = 0
+        state.follow(PAUSES, self._paused)
+
+    # ---- commands
+
+    def take(self, member: Member, id: int, do: str, name: str) -> None:
+        """A process asks."""
+
+        def answer(ok: bool, text: str, found: Any) -> None:
+            if member.id in self._ticks.hub.members:
+                body = packed(found, "the answer")
+                self._ticks.hub.send(member, "schedule.answer", {"id": id, "ok": ok, "text": text}, body)
+
+        self.do(do, name, answer, by=str(member), member=member.id)
+
+    def do(self, do: str, name: str, answer: Answer, by: str, member: int = 0) -> None:
+        """Do one of `COMMANDS`; `answer` is called once, now or when it is done."""
+        if do == "list":
+            answer(True, "", self.report(name))
+            return
+        line = self._ticks.lines.get(name)
+        if line is None or line.definition is None or do not in COMMANDS:
+            answer(False, self._unknown(name), None)
+        elif do == "pause":
+            self._set(line, {"at": round(self._ticks.hub.wall(), 3), "by": by}, answer)
+        elif do == "resume":
+            self._set(line, None, answer)
+        else:
+            self._number += 1
+            self._asks[self._number] = _Ask(answer, member)
+            now = self._ticks.now
+            self._ticks.add(line, Tick(now, now, Kind.ASKED, ask=self._number))
+
+    def _unknown(self, name: str) -> str:
+        known = sorted(line.name for line in self._ticks.lines.values() if line.definition is not None)
+        near = difflib.get_close_matches(name, known, 1)
+        if near:
+            return f"there is no schedule {name!r}: did you mean {near[0]!r}?"
+        some = ", ".join(known[:20])
+        return f"there is no schedule {name!r}" + (f"; there are: {some}" if known else ": the application has none")
+
+    def report(self, name: str = "") -> list[dict[str, Any]]:
+        """All schedules that hold, or the one of this name; times in unix seconds."""
+        return [
+            self._described(line)
+            for line in self._ticks.lines.values()
+            if line.definition is not None and name in ("", line.name)
+        ]
+
+    def _described(self, line: Line) -> dict[str, Any]:
+        definition = line.definition
+        assert definition is not None
+        return {
+            "name": line.name,
+            "when": definition.when(),
+            "on": definition.on.value,
+            "overlap": definition.overlap.value,
+            "where": definition.where,
+            "state": line.state(),
+            "disabled": definition.disabled,
+            "paused": line.paused,
+            "next": line.next / 1000 if line.next is not None and line.paused is None else None,
+            "running": [run.entry.shown() for run in line.runs.values()],
+            "waiting": len(line.waiting),
+            "counts": dict(line.counts),
+            "history": [entry.shown() for entry in reversed(line.history)],
+        }
+
+    # ---- pauses
+
+    def pause_of(self, name: str) -> dict[str, Any] | None:
+        """The pause that is in force."""
+        found = self._state.value(PAUSES + name)
+        return found if isinstance(found, dict) else None
+
+    def _set(self, line: Line, pause: dict[str, Any] | None, answer: Answer) -> None:
+        if (line.paused is None) is (pause is None):
+            answer(True, f"the schedule {line.name!r} is {'not paused' if pause is None else 'paused already'}", None)
+            return
+
+        def done(trouble: str) -> None:
+            what = "paused" if pause is not None else "resumed"
+            text = f"the schedule {line.name!r} is not {what}: {trouble}" if trouble else f"{line.name} is {what}"
+            answer(not trouble, text, None)
+
+        self._state.put(PAUSES + line.name, pause, done)
+
+    def _paused(self, key: str, value: Any) -> None:
+        """It is so: here, or by way of the store."""
+        line = self._ticks.lines.get(key.removeprefix(PAUSES))
+        if line is None:
+            return
+        self._ticks.advance(line)
+        before, line.paused = line.paused, value if isinstance(value, dict) else None
+        if (before is None) is (line.paused is None):
+            return
+        event, said = ("schedule_paused", "paused") if line.paused else ("schedule_resumed", "resumed")
+        by = f" by {line.paused['by']}" if line.paused and line.paused.get("by") else ""
+        self._ticks.hub.port.say(logging.INFO, event, f"the schedule {line.name!r} is {said}{by}", name=line.name)
+
+    # ---- runs that somebody waits for
+
+    def more(self, ask: int) -> None:
+        """One more run of what was asked for."""
+        if ask in self._asks:
+            self._asks[ask].open += 1
+
+    def less(self, ask: int) -> None:
+        """One less; the last one answers."""
+        found = self._asks.get(ask)
+        if found is None:
+            return
+        found.open -= 1
+        if not found.open:
+            del self._asks[ask]
+            ok = all(entry.outcome is Outcome.OK for entry in found.entries)
+            found.answer(ok, "; ".join(map(_said, found.entries)), [entry.shown() for entry in found.entries])
+
+    def ended(self, tick: Tick, entry: Entry) -> None:
+        """A tick has come to its end."""
+        if (found := self._asks.get(tick.ask)) is not None:
+            found.entries.append(entry)
+            self.less(tick.ask)
+
+    def left(self, member: Member) -> None:
+        """Who has gone needs no answer."""
+        for number in [number for number, ask in self._asks.items() if ask.member == member.id]:
+            del self._asks[number]
+
+    def keep(self, line: Line) -> None:
+        """The history has changed."""
+
+
+def _said(entry: Entry) -> str:
+    where = f" in {entry.worker}" if entry.worker else ""
+    time = f" after {entry.seconds:.2f} s" if entry.seconds is not None else ""
+    return f"{entry.outcome.value}{where}{time}" + (f": {entry.text}" if entry.text else "")

@@ -1,0 +1,97 @@
+"""Which schedules the processes of each generation have, and which of them hold.
+
+From the switch on those of the new generation hold, whatever its processes are: until then those of the one that
+serves. Within a generation the first process that tells of a name counts; all run the same code.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from server.hub.definition import Definition, On
+from server.hub.hub import Hub, Member, Phase, Role, State
+
+
+class Offers:
+    """What was told, by generation, and who has which function."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.generation = -1
+        """Whose definitions hold; -1 before any serves."""
+        self._offers: dict[int, dict[str, Definition]] = {}
+        self._names: dict[int, set[str]] = {}  # by member
+
+    def take(self, member: Member, definition: Definition) -> bool:
+        """A member has this schedule; return whether it holds from now on."""
+        offers = self._offers.setdefault(member.generation, {})
+        known = offers.setdefault(definition.name, definition)
+        if known.where != definition.where and _role(known) is not _role(definition):
+            text = (
+                f"two schedules have the name {definition.name!r}: that of {known.where} counts, and that of "
+                f"{definition.where} is left out; give one of them another name"
+            )
+            self._hub.port.say(logging.ERROR, "schedule_refused", text, name=definition.name)
+            return False
+        self._names.setdefault(member.id, set()).add(definition.name)
+        return known is definition and member.generation == self.generation
+
+    def switch(self, generation: int) -> None:
+        """The definitions of this generation hold from now on; those of older ones are never asked for again."""
+        self.generation = generation
+        self._offers = {number: offers for number, offers in self._offers.items() if number >= generation}
+        for definition in self.current().values():
+            self._check_role(definition)
+
+    def current(self) -> dict[str, Definition]:
+        """Those that hold."""
+        return self._offers.get(self.generation, {})
+
+    def candidates(self, definition: Definition) -> list[Member]:
+        """Who serves, has the function and is of the right kind."""
+        role = _role(definition)
+        return [
+            member
+            for member in self._hub.in_phase(Phase.SERVING, role=role)
+            if definition.name in self._names.get(member.id, ())
+            and (role is Role.AGENT or member.generation == self.generation)
+        ]
+
+    def left(self, member: Member) -> None:
+        """A member is no more."""
+        self._names.pop(member.id, None)
+
+    def _check_role(self, definition: Definition) -> None:
+        """Say so if the processes that are to run it do not have it."""
+        name, role, members = definition.name, _role(definition), self._hub.members.values()
+        having = [member for member in members if name in self._names.get(member.id, ())]
+        if definition.disabled or any(member.role is role for member in having):
+            return
+        if role is Role.WORKER:
+            text = f'the schedule {name!r} runs nowhere: the agent alone imports it; write on="agent"'
+        elif any(member.role is Role.AGENT for member in members):
+            text = f"the schedule {name!r} runs nowhere: it is for the agent, whose module does not import it"
+        else:
+            text = f"the schedule {name!r} runs nowhere: it is for the agent, and there is none; start one with --agent"
+        self._hub.port.say(logging.ERROR, "schedule_without_process", text, name=name, where=definition.where)
+
+    def to_state(self) -> State:
+        return {
+            "generation": self.generation,
+            "names": [[id, sorted(names)] for id, names in self._names.items()],
+            "offers": [
+                [number, [[definition.to_head(), definition.rules] for definition in offers.values()]]
+                for number, offers in self._offers.items()
+            ],
+        }
+
+    def load(self, state: State) -> None:
+        self.generation = state["generation"]
+        self._names = {id: set(names) for id, names in state["names"]}
+        for number, offers in state["offers"]:
+            made = (Definition.from_head(head, rules) for head, rules in offers)
+            self._offers[number] = {definition.name: definition for definition in made}
+
+
+def _role(definition: Definition) -> Role:
+    return Role.AGENT if definition.on is On.AGENT else Role.WORKER

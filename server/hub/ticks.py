@@ -1,0 +1,399 @@
+"""Schedules in the hub: who runs which tick, once.
+
+It owns the definitions that hold (those of the newest generation that serves: from the switch on, the new ones), one
+`Line` for each name, and the runs. A tick is decided here and nowhere else, so that a reload, a dying process or a
+clock that is set neither doubles nor silently skips one; with a store the store is asked first, since other servers may
+have the same schedules. A run is given to one process and never again, unless `retry` says so.
+
+It runs nothing itself, and reads no file: zones come with the definitions. `server.hub.schedule_commands` is what
+people and code ask of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import random
+from typing import Any, Final
+
+from server.hub.definition import Definition, On, Overlap
+from server.hub.frames import Frame
+from server.hub.hub import Hub, Member, Part, Phase, Role, State
+from server.hub.schedule_commands import Asks
+from server.hub.schedule_leases import Leases
+from server.hub.schedule_line import (
+    ABANDONED,
+    GRACE,
+    MOST_RUNS,
+    MOST_WAITING,
+    Entry,
+    Kind,
+    Line,
+    Missed,
+    Outcome,
+    Run,
+    Tick,
+)
+from server.hub.schedule_offers import Offers
+from server.hub.state import SharedState
+
+LOOK: Final = 1.0
+"""Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
+MOST_SCHEDULES: Final = 1000
+"""Names that are remembered after the code has them no more."""
+MOST_TEXT: Final = 16_000
+"""Characters of a traceback that are kept of a run."""
+
+
+class Ticks(Part):
+    """The part itself."""
+
+    kinds = frozenset({"schedule.define", "schedule.ran", "schedule.overdue", "schedule.ask"})
+    store_kinds = frozenset({"store.granted", "store.taken", "store.renewed", "store.lost"})
+
+    def __init__(self, hub: Hub, state: SharedState) -> None:
+        super().__init__(hub)
+        self.seed = random.getrandbits(63)
+        """Names this server for the store, and is what jitters are drawn with."""
+        self.lines: dict[str, Line] = {}
+        self.runs: dict[int, Run] = {}
+        self.asks = Asks(self, state)
+        self._offers = Offers(hub)
+        self._leases = Leases(hub)
+        self._started: set[str] = set()  # whose immediate run is behind them
+        self._first = -1  # the generation whose definitions may run immediately
+        self._number = 0  # of the last run
+        self._chosen: dict[int, int] = {}  # by member: the number of its last run
+        self._seen = 0  # the wall clock when it was looked at last
+        self._due = math.inf  # stays what it is while nothing changes: who keeps it is not to begin anew each time
+
+    @property
+    def now(self) -> int:
+        """Unix time in milliseconds."""
+        return int(self.hub.wall() * 1000)
+
+    # ---- definitions
+
+    def take(self, member: Member, frame: Frame) -> None:
+        head = frame.head
+        if frame.kind == "schedule.define":
+            definition = Definition.from_head(head, frame.body)
+            if self._offers.take(member, definition):
+                self._adopt(definition.name, definition)
+        elif frame.kind == "schedule.ask":
+            self.asks.take(member, int(head["id"]), str(head["do"]), str(head["name"]))
+        elif (run := self.runs.get(head["run"])) is None or run.member != member.id:
+            return
+        elif frame.kind == "schedule.overdue":
+            run.overdue = True
+            self._say_end(self._line_of(run), run, Outcome.TIMEOUT, "its thread cannot be ended, and goes on")
+        else:
+            self._end(run, Outcome(head["outcome"]), str(head["text"]), head["seconds"], frame.body.decode())
+
+    def _adopt(self, name: str, definition: Definition | None) -> None:
+        now = self.now
+        line = self.lines.get(name)
+        if line is None:
+            line = self.lines[name] = Line(name, now, self.seed)
+        line.paused = self.asks.pause_of(name)
+        line.adopt(definition, now)
+        self._immediately(line)
+        self._hurry()
+
+    def _switch(self, generation: int) -> None:
+        """A newer generation serves: its definitions hold from here on."""
+        for line in self.lines.values():
+            self.advance(line)
+        if self._first < 0:
+            self._first = generation
+        self._offers.switch(generation)
+        offers = self._offers.current()
+        for name in {**self.lines, **offers}:
+            self._adopt(name, offers.get(name))
+        idle = [line for line in self.lines.values() if line.definition is None and not line.runs]
+        for line in idle[:-MOST_SCHEDULES]:
+            del self.lines[line.name]
+
+    def _immediately(self, line: Line) -> None:
+        """Have the run that comes with the start of the server, once."""
+        definition = line.definition
+        if definition is None or not (
+            definition.immediate and self.hub.ready and self._first == self._offers.generation
+        ):
+            return
+        if line.name not in self._started:
+            self._started.add(line.name)
+            if line.paused is None and not definition.disabled:
+                now = self.now
+                line.waiting.append(Tick(now, now, Kind.IMMEDIATE))
+
+    # ---- members
+
+    def changed(self, member: Member, before: Phase) -> None:
+        if member.phase is Phase.SERVING and member.role is Role.WORKER and member.generation > self._offers.generation:
+            self._switch(member.generation)
+        self._hurry()
+
+    def left(self, member: Member) -> None:
+        self._offers.left(member)
+        self._chosen.pop(member.id, None)
+        self.asks.left(member)
+        for run in [run for run in self.runs.values() if run.member == member.id]:
+            if member.phase is Phase.RETIRING:
+                self._end(run, Outcome.CUT, f"{member} had to end before it", None)
+            else:
+                self._end(run, Outcome.DIED, f"{member} died", None)
+
+    def room(self, member: Member) -> None:
+        self._hurry()
+
+    # ---- time
+
+    def deadline(self) -> float:
+        return self._due
+
+    def _hurry(self) -> None:
+        """Something can be decided: in the next turn, since more may happen in this one."""
+        self._due = min(self._due, self.hub.clock())
+
+    def tick(self) -> None:
+        self._due = math.inf
+        self._watch_clock()
+        for line in self.lines.values():
+            self._immediately(line)
+            self.advance(line)
+        now = self.now
+        for line in self.lines.values():
+            self._serve(line, now)
+        self._leases.renew(self.lines.values())
+        wake = min((at for line in self.lines.values() if (at := line.wake(now)) is not None), default=None)
+        if wake is not None or self.runs:
+            wait = LOOK if wake is None else min(LOOK, (wake - now) / 1000)
+            self._due = min(self._due, self.hub.clock() + max(0.0, wait))
+
+    def _watch_clock(self) -> None:
+        now = self.now
+        if now < self._seen - 1000 and any(line.next is not None for line in self.lines.values()):
+            text = (
+                f"the clock was set back by {(self._seen - now) / 1000:.0f} s: schedules go on when it has come to "
+                "where it was, since no instant has two runs"
+            )
+            self.hub.port.say(logging.WARNING, "schedule_clock_set_back", text, seconds=(self._seen - now) / 1000)
+        self._seen = now
+
+    def advance(self, line: Line) -> None:
+        """Take the instants that have come off a schedule, and tell of those that were missed."""
+        if (missed := line.advance(self.now)) is not None:
+            self._say_missed(line, missed, logging.WARNING)
+
+    def _say_missed(self, line: Line, missed: Missed, level: int) -> None:
+        ticks = "a tick" if missed.number == 1 else f"{missed.number} ticks"
+        text = f"{ticks} of the schedule {line.name!r} missed: {missed.text}"
+        span: dict[str, Any] = {"first": missed.first / 1000, "last": missed.last / 1000}
+        self.hub.port.say(level, "schedule_missed", text, name=line.name, count=missed.number, **span)
+
+    # ---- granting
+
+    def add(self, line: Line, tick: Tick) -> None:
+        """One more is to run, as somebody has asked."""
+        line.waiting.append(tick)
+        self._hurry()
+
+    def _serve(self, line: Line, now: int) -> None:
+        """Decide the ticks of a line that can be decided."""
+        waiting, line.waiting = line.waiting, []
+        for tick in waiting:
+            if not self._decide(line, tick, now):
+                line.waiting.append(tick)
+
+    def _decide(self, line: Line, tick: Tick, now: int) -> bool:
+        """Begin a tick's run, or say why it has none; False if it has to wait."""
+        definition = line.definition
+        if definition is None or (definition.disabled and tick.kind is not Kind.ASKED):
+            self._give_up(line, tick, Outcome.REMOVED, "the new code does not have this schedule")
+        elif tick.kind is not Kind.ASKED and tick.attempt == 1 and line.paused is not None:
+            self._give_up(line, tick, Outcome.PAUSED)
+        elif tick.due > now:
+            return False
+        elif now - tick.due > GRACE and not tick.queued:
+            self._give_up(line, tick, Outcome.MISSED, self._why(definition))
+        elif definition.on is On.ALL and tick.slot < 0:
+            return self._spread(line, definition, tick)
+        elif line.asked is not None:
+            return False  # one question after the other
+        elif (hindrance := self._hindrance(line, definition, tick)) is not None:
+            if not hindrance:
+                return False
+            self._give_up(line, tick, Outcome.SKIPPED, hindrance)
+        else:
+            return self._grant(line, definition, tick, now)
+        return True
+
+    def _hindrance(self, line: Line, definition: Definition, tick: Tick) -> str | None:
+        """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
+        busy = line.busy(tick.slot)
+        if busy == 0:
+            return None
+        if definition.overlap is Overlap.SKIP:
+            return "the run before it had not ended"
+        if definition.overlap is Overlap.ALLOW:
+            return f"{busy} runs had not ended" if busy >= MOST_RUNS else None
+        if not tick.queued and sum(each.queued and each.slot == tick.slot for each in line.waiting) >= MOST_WAITING:
+            return f"{MOST_WAITING} ticks wait for the run before them already"
+        tick.queued = True
+        return ""
+
+    def _spread(self, line: Line, definition: Definition, tick: Tick) -> bool:
+        """on="all": a tick for each worker that serves."""
+        slots = sorted({member.slot for member in self._offers.candidates(definition)})
+        for slot in slots:
+            each = dataclasses.replace(tick, slot=slot)
+            self.asks.more(tick.ask)
+            if not self._decide(line, each, self.now):
+                line.waiting.append(each)
+        if slots:
+            self.asks.less(tick.ask)
+        return bool(slots)
+
+    def _grant(self, line: Line, definition: Definition, tick: Tick, now: int) -> bool:
+        """Begin the run if there is who can run it, and the store, if there is one, has granted it."""
+        if tick.queued:
+            tick.queued, tick.due = False, now
+        members = [
+            m for m in self._offers.candidates(definition) if tick.slot in (-1, m.slot) and self.hub.port.room(m.id)
+        ]
+        if not members:
+            return False
+        if self.hub.settings.stored and definition.on is not On.ALL and tick.token is None:
+            if self.hub.store_trouble:
+                return False
+            self._leases.ask(line, tick, self.seed)
+            return True
+        hands = {member.id: 0 for member in members}
+        for run in self.runs.values():
+            if run.member in hands:
+                hands[run.member] += 1
+        self._begin(line, tick, min(members, key=lambda m: (hands[m.id], self._chosen.get(m.id, 0))), now)
+        return True
+
+    def _why(self, definition: Definition) -> str:
+        if self.hub.store_trouble:
+            return self.hub.store_trouble
+        if definition.on is On.AGENT:
+            return "there was no agent that has this schedule"
+        return "there was no worker that could run it"
+
+    def _begin(self, line: Line, tick: Tick, member: Member, now: int) -> None:
+        self._number += 1
+        self._chosen[member.id] = self._number
+        entry = Entry(tick.instant, Outcome.RUNNING, "", str(member), member.slot, member.generation, now)
+        entry.attempt, entry.kind = tick.attempt, tick.kind
+        line.history.append(entry)
+        run = self.runs[self._number] = line.runs[self._number] = Run(self._number, tick, member.id, tick.slot, entry)
+        head = {"run": run.id, "name": line.name, "instant": tick.instant, "attempt": tick.attempt}
+        self.hub.send(member, "schedule.run", head | {"kind": tick.kind.value, "token": tick.token})
+
+    def _give_up(self, line: Line, tick: Tick, outcome: Outcome, text: str = "") -> None:
+        """A tick that does not begin."""
+        first = line.note(outcome, tick.instant, text)
+        self._leases.release(line, tick)
+        level = logging.WARNING if first else logging.DEBUG
+        if outcome is Outcome.MISSED:
+            self._say_missed(line, Missed(1, tick.instant, tick.instant, text), level)
+        elif outcome is Outcome.SKIPPED:
+            said = f"a tick of the schedule {line.name!r} is skipped: {text}"
+            self.hub.port.say(level, "schedule_skipped", said, name=line.name, instant=tick.instant / 1000)
+        self.asks.ended(tick, Entry(tick.instant, outcome, text))
+
+    # ---- runs
+
+    def _end(self, run: Run, outcome: Outcome, text: str, seconds: float | None, detail: str = "") -> None:
+        """A run has ended, or nobody runs it any more."""
+        line = self._line_of(run)
+        del self.runs[run.id], line.runs[run.id]
+        tick, entry = run.tick, run.entry
+        entry.outcome, entry.text, entry.seconds = outcome, text[:MOST_TEXT], seconds
+        line.counts[outcome.value] += 1
+        again = outcome in ABANDONED and line.definition is not None and tick.attempt <= line.definition.retry
+        if outcome is not Outcome.TIMEOUT or not run.overdue:
+            self._say_end(line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MOST_TEXT])
+        if again:
+            line.waiting.append(dataclasses.replace(tick, attempt=tick.attempt + 1, due=self.now, queued=False))
+        else:
+            self._leases.release(line, tick)
+            self.asks.ended(tick, entry)
+        self.asks.keep(line)
+        self._hurry()
+
+    def _say_end(self, line: Line, run: Run, outcome: Outcome, text: str, detail: str = "") -> None:
+        entry = run.entry
+        level, event, said = _ENDS[outcome]
+        text = f"the schedule {line.name!r} {said} in {entry.worker}" + (f": {text}" if text else "")
+        about = {"instant": entry.instant / 1000, "attempt": entry.attempt, "seconds": entry.seconds}
+        where = {"slot": entry.slot, "generation": entry.generation}
+        self.hub.port.say(level, event, text, detail, name=line.name, **about, **where)
+
+    def _line_of(self, run: Run) -> Line:
+        return next(line for line in self.lines.values() if run.id in line.runs)
+
+    # ---- the store
+
+    def take_from_store(self, frame: Frame) -> None:
+        if frame.kind in ("store.renewed", "store.lost"):
+            self._leases.heard(frame, self.lines.values())
+        elif (found := self._leases.answered(frame)) is not None:
+            line, tick = found
+            if frame.kind == "store.granted":
+                line.waiting.insert(0, tick)
+                self._hurry()
+            else:
+                self._taken(line, tick, frame.head["why"], frame.head["text"])
+
+    def _taken(self, line: Line, tick: Tick, why: str, text: str) -> None:
+        if why == "running" and line.definition is not None and line.definition.overlap is Overlap.QUEUE:
+            tick.due = self.now + 1000  # it may have ended by then
+            line.waiting.insert(0, tick)
+        elif why == "trouble":
+            line.waiting.insert(0, tick)  # it is asked for again at the next look
+        else:
+            outcome = {"granted": Outcome.ELSEWHERE, "running": Outcome.SKIPPED}.get(why, Outcome.MISSED)
+            self._give_up(line, tick, outcome, text)
+            self._hurry()
+
+    def store_changed(self) -> None:
+        self._hurry()
+
+    # ---- a new program of the listener
+
+    def to_state(self) -> State:
+        return {
+            "seed": self.seed,
+            "first": self._first,
+            "number": self._number,
+            "questions": self._leases.number,
+            "started": sorted(self._started),
+            "seen": self._seen,
+            "offers": self._offers.to_state(),
+            "lines": [line.to_state() for line in self.lines.values()],
+        }
+
+    def load(self, state: State) -> None:
+        self.seed, self._first, self._number = state["seed"], state["first"], state["number"]
+        self._leases.number = state["questions"]
+        self._seen, self._started = state["seen"], set(state["started"])
+        self._offers.load(state["offers"])
+        for each in state["lines"]:
+            line = self.lines[each["name"]] = Line.from_state(each, self.seed)
+            line.adopt(self._offers.current().get(line.name), line.decided)
+            self.runs |= line.runs
+        self._hurry()
+
+
+_ENDS: Final = {
+    Outcome.OK: (logging.DEBUG, "schedule_ran", "has run"),
+    Outcome.FAILED: (logging.ERROR, "schedule_failed", "has failed"),
+    Outcome.TIMEOUT: (logging.ERROR, "schedule_timed_out", "has taken too long"),
+    Outcome.CUT: (logging.WARNING, "schedule_cut", "was cut"),
+    Outcome.DIED: (logging.ERROR, "schedule_died", "was lost"),
+}
