@@ -1,0 +1,166 @@
+"""A chat whose people are on different workers and see each other's messages, over every reload: see README.md.
+
+    /         the page (chat.html)
+    /socket   WebSocket; ?after=ID brings what was said after that message
+
+A message is written into the shared state, under the next id, before anybody is told of it; a broadcast says only that
+there is something new. So it does not matter which worker a person is on, or in which order broadcasts come: every
+worker sends its people what is next in the state, and who comes back says where to go on. Who is typing has no id: that
+is broadcast and forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from server import Message, draining, messenger, shared
+
+KEPT: Final = 500
+"""Messages that are kept for those who come back."""
+SHOWN: Final = 30
+"""Of these, what somebody sees who comes for the first time."""
+LONGEST_NAME: Final = 40
+LONGEST_TEXT: Final = 2000
+"""Characters."""
+LOOK: Final = 1.0
+"""Seconds after which a worker looks without having been told: who was to tell it was killed before."""
+GOING_AWAY: Final = 1001
+SERVICE_RESTART: Final = 1012
+"""Close codes (RFC 6455 7.4.1 and IANA's registry): the server stops; come back at once."""
+PAGE: Final = Path(__file__).with_name("chat.html").read_text()
+
+people: set[Person] = set()
+"""Those on this worker."""
+
+
+async def say(name: str, text: str, key: str) -> None:
+    """Say something to everybody. Who has said it knows it again by `key`."""
+    message = {"name": name, "text": text, "key": key, "at": time.time()}
+    while True:
+        id = newest() + 1
+        try:
+            # Refused if somebody, in another worker perhaps, was quicker: so no id is given twice, and none left out.
+            await shared.set(place(id), {"id": id, **message}, version=shared.version(place(id)))
+            break
+        except shared.Conflict:
+            continue
+    await messenger.broadcast("said", id)  # every worker has it by now: they may look
+
+
+def place(id: int) -> str:
+    """Where a message is kept, until one with the same place is said."""
+    return f"chat/{id % KEPT}"
+
+
+_newest = 0
+
+
+def newest() -> int:
+    """The last message's id, as far as this worker knows: it looks on from where it ended the last time."""
+    global _newest
+    while (message := shared.get(place(_newest + 1))) is not None and message["id"] > _newest:
+        _newest = message["id"]
+    return _newest
+
+
+@messenger.on("said")
+def said(message: Message) -> None:
+    for person in people:
+        person.news.set()
+
+
+@messenger.on("typing")
+def typing(message: Message) -> None:
+    for person in people:
+        person.notes.append({"typing": message.payload})
+        person.news.set()
+
+
+class Retires(Exception):
+    """This worker does: its people come back to another one."""
+
+
+class Person:
+    """Somebody on a WebSocket of this worker."""
+
+    def __init__(self, socket: WebSocket, after: int) -> None:
+        self.after = after
+        """The id up to which this person has been sent everything."""
+        self.news = asyncio.Event()
+        self.notes: collections.deque[dict[str, Any]] = collections.deque(maxlen=8)
+        self._socket = socket
+        self._saying = asyncio.Lock()
+
+    async def stay(self) -> None:
+        """Until the person leaves, or this worker retires: then what the person has begun to say is said."""
+        people.add(self)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen())
+                tasks.create_task(self._tell())
+                await draining.wait()
+                async with self._saying:
+                    raise Retires
+        except* WebSocketDisconnect:
+            pass
+        except* Retires:
+            code = GOING_AWAY if draining.reason == "stop" else SERVICE_RESTART
+            await self._socket.close(code, f"this worker retires: {draining.reason}")
+        finally:
+            people.discard(self)
+
+    async def _listen(self) -> None:
+        while True:
+            heard = await self._socket.receive_json()
+            async with self._saying:
+                match heard:
+                    case {"say": str(text), "name": str(name), "key": str(key)}:
+                        await say(name[:LONGEST_NAME], text[:LONGEST_TEXT], key[:LONGEST_NAME])
+                    case {"typing": str(name)}:
+                        await messenger.broadcast("typing", name[:LONGEST_NAME])
+
+    async def _tell(self) -> None:
+        """All that there is, a greeting, and whatever comes, in the order of the ids."""
+        await self._tell_messages()
+        here = self._socket.scope.get("extensions", {}).get("serve", {})
+        await self._socket.send_json({"worker": here.get("slot", 0), "generation": here.get("generation", 0)})
+        while True:
+            await self._tell_messages()
+            while self.notes:
+                await self._socket.send_json(self.notes.popleft())
+            await self._news()
+
+    async def _tell_messages(self) -> None:
+        while self.after < newest():
+            self.after = max(self.after, newest() - KEPT) + 1  # what is older is not kept
+            await self._socket.send_json(shared.get(place(self.after)))
+
+    async def _news(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.news.wait(), LOOK)
+        self.news.clear()
+
+
+async def page(request: Request) -> HTMLResponse:
+    return HTMLResponse(PAGE)
+
+
+async def socket(socket: WebSocket) -> None:
+    await socket.accept()
+    after = socket.query_params.get("after", "")
+    seen = int(after) if after.isdecimal() and int(after) <= newest() else newest() - SHOWN
+    await Person(socket, max(seen, 0)).stay()
+
+
+app = Starlette(routes=[Route("/", page), WebSocketRoute("/socket", socket)])

@@ -1,0 +1,203 @@
+"""The chat: people on different workers see each other's messages, and over reloads nobody misses one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.browser import Page, page
+from tests.examples.serving import example
+from tests.running import PATIENCE, RunningServer
+
+WORKERS = 4
+PEOPLE = 6
+RELOADS = 3
+SERVICE_RESTART = 1012
+PAUSE = 0.02
+"""Seconds between two messages of a person: so that fewer come while one is away than the chat keeps."""
+PICTURE = os.environ.get("CHAT_PICTURE")
+"""Where to write the README's picture anew: CHAT_PICTURE=chat.png (there with its colours reduced to 256)."""
+
+
+@contextlib.contextmanager
+def chat(directory: Path) -> Iterator[RunningServer]:
+    with example("chat:app", "--workers", str(WORKERS), directory=directory, environment={}) as server:
+        yield server
+
+
+class Person:
+    """A client as the page is one: it comes back with the last id, and says again what it has not seen come back."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.name = name
+        self.heard: list[dict[str, Any]] = []
+        self.places: list[tuple[int, int]] = []
+        """Worker and generation, of each connection."""
+        self.codes: list[int | None] = []
+        """What each connection was closed with."""
+        self._url = url
+        self._numbers = itertools.count()
+        self._unheard: dict[str, str] = {}
+        self._socket: ClientConnection | None = None
+        self._changed = asyncio.Event()
+
+    async def live(self) -> None:
+        """Until cancelled."""
+        after = ""
+        while True:
+            async with connect(f"{self._url}/socket{after}", proxy=None, open_timeout=PATIENCE) as socket:
+                with contextlib.suppress(ConnectionClosed):
+                    async for text in socket:
+                        await self._take(socket, json.loads(text))
+            self._socket = None
+            self.codes.append(socket.close_code)
+            after = f"?after={self.heard[-1]['id']}" if self.heard else ""
+
+    async def _take(self, socket: ClientConnection, message: dict[str, Any]) -> None:
+        if "id" in message:
+            self.heard.append(message)
+            self._unheard.pop(message["key"], None)
+        elif "generation" in message:
+            self.places.append((message["worker"], message["generation"]))
+            self._socket = socket
+            for key in list(self._unheard):
+                await self._send(key)
+        self._changed.set()
+
+    async def say(self, text: str) -> None:
+        """Say it, and return when it has been heard."""
+        key = f"{self.name}-{next(self._numbers)}"
+        self._unheard[key] = text
+        await self._send(key)
+        await self.wait_until(lambda: key not in self._unheard)
+
+    async def _send(self, key: str) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await self._socket.send(json.dumps({"say": self._unheard[key], "name": self.name, "key": key}))
+
+    async def wait_until(self, condition: Any) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+async def talk(server: RunningServer) -> None:
+    host, port = server.address()
+    people = [Person(f"ws://{host}:{port}", f"p{number}") for number in range(PEOPLE)]
+    over = asyncio.Event()
+    said = [0] * PEOPLE
+
+    async def chatter(number: int) -> None:
+        while not over.is_set():
+            await people[number].say(str(said[number]))
+            said[number] += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), PAUSE)
+
+    async with asyncio.TaskGroup() as tasks:
+        living = [tasks.create_task(person.live()) for person in people]
+        for person in people:
+            await person.wait_until(lambda person=person: person.places)
+        talking = [tasks.create_task(chatter(number)) for number in range(PEOPLE)]
+        for _ in range(RELOADS):
+            enough = len(people[0].heard) + 30
+            await people[0].wait_until(lambda enough=enough: len(people[0].heard) >= enough)
+            await asyncio.to_thread(server.reload)
+            for person in people:
+                generation = server.status()["generation"]
+                await person.wait_until(lambda person=person, generation=generation: person.places[-1][1] == generation)
+        over.set()
+        await asyncio.wait(talking)
+        for person in people:
+            await person.wait_until(lambda person=person: len(person.heard) >= sum(said))
+        for task in living:
+            task.cancel()
+
+    everything = people[0].heard
+    assert [message["id"] for message in everything] == list(range(1, sum(said) + 1))
+    for person in people:
+        assert person.heard == everything, "all see the same messages, in the same order"
+        assert person.codes == [SERVICE_RESTART] * RELOADS, "at each reload every client is told to come back"
+    assert len({key["key"] for key in everything}) == sum(said), "what was said again was not said twice"
+    assert len({person.places[0] for person in people}) > 1, "they are on different workers"
+
+
+def test_nobody_misses_a_message_over_reloads(tmp_path: Path) -> None:
+    with chat(tmp_path) as server:
+        asyncio.run(talk(server))
+        assert server.stop() == 0
+
+
+@pytest.mark.needs("chromium")
+def test_the_page_over_a_reload(tmp_path: Path) -> None:
+    """In a real browser: it shows what others on other workers say, comes back, and has missed nothing."""
+    with chat(tmp_path) as server, page(tmp_path / "profile") as browser:
+        host, port = server.address()
+        browser.look(1080, 760, "light")
+        browser.open(f"http://{host}:{port}/")
+        browser.wait_for("document.getElementById('state').classList.contains('live')")
+        browser.evaluate("document.getElementById('name').value = 'Ada'")
+        asyncio.run(conversation(server, browser))
+        assert browser.evaluate("[...document.querySelectorAll('#messages .text')].map(e => e.textContent)") == [
+            text for _, text in SAID
+        ]
+        assert browser.text("where").endswith("of generation 2")
+        if PICTURE:
+            browser.look(1080, 760, "light", 1.5)
+            Path(PICTURE).write_bytes(browser.picture(whole=False))
+        browser.look(390, 700, "dark")
+        browser.wait_for("document.documentElement.scrollWidth <= innerWidth")
+        if PICTURE:
+            Path(PICTURE).with_suffix(".dark.png").write_bytes(browser.picture(whole=False))
+        browser.open("about:blank")
+        assert server.stop() == 0
+        assert "error" not in server.log()
+
+
+SAID = (
+    ("Grace", "Morning! Which worker are you on?"),
+    ("Ada", "The page says it up there, on the right. You?"),
+    ("Ken", "Another one. It doesn't matter any more, does it?"),
+    ("Grace", "Not for talking. Let me deploy the new version while we are at it …"),
+    ("Ada", "Now? We are in the middle of a conversation."),
+    ("Grace", "kill -HUP sent. Did you notice?"),
+    ("Ken", "I am on generation 2 now, and I can still read every word you said."),
+    ("Ada", "Me too. Nothing missed, nothing twice."),
+)
+RELOAD_BEFORE = 6
+"""The reload begins before this one of what is said."""
+
+
+async def conversation(server: RunningServer, browser: Page) -> None:
+    """Ada is in the browser."""
+    host, port = server.address()
+    others = {name: Person(f"ws://{host}:{port}", name) for name in ("Grace", "Ken")}
+    async with asyncio.TaskGroup() as tasks:
+        living = [tasks.create_task(person.live()) for person in others.values()]
+        for number, (name, text) in enumerate(SAID):
+            if number == RELOAD_BEFORE:
+                await asyncio.to_thread(server.reload)
+            for person in others.values():
+                await person.wait_until(lambda person=person: person.places)
+            if name in others:
+                await others[name].say(text)
+            else:
+                say = f"const text = document.getElementById('text'); text.value = {json.dumps(text)};"
+                browser.evaluate(f"{{ {say} document.getElementById('form').requestSubmit(); }}")
+            seen = "document.querySelectorAll('#messages li:not(.unsent) .text').length"
+            await asyncio.to_thread(browser.wait_for, f"{seen} === {number + 1}")
+        browser.evaluate("typists.set('Ken', Date.now() + 60000), showTypists()") if PICTURE else None
+        for task in living:
+            task.cancel()
