@@ -286,3 +286,19 @@ def _check_topic(topic: str) -> None:
 
 messenger: Final = Messenger()
 register(messenger)
+
+__all__ = [
+    "CallFailed",
+    "DeadLettered",
+    "LinkClosed",
+    "Message",
+    "Messenger",
+    "NoReceiver",
+    "NotDelivered",
+    "NotHandled",
+    "NotSendable",
+    "Origin",
+    "Receipt",
+    "TooLarge",
+    "messenger",
+]
