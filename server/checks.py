@@ -18,6 +18,7 @@ from server.hook_events import read_hook
 from server.listener.addresses import parse_address
 from server.option_values import Tier, Value
 from server.protocol.forwarded import Networks, believed
+from server.store.location import is_url, redis_address
 from server.tracing import HEADER_NAME
 
 Found = dict[str, Value]
@@ -63,6 +64,7 @@ def check(found: Found, directory: str) -> None:
     _check_proxies(found)
     _check_logging(found)
     _check_hooks(found)
+    _check_state(found)
     _check_paths(found, directory)
     _check_account(found)
 
@@ -86,6 +88,16 @@ def _check_addresses(found: Found) -> None:
             parse_address(text)
         except UsageError as error:
             raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
+
+
+def _check_state(found: Found) -> None:
+    if "state" in found and is_url(found["state"].value):
+        try:
+            redis_address(found["state"].value)
+        except UsageError as error:
+            raise UsageError(
+                f"{found['state'].source}: {error}" if found["state"].source.path else str(error)
+            ) from None
 
 
 def _check_proxies(found: Found) -> None:

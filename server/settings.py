@@ -18,6 +18,7 @@ from server.config import Config, Option, environment_names, flag, flag_off, key
 from server.errors import UsageError
 from server.listener.release import logical_directory
 from server.option_values import Given, Source, Tier, Value, from_given, from_toml, from_variable
+from server.store.location import shown
 
 __all__ = ["Given", "Settings", "Source", "Tier", "build", "kind", "read", "several"]
 
@@ -123,7 +124,7 @@ class Settings:
         defined = options()[name][1] if name in options() else None
         row: dict[str, Any] = {
             "name": key(name),
-            "value": _plain(getattr(self.config, name)),
+            "value": _plain(_public(self.config, name)),
             "default": _plain(getattr(_DEFAULTS, name)),
             "source": _TIERS[source.tier],
             "place": "" if source == DEFAULT else source.place,
@@ -219,8 +220,8 @@ def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigF
 
 
 def written(config: Config, name: str) -> str:
-    """A value as a configuration file has it; nothing for an empty one."""
-    value = _plain(getattr(config, name))
+    """A value as a configuration file has it, without passwords; nothing for an empty one."""
+    value = _plain(_public(config, name))
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
@@ -228,6 +229,11 @@ def written(config: Config, name: str) -> str:
     if value in ("", None):
         return "nothing"
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _public(config: Config, name: str) -> object:
+    """A value as it may be shown."""
+    return shown(config.state) if name == "state" else getattr(config, name)
 
 
 def _plain(value: object) -> Any:

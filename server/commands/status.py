@@ -39,6 +39,10 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['app']} on {', '.join(found['listening'])}, up for {span(found['uptime'])}"
     if found.get("admin"):
         yield f"metrics and a page on {', '.join(found['admin'])}"
+    if state := found.get("state_store"):
+        yield f"shared state in {state['place']}" + (
+            f": not to be written, {state['trouble']}" if state["trouble"] else ""
+        )
     totals = found["totals"]
     reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
     yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} answered"

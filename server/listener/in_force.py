@@ -9,6 +9,7 @@ from typing import Any
 
 from server.listener.release import Release
 from server.settings import Settings
+from server.store.location import is_url
 
 
 def in_force(
@@ -35,4 +36,6 @@ def in_force(
     for name in ("pid", "env_file", "log_file", "access_log_file"):
         if path := getattr(settings.config, name):
             resolved[name] = os.path.join(settings.directory, path)
+    if settings.config.state and not is_url(settings.config.state):
+        resolved["state"] = os.path.join(settings.directory, settings.config.state)
     return settings.told(resolved)

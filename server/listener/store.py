@@ -116,6 +116,10 @@ class Store:
         """Where the state is kept, as people are told: without passwords."""
         return shown(self._location)
 
+    def told(self) -> State:
+        """For `serve status`, JSON-compatible."""
+        return {"place": self.shown, "trouble": self.trouble}
+
     # What the hub asks
 
     def send(self, data: bytes) -> None:
@@ -259,7 +263,7 @@ class Store:
         if self._stage is not Stage.STARTING:
             self._stage = Stage.AWAY
             self._changed(text)
-        if said != text:
+        if not said:  # one line for one outage
             about = f"the shared state cannot be written at present: {text}"
             self._happened(e.Say(logging.ERROR, event, about, "", {"state": self.shown, "reason": text}))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from server.errors import UsageError
 
@@ -69,9 +69,8 @@ def redis_address(state: str) -> RedisAddress:
     if parts.scheme == "unix" and not unquote(parts.path):
         raise UsageError(f"--state {shown(state)}: write unix:///PATH/OF/THE/SOCKET")
     user, at, hosts = parts.netloc.rpartition("@")
-    urls = [
-        urlunsplit((parts.scheme, f"{user}{at}{host}", parts.path, urlencode(query), "")) for host in hosts.split(",")
-    ]
+    rest = parts.path + (f"?{urlencode(query)}" if query else "")
+    urls = [f"{parts.scheme}://{user}{at}{host}{rest}" for host in hosts.split(",")]
     return RedisAddress(tuple(urls), prefix, int(replicas), timeout)
 
 

@@ -22,7 +22,7 @@ from server.hub.decide import Limits
 from server.hub.frames import Frame, unpacked
 from server.store.file import StateFile
 from server.store.lane import Lane
-from server.store.location import is_url
+from server.store.location import is_url, redis_address, shown
 from server.worker import last_resort
 from server.worker.beginning import ignore_signals, name_process, take_account
 
@@ -99,7 +99,17 @@ async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: 
 
 
 async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
-    raise UsageError("--state with a URL is not there yet: give a path")
+    address = redis_address(head["location"])
+    try:
+        from server.store.remote import RemoteState
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise UsageError(
+            f"--state {shown(head['location'])} needs the package redis, which is not installed: "
+            "pip install 'serve-asgi[redis]'"
+        ) from None
+    await RemoteState(lane, address, limits, head["name"]).serve(frames)
 
 
 def passed_over(frame: Frame) -> bool:
