@@ -519,7 +519,12 @@ class Listener:
         shown = status(
             self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.settings.config.app
         )
-        return {**shown, **past(self.history), "admin": self.admin.names}
+        return {
+            **shown,
+            **past(self.history),
+            "admin": self.admin.names,
+            "state_store": self.store and self.store.told(),
+        }
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""
