@@ -44,14 +44,13 @@ people: set[Person] = set()
 """Those on this worker."""
 
 
-async def say(name: str, text: str, key: str) -> None:
-    """Say something to everybody. Who has said it knows it again by `key`."""
-    message = {"name": name, "text": text, "key": key, "at": time.time()}
+async def say(message: dict[str, Any]) -> None:
+    """Say something to everybody: give it its id, keep it, and have all workers look."""
     while True:
         id = newest() + 1
         try:
             # Refused if somebody, in another worker perhaps, was quicker: so no id is given twice, and none left out.
-            await shared.set(place(id), {"id": id, **message}, version=shared.version(place(id)))
+            await shared.set(place(id), {**message, "id": id}, version=shared.version(place(id)))
             break
         except shared.Conflict:
             continue
@@ -100,6 +99,8 @@ class Person:
         self.news = asyncio.Event()
         self.notes: collections.deque[dict[str, Any]] = collections.deque(maxlen=8)
         self._socket = socket
+        here = socket.scope.get("extensions", {}).get("serve", {})
+        self._here = {"worker": here.get("slot", 0), "generation": here.get("generation", 0)}
         self._saying = asyncio.Lock()
 
     async def stay(self) -> None:
@@ -126,15 +127,16 @@ class Person:
             async with self._saying:
                 match heard:
                     case {"say": str(text), "name": str(name), "key": str(key)}:
-                        await say(name[:LONGEST_NAME], text[:LONGEST_TEXT], key[:LONGEST_NAME])
+                        message = {"name": name[:LONGEST_NAME], "text": text[:LONGEST_TEXT], "key": key[:LONGEST_NAME]}
+                        await say({**message, **self._here, "at": time.time()})
                     case {"typing": str(name)}:
                         await messenger.broadcast("typing", name[:LONGEST_NAME])
 
     async def _tell(self) -> None:
-        """All that there is, a greeting, and whatever comes, in the order of the ids."""
+        """Where the person is, all that was said, that this was all, and whatever comes, in the order of the ids."""
+        await self._socket.send_json(self._here)
         await self._tell_messages()
-        here = self._socket.scope.get("extensions", {}).get("serve", {})
-        await self._socket.send_json({"worker": here.get("slot", 0), "generation": here.get("generation", 0)})
+        await self._socket.send_json({"ready": True})
         while True:
             await self._tell_messages()
             while self.notes:
