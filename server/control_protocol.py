@@ -52,10 +52,12 @@ def private(directory: Path, *, any_owner: bool = False) -> bool:
 
 
 def default_socket(pid: int) -> Path:
-    """The path of the control socket of the listener `pid`, in the first directory that can be used.
+    """The path of the control socket of the listener `pid`. Raises OSError if there is no directory for it."""
+    return runtime_directory() / f"{pid}.sock"
 
-    Raises OSError if there is none.
-    """
+
+def runtime_directory() -> Path:
+    """The first directory that can be used, made if need be. Raises OSError if there is none."""
     trouble: OSError | None = None
     for directory in runtime_directories():
         try:
@@ -64,5 +66,5 @@ def default_socket(pid: int) -> Path:
             trouble = error
             continue
         if private(directory) and os.access(directory, os.W_OK):
-            return directory / f"{pid}.sock"
+            return directory
     raise trouble or PermissionError("no runtime directory belongs to this user alone")

@@ -41,7 +41,7 @@ class Cell(enum.IntEnum):
 
     PID = 0
     GENERATION = 1
-    SLOT = 2
+    SLOT = 2  # NO_SLOT for the agent
     HEARTBEAT = 3  # time in ns, written once per tick: tells a blocked loop
     CONNECTIONS = 4  # open client connections
     IN_FLIGHT = 5  # requests whose application has not returned, WebSockets not counted
@@ -81,6 +81,8 @@ DURATION_BOUNDS: Final = (
 )
 """Upper bounds (s) of the buckets that requests are counted in by how long they took."""
 
+NO_SLOT: Final = (1 << 32) - 1
+"""The slot of a process that fills none: the agent. Its counts are folded into the last totals."""
 ROW_WORDS: Final = 64
 COUNTERS: Final = (*range(Cell.REQUESTS, Cell.BLOCKED + 1), *range(Cell.DURATION_0, ROW_WORDS))
 """Words that only grow, and outlive their process in the totals of its slot; the last few are not used yet."""

@@ -15,6 +15,7 @@ import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -28,12 +29,12 @@ PACKAGE: Final = os.path.dirname(os.path.realpath(__file__))
 MOST_NAMED: Final = 3
 
 
-def parse(specification: str) -> tuple[str, list[str]]:
+def parse(specification: str, what: str = "an application", example: str = "app:asgi") -> tuple[str, list[str]]:
     """Module and attribute path of `module.sub:attribute.sub`. Raises UsageError if it is not of that form."""
     module, colon, attribute = specification.partition(":")
     parts = attribute.split(".")
     if not colon or not all(part.isidentifier() for part in [*module.split("."), *parts]):
-        raise UsageError(f"{specification!r} is not an application: write module:attribute, for example app:asgi")
+        raise UsageError(f"{specification!r} is not {what}: write module:attribute, for example {example}")
     return module, parts
 
 
@@ -45,14 +46,7 @@ def load(specification: str, factory: bool, interface: str = "auto", threads: in
     what the application's own code raises comes through as it is.
     """
     name, path = parse(specification)
-    module = _import(name)
-    found: Any = module
-    for index, part in enumerate(path):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            where = ".".join([name, *path[:index]]) if index else f"the module {name} ({_file(module)})"
-            raise UsageError(f"{where} has no attribute {part!r}{_instead(found, part, name)}") from None
+    found, _ = find(name, path, _looks_like_application, "an application")
     if factory:
         found = _call_factory(found, specification)
     _check_callable(found, specification, factory, interface)
@@ -61,6 +55,24 @@ def load(specification: str, factory: bool, interface: str = "auto", threads: in
     if interface == "asgi2":
         return asgi_from_asgi2(found)
     return cast("ASGIApplication", found)
+
+
+def find(name: str, path: list[str], likely: Callable[[Any, str], bool], what: str) -> tuple[Any, ModuleType]:
+    """Import the module `name` and follow `path` from there; what is found, and the module.
+
+    `likely` says whether a value of that module looks like what is wanted (`what`), to be named if nothing is there.
+    Raises UsageError if it is not there; what the application's own code raises comes through as it is.
+    """
+    module = _import(name)
+    found: Any = module
+    for index, part in enumerate(path):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            where = ".".join([name, *path[:index]]) if index else f"the module {name} ({_file(module)})"
+            instead = _instead(found, part, lambda value: likely(value, name), what)
+            raise UsageError(f"{where} has no attribute {part!r}{instead}") from None
+    return found, module
 
 
 def _import(name: str) -> ModuleType:
@@ -112,16 +124,16 @@ def _check_not_shadowed(name: str) -> None:
             )
 
 
-def _instead(found: Any, missing: str, module: str) -> str:
-    """What could have been meant: names that look alike, or else what looks like an application."""
+def _instead(found: Any, missing: str, likely: Callable[[Any], bool], what: str) -> str:
+    """What could have been meant: names that look alike, or else what looks like it."""
     names = [n for n in dir(found) if not n.startswith("_")]
     near = difflib.get_close_matches(missing, names, 1)
     if near:
         return f"; did you mean {near[0]!r}?"
-    likely = [n for n in names if _looks_like_application(getattr(found, n, None), module)][:MOST_NAMED]
-    if likely:
-        return "; what looks like an application there: " + ", ".join(likely)
-    return "; name the attribute that holds the application"
+    alike = [n for n in names if likely(getattr(found, n, None))][:MOST_NAMED]
+    if alike:
+        return f"; what looks like {what} there: " + ", ".join(alike)
+    return f"; name the attribute that holds {what.replace('an ', 'the ', 1)}"
 
 
 def _looks_like_application(value: Any, module: str) -> bool:
@@ -140,7 +152,7 @@ def _looks_like_application(value: Any, module: str) -> bool:
 
 def _call_factory(factory: Any, specification: str) -> Any:
     if not callable(factory):
-        raise UsageError(f"{specification} is {_kind(factory)}, not a function: leave --factory out")
+        raise UsageError(f"{specification} is {kind(factory)}, not a function: leave --factory out")
     if inspect.iscoroutinefunction(factory):
         raise UsageError(
             f"{specification} is an async function, so no factory: leave --factory out, or use a plain def"
@@ -160,7 +172,7 @@ def _check_callable(found: Any, specification: str, factory: bool, interface: st
     """Refuse what surely cannot be called as its interface has it; what cannot be told has the benefit of the doubt."""
     what = f"what {specification} returned" if factory else specification
     if not callable(found):
-        raise UsageError(f"{what} is {_kind(found)}, which cannot be called: name the application itself")
+        raise UsageError(f"{what} is {kind(found)}, which cannot be called: name the application itself")
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
@@ -190,9 +202,11 @@ def _why_not(signature: inspect.Signature, what: str, factory: bool, interface: 
     return f"{what} does not take what an application takes (scope, receive and send): name the application itself"
 
 
-def _kind(value: Any) -> str:
-    kind = "a module" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"
-    return "None" if value is None else kind
+def kind(value: Any) -> str:
+    """What a value is, for people."""
+    if value is None:
+        return "None"
+    return "a module" if isinstance(value, ModuleType) else f"of type {type(value).__name__}"
 
 
 def _file(module: ModuleType) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from server.listener.child import Child
 from server.listener.history import History
+from server.listener.lifecycle import Agent, Worker
 from server.listener.supervisor import Supervisor
 
 TROUBLE: Final = 300
@@ -22,16 +23,23 @@ def admin_state(
 ) -> dict[str, Any]:
     """JSON-compatible; `children` are the living ones, `figures` the hub's (`server.hub.figures`)."""
     current = 0 if supervisor.current is None else supervisor.current.number
+    living = [(child.row, child.worker) for child in children]
     workers = [
         {
-            "row": child.row,
-            "slot": child.worker.slot,
-            "generation": child.worker.generation.number,
-            "state": child.worker.state.value,
-            "cause": child.worker.cause.value,
-            "recycling": bool(child.worker.recycling),
+            "row": row,
+            "slot": worker.slot,
+            "generation": worker.generation.number,
+            "state": worker.state.value,
+            "cause": worker.cause.value,
+            "recycling": bool(worker.recycling),
         }
-        for child in children
+        for row, worker in living
+        if isinstance(worker, Worker)
+    ]
+    agents = [
+        {"row": row, "slot": "agent", "generation": agent.generation.number, "state": agent.state.value}
+        for row, agent in living
+        if isinstance(agent, Agent)
     ]
     filled = {each["slot"] for each in workers if (each["state"], each["generation"]) == ("serving", current)}
     return {
@@ -44,6 +52,8 @@ def admin_state(
             {"number": each.number, "state": each.state.value, "size": each.size}
             for each in supervisor.generations.values()
         ],
+        "agents": sorted(agents, key=lambda each: each["row"]),
+        "agent_wanted": supervisor.has_agent,
         "workers": sorted(workers, key=lambda each: (each["slot"], each["generation"])),
         "degraded": [
             number

@@ -11,7 +11,7 @@ import signal
 from typing import Final
 
 from server.channel import Channel, Outbox, pair
-from server.listener.lifecycle import Worker
+from server.listener.lifecycle import Process, Worker
 from server.listener.release import Release
 from server.listener.stacks import Window
 from server.output import ChildOutput, for_child
@@ -34,9 +34,9 @@ def describe_code(code: int) -> str:
 
 
 class Child:
-    """A started worker process."""
+    """A started worker or agent process."""
 
-    def __init__(self, worker: Worker, pid: int, channel: Channel, output: ChildOutput, row: int) -> None:
+    def __init__(self, worker: Process, pid: int, channel: Channel, output: ChildOutput, row: int) -> None:
         self.worker = worker
         self.pid = pid
         self.channel = channel
@@ -61,8 +61,8 @@ class Child:
         self.closed = True
 
 
-def spawn(worker: Worker, release: Release, row: int) -> Child:
-    """Start a worker as a fresh interpreter.
+def spawn(worker: Process, release: Release, row: int) -> Child:
+    """Start a worker or an agent as a fresh interpreter.
 
     It leads its own process group, so that a signal for the foreground group (Ctrl-C) does not reach it.
 
@@ -70,11 +70,13 @@ def spawn(worker: Worker, release: Release, row: int) -> Child:
     """
     ours, theirs = pair()
     output = for_child()
+    own = ("--slot", str(worker.slot)) if isinstance(worker, Worker) else ()
     arguments = [
         release.python,
         *SAFE_PATH,
-        *("-m", "server.worker", "--channel", str(theirs.fileno()), "--output", output.argument()),
-        *("--generation", str(worker.generation.number), "--slot", str(worker.slot)),
+        *("-m", "server.worker" if own else "server.agent"),
+        *("--channel", str(theirs.fileno()), "--output", output.argument()),
+        *("--generation", str(worker.generation.number), *own),
     ]
     inherited = [(theirs.fileno(), theirs.fileno()), *output.child_fds()]
     try:

@@ -1,4 +1,4 @@
-"""The worker processes as the listener holds them: started, spoken to, reaped.
+"""The worker and agent processes as the listener holds them: started, spoken to, reaped.
 
 It owns the children, their channels and their rows of the scoreboard. What a child says is turned into events, and
 nothing waits for a child: what is said to one lies in its outbox. What is to be done, and when, the supervisor decides.
@@ -18,14 +18,15 @@ from server.channel import PROTOCOL, Packet, speaks
 from server.config import Config
 from server.errors import ChannelError, UsageError
 from server.listener import events as e
+from server.listener.agent_lock import agent_lock
 from server.listener.child import Child, describe, handover_pair, spawn
-from server.listener.lifecycle import Worker
+from server.listener.lifecycle import Agent, Process, Worker
 from server.listener.links import Links
 from server.listener.release import Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
 from server.logs import about
-from server.scoreboard import Cell, Scoreboard
+from server.scoreboard import NO_SLOT, Cell, Scoreboard
 
 ROWS = 1024
 """Processes that may be alive at once."""
@@ -33,6 +34,11 @@ SLOTS = 256
 """Slots with totals of their own; further ones share the last."""
 
 log = logging.getLogger("serve")
+
+
+def row_slot(worker: Process) -> int:
+    """What the row of a process says of its slot, and where its counts go in the end."""
+    return NO_SLOT if isinstance(worker, Agent) else worker.slot
 
 
 class Crew:
@@ -60,7 +66,7 @@ class Crew:
     def __iter__(self) -> Iterator[Child]:
         return iter(list(self.children.values()))
 
-    def of(self, worker: Worker) -> Child | None:
+    def of(self, worker: Process) -> Child | None:
         """The process of `worker`, if it has one."""
         return next((child for child in self.children.values() if child.worker is worker), None)
 
@@ -71,19 +77,21 @@ class Crew:
 
     # Beginning and end
 
-    def start(self, worker: Worker, release: Release, config: Config) -> None:
+    def start(self, worker: Process, release: Release, config: Config) -> None:
         """Start `worker`'s process; what prevents it is told as its failure and death."""
         try:
+            what = self._what(worker)
             child = self._spawn(worker, release)
         except Exception as error:
             if not isinstance(error, (UsageError, OSError)):
                 log.exception("%s could not be started", worker)
-            self.post(e.WorkerFailed(worker, str(error), usage=isinstance(error, UsageError)))
-            self.post(e.WorkerDied(worker, "it was never started"))
+            self._failed(worker, str(error), usage=isinstance(error, UsageError))
+            self._died(worker, "it was never started")
             return
         self.children[child.pid] = child
         self.attend(child)
         given = self._open_ways(child)
+        listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves nobody
         child.outbox.tell(
             {
                 "type": "welcome",
@@ -91,17 +99,23 @@ class Crew:
                 "member": worker.id,
                 "protocol": PROTOCOL,
                 "generation": worker.generation.number,
-                "slot": worker.slot,
+                **what,
                 "row": child.row,
                 "config": config.to_json(),
                 "directory": release.directory,
                 "app_dir": release.app_dir,
-                "sockets": [listening.describe() for listening in self.listening],
+                "sockets": [each.describe() for each in listening],
             },
-            lent=[self.scoreboard.fd, *(listening.socket.fileno() for listening in self.listening)],
+            lent=[self.scoreboard.fd, *(each.socket.fileno() for each in listening)],
             given=tuple(given.values()),
         )
         self.links.linked(worker.id)
+
+    def _what(self, worker: Process) -> Packet:
+        """What a process is told of its part. Raises UsageError."""
+        if isinstance(worker, Worker):
+            return {"slot": worker.slot}
+        return {"role": "agent", "lock": agent_lock(each.name for each in self.listening)}
 
     def _open_ways(self, child: Child) -> dict[str, int]:
         """The worker's ends of its link to the hub and of its window, by the names that its welcome has for them.
@@ -122,13 +136,14 @@ class Crew:
         self.tasks.start_soon(self._send_to, child)
         self.tasks.start_soon(self._listen_to, child)
 
-    def _spawn(self, worker: Worker, release: Release) -> Child:
+    def _spawn(self, worker: Process, release: Release) -> Child:
         if not self._free_rows:
             raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
         child = spawn(worker, release, self._free_rows[-1])
         self._free_rows.pop()
         cells = self.scoreboard.row(child.row)
-        cells[Cell.PID], cells[Cell.GENERATION], cells[Cell.SLOT] = child.pid, worker.generation.number, worker.slot
+        cells[Cell.PID], cells[Cell.GENERATION] = child.pid, worker.generation.number
+        cells[Cell.SLOT] = row_slot(worker)
         log.debug("%s has PID %d", worker, child.pid)
         return child
 
@@ -141,15 +156,29 @@ class Crew:
         try:
             self._read_rest(child)
             self.links.read_rest(child.worker.id)
-            self.scoreboard.fold(child.row, child.worker.slot)
+            self.scoreboard.fold(child.row, row_slot(child.worker))
             self._free_rows.append(child.row)
             child.close()
         except Exception:
             log.exception("not all that belonged to %s could be given back", child.worker)
-        self.post(e.WorkerDied(child.worker, describe(wait_status), in_flight))
+        self._died(child.worker, describe(wait_status), in_flight)
         return True
 
-    def kill(self, worker: Worker) -> int:
+    def _failed(self, worker: Process, message: str, detail: str = "", usage: bool = False) -> None:
+        """It could not become what it was started for."""
+        if isinstance(worker, Agent):
+            self.post(e.AgentFailed(worker, message, detail, usage))
+        else:
+            self.post(e.WorkerFailed(worker, message, detail, usage))
+
+    def _died(self, worker: Process, how: str, in_flight: int = 0) -> None:
+        """It is no more."""
+        if isinstance(worker, Agent):
+            self.post(e.AgentDied(worker, how))
+        else:
+            self.post(e.WorkerDied(worker, how, in_flight))
+
+    def kill(self, worker: Process) -> int:
         """SIGKILL; return how many requests and WebSockets are in its hands."""
         if (child := self.of(worker)) is None:
             return 0
@@ -164,8 +193,8 @@ class Crew:
 
     # What is said to them
 
-    def tell(self, worker: Worker, packet: Packet, given: tuple[int, ...] = ()) -> None:
-        """Say something to a worker, with descriptors that are closed here once it has them."""
+    def tell(self, worker: Process, packet: Packet, given: tuple[int, ...] = ()) -> None:
+        """Say something to a process, with descriptors that are closed here once it has them."""
         child = self.of(worker)
         if child is None:
             for descriptor in given:
@@ -227,14 +256,35 @@ class Crew:
             case "hello":
                 if not speaks(packet.get("protocol")):
                     text = f"it speaks version {packet.get('protocol')} of the channel, this listener {PROTOCOL}"
-                    self.post(e.WorkerFailed(worker, f"{text}; restart the server to change to that version"))
+                    self._failed(worker, f"{text}; restart the server to change to that version")
                 elif child.window is not None:
                     child.window.agree(packet.get("window"))
+            case "failed":
+                self._failed(worker, packet["message"], str(packet.get("detail", "")), bool(packet.get("usage")))
+            case _ if isinstance(worker, Agent):
+                self._take_from_agent(worker, packet)
+            case _:
+                self._take_from_worker(worker, packet)
+
+    def _take_from_agent(self, agent: Agent, packet: Packet) -> None:
+        match packet["type"]:
+            case "prepared":
+                self.post(e.AgentPrepared(agent))
+            case "waits":
+                self.post(e.AgentWaits(agent, int(packet["holder"])))
+            case "entered":
+                self.post(e.AgentEntered(agent))
+            case "returned":
+                self.post(e.AgentReturned(agent))
+            case "finished":
+                self.post(e.AgentFinished(agent))
+            case other:
+                log.debug("%s sent a packet of type %r, which this version does not know", agent, other)
+
+    def _take_from_worker(self, worker: Worker, packet: Packet) -> None:
+        match packet["type"]:
             case "ready":
                 self.post(e.WorkerReady(worker))
-            case "failed":
-                detail = str(packet.get("detail", ""))
-                self.post(e.WorkerFailed(worker, packet["message"], detail, bool(packet.get("usage"))))
             case "accepts":
                 self.post(e.WorkerAccepts(worker))
             case "recycle":

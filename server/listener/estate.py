@@ -22,7 +22,7 @@ from server.listener.child import Child
 from server.listener.control import ControlServer
 from server.listener.crew import Crew
 from server.listener.history import History
-from server.listener.lifecycle import Generation
+from server.listener.lifecycle import Generation, Process
 from server.listener.links import Links
 from server.listener.path_lock import PathLock
 from server.listener.pidfile import PidFile
@@ -161,11 +161,11 @@ def examine(state: State) -> None:
 def take(state: State) -> Heirloom:
     """Take over the workers and what is known of them. Raises LookupError, TypeError or ValueError for nonsense."""
     supervisor = from_state(state["supervisor"])
-    workers = supervisor.workers
+    processes: dict[int, Process] = {**supervisor.workers, **supervisor.agents.all}
     return Heirloom(
         supervisor=supervisor,
         scoreboard=Scoreboard(state["scoreboard"]),
-        children=[_take_child(each, workers[each["worker"]]) for each in state["children"]],
+        children=[_take_child(each, processes[each["worker"]]) for each in state["children"]],
         plans={int(number): _take_plan(each) for number, each in state["plans"].items()},
         history=History.from_state(state["history"]),
         started=state["started"],
@@ -245,7 +245,7 @@ def _child(child: Child, descriptors: list[int]) -> State:
     }
 
 
-def _take_child(state: State, worker: Any) -> Child:
+def _take_child(state: State, worker: Process) -> Child:
     channel = Channel(socket.socket(fileno=state["channel"]))
     child = Child(worker, state["pid"], channel, output.ChildOutput.inherited(state["output"]), state["row"])
     for packet, lent, given in state["outbox"]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import collections
+import dataclasses
 import errno
 import logging
 import math
@@ -26,7 +27,7 @@ from server.hub.assembled import assembled
 from server.hub.frames import MAX_FRAME, packed, unpacked
 from server.hub.hub import HubSettings, Order, Role
 from server.listener import events as e
-from server.listener.lifecycle import ServerState, Worker, WorkerState
+from server.listener.lifecycle import AgentState, Process, ServerState, Worker, WorkerState
 from server.listener.supervisor import Supervisor
 from server.scoreboard import Header, Scoreboard
 
@@ -96,10 +97,14 @@ class Links:
     def follow(self, supervisor: Supervisor) -> None:
         """Let the hub's members be the supervisor's processes. New ones serve before old ones retire."""
         hub = self.hub
-        for worker in supervisor.workers.values():
-            if worker.id not in hub.members:
-                hub.join(worker.id, Role.WORKER, worker.generation.number, worker.slot)
-        orders = {worker.id: _order(worker, supervisor) for worker in supervisor.workers.values()}
+        processes: list[Process] = [*supervisor.workers.values(), *supervisor.agents.all.values()]
+        for each in sorted(processes, key=lambda process: process.id):
+            if each.id not in hub.members:
+                role = Role.WORKER if isinstance(each, Worker) else Role.AGENT
+                hub.join(each.id, role, each.generation.number, each.slot)
+        orders = {each.id: _order(each, supervisor) for each in processes}
+        if hub.settings.agent != (agent := supervisor.has_agent):
+            hub.settings = dataclasses.replace(hub.settings, agent=agent)
         for order in (Order.SERVE, Order.RETIRE):
             for id, wanted in orders.items():
                 if wanted is order:
@@ -290,11 +295,18 @@ class Links:
         self.hub.load(_from_text(state["hub"]))
 
 
-def _order(worker: Worker, supervisor: Supervisor) -> Order:
+def _order(worker: Process, supervisor: Supervisor) -> Order:
+    if not isinstance(worker, Worker):
+        if worker.state is AgentState.ACTIVE:
+            return Order.SERVE
+        return Order.RETIRE if worker.state in _AGENT_LEAVES else Order.START
     if worker.state in (WorkerState.RETIRING, WorkerState.ENDING):
         return Order.RETIRE
     serves = worker.state is WorkerState.SERVING and worker.generation is supervisor.current
     return Order.SERVE if serves else Order.START
+
+
+_AGENT_LEAVES: Final = frozenset({AgentState.FINISHING, AgentState.KILLED, AgentState.ENDING})
 
 
 def _as_text(state: State) -> str:

@@ -36,7 +36,7 @@ from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
 from server.listener.hooks import Hooks, trouble_at_reload, trouble_at_start
 from server.listener.in_force import in_force
-from server.listener.lifecycle import Generation, ServerState, Worker, counted
+from server.listener.lifecycle import Agent, Generation, Process, ServerState, counted
 from server.listener.links import Links
 from server.listener.pidfile import PidFile
 from server.listener.plan import Plan, planned, planned_anew, policy_of
@@ -327,7 +327,7 @@ class Listener:
                 self._adopt(self.plans[generation].settings)
             case e.ForgetGeneration(generation):
                 self.plans.pop(generation, None)
-            case e.Start(worker):
+            case e.Start(worker) | e.StartAgent(worker):
                 plan = self.plans[worker.generation]
                 self.crew.start(worker, plan.release, plan.settings.config)
             case e.OpenPorts():
@@ -341,6 +341,10 @@ class Listener:
                 self.crew.tell(worker, {"type": "serve"})
             case e.TellRetire(worker, reason, drain_queue):
                 self.crew.tell(worker, {"type": "retire", "reason": reason, "drain_queue": drain_queue})
+            case e.TellEnter(agent):
+                self.crew.tell(agent, {"type": "enter"})
+            case e.TellFinish(agent, reason, timeout):
+                self.crew.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
             case e.TellQuit(worker):
                 self.crew.tell(worker, {"type": "quit"})
             case e.TellReopen(worker):
@@ -367,8 +371,12 @@ class Listener:
             case e.Exit():
                 self.exit = action
 
-    def _kill(self, worker: Worker, why: str) -> None:
+    def _kill(self, worker: Process, why: str) -> None:
         in_flight = self.crew.kill(worker)
+        if isinstance(worker, Agent):
+            about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
+            self._happened(e.Say(logging.WARNING, "agent_killed", f"{worker} is killed: {why}", "", about))
+            return
         text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
@@ -376,9 +384,9 @@ class Listener:
 
     def _member_broken(self, member: int) -> None:
         """A process has sent its hub nonsense."""
-        worker = self.supervisor.workers.get(member)
-        if worker is not None:
-            self._kill(worker, "it broke the protocol of its link")
+        process = self.supervisor.workers.get(member) or self.supervisor.agents.all.get(member)
+        if process is not None:
+            self._kill(process, "it broke the protocol of its link")
 
     async def _prepare_reload(self, by: str) -> None:
         """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""

@@ -48,6 +48,8 @@ def policy_of(config: Config) -> Policy:
         graceful_timeout=config.graceful_timeout,
         shutdown_timeout=config.shutdown_timeout,
         drain_delay=config.drain_delay,
+        agent=bool(config.agent),
+        agent_timeout=config.agent_timeout,
     )
 
 

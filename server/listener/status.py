@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Final
 from server import __version__
 from server.listener.child import Child
 from server.listener.history import History
+from server.listener.lifecycle import Agent, Worker
 from server.listener.supervisor import LameDuck, Supervisor
 from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard
 
@@ -40,7 +42,9 @@ def status(
     """
     now = time.monotonic()
     current = 0 if supervisor.current is None else supervisor.current.number
-    workers = [_worker(children[pid], scoreboard, now) for pid in sorted(children)]
+    living = [children[pid] for pid in sorted(children)]
+    workers = [_worker(c.worker, scoreboard.row(c.row), now) for c in living if isinstance(c.worker, Worker)]
+    agents = [_agent(c.worker, scoreboard.row(c.row), now) for c in living if isinstance(c.worker, Agent)]
     filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == current}
     totals = _totals(scoreboard, children)
     return {
@@ -70,6 +74,8 @@ def status(
             for generation in supervisor.generations.values()
         ],
         "workers": workers,
+        "agents": agents,
+        "agent_trouble": "" if any(a["state"] == "active" for a in agents) else supervisor.agents.restart.trouble,
         "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
         "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},
     }
@@ -102,9 +108,30 @@ def _lame_duck(lame_duck: LameDuck | None, scoreboard: Scoreboard) -> dict[str, 
     }
 
 
-def _worker(child: Child, scoreboard: Scoreboard, now: float) -> dict[str, Any]:
-    cells = scoreboard.row(child.row)
-    worker = child.worker
+def _agent(agent: Agent, cells: memoryview, now: float) -> dict[str, Any]:
+    return {
+        "slot": "agent",
+        "generation": agent.generation.number,
+        "state": agent.state.value,
+        "cause": agent.cause.value,
+        "rss": cells[Cell.RSS],
+        "active": round(now - agent.active_since, 3) if agent.active_since < math.inf else None,
+        **_health(cells, now),
+    }
+
+
+def _health(cells: memoryview, now: float) -> dict[str, Any]:
+    """What every process says of itself."""
+    return {
+        "cpu": round(cells[Cell.CPU] / 1e9, 3),
+        "lag": round(cells[Cell.LAG] / 1e9, 4),
+        "lag_worst": round(cells[Cell.LAG_WORST] / 1e9, 4),
+        "blocked": cells[Cell.BLOCKED],
+        "heard": round(now - cells[Cell.HEARTBEAT] / 1e9, 3) if cells[Cell.HEARTBEAT] else None,
+    }
+
+
+def _worker(worker: Worker, cells: memoryview, now: float) -> dict[str, Any]:
     return {
         "slot": worker.slot,
         "generation": worker.generation.number,
@@ -115,10 +142,6 @@ def _worker(child: Child, scoreboard: Scoreboard, now: float) -> dict[str, Any]:
         "requests": cells[Cell.REQUESTS],
         "handed_over": cells[Cell.HANDED_OVER],
         "taken_over": cells[Cell.TAKEN_OVER],
-        "cpu": round(cells[Cell.CPU] / 1e9, 3),
-        "lag": round(cells[Cell.LAG] / 1e9, 4),
-        "lag_worst": round(cells[Cell.LAG_WORST] / 1e9, 4),
-        "blocked": cells[Cell.BLOCKED],
+        **_health(cells, now),
         "oldest": round(max(0.0, now - oldest / 1e9), 3) if (oldest := cells[Cell.OLDEST]) else None,
-        "heard": round(now - cells[Cell.HEARTBEAT] / 1e9, 3) if cells[Cell.HEARTBEAT] else None,
     }

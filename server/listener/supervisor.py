@@ -130,6 +130,12 @@ class Supervisor:
             e.PairOrphaned: lambda event: self._do(*self.introductions.orphaned(event.worker, event.pair)),
         }
 
+    @property
+    def has_agent(self) -> bool:
+        """Whether there is an agent, or will be one before long."""
+        holder, preparing = self._lease()
+        return any(each is not None and each.policy.agent for each in (holder, preparing))
+
     # The two ways in
 
     def start(self, now: float) -> list[e.Action]:

@@ -1,0 +1,28 @@
+"""Where the agents' lock of a server lies: the same path for the next server of the same addresses.
+
+Two servers cannot listen at one address at the same time, so that whoever gets the lock's path from the addresses gets
+it alone, until the one before is gone, of which an agent may be left (`server.agent.lease`). Port 0 is no address: the
+ports that it became are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+
+from server import control_protocol
+from server.errors import UsageError
+
+
+def agent_lock(addresses: Iterable[str]) -> str:
+    """The path of the lock's file, in the runtime directory, which is made if need be. Raises UsageError."""
+    try:
+        directory = control_protocol.runtime_directory()
+    except OSError as error:
+        raise UsageError(
+            f"there is no directory for the agent's lock ({error.strerror or error}): set XDG_RUNTIME_DIR to one that "
+            "belongs to this user alone"
+        ) from None
+    names = "\n".join([str(os.geteuid()), *sorted(addresses)])
+    return str(directory / f"agent-{hashlib.sha256(names.encode()).hexdigest()[:16]}.lock")
