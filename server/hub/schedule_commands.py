@@ -52,15 +52,17 @@ class Asks:
 
     def take(self, member: Member, id: int, do: str, name: str) -> None:
         """A process asks."""
+        self.do(do, name, self._answer_to(member, id), by=str(member), asker=(member.id, id))
 
+    def _answer_to(self, member: Member, id: int) -> Answer:
         def answer(ok: bool, text: str, found: Any) -> None:
             if member.id in self._ticks.hub.members:
                 body = packed(found, "the answer")
                 self._ticks.hub.send(member, "schedule.answer", {"id": id, "ok": ok, "text": text}, body)
 
-        self.do(do, name, answer, by=str(member), member=member.id)
+        return answer
 
-    def do(self, do: str, name: str, answer: Answer, by: str, member: int = 0) -> None:
+    def do(self, do: str, name: str, answer: Answer, by: str, asker: tuple[int, int] = (0, 0)) -> None:
         """Do one of `COMMANDS`; `answer` is called once, now or when it is done."""
         if do == "list":
             answer(True, "", self.report(name))
@@ -74,7 +76,7 @@ class Asks:
             self._set(line, None, answer)
         else:
             self._number += 1
-            self._asks[self._number] = _Ask(answer, member)
+            self._asks[self._number] = _Ask(answer, *asker)
             now = self._ticks.now
             self._ticks.add(line, Tick(now, now, Kind.ASKED, ask=self._number))
 
@@ -174,8 +176,22 @@ class Asks:
         for number in [number for number, ask in self._asks.items() if ask.member == member.id]:
             del self._asks[number]
 
-    def keep(self, line: Line) -> None:
-        """The history has changed."""
+    # ---- a new program of the listener
+
+    def to_state(self) -> list[Any]:
+        """What processes wait for; the connections of those who asked by a command end with the program."""
+        return [
+            [number, ask.member, ask.id, ask.open, [entry.to_list() for entry in ask.entries]]
+            for number, ask in self._asks.items()
+            if ask.member
+        ]
+
+    def load(self, state: list[Any]) -> None:
+        """The reverse."""
+        for number, member, id, left, entries in state:
+            answer = self._answer_to(self._ticks.hub.members[member], id)
+            self._asks[number] = _Ask(answer, member, id, left, [Entry.from_list(entry) for entry in entries])
+            self._number = max(self._number, number)
 
 
 def _said(entry: Entry) -> str:

@@ -20,28 +20,43 @@ class Offers:
         self.generation = -1
         """Whose definitions hold; -1 before any serves."""
         self._offers: dict[int, dict[str, Definition]] = {}
+        self._strays: dict[int, dict[str, Definition]] = {}  # told by those that are not to run them
+        self._refused: set[tuple[int, str]] = set()
         self._names: dict[int, set[str]] = {}  # by member
 
     def take(self, member: Member, definition: Definition) -> bool:
         """A member has this schedule; return whether it holds from now on."""
+        if _role(definition) is not member.role:
+            self._strays.setdefault(member.generation, {}).setdefault(definition.name, definition)
+            return False
         offers = self._offers.setdefault(member.generation, {})
         known = offers.setdefault(definition.name, definition)
-        if known.where != definition.where and _role(known) is not _role(definition):
-            text = (
-                f"two schedules have the name {definition.name!r}: that of {known.where} counts, and that of "
-                f"{definition.where} is left out; give one of them another name"
-            )
-            self._hub.port.say(logging.ERROR, "schedule_refused", text, name=definition.name)
+        if _role(known) is not member.role:
+            self._refuse(member.generation, known, definition)
             return False
         self._names.setdefault(member.id, set()).add(definition.name)
         return known is definition and member.generation == self.generation
+
+    def _refuse(self, generation: int, known: Definition, definition: Definition) -> None:
+        if (generation, definition.name) in self._refused:
+            return
+        self._refused.add((generation, definition.name))
+        text = (
+            f"two schedules have the name {definition.name!r}: that of {known.where} counts, and that of "
+            f"{definition.where} is left out; give one of them another name"
+        )
+        self._hub.port.say(logging.ERROR, "schedule_refused", text, name=definition.name)
 
     def switch(self, generation: int) -> None:
         """The definitions of this generation hold from now on; those of older ones are never asked for again."""
         self.generation = generation
         self._offers = {number: offers for number, offers in self._offers.items() if number >= generation}
-        for definition in self.current().values():
-            self._check_role(definition)
+        self._refused = {each for each in self._refused if each[0] >= generation}
+        strays = self._strays.get(generation, {})
+        self._strays = {number: strays for number, strays in self._strays.items() if number > generation}
+        for name in strays.keys() - self.current().keys():
+            if not strays[name].disabled:
+                self._say_stray(strays[name])
 
     def current(self) -> dict[str, Definition]:
         """Those that hold."""
@@ -61,19 +76,16 @@ class Offers:
         """A member is no more."""
         self._names.pop(member.id, None)
 
-    def _check_role(self, definition: Definition) -> None:
-        """Say so if the processes that are to run it do not have it."""
-        name, role, members = definition.name, _role(definition), self._hub.members.values()
-        having = [member for member in members if name in self._names.get(member.id, ())]
-        if definition.disabled or any(member.role is role for member in having):
-            return
-        if role is Role.WORKER:
-            text = f'the schedule {name!r} runs nowhere: the agent alone imports it; write on="agent"'
-        elif any(member.role is Role.AGENT for member in members):
-            text = f"the schedule {name!r} runs nowhere: it is for the agent, whose module does not import it"
+    def _say_stray(self, definition: Definition) -> None:
+        """The processes that are to run it do not have it."""
+        text = f"the schedule {definition.name!r} ({definition.where}) runs nowhere: "
+        if _role(definition) is Role.WORKER:
+            text += 'the agent alone imports it; write on="agent"'
+        elif any(member.role is Role.AGENT for member in self._hub.members.values()):
+            text += "it is for the agent, whose module does not import it"
         else:
-            text = f"the schedule {name!r} runs nowhere: it is for the agent, and there is none; start one with --agent"
-        self._hub.port.say(logging.ERROR, "schedule_without_process", text, name=name, where=definition.where)
+            text += "it is for the agent, and there is none; start one with --agent"
+        self._hub.port.say(logging.ERROR, "schedule_without_process", text, name=definition.name)
 
     def to_state(self) -> State:
         return {

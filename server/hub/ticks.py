@@ -323,7 +323,6 @@ class Ticks(Part):
         else:
             self._leases.release(line, tick)
             self.asks.ended(tick, entry)
-        self.asks.keep(line)
         self._hurry()
 
     def _say_end(self, line: Line, run: Run, outcome: Outcome, text: str, detail: str = "") -> None:
@@ -375,6 +374,7 @@ class Ticks(Part):
             "started": sorted(self._started),
             "seen": self._seen,
             "offers": self._offers.to_state(),
+            "asks": self.asks.to_state(),
             "lines": [line.to_state() for line in self.lines.values()],
         }
 
@@ -383,6 +383,7 @@ class Ticks(Part):
         self._leases.number = state["questions"]
         self._seen, self._started = state["seen"], set(state["started"])
         self._offers.load(state["offers"])
+        self.asks.load(state["asks"])
         for each in state["lines"]:
             line = self.lines[each["name"]] = Line.from_state(each, self.seed)
             line.adopt(self._offers.current().get(line.name), line.decided)

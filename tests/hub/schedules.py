@@ -1,0 +1,130 @@
+"""A hub with schedules whose clocks and processes are the test's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.hub.definition import Definition
+from server.hub.frames import encode
+from server.hub.hub import Hub, HubSettings, Member, Order, Role
+from server.hub.schedule_line import Entry, Line
+from server.hub.state import SharedState
+from server.hub.ticks import Ticks
+from tests.hub.port import RecordingPort
+
+BEGIN = 1_800_000_000.0
+"""Unix time at which a test begins."""
+
+
+class Server:
+    """The hub's side of a server; `given` are the runs that its processes were told to do, in order."""
+
+    def __init__(self, *, stored: bool = False) -> None:
+        self.settings = HubSettings(stored=stored)
+        self.port = RecordingPort()
+        self.wall = BEGIN
+        self.clock = 100.0
+        self.given: list[tuple[int, dict[str, Any]]] = []
+        self.generation = 0
+        self._id = 0
+        self._make()
+
+    def _make(self) -> None:
+        self.hub = Hub(self.port, self.settings, lambda: self.clock, lambda: self.wall)
+        state = SharedState(self.hub)
+        self.ticks = Ticks(self.hub, state)
+        self.hub.add(state)
+        self.hub.add(self.ticks)
+
+    def replace(self) -> None:
+        """Another program takes the listener's place."""
+        state = self.hub.to_state()
+        self._make()
+        self.hub.load(state)
+
+    def spawn(self, *definitions: Definition, slot: int = 0, role: Role = Role.WORKER, generation: int = 0) -> Member:
+        """A process that has imported the application; it does not serve yet."""
+        self._id += 1
+        slot = -1 if role is Role.AGENT else slot
+        member = self.hub.join(self._id, role, generation or self.generation, slot)
+        self.hub.linked(member.id)
+        for definition in definitions:
+            self.say(member, "schedule.define", definition.to_head(), definition.rules)
+        self.hub.take(member.id, encode("up"))
+        return member
+
+    def switch(self, *definitions: Definition, workers: int = 2, agent: bool = False) -> list[Member]:
+        """A new generation serves, and the one before retires."""
+        old = [m for m in self.hub.members.values() if m.order is Order.SERVE]
+        self.generation += 1
+        new = [self.spawn(*definitions, slot=slot) for slot in range(workers)]
+        if agent:
+            new.append(self.spawn(*definitions, role=Role.AGENT))
+        for member in new:
+            self.hub.order(member.id, Order.SERVE)
+        for member in old:
+            self.hub.order(member.id, Order.RETIRE)
+        self.hub.server_ready()
+        self.look()
+        return new
+
+    def say(self, member: Member, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
+        self.hub.take(member.id, encode(kind, head, body))
+
+    def ran(self, run: int, outcome: str = "ok") -> None:
+        """A run has ended."""
+        member = next(member for member, head in self.given if head["run"] == run)
+        self.say(self.hub.members[member], "schedule.ran", {"run": run, "outcome": outcome, "text": "", "seconds": 0.1})
+        self.look()
+
+    def store_says(self, kind: str, **head: Any) -> None:
+        self.hub.take_from_store(encode(kind, head))
+        self.look()
+
+    def ask(self, do: str, name: str) -> list[tuple[bool, str, Any]]:
+        """What `serve schedule …` does; the list gets the answer."""
+        found: list[tuple[bool, str, Any]] = []
+        self.ticks.asks.do(do, name, lambda ok, text, what: found.append((ok, text, what)), by="a test")
+        self.look()
+        return found
+
+    def look(self) -> None:
+        """What the listener does after each event: keep the deadlines that have come."""
+        for _ in range(20):
+            if self.hub.deadline() > self.clock:
+                break
+            self.hub.tick()
+        else:
+            raise AssertionError("the hub's deadline does not go away")
+        found = [(id, frame.head) for id in list(self.port.sent) for frame in self.port.take(id, "schedule.run")]
+        self.given += sorted(found, key=lambda each: int(each[1]["run"]))
+
+    def go(self, seconds: float, step: float = 1.0) -> None:
+        """Let time pass, with a look at each of its deadlines."""
+        end = self.wall + seconds
+        while self.wall < end - 1e-9:
+            due = max(0.0, self.hub.deadline() - self.clock)
+            self.shift(min(end - self.wall, max(due, 0.001), step))
+            self.look()
+
+    def shift(self, seconds: float) -> None:
+        """Both clocks go on, and nobody looks."""
+        self.wall += seconds
+        self.clock += seconds
+
+    def take_given(self) -> list[tuple[int, dict[str, Any]]]:
+        """The runs that were given since this was called last."""
+        found, self.given_before = self.given[self.given_before :], len(self.given)
+        return found
+
+    given_before = 0
+
+    def line(self, name: str) -> Line:
+        return self.ticks.lines[name]
+
+    def history(self, name: str) -> list[tuple[str, int]]:
+        """Outcomes and how many ticks each is of, oldest first."""
+        return [(entry.outcome.value, entry.count) for entry in self.line(name).history]
+
+    def newest(self, name: str) -> Entry:
+        return self.line(name).history[-1]

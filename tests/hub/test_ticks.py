@@ -1,0 +1,482 @@
+"""Who runs which tick, and what becomes of those that nobody runs: without processes, with the test's own clocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.hub.definition import Definition, On, Overlap
+from server.hub.hub import Order, Role
+from server.hub.schedule_line import COUNTED, HISTORY, MOST_WAITING
+from tests.hub.schedules import BEGIN, Server
+
+
+def every(seconds: float = 10, name: str = "job", **more: Any) -> Definition:
+    return Definition(name, every=int(seconds * 1000), **more)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+def instants(given: list[tuple[int, dict[str, Any]]]) -> list[float]:
+    """Of runs, in seconds after the test began."""
+    return [head["instant"] / 1000 - BEGIN for _, head in given]
+
+
+def test_each_tick_goes_to_one_worker_and_they_take_turns(server: Server) -> None:
+    first, second = server.switch(every(10))
+    for _ in range(4):
+        server.go(10)
+        server.ran(server.given[-1][1]["run"])
+    assert instants(server.given) == [10, 20, 30, 40]
+    assert [member for member, _ in server.given] == [first.id, second.id] * 2
+    assert server.history("job") == [("ok", 1)] * 4
+
+
+def test_who_has_the_least_in_hand_gets_the_next(server: Server) -> None:
+    busy, idle = server.switch(every(10, "long"), every(60, "short"))
+    server.go(10)
+    assert [member for member, _ in server.given] == [busy.id]
+    server.go(50)
+    assert server.given[-1][0] == idle.id
+
+
+def test_all_means_each_worker_that_serves(server: Server) -> None:
+    workers = server.switch(every(10, on=On.ALL), workers=3)
+    starting = server.spawn(every(10, on=On.ALL), slot=3)
+    server.go(10)
+    assert sorted(member for member, _ in server.given) == [worker.id for worker in workers]
+    assert starting.id not in dict(server.given)
+
+
+def test_the_overlap_of_all_is_each_slots_own(server: Server) -> None:
+    slow, quick = server.switch(every(10, on=On.ALL))
+    server.go(10)
+    server.ran(next(head["run"] for member, head in server.given if member == quick.id))
+    server.go(10)
+    assert [member for member, _ in server.given] == [slow.id, quick.id, quick.id]
+
+
+def test_the_agent_runs_what_is_for_it(server: Server) -> None:
+    *_, agent = server.switch(every(10, on=On.AGENT), agent=True)
+    server.go(10)
+    assert [member for member, _ in server.given] == [agent.id]
+
+
+@pytest.mark.parametrize(
+    ("on", "agent", "part"), [(On.AGENT, False, "there is none"), (On.AGENT, True, "does not import it")]
+)
+def test_one_that_nobody_could_run_is_told(server: Server, on: On, agent: bool, part: str) -> None:
+    if agent:
+        server.spawn(role=Role.AGENT, generation=1)
+    server.switch(every(10, on=on))
+    (text,) = [text for event, text, _ in server.port.records if event == "schedule_without_process"]
+    assert part in text
+
+
+def test_one_that_only_the_agent_has_is_told(server: Server) -> None:
+    server.spawn(every(10), role=Role.AGENT, generation=1)
+    server.switch()
+    assert [event for event, *_ in server.port.records] == ["schedule_without_process"]
+
+
+def test_two_of_one_name_in_workers_and_agent_are_told(server: Server) -> None:
+    server.spawn(every(10, on=On.AGENT, where="jobs.py:1"), role=Role.AGENT, generation=1)
+    server.switch(every(10, where="app.py:7"))
+    (text,) = [text for event, text, _ in server.port.records if event == "schedule_refused"]
+    assert "jobs.py:1" in text
+    assert "app.py:7" in text
+
+
+# ---- overlap
+
+
+def test_skip(server: Server) -> None:
+    server.switch(every(10))
+    server.go(45)
+    assert instants(server.given) == [10]
+    server.ran(1)
+    server.go(10)
+    assert instants(server.given) == [10, 50]
+    assert server.history("job") == [("ok", 1), ("skipped", 3), ("running", 1)]
+    assert [event for event, *_ in server.port.records] == ["schedule_skipped"] * 3 + ["schedule_ran"]
+
+
+def test_queue(server: Server) -> None:
+    server.switch(every(10, overlap=Overlap.QUEUE))
+    server.go(10 * (MOST_WAITING + 3))
+    assert instants(server.given) == [10]
+    assert server.history("job") == [("running", 1), ("skipped", 2)]
+    for run in range(1, MOST_WAITING + 2):
+        server.ran(run)
+    assert instants(server.given) == [10.0 * n for n in range(1, MOST_WAITING + 2)]  # in order, none doubled
+
+
+def test_allow(server: Server) -> None:
+    server.switch(every(10, overlap=Overlap.ALLOW))
+    server.go(30)
+    assert instants(server.given) == [10, 20, 30]
+
+
+# ---- reloads, deaths
+
+
+def test_from_the_switch_on_the_new_definitions_hold(server: Server) -> None:
+    server.switch(every(10), every(10, "gone"))
+    server.go(5)
+    server.switch(every(7), every(10, "new"))
+    server.go(10)
+    left = BEGIN % 7
+    assert [(head["name"], head["instant"] / 1000 - BEGIN) for _, head in server.given] == [
+        ("job", 7 - left if 7 - left > 5 else 14 - left),
+        ("new", 10),
+    ]
+    assert server.ask("run", "gone")[0][0] is False
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5])
+def test_a_tick_at_the_switch_runs_once(server: Server, late: float) -> None:
+    """Whether the switch comes a moment before the hub has looked at the clock, or after."""
+    server.switch(every(10))
+    server.go(9.999)
+    server.shift(0.001 + late)
+    new = server.switch(every(10))
+    server.go(9)
+    assert instants(server.given) == [10]
+    assert server.given[0][0] in [member.id for member in new]
+
+
+def test_a_generation_that_never_serves_changes_nothing(server: Server) -> None:
+    (worker,) = server.switch(every(10), workers=1)
+    failed = server.spawn(every(3), slot=0, generation=2)
+    server.go(10)
+    server.hub.leave(failed.id)
+    server.go(10)
+    assert instants(server.given) == [10]
+    assert server.history("job") == [("running", 1), ("skipped", 1)]
+    assert server.given[0][0] == worker.id
+
+
+def test_a_run_in_progress_outlives_the_switch(server: Server) -> None:
+    (old,) = server.switch(every(10), workers=1)
+    server.go(10)
+    server.switch(every(10), workers=1)
+    server.go(10)
+    assert len(server.given) == 1  # the old worker still runs it: overlap="skip"
+    server.ran(1)
+    server.hub.leave(old.id)
+    server.go(10)
+    assert server.history("job") == [("ok", 1), ("skipped", 1), ("running", 1)]
+
+
+@pytest.mark.parametrize(
+    ("retiring", "outcome", "event"), [(False, "died", "schedule_died"), (True, "cut", "schedule_cut")]
+)
+@pytest.mark.parametrize("retry", [0, 1])
+def test_a_run_whose_process_ends_is_run_again_only_with_retry(
+    server: Server, retiring: bool, outcome: str, event: str, retry: int
+) -> None:
+    server.switch(every(10, retry=retry))
+    server.go(10)
+    member = server.given[0][0]
+    if retiring:
+        server.hub.order(member, Order.RETIRE)
+    server.hub.leave(member)
+    server.look()
+    assert server.port.records[-1][0] == event
+    if not retry:
+        assert server.history("job") == [(outcome, 1)]
+        assert len(server.given) == 1
+        return
+    other, again = server.given[1]
+    assert other != member
+    assert (again["instant"], again["attempt"]) == (server.given[0][1]["instant"], 2)
+    server.hub.leave(other)
+    server.look()
+    assert len(server.given) == 2
+    assert server.history("job") == [(outcome, 1), ("died", 1)]
+
+
+def test_a_run_that_fails_is_not_run_again(server: Server) -> None:
+    server.switch(every(10, retry=3))
+    server.go(10)
+    server.ran(1, "failed")
+    server.go(5)
+    assert len(server.given) == 1
+    assert server.port.records[-1][0] == "schedule_failed"
+
+
+def test_a_tick_waits_for_a_worker_and_then_is_missed(server: Server) -> None:
+    (worker,) = server.switch(every(10), workers=1)
+    server.hub.leave(worker.id)
+    server.go(35)
+    assert server.history("job") == []
+    server.hub.order(server.spawn(every(10)).id, Order.SERVE)
+    server.look()
+    assert instants(server.given) == [10]  # it was late, but not too late
+    server.ran(1)
+    (worker,) = [m for m in server.hub.members.values() if m.order is Order.SERVE]
+    server.hub.leave(worker.id)
+    server.go(40)
+    assert ("missed", 1) in server.history("job")
+    assert "no worker" in next(text for event, text, _ in server.port.records if event == "schedule_missed")
+
+
+def test_a_worker_without_room_is_passed_over(server: Server) -> None:
+    first, second = server.switch(every(10))
+    server.port.without_room = {first.id, second.id}
+    server.go(10)
+    assert server.given == []
+    server.port.without_room = {first.id}
+    server.hub.room(second.id)
+    server.look()
+    assert [member for member, _ in server.given] == [second.id]
+
+
+def test_what_a_stranger_says_of_a_run_is_passed_over(server: Server) -> None:
+    first, second = server.switch(every(10))
+    server.go(10)
+    other = second if server.given[0][0] == first.id else first
+    server.say(other, "schedule.ran", {"run": 1, "outcome": "ok", "text": "", "seconds": 0.1})
+    server.say(other, "schedule.ran", {"run": 77, "outcome": "ok", "text": "", "seconds": 0.1})
+    assert server.history("job") == [("running", 1)]
+
+
+# ---- time
+
+
+def test_what_came_due_while_the_server_stood_still_is_missed_but_for_the_newest(server: Server) -> None:
+    server.switch(every(10))
+    server.shift(65)
+    server.look()
+    assert instants(server.given) == [60]
+    assert server.history("job") == [("missed", 5), ("running", 1)]
+    event, _, about = server.port.records[0]
+    assert (event, about["count"], about["first"] - BEGIN, about["last"] - BEGIN) == ("schedule_missed", 5, 10, 50)
+
+
+def test_a_tick_that_is_too_late_is_missed(server: Server) -> None:
+    server.switch(Definition("job", cron="0 * * * *"))
+    server.shift(3600 - BEGIN % 3600 + 31)
+    server.look()
+    assert server.given == []
+    assert server.history("job") == [("missed", 1)]
+
+
+def test_years_that_the_clock_jumps_cost_no_time(server: Server) -> None:
+    server.switch(every(0.1), Definition("cron", cron="* * * * * *"))
+    server.wall += 50 * 366 * 86400
+    server.go(1)
+    assert {head["name"] for _, head in server.given} == {"job", "cron"}
+    assert server.line("cron").counts["missed"] >= COUNTED - 1
+    assert server.line("job").counts["missed"] > 50 * 366 * 863_000
+
+
+def test_a_clock_that_is_set_back_doubles_nothing(server: Server) -> None:
+    server.switch(every(10))
+    server.go(20)
+    server.ran(1)
+    server.wall -= 15
+    server.go(14)
+    assert instants(server.given) == [10]
+    assert "schedule_clock_set_back" in [event for event, *_ in server.port.records]
+    server.go(12)
+    assert instants(server.given) == [10, 30]
+
+
+def test_jitter_is_within_its_bound_and_in_order(server: Server) -> None:
+    server.switch(every(10, jitter=8000, overlap=Overlap.ALLOW))
+    began = []
+    for _ in range(3000):
+        server.go(0.1)
+        began += [server.wall - head["instant"] / 1000 for _, head in server.take_given()]
+    assert len(began) in (29, 30)
+    assert all(0 <= delay <= 8.2 for delay in began)
+    assert max(began) - min(began) > 2
+    assert instants(server.given) == [10.0 * n for n in range(1, len(began) + 1)]
+
+
+def test_immediate_is_once_per_server_start(server: Server) -> None:
+    server.switch(every(10, immediate=True))
+    assert [head["kind"] for _, head in server.given] == ["immediate"]
+    server.ran(1)
+    server.switch(every(10, immediate=True), every(10, "new", immediate=True))
+    server.replace()
+    server.look()
+    assert len(server.given) == 1
+
+
+def test_the_history_is_bounded(server: Server) -> None:
+    server.switch(every(1))
+    for run in range(1, HISTORY + 20):
+        server.go(1)
+        server.ran(run)
+    assert len(server.line("job").history) == HISTORY
+    assert server.line("job").counts["ok"] == HISTORY + 19
+
+
+# ---- pauses, and what is asked
+
+
+def test_a_pause_is_in_force_until_resume_over_reloads(server: Server) -> None:
+    server.switch(every(10))
+    assert server.ask("pause", "job") == [(True, "job is paused", None)]
+    server.go(25)
+    server.switch(every(10))
+    server.go(25)
+    assert server.given == []
+    assert server.history("job") == [("paused", 5)]
+    assert server.ticks.asks.report("job")[0]["paused"]["by"] == "a test"
+    assert "already" in server.ask("pause", "job")[0][1]
+    server.ask("resume", "job")
+    server.go(10)
+    assert instants(server.given) == [60]
+    assert [e for e, *_ in server.port.records if "paused" in e or "resumed" in e] == [
+        "schedule_paused",
+        "schedule_resumed",
+    ]
+
+
+def test_run_now_also_while_it_is_paused(server: Server) -> None:
+    server.switch(every(10))
+    server.ask("pause", "job")
+    answer = server.ask("run", "job")
+    assert answer == []
+    server.ran(1)
+    (ok, text, entries) = answer[0]
+    assert ok
+    assert "ok in worker 0 of generation 1" in text
+    assert [entry["kind"] for entry in entries] == ["asked"]
+
+
+def test_run_now_answers_when_all_have_ended(server: Server) -> None:
+    server.switch(every(10, on=On.ALL))
+    answer = server.ask("run", "job")
+    server.ran(1)
+    assert answer == []
+    server.ran(2, "failed")
+    assert answer[0][0] is False
+    assert len(answer[0][2]) == 2
+
+
+def test_run_now_says_if_one_runs_already(server: Server) -> None:
+    server.switch(every(10))
+    server.go(10)
+    ok, text, _ = server.ask("run", "job")[0]
+    assert not ok
+    assert "had not ended" in text
+
+
+@pytest.mark.parametrize(("name", "part"), [("jbo", "did you mean 'job'"), ("zzz", "there are: job")])
+def test_who_names_none_is_told_which_there_are(server: Server, name: str, part: str) -> None:
+    server.switch(every(10))
+    assert part in server.ask("pause", name)[0][1]
+
+
+def test_a_disabled_one_has_no_ticks_and_can_be_run(server: Server) -> None:
+    server.switch(every(10, disabled="enabled is false", immediate=True))
+    server.go(20)
+    assert server.given == []
+    server.ask("run", "job")
+    assert len(server.given) == 1
+
+
+# ---- a new program of the listener
+
+
+def test_a_new_program_goes_on_where_the_old_one_was(server: Server) -> None:
+    server.switch(every(10), every(10, "queued", overlap=Overlap.QUEUE), every(10, "paused"))
+    server.ask("pause", "paused")
+    server.go(20)
+    server.replace()
+    server.go(4)
+    assert [(head["name"], head["instant"] / 1000 - BEGIN) for _, head in server.given] == [("job", 10), ("queued", 10)]
+    server.ran(2)
+    assert server.given[-1][1]["instant"] / 1000 - BEGIN == 20
+    server.shift(17)
+    server.look()
+    assert server.history("job") == [("skipped", 1), ("running", 1), ("missed", 1), ("skipped", 1)]
+    assert server.history("paused") == [("paused", 4)]
+
+
+# ---- with a store
+
+
+@pytest.fixture
+def stored() -> Server:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    return server
+
+
+def test_the_store_is_asked_for_each_tick(stored: Server) -> None:
+    stored.switch(every(10))
+    stored.go(10)
+    assert stored.given == []
+    (frame,) = [frame for frame in stored.port.to_store if frame.kind == "store.grant"]
+    assert (frame.head["name"], frame.head["tick"], frame.head["exclusive"]) == ("job", BEGIN + 10, True)
+    stored.store_says("store.granted", id=frame.head["id"], token=42, renewed_until=stored.clock + 30)
+    assert stored.given[0][1]["token"] == 42
+    stored.go(15)
+    assert "store.renew" in [frame.kind for frame in stored.port.to_store]
+    stored.ran(1)
+    assert stored.port.to_store[-1].kind == "store.release"
+
+
+@pytest.mark.parametrize(
+    ("why", "overlap", "history"),
+    [
+        ("granted", Overlap.SKIP, [("elsewhere", 1)]),
+        ("running", Overlap.SKIP, [("skipped", 1)]),
+        ("clock", Overlap.SKIP, [("missed", 1)]),
+        ("running", Overlap.QUEUE, []),
+        ("trouble", Overlap.SKIP, []),
+    ],
+)
+def test_a_tick_that_the_store_does_not_grant(
+    stored: Server, why: str, overlap: Overlap, history: list[tuple[str, int]]
+) -> None:
+    stored.switch(every(100, overlap=overlap))
+    stored.go(100)
+    stored.store_says("store.taken", id=1, why=why, text="because")
+    assert stored.history("job") == history
+    stored.go(2)
+    again = [frame for frame in stored.port.to_store if frame.kind == "store.grant"][1:]
+    assert bool(again) is not bool(history)
+
+
+def test_without_the_store_a_tick_waits_and_then_is_missed(stored: Server) -> None:
+    stored.switch(every(100))
+    stored.hub.store_changed("the store is away")
+    stored.go(125)
+    assert stored.history("job") == []
+    stored.go(10)
+    assert stored.history("job") == [("missed", 1)]
+    assert "the store is away" in stored.port.records[-1][1]
+
+
+def test_a_lease_that_cannot_be_renewed_is_lost(stored: Server) -> None:
+    stored.switch(every(100))
+    stored.go(100)
+    stored.store_says("store.granted", id=1, token=42, renewed_until=stored.clock + 30)
+    stored.go(31)
+    assert stored.port.records[-1][0] == "schedule_lease_lost"
+    stored.ran(1)
+    assert stored.history("job") == [("ok", 1)]
+
+
+def test_what_was_asked_of_the_store_is_asked_again_by_a_new_program(stored: Server) -> None:
+    stored.switch(every(100))
+    stored.go(100)
+    stored.replace()
+    stored.hub.store_changed("")
+    stored.go(1)
+    first, second = [frame.head for frame in stored.port.to_store if frame.kind == "store.grant"]
+    assert (first["name"], first["tick"], first["holder"]) == (second["name"], second["tick"], second["holder"])
+    stored.store_says("store.granted", id=first["id"], token=1, renewed_until=stored.clock + 30)  # for the old program
+    assert stored.given == []
+    stored.store_says("store.granted", id=second["id"], token=1, renewed_until=stored.clock + 30)
+    assert len(stored.given) == 1
