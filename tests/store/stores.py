@@ -1,0 +1,216 @@
+"""A store process without a listener, and a Redis of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from server.channel import PROTOCOL, pair
+from server.config import Config
+from server.hub.frames import MAX_FRAME, Frame, decode, encode, packed, unpacked
+from tests.running import PATIENCE, ROOT
+
+VALUE_LIMIT, TOTAL_LIMIT = 64 * 1024, 1024 * 1024
+
+
+class StoreProcess:
+    """`python -m server.store` as the listener has it, spoken to frame by frame."""
+
+    def __init__(self, location: str | Path, *, again: bool = False, total_limit: int = TOTAL_LIMIT) -> None:
+        self._end, theirs = pair()
+        self._end.settimeout(PATIENCE)
+        self.name = uuid.uuid4().hex
+        self.said: list[Frame] = []
+        """Everything but what `wait` and the like have taken."""
+        self._count = 0
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "server.store", "--channel", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+            )
+        head = {"protocol": list(PROTOCOL), "location": str(location), "again": again, "name": self.name}
+        head |= {"value_limit": VALUE_LIMIT, "total_limit": total_limit}
+        self.send("store.open", head, packed(Config().to_json(), "the configuration"))
+
+    def send(self, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
+        self._end.sendall(encode(kind, head, body))
+
+    def receive(self, timeout: float = PATIENCE) -> Frame:
+        """The next frame; EOFError at the end, TimeoutError if none comes."""
+        self._end.settimeout(timeout)
+        while True:
+            try:
+                data = self._end.recv(MAX_FRAME + 1)
+            except ConnectionResetError:
+                continue
+            if not data:
+                raise EOFError
+            return decode(data)
+
+    def wait(self, *kinds: str, timeout: float = PATIENCE, **head: Any) -> Frame:
+        """The first frame of these kinds with these values in its head, kept or to come."""
+
+        def fits(frame: Frame) -> bool:
+            return frame.kind in kinds and all(frame.head.get(name) == value for name, value in head.items())
+
+        for frame in self.said:
+            if fits(frame):
+                self.said.remove(frame)
+                return frame
+        deadline = time.monotonic() + timeout
+        while not fits(frame := self.receive(max(0.01, deadline - time.monotonic()))):
+            self.said.append(frame)
+        return frame
+
+    def up(self) -> dict[str, tuple[int, Any]]:
+        """Wait until it is up; return the state that it has told: key -> version, value."""
+        self.wait("store.up")
+        pieces = [frame for frame in self.said if frame.kind == "store.snapshot"]
+        self.said = [frame for frame in self.said if frame.kind != "store.snapshot"]
+        rows = [row for piece in pieces for row in unpacked(piece.body)]
+        return {key: (version, unpacked(value)) for key, version, value in rows}
+
+    def ask(self, kind: str, head: dict[str, Any], body: bytes = b"") -> int:
+        self._count += 1
+        self.send(kind, {"id": self._count, **head}, body)
+        return self._count
+
+    def write(self, op: str, key: str, value: Any = None, **more: Any) -> Frame:
+        """Write and wait for the answer."""
+        body = packed(value, "a value") if op in ("set", "cas") else b""
+        return self.wait(
+            "store.written", "store.refused", id=self.ask("store.write", {"op": op, "key": key, **more}, body)
+        )
+
+    def set(self, key: str, value: Any) -> Frame:
+        frame = self.write("set", key, value)
+        assert frame.kind == "store.written", frame
+        return frame
+
+    def read(self, key: str) -> Any:
+        """The truth."""
+        frame = self.wait("store.value", "store.refused", id=self.ask("store.read", {"key": key}))
+        assert frame.kind == "store.value", frame
+        return unpacked(frame.body) if frame.head["exists"] else None
+
+    def grant(self, name: str, tick: float, lease: float = 30.0, **more: Any) -> Frame:
+        head = {"name": name, "tick": tick, "lease": lease, "holder": self.name, **more}
+        return self.wait("store.granted", "store.taken", id=self.ask("store.grant", head))
+
+    def failed(self) -> str:
+        """Wait until it says that it cannot start, and has ended."""
+        text = str(self.wait("store.failed").head["text"])
+        assert self.process.wait(PATIENCE) == 2
+        return text
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def leave(self) -> None:
+        """As a listener that ends: nothing more is said, and it may write what it has."""
+        self._end.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(EOFError):
+            while True:
+                self.said.append(self.receive())
+        assert self.process.wait(PATIENCE) == 0
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+        self._end.close()
+
+
+@contextlib.contextmanager
+def store(location: str | Path, **more: Any) -> Iterator[StoreProcess]:
+    """A store process, ended with the block."""
+    process = StoreProcess(location, **more)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+class Redis:
+    """A Redis server on a unix socket; its data lie in `directory`."""
+
+    def __init__(self, directory: Path, *arguments: str, persistent: bool = False) -> None:
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        self.path = directory / "redis.sock"
+        self.port = 0
+        self._arguments = [*arguments, *(("--appendonly", "yes", "--appendfsync", "always") if persistent else ())]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self.path}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        command = ["redis-server", "--port", "0", "--unixsocket", str(self.path), "--save", "", "--dir"]
+        self._process = subprocess.Popen(
+            [*command, str(self.directory), *self._arguments], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + PATIENCE
+        with self.client() as client:
+            while True:
+                with contextlib.suppress(redis.RedisError):
+                    client.ping()
+                    return
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self.path), socket_timeout=PATIENCE)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def own_redis(directory: Path, *arguments: str, **more: Any) -> Iterator[Redis]:
+    """A Redis, ended with the block."""
+    server = Redis(directory, *arguments, **more)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def scaled(default: int) -> int:
+    """How often something is repeated: STORE_TEST_SCALE times the default."""
+    return max(1, int(default * float(os.environ.get("STORE_TEST_SCALE", "1"))))
+
+
+def without(program: str) -> bool:
+    return shutil.which(program) is None

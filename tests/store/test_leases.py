@@ -1,0 +1,114 @@
+"""Which ticks are granted, as a table: by a file, and by a Redis, which decides by the same rules in Lua."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from server.store.frames import Taken
+from server.store.leases import AHEAD, Grant, Leases
+from tests.store.stores import StoreProcess, store
+
+NOW = 1_000_000.0
+
+
+def test_a_tick_is_granted_once_and_time_goes_forward() -> None:
+    leases = Leases()
+    first = leases.grant("report", NOW, "a", 10, False, NOW)
+    assert isinstance(first, Grant)
+    assert leases.grant("report", NOW, "b", 10, False, NOW) == (Taken.GRANTED, _any_text(first))
+    assert isinstance(leases.grant("report", NOW - 1, "a", 10, False, NOW), tuple)
+    assert leases.grant("report", NOW, "a", 10, False, NOW) == first  # asked again: the same grant
+    second = leases.grant("report", NOW + 1, "b", 10, False, NOW)
+    assert isinstance(second, Grant)
+    assert second.token > first.token
+    assert isinstance(leases.grant("other", NOW, "b", 10, False, NOW), Grant)
+
+
+def test_a_clock_that_is_wrong_takes_no_ticks_of_the_future() -> None:
+    leases = Leases()
+    found = leases.grant("report", NOW + AHEAD + 1, "a", 10, False, NOW)
+    assert isinstance(found, tuple)
+    assert found[0] is Taken.CLOCK
+    assert isinstance(leases.grant("report", NOW, "b", 10, False, NOW), Grant)
+
+
+def test_an_exclusive_tick_waits_for_the_run_before_it() -> None:
+    leases = Leases()
+    first = leases.grant("report", NOW, "a", 10, True, NOW)
+    assert isinstance(first, Grant)
+    found = leases.grant("report", NOW + 5, "b", 10, True, NOW + 5)
+    assert isinstance(found, tuple)
+    assert found[0] is Taken.RUNNING
+    leases.release("report", first.token)
+    assert isinstance(leases.grant("report", NOW + 5, "b", 10, True, NOW + 5), Grant)
+
+
+def test_a_lease_that_was_not_renewed_is_over() -> None:
+    leases = Leases()
+    grant = leases.grant("report", NOW, "a", 10, True, NOW)
+    assert isinstance(grant, Grant)
+    assert leases.renew("report", grant.token, 10, NOW + 9)
+    assert leases.renew("report", grant.token, 10, NOW + 18)
+    assert not leases.renew("report", grant.token, 10, NOW + 28)
+    assert not leases.renew("report", grant.token, 10, NOW + 28)
+    assert isinstance(leases.grant("report", NOW + 28, "b", 10, True, NOW + 28), Grant)
+
+
+def test_what_is_undone_was_never_granted() -> None:
+    leases = Leases()
+    copied = leases.copy()
+    assert isinstance(leases.grant("report", NOW, "a", 10, True, NOW), Grant)
+    assert isinstance(copied.grant("report", NOW, "b", 10, True, NOW), Grant)
+
+
+def test_a_file_grants_by_these_rules(tmp_path: Path) -> None:
+    with store(tmp_path / "state.db") as process:
+        process.up()
+        _follow_the_rules(process)
+    with store(tmp_path / "state.db") as process:
+        process.up()
+        assert process.grant("rules", 1.0).head["why"] == "granted"  # it remembers over a restart
+
+
+@pytest.mark.once
+@pytest.mark.needs("redis-server")
+def test_a_redis_grants_by_these_rules(url: str) -> None:
+    with store(url) as process, store(url) as other:
+        process.up(), other.up()
+        _follow_the_rules(process)
+        assert other.grant("rules", 1.0).head["why"] == "granted"
+
+
+def _follow_the_rules(process: StoreProcess) -> None:
+    now, before = time.time(), time.monotonic()
+    first = process.grant("rules", now, exclusive=True)
+    assert first.kind == "store.granted"
+    assert before < first.head["renewed_until"] < time.monotonic() + 30
+    again = process.grant("rules", now, exclusive=True)
+    assert again.head["token"] == first.head["token"]
+    assert process.grant("rules", now, holder="another").head["why"] == "granted"
+    assert process.grant("rules", now - 0.5).head["why"] == "granted"
+    assert process.grant("rules", now + 2 * AHEAD).head["why"] == "clock"
+    assert process.grant("rules", now + 0.5, exclusive=True).head["why"] == "running"
+    both = process.grant("rules", now + 0.25)
+    assert both.head["token"] > first.head["token"]
+    for token in (first.head["token"], both.head["token"]):
+        process.send("store.renew", {"name": "rules", "token": token, "lease": 30})
+        process.wait("store.renewed", token=token)
+        process.send("store.release", {"name": "rules", "token": token})
+        process.send("store.renew", {"name": "rules", "token": token, "lease": 30})
+        process.wait("store.lost", token=token)
+    last = process.grant("rules", now + 0.5, exclusive=True, lease=0.05)
+    assert last.head["token"] > both.head["token"]
+    while True:  # until the lease is over
+        process.send("store.renew", {"name": "rules", "token": last.head["token"], "lease": 0.001})
+        if process.wait("store.renewed", "store.lost").kind == "store.lost":
+            break
+    assert process.grant("rules", now + 0.75, exclusive=True).kind == "store.granted"
+
+
+def _any_text(grant: Grant) -> str:
+    return "this tick of report, or a later one, has been granted already"

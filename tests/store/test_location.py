@@ -1,0 +1,81 @@
+"""What `--state` may say, and that a password in it is shown to nobody."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.config import Config
+from server.errors import UsageError
+from server.settings import read, written
+from server.store.location import is_url, redis_address, shown
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("state.db", "state.db"),
+        ("/var/lib/shop@home/state.db", "/var/lib/shop@home/state.db"),
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:hunter2@localhost", "redis://***@localhost"),
+        ("rediss://shop:hunter2@redis.example:6380/1", "rediss://***@redis.example:6380/1"),
+        ("redis://:hun/ter@2@localhost", "redis://***@localhost"),
+        ("redis://a:hunter2@one,two:6379", "redis://***@one,two:6379"),
+        ("unix://shop:hunter2@/run/redis.sock?db=1", "unix://***@/run/redis.sock?db=1"),
+        ("unix:///run/redis.sock?password=hunter2&db=1", "unix:///run/redis.sock?password=***&db=1"),
+        ("redis://localhost?username=shop&ssl_password=hunter2#x", "redis://localhost?username=***&ssl_password=***#x"),
+        ("REDIS://:hunter2@localhost", "REDIS://***@localhost"),
+    ],
+)
+def test_no_password_is_shown(state: str, expected: str) -> None:
+    assert shown(state) == expected
+
+
+def test_the_configuration_does_not_show_it() -> None:
+    settings = read("app:asgi", {"state": "redis://:hunter2@localhost:6379/0"}, {})
+    assert "hunter2" not in str(settings.told())
+    assert "hunter2" not in written(settings.config, "state")
+    other = read("app:asgi", {"state": "redis://:hunter3@localhost:6379/0"}, {})
+    assert "hunter" not in settings.not_live(other)
+    assert settings.config.state == "redis://:hunter2@localhost:6379/0"
+
+
+@pytest.mark.parametrize(
+    ("state", "urls", "prefix", "replicas", "timeout"),
+    [
+        ("redis://h:1/0", ("redis://h:1/0",), "serve", 0, 3.0),
+        ("redis://u:p@a:1,b:2/3?db=3", ("redis://u:p@a:1/3?db=3", "redis://u:p@b:2/3?db=3"), "serve", 0, 3.0),
+        ("unix:///s?prefix=shop&replicas=2&timeout=0.5", ("unix:///s",), "shop", 2, 0.5),
+        ("rediss://h?ssl_ca_certs=/ca.pem&prefix=a:b", ("rediss://h?ssl_ca_certs=%2Fca.pem",), "a:b", 0, 3.0),
+    ],
+)
+def test_urls_are_taken_apart(state: str, urls: tuple[str, ...], prefix: str, replicas: int, timeout: float) -> None:
+    found = redis_address(state)
+    assert (found.urls, found.prefix, found.replicas, found.timeout) == (urls, prefix, replicas, timeout)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("postgres://:hunter2@h/db", "names no store that there is"),
+        ("redis://:hunter2@h?replicas=many", "replicas is a number"),
+        ("redis://:hunter2@h?replicas=-1", "replicas is a number of replicas"),
+        ("redis://:hunter2@h?timeout=0", "timeout at least 0.1"),
+        ("redis://:hunter2@h?prefix=", "a prefix has"),
+        ("redis://:hunter2@h?prefix=two words", "a prefix has"),
+        ("redis://:hunter2@h?prefix", "is no URL"),
+        ("redis://:hunter2@[h", "is no URL"),
+        ("unix://:hunter2@", "write unix:///PATH"),
+    ],
+)
+def test_what_cannot_be_is_a_sentence_without_the_password(state: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as raised:
+        redis_address(state)
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(UsageError, match=says):
+        read("app:asgi", {"state": state}, {})
+
+
+def test_a_path_is_no_url() -> None:
+    assert not is_url("state.db")
+    assert not is_url("/srv/a:b//state.db")
+    assert Config().state == ""
