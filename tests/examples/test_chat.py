@@ -179,10 +179,10 @@ def test_the_page_over_a_reload(tmp_path: Path) -> None:
 
 
 SAID = (
-    ("Grace", "Morning! Which worker are you on?"),
+    ("Grace", "Hello! Which worker are you on?"),
     ("Ada", "The page says it up there, on the right. You?"),
     ("Ken", "Another one. It doesn't matter any more, does it?"),
-    ("Grace", "Not for talking. Let me deploy the new version while we are at it …"),
+    ("Grace", "Not for talking. I'll deploy the new version while we are at it."),
     ("Ada", "Now? We are in the middle of a conversation."),
     ("Grace", "kill -HUP sent. Did you notice?"),
     ("Ken", "I am on generation 2 now, and I can still read every word you said."),
