@@ -9,16 +9,21 @@ TYPE_CHECKING = False  # `typing` would take two thirds of the time that passes 
 if TYPE_CHECKING:
     from typing import Any
 
+    from server.app.agent import agent
     from server.app.draining import draining
     from server.app.messenger import messenger
     from server.app.schedule import schedule
     from server.app.shared import shared
 
-__all__ = ["Message", "__version__", "draining", "messenger", "schedule", "shared"]
+__all__ = ["Message", "__version__", "agent", "draining", "messenger", "schedule", "shared"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "agent":
+        from server.app.agent import agent
+
+        return agent
     if name == "draining":
         from server.app.draining import draining
 

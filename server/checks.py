@@ -67,6 +67,8 @@ def check(found: Found, directory: str) -> None:
     _check_state(found)
     _check_paths(found, directory)
     _check_account(found)
+    if "agent" in found and found["agent"].value:
+        _check_agent(found["agent"])
 
 
 def check_application(app: Value) -> None:
@@ -76,6 +78,14 @@ def check_application(app: Value) -> None:
         raise UsageError(
             f"{app.source}: {app.value!r} is not an application: write module:attribute, for example "
             f"{(module if module.replace('.', '').isidentifier() else '') or 'app'}:app"
+        )
+
+
+def _check_agent(agent: Value) -> None:
+    module, colon, attribute = str(agent.value).partition(":")
+    if not (module and colon and attribute):
+        raise UsageError(
+            f"{agent.source}: {agent.value!r} is not an agent: write module:attribute, for example app:agent"
         )
 
 

@@ -74,7 +74,7 @@ def spawn(worker: Process, release: Release, row: int) -> Child:
     arguments = [
         release.python,
         *SAFE_PATH,
-        *("-m", "server.worker" if own else "server.agent"),
+        *("-m", "server.worker" if own else "server.agent_process"),
         *("--channel", str(theirs.fileno()), "--output", output.argument()),
         *("--generation", str(worker.generation.number), *own),
     ]

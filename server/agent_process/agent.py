@@ -1,9 +1,9 @@
 """The agent: what its process does between its channel's first packet and its exit.
 
-Its life is `run`: import and prepare, say so, begin when told (with the lock, `server.agent.lease`), finish when told
-or at the end of the channel, end. It owns the application's agent and its row of the scoreboard. Nobody takes its place
-before its process has been reaped, so that nothing here needs to be certain about the end but that it comes: the
-listener kills it at the deadline, and without a listener `last_resort` ends it.
+Its life is `run`: import and prepare, say so, begin when told (with the lock, `server.agent_process.lease`), finish
+when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard. Nobody takes
+its place before its process has been reaped, so that nothing here needs to be certain about the end but that it comes:
+the listener kills it at the deadline, and without a listener `last_resort` ends it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import anyio
 
 from server import logs
-from server.agent.lease import Lease
+from server.agent_process.lease import Lease
 from server.app import link
 from server.app.agent_life import Life
 from server.app.agent_subject import Subject, load
