@@ -210,6 +210,8 @@ class Receiver:
 
     def _give_back(self) -> None:
         """The process retires: what has not begun is for others, but for copies, which everyone has his own of."""
+        if self._link is None or self._link.closed:
+            return
         for topic in self._topics.values():
             kept: collections.deque[Delivery] = collections.deque()
             for delivery in topic.queue:
@@ -218,6 +220,8 @@ class Receiver:
                 else:
                     self._back.add(delivery.number)
             topic.queue = kept
+        self._back.flush()
+        self._link.send("msg.back", {"m": []})  # that was all: what follows may go to others
 
 
 async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str]:

@@ -96,7 +96,7 @@ class Lane:
 
     __slots__ = ("_budget", "bytes", "closed", "limit", "offered", "placed", "since")
 
-    def __init__(self, budget: Budget, limit: int = LIMIT) -> None:
+    def __init__(self, budget: Budget, limit: int) -> None:
         self.placed: collections.deque[Copy] = collections.deque()
         self.offered: collections.deque[Copy] = collections.deque()
         self.bytes = 0

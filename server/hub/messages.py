@@ -58,6 +58,7 @@ class Messages(Part):
             case "msg.back":
                 for delivery in reversed(frame.head["m"]):  # each is put before the others again
                     routing.back(place, delivery)
+                routing.gave_back(place)
             case "msg.topics":
                 for topic, concurrency in frame.head["topics"].items():
                     routing.handles(place, topic, concurrency)
@@ -137,6 +138,7 @@ class Messages(Part):
             "sends": {str(number): _send_to_state(send) for number, send in sends.items()},
             "places": places,
             "waiting": waiting,
+            "retiring": [[slot, sorted(members)] for slot, members in routing.retiring.items()],
             "deliveries": routing.deliveries,
             "counts": routing.counts,
         }
@@ -145,6 +147,7 @@ class Messages(Part):
         routing = self.routing
         sends = {int(number): _send_from_state(each) for number, each in state["sends"].items()}
         routing.deliveries = state["deliveries"]
+        routing.retiring = {slot: set(members) for slot, members in state["retiring"]}
         routing.counts |= state["counts"]
         routing.sends = {send.id: send for send in sends.values() if send.stage is not Stage.SETTLED}
 

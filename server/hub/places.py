@@ -28,7 +28,7 @@ class Waiting:
 
     def __init__(self, key: str | int, budget: Budget) -> None:
         self.key = key
-        self.lane = Lane(budget)
+        self.lane = Lane(budget, LIMIT)
 
     def __str__(self) -> str:
         if isinstance(self.key, str):
@@ -83,11 +83,14 @@ class Place:
         if not desk.concurrency and not desk.held and not desk.lane:
             self.desks.pop(desk.topic, None)
 
+    @property
+    def slot(self) -> int:
+        """Of a worker; -1 for the agent."""
+        return -1 if self.member.role is Role.AGENT else self.member.slot
+
     def is_for(self, slot: int) -> bool:
         """Whether what is sent to this slot (the agent: -1) may go here."""
-        if slot < 0:
-            return self.member.role is Role.AGENT
-        return self.member.role is Role.WORKER and self.member.slot == slot
+        return self.slot == slot
 
 
 class Batch:

@@ -15,6 +15,7 @@ Nothing here does I/O; frames are collected in `Outgoing` and flushed by `server
 from __future__ import annotations
 
 import collections
+import enum
 import logging
 import math
 import random
@@ -39,6 +40,14 @@ LETTER_DELIVERIES: Final = 3
 OVER: Final = (Phase.RETIRING,)
 
 
+class Had(enum.Enum):
+    """What a message that looks for a process had before."""
+
+    NONE = "none"
+    PLACE = "place"  # in the queue of another one
+    HANDS = "hands"  # another one had it, and has not begun with it
+
+
 class Routing:
     """The messages of one hub."""
 
@@ -60,6 +69,8 @@ class Routing:
         """Whose lanes have copies without a place."""
         self._hopeless: dict[Desk | Waiting, None] = {}
         """Whose lanes nobody would take from."""
+        self.retiring: dict[int, set[int]] = {}
+        """Members that retire and may give back what is for their slot, by slot; what follows waits for that."""
         self._overrun = collections.Counter[str]()
         """Copies from other servers that had no place, by topic, not reported yet."""
         self._overrun_due = math.inf
@@ -107,9 +118,11 @@ class Routing:
                 self._overrun[send.topic] += 1
                 self._overrun_due = min(self._overrun_due, self.hub.clock() + GRACE)
 
-    def _put(self, owner: Desk | Waiting, copy: Copy, had_place: bool = False) -> None:
+    def _put(self, owner: Desk | Waiting, copy: Copy, had: Had = Had.NONE) -> None:
         """Have a copy wait with `owner`; what had a place elsewhere keeps one."""
-        if had_place:
+        if had is Had.HANDS:
+            owner.lane.put_back(copy)
+        elif had is Had.PLACE:
             owner.lane.put_placed(copy)
         elif not owner.lane.put(copy):
             copy.send.missing += 1
@@ -173,7 +186,7 @@ class Routing:
 
     # Who gets it
 
-    def _route(self, copy: Copy, had_place: bool = False) -> None:
+    def _route(self, copy: Copy, had: Had = Had.NONE) -> None:
         """Find the process of the slot that a message is for: the one that serves, or the first that will."""
         send = copy.send
         there = [p for p in self.places.values() if p.is_for(send.slot) and p.member.phase not in OVER]
@@ -181,13 +194,13 @@ class Routing:
         if place is not None:
             desk = place.desk(send.topic, self.budget)
             self._review_desk(desk)
-            self._put(desk, copy, had_place)
+            self._put(desk, copy, had)
             return
         vacant = self.vacant.get(send.slot)
         if vacant is None and send.slot < 0 and self.hub.settings.agent:
             vacant = self._vacate(send.slot)
         if vacant is not None:
-            self._put(vacant, copy, had_place)
+            self._put(vacant, copy, had)
         elif send.slot < 0:
             self._refuse(copy, "this server has no agent: start it with --agent")
         else:
@@ -232,7 +245,9 @@ class Routing:
                 desk.lane.take()  # its caller has gone
                 continue
             phase = desk.place.member.phase
-            if phase is Phase.EXPECTED or (send.kind is Kind.DIRECT and phase is not Phase.SERVING):
+            if phase is Phase.EXPECTED:
+                return
+            if send.kind is Kind.DIRECT and (phase is not Phase.SERVING or desk.place.slot in self.retiring):
                 return
             if not desk.window_open or not self.hub.port.room(desk.place.member.id):
                 return
@@ -312,8 +327,18 @@ class Routing:
         if copy.send.kind is Kind.WORK:
             self._pool_again(copy)
         elif copy.send.kind is Kind.DIRECT:
-            self._route(copy, had_place=True)
+            self._route(copy, Had.HANDS)
         self._pump_topic(desk)
+
+    def gave_back(self, place: Place) -> None:
+        """A process that retires has given back all that it had not begun: its successor may get what follows."""
+        slot = place.slot
+        self.retiring.get(slot, set()).discard(place.member.id)
+        if not self.retiring.get(slot):
+            self.retiring.pop(slot, None)
+            for other in self.places.values():
+                if other.is_for(slot):
+                    self.pump_place(other)
 
     def _out_of_hands(self, place: Place, delivery: int) -> tuple[Desk, Copy]:
         desk, copy = place.held.pop(delivery)
@@ -369,7 +394,7 @@ class Routing:
     def joined(self, member: Member) -> None:
         """A process is to be started: it gets what waits for its slot, and what is sent to all from now on."""
         self.places[member.id] = Place(member)
-        slot = -1 if member.role is Role.AGENT else member.slot
+        slot = self.places[member.id].slot
         if (vacant := self.vacant.pop(slot, None)) is not None:
             self._blocked.pop(vacant, None)
             self._hopeless.pop(vacant, None)
@@ -410,6 +435,8 @@ class Routing:
 
     def retires(self, place: Place) -> None:
         """It gets no new work; what is sent to all still reaches it as far as there is room."""
+        if any(copy.send.kind is Kind.DIRECT for _, copy in place.held.values()):
+            self.retiring.setdefault(place.slot, set()).add(place.member.id)
         for desk in list(place.desks.values()):
             for copy in desk.lane.take_offered(lambda send: send.kind is Kind.COPY):
                 copy.send.missing -= 1
@@ -422,7 +449,7 @@ class Routing:
         place = self.places.pop(member.id)
         for desk in place.desks.values():
             self._forget_handler(desk)
-        slot = -1 if member.role is Role.AGENT else member.slot
+        slot = place.slot
         retired = member.phase is Phase.RETIRING
         if not retired and not any(p.is_for(slot) and p.member.phase not in OVER for p in self.places.values()):
             self._vacate(slot)
@@ -448,6 +475,7 @@ class Routing:
         self._take_back({send for send in theirs if send.stage is Stage.OFFERED})
         for send in theirs:
             self._settle_send(send)
+        self.gave_back(place)
         self.review()
 
     def _reroute(self, owner: Desk | Waiting, which: Callable[[Send], bool]) -> None:
@@ -455,7 +483,7 @@ class Routing:
         placed = owner.lane.take_placed(which)
         offered = owner.lane.take_offered(which)
         for copy in placed:
-            self._route(copy, had_place=True)
+            self._route(copy, Had.PLACE)
         for copy in offered:
             copy.send.missing -= 1
             self._route(copy)

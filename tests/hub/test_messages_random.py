@@ -1,0 +1,312 @@
+"""Messages under random histories: anything that processes can do, in any order, and what must hold after each thing.
+
+The machine plays the processes: they come up, send, handle, give back, retire and die at any moment, the listener's
+program is replaced, and at last everything that is left is handled. Bounds are small, so that they are met.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from unittest import mock
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from server.hub.hub import Phase, Role
+from server.hub.lanes import Kind, Stage, Want
+from server.hub.routing import GRACE, STRANDED
+from tests.hub.messages_table import AGENT, Given, Table
+
+SLOTS = 2
+LIMIT, STARTING, WINDOW = 3, 5, 2
+TOPICS = ("a", "b")
+which = st.integers(0, 1_000)
+topics = st.sampled_from(TOPICS)
+
+
+@dataclasses.dataclass
+class Sent:
+    """A message, as its sender knows it."""
+
+    number: int
+    sender: int
+    kind: Kind
+    topic: str
+    want: Want
+    limit: int
+
+
+class Processes(RuleBasedStateMachine):
+    """The machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = contextlib.ExitStack()
+        for where, name, bound in (
+            ("server.hub.places", "LIMIT", LIMIT),
+            ("server.hub.routing", "LIMIT", LIMIT),
+            ("server.hub.places", "LIMIT_STARTING", STARTING),
+            ("server.hub.places", "WINDOW", WINDOW),
+        ):
+            self.patches.enter_context(mock.patch(f"{where}.{name}", bound))
+        self.table = Table(agent=True)
+        self.next_id = 0
+        self.alive: dict[int, Role] = {}
+        self.handlers: dict[int, dict[str, int]] = {}
+        self.sent: dict[str, Sent] = {}
+        self.ended = collections.Counter[str]()
+        """How often a handler has ended, for work and what is for a slot."""
+        self.settled: set[tuple[int, int]] = set()
+        """Deliveries that have been dealt with: (member, delivery)."""
+        self.may_repeat = collections.Counter[str]()
+        """How often a message may be given once more: given back, its process died, or its handler raised."""
+
+    def teardown(self) -> None:
+        try:
+            self.finish()
+        finally:
+            self.patches.close()
+
+    # What the processes do
+
+    def phase(self, id: int) -> Phase:
+        return self.table.hub.members[id].phase
+
+    def some(self, chosen: int, *phases: Phase) -> int | None:
+        found = [id for id in self.alive if not phases or self.phase(id) in phases]
+        return found[chosen % len(found)] if found else None
+
+    def hands(self, id: int) -> list[Given]:
+        return [each for each in self.table.given[id] if (id, each.delivery) not in self.settled]
+
+    @precondition(lambda self: len(self.alive) < 6)
+    @rule(slot=st.integers(-1, SLOTS - 1))
+    def join(self, slot: int) -> None:
+        self.next_id += 1
+        role = Role.AGENT if slot < 0 else Role.WORKER
+        agents = [id for id, role in self.alive.items() if role is Role.AGENT]
+        if slot < 0 and any(self.phase(id) is not Phase.RETIRING for id in agents):
+            return
+        self.alive[self.next_id] = role
+        self.handlers[self.next_id] = {}
+        self.table.join(self.next_id, slot, role, self.next_id)
+
+    @rule(chosen=which, handled=st.dictionaries(topics, st.integers(1, 3)))
+    def come_up(self, chosen: int, handled: dict[str, int]) -> None:
+        if (id := self.some(chosen, Phase.EXPECTED)) is not None:
+            self.handlers[id] = handled
+            self.table.up(id, **handled)
+
+    @rule(chosen=which)
+    def serve(self, chosen: int) -> None:
+        if (id := self.some(chosen, Phase.UP, Phase.EXPECTED)) is not None:
+            self.table.serve(id)
+
+    @rule(chosen=which)
+    def retire(self, chosen: int) -> None:
+        if (id := self.some(chosen, Phase.SERVING, Phase.UP, Phase.EXPECTED)) is not None:
+            self.table.retire(id)
+
+    @rule(chosen=which, kept=st.integers(0, 2))
+    def give_back(self, chosen: int, kept: int) -> None:
+        """A process that has been told to retire keeps what it has begun."""
+        if (id := self.some(chosen, Phase.RETIRING)) is not None:
+            given = [each for each in self.hands(id)[kept:] if self.sent[each.id].kind is not Kind.COPY]
+            for each in given:
+                self.settled.add((id, each.delivery))
+                self.may_repeat[each.id] += 1
+            self.table.back(id, *[each.delivery for each in given])
+
+    @rule(chosen=which)
+    def die(self, chosen: int) -> None:
+        if (id := self.some(chosen)) is not None:
+            for each in self.hands(id):
+                self.may_repeat[each.id] += 1
+            del self.alive[id]
+            self.table.leave(id)
+
+    @rule(chosen=which, topic=topics, concurrency=st.integers(0, 2))
+    def handle(self, chosen: int, topic: str, concurrency: int) -> None:
+        if (id := self.some(chosen, Phase.SERVING, Phase.UP)) is not None:
+            self.handlers[id][topic] = concurrency
+            self.table.take(id, "msg.topics", {"topics": {topic: concurrency}})
+
+    @rule(
+        chosen=which,
+        kind=st.sampled_from(Kind),
+        topic=topics,
+        want=st.sampled_from(Want),
+        limit=st.integers(1, 3),
+        slot=st.integers(-1, SLOTS),
+        size=st.integers(0, 3),
+        count=st.integers(1, 4),
+    )
+    def send(
+        self, chosen: int, kind: Kind, topic: str, want: Want, limit: int, slot: int, size: int, count: int
+    ) -> None:
+        id = self.some(chosen)
+        if id is None:
+            return
+        if kind is Kind.COPY:
+            want, slot = Want.PLACE, min(slot, 0)
+        elif kind is Kind.DIRECT:
+            want = min(want, Want.ANSWER)
+        for _ in range(count):
+            name = f"m{self.table.count + 1}"  # told, perhaps, within the call
+            self.sent[name] = Sent(self.table.count, id, kind, topic, want, limit)
+            self.table.send(id, kind, topic, b"x" * size, want, limit, slot)
+
+    @rule(chosen=which, first=which, ok=st.booleans(), count=st.integers(1, 4))
+    def end_handlers(self, chosen: int, first: int, ok: bool, count: int) -> None:
+        if (id := self.some(chosen)) is None:
+            return
+        for each in self.hands(id)[first % 2 :][:count]:
+            self.end(id, each, ok)
+
+    def end(self, id: int, given: Given, ok: bool) -> None:
+        self.settled.add((id, given.delivery))
+        sent = self.sent.get(given.id)
+        if sent is not None and sent.kind is not Kind.COPY:
+            self.ended[given.id] += 1
+            if sent.want is Want.SUCCESS and not ok:
+                self.may_repeat[given.id] += 1
+                self.ended[given.id] -= 1
+        self.table.done(id, given.delivery, ok, b"answer")
+
+    @rule(chosen=which)
+    def withdraw(self, chosen: int) -> None:
+        waiting = list(self.table.part.routing.sends.values())
+        if waiting:
+            send = waiting[chosen % len(waiting)]
+            self.table.withdraw(send.sender, send.id)
+
+    @rule(chosen=which)
+    def no_room(self, chosen: int) -> None:
+        if (id := self.some(chosen)) is not None:
+            if id in self.table.port.without_room:
+                self.table.port.without_room.discard(id)
+                self.table.hub.room(id)
+                self.table.collect()
+            else:
+                self.table.port.without_room.add(id)
+
+    @rule(seconds=st.sampled_from([GRACE / 2, GRACE, STRANDED]))
+    def pass_time(self, seconds: float) -> None:
+        self.table.pass_time(seconds)
+
+    @rule()
+    def replace(self) -> None:
+        self.table.replace()
+
+    # What must hold
+
+    @invariant()
+    def bounds_are_kept(self) -> None:
+        routing = self.table.part.routing
+        owners = [*routing.pools.values(), *routing.vacant.values()]
+        for place in routing.places.values():
+            owners += place.desks.values()  # type: ignore[arg-type]
+            for desk in place.desks.values():
+                held = [copy for there, copy in place.held.values() if there is desk]
+                assert (desk.held, desk.bytes) == (len(held), sum(len(copy.send.body) for copy in held))
+                others = [copy for copy in held if copy.send.kind is not Kind.WORK]
+                assert len(others) <= WINDOW
+        assert routing.budget.bytes == sum(len(c.send.body) for owner in owners for c in owner.lane.placed)
+        missing = collections.Counter(c.send.id for owner in owners for c in owner.lane.offered)
+        for send in routing.sends.values():
+            assert send.missing == missing[send.id]
+            assert (send.stage is Stage.OFFERED) == (send.missing > 0)
+        assert all(pool.lane for pool in routing.pools.values())
+
+    @invariant()
+    def nobody_is_given_what_is_not_his(self) -> None:
+        for id, given in self.table.given.items():
+            orders: dict[tuple[int, str, Kind], int] = collections.defaultdict(lambda: -1)
+            seen = set[str]()
+            for each in given:
+                sent = self.sent.get(each.id)
+                if sent is None or sent.kind is Kind.WORK:
+                    continue
+                assert each.id not in seen
+                seen.add(each.id)
+                key = (sent.sender, sent.topic, sent.kind)
+                assert orders[key] < sent.number, f"{id} is given {each} out of order"
+                orders[key] = sent.number
+
+    @invariant()
+    def no_message_is_given_again_without_a_reason(self) -> None:
+        times = collections.Counter[str]()
+        for given in self.table.given.values():
+            for each in given:
+                sent = self.sent.get(each.id)
+                if sent is not None and sent.kind is not Kind.COPY:
+                    times[each.id] += 1
+                    assert each.attempt <= max(sent.limit, 1) or sent.want < Want.HANDLED
+        for name, count in times.items():
+            assert count <= 1 + self.may_repeat[name], name
+
+    @invariant()
+    def every_sender_is_told_in_order(self) -> None:
+        for told in self.table.told.values():
+            said: dict[str, str] = collections.defaultdict(str)
+            for id, outcome, *_ in told:
+                said[id] += outcome
+            for id, outcomes in said.items():
+                final = "a" if self.sent[id].want is Want.PLACE else "hrxf"
+                ok = outcomes in ("a", "f") if final == "a" else outcomes in ("a", "f", "ah", "ar", "ax", "af")
+                assert ok, (id, outcomes)
+
+    # The end
+
+    def finish(self) -> None:
+        """Let everyone be there and handle all: then each sender knows, and each accepted message has its end."""
+        table = self.table
+        for id in list(table.port.without_room):
+            table.port.without_room.discard(id)
+            if id in self.alive:
+                table.hub.room(id)
+        for slot in range(-1, SLOTS + 1):
+            id = AGENT + slot
+            table.join(id, slot, Role.AGENT if slot < 0 else Role.WORKER)
+            self.alive[id] = Role.AGENT if slot < 0 else Role.WORKER
+            table.up(id, **dict.fromkeys(TOPICS, 2))
+            table.serve(id)
+        for id in [id for id in self.alive if id < AGENT - 1]:
+            table.retire(id)
+            table.back(id)
+        for _ in range(1000):
+            left = [(id, each) for id in self.alive for each in self.hands(id)]
+            if not left:
+                break
+            for id, each in left:
+                self.end(id, each, True)
+        else:
+            raise AssertionError("there is no end to it")
+        for id in [id for id in self.alive if id < AGENT - 1]:
+            table.leave(id)
+        table.pass_time(STRANDED)  # dead letters that nobody wants
+        self.bounds_are_kept()
+        routing = table.part.routing
+        assert (routing.budget.bytes, routing.sends) == (0, {})
+        records = table.port.records
+        dead = collections.Counter(about["id"] for event, _, about in records if event == "message_dead_lettered")
+        lost = sum(about["count"] for event, _, about in records if event == "messages_lost")
+        open_ends = 0
+        for name, sent in self.sent.items():
+            outcomes = [told[1] for told in table.told.get(sent.sender, []) if told[0] == name]
+            if sent.kind is Kind.COPY or "a" not in outcomes:
+                continue
+            if sent.want >= Want.HANDLED:
+                assert self.ended[name] or dead[name], f"{name} was accepted and has no end"
+            elif sent.want is Want.PLACE:
+                open_ends += not (self.ended[name] or dead[name])
+        assert open_ends <= lost, "messages were lost and nobody was told"
+
+
+TestProcesses = Processes.TestCase
+TestProcesses.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
