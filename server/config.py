@@ -89,6 +89,12 @@ class Config:
         APPLICATION,
         unit="PATH",
     )
+    environment: str = option(
+        "",
+        "Name of the environment, such as production or staging, that schedules with env= are for.",
+        APPLICATION,
+        unit="NAME",
+    )
     python: str = option(
         "",
         "Interpreter of the workers; resolved again at each reload.",

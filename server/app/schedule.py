@@ -188,14 +188,16 @@ class Schedule:
     async def history(self, name: str) -> list[Ran]:
         """Its last runs, the newest first, and ticks without one. Raises as `pause`."""
         found = unpacked((await self._ask("list", name)).body)
-        if not found:
-            raise ScheduleRefused(f"there is no schedule {name!r}")
         return [Ran.of(name, told) for told in found[0]["history"]]
 
     async def list(self) -> list[dict[str, Any]]:
         """All schedules, as `serve schedules --json` shows them. Raises TimeoutError, LinkClosed."""
-        found: list[dict[str, Any]] = unpacked((await self._ask("list", "")).body)
-        return found
+        found: list[dict[str, Any]] = []
+        while True:
+            piece = unpacked((await self._ask("next", found[-1]["name"] if found else "")).body)
+            if not piece:
+                return found
+            found += piece
 
     async def start(self) -> None:
         """For an application under another server: begin the local mode in this event loop, if it has not begun."""

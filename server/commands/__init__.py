@@ -19,6 +19,8 @@ MODULES: Final = {
     "workers": "status",
     "top": "top",
     "stacks": "stacks",
+    "schedules": "schedules",
+    "schedule": "schedules",
     "logs-reopen": "logs",
     "config": "config",
 }

@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from server.errors import ChannelError
 from server.hub.frames import Frame, decode, encode
@@ -144,6 +144,9 @@ class Part:
         """The reverse, called before anything else; the members are those of before, linked and with their phases."""
 
 
+P = TypeVar("P", bound=Part)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubSettings:
     """What the hub is told of the configuration."""
@@ -187,6 +190,13 @@ class Hub:
         self._parts.append(part)
         self._by_kind |= dict.fromkeys(part.kinds, part)
         self._by_store_kind |= dict.fromkeys(part.store_kinds, part)
+
+    def part(self, kind: type[P]) -> P:
+        """The part of this kind. Raises LookupError if there is none."""
+        for part in self._parts:
+            if isinstance(part, kind):
+                return part
+        raise LookupError(kind.__name__)
 
     # What the parts use
 

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from server.hub.frames import packed
 from server.hub.hub import Member
-from server.hub.schedule_line import Entry, Kind, Line, Outcome, Tick
+from server.hub.schedule_line import HISTORY, Entry, Kind, Line, Outcome, Tick
 from server.hub.state import SharedState
 
 if TYPE_CHECKING:
     from server.hub.ticks import Ticks
 
+MOST_SHOWN: Final = 1000
+"""Schedules in one report."""
+MOST_ANSWERED: Final = 50
+"""Runs that the answer to who has asked for them tells of."""
+MOST_FRAME: Final = 30
+"""Schedules in one report that goes to a process: it has to fit into a frame."""
 PAUSES: Final = "serve:schedule:"
 """Key of a schedule's pause in the shared state, before its name."""
 COMMANDS: Final = ("pause", "resume", "run", "list")
@@ -31,6 +38,7 @@ Answer = Callable[[bool, str, Any], None]
 class _Ask:
     """Somebody waits for the runs that a tick of theirs becomes."""
 
+    name: str
     answer: Answer
     member: int = 0
     id: int = 0
@@ -51,7 +59,10 @@ class Asks:
     # ---- commands
 
     def take(self, member: Member, id: int, do: str, name: str) -> None:
-        """A process asks."""
+        """A process asks; to `next`, for those after a name."""
+        if do == "next":
+            self._answer_to(member, id)(True, "", self.report(after=name, most=MOST_FRAME))
+            return
         self.do(do, name, self._answer_to(member, id), by=str(member), asker=(member.id, id))
 
     def _answer_to(self, member: Member, id: int) -> Answer:
@@ -65,7 +76,8 @@ class Asks:
     def do(self, do: str, name: str, answer: Answer, by: str, asker: tuple[int, int] = (0, 0)) -> None:
         """Do one of `COMMANDS`; `answer` is called once, now or when it is done."""
         if do == "list":
-            answer(True, "", self.report(name))
+            found = self.report(name)
+            answer(bool(found or not name), self._unknown(name), found)
             return
         line = self._ticks.lines.get(name)
         if line is None or line.definition is None or do not in COMMANDS:
@@ -76,7 +88,7 @@ class Asks:
             self._set(line, None, answer)
         else:
             self._number += 1
-            self._asks[self._number] = _Ask(answer, *asker)
+            self._asks[self._number] = _Ask(name, answer, *asker)
             now = self._ticks.now
             self._ticks.add(line, Tick(now, now, Kind.ASKED, ask=self._number))
 
@@ -88,15 +100,18 @@ class Asks:
         some = ", ".join(known[:20])
         return f"there is no schedule {name!r}" + (f"; there are: {some}" if known else ": the application has none")
 
-    def report(self, name: str = "") -> list[dict[str, Any]]:
-        """All schedules that hold, or the one of this name; times in unix seconds."""
-        return [
-            self._described(line)
-            for line in self._ticks.lines.values()
-            if line.definition is not None and name in ("", line.name)
-        ]
+    def report(self, name: str = "", after: str = "", most: int = MOST_SHOWN) -> list[dict[str, Any]]:
+        """Schedules that hold, by name, with times in unix seconds: the one of this name with its whole history, or
+        `most` of them after a name, with the newest of it.
+        """
+        if name:
+            line = self._ticks.lines.get(name)
+            return [] if line is None or line.definition is None else [self._described(line, HISTORY)]
+        lines = sorted(self._ticks.lines.items())
+        found = [line for each, line in lines if each > after and line.definition is not None]
+        return [self._described(line, 1) for line in found[:most]]
 
-    def _described(self, line: Line) -> dict[str, Any]:
+    def _described(self, line: Line, most: int) -> dict[str, Any]:
         definition = line.definition
         assert definition is not None
         return {
@@ -109,10 +124,11 @@ class Asks:
             "disabled": definition.disabled,
             "paused": line.paused,
             "next": line.next / 1000 if line.next is not None and line.paused is None else None,
-            "running": [run.entry.shown() for run in line.runs.values()],
+            "running": [run.entry.shown() for run in line.runs.values()][:most],
+            "runs": len(line.runs),
             "waiting": len(line.waiting),
             "counts": dict(line.counts),
-            "history": [entry.shown() for entry in reversed(line.history)],
+            "history": [entry.shown() for entry in itertools.islice(reversed(line.history), most)],
         }
 
     # ---- pauses
@@ -163,7 +179,9 @@ class Asks:
         if not found.open:
             del self._asks[ask]
             ok = all(entry.outcome is Outcome.OK for entry in found.entries)
-            found.answer(ok, "; ".join(map(_said, found.entries)), [entry.shown() for entry in found.entries])
+            shown = found.entries[:MOST_ANSWERED]
+            text = f"{found.name}: " + ("; ".join(map(_said, shown)) or "no run")
+            found.answer(ok, text, [entry.shown() for entry in shown])
 
     def ended(self, tick: Tick, entry: Entry) -> None:
         """A tick has come to its end."""
@@ -181,16 +199,16 @@ class Asks:
     def to_state(self) -> list[Any]:
         """What processes wait for; the connections of those who asked by a command end with the program."""
         return [
-            [number, ask.member, ask.id, ask.open, [entry.to_list() for entry in ask.entries]]
+            [number, ask.name, ask.member, ask.id, ask.open, [entry.to_list() for entry in ask.entries]]
             for number, ask in self._asks.items()
             if ask.member
         ]
 
     def load(self, state: list[Any]) -> None:
         """The reverse."""
-        for number, member, id, left, entries in state:
+        for number, name, member, id, left, entries in state:
             answer = self._answer_to(self._ticks.hub.members[member], id)
-            self._asks[number] = _Ask(answer, member, id, left, [Entry.from_list(entry) for entry in entries])
+            self._asks[number] = _Ask(name, answer, member, id, left, [Entry.from_list(entry) for entry in entries])
             self._number = max(self._number, number)
 
 

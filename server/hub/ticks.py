@@ -11,6 +11,7 @@ people and code ask of it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 import math
@@ -42,8 +43,10 @@ LOOK: Final = 1.0
 """Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
 MOST_SCHEDULES: Final = 1000
 """Names that are remembered after the code has them no more."""
-MOST_TEXT: Final = 16_000
-"""Characters of a traceback that are kept of a run."""
+MOST_TEXT: Final = 500
+"""Characters that the history keeps of why a run failed."""
+MOST_DETAIL: Final = 16_000
+"""Characters of its traceback, which is in the record alone."""
 
 
 class Ticks(Part):
@@ -65,6 +68,7 @@ class Ticks(Part):
         self._first = -1  # the generation whose definitions may run immediately
         self._number = 0  # of the last run
         self._chosen: dict[int, int] = {}  # by member: the number of its last run
+        self._past: collections.Counter[str] = collections.Counter()  # what those that are forgotten have counted
         self._seen = 0  # the wall clock when it was looked at last
         self._due = math.inf  # stays what it is while nothing changes: who keeps it is not to begin anew each time
 
@@ -113,6 +117,7 @@ class Ticks(Part):
             self._adopt(name, offers.get(name))
         idle = [line for line in self.lines.values() if line.definition is None and not line.runs]
         for line in idle[:-MOST_SCHEDULES]:
+            self._past.update(line.counts)
             del self.lines[line.name]
 
     def _immediately(self, line: Line) -> None:
@@ -317,7 +322,7 @@ class Ticks(Part):
         line.counts[outcome.value] += 1
         again = outcome in ABANDONED and line.definition is not None and tick.attempt <= line.definition.retry
         if outcome is not Outcome.TIMEOUT or not run.overdue:
-            self._say_end(line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MOST_TEXT])
+            self._say_end(line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MOST_DETAIL])
         if again:
             line.waiting.append(dataclasses.replace(tick, attempt=tick.attempt + 1, due=self.now, queued=False))
         else:
@@ -363,6 +368,16 @@ class Ticks(Part):
     def store_changed(self) -> None:
         self._hurry()
 
+    def figures(self) -> dict[str, float]:
+        counts = sum((line.counts for line in self.lines.values()), self._past)
+        failures = sum(counts[outcome.value] for outcome in _ENDS if outcome is not Outcome.OK)
+        return {
+            "schedule_runs_total": counts[Outcome.OK.value] + failures,
+            "schedule_failures_total": failures,
+            "schedule_missed_total": counts[Outcome.MISSED.value],
+            "schedules_running": len(self.runs),
+        }
+
     # ---- a new program of the listener
 
     def to_state(self) -> State:
@@ -373,6 +388,7 @@ class Ticks(Part):
             "questions": self._leases.number,
             "started": sorted(self._started),
             "seen": self._seen,
+            "past": dict(self._past),
             "offers": self._offers.to_state(),
             "asks": self.asks.to_state(),
             "lines": [line.to_state() for line in self.lines.values()],
@@ -382,6 +398,7 @@ class Ticks(Part):
         self.seed, self._first, self._number = state["seed"], state["first"], state["number"]
         self._leases.number = state["questions"]
         self._seen, self._started = state["seen"], set(state["started"])
+        self._past.update(state["past"])
         self._offers.load(state["offers"])
         self.asks.load(state["asks"])
         for each in state["lines"]:

@@ -26,6 +26,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from server import control_protocol
 from server.config import MOST_WORKERS
 from server.errors import ServeError
+from server.hub.schedule_commands import Answer, Asks
 from server.listener import events as e
 from server.logs import about
 from server.shut_out import Identity, unlink_own
@@ -61,6 +62,12 @@ class Controlled(Protocol):
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows: each option's value and where it came from."""
+
+    def schedules(self) -> Asks:
+        """The schedules of the hub."""
+
+    def ask_schedule(self, do: str, name: str, answer: Answer) -> None:
+        """Pause, resume or run one; `answer` is called when it is done."""
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows: every worker's Python stacks and tasks, waiting so many seconds at most."""
@@ -279,6 +286,11 @@ class ControlServer:
             case "stacks":
                 timeout = min(STACKS_TIME, max(0.0, float(request.get("timeout", 5.0))))
                 return {"ok": True, "text": "", "stacks": await self._server.stacks(timeout)}
+            case "schedules":
+                found = self._server.schedules().report(str(request.get("name", "")))
+                return {"ok": True, "text": "", "schedules": found}
+            case "schedule":
+                return await self._schedule(stream, str(request["do"]), str(request["name"]))
             case "follow":
                 return await self._tell(stream, _Asker(follows=True))
             case other:
@@ -313,6 +325,16 @@ class ControlServer:
         if not follows:
             return {"ok": True, "text": text}
         return await self._tell(stream, _Asker(follows=True))
+
+    async def _schedule(self, stream: SocketStream, do: str, name: str) -> dict[str, Any]:
+        """Pause or resume one, or run it and wait for the end of that."""
+        asker = _Asker(follows=False)
+
+        def answer(ok: bool, text: str, found: Any) -> None:
+            asker.end({"ok": ok, "text": text, "runs": found})
+
+        self._server.ask_schedule(do, name, answer)
+        return await self._tell(stream, asker)
 
     def _scale(self, to: object) -> dict[str, Any]:
         if not isinstance(to, int) or isinstance(to, bool) or to < 1:

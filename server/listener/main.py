@@ -24,6 +24,8 @@ from server import __version__, logs, output
 from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
 from server.hub.hub import HubSettings
+from server.hub.schedule_commands import Answer, Asks
+from server.hub.ticks import Ticks
 from server.listener import changes, notify, release, service_manager, sockets, stacks
 from server.listener import events as e
 from server.listener.admin import Admin
@@ -542,6 +544,15 @@ class Listener:
         names = [listening.name for listening in self.listening]
         size = self.supervisor.size
         return in_force(self.settings, found, names, self.admin.names, self.control.path, size)
+
+    def schedules(self) -> Asks:
+        """The schedules of the hub."""
+        return self.links.hub.part(Ticks).asks
+
+    def ask_schedule(self, do: str, name: str, answer: Answer) -> None:
+        """Pause, resume or run one; `answer` is called when it is done."""
+        self.schedules().do(do, name, answer, by="the command line")
+        self.links.look()
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""

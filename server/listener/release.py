@@ -113,6 +113,8 @@ def resolve(config: Config, start_directory: str) -> Release:
     environment["PWD"] = directory
     if config.env_file:
         environment |= _variables(os.path.join(start_directory, config.env_file))
+    if config.environment:
+        environment["SERVE_ENVIRONMENT"] = config.environment
     return Release(_interpreter(config.python, start_directory), directory, app_dir, environment)
 
 
