@@ -28,7 +28,13 @@ VALUE_LIMIT, TOTAL_LIMIT = 64 * 1024, 1024 * 1024
 class StoreProcess:
     """`python -m server.store` as the listener has it, spoken to frame by frame."""
 
-    def __init__(self, location: str | Path, *, again: bool = False, total_limit: int = TOTAL_LIMIT) -> None:
+    def __init__(
+        self,
+        location: str | Path,
+        *,
+        again: bool = False,
+        total_limit: int = TOTAL_LIMIT,
+    ) -> None:
         self._end, theirs = pair()
         self._end.settimeout(PATIENCE)
         self.name = uuid.uuid4().hex
