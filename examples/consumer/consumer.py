@@ -1,6 +1,6 @@
 """A queue (Redis Streams) that is read by one process, the agent, and worked on by all workers: see README.md.
 
-    serve consumer:app --agent consumer:consumer --workers 4
+    serve consumer:app --agent consumer:consume --workers 4
 
 The agent hands each message to one worker, and acknowledges it to Redis when that worker has handled it. `app` shows
 how many have been handled, and takes new messages:
@@ -12,6 +12,7 @@ how many have been handled, and takes new messages:
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -67,59 +68,59 @@ def append(line: str) -> None:
 
 # In the agent
 
-
-class Consumer:
-    """Reads the stream for as long as it is the agent of this server."""
-
-    def __init__(self) -> None:
-        self._handing_on: set[asyncio.Task[None]] = set()
-        self._places = asyncio.Semaphore(AT_A_TIME)
-
-    async def prepare(self) -> None:
-        """While the agent before this one still reads: a wrong REDIS_URL refuses the reload here, and harms nothing."""
-        try:
-            await redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):  # it is there already
-                raise
-
-    async def __call__(self) -> None:
-        """Read until cancelled, which is how the agent is asked to finish; then wait for what the workers have."""
-        after = "0"  # first what the agent before this one was given and did not acknowledge, if it was killed
-        try:
-            while True:
-                found = await redis.xreadgroup(GROUP, NAME, {STREAM: after}, count=AT_A_TIME, block=BLOCK)
-                entries = found[0][1] if found else []
-                for id, fields in entries:
-                    await self._places.acquire()
-                    task = asyncio.create_task(self._hand_on(id, fields))
-                    self._handing_on.add(task)
-                    task.add_done_callback(self._handed_on)
-                if after != ">":
-                    after = entries[-1][0] if entries else ">"
-        finally:
-            if self._handing_on:
-                await asyncio.wait(self._handing_on)  # the server's --agent-timeout is the deadline
-            await redis.aclose()
-
-    async def _hand_on(self, id: str, fields: dict[str, str]) -> None:
-        """To one worker, another one if that dies; Redis may forget the message when it has been handled."""
-        try:
-            await messenger.send_random("order", {"id": id, **fields}, ack=True, timeout=PATIENCE)
-        except messenger.DeadLettered as error:
-            log.error("message %s is put aside: %s", id, error)
-            await redis.xadd(f"{STREAM}:dead", {"id": id, **fields})
-        await redis.xack(STREAM, GROUP, id)
-
-    def _handed_on(self, task: asyncio.Task[None]) -> None:
-        self._handing_on.discard(task)
-        self._places.release()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Not acknowledged, so that it comes again when the next agent begins.
-            log.error("a message stays in the queue: %s", error)
+NEW: Final = ">"
+GIVEN_OUT: Final = "0"
+"""What XREADGROUP is asked for: what nobody was given yet, or what this consumer was and has not acknowledged."""
+handing_on: dict[str, asyncio.Task[None]] = {}
+"""By the message's id in the stream."""
 
 
-consumer = Consumer()
+async def prepare() -> None:
+    """While the old code's agent still reads: with a wrong address the reload is refused here, and no harm is done."""
+    try:
+        await redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+    except ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):  # it is there already
+            raise
+
+
+async def consume() -> None:
+    """Read until cancelled, which is how the agent is asked to finish; then wait for what the workers have."""
+    try:
+        while True:
+            await read(GIVEN_OUT)  # by an agent that was killed before it could acknowledge it
+            while await read(NEW):
+                pass
+    finally:
+        if handing_on:
+            await asyncio.wait(handing_on.values())  # not for ever: there is --agent-timeout
+        await redis.aclose()
+
+
+async def read(which: str) -> bool:
+    """Hand on what there is; False if there has been nothing for a while."""
+    while len(handing_on) >= AT_A_TIME:
+        await asyncio.wait(handing_on.values(), return_when=asyncio.FIRST_COMPLETED)
+    room = AT_A_TIME - len(handing_on) if which == NEW else None
+    found = await redis.xreadgroup(GROUP, NAME, {STREAM: which}, count=room, block=BLOCK)
+    entries = found[0][1] if found else []
+    for id, fields in entries:
+        if id not in handing_on:
+            task = handing_on[id] = asyncio.create_task(hand_on(id, fields))
+            task.add_done_callback(functools.partial(handing_on.pop, id))
+    return bool(entries)
+
+
+async def hand_on(id: str, fields: dict[str, str]) -> None:
+    """To one worker, to another one if that dies; when it has been handled, Redis may forget it."""
+    try:
+        await messenger.send_random("order", {**fields, "id": id}, ack=True, timeout=PATIENCE)
+    except messenger.DeadLettered as error:
+        await redis.xadd(f"{STREAM}:dead", {**fields, "id": id, "error": str(error)})
+    except (messenger.NotHandled, messenger.NotDelivered, messenger.NoReceiver) as error:
+        log.error("message %s stays in the queue: %s", id, error)
+        return
+    await redis.xack(STREAM, GROUP, id)
 
 
 # What HTTP clients see

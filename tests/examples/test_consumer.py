@@ -69,7 +69,7 @@ class Load:
 def test_each_message_is_handled_once_over_reloads_under_load(tmp_path: Path) -> None:
     with redis_server(tmp_path) as url:
         environment = {"CONSUMER_REDIS_URL": url, "CONSUMER_FILE": str(tmp_path / "handled.jsonl")}
-        options = ("--agent", "consumer:consumer", "--workers", "2")
+        options = ("--agent", "consumer:consume", "--workers", "2")
         with example("consumer:app", *options, directory=tmp_path, environment=environment) as server:
             with Load(server) as load:
                 for _ in range(RELOADS):
