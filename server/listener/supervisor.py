@@ -372,7 +372,8 @@ class Supervisor:
     def _agent_lost(self, agent: Agent, message: str, detail: str = "", usage: bool = False) -> None:
         """One that was wanted is not there: its generation has failed, or another one takes its place."""
         if agent.generation is self.candidate:
-            self._generation_failed(f"{agent}: {message}" if not usage else message, detail, usage)
+            told = usage or detail  # by the agent itself, in a sentence that names it
+            self._generation_failed(message if told else f"{agent}: {message}", detail, usage)
         else:
             again = agent.generation is self.current and self.state in _WITH_AGENT
             self.agents.lost(agent, message, detail, self._now if again else None)

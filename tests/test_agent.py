@@ -1,0 +1,441 @@
+"""Agents of real servers: one at a time, over reloads, crashes, kills and the death of the listener."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import itertools
+import json
+import os
+import signal
+import socket
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import control_client
+from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
+
+RELOADS = int(os.environ.get("AGENT_RELOADS", "3"))
+"""20 for the figures in docs/agent.md."""
+
+APPLICATION = """
+import asyncio, contextlib, json, os, time
+from server import agent as the_agent, messenger
+
+VERSION = {version!r}
+DIARY = os.open(os.path.dirname(__file__) + "/diary", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+def note(what):
+    # also whether the code is where it should be
+    os.write(DIARY, f"{{time.monotonic():.6f}} {{os.getpid()}} {{VERSION}} {{what}} {{the_agent.here}}\\n".encode())
+
+
+async def prepare():
+    note("prepare")
+
+
+@messenger.on("who")
+def who(message):
+    return [os.getpid(), VERSION, the_agent.here]
+
+
+async def beats():
+    note("enter")
+    try:
+        while True:
+            note("beat")
+            await asyncio.sleep(0.002)
+    finally:
+        note("leave")
+
+
+async def slow():
+    note("enter")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        while not os.path.exists(os.path.dirname(__file__) + "/go"):
+            note("beat")
+            await asyncio.sleep(0.01)
+        note("leave")
+
+
+@contextlib.asynccontextmanager
+async def inside():
+    note("enter")
+    yield
+    note("leave")
+
+
+async def returns():
+    note("enter")
+
+
+async def raises():
+    note("enter")
+    await messenger.ready()  # whoever raises before the server is ready lets it not start
+    raise RuntimeError("this agent is no good")
+
+
+async def hangs():
+    note("enter")
+    while True:
+        try:
+            note("beat")
+            await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            note("hangs")
+
+
+@contextlib.asynccontextmanager
+async def fails_to_enter():
+    note("tries")
+    raise RuntimeError("the door is shut")
+    yield
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            event = await receive()
+            note(event["type"])
+            await send({{"type": event["type"] + ".complete"}})
+            if event["type"] == "lifespan.shutdown":
+                return
+    while (await receive()).get("more_body"):
+        pass
+    told = {{"present": the_agent.present, "version": VERSION}}
+    if scope["path"] == "/ask":
+        told["agent"] = await the_agent.call("who", timeout=20)
+    data = json.dumps(told).encode()
+    await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(data))]}})
+    await send({{"type": "http.response.body", "body": data}})
+{more}
+"""
+
+
+def write(directory: Path, version: str = "1", more: str = "") -> None:
+    (directory / "app.py").write_text(APPLICATION.format(version=version, more=more))
+
+
+@dataclasses.dataclass
+class Entry:
+    at: float
+    pid: int
+    version: str
+    what: str
+    here: bool
+
+
+def diary(directory: Path) -> list[Entry]:
+    """What was noted, in the order in which it was."""
+    lines = (directory / "diary").read_text().splitlines()
+    return [Entry(float(at), int(pid), v, what, here == "True") for at, pid, v, what, here in map(str.split, lines)]
+
+
+def noted(directory: Path, *whats: str) -> list[str]:
+    return [entry.what for entry in diary(directory) if entry.what in whats]
+
+
+def gaps(directory: Path) -> list[float]:
+    """Times (s) between the last thing that one agent did and the first that the next did; none is negative."""
+    spans: dict[int, list[float]] = {}
+    for entry in diary(directory):
+        if entry.what in ("enter", "beat", "leave", "hangs"):
+            assert entry.here
+            spans.setdefault(entry.pid, []).append(entry.at)
+    ordered = sorted(spans.values(), key=min)
+    found = [min(after) - max(before) for before, after in itertools.pairwise(ordered)]
+    assert all(gap >= 0 for gap in found), f"two agents at the same time: {found}"
+    return found
+
+
+def ask(server: RunningServer, path: str = "/ask") -> dict[str, Any]:
+    with contextlib.closing(connect(server)) as client:
+        status, content = request(client, path)
+    assert status == 200
+    told: dict[str, Any] = json.loads(content)
+    return told
+
+
+def agent_pid(server: RunningServer) -> int:
+    pid: int = ask(server)["agent"][0]
+    return pid
+
+
+def agent_states(status: dict[str, Any]) -> list[str]:
+    return [each["state"] for each in status["agents"]]
+
+
+def wait_for(directory: Path, what: str, count: int = 1) -> None:
+    """Wait until `what` has been noted so often."""
+    deadline = time.monotonic() + PATIENCE
+    while not (directory / "diary").exists() or len(noted(directory, what)) < count:
+        assert time.monotonic() < deadline, f"{what} has not happened"
+        time.sleep(0.01)
+
+
+def test_the_agent_comes_first_and_leaves_last(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:inside", "--workers", "2", directory=tmp_path) as server:
+        assert ask(server)["present"]
+        pid, version, here = ask(server)["agent"]
+        assert (version, here) == ("1", True)
+        assert pid in server.worker_pids()
+        (row,) = server.status()["agents"]
+        assert (row["slot"], row["state"], row["generation"]) == ("agent", "active", 1)
+        assert row["rss"] > 0
+        assert server.stop() == 0
+    told = noted(tmp_path, "prepare", "enter", "leave", "lifespan.startup", "lifespan.shutdown")
+    both = ["lifespan.startup"] * 2
+    assert told == ["prepare", "enter", *both, *["lifespan.shutdown"] * 2, "leave"]
+
+
+def test_over_reloads_one_agent_is_active_and_the_gap_is_small(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:beats", directory=tmp_path) as server:
+        for number in range(RELOADS):
+            write(tmp_path, str(number + 2))
+            assert f"generation {number + 2} serves" in server.reload()
+            assert ask(server)["agent"][1] == str(number + 2)
+        assert server.stop() == 0
+    found = gaps(tmp_path)
+    assert len(found) == RELOADS
+    print(f"gaps: {[round(gap * 1e3, 1) for gap in found]} ms, median {statistics.median(found) * 1e3:.1f} ms")
+    entries = {entry.version: entry.at for entry in diary(tmp_path) if entry.what == "prepare"}
+    entered = {entry.version: entry.at for entry in diary(tmp_path) if entry.what == "enter"}
+    assert all(entries[version] < entered[version] for version in entered)
+
+
+def test_a_reload_whose_agent_cannot_be_entered_fails_and_the_old_one_comes_back(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:inside", directory=tmp_path) as server:
+        write(tmp_path, "2", "inside = fails_to_enter")
+        with pytest.raises(control_client.Refused, match="could not be entered") as refused:
+            server.reload()
+        assert "the door is shut" in refused.value.detail
+        assert "server/" not in refused.value.detail  # the traceback is of the application's own code
+        write(tmp_path, "1")  # it starts again from its own files, which a deploy in place has to put back
+        server.wait_until(lambda status: agent_states(status) == ["active"])
+        assert ask(server)["version"] == "1"
+        assert server.status()["failed_reloads"] == 1
+        assert [agent["cause"] for agent in server.status()["agents"]] == ["return"]
+        assert server.stop() == 0
+    assert noted(tmp_path, "enter", "leave", "tries") == ["enter", "leave", "tries", "enter", "leave"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("raise ValueError('not today')", "ValueError: not today"),
+        ("async def prepare():\n    raise ValueError('not prepared')", "ValueError: not prepared"),
+        ("del inside", "has no attribute 'inside'"),
+    ],
+)
+def test_new_code_that_cannot_be_prepared_harms_nothing(tmp_path: Path, more: str, said: str) -> None:
+    write(tmp_path)
+    options = ("--agent", "agents:inside")
+    (tmp_path / "agents.py").write_text("from app import *")
+    with running("app:app", *options, directory=tmp_path) as server:
+        (tmp_path / "agents.py").write_text(f"from app import *\n{more}\n")
+        with pytest.raises(control_client.Refused) as refused:
+            server.reload()
+        assert said in f"{refused.value}\n{refused.value.detail}"
+        server.wait_until(lambda status: agent_states(status) == ["active"])  # the new one has ended
+    assert noted(tmp_path, "enter", "leave").count("enter") == 1
+
+
+def test_a_first_start_without_its_agent_is_none(tmp_path: Path) -> None:
+    write(tmp_path)
+    server = RunningServer("app:app", "--agent", "app:fails_to_enter", directory=tmp_path)
+    try:
+        assert server.wait() == 1
+        assert "could not be entered" in server.log()
+        assert "the door is shut" in server.log()
+        assert not noted(tmp_path, "lifespan.startup")
+    finally:
+        server.close()
+
+
+def test_an_agent_that_is_killed_is_started_again_and_the_workers_serve_on(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:beats", directory=tmp_path) as server:
+        with contextlib.closing(connect(server)) as client:
+            victim = agent_pid(server)
+            os.kill(victim, signal.SIGKILL)
+            # the worker is told: at once that nobody is there, and then who
+            while json.loads(request(client, "/")[1])["present"]:
+                pass
+            told = json.loads(request(client, "/ask")[1])  # sent meanwhile: it waits for the new one
+            assert told["agent"][0] != victim
+        server.wait_until(lambda status: agent_states(status) == ["active"])
+        assert len(server.workers("serving")) == 1
+        assert "is lost; another is started now, the workers serve on" in server.log()
+    gaps(tmp_path)
+
+
+def test_an_agent_that_raises_comes_back_at_longer_and_longer_intervals(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:raises", directory=tmp_path) as server:
+        server.wait_until(lambda status: "failed" in status["agent_trouble"])
+        wait_for(tmp_path, "enter", 3)
+        assert ask(server, "/")["version"] == "1"
+        assert "RuntimeError: this agent is no good" in server.log()
+        assert "another is started in 1 s" in server.log()
+        assert server.stop() == 0
+    gaps(tmp_path)
+
+
+def test_an_agent_that_returns_stays_for_its_messages(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:returns", directory=tmp_path) as server:
+        assert ask(server)["agent"][2] is True
+        assert "has returned" in server.log()
+        server.reload()
+        assert ask(server)["agent"][2] is True
+        assert server.stop() == 0
+    assert noted(tmp_path, "enter") == ["enter"] * 2
+
+
+def test_an_agent_that_does_not_finish_is_killed_and_the_reload_goes_on(tmp_path: Path) -> None:
+    write(tmp_path)
+    options = ("--agent", "app:hangs", "--agent-timeout", "0.5")
+    with running("app:app", *options, directory=tmp_path) as server:
+        assert "generation 2 serves" in server.reload()
+        assert "had not finished after 0.5 s (--agent-timeout)" in server.log()
+        assert agent_states(server.status()) == ["active"]
+        assert server.stop() == 0
+    assert len(gaps(tmp_path)) == 1
+
+
+def test_the_agent_comes_and_goes_with_the_configuration(tmp_path: Path) -> None:
+    write(tmp_path)
+    file = tmp_path / "serve.toml"
+    file.write_text("")
+    with running("app:app", "--config", str(file), directory=tmp_path) as server:
+        assert server.status()["agents"] == []
+        assert not ask(server, "/")["present"]
+        file.write_text('agent = "app:inside"\n')
+        server.reload()
+        assert agent_states(server.status()) == ["active"]
+        assert ask(server)["agent"][2] is True
+        file.write_text('agent = "app:beats"\n')
+        server.reload()
+        wait_for(tmp_path, "beat")
+        file.write_text("")
+        server.reload()
+        assert server.status()["agents"] == []
+        assert server.stop() == 0
+    assert noted(tmp_path, "enter", "leave") == ["enter", "leave"] * 2
+    assert len(gaps(tmp_path)) == 1
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_log(server: RunningServer, text: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while text not in server.log():
+        assert time.monotonic() < deadline, server.log()
+        time.sleep(0.02)
+
+
+def wait_until_gone(*pids: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while any(state_of(pid) not in ("", "Z") for pid in pids):
+        assert time.monotonic() < deadline, f"{pids} have not ended"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def killed_listener(directory: Path, bind: str, *options: str) -> Iterator[int]:
+    """A server whose listener has been killed, and whose workers have ended; gives the PID of its agent."""
+    server = RunningServer("app:app", *options, directory=directory, bind=bind).ready()
+    pids = server.worker_pids()
+    try:
+        agent = agent_pid(server)
+        server.process.kill()
+        server.wait()
+        wait_until_gone(*(pid for pid in pids if pid != agent))
+        yield agent
+    finally:
+        print(server.log())
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        server.close()
+
+
+def test_an_orphaned_agent_finishes_and_the_next_servers_waits_for_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    bind = f"127.0.0.1:{free_port()}"
+    options = ("--agent", "app:slow", "--agent-timeout", "60")
+    with killed_listener(tmp_path, bind, *options) as orphan:
+        server = RunningServer("app:app", *options, directory=tmp_path, bind=bind)
+        try:
+            wait_for_log(server, f"PID {orphan}, has not ended")
+            (tmp_path / "go").touch()
+            assert ask(server.ready())["agent"][0] != orphan
+            assert server.stop() == 0
+        finally:
+            print(server.log())
+            server.close()
+    assert noted(tmp_path, "leave") == ["leave", "leave"]
+    assert len(gaps(tmp_path)) == 1
+
+
+def test_an_orphaned_agent_that_does_not_finish_ends_at_its_deadline(tmp_path: Path) -> None:
+    write(tmp_path)
+    bind = f"127.0.0.1:{free_port()}"
+    options = ("--agent", "app:hangs", "--agent-timeout", "1")
+    with (
+        killed_listener(tmp_path, bind, *options) as orphan,
+        running("app:app", *options, directory=tmp_path, bind=bind) as server,
+    ):
+        assert ask(server)["agent"][0] != orphan
+        assert state_of(orphan) in ("", "Z")
+        server.signal(signal.SIGQUIT)
+        assert server.wait() == 0
+    assert len(gaps(tmp_path)) == 1
+
+
+def test_a_new_program_of_the_listener_goes_on_with_the_agent_that_there_is(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:beats", directory=tmp_path) as server:
+        before = agent_pid(server)
+        control_client.ask(control_client.find(control=str(server.control)), "reload-listener")
+        assert agent_pid(server) == before
+        assert agent_states(server.status()) == ["active"]
+        server.reload()
+        assert agent_pid(server) != before
+        assert server.stop() == 0
+    assert len(gaps(tmp_path)) == 1
+
+
+def test_old_workers_talk_to_the_new_agent(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:inside", directory=tmp_path) as server:
+        host, port = server.address()
+        slow = http.client.HTTPConnection(host, port, timeout=PATIENCE)
+        slow.putrequest("POST", "/ask")  # a request that has begun keeps its worker until it has been answered
+        slow.putheader("content-length", "2")
+        slow.endheaders(b"x")
+        write(tmp_path, "2")
+        server.reload()
+        slow.send(b"y")
+        told = json.loads(slow.getresponse().read())
+        slow.close()
+        assert told["version"] == "1"
+        assert told["agent"][1] == "2"
+        assert server.stop() == 0
