@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-from server.app.link import Link, LinkClosed, current, present, register
+from server.app.link import Link, LinkClosed, current, register
 from server.app.schedule_call import call, cancelled
 from server.app.schedule_definition import Span, defined
 from server.app.work import work
@@ -149,11 +149,18 @@ class Schedule:
                 "give one of them another with name="
             )
         self._registered[definition.name] = _Registered(definition, function)
-        if self._link is not None and not self._link.closed:
-            self._tell(self._link, definition)
-        elif present() is None:
-            with contextlib.suppress(RuntimeError):  # local mode begins as soon as there is a loop to run in
-                asyncio.get_running_loop().call_soon(current)
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        link = self._link
+        if link is None or (link.identity.local and link.loop is not running):
+            if running is not None:
+                running.call_soon(current)  # local mode begins as soon as there is a loop to run in
+        elif link.loop is running:
+            self._tell(link, definition)
+        elif not link.closed:
+            link.loop.call_soon_threadsafe(self._tell, link, definition)  # a thread imports it
 
     # ---- what can be asked
 

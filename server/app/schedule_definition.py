@@ -5,7 +5,6 @@ Here, in the process that imports the application, expressions are checked and t
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import inspect
 import os
@@ -115,11 +114,14 @@ def _check_function(function: Callable[[], Any]) -> None:
         raise ScheduleError("what is decorated is no function")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ScheduleError("a generator does nothing when it is called: make it a function")
-    with contextlib.suppress(ValueError):  # one that tells no signature is called and found out
-        try:
-            inspect.signature(function).bind()
-        except TypeError:
-            raise ScheduleError("nobody gives it arguments: make it a function without parameters") from None
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # one that tells no signature is called and found out
+    try:
+        signature.bind()
+    except TypeError:
+        raise ScheduleError("nobody gives it arguments: make it a function without parameters") from None
 
 
 def _zone(tz: str | datetime.tzinfo) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from server.hub.frames import packed
-from server.hub.hub import Member
+from server.hub.hub import Member, Order
 from server.hub.schedule_line import HISTORY, Entry, Kind, Line, Outcome, Tick
 from server.hub.state import SharedState
 
@@ -27,9 +27,9 @@ MOST_ANSWERED: Final = 50
 """Runs that the answer to who has asked for them tells of."""
 MOST_FRAME: Final = 30
 """Schedules in one report that goes to a process: it has to fit into a frame."""
+NOT_YET: Final = "the server does not serve yet: ask when it is ready"
 PAUSES: Final = "serve:schedule:"
 """Key of a schedule's pause in the shared state, before its name."""
-COMMANDS: Final = ("pause", "resume", "run", "list")
 Answer = Callable[[bool, str, Any], None]
 """Told whether it was done, a sentence, and what was found."""
 
@@ -53,17 +53,33 @@ class Asks:
         self._ticks = ticks
         self._state = state
         self._asks: dict[int, _Ask] = {}
+        self._early: list[tuple[Member, int, str, str]] = []
         self._number = 0
         state.follow(PAUSES, self._paused)
 
     # ---- commands
 
     def take(self, member: Member, id: int, do: str, name: str) -> None:
-        """A process asks; to `next`, for those after a name."""
+        """A process asks; to `next`, for those after a name.
+
+        Before the first switch nothing holds: who is told to serve (local mode) waits for it, others cannot.
+        """
+        if not self._ticks.begun and do in ("next", "list", "run"):
+            if member.order is Order.SERVE:
+                self._early.append((member, id, do, name))
+            else:
+                self._answer_to(member, id)(False, NOT_YET, None)
+            return
         if do == "next":
             self._answer_to(member, id)(True, "", self.report(after=name, most=MOST_FRAME))
             return
         self.do(do, name, self._answer_to(member, id), by=str(member), asker=(member.id, id))
+
+    def begin(self) -> None:
+        """The first definitions hold: answer those who could not wait."""
+        early, self._early = self._early, []
+        for each in early:
+            self.take(*each)
 
     def _answer_to(self, member: Member, id: int) -> Answer:
         def answer(ok: bool, text: str, found: Any) -> None:
@@ -74,25 +90,27 @@ class Asks:
         return answer
 
     def do(self, do: str, name: str, answer: Answer, by: str, asker: tuple[int, int] = (0, 0)) -> None:
-        """Do one of `COMMANDS`; `answer` is called once, now or when it is done."""
+        """Pause, resume, run or list; `answer` is called once, now or when it is done."""
         if do == "list":
             found = self.report(name)
             answer(bool(found or not name), self._unknown(name), found)
             return
         line = self._ticks.lines.get(name)
-        if line is None or line.definition is None or do not in COMMANDS:
-            answer(False, self._unknown(name), None)
-        elif do == "pause":
-            self._set(line, {"at": round(self._ticks.hub.wall(), 3), "by": by}, answer)
-        elif do == "resume":
-            self._set(line, None, answer)
-        else:
+        if do == "pause" and self._ticks.known(name):
+            self._set(name, {"at": round(self._ticks.hub.wall(), 3), "by": by}, answer)
+        elif do == "resume" and self._ticks.known(name):
+            self._set(name, None, answer)
+        elif do == "run" and line is not None and line.definition is not None:
             self._number += 1
             self._asks[self._number] = _Ask(name, answer, *asker)
             now = self._ticks.now
             self._ticks.add(line, Tick(now, now, Kind.ASKED, ask=self._number))
+        else:
+            answer(False, self._unknown(name), None)
 
     def _unknown(self, name: str) -> str:
+        if not self._ticks.begun:
+            return NOT_YET
         known = sorted(line.name for line in self._ticks.lines.values() if line.definition is not None)
         near = difflib.get_close_matches(name, known, 1)
         if near:
@@ -127,6 +145,8 @@ class Asks:
             "running": [run.entry.shown() for run in line.runs.values()][:most],
             "runs": len(line.runs),
             "waiting": len(line.waiting),
+            "since": line.since / 1000,  # ticks after it, up to `decided`, are counted
+            "decided": line.decided / 1000,
             "counts": dict(line.counts),
             "history": [entry.shown() for entry in itertools.islice(reversed(line.history), most)],
         }
@@ -138,17 +158,17 @@ class Asks:
         found = self._state.value(PAUSES + name)
         return found if isinstance(found, dict) else None
 
-    def _set(self, line: Line, pause: dict[str, Any] | None, answer: Answer) -> None:
-        if (line.paused is None) is (pause is None):
-            answer(True, f"the schedule {line.name!r} is {'not paused' if pause is None else 'paused already'}", None)
+    def _set(self, name: str, pause: dict[str, Any] | None, answer: Answer) -> None:
+        if (self.pause_of(name) is None) is (pause is None):
+            answer(True, f"{name} is {'not paused' if pause is None else 'paused already'}", None)
             return
 
         def done(trouble: str) -> None:
             what = "paused" if pause is not None else "resumed"
-            text = f"the schedule {line.name!r} is not {what}: {trouble}" if trouble else f"{line.name} is {what}"
+            text = f"the schedule {name!r} is not {what}: {trouble}" if trouble else f"{name} is {what}"
             answer(not trouble, text, None)
 
-        self._state.put(PAUSES + line.name, pause, done)
+        self._state.put(PAUSES + name, pause, done)
 
     def _paused(self, key: str, value: Any) -> None:
         """It is so: here, or by way of the store."""

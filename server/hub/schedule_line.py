@@ -158,6 +158,7 @@ class Line:
         self.seed = seed
         self._latest = 0  # when the last tick was to begin
         self.definition: Definition | None = None
+        self.since = decided
         self.decided = decided
         self.next: int | None = None
         self.paused: dict[str, Any] | None = None  # since when, and by whom
@@ -258,6 +259,7 @@ class Line:
         asked = [self.asked] if self.asked is not None else []  # is asked for again
         return {
             "name": self.name,
+            "since": self.since,
             "decided": self.decided,
             "latest": self._latest,
             "paused": self.paused,
@@ -273,6 +275,7 @@ class Line:
     def from_state(cls, state: dict[str, Any], seed: int) -> Line:
         """The reverse, but for the definition."""
         line = cls(state["name"], state["decided"], seed)
+        line.since = state["since"]
         line._latest, line.paused = state["latest"], state["paused"]
         line.waiting = [Tick.from_list(tick) for tick in state["waiting"]]
         line.history.extend(Entry.from_list(entry) for entry in state["history"])

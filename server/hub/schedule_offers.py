@@ -62,6 +62,10 @@ class Offers:
         """Those that hold."""
         return self._offers.get(self.generation, {})
 
+    def known(self, name: str) -> bool:
+        """Whether a generation that serves, or that starts, has it."""
+        return any(name in offers for offers in self._offers.values())
+
     def candidates(self, definition: Definition) -> list[Member]:
         """Who serves, has the function and is of the right kind."""
         role = _role(definition)

@@ -77,6 +77,16 @@ class Ticks(Part):
         """Unix time in milliseconds."""
         return int(self.hub.wall() * 1000)
 
+    @property
+    def begun(self) -> bool:
+        """Whether any generation has served."""
+        return self._offers.generation >= 0
+
+    def known(self, name: str) -> bool:
+        """Whether a process has told of this one, also if that does not hold yet."""
+        line = self.lines.get(name)
+        return (line is not None and line.definition is not None) or self._offers.known(name)
+
     # ---- definitions
 
     def take(self, member: Member, frame: Frame) -> None:
@@ -119,6 +129,7 @@ class Ticks(Part):
         for line in idle[:-MOST_SCHEDULES]:
             self._past.update(line.counts)
             del self.lines[line.name]
+        self.asks.begin()
 
     def _immediately(self, line: Line) -> None:
         """Have the run that comes with the start of the server, once."""

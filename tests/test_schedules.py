@@ -1,0 +1,308 @@
+"""Schedules as an application writes them: in local mode, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import functools
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from server import schedule
+from server.app.schedule import Ran, Run, Schedule, ScheduleRefused
+from server.hub.definition import ScheduleError
+from tests.running import PATIENCE
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has the schedules that it makes."""
+    monkeypatch.setattr(schedule, "_registered", {})
+
+
+def in_a_loop(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test's coroutine in a loop of its own, which is a local mode of its own."""
+
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await test()
+
+    asyncio.run(main())
+
+
+async def ended(name: str, *outcomes: str) -> list[Ran]:
+    """The history once it holds runs with these outcomes."""
+    while True:
+        found = await schedule.history(name)
+        if [each.outcome for each in found if each.outcome in outcomes][: len(outcomes)]:
+            return found
+        await asyncio.sleep(0.01)
+
+
+# ---- what is refused, with file and line
+
+
+async def nothing() -> None: ...
+
+
+def with_parameter(what: str) -> None: ...
+
+
+async def generator() -> AsyncIterator[int]:
+    yield 1
+
+
+def iterator() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "part"),
+    [
+        ({}, nothing, "one of the two"),
+        ({"cron": "* * * * *", "every": "1m"}, nothing, "one of the two"),
+        ({"cron": "99 * * * *"}, nothing, "bad minute"),
+        ({"cron": "* * * * *", "tz": "Mars/Olympus"}, nothing, "no such time zone"),
+        ({"cron": "* * * * *", "tz": datetime.timezone(datetime.timedelta(hours=1))}, nothing, "the name of a time"),
+        ({"every": "10 parsecs"}, nothing, "write a number and its unit"),
+        ({"every": 0.01}, nothing, "from 0.1s"),
+        ({"every": "1m", "on": "everybody"}, nothing, 'write "one" or "all" or "agent"'),
+        ({"every": "1m", "overlap": "maybe"}, nothing, 'write "skip" or "queue" or "allow"'),
+        ({"every": "1m", "jitter": "2m"}, nothing, "less than the time between"),
+        ({"every": "1m", "timeout": 0}, nothing, "more than nothing"),
+        ({"every": "1m", "retry": -1}, nothing, "number of further attempts"),
+        ({"every": "1m", "name": ""}, nothing, "printable"),
+        ({"every": "1m"}, lambda: None, "a lambda has no name"),
+        ({"every": "1m"}, with_parameter, "without parameters"),
+        ({"every": "1m"}, generator, "a generator"),
+        ({"every": "1m"}, iterator, "a generator"),
+        ({"every": "1m"}, 5, "no function"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(arguments: dict[str, Any], function: Any, part: str) -> None:
+    with pytest.raises(ScheduleError, match=part) as refused:
+        schedule(**arguments)(function)
+    if function != 5:
+        assert f"{__file__}:" in str(refused.value)
+
+
+def test_two_functions_with_one_name_are_refused() -> None:
+    schedule(every="1m", name="report")(nothing)
+    with pytest.raises(ScheduleError, match=r"'report'.*test_schedules\.py:.*test_schedules\.py:"):
+
+        @schedule(every="1m")
+        async def report() -> None: ...
+
+
+def test_one_function_that_is_imported_twice_is_one() -> None:
+    assert schedule(every="1m")(nothing) is nothing
+    schedule(every="2m")(nothing)
+
+
+@pytest.mark.parametrize(
+    ("here", "env", "runs"),
+    [
+        ("production", "production", True),
+        ("production", ["staging", "production"], True),
+        ("staging", "production", False),
+        ("", "production", False),
+        ("", None, True),
+    ],
+)
+def test_env(monkeypatch: pytest.MonkeyPatch, here: str, env: str | list[str] | None, runs: bool) -> None:
+    monkeypatch.setenv("SERVE_ENVIRONMENT", here)
+    schedule(every="1m", env=env)(nothing)
+    assert (schedule._registered["nothing"].definition.disabled == "") is runs
+
+
+def test_spans_and_zones_may_be_objects() -> None:
+    schedule(cron="* * * * *", tz=ZoneInfo("Europe/Berlin"), timeout=datetime.timedelta(minutes=1))(nothing)
+    definition = schedule._registered["nothing"].definition
+    assert (definition.tz, definition.timeout) == ("Europe/Berlin", 60_000)
+
+
+# ---- runs
+
+
+class Callable_:
+    async def __call__(self) -> None:
+        seen.append((schedule.current_run().name, threading.current_thread() is threading.main_thread()))
+
+
+async def asynchronous() -> None:
+    seen.append((schedule.current_run().name, threading.current_thread() is threading.main_thread()))
+
+
+def synchronous() -> None:
+    seen.append((schedule.current_run().name, threading.current_thread() is threading.main_thread()))
+
+
+@functools.wraps(asynchronous)
+def wrapped() -> Awaitable[None]:
+    return asynchronous()
+
+
+seen: list[tuple[str, bool]] = []
+
+
+@pytest.mark.parametrize(
+    ("function", "in_loop"),
+    [
+        (asynchronous, True),
+        (synchronous, False),
+        (functools.partial(synchronous), False),
+        (functools.partial(asynchronous), True),
+        (Callable_(), True),
+        (wrapped, True),  # it is called in a thread, and what it returns awaited in the loop
+    ],
+)
+def test_any_function_runs(function: Any, in_loop: bool) -> None:
+    seen.clear()
+
+    async def test() -> None:
+        schedule(every="100ms", name="job")(function)
+        await ended("job", "ok")
+        assert seen[0] == ("job", in_loop)
+
+    in_a_loop(test)
+
+
+def test_a_run_knows_what_it_is() -> None:
+    runs: list[Run] = []
+
+    async def test() -> None:
+        @schedule(every="100ms")
+        async def job() -> None:
+            runs.append(schedule.current_run())
+
+        (first, *_) = await ended("job", "ok")
+        assert runs[0].instant.utcoffset() == datetime.timedelta()
+        assert runs[0].instant.microsecond % 100_000 == 0
+        assert (runs[0].attempt, runs[0].kind, runs[0].token, runs[0].lease_lost) == (1, "tick", None, False)
+        assert first.worker == "worker 0 of generation 0"
+        with pytest.raises(LookupError):
+            schedule.current_run()
+
+    in_a_loop(test)
+
+
+def test_immediate_and_the_agents_run_in_local_mode_too() -> None:
+    async def test() -> None:
+        schedule(every="1h", immediate=True, on="agent")(nothing)
+        (found,) = await ended("nothing", "ok")
+        assert found.kind == "immediate"
+
+    in_a_loop(test)
+
+
+def test_what_a_function_raises_is_told_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        @schedule(every="1h")
+        async def fails() -> None:
+            raise RuntimeError("no luck")
+
+        @schedule(every="1h")
+        def leaves() -> None:
+            raise SystemExit(3)
+
+        @schedule(every="1h")
+        async def cancels() -> None:
+            raise asyncio.CancelledError
+
+        @schedule(every="1h")
+        def stops() -> None:
+            raise StopIteration
+
+        for name, text in {
+            "fails": "RuntimeError: no luck",
+            "leaves": "SystemExit: 3",
+            "cancels": "CancelledError",
+            "stops": "RuntimeError: the function raised StopIteration",
+        }.items():
+            (ran,) = await schedule.run(name)
+            assert (ran.outcome, ran.text) == ("failed", text)
+
+    in_a_loop(test)
+    assert "the schedule 'fails' has failed in worker 0 of generation 0: RuntimeError: no luck" in caplog.text
+
+
+def test_a_run_has_its_time() -> None:
+    released = threading.Event()
+
+    async def test() -> None:
+        @schedule(every="1h", timeout="50ms")
+        async def slow() -> None:
+            await asyncio.sleep(3600)
+
+        @schedule(every="1h", timeout="50ms")
+        def threaded() -> None:
+            released.wait(PATIENCE)
+
+        @schedule(every="1h", timeout="1m")
+        async def own() -> None:
+            raise TimeoutError("mine")
+
+        (ran,) = await schedule.run("slow")
+        assert ran.outcome == "timeout"
+        (ran,) = await schedule.run("own")
+        assert ran.outcome == "failed"
+        asked = asyncio.ensure_future(schedule.run("threaded"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asked), 0.3)
+        assert (await schedule.history("threaded"))[0].outcome == "running"  # since its thread is
+        released.set()
+        assert (await asked)[0].outcome == "timeout"
+
+    in_a_loop(test)
+
+
+def test_pause_resume_and_run() -> None:
+    async def test() -> None:
+        schedule(every="100ms")(nothing)
+        await ended("nothing", "ok")
+        await schedule.pause("nothing")
+        found = await ended("nothing", "paused")
+        assert (await schedule.list())[0]["paused"]["by"] == "worker 0 of generation 0"
+        (ran,) = await schedule.run("nothing")
+        assert (ran.outcome, ran.kind) == ("ok", "asked")
+        assert next(each.began for each in found if each.outcome == "paused") is None
+        await schedule.resume("nothing")
+        while (await schedule.history("nothing"))[0].outcome != "ok" or len(found) < 2:
+            found = await schedule.history("nothing")
+            await asyncio.sleep(0.01)
+        for do in (schedule.pause, schedule.run, schedule.history):
+            with pytest.raises(ScheduleRefused, match="did you mean 'nothing'"):
+                await do("nohting")
+
+    in_a_loop(test)
+
+
+def test_each_loop_has_a_local_mode_of_its_own() -> None:
+    schedule(every="100ms")(nothing)
+
+    async def test() -> None:
+        await schedule.start()
+        found = await ended("nothing", "ok")
+        assert len([each for each in found if each.outcome == "ok"]) < 5
+
+    in_a_loop(test)
+    in_a_loop(test)
+
+
+def test_many_schedules_are_listed_whole() -> None:
+    async def test() -> None:
+        for number in range(75):
+            schedule(every="1h", name=f"job {number:02}")(nothing)
+        await schedule.start()
+        found = await schedule.list()
+        assert [each["name"] for each in found] == [f"job {number:02}" for number in range(75)]
+
+    in_a_loop(test)
+
+
+def test_there_is_one() -> None:
+    assert isinstance(schedule, Schedule)
