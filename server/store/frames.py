@@ -32,8 +32,9 @@ store -> hub
     store.renewed   {name, token, renewed_until}
     store.lost      {name, token, text}                       the lease is over: another server may run it now
 
-`written` and `change` together are the changes of the state in order: a hub applies them as they come. An answer never
-comes before the changes that it is about: after a "conflict" the hub has the change that was in the way.
+`written` and `change` together are the changes of the state in order: a hub applies them as they come (a `written` that
+is not newer than a `change` before it is the answer alone). An answer never comes before the changes that it is about:
+after a "conflict" the hub has the change that was in the way.
 
 `tick` is the scheduled instant (unix time, s) and has to grow with each grant of a name: one that is not later than the
 last one granted is taken. `holder` names a server in its life (two grants of one tick to one holder are the same grant,

@@ -17,6 +17,7 @@ import collections
 import heapq
 import logging
 import math
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -52,6 +53,10 @@ WAIT_PART: Final = 0.5
 """Part of the timeout that replicas have to confirm a write."""
 
 log = logging.getLogger("serve")
+
+
+_NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
+"""What Redis and redis-py say of a password; not always by a class of its own."""
 
 
 class Lost(Exception):
@@ -333,7 +338,7 @@ class RemoteState:
     async def _heard(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
         """Redis has answered one question."""
         if isinstance(found, exceptions.ResponseError):
-            await self._refuse(frame, Trouble.STORAGE, f"Redis refused it: {found}")
+            await self._refuse(frame, Trouble.STORAGE, f"Redis refused it: {_reason(found)}")
             return
         if isinstance(found, Exception):
             raise found
@@ -469,7 +474,7 @@ def _sentence(error: Exception, where: str) -> str:
             return f"Redis at {where}: {error}"
         case exceptions.TimeoutError() | TimeoutError():
             return f"Redis at {where} did not answer in time"
-        case exceptions.AuthenticationError() | exceptions.NoPermissionError():
+        case _ if isinstance(error, exceptions.NoPermissionError) or _NOT_LET_IN.search(str(error)):
             return f"Redis at {where} does not let this server in: {error}"
         case exceptions.ReadOnlyError():
             return f"Redis at {where} is a replica, which takes no writes"
@@ -478,6 +483,11 @@ def _sentence(error: Exception, where: str) -> str:
         case exceptions.ConnectionError() | OSError():
             return f"Redis at {where} cannot be reached: {error}"
     return f"Redis at {where} cannot be used: {error}"
+
+
+def _reason(error: Exception) -> str:
+    """Without where in the script it happened."""
+    return str(error).partition(". script: ")[0]
 
 
 def _not_done(found: Any) -> Exception | None:

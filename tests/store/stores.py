@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from server.channel import PROTOCOL, pair
 from server.config import Config
@@ -29,12 +30,9 @@ class StoreProcess:
     """`python -m server.store` as the listener has it, spoken to frame by frame."""
 
     def __init__(
-        self,
-        location: str | Path,
-        *,
-        again: bool = False,
-        total_limit: int = TOTAL_LIMIT,
+        self, location: str | Path, *, again: bool = False, total_limit: int = TOTAL_LIMIT, modules: Path | None = None
     ) -> None:
+        """`modules` is a directory whose modules come before all others."""
         self._end, theirs = pair()
         self._end.settimeout(PATIENCE)
         self.name = uuid.uuid4().hex
@@ -47,6 +45,7 @@ class StoreProcess:
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, **({"PYTHONPATH": str(modules), "PYTHONSAFEPATH": "1"} if modules else {})},
             )
         head = {"protocol": list(PROTOCOL), "location": str(location), "again": again, "name": self.name}
         head |= {"value_limit": VALUE_LIMIT, "total_limit": total_limit}
@@ -153,13 +152,13 @@ def store(location: str | Path, **more: Any) -> Iterator[StoreProcess]:
 
 
 class Redis:
-    """A Redis server on a unix socket; its data lie in `directory`."""
+    """A Redis server on a unix socket and, with `tcp`, on a free port; its data lie in `directory`."""
 
-    def __init__(self, directory: Path, *arguments: str, persistent: bool = False) -> None:
+    def __init__(self, directory: Path, *arguments: str, persistent: bool = False, tcp: bool = False) -> None:
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.path = directory / "redis.sock"
-        self.port = 0
+        self.port = free_port() if tcp else 0
         self._arguments = [*arguments, *(("--appendonly", "yes", "--appendfsync", "always") if persistent else ())]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -172,21 +171,29 @@ class Redis:
         """Start it, and wait until it answers."""
         with contextlib.suppress(FileNotFoundError):
             self.path.unlink()
-        command = ["redis-server", "--port", "0", "--unixsocket", str(self.path), "--save", "", "--dir"]
+        own = {"port": self.port, "unixsocket": self.path, "save": "", "dir": self.directory, "bind": "127.0.0.1"}
+        options = [each for name, value in own.items() for each in (f"--{name}", str(value))]
         self._process = subprocess.Popen(
-            [*command, str(self.directory), *self._arguments], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+            ["redis-server", *options, *self._arguments], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
         )
         deadline = time.monotonic() + PATIENCE
-        with self.client() as client:
-            while True:
-                with contextlib.suppress(redis.RedisError):
+        while True:
+            with self.client() as client:
+                try:
                     client.ping()
                     return
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+                except redis.AuthenticationError:
+                    return
+                except redis.RedisError:
+                    pass
+            assert time.monotonic() < deadline
+            assert self._process.poll() is None
+            time.sleep(0.01)
 
     def client(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=str(self.path), socket_timeout=PATIENCE)
+        """A connection that says at once when there is none."""
+        retry = Retry(NoBackoff(), 0)
+        return redis.Redis(unix_socket_path=str(self.path), socket_timeout=PATIENCE, retry=retry)
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -218,5 +225,8 @@ def scaled(default: int) -> int:
     return max(1, int(default * float(os.environ.get("STORE_TEST_SCALE", "1"))))
 
 
-def without(program: str) -> bool:
-    return shutil.which(program) is None
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
