@@ -234,6 +234,12 @@ class Messenger:
     # Who is there
 
     @property
+    def me(self) -> Origin:
+        """Which process this is: as `sender` of what it sends."""
+        identity = current().identity
+        return Origin(identity.role.value, identity.slot, identity.generation)
+
+    @property
     def peers(self) -> tuple[Peer, ...]:
         """The processes that take part, as far as this one has been told."""
         return presence.peers

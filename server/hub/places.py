@@ -11,7 +11,7 @@ from server.hub.frames import Frame, encode
 from server.hub.hub import Member, Phase, Port, Role
 from server.hub.lanes import LIMIT, LIMIT_STARTING, Budget, Copy, Lane
 
-FRAME_MESSAGES: Final = 64
+FRAME_MESSAGES: Final = 8
 """Messages in one frame at most."""
 FRAME_BYTES: Final = 60_000
 """Bytes of payload in one frame, unless a single payload is larger."""

@@ -3,8 +3,8 @@ application's processes tell each other holds up nothing that the listener tells
 
 It owns the listener's ends of the links and what waits to be sent over them, and mirrors the supervisor's processes as
 the hub's members. Frames are forwarded in the loop's own callbacks, not tasks: flat, and of each turn of the loop they
-take no more than `TURN_BUDGET`, so that a flood of messages delays no signal. The reading side never waits for the
-sending side: what the hub queues it has bounded itself.
+take no more than `TURN_BUDGET`, and none in the `REST` turns after it, so that a flood of messages delays no signal.
+The reading side never waits for the sending side: what the hub queues it has bounded itself.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from server.listener.lifecycle import AgentState, Process, ServerState, Worker, 
 from server.listener.supervisor import Supervisor
 from server.scoreboard import Header, Scoreboard
 
-TURN_BUDGET: Final = 0.0002
-"""Seconds of one turn of the loop that go to frames."""
+TURN_BUDGET: Final = 0.00005
+"""Seconds of one turn of the loop that go to frames; the one that has begun is dealt with."""
+REST: Final = 5
+"""Turns of the loop after each that took frames in which none are taken: a signal takes so many turns from its arrival
+to what is done about it, and would meet frames in each."""
 ROOM: Final = 64
 """Frames that wait to be sent to a member before it counts as having no room."""
 NO_ROOM_YET: Final = frozenset({errno.EAGAIN, errno.ENOBUFS})
@@ -75,6 +78,7 @@ class Links:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
+        self._rest = 0  # turns of the loop that take no frames
         self._turn_ends = 0.0  # of the loop's present turn, as far as frames may go
         self._in_turn = False
 
@@ -174,6 +178,8 @@ class Links:
 
     def _read(self, member: int) -> None:
         """Frames have come from a member; those that this turn has no time for are left in the socket."""
+        if self._rest:
+            return
         link = self._links.get(member)
         assert self._loop is not None
         if not self._in_turn:
@@ -186,7 +192,16 @@ class Links:
 
     def _turn_over(self) -> None:
         self._in_turn = False
+        self._rest = REST
         self.look()
+        self._let_others()
+
+    def _let_others(self) -> None:
+        """Leave the frames in the sockets for some turns of the loop, which cost next to nothing."""
+        assert self._loop is not None
+        self._rest -= 1
+        if self._rest:
+            self._loop.call_soon(self._let_others)
 
     def _take_one(self, member: int, link: MemberLink) -> bool:
         """Take one frame; False if there is none, or never will be one."""
