@@ -25,7 +25,7 @@ from server.admin.reading import DURATIONS, Reading, Words
 from server.admin.view import View
 from server.hub.figures import FIGURES
 from server.listener.lifecycle import ServerState, WorkerState
-from server.scoreboard import DURATION_BOUNDS, Cell
+from server.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
 
 NANO: Final = 1e9
 CLASSES: Final = (Cell.STATUS_1XX, Cell.STATUS_2XX, Cell.STATUS_3XX, Cell.STATUS_4XX, Cell.STATUS_5XX)
@@ -88,6 +88,9 @@ class ServerCollector(Collector):
         for name in LIVING:
             workers.add_metric([name], sum(each["state"] == name for each in state["workers"]))
         yield workers
+        if state.get("agent_wanted"):
+            active = any(each["state"] == "active" for each in state["agents"])
+            yield gauge("serve_agent_active", "1 while an agent is active.", active)
         restarts = CounterMetricFamily(
             "serve_worker_restarts", "Workers started beside those of a new generation.", labels=["cause"]
         )
@@ -120,6 +123,11 @@ class ServerCollector(Collector):
         lost = "Requests and WebSockets that were cut by the hammer or were in the hands of a worker that died."
         yield counter("serve_requests_lost", lost, self._view.state["lost"])
 
+    def _named(self, slot: int) -> str:
+        """The label of a slot; the agent fills none, and its counts are in the last totals."""
+        last = self._view.slots - 1
+        return "agent" if slot == NO_SLOT or slot == last >= self._view.state["size"] else str(slot)
+
     def _slots(self, reading: Reading) -> Iterator[Metric]:
         requests = CounterMetricFamily("serve_slot_requests", "Requests by the slot of their worker.", labels=["slot"])
         cpu = CounterMetricFamily("serve_worker_cpu_seconds", "Processor time of the slot's workers.", labels=["slot"])
@@ -130,10 +138,10 @@ class ServerCollector(Collector):
             "serve_event_loop_blocked", "Times that the event loop was blocked beyond --block-warn.", labels=["slot"]
         )
         for slot, words in reading.slots.items():
-            requests.add_metric([str(slot)], words[Cell.REQUESTS])
-            cpu.add_metric([str(slot)], words[Cell.CPU] / NANO)
-            late.add_metric([str(slot)], words[Cell.LAG_TOTAL] / NANO)
-            blocked.add_metric([str(slot)], words[Cell.BLOCKED])
+            requests.add_metric([self._named(slot)], words[Cell.REQUESTS])
+            cpu.add_metric([self._named(slot)], words[Cell.CPU] / NANO)
+            late.add_metric([self._named(slot)], words[Cell.LAG_TOTAL] / NANO)
+            blocked.add_metric([self._named(slot)], words[Cell.BLOCKED])
         yield from (requests, cpu, late, blocked)
         yield from self._gauges_of_slots(reading)
 
@@ -157,9 +165,9 @@ class ServerCollector(Collector):
         for words in reading.rows.values():
             living.setdefault(words[Cell.SLOT], []).append(words)
         for slot, rows in sorted(living.items()):
-            memory.add_metric([str(slot)], sum(words[Cell.RSS] for words in rows))
-            lag.add_metric([str(slot)], max(words[Cell.LAG_WORST] for words in rows) / NANO)
-            silent.add_metric([str(slot)], max(silence(words, reading.at) for words in rows))
+            memory.add_metric([self._named(slot)], sum(words[Cell.RSS] for words in rows))
+            lag.add_metric([self._named(slot)], max(words[Cell.LAG_WORST] for words in rows) / NANO)
+            silent.add_metric([self._named(slot)], max(silence(words, reading.at) for words in rows))
         for slot in range(state["size"]):
             degraded.add_metric([str(slot)], slot in state["degraded"])
         yield from (memory, lag, silent, degraded)

@@ -138,7 +138,7 @@ class Samples:
             {
                 "slot": worker["slot"],
                 "generation": worker["generation"],
-                "state": "recycling" if worker["recycling"] and worker["state"] == "serving" else worker["state"],
+                "state": "recycling" if worker.get("recycling") and worker["state"] == "serving" else worker["state"],
                 "requests": words[Cell.REQUESTS],
                 **self._rates(before.rows.get(worker["row"]), words, reading.at - before.at),
                 "in_flight": words[Cell.IN_FLIGHT],

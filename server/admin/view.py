@@ -34,6 +34,8 @@ class View:
         self.reloads: collections.deque[dict[str, Any]] = collections.deque(maxlen=RELOADS)
         self.recorded = 0
         """How many records there have been, to tell which of them are new to somebody."""
+        self.slots = scoreboard.slots
+        """Totals that there are; the last are those of all further slots, and of the agent."""
         self._scoreboard = scoreboard
         self._last: Reading | None = None
 
@@ -76,9 +78,9 @@ class View:
         return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
 
     def workers(self, reading: Reading) -> list[tuple[dict[str, Any], Words]]:
-        """Each living worker that the listener told of, with its row of `reading`."""
+        """Each living worker and agent that the listener told of, with its row of `reading`."""
         return [
             (worker, words)
-            for worker in self.state["workers"]
+            for worker in [*self.state["workers"], *self.state.get("agents", [])]
             if (words := reading.rows.get(worker["row"])) is not None
         ]

@@ -25,8 +25,13 @@ STYLES: Final = {
     "retiring": ("○", "magenta", "retiring"),
     "ending": ("×", "red", "ending"),
     "gone": (" ", "dim", "gone"),
+    "prepared": ("●", "cyan", "prepared"),
+    "entering": ("●", "bright_cyan", "entering"),
+    "active": ("●", "green", "active"),
+    "finishing": ("○", "magenta", "finishing"),
+    "killed": ("×", "red", "killed"),
 }
-"""Sign, colour and word of each state of a worker."""
+"""Sign, colour and word of each state of a worker, and of an agent."""
 MOST_SIGNS: Final = 32
 """Workers that are drawn one by one; of larger generations only the numbers are shown."""
 

@@ -1,4 +1,4 @@
-"""`serve stacks`: what every worker is doing at this moment, also one whose event loop is blocked."""
+"""`serve stacks`: what every worker and the agent are doing at this moment, also one whose event loop is blocked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMED: Final = 3
 
 
 def stacks(control: str, pid: str, timeout: float, as_json: bool) -> int:
-    """Show every worker's Python stacks and running tasks, also of one that is blocked.
+    """Show every worker's and the agent's Python stacks and running tasks, also of one that is blocked.
 
     Exit status 0: every worker has told them. 1: not every one did.
     """
@@ -36,7 +36,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _worker(worker: dict[str, Any]) -> Iterator[str]:
-    state = f"worker {worker['slot']} of generation {worker['generation']}: {worker['state']}"
+    who = "agent" if worker["slot"] == "agent" else f"worker {worker['slot']}"
+    state = f"{who} of generation {worker['generation']}: {worker['state']}"
     if worker.get("blocked"):
         state += f", its event loop blocked for {span(worker['blocked'])}"
     yield state

@@ -60,10 +60,12 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
         yield f"the last reload was refused: {found['last_failure']}"
     for slot, trouble in found["degraded"].items():
         yield f"slot {slot} is empty: {trouble}"
+    if found.get("agent_trouble"):
+        yield f"there is no agent: {found['agent_trouble']}"
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:
-    row = "{:>4} {:>4} {:<9} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
+    row = "{:>5} {:>4} {:<9} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
     yield row.format(*("slot", "gen", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
     for worker in sorted(found["workers"], key=lambda w: (w["generation"], w["slot"])):
         yield row.format(
@@ -79,7 +81,10 @@ def _workers(found: dict[str, Any]) -> Iterator[str]:
             span(worker["oldest"]) if worker.get("oldest") is not None else "-",
         )
         if worker.get("recycling"):
-            yield f"          to be replaced: {worker['recycling']}"
+            yield f"           to be replaced: {worker['recycling']}"
+    for agent in found.get("agents", []):
+        figures = (memory(agent["rss"]), span(agent["cpu"]))
+        yield row.format("agent", agent["generation"], agent["state"], *["-"] * 4, *figures, "-")
 
 
 COMMANDS: Final = {

@@ -53,6 +53,9 @@ class WorkerRate:
     """When (uptime, s) the worker had last written its processor time."""
 
 
+NO_CONNECTIONS: Final = {"requests": 0, "in_flight": 0, "connections": 0, "websockets": 0, "oldest": None}
+
+
 class Samples:
     """The statuses seen so far. `add` each new one."""
 
@@ -60,8 +63,8 @@ class Samples:
         self.status: Status = {}
         """The last one."""
         self.samples: collections.deque[Sample] = collections.deque(maxlen=KEPT)
-        self.rates: dict[tuple[int, int], WorkerRate] = {}
-        """By generation and slot."""
+        self.rates: dict[tuple[int, int | str], WorkerRate] = {}
+        """By generation and slot (that of an agent is "agent")."""
         self.first: Status = {}
         self.gone = 0.0
         """Seconds since the server was last heard of, if it is being looked for."""
@@ -100,9 +103,9 @@ class Samples:
         )
 
     def _rate_workers(self, before: Status, status: Status, seconds: float) -> None:
-        old = {(w["generation"], w["slot"]): w for w in before["workers"]}
+        old = {(w["generation"], w["slot"]): w for w in processes(before)}
         rates = {}
-        for worker in status["workers"]:
+        for worker in processes(status):
             key = (worker["generation"], worker["slot"])
             was = old.get(key)
             rate = self.rates.get(key, WorkerRate())
@@ -145,6 +148,12 @@ class Samples:
     def lag(self) -> float | None:
         """The worst lateness (s) of any worker's event loop in the last ten seconds."""
         return _longest(worker.get("lag_worst") for worker in self.status["workers"])
+
+
+def processes(status: Status) -> list[dict[str, Any]]:
+    """The workers, the newest generation first, and the agent after them, which has no connections."""
+    workers = sorted(status["workers"], key=lambda worker: (-worker["generation"], worker["slot"]))
+    return [*workers, *({**NO_CONNECTIONS, **agent} for agent in status.get("agents", []))]
 
 
 def _longest(values: Iterable[float | None]) -> float | None:

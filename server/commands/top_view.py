@@ -19,7 +19,7 @@ from rich.text import Text
 from server.commands.command import counted, memory, span
 from server.commands.reload_view import STYLES
 from server.commands.top_charts import Column, bar, columns, marks, rounded_up
-from server.commands.top_samples import Samples, WorkerRate
+from server.commands.top_samples import Samples, WorkerRate, processes
 
 COLOURS: Final = ("cyan", "green", "magenta", "blue", "yellow")
 """Of the generations, in turn."""
@@ -51,7 +51,7 @@ def frame(samples: Samples, width: int, height: int | None) -> Group:
     airy = height is None or height >= AIRY
     parts: list[RenderableType] = [_head(samples, width), *([Text()] if airy else []), _figures(samples, width)]
     left = 1000 if height is None else height - 2 - 4 - airy
-    workers = len(status["workers"])
+    workers = len(processes(status))
     charts = width >= NARROW and len(samples.samples) >= CHARTED
     least = (LEAST_CHART + 1 + FRAME) if charts else 0
     shown = max(1, min(workers, left - least - 1 - FRAME))
@@ -246,7 +246,7 @@ def _marks(samples: Samples, width: int) -> Text:
 def _workers(samples: Samples, width: int, shown: int) -> Panel:
     """The table of workers, the newest generation first; what does not fit is told as one line."""
     wide = width >= WIDE
-    workers = sorted(samples.status["workers"], key=lambda w: (-w["generation"], w["slot"]))
+    workers = processes(samples.status)
     fits = workers if len(workers) <= shown else workers[: shown - 1]
     most = max((rate.requests for rate in samples.rates.values()), default=0.0)
     table = Table(box=None, expand=True, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
@@ -267,7 +267,8 @@ def _workers(samples: Samples, width: int, shown: int) -> Panel:
             samples.rates[key].requests for w in rest if (key := (w["generation"], w["slot"])) in samples.rates
         )
         table.add_row("", "", Text(f"{len(rest)} more", "dim"), Text(number(requests), "dim"))
-    return _panel(table, counted(len(workers), "worker"), width)
+    title = counted(len(samples.status["workers"]), "worker")
+    return _panel(table, title + (" and the agent" if samples.status.get("agents") else ""), width)
 
 
 def _worker(worker: dict[str, Any], rate: WorkerRate, most: float, *, wide: bool) -> Iterable[RenderableType]:

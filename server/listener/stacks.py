@@ -1,4 +1,4 @@
-"""What the workers are doing, asked over a way that does not need their event loops.
+"""What the workers and the agent are doing, asked over a way that does not need their event loops.
 
 A worker's watchdog answers over a socket pair of its own (`server.worker.watchdog`), as long as the interpreter lock is
 free now and then. If code of an extension keeps the lock, faulthandler writes the stacks to a memfd instead, in the
@@ -204,7 +204,7 @@ async def survey(children: Iterable[Child], timeout: float, silent_for: Callable
     return {
         "workers": [
             {
-                "slot": child.worker.slot,
+                "slot": "agent" if child.worker.slot < 0 else child.worker.slot,
                 "generation": child.worker.generation.number,
                 "pid": child.pid,
                 "state": child.worker.state.value,
