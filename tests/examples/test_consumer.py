@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -16,6 +21,9 @@ from tests.running import PATIENCE, RunningServer, connect, request
 
 pytestmark = pytest.mark.needs("redis-server")
 RELOADS = 3
+KILLED_AMONG = 400
+AT_A_TIME = 64
+"""Of examples/consumer."""
 BEFORE_EACH = 60
 """Messages that come between two reloads at least; more come while they go on."""
 
@@ -66,22 +74,75 @@ class Load:
                 self._told.notify_all()
 
 
-def test_each_message_is_handled_once_over_reloads_under_load(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as url:
-        environment = {"CONSUMER_REDIS_URL": url, "CONSUMER_FILE": str(tmp_path / "handled.jsonl")}
+@contextlib.contextmanager
+def consuming(directory: Path) -> Iterator[tuple[RunningServer, redis.Redis]]:
+    """The consumer on a server with two workers, and a client of its Redis."""
+    with redis_server(directory) as url, redis.Redis.from_url(url) as queue:
         options = ("--agent", "consumer:consume", "--workers", "2")
-        with example("consumer:app", *options, directory=tmp_path, environment=environment) as server:
-            with Load(server) as load:
-                for _ in range(RELOADS):
-                    load.wait_for(BEFORE_EACH)
-                    server.reload()
+        with example("consumer:app", *options, directory=directory, environment={"CONSUMER_REDIS_URL": url}) as server:
+            yield server, queue
+
+
+def handled(directory: Path) -> list[dict[str, Any]]:
+    """What the workers have written."""
+    file = directory / "handled.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def agent_pid(server: RunningServer) -> int:
+    (found,) = [pid for pid in server.worker_pids() if b"server.agent" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
+
+
+def pending(queue: redis.Redis) -> int:
+    """Messages that were given out and not acknowledged."""
+    return int(queue.xpending("orders", "serve")["pending"])
+
+
+def test_each_message_is_handled_once_over_reloads_under_load(tmp_path: Path) -> None:
+    with consuming(tmp_path) as (server, queue):
+        with Load(server) as load:
+            for _ in range(RELOADS):
                 load.wait_for(BEFORE_EACH)
-            until(lambda: ask(server, "/")["handled"] >= len(load.put))
-            lines = [json.loads(line) for line in (tmp_path / "handled.jsonl").read_text().splitlines()]
-            assert Counter(line["order"] for line in lines) == Counter(load.put)
-            assert {line["attempt"] for line in lines} == {1}
-            assert len({line["pid"] for line in lines}) > RELOADS + 1, "workers of every generation have handled some"
-            with redis.Redis.from_url(url) as queue:
-                assert queue.xpending("orders", "serve")["pending"] == 0
-                assert [consumer["name"] for consumer in queue.xinfo_consumers("orders", "serve")] == [b"agent"]
-            assert server.stop() == 0
+                server.reload()
+            load.wait_for(BEFORE_EACH)
+        until(lambda: ask(server, "/")["handled"] >= len(load.put))
+        lines = handled(tmp_path)
+        assert Counter(line["order"] for line in lines) == Counter(load.put)
+        assert {line["attempt"] for line in lines} == {1}
+        assert len({line["pid"] for line in lines}) > RELOADS + 1, "workers of every generation have handled some"
+        until(lambda: pending(queue) == 0)
+        assert [consumer["name"] for consumer in queue.xinfo_consumers("orders", "serve")] == [b"agent"]
+        assert server.stop() == 0
+
+
+def put(queue: redis.Redis, numbers: range) -> None:
+    """Orders with these numbers, at once."""
+    with queue.pipeline() as pipeline:
+        for number in numbers:
+            pipeline.xadd("orders", {"order": str(number)})
+        pipeline.execute()
+
+
+def wait_for(directory: Path, count: int) -> None:
+    """Wait until so many orders have been handled, those that were handled again counted once."""
+    until(lambda: len({line["order"] for line in handled(directory)}) >= count)
+
+
+def test_nothing_is_lost_when_a_worker_and_the_agent_are_killed(tmp_path: Path) -> None:
+    half, soon = KILLED_AMONG, 10
+    with consuming(tmp_path) as (server, queue):
+        put(queue, range(half))
+        wait_for(tmp_path, soon)
+        os.kill(handled(tmp_path)[-1]["pid"], signal.SIGKILL)
+        wait_for(tmp_path, half)
+        put(queue, range(half, 2 * half))
+        wait_for(tmp_path, half + soon)
+        os.kill(agent_pid(server), signal.SIGKILL)
+        wait_for(tmp_path, 2 * half)
+        until(lambda: pending(queue) == 0)
+        again = len(handled(tmp_path)) - 2 * half
+        assert 0 <= again <= 2 * AT_A_TIME, "only what was under way at a kill is handled again"
+        server.wait_for_workers(2)
+        assert server.stop() == 0
+        print(f"{again} of {2 * half} were handled again")
