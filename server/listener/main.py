@@ -51,6 +51,7 @@ from server.listener.supervisor import Supervisor
 from server.scoreboard import Scoreboard
 from server.settings import Settings, written
 from server.signals import LISTENER_SIGNALS
+from server.store.location import is_url
 
 HANDSHAKE_TIME = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
@@ -561,7 +562,7 @@ class Listener:
 
 def hub_settings(config: Config) -> HubSettings:
     """What the hub is told of the configuration."""
-    shared = config.state.startswith(("redis://", "rediss://"))
+    shared = is_url(config.state)
     return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
 
 
