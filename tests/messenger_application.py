@@ -17,8 +17,8 @@ from server import messenger
 from server.app.messenger import Message
 
 RECORD = os.open(os.environ["RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-HELD: list[asyncio.Event] = []
-"""Handlers of topic "hold" wait for these."""
+RELEASED = asyncio.Event()
+"""Handlers of topic "hold" wait for this."""
 
 
 def record(*words: object) -> None:
@@ -62,15 +62,48 @@ def wrong(message: Message) -> None:
 
 @messenger.on("hold")
 async def hold(message: Message) -> None:
-    record("hold", message.payload, os.getpid())
-    HELD.append(asyncio.Event())
-    await HELD[-1].wait()
+    record("hold", message.payload, os.getpid(), message.attempt)
+    await RELEASED.wait()
 
 
 @messenger.on("release")
 def release(message: Message) -> None:
-    while HELD:
-        HELD.pop().set()
+    record("release", os.getpid())
+    RELEASED.set()
+
+
+@messenger.on("flood", concurrency=16)
+def flooded(message: Message) -> None:
+    pass
+
+
+FLOOD: list[asyncio.Task[None]] = []
+FLOODED = 0
+
+
+async def flood(payload: str) -> None:
+    """Send as fast as the server takes it, in every manner."""
+    global FLOODED
+    while True:
+        await messenger.send_random("flood", payload, ack=True)
+        await messenger.broadcast("flood", payload)
+        await messenger.call("flood", payload)
+        FLOODED += 3
+
+
+@messenger.on("start-flood")
+def start_flood(message: Message) -> None:
+    size, tasks = message.payload
+    FLOOD.extend(asyncio.create_task(flood("x" * size)) for _ in range(tasks))
+
+
+@messenger.on("stop-flood")
+async def stop_flood(message: Message) -> None:
+    for task in FLOOD:
+        task.cancel()
+    await asyncio.gather(*FLOOD, return_exceptions=True)
+    FLOOD.clear()
+    record("flooded", FLOODED, os.getpid())
 
 
 @messenger.on_dead_letter
@@ -111,6 +144,11 @@ async def answer(path: str, asked: dict[str, str]) -> Any:
             count = int(asked.get("count", 1))
             sends = [outcome(messenger.broadcast(topic, payload, timeout=timeout)) for _ in range(count)]
             return await asyncio.gather(*sends)
+        case "/flood":
+            size, tasks = int(asked.get("size", 100)), int(asked.get("tasks", 100))
+            return await outcome(messenger.broadcast("start-flood", [size, tasks]))
+        case "/calm":
+            return await outcome(messenger.broadcast("stop-flood"))
         case "/filled":
             body = "x" * 1000
             count = int(asked["count"])
