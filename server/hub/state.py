@@ -30,6 +30,8 @@ RESERVED: Final = "serve:"
 """Keys that begin so are no application's."""
 PUT_TIME: Final = 10.0
 """How long (s) a store may take to answer a write of the hub's own."""
+SLOW: Final = 1.0
+"""A process that lags is told of in the log if a write has waited for it for so long (s)."""
 MAX_TOMBSTONES: Final = 4096
 """Of so many deleted keys the version is remembered, in case a store tells of an older change afterwards."""
 
@@ -47,7 +49,8 @@ class _Ask:
     """A write or a reading that has not been answered."""
 
     number: int
-    deadline: float  # of the hub's clock
+    begun: float  # these two are of the hub's clock
+    deadline: float
     member: Member | None = None  # who asked; None: the hub itself
     id: int = 0  # the asker's number for it
     then: Callable[[str], None] | None = None
@@ -172,7 +175,8 @@ class SharedState(Part):
         then: Callable[[str], None] | None = None,
     ) -> _Ask:
         self._number += 1
-        ask = _Ask(self._number, self.hub.clock() + max(0.0, timeout), member, id, then)
+        now = self.hub.clock()
+        ask = _Ask(self._number, now, now + max(0.0, timeout), member, id, then)
         self._asks[ask.number] = ask
         if len(self._deadlines) > 2 * len(self._asks) + 64:  # of those that were answered in time
             self._deadlines = [(each.deadline, each.number) for each in self._asks.values()]
@@ -311,7 +315,7 @@ class SharedState(Part):
             lagging = list(self._behind_by(ask.seq))
             if ask.member is not None and ask.member not in lagging and self._copies[ask.member.id].seen < ask.seq:
                 lagging.append(ask.member)
-            for member in lagging:
+            for member in lagging if now - ask.begun >= SLOW else ():
                 self._accuse(member)
             who = ", ".join(str(member) for member in lagging)
             found = [[member.role.value, member.slot, member.generation] for member in lagging]
@@ -414,7 +418,7 @@ class SharedState(Part):
             "number": self._number,
             "lagged": self._lagged,
             "asks": [
-                [ask.number, ask.deadline, ask.member.id, ask.id, ask.seq, ask.version, ask.value]
+                [ask.number, ask.begun, ask.deadline, ask.member.id, ask.id, ask.seq, ask.version, ask.value]
                 for ask in self._asks.values()
                 if ask.member is not None
             ],
@@ -427,9 +431,9 @@ class SharedState(Part):
         self.used = sum(size(key, entry.value) for key, entry in self._entries.items())
         self._tombstones = dict(state["tombstones"])
         self._copies = {id: Copy.load(copy) for id, copy in state["copies"] if id in self.hub.members}
-        for number, deadline, member, id, seq, version, value in state["asks"]:
+        for number, begun, deadline, member, id, seq, version, value in state["asks"]:
             if member in self.hub.members:
-                ask = _Ask(number, deadline, self.hub.members[member], id, None, seq, version, value)
+                ask = _Ask(number, begun, deadline, self.hub.members[member], id, None, seq, version, value)
                 self._asks[number] = ask
                 heapq.heappush(self._deadlines, (deadline, number))
                 if seq != WITH_STORE:
