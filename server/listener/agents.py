@@ -151,6 +151,13 @@ class Agents:
         agent.reason = agent.reason or "failed"
         return wanted
 
+    def blocked(self, agent: Agent, now: float) -> bool:
+        """Its loop does not turn: it is to finish, and most likely will be killed. True if it was wanted."""
+        if agent.state is not AgentState.ACTIVE:
+            return False
+        self._let_go(agent, now, "blocked")
+        return True
+
     def finished(self, agent: Agent) -> None:
         """It has ended in order."""
         agent.finished = True

@@ -184,6 +184,14 @@ class AgentFailed(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AgentBlocked(Event):
+    """Its event loop does not turn any more."""
+
+    agent: Agent
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class AgentFinished(Event):
     """The agent has ended in order: it left its context manager, or its function has returned."""
 

@@ -3,7 +3,7 @@
 A worker writes the time into its row of the scoreboard once a second. One that has not done so for too long is asked
 for its stacks, over a way that does not need its loop; they are logged, and the supervisor is told, which has a
 replacement ready before it lets go of the worker. If its loop turns again by then, it retires as others do and loses
-nothing; if it never does, the hammer ends it.
+nothing; if it never does, the hammer ends it. An agent is told to finish, and another one takes its place after it.
 
 A worker is not blamed for the listener's own sleep: whatever stopped both (a suspended machine, a stopped control
 group, a machine without processor time) counts for nothing. One that a debugger holds is left alone.
@@ -24,7 +24,7 @@ from server.listener import events as e
 from server.listener import stacks
 from server.listener.child import Child
 from server.listener.crew import Crew
-from server.listener.lifecycle import WorkerState
+from server.listener.lifecycle import Agent, AgentState, WorkerState
 
 BEAT: Final = 1.0
 """Seconds between two heartbeats (`server.worker.ticker.PERIOD`)."""
@@ -34,6 +34,8 @@ LONGEST_PERIOD: Final = 5.0
 """Seconds between two looks at most; also how soon a new `--worker-timeout` counts."""
 STACKS_TIME: Final = 3.0
 """Seconds that a blocked worker has to tell its stacks before its replacement is asked for."""
+WATCHED: Final = frozenset({WorkerState.SERVING, AgentState.ACTIVE})
+"""States in which a loop has to turn."""
 
 log = logging.getLogger("serve")
 
@@ -102,7 +104,7 @@ class Heartbeats:
                 tasks.start_soon(self._report, child, timeout)
 
     def _serving(self) -> Iterable[Child]:
-        return [child for child in self._crew if child.worker.state is WorkerState.SERVING]
+        return [child for child in self._crew if child.worker.state in WATCHED]
 
     async def _report(self, child: Child, timeout: float) -> None:
         """Have its stacks logged and its replacement begun, unless its loop turns again meanwhile."""
@@ -113,13 +115,18 @@ class Heartbeats:
             told = stacks.nothing("it could not be asked")
         silent = self._crew.silent_for(child)
         worker = child.worker
-        if child.closed or worker.state is not WorkerState.SERVING or silent < timeout:
+        if child.closed or worker.state not in WATCHED or silent < timeout:
             self._silence.forget(child.pid)
             return
         reason = f"its event loop has been blocked for {silent:.0f} s (--worker-timeout {timeout:g})"
         if told["how"] != "asked":
             reason += f"; {told['reason']}"
-        about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
+        about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number}
         about |= {"reason": reason, "seconds": round(silent, 3)}
-        self._say(e.Say(logging.WARNING, "worker_blocked", f"{worker}: {reason}", stacks.as_text(told), about))
-        self._post(e.WorkerWantsReplacement(worker, reason, blocked=silent))
+        text, stack = f"{worker}: {reason}", stacks.as_text(told)
+        if isinstance(worker, Agent):
+            self._say(e.Say(logging.WARNING, "agent_blocked", text, stack, about))
+            self._post(e.AgentBlocked(worker, reason))
+        else:
+            self._say(e.Say(logging.WARNING, "worker_blocked", text, stack, {**about, "slot": worker.slot}))
+            self._post(e.WorkerWantsReplacement(worker, reason, blocked=silent))

@@ -124,6 +124,7 @@ class Supervisor:
             e.AgentEntered: lambda event: self.agents.entered(event.agent, self._now),
             e.AgentReturned: lambda event: self.agents.returned(event.agent),
             e.AgentFailed: self._on_agent_failed,
+            e.AgentBlocked: self._on_agent_blocked,
             e.AgentFinished: lambda event: self.agents.finished(event.agent),
             e.AgentDied: self._on_agent_died,
             e.PairWithdrawn: self._on_withdrawn,
@@ -364,6 +365,10 @@ class Supervisor:
     def _on_agent_failed(self, event: e.AgentFailed) -> None:
         if self.agents.failed(event.agent, self._now):
             self._agent_lost(event.agent, event.message, event.detail, event.usage)
+
+    def _on_agent_blocked(self, event: e.AgentBlocked) -> None:
+        if self.agents.blocked(event.agent, self._now):
+            self._agent_lost(event.agent, event.reason)
 
     def _on_agent_died(self, event: e.AgentDied) -> None:
         if trouble := self.agents.died(event.agent, event.how, self._now):

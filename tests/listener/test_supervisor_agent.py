@@ -492,6 +492,18 @@ def test_a_lost_agent_is_not_started_again_once_the_workers_leave() -> None:
     assert shell.of(e.Exit) == [e.Exit(0)]
 
 
+def test_one_whose_loop_is_blocked_makes_way_for_another() -> None:
+    shell = AgentShell().up()
+    blocked = shell.one()
+    shell.send(e.AgentBlocked(blocked, "its event loop has been blocked for 60 s"))
+    assert shell.of(e.TellFinish) == [e.TellFinish(blocked, "blocked", ALLOWED)]
+    assert len(shell.agents(AgentState.STARTING)) == 1
+    shell.now += ALLOWED
+    shell.send(e.Tick())
+    assert [kill.worker for kill in shell.of(e.Kill)] == [blocked]
+    assert shell.send(e.AgentBlocked(blocked, "once more")) == []
+
+
 def test_one_that_returns_stays() -> None:
     shell = AgentShell().up()
     agent = shell.one()

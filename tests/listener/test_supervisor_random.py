@@ -234,7 +234,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 self.leased = agent
             case e.TellFinish(agent, reason):
                 assert agent is self.leased
-                assert reason == "reload" or not supervisor.workers, "the agent leaves last"
+                assert reason in ("reload", "blocked") or not supervisor.workers, "the agent leaves last"
             case e.TellServe(worker) if worker.generation is supervisor.candidate:
                 if not worker.generation.policy.agent:
                     assert self.leased is None
@@ -451,7 +451,10 @@ class SupervisedServer(RuleBasedStateMachine):
         self.agents_that_leave_end()
         self.agents_enter()
 
-    @rule(number=which, what=st.sampled_from(["prepared", "waits", "entered", "returned", "failed", "misnamed"]))
+    @rule(
+        number=which,
+        what=st.sampled_from(["prepared", "waits", "entered", "returned", "failed", "misnamed", "blocked"]),
+    )
     def an_agent_says(self, number: int, what: str) -> None:
         """Anything, at any moment, also out of turn."""
         if found := self.agents_in():
@@ -464,6 +467,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 "entered": e.AgentEntered(agent),
                 "returned": e.AgentReturned(agent),
                 "failed": e.AgentFailed(agent, "it cannot", "Traceback"),
+                "blocked": e.AgentBlocked(agent, "its loop does not turn"),
                 "misnamed": e.AgentFailed(agent, "there is none", usage=True),
             }
             self.send(events[what])
