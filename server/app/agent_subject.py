@@ -48,7 +48,7 @@ class Subject:
         """What is entered, or awaited; made anew each time if a function makes it. Raises UsageError for neither."""
         made = self._found if is_manager(self._found) else self._found()
         if not is_manager(made) and not inspect.isawaitable(made):
-            raise UsageError(f"{self.name} returned {kind(made)}, which is no agent: make it {WHAT}")
+            raise UsageError(f"{self.name} returned what is {kind(made)} and no agent: make it {WHAT}")
         return cast("Manager | Awaitable[object]", made)
 
 
@@ -103,8 +103,8 @@ def _looks_like_agent(value: Any, module: str) -> bool:
         return False
     if inspect.isclass(value):
         return hasattr(value, "__aenter__")
-    made_so = getattr(value, "__wrapped__", value)
-    if not (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(made_so)):
+    of_generator = inspect.isasyncgenfunction(getattr(value, "__wrapped__", None))  # @asynccontextmanager
+    if not (inspect.iscoroutinefunction(value) or of_generator):
         return False
     try:
         inspect.signature(value).bind()
