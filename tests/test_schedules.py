@@ -13,8 +13,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from server import schedule
+from server.app.link import current
 from server.app.schedule import Ran, Run, Schedule, ScheduleRefused
 from server.hub.definition import ScheduleError
+from server.hub.frames import encode
 from tests.running import PATIENCE
 
 
@@ -186,6 +188,19 @@ def test_a_run_knows_what_it_is() -> None:
         assert first.worker == "worker 0 of generation 0"
         with pytest.raises(LookupError):
             schedule.current_run()
+
+    in_a_loop(test)
+
+
+def test_a_run_is_told_that_its_lease_is_lost() -> None:
+    async def test() -> None:
+        @schedule(every="1h", immediate=True)
+        async def job() -> None:
+            assert not schedule.current_run().lease_lost
+            current().receive(encode("schedule.lost", {"run": 1}))  # as the hub would tell
+            assert schedule.current_run().lease_lost
+
+        await ended("job", "ok")
 
     in_a_loop(test)
 
