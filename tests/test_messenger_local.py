@@ -1,0 +1,273 @@
+"""The messenger where no server of ours runs the application: a process on its own, as in an application's tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from server import messenger
+from server.app.messenger import Message
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """Handlers outlive an event loop: take them away again."""
+    yield
+    for topic in ("t", "other", "serve:dead"):
+        messenger.off(topic)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_a_process_alone_sends_to_itself_in_each_way() -> None:
+    async def main() -> None:
+        got: list[tuple[str, Any]] = []
+        messenger.on("t", lambda message: got.append((message.topic, message.payload)))
+        assert await messenger.broadcast("t", 1) == 1
+        assert await messenger.send_to_workers("t", 2) == 1
+        await messenger.send_to(0, "t", 3)
+        await messenger.send_to_agent("t", 4)
+        await messenger.send_random("t", 5)
+        receipt = await messenger.send_random("t", 6, ack=True)
+        assert (receipt.attempts, receipt.handler) == (1, messenger.me)
+        assert sorted(payload for _, payload in got) == [1, 2, 3, 4, 5, 6]
+        await messenger.ready()
+
+    asyncio.run(main())
+
+
+def test_each_event_loop_has_its_own_and_handlers_stay() -> None:
+    got: list[Any] = []
+
+    @messenger.on("t")
+    async def handler(message: Message) -> Any:
+        got.append(message.payload)
+        return message.payload
+
+    for turn in range(3):
+        assert asyncio.run(messenger.call("t", turn)) == turn
+    assert got == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, -(2**63), 2**64 - 1, 1.5, "ä", b"\x00\xff", [1, [2, {"a": None}]], {"a": {"b": [1]}, 1: 2}]
+)
+def test_values_arrive_as_they_are(value: Any) -> None:
+    messenger.on("t", lambda message: message.payload)
+    assert asyncio.run(messenger.call("t", value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (object(), TypeError, "the payload of a message of topic 't' cannot be sent"),
+        ({"a": {1, 2}}, TypeError, "use None, bool, int, float, str, bytes, lists and dicts"),
+        (2**64, TypeError, "64 bits"),
+        (b"x" * 131_072, ValueError, "131077 bytes, 131072 at most"),
+    ],
+)
+def test_what_cannot_be_sent_raises_at_the_sender(value: Any, error: type[Exception], text: str) -> None:
+    messenger.on("t", print)
+    with pytest.raises(error, match=text):
+        asyncio.run(messenger.broadcast("t", value))
+
+
+@pytest.mark.parametrize("topic", ["", "x" * 201, "serve:mine", "\ud800"])
+def test_topics_that_are_none(topic: str) -> None:
+    with pytest.raises(ValueError, match="a topic has 1 to 200 bytes"):
+        messenger.on(topic, print)
+    with pytest.raises(ValueError, match="a topic has 1 to 200 bytes"):
+        asyncio.run(messenger.broadcast(topic))
+
+
+def test_nobody_handles_it() -> None:
+    async def main() -> None:
+        assert await messenger.broadcast("t") == 0
+        with pytest.raises(messenger.NoReceiver, match="nobody who is there handles topic 't'"):
+            await messenger.call("t")
+        with pytest.raises(messenger.NoReceiver, match="no worker 1"):
+            await messenger.send_to(1, "t")
+
+    asyncio.run(main())
+
+
+def test_a_call_that_is_not_answered_in_time_or_not_well() -> None:
+    async def main() -> None:
+        never = asyncio.Event()
+        messenger.on("t", lambda _: never.wait())
+        with pytest.raises(messenger.NotHandled):
+            await messenger.call("t", timeout=0.05)
+        never.set()
+        messenger.off("t")
+        messenger.on("t", lambda _: object())
+        with pytest.raises(messenger.CallFailed, match="its answer cannot be sent"):
+            await messenger.call("t")
+
+    asyncio.run(main())
+
+
+def test_a_handler_whose_inner_task_was_cancelled_has_failed() -> None:
+    async def main() -> None:
+        async def handler(message: Message) -> None:
+            inner = asyncio.ensure_future(asyncio.sleep(10))
+            inner.cancel()
+            await inner
+
+        messenger.on("t", handler)
+        with pytest.raises(messenger.CallFailed, match="CancelledError"):
+            await messenger.call("t")
+        assert (await messenger.send_random("t", ack=True)).attempts == 1
+
+    asyncio.run(main())
+
+
+def test_failures_are_logged_with_their_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(message: Message) -> None:
+        raise ValueError("as it must be")
+
+    async def main() -> None:
+        messenger.on("t", handler)
+        with pytest.raises(messenger.DeadLettered, match="given up after 2 deliveries"):
+            await messenger.send_random("t", ack="success", max_deliveries=2)
+
+    logger = logging.getLogger("serve.error")
+    logger.addHandler(caplog.handler)
+    try:
+        asyncio.run(main())
+    finally:
+        logger.removeHandler(caplog.handler)
+    told = list(dict.fromkeys(record for record in caplog.records if record.name == "serve.error"))
+    assert [record.about["attempt"] for record in told] == [1, 2]  # type: ignore[attr-defined]
+    assert all(record.exc_info for record in told)
+
+
+def test_a_dead_letter_says_what_it_was() -> None:
+    async def main() -> None:
+        letters: list[Message] = []
+        messenger.on_dead_letter(letters.append)
+
+        @messenger.on("t")
+        def handler(message: Message) -> None:
+            raise ValueError
+
+        with pytest.raises(messenger.DeadLettered):
+            await messenger.send_random("t", {"a": 1}, ack="success")
+        await until(lambda: bool(letters))
+        (letter,) = letters
+        assert (letter.topic, letter.payload, letter.attempt, letter.sender) == ("t", {"a": 1}, 3, messenger.me)
+        assert letter.reason == "its handler raised"
+
+    asyncio.run(main())
+
+
+def test_once_and_off() -> None:
+    async def main() -> None:
+        once: list[Any] = []
+        always: list[Any] = []
+        messenger.once("t", lambda message: once.append(message.payload))
+        handler = messenger.on("t", lambda message: always.append(message.payload))
+        for number in range(3):
+            await messenger.broadcast("t", number)
+        await until(lambda: len(always) == 3)
+        messenger.off("t", handler)
+        assert await messenger.broadcast("t", 3) == 0
+        messenger.once("other", lambda message: once.append(message.payload))
+        await messenger.broadcast("other", "a")
+        await until(lambda: len(once) == 2)
+        assert await messenger.broadcast("other", "b") == 0
+        assert (once, always) == ([0, "a"], [0, 1, 2])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_so_many_run_at_a_time_and_begin_in_order(concurrency: int) -> None:
+    async def main() -> None:
+        running, most, begun = 0, 0, []
+
+        @messenger.on("t", concurrency=concurrency)
+        async def handler(message: Message) -> None:
+            nonlocal running, most
+            begun.append(message.payload)
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.001 * (message.payload % 3))
+            running -= 1
+
+        await asyncio.gather(*(messenger.send_random("t", n, ack=True) for n in range(20)))
+        assert most == concurrency
+        assert begun == list(range(20))
+
+    asyncio.run(main())
+
+
+def test_more_messages_than_the_window_go_in_order() -> None:
+    async def main() -> None:
+        got: list[int] = []
+        messenger.on("t", lambda message: got.append(message.payload))
+        assert await asyncio.gather(*(messenger.broadcast("t", n) for n in range(3_000))) == [1] * 3_000
+        await until(lambda: len(got) == 3_000)
+        assert got == list(range(3_000))
+
+    asyncio.run(main())
+
+
+def test_large_payloads_pass_together() -> None:
+    async def main() -> None:
+        sizes: list[int] = []
+        messenger.on("t", lambda message: sizes.append(len(message.payload)))
+        body = b"x" * 131_000
+        await asyncio.gather(*(messenger.broadcast("t", body) for _ in range(100)))
+        await until(lambda: len(sizes) == 100)
+        assert set(sizes) == {131_000}
+
+    asyncio.run(main())
+
+
+def test_messages_can_be_iterated_over() -> None:
+    async def main() -> None:
+        got: list[Any] = []
+
+        async def consume() -> None:
+            async for message in messenger.messages("t"):
+                if message.payload == "end":
+                    break
+                got.append(message.payload)
+
+        consumer = asyncio.ensure_future(consume())
+        while not await messenger.broadcast("t", 0):
+            await asyncio.sleep(0)
+        receipts = [await messenger.send_random("t", n, ack=True) for n in (1, 2)]
+        assert {receipt.attempts for receipt in receipts} == {1}
+        await messenger.broadcast("t", "end")
+        async with asyncio.timeout(10):
+            await consumer
+        assert got == [0, 1, 2]
+
+    asyncio.run(main())
+
+
+def test_a_sender_that_is_cancelled_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+        messenger.on("t", lambda _: gate.wait())
+        first = asyncio.ensure_future(messenger.call("t"))
+        second = asyncio.ensure_future(messenger.call("t"))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await second
+        gate.set()
+        await first
+        assert await messenger.call("t") is True
+
+    asyncio.run(main())
