@@ -35,13 +35,11 @@ from server.listener.processes import Process, Processes
 from server.listener.release import PRIVATE_VARIABLES, own_program
 from server.store import answers
 from server.store.frames import Trouble
-from server.store.location import is_url, shown
+from server.store.location import START_TIME, is_url, redis_address, shown
 
 QUEUED: Final = 20_000
 QUEUED_BYTES: Final = 32 * 1024 * 1024
 """What waits for the process at most; more is refused (`Trouble.BUSY`)."""
-START_TIME: Final = 15.0
-"""Seconds that the state has to be there when the server starts."""
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
 """Seconds until a dead one is replaced; the delay doubles with each death."""
@@ -179,10 +177,11 @@ class Store:
 
     async def first(self) -> None:
         """Wait until the state is there, or `failure` says why the server cannot start."""
-        with anyio.move_on_after(START_TIME):
+        limit = redis_address(self._location).start if is_url(self._location) else START_TIME
+        with anyio.move_on_after(limit):
             await self._first.wait()
         if self._stage is not Stage.UP and self.failure is None:
-            why = self.trouble or f"the store process said nothing for {START_TIME:g} s"
+            why = self.trouble or f"the store process said nothing for {limit:g} s"
             self.failure = f"the shared state cannot be had from {self.shown}: {why}", 1
 
     async def finish(self) -> None:
@@ -254,6 +253,7 @@ class Store:
         if not turned:
             self._queue.clear()
             self._bytes = 0
+        self._give_refusals()  # each says more than what is said to all of them next
         if self._end.is_set() or turned or self.failure is not None:
             return
         self._away(f"the store process ended ({how})", "store_died")

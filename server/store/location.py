@@ -16,6 +16,8 @@ SCHEMES: Final = ("redis", "rediss", "unix")
 PREFIX: Final = "serve"
 TIMEOUT: Final = 3.0
 """Seconds that Redis has to answer, unless the URL says otherwise."""
+START_TIME: Final = 15.0
+"""Seconds that the state has to be there when a server starts, unless the URL says otherwise."""
 
 _PASSWORD: Final = re.compile(r"(?<=://).*(?=@)", re.DOTALL)
 _PASSWORDS: Final = re.compile(r"(?i)(?<=[?&])([^=&#]*(?:pass|secret|credential|user)[^=&#]*=)[^&#]*")
@@ -34,6 +36,8 @@ class RedisAddress:
     replicas: int = 0
     """How many replicas must have a write before it counts as written (WAIT)."""
     timeout: float = TIMEOUT
+    start: float = START_TIME
+    """How long (s) a server that starts waits for it."""
 
 
 def is_url(state: str) -> bool:
@@ -61,17 +65,19 @@ def redis_address(state: str) -> RedisAddress:
             "rediss://HOST:PORT/DB (TLS) or unix:///PATH"
         )
     prefix, replicas = query.pop("prefix", PREFIX), _number(state, query, "replicas", 0)
-    timeout = _number(state, query, "timeout", TIMEOUT)
+    timeout, start = _number(state, query, "timeout", TIMEOUT), _number(state, query, "start", START_TIME)
     if not _NAME.fullmatch(prefix):
         raise UsageError(f"--state {shown(state)}: a prefix has 1 to 100 letters, digits and . _ : - characters")
-    if timeout < 0.1 or replicas < 0 or replicas != int(replicas):
-        raise UsageError(f"--state {shown(state)}: replicas is a number of replicas, timeout at least 0.1 (seconds)")
+    if timeout < 0.1 or start < 0.1 or replicas < 0 or replicas != int(replicas):
+        raise UsageError(
+            f"--state {shown(state)}: replicas is a number of replicas, timeout and start are at least 0.1 (seconds)"
+        )
     if parts.scheme == "unix" and not unquote(parts.path):
         raise UsageError(f"--state {shown(state)}: write unix:///PATH/OF/THE/SOCKET")
     user, at, hosts = parts.netloc.rpartition("@")
     rest = parts.path + (f"?{urlencode(query)}" if query else "")
     urls = [f"{parts.scheme}://{user}{at}{host}{rest}" for host in hosts.split(",")]
-    return RedisAddress(tuple(urls), prefix, int(replicas), timeout)
+    return RedisAddress(tuple(urls), prefix, int(replicas), timeout, start)
 
 
 def _number(state: str, query: dict[str, str], name: str, default: float) -> float:

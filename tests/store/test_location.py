@@ -59,7 +59,7 @@ def test_urls_are_taken_apart(state: str, urls: tuple[str, ...], prefix: str, re
         ("postgres://:hunter2@h/db", "names no store that there is"),
         ("redis://:hunter2@h?replicas=many", "replicas is a number"),
         ("redis://:hunter2@h?replicas=-1", "replicas is a number of replicas"),
-        ("redis://:hunter2@h?timeout=0", "timeout at least 0.1"),
+        ("redis://:hunter2@h?timeout=0", "timeout and start are at least 0.1"),
         ("redis://:hunter2@h?prefix=", "a prefix has"),
         ("redis://:hunter2@h?prefix=two words", "a prefix has"),
         ("redis://:hunter2@h?prefix", "is no URL"),
