@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -148,7 +147,7 @@ class Asks:
             "since": line.since / 1000,  # ticks after it, up to `decided`, are counted
             "decided": line.decided / 1000,
             "counts": dict(line.counts),
-            "history": [entry.shown() for entry in itertools.islice(reversed(line.history), most)],
+            "history": [entry.shown() for entry in self._ticks.past.of(line, self._ticks.seed)[:most]],
         }
 
     # ---- pauses

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import logging
 import math
 import random
-from typing import Any, Final
+from typing import Final
 
 from server.hub.definition import Definition, On, Overlap
 from server.hub.frames import Frame
@@ -37,6 +36,8 @@ from server.hub.schedule_line import (
     Tick,
 )
 from server.hub.schedule_offers import Offers
+from server.hub.schedule_past import Past
+from server.hub.schedule_records import ENDS, Records
 from server.hub.state import SharedState
 
 LOOK: Final = 1.0
@@ -62,8 +63,10 @@ class Ticks(Part):
         self.lines: dict[str, Line] = {}
         self.runs: dict[int, Run] = {}
         self.asks = Asks(self, state)
+        self.past = Past(hub, state)
         self._offers = Offers(hub)
         self._leases = Leases(hub)
+        self._records = Records(hub)
         self._started: set[str] = set()  # whose immediate run is behind them
         self._first = -1  # the generation whose definitions may run immediately
         self._number = 0  # of the last run
@@ -101,7 +104,7 @@ class Ticks(Part):
             return
         elif frame.kind == "schedule.overdue":
             run.overdue = True
-            self._say_end(self._line_of(run), run, Outcome.TIMEOUT, "its thread cannot be ended, and goes on")
+            self._records.ended(self._line_of(run), run, Outcome.TIMEOUT, "its thread cannot be ended, and goes on")
         else:
             self._end(run, Outcome(head["outcome"]), str(head["text"]), head["seconds"], frame.body.decode())
 
@@ -160,6 +163,8 @@ class Ticks(Part):
                 self._end(run, Outcome.CUT, f"{member} had to end before it", None)
             else:
                 self._end(run, Outcome.DIED, f"{member} died", None)
+        if not self.hub.members:
+            self.past.write(self.seed, at_once=True)
 
     def room(self, member: Member) -> None:
         self._hurry()
@@ -183,6 +188,7 @@ class Ticks(Part):
         for line in self.lines.values():
             self._serve(line, now)
         self._leases.renew(self.lines.values())
+        self.past.write(self.seed)
         wake = min((at for line in self.lines.values() if (at := line.wake(now)) is not None), default=None)
         if wake is not None or self.runs:
             wait = LOOK if wake is None else min(LOOK, (wake - now) / 1000)
@@ -191,23 +197,13 @@ class Ticks(Part):
     def _watch_clock(self) -> None:
         now = self.now
         if now < self._seen - 1000 and any(line.next is not None for line in self.lines.values()):
-            text = (
-                f"the clock was set back by {(self._seen - now) / 1000:.0f} s: schedules go on when it has come to "
-                "where it was, since no instant has two runs"
-            )
-            self.hub.port.say(logging.WARNING, "schedule_clock_set_back", text, seconds=(self._seen - now) / 1000)
+            self._records.clock_set_back((self._seen - now) / 1000)
         self._seen = now
 
     def advance(self, line: Line) -> None:
         """Take the instants that have come off a schedule, and tell of those that were missed."""
         if (missed := line.advance(self.now)) is not None:
-            self._say_missed(line, missed, logging.WARNING)
-
-    def _say_missed(self, line: Line, missed: Missed, level: int) -> None:
-        ticks = "a tick" if missed.number == 1 else f"{missed.number} ticks"
-        text = f"{ticks} of the schedule {line.name!r} missed: {missed.text}"
-        span: dict[str, Any] = {"first": missed.first / 1000, "last": missed.last / 1000}
-        self.hub.port.say(level, "schedule_missed", text, name=line.name, count=missed.number, **span)
+            self._records.missed(line, missed)
 
     # ---- granting
 
@@ -314,12 +310,10 @@ class Ticks(Part):
         """A tick that does not begin."""
         first = line.note(outcome, tick.instant, text)
         self._leases.release(line, tick)
-        level = logging.WARNING if first else logging.DEBUG
         if outcome is Outcome.MISSED:
-            self._say_missed(line, Missed(1, tick.instant, tick.instant, text), level)
+            self._records.missed(line, Missed(1, tick.instant, tick.instant, text), first=first)
         elif outcome is Outcome.SKIPPED:
-            said = f"a tick of the schedule {line.name!r} is skipped: {text}"
-            self.hub.port.say(level, "schedule_skipped", said, name=line.name, instant=tick.instant / 1000)
+            self._records.skipped(line, tick.instant, text, first=first)
         self.asks.ended(tick, Entry(tick.instant, outcome, text))
 
     # ---- runs
@@ -331,23 +325,18 @@ class Ticks(Part):
         tick, entry = run.tick, run.entry
         entry.outcome, entry.text, entry.seconds = outcome, text[:MOST_TEXT], seconds
         line.counts[outcome.value] += 1
+        self.past.changed(line)
         again = outcome in ABANDONED and line.definition is not None and tick.attempt <= line.definition.retry
         if outcome is not Outcome.TIMEOUT or not run.overdue:
-            self._say_end(line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MOST_DETAIL])
+            self._records.ended(
+                line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MOST_DETAIL]
+            )
         if again:
             line.waiting.append(dataclasses.replace(tick, attempt=tick.attempt + 1, due=self.now, queued=False))
         else:
             self._leases.release(line, tick)
             self.asks.ended(tick, entry)
         self._hurry()
-
-    def _say_end(self, line: Line, run: Run, outcome: Outcome, text: str, detail: str = "") -> None:
-        entry = run.entry
-        level, event, said = _ENDS[outcome]
-        text = f"the schedule {line.name!r} {said} in {entry.worker}" + (f": {text}" if text else "")
-        about = {"instant": entry.instant / 1000, "attempt": entry.attempt, "seconds": entry.seconds}
-        where = {"slot": entry.slot, "generation": entry.generation}
-        self.hub.port.say(level, event, text, detail, name=line.name, **about, **where)
 
     def _line_of(self, run: Run) -> Line:
         return next(line for line in self.lines.values() if run.id in line.runs)
@@ -381,7 +370,7 @@ class Ticks(Part):
 
     def figures(self) -> dict[str, float]:
         counts = sum((line.counts for line in self.lines.values()), self._past)
-        failures = sum(counts[outcome.value] for outcome in _ENDS if outcome is not Outcome.OK)
+        failures = sum(counts[outcome.value] for outcome in ENDS if outcome is not Outcome.OK)
         return {
             "schedule_runs_total": counts[Outcome.OK.value] + failures,
             "schedule_failures_total": failures,
@@ -417,12 +406,3 @@ class Ticks(Part):
             line.adopt(self._offers.current().get(line.name), line.decided)
             self.runs |= line.runs
         self._hurry()
-
-
-_ENDS: Final = {
-    Outcome.OK: (logging.DEBUG, "schedule_ran", "has run"),
-    Outcome.FAILED: (logging.ERROR, "schedule_failed", "has failed"),
-    Outcome.TIMEOUT: (logging.ERROR, "schedule_timed_out", "has taken too long"),
-    Outcome.CUT: (logging.WARNING, "schedule_cut", "was cut"),
-    Outcome.DIED: (logging.ERROR, "schedule_died", "was lost"),
-}

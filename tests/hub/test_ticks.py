@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from server.hub.definition import Definition, On, Overlap
+from server.hub.frames import encode, packed
 from server.hub.hub import Order, Role
 from server.hub.schedule_line import COUNTED, HISTORY, MOST_WAITING
 from tests.hub.schedules import BEGIN, Server
@@ -480,3 +481,26 @@ def test_what_was_asked_of_the_store_is_asked_again_by_a_new_program(stored: Ser
     assert stored.given == []
     stored.store_says("store.granted", id=second["id"], token=1, renewed_until=stored.clock + 30)
     assert len(stored.given) == 1
+
+
+def test_the_history_is_kept_in_the_store(stored: Server) -> None:
+    stored.switch(every(10, on=On.ALL))
+    stored.go(10)
+    stored.ran(1)
+    stored.ran(2, "failed")
+    assert [frame for frame in stored.port.to_store if frame.kind == "store.write"] == []
+    stored.go(6)
+    (frame,) = [frame for frame in stored.port.to_store if frame.kind == "store.write"]
+    stored.hub.take_from_store(
+        encode("store.written", {"id": frame.head["id"], "key": frame.head["key"], "version": 1}, frame.body)
+    )
+    again = Server(stored=True)
+    again.hub.take_from_store(
+        encode("store.snapshot", {}, packed([["serve:history:job", 1, frame.body]], "a snapshot"))
+    )
+    again.hub.take_from_store(encode("store.up", {}))
+    again.switch(every(10, on=On.ALL))
+    (told,) = again.ticks.asks.report("job")
+    assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]
+    (told,) = stored.ticks.asks.report("job")
+    assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]  # its own are not there twice
