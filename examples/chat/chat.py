@@ -150,7 +150,8 @@ class Person:
 
     async def _news(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.news.wait(), LOOK)
+            async with asyncio.timeout(LOOK):
+                await self.news.wait()
         self.news.clear()
 
 

@@ -120,7 +120,8 @@ async def talk(server: RunningServer) -> None:
             await person.say(str(said[person.name]))
             said[person.name] += 1
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), PAUSE)
+                async with asyncio.timeout(PAUSE):
+                    await over.wait()
 
     async with asyncio.TaskGroup() as tasks:
         people, living = await gathered(server, tasks)
