@@ -222,6 +222,7 @@ def test_a_pause_is_in_force_at_once_over_reload_and_restart(tmp_path: Path) -> 
     assert len(notes(tmp_path)) <= before + 1  # a run that had been given
     with running(*options, directory=tmp_path) as server:
         until(lambda: outcomes(server, "job")[:1] == ["paused"])
+        assert "ok" in outcomes(server, "job")  # of the server before
         before = len(notes(tmp_path))
         do(server, "resume", "job")
         until(lambda: len(notes(tmp_path)) > before, "it runs again")
