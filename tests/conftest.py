@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent
 ONCE = (
     *("admin", "commands", "compliance", "examples", "frameworks", "loadtest", "system"),
     *(
+        "test_agent.py",
         "test_balance.py",
         "test_blocked.py",
         "test_changes.py",

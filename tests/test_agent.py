@@ -8,9 +8,12 @@ import http.client
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +22,11 @@ from typing import Any
 import pytest
 
 from server import control_client
-from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
 
 RELOADS = int(os.environ.get("AGENT_RELOADS", "3"))
 """20 for the figures in docs/agent.md."""
+KILLS = int(os.environ.get("AGENT_KILLS", "5"))
 
 APPLICATION = """
 import asyncio, contextlib, json, os, time
@@ -192,10 +196,19 @@ def test_the_agent_comes_first_and_leaves_last(tmp_path: Path) -> None:
         (row,) = server.status()["agents"]
         assert (row["slot"], row["state"], row["generation"]) == ("agent", "active", 1)
         assert row["rss"] > 0
+        for command, shown in [("status", "agent    1 active"), ("stacks", "agent of generation 1: active")]:
+            told = subprocess.run(
+                [sys.executable, "-m", "server", command, "--control", str(server.control)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+            )
+            assert shown in told.stdout, told
         assert server.stop() == 0
-    told = noted(tmp_path, "prepare", "enter", "leave", "lifespan.startup", "lifespan.shutdown")
+    order = noted(tmp_path, "prepare", "enter", "leave", "lifespan.startup", "lifespan.shutdown")
     both = ["lifespan.startup"] * 2
-    assert told == ["prepare", "enter", *both, *["lifespan.shutdown"] * 2, "leave"]
+    assert order == ["prepare", "enter", *both, *["lifespan.shutdown"] * 2, "leave"]
 
 
 def test_over_reloads_one_agent_is_active_and_the_gap_is_small(tmp_path: Path) -> None:
@@ -231,24 +244,21 @@ def test_a_reload_whose_agent_cannot_be_entered_fails_and_the_old_one_comes_back
     assert noted(tmp_path, "enter", "leave", "tries") == ["enter", "leave", "tries", "enter", "leave"]
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ("raise ValueError('not today')", "ValueError: not today"),
-        ("async def prepare():\n    raise ValueError('not prepared')", "ValueError: not prepared"),
-        ("del inside", "has no attribute 'inside'"),
-    ],
-)
-def test_new_code_that_cannot_be_prepared_harms_nothing(tmp_path: Path, more: str, said: str) -> None:
+def test_new_code_that_cannot_be_prepared_harms_nothing(tmp_path: Path) -> None:
     write(tmp_path)
-    options = ("--agent", "agents:inside")
     (tmp_path / "agents.py").write_text("from app import *")
-    with running("app:app", *options, directory=tmp_path) as server:
-        (tmp_path / "agents.py").write_text(f"from app import *\n{more}\n")
-        with pytest.raises(control_client.Refused) as refused:
-            server.reload()
-        assert said in f"{refused.value}\n{refused.value.detail}"
+    with running("app:app", "--agent", "agents:inside", directory=tmp_path) as server:
+        for more, said in [
+            ("raise ValueError('not today')", "ValueError: not today"),
+            ("async def prepare():\n    raise ValueError('not prepared')", "ValueError: not prepared"),
+            ("del inside", "has no attribute 'inside'"),
+        ]:
+            (tmp_path / "agents.py").write_text(f"from app import *\n{more}\n")
+            with pytest.raises(control_client.Refused) as refused:
+                server.reload()
+            assert said in f"{refused.value}\n{refused.value.detail}"
         server.wait_until(lambda status: agent_states(status) == ["active"])  # the new one has ended
+        assert ask(server)["present"]
     assert noted(tmp_path, "enter", "leave").count("enter") == 1
 
 
@@ -278,6 +288,34 @@ def test_an_agent_that_is_killed_is_started_again_and_the_workers_serve_on(tmp_p
         server.wait_until(lambda status: agent_states(status) == ["active"])
         assert len(server.workers("serving")) == 1
         assert "is lost; another is started now, the workers serve on" in server.log()
+    gaps(tmp_path)
+
+
+def agents_of(server: RunningServer) -> list[int]:
+    """The PIDs of all agent processes, whatever their state."""
+    found = []
+    for pid in server.worker_pids():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().startswith("serve-agent"):
+                found.append(pid)
+    return found
+
+
+def test_agents_that_are_killed_at_any_moment_of_reloads_never_overlap(tmp_path: Path) -> None:
+    write(tmp_path)
+    chance = random.Random(5)
+    with running("app:app", "--agent", "app:beats", directory=tmp_path) as server:
+        for _ in range(KILLS):
+            server.signal(signal.SIGHUP)
+            time.sleep(chance.uniform(0.0, 1.0))  # any moment: none is to be awaited
+            for pid in chance.sample(agents := agents_of(server), chance.randint(1, len(agents)) if agents else 0):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert ask(server, "/")["version"] == "1"
+        server.wait_until(lambda status: not status["starting"] and agent_states(status) == ["active"], 2 * PATIENCE)
+        assert ask(server)["agent"][2] is True
+        assert len(server.workers("serving")) == 1
+        assert server.stop() == 0
     gaps(tmp_path)
 
 
