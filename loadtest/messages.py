@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -78,12 +78,12 @@ class Received:
 
 
 @contextmanager
-def own_server(workers: int) -> Iterator[str]:
-    """This server, with the application of the benchmark; yields its address."""
+def own_server(workers: int, app: str = "loadtest.messages_app:app", more: Sequence[str] = ()) -> Iterator[str]:
+    """This server, with the application of a benchmark and `more` arguments; yields its address."""
     with tempfile.TemporaryDirectory() as scratch:
         path = f"{scratch}/socket"
         ready, write = os.pipe()
-        arguments = ["loadtest.messages_app:app", "--workers", str(workers), "--bind", "127.0.0.1:0"]
+        arguments = [app, "--workers", str(workers), "--bind", "127.0.0.1:0", *more]
         process = subprocess.Popen(
             [sys.executable, "-m", "server", *arguments, "--control", path, "--no-access-log"],
             cwd=ROOT,
