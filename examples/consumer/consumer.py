@@ -39,7 +39,7 @@ FILE: Final = Path(os.environ.get("CONSUMER_FILE", "handled.jsonl"))
 AT_A_TIME: Final = 64
 """Most messages that are with the workers and not acknowledged yet."""
 PATIENCE: Final = 600.0
-"""Seconds until a message has been handled; then it is left for the next agent to hand on."""
+"""Seconds until a message has been handled; if it has not, it stays in the queue and comes again."""
 BLOCK: Final = 5000
 """Milliseconds that Redis waits for new messages until it answers that there are none."""
 
@@ -88,7 +88,7 @@ async def consume() -> None:
     """Read until cancelled, which is how the agent is asked to finish; then wait for what the workers have."""
     try:
         while True:
-            await read(GIVEN_OUT)  # by an agent that was killed before it could acknowledge it
+            await read(GIVEN_OUT)  # to an agent that was killed before it could acknowledge it, say
             while await read(NEW):
                 pass
     finally:
@@ -105,7 +105,7 @@ async def read(which: str) -> bool:
     found = await redis.xreadgroup(GROUP, NAME, {STREAM: which}, count=room, block=BLOCK)
     entries = found[0][1] if found else []
     for id, fields in entries:
-        if id not in handing_on:
+        if id not in handing_on and fields is not None:  # None: somebody has deleted it
             task = handing_on[id] = asyncio.create_task(hand_on(id, fields))
             task.add_done_callback(functools.partial(handing_on.pop, id))
     return bool(entries)

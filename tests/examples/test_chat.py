@@ -31,8 +31,8 @@ PICTURE = os.environ.get("CHAT_PICTURE")
 
 
 @contextlib.contextmanager
-def chat(directory: Path) -> Iterator[RunningServer]:
-    with example("chat:app", "--workers", str(WORKERS), directory=directory, environment={}) as server:
+def chat(directory: Path, workers: int = WORKERS) -> Iterator[RunningServer]:
+    with example("chat:app", "--workers", str(workers), directory=directory, environment={}) as server:
         yield server
 
 
@@ -156,7 +156,7 @@ def test_nobody_misses_a_message_over_reloads(tmp_path: Path) -> None:
 @pytest.mark.needs("chromium")
 def test_the_page_over_a_reload(tmp_path: Path) -> None:
     """In a real browser: it shows what others on other workers say, comes back, and has missed nothing."""
-    with chat(tmp_path) as server, page(tmp_path / "profile") as browser:
+    with chat(tmp_path, WORKERS if PICTURE else 2) as server, page(tmp_path / "profile") as browser:
         host, port = server.address()
         browser.look(1080, 760, "light")
         browser.open(f"http://{host}:{port}/")

@@ -75,9 +75,10 @@ class Load:
 
 
 @contextlib.contextmanager
-def consuming(directory: Path) -> Iterator[tuple[RunningServer, redis.Redis]]:
-    """The consumer on a server with two workers, and a client of its Redis."""
+def consuming(directory: Path, waiting: range = range(0)) -> Iterator[tuple[RunningServer, redis.Redis]]:
+    """The consumer on a server with two workers, and a client of its Redis; `waiting` is put there before it starts."""
     with redis_server(directory) as url, redis.Redis.from_url(url) as queue:
+        put(queue, waiting)
         options = ("--agent", "consumer:consume", "--workers", "2")
         with example("consumer:app", *options, directory=directory, environment={"CONSUMER_REDIS_URL": url}) as server:
             yield server, queue
@@ -131,8 +132,7 @@ def wait_for(directory: Path, count: int) -> None:
 
 def test_nothing_is_lost_when_a_worker_and_the_agent_are_killed(tmp_path: Path) -> None:
     half, soon = KILLED_AMONG, 10
-    with consuming(tmp_path) as (server, queue):
-        put(queue, range(half))
+    with consuming(tmp_path, waiting=range(half)) as (server, queue):
         wait_for(tmp_path, soon)
         os.kill(handled(tmp_path)[-1]["pid"], signal.SIGKILL)
         wait_for(tmp_path, half)
