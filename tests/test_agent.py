@@ -301,6 +301,12 @@ def agents_of(server: RunningServer) -> list[int]:
     return found
 
 
+def locks_of(pid: int) -> list[Path]:
+    """The lock files that an agent has open."""
+    found = [Path(os.readlink(each)) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    return [path for path in found if path.name.startswith("agent-")]
+
+
 def test_agents_that_are_killed_at_any_moment_of_reloads_never_overlap(tmp_path: Path) -> None:
     write(tmp_path)
     chance = random.Random(5)
@@ -457,7 +463,10 @@ def test_a_new_program_of_the_listener_goes_on_with_the_agent_that_there_is(tmp_
         assert agent_states(server.status()) == ["active"]
         server.reload()
         assert agent_pid(server) != before
+        locks = [lock for pid in agents_of(server) for lock in locks_of(pid)]
+        assert [lock.exists() for lock in locks] == [True]
         assert server.stop() == 0
+        assert not locks[0].exists()
     assert len(gaps(tmp_path)) == 1
 
 

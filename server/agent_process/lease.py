@@ -2,7 +2,8 @@
 
 Within one server the listener alone decides whose the lease is. The lock is for what it cannot see: an agent whose
 listener was killed, and which has not ended when the next server's is to begin. Nothing gives the lock up but the end
-of the process, and the file is never removed: who locked a removed one would be alone with it.
+of the process. No agent removes the file, since who locks a removed one is alone with it: a listener may, when it ends
+in order (`server.listener.agent_lock.clear_away`).
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ ports that it became are.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterable
@@ -26,3 +28,18 @@ def agent_lock(addresses: Iterable[str]) -> str:
         ) from None
     names = "\n".join([str(os.geteuid()), *sorted(addresses)])
     return str(directory / f"agent-{hashlib.sha256(names.encode()).hexdigest()[:16]}.lock")
+
+
+def clear_away(addresses: Iterable[str]) -> None:
+    """Remove the lock's file, unless an agent has the lock: one of an earlier server, since ours have been reaped.
+
+    To be called while the addresses are still ours, so that no agent of the next server waits for this very file.
+    """
+    with contextlib.suppress(OSError, UsageError):
+        path = agent_lock(addresses)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(descriptor)

@@ -26,7 +26,7 @@ from server.errors import ServeError, StartError, UsageError
 from server.hub.hub import HubSettings
 from server.hub.schedule_commands import Answer, Asks
 from server.hub.ticks import Ticks
-from server.listener import changes, notify, release, service_manager, sockets, stacks
+from server.listener import agent_lock, changes, notify, release, service_manager, sockets, stacks
 from server.listener import events as e
 from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
@@ -338,6 +338,8 @@ class Listener:
             case e.ShutOut():
                 self._tasks.start_soon(self._shut_out)
             case e.ClosePorts():
+                if self.settings.config.agent:
+                    agent_lock.clear_away(listening.name for listening in self.listening)
                 for listening in self.listening:
                     listening.close()
             case e.TellServe(worker):
