@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from server.app import presence  # noqa: F401  # who is there is told from the beginning, also to who asks late
 from server.app.link import Identity, Link
 from server.hub.frames import MAX_FRAME
 
