@@ -31,11 +31,11 @@ class NoReceiver(ServeError):
     """Nobody who is there handles the topic, or the one that was named is not there."""
 
 
-class NotDelivered(ServeError):
+class NotDelivered(ServeError, TimeoutError):
     """Not all destinations have taken it in time: the text names those that have not; those get it no more."""
 
 
-class NotHandled(ServeError):
+class NotHandled(ServeError, TimeoutError):
     """It was accepted, but its handler has not ended in time; an acknowledged message stands all the same."""
 
 
