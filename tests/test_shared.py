@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server import shared
-from server.app.shared import Change
+from server.app.watch import Change
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -25,7 +25,7 @@ def test_it_reads_its_own_writes() -> None:
         version = await shared.set("k", {"a": [1, None, True, 2.5, "ä", b"\0"]})
         assert shared.get("k") == shared["k"] == {"a": [1, None, True, 2.5, "ä", b"\0"]}
         assert shared.version("k") == version
-        assert await shared.get_fresh("k") == shared["k"]
+        assert await shared.get_fresh("k", timeout=float("inf")) == shared["k"]
         assert await shared.get_fresh("none", "default") == "default"
         assert await shared.delete("k")
         assert not await shared.delete("k")
@@ -151,7 +151,7 @@ def test_an_update_that_never_gets_its_turn() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("value", [object(), {"a": {1, 2}}, 2**70, 1j])
+@pytest.mark.parametrize("value", [object(), {"a": {1, 2}}, 2**70, 1j, {(1, 2): 3}, "\ud800"])
 def test_what_cannot_travel_is_an_error_at_the_writer(value: object) -> None:
     async def main() -> None:
         with pytest.raises(TypeError, match="'k'"):
@@ -175,9 +175,15 @@ def test_sizes() -> None:
         assert 250 < len(shared) < 270
         await shared.delete("k0")
         await shared.set("k0", b"v" * 60_000)
-        for key in ("", "k" * 513, "serve:mine"):
+        for key in ("", "k" * 513, "ä" * 257, "k" * 100_000, "serve:mine", "\ud800"):
             with pytest.raises(shared.BadKey):
                 await shared.set(key, 1)
+            with pytest.raises(shared.BadKey):
+                await shared.get_fresh(key)
+        with pytest.raises(shared.NotAnInteger):
+            await shared.set("k", 1, version=1.0)  # type: ignore[arg-type]
+        with pytest.raises(shared.OutOfRange):
+            await shared.incr("n", 2**63)
         with pytest.raises(TypeError):
             await shared.set(3, 1)  # type: ignore[arg-type]
 

@@ -342,6 +342,28 @@ def test_a_watch_goes_on_while_its_worker_drains(kept: tuple[str, ...], director
                 assert [there[0].call("seen") for there in new] == [["w"]] * 2
 
 
+def test_who_is_in_its_exit_handlers_is_not_waited_for(directory: Path) -> None:
+    (directory / "app.py").write_text(
+        APP + "import atexit, pathlib\n"
+        "HERE = pathlib.Path(__file__).parent\n"
+        "def slow():\n"
+        "    (HERE / f'ending{os.getpid()}').touch()\n"
+        "    end = time.monotonic() + 1.9\n"
+        "    while not (HERE / 'gate').exists() and time.monotonic() < end:\n"
+        "        time.sleep(0.01)\n"
+        "atexit.register(slow)\n"
+    )
+    with running("app:app", "--no-access-log", "--workers", "2", directory=directory) as server:
+        with workers(server, 2) as slots:
+            old = [there[0].pid for there in slots]
+        server.reload()
+        with workers(server, 2) as new:
+            until(lambda: all((directory / f"ending{pid}").exists() for pid in old))
+            assert isinstance(new[0][0].call("set", "k", "v", timeout=1.5), int)
+            assert new[1][0].call("get", "k") == "v"
+        (directory / "gate").touch()
+
+
 def wait_for(lines: Any, wanted: bytes) -> None:
     while (line := lines.readline()).strip() != wanted:
         assert line, f"the stream ended before {wanted!r}"

@@ -94,6 +94,7 @@ class AgentProcess:
                 status = 1
                 self.outbox.tell(failure(error))
             with anyio.move_on_after(CLOSE_TIME):
+                shared.leave()
                 await self.hub.flushed()
                 await self.outbox.flushed()
             tasks.cancel_scope.cancel()

@@ -13,79 +13,31 @@ import contextlib
 import inspect
 import weakref
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Any, ClassVar, Final, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, ClassVar, Final, TypeVar
 
 from server.app import shared_errors as errors
 from server.app.link import Link, LinkClosed, current, register
 from server.app.replica import Replica
+from server.app.watch import Watch
+from server.errors import ChannelError
 from server.hub.copies import Item
-from server.hub.decide import Op, Write
+from server.hub.decide import MAX_KEY, Op, Write
 from server.hub.frames import Frame, packed, unpacked
+from server.hub.state import RESERVED
 
 T = TypeVar("T")
 
 TIMEOUT: Final = 5.0
 """How long (s) a write waits until every live worker has it."""
+LONGEST: Final = 86_400.0
+"""A longer timeout (s) is this one."""
 GRACE: Final = 2.0
 """So much longer (s) it waits for the listener, which should have answered by then."""
 WINDOW: Final = 256
 """Writes of one process that are under way at once."""
 VALUE_LIMIT: Final = 64 * 1024
 """Bytes, until the hub has told its own (--state-value-limit)."""
-
-
-class Change(NamedTuple):
-    """A key has been written or deleted."""
-
-    key: str
-    value: Any  # None if it is deleted
-    version: int
-    deleted: bool
-
-
-class Watch(AsyncIterator[Change]):
-    """The changes of a key (or of all) from the moment at which it was made; ends when no more can come.
-
-    Who is slower than the writers gets of each key the newest.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[str, Item] = {}
-        self._wanted: asyncio.Future[None] | None = None
-        self._ended = False
-
-    async def __anext__(self) -> Change:
-        while not self._waiting:
-            if self._ended:
-                raise StopAsyncIteration
-            self._wanted = asyncio.get_running_loop().create_future()
-            await self._wanted
-        item = self._waiting.pop(next(iter(self._waiting)))
-        value = None if item.value is None else unpacked(item.value)
-        return Change(item.key, value, item.version, item.value is None)
-
-    async def aclose(self) -> None:
-        """Watch no more."""
-        self._waiting.clear()
-        self.end()
-
-    def tell(self, item: Item) -> None:
-        """For `shared`: this has changed."""
-        if not self._ended:
-            self._waiting.pop(item.key, None)
-            self._waiting[item.key] = item
-            self._wake()
-
-    def end(self) -> None:
-        """For `shared`: no more comes."""
-        self._ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        wanted, self._wanted = self._wanted, None
-        if wanted is not None and not wanted.done():
-            wanted.set_result(None)
 
 
 class Shared(Mapping[str, Any]):
@@ -184,9 +136,7 @@ class Shared(Mapping[str, Any]):
 
         Raises NotAnInteger, OutOfRange.
         """
-        if isinstance(by, bool) or not isinstance(by, int):
-            raise errors.NotAnInteger(f"incr adds integers, not {by!r}")
-        answer = await self._write(Write(Op.INCR, _checked(key), by=by), timeout)
+        answer = await self._write(Write(Op.INCR, _checked(key), by=_integer(by, "what incr adds")), timeout)
         return int(unpacked(answer.body))
 
     async def update(
@@ -204,7 +154,7 @@ class Shared(Mapping[str, Any]):
         key in one process take turns. Otherwise as `set`.
         """
         link = current()
-        end = link.loop.time() + timeout
+        end = link.loop.time() + min(timeout, LONGEST)
         if link.loop is not asyncio.get_running_loop():
             return await _over_there(link, self.update(key, function, default, timeout=timeout))
         turn = self._turns.setdefault(_checked(key), asyncio.Lock())
@@ -271,6 +221,12 @@ class Shared(Mapping[str, Any]):
         if self._link is not None:
             with contextlib.suppress(LinkClosed):
                 self._link.send("state.seen", {"seq": self.applied})
+
+    def leave(self) -> None:
+        """For the process's end: its event loop is about to turn no more, so nobody is to wait for it."""
+        if self._link is not None:
+            with contextlib.suppress(LinkClosed):
+                self._link.send("state.leave")
 
     # ---- the link
 
@@ -344,6 +300,13 @@ class Shared(Mapping[str, Any]):
 
     def _encoded(self, key: str, value: Any) -> bytes:
         data = packed(value, f"the value of {key!r}")
+        if isinstance(value, list | tuple | dict):
+            try:
+                unpacked(data)
+            except ChannelError:  # a dict with a tuple among its keys, which would arrive as a list
+                raise errors.NotSendable(
+                    f"the value of {key!r} cannot be read again: keys of dicts are strings, bytes or numbers"
+                ) from None
         if len(data) > self._limit:
             raise errors.TooLarge(
                 f"the value of {key!r} has {len(data)} bytes, more than {self._limit} (--state-value-limit)"
@@ -351,12 +314,15 @@ class Shared(Mapping[str, Any]):
         return data
 
     async def _write(self, write: Write, timeout: float) -> Frame:
+        if write.version is not None:
+            _integer(write.version, "a version")
         return await self._ask("state.write", write.head(), write.value, timeout)
 
     async def _ask(self, kind: str, head: dict[str, Any], body: bytes, timeout: float) -> Frame:
         """Send a question and return its answer. Raises what `failure` makes of a refusal, LinkClosed."""
         link = current()
         running = asyncio.get_running_loop()
+        timeout = min(max(0.0, timeout), LONGEST)
         if link.loop is not running:
             return await _over_there(link, self._ask(kind, head, body, timeout))
         end = running.time() + timeout
@@ -390,7 +356,23 @@ async def _over_there(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
 def _checked(key: str) -> str:
     if not isinstance(key, str):
         raise TypeError(f"keys of the shared state are strings, not {type(key).__name__}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise errors.BadKey("a key holds half a surrogate pair, which is no text") from None
+    if not 0 < size <= MAX_KEY:
+        raise errors.BadKey(f"a key has 1 to {MAX_KEY} bytes, this one has {size}")
+    if key.startswith(RESERVED):
+        raise errors.BadKey(f"keys that begin with {RESERVED!r} are the server's own")
     return key
+
+
+def _integer(number: int, what: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise errors.NotAnInteger(f"{what} is an integer, not {number!r}")
+    if not -(2**63) <= number < 2**63:
+        raise errors.OutOfRange(f"{what} has more than 64 bits")
+    return number
 
 
 shared: Final = Shared()

@@ -62,7 +62,7 @@ class _Ask:
 class SharedState(Part):
     """The part itself; `put`, `value` and `follow` are for the other parts."""
 
-    kinds = frozenset({"state.write", "state.seen", "state.read"})
+    kinds = frozenset({"state.write", "state.seen", "state.read", "state.leave"})
     store_kinds = frozenset(
         {
             *("store.snapshot", "store.up", "store.down"),
@@ -149,12 +149,10 @@ class SharedState(Part):
     def take(self, member: Member, frame: Frame) -> None:
         head = frame.head
         if frame.kind == "state.seen":
-            copy = self._copies[member.id]
-            copy.seen = max(copy.seen, int(head["seq"]))
-            if copy.accused and copy.seen >= self.seq:
-                copy.accused = False
-            if self._waiting:
-                self._answer()
+            self._seen(self._copies.get(member.id), int(head["seq"]))
+        elif frame.kind == "state.leave":  # it ends, and its event loop turns no more
+            self._copies.pop(member.id, None)
+            self._answer()
         elif frame.kind == "state.read":
             self._read(head["key"], self._ask(float(head["timeout"]), member, int(head["id"])))
         else:
@@ -164,6 +162,15 @@ class SharedState(Part):
                 self._fail(ask, Code.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
             else:
                 self._submit(write, ask)
+
+    def _seen(self, copy: Copy | None, seq: int) -> None:
+        if copy is None:
+            return
+        copy.seen = max(copy.seen, seq)
+        if copy.accused and copy.seen >= self.seq:
+            copy.accused = False
+        if self._waiting:
+            self._answer()
 
     # ---- writes
 
@@ -258,7 +265,8 @@ class SharedState(Part):
                 if self._behind(ask.seq):
                     break
                 assert ask.member is not None
-                if self._copies[ask.member.id].seen < ask.seq:  # a writer that starts, which only it waits for
+                copy = self._copies.get(ask.member.id)
+                if copy is not None and copy.seen < ask.seq:  # a writer that starts, which only it waits for
                     late.append(ask)
                 else:
                     self._done(ask)
@@ -313,7 +321,8 @@ class SharedState(Part):
                 continue
             self._lagged += 1
             lagging = list(self._behind_by(ask.seq))
-            if ask.member is not None and ask.member not in lagging and self._copies[ask.member.id].seen < ask.seq:
+            own = None if ask.member is None else self._copies.get(ask.member.id)
+            if ask.member is not None and ask.member not in lagging and own is not None and own.seen < ask.seq:
                 lagging.append(ask.member)
             for member in lagging if now - ask.begun >= SLOW else ():
                 self._accuse(member)

@@ -134,6 +134,7 @@ class Worker:
                 self.outbox.tell(failure(error))
             with anyio.move_on_after(CLOSE_TIME):
                 if self.hub is not None:
+                    shared.leave()
                     await self.hub.flushed()
                 await self.outbox.flushed()
             tasks.cancel_scope.cancel()

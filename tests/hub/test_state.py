@@ -143,6 +143,22 @@ def test_the_dead_are_not_waited_for(there: Fixture) -> None:
     assert there.hub.deadline() == float("inf")
 
 
+def test_who_has_said_that_it_ends_is_not_waited_for(there: Fixture) -> None:
+    there.write(1, "set", "k", "v")
+    there.write(2, "set", "l", "v")
+    there.hub.take(2, encode("state.leave"))
+    there.hub.take(2, encode("state.seen", {"seq": 1}))
+    there.catch_up(1)
+    assert [frame.kind for frame in there.answers[1]] == ["state.done"]
+    there.receive(2)
+    assert [frame.kind for frame in there.answers[2]] == ["state.done"]
+    there.write(2, "set", "l", "w", timeout=0.0)
+    there.hub.room(there.hub.members[2].id)
+    there.later(0.0)
+    there.receive(2)
+    assert there.answers[2][-1].head["lagging"] == [["worker", 0, 1]]
+
+
 def test_who_retires_is_waited_for(there: Fixture) -> None:
     there.hub.order(2, Order.RETIRE)
     there.write(1, "set", "k", "v")
