@@ -20,7 +20,7 @@ from server.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivere
 from server.hub.frames import MAX_PAYLOAD, NotSendable, packed, unpacked
 from server.hub.hub import Role
 from server.hub.lanes import Kind, Want
-from server.hub.routing import DEAD
+from server.hub.prospects import DEAD
 
 TIMEOUT: Final = 10.0
 """Seconds until a send that was not accepted, or a call without an answer, raises."""

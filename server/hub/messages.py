@@ -46,7 +46,7 @@ class Messages(Part):
         return self.routing.counts
 
     def take(self, member: Member, frame: Frame) -> None:
-        routing, place = self.routing, self.routing.places[member.id]
+        routing, place = self.routing, self.routing.there.places[member.id]
         match frame.kind:
             case "msg.send":
                 origin = [member.role.value, member.slot, member.generation]
@@ -85,7 +85,7 @@ class Messages(Part):
         self._settle()
 
     def changed(self, member: Member, before: Phase) -> None:
-        place = self.routing.places[member.id]
+        place = self.routing.there.places[member.id]
         if member.phase is Phase.RETIRING:
             self.routing.retires(place)
         if before is Phase.EXPECTED and member.up:
@@ -99,7 +99,7 @@ class Messages(Part):
         self._settle()
 
     def room(self, member: Member) -> None:
-        self.routing.pump_place(self.routing.places[member.id])
+        self.routing.pump_place(self.routing.there.places[member.id])
         self._settle()
 
     def deadline(self) -> float:
@@ -125,14 +125,14 @@ class Messages(Part):
             return [[[id(c.send), c.attempt] for c in each] for each in (lane.placed, lane.offered)]
 
         places = []
-        for member, place in routing.places.items():
+        for member, place in routing.there.places.items():
             desks = [[desk.topic, desk.concurrency, copies(desk.lane)] for desk in place.desks.values()]
             held = []
             for delivery, (desk, copy) in place.held.items():
                 sends[id(copy.send)] = copy.send
                 held.append([delivery, desk.topic, id(copy.send), copy.attempt])
             places.append([member, desks, held, place.not_kept])
-        waiting = [[w.key, copies(w.lane)] for w in (*routing.pools.values(), *routing.vacant.values())]
+        waiting = [[w.key, copies(w.lane)] for w in (*routing.there.pools.values(), *routing.there.vacant.values())]
         sends |= {id(send): send for send in routing.sends.values()}
         return {
             "sends": {str(number): _send_to_state(send) for number, send in sends.items()},
@@ -156,22 +156,22 @@ class Messages(Part):
             routing.restore(owner, placed, offered)
 
         for member in self.hub.members.values():
-            routing.places[member.id] = Place(member)
+            routing.there.places[member.id] = Place(member)
         for member_id, desks, held, not_kept in state["places"]:
-            place = routing.places[member_id]
+            place = routing.there.places[member_id]
             place.not_kept = dict(not_kept)
             for topic, concurrency, _ in desks:
-                routing.handles(place, topic, concurrency) if concurrency else place.desk(topic, routing.budget)
+                routing.handles(place, topic, concurrency) if concurrency else place.desk(topic, routing.there.budget)
             for delivery, topic, number, attempt in held:
                 routing.hold(place, topic, delivery, Copy(sends[number], attempt))
             for topic, _, left in desks:
-                fill(place.desk(topic, routing.budget), left)
+                fill(place.desk(topic, routing.there.budget), left)
         for key, left in state["waiting"]:
-            waiting = Waiting(key, routing.budget)
+            waiting = Waiting(key, routing.there.budget)
             if isinstance(key, str):
-                routing.pools[key] = waiting
+                routing.there.pools[key] = waiting
             else:
-                routing.vacant[key] = waiting
+                routing.there.vacant[key] = waiting
             fill(waiting, left)
         routing.out.flush()
 

@@ -18,26 +18,18 @@ import collections
 import enum
 import logging
 import math
-import random
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from server.hub.hub import Hub, Member, Phase, Role
-from server.hub.lanes import LIMIT, Budget, Copy, Kind, Send, Stage, Want
+from server.hub.lanes import LIMIT, Copy, Kind, Send, Stage, Want
 from server.hub.places import Desk, Outgoing, Place, Waiting
+from server.hub.prospects import DEAD, GRACE, Prospects
 
-GRACE: Final = 1.0
-"""Seconds that a message waits for a handler where all are up and none handles its topic."""
-STRANDED: Final = 60.0
-"""Seconds that an accepted message waits where nobody is there who might take it."""
-DEAD: Final = "serve:dead"
-"""The topic under which dead letters are delivered."""
 TOPICS_NAMED: Final = 10
 """Topics that one record names, at most."""
 LETTER_DELIVERIES: Final = 3
 """How often a dead letter is delivered, at most."""
-
-OVER: Final = (Phase.RETIRING,)
 
 
 class Had(enum.Enum):
@@ -54,21 +46,11 @@ class Routing:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.out = Outgoing(hub.port)
-        self.budget = Budget()
-        self.places: dict[int, Place] = {}
-        self.pools: dict[str, Waiting] = {}
-        """Work that waits for a worker, by topic."""
-        self.vacant: dict[int, Waiting] = {}
-        """What waits for a slot whose process has died and has no successor yet."""
+        self.there = Prospects(hub)
         self.sends: dict[str, Send] = {}
         """Those whose sender has something to be told yet."""
         self.deliveries = 0
         self.counts = dict.fromkeys(("accepted", "given", "handled", "failed", "again", "dead", "lost"), 0)
-        self._handlers: dict[str, dict[int, Desk]] = {}
-        self._blocked: dict[Desk | Waiting, None] = {}
-        """Whose lanes have copies without a place."""
-        self._hopeless: dict[Desk | Waiting, None] = {}
-        """Whose lanes nobody would take from."""
         self.retiring: dict[int, set[int]] = {}
         """Members that retire and may give back what is for their slot, by slot; what follows waits for that."""
         self._overrun = collections.Counter[str]()
@@ -86,7 +68,7 @@ class Routing:
         elif send.kind is Kind.DIRECT:
             self._route(Copy(send))
         else:
-            self._put(self._pool(send.topic), Copy(send))
+            self._put(self.there.pool(send.topic), Copy(send))
         self._look_if_placed(send)
 
     def _offer_copies(self, send: Send) -> None:
@@ -94,12 +76,12 @@ class Routing:
             send.missing += 1
             head = {"id": send.id, "topic": send.topic, "workers": send.slot >= 0, "origin": send.origin}
             self.hub.send_to_store("store.send", head, send.body)
-        for place in self.places.values():
+        for place in self.there.places.values():
             if send.slot >= 0 and place.member.role is Role.AGENT:
                 continue  # for workers alone
             phase = place.member.phase
             if phase is Phase.EXPECTED:
-                if place.desk(send.topic, self.budget).lane.put_if_room(Copy(send)):
+                if place.desk(send.topic, self.there.budget).lane.put_if_room(Copy(send)):
                     send.copies += 1
                 else:
                     place.not_kept[send.topic] = place.not_kept.get(send.topic, 0) + 1
@@ -126,9 +108,8 @@ class Routing:
             owner.lane.put_placed(copy)
         elif not owner.lane.put(copy):
             copy.send.missing += 1
-            self._blocked[owner] = None
-        if owner.lane.since is not None:
-            self._hopeless[owner] = None
+            self.there.blocked[owner] = None
+        self.there.watch(owner)
         self._pump(owner)
 
     def _look_if_placed(self, send: Send) -> None:
@@ -179,7 +160,7 @@ class Routing:
         """Take out their copies that have no place; return who did not take each."""
         found: dict[Send, list[str]] = {}
         if sends:
-            for owner in list(self._blocked):
+            for owner in list(self.there.blocked):
                 for copy in owner.lane.take_offered(sends.__contains__):
                     found.setdefault(copy.send, []).append(str(owner))
         return found
@@ -189,17 +170,12 @@ class Routing:
     def _route(self, copy: Copy, had: Had = Had.NONE) -> None:
         """Find the process of the slot that a message is for: the one that serves, or the first that will."""
         send = copy.send
-        there = [p for p in self.places.values() if p.is_for(send.slot) and p.member.phase not in OVER]
-        place = next((p for p in there if p.member.phase is Phase.SERVING), there[0] if there else None)
+        place = self.there.successor(send.slot)
         if place is not None:
-            desk = place.desk(send.topic, self.budget)
-            self._review_desk(desk)
+            desk = place.desk(send.topic, self.there.budget)
+            self.there.review_desk(desk)
             self._put(desk, copy, had)
-            return
-        vacant = self.vacant.get(send.slot)
-        if vacant is None and send.slot < 0 and self.hub.settings.agent:
-            vacant = self._vacate(send.slot)
-        if vacant is not None:
+        elif (vacant := self.there.vacancy(send.slot)) is not None:
             self._put(vacant, copy, had)
         elif send.slot < 0:
             self._refuse(copy, "this server has no agent: start it with --agent")
@@ -212,19 +188,6 @@ class Routing:
             self._fail(copy.send, "nobody", text)
         else:
             self._dead(copy, text)
-
-    def _vacate(self, slot: int) -> Waiting:
-        waiting = self.vacant.setdefault(slot, Waiting(slot, self.budget))
-        if waiting.lane.since is None:
-            waiting.lane.since = self.hub.clock()
-        return waiting
-
-    def _pool(self, topic: str) -> Waiting:
-        pool = self.pools.get(topic)
-        if pool is None:
-            pool = self.pools[topic] = Waiting(topic, self.budget)
-            self._review_pool(pool)
-        return pool
 
     # Giving
 
@@ -262,29 +225,12 @@ class Routing:
             if send.want is Want.ANSWER and send.stage is Stage.SETTLED:
                 pool.lane.take()
                 continue
-            desk = self._free_desk(pool.key)
+            desk = self.there.free_desk(pool.key)
             if desk is None:
                 return
             self._give(desk, pool.lane.take())
         if not pool.lane:
-            self._forget_owner(pool)
-
-    def _free_desk(self, topic: str) -> Desk | None:
-        """The one with the fewest in its hands, any of those."""
-        best: Desk | None = None
-        least, ties = math.inf, 0
-        for desk in self._handlers.get(topic, {}).values():
-            member = desk.place.member
-            if desk.held >= desk.concurrency or desk.held > least or desk.lane.placed:
-                continue
-            if member.phase is not Phase.SERVING or not (member.role is Role.WORKER or topic == DEAD):
-                continue
-            if not self.hub.port.room(member.id):
-                continue
-            ties = ties + 1 if desk.held == least else 1
-            if ties == 1 or random.random() * ties < 1:
-                best, least = desk, desk.held
-        return best
+            self.there.forget(pool)
 
     def _give(self, desk: Desk, copy: Copy) -> None:
         send = copy.send
@@ -336,7 +282,7 @@ class Routing:
         self.retiring.get(slot, set()).discard(place.member.id)
         if not self.retiring.get(slot):
             self.retiring.pop(slot, None)
-            for other in self.places.values():
+            for other in self.there.places.values():
                 if other.is_for(slot):
                     self.pump_place(other)
 
@@ -348,7 +294,7 @@ class Routing:
 
     def _pump_topic(self, desk: Desk) -> None:
         self._pump_desk(desk)
-        if (pool := self.pools.get(desk.topic)) is not None:
+        if (pool := self.there.pools.get(desk.topic)) is not None:
             self._pump_pool(pool)
         desk.place.tidy(desk)
 
@@ -361,10 +307,9 @@ class Routing:
             self._pool_again(copy)
 
     def _pool_again(self, copy: Copy) -> None:
-        pool = self._pool(copy.send.topic)
+        pool = self.there.pool(copy.send.topic)
         pool.lane.put_back(copy)
-        if pool.lane.since is not None:
-            self._hopeless[pool] = None
+        self.there.watch(pool)
 
     def _dead(self, copy: Copy, why: str) -> None:
         """Nobody could handle it: say so, tell its sender, and give it to a handler of dead letters if there is one."""
@@ -381,11 +326,11 @@ class Routing:
         about: dict[str, Any] = {"topic": topic, "id": id, "attempts": attempts, "reason": why}
         self.hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
         self._fail(send, "dead", text)
-        if letter and self._someone_for(DEAD):
+        if letter and self.there.someone_for(DEAD):
             subject = [topic, id, attempts, why]
             about_it = Send(f"{id}!", 0, send.origin, DEAD, send.body, Kind.WORK, Want.SUCCESS, LETTER_DELIVERIES)
             about_it.subject, about_it.stage = subject, Stage.SETTLED
-            pool = self._pool(DEAD)
+            pool = self.there.pool(DEAD)
             pool.lane.put_if_room(Copy(about_it))  # else there are more of them than anyone deals with; it was said
             self._pump_pool(pool)
 
@@ -393,29 +338,22 @@ class Routing:
 
     def joined(self, member: Member) -> None:
         """A process is to be started: it gets what waits for its slot, and what is sent to all from now on."""
-        self.places[member.id] = Place(member)
-        slot = self.places[member.id].slot
-        if (vacant := self.vacant.pop(slot, None)) is not None:
-            self._blocked.pop(vacant, None)
-            self._hopeless.pop(vacant, None)
+        self.there.places[member.id] = Place(member)
+        slot = self.there.places[member.id].slot
+        if (vacant := self.there.vacant.pop(slot, None)) is not None:
+            self.there.forget(vacant)
             self._reroute(vacant, lambda _: True)
         self.review()
 
     def handles(self, place: Place, topic: str, concurrency: int) -> None:
         """The process handles a topic with so many messages at a time; with none it handles it no more."""
-        desk = place.desk(topic, self.budget)
-        desk.concurrency = concurrency
-        if concurrency:
-            self._handlers.setdefault(topic, {})[place.member.id] = desk
-        else:
-            self._forget_handler(desk)
-        self._review_desk(desk)
+        desk = self.there.handles(place, topic, concurrency)
         if not concurrency and place.member.phase is not Phase.EXPECTED:
             self._drop_copies(desk)
         self._pump_desk(desk)
         place.tidy(desk)
-        if (pool := self.pools.get(topic)) is not None:
-            self._review_pool(pool)
+        if (pool := self.there.pools.get(topic)) is not None:
+            self.there.review_pool(pool)
             self._pump_pool(pool)
 
     def came_up(self, place: Place) -> None:
@@ -428,7 +366,7 @@ class Routing:
         place.not_kept.clear()
         for desk in list(place.desks.values()):
             desk.lane.limit = LIMIT
-            self._review_desk(desk)
+            self.there.review_desk(desk)
             if not desk.concurrency:
                 self._drop_copies(desk)
             place.tidy(desk)
@@ -446,13 +384,13 @@ class Routing:
 
     def left(self, member: Member) -> None:
         """Its process is no more."""
-        place = self.places.pop(member.id)
-        for desk in place.desks.values():
-            self._forget_handler(desk)
+        place = self.there.places.pop(member.id)
+        for desk in list(place.desks.values()):
+            self.there.forget_handler(desk)
         slot = place.slot
         retired = member.phase is Phase.RETIRING
-        if not retired and not any(p.is_for(slot) and p.member.phase not in OVER for p in self.places.values()):
-            self._vacate(slot)
+        if not retired and self.there.successor(slot) is None:
+            self.there.vacate(slot)
         lost = collections.Counter[str]()
         for desk, copy in reversed(place.held.values()):
             send = copy.send
@@ -462,13 +400,12 @@ class Routing:
                 self._fail(send, "lost", f"{member} ended before it had answered")
             elif send.kind is not Kind.COPY or not retired:
                 lost[desk.topic] += 1
-        for desk in place.desks.values():
+        for desk in list(place.desks.values()):
             self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
             waited = self._drop_copies(desk)
             if waited and not retired and member.up:
                 lost[desk.topic] += waited
-            self._blocked.pop(desk, None)
-            self._hopeless.pop(desk, None)
+            self.there.forget(desk)
         if lost:
             self._report_lost(f"{member} ended with {{}} that it had not handled", lost, **_about(member))
         theirs = [send for send in self.sends.values() if send.sender == member.id]
@@ -499,16 +436,11 @@ class Routing:
             self._look_if_placed(copy.send)
         return len(dropped)
 
-    def _forget_handler(self, desk: Desk) -> None:
-        there = self._handlers.get(desk.topic)
-        if there is not None and there.pop(desk.place.member.id, None) is not None and not there:
-            del self._handlers[desk.topic]
-
     # A new program of the listener
 
     def hold(self, place: Place, topic: str, delivery: int, copy: Copy) -> None:
         """The process has this in its hands."""
-        desk = place.desk(topic, self.budget)
+        desk = place.desk(topic, self.there.budget)
         place.held[delivery] = (desk, copy)
         desk.held += 1
         desk.bytes += len(copy.send.body)
@@ -519,20 +451,20 @@ class Routing:
             owner.lane.put_placed(copy)
         owner.lane.offered.extend(offered)
         if offered:
-            self._blocked[owner] = None
+            self.there.blocked[owner] = None
         if isinstance(owner, Desk):
-            self._review_desk(owner)
+            self.there.review_desk(owner)
         elif isinstance(owner.key, str):
-            self._review_pool(owner)
+            self.there.review_pool(owner)
         else:
-            self._hope(owner, hope=False, closed=False)
+            self.there.vacate(owner.key)
 
     # Whether there is hope
 
     def review(self) -> None:
         """Who is there has changed: look what may be given, and what nobody will take."""
-        for pool in list(self.pools.values()):
-            self._review_pool(pool)
+        for pool in list(self.there.pools.values()):
+            self.there.review_pool(pool)
             self._pump_pool(pool)
 
     def pump_place(self, place: Place) -> None:
@@ -540,66 +472,21 @@ class Routing:
         for desk in list(place.desks.values()):
             self._pump_topic(desk)
 
-    def _someone_for(self, topic: str) -> bool:
-        """Whether there is a process that handles work of this topic, or may once it is up."""
-        for place in self.places.values():
-            member = place.member
-            if member.phase in OVER or not (member.role is Role.WORKER or topic == DEAD):
-                continue
-            desk = place.desks.get(topic)
-            if member.phase is Phase.EXPECTED or (desk is not None and desk.concurrency):
-                return True
-        return False
-
-    def _review_pool(self, pool: Waiting) -> None:
-        assert isinstance(pool.key, str)
-        hope = self._someone_for(pool.key)
-        serving = any(p.member.phase is Phase.SERVING and p.member.role is Role.WORKER for p in self.places.values())
-        self._hope(pool, hope, closed=not hope and serving)
-
-    def _review_desk(self, desk: Desk) -> None:
-        hope = bool(desk.concurrency) or desk.place.member.phase is Phase.EXPECTED
-        self._hope(desk, hope, closed=not hope)
-
-    def _hope(self, owner: Desk | Waiting, hope: bool, closed: bool) -> None:
-        owner.lane.closed = closed
-        if hope:
-            owner.lane.since = None
-            self._hopeless.pop(owner, None)
-        else:
-            if owner.lane.since is None:
-                owner.lane.since = self.hub.clock()
-            if owner.lane:
-                self._hopeless[owner] = None
-
     def deadline(self) -> float:
         """When `tick` has something to do."""
-        due = self._overrun_due
-        for owner in self._hopeless:
-            lane = owner.lane
-            if lane.since is not None and lane:
-                due = min(due, lane.since + (GRACE if lane.closed and lane.offered else STRANDED))
-        return due
+        return min(self._overrun_due, self.there.deadline())
 
     def tick(self) -> None:
         """Refuse what nobody has wanted for long enough."""
-        now = self.hub.clock()
-        if now >= self._overrun_due:
+        if self.hub.clock() >= self._overrun_due:
             self._report_overrun()
-        for owner in list(self._hopeless):
-            lane = owner.lane
-            if lane.since is None:
-                continue
-            stranded = now >= lane.since + STRANDED
+        for owner, placed_too in self.there.given_up():
             nobody = f"nobody who is there handles {_topic_of(owner)}: see `messenger.on`"
-            if stranded or (lane.closed and now >= lane.since + GRACE):
-                for copy in lane.take_offered(lambda _: True):
-                    self._fail(copy.send, "nobody", nobody)
-            if stranded:
-                for copy in lane.take_placed(lambda _: True):
+            for copy in owner.lane.take_offered(lambda _: True):
+                self._fail(copy.send, "nobody", nobody)
+            if placed_too:
+                for copy in owner.lane.take_placed(lambda _: True):
                     self._dead(copy, nobody)
-            if not lane:
-                self._forget_owner(owner)
 
     def _report_overrun(self) -> None:
         self._report_lost("{} of other servers came faster than they are handled", self._overrun)
@@ -612,19 +499,11 @@ class Routing:
         self.counts["lost"] += count
         self.hub.port.say(logging.WARNING, "messages_lost", said, "", count=count, topics=topics, **about)
 
-    def _forget_owner(self, owner: Desk | Waiting) -> None:
-        self._hopeless.pop(owner, None)
-        self._blocked.pop(owner, None)
-        if isinstance(owner, Desk):
-            owner.place.tidy(owner)
-        elif isinstance(owner.key, str) and self.pools.get(owner.key) is owner:
-            del self.pools[owner.key]
-
     # At the end of each thing that happens
 
     def settle(self) -> None:
         """Give places that have become free to those that wait for them."""
-        for owner in list(self._blocked):
+        for owner in list(self.there.blocked):
             placed = list(owner.lane.refill())
             for copy in placed:
                 copy.send.missing -= 1
@@ -632,9 +511,9 @@ class Routing:
             if placed:
                 self._pump(owner)
             if not owner.lane.offered:
-                self._blocked.pop(owner, None)
+                self.there.blocked.pop(owner, None)
             if not owner.lane:
-                self._forget_owner(owner)
+                self.there.forget(owner)
 
 
 def _about(member: Member) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from server.hub.frames import encode
 from server.hub.hub import Role
 from server.hub.lanes import LANE_BYTES, LIMIT, LIMIT_STARTING, Kind, Want
 from server.hub.places import WINDOW
-from server.hub.routing import DEAD, GRACE, STRANDED
+from server.hub.prospects import DEAD, GRACE, STRANDED
 from tests.hub.messages_table import AGENT, Table
 
 
@@ -74,7 +74,7 @@ def test_the_copies_of_a_generation_that_fails_are_forgotten(table: Table) -> No
     table.retire(3)
     table.leave(3)
     assert table.events() == []
-    assert table.part.routing.budget.bytes == 0
+    assert table.part.routing.there.budget.bytes == 0
 
 
 def test_work_goes_to_one_that_has_a_hand_free(table: Table) -> None:
@@ -168,7 +168,7 @@ def test_a_topic_that_nobody_handles_is_refused_after_a_grace(table: Table, kind
     table.pass_time(GRACE)
     assert table.told[1][0][:2] == [id, "f"]
     assert table.hub.deadline() > table.now
-    assert not table.part.routing.pools
+    assert not table.part.routing.there.pools
 
 
 @pytest.mark.parametrize(("kind", "slot"), [(Kind.WORK, 0), (Kind.DIRECT, 1)])
@@ -513,4 +513,4 @@ def test_all_of_it_outlives_the_program(table: Table) -> None:
         table.done(2, table.given[2][0].delivery)
         table.given[2].pop(0)
     assert direct[-1] not in table.ids(2)
-    assert table.part.routing.budget.bytes == 0
+    assert table.part.routing.there.budget.bytes == 0

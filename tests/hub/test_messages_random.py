@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from server.hub.hub import Phase, Role
 from server.hub.lanes import Kind, Stage, Want
-from server.hub.routing import GRACE, STRANDED
+from server.hub.places import Desk, Waiting
+from server.hub.prospects import GRACE, STRANDED
 from tests.hub.messages_table import AGENT, Given, Table
 
 SLOTS = 2
@@ -206,20 +207,20 @@ class Processes(RuleBasedStateMachine):
     @invariant()
     def bounds_are_kept(self) -> None:
         routing = self.table.part.routing
-        owners = [*routing.pools.values(), *routing.vacant.values()]
-        for place in routing.places.values():
-            owners += place.desks.values()  # type: ignore[arg-type]
+        owners: list[Desk | Waiting] = [*routing.there.pools.values(), *routing.there.vacant.values()]
+        for place in routing.there.places.values():
+            owners += place.desks.values()
             for desk in place.desks.values():
                 held = [copy for there, copy in place.held.values() if there is desk]
                 assert (desk.held, desk.bytes) == (len(held), sum(len(copy.send.body) for copy in held))
                 others = [copy for copy in held if copy.send.kind is not Kind.WORK]
                 assert len(others) <= WINDOW
-        assert routing.budget.bytes == sum(len(c.send.body) for owner in owners for c in owner.lane.placed)
+        assert routing.there.budget.bytes == sum(len(c.send.body) for owner in owners for c in owner.lane.placed)
         missing = collections.Counter(c.send.id for owner in owners for c in owner.lane.offered)
         for send in routing.sends.values():
             assert send.missing == missing[send.id]
             assert (send.stage is Stage.OFFERED) == (send.missing > 0)
-        assert all(pool.lane for pool in routing.pools.values())
+        assert all(pool.lane for pool in routing.there.pools.values())
 
     @invariant()
     def nobody_is_given_what_is_not_his(self) -> None:
@@ -290,7 +291,7 @@ class Processes(RuleBasedStateMachine):
         table.pass_time(STRANDED)  # dead letters that nobody wants
         self.bounds_are_kept()
         routing = table.part.routing
-        assert (routing.budget.bytes, routing.sends) == (0, {})
+        assert (routing.there.budget.bytes, routing.sends) == (0, {})
         records = table.port.records
         dead = collections.Counter(about["id"] for event, _, about in records if event == "message_dead_lettered")
         lost = sum(about["count"] for event, _, about in records if event == "messages_lost")
