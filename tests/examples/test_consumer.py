@@ -20,7 +20,7 @@ from tests.examples.serving import ask, example, until
 from tests.running import PATIENCE, RunningServer, connect, request
 
 pytestmark = pytest.mark.needs("redis-server")
-RELOADS = 3
+RELOADS = int(os.environ.get("EXAMPLES_RELOADS", "2"))
 KILLED_AMONG = 400
 AT_A_TIME = 64
 """Of examples/consumer."""
@@ -100,6 +100,7 @@ def pending(queue: redis.Redis) -> int:
     return int(queue.xpending("orders", "serve")["pending"])
 
 
+@pytest.mark.timeout(60 + 30 * RELOADS)
 def test_each_message_is_handled_once_over_reloads_under_load(tmp_path: Path) -> None:
     with consuming(tmp_path) as (server, queue):
         with Load(server) as load:
@@ -115,6 +116,7 @@ def test_each_message_is_handled_once_over_reloads_under_load(tmp_path: Path) ->
         until(lambda: pending(queue) == 0)
         assert [consumer["name"] for consumer in queue.xinfo_consumers("orders", "serve")] == [b"agent"]
         assert server.stop() == 0
+        print(f"{len(lines)} messages, each handled once, over {RELOADS} reloads")
 
 
 def put(queue: redis.Redis, numbers: range) -> None:
