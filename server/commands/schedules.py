@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from server import control_client
-from server.commands.command import as_json, command, complain, harmless, show, span, tell
-from server.control_client import PATIENCE, Refused
+from server.commands.command import as_json, command, complain, harmless, seconds, show, span, tell
+from server.control_client import PATIENCE, Gone, Refused
 from server.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def schedules(control: str, pid: str, name: str | None, as_json: bool) -> int:
     return 0
 
 
-def schedule(control: str, pid: str, do: str, name: str, wait: bool) -> int:
+def schedule(control: str, pid: str, do: str, name: str, wait: bool, timeout: float | None) -> int:
     """Pause a schedule, resume it, or run it now; in force for all workers when this returns.
 
     A pause lasts until it is resumed, over reloads too, and over restarts with --state. `run` waits for the end of the
@@ -59,16 +59,19 @@ def schedule(control: str, pid: str, do: str, name: str, wait: bool) -> int:
             answer = conversation.receive(SOON)
         if answer is not None and not answer["ok"]:
             raise Refused(answer["text"])
-        tell(f"{name} is asked for; `serve schedules {name}` shows what becomes of it")
+        tell(f"{name} is asked for; {_SHOWS.format(name)}")
         return 0
     try:
-        tell(control_client.ask(path, "schedule", do=do, name=name)["text"])
+        tell(control_client.ask(path, "schedule", do=do, name=name, patience=timeout)["text"])
+    except Gone as error:
+        raise Refused(f"the listener was replaced or has ended; {_SHOWS.format(name)}") from error
     except KeyboardInterrupt:
-        complain(f"the run goes on; `serve schedules {name}` shows what becomes of it")
+        complain(f"the run goes on; {_SHOWS.format(name)}")
         raise
     return 0
 
 
+_SHOWS: Final = "`serve schedules {}` shows what becomes of it"
 SOON: Final = 1.0
 """Seconds in which a run that cannot be is refused."""
 
@@ -182,5 +185,6 @@ COMMANDS: Final = {
         click.Argument(["do"], type=click.Choice(["pause", "resume", "run"])),
         click.Argument(["name"]),
         click.Option(["--wait/--no-wait"], default=True, help="Wait for the end of the run.", show_default=True),
+        seconds("--timeout", "Wait no longer than that; the run goes on."),
     ),
 }

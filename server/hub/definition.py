@@ -92,6 +92,10 @@ class Definition:
             return instant // self.every * self.every + self.every
         return _cron_after(self.cron, _zone(self.tz, self.rules), instant)
 
+    def timing(self) -> tuple[object, ...]:
+        """What the instants depend on."""
+        return self.cron, self.every, self.tz, self.rules, self.disabled
+
     def when(self) -> str:
         """When it runs, as a person writes it."""
         return f"every {span(self.every)}" if self.every else self.cron + (f" {self.tz}" if self.tz != "UTC" else "")

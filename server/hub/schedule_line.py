@@ -13,7 +13,7 @@ import enum
 import hashlib
 from typing import Any, Final, NamedTuple
 
-from server.hub.definition import Definition
+from server.hub.definition import Definition, Overlap
 
 GRACE: Final = 30_000
 """Milliseconds that a tick may begin late; after that it is missed."""
@@ -171,8 +171,11 @@ class Line:
     def adopt(self, definition: Definition | None, now: int) -> None:
         """This definition holds from now on; what came due before was decided by the one before."""
         self.decided = max(self.decided, now)
-        self.definition = definition
-        self.next = definition.after(self.decided) if definition is not None else None
+        before, self.definition = self.definition, definition
+        if definition is None or before is None or before.timing() != definition.timing() or self.next is None:
+            self.next = None if definition is None else definition.after(self.decided)
+        elif self.next <= self.decided:
+            self.next = definition.after(self.decided)
 
     def advance(self, now: int) -> Missed | None:
         """Take the instants up to `now`; return those of them that were missed.
@@ -239,6 +242,20 @@ class Line:
     def busy(self, slot: int) -> int:
         """How many runs there are, with those the store is asked for; of one slot, if it is not -1."""
         return sum(slot in (-1, run.slot) for run in self.runs.values()) + (self.asked is not None)
+
+    def hindrance(self, definition: Definition, tick: Tick) -> str | None:
+        """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
+        busy = self.busy(tick.slot)
+        if busy == 0:
+            return None
+        if definition.overlap is Overlap.SKIP:
+            return "the run before it had not ended"
+        if definition.overlap is Overlap.ALLOW:
+            return f"{busy} runs had not ended" if busy >= MOST_RUNS else None
+        if not tick.queued and sum(each.queued and each.slot == tick.slot for each in self.waiting) >= MOST_WAITING:
+            return f"{MOST_WAITING} ticks wait for the run before them already"
+        tick.queued = True
+        return ""
 
     def wake(self, now: int) -> int | None:
         """When something is to be decided even if nothing happens."""

@@ -31,6 +31,11 @@ class Records:
         )
         self._hub.port.say(logging.WARNING, "schedule_clock_set_back", text, seconds=seconds)
 
+    def broken(self, line: Line) -> None:
+        assert line.definition is not None
+        text = f"the schedule {line.name!r} has no ticks any more: {line.definition.disabled}; please report this"
+        self._hub.port.say(logging.ERROR, "schedule_refused", text, name=line.name)
+
     def missed(self, line: Line, missed: Missed, *, first: bool = True) -> None:
         """`first`: the ticks before these were not missed."""
         ticks = "a tick" if missed.number == 1 else f"{missed.number} ticks"

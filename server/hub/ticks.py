@@ -22,19 +22,7 @@ from server.hub.frames import Frame
 from server.hub.hub import Hub, Member, Part, Phase, Role, State
 from server.hub.schedule_commands import Asks
 from server.hub.schedule_leases import Leases
-from server.hub.schedule_line import (
-    ABANDONED,
-    GRACE,
-    MOST_RUNS,
-    MOST_WAITING,
-    Entry,
-    Kind,
-    Line,
-    Missed,
-    Outcome,
-    Run,
-    Tick,
-)
+from server.hub.schedule_line import ABANDONED, GRACE, Entry, Kind, Line, Missed, Outcome, Run, Tick
 from server.hub.schedule_offers import Offers
 from server.hub.schedule_past import Past
 from server.hub.schedule_records import ENDS, Records
@@ -114,7 +102,10 @@ class Ticks(Part):
         if line is None:
             line = self.lines[name] = Line(name, now, self.seed)
         line.paused = self.asks.pause_of(name)
-        line.adopt(definition, now)
+        try:
+            line.adopt(definition, now)
+        except Exception as error:
+            self._disable(line, error)
         self._immediately(line)
         self._hurry()
 
@@ -180,7 +171,9 @@ class Ticks(Part):
 
     def tick(self) -> None:
         self._due = math.inf
-        self._watch_clock()
+        if (now := self.now) < self._seen - 1000 and any(line.next is not None for line in self.lines.values()):
+            self._records.clock_set_back((self._seen - now) / 1000)
+        self._seen = now
         for line in self.lines.values():
             self._immediately(line)
             self.advance(line)
@@ -194,16 +187,24 @@ class Ticks(Part):
             wait = LOOK if wake is None else min(LOOK, (wake - now) / 1000)
             self._due = min(self._due, self.hub.clock() + max(0.0, wait))
 
-    def _watch_clock(self) -> None:
-        now = self.now
-        if now < self._seen - 1000 and any(line.next is not None for line in self.lines.values()):
-            self._records.clock_set_back((self._seen - now) / 1000)
-        self._seen = now
-
     def advance(self, line: Line) -> None:
         """Take the instants that have come off a schedule, and tell of those that were missed."""
-        if (missed := line.advance(self.now)) is not None:
-            self._records.missed(line, missed)
+        try:
+            missed = line.advance(self.now)
+        except Exception as error:
+            self._disable(line, error)
+        else:
+            if missed is not None:
+                self._records.missed(line, missed)
+
+    def _disable(self, line: Line, error: Exception) -> None:
+        """Its instants cannot be computed, though whoever defined it could: the others go on."""
+        if line.definition is not None:
+            line.definition = dataclasses.replace(
+                line.definition, disabled=f"its instants cannot be computed: {error!r}"
+            )
+            line.next = None
+            self._records.broken(line)
 
     # ---- granting
 
@@ -234,27 +235,13 @@ class Ticks(Part):
             return self._spread(line, definition, tick)
         elif line.asked is not None:
             return False  # one question after the other
-        elif (hindrance := self._hindrance(line, definition, tick)) is not None:
+        elif (hindrance := line.hindrance(definition, tick)) is not None:
             if not hindrance:
                 return False
             self._give_up(line, tick, Outcome.SKIPPED, hindrance)
         else:
             return self._grant(line, definition, tick, now)
         return True
-
-    def _hindrance(self, line: Line, definition: Definition, tick: Tick) -> str | None:
-        """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
-        busy = line.busy(tick.slot)
-        if busy == 0:
-            return None
-        if definition.overlap is Overlap.SKIP:
-            return "the run before it had not ended"
-        if definition.overlap is Overlap.ALLOW:
-            return f"{busy} runs had not ended" if busy >= MOST_RUNS else None
-        if not tick.queued and sum(each.queued and each.slot == tick.slot for each in line.waiting) >= MOST_WAITING:
-            return f"{MOST_WAITING} ticks wait for the run before them already"
-        tick.queued = True
-        return ""
 
     def _spread(self, line: Line, definition: Definition, tick: Tick) -> bool:
         """on="all": a tick for each worker that serves."""

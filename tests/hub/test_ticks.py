@@ -504,3 +504,10 @@ def test_the_history_is_kept_in_the_store(stored: Server) -> None:
     assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]
     (told,) = stored.ticks.asks.report("job")
     assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]  # its own are not there twice
+
+
+def test_one_whose_instants_cannot_be_computed_harms_no_other(server: Server) -> None:
+    server.switch(Definition("broken", cron="* * * * *", tz="X/Y", rules=b"no rules"), every(10))
+    server.go(10)
+    assert instants(server.given) == [10]
+    assert "cannot be computed" in server.ticks.asks.report("broken")[0]["disabled"]
