@@ -13,14 +13,12 @@ It decides nothing about processes and waits for nothing.
 
 from __future__ import annotations
 
-import dataclasses
-import heapq
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from server.hub.asks import WITH_STORE, Ask, Asks
 from server.hub.copies import Copy, Item
 from server.hub.decide import Code, Entry, Limits, Op, Refused, Write, decide, size
 from server.hub.frames import Frame, packed, unpacked
@@ -40,23 +38,6 @@ LAGGING: Final = "lagging"
 `server.hub.decide.Code` and of `server.store.frames.Trouble`."""
 UNKNOWN: Final = "unknown"
 AWAY: Final = "away"
-
-WITH_STORE: Final = -1
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class _Ask:
-    """A write or a reading that has not been answered."""
-
-    number: int
-    begun: float  # these two are of the hub's clock
-    deadline: float
-    member: Member | None = None  # who asked; None: the hub itself
-    id: int = 0  # the asker's number for it
-    then: Callable[[str], None] | None = None
-    seq: int = WITH_STORE  # wait until this much is applied
-    version: int = 0
-    value: bytes = b""  # of the answer
 
 
 class SharedState(Part):
@@ -83,12 +64,10 @@ class SharedState(Part):
         self._copies: dict[int, Copy] = {}
         self._lagged = 0  # writes that were answered with the names of those who lag
         self._laggard = -1  # the member that was behind when it was last looked at
-        self._number = 0
-        self._asks: dict[int, _Ask] = {}
-        self._waiting: deque[_Ask] = (
+        self._asks = Asks()
+        self._waiting: deque[Ask] = (
             deque()
         )  # those that wait for processes, in their `seq`'s order; answered ones may be among them
-        self._deadlines: list[tuple[float, int]] = []
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
         self._snapshot: dict[str, Entry] = {}
 
@@ -142,8 +121,7 @@ class SharedState(Part):
 
     def left(self, member: Member) -> None:
         self._copies.pop(member.id, None)
-        for ask in [each for each in self._asks.values() if each.member is member]:
-            del self._asks[ask.number]
+        self._asks.forget(member)
         self._answer()
 
     def take(self, member: Member, frame: Frame) -> None:
@@ -180,19 +158,10 @@ class SharedState(Part):
         member: Member | None = None,
         id: int = 0,
         then: Callable[[str], None] | None = None,
-    ) -> _Ask:
-        self._number += 1
-        now = self.hub.clock()
-        ask = _Ask(self._number, now, now + max(0.0, timeout), member, id, then)
-        self._asks[ask.number] = ask
-        if len(self._deadlines) > 2 * len(self._asks) + 64:  # of those that were answered in time
-            self._deadlines = [(each.deadline, each.number) for each in self._asks.values()]
-            heapq.heapify(self._deadlines)
-        else:
-            heapq.heappush(self._deadlines, (ask.deadline, ask.number))
-        return ask
+    ) -> Ask:
+        return self._asks.open(self.hub.clock(), timeout, member, id, then)
 
-    def _submit(self, write: Write, ask: _Ask) -> None:
+    def _submit(self, write: Write, ask: Ask) -> None:
         if not self.hub.settings.stored:
             outcome = decide(write, self._entries.get(write.key), self._limits, self.used, self._version + 1)
             if isinstance(outcome, Refused):
@@ -235,12 +204,12 @@ class SharedState(Part):
         while copy.waits and self.hub.port.room(member.id):
             self.hub.send(member, "state.changes", *copy.piece())
 
-    def _stands(self, ask: _Ask, version: int, value: bytes | None) -> None:
+    def _stands(self, ask: Ask, version: int, value: bytes | None) -> None:
         """The write is applied here: its answer waits for the others."""
         ask.version, ask.value = version, value or b""
         self._wait(ask)
 
-    def _wait(self, ask: _Ask) -> None:
+    def _wait(self, ask: Ask) -> None:
         if ask.member is None:
             self._done(ask)
             return
@@ -248,7 +217,7 @@ class SharedState(Part):
         self._waiting.append(ask)
         self._answer()
 
-    def _refuse(self, ask: _Ask, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
+    def _refuse(self, ask: Ask, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
         if code == Code.ABSENT.value:  # nothing to delete: so it is done, once the others have seen it gone as well
             self._wait(ask)
         else:
@@ -258,10 +227,10 @@ class SharedState(Part):
 
     def _answer(self) -> None:
         """Answer the writes that all who live have applied."""
-        late: list[_Ask] = []
+        late: list[Ask] = []
         while self._waiting:
             ask = self._waiting[0]
-            if ask.number in self._asks:
+            if ask in self._asks:
                 if self._behind(ask.seq):
                     break
                 assert ask.member is not None
@@ -290,16 +259,16 @@ class SharedState(Part):
             if copy.seen < seq and self.hub.members[id].phase is not Phase.EXPECTED:
                 yield self.hub.members[id]
 
-    def _done(self, ask: _Ask) -> None:
-        if self._asks.pop(ask.number, None) is None:
+    def _done(self, ask: Ask) -> None:
+        if not self._asks.close(ask):
             return
         if ask.then is not None:
             ask.then("")
         elif ask.member is not None:
             self.hub.send(ask.member, "state.done", {"id": ask.id, "version": ask.version}, ask.value)
 
-    def _fail(self, ask: _Ask, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any) -> None:
-        if self._asks.pop(ask.number, None) is None:
+    def _fail(self, ask: Ask, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any) -> None:
+        if not self._asks.close(ask):
             return
         if ask.then is not None:
             ask.then(text)
@@ -308,29 +277,30 @@ class SharedState(Part):
             self.hub.send(ask.member, "state.failed", head, value)
 
     def deadline(self) -> float:
-        while self._deadlines and self._deadlines[0][1] not in self._asks:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else math.inf
+        return self._asks.deadline()
 
     def tick(self) -> None:
         now = self.hub.clock()
-        while self.deadline() <= now:
-            ask = self._asks[heapq.heappop(self._deadlines)[1]]
+        for ask in self._asks.due(now):
             if ask.seq == WITH_STORE:
                 self._fail(ask, UNKNOWN, "the store has not answered in time: it is not known whether this is written")
-                continue
-            self._lagged += 1
-            lagging = list(self._behind_by(ask.seq))
-            own = None if ask.member is None else self._copies.get(ask.member.id)
-            if ask.member is not None and ask.member not in lagging and own is not None and own.seen < ask.seq:
-                lagging.append(ask.member)
-            for member in lagging if now - ask.begun >= SLOW else ():
+            else:
+                self._name_who_lags(ask, now)
+
+    def _name_who_lags(self, ask: Ask, now: float) -> None:
+        """Somebody has not applied the write in time."""
+        self._lagged += 1
+        lagging = list(self._behind_by(ask.seq))
+        assert ask.member is not None
+        own = self._copies.get(ask.member.id)
+        if ask.member not in lagging and own is not None and own.seen < ask.seq:
+            lagging.append(ask.member)  # a writer that starts
+        if now - ask.begun >= SLOW:
+            for member in lagging:
                 self._accuse(member)
-            who = ", ".join(str(member) for member in lagging)
-            found = [[member.role.value, member.slot, member.generation] for member in lagging]
-            self._fail(
-                ask, LAGGING, f"it stands, but has not arrived at {who} in time", ask.version, ask.value, lagging=found
-            )
+        text = f"it stands, but has not arrived at {', '.join(map(str, lagging))} in time"
+        found = [[member.role.value, member.slot, member.generation] for member in lagging]
+        self._fail(ask, LAGGING, text, ask.version, ask.value, lagging=found)
 
     def _accuse(self, member: Member) -> None:
         copy = self._copies[member.id]
@@ -348,7 +318,7 @@ class SharedState(Part):
 
     # ---- reading the truth
 
-    def _read(self, key: str, ask: _Ask) -> None:
+    def _read(self, key: str, ask: Ask) -> None:
         if self.hub.settings.stored:
             if self.hub.store_trouble:
                 self._fail(ask, AWAY, f"it cannot be read: {self.hub.store_trouble}")
@@ -375,7 +345,7 @@ class SharedState(Part):
         else:
             self._take_answer(frame, self._asks.get(head["id"]))
 
-    def _take_answer(self, frame: Frame, ask: _Ask | None) -> None:
+    def _take_answer(self, frame: Frame, ask: Ask | None) -> None:
         head = frame.head
         if frame.kind == "store.written":
             item = _item(frame)
@@ -412,7 +382,7 @@ class SharedState(Part):
         if self.hub.store_trouble:
             self._snapshot.clear()
             text = f"it is not known whether this is written: {self.hub.store_trouble}"
-            for ask in [each for each in self._asks.values() if each.seq == WITH_STORE]:
+            for ask in self._asks.with_store():
                 self._fail(ask, UNKNOWN, text)
 
     # ---- a new program of the listener
@@ -424,30 +394,18 @@ class SharedState(Part):
             "entries": [[key, *entry] for key, entry in self._entries.items()],
             "tombstones": self._tombstones,
             "copies": [[id, copy.to_state()] for id, copy in self._copies.items()],
-            "number": self._number,
             "lagged": self._lagged,
-            "asks": [
-                [ask.number, ask.begun, ask.deadline, ask.member.id, ask.id, ask.seq, ask.version, ask.value]
-                for ask in self._asks.values()
-                if ask.member is not None
-            ],
+            "asks": self._asks.to_state(),
         }
 
     def load(self, state: State) -> None:
-        self.seq, self._version, self._number = state["seq"], state["version"], state["number"]
+        self.seq, self._version = state["seq"], state["version"]
         self._lagged = state["lagged"]
         self._entries = {key: Entry(version, value) for key, version, value in state["entries"]}
         self.used = sum(size(key, entry.value) for key, entry in self._entries.items())
         self._tombstones = dict(state["tombstones"])
         self._copies = {id: Copy.load(copy) for id, copy in state["copies"] if id in self.hub.members}
-        for number, begun, deadline, member, id, seq, version, value in state["asks"]:
-            if member in self.hub.members:
-                ask = _Ask(number, begun, deadline, self.hub.members[member], id, None, seq, version, value)
-                self._asks[number] = ask
-                heapq.heappush(self._deadlines, (deadline, number))
-                if seq != WITH_STORE:
-                    self._waiting.append(ask)
-        self._waiting = deque(sorted(self._waiting, key=lambda ask: ask.seq))
+        self._waiting = deque(self._asks.load(state["asks"], self.hub.members))
         self.hub.port.publish(self.seq)
 
 
