@@ -108,6 +108,8 @@ class Store:
         """Why the server cannot start, and its exit status."""
         if left is not None:
             self._load(left)
+            if self._stage is not Stage.STARTING:
+                changed(self.trouble)  # the hub is a new one, and hears from its members before `run` begins
 
     @property
     def shown(self) -> str:
@@ -153,9 +155,7 @@ class Store:
     async def run(self) -> None:
         """Keep a process alive until `finish`."""
         delay = FIRST_DELAY
-        if self._stage is not Stage.STARTING:  # the hub is a new one
-            self._changed(self.trouble)
-            self._give_refusals()
+        self._give_refusals()
         while not self._end.is_set() and self.failure is None:
             began, turned = time.monotonic(), self._adopted
             try:
@@ -292,7 +292,11 @@ class Store:
 
     async def _feed_to_the_end(self, ours: socket.socket) -> None:
         while True:
+            ends = time.perf_counter() + TURN_BUDGET
             while self._queue:
+                if time.perf_counter() > ends:
+                    await anyio.lowlevel.checkpoint()
+                    ends = time.perf_counter() + TURN_BUDGET
                 data = self._queue[0]
                 await _send(ours, data)
                 self._queue.popleft()

@@ -179,6 +179,25 @@ def _another(server: RunningServer, before: set[int]) -> bool:
     return False
 
 
+@pytest.mark.needs("redis-server")
+def test_another_program_of_the_listener_takes_over_what_is_away(tmp_path: Path) -> None:
+    """Replaced while Redis is dead: it still knows that, and recovers."""
+    with (
+        own_redis(tmp_path / "redis", persistent=True) as kept,
+        running(APP, "--state", kept.url, directory=tmp_path) as server,
+    ):
+        has(server, "/incr/n")
+        kept.kill()
+        server.wait_until(lambda status: bool(status["state_store"]["trouble"]))
+        control_client.ask(server.control, "reload-listener")
+        status, text = ask(server, "/incr/n")
+        assert (status, "cannot be reached" in text) == (503, True)
+        assert has(server, "/get/n") == 1
+        kept.start()
+        wait_for_store(server)
+        assert has(server, "/incr/n") == 2
+
+
 def test_a_second_server_on_the_file_is_refused(tmp_path: Path) -> None:
     with running(APP, "--state", "state.db", directory=tmp_path) as server:
         status, said = _start(tmp_path, "state.db")
