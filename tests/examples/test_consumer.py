@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import redis
 
-from tests.examples.redis_server import redis_server
 from tests.examples.serving import ask, example, until
 from tests.running import PATIENCE, RunningServer, connect, request
+from tests.store.stores import own_redis
 
 pytestmark = pytest.mark.needs("redis-server")
 RELOADS = int(os.environ.get("EXAMPLES_RELOADS", "2"))
@@ -77,10 +77,12 @@ class Load:
 @contextlib.contextmanager
 def consuming(directory: Path, waiting: range = range(0)) -> Iterator[tuple[RunningServer, redis.Redis]]:
     """The consumer on a server with two workers, and a client of its Redis; `waiting` is put there before it starts."""
-    with redis_server(directory) as url, redis.Redis.from_url(url) as queue:
+    with own_redis(directory / "redis") as own, own.client() as queue:
         put(queue, waiting)
         options = ("--agent", "consumer:consume", "--workers", "2")
-        with example("consumer:app", *options, directory=directory, environment={"CONSUMER_REDIS_URL": url}) as server:
+        with example(
+            "consumer:app", *options, directory=directory, environment={"CONSUMER_REDIS_URL": own.url}
+        ) as server:
             yield server, queue
 
 
