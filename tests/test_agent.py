@@ -98,6 +98,15 @@ async def hangs():
             note("hangs")
 
 
+async def blocks():
+    note("enter")
+    await messenger.ready()
+    if not os.path.exists(os.path.dirname(__file__) + "/blocked"):
+        open(os.path.dirname(__file__) + "/blocked", "w").close()
+        time.sleep(1000)
+    await asyncio.Event().wait()
+
+
 @contextlib.asynccontextmanager
 async def fails_to_enter():
     note("tries")
@@ -357,6 +366,18 @@ def test_an_agent_that_does_not_finish_is_killed_and_the_reload_goes_on(tmp_path
         assert agent_states(server.status()) == ["active"]
         assert server.stop() == 0
     assert len(gaps(tmp_path)) == 1
+
+
+def test_an_agent_whose_loop_is_blocked_makes_way_for_another(tmp_path: Path) -> None:
+    write(tmp_path)
+    options = ("--agent", "app:blocks", "--worker-timeout", "0.5", "--agent-timeout", "0.5")
+    with running("app:app", *options, directory=tmp_path) as server:
+        wait_for(tmp_path, "enter", 2)
+        server.wait_until(lambda status: agent_states(status) == ["active"])
+        assert "its event loop has been blocked" in server.log()
+        assert "time.sleep(1000)" in server.log()  # the line that blocks it
+        assert len(server.workers("serving")) == 1
+        assert server.stop() == 0
 
 
 def test_the_agent_comes_and_goes_with_the_configuration(tmp_path: Path) -> None:
