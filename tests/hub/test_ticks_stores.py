@@ -1,0 +1,116 @@
+"""Two servers and one store: whose clocks differ, and whose store forgets (a fail-over)."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import itertools
+from typing import Any
+
+import pytest
+
+from server.hub.definition import Definition, Overlap
+from server.store.leases import Leases
+from tests.hub.schedules import BEGIN, Server
+
+
+class Together:
+    """Servers whose clocks differ by `apart` seconds, and the store, which goes by the first one's."""
+
+    def __init__(self, *definitions: Definition, apart: float) -> None:
+        self.servers = [Server(stored=True), Server(stored=True)]
+        self.leases = Leases()
+        self.answered = [0, 0]
+        self.given: list[tuple[float, int, dict[str, Any]]] = []
+        self.servers[1].wall += apart
+        self.servers[1].ticks.seed = 2
+        for server in self.servers:
+            server.hub.store_changed("")
+            server.switch(*definitions)
+
+    def answer(self) -> None:
+        for number, server in enumerate(self.servers):
+            frames = server.port.to_store[self.answered[number] :]
+            self.answered[number] = len(server.port.to_store)
+            for frame in frames:
+                self._one(server, frame.kind, frame.head)
+
+    def _one(self, server: Server, kind: str, head: dict[str, Any]) -> None:
+        now = self.servers[0].wall
+        if kind == "store.grant":
+            asked = (head["name"], head["tick"], head["holder"], head["lease"], head["exclusive"])
+            found = self.leases.grant(*asked, now)
+            if isinstance(found, tuple):
+                server.store_says("store.taken", id=head["id"], why=found[0].value, text=found[1])
+            else:
+                until = server.clock + head["lease"]
+                server.store_says("store.granted", id=head["id"], token=found.token, renewed_until=until)
+        elif kind == "store.release":
+            self.leases.release(head["name"], head["token"])
+
+    def go(self, seconds: float, *, finish: bool = True) -> None:
+        """Let time pass for all; runs end at once, if they are to."""
+        for _ in range(round(seconds * 10)):
+            for number, server in enumerate(self.servers):
+                server.go(0.1)
+                self.answer()
+                for _, head in server.take_given():
+                    self.given.append((self.servers[0].wall, number, head))
+                    if finish:
+                        server.ran(head["run"])
+                        self.answer()
+
+    def ticks(self) -> list[float]:
+        return [round(head["instant"] / 1000 - BEGIN, 3) for _, _, head in self.given]
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3, 7.0, -7.0, 40.0])
+def test_each_tick_runs_once_however_far_clocks_are_apart(apart: float) -> None:
+    both = Together(Definition("job", every=2000), apart=apart)
+    both.go(60.5)
+    found = both.ticks()
+    assert len(found) == len(set(found))
+    assert found == sorted(found)
+    # none is left out, but for those within the difference when the server that is ahead comes, once
+    gaps = [after - before for before, after in itertools.pairwise(found)]
+    assert sum(gap != 2.0 for gap in gaps) <= 1
+    assert max(gaps) <= 2.0 + abs(apart)
+    assert len(found) >= 29
+    tokens = [head["token"] for _, _, head in both.given]
+    assert tokens == sorted(set(tokens))
+    if apart == 0:
+        assert len(found) == 30
+        counts = collections.Counter(outcome for server in both.servers for outcome, _ in server.history("job"))
+        assert counts["ok"] == 30
+
+
+def test_a_clock_that_is_far_ahead_is_granted_nothing() -> None:
+    both = Together(Definition("job", every=2000), apart=100)
+    both.go(20.5)
+    assert {number for _, number, _ in both.given} == {0}
+    assert ("missed", 10) in both.servers[1].history("job")
+
+
+def test_overlap_holds_over_both() -> None:
+    both = Together(Definition("job", every=2000), apart=0)
+    both.go(10.5, finish=False)
+    assert len(both.given) == 1
+    assert sum(server.line("job").counts["skipped"] for server in both.servers) == 8  # each server notes its own
+    both = Together(Definition("job", every=2000, overlap=Overlap.ALLOW), apart=0)
+    both.go(10.5, finish=False)
+    assert both.ticks() == [2, 4, 6, 8, 10]
+
+
+def test_a_store_that_forgets_may_grant_a_tick_again_with_a_larger_token() -> None:
+    """A fail-over to a replica that did not have the last write."""
+    both = Together(Definition("job", every=10_000), apart=0.05)
+    both.go(9)
+    replica = copy.deepcopy(both.leases)
+    both.go(1)
+    assert both.ticks() == [10]
+    both.leases = replica
+    both.leases.token += 1_000_000  # it goes by its own clock
+    both.go(10)
+    assert both.ticks()[-1] == 20
+    tokens = [head["token"] for _, _, head in both.given]
+    assert tokens == sorted(set(tokens))
