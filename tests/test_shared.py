@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -236,15 +235,15 @@ def test_each_event_loop_has_a_state_of_its_own() -> None:
 def test_another_threads_loop_is_served_and_threads_may_read() -> None:
     async def main() -> None:
         await shared.set("k", 1)
-        seen: list[Any] = []
 
-        def read() -> None:
-            seen.append(shared.get("k"))
+        def read_and_write() -> int:
+            asyncio.run(shared.set("l", 2))
+            asyncio.run(shared.update("l", lambda value: value + shared["k"]))
+            return int(shared["l"])
 
-        thread = threading.Thread(target=read)
-        thread.start()
-        await asyncio.to_thread(thread.join, 30)
-        assert seen == [1]
+        assert await asyncio.to_thread(shared.get, "k") == 1
+        assert await asyncio.to_thread(read_and_write) == 3
+        assert dict(shared) == {"k": 1, "l": 3}
 
     run(main())
 

@@ -111,10 +111,13 @@ def enter(link: Link) -> None:
 def current() -> Link:
     """The link of this process; where no server made one, to a hub of its own, in the running event loop.
 
-    Raises RuntimeError where there is neither a link nor a running asyncio event loop.
+    A loop that runs in another thread keeps its link. Raises RuntimeError where there is neither a link nor a running
+    asyncio event loop.
     """
-    if _link is not None and not (_link.identity.local and _link.loop is not asyncio.get_running_loop()):
-        return _link
+    if _link is not None:
+        running = asyncio.get_running_loop() if _link.identity.local else None
+        if running is None or _link.loop is running or _link.loop.is_running():
+            return _link
     from server.app import local
 
     enter(local.link(asyncio.get_running_loop()))
