@@ -74,7 +74,13 @@ class Routing:
     def _offer_copies(self, send: Send) -> None:
         if self.hub.settings.shared and send.sender:
             send.missing += 1
-            head = {"id": send.id, "topic": send.topic, "workers": send.slot >= 0, "origin": send.origin}
+            head = {
+                "id": send.id,
+                "message": send.id,
+                "topic": send.topic,
+                "workers": send.slot >= 0,
+                "origin": send.origin,
+            }
             self.hub.send_to_store("store.send", head, send.body)
         for place in self.there.places.values():
             if send.slot >= 0 and place.member.role is Role.AGENT:

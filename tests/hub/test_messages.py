@@ -471,7 +471,7 @@ def test_a_broadcast_goes_to_other_servers_and_waits_for_their_store() -> None:
     id = table.send(1, Kind.COPY, "a", b"x", slot=0)
     (frame,) = table.port.to_store
     assert (frame.kind, frame.body) == ("store.send", b"x")
-    assert frame.head == {"id": id, "topic": "a", "workers": True, "origin": ["worker", 0, 1]}
+    assert frame.head == {"id": id, "message": id, "topic": "a", "workers": True, "origin": ["worker", 0, 1]}
     assert table.told[1] == []
     table.hub.take_from_store(encode("store.sent", {"id": id}))
     table.collect()
