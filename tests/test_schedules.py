@@ -13,8 +13,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from server import schedule
-from server.app.link import current
+from server.app.link import LinkClosed, current
 from server.app.schedule import Ran, Run, Schedule, ScheduleRefused
+from server.app.work import work
 from server.hub.definition import ScheduleError
 from server.hub.frames import encode
 from tests.running import PATIENCE
@@ -292,6 +293,59 @@ def test_pause_resume_and_run() -> None:
         for do in (schedule.pause, schedule.run, schedule.history):
             with pytest.raises(ScheduleRefused, match="did you mean 'nothing'"):
                 await do("nohting")
+
+    in_a_loop(test)
+
+
+def test_without_the_listener_runs_end_and_questions_fail(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        begun = asyncio.Event()
+
+        @schedule(every="1h", immediate=True)
+        async def job() -> None:
+            begun.set()
+            await asyncio.sleep(0.05)
+            raise RuntimeError("no luck")
+
+        await begun.wait()
+        asked = asyncio.ensure_future(schedule.run("job"))
+        await asyncio.sleep(0)
+        current().close()
+        with pytest.raises(LinkClosed, match="not known what it did"):
+            await asked
+        with pytest.raises(LinkClosed):
+            await schedule.pause("job")
+        schedule(every="1h")(nothing)
+        await asyncio.gather(*work.tasks)
+
+    in_a_loop(test)
+    assert "the schedule 'job' has ended, outcome failed: RuntimeError: no luck" in caplog.text
+
+
+def test_the_hammer_cuts_a_run() -> None:
+    async def test() -> None:
+        begun = asyncio.Event()
+
+        @schedule(every="1h")
+        async def job() -> None:
+            begun.set()
+            await asyncio.sleep(3600)
+
+        asked = asyncio.ensure_future(schedule.run("job"))
+        await begun.wait()
+        assert work.cancel() == 1
+        assert (await asked)[0].outcome == "cut"
+
+    in_a_loop(test)
+
+
+def test_a_thread_may_import_what_has_schedules() -> None:
+    async def test() -> None:
+        await schedule.start()
+        await asyncio.to_thread(schedule(every="1h", immediate=True), nothing)
+        while not await schedule.list():
+            await asyncio.sleep(0.01)
+        await ended("nothing", "ok")
 
     in_a_loop(test)
 

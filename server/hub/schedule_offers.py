@@ -21,13 +21,15 @@ class Offers:
         """Whose definitions hold; -1 before any serves."""
         self._offers: dict[int, dict[str, Definition]] = {}
         self._strays: dict[int, dict[str, Definition]] = {}  # told by those that are not to run them
-        self._refused: set[tuple[int, str]] = set()
+        self._refused: set[tuple[int, str]] = set()  # what was told of, by generation and name
         self._names: dict[int, set[str]] = {}  # by member
 
     def take(self, member: Member, definition: Definition) -> bool:
         """A member has this schedule; return whether it holds from now on."""
         if _role(definition) is not member.role:
             self._strays.setdefault(member.generation, {}).setdefault(definition.name, definition)
+            if member.generation == self.generation:
+                self._say_strays()
             return False
         offers = self._offers.setdefault(member.generation, {})
         known = offers.setdefault(definition.name, definition)
@@ -52,11 +54,8 @@ class Offers:
         self.generation = generation
         self._offers = {number: offers for number, offers in self._offers.items() if number >= generation}
         self._refused = {each for each in self._refused if each[0] >= generation}
-        strays = self._strays.get(generation, {})
-        self._strays = {number: strays for number, strays in self._strays.items() if number > generation}
-        for name in strays.keys() - self.current().keys():
-            if not strays[name].disabled:
-                self._say_stray(strays[name])
+        self._strays = {number: strays for number, strays in self._strays.items() if number >= generation}
+        self._say_strays()
 
     def current(self) -> dict[str, Definition]:
         """Those that hold."""
@@ -79,6 +78,13 @@ class Offers:
     def left(self, member: Member) -> None:
         """A member is no more."""
         self._names.pop(member.id, None)
+
+    def _say_strays(self) -> None:
+        for name, definition in self._strays.get(self.generation, {}).items():
+            known = (self.generation, name) in self._refused or name in self.current()
+            if not known and not definition.disabled:
+                self._refused.add((self.generation, name))
+                self._say_stray(definition)
 
     def _say_stray(self, definition: Definition) -> None:
         """The processes that are to run it do not have it."""

@@ -96,7 +96,10 @@ class Server:
             self.hub.tick()
         else:
             raise AssertionError("the hub's deadline does not go away")
-        found = [(id, frame.head) for id in list(self.port.sent) for frame in self.port.take(id, "schedule.run")]
+        found = []
+        for id, frames in self.port.sent.items():
+            found += [(id, frame.head) for frame in frames if frame.kind == "schedule.run"]
+            frames[:] = [frame for frame in frames if frame.kind != "schedule.run"]
         self.given += sorted(found, key=lambda each: int(each[1]["run"]))
 
     def go(self, seconds: float, step: float = 1.0) -> None:

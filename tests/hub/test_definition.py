@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import zoneinfo
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -170,3 +171,8 @@ def test_a_definition_travels() -> None:
 
 def test_a_disabled_one_has_no_ticks() -> None:
     assert Definition("x", every=1000, disabled="enabled is false").after(0) is None
+
+
+def test_the_rules_of_zones_may_come_from_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoneinfo, "TZPATH", ())
+    assert d.zone_rules("Europe/Berlin").startswith(b"TZif")  # RFC 9636, section 3.1

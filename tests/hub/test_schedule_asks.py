@@ -1,0 +1,197 @@
+"""What processes and people ask of schedules, and what the hub tells of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.hub import ticks
+from server.hub.definition import Definition, On
+from server.hub.frames import encode, unpacked
+from server.hub.hub import Member, Order, Role
+from tests.hub.schedules import Server
+
+JOB = Definition("job", every=10_000)
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+def ask(server: Server, member: Member, do: str, name: str = "", id: int = 1) -> None:
+    server.port.take(member.id)
+    server.say(member, "schedule.ask", {"id": id, "do": do, "name": name})
+
+
+def answers(server: Server, member: Member) -> list[tuple[dict[str, Any], Any]]:
+    return [(frame.head, unpacked(frame.body)) for frame in server.port.take(member.id, "schedule.answer")]
+
+
+def test_a_process_is_answered(server: Server) -> None:
+    member, _ = server.switch(JOB)
+    ask(server, member, "list", "job")
+    ((head, found),) = answers(server, member)
+    assert (head["ok"], found[0]["name"]) == (True, "job")
+    ask(server, member, "pause", "job")
+    ((head, _),) = answers(server, member)
+    assert head == {"id": 1, "ok": True, "text": "job is paused"}
+
+
+@pytest.mark.parametrize("do", ["run", "list", "next"])
+def test_before_the_first_switch_there_is_nothing_to_ask_for(server: Server, do: str) -> None:
+    starting = server.spawn(JOB, generation=1)
+    ask(server, starting, do, "job")
+    ((head, _),) = answers(server, starting)
+    assert (head["ok"], "when it is ready" in head["text"]) == (False, True)
+    assert "when it is ready" in server.ask("run", "job")[0][1]
+
+
+def test_a_pause_may_come_before_the_first_switch(server: Server) -> None:
+    starting = server.spawn(JOB, generation=1)
+    ask(server, starting, "pause", "job")
+    ((head, _),) = answers(server, starting)
+    assert head["ok"]
+    server.switch(JOB)
+    server.go(20)
+    assert server.given == []
+
+
+def test_who_asks_for_a_run_is_answered_by_a_new_program_too(server: Server) -> None:
+    member, _ = server.switch(JOB)
+    ask(server, member, "run", "job")
+    server.look()
+    server.replace()
+    server.ran(1)
+    ((head, found),) = answers(server, member)
+    assert head["ok"]
+    assert found[0]["outcome"] == "ok"
+
+
+def test_who_has_gone_is_not_answered(server: Server) -> None:
+    member, _ = server.switch(JOB, Definition("other", every=10_000))
+    ask(server, member, "run", "job")
+    server.look()
+    server.hub.leave(member.id)
+    server.look()
+    assert answers(server, member) == []
+
+
+def test_who_waits_for_the_store_and_goes_is_not_answered() -> None:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    member, _ = server.switch(JOB)
+    ask(server, member, "pause", "job")
+    (frame,) = [frame for frame in server.port.to_store if frame.kind == "store.write"]
+    server.hub.leave(member.id)
+    head = {"id": frame.head["id"], "key": frame.head["key"], "version": 1}
+    server.hub.take_from_store(encode("store.written", head, frame.body))
+    assert answers(server, member) == []
+    assert server.line("job").paused
+
+
+def test_a_pause_that_cannot_be_written_is_not_in_force() -> None:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    server.switch(JOB)
+    server.hub.store_changed("the disk is full")
+    ok, text, _ = server.ask("pause", "job")[0]
+    assert not ok
+    assert "the disk is full" in text
+    assert not server.line("job").paused
+
+
+def test_a_pause_of_another_server_is_in_force_here() -> None:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    server.switch(JOB)
+    for version, name in ((1, "job"), (2, "job"), (3, "unknown")):
+        head = {"key": f"serve:schedule:{name}", "version": version}
+        server.hub.take_from_store(encode("store.change", head, b"\x81\xa2by\xa5other"))
+    assert server.line("job").paused == {"by": "other"}
+    assert [event for event, *_ in server.port.records] == ["schedule_paused"]
+
+
+def test_what_is_asked_for_while_the_store_is_asked_waits_its_turn() -> None:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    server.switch(JOB)
+    server.go(10)
+    server.ask("run", "job")
+    grants = [frame for frame in server.port.to_store if frame.kind == "store.grant"]
+    assert [frame.head["name"] for frame in grants] == ["job"]
+    server.store_says("store.taken", id=grants[0].head["id"], why="granted", text="")
+    grants = [frame for frame in server.port.to_store if frame.kind == "store.grant"]
+    assert [frame.head["name"] for frame in grants] == ["job", "job asked"]
+
+
+def test_a_lease_is_renewed_or_lost() -> None:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    server.switch(JOB)
+    server.go(10)
+    server.store_says("store.granted", id=1, token=42, renewed_until=server.clock + 30)
+    server.store_says("store.renewed", name="job", token=42, renewed_until=server.clock + 60)
+    server.store_says("store.renewed", name="job", token=41, renewed_until=0.0)  # another one's
+    server.go(45)
+    assert not server.ticks.runs[1].lost
+    server.store_says("store.lost", name="job", token=42, text="another server has it")
+    assert server.ticks.runs[1].lost
+    server.store_says("store.granted", id=77, token=1, renewed_until=0.0)  # nobody has asked
+
+
+def test_without_an_agent_its_ticks_are_missed(server: Server) -> None:
+    *_, agent = server.switch(Definition("job", every=60_000, on=On.AGENT), agent=True)
+    server.hub.leave(agent.id)
+    server.go(100)
+    assert server.history("job") == [("missed", 1)]
+    assert "no agent" in server.newest("job").text
+
+
+def test_all_while_nobody_serves_waits(server: Server) -> None:
+    definition = Definition("job", every=60_000, on=On.ALL)
+    (worker,) = server.switch(definition, workers=1)
+    server.hub.leave(worker.id)
+    server.go(70)
+    assert server.given == []
+    server.hub.order(server.spawn(definition).id, Order.SERVE)
+    server.look()
+    assert len(server.given) == 1
+
+
+def test_figures_only_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticks, "MOST_SCHEDULES", 1)
+    server.switch(JOB, Definition("gone", every=10_000), Definition("too", every=10_000))
+    server.go(10)
+    for run in (1, 2, 3):
+        server.ran(run, "failed" if run == 2 else "ok")
+    before = server.hub.figures()
+    assert (before["schedule_runs_total"], before["schedule_failures_total"]) == (3, 1)
+    server.switch(JOB)
+    assert len(server.ticks.lines) == 2  # of those that are gone one is remembered
+    server.replace()
+    assert server.hub.figures() == before
+
+
+def test_one_that_breaks_later_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.switch(JOB, Definition("cron", cron="* * * * *"))
+    monkeypatch.setattr("server.hub.definition.CronSim", None)
+    server.go(100)
+    assert "cannot be computed" in server.ticks.asks.report("cron")[0]["disabled"]
+    assert [event for event, *_ in server.port.records].count("schedule_refused") == 1
+    assert server.ticks.asks.report("cron")[0]["state"] == "disabled"
+
+
+def test_a_schedule_that_comes_after_the_switch_holds_at_once(server: Server) -> None:
+    (member,) = server.switch(JOB, workers=1)
+    late = Definition("late", every=10_000, immediate=True)
+    server.say(member, "schedule.define", late.to_head())
+    server.look()
+    assert [head["name"] for _, head in server.given] == ["late"]
+    stray = Definition("stray", every=10_000, on=On.AGENT)
+    for _ in range(2):
+        server.say(member, "schedule.define", stray.to_head())
+    assert [event for event, *_ in server.port.records].count("schedule_without_process") == 1
+    assert "stray" not in server.ticks.lines
+    assert member.role is Role.WORKER
