@@ -154,11 +154,13 @@ class Schedule:
         except RuntimeError:
             running = None
         link = self._link
-        if link is None or (link.identity.local and link.loop is not running):
+        if link is None or (link.identity.local and running not in (None, link.loop)):
             if running is not None:
                 running.call_soon(current)  # local mode begins as soon as there is a loop to run in
         elif link.loop is running:
             self._tell(link, definition)
+        elif link.loop.is_closed():
+            pass  # of an earlier local mode: the next one is told
         elif not link.closed:
             link.loop.call_soon_threadsafe(self._tell, link, definition)  # a thread imports it
 
