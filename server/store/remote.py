@@ -49,6 +49,8 @@ LOOK: Final = 1.0
 FIRST_DELAY: Final = 0.05
 LONGEST_DELAY: Final = 1.0
 """Seconds between two attempts to reach Redis; the delay doubles."""
+CANCEL_AGAIN: Final = 0.1
+"""Seconds until a task that goes on is cancelled once more."""
 WAIT_PART: Final = 0.5
 """Part of the timeout that replicas have to confirm a write."""
 
@@ -498,6 +500,10 @@ def _not_done(found: Any) -> Exception | None:
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
+    """Cancel, and again: redis-py loses a cancellation that comes while it connects (8.1 on Python 3.11)."""
+    pending = tasks
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)
