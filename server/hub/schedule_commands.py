@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from server.hub.frames import packed
 from server.hub.hub import Member, Order
-from server.hub.schedule_line import HISTORY, Entry, Kind, Line, Outcome, Tick
+from server.hub.schedule_line import HISTORY, Entry, Kind, Line, Outcome, Tick, plain
 from server.hub.state import SharedState
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Asks:
     def to_state(self) -> list[Any]:
         """What processes wait for; the connections of those who asked by a command end with the program."""
         return [
-            [number, ask.name, ask.member, ask.id, ask.open, [entry.to_list() for entry in ask.entries]]
+            [number, ask.name, ask.member, ask.id, ask.open, [plain(entry) for entry in ask.entries]]
             for number, ask in self._asks.items()
             if ask.member
         ]
@@ -227,7 +227,7 @@ class Asks:
         """The reverse."""
         for number, name, member, id, left, entries in state:
             answer = self._answer_to(self._ticks.hub.members[member], id)
-            self._asks[number] = _Ask(name, answer, member, id, left, [Entry.from_list(entry) for entry in entries])
+            self._asks[number] = _Ask(name, answer, member, id, left, [Entry.load(entry) for entry in entries])
             self._number = max(self._number, number)
 
 

@@ -29,6 +29,16 @@ class Leases:
         self._questions: dict[int, Line] = {}
         self._renewed = 0.0
 
+    def needed(self, tick: Tick) -> bool:
+        """Whether the store has to grant this tick.
+
+        A file that cannot be written holds up nobody: no other server has it, and the run might be what makes room.
+        """
+        settings = self._hub.settings
+        if not settings.stored or tick.token is not None:
+            return False
+        return settings.shared or not (tick.denied or self._hub.store_trouble)
+
     def ask(self, line: Line, tick: Tick, holder: int) -> None:
         """Ask for a tick; `answered` has what the store says."""
         assert line.definition is not None

@@ -74,15 +74,10 @@ class Entry:
     count: int = 1
     last: int = 0  # instant of the last one
 
-    def to_list(self) -> list[Any]:
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return [value.value if isinstance(value, enum.Enum) else value for value in values]
-
     @classmethod
-    def from_list(cls, values: list[Any]) -> Entry:
-        made = cls(*values)
-        made.outcome, made.kind = Outcome(made.outcome), Kind(made.kind)
-        return made
+    def load(cls, told: dict[str, Any]) -> Entry:
+        """The reverse of `plain`."""
+        return cls(**_known(cls, told) | {"outcome": Outcome(told["outcome"]), "kind": Kind(told["kind"])})
 
     def shown(self) -> dict[str, Any]:
         """As `serve schedules --json` has it: times in unix seconds."""
@@ -113,18 +108,14 @@ class Tick:
     attempt: int = 1
     token: int | None = None  # the store's, once it has granted this tick
     until: float = 0.0  # of the store's lease (the hub's clock)
+    denied: bool = False  # the store could not be asked
     ask: int = 0  # who asked for it; 0 for nobody
     queued: bool = False  # it waits for the run before it, as long as that takes
 
-    def to_list(self) -> list[Any]:
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return [value.value if isinstance(value, Kind) else value for value in values]
-
     @classmethod
-    def from_list(cls, values: list[Any]) -> Tick:
-        made = cls(*values)
-        made.kind = Kind(made.kind)
-        return made
+    def load(cls, told: dict[str, Any]) -> Tick:
+        """The reverse of `plain`."""
+        return cls(**_known(cls, told) | {"kind": Kind(told["kind"])})
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -138,6 +129,16 @@ class Run:
     entry: Entry
     overdue: bool = False  # its time is over; it is a thread's, so that it goes on
     lost: bool = False  # the lease is over: another server may run it
+
+
+def plain(each: Entry | Tick) -> dict[str, Any]:
+    """As MessagePack can hold it; a later version may add members."""
+    found = {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
+    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in found.items()}
+
+
+def _known(kind: type[Entry | Tick], told: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: told[field.name] for field in dataclasses.fields(kind) if field.name in told}
 
 
 class Missed(NamedTuple):
@@ -280,11 +281,9 @@ class Line:
             "decided": self.decided,
             "latest": self._latest,
             "paused": self.paused,
-            "waiting": [tick.to_list() for tick in asked + self.waiting],
-            "runs": [
-                [run.id, run.tick.to_list(), run.member, run.slot, run.entry.to_list()] for run in self.runs.values()
-            ],
-            "history": [entry.to_list() for entry in self.history if entry.outcome is not Outcome.RUNNING],
+            "waiting": [plain(tick) for tick in asked + self.waiting],
+            "runs": [[run.id, plain(run.tick), run.member, run.slot, plain(run.entry)] for run in self.runs.values()],
+            "history": [plain(entry) for entry in self.history if entry.outcome is not Outcome.RUNNING],
             "counts": dict(self.counts),
         }
 
@@ -294,10 +293,10 @@ class Line:
         line = cls(state["name"], state["decided"], seed)
         line.since = state["since"]
         line._latest, line.paused = state["latest"], state["paused"]
-        line.waiting = [Tick.from_list(tick) for tick in state["waiting"]]
-        line.history.extend(Entry.from_list(entry) for entry in state["history"])
+        line.waiting = [Tick.load(tick) for tick in state["waiting"]]
+        line.history.extend(Entry.load(entry) for entry in state["history"])
         line.counts.update(state["counts"])
         for id, tick, member, slot, entry in state["runs"]:
-            run = line.runs[id] = Run(id, Tick.from_list(tick), member, slot, Entry.from_list(entry))
+            run = line.runs[id] = Run(id, Tick.load(tick), member, slot, Entry.load(entry))
             line.history.append(run.entry)
         return line

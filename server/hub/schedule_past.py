@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from server.hub.hub import Hub
-from server.hub.schedule_line import HISTORY, Entry, Line, Outcome
+from server.hub.schedule_line import HISTORY, Entry, Line, Outcome, plain
 from server.hub.state import SharedState
 
 PAST: Final = "serve:history:"
@@ -44,16 +44,16 @@ class Past:
         changed, self._changed = self._changed, {}
         for line in changed.values():
             own = [entry for entry in line.history if entry.outcome is not Outcome.RUNNING][-OWN:]
-            kept = [*self._others(line.name, server), *([f"{server:x}", *entry.to_list()] for entry in own)]
-            kept.sort(key=lambda values: int(values[1]))
+            kept = [*self._others(line.name, server), *([f"{server:x}", plain(entry)] for entry in own)]
+            kept.sort(key=lambda each: int(each[1]["instant"]))
             self._state.put(PAST + line.name, kept[-HISTORY:])
 
     def of(self, line: Line, server: int) -> list[Entry]:
         """The whole history, the newest first: this server's own, and what others have written or one before this."""
-        others = [Entry.from_list(values[1:]) for values in self._others(line.name, server)]
+        others = [Entry.load(told) for _, told in self._others(line.name, server)]
         found = sorted([*others, *line.history], key=lambda entry: entry.began or entry.last)
         return found[: -HISTORY - 1 : -1]
 
     def _others(self, name: str, server: int) -> list[list[Any]]:
         found = self._state.value(PAST + name)
-        return [values for values in found or () if values[0] != f"{server:x}"]
+        return [each for each in found or () if each[0] != f"{server:x}"]

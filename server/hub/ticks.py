@@ -264,7 +264,7 @@ class Ticks(Part):
         ]
         if not members:
             return False
-        if self.hub.settings.stored and definition.on is not On.ALL and tick.token is None:
+        if definition.on is not On.ALL and self._leases.needed(tick):
             if self.hub.store_trouble:
                 return False
             self._leases.ask(line, tick, self.seed)
@@ -346,6 +346,7 @@ class Ticks(Part):
             tick.due = self.now + 1000  # it may have ended by then
             line.waiting.insert(0, tick)
         elif why == "trouble":
+            tick.denied = True
             line.waiting.insert(0, tick)  # it is asked for again at the next look
         else:
             outcome = {"granted": Outcome.ELSEWHERE, "running": Outcome.SKIPPED}.get(why, Outcome.MISSED)

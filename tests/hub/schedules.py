@@ -19,8 +19,9 @@ BEGIN = 1_800_000_000.0
 class Server:
     """The hub's side of a server; `given` are the runs that its processes were told to do, in order."""
 
-    def __init__(self, *, stored: bool = False) -> None:
-        self.settings = HubSettings(stored=stored)
+    def __init__(self, *, stored: bool = False, shared: bool = True) -> None:
+        """`stored`: it has a store, which is `shared` with other servers."""
+        self.settings = HubSettings(stored=stored, shared=stored and shared)
         self.port = RecordingPort()
         self.wall = BEGIN
         self.clock = 100.0

@@ -459,6 +459,20 @@ def test_without_the_store_a_tick_waits_and_then_is_missed(stored: Server) -> No
     assert "the store is away" in stored.port.records[-1][1]
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_that_cannot_be_written_holds_up_nobody(known: bool) -> None:
+    server = Server(stored=True, shared=False)
+    server.hub.store_changed("")
+    server.switch(every(10))
+    if known:
+        server.hub.store_changed("the disk is full")
+    server.go(10)
+    if not known:
+        server.store_says("store.taken", id=1, why="trouble", text="the disk is full")
+        server.go(1)
+    assert [head["token"] for _, head in server.given] == [None]
+
+
 def test_a_lease_that_cannot_be_renewed_is_lost(stored: Server) -> None:
     stored.switch(every(100))
     stored.go(100)
