@@ -117,7 +117,7 @@ class AgentProcess:
             self.watchdog.watch(self.cells, self.config.block_warn)
             await self._enter_and_finish(subject)
             self.watchdog.unwatch()
-            self.outbox.tell({"type": "finished"})
+        self.outbox.tell({"type": "finished"})
 
     async def _prepare(self) -> Subject:
         """Import it and run its `prepare()`."""
