@@ -130,8 +130,9 @@ class Prospects:
         """Who is there has changed: is there anybody for this work?"""
         assert isinstance(pool.key, str)
         hope = self.someone_for(pool.key)
-        serving = any(p.member.phase is Phase.SERVING and p.member.role is Role.WORKER for p in self.places.values())
-        self._hope(pool, hope, closed=not hope and serving)
+        phases = {place.member.phase for place in self.places.values() if place.member.role is Role.WORKER}
+        ends = phases == {Phase.RETIRING} and not any(slot >= 0 for slot in self.vacant)
+        self._hope(pool, hope, closed=not hope and (Phase.SERVING in phases or ends))
 
     def review_desk(self, desk: Desk) -> None:
         """Does this process handle the topic, or may it once it is up?"""

@@ -420,6 +420,17 @@ class Routing:
             self._settle_send(send)
         self.gave_back(place)
         self.review()
+        if retired and not self.there.places:
+            self._report_left()
+
+    def _report_left(self) -> None:
+        """The server ends: say what nobody has handled."""
+        left = collections.Counter[str]()
+        for waiting in (*self.there.pools.values(), *self.there.vacant.values()):
+            for copy in waiting.lane.take_placed(lambda send: send.topic != DEAD):
+                left[copy.send.topic] += 1
+        if left:
+            self._report_lost("the server ends with {} that nobody has handled", left)
 
     def _reroute(self, owner: Desk | Waiting, which: Callable[[Send], bool]) -> None:
         """Find other processes for what waits with one that will not take it."""

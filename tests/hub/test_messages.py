@@ -342,6 +342,33 @@ def test_unacknowledged_messages_in_the_hands_of_the_dead_are_reported(table: Ta
     assert "worker 0 of generation 1" in text
 
 
+def test_what_is_left_when_the_server_ends_is_reported(table: Table) -> None:
+    for _ in range(5):
+        table.work(1, "a", Want.PLACE)
+    for member in (1, 2):
+        table.retire(member)
+        table.back(member, table.given[member][0].delivery)
+    late = table.work(1, "a")
+    table.pass_time(GRACE + 0.1)
+    assert table.told[1][-1][:2] == [late, "f"]
+    table.leave(1)
+    assert table.events() == []
+    table.leave(2)
+    assert [(event, about["count"]) for event, _, about in table.port.records] == [("messages_lost", 5)]
+
+
+def test_what_the_agent_sends_before_there_are_workers_waits() -> None:
+    table = Table(agent=True)
+    table.join(AGENT, -1, Role.AGENT)
+    table.up(AGENT)
+    table.serve(AGENT)
+    id = table.work(AGENT, "a")
+    table.pass_time(10)
+    assert table.told[AGENT] == [[id, "a", 0]]
+    table.worker(1, a=1)
+    assert table.ids(1) == [id]
+
+
 def test_what_a_retiring_worker_leaves_of_a_broadcast_is_no_loss(table: Table) -> None:
     table.send(2, Kind.COPY, "a")
     table.retire(1)
