@@ -40,10 +40,13 @@ AT_A_TIME: Final = 64
 """Most messages that are with the workers and not acknowledged yet."""
 PATIENCE: Final = 600.0
 """Seconds until a message has been handled; if it has not, it stays in the queue and comes again."""
-BLOCK: Final = 5000
+BLOCK: Final = 2000
 """Milliseconds that Redis waits for new messages until it answers that there are none."""
+SILENCE: Final = 10.0
+"""Seconds without any answer after which Redis counts as gone: more than BLOCK, or quiet times would look like it."""
 
-redis: Any = Redis.from_url(REDIS_URL, decode_responses=True)  # its answers have too many types to tell them apart
+# Any: its answers have too many types to tell them apart
+redis: Any = Redis.from_url(REDIS_URL, decode_responses=True, socket_timeout=SILENCE)
 
 
 # In every worker

@@ -47,6 +47,12 @@ def ask_each(server: RunningServer, path: str, workers: int) -> dict[int, dict[s
     return found
 
 
+def reload(server: RunningServer) -> None:
+    """Reload, and wait until no worker of the old code is left to answer."""
+    server.reload()
+    server.wait_until(lambda status: len(status["generations"]) == 1)
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Look again and again until it holds: for what has no event on this side of a socket."""
     deadline = time.monotonic() + PATIENCE

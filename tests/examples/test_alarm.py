@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import duckdb
 
-from tests.examples.serving import EXAMPLES, ask, ask_each, until
+from tests.examples.serving import EXAMPLES, ask, ask_each, reload, until
 from tests.running import RunningServer, connect, request, running
 
 WORKERS = 4
@@ -126,7 +126,7 @@ def test_the_mute_holds_at_once_in_all_workers_and_over_reloads_and_restarts(tmp
             assert muted_in(server) == everywhere
             assert_quiet(server, chat)
 
-            server.reload()
+            reload(server)
             assert muted_in(server) == everywhere
             assert ask(server, "/")["generation"] == 2
             assert_quiet(server, chat)
@@ -180,7 +180,7 @@ def test_the_accident_the_same_with_a_variable_is_muted_in_one_worker_and_forget
         assert muted_in(server, 2) == {slot: slot == closed["worker"] for slot in range(2)}
         posted = len(chat.posted)
         until(lambda: len(chat.posted) > posted + 1)  # the job runs in another worker before long
-        server.reload()
+        reload(server)
         assert not any(muted_in(server, 2).values())
         assert server.stop() == 0
 
