@@ -110,7 +110,7 @@ class AgentProcess:
             return
         self.outbox.tell({"type": "prepared"})
         await self._unless_told(self._may_begin.wait())
-        if self._leaving is not None:
+        if not self._may_begin.is_set():
             return
         self._has_begun = True
         if await self._unless_told(self._take_lease()):
