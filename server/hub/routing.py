@@ -426,9 +426,11 @@ class Routing:
     def _report_left(self) -> None:
         """The server ends: say what nobody has handled."""
         left = collections.Counter[str]()
-        for waiting in (*self.there.pools.values(), *self.there.vacant.values()):
+        for waiting in [*self.there.pools.values(), *self.there.vacant.values()]:
             for copy in waiting.lane.take_placed(lambda send: send.topic != DEAD):
                 left[copy.send.topic] += 1
+            if not waiting.lane:
+                self.there.forget(waiting)
         if left:
             self._report_lost("the server ends with {} that nobody has handled", left)
 
