@@ -58,9 +58,9 @@ class Asks:
         else:
             heapq.heappush(self._deadlines, (ask.deadline, ask.number))
 
-    def close(self, ask: Ask) -> bool:
-        """It is answered; False if it was already."""
-        return self._open.pop(ask.number, None) is not None
+    def close(self, ask: Ask) -> None:
+        """It is answered."""
+        del self._open[ask.number]
 
     def get(self, number: int) -> Ask | None:
         """An open one."""

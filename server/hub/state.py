@@ -260,16 +260,14 @@ class SharedState(Part):
                 yield self.hub.members[id]
 
     def _done(self, ask: Ask) -> None:
-        if not self._asks.close(ask):
-            return
+        self._asks.close(ask)
         if ask.then is not None:
             ask.then("")
         elif ask.member is not None:
             self.hub.send(ask.member, "state.done", {"id": ask.id, "version": ask.version}, ask.value)
 
     def _fail(self, ask: Ask, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any) -> None:
-        if not self._asks.close(ask):
-            return
+        self._asks.close(ask)
         if ask.then is not None:
             ask.then(text)
         elif ask.member is not None:

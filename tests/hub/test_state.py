@@ -272,11 +272,39 @@ def test_the_servers_own_keys_stay_in_the_hub(there: Fixture) -> None:
     assert told == ["", "", ""]
     there.state.put("serve:x", "v" * 100_000, told.append)
     assert "--state-value-limit" in told[-1]
+    there.state.put("serve:x", "v" * 100_000)  # nobody asks what became of it
     assert there.port.take(1) == []
     assert there.state.seq == 0
     there.write(1, "set", "serve:schedule:a", 1)
     there.receive(1)
     assert there.answers[1][0].head["code"] == "key"
+
+
+def test_deadlines_that_have_been_met_are_forgotten(there: Fixture) -> None:
+    for number in range(1000):
+        there.write(1, "set", "k", number, timeout=1000.0 - number)
+        there.catch_up(1, 2)
+        there.receive(1)
+    there.write(1, "set", "k", "v", timeout=2.0)
+    assert len(there.answers[1]) == 1000
+    assert there.hub.deadline() == 102.0
+    assert len(there.state._asks._deadlines) < 100
+
+
+def test_what_the_state_counts(there: Fixture) -> None:
+    there.write(1, "set", "k", "v", timeout=0.0)
+    there.later(0.0)
+    found = {"state_keys": 1, "state_size_bytes": 3, "state_changes_total": 1, "state_lagged_total": 1}
+    assert there.hub.figures() == found
+
+
+def test_a_copy_that_is_sent_whole_once_more_tells_what_is_different() -> None:
+    replica = Replica()
+    for version in (1, 2):
+        items = [["same", 1, b"\x01"], ["new" if version == 2 else "old", version, b"\x02"]]
+        changed = replica.take(Frame("state.changes", {"seq": version, "whole": True}, packed(items, "")))
+    assert [(item.key, item.value) for item in changed] == [("old", None), ("new", b"\x02")]
+    assert {key: held.value for key, held in replica.held.items()} == {"same": 1, "new": 2}
 
 
 def test_reading_the_truth(there: Fixture) -> None:
@@ -292,18 +320,26 @@ def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
     there.write(1, "set", "k", "v")
     there.port.without_room.add(2)
     there.write(1, "set", "l", "v", timeout=3.0)
+    there.write(2, "set", "m", "v")
     left = unpacked(packed(there.hub.to_state(), ""))
+    members = left["members"]
+    there.hub.leave(2)
+    other = Fixture()  # that knows the members of now: the dead one's are dropped
+    left["members"] = there.hub.to_state()["members"]
+    other.hub.load(left)
+    assert list(other.state._copies) == [1]
+    left["members"] = members
     new = Fixture()
     new.replicas, new.answers, new.now = there.replicas, there.answers, there.now
     new.port.sent = there.port.sent
     new.hub.load(left)
-    assert new.port.applied == 2
+    assert new.port.applied == 3
     new.catch_up(1)
     new.hub.room(2)
     new.catch_up(2)
     new.receive(1)
     assert [frame.head["version"] for frame in new.answers[1]] == [1, 2]
-    assert new.has(2) == {"k": "v", "l": "v"}
+    assert new.has(2) == {"k": "v", "l": "v", "m": "v"}
     new.write(2, "set", "k", "x")
     assert new.state.used == there.state.used
 
@@ -342,6 +378,14 @@ def test_what_the_store_tells_late_changes_nothing(stored: Fixture) -> None:
     stored.catch_up(1)
     assert stored.has(1) == {"old": "o"}
     assert stored.state.seq == 1 + 2  # the snapshot, and two changes
+
+
+def test_only_so_many_deleted_keys_are_remembered(stored: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.hub.state.MAX_TOMBSTONES", 2)
+    for number in range(4):
+        stored.from_store("store.change", b"\x01", key=f"k{number}", version=10 + number, deleted=False)
+        stored.from_store("store.change", key=f"k{number}", version=20 + number, deleted=True)
+    assert stored.state._tombstones == {"k2": 22, "k3": 23}
 
 
 def test_what_the_store_refuses(stored: Fixture) -> None:
