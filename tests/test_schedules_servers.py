@@ -199,12 +199,9 @@ def test_a_reload_with_one_that_cannot_be_is_refused_and_the_old_ones_go_on(tmp_
         until(lambda: len(notes(tmp_path)) > before, "it goes on")
 
 
-@pytest.mark.parametrize("given", ["option", "variable"])
-def test_the_environment(tmp_path: Path, given: str) -> None:
+def test_the_environment(tmp_path: Path) -> None:
     write(tmp_path, '@schedule(every="1h", env="production")\nasync def job(): ...\n')
-    options = ("--environment", "production") if given == "option" else ()
-    variables = {"SERVE_ENVIRONMENT": "production"} if given == "variable" else {}
-    with running("app:app", *options, directory=tmp_path, environment=variables) as server:
+    with running("app:app", "--environment", "production", directory=tmp_path) as server:
         assert report(server, "job")["disabled"] == ""
 
 

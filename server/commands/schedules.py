@@ -92,7 +92,7 @@ def _print(table: Table) -> None:
 def _all(found: list[dict[str, Any]]) -> Table:
     """A row for each schedule."""
     now = time.time()
-    table = _table("schedule", "when", "on", "state", "next", "last run", "took", "where", "runs", "failed")
+    table = _table("schedule", "when", "on", "state", "next", "last run", "took", "worker", "runs", "failed")
     for each in found:
         last = each["history"][0] if each["history"] else None
         counts = each["counts"]
@@ -105,7 +105,7 @@ def _all(found: list[dict[str, Any]]) -> Table:
             "-" if each["next"] is None else f"in {span(max(0.0, each['next'] - now))}",
             _outcome(last, now),
             _took(last, now),
-            (last or {}).get("worker") or "-",
+            _worker(last),
             str(counts.get("ok", 0) + failed),
             str(failed) if failed else "-",
         )
@@ -116,7 +116,7 @@ def _one(found: dict[str, Any]) -> Table:
     """What became of the last ticks of one schedule, the newest first."""
     now = time.time()
     state = _state(found)
-    table = _table("instant", "outcome", "began", "took", "where", "attempt", "")
+    table = _table("instant", "outcome", "began", "took", "worker", "attempt", "")
     table.title = f"{found['name']}: {found['when']}, on {found['on']}, {state.plain}, {found['where']}"
     table.title_justify = "left"
     for entry in found["history"]:
@@ -126,7 +126,7 @@ def _one(found: dict[str, Any]) -> Table:
             _outcome(entry, None),
             "-" if entry["began"] is None else f"{entry['began'] - entry['instant']:+.3f} s",
             _took(entry, now),
-            entry["worker"] or "-",
+            _worker(entry),
             str(entry["attempt"]),
             entry["text"] + several,
         )
@@ -162,6 +162,13 @@ def _outcome(entry: dict[str, Any] | None, now: float | None) -> Text:
         return Text("-")
     ago = "" if now is None else f" {span(max(0.0, now - entry['last']))} ago"
     return Text(entry["outcome"] + ago, COLOURS.get(entry["outcome"], ""))
+
+
+def _worker(entry: dict[str, Any] | None) -> str:
+    """Slot and generation, as processes are called in the log."""
+    if entry is None or not entry["worker"]:
+        return "-"
+    return f"{'agent' if entry['slot'] < 0 else entry['slot']}.{entry['generation']}"
 
 
 def _took(entry: dict[str, Any] | None, now: float) -> str:
