@@ -13,6 +13,7 @@ FIGURES: Final = {
     "messages_failed_total": "Copies whose handler raised.",
     "messages_redelivered_total": "Acknowledged messages given once more: a process had died, or a handler raised.",
     "messages_dead_lettered_total": "Acknowledged messages that were given up after max_deliveries.",
+    "messages_lost_total": "Copies that died with the process that had them, or found none.",
     "messages_waiting": "Copies that wait until a process takes them.",
     "state_keys": "Keys in the shared state.",
     "state_size_bytes": "Size of the shared state, keys and values.",

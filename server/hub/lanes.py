@@ -83,12 +83,13 @@ class Copy:
 
 
 class Budget:
-    """Bytes in the places of all lanes."""
+    """What is in the places of all lanes."""
 
-    __slots__ = ("bytes",)
+    __slots__ = ("bytes", "copies")
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.copies = 0
 
 
 class Lane:
@@ -122,6 +123,7 @@ class Lane:
         size = len(copy.send.body)
         self.bytes += size
         self._budget.bytes += size
+        self._budget.copies += 1
         self.placed.append(copy)
 
     def put(self, copy: Copy) -> bool:
@@ -148,6 +150,7 @@ class Lane:
         size = len(copy.send.body)
         self.bytes += size
         self._budget.bytes += size
+        self._budget.copies += 1
         self.placed.appendleft(copy)
 
     def take(self) -> Copy:
@@ -183,3 +186,4 @@ class Lane:
         size = len(copy.send.body)
         self.bytes -= size
         self._budget.bytes -= size
+        self._budget.copies -= 1

@@ -40,10 +40,17 @@ class Messages(Part):
         super().__init__(hub)
         self.routing = Routing(hub)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """Since the start: accepted, given, handled, failed, again, dead, lost."""
-        return self.routing.counts
+    def figures(self) -> dict[str, float]:
+        counts = self.routing.counts
+        return {
+            "messages_accepted_total": counts["accepted"],
+            "messages_delivered_total": counts["given"],
+            "messages_failed_total": counts["failed"],
+            "messages_redelivered_total": counts["again"],
+            "messages_dead_lettered_total": counts["dead"],
+            "messages_lost_total": counts["lost"],
+            "messages_waiting": self.routing.there.budget.copies,
+        }
 
     def take(self, member: Member, frame: Frame) -> None:
         routing, place = self.routing, self.routing.there.places[member.id]

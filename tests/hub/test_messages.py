@@ -309,6 +309,25 @@ def test_what_was_given_back_is_given_again_in_order_and_counts_no_attempt(table
     assert {given.attempt for given in table.given[4]} == {1}
 
 
+def test_what_happens_is_counted(table: Table) -> None:
+    for _ in range(4):
+        table.work(2, "a", Want.SUCCESS)
+    holder = 1
+    table.done(holder, table.given[holder][0].delivery, False)
+    table.send(2, Kind.DIRECT, "a", slot=0)
+    table.leave(1)
+    figures = table.hub.figures()
+    assert figures == {
+        "messages_accepted_total": 5,
+        "messages_delivered_total": 4,
+        "messages_failed_total": 1,
+        "messages_redelivered_total": 2,
+        "messages_dead_lettered_total": 0,
+        "messages_lost_total": 1,
+        "messages_waiting": 3,
+    }
+
+
 def test_a_sender_that_dies_changes_nothing_for_what_was_accepted(table: Table) -> None:
     table.worker(3, 2)
     ids = [table.work(3, "a") for _ in range(4)]
