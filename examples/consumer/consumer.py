@@ -55,8 +55,8 @@ redis: Any = Redis.from_url(REDIS_URL, decode_responses=True, socket_timeout=SIL
 @messenger.on("order", concurrency=4)
 async def handle(message: Message) -> None:
     """What there is to do for one message: here, a line in a file and one more in the count."""
-    extra = {"attempt": message.attempt, "pid": os.getpid()}
-    await asyncio.to_thread(append, json.dumps({**message.payload, **extra}) + "\n")
+    by = {"attempt": message.attempt, "generation": messenger.me.generation, "pid": os.getpid()}
+    await asyncio.to_thread(append, json.dumps({**message.payload, **by}) + "\n")
     await shared.incr("handled")
 
 
