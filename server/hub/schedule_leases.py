@@ -18,6 +18,9 @@ from server.hub.schedule_line import Kind, Line, Run, Tick
 LEASE: Final = 30.0
 """Seconds for which the store holds a run for this server; renewed in a third of it."""
 
+MOST_AHEAD: Final = 40_000
+"""Milliseconds that the clocks of servers may differ; what lies a minute ahead is granted to nobody."""
+
 
 class Leases:
     """The questions that are open, and the renewing."""
@@ -35,9 +38,9 @@ class Leases:
         A file that cannot be written holds up nobody: no other server has it, and the run might be what makes room.
         """
         settings = self._hub.settings
-        if not settings.stored or tick.token is not None:
+        if not settings.stored or tick.token is not None or tick.denied:
             return False
-        return settings.shared or not (tick.denied or self._hub.store_trouble)
+        return settings.shared or not self._hub.store_trouble
 
     def ask(self, line: Line, tick: Tick, holder: int) -> None:
         """Ask for a tick; `answered` has what the store says."""
@@ -46,7 +49,12 @@ class Leases:
         self._questions[self.number] = line
         line.asked = tick
         exclusive = tick.kind is Kind.TICK and line.definition.overlap is not Overlap.ALLOW
-        head = {"id": self.number, "name": _key(line, tick), "tick": tick.instant / 1000, "holder": f"{holder:x}"}
+        head = {
+            "id": self.number,
+            "name": _key(line, tick),
+            "tick": (tick.instant + tick.ahead) / 1000,
+            "holder": f"{holder:x}",
+        }
         self._hub.send_to_store("store.grant", head | {"lease": LEASE, "exclusive": exclusive})
 
     def answered(self, frame: Frame) -> tuple[Line, Tick] | None:
@@ -58,6 +66,21 @@ class Leases:
         if frame.kind == "store.granted":
             tick.token, tick.until = frame.head["token"], frame.head["renewed_until"]
         return line, tick
+
+    def again(self, tick: Tick, why: str) -> bool:
+        """Whether a tick that was not granted is to be tried once more.
+
+        The instants of runs that somebody asks for are the clocks' of several servers, and the store wants them to
+        grow: one whose clock is behind tells more, and at last runs without a token.
+        """
+        if why == "trouble":
+            tick.denied = not self._hub.settings.shared
+        elif why == "granted" and tick.kind is not Kind.TICK:
+            tick.ahead = 2 * tick.ahead or 1000
+            tick.denied = tick.ahead > MOST_AHEAD
+        else:
+            return False
+        return True
 
     def release(self, line: Line, tick: Tick) -> None:
         """A tick has come to its end."""

@@ -108,7 +108,8 @@ class Tick:
     attempt: int = 1
     token: int | None = None  # the store's, once it has granted this tick
     until: float = 0.0  # of the store's lease (the hub's clock)
-    denied: bool = False  # the store could not be asked
+    denied: bool = False  # it runs without the store's word
+    ahead: int = 0  # of one that somebody asked for: the store is told so much more than its instant
     ask: int = 0  # who asked for it; 0 for nobody
     queued: bool = False  # it waits for the run before it, as long as that takes
 

@@ -345,9 +345,10 @@ class Ticks(Part):
         if why == "running" and line.definition is not None and line.definition.overlap is Overlap.QUEUE:
             tick.due = self.now + 1000  # it may have ended by then
             line.waiting.insert(0, tick)
-        elif why == "trouble":
-            tick.denied = True
-            line.waiting.insert(0, tick)  # it is asked for again at the next look
+        elif self._leases.again(tick, why):
+            line.waiting.insert(0, tick)
+            if why != "trouble":  # of which there will be as much in a moment: at the next look
+                self._hurry()
         else:
             outcome = {"granted": Outcome.ELSEWHERE, "running": Outcome.SKIPPED}.get(why, Outcome.MISSED)
             self._give_up(line, tick, outcome, text)

@@ -10,7 +10,7 @@ from server.hub import ticks
 from server.hub.definition import Definition, On
 from server.hub.frames import encode, unpacked
 from server.hub.hub import Member, Order, Role
-from tests.hub.schedules import Server
+from tests.hub.schedules import BEGIN, Server
 
 JOB = Definition("job", every=10_000)
 
@@ -124,6 +124,25 @@ def test_what_is_asked_for_while_the_store_is_asked_waits_its_turn() -> None:
     server.store_says("store.taken", id=grants[0].head["id"], why="granted", text="")
     grants = [frame for frame in server.port.to_store if frame.kind == "store.grant"]
     assert [frame.head["name"] for frame in grants] == ["job", "job asked"]
+
+
+@pytest.mark.parametrize(("refusals", "ahead"), [(0, 0), (1, 1), (2, 2), (6, 32), (7, None)])
+def test_a_run_that_is_asked_for_where_the_clock_is_behind(refusals: int, ahead: int | None) -> None:
+    """The store wants the instants of a name to grow."""
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    server.switch(JOB)
+    server.ask("run", "job")
+    for _ in range(refusals):
+        asked = server.port.to_store[-1].head
+        server.store_says("store.taken", id=asked["id"], why="granted", text="a later one has been granted")
+    if ahead is None:
+        assert server.given[0][1]["token"] is None
+        return
+    asked = server.port.to_store[-1].head
+    assert asked["tick"] == BEGIN + ahead
+    server.store_says("store.granted", id=asked["id"], token=9, renewed_until=server.clock + 30)
+    assert (server.given[0][1]["instant"], server.given[0][1]["token"]) == (BEGIN * 1000, 9)
 
 
 def test_a_lease_is_renewed_or_lost() -> None:
