@@ -23,8 +23,8 @@ from server.app.watch import Watch
 from server.errors import ChannelError
 from server.hub.copies import Item
 from server.hub.decide import MAX_KEY, Op, Write
+from server.hub.entries import RESERVED
 from server.hub.frames import Frame, packed, unpacked
-from server.hub.state import RESERVED
 
 T = TypeVar("T")
 

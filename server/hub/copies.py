@@ -16,6 +16,8 @@ from server.hub.frames import packed
 
 PIECE: Final = 150_000
 """A frame is filled up to about so many bytes; an entry with the largest value is one by itself."""
+ITEMS: Final = 500
+"""At most so many entries in a frame: what a frame costs is bounded, however small they are."""
 _AROUND: Final = 16
 """What an entry takes at most besides its key and value: the version and MessagePack's marks."""
 
@@ -66,7 +68,7 @@ class Copy:
             self._target = self._newest
         items: list[Item] = []
         room = PIECE
-        while self._batch and room > 0:
+        while self._batch and room > 0 and len(items) < ITEMS:
             item = self._batch[0]
             room -= len(item.key.encode()) + len(item.value or b"") + _AROUND
             if items and room < 0:

@@ -14,18 +14,20 @@ It decides nothing about processes and waits for nothing.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from server.hub.asks import WITH_STORE, Ask, Asks
 from server.hub.copies import Copy, Item
-from server.hub.decide import Code, Entry, Limits, Op, Refused, Write, decide, size
+from server.hub.decide import Code, Entry, Limits, Op, Refused, Write, decide
+from server.hub.entries import RESERVED, Entries
 from server.hub.frames import Frame, packed, unpacked
 from server.hub.hub import Hub, Member, Part, Phase, State
 
-RESERVED: Final = "serve:"
-"""Keys that begin so are no application's."""
+FRAMES_AT_ONCE: Final = 4
+"""So many frames are sent to one process before the listener's loop gets on with other things."""
 PUT_TIME: Final = 10.0
 """How long (s) a store may take to answer a write of the hub's own."""
 SLOW: Final = 1.0
@@ -55,14 +57,13 @@ class SharedState(Part):
         super().__init__(hub)
         self.seq = 0
         """Changes that the processes of this server have been sent, in the server's life."""
-        self.used = 0
-        """What all entries count as (bytes)."""
         self._limits = Limits(hub.settings.value_limit, hub.settings.state_limit)
-        self._entries: dict[str, Entry] = {}
+        self._entries = Entries()
         self._version = 0
         self._tombstones: dict[str, int] = {}
         self._copies: dict[int, Copy] = {}
         self._lagged = 0  # writes that were answered with the names of those who lag
+        self._unfed: set[int] = set()  # members that are to be sent more at the next `tick`
         self._laggard = -1  # the member that was behind when it was last looked at
         self._asks = Asks()
         self._waiting: deque[Ask] = (
@@ -94,12 +95,12 @@ class SharedState(Part):
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that begin so."""
-        return [key for key in self._entries if key.startswith(prefix)]
+        return [item.key for item in self._entries if item.key.startswith(prefix)]
 
     def figures(self) -> dict[str, float]:
         return {
             "state_keys": len(self._entries),
-            "state_size_bytes": self.used,
+            "state_size_bytes": self._entries.used,
             "state_changes_total": self.seq,
             "state_lagged_total": self._lagged,
         }
@@ -107,8 +108,7 @@ class SharedState(Part):
     # ---- members
 
     def linked(self, member: Member) -> None:
-        whole = [Item(key, *entry) for key, entry in self._entries.items() if not key.startswith(RESERVED)]
-        copy = self._copies[member.id] = Copy(whole, self.seq)
+        copy = self._copies[member.id] = Copy(self._entries.to_send(), self.seq)
         self.hub.send(member, "state.limits", {"value": self._limits.value, "total": self._limits.total})
         self._feed(member, copy)
 
@@ -120,7 +120,7 @@ class SharedState(Part):
         self._answer()
 
     def left(self, member: Member) -> None:
-        self._copies.pop(member.id, None)
+        self._forget(member)
         self._asks.forget(member)
         self._answer()
 
@@ -129,7 +129,7 @@ class SharedState(Part):
         if frame.kind == "state.seen":
             self._seen(self._copies.get(member.id), int(head["seq"]))
         elif frame.kind == "state.leave":  # it ends, and its event loop turns no more
-            self._copies.pop(member.id, None)
+            self._forget(member)
             self._answer()
         elif frame.kind == "state.read":
             self._read(head["key"], self._ask(float(head["timeout"]), member, int(head["id"])))
@@ -140,6 +140,10 @@ class SharedState(Part):
                 self._fail(ask, Code.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
             else:
                 self._submit(write, ask)
+
+    def _forget(self, member: Member) -> None:
+        self._copies.pop(member.id, None)
+        self._unfed.discard(member.id)
 
     def _seen(self, copy: Copy | None, seq: int) -> None:
         if copy is None:
@@ -163,7 +167,7 @@ class SharedState(Part):
 
     def _submit(self, write: Write, ask: Ask) -> None:
         if not self.hub.settings.stored:
-            outcome = decide(write, self._entries.get(write.key), self._limits, self.used, self._version + 1)
+            outcome = decide(write, self._entries.get(write.key), self._limits, self._entries.used, self._version + 1)
             if isinstance(outcome, Refused):
                 self._refuse(ask, outcome.code.value, outcome.text, outcome.version, outcome.value)
             else:
@@ -177,18 +181,11 @@ class SharedState(Part):
     def _apply(self, item: Item) -> None:
         """A change stands: it is the next one of all."""
         key, version, value = item
-        before = self._entries.get(key)
-        if before is not None:
-            self.used -= size(key, before.value)
-        if value is None:
-            self._entries.pop(key, None)
-            if self.hub.settings.stored:
-                self._tombstones[key] = version
-                if len(self._tombstones) > MAX_TOMBSTONES:
-                    del self._tombstones[next(iter(self._tombstones))]
-        else:
-            self._entries[key] = Entry(version, value)
-            self.used += size(key, value)
+        self._entries.apply(item)
+        if value is None and self.hub.settings.stored:
+            self._tombstones[key] = version
+            if len(self._tombstones) > MAX_TOMBSTONES:
+                del self._tombstones[next(iter(self._tombstones))]
         self._version = max(self._version, version)
         if not key.startswith(RESERVED):
             self.seq += 1
@@ -201,8 +198,13 @@ class SharedState(Part):
                 callback(key, None if value is None else unpacked(value))
 
     def _feed(self, member: Member, copy: Copy) -> None:
-        while copy.waits and self.hub.port.room(member.id):
+        """Send what waits, as far as there is room; much of it in several turns of the loop."""
+        for _ in range(FRAMES_AT_ONCE):
+            if not copy.waits or not self.hub.port.room(member.id):
+                self._unfed.discard(member.id)
+                return
             self.hub.send(member, "state.changes", *copy.piece())
+        self._unfed.add(member.id)
 
     def _stands(self, ask: Ask, version: int, value: bytes | None) -> None:
         """The write is applied here: its answer waits for the others."""
@@ -275,9 +277,11 @@ class SharedState(Part):
             self.hub.send(ask.member, "state.failed", head, value)
 
     def deadline(self) -> float:
-        return self._asks.deadline()
+        return -math.inf if self._unfed else self._asks.deadline()
 
     def tick(self) -> None:
+        for id in list(self._unfed):
+            self._feed(self.hub.members[id], self._copies[id])
         now = self.hub.clock()
         for ask in self._asks.due(now):
             if ask.seq == WITH_STORE:
@@ -369,7 +373,7 @@ class SharedState(Part):
         """The store has told all that it has: what is different here changes, whatever was newer."""
         snapshot, self._snapshot = self._snapshot, {}
         self._tombstones.clear()
-        for key in [key for key in self._entries if key not in snapshot]:
+        for key in [item.key for item in self._entries if item.key not in snapshot]:
             self._apply(Item(key, 0, None))
         self._tombstones.clear()
         for key, entry in sorted(snapshot.items(), key=lambda pair: pair[1].version):
@@ -389,7 +393,7 @@ class SharedState(Part):
         return {
             "seq": self.seq,
             "version": self._version,
-            "entries": [[key, *entry] for key, entry in self._entries.items()],
+            "entries": list(self._entries),
             "tombstones": self._tombstones,
             "copies": [[id, copy.to_state()] for id, copy in self._copies.items()],
             "lagged": self._lagged,
@@ -399,10 +403,11 @@ class SharedState(Part):
     def load(self, state: State) -> None:
         self.seq, self._version = state["seq"], state["version"]
         self._lagged = state["lagged"]
-        self._entries = {key: Entry(version, value) for key, version, value in state["entries"]}
-        self.used = sum(size(key, entry.value) for key, entry in self._entries.items())
+        for item in state["entries"]:
+            self._entries.apply(Item(*item))
         self._tombstones = dict(state["tombstones"])
         self._copies = {id: Copy.load(copy) for id, copy in state["copies"] if id in self.hub.members}
+        self._unfed = set(self._copies)
         self._waiting = deque(self._asks.load(state["asks"], self.hub.members))
         self.hub.port.publish(self.seq)
 

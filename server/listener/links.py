@@ -131,6 +131,7 @@ class Links:
     def linked(self, member: int) -> None:
         """The member's process has been started and has its end."""
         self.hub.linked(member)
+        self.look()
 
     def read_rest(self, member: int) -> None:
         """The process has been reaped: what it said last is taken before its death is."""
@@ -253,6 +254,7 @@ class Links:
                 link.full = False
                 if member in self.hub.members:
                     self.hub.room(member)
+                    self.look()
 
     def _forget(self, member: int) -> None:
         link = self._links.pop(member, None)

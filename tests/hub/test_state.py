@@ -341,7 +341,7 @@ def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
     assert [frame.head["version"] for frame in new.answers[1]] == [1, 2]
     assert new.has(2) == {"k": "v", "l": "v", "m": "v"}
     new.write(2, "set", "k", "x")
-    assert new.state.used == there.state.used
+    assert new.state._entries.used == there.state._entries.used
 
 
 # With a store
@@ -440,3 +440,24 @@ def test_the_truth_is_the_stores(stored: Fixture) -> None:
     stored.from_store("store.value", packed("new", ""), id=asked.head["id"], key="old", version=20, exists=True)
     stored.receive(1)
     assert (stored.answers[1][0].head["version"], unpacked(stored.answers[1][0].body)) == (20, "new")
+
+
+def test_much_is_sent_in_several_turns(there: Fixture) -> None:
+    for number in range(3000):
+        there.write(1, "set", f"key{number}", number)
+        there.catch_up(1, 2)
+    there.join(3, slot=2, generation=2, up=False)
+    sent = 0
+    while there.hub.deadline() <= there.now:
+        frames = there.port.take(3, "state.changes")
+        sent += len(frames)
+        assert len(frames) <= 4
+        for frame in frames:
+            there.replicas[3].take(frame)
+        there.hub.tick()
+    there.receive(3)
+    assert sent >= 4
+    assert there.has(3) == there.has(1)
+    there.join(4, slot=3, generation=2, up=False)
+    there.hub.leave(4)  # before it has got everything
+    assert there.hub.deadline() == float("inf")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.app.replica import Replica
-from server.hub import copies
+from server.hub import copies, state
 from server.hub.decide import Change, Entry, Limits, Write, decide
 from server.hub.frames import decode, encode, packed, unpacked
 from server.hub.hub import Hub, HubSettings, Member, Order, Phase, Role
@@ -22,6 +22,7 @@ KEYS = ["a", "b", "c"]
 WRITES = st.tuples(st.sampled_from(["set", "cas", "incr", "delete"]), st.sampled_from(KEYS), st.integers(0, 5))
 LIMITS = Limits(64, 200)
 PIECE = copies.PIECE
+FRAMES_AT_ONCE = state.FRAMES_AT_ONCE
 
 
 class WatchingPort(RecordingPort):
@@ -53,6 +54,7 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
+        state.FRAMES_AT_ONCE = 2  # type: ignore[misc]
         copies.PIECE = 40  # type: ignore[misc]  # bytes: so that a batch may be several frames
         self.now = 0.0
         self.next = 1
@@ -78,7 +80,7 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     def remember(self) -> None:
         """Called after everything that may have changed the state by one step."""
-        there = {key: unpacked(entry.value) for key, entry in self.state._entries.items()}
+        there = {key: unpacked(value or b"") for key, _, value in self.state._entries}
         assert self.history.setdefault(self.state.seq, there) == there
 
     def living(self) -> list[Member]:
@@ -162,8 +164,14 @@ class SharedStateMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.5, 3.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.hub.tick()
-        assert self.hub.deadline() > self.now
+        self.tick()
+
+    def tick(self) -> None:
+        for _ in range(100):
+            self.hub.tick()
+            if self.hub.deadline() > self.now:
+                return
+        raise AssertionError("there is no end to it")
 
     @rule()
     def replace_the_listeners_program(self) -> None:
@@ -182,9 +190,10 @@ class SharedStateMachine(RuleBasedStateMachine):
     @invariant()
     def published(self) -> None:
         assert self.port.applied == self.state.seq
-        assert self.state.used <= LIMITS.total
+        assert self.state._entries.used <= LIMITS.total
 
     def teardown(self) -> None:
+        state.FRAMES_AT_ONCE = FRAMES_AT_ONCE  # type: ignore[misc]
         copies.PIECE = PIECE  # type: ignore[misc]
         if not hasattr(self, "hub"):
             return
@@ -199,6 +208,7 @@ class SharedStateMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         for id in list(self.hub.members):
             self.have_room(id, 10**6)
+        self.tick()
         for id in list(self.hub.members):
             self.read(id, 10**6, True)
 
@@ -250,7 +260,7 @@ class StoredMachine(SharedStateMachine):
         self.tell("store.down", {"text": "it is away"})
         asked, self.port.to_store = self.port.to_store, []
         hub, self.hub = self.hub, Hub(RecordingPort(), HubSettings())  # which hears nothing of this
-        state, self.state = self.state, SharedState(self.hub)
+        shared, self.state = self.state, SharedState(self.hub)
         history, self.history = self.history, {}
         self.hub.add(self.state)
         for frame in asked[:applied]:
@@ -258,7 +268,7 @@ class StoredMachine(SharedStateMachine):
         for op, key, number in writes:
             head = {"op": op, "key": key, "by": number, "version": 0 if op == "cas" else None}
             self.perform(Write.of(head, packed(number, "")), None)
-        self.hub, self.state, self.history = hub, state, history
+        self.hub, self.state, self.history = hub, shared, history
         for key, entry in self.entries.items():
             self.tell("store.snapshot", {}, packed([[key, *entry]], ""))
         self.hub.take_from_store(encode("store.up", {"server": "s", "shared": True}))
@@ -272,7 +282,7 @@ class StoredMachine(SharedStateMachine):
         while self.port.to_store:
             self.answer(100)
         super().settle()
-        assert {k: e.value for k, e in self.entries.items()} == {k: e.value for k, e in self.state._entries.items()}
+        assert {k: e.value for k, e in self.entries.items()} == {key: value for key, _, value in self.state._entries}
 
 
 SharedStateMachine.TestCase.settings = StoredMachine.TestCase.settings = settings(
