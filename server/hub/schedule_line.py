@@ -52,6 +52,14 @@ class Outcome(enum.Enum):
     ELSEWHERE = "elsewhere"  # another server of the same state has it
 
 
+def outcome_of(told: str) -> Outcome:
+    """What a process tells, which may be of a later version."""
+    try:
+        return Outcome(told)
+    except ValueError:
+        return Outcome.FAILED
+
+
 UNBEGUN: Final = frozenset({Outcome.SKIPPED, Outcome.PAUSED, Outcome.MISSED, Outcome.REMOVED, Outcome.ELSEWHERE})
 ABANDONED: Final = frozenset({Outcome.CUT, Outcome.DIED})
 """What `retry` is for."""

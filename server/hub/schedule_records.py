@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
-from server.hub.hub import Hub
+from server.hub.hub import Hub, Member
 from server.hub.schedule_line import Line, Missed, Outcome, Run
 
 ENDS: Final = {
@@ -35,6 +35,13 @@ class Records:
         assert line.definition is not None
         text = f"the schedule {line.name!r} has no ticks any more: {line.definition.disabled}; please report this"
         self._hub.port.say(logging.ERROR, "schedule_refused", text, name=line.name)
+
+    def unknown(self, member: Member, name: str, error: Exception) -> None:
+        text = (
+            f"the schedule {name!r} of {member} is not understood by this listener ({error}): it is left out; if the "
+            "workers are of a later version, put the listener of that in place as well (serve reload --listener)"
+        )
+        self._hub.port.say(logging.ERROR, "schedule_refused", text, name=name)
 
     def missed(self, line: Line, missed: Missed, *, first: bool = True) -> None:
         """`first`: the ticks before these were not missed."""

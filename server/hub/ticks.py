@@ -22,7 +22,7 @@ from server.hub.frames import Frame
 from server.hub.hub import Hub, Member, Part, Phase, Role, State
 from server.hub.schedule_commands import Asks
 from server.hub.schedule_leases import Leases
-from server.hub.schedule_line import ABANDONED, GRACE, Entry, Kind, Line, Missed, Outcome, Run, Tick
+from server.hub.schedule_line import ABANDONED, GRACE, Entry, Kind, Line, Missed, Outcome, Run, Tick, outcome_of
 from server.hub.schedule_offers import Offers
 from server.hub.schedule_past import Past
 from server.hub.schedule_records import ENDS, Records
@@ -83,9 +83,7 @@ class Ticks(Part):
     def take(self, member: Member, frame: Frame) -> None:
         head = frame.head
         if frame.kind == "schedule.define":
-            definition = Definition.from_head(head, frame.body)
-            if self._offers.take(member, definition):
-                self._adopt(definition.name, definition)
+            self._define(member, frame)
         elif frame.kind == "schedule.ask":
             self.asks.take(member, int(head["id"]), str(head["do"]), str(head["name"]))
         elif (run := self.runs.get(head["run"])) is None or run.member != member.id:
@@ -94,7 +92,16 @@ class Ticks(Part):
             run.overdue = True
             self._records.ended(self._line_of(run), run, Outcome.TIMEOUT, "its thread cannot be ended, and goes on")
         else:
-            self._end(run, Outcome(head["outcome"]), str(head["text"]), head["seconds"], frame.body.decode())
+            self._end(run, outcome_of(head["outcome"]), str(head["text"]), head["seconds"], frame.body.decode())
+
+    def _define(self, member: Member, frame: Frame) -> None:
+        try:
+            definition = Definition.from_head(frame.head, frame.body)
+        except (LookupError, TypeError, ValueError) as error:
+            self._records.unknown(member, str(frame.head.get("name")), error)
+        else:
+            if self._offers.take(member, definition):
+                self._adopt(definition.name, definition)
 
     def _adopt(self, name: str, definition: Definition | None) -> None:
         now = self.now

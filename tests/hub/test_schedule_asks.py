@@ -214,3 +214,13 @@ def test_a_schedule_that_comes_after_the_switch_holds_at_once(server: Server) ->
     assert [event for event, *_ in server.port.records].count("schedule_without_process") == 1
     assert "stray" not in server.ticks.lines
     assert member.role is Role.WORKER
+
+
+def test_a_later_version_may_say_what_this_one_does_not_know(server: Server) -> None:
+    (member,) = server.switch(JOB, workers=1)
+    server.say(member, "schedule.define", Definition("new", every=1000).to_head() | {"on": "moon"})
+    (text,) = [text for event, text, _ in server.port.records if event == "schedule_refused"]
+    assert "'new' of worker 0 of generation 1 is not understood" in text
+    server.go(10)
+    server.ran(1, "marvellous")
+    assert server.history("job") == [("failed", 1)]
