@@ -219,6 +219,18 @@ def test_watching() -> None:
     run(main())
 
 
+def test_keys_that_were_watched_are_forgotten() -> None:
+    async def main() -> None:
+        kept = [shared.watch(f"kept{number}") for number in range(50)]
+        for number in range(1000):
+            shared.watch(f"key{number}")
+        assert len(shared._watches) < 300
+        await shared.set("kept49", 1)
+        assert (await anext(kept[49])).value == 1
+
+    run(main())
+
+
 def test_each_event_loop_has_a_state_of_its_own() -> None:
     async def main() -> None:
         assert len(shared) == 0

@@ -36,6 +36,8 @@ GRACE: Final = 2.0
 """So much longer (s) it waits for the listener, which should have answered by then."""
 WINDOW: Final = 256
 """Writes of one process that are under way at once."""
+MANY_WATCHED: Final = 64
+"""Keys with watches, above which those that nobody watches any more are looked for."""
 VALUE_LIMIT: Final = 64 * 1024
 """Bytes, until the hub has told its own (--state-value-limit)."""
 
@@ -73,6 +75,7 @@ class Shared(Mapping[str, Any]):
         self._number = 0
         self._asked: dict[int, asyncio.Future[Frame]] = {}
         self._watches: defaultdict[str | None, weakref.WeakSet[Watch]] = defaultdict(weakref.WeakSet)
+        self._many_watched = MANY_WATCHED
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     # ---- reading, without waiting
@@ -199,6 +202,10 @@ class Shared(Mapping[str, Any]):
             watch.end()
         else:
             self._watches[key].add(watch)
+            if len(self._watches) > self._many_watched:  # keys that nobody watches any more
+                for each in [key for key, watches in self._watches.items() if not watches]:
+                    del self._watches[each]
+                self._many_watched = 2 * len(self._watches) + MANY_WATCHED
         return watch
 
     async def get_fresh(self, key: str, default: Any = None, *, timeout: float = TIMEOUT) -> Any:
