@@ -1,0 +1,170 @@
+"""What seldom happens to messages: answers that come too late, queues whose process leaves, nonsense."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.hub.frames import encode
+from server.hub.hub import Role
+from server.hub.lanes import LIMIT, Kind, Want
+from server.hub.places import WINDOW
+from server.hub.prospects import DEAD, STRANDED
+from tests.hub.messages_table import AGENT, Table
+
+
+@pytest.fixture
+def table() -> Table:
+    """Two workers, 1 and 2 in slots 0 and 1, that handle `a` one at a time."""
+    made = Table()
+    made.worker(1, 0, a=1)
+    made.worker(2, 1, a=1)
+    return made
+
+
+def test_what_is_said_of_messages_that_are_over_is_passed_over(table: Table) -> None:
+    table.send(1, Kind.COPY, "a")
+    before = (table.told, table.given)
+    table.done(2, 999)
+    table.back(2, 999)
+    table.hub.take_from_store(encode("store.sent", {"id": "m99"}))
+    table.withdraw(2, "m1", "m99")
+    assert (table.told, table.given) == before
+
+
+@pytest.mark.parametrize("length", [-1, 4])
+def test_lengths_that_do_not_fit_are_nonsense(table: Table, length: int) -> None:
+    with pytest.raises(ValueError, match="lengths"):
+        table.take(1, "msg.send", {"m": [["m1", 0, "a", 0, 1, -1, length]]}, b"abc")
+
+
+def test_what_waits_for_a_slot_that_is_scaled_away_is_a_dead_letter(table: Table) -> None:
+    ids = [table.send(1, Kind.DIRECT, "a", slot=1) for _ in range(WINDOW + LIMIT + 1)]
+    table.retire(2)
+    assert [about["id"] for _, _, about in table.port.records] == ids[WINDOW:-1]
+    assert table.told[1][-1][:2] == [ids[-1], "f"]
+
+
+def test_senders_that_wait_go_with_their_messages_to_the_successor(table: Table) -> None:
+    ids = [table.send(1, Kind.DIRECT, "a", slot=1) for _ in range(WINDOW + LIMIT + 2)]
+    table.join(3, 1)
+    table.up(3, a=1)
+    table.serve(3)
+    table.retire(2)
+    table.back(2, *[given.delivery for given in table.given[2]])
+    while len(table.given[3]) < len(ids):
+        table.done(3, table.given[3][len(table.given[3]) - WINDOW].delivery)
+    assert table.ids(3) == ids
+    assert [told[:2] for told in table.told[1]] == [[id, "a"] for id in ids]
+
+
+def test_what_follows_waits_for_all_that_retire_in_a_slot(table: Table) -> None:
+    table.send(2, Kind.DIRECT, "a", slot=0)
+    for id in (3, 4):
+        table.join(id, 0, generation=id)
+        table.up(id, a=1)
+        table.serve(id)
+        table.retire(id - 2 if id == 3 else 3)
+        if id == 3:
+            table.back(1, table.given[1][0].delivery)
+            last = table.send(2, Kind.DIRECT, "a", slot=0)
+            assert table.ids(3)[-1] == last
+    new = table.send(2, Kind.DIRECT, "a", slot=0)
+    assert table.ids(4) == []
+    table.leave(3)
+    assert table.ids(4) == [new]
+
+
+def test_a_call_to_a_slot_whose_caller_has_gone_is_not_begun(table: Table) -> None:
+    ids = [table.send(1, Kind.DIRECT, "a", slot=1) for _ in range(WINDOW)]
+    call = table.send(1, Kind.DIRECT, "a", want=Want.ANSWER, slot=1)
+    after = table.send(1, Kind.DIRECT, "a", slot=1)
+    table.withdraw(1, call)
+    table.done(2, table.given[2][0].delivery)
+    assert table.ids(2) == [*ids, after]
+
+
+def test_copies_that_a_process_does_not_want_are_no_loss(table: Table) -> None:
+    ids = [table.send(1, Kind.COPY, "a") for _ in range(WINDOW + LIMIT)]
+    for given in list(table.given[1]):
+        table.done(1, given.delivery)
+    held_up = table.send(1, Kind.COPY, "a")
+    assert table.told[1][-1][0] == ids[-1]
+    table.take(2, "msg.topics", {"topics": {"a": 0}})
+    assert table.told[1][-1] == [held_up, "a", 1]
+    table.back(2, table.given[2][0].delivery)
+    assert table.events() == []
+
+
+def test_copies_that_wait_for_a_process_that_dies_are_reported_with_those_in_its_hands(table: Table) -> None:
+    for _ in range(WINDOW + 5):
+        table.send(1, Kind.COPY, "a")
+    table.leave(2)
+    assert [about["count"] for _, _, about in table.port.records] == [WINDOW + 5]
+
+
+def test_dead_letters_that_nobody_wants_are_told_of_once() -> None:
+    table = Table(agent=True)
+    table.worker(1, 0, a=1)
+    table.join(2, 1)  # it may want them, once it is up
+    table.work(1, "a", Want.SUCCESS, limit=1)
+    table.done(1, table.given[1][0].delivery, False)
+    table.up(2)
+    table.pass_time(STRANDED + 1)
+    assert table.events() == ["message_dead_lettered"]
+    assert not table.part.routing.there.pools
+
+
+def test_work_is_given_again_only_to_who_has_room(table: Table) -> None:
+    table.port.without_room = {1, 2}
+    id = table.work(1, "a")
+    table.port.without_room = {2}
+    table.hub.room(1)
+    table.collect()
+    assert (table.ids(1), table.ids(2)) == ([id], [])
+
+
+def test_a_process_that_starts_and_handles_something_else_is_not_told_what_was_not_kept(table: Table) -> None:
+    table.join(3, 2)
+    body = b"x" * 100_000
+    for _ in range(50):
+        table.send(1, Kind.COPY, "a", body)
+    table.up(3, b=1)
+    assert table.events() == []
+
+
+def test_what_waits_outlives_the_program_in_each_queue() -> None:
+    table = Table(agent=True)
+    table.worker(1, 0, a=1)
+    direct = [table.send(1, Kind.DIRECT, "a", slot=0) for _ in range(WINDOW + LIMIT + 1)]
+    agent = table.send(1, Kind.DIRECT, "x", slot=-1)
+    work = table.work(1, "b", Want.PLACE)
+    table.join(2, 1)
+    table.replace()
+    assert direct[-1] not in [told[0] for told in table.told[1]]
+    table.done(1, table.given[1][0].delivery)
+    assert table.told[1][-1] == [direct[-1], "a", 0]
+    table.up(2, b=1)
+    table.serve(2)
+    assert table.ids(2) == [work]
+    table.join(AGENT, -1, Role.AGENT)
+    table.up(AGENT, x=1)
+    table.serve(AGENT)
+    assert table.ids(AGENT) == [agent]
+
+
+def test_the_end_of_the_server_with_nothing_left_is_quiet(table: Table) -> None:
+    table.join(AGENT, -1, Role.AGENT)
+    table.up(AGENT, **{DEAD: 1})
+    for member in (1, 2, AGENT):
+        table.retire(member)
+    for member in (1, 2, AGENT):
+        table.leave(member)
+    assert table.events() == []
+
+
+def test_what_waits_for_a_vacant_slot_at_the_end_is_reported(table: Table) -> None:
+    table.leave(2)
+    table.send(1, Kind.DIRECT, "a", slot=1)
+    table.retire(1)
+    table.leave(1)
+    assert [about["count"] for _, _, about in table.port.records] == [1]
