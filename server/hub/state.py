@@ -6,7 +6,7 @@ process that is linked, and is published: any process can see at once that it is
 live processes have said that they have applied it, or at its deadline with the names of those who have not; a process
 that starts gets the whole state first and is not waited for, unless it is the writer.
 
-Keys that begin with "serve:" are the server's own: they are kept with the others and do not go to the processes.
+Keys that begin with "serve:" are the server's own: they are written and kept as the others, and sent to no process.
 Bounds: the state's size; for each process, what `server.hub.copies` says; open writes by the window of each process.
 It decides nothing about processes and waits for nothing.
 """
@@ -66,9 +66,8 @@ class SharedState(Part):
         self._unfed: set[int] = set()  # members that are to be sent more at the next `tick`
         self._laggard = -1  # the member that was behind when it was last looked at
         self._asks = Asks()
-        self._waiting: deque[Ask] = (
-            deque()
-        )  # those that wait for processes, in their `seq`'s order; answered ones may be among them
+        # those that wait for processes, in order of `seq`; answered ones may be among them
+        self._waiting: deque[Ask] = deque()
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
         self._snapshot: dict[str, Entry] = {}
 
