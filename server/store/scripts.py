@@ -51,13 +51,18 @@ if redis.call('HGET', about, 'epoch') ~= ARGV[1] then return {-1} end
 HELLO: Final = """
 -- KEYS about, state, log, messages; ARGV the epoch to begin if there is none, the largest version that was ever seen,
 -- whether the asker has entries (0, 1), and then, asked again, key, VERSION:VALUE, ... to begin with.
--- Returns {format} if it is another one, {''} if the entries are wanted, or {epoch, seq before, whether it began}
+-- Returns {format} if it is another one, {''} if the entries are wanted, or {epoch, seq before, whether it began}.
+-- Data in which nothing was ever written begin anew when somebody has entries: another server came first, knowing none.
 local about = KEYS[1]
 local format = redis.call('HGET', about, 'format')
 if format and format ~= 'FORMAT' then return {format} end
-if not format and ARGV[3] == '1' and #ARGV == 3 then return {''} end
-local began = redis.call('HSETNX', about, 'epoch', ARGV[1])
-if began == 1 then
+local empty = not format or redis.call('HGET', about, 'seq') == '0'
+if empty and ARGV[3] == '1' and #ARGV == 3 then return {''} end
+redis.call('HSETNX', about, 'format', 'FORMAT')  -- a replica says no
+local began = 0
+if not format or empty and #ARGV > 3 then
+  began = 1
+  redis.call('HSET', about, 'epoch', ARGV[1])
   redis.call('DEL', KEYS[3], KEYS[4])
   for i = 4, #ARGV, 2 do redis.call('HSETNX', KEYS[2], ARGV[i], ARGV[i + 1]) end
   local used, seq, all = 0, 0, redis.call('HGETALL', KEYS[2])
@@ -66,7 +71,7 @@ if began == 1 then
     seq = math.max(seq, tonumber(string.sub(all[i + 1], 1, colon - 1)))
     used = used + #all[i] + #all[i + 1] - colon
   end
-  redis.call('HSET', about, 'format', 'FORMAT', 'seq', string.format('%.0f', seq), 'used', used)
+  redis.call('HSET', about, 'seq', string.format('%.0f', seq), 'used', used)
 end
 local seq = redis.call('HGET', about, 'seq')
 if tonumber(seq) < tonumber(ARGV[2]) then redis.call('HSET', about, 'seq', ARGV[2]) end

@@ -154,6 +154,24 @@ def test_a_redis_that_comes_back_empty_gets_the_state_again(tmp_path: Path) -> N
         assert b.wait("store.change", key="new").head["version"] > version
 
 
+def test_a_server_that_comes_first_and_knows_nothing_costs_no_state(tmp_path: Path) -> None:
+    """Redis comes back empty, and a server that begins finds it before the one that has the state."""
+    with own_redis(tmp_path / "data") as server, store(server.url) as old:
+        old.up()
+        version = old.set("kept", 1).head["version"]
+        old.process.send_signal(signal.SIGSTOP)
+        server.kill()
+        server.start()
+        with store(server.url) as new:
+            assert new.up() == {}
+            old.process.send_signal(signal.SIGCONT)
+            assert old.up() == {"kept": (version, 1)}
+            new.wait("store.down")  # its data were replaced
+            assert new.up() == {"kept": (version, 1)}
+            assert new.set("more", 2).head["version"] == version + 1
+            old.wait("store.change", key="more")
+
+
 def test_data_that_somebody_deletes_are_noticed_without_a_write(tmp_path: Path) -> None:
     with own_redis(tmp_path / "data") as server, store(server.url) as process:
         process.up()
