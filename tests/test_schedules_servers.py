@@ -19,8 +19,8 @@ from server import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, running
 from tests.schedule_application import APPLICATION, do, notes, outcomes, report, until
 
-RELOADS = int(os.environ.get("SERVE_TEST_RELOADS", "3"))
-KILLS = int(os.environ.get("SERVE_TEST_KILLS", "2"))
+RELOADS = int(os.environ.get("SERVE_TEST_RELOADS", "2"))
+KILLS = int(os.environ.get("SERVE_TEST_KILLS", "1"))
 
 
 def write(directory: Path, schedules: str) -> None:

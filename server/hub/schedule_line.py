@@ -267,6 +267,20 @@ class Line:
         tick.queued = True
         return ""
 
+    def overtaken(self, now: int) -> list[Tick]:
+        """Take out the ticks that could not begin until the next one was due: what held them up ends in no burst."""
+        newest: dict[int, Tick] = {}
+        found = []
+        for tick in self.waiting:
+            if tick.kind is Kind.TICK and tick.attempt == 1 and tick.due <= now and not tick.queued:
+                before = newest.get(tick.slot)
+                newest[tick.slot] = tick if before is None or before.instant < tick.instant else before
+                found.append(tick)
+        found = [tick for tick in found if newest[tick.slot] is not tick]
+        if found:
+            self.waiting = [tick for tick in self.waiting if tick not in found]
+        return found
+
     def wake(self, now: int) -> int | None:
         """When something is to be decided even if nothing happens."""
         times = [tick.due if tick.due > now else tick.due + GRACE + 1 for tick in self.waiting if not tick.queued]

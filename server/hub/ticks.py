@@ -226,6 +226,9 @@ class Ticks(Part):
         for tick in waiting:
             if not self._decide(line, tick, now):
                 line.waiting.append(tick)
+        for tick in line.overtaken(now):
+            assert line.definition is not None
+            self._give_up(line, tick, Outcome.MISSED, self._why(line.definition))
 
     def _decide(self, line: Line, tick: Tick, now: int) -> bool:
         """Begin a tick's run, or say why it has none; False if it has to wait."""

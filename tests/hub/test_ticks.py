@@ -214,16 +214,29 @@ def test_a_tick_waits_for_a_worker_and_then_is_missed(server: Server) -> None:
     (worker,) = server.switch(every(10), workers=1)
     server.hub.leave(worker.id)
     server.go(35)
-    assert server.history("job") == []
+    assert server.history("job") == [("missed", 2)]
     server.hub.order(server.spawn(every(10)).id, Order.SERVE)
     server.look()
-    assert instants(server.given) == [10]  # it was late, but not too late
+    assert instants(server.given) == [30]  # it is late, but not too late; those before it were overtaken
     server.ran(1)
     (worker,) = [m for m in server.hub.members.values() if m.order is Order.SERVE]
     server.hub.leave(worker.id)
     server.go(40)
-    assert ("missed", 1) in server.history("job")
+    assert server.history("job")[-1] == ("missed", 3)
     assert "no worker" in next(text for event, text, _ in server.port.records if event == "schedule_missed")
+
+
+def test_what_held_ticks_up_ends_in_no_burst() -> None:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    server.switch(every(1, overlap=Overlap.ALLOW))
+    server.hub.store_changed("the store is away")
+    server.go(20.5)
+    server.hub.store_changed("")
+    server.look()
+    (grant,) = [frame.head for frame in server.port.to_store if frame.kind == "store.grant"]
+    assert grant["tick"] == BEGIN + 20
+    assert server.history("job") == [("missed", 19)]
 
 
 def test_a_worker_without_room_is_passed_over(server: Server) -> None:
