@@ -94,6 +94,8 @@ class Lifespan:
         try:
             await self._app(scope, self._receive, self._send)
         except Exception as error:
+            if self._task is not None and self._task.cancelling():
+                return  # the process ends, and what an application says of that is nobody's concern
             if self._state is not LifespanState.FAILED:  # then the application's own message says why
                 self._detail = application_traceback(error)
             if self._state is LifespanState.CALLED or (

@@ -129,6 +129,8 @@ class Worker:
                         self.hub.link.send("up")
                     self.outbox.tell({"type": "ready"})
                     await self._serve_and_retire()
+                elif not starting.cancelled_caught:  # told to leave at the very moment at which it had started
+                    await self._finish_lifespan()
             except (StartError, UsageError) as error:
                 status = 1
                 self.outbox.tell(failure(error))

@@ -122,3 +122,22 @@ def test_on_demands_the_protocol(app: ASGIApplication) -> None:
 
 def test_off_does_not_call_the_application() -> None:
     assert run(raises, "off") == {"served": True}
+
+
+def test_what_an_application_says_of_being_cancelled_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Starlette says that its shutdown has failed when the end of the process cancels its lifespan."""
+
+    async def starlette_like(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(COMPLETE)
+        try:
+            await receive()
+        except BaseException:
+            await send({"type": "lifespan.shutdown.failed", "message": "cancelled"})
+            raise
+
+    async def main() -> None:
+        await Lifespan(starlette_like, "auto", {}).startup()
+
+    anyio.run(main)  # which cancels what has not ended
+    assert caplog.records == []
