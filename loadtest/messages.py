@@ -26,16 +26,19 @@ from pathlib import Path
 from typing import Any, Final
 
 QUIET_PAUSE: Final = 0.002
-"""Seconds between two messages of the case "quiet"."""
+"""Seconds between two messages of one task in the cases "steady" and "quiet"."""
 ROOT: Final = Path(__file__).resolve().parent.parent
 CASES: Final = {
     "to-one": "one worker to one other",
     "to-all": "one worker to all",
     "acked": "one worker to any, acknowledged",
     "call": "one worker to any, answered",
+    "steady": "one worker to one other, 10 messages each 2 ms",
     "quiet": "one worker to one other, one message each 2 ms",
 }
-BOTH: Final = ("to-one", "to-all", "quiet")
+TASKS: Final = {"steady": 10, "quiet": 1}
+"""Messages under way where that is part of the case."""
+BOTH: Final = ("to-one", "to-all", "steady", "quiet")
 """What pub/sub can do as well."""
 _STAMP: Final = struct.Struct("<d")
 
@@ -67,6 +70,11 @@ class Received:
     def take(self, data: bytes) -> None:
         """A message came."""
         self._times.append(time.monotonic() - _STAMP.unpack_from(data)[0])
+
+    @property
+    def count(self) -> int:
+        """How many there have been."""
+        return len(self._times)
 
     def results(self) -> dict[str, float]:
         """Count, and median and 99th percentile of the times (ms); forget them."""
@@ -195,7 +203,7 @@ def main() -> None:
 def cases(options: argparse.Namespace, address: str, port: int) -> None:
     """All cases, on both sides in turn."""
     for case, name in CASES.items():
-        tasks = 1 if case == "quiet" else options.tasks
+        tasks = TASKS.get(case, options.tasks)
         here: list[dict[str, Any]] = []
         there: list[dict[str, Any]] = []
         for _ in range(options.runs):

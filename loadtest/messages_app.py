@@ -36,6 +36,12 @@ def results(message: Message) -> dict[str, Any]:
     return received.results()
 
 
+@messenger.on("count")
+def count(message: Message) -> int:
+    """How many messages this worker has received."""
+    return received.count
+
+
 @messenger.on("run", concurrency=2)
 async def run(message: Message) -> dict[str, Any]:
     """Send for a while; return how many were sent and what each worker received."""
@@ -55,7 +61,7 @@ async def run(message: Message) -> dict[str, Any]:
                     await messenger.send_random("work", data, ack=True)
                 case "call":
                     await messenger.call("work", data)
-                case "quiet":
+                case "steady" | "quiet":
                     await messenger.send_to(1, "to-one", data)
                     await asyncio.sleep(QUIET_PAUSE)
             sending.count += 1
@@ -65,7 +71,10 @@ async def run(message: Message) -> dict[str, Any]:
     began = time.monotonic()
     await asyncio.gather(*(send() for _ in range(tasks)))
     elapsed = time.monotonic() - began
-    await asyncio.sleep(0.2)  # the last ones arrive
+    before = -1
+    while before != (now := sum([await messenger.call("count", to=slot) for slot in workers])):  # the last ones arrive
+        before = now
+        await asyncio.sleep(0.1)
     found = [await messenger.call("results", to=slot) for slot in sorted(workers)]
     return {"sent": sending.count, "seconds": elapsed, "received": found}
 

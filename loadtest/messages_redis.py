@@ -39,7 +39,7 @@ async def send(port: int, case: str, seconds: float, tasks: int, size: int) -> N
         while sending.on():
             await client.publish(TOPIC, payload(size))
             sending.count += 1
-            if case == "quiet":
+            if case in ("steady", "quiet"):
                 await asyncio.sleep(QUIET_PAUSE)
 
     began = time.monotonic()
