@@ -30,7 +30,7 @@ APPLICATION: Final = 0x53525645
 VERSION: Final = 1
 """`PRAGMA user_version`: of the tables below."""
 MAGIC: Final = b"SQLite format 3\0"
-LOCK_TIME: Final = 5.0
+LOCK_TIME: Final = 3.0
 """Seconds that the store process of a server that has just ended has to let go of the file."""
 LOOK: Final = 0.02
 """Seconds between two looks at whether it has."""
