@@ -74,6 +74,7 @@ class Leases:
         grow: one whose clock is behind tells more, and at last runs without a token.
         """
         if why == "trouble":
+            tick.unsettled = self._hub.settings.shared and tick.kind is Kind.TICK
             tick.denied = not self._hub.settings.shared
         elif why == "granted" and tick.kind is not Kind.TICK:
             tick.ahead = 2 * tick.ahead or 1000

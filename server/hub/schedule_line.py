@@ -117,9 +117,14 @@ class Tick:
     token: int | None = None  # the store's, once it has granted this tick
     until: float = 0.0  # of the store's lease (the hub's clock)
     denied: bool = False  # it runs without the store's word
+    unsettled: bool = False  # the store may have granted it, and could not say so
     ahead: int = 0  # of one that somebody asked for: the store is told so much more than its instant
     ask: int = 0  # who asked for it; 0 for nobody
     queued: bool = False  # it waits for the run before it, as long as that takes
+
+    def late(self, now: int) -> bool:
+        """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
+        return now - self.due > GRACE and not self.queued and (self.token is not None or not self.unsettled)
 
     @classmethod
     def load(cls, told: dict[str, Any]) -> Tick:
@@ -275,7 +280,8 @@ class Line:
             if tick.kind is Kind.TICK and tick.attempt == 1 and tick.due <= now and not tick.queued:
                 before = newest.get(tick.slot)
                 newest[tick.slot] = tick if before is None or before.instant < tick.instant else before
-                found.append(tick)
+                if not tick.unsettled:
+                    found.append(tick)
         found = [tick for tick in found if newest[tick.slot] is not tick]
         if found:
             self.waiting = [tick for tick in self.waiting if tick not in found]
@@ -283,7 +289,8 @@ class Line:
 
     def wake(self, now: int) -> int | None:
         """When something is to be decided even if nothing happens."""
-        times = [tick.due if tick.due > now else tick.due + GRACE + 1 for tick in self.waiting if not tick.queued]
+        waiting = [tick for tick in self.waiting if not tick.queued and not tick.unsettled]
+        times = [tick.due if tick.due > now else tick.due + GRACE + 1 for tick in waiting]
         return min(times if self.next is None else [*times, self.next], default=None)
 
     def state(self) -> str:

@@ -22,7 +22,7 @@ from server.hub.frames import Frame
 from server.hub.hub import Hub, Member, Part, Phase, Role, State
 from server.hub.schedule_commands import Asks
 from server.hub.schedule_leases import Leases
-from server.hub.schedule_line import ABANDONED, GRACE, Entry, Kind, Line, Missed, Outcome, Run, Tick, outcome_of
+from server.hub.schedule_line import ABANDONED, Entry, Kind, Line, Missed, Outcome, Run, Tick, outcome_of
 from server.hub.schedule_offers import Offers
 from server.hub.schedule_past import Past
 from server.hub.schedule_records import ENDS, Records
@@ -228,7 +228,7 @@ class Ticks(Part):
                 line.waiting.append(tick)
         for tick in line.overtaken(now):
             assert line.definition is not None
-            self._give_up(line, tick, Outcome.MISSED, self._why(line.definition))
+            self._give_up(line, tick, Outcome.MISSED, self._why(line, line.definition))
 
     def _decide(self, line: Line, tick: Tick, now: int) -> bool:
         """Begin a tick's run, or say why it has none; False if it has to wait."""
@@ -239,8 +239,8 @@ class Ticks(Part):
             self._give_up(line, tick, Outcome.PAUSED)
         elif tick.due > now:
             return False
-        elif now - tick.due > GRACE and not tick.queued:
-            self._give_up(line, tick, Outcome.MISSED, self._why(definition))
+        elif tick.late(now):
+            self._give_up(line, tick, Outcome.MISSED, self._why(line, definition))
         elif definition.on is On.ALL and tick.slot < 0:
             return self._spread(line, definition, tick)
         elif line.asked is not None:
@@ -286,9 +286,11 @@ class Ticks(Part):
         self._begin(line, tick, min(members, key=lambda m: (hands[m.id], self._chosen.get(m.id, 0))), now)
         return True
 
-    def _why(self, definition: Definition) -> str:
-        if self.hub.store_trouble:
+    def _why(self, line: Line, definition: Definition) -> str:
+        if self.hub.settings.shared and self.hub.store_trouble:
             return self.hub.store_trouble
+        if line.asked is not None:
+            return "the store had not answered"
         if definition.on is On.AGENT:
             return "there was no agent that has this schedule"
         return "there was no worker that could run it"

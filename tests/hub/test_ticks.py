@@ -472,6 +472,30 @@ def test_without_the_store_a_tick_waits_and_then_is_missed(stored: Server) -> No
     assert "the store is away" in stored.port.records[-1][1]
 
 
+def test_a_tick_that_the_store_may_have_granted_is_settled(stored: Server) -> None:
+    """A Redis that hung does what it was asked for when it goes on: the lease must not stand for a run that is not."""
+    stored.switch(every(10))
+    stored.go(30)
+    assert stored.newest("job").text == "the store had not answered"
+    stored.hub.store_changed("it hangs")
+    stored.store_says("store.taken", id=1, why="trouble", text="it hangs")
+    stored.go(40)
+    assert stored.history("job") == [("missed", 5)]  # of those that came meanwhile, but for the newest
+    stored.hub.store_changed("")
+    stored.look()
+    again = [frame.head for frame in stored.port.to_store if frame.kind == "store.grant"][-1]
+    assert again["tick"] == BEGIN + 10
+    stored.store_says("store.granted", id=again["id"], token=7, renewed_until=stored.clock + 30)
+    assert [frame.head for frame in stored.port.to_store if frame.kind == "store.release"] == [
+        {"name": "job", "token": 7}
+    ]
+    again = [frame.head for frame in stored.port.to_store if frame.kind == "store.grant"][-1]
+    assert again["tick"] == BEGIN + 70
+    stored.store_says("store.granted", id=again["id"], token=8, renewed_until=stored.clock + 30)
+    assert instants(stored.given) == [70]
+    assert stored.line("job").counts["missed"] == 6
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_file_that_cannot_be_written_holds_up_nobody(known: bool) -> None:
     server = Server(stored=True, shared=False)
