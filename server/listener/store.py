@@ -102,6 +102,7 @@ class Store:
         self._process: Process | None = None
         self._socket: socket.socket | None = None
         self._adopted = left is not None and left["pid"] != 0
+        self._failed = ""  # why the last process could not start
         self.trouble = ""
         """Why nothing can be asked at present."""
         self.failure: tuple[str, int] | None = None
@@ -256,14 +257,15 @@ class Store:
         self._give_refusals()  # each says more than what is said to all of them next
         if self._end.is_set() or turned or self.failure is not None:
             return
-        self._away(f"the store process ended ({how})", "store_died")
+        self._away(self._failed or f"the store process ended ({how})", "store_died")
+        self._failed = ""
 
     def _away(self, text: str, event: str) -> None:
         said, self.trouble = self.trouble, text
         if self._stage is not Stage.STARTING:
             self._stage = Stage.AWAY
             self._changed(text)
-        if not said:  # one line for one outage
+        if not said or (event == "store_died" and text != said):  # one line for one outage, unless there is more to say
             about = f"the shared state cannot be written at present: {text}"
             self._happened(e.Say(logging.ERROR, event, about, "", {"state": self.shown, "reason": text}))
 
@@ -352,11 +354,9 @@ class Store:
                 head = frame.head
                 self._happened(e.Say(head["level"], head["event"], head["text"], "", head.get("about", {})))
             case "store.failed":
-                self.trouble = frame.head["text"]
+                self._failed = frame.head["text"]
                 if self._stage is Stage.STARTING:
                     self.failure = frame.head["text"], frame.head["status"]
-                else:
-                    log.error("the store process could not start: %s", frame.head["text"])
             case "store.down":
                 self._pass_on(data)
                 self._away(frame.head["text"], "store_down")

@@ -254,7 +254,12 @@ def test_a_file_that_cannot_be_written_is_told_to_the_caller(tmp_path: Path) -> 
         assert status == 503
         assert "the state could not be written to" in text
         assert has(server, "/get/a") == "1"
+        os.kill(store_process(server), signal.SIGKILL)  # another process makes no new file
+        server.wait_until(lambda status: "is gone: put it back" in status["state_store"]["trouble"])
+        assert "is gone: put it back" in server.log()
+        assert has(server, "/get/a") == "1"
         (tmp_path / "moved").rename(tmp_path / "state.db")
+        wait_for_store(server)
         has(server, "/set/a/3")
 
 
