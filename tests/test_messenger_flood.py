@@ -17,6 +17,8 @@ from server import control_client
 from server.scoreboard import Header
 from tests.running import RunningServer, connect, request, running
 
+pytestmark = pytest.mark.once
+
 SIGNALS = int(os.environ.get("SERVE_TEST_SIGNALS", "50"))
 """In each state; the whole test has 200."""
 ATTEMPTS = 6

@@ -24,6 +24,8 @@ import pytest
 from server.control_client import Refused
 from tests.running import PATIENCE, RunningServer, running
 
+pytestmark = pytest.mark.once
+
 MESSAGES = int(os.environ.get("SERVE_TEST_MESSAGES", "3000"))
 RELOADS = max(2, MESSAGES // 2000)
 KILLS = max(2, MESSAGES // 5000)
