@@ -40,7 +40,7 @@ def schedules(control: str, pid: str, name: str | None, as_json: bool) -> int:
     elif not found:
         show("the application has no schedules")
     else:
-        _print(_one(harmless(found[0])) if name else _all(harmless(found)))
+        _print(*(_one(harmless(found[0])) if name else [_all(harmless(found))]))
     return 0
 
 
@@ -76,16 +76,16 @@ SOON: Final = 1.0
 """Seconds in which a run that cannot be is refused."""
 
 
-def _print(table: Table) -> None:
+def _print(*parts: Table | Text) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
     if console.is_terminal:
-        console.print(table)
+        console.print(*parts, sep="\n")
         return
     plain = Console(highlight=False, width=WIDE, file=sys.stdout, no_color=True)
     with plain.capture() as captured:
-        plain.print(table)
+        plain.print(*parts, sep="\n", soft_wrap=True)
     show("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
@@ -112,13 +112,14 @@ def _all(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _one(found: dict[str, Any]) -> Table:
+def _one(found: dict[str, Any]) -> tuple[Text, Table]:
     """What became of the last ticks of one schedule, the newest first."""
+    from rich.text import Text
+
     now = time.time()
-    state = _state(found)
+    parts = (found["when"], f"on {found['on']}", _state(found).plain, found["where"])
+    head = Text(f"{found['name']}: {', '.join(parts)}")
     table = _table("instant", "outcome", "began", "took", "worker", "attempt", "")
-    table.title = f"{found['name']}: {found['when']}, on {found['on']}, {state.plain}, {found['where']}"
-    table.title_justify = "left"
     for entry in found["history"]:
         several = f" ({entry['count']} ticks)" if entry["count"] > 1 else ""
         table.add_row(
@@ -130,7 +131,7 @@ def _one(found: dict[str, Any]) -> Table:
             str(entry["attempt"]),
             entry["text"] + several,
         )
-    return table
+    return head, table
 
 
 def _table(*columns: str) -> Table:
