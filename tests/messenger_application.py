@@ -111,6 +111,17 @@ def dead(message: Message) -> None:
     record("dead", message.topic, message.payload, message.attempt)
 
 
+@messenger.on("for-the-agent")
+async def for_the_agent(message: Message) -> None:
+    await asyncio.sleep(0.002)
+    record("agent", message.payload, os.getpid(), messenger.me.role)
+
+
+async def agent() -> None:
+    """Nothing but its handlers."""
+    await asyncio.Event().wait()
+
+
 async def outcome(sending: Any) -> Any:
     """What a send returned, or the name and text of what it raised."""
     try:
@@ -127,6 +138,10 @@ async def answer(path: str, asked: dict[str, str]) -> Any:
             numbers = range(int(asked["first"]), int(asked["first"]) + int(asked["count"]))
             sent = [outcome(messenger.send_random("work", n, ack=True, max_deliveries=99, timeout=60)) for n in numbers]
             return [found for found in await asyncio.gather(*sent) if "error" in found]
+        case "/agents":
+            first, count = int(asked["first"]), int(asked["count"])
+            sends = [outcome(messenger.send_to_agent("for-the-agent", first + n, timeout=60)) for n in range(count)]
+            return [found for found in await asyncio.gather(*sends) if found is not None]
         case "/order":
             return [await outcome(messenger.send_to_workers("order", n)) for n in range(int(asked["count"]))]
         case "/acked":

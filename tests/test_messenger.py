@@ -184,6 +184,27 @@ def test_a_retiring_worker_ends_what_it_has_and_gets_no_more(tmp_path: Path) -> 
         assert "messages_lost" not in server.log()
 
 
+def test_the_agent_gets_each_message_once_and_in_order_over_reloads(tmp_path: Path) -> None:
+    with of_its_own(tmp_path, 1, "--agent", "tests.messenger_application:agent") as server:
+        asking = Asking(server, tmp_path / "record")
+        told: list[Any] = []
+
+        def send() -> None:
+            told.extend(asking.ask(f"/agents?first={first}&count=20") for first in range(0, 600, 20))
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        for reload in range(2):
+            asking.wait_for(150 * (reload + 1), "agent")
+            server.reload()
+        sender.join(PATIENCE)
+        found = asking.wait_for(600, "agent")
+        assert told == [[]] * 30
+        assert [int(line[1]) for line in found] == list(range(600))
+        assert len({line[2] for line in found}) == 3
+        assert {line[3] for line in found} == {"agent"}
+
+
 def test_messages_outlive_the_listeners_program(tmp_path: Path) -> None:
     with of_its_own(tmp_path, 2) as server:
         asking = Asking(server, tmp_path / "record")

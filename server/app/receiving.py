@@ -24,6 +24,8 @@ from server.logs import about
 
 TOPICS: Final = 1_000
 """Topics that one process handles, at most."""
+TOGETHER: Final = 5_000
+"""Messages that are given back in one frame, so that they keep their order; a process hardly ever has more."""
 ERROR_TEXT: Final = 4_000
 """Characters of an exception that the caller is told."""
 
@@ -115,7 +117,7 @@ class Receiver:
     def bind(self, link: Link) -> None:
         """Take messages from this link; nothing of an earlier one's is handled any more."""
         self._link = link
-        self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back")
+        self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back", TOGETHER)
         for topic in self._topics.values():
             topic.queue.clear()
             topic.running = 0
@@ -221,7 +223,7 @@ class Receiver:
                     self._back.add(delivery.number)
             topic.queue = kept
         self._back.flush()
-        self._link.send("msg.back", {"m": []})  # that was all: what follows may go to others
+        self._link.send("msg.back", {"m": [], "all": True})  # what follows may go to others
 
 
 async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str]:

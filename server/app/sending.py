@@ -126,8 +126,9 @@ class Window:
 class Outbox:
     """Entries of one kind of frame: those of one turn of the loop travel together."""
 
-    def __init__(self, link: Link, kind: str) -> None:
+    def __init__(self, link: Link, kind: str, limit: int = FRAME_MESSAGES) -> None:
         self._link = link
+        self._limit = limit
         self._batch = Batch(kind)
 
     def add(self, entry: Any, body: bytes = b"") -> None:
@@ -135,7 +136,7 @@ class Outbox:
         batch = self._batch
         if not batch.entries:
             self._link.loop.call_soon(self.flush)
-        elif len(batch.entries) >= FRAME_MESSAGES or batch.size + len(body) > FRAME_BYTES:
+        elif len(batch.entries) >= self._limit or batch.size + len(body) > FRAME_BYTES:
             self._send()
         batch.entries.append(entry)
         if body:

@@ -9,7 +9,7 @@ member -> hub
                  slot: of DIRECT, -1 for the agent; of COPY, 0 for the workers alone, -1 for all
     msg.withdraw {m: [id, …]}                              it does not wait any longer
     msg.done     {m: [[delivery, ok, length], …]} body     handlers have ended; answers, or what went wrong
-    msg.back     {m: [delivery, …]}                        not begun, and will not be
+    msg.back     {m: [delivery, …], all?}                  not begun, and will not be; all: said once, when it retires
 hub -> member
     msg.give     {m: [[delivery, handled topic, id, attempt, kind, want, origin, subject, length], …]} body
     msg.told     {m: [[id, outcome, value, length], …]} body
@@ -65,7 +65,8 @@ class Messages(Part):
             case "msg.back":
                 for delivery in reversed(frame.head["m"]):  # each is put before the others again
                     routing.back(place, delivery)
-                routing.gave_back(place)
+                if frame.head.get("all"):
+                    routing.gave_back(place)
             case "msg.topics":
                 for topic, concurrency in frame.head["topics"].items():
                     routing.handles(place, topic, concurrency)

@@ -114,8 +114,8 @@ class Table:
     def done(self, member: int, delivery: int, ok: bool = True, body: bytes = b"") -> None:
         self.take(member, "msg.done", {"m": [[delivery, ok, len(body)]]}, body)
 
-    def back(self, member: int, *deliveries: int) -> None:
-        self.take(member, "msg.back", {"m": list(deliveries)})
+    def back(self, member: int, *deliveries: int, all: bool = True) -> None:
+        self.take(member, "msg.back", {"m": list(deliveries), "all": all})
 
     def withdraw(self, member: int, *ids: str) -> None:
         self.take(member, "msg.withdraw", {"m": list(ids)})

@@ -126,6 +126,8 @@ def test_what_is_for_a_slot_goes_to_the_old_worker_until_the_switch(table: Table
     table.retire(1)
     new = table.send(2, Kind.DIRECT, "a", slot=0)
     assert (table.ids(1), table.ids(3)) == ([old], [])  # the old one may give it back, and it was the first
+    table.back(1, all=False)
+    assert (table.ids(1), table.ids(3)) == ([old], [])
     table.back(1)
     assert (table.ids(1), table.ids(3)) == ([old], [new])
 
