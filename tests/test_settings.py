@@ -42,6 +42,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
         "hook": ("post_reload=a b\n serving=c:d", ("post_reload=a b", "serving=c:d")),
         "health_path": ("/up", "/up"),
+        "agent": ("app:consume", "app:consume"),
         "root_path": ("/api", "/api"),
         "forwarded_allow_ips": ("10.0.0.0/8, unix", "10.0.0.0/8, unix"),
         "forwarded_headers": ("Forwarded x-forwarded-prefix", "Forwarded x-forwarded-prefix"),

@@ -464,6 +464,7 @@ def test_stop_while_nobody_serves_does_not_await_one_after_another_for_ever() ->
     began = shell.now
     while shell.supervisor.state is ServerState.AWAITING:
         for kill in [action for action in shell.tick_at_deadline() if isinstance(action, e.Kill)]:
+            assert isinstance(kill.worker, Worker)
             shell.send(e.WorkerDied(kill.worker, "signal SIGKILL"))
     assert shell.supervisor.state is ServerState.STOPPING
     assert shell.now <= began + POLICY.startup_timeout + SWITCH_TIMEOUT
