@@ -402,6 +402,140 @@ def test_the_agent_comes_and_goes_with_the_configuration(tmp_path: Path) -> None
     assert len(gaps(tmp_path)) == 1
 
 
+FINISHES_BADLY = """
+async def finishes_badly():
+    note("enter")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise ValueError("the door is stuck")
+
+
+@contextlib.asynccontextmanager
+async def leaves_badly():
+    note("enter")
+    yield
+    raise ValueError("the door is stuck")
+"""
+
+
+@pytest.mark.parametrize("name", ["finishes_badly", "leaves_badly"])
+def test_what_goes_wrong_when_an_agent_finishes_is_logged(tmp_path: Path, name: str) -> None:
+    write(tmp_path, more=FINISHES_BADLY)
+    with running("app:app", "--agent", f"app:{name}", directory=tmp_path) as server:
+        assert "generation 2 serves" in server.reload()
+        assert f"the agent app:{name} did not finish in order: ValueError('the door is stuck')" in server.log()
+        assert "server/" not in server.log().partition("did not finish")[2].partition("has finished")[0]
+        assert server.stop() == 0
+
+
+STRANGE = """
+class Strange(BaseException): pass
+KIND = {kind}
+
+async def prepare():
+    if {place!r} == "prepare": raise KIND("so strange")
+
+async def strange():
+    if {place!r} == "enter": raise KIND("so strange")
+    await messenger.ready()
+    if {place!r} == "run": raise KIND("so strange")
+
+if {place!r} == "import" and the_agent.here: raise KIND("so strange")
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("KeyboardInterrupt", "import"),
+        ("asyncio.CancelledError", "prepare"),
+        ("Strange", "prepare"),
+        ("SystemExit", "enter"),
+        ("Strange", "run"),
+    ],
+)
+def test_whatever_the_application_raises_is_told_as_its_own(tmp_path: Path, kind: str, place: str) -> None:
+    write(tmp_path, more=STRANGE.format(kind=kind, place=place))
+    server = RunningServer("app:app", "--agent", "app:strange", directory=tmp_path)
+    try:
+        if place == "run":
+            wait_for_log(server.ready(), "is lost; another is started now")
+            assert server.stop() == 0
+        else:
+            assert server.wait() == 1
+        log = server.log()
+        assert "so strange" in log
+        assert f'File "{tmp_path}/app.py"' in log
+        assert "server/" not in log  # none of this server's own frames
+    finally:
+        print(server.log())
+        server.close()
+
+
+ENTERS_LATE = """
+class Late:
+    async def __aenter__(self):
+        note("enter")
+        while not os.path.exists(os.path.dirname(__file__) + "/go"):
+            time.sleep(0.01)
+
+    async def __aexit__(self, kind, *_):
+        note(f"left-{kind}")
+
+late = Late()
+"""
+
+
+def test_one_that_is_told_to_finish_at_the_moment_when_it_is_entered_is_left_in_order(tmp_path: Path) -> None:
+    write(tmp_path, more=ENTERS_LATE)
+    server = RunningServer("app:app", "--agent", "app:late", "--block-warn", "0", directory=tmp_path)
+    try:
+        wait_for(tmp_path, "enter")
+        server.signal(signal.SIGTERM)
+        wait_for_log(server, "stopped before the first start was complete")
+        (tmp_path / "go").touch()
+        assert server.wait() == 0
+    finally:
+        print(server.log())
+        server.close()
+    assert diary(tmp_path)[-1].what == "left-None"
+
+
+FORKS = """
+@contextlib.asynccontextmanager
+async def forks():
+    note("enter")
+    if (child := os.fork()) == 0:
+        note("child")
+        ours = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
+        if os.fork() == 0:
+            for each in ours:
+                os.fstat(each)
+            note("grandchild-has-all")
+            os._exit(0)
+        time.sleep(1000)
+    yield
+    note("leave")
+    os.kill(child, 9)
+"""
+
+
+def test_descendants_of_an_agent_do_not_keep_its_lock_nor_lose_files_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, more=FORKS)
+    with running("app:app", "--agent", "app:forks", directory=tmp_path) as server:
+        wait_for(tmp_path, "grandchild-has-all")
+        os.kill(agent_pid(server), signal.SIGKILL)  # and its child lives on
+        wait_for(tmp_path, "enter", 2)
+        assert ask(server)["agent"][2] is True
+        assert "has not ended" not in server.log()
+        assert server.stop() == 0
+    for entry in diary(tmp_path):
+        if entry.what == "child":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(entry.pid, signal.SIGKILL)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

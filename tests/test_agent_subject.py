@@ -64,7 +64,8 @@ def test_what_an_agent_may_be(module: str, name: str) -> None:
 async def prepared_entered_and_left(subject: Subject) -> None:
     await subject.prepare()
     life = Life(subject)
-    await life.enter()
+    if (raised := await life.enter()) is not None:
+        raise raised
     assert await life.finish() is None
 
 
@@ -204,12 +205,37 @@ def test_an_entering_that_is_cancelled_is_ended_first() -> None:
     asyncio.run(run())
 
 
-def test_an_exit_of_the_application_is_its_failure() -> None:
+class OwnKind(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, OwnKind, asyncio.CancelledError, ValueError])
+@pytest.mark.parametrize("later", [False, True])
+def test_whatever_the_application_raises_is_a_value_and_ends_no_loop(kind: type[BaseException], later: bool) -> None:
     async def leaves() -> None:
-        sys.exit(3)
+        if later:
+            await asyncio.sleep(0.01)
+        raise kind
 
     async def run() -> None:
-        with pytest.raises(SystemExit):
-            await Life(Subject(leaves, "app:agent", None)).enter()
+        life = Life(Subject(leaves, "app:agent", None))
+        # in a task of its own, out of which an exit would end the loop
+        entered = await asyncio.ensure_future(life.enter())
+        assert isinstance(await life.over() if later else entered, kind)
+        assert isinstance(await life.finish(), kind)
+
+    asyncio.run(run())
+
+
+def test_one_that_is_to_finish_before_its_first_step_has_finished() -> None:
+    async def never() -> None:
+        raise AssertionError
+
+    async def run() -> None:
+        life = Life(Subject(never, "app:agent", None))
+        entering = asyncio.ensure_future(life.enter())
+        await asyncio.sleep(0)  # the task has been made, and comes next
+        assert await life.finish() is None
+        await entering
 
     asyncio.run(run())

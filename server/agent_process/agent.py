@@ -113,7 +113,7 @@ class AgentProcess:
         if not self._may_begin.is_set():
             return
         self._has_begun = True
-        if await self._unless_told(self._take_lease()):
+        if await self._unless_told(self._take_lease()) and self._leaving is None:
             self.watchdog.watch(self.cells, self.config.block_warn)
             await self._enter_and_finish(subject)
             self.watchdog.unwatch()
@@ -127,12 +127,14 @@ class AgentProcess:
             subject = load(name)
         except UsageError:
             raise
-        except (Exception, SystemExit) as error:
-            raise StartError(f"the agent {name} cannot be imported", application_traceback(error)) from None
+        except BaseException as error:
+            raise _failed(f"the agent {name} cannot be imported", error) from None
         try:
             await subject.prepare()
-        except (Exception, SystemExit) as error:
-            raise StartError(f"the prepare() of the agent {name} failed", application_traceback(error)) from None
+        except BaseException as error:
+            if _is_cancelled(error):
+                raise
+            raise _failed(f"the prepare() of the agent {name} failed", error) from None
         return subject
 
     async def _take_lease(self) -> bool:
@@ -144,27 +146,31 @@ class AgentProcess:
 
     async def _enter_and_finish(self, subject: Subject) -> None:
         life = Life(subject)
-        try:
-            await self._unless_told(life.enter())
-        except UsageError:
-            raise
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
-            raise _failed(f"the agent {subject.name} could not be entered", error) from None
-        if self._leaving is not None:
-            return
+        match await self._unless_told(life.enter()):
+            case None:
+                pass
+            case UsageError() as error:
+                raise error
+            case error:
+                raise _failed(f"the agent {subject.name} could not be entered", error)
+        if self._leaving is None:
+            await self._be_active(life, subject.name)
+        if (raised := await life.finish()) is not None:
+            text = "the agent %s did not finish in order: %r\n%s"
+            log.error(text, subject.name, raised, application_traceback(raised), extra=about("agent_finish_failed"))
+
+    async def _be_active(self, life: Life, name: str) -> None:
+        """From having been entered until it is to finish. Raises StartError if it fails before."""
         self.hub.link.send("up")  # its handlers and schedules are told
         self.outbox.tell({"type": "entered"})
         over = asyncio.ensure_future(life.over())
         await self._unless_told(asyncio.wait({over}))
         if over.done():
             if (raised := over.result()) is not None:
-                raise _failed(f"the agent {subject.name} failed", raised)
+                raise _failed(f"the agent {name} failed", raised)
             self.outbox.tell({"type": "returned"})
             await self._told.wait()
         await self._finish_handlers()
-        if (raised := await life.finish()) is not None and not over.done():
-            text = "the agent %s did not finish in order: %r\n%s"
-            log.error(text, subject.name, raised, application_traceback(raised), extra=about("agent_finish_failed"))
 
     async def _finish_handlers(self) -> None:
         """No new work comes from here on; what has begun has its time to end."""
@@ -188,6 +194,8 @@ class AgentProcess:
                 return doing.result()
             doing.cancel()
             await asyncio.wait({doing})
+            if not doing.cancelled():
+                doing.exception()  # looked at, so that nobody complains of it: who is to leave need not succeed
             return None
         finally:
             told.cancel()
@@ -250,3 +258,9 @@ class AgentProcess:
 
 def _failed(text: str, error: BaseException) -> StartError:
     return StartError(text, application_traceback(error))
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this task is to end, and the application's code has not raised that by itself."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -68,4 +68,7 @@ class Lease:
         return int(text) if text.isdigit() else 0
 
     def _close(self) -> None:
-        os.close(self._fd)
+        """Once in a child: its own children find it closed, and its number may be another file's there."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -60,8 +60,8 @@ class AgentAccess:
         name = getattr(agent, "__qualname__", None) or f"the {type(agent).__name__}"
         life = Life(subject := Subject(agent, name, None))
         await subject.prepare()
-        await life.enter()
-        raised: BaseException | None = None
+        if (raised := await life.enter()) is not None:
+            raise raised
         try:
             yield
         finally:

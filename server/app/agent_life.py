@@ -1,6 +1,7 @@
 """One agent's work, from being entered to its end, in a task of its own: whoever enters a context manager leaves it.
 
-What the application's code raises is a value here (SystemExit too), so that none of it ends the process's loop.
+What the application's code raises is a value here, whatever it is: SystemExit and KeyboardInterrupt would end the loop
+if a task raised them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ class Life:
         self._inside = False  # of a context manager, which is left rather than cancelled
         self._task: asyncio.Task[BaseException | None] | None = None
 
-    async def enter(self) -> None:
+    async def enter(self) -> BaseException | None:
         """Begin; return once it is active: a context manager is entered, a function has come to its first wait.
 
-        Raises what the application's code raises, and UsageError if what it made is no agent. Cancelled, it is ended
+        Returns what the application's code raised, or a UsageError if what it made is no agent. Cancelled, it is ended
         before this returns.
         """
         task = self._task = asyncio.get_running_loop().create_task(self._run(), name="agent")
@@ -36,8 +37,7 @@ class Life:
             raise
         finally:
             begun.cancel()
-        if task.done() and (error := task.result()) is not None:
-            raise error
+        return self._raised() if task.done() else None
 
     async def over(self) -> BaseException | None:
         """Wait until it ends by itself; return why, or None if its function has returned."""
@@ -51,7 +51,11 @@ class Life:
         if not self._inside:
             self._task.cancel()
         await asyncio.wait({self._task})
-        return self._task.result()
+        return self._raised()
+
+    def _raised(self) -> BaseException | None:
+        assert self._task is not None
+        return None if self._task.cancelled() else self._task.result()  # cancelled: before its first step
 
     async def _run(self) -> BaseException | None:
         try:
@@ -63,7 +67,9 @@ class Life:
                 await made
         except asyncio.CancelledError as error:
             return None if self._leave.is_set() else error
-        except (Exception, SystemExit) as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
             return error
         return None
 
