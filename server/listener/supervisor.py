@@ -379,7 +379,7 @@ class Supervisor:
         if agent.generation is self.candidate:
             told = usage or detail  # by the agent itself, in a sentence that names it
             self._generation_failed(message if told else f"{agent}: {message}", detail, usage)
-        else:
+        elif agent.generation.state is not GenerationState.FAILED:  # in which case somebody else was faster
             again = agent.generation is self.current and self.state in _WITH_AGENT
             self.agents.lost(agent, message, detail, self._now if again else None)
 

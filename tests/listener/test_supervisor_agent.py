@@ -326,6 +326,17 @@ def test_a_new_agent_that_hangs_is_killed_and_the_reload_has_failed(entering: bo
     assert new.state is (AgentState.KILLED if entering else AgentState.ENDING)
 
 
+def test_an_agent_that_hangs_as_long_as_a_worker_of_its_generation_is_killed_without_a_word() -> None:
+    shell = AgentShell().up()
+    shell.send(e.ReloadAsked(ticket=1))
+    new = shell.one(AgentState.STARTING)
+    shell.now += STARTUP
+    shell.send(e.Tick())
+    assert new in [kill.worker for kill in shell.of(e.Kill)]
+    assert [answer.ok for answer in shell.of(e.Answer)] == [False]
+    assert not shell.said("agent_failed")  # the active one is not lost, and the server does not stop
+
+
 def test_the_agent_may_come_with_a_reload() -> None:
     shell = AgentShell(agent=False).up()
     shell.policy = dataclasses.replace(shell.policy, agent=True)
