@@ -16,8 +16,6 @@ import asyncio
 import collections
 import heapq
 import logging
-import math
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -31,12 +29,13 @@ from redis.backoff import NoBackoff
 from server import logs
 from server.errors import ChannelError, UsageError
 from server.hub.decide import Change, Entry, Limits, Op, Refused, Write, decide
-from server.hub.frames import Frame, packed, unpacked
+from server.hub.frames import Frame, unpacked
 from server.store import answers, scripts
 from server.store.answers import Answer
-from server.store.frames import LEASE_MARGIN, Taken, Trouble
+from server.store.frames import Trouble
 from server.store.lane import Lane
 from server.store.location import RedisAddress, shown
+from server.store.questions import Lost, entry, granted, lease_until, not_done, question, reason, sentence, stored
 
 BATCH: Final = 64
 """Questions that are under way together."""
@@ -55,18 +54,6 @@ WAIT_PART: Final = 0.5
 """Part of the timeout that replicas have to confirm a write."""
 
 log = logging.getLogger("serve")
-
-
-_NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
-"""What Redis and redis-py say of a password; not always by a class of its own."""
-
-
-class Lost(Exception):
-    """The conversation has to begin anew; nothing of what is under way is known."""
-
-
-_NOT_DONE: Final = (Lost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
-"""Answers after which the conversation begins anew, and that say that nothing was done."""
 
 
 class RemoteState:
@@ -159,7 +146,7 @@ class RemoteState:
             await self._lane.send("store.down", {"text": trouble})
 
     def _sentence(self, error: Exception) -> str:
-        return _sentence(error, " and ".join(shown(url) for url in self._address.urls))
+        return sentence(error, " and ".join(shown(url) for url in self._address.urls))
 
     async def _session(self) -> None:
         asker, address = await self._reach()
@@ -224,7 +211,7 @@ class RemoteState:
         try:
             found = await self._run(client, "HELLO", keys, fresh, self._highest, int(bool(self._entries)))
             if found == [b""]:
-                mine = [each for key, entry in self._entries.items() for each in (key, _stored(entry))]
+                mine = [each for key, entry in self._entries.items() for each in (key, stored(entry))]
                 found = await self._run(client, "HELLO", keys, fresh, self._highest, 1, *mine)
         except exceptions.ResponseError as error:
             if "WRONGTYPE" in str(error):
@@ -257,7 +244,7 @@ class RemoteState:
         seq, sent = int(found[0]), int(found[1])
         if not self._sent or sent < self._sent:  # not to miss any, or there are fewer than there were
             self._sent = sent
-        self._entries = {key.decode(): _entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
+        self._entries = {key.decode(): entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
         for piece in answers.snapshot(self._entries.items()):
             await self._lane.send(*piece)
         self._seq, self._highest = seq, max(self._highest, seq)
@@ -291,7 +278,7 @@ class RemoteState:
             began = time.monotonic()
             waits = self._address.replicas > 0 and any(frame.kind == "store.write" for frame in frames)
             for frame in frames:
-                script, keys, arguments = self._question(frame)
+                script, keys, arguments = question(frame, self._address.prefix, self._epoch, self._name, self._limits)
                 pipe.evalsha(self._shas[script], len(keys), *keys, *arguments)
             if waits:
                 pipe.execute_command(
@@ -301,7 +288,7 @@ class RemoteState:
             too_few = waits and (isinstance(said[-1], Exception) or said[-1] < self._address.replicas)
             ends: Exception | None = None
             for frame, found in zip(frames, said, strict=False):  # WAIT's answer comes last
-                if (trouble := _not_done(found)) is not None:
+                if (trouble := not_done(found)) is not None:
                     ends = trouble
                     await self._refuse(frame, Trouble.AWAY, f"it was not done: {self._sentence(trouble)}")
                 else:
@@ -310,37 +297,10 @@ class RemoteState:
             if ends is not None:
                 raise ends
 
-    def _question(self, frame: Frame) -> tuple[str, list[str], list[Any]]:
-        """The script that a frame asks for, its keys and arguments."""
-        head = frame.head
-        match frame.kind:
-            case "store.write":
-                write = Write.of(head, frame.body)
-                value = packed(write.by, "the step") if write.op is Op.INCR else write.value
-                version = "" if write.version is None else str(write.version)
-                arguments = [self._name, write.op.value, write.key, version, value, *self._limits]
-                return "WRITE", self._keys("about", "state", "log"), [self._epoch, *arguments]
-            case "store.read":
-                return "READ", self._keys("about", "state"), [self._epoch, head["key"]]
-            case "store.send":
-                told = packed({name: value for name, value in head.items() if name != "id"}, "a message's head")
-                return "SEND", self._keys("about", "messages"), [self._epoch, self._name, told, frame.body]
-            case "store.grant":
-                name, lease = head["name"], _microseconds(head["lease"])
-                exclusive = int(bool(head.get("exclusive")))
-                arguments = [name, repr(float(head["tick"])), head["holder"], lease, exclusive]
-                return "GRANT", self._keys("about", "ticks", f"lease:{name}"), [self._epoch, *arguments]
-            case "store.renew":
-                keys = self._keys("about", f"lease:{head['name']}")
-                return "RENEW", keys, [self._epoch, head["token"], _microseconds(head["lease"])]
-            case "store.release":
-                return "RELEASE", self._keys("about", f"lease:{head['name']}"), [self._epoch, head["token"]]
-        raise ChannelError(f"the listener asks for {frame.kind!r}, which this version does not know")
-
     async def _heard(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
         """Redis has answered one question."""
         if isinstance(found, exceptions.ResponseError):
-            await self._refuse(frame, Trouble.STORAGE, f"Redis refused it: {_reason(found)}")
+            await self._refuse(frame, Trouble.STORAGE, f"Redis refused it: {reason(found)}")
             return
         if isinstance(found, Exception):
             raise found
@@ -355,12 +315,12 @@ class RemoteState:
             case "store.send":
                 await self._lane.send("store.sent", {"id": head["id"]})
             case "store.grant":
-                await self._lane.send(*_granted(head, found, began))
+                await self._lane.send(*granted(head, found, began))
             case "store.renew":
                 name, token = head["name"], head["token"]
                 answer = answers.lost(name, token, f"the lease of {name} was not renewed in time")
                 if found[0]:
-                    answer = answers.renewed(name, token, _until(head["lease"], began))
+                    answer = answers.renewed(name, token, lease_until(head["lease"], began))
                 await self._lane.send(*answer)
 
     async def _wrote(self, frame: Frame, found: Any, too_few: bool) -> None:
@@ -438,65 +398,6 @@ class RemoteState:
             head = {**unpacked(fields[b"h"]), "server": fields[b"o"].decode()}
             await self._lane.send("store.message", head, fields[b"b"])
         return True
-
-
-def _granted(head: dict[str, Any], found: Any, began: float) -> Answer:
-    if found[0]:
-        return answers.granted(head["id"], found[1], _until(head["lease"], began))
-    why, name = Taken(found[1].decode()), head["name"]
-    text = {
-        Taken.GRANTED: f"this tick of {name}, or a later one, has been granted already",
-        Taken.RUNNING: f"a run of {name} has not ended",
-        Taken.CLOCK: f"the tick of {name} lies {found[2].decode()} s ahead of Redis's clock: set the clocks",
-    }[why]
-    return answers.taken(head["id"], why, text)
-
-
-def _until(lease: float, began: float) -> float:
-    return began + float(lease) * (1 - LEASE_MARGIN)
-
-
-def _microseconds(seconds: Any) -> int:
-    return math.ceil(float(seconds) * 1_000_000)
-
-
-def _stored(entry: Entry) -> bytes:
-    return b"%d:%b" % entry
-
-
-def _entry(stored: bytes) -> Entry:
-    version, _, value = stored.partition(b":")
-    return Entry(int(version), value)
-
-
-def _sentence(error: Exception, where: str) -> str:
-    """What keeps this server from Redis."""
-    match error:
-        case Lost():
-            return f"Redis at {where}: {error}"
-        case exceptions.TimeoutError() | TimeoutError():
-            return f"Redis at {where} did not answer in time"
-        case _ if isinstance(error, exceptions.NoPermissionError) or _NOT_LET_IN.search(str(error)):
-            return f"Redis at {where} does not let this server in: {error}"
-        case exceptions.ReadOnlyError():
-            return f"Redis at {where} is a replica, which takes no writes"
-        case exceptions.BusyLoadingError():
-            return f"Redis at {where} is still loading its data"
-        case exceptions.ConnectionError() | OSError():
-            return f"Redis at {where} cannot be reached: {error}"
-    return f"Redis at {where} cannot be used: {error}"
-
-
-def _reason(error: Exception) -> str:
-    """Without where in the script it happened."""
-    return str(error).partition(". script: ")[0]
-
-
-def _not_done(found: Any) -> Exception | None:
-    """Why the conversation has to begin anew, if that is what an answer says."""
-    if isinstance(found, _NOT_DONE):
-        return found
-    return Lost("its data was replaced") if isinstance(found, list) and found[0] == -1 else None
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
