@@ -10,8 +10,8 @@ both sides.
 - stop: delay (s of lame duck; --drain-delay if not said), follow: then the answer comes when the server has ended, and
   its cut is the number of requests lost since the start
 - status, config: the answer's member of that name; stacks: timeout (s), and the same
-- schedules: name ("" for all); the answer's schedules. schedule: do (pause, resume or run), name; the answer to run comes
-  when that has ended, and has its runs
+- schedules: name ("" for all); the answer's schedules
+- schedule: do (pause, resume or run), name; the answer to run comes when that has ended, and has its runs
 - follow: everything that happens until the end of the server, then cut
 """
 
