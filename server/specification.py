@@ -227,6 +227,16 @@ def application_traceback(error: BaseException) -> str:
     return "".join(traceback.TracebackException(type(error), error, own, compact=True).format())
 
 
+def error_text(error: BaseException) -> str:
+    """Kind and message of an application's error on one line, which any error has and every frame and log can hold."""
+    try:
+        text = str(error)
+    except Exception:  # its own __str__ raises
+        text = "<exception str() failed>"
+    text = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
+    return text.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character
+
+
 def _is_ours(frame: FrameType) -> bool:
     name = frame.f_code.co_filename
     return name.startswith((PACKAGE + os.sep, "<frozen importlib")) or name == importlib.__file__

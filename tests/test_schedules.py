@@ -13,11 +13,12 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from server import schedule
-from server.app.link import LinkClosed, current
+from server.app.link import Identity, Link, LinkClosed, current
 from server.app.schedule import Ran, Run, Schedule, ScheduleRefused
 from server.app.work import work
 from server.hub.definition import ScheduleError
 from server.hub.frames import encode
+from server.hub.hub import Role
 from tests.running import PATIENCE
 
 
@@ -63,6 +64,16 @@ def iterator() -> Iterator[int]:
     yield 1
 
 
+class Yields:
+    def __call__(self) -> Iterator[int]:
+        yield 1
+
+
+class BadText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
 @pytest.mark.parametrize(
     ("arguments", "function", "part"),
     [
@@ -83,6 +94,8 @@ def iterator() -> Iterator[int]:
         ({"every": "1m"}, with_parameter, "without parameters"),
         ({"every": "1m"}, generator, "a generator"),
         ({"every": "1m"}, iterator, "a generator"),
+        ({"every": "1m"}, Yields(), "a generator"),
+        ({"every": "1m", "name": "\udcff"}, nothing, "printable"),
         ({"every": "1m"}, 5, "no function"),
     ],
 )
@@ -104,6 +117,26 @@ def test_two_functions_with_one_name_are_refused() -> None:
 def test_one_function_that_is_imported_twice_is_one() -> None:
     assert schedule(every="1m")(nothing) is nothing
     schedule(every="2m")(nothing)
+
+
+def test_functions_that_one_line_makes_need_names_of_their_own_in_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(site: str, **arguments: Any) -> None:
+        @schedule(every="1m", **arguments)
+        async def check() -> str:
+            return site
+
+    monkeypatch.setattr(schedule, "_link", None)
+    made("a")
+    made("b")  # a test may make the application again and again
+    link = Link(Identity(Role.WORKER, 0, 1, 1), asyncio.new_event_loop(), lambda data: None)
+    link.loop.close()
+    monkeypatch.setattr(schedule, "_link", link)
+    made("c", name="check c")
+    with pytest.raises(ScheduleError, match=r"two schedules have the name 'check', both of .*test_schedules\.py:\d+"):
+        made("d")
+    schedule(every="1m")(functools.partial(with_parameter, "a"))
+    with pytest.raises(ScheduleError, match="'with_parameter'"):
+        schedule(every="1m")(functools.partial(with_parameter, "b"))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +266,17 @@ def test_what_a_function_raises_is_told_and_ends_nothing(caplog: pytest.LogCaptu
         def stops() -> None:
             raise StopIteration
 
+        @schedule(every="1h")
+        async def no_character() -> None:
+            raise ValueError("not a name: \udcff")  # as os.fsdecode makes of a file's name
+
+        @schedule(every="1h")
+        async def no_text() -> None:
+            raise BadText
+
         for name, text in {
+            "no_character": "ValueError: not a name: \\udcff",
+            "no_text": "BadText: <exception str() failed>",
             "fails": "RuntimeError: no luck",
             "leaves": "SystemExit: 3",
             "cancels": "CancelledError",

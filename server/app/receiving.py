@@ -21,6 +21,7 @@ from server.hub.frames import MAX_PAYLOAD, Frame, NotSendable, packed, unpacked
 from server.hub.lanes import Kind, Want
 from server.hub.places import entries
 from server.logs import about
+from server.specification import error_text
 
 TOPICS: Final = 1_000
 """Topics that one process handles, at most."""
@@ -249,7 +250,7 @@ def _failed(message: Message, error: BaseException) -> str:
         exc_info=error,
         extra=about("message_handler_failed", topic=message.topic, id=message.id, attempt=message.attempt),
     )
-    return f"{type(error).__name__}: {error}"
+    return error_text(error)
 
 
 def _answer(result: Any, message: Message) -> tuple[bytes, str]:

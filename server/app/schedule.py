@@ -22,14 +22,14 @@ from typing import Any, Final, TypeVar
 
 from server.app.link import Link, LinkClosed, current, register
 from server.app.schedule_call import call, cancelled
-from server.app.schedule_definition import Span, defined
+from server.app.schedule_definition import Span, code_of, defined
 from server.app.work import work
 from server.errors import ServeError
 from server.hub.definition import Definition, On, ScheduleError
 from server.hub.frames import Frame, unpacked
 from server.hub.schedule_line import Outcome
 from server.logs import about
-from server.specification import application_traceback
+from server.specification import application_traceback, error_text
 
 log = logging.getLogger("serve")
 
@@ -148,6 +148,11 @@ class Schedule:
                 f"two schedules have the name {definition.name!r}: {known.definition.where} and {definition.where}; "
                 "give one of them another with name="
             )
+        if known is not None and self._serving() and code_of(known.function) is code_of(function):
+            raise ScheduleError(
+                f"two schedules have the name {definition.name!r}, both of {definition.where}: give each of them one "
+                "of its own with name="
+            )
         self._registered[definition.name] = _Registered(definition, function)
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -163,6 +168,10 @@ class Schedule:
             pass  # of an earlier local mode: the next one is told
         elif not link.closed:
             link.loop.call_soon_threadsafe(self._tell, link, definition)  # a thread imports it
+
+    def _serving(self) -> bool:
+        """Whether a server runs this process, which makes the application once; a test may do so again and again."""
+        return self._link is not None and not self._link.identity.local
 
     # ---- what can be asked
 
@@ -293,8 +302,7 @@ class Schedule:
             tell(Outcome.CUT, "it had not ended when its process had to")
             raise
         except BaseException as error:  # also SystemExit: a schedule ends no worker
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:500].removesuffix(": ")
-            tell(Outcome.FAILED, text, application_traceback(error))
+            tell(Outcome.FAILED, error_text(error)[:500], application_traceback(error))
         else:
             tell(Outcome.TIMEOUT if late else Outcome.OK, f"it may take {limit:g} s" if late else "")
         finally:

@@ -6,8 +6,10 @@ Here, in the process that imports the application, expressions are checked and t
 from __future__ import annotations
 
 import datetime
+import functools
 import inspect
 import os
+import types
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -83,25 +85,40 @@ def defined(
 
 def _named(function: Callable[[], Any], name: str | None) -> str:
     found = _name_of(function) if name is None else name
-    if not isinstance(found, str) or not 0 < len(found.encode()) <= 200 or not found.isprintable():
-        raise ScheduleError(f"name is {found!r}: write one of at most 200 printable characters")
+    if not isinstance(found, str) or not found.isprintable() or not 0 < len(found.encode()) <= 200:
+        raise ScheduleError(f"name is {found!r}: write one of at most 200 bytes of printable characters")
     if found == "<lambda>":
         raise ScheduleError("a lambda has no name: give it one with name=")
     return found
 
 
 def _name_of(function: Callable[[], Any]) -> str:
-    found = getattr(inspect.unwrap(function), "__name__", None) or type(function).__name__
-    return str(found)
+    inner = _inner(function)
+    return str(getattr(inner, "__name__", None) or type(inner).__name__)
 
 
 def _where(function: Callable[[], Any]) -> str:
     """File and line of a function, or of what calls it."""
-    inner = inspect.unwrap(function)
-    while hasattr(inner, "func"):
+    code = code_of(function)
+    if code is None:
+        return "somewhere"
+    file = code.co_filename.encode(errors="backslashreplace").decode()  # a path may hold what is no character
+    return f"{file}:{code.co_firstlineno}"
+
+
+def code_of(function: Callable[[], Any]) -> types.CodeType | None:
+    """The code of a function, or of what calls it; all that one `def` makes have the same."""
+    inner = _inner(function)
+    found = getattr(inner, "__code__", None) or getattr(_call(inner), "__code__", None)
+    return found if isinstance(found, types.CodeType) else None
+
+
+def _inner(function: Callable[[], Any]) -> Any:
+    """Without what was wrapped around it (functools.wraps, functools.partial)."""
+    inner: Any = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
         inner = inspect.unwrap(inner.func)
-    code = getattr(inner, "__code__", None) or getattr(_call(inner), "__code__", None)
-    return "somewhere" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+    return inner
 
 
 def _call(function: object) -> object:
@@ -112,7 +129,8 @@ def _call(function: object) -> object:
 def _check_function(function: Callable[[], Any]) -> None:
     if not callable(function):
         raise ScheduleError("what is decorated is no function")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    called = (function, _call(function))
+    if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in called):
         raise ScheduleError("a generator does nothing when it is called: make it a function")
     try:
         signature = inspect.signature(function)
