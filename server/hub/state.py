@@ -70,6 +70,7 @@ class SharedState(Part):
         self._waiting: deque[Ask] = deque()
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
         self._snapshot: dict[str, Entry] = {}
+        self._settled = 0  # the store's last snapshot has all changes up to this one
 
     # ---- for the other parts
 
@@ -107,7 +108,7 @@ class SharedState(Part):
     # ---- members
 
     def linked(self, member: Member) -> None:
-        copy = self._copies[member.id] = Copy(self._entries.to_send(), self.seq)
+        copy = self._copies[member.id] = Copy(self._entries.to_send, self.seq)
         self.hub.send(member, "state.limits", {"value": self._limits.value, "total": self._limits.total})
         self._feed(member, copy)
 
@@ -189,7 +190,7 @@ class SharedState(Part):
         if not key.startswith(RESERVED):
             self.seq += 1
             for id, copy in self._copies.items():
-                copy.add(item, self.seq)
+                copy.add(item, self.seq, len(self._entries))
                 self._feed(self.hub.members[id], copy)
             self.hub.port.publish(self.seq)  # after it was sent: who sees that it is behind finds it in its socket
         for prefix, callback in self._followers:
@@ -247,7 +248,7 @@ class SharedState(Part):
         """Whether one who lives has applied less."""
         copy = self._copies.get(self._laggard)
         member = self.hub.members.get(self._laggard)
-        if copy is not None and member is not None and copy.seen < seq and member.phase is not Phase.EXPECTED:
+        if copy is not None and member is not None and copy.seen < seq and member.up:
             return True
         for member in self._behind_by(seq):
             self._laggard = member.id
@@ -257,7 +258,7 @@ class SharedState(Part):
     def _behind_by(self, seq: int) -> Iterator[Member]:
         """Who lives and has applied less."""
         for id, copy in self._copies.items():
-            if copy.seen < seq and self.hub.members[id].phase is not Phase.EXPECTED:
+            if copy.seen < seq and self.hub.members[id].up:
                 yield self.hub.members[id]
 
     def _done(self, ask: Ask) -> None:
@@ -335,6 +336,8 @@ class SharedState(Part):
     def take_from_store(self, frame: Frame) -> None:
         head, kind = frame.head, frame.kind
         if kind == "store.snapshot":
+            if head.get("first"):
+                self._snapshot.clear()  # of one that was broken off
             self._snapshot |= {key: Entry(version, value) for key, version, value in unpacked(frame.body)}
         elif kind == "store.up":
             self._take_snapshot()
@@ -365,12 +368,13 @@ class SharedState(Part):
         """The store says that a change stands; it may have been overtaken by a newer one of the same key."""
         entry = self._entries.get(item.key)
         newest = entry.version if entry is not None else self._tombstones.get(item.key, 0)
-        if item.version > newest:
+        if item.version > max(newest, self._settled):
             self._apply(item)
 
     def _take_snapshot(self) -> None:
         """The store has told all that it has: what is different here changes, whatever was newer."""
         snapshot, self._snapshot = self._snapshot, {}
+        self._settled = max((entry.version for entry in snapshot.values()), default=0)
         self._tombstones.clear()
         for key in [item.key for item in self._entries if item.key not in snapshot]:
             self._apply(Item(key, 0, None))
@@ -392,6 +396,7 @@ class SharedState(Part):
         return {
             "seq": self.seq,
             "version": self._version,
+            "settled": self._settled,
             "entries": list(self._entries),
             "tombstones": self._tombstones,
             "copies": [[id, copy.to_state()] for id, copy in self._copies.items()],
@@ -401,11 +406,13 @@ class SharedState(Part):
 
     def load(self, state: State) -> None:
         self.seq, self._version = state["seq"], state["version"]
-        self._lagged = state["lagged"]
+        self._lagged, self._settled = state["lagged"], state["settled"]
         for item in state["entries"]:
             self._entries.apply(Item(*item))
         self._tombstones = dict(state["tombstones"])
-        self._copies = {id: Copy.load(copy) for id, copy in state["copies"] if id in self.hub.members}
+        self._copies = {
+            id: Copy.load(copy, self._entries.to_send) for id, copy in state["copies"] if id in self.hub.members
+        }
         self._unfed = set(self._copies)
         self._waiting = deque(self._asks.load(state["asks"], self.hub.members))
         self.hub.port.publish(self.seq)

@@ -73,17 +73,17 @@ def lost(name: str, token: int, text: str) -> Answer:
 
 
 def snapshot(entries: Iterable[tuple[str, Entry]]) -> Iterator[Answer]:
-    """The whole state, in pieces."""
+    """The whole state, in pieces, of which the first says that it is; one at least."""
+    head: dict[str, Any] = {"first": True}
     piece: list[list[Any]] = []
     length = 0
     for key, entry in entries:
         if piece and length + len(entry.value) + len(key) > SNAPSHOT_PIECE:
-            yield Answer("store.snapshot", {}, packed(piece, "a snapshot"))
-            piece, length = [], 0
+            yield Answer("store.snapshot", head, packed(piece, "a snapshot"))
+            head, piece, length = {}, [], 0
         piece.append([key, entry.version, entry.value])
         length += len(entry.value) + 4 * len(key) + 16
-    if piece:
-        yield Answer("store.snapshot", {}, packed(piece, "a snapshot"))
+    yield Answer("store.snapshot", head, packed(piece, "a snapshot"))
 
 
 def _of(change: Change) -> dict[str, Any]:

@@ -13,7 +13,8 @@ hub -> store
     store.release {name, token}                               the run has ended; no answer
 
 store -> hub
-    store.snapshot  {} body=[[key, version, value], …]        pieces of the whole state, before each `store.up`
+    store.snapshot  {first?} body=[[key, version, value], …]  pieces of the whole state, before each `store.up`; what
+                                                              came before the `first` was of one that was broken off
     store.up        {server, shared}                          the pieces were all; what the hub has besides is gone.
                                                               Comes again after each `store.down` and each new process;
                                                               `shared`: other servers may be there (Redis)
