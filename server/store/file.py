@@ -43,7 +43,12 @@ _TABLES: Final = f"""
     PRAGMA application_id = {APPLICATION};
     PRAGMA user_version = {VERSION};
 """
-_FULL: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM})
+_NOTHING_DONE: Final = frozenset(
+    {
+        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM),
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),  # of BEGIN: somebody else writes to the file
+    }
+)
 """Errors after which nothing of the transaction stands, whatever happens later."""
 
 
@@ -200,7 +205,7 @@ class StateFile:
     def _refusals(self, frames: Sequence[Frame], error: sqlite3.Error | OSError) -> list[Answer]:
         """Nothing of a transaction stands that failed; unless the disk failed, which nobody can know."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF  # the primary one of an extended code
-        why = Trouble.STORAGE if code in _FULL else Trouble.UNKNOWN
+        why = Trouble.STORAGE if code in _NOTHING_DONE else Trouble.UNKNOWN
         said = error.strerror if isinstance(error, OSError) else str(error)
         text = f"the state could not be written to {self.path}: {said}"
         found = [answers.trouble(frame.kind, frame.head, why, text) for frame in frames]

@@ -277,6 +277,23 @@ def test_a_full_disk_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "state.db.lock").exists()
 
 
+def test_a_file_that_somebody_else_writes_to_is_an_error_of_the_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an operator in the midst of a transaction: nothing is written, and that is known."""
+    monkeypatch.setattr(module, "LOCK_TIME", 0.05)
+    state = StateFile(str(tmp_path / "state.db"), LIMITS)
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        (refused,) = state.answer([_set(1, "a", b"\x01")])
+        assert (refused.kind, refused.head["code"]) == ("store.refused", "storage")
+        assert "database is locked" in refused.head["text"]
+        other.execute("ROLLBACK")
+        (again,) = state.answer([_set(2, "a", b"\x01")])
+        assert again.kind == "store.written"
+    state.close()
+
+
 def test_a_directory_that_may_not_be_written_to_is_a_sentence() -> None:
     with store("/sys/state.db") as process:  # where root may make no file either
         assert "this user may not make /sys/state.db: choose a directory" in process.failed()
