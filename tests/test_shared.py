@@ -219,6 +219,22 @@ def test_watching() -> None:
     run(main())
 
 
+def test_several_readers_of_one_watch_share_its_changes() -> None:
+    async def main() -> None:
+        watch = shared.watch()
+        readers = [asyncio.ensure_future(anext(watch)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await shared.set("a", 1)
+        await shared.set("b", 2)
+        done, _ = await asyncio.wait(readers[:2])
+        assert sorted(reader.result().key for reader in done) == ["a", "b"]
+        await watch.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await readers[2]
+
+    run(main())
+
+
 def test_keys_that_were_watched_are_forgotten() -> None:
     async def main() -> None:
         kept = [shared.watch(f"kept{number}") for number in range(50)]

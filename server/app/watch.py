@@ -27,15 +27,15 @@ class Watch(AsyncIterator[Change]):
 
     def __init__(self) -> None:
         self._waiting: dict[str, Item] = {}
-        self._wanted: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()
         self._ended = False
 
     async def __anext__(self) -> Change:
         while not self._waiting:
             if self._ended:
                 raise StopAsyncIteration
-            self._wanted = asyncio.get_running_loop().create_future()
-            await self._wanted
+            self._news.clear()
+            await self._news.wait()  # perhaps one of several
         item = self._waiting.pop(next(iter(self._waiting)))
         value = None if item.value is None else unpacked(item.value)
         return Change(item.key, value, item.version, item.value is None)
@@ -50,14 +50,9 @@ class Watch(AsyncIterator[Change]):
         if not self._ended:
             self._waiting.pop(item.key, None)
             self._waiting[item.key] = item
-            self._wake()
+            self._news.set()
 
     def end(self) -> None:
         """For `shared`: no more comes."""
         self._ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        wanted, self._wanted = self._wanted, None
-        if wanted is not None and not wanted.done():
-            wanted.set_result(None)
+        self._news.set()
