@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import http.client
@@ -205,15 +206,8 @@ def test_the_agent_comes_first_and_leaves_last(tmp_path: Path) -> None:
         (row,) = server.status()["agents"]
         assert (row["slot"], row["state"], row["generation"]) == ("agent", "active", 1)
         assert row["rss"] > 0
-        for command, shown in [("status", "agent    1 active"), ("stacks", "agent of generation 1: active")]:
-            told = subprocess.run(
-                [sys.executable, "-m", "server", command, "--control", str(server.control)],
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-            )
-            assert shown in told.stdout, told
+        for word, shown in [("status", "agent    1 active"), ("stacks", "agent of generation 1: active")]:
+            assert shown in command(server, word)
         assert server.stop() == 0
     order = noted(tmp_path, "prepare", "enter", "leave", "lifespan.startup", "lifespan.shutdown")
     both = ["lifespan.startup"] * 2
@@ -366,6 +360,60 @@ def test_an_agent_that_does_not_finish_is_killed_and_the_reload_goes_on(tmp_path
         assert agent_states(server.status()) == ["active"]
         assert server.stop() == 0
     assert len(gaps(tmp_path)) == 1
+
+
+def command(server: RunningServer, *words: str) -> str:
+    """What a command says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "server", *words, "--control", str(server.control)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    return done.stdout + done.stderr
+
+
+def test_who_reloads_is_told_that_the_agent_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path)
+    with running("app:app", "--agent", "app:slow", "--agent-timeout", "60", directory=tmp_path) as server:
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            reloading = threads.submit(command, server, "reload")
+            server.wait_until(lambda status: [g["state"] for g in status["generations"]] == ["current", "passing"])
+            assert "generation 2 is ready; the agent changes" in command(server, "status")
+            (tmp_path / "go").touch()
+            lines = reloading.result().splitlines()
+        steps = [
+            "the agent of generation 2 is prepared",
+            "the agent of generation 1 is to finish (reload)",
+            "the agent of generation 1 has finished",
+        ]
+        assert [line for line in lines if line in steps] == steps
+        assert server.stop() == 0
+
+
+WITH_HANDLER = """
+@messenger.on("hang")
+async def hang(message):
+    note("hanging")
+    await asyncio.Event().wait()
+
+@contextlib.asynccontextmanager
+async def handles():
+    await messenger.send_to_agent("hang")
+    yield
+    note("leave")
+"""
+
+
+def test_in_a_quick_stop_an_agent_is_left_in_order_although_a_handler_hangs(tmp_path: Path) -> None:
+    write(tmp_path, more=WITH_HANDLER)
+    with running("app:app", "--agent", "app:handles", "--agent-timeout", "60", directory=tmp_path) as server:
+        wait_for(tmp_path, "hanging")
+        server.signal(signal.SIGQUIT)
+        assert server.wait() == 0
+        assert "is killed" not in server.log()
+    assert noted(tmp_path, "leave") == ["leave"]
 
 
 def test_an_agent_whose_loop_is_blocked_makes_way_for_another(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ LISTENER_TIME: Final = 120.0
 """Seconds that the replacement of the listener may take; it gives up by itself before that."""
 SETTLE: Final = 0.5
 """Seconds that the hand-over of idle connections may take until this command says what is left."""
-STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed"})
+STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed", "agent_prepared", "agent_finishing"})
 """What is shown of what the log does not show by default (records of level debug)."""
 ENDS: Final = frozenset({"reload_done", "reload_refused"})
 """What the outcome tells anyway."""

@@ -61,7 +61,7 @@ def picture(before: dict[str, Any], seen: dict[str, Any], took: float, note: str
 def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Text]:
     """The signs of a generation's workers, and what they mean in words."""
     states = {w["slot"]: w["state"] for w in seen["workers"] if w["generation"] == generation["number"]}
-    missing = "pending" if generation["state"] in ("starting", "switching") else "gone"
+    missing = "pending" if generation["state"] in ("starting", "passing", "switching") else "gone"
     slots = [states.get(slot, missing) for slot in range(max([generation["size"], *(s + 1 for s in states)]))]
     signs, words = Text(), Text()
     if len(slots) <= MOST_SIGNS:
@@ -72,6 +72,11 @@ def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Te
         if (number := slots.count(state)) and state != "gone":
             words.append(", " if words else "")
             words.append(f"{number} {word}", style)
+    for agent in seen.get("agents", []):
+        if agent["generation"] == generation["number"]:
+            _, style, word = STYLES.get(agent["state"], ("?", "", agent["state"]))
+            words.append(", " if words else "")
+            words.append(f"agent {word}", style)
     return signs, words or Text("gone", "dim")
 
 

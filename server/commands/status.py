@@ -11,6 +11,8 @@ from server.commands.command import as_json, command, counted, memory, show, spa
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was worn out or blocked"}
 """Why workers are started beside those of a generation (`server.listener.lifecycle.Cause`)."""
+STATES: Final = {"passing": "ready; the agent changes"}
+"""States of a generation that need words of their own."""
 
 
 def status(control: str, pid: str, as_json: bool) -> int:
@@ -53,7 +55,8 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
         yield f"{counted(found['lost'], 'request')} lost: cut, or in the hands of a worker that died"
     for generation in found["generations"]:
         if generation["number"] != found["generation"]:
-            yield f"generation {generation['number']} is {generation['state']}"
+            state = STATES.get(generation["state"], generation["state"])
+            yield f"generation {generation['number']} is {state}"
     if found["reload_waiting"]:
         yield "a reload waits for its turn"
     if found["last_failure"]:

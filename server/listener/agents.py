@@ -32,6 +32,8 @@ class Agents:
         """When the current generation's agent is started again, and what was wrong with it."""
         self.vacant_since = -math.inf
         """When the last one ceased to be active (it was told to finish, failed or died)."""
+        self._hurried = False
+        """The server stops quickly: nobody has longer than `END_TIMEOUT` to finish."""
 
     # What is
 
@@ -88,7 +90,8 @@ class Agents:
                 self._let_go(agent, now, "stop")
 
     def hurry(self, now: float) -> None:
-        """A quick stop: who finishes has less time than it was told."""
+        """A quick stop: who is told to finish from here on has less time, and so has who finishes already."""
+        self._hurried = True
         for agent in self.all.values():
             if agent.state is AgentState.FINISHING:
                 agent.deadline = min(agent.deadline, now + END_TIMEOUT)
@@ -195,7 +198,8 @@ class Agents:
                 allowed = policy.startup_timeout + policy.agent_timeout
                 why = f"it was not active {allowed:g} s after it was told to begin (--startup-timeout, --agent-timeout)"
             elif before is AgentState.FINISHING and agent.reason != "failed":
-                why = f"it had not finished after {policy.agent_timeout:g} s (--agent-timeout)"
+                option = "--agent-timeout" if self._allowed(agent) == policy.agent_timeout else "quick stop"
+                why = f"it had not finished after {self._allowed(agent):g} s ({option})"
             if before in STANDING:
                 self._vacate(agent, now)
                 missed.append((agent, why))
@@ -227,6 +231,11 @@ class Agents:
         text = f"{agent} starts ({cause.value})"
         self._say_of(agent, logging.DEBUG, "agent_started", text, cause=cause.value)
 
+    def _allowed(self, agent: Agent) -> float:
+        """Seconds that it has to finish."""
+        timeout = agent.generation.policy.agent_timeout
+        return min(timeout, END_TIMEOUT) if self._hurried else timeout
+
     def _let_go(self, agent: Agent, now: float, reason: str) -> None:
         """End one that has not begun, have one finish that has; the others do already."""
         if agent.state in COMING:
@@ -234,7 +243,7 @@ class Agents:
             self._do(e.TellQuit(agent))
         elif agent.state in STANDING:
             self._vacate(agent, now)
-            timeout = agent.generation.policy.agent_timeout
+            timeout = self._allowed(agent)
             agent.become(AgentState.FINISHING, now + timeout)
             agent.reason = reason
             self._do(e.TellFinish(agent, reason, timeout))

@@ -561,9 +561,9 @@ class Supervisor:
     def _tend_agents(self) -> None:
         """One agent while the server serves; it is there before the first workers, and leaves after the last."""
         if self.state in _LEAVING and not self.workers:
-            self.agents.tend(self._now, None, None, again=False)
             if self.state is ServerState.ENDING:
                 self.agents.hurry(self._now)
+            self.agents.tend(self._now, None, None, again=False)
         elif self.state in _BEFORE_RUNNING | _WITH_AGENT:
             holder, preparing = self._lease()
             self.agents.tend(self._now, holder, preparing, again=holder is self.current)

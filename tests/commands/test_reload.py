@@ -198,6 +198,16 @@ def test_the_picture_before_the_switch() -> None:
     ]
 
 
+def test_the_picture_while_the_agent_changes() -> None:
+    passing = {"number": 8, "state": "passing", "size": 4}
+    agents = [{"generation": 7, "state": "finishing"}, {"generation": 8, "state": "prepared"}]
+    seen = {**STATUS, "generations": [STATUS["generations"][0], passing], "agents": agents}  # type: ignore[index]
+    assert drawn(STATUS, seen)[1:3] == [
+        "generation 8  ●●◐·  1 waiting, 1 importing, 2 ready, agent prepared",
+        "generation 7  ●●●●  4 serving, agent finishing",
+    ]
+
+
 def test_the_picture_after_the_switch() -> None:
     seen = {**STATUS, "generation": 8, "totals": {"handed_over": 108}}
     assert drawn(STATUS, seen)[-1] == (

@@ -178,10 +178,25 @@ def test_a_quick_stop_hurries_the_agent_too_and_the_next_kills_it() -> None:
     shell.send(e.QuickStopAsked())
     assert not shell.of(e.TellFinish)
     shell.reap()
-    assert shell.of(e.TellFinish)
+    # it is told the time that it has: it shares it out between its handlers and its own end
+    assert shell.of(e.TellFinish) == [e.TellFinish(agent, "stop", END_TIMEOUT)]
     assert shell.supervisor.next_deadline() <= shell.now + END_TIMEOUT
     shell.send(e.QuickStopAsked())
     assert [kill.worker for kill in shell.of(e.Kill)] == [agent]
+
+
+def test_a_quick_stop_hurries_an_agent_that_finishes_already() -> None:
+    shell = AgentShell().up()
+    agent = shell.one()
+    shell.send(e.StopAsked())
+    shell.send(e.ShutOutDone())
+    shell.reap()
+    shell.send(e.QuickStopAsked())
+    shell.now += END_TIMEOUT
+    shell.send(e.Tick())
+    assert [(kill.worker, kill.why) for kill in shell.of(e.Kill)] == [
+        (agent, f"it had not finished after {END_TIMEOUT:g} s (quick stop)")
+    ]
 
 
 @pytest.mark.parametrize("so_far", [0, 1, 2])
