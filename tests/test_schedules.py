@@ -340,6 +340,28 @@ def test_pause_resume_and_run() -> None:
     in_a_loop(test)
 
 
+def test_a_pause_withdraws_what_was_given_and_has_not_begun() -> None:
+    async def test() -> None:
+        began = []
+
+        @schedule(every="1h")
+        async def job() -> None:
+            began.append(1)
+
+        await schedule.list()
+        link, told = current(), asyncio.get_running_loop().create_future()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(link, "send", lambda kind, head, body=b"": told.set_result((kind, head["outcome"])))
+            head = {"run": 77, "name": "job", "instant": 0, "attempt": 1, "kind": "tick", "token": None}
+            link.receive(encode("schedule.run", head))
+            link.receive(encode("schedule.withdraw", {"run": 77}))  # both lay there when the process woke up
+            assert await told == ("schedule.ran", "paused")
+        assert began == []
+        assert not schedule._unbegun
+
+    in_a_loop(test)
+
+
 def test_without_the_listener_runs_end_and_questions_fail(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         begun = asyncio.Event()

@@ -110,6 +110,7 @@ class Schedule:
         self._number = 0
         self._asked: dict[int, asyncio.Future[Frame]] = {}
         self._runs: dict[int, Run] = {}
+        self._unbegun: set[int] = set()  # runs that were given, in this turn of the loop
 
     def __call__(
         self,
@@ -245,6 +246,7 @@ class Schedule:
         self._close()
         self._link = link
         link.take("schedule.run", lambda frame: self._begin(link, frame))
+        link.take("schedule.withdraw", lambda frame: self._unbegun.discard(frame.head["run"]))
         link.take("schedule.answer", self._take_answer)
         link.take("schedule.lost", self._take_lost)
         link.at_close(lambda: self._close() if link is self._link else None)
@@ -282,6 +284,7 @@ class Schedule:
             return
         instant = _time(head["instant"] / 1000)
         run = self._runs[head["run"]] = Run(head["name"], instant, head["kind"], head["attempt"], head["token"])
+        self._unbegun.add(head["run"])
         work.start(self._perform(link, head["run"], run, registered), f"schedule {run.name}")
 
     async def _perform(self, link: Link, id: int, run: Run, registered: _Registered) -> None:
@@ -293,6 +296,11 @@ class Schedule:
             seconds = round(time.monotonic() - began, 6)
             self._ended(link, id, run, outcome, seconds, text, detail)
 
+        if id not in self._unbegun:
+            tell(Outcome.PAUSED)
+            del self._runs[id]
+            return
+        self._unbegun.remove(id)
         try:
             late = await call(registered.function, f"schedule {run.name}", limit, lambda: self._overdue(link, id))
         except asyncio.CancelledError as error:

@@ -179,6 +179,8 @@ class Asks:
         if (before is None) is (line.paused is None):
             return
         event, said = ("schedule_paused", "paused") if line.paused else ("schedule_resumed", "resumed")
+        if line.paused:
+            self._ticks.withdraw(line)
         by = f" by {line.paused['by']}" if line.paused and line.paused.get("by") else ""
         self._ticks.hub.port.say(logging.INFO, event, f"the schedule {line.name!r} is {said}{by}", name=line.name)
 

@@ -22,7 +22,7 @@ from server.hub.frames import Frame
 from server.hub.hub import Hub, Member, Part, Phase, Role, State
 from server.hub.schedule_commands import Asks
 from server.hub.schedule_leases import Leases
-from server.hub.schedule_line import ABANDONED, Entry, Kind, Line, Missed, Outcome, Run, Tick, outcome_of
+from server.hub.schedule_line import ABANDONED, UNBEGUN, Entry, Kind, Line, Missed, Outcome, Run, Tick, outcome_of
 from server.hub.schedule_offers import Offers
 from server.hub.schedule_past import Past
 from server.hub.schedule_records import ENDS, Records
@@ -317,16 +317,26 @@ class Ticks(Part):
 
     # ---- runs
 
+    def withdraw(self, line: Line) -> None:
+        """It is paused: a process that was given a tick and has not begun, for it stands still, is not to begin it."""
+        for run in line.runs.values():
+            member = self.hub.members.get(run.member)
+            if member is not None and run.tick.kind is not Kind.ASKED and run.tick.attempt == 1:
+                self.hub.send(member, "schedule.withdraw", {"run": run.id})
+
     def _end(self, run: Run, outcome: Outcome, text: str, seconds: float | None, detail: str = "") -> None:
         """A run has ended, or nobody runs it any more."""
         line = self._line_of(run)
         del self.runs[run.id], line.runs[run.id]
         tick, entry = run.tick, run.entry
         entry.outcome, entry.text, entry.seconds = outcome, text[:MOST_TEXT], seconds
+        if outcome in UNBEGUN:
+            entry.worker, entry.slot, entry.generation, entry.began, entry.seconds = "", -1, 0, 0, None
+            entry.last = entry.instant
         line.counts[outcome.value] += 1
         self.past.changed(line)
         again = outcome in ABANDONED and line.definition is not None and tick.attempt <= line.definition.retry
-        if outcome is not Outcome.TIMEOUT or not run.overdue:
+        if outcome not in UNBEGUN and (outcome is not Outcome.TIMEOUT or not run.overdue):
             self._records.ended(
                 line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MOST_DETAIL]
             )

@@ -354,6 +354,21 @@ def test_a_pause_is_in_force_until_resume_over_reloads(server: Server) -> None:
     ]
 
 
+def test_a_run_that_has_not_begun_is_withdrawn_by_a_pause(server: Server) -> None:
+    (member,) = server.switch(every(10), workers=1)
+    server.go(10)
+    (run,) = [head["run"] for _, head in server.given]
+    server.ask("pause", "job")
+    withdrawn = [frame.head for frame in server.port.sent[member.id] if frame.kind == "schedule.withdraw"]
+    assert withdrawn == [{"run": run}]
+    server.ran(run, "paused")
+    server.go(10)
+    assert server.history("job") == [("paused", 2)]
+    assert server.line("job").counts == {"paused": 2}
+    assert server.newest("job").began == 0
+    assert "schedule_ran" not in [event for event, *_ in server.port.records]
+
+
 def test_run_now_also_while_it_is_paused(server: Server) -> None:
     server.switch(every(10))
     server.ask("pause", "job")
