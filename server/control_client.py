@@ -38,6 +38,10 @@ class Gone(Refused):
     """The server ended, or closed the conversation, before it answered."""
 
 
+class Unanswered(Refused):
+    """It did not answer in time."""
+
+
 class Conversation:
     """One request to a server and its answer, line by line. To be closed by whoever made it (`with`)."""
 
@@ -101,7 +105,7 @@ class Conversation:
         while True:
             message = self.receive(timeout)
             if message is None:
-                raise Refused(
+                raise Unanswered(
                     f"the server (PID {self.pid}) has not answered for {timeout:g} s; is its process stopped?"
                 )
             if "record" not in message:

@@ -11,7 +11,7 @@ import click
 
 from server import control_client
 from server.commands.command import as_json, command, complain, harmless, seconds, show, span, tell
-from server.control_client import PATIENCE, Gone, Refused
+from server.control_client import PATIENCE, Gone, Refused, Unanswered
 from server.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def schedule(control: str, pid: str, do: str, name: str, wait: bool, timeout: fl
         tell(control_client.ask(path, "schedule", do=do, name=name, patience=timeout)["text"])
     except Gone as error:
         raise Refused(f"the listener was replaced or has ended; {_SHOWS.format(name)}") from error
+    except Unanswered as error:
+        raise Refused(f"{name} has not ended within {timeout:g} s, and goes on; {_SHOWS.format(name)}") from error
     except KeyboardInterrupt:
         complain(f"the run goes on; {_SHOWS.format(name)}")
         raise

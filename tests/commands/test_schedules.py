@@ -20,6 +20,10 @@ async def good(): ...
 async def slow():
     await asyncio.sleep(3600)
 
+@schedule(every="1h")
+async def long():
+    await asyncio.sleep(3600)
+
 @schedule(cron="30 3 * * *", tz="Europe/Berlin")
 async def nightly():
     raise RuntimeError("no \\x1b[31mluck")
@@ -33,7 +37,7 @@ async def off(): ...
 def scheduling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     directory = tmp_path_factory.mktemp("schedules")
     (directory / "app.py").write_text(APPLICATION + SCHEDULES)
-    with running("app:app", directory=directory) as server:
+    with running("app:app", "--graceful-timeout", "0.5", directory=directory) as server:
         yield server
 
 
@@ -41,7 +45,7 @@ def test_the_table_has_a_row_for_each(scheduling: RunningServer) -> None:
     done = serve(scheduling, "schedules")
     assert done.returncode == 0
     assert done.stdout.splitlines()[0].split()[:2] == ["schedule", "when"]
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["good", "nightly", "off", "slow"]
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["good", "long", "nightly", "off", "slow"]
     assert "30 3 * * * Europe/Berlin" in done.stdout
     assert "disabled: enabled is false" in done.stdout
 
@@ -64,6 +68,13 @@ def test_run_without_waiting(scheduling: RunningServer) -> None:
     assert serve(scheduling, "schedule", "run", "bad", "--no-wait").returncode == 1
 
 
+def test_who_waits_no_longer_is_told_that_the_run_goes_on(scheduling: RunningServer) -> None:
+    done = serve(scheduling, "schedule", "run", "long", "--timeout", "0.2")
+    assert done.returncode == 1
+    assert "long has not ended within 0.2 s, and goes on; `serve schedules long` shows" in done.stderr
+    assert outcomes(scheduling, "long") == ["running"]
+
+
 def test_the_history_of_one(scheduling: RunningServer) -> None:
     serve(scheduling, "schedule", "run", "nightly")
     done = serve(scheduling, "schedules", "nightly")
@@ -79,7 +90,7 @@ def test_the_history_of_one(scheduling: RunningServer) -> None:
 
 def test_json_has_all(scheduling: RunningServer) -> None:
     found = json.loads(serve(scheduling, "schedules", "--json").stdout)
-    assert [each["name"] for each in found] == ["good", "nightly", "off", "slow"]
+    assert [each["name"] for each in found] == ["good", "long", "nightly", "off", "slow"]
     assert {"when", "on", "state", "next", "paused", "disabled", "counts", "history"} <= found[0].keys()
 
 
