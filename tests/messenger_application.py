@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import time
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -91,6 +92,20 @@ async def flood(payload: str) -> None:
         FLOODED += 3
 
 
+async def compute() -> None:
+    """Use the processor as a flood does, without a message."""
+    while True:
+        end = time.perf_counter() + 0.0002
+        while time.perf_counter() < end:
+            pass
+        await asyncio.sleep(0)
+
+
+@messenger.on("start-computing")
+def start_computing(message: Message) -> None:
+    FLOOD.append(asyncio.create_task(compute()))
+
+
 @messenger.on("start-flood")
 def start_flood(message: Message) -> None:
     size, tasks = message.payload
@@ -162,6 +177,8 @@ async def answer(path: str, asked: dict[str, str]) -> Any:
         case "/flood":
             size, tasks = int(asked.get("size", 100)), int(asked.get("tasks", 100))
             return await outcome(messenger.broadcast("start-flood", [size, tasks]))
+        case "/computing":
+            return await outcome(messenger.broadcast("start-computing"))
         case "/calm":
             return await outcome(messenger.broadcast("stop-flood"))
         case "/filled":

@@ -1,6 +1,8 @@
 """A flood of messages holds up no signal: USR2 is handled about as soon as by a listener with nothing else to do.
 
-How long it took is read from the scoreboard: the listener writes there when the lame duck began.
+How long it took is read from the scoreboard: the listener writes there when the lame duck began. A flood also uses the
+processors, which is the machine's affair and not the listener's, and on two cores most of what is seen in single
+signals. So it is held to a listener that is idle while the same workers compute; what a quiet machine does is shown.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import random
 import signal
 import time
 from pathlib import Path
+from statistics import median
+from typing import Final
 
 import pytest
 
@@ -21,7 +25,7 @@ pytestmark = pytest.mark.once
 
 SIGNALS = int(os.environ.get("SERVE_TEST_SIGNALS", "50"))
 """In each state; the whole test has 200."""
-ATTEMPTS = 6
+ATTEMPTS = 3
 """What else the machine does may hold up one single signal of a run; if the listener does, it is so in every run."""
 
 
@@ -55,22 +59,33 @@ class LameDuckWord:
         return (began - sent) / 1e9
 
 
+STATES: Final = {"flood": ["/flood"], "computing": ["/computing"], "quiet": []}
+"""What the workers are asked for; the listener has frames to forward in the first state alone."""
+
+
 def measure(server: RunningServer, word: LameDuckWord) -> dict[str, list[float]]:
-    """The delays of signals in both states, in turn, since the machine is not the same all the time; sorted."""
-    delays: dict[str, list[float]] = {"flood": [], "calm": []}
+    """The delays of signals in all states, in turn, since the machine is not the same all the time; sorted."""
+    delays: dict[str, list[float]] = {state: [] for state in STATES}
     with connect(server) as connection:
         for _ in range(10):
-            for state, found in delays.items():
-                assert request(connection, f"/{state}")[0] == 200
+            for state, paths in STATES.items():
+                for path in paths:
+                    assert request(connection, path)[0] == 200
                 for _ in range(SIGNALS // 10):
                     time.sleep(random.random() * 0.01)
-                    found.append(word.delay())
+                    delays[state].append(word.delay())
+                assert request(connection, "/calm")[0] == 200
     for state, found in delays.items():
         found.sort()
-        print(
-            state, f"median {1000 * found[len(found) // 2]:.2f} ms, the worst", [f"{d * 1000:.2f}" for d in found[-5:]]
-        )
+        last = [f"{delay * 1000:.2f}" for delay in found[-5:]]
+        print(f"{state}: median {1000 * median(found):.2f} ms, the worst {', '.join(last)}")
     return delays
+
+
+def ratios(delays: dict[str, list[float]], idle: str) -> tuple[float, float]:
+    """Flood to idle: of the medians, and of the worst."""
+    flood, calm = delays["flood"], delays[idle]
+    return median(flood) / median(calm), flood[-1] / calm[-1]
 
 
 def test_signals_are_handled_under_a_flood(tmp_path: Path) -> None:
@@ -81,14 +96,13 @@ def test_signals_are_handled_under_a_flood(tmp_path: Path) -> None:
         word = LameDuckWord(server)
         for _ in range(ATTEMPTS):
             delays = measure(server, word)
-            median, worst = (
-                delays["flood"][at] / delays["calm"][at] for at in (len(delays["calm"]) // 2, len(delays["calm"]) - 1)
-            )
-            print(f"ratio of the medians {median:.2f}, of the worst {worst:.2f}")
-            if max(median, worst) <= 3:
+            middle, worst = ratios(delays, "computing")
+            print("flood to computing: median {:.2f}, worst {:.2f}".format(*ratios(delays, "computing")))
+            print("flood to quiet: median {:.2f}, worst {:.2f}".format(*ratios(delays, "quiet")))
+            if max(middle, worst) <= 3:
                 break
         else:
-            pytest.fail(f"under a flood signals are handled {median:.1f} (median), {worst:.1f} (worst) times as late")
+            pytest.fail(f"under a flood signals are handled {middle:.1f} (median), {worst:.1f} (worst) times as late")
         os.close(word.fd)
         assert server.stop() == 0
     flooded = [int(line.split()[1]) for line in record.read_text().splitlines() if line.startswith("flooded")]
