@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,11 +217,17 @@ def test_the_agent_comes_first_and_leaves_last(tmp_path: Path) -> None:
 
 def test_over_reloads_one_agent_is_active_and_the_gap_is_small(tmp_path: Path) -> None:
     write(tmp_path)
+    open_files = []
     with running("app:app", "--agent", "app:beats", directory=tmp_path) as server:
         for number in range(RELOADS):
             write(tmp_path, str(number + 2))
             assert f"generation {number + 2} serves" in server.reload()
             assert ask(server)["agent"][1] == str(number + 2)
+            server.wait_for_workers(1)
+            open_files.append(len(os.listdir(f"/proc/{server.pid}/fd")))
+        assert open_files[-1] <= open_files[0] + 1  # whoever asks for the status has one at times
+        assert len(agents_of(server)) == 1
+        assert not [pid for pid in server.worker_pids() if state_of(pid) == "Z"]
         assert server.stop() == 0
     found = gaps(tmp_path)
     assert len(found) == RELOADS
@@ -338,6 +345,33 @@ def test_an_agent_that_raises_comes_back_at_longer_and_longer_intervals(tmp_path
         assert "another is started in 1 s" in server.log()
         assert server.stop() == 0
     gaps(tmp_path)
+
+
+def seen_by_the_page(server: RunningServer) -> dict[str, Any]:
+    """What the admin page is told first."""
+    with urllib.request.urlopen(server.status()["admin"][0] + "/events", timeout=PATIENCE) as events:
+        for line in events:
+            if line.startswith(b"data: "):
+                told: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+                return told
+    raise AssertionError("the page was told nothing")
+
+
+def test_who_looks_at_a_server_without_its_agent_is_told_so(tmp_path: Path) -> None:
+    write(tmp_path, more="async def comes_back():\n    note('enter')\n    await asyncio.Event().wait()")
+    options = ("--agent", "app:comes_back", "--admin", "127.0.0.1:0")
+    with running("app:app", *options, directory=tmp_path) as server:
+        assert seen_by_the_page(server)["now"]["agent_missing"] is False
+        assert "no agent" not in command(server, "top", "--once")
+        write(tmp_path, more="async def comes_back():\n    raise ValueError")
+        os.kill(agent_pid(server), signal.SIGKILL)
+        wait_for_log(server, "could not be entered")
+        deadline = time.monotonic() + PATIENCE
+        while not (page := seen_by_the_page(server))["now"]["agent_missing"]:
+            assert time.monotonic() < deadline, page
+        assert "no agent" in command(server, "top", "--once", "--interval", "0.2")
+        assert "there is no agent: the agent app:comes_back could not be entered" in command(server, "status")
+        assert server.stop() == 0
 
 
 def test_an_agent_that_returns_stays_for_its_messages(tmp_path: Path) -> None:

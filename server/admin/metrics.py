@@ -88,8 +88,7 @@ class ServerCollector(Collector):
         for name in LIVING:
             workers.add_metric([name], sum(each["state"] == name for each in state["workers"]))
         yield workers
-        if state.get("agent_wanted"):
-            active = any(each["state"] == "active" for each in state["agents"])
+        if (active := self._view.agent_active()) is not None:
             yield gauge("serve_agent_active", "1 while an agent is active.", active)
         restarts = CounterMetricFamily(
             "serve_worker_restarts", "Workers started beside those of a new generation.", labels=["cause"]

@@ -114,6 +114,7 @@ class Samples:
             "size": state["size"],
             "generations": state["generations"],
             "degraded": state["degraded"],
+            "agent_missing": view.agent_active() is False,
             "lame_duck": bool(reading.lame_duck),
             "up": round(max(0.0, reading.at - view.about["since"]), 1),
             "oldest": round(oldest(reading), 2),

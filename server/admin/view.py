@@ -77,6 +77,12 @@ class View:
             return None
         return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
 
+    def agent_active(self) -> bool | None:
+        """Whether there is an active agent; None if there is to be none."""
+        if not self.state.get("agent_wanted"):
+            return None
+        return any(each["state"] == "active" for each in self.state["agents"])
+
     def workers(self, reading: Reading) -> list[tuple[dict[str, Any], Words]]:
         """Each living worker and agent that the listener told of, with its row of `reading`."""
         return [

@@ -110,6 +110,8 @@ def _state(status: dict[str, Any]) -> Text:
         state.append(f"◐ lame duck for {span(duck['since'])}, until {duck['until']}", "yellow")
     elif status["degraded"]:
         state.append(f"● slot {', '.join(status['degraded'])} empty", "red")
+    elif status.get("agent_trouble"):
+        state.append("● no agent", "red")
     else:
         state.append("● healthy", "green")
     if (starting := status["starting"]) is not None:
@@ -275,7 +277,7 @@ def _worker(worker: dict[str, Any], rate: WorkerRate, most: float, *, wide: bool
     hue = colour(worker["generation"])
     sign, style, word = STYLES.get(worker["state"], ("?", "", worker["state"]))
     heard = worker["heard"]
-    if worker["state"] == "serving" and heard is not None and heard > 3:
+    if worker["state"] in ("serving", "active") and heard is not None and heard > 3:
         sign, style, word = "■", "bold red", "blocked"
     elif worker.get("recycling"):
         word, style = "recycling", "yellow"

@@ -119,7 +119,8 @@ class Agents:
         """Another server's agent is in its way."""
         if agent.state is AgentState.ENTERING:
             who = f", PID {holder}," if holder else ""
-            text = f"{agent} waits: that of a server that was here before{who} has not ended"
+            agent.in_the_way = f"that of a server that was here before{who} has not ended"
+            text = f"{agent} waits: {agent.in_the_way}"
             self._say_of(agent, logging.WARNING, "agent_waits", text, holder=holder)
 
     def entered(self, agent: Agent, now: float) -> None:
@@ -197,6 +198,7 @@ class Agents:
             elif before is AgentState.ENTERING:
                 allowed = policy.startup_timeout + policy.agent_timeout
                 why = f"it was not active {allowed:g} s after it was told to begin (--startup-timeout, --agent-timeout)"
+                why += f"; {agent.in_the_way}" if agent.in_the_way else ""
             elif before is AgentState.FINISHING and agent.reason != "failed":
                 option = "--agent-timeout" if self._allowed(agent) == policy.agent_timeout else "quick stop"
                 why = f"it had not finished after {self._allowed(agent):g} s ({option})"

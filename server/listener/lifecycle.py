@@ -223,6 +223,7 @@ class Agent:
     deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the present state has lasted too long
     active_since: float = math.inf
     reason: str = ""  # why it finishes
+    in_the_way: str = ""  # whose agent has the lock, while it enters
     finished: bool = False  # said that it has ended in order
     stuck: str = ""  # what was missed when it was killed
 

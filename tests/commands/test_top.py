@@ -156,6 +156,9 @@ def test_a_frame_shows_reloads_as_marks_and_as_a_list() -> None:
         ({"reload_waiting": True}, "a reload waits"),
         ({"workers": [worker(0, 1, 2, heard=1.9)]}, "● serving"),
         ({"workers": [worker(0, 1, 2, heard=8.0)]}, "■ blocked"),
+        ({"agents": [worker(0, 1, 2, state="active", heard=1.9) | {"slot": "agent"}]}, "● active"),
+        ({"agents": [worker(0, 1, 2, state="active", heard=8.0) | {"slot": "agent"}]}, "■ blocked"),
+        ({"agent_trouble": "it died"}, "● no agent"),
     ],
 )
 def test_a_frame_says_what_the_matter_is(more: dict[str, Any], shown: str) -> None:

@@ -545,6 +545,10 @@ def test_one_that_waits_for_another_servers_says_so() -> None:
     shell.send(e.AgentWaits(agent, 4711))
     assert "4711" in shell.said("agent_waits")[0].text
     assert shell.supervisor.next_deadline() == shell.now + STARTUP + ALLOWED
+    shell.tick_at_deadline()
+    shell.end(agent)
+    (end,) = shell.of(e.Exit)
+    assert "PID 4711, has not ended" in end.message
 
 
 def test_logs_are_opened_again() -> None:

@@ -238,6 +238,7 @@ function notes() {
   if (now.reload_waiting) found.push(element("span", "chip", "a reload waits"));
   if (now.lame_duck) found.push(element("span", "chip warn", "lame duck"));
   for (const slot of now.degraded) found.push(element("span", "chip bad", `slot ${slot} degraded`));
+  if (now.agent_missing) found.push(element("span", "chip bad", "no agent"));
   if (data.reloads.at(-1)?.outcome === "refused") found.push(element("span", "chip bad", "the newest reload was refused"));
   return found;
 }
