@@ -97,6 +97,11 @@ class SharedState(Part):
         """The keys that begin so."""
         return [item.key for item in self._entries if item.key.startswith(prefix)]
 
+    def known(self) -> tuple[list[tuple[str, Entry]], int]:
+        """All that there is, the server's own keys as well, and the version of the last change."""
+        entries = [(item.key, Entry(item.version, item.value)) for item in self._entries if item.value is not None]
+        return entries, self._version
+
     def figures(self) -> dict[str, float]:
         return {
             "state_keys": len(self._entries),

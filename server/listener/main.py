@@ -25,6 +25,7 @@ from server.config import Config, flag
 from server.errors import ServeError, StartError, UsageError
 from server.hub.hub import HubSettings
 from server.hub.schedule_commands import Answer, Asks
+from server.hub.state import SharedState
 from server.hub.ticks import Ticks
 from server.listener import agent_lock, changes, notify, release, service_manager, sockets, stacks
 from server.listener import events as e
@@ -203,7 +204,8 @@ class Listener:
             self.links.hub.store_changed(trouble)
             self.links.look()
 
-        store = Store(config, self.start_directory, self.processes, take, changed, self._happened, left)
+        known = self.links.hub.part(SharedState).known
+        store = Store(config, self.start_directory, self.processes, take, changed, self._happened, left, known)
         self.links.store = store.send
         return store
 

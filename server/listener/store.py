@@ -28,6 +28,7 @@ import anyio
 from server.channel import PROTOCOL, pair
 from server.config import Config
 from server.errors import ChannelError
+from server.hub.decide import Entry
 from server.hub.frames import MAX_FRAME, Frame, decode, encode, packed
 from server.listener import events as e
 from server.listener.child import SAFE_PATH, describe_code
@@ -77,10 +78,12 @@ class Store:
         changed: Callable[[str], None],
         happened: Callable[[e.Say], None],
         left: State | None = None,
+        known: Callable[[], tuple[list[tuple[str, Entry]], int]] = lambda: ([], 0),
     ) -> None:
         """`take` gets what the process says, `changed` why nothing can be asked ("": it can).
 
-        Relative paths begin in `directory`. `left` is what an earlier program of this process had.
+        Relative paths begin in `directory`. `left` is what an earlier program of this process had. `known` returns all
+        that the hub has of the state, and the version of the last change, for a Redis that comes back empty.
         """
         self._config = config
         self._location = config.state if is_url(config.state) else os.path.join(directory, config.state)
@@ -88,6 +91,7 @@ class Store:
         self._take = take
         self._changed = changed
         self._happened = happened
+        self._known = known
         self._name: str = uuid.uuid4().hex if left is None else left["name"]
         self._stage = Stage.STARTING if left is None else Stage(left["stage"])
         self._queue: collections.deque[bytes] = collections.deque()
@@ -198,6 +202,7 @@ class Store:
 
     async def _live(self) -> str:
         """Start a process (or go on with that of an earlier program), serve it, and return how it ended."""
+        knows = self._stage is not Stage.STARTING and is_url(self._location)  # the hub, what a Redis may lose
         if not self._adopted:
             self._socket, theirs = pair()
         ours = self._socket
@@ -207,11 +212,11 @@ class Store:
             if not self._adopted:
                 with theirs:
                     self._process = self._start(theirs)
-                await _send(ours, self._order())
+                await _send(ours, self._order(knows))
             assert self._process is not None
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read, ours)
-                tasks.start_soon(self._feed, ours, self._process)
+                tasks.start_soon(self._feed, ours, self._process, knows)
                 status = await self._process.wait()
                 tasks.cancel_scope.cancel()
             with contextlib.suppress(EOFError):
@@ -228,12 +233,13 @@ class Store:
         arguments = [own_program(), *SAFE_PATH, "-m", "server.store", "--channel", str(theirs.fileno())]
         return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
 
-    def _order(self) -> bytes:
+    def _order(self, knows: bool) -> bytes:
         """What the process is told first."""
         head = {
             "protocol": list(PROTOCOL),
             "location": self._location,
             "again": self._stage is not Stage.STARTING,
+            "knows": knows,
             "value_limit": self._config.state_value_limit,
             "total_limit": self._config.state_limit,
             "name": self._name,
@@ -271,18 +277,27 @@ class Store:
 
     # What it is told
 
-    async def _feed(self, ours: socket.socket, process: Process) -> None:
+    async def _feed(self, ours: socket.socket, process: Process, knows: bool) -> None:
         """Give the process what waits; at the end, or for a successor, let it finish what it has."""
         try:
             if self._adopted:
                 await self._let_finish()
             else:
+                if knows:
+                    await self._tell_what_is_known(ours)
                 await self._feed_to_the_end(ours)
             ours.shutdown(socket.SHUT_WR)
             await anyio.sleep(END_TIME)
             process.signal(signal.SIGKILL)
         except (OSError, anyio.ClosedResourceError):
             pass  # it is gone, which SIGCHLD tells
+
+    async def _tell_what_is_known(self, ours: socket.socket) -> None:
+        entries, version = self._known()
+        for piece in answers.snapshot(entries):
+            await _send(ours, encode(*piece))
+            await anyio.lowlevel.checkpoint()
+        await _send(ours, encode("store.known", {"version": version}))
 
     async def _let_finish(self) -> None:
         if self._stage is Stage.UP:

@@ -5,6 +5,9 @@ refusal. Ids are the asker's; they have to be unique among writes and reads, amo
 MessagePack.
 
 hub -> store
+    store.snapshot {} body=[[key, version, value], …]         what the hub has from an earlier store process, in pieces;
+    store.known    {version}                                  and the version of its last change: for a Redis that comes
+                                                              back empty. Only if `store.open` says so
     store.write   {id, op, key, version?, by?} body=value     as `decide.Write.head`; -> written | refused
     store.read    {id, key}                                   the truth, not this server's copy; -> value | refused
     store.send    {id, …} body                                to the hubs of all other servers; -> sent | unsent

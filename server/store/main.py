@@ -18,7 +18,7 @@ from server import logs
 from server.channel import PROTOCOL, speaks
 from server.config import Config
 from server.errors import ChannelError, UsageError
-from server.hub.decide import Limits
+from server.hub.decide import Entry, Limits
 from server.hub.frames import Frame, unpacked
 from server.store.file import StateFile
 from server.store.lane import Lane
@@ -65,8 +65,8 @@ async def _run(lane: Lane) -> int:
 async def _serve(lane: Lane, first: Frame, rest: list[Frame]) -> None:
     """Open what the listener names and serve it to the end of the lane, which raises EOFError.
 
-    `first` is `store.open` {protocol, location, again, value_limit, total_limit, name} body=configuration; `again`: the
-    server that asks has had this store before.
+    `first` is `store.open` {protocol, location, again, knows?, value_limit, total_limit, name} body=configuration;
+    `again`: the server that asks has had this store before; `knows`: what the hub has follows, up to `store.known`.
     """
     head = first.head
     if first.kind != "store.open" or not speaks(head["protocol"]):
@@ -101,7 +101,7 @@ async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: 
 async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
     address = redis_address(head["location"])
     try:
-        from server.store.remote import RemoteState
+        from server.store.remote import NOTHING, Known, RemoteState
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise
@@ -109,7 +109,18 @@ async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames:
             f"--state {shown(head['location'])} needs the package redis, which is not installed: "
             "pip install 'serve-asgi[redis]'"
         ) from None
-    await RemoteState(lane, address, limits, head["name"]).serve(frames)
+    known = NOTHING
+    if head.get("knows"):
+        entries: dict[str, Entry] = {}
+        while True:
+            while not frames:
+                frames = await lane.receive()
+            frame, *frames = frames
+            if frame.kind == "store.known":
+                break
+            entries |= {key: Entry(version, value) for key, version, value in unpacked(frame.body)}
+        known = Known(entries, frame.head["version"])
+    await RemoteState(lane, address, limits, head["name"], known).serve(frames)
 
 
 def passed_over(frame: Frame) -> bool:

@@ -6,8 +6,8 @@ have gone there. Nothing is ever asked twice by itself: a batch that gets no ans
 told that Redis is away, and the conversation begins anew with the whole state, until it succeeds. What a script does is
 in `server.store.scripts`.
 
-A Redis that comes back empty (no persistence) gets the state that this process has; one that comes back with less than
-it had (a fail-over) keeps what it has, and people are told how much is missing.
+A Redis that comes back empty (no persistence) gets the state that this process has, or else the hub; one that comes
+back with less than it had (a fail-over) keeps what it has, and people are told how much is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis.asyncio as aioredis
 from redis import exceptions
@@ -56,11 +56,21 @@ WAIT_PART: Final = 0.5
 log = logging.getLogger("serve")
 
 
+class Known(NamedTuple):
+    """What there is of the state already."""
+
+    entries: dict[str, Entry]
+    version: int  # of the last change
+
+
+NOTHING: Final = Known({}, 0)
+
+
 class RemoteState:
     """The conversation; `serve` holds it until the listener is gone."""
 
-    def __init__(self, lane: Lane, address: RedisAddress, limits: Limits, name: str) -> None:
-        """`name` is that of this server, which no other one has."""
+    def __init__(self, lane: Lane, address: RedisAddress, limits: Limits, name: str, known: Known = NOTHING) -> None:
+        """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
         self._lane = lane
         self._address = address
         self._limits = limits
@@ -74,9 +84,9 @@ class RemoteState:
         self._trouble = ""
         self._epoch = ""
         self._seq = 0  # version of the last change that the hub has been told
-        self._highest = 0  # of all that were ever told
+        self._highest = known.version  # of all that were ever told
         self._sent = 0  # number of the last message
-        self._entries: dict[str, Entry] = {}
+        self._entries = known.entries
         self._shas: dict[str, str] = {}
 
     async def serve(self, first: Sequence[Frame]) -> None:
@@ -232,7 +242,7 @@ class RemoteState:
         if mine and epoch == fresh:
             text = f"Redis came back without the shared state: {len(self._entries)} keys have been written to it again"
             await self._say(logging.WARNING, "store_restored", text, keys=len(self._entries))
-        elif known and seq < self._highest:
+        elif seq < self._highest:
             text = f"Redis came back without the latest changes of the shared state: {self._highest - seq} are lost"
             await self._say(logging.ERROR, "store_lost", text, changes=self._highest - seq)
 

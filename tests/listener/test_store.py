@@ -119,7 +119,7 @@ async def running(directory: Path, state: str = "state.db") -> AsyncIterator[Hub
 async def test_what_is_asked_is_answered(tmp_path: Path) -> None:
     async with running(tmp_path) as hub:
         assert hub.store.failure is None
-        assert [frame.kind for frame in hub.frames] == ["store.up"]
+        assert [frame.kind for frame in hub.frames] == ["store.snapshot", "store.up"]
         hub.write(*range(300))
         assert set((await hub.answered(300)).values()) == {"written"}
         assert hub.troubles == [""]

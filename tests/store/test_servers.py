@@ -278,6 +278,28 @@ def test_the_end_waits_for_what_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("redis-server")
+def test_a_redis_that_comes_back_empty_to_another_store_process_gets_the_state_again(tmp_path: Path) -> None:
+    """Nothing but the hub has it then; much of it, so that it travels in pieces."""
+    with (
+        own_redis(tmp_path / "redis") as server,
+        running(APP, "--state", f"unix://{server.path}?timeout=1", directory=tmp_path) as one,
+    ):
+        for number in range(12):
+            has(one, f"/set/k{number}/{'v' * 15_000}")
+        assert has(one, "/incr/n") == 1
+        server.kill()
+        one.wait_until(lambda status: bool(status["state_store"]["trouble"]))
+        os.kill(store_process(one), signal.SIGKILL)
+        one.wait_until(lambda status: "SIGKILL" in status["state_store"]["trouble"])
+        server.start()
+        wait_for_store(one)
+        assert has(one, "/get/n") == has(one, "/fresh/n") == 1
+        assert has(one, "/fresh/k7") == has(one, "/get/k7") == "v" * 15_000
+        assert has(one, "/incr/n") == 2
+        assert "13 keys have been written to it again" in one.log()
+
+
+@pytest.mark.needs("redis-server")
 def test_two_servers_share_a_redis(tmp_path: Path) -> None:
     """State and broadcasts reach the workers of both; Redis dies and comes back, and both go on by themselves."""
     options = ("--workers", "2")
