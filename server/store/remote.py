@@ -143,7 +143,7 @@ class RemoteState:
         """Nothing can be asked until another session stands; whoever waits is told."""
         trouble = self._sentence(error)
         for _, _, answer in sorted(self._held, key=lambda each: each[:2]):
-            await self._lane.send(*answer)
+            await self._lane.send(*_out_of_order(answer, trouble))
         self._held.clear()
         asked, self._asking = self._asking, []
         for frame in asked:
@@ -408,6 +408,14 @@ class RemoteState:
             head = {**unpacked(fields[b"h"]), "server": fields[b"o"].decode()}
             await self._lane.send("store.message", head, fields[b"b"])
         return True
+
+
+def _out_of_order(answer: Answer, trouble: str) -> Answer:
+    """An answer before the changes that it is about: of a write it says no more than that the write may stand."""
+    if answer.kind != "store.written":
+        return answer
+    text = f"Redis had it, but went away before this server had heard of all changes before it: {trouble}"
+    return answers.trouble("store.write", answer.head, Trouble.UNKNOWN, text) or answer
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:

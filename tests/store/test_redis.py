@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -12,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from server.hub.frames import Frame, packed, unpacked
+from server.channel import pair
+from server.hub.decide import Change, Entry, Limits
+from server.hub.frames import Frame, decode, packed, unpacked
+from server.store import answers
+from server.store.lane import Lane
+from server.store.location import redis_address
+from server.store.questions import Lost
+from server.store.remote import RemoteState
 from tests.running import PATIENCE
 from tests.store.stores import Redis, StoreProcess, free_port, own_redis, scaled, store
 
@@ -118,6 +126,26 @@ def test_a_killed_redis_is_told_and_recovers_by_itself(tmp_path: Path) -> None:
             confirmed, unknown = a.read("n"), 0
         a.set("after", 1)
         b.wait("store.change", key="after")
+
+
+def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_lost() -> None:
+    """No process gets a later change without the earlier ones."""
+
+    async def main(lane: Lane) -> None:
+        state = RemoteState(lane, redis_address("redis://nowhere"), Limits(100, 1000), "n")
+        await state._answer_at(2, answers.written(7, Change("k", 2, b"\x01", 3)))
+        await state._answer_at(3, answers.value(8, "k", Entry(2, b"\x01")))
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        await state._away(Lost("it is gone"))
+
+    ours, theirs = pair()
+    with contextlib.closing(Lane(ours)) as lane, theirs:
+        theirs.setblocking(False)
+        asyncio.run(main(lane))
+        found = [decode(theirs.recv(10_000)) for _ in range(3)]
+    assert [frame.kind for frame in found] == ["store.refused", "store.value", "store.down"]
+    assert (found[0].head["id"], found[0].head["code"]) == (7, "unknown")
 
 
 def test_a_redis_that_stands_still_is_told_and_recovers_by_itself(tmp_path: Path) -> None:
