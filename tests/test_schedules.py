@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import functools
 import threading
@@ -13,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from server import schedule
+from server.app import schedule_call
 from server.app.link import Identity, Link, LinkClosed, current
 from server.app.schedule import Ran, Run, Schedule, ScheduleRefused
 from server.app.work import work
@@ -287,6 +289,32 @@ def test_what_a_function_raises_is_told_and_ends_nothing(caplog: pytest.LogCaptu
 
     in_a_loop(test)
     assert "the schedule 'fails' has failed in worker 0 of generation 0: RuntimeError: no luck" in caplog.text
+
+
+def test_a_coroutine_that_does_not_let_itself_be_cancelled_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schedule_call, "TIDYING", 0.01)
+
+    async def test() -> None:
+        released = asyncio.Event()
+
+        @schedule(every="1h", timeout="10ms")
+        async def stubborn() -> None:
+            while not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+
+        asked = asyncio.ensure_future(schedule.run("stubborn"))
+        while "it cannot be ended, and goes on" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert (await schedule.history("stubborn"))[0].outcome == "running"
+        released.set()
+        (ran,) = await asked
+        assert ran.outcome == "timeout"
+
+    in_a_loop(test)
+    assert caplog.text.count("has taken too long") == 1
 
 
 def test_a_run_has_its_time() -> None:

@@ -8,14 +8,17 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+TIDYING: Final = 1.0
+"""Seconds that a coroutine whose time is over has for its `finally`; then it is told of as one that goes on."""
 
 
 async def call(function: Callable[[], Any], name: str, limit: float | None, overdue: Callable[[], None]) -> bool:
     """Call the function; return whether it took longer than `limit` (s; None: no limit). Raises what it raises.
 
     A thread cannot be ended: of one that takes too long `overdue` is called, and it is waited for all the same, since
-    it still runs.
+    it still runs. The same goes for a coroutine that does not end within a while of being cancelled.
     """
     if not _asynchronous(function):
         thread = _thread(function, name)
@@ -30,12 +33,16 @@ async def call(function: Callable[[], Any], name: str, limit: float | None, over
             overdue()
             await thread
         return timeout.expired()
+    stubborn = None if limit is None else asyncio.get_running_loop().call_later(limit + TIDYING, overdue)
     try:
         async with asyncio.timeout(limit) as timeout:
             await function()
     except TimeoutError:
         if not timeout.expired():
             raise
+    finally:
+        if stubborn is not None:
+            stubborn.cancel()
     return timeout.expired()
 
 

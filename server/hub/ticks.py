@@ -90,7 +90,7 @@ class Ticks(Part):
             return
         elif frame.kind == "schedule.overdue":
             run.overdue = True
-            self._records.ended(self._line_of(run), run, Outcome.TIMEOUT, "its thread cannot be ended, and goes on")
+            self._records.ended(self._line_of(run), run, Outcome.TIMEOUT, "it cannot be ended, and goes on")
         else:
             self._end(run, outcome_of(head["outcome"]), str(head["text"]), head["seconds"], frame.body.decode())
 
