@@ -450,6 +450,45 @@ def test_in_a_quick_stop_an_agent_is_left_in_order_although_a_handler_hangs(tmp_
     assert noted(tmp_path, "leave") == ["leave"]
 
 
+FAILS_AMID = """
+@messenger.on("who")
+async def hangs_once(message):
+    if "hanging" not in open(os.path.dirname(__file__) + "/diary").read():
+        note("hanging")
+        await asyncio.Event().wait()
+
+async def fails_amid():
+    note("enter")
+    await messenger.ready()
+    if "hanging" not in open(os.path.dirname(__file__) + "/diary").read():
+        while "hanging" not in open(os.path.dirname(__file__) + "/diary").read():
+            await asyncio.sleep(0.01)
+        raise ValueError("amid")
+    await asyncio.Event().wait()
+
+asks = app
+
+async def app(scope, receive, send):
+    try:
+        await asks(scope, receive, send)
+    except Exception as error:
+        note(str(error).replace(" ", "-"))
+"""
+
+
+def test_who_waits_for_an_agent_that_fails_hears_that_it_has_ended(tmp_path: Path) -> None:
+    write(tmp_path, more=FAILS_AMID)
+    with running("app:app", "--agent", "app:fails_amid", directory=tmp_path) as server:
+        with contextlib.closing(connect(server)) as client:
+            client.sendall(b"GET /ask HTTP/1.1\r\nhost: test\r\n\r\n")
+            client.recv(65536)
+        wait_for_log(server, "cut 1 handlers of messages")
+        assert "handler of topic 'who' raised" not in server.log()
+        server.wait_until(lambda status: agent_states(status) == ["active"])
+        assert server.stop() == 0
+    assert any("ended-before-it-had-answered" in entry.what for entry in diary(tmp_path))
+
+
 def test_an_agent_whose_loop_is_blocked_makes_way_for_another(tmp_path: Path) -> None:
     write(tmp_path)
     options = ("--agent", "app:blocks", "--worker-timeout", "0.5", "--agent-timeout", "0.5")

@@ -93,6 +93,7 @@ class AgentProcess:
             except (StartError, UsageError) as error:
                 status = 1
                 self.outbox.tell(failure(error))
+                self._cut_work()  # its time was over with the agent: as if it had died, others may do it again
             with anyio.move_on_after(CLOSE_TIME):
                 shared.leave()
                 await self.hub.flushed()
@@ -180,6 +181,10 @@ class AgentProcess:
             await work.told()  # of which the hub has been told before this agent was told to finish
             while work.tasks:
                 await asyncio.wait(work.tasks)
+        self._cut_work()
+
+    def _cut_work(self) -> None:
+        """End the handlers of messages and runs of schedules that have not ended."""
         if left := work.cancel():
             text = "cut %d handlers of messages and runs of schedules that had not ended"
             log.warning(text, left, extra=about("work_cut", tasks=left))
