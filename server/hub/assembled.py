@@ -21,6 +21,7 @@ def assembled(
     """A hub as every server has it."""
     hub = Hub(port, settings, clock, wall)
     state = SharedState(hub)
-    for part in (Presence(hub), Messages(hub), state, Ticks(hub, state)):
+    # the state before the messages, which would take all the room that there is for a process
+    for part in (Presence(hub), state, Messages(hub), Ticks(hub, state)):
         hub.add(part)
     return hub

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from server.app.replica import Replica
+from server.hub.assembled import assembled
 from server.hub.frames import Frame, encode, packed, unpacked
-from server.hub.hub import Hub, HubSettings, Order, Role
+from server.hub.hub import Hub, HubSettings, Member, Order, Role
+from server.hub.messages import Messages
 from server.hub.state import SharedState
 from tests.hub.port import RecordingPort
 
@@ -378,6 +380,36 @@ def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
     assert new.has(2) == {"k": "v", "l": "v", "m": "v"}
     new.write(2, "set", "k", "x")
     assert new.state._entries.used == there.state._entries.used
+
+
+def test_messages_do_not_take_all_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that there is room for a process again, its messages would fill it, and its state would never come."""
+
+    class Narrow(RecordingPort):
+        def send(self, member: int, data: bytes) -> None:
+            super().send(member, data)
+            if len(self.sent[member]) >= 8:
+                self.without_room.add(member)
+
+    port = Narrow()
+    hub = assembled(port, HubSettings())
+    for id in (1, 2):
+        hub.join(id, Role.WORKER, 1, id - 1)
+        hub.linked(id)
+        hub.order(id, Order.SERVE)
+        hub.take(id, encode("up"))
+    port.without_room.add(2)
+    hub.take(1, encode("state.write", {"id": 1, "op": "set", "key": "k", "timeout": 5.0}, b"\x01"))
+
+    def fill(messages: Messages, member: Member) -> None:
+        for _ in range(8):
+            port.send(member.id, encode("message"))
+
+    monkeypatch.setattr(Messages, "room", fill)
+    port.without_room.clear()
+    port.sent.clear()
+    hub.room(2)
+    assert port.take(2)[0].kind == "state.changes"
 
 
 # With a store
