@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from server import messenger
-from server.app.messenger import Message
+from server.app.link import Identity, Link
+from server.app.messenger import CONCURRENCY, Message
+from server.app.receiving import Incoming, Origin
+from server.app.sending import WINDOW, Sender
+from server.hub.frames import decode, encode
+from server.hub.hub import Role
+from server.hub.lanes import Kind, Want
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +80,7 @@ def test_values_arrive_as_they_are(value: Any) -> None:
         (object(), TypeError, "the payload of a message of topic 't' cannot be sent"),
         ({"a": {1, 2}}, TypeError, "use None, bool, int, float, str, bytes, lists and dicts"),
         (2**64, TypeError, "64 bits"),
+        ([{(1, 2): 3}], TypeError, "a tuple or a dict as a key"),
         (b"x" * 131_072, ValueError, "131077 bytes, 131072 at most"),
     ],
 )
@@ -271,3 +280,183 @@ def test_a_sender_that_is_cancelled_leaves_nothing_behind() -> None:
         assert await messenger.call("t") is True
 
     asyncio.run(main())
+
+
+class OfItsOwn(BaseException):
+    """Nothing that `except Exception` catches."""
+
+
+async def raises_its_own(message: Message) -> Any:
+    if message.payload == "wrong":
+        raise OfItsOwn("of its own")
+    return message.payload
+
+
+def exits(message: Message) -> Any:
+    return sys.exit("exits") if message.payload == "wrong" else message.payload
+
+
+async def cancels_itself(message: Message) -> Any:
+    if message.payload == "wrong":
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(10)
+    return message.payload
+
+
+@pytest.mark.parametrize(
+    ("handler", "text"), [(raises_its_own, "of its own"), (exits, "exits"), (cancels_itself, "CancelledError")]
+)
+def test_whatever_a_handler_raises_the_next_message_is_handled(handler: Callable[[Message], Any], text: str) -> None:
+    async def main() -> None:
+        messenger.on("t", handler)
+        with pytest.raises(messenger.CallFailed, match=text):
+            await messenger.call("t", "wrong", timeout=2)
+        assert (await messenger.send_random("t", "wrong", ack=True, timeout=2)).attempts == 1
+        assert await messenger.call("t", "right", timeout=2) == "right"
+
+    asyncio.run(main())
+
+
+def test_each_of_several_handlers_that_raise_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        for text in ("first", "second"):
+            messenger.on("t", lambda _, text=text: {}[text])
+        with pytest.raises(messenger.CallFailed, match="first"):
+            await messenger.call("t")
+
+    logger = logging.getLogger("serve.error")
+    logger.addHandler(caplog.handler)
+    try:
+        asyncio.run(main())
+    finally:
+        logger.removeHandler(caplog.handler)
+    told = list(dict.fromkeys(record for record in caplog.records if record.name == "serve.error"))
+    assert [str(record.exc_info[1]) for record in told if record.exc_info] == ["'first'", "'second'"]
+
+
+def test_an_answer_with_keys_that_cannot_be_read_is_the_handlers_failure() -> None:
+    async def main() -> None:
+        messenger.on("t", lambda _: {(1, 2): 3})
+        with pytest.raises(messenger.CallFailed, match="a tuple or a dict as a key"):
+            await messenger.call("t", timeout=2)
+
+    asyncio.run(main())
+
+
+def test_handlers_that_nothing_would_run_are_refused() -> None:
+    async def asynchronous(message: Message) -> AsyncIterator[int]:
+        yield 1
+
+    def synchronous(message: Message) -> Iterator[int]:
+        yield 1
+
+    for handler in (asynchronous, synchronous):
+        with pytest.raises(TypeError, match="a handler is no generator"):
+            messenger.on("t", handler)
+    for concurrency in (0, CONCURRENCY + 1, 10**30):
+        with pytest.raises(ValueError, match="concurrency is a number from 1 to"):
+            messenger.on("t", print, concurrency=concurrency)
+
+
+def test_a_slot_that_no_server_has_holds_up_nothing() -> None:
+    async def main() -> None:
+        messenger.on("t", lambda message: message.payload)
+        with pytest.raises(messenger.NoReceiver):
+            await messenger.send_to(2**70, "t", timeout=1)
+        assert await messenger.call("t", 1, timeout=2) == 1
+
+    asyncio.run(main())
+
+
+def test_another_threads_event_loop_is_told_that_it_is_the_wrong_one() -> None:
+    found: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            asyncio.run(messenger.broadcast("t"))
+        except RuntimeError as error:
+            found.append(error)
+
+    async def main() -> None:
+        assert await messenger.broadcast("t") == 0
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        assert await messenger.broadcast("t") == 0
+
+    asyncio.run(main())
+    assert "from_thread" in str(found[0])
+
+
+def test_who_cancels_has_no_more_under_way_than_others() -> None:
+    async def main() -> None:
+        frames: list[bytes] = []
+        link = Link(Identity(Role.WORKER, 0, 1, 1), asyncio.get_running_loop(), frames.append)
+        sender = Sender(link)
+
+        def under_way() -> list[str]:
+            decoded = [decode(data) for data in frames]
+            return [entry[0] for frame in decoded if frame.kind == "msg.send" for entry in frame.head["m"]]
+
+        async def given_up(count: int) -> None:
+            for _ in range(count):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.001):
+                        await sender.send(Kind.WORK, "t", b"", Want.HANDLED, 1, 0, 10.0)
+
+        await given_up(WINDOW + 20)
+        ids = under_way()
+        assert len(ids) == WINDOW
+        link.receive(encode("msg.told", {"m": [[id, "f", ["full", ""], 0] for id in ids[:5]]}))
+        await given_up(20)
+        assert len(under_way()) == WINDOW + 5
+        link.close()
+
+    asyncio.run(main())
+
+
+def test_a_message_that_comes_after_the_end_of_an_iteration_was_not_handled() -> None:
+    async def main() -> None:
+        incoming = Incoming()
+        incoming.close()
+        with pytest.raises(EOFError):
+            await incoming.take(Message("t", None, "id", 1, Origin("worker", 0, 1)))
+
+    asyncio.run(main())
+
+
+def test_what_an_earlier_loop_left_behind_counts_for_nothing() -> None:
+    seen: list[list[int]] = []
+    loop = asyncio.new_event_loop()
+    never = asyncio.Event()
+
+    async def left_behind() -> None:
+        messenger.on("t", lambda _: never.wait())
+        await messenger.send_random("t")
+        await asyncio.sleep(0.01)
+
+    loop.run_until_complete(left_behind())
+    tasks = asyncio.all_tasks(loop)
+
+    async def main() -> None:
+        messenger.off("t")
+        running = [0]
+
+        async def handler(message: Message) -> None:
+            running[0] += 1
+            seen.append([message.payload, running[0]])
+            await asyncio.sleep(0.005)
+            running[0] -= 1
+
+        messenger.on("t", handler)
+        await messenger.send_to_workers("t", 0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*(messenger.send_random("t", n, ack=True) for n in range(1, 5)))
+
+    asyncio.run(main())
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.close()
+    assert [most for _, most in seen] == [1] * 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
@@ -17,7 +18,7 @@ from server.app.link import LinkClosed, current, register
 from server.app.presence import Peer, presence
 from server.app.receiving import Handler, Incoming, Message, Origin, Receiver
 from server.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivered, NotHandled, Sender
-from server.hub.frames import MAX_PAYLOAD, NotSendable, packed, unpacked
+from server.hub.frames import MAX_PAYLOAD, NotSendable, sendable, unpacked
 from server.hub.hub import Role
 from server.hub.lanes import Kind, Want
 from server.hub.prospects import DEAD
@@ -26,6 +27,10 @@ TIMEOUT: Final = 10.0
 """Seconds until a send that was not accepted, or a call without an answer, raises."""
 TOPIC_BYTES: Final = 200
 RESERVED: Final = "serve:"
+CONCURRENCY: Final = 10_000
+"""Messages of one topic that a process handles at a time, at most."""
+SLOTS: Final = 1_000_000
+"""No server has so many workers."""
 
 F = TypeVar("F", bound=Handler)
 
@@ -177,8 +182,8 @@ class Messenger:
         return self._on(topic, handler, concurrency)
 
     def _on(self, topic: str, handler: F | None, concurrency: int = 1, once: bool = False) -> F | Callable[[F], F]:
-        if not isinstance(concurrency, int) or concurrency < 1:
-            raise ValueError(f"concurrency is a number from 1 on, not {concurrency!r}")
+        if not isinstance(concurrency, int) or not 1 <= concurrency <= CONCURRENCY:
+            raise ValueError(f"concurrency is a number from 1 to {CONCURRENCY}, not {concurrency!r}")
         if handler is None:
             return lambda decorated: self._registered(topic, decorated, concurrency, once)
         return self._registered(topic, handler, concurrency, once)
@@ -186,6 +191,8 @@ class Messenger:
     def _registered(self, topic: str, handler: F, concurrency: int, once: bool) -> F:
         if not callable(handler):
             raise TypeError(f"a handler is a function that takes a message, not {handler!r}")
+        if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+            raise TypeError(f"a handler is no generator: nothing would run {handler!r}, which has a `yield`")
         self._receiver.on(topic, handler, concurrency, once)
         return handler
 
@@ -263,7 +270,7 @@ class Messenger:
         _check_topic(topic)
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        body = packed(payload, f"the payload of a message of topic {topic!r}")
+        body = sendable(payload, f"the payload of a message of topic {topic!r}")
         if len(body) > MAX_PAYLOAD:
             raise TooLarge(
                 f"the payload of a message of topic {topic!r} has {len(body)} bytes, {MAX_PAYLOAD} at most can be "
@@ -278,6 +285,8 @@ class Messenger:
         slot = to.slot if isinstance(to, Peer) else to
         if not isinstance(slot, int) or isinstance(slot, bool) or slot < 0:
             raise ValueError(f"a worker is named by its slot, a number from 0 on, not by {to!r}")
+        if slot >= SLOTS:
+            raise NoReceiver(f"there is no worker {slot}")
         return slot
 
 

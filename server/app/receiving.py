@@ -17,7 +17,8 @@ from typing import Any, Final
 from server.app.link import Link
 from server.app.sending import Outbox
 from server.app.work import work
-from server.hub.frames import MAX_PAYLOAD, Frame, NotSendable, packed, unpacked
+from server.errors import ChannelError
+from server.hub.frames import MAX_PAYLOAD, Frame, NotSendable, sendable, unpacked
 from server.hub.lanes import Kind, Want
 from server.hub.places import entries
 from server.logs import about
@@ -93,9 +94,9 @@ class Delivery:
 class Topic:
     """One topic in this process."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, handlers: list[Registration] | None = None) -> None:
         self.name = name
-        self.handlers: list[Registration] = []
+        self.handlers = handlers or []
         self.queue: collections.deque[Delivery] = collections.deque()
         self.running = 0
 
@@ -119,9 +120,8 @@ class Receiver:
         """Take messages from this link; nothing of an earlier one's is handled any more."""
         self._link = link
         self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back", TOGETHER)
-        for topic in self._topics.values():
-            topic.queue.clear()
-            topic.running = 0
+        # what an earlier loop has left behind may end at any time, and counts for nothing here
+        self._topics = {name: Topic(name, old.handlers) for name, old in self._topics.items() if old.handlers}
         link.take("msg.give", self._take)
         handled = {topic.name: topic.concurrency for topic in self._topics.values() if topic.concurrency}
         names = list(handled)
@@ -193,7 +193,7 @@ class Receiver:
             work.start(self._handle(topic, delivery, handlers, self._done), f"message {topic.name}")
 
     async def _handle(self, topic: Topic, delivery: Delivery, handlers: list[Registration], outbox: Outbox) -> None:
-        """Run the handlers, and say that they have ended. Cancelled (the hammer), it says nothing: the process dies."""
+        """Run the handlers, and say that they have ended. Cut by the hammer it says nothing: the process dies."""
         body, wrong = b"", ""
         try:
             message = delivery.message(topic.name)
@@ -201,6 +201,15 @@ class Receiver:
                 result, wrong = await _run(each.handler, message, wrong)
                 if delivery.want is Want.ANSWER and not wrong and not body:
                     body, wrong = _answer(result, message)
+        except asyncio.CancelledError as error:
+            if work.cut:
+                raise
+            # whoever cancelled it: the hub has to know, or the topic gets nothing more here
+            local = self._link is not None and self._link.identity.local
+            wrong = error_text(error) if local else _failed(message, error)  # local: so its loop ends
+        except ChannelError as error:
+            wrong = error_text(error)
+            log.error("message %s of topic %r cannot be read: %s", delivery.id, topic.name, error)
         finally:
             topic.running -= 1
         if wrong:
@@ -228,7 +237,11 @@ class Receiver:
 
 
 async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str]:
-    """Run one handler; return its result, and what went wrong with it or with one before."""
+    """Run one handler; return its result, and what went wrong with it or with one before.
+
+    Whatever it raises is its own failure, `sys.exit()` as well: the process has other things to do. Raises
+    CancelledError if this task was cancelled.
+    """
     try:
         result = handler(message)
         if inspect.isawaitable(result):
@@ -237,9 +250,13 @@ async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return None, wrong or _failed(message, error)  # something that it waited for was cancelled
-    except Exception as error:
-        return None, wrong or _failed(message, error)
+        failed = _failed(message, error)  # something that it waited for was cancelled
+        return None, wrong or failed
+    except GeneratorExit:  # the loop is closed, and this coroutine with it
+        raise
+    except BaseException as error:
+        failed = _failed(message, error)
+        return None, wrong or failed
     return result, wrong
 
 
@@ -256,12 +273,15 @@ def _failed(message: Message, error: BaseException) -> str:
 def _answer(result: Any, message: Message) -> tuple[bytes, str]:
     """The answer to a call, or why it cannot be sent."""
     try:
-        body = packed(result, "its answer")
+        body = sendable(result, "its answer")
     except NotSendable as error:
         return b"", _failed(message, error)
     if len(body) > MAX_PAYLOAD:
         return b"", _failed(message, ValueError(f"its answer has {len(body)} bytes, {MAX_PAYLOAD} at most can be sent"))
     return body, ""
+
+
+_ENDED: Final = "the iteration over the messages ended before it came to this one"
 
 
 class Incoming:
@@ -275,7 +295,7 @@ class Incoming:
         """The handler."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._closed:
-            return
+            raise EOFError(_ENDED)
         self._queue.put_nowait((message, done))
         await done
 
@@ -290,4 +310,4 @@ class Incoming:
         while not self._queue.empty():
             _, done = self._queue.get_nowait()
             if not done.done():
-                done.set_exception(EOFError("the iteration over the messages ended before it came to this one"))
+                done.set_exception(EOFError(_ENDED))

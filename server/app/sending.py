@@ -66,6 +66,7 @@ class Sent:
     topic: str
     want: Want
     in_window: bool = True
+    timer: asyncio.TimerHandle | None = None
 
 
 class Window:
@@ -138,6 +139,7 @@ class Outbox:
             self._link.loop.call_soon(self.flush)
         elif len(batch.entries) >= self._limit or batch.size + len(body) > FRAME_BYTES:
             self._send()
+            batch = self._batch
         batch.entries.append(entry)
         if body:
             batch.bodies.append(body)
@@ -149,10 +151,9 @@ class Outbox:
             self._send()
 
     def _send(self) -> None:
-        batch = self._batch
+        batch, self._batch = self._batch, Batch(self._batch.kind)
         if not self._link.closed:
             self._link.send(batch.kind, {"m": batch.entries}, b"".join(batch.bodies))
-        batch.entries, batch.bodies, batch.size = [], [], 0
 
 
 class Sender:
@@ -172,6 +173,11 @@ class Sender:
 
     async def send(self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float) -> Any:
         """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "messages are sent from the event loop that the server runs in, and this is another one; from a thread "
+                "use anyio.from_thread.run or asyncio.run_coroutine_threadsafe"
+            )
         began = self._loop.time()
         size = len(body)
         if not self._window.try_enter(size):
@@ -190,15 +196,25 @@ class Sender:
         id = f"{self._token}-{self._count:x}"
         sent = self._sent[id] = Sent(self._loop.create_future(), size, topic, want)
         self._messages.add([id, int(kind), topic, int(want), limit, slot, size], body)
-        timer = self._loop.call_at(began + timeout, self._expire, id)
+        sent.timer = self._loop.call_at(began + timeout, self._expire, id)
         try:
             return await sent.future
         except asyncio.CancelledError:
             self._withdrawn.add(id)
             raise
         finally:
-            timer.cancel()
-            del self._sent[id]
+            sent.timer.cancel()
+            if sent.future.cancelled() and sent.in_window and not self._link.closed:
+                # it is under way all the same: who cancels has no more under way than others
+                sent.timer = self._loop.call_later(ANSWER_TIME, self._forget, id)
+            else:
+                self._forget(id)
+
+    def _forget(self, id: str) -> None:
+        sent = self._sent.pop(id, None)
+        if sent is not None:
+            if sent.timer is not None:
+                sent.timer.cancel()
             self._accepted(sent)
 
     def _accepted(self, sent: Sent) -> None:
@@ -209,7 +225,7 @@ class Sender:
     def _expire(self, id: str) -> None:
         """Its time is over: have it withdrawn, and let the hub say what had become of it."""
         self._withdrawn.add(id)
-        self._loop.call_later(ANSWER_TIME, self._give_up, id)
+        self._sent[id].timer = self._loop.call_later(ANSWER_TIME, self._give_up, id)
 
     def _give_up(self, id: str) -> None:
         sent = self._sent.get(id)
@@ -220,7 +236,11 @@ class Sender:
     def _take(self, frame: Frame) -> None:
         for (id, outcome, value, _), body in entries(frame):
             sent = self._sent.get(id)
-            if sent is None or sent.future.done():
+            if sent is None:
+                continue
+            if sent.future.done():
+                if sent.future.cancelled():
+                    self._forget(id)
                 continue
             self._accepted(sent)
             match outcome:

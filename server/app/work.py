@@ -17,6 +17,8 @@ class Work:
         self.tasks: set[asyncio.Task[None]] = set()
         self.retiring = False
         """No new work comes any more: what has been given and not begun has been given back."""
+        self.cut = False
+        """The hammer has fallen: what is cancelled now has not ended, and nothing is said of it."""
         self._told = asyncio.Event()
         self._at_retire: list[Callable[[], None]] = []
 
@@ -45,6 +47,7 @@ class Work:
 
     def cancel(self) -> int:
         """The hammer: cancel all that has not ended; return how many that are."""
+        self.cut = True
         for task in list(self.tasks):
             task.cancel()
         return len(self.tasks)

@@ -72,6 +72,19 @@ def packed(value: Any, what: str) -> bytes:
     return found
 
 
+def sendable(value: Any, what: str) -> bytes:
+    """As `packed`, for a value of an application's: what is sent can also be read. Raises NotSendable."""
+    found = packed(value, what)
+    if isinstance(value, dict | list | tuple):
+        try:
+            msgpack.unpackb(found, strict_map_key=False)
+        except (ValueError, TypeError, msgpack.UnpackException):
+            raise NotSendable(
+                f"{what} cannot be sent: it has a dict with a tuple or a dict as a key; use a string or a number"
+            ) from None
+    return found
+
+
 def unpacked(data: bytes) -> Any:
     """The reverse of `packed`. Raises ChannelError for what is no value."""
     try:
