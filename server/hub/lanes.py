@@ -19,7 +19,9 @@ LIMIT_STARTING: Final = 10_000
 LANE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of payload in the places of one lane."""
 ALL_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of payload in the places of all lanes together; a payload counts for each copy."""
+"""Bytes in the places of all lanes together; a payload counts for each copy."""
+COPY_BYTES: Final = 512
+"""Bytes that a copy counts in that, beside its payload: many small ones take memory as well."""
 
 
 class Kind(enum.IntEnum):
@@ -122,7 +124,7 @@ class Lane:
     def _place(self, copy: Copy) -> None:
         size = len(copy.send.body)
         self.bytes += size
-        self._budget.bytes += size
+        self._budget.bytes += size + COPY_BYTES
         self._budget.copies += 1
         self.placed.append(copy)
 
@@ -135,8 +137,8 @@ class Lane:
         return True
 
     def put_if_room(self, copy: Copy) -> bool:
-        """Give the copy a place if there is one."""
-        if self.offered or not self._room():
+        """Give the copy a place if there is one; of all there are, those without a sender to wait get half at most."""
+        if self.offered or not self._room() or self._budget.bytes >= ALL_BYTES // 2:
             return False
         self._place(copy)
         return True
@@ -149,7 +151,7 @@ class Lane:
         """Put what was taken before all others again."""
         size = len(copy.send.body)
         self.bytes += size
-        self._budget.bytes += size
+        self._budget.bytes += size + COPY_BYTES
         self._budget.copies += 1
         self.placed.appendleft(copy)
 
@@ -185,5 +187,5 @@ class Lane:
     def _left(self, copy: Copy) -> None:
         size = len(copy.send.body)
         self.bytes -= size
-        self._budget.bytes -= size
+        self._budget.bytes -= size + COPY_BYTES
         self._budget.copies -= 1

@@ -20,6 +20,9 @@ WINDOW: Final = 64
 WINDOW_BYTES: Final = 512 * 1024
 """Bytes of their payloads, unless a single one is larger."""
 
+TOPICS_STARTING: Final = 2_000
+"""Topics that copies are kept of for a process that starts; it will handle 1,000 at most, not known yet which."""
+
 
 class Waiting:
     """What waits for nobody in particular: a topic's work, or what is for a slot (agent: -1) without a process."""
@@ -69,7 +72,7 @@ class Place:
         self.held: dict[int, tuple[Desk, Copy]] = {}
         """What is in its hands, by the delivery's number, oldest first."""
         self.not_kept: dict[str, int] = {}
-        """Copies that had no place while it started, by topic."""
+        """Copies that had no place while it started, by topic; by "" those of topics beyond `TOPICS_STARTING`."""
 
     def desk(self, topic: str, budget: Budget) -> Desk:
         """The desk of a topic, a new one if there is none."""
@@ -77,6 +80,17 @@ class Place:
         if desk is None:
             desk = self.desks[topic] = Desk(self, topic, budget)
         return desk
+
+    def keep(self, copy: Copy, budget: Budget) -> bool:
+        """While it starts: have a copy wait for it, or count it as not kept; return which."""
+        topic = copy.send.topic
+        if topic not in self.desks and len(self.desks) >= TOPICS_STARTING:
+            self.not_kept[""] = self.not_kept.get("", 0) + 1
+            return False
+        if self.desk(topic, budget).lane.put_if_room(copy):
+            return True
+        self.not_kept[topic] = self.not_kept.get(topic, 0) + 1
+        return False
 
     def tidy(self, desk: Desk) -> None:
         """Forget a desk that has nothing to do."""

@@ -23,9 +23,11 @@ from typing import Any, Final
 
 from server.hub.hub import Hub, Member, Phase, Role
 from server.hub.lanes import LIMIT, Copy, Kind, Send, Stage, Want
-from server.hub.places import Desk, Outgoing, Place, Waiting
+from server.hub.places import TOPICS_STARTING, Desk, Outgoing, Place, Waiting
 from server.hub.prospects import DEAD, GRACE, Prospects
 
+TAKERS_NAMED: Final = 10
+"""Processes that one error names, at most."""
 TOPICS_NAMED: Final = 10
 """Topics that one record names, at most."""
 LETTER_DELIVERIES: Final = 3
@@ -87,10 +89,7 @@ class Routing:
                 continue  # for workers alone
             phase = place.member.phase
             if phase is Phase.EXPECTED:
-                if place.desk(send.topic, self.there.budget).lane.put_if_room(Copy(send)):
-                    send.copies += 1
-                else:
-                    place.not_kept[send.topic] = place.not_kept.get(send.topic, 0) + 1
+                send.copies += place.keep(Copy(send), self.there.budget)
                 continue
             desk = place.desks.get(send.topic)
             if desk is None or not desk.concurrency:
@@ -157,8 +156,7 @@ class Routing:
         takers = self._take_back({send for send in sends if send.stage is Stage.OFFERED})
         for send in sends:
             if send.stage is Stage.OFFERED:
-                names = ", ".join(takers.get(send, ())) or "the other servers"
-                self._fail(send, "full", f"not taken in time by {names}")
+                self._fail(send, "full", f"not taken in time by {_named(takers.get(send, []))}")
             else:
                 self._fail(send, "late", "it was accepted, but its handler has not ended in time")
 
@@ -365,8 +363,10 @@ class Routing:
     def came_up(self, place: Place) -> None:
         """Its application is loaded and its handlers are known: what it does not handle was not for it."""
         for topic, count in place.not_kept.items():
-            if topic in place.desks and place.desks[topic].concurrency:
-                text = f"{place.member} took long to start: {count} messages of topic {topic!r} were not kept for it"
+            handled = topic in place.desks and place.desks[topic].concurrency
+            if handled or not topic:
+                what = f"topic {topic!r}" if topic else f"more than {TOPICS_STARTING} topics, if it handles them,"
+                text = f"{place.member} took long to start: {count} messages of {what} were not kept for it"
                 about: dict[str, Any] = {"topic": topic, "count": count, **_about(place.member)}
                 self.hub.port.say(logging.WARNING, "messages_not_kept", text, **about)
         place.not_kept.clear()
@@ -533,6 +533,11 @@ class Routing:
                 self.there.blocked.pop(owner, None)
             if not owner.lane:
                 self.there.forget(owner)
+
+
+def _named(takers: list[str]) -> str:
+    more = f" and {len(takers) - TAKERS_NAMED} others" if len(takers) > TAKERS_NAMED else ""
+    return (", ".join(takers[:TAKERS_NAMED]) or "the other servers") + more
 
 
 def _about(member: Member) -> dict[str, Any]:

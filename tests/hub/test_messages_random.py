@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.hub.hub import Phase, Role
-from server.hub.lanes import Kind, Stage, Want
+from server.hub.lanes import COPY_BYTES, Kind, Stage, Want
 from server.hub.places import Desk, Waiting
 from server.hub.prospects import GRACE, STRANDED
 from tests.hub.messages_table import AGENT, Given, Table
@@ -215,7 +215,8 @@ class Processes(RuleBasedStateMachine):
                 assert (desk.held, desk.bytes) == (len(held), sum(len(copy.send.body) for copy in held))
                 others = [copy for copy in held if copy.send.kind is not Kind.WORK]
                 assert len(others) <= WINDOW
-        assert routing.there.budget.bytes == sum(len(c.send.body) for owner in owners for c in owner.lane.placed)
+        placed = [copy for owner in owners for copy in owner.lane.placed]
+        assert routing.there.budget.bytes == sum(len(copy.send.body) + COPY_BYTES for copy in placed)
         missing = collections.Counter(c.send.id for owner in owners for c in owner.lane.offered)
         for send in routing.sends.values():
             assert send.missing == missing[send.id]

@@ -6,8 +6,8 @@ import pytest
 
 from server.hub.frames import encode
 from server.hub.hub import Role
-from server.hub.lanes import LIMIT, Kind, Want
-from server.hub.places import WINDOW
+from server.hub.lanes import ALL_BYTES, LANE_BYTES, LIMIT, Kind, Want
+from server.hub.places import TOPICS_STARTING, WINDOW
 from server.hub.prospects import DEAD, STRANDED
 from tests.hub.messages_table import AGENT, Table
 
@@ -168,3 +168,42 @@ def test_what_waits_for_a_vacant_slot_at_the_end_is_reported(table: Table) -> No
     table.retire(1)
     table.leave(1)
     assert [about["count"] for _, _, about in table.port.records] == [1]
+
+
+def test_a_process_that_starts_has_so_many_topics_kept_for_it(table: Table) -> None:
+    table.join(3, 2)
+    for number in range(TOPICS_STARTING + 5):
+        table.send(1, Kind.COPY, f"topic {number}")
+    table.send(1, Kind.COPY, "topic 0")
+    place = table.part.routing.there.places[3]
+    assert (len(place.desks), place.not_kept) == (TOPICS_STARTING, {"": 5})
+    table.replace()
+    table.up(3, **{"topic 0": 1, "topic 2001": 1})
+    assert len(table.ids(3)) == 2
+    assert table.events() == ["messages_not_kept"]
+    assert "5 messages of more than" in table.port.records[-1][1]
+
+
+def test_a_slow_start_leaves_room_for_the_others(table: Table) -> None:
+    table.join(3, 2)
+    body = b"x" * 100_000
+    sent = 0
+    for number in range(ALL_BYTES // LANE_BYTES + 4):
+        for _ in range(LANE_BYTES // len(body) + 1):
+            table.send(1, Kind.COPY, f"topic {number}", body)
+            sent += 1
+    assert len(table.told[1]) == sent
+    assert table.part.routing.there.budget.bytes < ALL_BYTES * 0.6
+    id = table.work(1, "a", Want.PLACE)
+    assert table.told[1][-1] == [id, "a", 0]
+
+
+def test_an_error_names_only_some_of_many(table: Table) -> None:
+    for member in range(10, 30):
+        table.worker(member, member, b=1)
+    ids = [table.send(1, Kind.COPY, "b") for _ in range(WINDOW + LIMIT + 1)]
+    table.withdraw(1, ids[-1])
+    _, outcome, (code, text) = table.told[1][-1]
+    assert (outcome, code) == ("f", "full")
+    assert text.count("worker") == 10
+    assert text.endswith(" and 10 others")
