@@ -233,7 +233,7 @@ def error_text(error: BaseException) -> str:
         text = str(error)
     except Exception:  # its own __str__ raises
         text = "<exception str() failed>"
-    text = " ".join(f"{type(error).__name__}: {text}".split()).removesuffix(":")
+    text = ": ".join(filter(None, (type(error).__name__, " ".join(text.split()))))
     return text.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character
 
 

@@ -25,6 +25,8 @@ COLOURS: Final = {
     **dict.fromkeys(("elsewhere", "removed"), "dim"),
     **dict.fromkeys(("failed", "timeout", "cut", "died"), "red"),
 }
+MOST: Final = 1000
+"""What a server tells of at once (`server.hub.schedule_commands.MOST_SHOWN`)."""
 WIDE: Final = 160
 """Columns of what is not a terminal."""
 
@@ -41,6 +43,8 @@ def schedules(control: str, pid: str, name: str | None, as_json: bool) -> int:
         show("the application has no schedules")
     else:
         _print(*(_one(harmless(found[0])) if name else [_all(harmless(found))]))
+    if len(found) >= MOST:
+        complain(f"these are the first {MOST} by name; `serve schedules NAME` shows any of them")
     return 0
 
 
@@ -81,11 +85,11 @@ SOON: Final = 1.0
 def _print(*parts: Table | Text) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if console.is_terminal:
         console.print(*parts, sep="\n")
         return
-    plain = Console(highlight=False, width=WIDE, file=sys.stdout, no_color=True)
+    plain = Console(highlight=False, markup=False, emoji=False, width=WIDE, file=sys.stdout, no_color=True)
     with plain.capture() as captured:
         plain.print(*parts, sep="\n", soft_wrap=True)
     show("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from server import control_client
 from server.commands import schedules
+from server.hub.schedule_commands import MOST_SHOWN
 from tests.commands.serving import serve
 from tests.running import RunningServer, running
 from tests.schedule_application import APPLICATION, outcomes, until
@@ -19,6 +21,10 @@ async def good(): ...
 @schedule(every="1h", timeout="0.1s")
 async def slow():
     await asyncio.sleep(3600)
+
+@schedule(every="1h", name="[red]:warning:")
+async def markup():
+    raise RuntimeError("[/b] [bold]it[/bold] :warning:")
 
 @schedule(every="1h")
 async def long():
@@ -45,7 +51,8 @@ def test_the_table_has_a_row_for_each(scheduling: RunningServer) -> None:
     done = serve(scheduling, "schedules")
     assert done.returncode == 0
     assert done.stdout.splitlines()[0].split()[:2] == ["schedule", "when"]
-    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["good", "long", "nightly", "off", "slow"]
+    names = [line.split()[0] for line in done.stdout.splitlines()[1:]]
+    assert names == ["[red]:warning:", "good", "long", "nightly", "off", "slow"]
     assert "30 3 * * * Europe/Berlin" in done.stdout
     assert "disabled: enabled is false" in done.stdout
 
@@ -75,6 +82,26 @@ def test_who_waits_no_longer_is_told_that_the_run_goes_on(scheduling: RunningSer
     assert outcomes(scheduling, "long") == ["running"]
 
 
+def test_more_than_a_server_tells_of_at_once_are_not_left_out_in_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    each = {"name": "a", "when": "every 1h", "on": "one", "paused": None, "disabled": "", "runs": 0, "state": "waiting"}
+    told = {"schedules": [{**each, "next": None, "history": [], "counts": {}}] * MOST_SHOWN}
+    monkeypatch.setattr(control_client, "find", lambda control, pid: None)
+    monkeypatch.setattr(control_client, "ask", lambda *path, **given: told)
+    assert schedules.schedules("", "", None, False) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == MOST_SHOWN + 1
+    assert "these are the first 1000 by name" in shown.err
+
+
+def test_names_and_errors_are_shown_as_they_are(scheduling: RunningServer) -> None:
+    serve(scheduling, "schedule", "run", "[red]:warning:")
+    done = serve(scheduling, "schedules", "[red]:warning:")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "RuntimeError: [/b] [bold]it[/bold] :warning:" in done.stdout
+
+
 def test_the_history_of_one(scheduling: RunningServer) -> None:
     serve(scheduling, "schedule", "run", "nightly")
     done = serve(scheduling, "schedules", "nightly")
@@ -90,7 +117,7 @@ def test_the_history_of_one(scheduling: RunningServer) -> None:
 
 def test_json_has_all(scheduling: RunningServer) -> None:
     found = json.loads(serve(scheduling, "schedules", "--json").stdout)
-    assert [each["name"] for each in found] == ["good", "long", "nightly", "off", "slow"]
+    assert [each["name"] for each in found] == ["[red]:warning:", "good", "long", "nightly", "off", "slow"]
     assert {"when", "on", "state", "next", "paused", "disabled", "counts", "history"} <= found[0].keys()
 
 
