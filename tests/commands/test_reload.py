@@ -37,7 +37,7 @@ def test_each_step_is_a_line(server: RunningServer) -> None:
 
 def test_it_returns_when_the_new_generation_serves_and_tells_what_still_drains(server: RunningServer) -> None:
     now = server.status()["generation"]
-    with connect(server) as idle, begin(server, "/wait/3") as busy:
+    with connect(server) as idle, begin(server, "/wait/6") as busy:
         request(idle)
         done = serve(server, "reload")
         assert done.returncode == 0

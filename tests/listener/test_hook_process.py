@@ -115,7 +115,11 @@ def test_one_that_ignores_what_it_is_told_is_killed_with_its_group(release: Rele
     script = "trap '' TERM; sleep 300 & echo $! > child; echo here; exec <&-; while :; do sleep 0.05; done"
     outcome = run_hook(release, f'sh -c "{script}"', 1.0)
     assert outcome == Outcome("it had not ended after 1 s (--hook-timeout)", "here")
-    assert state_of(pid_in(tmp_path / "child")) in ("", "Z")
+    child = pid_in(tmp_path / "child")
+    deadline = time.monotonic() + PATIENCE
+    while state_of(child) not in ("", "Z"):  # it has been killed; a busy machine takes its time with that
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_stopped_one_has_its_end(release: Release) -> None:
