@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_more_than_a_server_tells_of_at_once_are_not_left_out_in_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     each = {"name": "a", "when": "every 1h", "on": "one", "paused": None, "disabled": "", "runs": 0, "state": "waiting"}
-    told = {"schedules": [{**each, "next": None, "history": [], "counts": {}}] * MOST_SHOWN}
+    told: dict[str, Any] = {"schedules": [{**each, "next": None, "history": [], "counts": {}}] * MOST_SHOWN}
     monkeypatch.setattr(control_client, "find", lambda control, pid: None)
     monkeypatch.setattr(control_client, "ask", lambda *path, **given: told)
     assert schedules.schedules("", "", None, False) == 0
