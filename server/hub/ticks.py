@@ -109,12 +109,15 @@ class Ticks(Part):
         if line is None:
             line = self.lines[name] = Line(name, now, self.seed)
         line.paused = self.asks.pause_of(name)
+        self._define_line(line, definition, now)
+        self._immediately(line)
+        self._hurry()
+
+    def _define_line(self, line: Line, definition: Definition | None, now: int) -> None:
         try:
             line.adopt(definition, now)
         except Exception as error:
             self._disable(line, error)
-        self._immediately(line)
-        self._hurry()
 
     def _switch(self, generation: int) -> None:
         """A newer generation serves: its definitions hold from here on."""
@@ -414,6 +417,6 @@ class Ticks(Part):
         self.asks.load(state["asks"])
         for each in state["lines"]:
             line = self.lines[each["name"]] = Line.from_state(each, self.seed)
-            line.adopt(self._offers.current().get(line.name), line.decided)
+            self._define_line(line, self._offers.current().get(line.name), line.decided)
             self.runs |= line.runs
         self._hurry()

@@ -577,3 +577,8 @@ def test_one_whose_instants_cannot_be_computed_harms_no_other(server: Server) ->
     server.go(10)
     assert instants(server.given) == [10]
     assert "cannot be computed" in server.ticks.asks.report("broken")[0]["disabled"]
+    server.ran(server.given[0][1]["run"])
+    server.replace()
+    server.go(10)
+    assert instants(server.given) == [10, 20]
+    assert "cannot be computed" in server.ticks.asks.report("broken")[0]["disabled"]
