@@ -13,6 +13,7 @@ back with less than it had (a fail-over) keeps what it has, and people are told 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import collections
 import heapq
 import logging
@@ -370,8 +371,19 @@ class RemoteState:
             news = await client.xread(after, count=FOLLOWED, block=int(LOOK * 1000))
             for stream, entries in news or ():
                 await self._take_entries(client, take[stream], entries)
-            if not news and await client.hget(self._key("about"), "epoch") != self._epoch.encode():
-                raise Lost("its data was replaced")
+            if not news:
+                await self._look_at_master(client)
+
+    async def _look_at_master(self, client: Any) -> None:
+        """Nothing has come for a while. Raises Lost if nothing that matters would come any more.
+
+        Redis ends the wait of those who read in the moment in which it becomes a replica, and of nobody else's.
+        """
+        if await client.hget(self._key("about"), "epoch") != self._epoch.encode():
+            raise Lost("its data was replaced")
+        with contextlib.suppress(exceptions.NoPermissionError):
+            if (await client.execute_command("ROLE"))[0] != b"master":
+                raise Lost("it has become a replica")
 
     async def _take_entries(
         self, client: aioredis.Redis, take: Callable[[int, dict[bytes, bytes]], Awaitable[bool]], entries: Any

@@ -262,15 +262,20 @@ def test_a_master_without_replicas_may_take_no_writes(tmp_path: Path) -> None:
         assert process.read("a") == 1
 
 
-def test_a_master_that_becomes_a_replica_is_left(tmp_path: Path) -> None:
-    """Also by a server that writes nothing."""
+@pytest.mark.parametrize("waits", [True, False], ids=["while it is read", "between two reads"])
+def test_a_master_that_becomes_a_replica_is_left(tmp_path: Path, waits: bool) -> None:
+    """Also by a server that writes nothing; Redis itself tells only those whose read it is waiting with."""
     with _master_and_replica(tmp_path) as (master, replica), store(_both(master, replica)) as process:
         process.up()
         process.set("a", 1)
         with replica.client() as second, master.client() as first:
             _wait_for(lambda: second.hget("serve:state", "a") is not None)
+            if not waits:
+                process.process.send_signal(signal.SIGSTOP)
+                _wait_for(lambda: first.info("clients")["blocked_clients"] == 0)
             second.replicaof("NO", "ONE")
             first.replicaof("127.0.0.1", str(replica.port))
+            process.process.send_signal(signal.SIGCONT)
         process.wait("store.down")
         assert process.up() == {"a": (1, 1)}
         process.set("b", 2)
