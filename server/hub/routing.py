@@ -101,7 +101,9 @@ class Routing:
             if desk.lane.put_if_room(Copy(send)):
                 send.copies += 1
                 self._pump_desk(desk)
-            elif not send.sender:  # another server's sender cannot be held up
+            elif phase is Phase.RETIRING:
+                place.not_kept[send.topic] = place.not_kept.get(send.topic, 0) + 1
+            else:  # another server's sender cannot be held up
                 self._overrun[send.topic] += 1
                 self._overrun_due = min(self._overrun_due, self.hub.clock() + GRACE)
 
@@ -384,6 +386,8 @@ class Routing:
         for desk in list(place.desks.values()):
             for copy in desk.lane.take_offered(lambda send: send.kind is Kind.COPY):
                 copy.send.missing -= 1
+                copy.send.copies -= 1
+                place.not_kept[desk.topic] = place.not_kept.get(desk.topic, 0) + 1
                 self._look_if_placed(copy.send)
             self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
             place.tidy(desk)
@@ -414,6 +418,9 @@ class Routing:
             self.there.forget(desk)
         if lost:
             self._report_lost(f"{member} ended with {{}} that it had not handled", lost, **_about(member))
+        if retired and member.up and (late := collections.Counter(place.not_kept)):
+            text = f"{member} retired, and {{}} came faster to all than it handled them"
+            self._report_lost(text, late, **_about(member))
         theirs = [send for send in self.sends.values() if send.sender == member.id]
         self._take_back({send for send in theirs if send.stage is Stage.OFFERED})
         for send in theirs:

@@ -207,3 +207,27 @@ def test_an_error_names_only_some_of_many(table: Table) -> None:
     assert (outcome, code) == ("f", "full")
     assert text.count("worker") == 10
     assert text.endswith(" and 10 others")
+
+
+def test_what_a_retiring_worker_had_no_room_for_is_reported_and_not_counted_as_a_copy(table: Table) -> None:
+    def handled_by_first() -> None:
+        for given in table.given[1][-1:]:
+            table.done(1, given.delivery)
+
+    for _ in range(WINDOW + LIMIT):
+        table.send(1, Kind.COPY, "a")
+        handled_by_first()
+    offered = table.send(1, Kind.COPY, "a")
+    handled_by_first()
+    table.join(3, 1, generation=2)
+    table.up(3, b=1)
+    table.serve(3)
+    table.retire(2)
+    assert table.told[1][-1] == [offered, "a", 1]
+    later = table.send(1, Kind.COPY, "a")
+    handled_by_first()
+    assert table.told[1][-1] == [later, "a", 1]
+    assert table.events() == []
+    table.leave(2)
+    assert table.events() == ["messages_lost"]
+    assert "2 messages came faster" in table.port.records[-1][1]
