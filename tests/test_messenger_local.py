@@ -109,6 +109,23 @@ def test_nobody_handles_it() -> None:
     asyncio.run(main())
 
 
+def test_a_handler_may_raise_what_has_no_text() -> None:
+    class BadText(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    def bad(_: messenger.Message) -> None:
+        raise BadText
+
+    async def main() -> None:
+        messenger.on("t", bad)
+        assert (await messenger.send_random("t", ack=True, timeout=10)).attempts == 1
+        with pytest.raises(messenger.CallFailed, match="BadText: <exception str"):
+            await messenger.call("t", timeout=10)
+
+    asyncio.run(main())
+
+
 def test_a_call_that_is_not_answered_in_time_or_not_well() -> None:
     async def main() -> None:
         never = asyncio.Event()
