@@ -114,7 +114,7 @@ def test_a_handler_may_raise_what_has_no_text() -> None:
         def __str__(self) -> str:
             raise RuntimeError("no text")
 
-    def bad(_: messenger.Message) -> None:
+    def bad(_: Message) -> None:
         raise BadText
 
     async def main() -> None:

@@ -134,7 +134,12 @@ async def show(request: Request) -> JSONResponse:
 
 
 async def put(request: Request) -> JSONResponse:
-    fields = {str(name): str(value) for name, value in (await request.json()).items()}
+    try:
+        fields = {str(name): str(value) for name, value in (await request.json()).items()}
+    except (ValueError, AttributeError):
+        fields = {}
+    if not fields:
+        return JSONResponse({"error": 'an order is a JSON object, such as {"item": "tea"}'}, 400)
     return JSONResponse({"id": await redis.xadd(STREAM, fields)})
 
 

@@ -105,6 +105,9 @@ def pending(queue: redis.Redis) -> int:
 @pytest.mark.timeout(60 + 30 * RELOADS)
 def test_each_message_is_handled_once_over_reloads_under_load(tmp_path: Path) -> None:
     with consuming(tmp_path) as (server, queue):
+        with connect(server) as connection:
+            for wrong in (b"tea", b"[1]", b"{}"):
+                assert request(connection, "/", wrong)[0] == 400
         with Load(server) as load:
             for _ in range(RELOADS):
                 load.wait_for(BEFORE_EACH)
