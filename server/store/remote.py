@@ -13,8 +13,8 @@ back with less than it had (a fail-over) keeps what it has, and people are told 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import collections
+import contextlib
 import heapq
 import logging
 import time
