@@ -72,7 +72,8 @@ class Place:
         self.held: dict[int, tuple[Desk, Copy]] = {}
         """What is in its hands, by the delivery's number, oldest first."""
         self.not_kept: dict[str, int] = {}
-        """Copies that had no place while it started, or while it retires, by topic; by "" those of topics beyond `TOPICS_STARTING`."""
+        """Copies that had no place while it started, or that have none while it retires, by topic; by "" those of
+        topics beyond `TOPICS_STARTING`."""
 
     def desk(self, topic: str, budget: Budget) -> Desk:
         """The desk of a topic, a new one if there is none."""
