@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import collections
 import dataclasses
-import errno
 import logging
 import math
 import socket
@@ -24,8 +22,9 @@ from typing import Any, Final
 from server.channel import pair
 from server.errors import ChannelError
 from server.hub.assembled import assembled
-from server.hub.frames import MAX_FRAME, packed, unpacked
+from server.hub.frames import packed, unpacked
 from server.hub.hub import HubSettings, Order, Role
+from server.link_socket import LinkSocket
 from server.listener import events as e
 from server.listener.lifecycle import AgentState, Process, ServerState, Worker, WorkerState
 from server.listener.supervisor import Supervisor
@@ -38,20 +37,19 @@ REST: Final = 5
 to what is done about it, and would meet frames in each."""
 ROOM: Final = 64
 """Frames that wait to be sent to a member before it counts as having no room."""
-NO_ROOM_YET: Final = frozenset({errno.EAGAIN, errno.ENOBUFS})
 
 log = logging.getLogger("serve")
 
 State = dict[str, Any]
 
 
-class MemberLink:
+class MemberLink(LinkSocket):
     """The listener's end of one link."""
 
+    __slots__ = ("full", "reading")
+
     def __init__(self, end: socket.socket) -> None:
-        end.setblocking(False)
-        self.socket = end
-        self.queue: collections.deque[bytes] = collections.deque()
+        super().__init__(end)
         self.full = False
         """It has had no room since `Hub.room` was called last."""
         self.reading = False
@@ -136,21 +134,18 @@ class Links:
     def read_rest(self, member: int) -> None:
         """The process has been reaped: what it said last is taken before its death is."""
         link = self._links.get(member)
-        while link is not None and link.socket.fileno() >= 0 and self._take_one(member, link):
+        while link is not None and not link.closed and self._take_one(member, link):
             pass
 
     # The hub's port
 
     def send(self, member: int, data: bytes) -> None:
         link = self._links.get(member)
-        if link is None or link.socket.fileno() < 0:
+        if link is None or link.closed:
             return
-        if not link.queue and self._sent(link, data):
-            return
-        link.queue.append(data)
-        if len(link.queue) == 1 and self._loop is not None:
+        if not link.send(data) and self._loop is not None:
             self._loop.add_writer(link.socket, self._write, member)
-        if len(link.queue) >= ROOM:
+        if len(link.waiting) >= ROOM:
             link.full = True
 
     def room(self, member: int) -> bool:
@@ -174,7 +169,7 @@ class Links:
         link = self._links[member]
         link.reading = True
         self._loop.add_reader(link.socket, self._read, member)
-        if link.queue:
+        if link.waiting:
             self._loop.add_writer(link.socket, self._write, member)
 
     def _read(self, member: int) -> None:
@@ -206,16 +201,10 @@ class Links:
 
     def _take_one(self, member: int, link: MemberLink) -> bool:
         """Take one frame; False if there is none, or never will be one."""
-        try:
-            data = link.socket.recv(MAX_FRAME + 1)
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            return True  # it was closed with frames unread, which the kernel says before what it had sent
-        except OSError:
-            data = b""
+        data = link.receive()
         if not data:
-            self._stop_reading(link)
+            if data is not None:
+                self._stop_reading(link)
             return False
         try:
             self.hub.take(member, data)
@@ -235,19 +224,9 @@ class Links:
 
     # Writing
 
-    def _sent(self, link: MemberLink, data: bytes) -> bool:
-        """Send at once; False if there is no room. To a process that has ended nothing is sent."""
-        try:
-            link.socket.send(data, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            return error.errno not in NO_ROOM_YET
-        return True
-
     def _write(self, member: int) -> None:
         link = self._links[member]
-        while link.queue and self._sent(link, link.queue[0]):
-            link.queue.popleft()
-        if not link.queue:
+        if link.send_waiting():
             assert self._loop is not None
             self._loop.remove_writer(link.socket)
             if link.full:
@@ -262,7 +241,7 @@ class Links:
             if self._loop is not None:
                 self._loop.remove_reader(link.socket)
                 self._loop.remove_writer(link.socket)
-            link.socket.close()
+            link.close()
 
     # Deadlines
 
@@ -296,7 +275,7 @@ class Links:
             "links": {
                 str(member): {
                     "fd": link.socket.fileno(),
-                    "queue": [base64.b64encode(data).decode() for data in link.queue],
+                    "queue": [base64.b64encode(data).decode() for data in link.waiting],
                     "full": link.full,
                 }
                 for member, link in self._links.items()
@@ -307,7 +286,7 @@ class Links:
         """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
         for member, each in state["links"].items():
             link = self._links[int(member)] = MemberLink(socket.socket(fileno=each["fd"]))
-            link.queue.extend(base64.b64decode(data) for data in each["queue"])
+            link.waiting.extend(base64.b64decode(data) for data in each["queue"])
             link.full = each["full"]
         self.hub.load(_from_text(state["hub"]))
 

@@ -7,8 +7,6 @@ It owns this process's end. What cannot be sent at once waits in order; who send
 from __future__ import annotations
 
 import asyncio
-import collections
-import errno
 import select
 import socket
 import time
@@ -17,11 +15,10 @@ from typing import Final
 
 from server.app import presence  # noqa: F401  # who is there is told from the beginning, also to who asks late
 from server.app.link import Identity, Link
-from server.hub.frames import MAX_FRAME
+from server.link_socket import LinkSocket
 
 AT_A_TIME: Final = 64
 """Frames that are read before the loop gets on with other things."""
-NO_ROOM_YET: Final = frozenset({errno.EAGAIN, errno.ENOBUFS})
 
 
 class HubSocket:
@@ -29,10 +26,8 @@ class HubSocket:
 
     def __init__(self, end: socket.socket, identity: Identity, loop: asyncio.AbstractEventLoop) -> None:
         """Take over the socket `end`; frames are read from now on."""
-        end.setblocking(False)
-        self._socket = end
+        self._end = LinkSocket(end)
         self._loop = loop
-        self._queue: collections.deque[bytes] = collections.deque()
         self._empty = asyncio.Event()
         self._empty.set()
         self.link = Link(identity, loop, self._transmit)
@@ -43,9 +38,9 @@ class HubSocket:
 
         For what must be known before anything else happens; the listener answers within moments.
         """
-        deadline = time.monotonic() + timeout
+        end, deadline = self._end, time.monotonic() + timeout
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        poll.register(end.socket, select.POLLIN)
         while not done():
             if self.link.closed:
                 return False
@@ -62,11 +57,10 @@ class HubSocket:
 
     def close(self) -> None:
         """Nothing is read or sent any more."""
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
-            self._socket.close()
-        self._queue.clear()
+        if not self._end.closed:
+            self._loop.remove_reader(self._end.socket)
+            self._loop.remove_writer(self._end.socket)
+            self._end.close()
         self._empty.set()
         self.link.close()
 
@@ -77,39 +71,19 @@ class HubSocket:
 
     def _read_one(self) -> bool:
         """Take one frame; False if there is none, or never will be one."""
-        try:
-            data = self._socket.recv(MAX_FRAME + 1)
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            return True  # it was closed with frames unread, which the kernel says before what it had sent
-        except OSError:
-            data = b""
-        if not data:
+        data = self._end.receive()
+        if data:
+            self.link.receive(data)
+        elif data is not None:
             self.close()
-            return False
-        self.link.receive(data)
-        return True
+        return bool(data)
 
     def _transmit(self, data: bytes) -> None:
-        if not self._queue and self._sent(data):
-            return
-        self._queue.append(data)
-        if len(self._queue) == 1:
+        if not self._end.send(data):
             self._empty.clear()
-            self._loop.add_writer(self._socket, self._write)
-
-    def _sent(self, data: bytes) -> bool:
-        """Send at once; False if there is no room. To a listener that is gone nothing is sent."""
-        try:
-            self._socket.send(data, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            return error.errno not in NO_ROOM_YET
-        return True
+            self._loop.add_writer(self._end.socket, self._write)
 
     def _write(self) -> None:
-        while self._queue and self._sent(self._queue[0]):
-            self._queue.popleft()
-        if not self._queue:
-            self._loop.remove_writer(self._socket)
+        if self._end.send_waiting():
+            self._loop.remove_writer(self._end.socket)
             self._empty.set()

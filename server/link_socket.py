@@ -1,0 +1,70 @@
+"""One end of a link as a socket: whole frames, in order, without waiting for anything.
+
+It owns the socket (SOCK_SEQPACKET) and what could not be sent yet. When to read and when to send the rest is its
+user's affair, who waits with the event loop that he has.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import socket
+from typing import Final
+
+from server.hub.frames import MAX_FRAME
+
+_ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS})
+
+
+class LinkSocket:
+    """One end. `waiting` is what could not be sent, oldest first."""
+
+    __slots__ = ("socket", "waiting")
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over the socket `end`; `close` closes it."""
+        end.setblocking(False)
+        self.socket = end
+        self.waiting: collections.deque[bytes] = collections.deque()
+
+    @property
+    def closed(self) -> bool:
+        return self.socket.fileno() < 0
+
+    def receive(self) -> bytes | None:
+        """The next frame, encoded; None if there is none yet, and b"" if none will come any more."""
+        while True:
+            try:
+                return self.socket.recv(MAX_FRAME + 1)
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:
+                pass  # it was closed with frames unread: the kernel says so once, before what that end had sent
+            except OSError:
+                return b""
+
+    def send(self, data: bytes) -> bool:
+        """Send a frame after all that was sent before; False if it, and nothing before it, has to wait for room."""
+        if not self.waiting and self._sent(data):
+            return True
+        self.waiting.append(data)
+        return len(self.waiting) > 1
+
+    def send_waiting(self) -> bool:
+        """There is room: send what waits. True if nothing waits any more."""
+        while self.waiting and self._sent(self.waiting[0]):
+            self.waiting.popleft()
+        return not self.waiting
+
+    def close(self) -> None:
+        """Drop what waits."""
+        self.waiting.clear()
+        self.socket.close()
+
+    def _sent(self, data: bytes) -> bool:
+        """Send at once; False if there is no room. What is for an end that is gone is dropped."""
+        try:
+            self.socket.send(data, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            return error.errno not in _ROOM_WILL_COME
+        return True
