@@ -154,7 +154,7 @@ def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
     if app:
         check_application(app)
     settings = read(app or "", _given(context, values), os.environ)
-    from server.listener.main import run
+    from server.listener.start import run
 
     return run(settings)
 

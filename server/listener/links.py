@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from server.channel import pair
+from server.config import Config
 from server.errors import ChannelError
 from server.hub.assembled import assembled
 from server.hub.frames import packed, unpacked
@@ -29,6 +30,7 @@ from server.listener import events as e
 from server.listener.lifecycle import AgentState, Process, ServerState, Worker, WorkerState
 from server.listener.supervisor import Supervisor
 from server.scoreboard import Header, Scoreboard
+from server.store.location import is_url
 
 TURN_BUDGET: Final = 0.00005
 """Seconds of one turn of the loop that go to frames; the one that has begun is dealt with."""
@@ -289,6 +291,12 @@ class Links:
             link.waiting.extend(base64.b64decode(data) for data in each["queue"])
             link.full = each["full"]
         self.hub.load(_from_text(state["hub"]))
+
+
+def hub_settings(config: Config) -> HubSettings:
+    """What the hub is told of the configuration."""
+    shared = is_url(config.state)
+    return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
 
 
 def _order(worker: Process, supervisor: Supervisor) -> Order:

@@ -20,10 +20,9 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from server import __version__, logs, output
-from server.config import Config, flag
-from server.errors import ServeError, StartError, UsageError
-from server.hub.hub import HubSettings
+from server import __version__, logs
+from server.config import flag
+from server.errors import ServeError, UsageError
 from server.hub.schedule_commands import Answer, Asks
 from server.hub.state import SharedState
 from server.hub.ticks import Ticks
@@ -37,12 +36,12 @@ from server.listener.estate import Heirloom
 from server.listener.gates import Gates
 from server.listener.heartbeats import Heartbeats
 from server.listener.history import History, Record
-from server.listener.hooks import Hooks, trouble_at_reload, trouble_at_start
+from server.listener.hooks import Hooks, trouble_at_reload
 from server.listener.in_force import in_force
 from server.listener.lifecycle import Agent, Generation, Process, ServerState, counted
-from server.listener.links import Links
+from server.listener.links import Links, hub_settings
 from server.listener.pidfile import PidFile
-from server.listener.plan import Plan, planned, planned_anew, policy_of
+from server.listener.plan import Plan, planned_anew, policy_of
 from server.listener.processes import Processes
 from server.listener.release import Release
 from server.listener.status import past, status
@@ -52,7 +51,6 @@ from server.listener.supervisor import Supervisor
 from server.scoreboard import Scoreboard
 from server.settings import Settings, written
 from server.signals import LISTENER_SIGNALS
-from server.store.location import is_url
 
 HANDSHAKE_TIME = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
@@ -562,67 +560,3 @@ class Listener:
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""
         return await stacks.survey(self.crew, timeout, self.crew.silent_for)
-
-
-def hub_settings(config: Config) -> HubSettings:
-    """What the hub is told of the configuration."""
-    shared = is_url(config.state)
-    return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
-
-
-def run(settings: Settings) -> int:
-    """Run a server until it ends; return its exit status.
-
-    Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
-    """
-    config = settings.config
-    plan = planned(settings, release.logical_directory())
-    if trouble := trouble_at_start(config, plan.release):
-        raise UsageError(trouble)
-    if config.reload:
-        changes.require(settings)
-    with output.guarded():
-        logs.configure(config, "listener")
-        pid_file = PidFile(config.pid) if config.pid else None
-        listening: list[sockets.Listening] = []
-        admin: list[sockets.Listening] = []
-        try:
-            listening = sockets.bind(config)
-            admin = sockets.bind_admin(config, listening)
-            listener = Listener(plan, listening, pid_file, admin)
-            listener.admin.listen()
-        except BaseException:
-            give_back(listening + admin, pid_file)
-            raise
-        end = serve(listener)
-    return conclude(end, settings)
-
-
-def serve(listener: Listener) -> e.Exit:
-    """Run it until it ends, and give back what it owned."""
-    try:
-        end = anyio.run(listener.run)
-    finally:
-        give_back(listener.listening + listener.admin_listening, listener.pid_file)
-    if not end.status:
-        log.info("stopped", extra=logs.about("stopped"))
-    return end
-
-
-def give_back(listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
-    """Close the sockets and remove the pid file."""
-    for each in listening:
-        each.close()
-    if pid_file is not None:
-        pid_file.remove()
-
-
-def conclude(end: e.Exit, settings: Settings) -> int:
-    """The exit status. Raises UsageError or StartError if the server has not ended in order."""
-    if not end.status:
-        return 0
-    if settings.config.reload:
-        return changes.start_again_after_a_change(settings, StartError(end.message, end.detail), end.again)
-    if end.status == 2:
-        raise UsageError(end.message)
-    raise StartError(end.message, end.detail)

@@ -21,8 +21,9 @@ from server import __version__, control_protocol, logs
 from server.config import Config
 from server.errors import UsageError
 from server.listener import estate
-from server.listener.main import Listener, conclude, serve
+from server.listener.main import Listener
 from server.listener.plan import Plan
+from server.listener.start import conclude, serve
 from server.scoreboard import Scoreboard
 from server.settings import Settings
 

@@ -1,0 +1,77 @@
+"""A server from its settings to its exit status: what is bound before it runs, and given back when it has ended."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+
+from server import logs, output
+from server.errors import StartError, UsageError
+from server.listener import changes, release, sockets
+from server.listener import events as e
+from server.listener.hooks import trouble_at_start
+from server.listener.main import Listener
+from server.listener.pidfile import PidFile
+from server.listener.plan import planned
+from server.settings import Settings
+
+log = logging.getLogger("serve")
+
+
+def run(settings: Settings) -> int:
+    """Run a server until it ends; return its exit status.
+
+    Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
+    """
+    config = settings.config
+    plan = planned(settings, release.logical_directory())
+    if trouble := trouble_at_start(config, plan.release):
+        raise UsageError(trouble)
+    if config.reload:
+        changes.require(settings)
+    with output.guarded():
+        logs.configure(config, "listener")
+        pid_file = PidFile(config.pid) if config.pid else None
+        listening: list[sockets.Listening] = []
+        admin: list[sockets.Listening] = []
+        try:
+            listening = sockets.bind(config)
+            admin = sockets.bind_admin(config, listening)
+            listener = Listener(plan, listening, pid_file, admin)
+            listener.admin.listen()
+        except BaseException:
+            give_back(listening + admin, pid_file)
+            raise
+        end = serve(listener)
+    return conclude(end, settings)
+
+
+def serve(listener: Listener) -> e.Exit:
+    """Run it until it ends, and give back what it owned."""
+    try:
+        end = anyio.run(listener.run)
+    finally:
+        give_back(listener.listening + listener.admin_listening, listener.pid_file)
+    if not end.status:
+        log.info("stopped", extra=logs.about("stopped"))
+    return end
+
+
+def give_back(listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
+    """Close the sockets and remove the pid file."""
+    for each in listening:
+        each.close()
+    if pid_file is not None:
+        pid_file.remove()
+
+
+def conclude(end: e.Exit, settings: Settings) -> int:
+    """The exit status. Raises UsageError or StartError if the server has not ended in order."""
+    if not end.status:
+        return 0
+    if settings.config.reload:
+        return changes.start_again_after_a_change(settings, StartError(end.message, end.detail), end.again)
+    if end.status == 2:
+        raise UsageError(end.message)
+    raise StartError(end.message, end.detail)
