@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -81,7 +82,7 @@ class Crew:
         """Start `worker`'s process; what prevents it is told as its failure and death."""
         try:
             what = self._what(worker)
-            child = self._spawn(worker, release)
+            child, link = self._spawn_linked(worker, release)
         except Exception as error:
             if not isinstance(error, (UsageError, OSError)):
                 log.exception("%s could not be started", worker)
@@ -90,7 +91,7 @@ class Crew:
             return
         self.children[child.pid] = child
         self.attend(child)
-        given = self._open_ways(child)
+        given = {"link": link.detach(), **self._open_window(child)}
         listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves nobody
         child.outbox.tell(
             {
@@ -117,24 +118,32 @@ class Crew:
             return {"slot": worker.slot}
         return {"role": "agent", "lock": agent_lock(each.name for each in self.listening)}
 
-    def _open_ways(self, child: Child) -> dict[str, int]:
-        """The worker's ends of its link to the hub and of its window, by the names that its welcome has for them.
+    def _open_window(self, child: Child) -> dict[str, int]:
+        """The process's ends of a window, by the names that its welcome has for them.
 
-        Without a descriptor to spare it does without the window, and without the link its start fails.
+        Without a descriptor to spare it does without.
         """
-        given: dict[str, int] = {}
         try:
-            given["link"] = self.links.open(child.worker.id).detach()
             child.window = Window()
-            given["asked over"], given["dump"] = child.window.hand_out()
+            asked_over, dump = child.window.hand_out()
         except OSError as error:
             log.warning("%s will not be able to tell its stacks: %s", child.worker, error)
-        return given
+            return {}
+        return {"asked over": asked_over, "dump": dump}
 
     def attend(self, child: Child) -> None:
         """Serve the child's channel from here on."""
         self.tasks.start_soon(self._send_to, child)
         self.tasks.start_soon(self._listen_to, child)
+
+    def _spawn_linked(self, worker: Process, release: Release) -> tuple[Child, socket.socket]:
+        """The process, and its end of a link to the hub: alone it would take itself for the whole server."""
+        link = self.links.open(worker.id)
+        try:
+            return self._spawn(worker, release), link
+        except BaseException:
+            link.close()
+            raise
 
     def _spawn(self, worker: Process, release: Release) -> Child:
         if not self._free_rows:

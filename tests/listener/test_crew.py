@@ -1,0 +1,72 @@
+"""Starting processes, where the machine does not let the listener."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from server.config import Config
+from server.hub.hub import HubSettings
+from server.listener import events as e
+from server.listener.crew import Crew
+from server.listener.lifecycle import Policy
+from server.listener.links import Links
+from server.listener.release import Release
+from server.listener.supervisor import Supervisor
+from server.scoreboard import Scoreboard
+
+POLICY = Policy(1, 1, 3, 60.0, 30.0, 10.0, 0.0)
+
+
+@contextlib.contextmanager
+def descriptors(spare: int) -> Iterator[None]:
+    """So many more files can be opened, and then none (EMFILE)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_one = os.dup(0)
+    os.close(next_one)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_one + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def crew_of(posted: list[e.Event]) -> tuple[Crew, Supervisor]:
+    board = Scoreboard.create(8, 4)
+    links = Links(HubSettings(), board, lambda said: None, lambda member: None)
+    supervisor = Supervisor(POLICY)
+    supervisor.start(0.0)
+    links.follow(supervisor)
+    return Crew([], posted.append, links, board), supervisor
+
+
+@pytest.mark.parametrize("spare", range(16))
+def test_no_process_is_started_without_its_link(spare: int) -> None:
+    """One without a link to the hub would take itself for the whole server: the accidents would be back."""
+
+    async def main() -> None:
+        posted: list[e.Event] = []
+        crew, supervisor = crew_of(posted)
+        (worker,) = supervisor.workers.values()
+        release = Release(python="/bin/true", directory="/", app_dir="/", environment={})
+        async with anyio.create_task_group() as crew.tasks:
+            with descriptors(spare):
+                crew.start(worker, release, Config())
+            if crew.children:
+                (child,) = crew.children.values()
+                assert str(worker.id) in crew.links.to_state([])["links"]
+                crew.reaped(*os.waitpid(child.pid, 0))  # noqa: ASYNC222, it ends at once
+            assert isinstance(posted[-1], e.WorkerDied)
+            crew.tasks.cancel_scope.cancel()
+        for event in posted:
+            supervisor.handle(event, 1.0)
+        crew.links.follow(supervisor)
+        crew.links.close()
+        crew.scoreboard.close()
+
+    anyio.run(main)
