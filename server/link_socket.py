@@ -16,6 +16,19 @@ from server.hub.frames import MAX_FRAME
 _ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS})
 
 
+def receive(end: socket.socket) -> bytes | None:
+    """The next packet; None if there is none yet, and b"" if none will come any more."""
+    while True:
+        try:
+            return end.recv(MAX_FRAME + 1)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            pass  # it was closed with packets unread: the kernel says so once, before what that end had sent
+        except OSError:
+            return b""
+
+
 class LinkSocket:
     """One end. `waiting` is what could not be sent, oldest first."""
 
@@ -33,15 +46,7 @@ class LinkSocket:
 
     def receive(self) -> bytes | None:
         """The next frame, encoded; None if there is none yet, and b"" if none will come any more."""
-        while True:
-            try:
-                return self.socket.recv(MAX_FRAME + 1)
-            except BlockingIOError:
-                return None
-            except ConnectionResetError:
-                pass  # it was closed with frames unread: the kernel says so once, before what that end had sent
-            except OSError:
-                return b""
+        return receive(self.socket)
 
     def send(self, data: bytes) -> bool:
         """Send a frame after all that was sent before; False if it, and nothing before it, has to wait for room."""

@@ -320,6 +320,7 @@ def locks_of(pid: int) -> list[Path]:
 def test_agents_that_are_killed_at_any_moment_of_reloads_never_overlap(tmp_path: Path) -> None:
     write(tmp_path)
     chance = random.Random(5)
+    killed: set[int] = set()
     with running("app:app", "--agent", "app:beats", directory=tmp_path) as server:
         for _ in range(KILLS):
             server.signal(signal.SIGHUP)
@@ -327,8 +328,16 @@ def test_agents_that_are_killed_at_any_moment_of_reloads_never_overlap(tmp_path:
             for pid in chance.sample(agents := agents_of(server), chance.randint(1, len(agents)) if agents else 0):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
             assert ask(server, "/")["version"] == "1"
-        server.wait_until(lambda status: not status["starting"] and agent_states(status) == ["active"], 2 * PATIENCE)
+        server.wait_until(
+            lambda status: (
+                not status["starting"]
+                and agent_states(status) == ["active"]
+                and killed.isdisjoint(agent["pid"] for agent in status["agents"])  # the listener knows of each death
+            ),
+            2 * PATIENCE,
+        )
         assert ask(server)["agent"][2] is True
         assert len(server.workers("serving")) == 1
         assert server.stop() == 0

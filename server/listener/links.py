@@ -79,8 +79,7 @@ class Links:
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
         self._rest = 0  # turns of the loop that take no frames
-        self._turn_ends = 0.0  # of the loop's present turn, as far as frames may go
-        self._in_turn = False
+        self._turn_ends: float | None = None  # of the loop's present turn, as far as frames may go
 
     def start(self) -> None:
         """Serve the links, from within the running loop."""
@@ -180,8 +179,7 @@ class Links:
             return
         link = self._links.get(member)
         assert self._loop is not None
-        if not self._in_turn:
-            self._in_turn = True
+        if self._turn_ends is None:
             self._turn_ends = time.perf_counter() + TURN_BUDGET
             self._loop.call_soon(self._turn_over)
         while link is not None and time.perf_counter() < self._turn_ends:
@@ -189,10 +187,12 @@ class Links:
                 break
 
     def _turn_over(self) -> None:
-        self._in_turn = False
-        self._rest = REST
+        assert self._turn_ends is not None
+        if time.perf_counter() >= self._turn_ends:  # one frame now and then costs no rest
+            self._rest = REST
+            self._let_others()
+        self._turn_ends = None
         self.look()
-        self._let_others()
 
     def _let_others(self) -> None:
         """Leave the frames in the sockets for some turns of the loop, which cost next to nothing."""

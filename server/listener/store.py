@@ -29,7 +29,8 @@ from server.channel import PROTOCOL, pair
 from server.config import Config
 from server.errors import ChannelError
 from server.hub.decide import Entry
-from server.hub.frames import MAX_FRAME, Frame, decode, encode, packed
+from server.hub.frames import Frame, decode, encode, packed
+from server.link_socket import receive
 from server.listener import events as e
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.processes import Process, Processes
@@ -347,12 +348,9 @@ class Store:
 
     def _take_one(self, ours: socket.socket) -> bool:
         """Take one frame; False if there is none. Raises EOFError at the end."""
-        try:
-            data = ours.recv(MAX_FRAME + 1)
-        except BlockingIOError:
+        data = receive(ours)
+        if data is None:
             return False
-        except ConnectionResetError:  # said once, before its last words, if it died with frames unread
-            return True
         if not data:
             raise EOFError
         try:

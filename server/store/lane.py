@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import anyio
 
-from server.hub.frames import MAX_FRAME, Frame, decode, encode
+from server.hub.frames import Frame, decode, encode
+from server.link_socket import receive
 
 BATCH: Final = 256
 """Frames that are taken at a time at most."""
@@ -40,12 +41,9 @@ class Lane:
     def _there(self) -> list[Frame]:
         frames: list[Frame] = []
         while len(frames) < BATCH:
-            try:
-                data = self._socket.recv(MAX_FRAME + 1)
-            except BlockingIOError:
+            data = receive(self._socket)
+            if data is None:
                 break
-            except ConnectionResetError:  # said once, before the rest, if the listener died with unread frames
-                continue
             if not data:
                 if frames:
                     break  # the end is read again next time
