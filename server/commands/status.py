@@ -68,13 +68,12 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:
-    row = "{:>5} {:>4} {:>7} {:<9} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
-    yield row.format(*("slot", "gen", "pid", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
+    row = "{:>5} {:>4} {:<9} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
+    yield row.format(*("slot", "gen", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
     for worker in sorted(found["workers"], key=lambda w: (w["generation"], w["slot"])):
         yield row.format(
             worker["slot"],
             worker["generation"],
-            worker.get("pid", "-"),
             worker["state"],
             worker["connections"],
             worker["in_flight"],
@@ -88,7 +87,7 @@ def _workers(found: dict[str, Any]) -> Iterator[str]:
             yield f"           to be replaced: {worker['recycling']}"
     for agent in found.get("agents", []):
         figures = (memory(agent["rss"]), span(agent["cpu"]))
-        yield row.format("agent", agent["generation"], agent.get("pid", "-"), agent["state"], *["-"] * 4, *figures, "-")
+        yield row.format("agent", agent["generation"], agent["state"], *["-"] * 4, *figures, "-")
 
 
 COMMANDS: Final = {

@@ -123,7 +123,6 @@ def _agent(agent: Agent, cells: memoryview, now: float) -> dict[str, Any]:
 def _health(cells: memoryview, now: float) -> dict[str, Any]:
     """What every process says of itself."""
     return {
-        "pid": cells[Cell.PID],
         "cpu": round(cells[Cell.CPU] / 1e9, 3),
         "lag": round(cells[Cell.LAG] / 1e9, 4),
         "lag_worst": round(cells[Cell.LAG_WORST] / 1e9, 4),
