@@ -17,8 +17,9 @@ from typing import Any
 import click
 
 from loadtest.ledger import percentile
-from loadtest.reload import Result, Settings, answers, on_uvloop, run, wait_until_up
+from loadtest.reload import answers, on_uvloop, run, wait_until_up
 from loadtest.report import PROMPT, as_json, number, table
+from loadtest.result import Result, Settings
 from loadtest.servers import COMMANDS, Server
 
 BAD_CODE_PATIENCE = 12.0

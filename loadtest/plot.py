@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.kinds import KINDS
-from loadtest.reload import Result
+from loadtest.result import Result
 from loadtest.servers import parser
 from loadtest.timeline import Timeline, timeline
 

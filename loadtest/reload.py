@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import signal
 import sys
 import tempfile
@@ -24,7 +23,9 @@ import uvloop
 from loadtest import processes
 from loadtest.client import Load
 from loadtest.kinds import KINDS, users
-from loadtest.ledger import Accounts, Execution, Ledger, parse_executions, settle
+from loadtest.ledger import Accounts, Ledger, parse_executions, settle
+from loadtest.report import as_json, table
+from loadtest.result import Measures, Reload, Result, Settings
 from loadtest.servers import COMMANDS, GRACEFUL, Server
 
 START_TIMEOUT = 60.0
@@ -34,85 +35,6 @@ LEAVE_TIMEOUT = GRACEFUL + 15.0  # for the workers of the older generations
 QUIET = 1.0  # s without an answer by an old worker on a new connection, after which a reload counts as complete
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """One run."""
-
-    server: str = "serve"
-    workers: int = 2
-    reloads: int = 10
-    interval: float = 3.0
-    """Least time between two HUPs, in seconds; a HUP is only sent when the reload before it is complete."""
-    http: str = "httptools"
-    loop: str = "uvloop"
-    scale: float = 1.0
-    """Factor for the request rates; 1.0 is about 500 requests/s."""
-    python: str = sys.executable
-    """The interpreter that runs the server."""
-    warmup: float = 2.0
-    """Seconds of load before the first HUP and after the last reload."""
-    seed: int = 1
-    listener: bool = False
-    """Replace the listener's own program as well, before each reload."""
-    kinds: tuple[str, ...] = ()
-    """Names of the kinds of load; all, if empty."""
-
-
-@dataclasses.dataclass(slots=True)
-class Reload:
-    """One HUP. Times on the monotonic clock, s; `complete` is 0 if it was never seen to complete."""
-
-    sent: float
-    complete: float = 0.0
-
-
-@dataclasses.dataclass(slots=True)
-class Measures:
-    """What was counted in /proc around the load."""
-
-    descriptors_before: int = 0
-    descriptors_after: int = 0
-    memory: list[int] = dataclasses.field(default_factory=list)
-    """Resident bytes of the listener: before the load, after each reload, at the end."""
-    exit_status: int | None = None
-
-
-@dataclasses.dataclass(slots=True)
-class Result:
-    """What a run has found."""
-
-    settings: Settings
-    ledger: Ledger
-    accounts: Accounts
-    executions: list[Execution]
-    reloads: list[Reload]
-    measures: Measures
-    problems: list[str]
-    """Sentences about everything else that must not be."""
-    began: float
-    ended: float
-
-    @property
-    def lost(self) -> int:
-        """Requests and messages that were sent and not answered rightly and wholly."""
-        return len(self.accounts.lost)
-
-    @property
-    def doubled(self) -> int:
-        """Ids that were executed more than once."""
-        return len(self.accounts.doubled)
-
-    @property
-    def reconnects(self) -> int:
-        """Keep-alive connections that the server ended without having been asked to."""
-        return len(self.ledger.reconnects)
-
-    @property
-    def spotless(self) -> bool:
-        """Nothing lost, doubled, reconnected, odd."""
-        return not (self.lost or self.doubled or self.reconnects or self.problems)
 
 
 class Watch:
@@ -321,8 +243,6 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write everything that was found as JSON.")
 def main(picture: Path | None, document: Path | None, **options: Any) -> None:
     """Reload a server under strict mixed load and print what was lost. Exits 1 if anything was."""
-    from loadtest.report import as_json, table
-
     try:
         result = run(Settings(**options))
     except RuntimeError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from loadtest.kinds import KINDS
 from loadtest.ledger import percentile
-from loadtest.reload import Result
+from loadtest.result import Result
 from loadtest.servers import parser
 
 MIB = 1 << 20

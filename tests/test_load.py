@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.reload import Settings, run
+from loadtest.reload import run
 from loadtest.report import table
+from loadtest.result import Settings
 
 
 @pytest.mark.timeout(400)

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.reload import Settings, run
+from loadtest.reload import run
 from loadtest.report import table
+from loadtest.result import Settings
 from server import control_client
 from server.signals import LISTENER_SIGNALS
 from tests.applications import info

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.commands.command import counted, harmless, span
-from server.commands.reload import FRAME, STEPS, Remains, remains
+from server.commands.reload_progress import FRAME, STEPS, Remains, remains
 
 STYLES: Final = {
     "pending": ("·", "dim", "waiting"),

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from server.commands.command import harmless
-from server.commands.reload import remains
+from server.commands.reload_progress import remains
 from server.commands.reload_view import picture
 from server.control_client import ask
 from tests.commands.serving import SLOW, begin, serve, start
