@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from server import control_client
+from server.hub.decide import OVERHEAD
 from tests.running import PATIENCE, RunningServer, connect, running
 from tests.store.stores import own_redis
 
@@ -330,7 +331,7 @@ def replaced(status: dict[str, Any], killed: int) -> bool:
 
 
 def test_sizes_are_an_error_at_the_writer(kept: tuple[str, ...], directory: Path) -> None:
-    limits = ("--state-value-limit", "1000", "--state-limit", "5000")
+    limits = ("--state-value-limit", "1000", "--state-limit", str(5000 + 5 * OVERHEAD))
     arguments = ("--no-access-log", "--workers", "2", *kept, *limits)
     with running("app:app", *arguments, directory=directory) as server, workers(server, 2) as slots:
         writer, reader = slots[0][0], slots[1][0]

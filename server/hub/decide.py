@@ -15,6 +15,9 @@ from server.hub.frames import packed, unpacked
 
 MAX_KEY: Final = 512
 """Bytes of a key in UTF-8."""
+OVERHEAD: Final = 256
+"""Bytes that an entry counts as besides its key and value: about what it costs a process's memory however small it is
+(measured on CPython 3.11 and 3.13: 250 in the listener, 235 in the store process, 235 to 305 in a worker)."""
 _INT64: Final = range(-(2**63), 2**63)
 
 
@@ -79,7 +82,7 @@ class Entry(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """In bytes: of one value, and of all keys and values together."""
+    """In bytes: of one value, and of all entries together (`size`)."""
 
     value: int
     total: int
@@ -105,7 +108,7 @@ class Refused(NamedTuple):
 
 def size(key: str, value: bytes) -> int:
     """Bytes that an entry counts as, of `Limits.total`."""
-    return len(key.encode()) + len(value)
+    return len(key.encode()) + len(value) + OVERHEAD
 
 
 def decide(write: Write, entry: Entry | None, limits: Limits, used: int, version: int) -> Change | Refused:

@@ -16,7 +16,7 @@ FIGURES: Final = {
     "messages_lost_total": "Copies that died with the process that had them, or found none.",
     "messages_waiting": "Copies that wait until a process takes them.",
     "state_keys": "Keys in the shared state.",
-    "state_size_bytes": "Size of the shared state, keys and values.",
+    "state_size_bytes": "Size of the shared state: keys, values and 256 bytes for each, as --state-limit counts.",
     "state_changes_total": "Changes of the shared state.",
     "state_lagged_total": "Writes to the shared state that a process had not acknowledged in time.",
     "schedule_runs_total": "Runs of schedules that ended, whatever came of them.",

@@ -119,6 +119,10 @@ class Part:
     def left(self, member: Member) -> None:
         """The member's process has been reaped (or was never started), and all that it said has been taken."""
 
+    def trouble_with(self, member: Member) -> str:
+        """Why this member, which says that it is ready, cannot take part; "" if it can."""
+        return ""
+
     def room(self, member: Member) -> None:
         """There is room again in what waits to be sent to this member."""
 
@@ -154,7 +158,7 @@ class HubSettings:
     agent: bool = False  # there is one, or will be
     stored: bool = False  # a store process keeps the state
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
-    state_limit: int = 16 * 1024 * 1024  # bytes of all of it, keys and values
+    state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`server.hub.decide.size`)
     shared: bool = False  # the store is Redis: broadcasts go to other servers as well
 
 
@@ -269,6 +273,10 @@ class Hub:
             self.store_trouble = trouble
             for part in self._parts:
                 part.store_changed()
+
+    def trouble_with(self, id: int) -> str:
+        """Why a member that says that it is ready cannot take part: a sentence; "" if it can."""
+        return next(filter(None, (part.trouble_with(self.members[id]) for part in self._parts)), "")
 
     def room(self, id: int) -> None:
         """There is room again in what waits to be sent to a member."""

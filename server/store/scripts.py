@@ -5,8 +5,8 @@ A script runs while nothing else does, so that each is one decision and its effe
 itself. Numbers in Lua are doubles: versions and tokens stay below 2**53, and the integers of INCR are added as bytes.
 
 All keys begin with a prefix:
-    PREFIX:about     hash: format, epoch (names this life of the data), seq (version of the last change), used (bytes),
-                     token, sent (number of the last message), and the bytes in both streams
+    PREFIX:about     hash: format, epoch (names this life of the data), seq (version of the last change), used (bytes of all
+                     keys and values), token, sent (number of the last message), and the bytes in both streams
     PREFIX:state     hash: key -> VERSION:VALUE
     PREFIX:log       stream: the latest changes; the id of an entry is VERSION-0
     PREFIX:messages  stream: the latest messages; the id of an entry is NUMBER-0
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from server.hub.decide import MAX_KEY
+from server.hub.decide import MAX_KEY, OVERHEAD
 from server.store.leases import AHEAD
 
 FORMAT: Final = 1
@@ -160,7 +160,7 @@ end
 
 local origin, op, key = ARGV[2], ARGV[3], ARGV[4]
 local version, value = entry(key)
-local used = get('used')
+local used = get('used') + %(overhead)d * redis.call('HLEN', KEYS[2])
 local function refused() return {0, get('seq'), used, version, value or false} end
 if #key == 0 or #key > %(key)d then return refused() end
 if ARGV[5] ~= '' and tonumber(ARGV[5]) ~= version then return refused() end
@@ -176,7 +176,8 @@ elseif op == 'incr' then
   after = encoded(sum)
 end
 local grows = (after and #key + #after or 0) - before
-if after and (#after > tonumber(ARGV[7]) or grows > 0 and used + grows > tonumber(ARGV[8])) then return refused() end
+local counts = grows + (value and 0 or %(overhead)d)  -- as `server.hub.decide.size`; what is kept is without the overhead
+if after and (#after > tonumber(ARGV[7]) or counts > 0 and used + counts > tonumber(ARGV[8])) then return refused() end
 
 local seq = redis.call('HINCRBY', about, 'seq', 1)
 redis.call('HINCRBY', about, 'used', grows)
@@ -188,7 +189,9 @@ else
   append(KEYS[3], 'log', %(bytes)d, seq, {'o', origin, 'k', key})
 end
 return {1, seq, after or false}
-""".replace("%(key)d", str(MAX_KEY)).replace("%(bytes)d", str(LOG_BYTES))
+""".replace("%(key)d", str(MAX_KEY))
+    .replace("%(bytes)d", str(LOG_BYTES))
+    .replace("%(overhead)d", str(OVERHEAD))
 )
 
 SEND: Final = (

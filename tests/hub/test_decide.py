@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from server.hub.decide import MAX_KEY, Change, Code, Entry, Limits, Op, Refused, Write, decide, size
-from server.hub.frames import packed, unpacked
+from server.app.replica import Replica
+from server.hub.copies import Item
 
-LIMITS = Limits(value=100, total=1000)
+from server.hub.decide import MAX_KEY, OVERHEAD, Change, Code, Entry, Limits, Op, Refused, Write, decide, size
+from server.hub.entries import Entries
+from server.hub.frames import Frame, packed, unpacked
+
+LIMITS = Limits(value=100, total=1000 + OVERHEAD)
 FIVE = Entry(7, packed(5, ""))
 TEXT = Entry(7, packed("five", ""))
 
@@ -86,11 +93,46 @@ def test_a_conflict_tells_what_is_there() -> None:
 
 def test_the_whole_may_not_grow_beyond_its_limit_and_may_always_shrink() -> None:
     old = Entry(1, b"v" * 50)
-    assert done(Write(Op.SET, "k", b"v" * 100), old, used=950).grows == 50
-    assert refused(Write(Op.SET, "k", b"v" * 100), old, used=951).code is Code.FULL
-    assert refused(Write(Op.SET, "new", b"v"), None, used=1000).code is Code.FULL
+    assert done(Write(Op.SET, "k", b"v" * 100), old, used=950 + OVERHEAD).grows == 50
+    assert refused(Write(Op.SET, "k", b"v" * 100), old, used=951 + OVERHEAD).code is Code.FULL
+    assert done(Write(Op.SET, "new", b"v"), None, used=996).grows == 4 + OVERHEAD
+    assert refused(Write(Op.SET, "new", b"v"), None, used=997).code is Code.FULL
     assert done(Write(Op.SET, "k", b"v" * 50), old, used=5000).grows == 0  # the limit has been lowered
     assert done(Write(Op.SET, "k", b"v" * 40), old, used=5000).grows == -10
+
+
+def test_an_entry_counts_as_what_it_costs_the_listener_and_a_worker() -> None:
+    """Millions of tiny keys take no more memory than a few large values that count as much."""
+    items = [Item(f"k{number}", number + 1000, packed(number, "")) for number in range(20_000)]
+
+    def cost(fill: Callable[[], object]) -> float:
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        filled = fill()
+        after, _ = tracemalloc.get_traced_memory()
+        assert filled is not None
+        return after - before
+
+    def entries() -> Entries:
+        made = Entries()
+        for item in items:
+            key, version, value = f"{item.key}", item.version + 0, bytes(bytearray(item.value or b""))
+            made.apply(Item(key, version, value))
+        return made
+
+    def replica() -> Replica:
+        made = Replica()
+        for start in range(0, len(items), 500):
+            made.take(Frame("state.changes", {"seq": start}, packed(items[start : start + 500], "")))
+        return made
+
+    counted = entries().used
+    tracemalloc.start()
+    try:
+        assert 0.5 * counted < cost(entries) < 1.1 * counted
+        assert 0.5 * counted < cost(replica) < 1.1 * counted
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

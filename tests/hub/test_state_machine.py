@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from server.app.replica import Replica
 from server.hub import copies, state
-from server.hub.decide import Change, Entry, Limits, Write, decide
+from server.hub.decide import OVERHEAD, Change, Entry, Limits, Write, decide
 from server.hub.frames import decode, encode, packed, unpacked
 from server.hub.hub import Hub, HubSettings, Member, Order, Phase, Role
 from server.hub.state import SharedState
@@ -20,7 +20,7 @@ from tests.hub.port import RecordingPort
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "40"))
 KEYS = ["a", "b", "c"]
 WRITES = st.tuples(st.sampled_from(["set", "cas", "incr", "delete"]), st.sampled_from(KEYS), st.integers(0, 5))
-LIMITS = Limits(64, 200)
+LIMITS = Limits(64, 200 + 3 * OVERHEAD)
 PIECE = copies.PIECE
 FRAMES_AT_ONCE = state.FRAMES_AT_ONCE
 

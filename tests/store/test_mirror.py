@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from server.hub.decide import Change, Entry, Limits, Op, Refused, Write, decide
+from server.hub.decide import OVERHEAD, Change, Entry, Limits, Op, Refused, Write, decide
 from server.hub.frames import Frame, packed, unpacked
 from tests.store.stores import VALUE_LIMIT, StoreProcess, scaled, store
 
-LIMIT = 3_000  # small, so that it is reached
+LIMIT = 3_000 + 5 * OVERHEAD  # small, so that it is reached
 EDGES = [0, 1, 127, 128, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**53, 2**53 + 1, 2**63 - 1]
 NUMBERS = [*EDGES, *(-n for n in EDGES), -32, -33, -128, -129, -32768, -32769, -(2**31) - 1, -(2**63)]
 VALUES: list[Any] = [*NUMBERS, 2**63, 2**64 - 1, None, True, 1.5, "text", b"bytes", [1, {"a": b"b"}], "x" * 900]
