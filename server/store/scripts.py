@@ -5,8 +5,8 @@ A script runs while nothing else does, so that each is one decision and its effe
 itself. Numbers in Lua are doubles: versions and tokens stay below 2**53, and the integers of INCR are added as bytes.
 
 All keys begin with a prefix:
-    PREFIX:about     hash: format, epoch (names this life of the data), seq (version of the last change), used (bytes of all
-                     keys and values), token, sent (number of the last message), and the bytes in both streams
+    PREFIX:about     hash: format, epoch (names this life of the data), seq (version of the last change), used
+                     (bytes of keys and values), token, sent (number of the last message), and the bytes in both streams
     PREFIX:state     hash: key -> VERSION:VALUE
     PREFIX:log       stream: the latest changes; the id of an entry is VERSION-0
     PREFIX:messages  stream: the latest messages; the id of an entry is NUMBER-0
@@ -176,7 +176,7 @@ elseif op == 'incr' then
   after = encoded(sum)
 end
 local grows = (after and #key + #after or 0) - before
-local counts = grows + (value and 0 or %(overhead)d)  -- as `server.hub.decide.size`; what is kept is without the overhead
+local counts = grows + (value and 0 or %(overhead)d)  -- PREFIX:about has it without
 if after and (#after > tonumber(ARGV[7]) or counts > 0 and used + counts > tonumber(ARGV[8])) then return refused() end
 
 local seq = redis.call('HINCRBY', about, 'seq', 1)
@@ -199,7 +199,7 @@ SEND: Final = (
     + f"""
 -- KEYS about, messages; ARGV epoch, origin, head, body. Returns {{1}}
 local n = redis.call('HINCRBY', about, 'sent', 1)
-append(KEYS[2], 'messages', {MESSAGE_BYTES}, n, {{'o', ARGV[2], 'h', ARGV[3], 'b', ARGV[4]}})
+append(KEYS[2], 'messages', {MESSAGE_BYTES}, n, {{'o', ARGV[2], 'h', ARGV[3], 'b', ARGV[4], 'e', ARGV[1]}})
 return {{1}}
 """
 )

@@ -11,7 +11,6 @@ import pytest
 
 from server.app.replica import Replica
 from server.hub.copies import Item
-
 from server.hub.decide import MAX_KEY, OVERHEAD, Change, Code, Entry, Limits, Op, Refused, Write, decide, size
 from server.hub.entries import Entries
 from server.hub.frames import Frame, packed, unpacked
