@@ -154,6 +154,20 @@ def thread():
         asked_again.__exit__()
 
 
+def failed_start(directory: Path, *arguments: str) -> tuple[int, str]:
+    """Exit status and output of a server that does not come to serve."""
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "app:app", "--bind", "127.0.0.1:0", "--no-control", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    return done.returncode, done.stderr + done.stdout
+
+
 TWICE = """
 @schedule(every="1s")
 async def job(): ...
@@ -176,27 +190,65 @@ other()
 )
 def test_a_schedule_that_cannot_be_is_a_start_error(tmp_path: Path, schedules: str, part: str) -> None:
     write(tmp_path, schedules)
-    done = subprocess.run(
-        [sys.executable, "-m", "server", "app:app", "--bind", "127.0.0.1:0", "--no-control"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    assert done.returncode != 0
-    assert re.search(part, done.stderr + done.stdout), done.stderr + done.stdout
+    status, told = failed_start(tmp_path)
+    assert status == 2
+    assert re.search(part, told), told
 
 
 def test_a_reload_with_one_that_cannot_be_is_refused_and_the_old_ones_go_on(tmp_path: Path) -> None:
-    write(tmp_path, '@schedule(every="0.2s")\nasync def job():\n    note("ran")\n')
+    write(tmp_path, RUNS)
     with running("app:app", directory=tmp_path) as server:
         write(tmp_path, TWICE)
         with pytest.raises(control_client.Refused, match="two schedules have the name"):
             server.reload()
         before = len(notes(tmp_path))
         until(lambda: len(notes(tmp_path)) > before, "it goes on")
+
+
+JOB = """
+from server import schedule
+
+@schedule(every="1h")
+async def job(): ...
+
+async def agent(): ...
+"""
+RUNS = '@schedule(every="0.2s")\nasync def job():\n    note("ran")\n'
+LATE = "\nimport time\ntime.sleep(1)\n"
+
+
+@pytest.mark.parametrize("on", ["one", "agent"])
+def test_two_functions_of_one_name_in_agent_and_workers_are_a_start_error(tmp_path: Path, on: str) -> None:
+    """Also if each process knows one of them alone."""
+    (tmp_path / "jobs.py").write_text(JOB)
+    (tmp_path / "apart.py").write_text(JOB.replace('"1h"', f'"1h", on="{on}"'))
+    write(tmp_path, "import jobs\n")
+    status, told = failed_start(tmp_path, "--agent", "apart:agent")
+    assert status == 2
+    first, second = r"apart:job \(.*apart\.py:4\) of the agent", r"jobs:job \(.*jobs\.py:4\) of worker 0"
+    assert re.search(f"two schedules have the name 'job': {first} and {second}; give one", told), told
+
+
+@pytest.mark.parametrize("late", ["workers", "agent"])
+def test_a_reload_that_brings_two_functions_of_one_name_is_refused(tmp_path: Path, late: str) -> None:
+    """Whoever is ready last. One that both import is no second one, and a name may move from one process to another."""
+    (tmp_path / "apart.py").write_text("import app\n" + JOB.replace("job", "other"))
+    write(tmp_path, RUNS)
+    with running("app:app", "--workers", "2", "--agent", "apart:agent", directory=tmp_path) as server:
+        until(lambda: notes(tmp_path), "it runs")
+        (tmp_path / "apart.py").write_text(JOB + LATE * (late == "agent"))
+        write(tmp_path, RUNS + LATE * (late == "workers"))
+        with pytest.raises(control_client.Refused, match=r"name 'job': .*app:job \(.*of worker") as refused:
+            server.reload()
+        assert "apart:job" in str(refused.value)
+        before = len(notes(tmp_path))
+        until(lambda: len(notes(tmp_path)) > before, "it goes on")
+        moved = JOB.replace('"1h"', '"0.2s", on="agent"').replace("...", 'app.note("ran")', 1)
+        (tmp_path / "apart.py").write_text("import app\n" + moved)
+        write(tmp_path, "")
+        server.reload()
+        assert report(server, "job")["on"] == "agent"
+        until(lambda: "the agent of generation 3" in str(report(server, "job")["history"]), "the agent runs it")
 
 
 def test_the_environment(tmp_path: Path) -> None:
@@ -229,7 +281,7 @@ def test_a_pause_is_in_force_at_once_over_reload_and_restart(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_what_a_stopped_server_missed_is_reported(tmp_path: Path, whole: bool) -> None:
-    write(tmp_path, '@schedule(every="0.2s")\nasync def job():\n    note("ran")\n')
+    write(tmp_path, RUNS)
     with running("app:app", directory=tmp_path) as server:
         until(lambda: notes(tmp_path), "it runs")
         pids = [server.pid, *(server.worker_pids() if whole else [])]

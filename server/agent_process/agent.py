@@ -109,6 +109,7 @@ class AgentProcess:
         subject = await self._unless_told(self._prepare())
         if subject is None:
             return
+        await self._unless_told(self.hub.flushed())  # so that the listener knows all of it before it hears of this
         self.outbox.tell({"type": "prepared"})
         await self._unless_told(self._may_begin.wait())
         if not self._may_begin.is_set():

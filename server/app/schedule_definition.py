@@ -71,6 +71,7 @@ def defined(
             retry=retry,
             disabled=_disabled(enabled, env),
             where=where,
+            function=_qualified(function),
         )
         if timeout is not None and made.timeout <= 0:
             raise ScheduleError(f"timeout is {timeout!r}: it has to be more than nothing; leave it out for none")
@@ -95,6 +96,13 @@ def _named(function: Callable[[], Any], name: str | None) -> str:
 def _name_of(function: Callable[[], Any]) -> str:
     inner = _inner(function)
     return str(getattr(inner, "__name__", None) or type(inner).__name__)
+
+
+def _qualified(function: Callable[[], Any]) -> str:
+    """Module and qualified name of a function, or of the class of what is called."""
+    inner = _inner(function)
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{named.__module__}:{named.__qualname__}".encode(errors="backslashreplace").decode()
 
 
 def _where(function: Callable[[], Any]) -> str:

@@ -83,6 +83,7 @@ class Definition:
     retry: int = 0  # how often a run that was cut, or whose process died, is run again
     disabled: str = ""  # why it has no ticks; "" if it has
     where: str = ""  # file and line of the function
+    function: str = ""  # its module and qualified name; "" where an earlier version tells of it
 
     def after(self, instant: int) -> int | None:
         """The first instant after this one; None if there is none, which no definition that was checked comes to."""
@@ -91,6 +92,10 @@ class Definition:
         if self.every:
             return instant // self.every * self.every + self.every
         return _cron_after(self.cron, _zone(self.tz, self.rules), instant)
+
+    def same_function(self, other: Definition) -> bool:
+        """Whether both are of one function, as far as is known; its line may differ where a file has been edited."""
+        return self.function == other.function or not (self.function and other.function) or self.where == other.where
 
     def timing(self) -> tuple[object, ...]:
         """What the instants depend on."""

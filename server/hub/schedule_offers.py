@@ -1,7 +1,8 @@
 """Which schedules the processes of each generation have, and which of them hold.
 
 From the switch on those of the new generation hold, whatever its processes are: until then those of the one that
-serves. Within a generation the first process that tells of a name counts; all run the same code.
+serves. Two functions of one name keep a generation from serving, also if each is known to one process alone. Once it
+serves it is too late for that (a worker that is replaced may find edited files), and the first that was told counts.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ class Offers:
         self.generation = -1
         """Whose definitions hold; -1 before any serves."""
         self._offers: dict[int, dict[str, Definition]] = {}
+        self._told: dict[int, dict[str, tuple[Member, Definition]]] = {}  # who was the first, before the switch
+        self._clashes: dict[int, str] = {}  # what keeps a generation from serving
         self._strays: dict[int, dict[str, Definition]] = {}  # told by those that are not to run them
         self._refused: set[tuple[int, str]] = set()  # what was told of, by generation and name
         self._names: dict[int, set[str]] = {}  # by member
 
     def take(self, member: Member, definition: Definition) -> bool:
         """A member has this schedule; return whether it holds from now on."""
+        if member.generation > self.generation:
+            self._compare(member, definition)
         if _role(definition) is not member.role:
             self._strays.setdefault(member.generation, {}).setdefault(definition.name, definition)
             if member.generation == self.generation:
@@ -38,6 +43,21 @@ class Offers:
             return False
         self._names.setdefault(member.id, set()).add(definition.name)
         return known is definition and member.generation == self.generation
+
+    def _compare(self, member: Member, definition: Definition) -> None:
+        """Note if another process of its generation has another function of this name."""
+        told = self._told.setdefault(member.generation, {})
+        first, known = told.setdefault(definition.name, (member, definition))
+        if not definition.same_function(known):
+            text = (
+                f"two schedules have the name {definition.name!r}: {_described(first, known)} and "
+                f"{_described(member, definition)}; give one of them another with name="
+            )
+            self._clashes.setdefault(member.generation, text)
+
+    def clash(self, generation: int) -> str:
+        """Why this generation cannot serve; "" if it can."""
+        return self._clashes.get(generation, "")
 
     def _refuse(self, generation: int, known: Definition, definition: Definition) -> None:
         if (generation, definition.name) in self._refused:
@@ -54,6 +74,8 @@ class Offers:
         self.generation = generation
         self._offers = {number: offers for number, offers in self._offers.items() if number >= generation}
         self._refused = {each for each in self._refused if each[0] >= generation}
+        self._told = {number: told for number, told in self._told.items() if number > generation}
+        self._clashes = {number: text for number, text in self._clashes.items() if number > generation}
         self._strays = {number: strays for number, strays in self._strays.items() if number >= generation}
         self._say_strays()
 
@@ -76,8 +98,12 @@ class Offers:
         ]
 
     def left(self, member: Member) -> None:
-        """A member is no more."""
+        """A member is no more; with the last one of a generation that never served, what they have told is not true."""
         self._names.pop(member.id, None)
+        alive = any(each.generation == member.generation for each in self._hub.members.values())
+        if member.generation > self.generation and not alive:
+            for each in (self._offers, self._strays, self._told, self._clashes):
+                each.pop(member.generation, None)
 
     def _say_strays(self) -> None:
         for name, definition in self._strays.get(self.generation, {}).items():
@@ -113,6 +139,11 @@ class Offers:
         for number, offers in state["offers"]:
             made = (Definition.from_head(head, rules) for head, rules in offers)
             self._offers[number] = {definition.name: definition for definition in made}
+
+
+def _described(member: Member, definition: Definition) -> str:
+    whose = "the agent" if member.role is Role.AGENT else f"worker {member.slot}"
+    return f"{definition.function} ({definition.where}) of {whose}"
 
 
 def _role(definition: Definition) -> Role:

@@ -167,6 +167,9 @@ class Ticks(Part):
         if not self.hub.members:
             self.past.write(self.seed, at_once=True)
 
+    def trouble_with(self, member: Member) -> str:
+        return self._offers.clash(member.generation)
+
     def room(self, member: Member) -> None:
         self._hurry()
 

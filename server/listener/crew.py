@@ -275,10 +275,18 @@ class Crew:
             case _:
                 self._take_from_worker(worker, packet)
 
+    def _admit(self, process: Process, event: e.Event) -> None:
+        """It says that it is ready; it is not, if what it has told the hub contradicts what others have."""
+        if trouble := self.links.trouble_with(process.id):
+            self.tell(process, {"type": "quit"})
+            self._failed(process, trouble, usage=True)
+        else:
+            self.post(event)
+
     def _take_from_agent(self, agent: Agent, packet: Packet) -> None:
         match packet["type"]:
             case "prepared":
-                self.post(e.AgentPrepared(agent))
+                self._admit(agent, e.AgentPrepared(agent))
             case "waits":
                 self.post(e.AgentWaits(agent, int(packet["holder"])))
             case "entered":
@@ -293,7 +301,7 @@ class Crew:
     def _take_from_worker(self, worker: Worker, packet: Packet) -> None:
         match packet["type"]:
             case "ready":
-                self.post(e.WorkerReady(worker))
+                self._admit(worker, e.WorkerReady(worker))
             case "accepts":
                 self.post(e.WorkerAccepts(worker))
             case "recycle":

@@ -37,6 +37,8 @@ TURN_BUDGET: Final = 0.00005
 REST: Final = 5
 """Turns of the loop after each that took frames in which none are taken: a signal takes so many turns from its arrival
 to what is done about it, and would meet frames in each."""
+MOST_HELD: Final = 1000
+"""Frames that the socket of a link can hold are fewer."""
 ROOM: Final = 64
 """Frames that wait to be sent to a member before it counts as having no room."""
 
@@ -137,6 +139,19 @@ class Links:
         link = self._links.get(member)
         while link is not None and not link.closed and self._take_one(member, link):
             pass
+
+    def trouble_with(self, member: int) -> str:
+        """Why a member that says over its channel that it is ready cannot take part; "" if it can.
+
+        What it has sent before over its link is taken first.
+        """
+        if (link := self._links.get(member)) is None:
+            return ""
+        for _ in range(MOST_HELD):
+            if link.closed or not self._take_one(member, link):
+                break
+        self.look()
+        return self.hub.trouble_with(member)
 
     # The hub's port
 

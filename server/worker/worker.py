@@ -194,6 +194,8 @@ class Worker:
         service.departure = self.departures.depart
         self.lifespan = Lifespan(app, self.config.lifespan, service.state)
         await self.lifespan.startup()
+        if self.hub is not None:
+            await self.hub.flushed()  # so that the listener knows all of it before it hears that this worker is ready
 
     # Serving and leaving
 

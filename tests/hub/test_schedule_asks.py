@@ -224,3 +224,50 @@ def test_a_later_version_may_say_what_this_one_does_not_know(server: Server) -> 
     server.go(10)
     server.ran(1, "marvellous")
     assert server.history("job") == [("failed", 1)]
+
+
+def named(function: str, on: On = On.ONE, where: str = "") -> Definition:
+    return Definition("job", every=10_000, on=on, function=function, where=where or function.split(":")[0] + ".py:1")
+
+
+@pytest.mark.parametrize(
+    ("agents", "workers", "clash"),
+    [
+        (named("a:job"), named("b:job"), "a:job (a.py:1) of the agent and b:job (b.py:1) of worker 0"),
+        (named("a:job", On.AGENT), named("b:job"), "a:job (a.py:1) of the agent and b:job (b.py:1) of worker 0"),
+        (named("b:job", On.AGENT), named("b:jobs.<locals>.job", On.AGENT, "b.py:9"), "b:jobs.<locals>.job (b.py:9)"),
+        (named("b:job"), named("b:job", where="b.py:9"), ""),  # the file has been edited meanwhile
+        (named("b:job"), named("package.b:job", where="b.py:1"), ""),  # it is imported by two names
+        (named("b:job"), named("", where="c.py:1"), ""),  # told by an earlier version
+    ],
+)
+def test_two_functions_of_one_name_keep_a_generation_from_serving(
+    server: Server, agents: Definition, workers: Definition, clash: str
+) -> None:
+    server.switch(JOB)
+    agent = server.spawn(agents, role=Role.AGENT, generation=2)
+    assert server.hub.trouble_with(agent.id) == ""
+    worker = server.spawn(workers, generation=2)
+    for member in (agent, worker):
+        text = server.hub.trouble_with(member.id)
+        assert clash in text
+        assert bool(clash) is text.startswith("two schedules have the name 'job': ")
+    assert server.hub.trouble_with(server.spawn(JOB).id) == ""  # a replacement in the generation that serves
+
+
+def test_a_name_may_move_with_a_reload_and_a_process_that_is_replaced_may_have_edited_code(server: Server) -> None:
+    server.switch(named("a:job"))
+    server.switch(named("b:job"))
+    late = server.spawn(named("c:job"))
+    assert server.hub.trouble_with(late.id) == ""
+    server.go(10)
+    assert len(server.given) == 1
+
+
+def test_what_a_generation_that_never_served_told_is_forgotten(server: Server) -> None:
+    server.switch(JOB)
+    new = [server.spawn(named("a:job"), Definition("new", every=1000), generation=2) for _ in range(2)]
+    assert server.ask("pause", "new")[0][0]
+    for member in new:
+        server.hub.leave(member.id)
+    assert server.ask("resume", "new") == [(False, "there is no schedule 'new'; there are: job", None)]
