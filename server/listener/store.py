@@ -108,6 +108,7 @@ class Store:
         self._socket: socket.socket | None = None
         self._adopted = left is not None and left["pid"] != 0
         self._failed = ""  # why the last process could not start
+        self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the message that a process had told last
         self.trouble = ""
         """Why nothing can be asked at present."""
         self.failure: tuple[str, int] | None = None
@@ -244,6 +245,7 @@ class Store:
             "value_limit": self._config.state_value_limit,
             "total_limit": self._config.state_limit,
             "name": self._name,
+            "at": self._at,
         }
         return encode("store.open", head, packed(self._config.to_json(), "the configuration"))
 
@@ -362,6 +364,7 @@ class Store:
         return True
 
     def _took(self, frame: Frame, data: bytes) -> None:
+        self._at = frame.head.get("at", self._at)
         match frame.kind:
             case "store.say":
                 head = frame.head
@@ -376,6 +379,8 @@ class Store:
             case "store.up":
                 self._pass_on(data)
                 self._up()
+            case "store.at":
+                pass
             case _:
                 if (key := _asked(frame)) is not None:
                     self._asked.pop(key, None)
@@ -410,6 +415,7 @@ class Store:
             descriptors.append(fd)
         return {
             "name": self._name,
+            "at": self._at,
             "stage": self._stage.value,
             "trouble": self.trouble,
             "pid": 0 if self._process is None or self._process.ended else self._process.pid,

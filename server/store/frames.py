@@ -18,9 +18,10 @@ hub -> store
 store -> hub
     store.snapshot  {first?} body=[[key, version, value], …]  pieces of the whole state, before each `store.up`; what
                                                               came before the `first` was of one that was broken off
-    store.up        {server, shared}                          the pieces were all; what the hub has besides is gone.
+    store.up        {server, shared, at?}                     the pieces were all; what the hub has besides is gone.
                                                               Comes again after each `store.down` and each new process;
-                                                              `shared`: other servers may be there (Redis)
+                                                              `shared`: other servers may be there (Redis); `at`:
+                                                              the place in the stream of messages, for a next process
     store.down      {text}                                    why nothing can be asked at present
     store.written   {id, key, version, deleted} body=value    the write stands; `version` is that of the change
     store.refused   {id, code, text, version, exists?} body   answer to write and read: `decide.Code` or `Trouble`; for
@@ -30,7 +31,8 @@ store -> hub
     store.value     {id, key, version, exists} body=value     answer to read
     store.sent      {id}                                      every server that follows gets it
     store.unsent    {id, code, text}                          `Trouble`
-    store.message   {server, …} body                          what another server's hub has sent: its head without `id`
+    store.message   {server, at, …} body                      what another server's hub has sent: its head without `id`
+    store.at        {at}                                      this hub's own have come by; now and then
     store.granted   {id, token, renewed_until}
     store.taken     {id, why, text}                           `Taken`
     store.renewed   {name, token, renewed_until}

@@ -21,6 +21,7 @@ from server.errors import ChannelError, UsageError
 from server.hub.decide import Entry, Limits
 from server.hub.frames import Frame, unpacked
 from server.store.file import StateFile
+from server.store.followed import NOWHERE, At
 from server.store.lane import Lane
 from server.store.location import is_url, redis_address, shown
 from server.worker import last_resort
@@ -65,8 +66,9 @@ async def _run(lane: Lane) -> int:
 async def _serve(lane: Lane, first: Frame, rest: list[Frame]) -> None:
     """Open what the listener names and serve it to the end of the lane, which raises EOFError.
 
-    `first` is `store.open` {protocol, location, again, knows?, value_limit, total_limit, name} body=configuration;
-    `again`: the server that asks has had this store before; `knows`: what the hub has follows, up to `store.known`.
+    `first` is `store.open` {protocol, location, again, knows?, at?, value_limit, total_limit, name} body=configuration;
+    `again`: the server that asks has had this store before; `knows`: what the hub has follows, up to `store.known`;
+    `at`: which message it got last.
     """
     head = first.head
     if first.kind != "store.open" or not speaks(head["protocol"]):
@@ -119,7 +121,7 @@ async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames:
             if frame.kind == "store.known":
                 break
             entries |= {key: Entry(version, value) for key, version, value in unpacked(frame.body)}
-        known = Known(entries, frame.head["version"])
+        known = Known(entries, frame.head["version"], At(*head.get("at", NOWHERE)))
     await RemoteState(lane, address, limits, head["name"], known).serve(frames)
 
 

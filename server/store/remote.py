@@ -33,6 +33,7 @@ from server.hub.decide import Change, Entry, Limits, Op, Refused, Write, decide
 from server.hub.frames import Frame, unpacked
 from server.store import answers, scripts
 from server.store.answers import Answer
+from server.store.followed import NOWHERE, At, Followed, number_of
 from server.store.frames import Trouble
 from server.store.lane import Lane
 from server.store.location import RedisAddress, shown
@@ -62,6 +63,7 @@ class Known(NamedTuple):
 
     entries: dict[str, Entry]
     version: int  # of the last change
+    at: At = NOWHERE  # the last message
 
 
 NOTHING: Final = Known({}, 0)
@@ -86,7 +88,7 @@ class RemoteState:
         self._epoch = ""
         self._seq = 0  # version of the last change that the hub has been told
         self._highest = known.version  # of all that were ever told
-        self._sent = 0  # number of the last message
+        self._messages = Followed(known.at)
         self._entries = known.entries
         self._shas: dict[str, str] = {}
 
@@ -165,7 +167,7 @@ class RemoteState:
         tasks: set[asyncio.Task[None]] = set()
         try:
             await self._look_at_memory(asker)
-            await self._take_all(asker)
+            await self._find_messages(asker, await self._take_all(asker))
             self._trouble = ""
             await self._up()
             tasks = {asyncio.create_task(each) for each in (self._ask(asker), self._follow(follower))}
@@ -237,9 +239,7 @@ class RemoteState:
                 f"this server (this one reads {scripts.FORMAT}): start that version, or add ?prefix=NAME to --state"
             )
         epoch, seq = found[0].decode(), int(found[1])
-        known, self._epoch = self._epoch, epoch
-        if epoch != known:
-            self._sent = 0
+        self._epoch = epoch
         if mine and epoch == fresh:
             text = f"Redis came back without the shared state: {len(self._entries)} keys have been written to it again"
             await self._say(logging.WARNING, "store_restored", text, keys=len(self._entries))
@@ -247,18 +247,30 @@ class RemoteState:
             text = f"Redis came back without the latest changes of the shared state: {self._highest - seq} are lost"
             await self._say(logging.ERROR, "store_lost", text, changes=self._highest - seq)
 
-    async def _take_all(self, client: aioredis.Redis) -> None:
-        """Tell the hub the whole state, and follow from there."""
+    async def _take_all(self, client: aioredis.Redis) -> int:
+        """Tell the hub the whole state, and follow from there; return the number of the last message."""
         found = await self._run(client, "SNAPSHOT", self._keys("about", "state"), self._epoch)
         if found[0] == -1:
             raise Lost("its data was replaced")
         seq, sent = int(found[0]), int(found[1])
-        if not self._sent or sent < self._sent:  # not to miss any, or there are fewer than there were
-            self._sent = sent
         self._entries = {key.decode(): entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
         for piece in answers.snapshot(self._entries.items()):
             await self._lane.send(*piece)
         self._seq, self._highest = seq, max(self._highest, seq)
+        return sent
+
+    async def _find_messages(self, client: Any, last: int) -> None:
+        """Go on with the messages where this server was, and say so if some may not arrive."""
+        key, messages = self._key("messages"), self._messages
+        if messages.begin(self._epoch, last):
+            text = "Redis has lost its data: the latest broadcasts of other servers before that may not have arrived"
+            await self._say(logging.ERROR, "store_missed", text)
+        elif gone := await messages.agree(lambda number: client.xrange(key, f"{number}-0", "+", 1)):
+            text = f"Redis came back without the latest {gone} broadcasts: who had not taken them does not get them"
+            await self._say(logging.ERROR, "store_lost", text, messages=gone)
+        if messages.cut(last):
+            text = "Redis came back with less than this server remembers: broadcasts of other servers may be missing"
+            await self._say(logging.ERROR, "store_missed", text)
 
     async def _look_at_memory(self, client: aioredis.Redis) -> None:
         """Say so if the operator lets Redis throw away what it keeps."""
@@ -272,7 +284,7 @@ class RemoteState:
             await self._say(logging.WARNING, "store_evicts", text, policy=policy)
 
     async def _up(self) -> None:
-        await self._lane.send("store.up", {"server": self._name, "shared": True})
+        await self._lane.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
         await self._release_held()
 
     # Asking
@@ -367,7 +379,7 @@ class RemoteState:
         changes, messages = self._keys("log", "messages")
         take = {changes.encode(): self._take_change, messages.encode(): self._take_message}
         while True:
-            after = {changes: f"{self._seq}-0", messages: f"{self._sent}-0"}
+            after = {changes: f"{self._seq}-0", messages: f"{self._messages.at.number}-0"}
             news = await client.xread(after, count=FOLLOWED, block=int(LOOK * 1000))
             for stream, entries in news or ():
                 await self._take_entries(client, take[stream], entries)
@@ -389,7 +401,7 @@ class RemoteState:
         self, client: aioredis.Redis, take: Callable[[int, dict[bytes, bytes]], Awaitable[bool]], entries: Any
     ) -> None:
         for id, fields in entries:
-            if not await take(int(id.partition(b"-")[0]), fields):
+            if not await take(number_of(id), fields):
                 await self._take_all(client)
                 await self._up()
                 return
@@ -412,13 +424,17 @@ class RemoteState:
         return True
 
     async def _take_message(self, number: int, fields: dict[bytes, bytes]) -> bool:
-        missed, self._sent = number - self._sent - 1, number
-        if missed > 0:
+        if not self._messages.fits(fields):
+            raise Lost("its data was replaced")
+        if (missed := self._messages.take(number, fields)) > 0:
             text = f"{missed} messages of other servers were missed: they came faster than this server took them"
             await self._say(logging.ERROR, "store_missed", text, messages=missed)
+        at = self._messages.at
         if fields[b"o"] != self._name.encode():
-            head = {**unpacked(fields[b"h"]), "server": fields[b"o"].decode()}
+            head = {**unpacked(fields[b"h"]), "server": fields[b"o"].decode(), "at": at}
             await self._lane.send("store.message", head, fields[b"b"])
+        elif not number % FOLLOWED:
+            await self._lane.send("store.at", {"at": at})
         return True
 
 

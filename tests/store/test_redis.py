@@ -96,6 +96,7 @@ def test_messages_go_to_the_other_servers_in_order(url: str) -> None:
             a.ask("store.send", {"kind": "broadcast", "topic": "t", "n": number}, b"body")
         for number in range(50):
             frame = b.wait("store.message")
+            assert frame.head.pop("at")[1] == number + 1
             assert frame == Frame(
                 "store.message", {"kind": "broadcast", "topic": "t", "n": number, "server": a.name}, b"body"
             )
@@ -176,7 +177,7 @@ def test_a_redis_that_comes_back_empty_gets_the_state_again(tmp_path: Path) -> N
         server.start()
         assert a.up() == b.up() == {"kept": (version, {"x": [1, b"2"]})}
         said = [frame.head["event"] for process in (a, b) for frame in process.said if frame.kind == "store.say"]
-        assert said == ["store_restored"]
+        assert sorted(said) == ["store_missed", "store_missed", "store_restored"]  # each may have missed broadcasts
         assert a.set("new", 1).head["version"] > version
         assert b.grant("tick", 2.0).head["token"] > token
         assert b.wait("store.change", key="new").head["version"] > version
