@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # servers: a test may write an application twice within one second
 CI = os.environ.get("CI") == "true"
 ROOT = Path(__file__).resolve().parent
 ONCE = (

@@ -3,7 +3,7 @@
 Needs Python 3 with venv and nothing else. Programs of the system that single tests need are installed where that is
 possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with CI=true is a
 failure. The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this machine
-has.
+has. Most of the time of the tests is that of interpreters that start, so that all code is compiled beforehand.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +35,11 @@ PROGRAMS = {
     "tini": "tini",
 }
 """Programs of the system by the package of Debian that brings them."""
+XDIST = ("-n", "4", "--dist", "worksteal")
+"""Four at a time, for two processors: most tests wait most of the time. Neighbours stay together as long as there are
+enough, so that what a module starts for all its tests is started once."""
+KEEPING_BYTECODE = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""The environment of the tests, in which Python keeps what it has compiled."""
 
 
 def main() -> int:
@@ -44,23 +50,38 @@ def main() -> int:
         print("no Python from 3.11 on was found here; install one", file=sys.stderr)
         return 2
     chosen = [max(found)] if len(found) == 1 else [max(found), min(found)]
-    pythons = {version: environment(found[version], version) for version in chosen}
-    newest = pythons[chosen[0]]
-    for check in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
-        if run(newest, "-m", *check):
+    with ThreadPoolExecutor() as pool:
+        pythons = dict(zip(chosen, pool.map(environment, map(found.__getitem__, chosen), chosen), strict=True))
+        compiled = [pool.submit(compile_all, python) for python in pythons.values()]
+        if not passes_checks(pythons[chosen[0]]):
             return 1
+        for each in compiled:
+            each.result()
     status = 0
     for version in chosen:
         print(f"\n=== tests on Python {'.'.join(map(str, version))}", flush=True)
         some = [] if version == chosen[0] else ["-m", "not once"]  # what does not depend on the interpreter ran before
-        status |= run(pythons[version], "-m", "pytest", "-n", "3", *some, *sys.argv[1:])
+        status |= run(pythons[version], "-m", "pytest", *XDIST, *some, *sys.argv[1:])
     return status
+
+
+def passes_checks(python: Path) -> bool:
+    """Whether the linter, the formatter and the type checker have nothing to say."""
+    checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
+    return all(run(python, "-m", *check) == 0 for check in checks)
 
 
 def run(python: Path, *arguments: str) -> int:
     """Run a command of an environment in the checkout and return its exit status."""
     print("$", python.name, *arguments, flush=True)
-    return subprocess.run([str(python), *arguments], cwd=ROOT, check=False).returncode
+    return subprocess.run([str(python), *arguments], cwd=ROOT, env=KEEPING_BYTECODE, check=False).returncode
+
+
+def compile_all(python: Path) -> None:
+    """Keep the bytecode of the server for its many starts, and that of the tests for each of pytest's workers."""
+    for arguments in (["compileall", "-q", "server", "examples", "loadtest"], ["pytest", "--collect-only", "-qq"]):
+        command = [str(python), "-m", *arguments]
+        subprocess.run(command, cwd=ROOT, env=KEEPING_BYTECODE, stdout=subprocess.DEVNULL, check=False)
 
 
 def install_programs() -> None:
