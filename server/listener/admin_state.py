@@ -46,7 +46,7 @@ def admin_state(
         "state": supervisor.state.value,
         "generation": current,
         "starting": None if supervisor.candidate is None else supervisor.candidate.number,
-        "reload_waiting": supervisor.reload_wanted is not None,
+        "reload_waiting": supervisor.requests.wanted is not None,
         "size": supervisor.size,
         "generations": [
             {"number": each.number, "state": each.state.value, "size": each.size}
@@ -57,14 +57,14 @@ def admin_state(
         "workers": sorted(workers, key=lambda each: (each["slot"], each["generation"])),
         "degraded": [
             number
-            for number, slot in supervisor.slots.items()
+            for number, slot in supervisor.slots.all.items()
             if number < supervisor.size and number not in filled and slot.trouble
         ],
-        "lame_duck": supervisor.lame_duck is not None,
-        "lost": supervisor.lost,
+        "lame_duck": supervisor.lame_duck.on is not None,
+        "lost": supervisor.roster.lost,
         "reloads": dict(history.outcomes),
         "reload_seconds": dict(history.reload_seconds),
         "restarts": {cause: count for cause, count in history.starts.items() if cause != "generation"},
         "hub": dict(figures),
-        "last_failure": supervisor.last_failure[:TROUBLE],
+        "last_failure": supervisor.requests.last_failure[:TROUBLE],
     }

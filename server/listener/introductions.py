@@ -34,26 +34,26 @@ class Pair:
 class Introductions:
     """All pairs whose receiver lives."""
 
-    __slots__ = ("_next", "_pairs")
+    __slots__ = ("next", "pairs")
 
     def __init__(self) -> None:
-        self._pairs: dict[int, Pair] = {}
-        self._next = 1
+        self.pairs: dict[int, Pair] = {}
+        self.next = 1
 
     def introduce(self, sender: Worker, receiver: Worker) -> int:
         """Note a new pair and return its number."""
-        number = self._next
-        self._next += 1
-        self._pairs[number] = Pair(sender, receiver)
+        number = self.next
+        self.next += 1
+        self.pairs[number] = Pair(sender, receiver)
         return number
 
     def introduced(self, sender: Worker, receiver: Worker) -> bool:
         """Whether an open pair from `sender` to `receiver` stands."""
-        return any(p.sender is sender and p.receiver is receiver and p.fate is Fate.OPEN for p in self._pairs.values())
+        return any(p.sender is sender and p.receiver is receiver and p.fate is Fate.OPEN for p in self.pairs.values())
 
     def withdrawn(self, worker: Worker, number: int) -> list[Action]:
         """The sender `worker` has withdrawn what it offered over the pair."""
-        pair = self._pairs.get(number)
+        pair = self.pairs.get(number)
         if pair is None or pair.sender is not worker or pair.fate is not Fate.OPEN:
             return []
         pair.fate = Fate.WITHDRAWN
@@ -61,7 +61,7 @@ class Introductions:
 
     def orphaned(self, worker: Worker, number: int) -> list[Action]:
         """The receiver `worker` asks what to do with the uncommitted offers of the pair."""
-        pair = self._pairs.get(number)
+        pair = self.pairs.get(number)
         if pair is None or pair.receiver is not worker:
             return [TellVerdict(worker, number, keep=False)]
         pair.asked = True
@@ -70,9 +70,9 @@ class Introductions:
     def died(self, worker: Worker) -> list[Action]:
         """A worker has been reaped: as a sender it leaves orphans, as a receiver its pairs are over."""
         actions: list[Action] = []
-        for number, pair in list(self._pairs.items()):
+        for number, pair in list(self.pairs.items()):
             if pair.receiver is worker:
-                del self._pairs[number]
+                del self.pairs[number]
             elif pair.sender is worker and pair.fate is Fate.OPEN:
                 pair.fate = Fate.ORPHANED
                 actions += self._verdict(number, pair)
@@ -81,5 +81,5 @@ class Introductions:
     def _verdict(self, number: int, pair: Pair) -> list[Action]:
         if not pair.asked or pair.fate is Fate.OPEN:
             return []
-        del self._pairs[number]
+        del self.pairs[number]
         return [TellVerdict(pair.receiver, number, keep=pair.fate is Fate.ORPHANED)]

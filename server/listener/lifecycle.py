@@ -124,6 +124,14 @@ SERVER_TRANSITIONS: Final[Mapping[ServerState, frozenset[ServerState]]] = {
     ServerState.STOPPED: frozenset(),
 }
 
+BEFORE_RUNNING: Final = frozenset({ServerState.STARTING, ServerState.OPENING})
+RELOADABLE: Final = BEFORE_RUNNING | {ServerState.RUNNING}
+"""States in which a reload may be asked for."""
+SERVING: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING, ServerState.SHUTTING_OUT})
+"""States in which every slot is to be filled: all traffic is served, also in the delay before a stop."""
+LEAVING: Final = frozenset({ServerState.STOPPING, ServerState.ENDING})
+"""States in which all that is awaited is the end of the processes."""
+
 State = TypeVar("State", WorkerState, AgentState, GenerationState, ServerState)
 
 

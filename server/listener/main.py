@@ -173,7 +173,7 @@ class Listener:
                 event: e.Event = e.Tick()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
-                if (order := self.gates.admit(event, self.supervisor.lame_duck is not None)) is not None:
+                if (order := self.gates.admit(event, self.supervisor.lame_duck.on is not None)) is not None:
                     self._do(self._decide(order))
                 self.admin.changed()
                 if self.succession.due():
@@ -493,7 +493,7 @@ class Listener:
         match what:
             case "ready":
                 self._write_pid_file()
-                if self.supervisor.reloads == 0 and self.supervisor.failed_reloads == 0:
+                if self.supervisor.requests.done == 0 and self.supervisor.requests.refusals == 0:
                     where = ", ".join(listening.name for listening in self.listening)
                     log.info("serving on %s", where, extra=logs.about("listening", addresses=where))
                     if self.admin.names:

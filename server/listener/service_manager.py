@@ -76,7 +76,7 @@ async def keep_informed(supervisor: Supervisor, crew: Crew, asking: Callable[[],
         return math.inf if child is None else crew.silent_for(child)
 
     while True:
-        steps = (supervisor.reload_wanted, supervisor.preparation, supervisor.candidate)
+        steps = (supervisor.requests.wanted, supervisor.requests.preparation, supervisor.candidate)
         reloading = any(step is not None for step in steps)
         text = under_way(supervisor.state, reloading, asking(), _in_progress(crew))
         if text is not None:

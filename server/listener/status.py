@@ -14,8 +14,9 @@ from typing import Any, Final
 from server import __version__
 from server.listener.child import Child
 from server.listener.history import History
+from server.listener.lame_duck import LameDuck
 from server.listener.lifecycle import Agent, Worker
-from server.listener.supervisor import LameDuck, Supervisor
+from server.listener.supervisor import Supervisor
 from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard
 
 STATUS_VERSION: Final = 1
@@ -55,18 +56,18 @@ def status(
         "state": supervisor.state.value,
         "uptime": round(now - started, 3),
         "listening": listening,
-        "lame_duck": _lame_duck(supervisor.lame_duck, scoreboard),
+        "lame_duck": _lame_duck(supervisor.lame_duck.on, scoreboard),
         "generation": current,
         "starting": None if supervisor.candidate is None else supervisor.candidate.number,
-        "reload_waiting": supervisor.reload_wanted is not None,
-        "reloads": supervisor.reloads,
-        "failed_reloads": supervisor.failed_reloads,
-        "last_failure": supervisor.last_failure,
-        "lost": supervisor.lost,
+        "reload_waiting": supervisor.requests.wanted is not None,
+        "reloads": supervisor.requests.done,
+        "failed_reloads": supervisor.requests.refusals,
+        "last_failure": supervisor.requests.last_failure,
+        "lost": supervisor.roster.lost,
         "size": supervisor.size,
         "degraded": {
             str(number): slot.trouble
-            for number, slot in supervisor.slots.items()
+            for number, slot in supervisor.slots.all.items()
             if number < supervisor.size and number not in filled and slot.trouble
         },
         "generations": [

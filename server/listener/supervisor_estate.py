@@ -1,8 +1,8 @@
 """The supervisor's state as plain values, and back: what a listener that replaces its own program passes on.
 
-A friend of `Supervisor`, which it takes apart and puts together. Everything is JSON-compatible; a member that the
-other version does not know is passed over, and one that it misses has its default. A server passes its state on only
-while it is at rest (`at_rest`), so that nobody's outcome and no half-begun generation has to travel.
+Everything is JSON-compatible; a member that the other version does not know is passed over, and one that it misses has
+its default. A server passes its state on only while it is at rest (`at_rest`), so that nobody's outcome and no
+half-begun generation has to travel.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import enum
 from typing import Any, Final, TypeVar
 
 from server.listener.introductions import Fate, Introductions, Pair
+from server.listener.lame_duck import LameDuck
 from server.listener.lifecycle import (
     Agent,
     AgentState,
@@ -24,13 +25,12 @@ from server.listener.lifecycle import (
     Worker,
     WorkerState,
 )
-from server.listener.supervisor import LameDuck, Supervisor
+from server.listener.roster import Roster
+from server.listener.supervisor import Supervisor
 
 State = dict[str, Any]
 T = TypeVar("T")
 
-NUMBERS: Final = ("size", "reloads", "failed_reloads", "last_failure", "lost")
-COUNTS: Final = ("_next_generation", "_next_worker", "_count")
 ENUMS: Final[dict[tuple[type, str], type[enum.Enum]]] = {
     (Generation, "state"): GenerationState,
     (Worker, "state"): WorkerState,
@@ -42,66 +42,80 @@ ENUMS: Final[dict[tuple[type, str], type[enum.Enum]]] = {
 
 def at_rest(supervisor: Supervisor) -> bool:
     """Whether the server runs and no reload is under way or asked for."""
-    idle = supervisor.candidate is None and supervisor.preparation is None and supervisor.reload_wanted is None
-    return supervisor.state is ServerState.RUNNING and supervisor.current is not None and idle
+    idle = supervisor.candidate is None and supervisor.requests.preparation is None
+    at_work = supervisor.state is ServerState.RUNNING and supervisor.current is not None
+    return at_work and idle and supervisor.requests.wanted is None
 
 
 def to_state(supervisor: Supervisor) -> State:
     """All that a supervisor at rest knows."""
     assert supervisor.current is not None
+    roster, requests, introductions = supervisor.roster, supervisor.requests, supervisor.departures.introductions
     return {
-        "policy": dataclasses.asdict(supervisor.policy),
-        "generations": [_plain(generation) for generation in supervisor.generations.values()],
-        "workers": [_plain(worker) for worker in supervisor.workers.values()],
+        "policy": dataclasses.asdict(roster.policy),
+        "generations": [_plain(generation) for generation in roster.generations.values()],
+        "workers": [_plain(worker) for worker in roster.workers.values()],
         "agents": [_plain(agent) for agent in supervisor.agents.all.values()],
         "agent_restart": _plain(supervisor.agents.restart),
         "vacant_since": supervisor.agents.vacant_since,
-        "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.items()},
+        "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.all.items()},
         "current": supervisor.current.number,
-        "lame_duck": None if supervisor.lame_duck is None else _plain(supervisor.lame_duck),
-        "pairs": {str(number): _plain(pair) for number, pair in supervisor.introductions._pairs.items()},
-        "next_pair": supervisor.introductions._next,
-        **{name: getattr(supervisor, name) for name in NUMBERS + COUNTS},
+        "lame_duck": None if supervisor.lame_duck.on is None else _plain(supervisor.lame_duck.on),
+        "pairs": {str(number): _plain(pair) for number, pair in introductions.pairs.items()},
+        "next_pair": introductions.next,
+        "size": roster.size,
+        "lost": roster.lost,
+        "reloads": requests.done,
+        "failed_reloads": requests.refusals,
+        "last_failure": requests.last_failure,
+        "_next_generation": roster.next_generation,
+        "_next_worker": roster.next_process,
+        "_count": supervisor.decisions.count,
     }
 
 
 def from_state(state: State) -> Supervisor:
     """The supervisor that knows what `state` says. Raises LookupError, TypeError or ValueError if it is nonsense."""
     supervisor = Supervisor(_made(Policy, state["policy"]))
-    supervisor.state = ServerState.RUNNING
-    for each in state["generations"]:
-        policy = _made(Policy, each["policy"])
-        generation = _made(Generation, {**each, "policy": policy})
-        supervisor.generations[generation.number] = generation
-    for each in state["workers"]:
-        worker = _made(Worker, {**each, "generation": supervisor.generations[each["generation"]]})
-        supervisor.workers[worker.id] = worker
+    _take_roster(supervisor.roster, state)
     for each in state.get("agents", []):
         agent = _made(Agent, {**each, "generation": supervisor.generations[each["generation"]]})
         supervisor.agents.all[agent.id] = agent
     supervisor.agents.restart = _made(Slot, state.get("agent_restart", {}))
     supervisor.agents.vacant_since = state.get("vacant_since", supervisor.agents.vacant_since)
-    supervisor.slots = {int(number): _made(Slot, each) for number, each in state["slots"].items()}
-    supervisor.current = supervisor.generations[state["current"]]
+    supervisor.slots.all = {int(number): _made(Slot, each) for number, each in state["slots"].items()}
     if state["lame_duck"] is not None:
-        supervisor.lame_duck = _made(LameDuck, state["lame_duck"])
-    supervisor.introductions = _introductions(state, supervisor.workers)
-    for name in NUMBERS + COUNTS:
-        if name in state:
-            setattr(supervisor, name, state[name])
+        supervisor.lame_duck.on = _made(LameDuck, state["lame_duck"])
+    _take_introductions(supervisor.departures.introductions, state, supervisor.roster.workers)
+    supervisor.requests.done = state.get("reloads", 0)
+    supervisor.requests.refusals = state.get("failed_reloads", 0)
+    supervisor.requests.last_failure = state.get("last_failure", "")
+    supervisor.decisions.count = state["_count"]
     return supervisor
 
 
-def _introductions(state: State, workers: dict[int, Worker]) -> Introductions:
-    introductions = Introductions()
-    introductions._next = state["next_pair"]
+def _take_roster(roster: Roster, state: State) -> None:
+    roster.state = ServerState.RUNNING
+    for each in state["generations"]:
+        policy = _made(Policy, each["policy"])
+        generation = _made(Generation, {**each, "policy": policy})
+        roster.generations[generation.number] = generation
+    for each in state["workers"]:
+        worker = _made(Worker, {**each, "generation": roster.generations[each["generation"]]})
+        roster.workers[worker.id] = worker
+    roster.current = roster.generations[state["current"]]
+    roster.size, roster.lost = state["size"], state.get("lost", 0)
+    roster.next_generation, roster.next_process = state["_next_generation"], state["_next_worker"]
+
+
+def _take_introductions(introductions: Introductions, state: State, workers: dict[int, Worker]) -> None:
+    introductions.next = state["next_pair"]
     for number, each in state["pairs"].items():
         sender = workers.get(each["sender"])
         if sender is None:  # long dead, but its orphans may still be asked for
             sender = Worker(each["sender"], next(iter(workers.values())).generation, 0, Cause.GENERATION)
         pair = Pair(sender, workers[each["receiver"]], Fate(each["fate"]), each["asked"])
-        introductions._pairs[int(number)] = pair
-    return introductions
+        introductions.pairs[int(number)] = pair
 
 
 def _plain(value: Any) -> State:

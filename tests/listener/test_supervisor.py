@@ -10,6 +10,8 @@ from typing import TypeVar
 import pytest
 
 from server.listener import events as e
+from server.listener.arrivals import SWITCH_TIMEOUT
+from server.listener.departures import END_TIMEOUT, HAMMER_MARGIN
 from server.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
 from server.listener.lifecycle import (
     Cause,
@@ -21,7 +23,7 @@ from server.listener.lifecycle import (
     WorkerState,
     advance,
 )
-from server.listener.supervisor import END_TIMEOUT, HAMMER_MARGIN, SWITCH_TIMEOUT, Supervisor
+from server.listener.supervisor import Supervisor
 
 POLICY = Policy(
     workers=2,
@@ -235,7 +237,7 @@ def test_reloads_during_a_reload_become_one() -> None:
     shell.make_ready()
     shell.accept()
     assert len(shell.of(e.Answer)) == 499
-    assert shell.supervisor.reloads == 2
+    assert shell.supervisor.requests.done == 2
 
 
 def test_a_reload_waits_while_too_many_generations_are_alive() -> None:
@@ -245,7 +247,7 @@ def test_a_reload_waits_while_too_many_generations_are_alive() -> None:
     assert len(shell.supervisor.generations) == 3
     shell.send(e.ReloadAsked())
     assert shell.supervisor.candidate is None
-    assert shell.supervisor.reload_wanted is not None
+    assert shell.supervisor.requests.wanted is not None
     oldest = [w for w in shell.workers(WorkerState.RETIRING) if w.generation.number == 1]
     for worker in oldest:
         shell.send(e.WorkerDied(worker, "exit status 0"))
@@ -297,12 +299,12 @@ def test_a_replacement_that_cannot_start_leaves_its_slot_degraded_and_the_rest_a
     shell.send(e.WorkerFailed(replacement, "ImportError", "Traceback"))
     shell.reap(WorkerState.ENDING)
     assert other.state is WorkerState.SERVING
-    assert shell.supervisor.slots[victim.slot].trouble
+    assert shell.supervisor.slots.all[victim.slot].trouble
     assert math.isfinite(shell.supervisor.next_deadline())
     shell.tick_at_deadline()
     shell.make_ready()
     shell.accept()
-    assert not shell.supervisor.slots[victim.slot].trouble
+    assert not shell.supervisor.slots.all[victim.slot].trouble
 
 
 def test_recycling_has_the_replacement_accept_first() -> None:
@@ -336,12 +338,12 @@ def test_a_blocked_worker_is_replaced_with_back_off_and_retires_only_then() -> N
             shell.tick_at_deadline()
         delays.append(shell.now - before)
         assert [worker.cause for worker in starting] == [Cause.BLOCKED]
-        assert shell.supervisor.slots[0].trouble == "its event loop is blocked"
+        assert shell.supervisor.slots.all[0].trouble == "its event loop is blocked"
         shell.make_ready()
         assert blocked.state is WorkerState.SERVING
         shell.accept()
         assert blocked.state in (WorkerState.RETIRING, WorkerState.GONE)
-        assert not shell.supervisor.slots[0].trouble
+        assert not shell.supervisor.slots.all[0].trouble
     assert delays == [0.0, 1.0, 2.0, 4.0, 8.0, 16.0]
 
 
@@ -394,7 +396,7 @@ def test_a_reload_that_had_begun_before_does_not_end_the_lame_duck() -> None:
     shell.send(e.LameDuckAsked(on=True))
     shell.make_ready()
     shell.accept()
-    assert shell.supervisor.lame_duck is not None
+    assert shell.supervisor.lame_duck.on is not None
 
 
 def test_a_failed_reload_leaves_the_lame_duck() -> None:
@@ -402,7 +404,7 @@ def test_a_failed_reload_leaves_the_lame_duck() -> None:
     shell.send(e.LameDuckAsked(on=True))
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "ImportError"))
-    assert shell.supervisor.lame_duck is not None
+    assert shell.supervisor.lame_duck.on is not None
     assert "still in lame duck" in shell.of(e.Answer)[0].text
 
 
@@ -411,9 +413,9 @@ def test_the_controls_lame_duck_holds_until_told_off() -> None:
     shell.send(e.LameDuckAsked(on=True, by_control=True))
     shell.send(e.LameDuckAsked(on=True))
     shell.reload()
-    assert shell.supervisor.lame_duck is not None
+    assert shell.supervisor.lame_duck.on is not None
     shell.send(e.LameDuckAsked(on=False, by_control=True))
-    assert shell.supervisor.lame_duck is None
+    assert shell.supervisor.lame_duck.on is None
 
 
 def test_stop_shuts_out_first_and_then_drains() -> None:
@@ -597,7 +599,7 @@ def test_a_change_of_files_gives_up_what_starts_with_the_old_ones() -> None:
     shell.make_ready()
     shell.accept()
     assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, True)]
-    assert shell.supervisor.failed_reloads == 0
+    assert shell.supervisor.requests.refusals == 0
 
 
 def test_a_change_of_files_gives_up_a_first_start_for_another() -> None:
@@ -661,7 +663,7 @@ def settled(shell: Shell) -> tuple[object, ...]:
     """What an event without a meaning must not change."""
     supervisor = shell.supervisor
     workers = tuple((w.id, w.state, w.deadline) for w in supervisor.workers.values())
-    return supervisor.state, supervisor.size, supervisor.lame_duck, supervisor.reload_wanted, workers
+    return supervisor.state, supervisor.size, supervisor.lame_duck.on, supervisor.requests.wanted, workers
 
 
 @pytest.mark.parametrize(
@@ -816,7 +818,7 @@ def test_a_reload_is_prepared_before_anything_of_it_begins() -> None:
     assert shell.of(e.Answer) == [
         e.Answer(1, False, "reload refused, generation 1 serves on: the hook says no", "its output")
     ]
-    assert shell.supervisor.failed_reloads == 1
+    assert shell.supervisor.requests.refusals == 1
     assert len(shell.of(e.PrepareReload)) == 2, "the second one was asked for while the first was prepared"
 
 
@@ -851,8 +853,8 @@ def test_a_lame_duck_that_began_while_its_reload_was_prepared_outlives_it() -> N
     shell.send(e.ReloadPrepared(shell.policy))
     shell.make_ready()
     shell.accept()
-    assert shell.supervisor.reloads == 1
-    assert shell.supervisor.lame_duck is not None
+    assert shell.supervisor.requests.done == 1
+    assert shell.supervisor.lame_duck.on is not None
 
 
 def test_a_new_configuration_counts_from_the_switch_on_and_not_if_it_is_refused() -> None:
@@ -861,10 +863,10 @@ def test_a_new_configuration_counts_from_the_switch_on_and_not_if_it_is_refused(
     shell.send(e.ReloadAsked())
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "no such module"))
     shell.reap(WorkerState.STARTING, WorkerState.ENDING)
-    assert (shell.supervisor.size, shell.supervisor.policy.graceful_timeout) == (2, 30.0)
+    assert (shell.supervisor.size, shell.supervisor.roster.policy.graceful_timeout) == (2, 30.0)
     assert not shell.of(e.Adopt)
     shell.reload()
-    assert (shell.supervisor.size, shell.supervisor.policy.graceful_timeout) == (3, 5.0)
+    assert (shell.supervisor.size, shell.supervisor.roster.policy.graceful_timeout) == (3, 5.0)
     assert [adopted.generation for adopted in shell.of(e.Adopt)] == [shell.supervisor.current]
 
 

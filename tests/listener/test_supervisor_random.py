@@ -289,7 +289,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 current = self.supervisor.current
                 assert current is not None
                 assert current.began > self.lame_duck[1]
-                assert self.supervisor.reloads == self.reloads_seen + 1
+                assert self.supervisor.requests.done == self.reloads_seen + 1
             self.lame_duck = None
 
     def processes(self) -> list[Process]:
@@ -373,7 +373,9 @@ class SupervisedServer(RuleBasedStateMachine):
     def reload_is_prepared(self, workers: int, agent: bool) -> None:
         if self.preparing:
             self.preparing = False
-            policy = dataclasses.replace(self.supervisor.policy, workers=workers, agent=agent) if workers else None
+            policy = (
+                dataclasses.replace(self.supervisor.roster.policy, workers=workers, agent=agent) if workers else None
+            )
             self.send(e.ReloadPrepared(policy, "" if policy else "a hook says no"))
 
     # What processes do
@@ -548,19 +550,19 @@ class SupervisedServer(RuleBasedStateMachine):
         supervisor = getattr(self, "supervisor", None)
         if supervisor is None:
             return
-        assert len(supervisor.generations) <= supervisor.policy.max_generations
+        assert len(supervisor.generations) <= supervisor.roster.policy.max_generations
         assert {w.generation.number for w in supervisor.workers.values()} <= set(supervisor.generations)
         starting = [w.generation for w in self.workers(WorkerState.STARTING)]
-        assert all(starting.count(each) <= supervisor.policy.start_concurrency for each in starting)
+        assert all(starting.count(each) <= supervisor.roster.policy.start_concurrency for each in starting)
         assert self.opened <= 1
-        self.reloads_seen = supervisor.reloads
+        self.reloads_seen = supervisor.requests.done
 
     @invariant()
     def who_waits_is_answered(self) -> None:
         supervisor = getattr(self, "supervisor", None)
         if supervisor is None or (supervisor.candidate is not None and supervisor.state is not ServerState.STOPPED):
             return
-        waits = supervisor.reload_wanted is not None or supervisor.preparation is not None
+        waits = supervisor.requests.wanted is not None or supervisor.requests.preparation is not None
         if not waits or supervisor.state is ServerState.STOPPED:
             assert self.asked == set(self.answers)
 
@@ -585,8 +587,8 @@ class SupervisedServer(RuleBasedStateMachine):
             and w.state not in (WorkerState.RETIRING, WorkerState.ENDING, WorkerState.GONE)
         }
         for slot in set(range(supervisor.size)) - filled:
-            assert self.now < supervisor.slots[slot].not_before < math.inf
-            assert supervisor.next_deadline() <= supervisor.slots[slot].not_before
+            assert self.now < supervisor.slots.all[slot].not_before < math.inf
+            assert supervisor.next_deadline() <= supervisor.slots.all[slot].not_before
 
     @invariant()
     def one_agent_has_the_lease(self) -> None:
@@ -622,7 +624,7 @@ class SupervisedServer(RuleBasedStateMachine):
     def the_lame_duck_is_as_modelled(self) -> None:
         supervisor = getattr(self, "supervisor", None)
         if supervisor is not None:
-            assert (supervisor.lame_duck is None) == (self.lame_duck is None)
+            assert (supervisor.lame_duck.on is None) == (self.lame_duck is None)
 
     def teardown(self) -> None:
         """TERM, and then nobody does anything: workers hang, and only deadlines and SIGKILL are left."""
