@@ -66,7 +66,7 @@ class Messages(Part):
                 for delivery in reversed(frame.head["m"]):  # each is put before the others again
                     routing.back(place, delivery)
                 if frame.head.get("all"):
-                    routing.gave_back(place)
+                    routing.giving.gave_back(place)
             case "msg.topics":
                 for topic, concurrency in frame.head["topics"].items():
                     routing.handles(place, topic, concurrency)
@@ -78,9 +78,9 @@ class Messages(Part):
         head = frame.head
         match frame.kind:
             case "store.sent":
-                self.routing.store_answered(head["id"])
+                self.routing.senders.store_answered(head["id"])
             case "store.unsent":
-                self.routing.store_answered(head["id"], head["text"])
+                self.routing.senders.store_answered(head["id"], head["text"])
             case "store.message":
                 slot = _TO_ALL[head["workers"]]
                 send = Send("", 0, head["origin"], head["topic"], frame.body, Kind.COPY, Want.PLACE, 1, slot)
@@ -98,7 +98,7 @@ class Messages(Part):
             self.routing.retires(place)
         if before is Phase.EXPECTED and member.up:
             self.routing.came_up(place)
-        self.routing.pump_place(place)
+        self.routing.giving.pump_place(place)
         self.routing.review()
         self._settle()
 
@@ -107,7 +107,7 @@ class Messages(Part):
         self._settle()
 
     def room(self, member: Member) -> None:
-        self.routing.pump_place(self.routing.there.places[member.id])
+        self.routing.giving.pump_place(self.routing.there.places[member.id])
         self._settle()
 
     def deadline(self) -> float:
@@ -141,23 +141,23 @@ class Messages(Part):
                 held.append([delivery, desk.topic, id(copy.send), copy.attempt])
             places.append([member, desks, held, place.not_kept])
         waiting = [[w.key, copies(w.lane)] for w in (*routing.there.pools.values(), *routing.there.vacant.values())]
-        sends |= {id(send): send for send in routing.sends.values()}
+        sends |= {id(send): send for send in routing.senders.waiting.values()}
         return {
             "sends": {str(number): _send_to_state(send) for number, send in sends.items()},
             "places": places,
             "waiting": waiting,
-            "retiring": [[slot, sorted(members)] for slot, members in routing.retiring.items()],
-            "deliveries": routing.deliveries,
+            "retiring": [[slot, sorted(members)] for slot, members in routing.giving.retiring.items()],
+            "deliveries": routing.giving.deliveries,
             "counts": routing.counts,
         }
 
     def load(self, state: State) -> None:
         routing = self.routing
         sends = {int(number): _send_from_state(each) for number, each in state["sends"].items()}
-        routing.deliveries = state["deliveries"]
-        routing.retiring = {slot: set(members) for slot, members in state["retiring"]}
+        routing.giving.deliveries = state["deliveries"]
+        routing.giving.retiring = {slot: set(members) for slot, members in state["retiring"]}
         routing.counts |= state["counts"]
-        routing.sends = {send.id: send for send in sends.values() if send.stage is not Stage.SETTLED}
+        routing.senders.waiting = {send.id: send for send in sends.values() if send.stage is not Stage.SETTLED}
 
         def fill(owner: Any, left: Any) -> None:
             placed, offered = ([Copy(sends[number], attempt) for number, attempt in each] for each in left)
@@ -171,7 +171,7 @@ class Messages(Part):
             for topic, concurrency, _ in desks:
                 routing.handles(place, topic, concurrency) if concurrency else place.desk(topic, routing.there.budget)
             for delivery, topic, number, attempt in held:
-                routing.hold(place, topic, delivery, Copy(sends[number], attempt))
+                routing.giving.hold(place, topic, delivery, Copy(sends[number], attempt))
             for topic, _, left in desks:
                 fill(place.desk(topic, routing.there.budget), left)
         for key, left in state["waiting"]:

@@ -1,4 +1,4 @@
-"""Where messages go: who gets a copy, when it is given, and what becomes of it when a process leaves.
+"""Where messages go: who gets a copy, and what becomes of it when its handler ends or its process leaves.
 
 It owns every message between its acceptance and the end of its handling. The rules:
 
@@ -9,27 +9,26 @@ It owns every message between its acceptance and the end of its handling. The ru
 - What nobody will take is refused to the sender after `GRACE`; what was accepted and finds nobody any more for
   `STRANDED` is a dead letter.
 
-Nothing here does I/O; frames are collected in `Outgoing` and flushed by `server.hub.messages`.
+When something is given `server.hub.giving` knows, what senders are told `server.hub.senders`, and what is said of
+messages that are lost `server.hub.losses`. Nothing here does I/O; frames are collected in `Outgoing` and flushed by
+`server.hub.messages`.
 """
 
 from __future__ import annotations
 
 import collections
 import enum
-import logging
-import math
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Final
 
+from server.hub.giving import Giving
 from server.hub.hub import Hub, Member, Phase, Role
 from server.hub.lanes import LIMIT, Copy, Kind, Send, Stage, Want
-from server.hub.places import TOPICS_STARTING, Desk, Outgoing, Place, Waiting
-from server.hub.prospects import DEAD, GRACE, Prospects
+from server.hub.losses import Losses, named, topic_of
+from server.hub.places import Desk, Outgoing, Place, Waiting
+from server.hub.prospects import DEAD, Prospects
+from server.hub.senders import Senders
 
-TAKERS_NAMED: Final = 10
-"""Processes that one error names, at most."""
-TOPICS_NAMED: Final = 10
-"""Topics that one record names, at most."""
 LETTER_DELIVERIES: Final = 3
 """How often a dead letter is delivered, at most."""
 
@@ -49,29 +48,23 @@ class Routing:
         self.hub = hub
         self.out = Outgoing(hub.port)
         self.there = Prospects(hub)
-        self.sends: dict[str, Send] = {}
-        """Those whose sender has something to be told yet."""
-        self.deliveries = 0
         self.counts = dict.fromkeys(("accepted", "given", "handled", "failed", "again", "dead", "lost"), 0)
-        self.retiring: dict[int, set[int]] = {}
-        """Members that retire and may give back what is for their slot, by slot; what follows waits for that."""
-        self._overrun = collections.Counter[str]()
-        """Copies from other servers that had no place, by topic, not reported yet."""
-        self._overrun_due = math.inf
+        self.senders = Senders(self.out, self.counts)
+        self.losses = Losses(hub, self.counts)
+        self.giving = Giving(hub, self.there, self.out, self.counts)
 
     # Sending
 
     def offer(self, send: Send) -> None:
         """A message was sent."""
-        if send.stage is not Stage.SETTLED:
-            self.sends[send.id] = send
+        self.senders.expect(send)
         if send.kind is Kind.COPY:
             self._offer_copies(send)
         elif send.kind is Kind.DIRECT:
             self._route(Copy(send))
         else:
             self._put(self.there.pool(send.topic), Copy(send))
-        self._look_if_placed(send)
+        self.senders.look_if_placed(send)
 
     def _offer_copies(self, send: Send) -> None:
         if self.hub.settings.shared and send.sender:
@@ -100,12 +93,11 @@ class Routing:
                 continue
             if desk.lane.put_if_room(Copy(send)):
                 send.copies += 1
-                self._pump_desk(desk)
+                self.giving.pump_desk(desk)
             elif phase is Phase.RETIRING:
                 place.not_kept[send.topic] = place.not_kept.get(send.topic, 0) + 1
             else:  # another server's sender cannot be held up
-                self._overrun[send.topic] += 1
-                self._overrun_due = min(self._overrun_due, self.hub.clock() + GRACE)
+                self.losses.overran(send.topic)
 
     def _put(self, owner: Desk | Waiting, copy: Copy, had: Had = Had.NONE) -> None:
         """Have a copy wait with `owner`; what had a place elsewhere keeps one."""
@@ -117,50 +109,20 @@ class Routing:
             copy.send.missing += 1
             self.there.blocked[owner] = None
         self.there.watch(owner)
-        self._pump(owner)
-
-    def _look_if_placed(self, send: Send) -> None:
-        """Tell the sender if every copy has a place now."""
-        if send.missing or send.stage is not Stage.OFFERED:
-            return
-        self.counts["accepted"] += 1
-        self.out.tell(send.sender, [send.id, "a", send.copies])
-        if send.want is Want.PLACE:
-            self._settle_send(send)
-        else:
-            send.stage = Stage.ACCEPTED
-
-    def _settle_send(self, send: Send) -> None:
-        send.stage = Stage.SETTLED
-        self.sends.pop(send.id, None)
-
-    def _fail(self, send: Send, code: str, text: str) -> None:
-        if send.stage is not Stage.SETTLED:
-            self.out.tell(send.sender, [send.id, "f", [code, text]])
-            self._settle_send(send)
-
-    def store_answered(self, id: str, trouble: str = "") -> None:
-        """The other servers get a broadcast, or do not."""
-        send = self.sends.get(id)
-        if send is None:
-            return
-        send.missing -= 1
-        if trouble:
-            self._fail(send, "store", f"the other servers do not get it: {trouble}")
-        else:
-            self._look_if_placed(send)
+        self.giving.pump(owner)
 
     # Withdrawing
 
     def withdraw(self, ids: Iterable[str], member: int) -> None:
         """The senders wait no longer: what has no place is taken back, what is accepted stands."""
-        sends = {s for id in ids if (s := self.sends.get(id)) is not None and s.sender == member}
+        waiting = self.senders.waiting
+        sends = {s for id in ids if (s := waiting.get(id)) is not None and s.sender == member}
         takers = self._take_back({send for send in sends if send.stage is Stage.OFFERED})
         for send in sends:
             if send.stage is Stage.OFFERED:
-                self._fail(send, "full", f"not taken in time by {_named(takers.get(send, []))}")
+                self.senders.fail(send, "full", f"not taken in time by {named(takers.get(send, []))}")
             else:
-                self._fail(send, "late", "it was accepted, but its handler has not ended in time")
+                self.senders.fail(send, "late", "it was accepted, but its handler has not ended in time")
 
     def _take_back(self, sends: set[Send]) -> dict[Send, list[str]]:
         """Take out their copies that have no place; return who did not take each."""
@@ -191,63 +153,9 @@ class Routing:
     def _refuse(self, copy: Copy, text: str) -> None:
         """Nobody is there for it, and nobody will be."""
         if copy.send.stage is Stage.OFFERED:
-            self._fail(copy.send, "nobody", text)
+            self.senders.fail(copy.send, "nobody", text)
         else:
             self._dead(copy, text)
-
-    # Giving
-
-    def _pump(self, owner: Desk | Waiting) -> None:
-        if isinstance(owner, Desk):
-            self._pump_desk(owner)
-        elif isinstance(owner.key, str):
-            self._pump_pool(owner)
-
-    def _pump_desk(self, desk: Desk) -> None:
-        """Give what waits for one process, as far as it may have it."""
-        placed = desk.lane.placed
-        if not desk.concurrency:
-            return
-        while placed:
-            send = placed[0].send
-            if send.want is Want.ANSWER and send.stage is Stage.SETTLED:
-                desk.lane.take()  # its caller has gone
-                continue
-            phase = desk.place.member.phase
-            if phase is Phase.EXPECTED:
-                return
-            if send.kind is Kind.DIRECT and (phase is not Phase.SERVING or desk.place.slot in self.retiring):
-                return
-            if not desk.window_open or not self.hub.port.room(desk.place.member.id):
-                return
-            self._give(desk, desk.lane.take())
-
-    def _pump_pool(self, pool: Waiting) -> None:
-        """Give work to workers that have a hand free."""
-        assert isinstance(pool.key, str)
-        placed = pool.lane.placed
-        while placed:
-            send = placed[0].send
-            if send.want is Want.ANSWER and send.stage is Stage.SETTLED:
-                pool.lane.take()
-                continue
-            desk = self.there.free_desk(pool.key)
-            if desk is None:
-                return
-            self._give(desk, pool.lane.take())
-        if not pool.lane:
-            self.there.forget(pool)
-
-    def _give(self, desk: Desk, copy: Copy) -> None:
-        send = copy.send
-        copy.attempt += 1
-        self.deliveries += 1
-        self.counts["given"] += 1
-        desk.place.held[self.deliveries] = (desk, copy)
-        desk.held += 1
-        desk.bytes += len(send.body)
-        entry = [self.deliveries, desk.topic, send.id, copy.attempt, int(send.kind), int(send.want), send.origin]
-        self.out.give(desk.place.member.id, [*entry, send.subject], send.body)
 
     # What becomes of it
 
@@ -255,54 +163,29 @@ class Routing:
         """Its handler has ended; `body` is the answer to a call, or what went wrong."""
         if delivery not in place.held:
             return
-        desk, copy = self._out_of_hands(place, delivery)
+        desk, copy = self.giving.out_of_hands(place, delivery)
         send = copy.send
         self.counts["handled" if ok else "failed"] += 1
         if send.want is Want.SUCCESS and not ok:
             self._again(copy, "its handler raised")
-        elif send.want is Want.ANSWER and send.stage is Stage.ACCEPTED:
-            self.out.tell(send.sender, [send.id, "r" if ok else "x", None], body)
-            self._settle_send(send)
-        elif send.again and send.stage is Stage.ACCEPTED:
+        elif send.want is Want.ANSWER:
+            self.senders.answered(send, ok, body)
+        elif send.again:
             member = place.member
-            about = [copy.attempt, member.role.value, member.slot, member.generation]
-            self.out.tell(send.sender, [send.id, "h", about])
-            self._settle_send(send)
-        self._pump_topic(desk)
+            self.senders.handled(send, copy.attempt, member.role.value, member.slot, member.generation)
+        self.giving.pump_topic(desk)
 
     def back(self, place: Place, delivery: int) -> None:
         """The process has not begun with it, and will not."""
         if delivery not in place.held:
             return
-        desk, copy = self._out_of_hands(place, delivery)
+        desk, copy = self.giving.out_of_hands(place, delivery)
         copy.attempt -= 1
         if copy.send.kind is Kind.WORK:
             self._pool_again(copy)
         elif copy.send.kind is Kind.DIRECT:
             self._route(copy, Had.HANDS)
-        self._pump_topic(desk)
-
-    def gave_back(self, place: Place) -> None:
-        """A process that retires has given back all that it had not begun: its successor may get what follows."""
-        slot = place.slot
-        self.retiring.get(slot, set()).discard(place.member.id)
-        if not self.retiring.get(slot):
-            self.retiring.pop(slot, None)
-            for other in self.there.places.values():
-                if other.is_for(slot):
-                    self.pump_place(other)
-
-    def _out_of_hands(self, place: Place, delivery: int) -> tuple[Desk, Copy]:
-        desk, copy = place.held.pop(delivery)
-        desk.held -= 1
-        desk.bytes -= len(copy.send.body)
-        return desk, copy
-
-    def _pump_topic(self, desk: Desk) -> None:
-        self._pump_desk(desk)
-        if (pool := self.there.pools.get(desk.topic)) is not None:
-            self._pump_pool(pool)
-        desk.place.tidy(desk)
+        self.giving.pump_topic(desk)
 
     def _again(self, copy: Copy, why: str) -> None:
         """Deliver it once more, unless that has been done often enough."""
@@ -322,23 +205,19 @@ class Routing:
         send = copy.send
         if send.topic == DEAD and not copy.attempt:
             return  # nobody wants dead letters after all, and of the message it has been said
-        self.counts["dead"] += 1
         topic, id, attempts = (send.topic, send.id, copy.attempt)
         letter = topic != DEAD
         if not letter and send.subject is not None:
             topic, id = send.subject[:2]
             why = f"the handler of dead letters could not deal with it: {why}"
-        text = f"message {id} of topic {topic!r} was given up after {attempts} deliveries: {why}"
-        about: dict[str, Any] = {"topic": topic, "id": id, "attempts": attempts, "reason": why}
-        self.hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
-        self._fail(send, "dead", text)
+        self.senders.fail(send, "dead", self.losses.dead(topic, id, attempts, why))
         if letter and self.there.someone_for(DEAD):
             subject = [topic, id, attempts, why]
             about_it = Send(f"{id}!", 0, send.origin, DEAD, send.body, Kind.WORK, Want.SUCCESS, LETTER_DELIVERIES)
             about_it.subject, about_it.stage = subject, Stage.SETTLED
             pool = self.there.pool(DEAD)
             pool.lane.put_if_room(Copy(about_it))  # else there are more of them than anyone deals with; it was said
-            self._pump_pool(pool)
+            self.giving.pump_pool(pool)
 
     # Members
 
@@ -356,22 +235,15 @@ class Routing:
         desk = self.there.handles(place, topic, concurrency)
         if not concurrency and place.member.phase is not Phase.EXPECTED:
             self._drop_copies(desk)
-        self._pump_desk(desk)
+        self.giving.pump_desk(desk)
         place.tidy(desk)
         if (pool := self.there.pools.get(topic)) is not None:
             self.there.review_pool(pool)
-            self._pump_pool(pool)
+            self.giving.pump_pool(pool)
 
     def came_up(self, place: Place) -> None:
         """Its application is loaded and its handlers are known: what it does not handle was not for it."""
-        for topic, count in place.not_kept.items():
-            handled = topic in place.desks and place.desks[topic].concurrency
-            if handled or not topic:
-                what = f"topic {topic!r}" if topic else f"more than {TOPICS_STARTING} topics, if it handles them,"
-                text = f"{place.member} took long to start: {count} messages of {what} were not kept for it"
-                about: dict[str, Any] = {"topic": topic, "count": count, **_about(place.member)}
-                self.hub.port.say(logging.WARNING, "messages_not_kept", text, **about)
-        place.not_kept.clear()
+        self.losses.not_kept(place)
         for desk in list(place.desks.values()):
             desk.lane.limit = LIMIT
             self.there.review_desk(desk)
@@ -381,14 +253,13 @@ class Routing:
 
     def retires(self, place: Place) -> None:
         """It gets no new work; what is sent to all still reaches it as far as there is room."""
-        if any(copy.send.kind is Kind.DIRECT for _, copy in place.held.values()):
-            self.retiring.setdefault(place.slot, set()).add(place.member.id)
+        self.giving.retires(place)
         for desk in list(place.desks.values()):
             for copy in desk.lane.take_offered(lambda send: send.kind is Kind.COPY):
                 copy.send.missing -= 1
                 copy.send.copies -= 1
                 place.not_kept[desk.topic] = place.not_kept.get(desk.topic, 0) + 1
-                self._look_if_placed(copy.send)
+                self.senders.look_if_placed(copy.send)
             self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
             place.tidy(desk)
 
@@ -407,7 +278,7 @@ class Routing:
             if send.again:
                 self._again(copy, "the process that had it died")
             elif send.want is Want.ANSWER:
-                self._fail(send, "lost", f"{member} ended before it had answered")
+                self.senders.fail(send, "lost", f"{member} ended before it had answered")
             elif send.kind is not Kind.COPY or not retired:
                 lost[desk.topic] += 1
         for desk in list(place.desks.values()):
@@ -417,15 +288,15 @@ class Routing:
                 lost[desk.topic] += waited
             self.there.forget(desk)
         if lost:
-            self._report_lost(f"{member} ended with {{}} that it had not handled", lost, **_about(member))
+            self.losses.lost(f"{member} ended with {{}} that it had not handled", lost, member)
         if retired and member.up and (late := collections.Counter(place.not_kept)):
             text = f"{member} retired, and {{}} came faster to all than it handled them"
-            self._report_lost(text, late, **_about(member))
-        theirs = [send for send in self.sends.values() if send.sender == member.id]
+            self.losses.lost(text, late, member)
+        theirs = self.senders.of(member.id)
         self._take_back({send for send in theirs if send.stage is Stage.OFFERED})
         for send in theirs:
-            self._settle_send(send)
-        self.gave_back(place)
+            self.senders.settle(send)
+        self.giving.gave_back(place)
         self.review()
         if retired and not self.there.places:
             self._report_left()
@@ -439,7 +310,7 @@ class Routing:
             if not waiting.lane:
                 self.there.forget(waiting)
         if left:
-            self._report_lost("the server ends with {} that nobody has handled", left)
+            self.losses.lost("the server ends with {} that nobody has handled", left)
 
     def _reroute(self, owner: Desk | Waiting, which: Callable[[Send], bool]) -> None:
         """Find other processes for what waits with one that will not take it."""
@@ -450,7 +321,7 @@ class Routing:
         for copy in offered:
             copy.send.missing -= 1
             self._route(copy)
-            self._look_if_placed(copy.send)
+            self.senders.look_if_placed(copy.send)
 
     def _drop_copies(self, desk: Desk) -> int:
         """Forget what was sent to all and waits for a process that does not want it; return how many."""
@@ -459,17 +330,10 @@ class Routing:
         for copy in offered:
             copy.send.missing -= 1
             copy.send.copies -= 1
-            self._look_if_placed(copy.send)
+            self.senders.look_if_placed(copy.send)
         return len(dropped)
 
     # A new program of the listener
-
-    def hold(self, place: Place, topic: str, delivery: int, copy: Copy) -> None:
-        """The process has this in its hands."""
-        desk = place.desk(topic, self.there.budget)
-        place.held[delivery] = (desk, copy)
-        desk.held += 1
-        desk.bytes += len(copy.send.body)
 
     def restore(self, owner: Desk | Waiting, placed: list[Copy], offered: list[Copy]) -> None:
         """Let these wait with `owner` as they did; nothing is given before something happens."""
@@ -491,39 +355,22 @@ class Routing:
         """Who is there has changed: look what may be given, and what nobody will take."""
         for pool in list(self.there.pools.values()):
             self.there.review_pool(pool)
-            self._pump_pool(pool)
-
-    def pump_place(self, place: Place) -> None:
-        """The process may get more than before."""
-        for desk in list(place.desks.values()):
-            self._pump_topic(desk)
+            self.giving.pump_pool(pool)
 
     def deadline(self) -> float:
         """When `tick` has something to do."""
-        return min(self._overrun_due, self.there.deadline())
+        return min(self.losses.due, self.there.deadline())
 
     def tick(self) -> None:
         """Refuse what nobody has wanted for long enough."""
-        if self.hub.clock() >= self._overrun_due:
-            self._report_overrun()
+        self.losses.tick()
         for owner, placed_too in self.there.given_up():
-            nobody = f"nobody who is there handles {_topic_of(owner)}: see `messenger.on`"
+            nobody = f"nobody who is there handles {topic_of(owner)}: see `messenger.on`"
             for copy in owner.lane.take_offered(lambda _: True):
-                self._fail(copy.send, "nobody", nobody)
+                self.senders.fail(copy.send, "nobody", nobody)
             if placed_too:
                 for copy in owner.lane.take_placed(lambda _: True):
                     self._dead(copy, nobody)
-
-    def _report_overrun(self) -> None:
-        self._report_lost("{} of other servers came faster than they are handled", self._overrun)
-        self._overrun.clear()
-        self._overrun_due = math.inf
-
-    def _report_lost(self, text: str, lost: collections.Counter[str], **about: int) -> None:
-        count, topics = lost.total(), sorted(lost)[:TOPICS_NAMED]
-        said = f"{text.format(f'{count} messages' if count > 1 else 'a message')} (topics: {', '.join(topics)})"
-        self.counts["lost"] += count
-        self.hub.port.say(logging.WARNING, "messages_lost", said, "", count=count, topics=topics, **about)
 
     # At the end of each thing that happens
 
@@ -533,26 +380,10 @@ class Routing:
             placed = list(owner.lane.refill())
             for copy in placed:
                 copy.send.missing -= 1
-                self._look_if_placed(copy.send)
+                self.senders.look_if_placed(copy.send)
             if placed:
-                self._pump(owner)
+                self.giving.pump(owner)
             if not owner.lane.offered:
                 self.there.blocked.pop(owner, None)
             if not owner.lane:
                 self.there.forget(owner)
-
-
-def _named(takers: list[str]) -> str:
-    more = f" and {len(takers) - TAKERS_NAMED} others" if len(takers) > TAKERS_NAMED else ""
-    return (", ".join(takers[:TAKERS_NAMED]) or "the other servers") + more
-
-
-def _about(member: Member) -> dict[str, Any]:
-    slot = {} if member.role is Role.AGENT else {"slot": member.slot}
-    return {"generation": member.generation, **slot}
-
-
-def _topic_of(owner: Desk | Waiting) -> str:
-    if isinstance(owner, Desk):
-        return f"topic {owner.topic!r} as {owner}"
-    return f"topic {owner.key!r}" if isinstance(owner.key, str) else f"what is sent to {owner}"

@@ -179,7 +179,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(chosen=which)
     def withdraw(self, chosen: int) -> None:
-        waiting = list(self.table.part.routing.sends.values())
+        waiting = list(self.table.part.routing.senders.waiting.values())
         if waiting:
             send = waiting[chosen % len(waiting)]
             self.table.withdraw(send.sender, send.id)
@@ -218,7 +218,7 @@ class Processes(RuleBasedStateMachine):
         placed = [copy for owner in owners for copy in owner.lane.placed]
         assert routing.there.budget.bytes == sum(len(copy.send.body) + COPY_BYTES for copy in placed)
         missing = collections.Counter(c.send.id for owner in owners for c in owner.lane.offered)
-        for send in routing.sends.values():
+        for send in routing.senders.waiting.values():
             assert send.missing == missing[send.id]
             assert (send.stage is Stage.OFFERED) == (send.missing > 0)
         assert all(pool.lane for pool in routing.there.pools.values())
@@ -292,7 +292,7 @@ class Processes(RuleBasedStateMachine):
         table.pass_time(STRANDED)  # dead letters that nobody wants
         self.bounds_are_kept()
         routing = table.part.routing
-        assert (routing.there.budget.bytes, routing.sends) == (0, {})
+        assert (routing.there.budget.bytes, routing.senders.waiting) == (0, {})
         records = table.port.records
         dead = collections.Counter(about["id"] for event, _, about in records if event == "message_dead_lettered")
         lost = sum(about["count"] for event, _, about in records if event == "messages_lost")
