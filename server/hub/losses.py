@@ -51,6 +51,16 @@ class Losses:
             self._overrun.clear()
             self.due = math.inf
 
+    def to_state(self) -> dict[str, int]:
+        """What is not reported yet, for a new program of the listener."""
+        return dict(self._overrun)
+
+    def load(self, state: dict[str, int]) -> None:
+        """The reverse; it is reported after the time that is usual."""
+        if state:
+            self._overrun.update(state)
+            self.due = self._hub.clock() + GRACE
+
     def not_kept(self, place: Place) -> None:
         """Report what a process that is up now handles and was not kept for it, and forget it."""
         for topic, count in place.not_kept.items():

@@ -149,6 +149,7 @@ class Messages(Part):
             "retiring": [[slot, sorted(members)] for slot, members in routing.giving.retiring.items()],
             "deliveries": routing.giving.deliveries,
             "counts": routing.counts,
+            "overrun": routing.losses.to_state(),
         }
 
     def load(self, state: State) -> None:
@@ -157,6 +158,7 @@ class Messages(Part):
         routing.giving.deliveries = state["deliveries"]
         routing.giving.retiring = {slot: set(members) for slot, members in state["retiring"]}
         routing.counts |= state["counts"]
+        routing.losses.load(state.get("overrun", {}))
         routing.senders.waiting = {send.id: send for send in sends.values() if send.stage is not Stage.SETTLED}
 
         def fill(owner: Any, left: Any) -> None:

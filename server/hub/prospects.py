@@ -75,6 +75,15 @@ class Prospects:
                 return True
         return False
 
+    def handled(self, topic: str) -> bool:
+        """Whether there is a process that handles this topic."""
+        return topic in self._handlers
+
+    def serves(self, generation: int) -> bool:
+        """Whether this is the generation whose workers serve."""
+        members = [place.member for place in self.places.values() if place.member.role is Role.WORKER]
+        return any(each.generation == generation and each.phase is Phase.SERVING for each in members)
+
     def handles(self, place: Place, topic: str, concurrency: int) -> Desk:
         """The process handles a topic with so many messages at a time; with none it handles it no more."""
         desk = place.desk(topic, self.budget)

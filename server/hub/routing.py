@@ -270,6 +270,7 @@ class Routing:
             self.there.forget_handler(desk)
         slot = place.slot
         retired = member.phase is Phase.RETIRING
+        replaced = self.there.serves(member.generation)  # it was to take a place there, and its copies were counted
         if not retired and self.there.successor(slot) is None:
             self.there.vacate(slot)
         lost = collections.Counter[str]()
@@ -284,7 +285,7 @@ class Routing:
         for desk in list(place.desks.values()):
             self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
             waited = self._drop_copies(desk)
-            if waited and not retired and member.up:
+            if waited and not retired and (member.up or (replaced and self.there.handled(desk.topic))):
                 lost[desk.topic] += waited
             self.there.forget(desk)
         if lost:

@@ -231,3 +231,25 @@ def test_what_a_retiring_worker_had_no_room_for_is_reported_and_not_counted_as_a
     table.leave(2)
     assert table.events() == ["messages_lost"]
     assert "2 messages came faster" in table.port.records[-1][1]
+
+
+def test_what_waits_for_a_replacement_that_never_comes_up_is_reported(table: Table) -> None:
+    """Of a generation that is there; one that fails as a whole was never promised to anybody."""
+    table.leave(2)
+    table.join(3, 1)
+    table.join(4, 0, generation=2)
+    for _ in range(3):
+        table.send(1, Kind.COPY, "a")
+    table.leave(4)
+    assert table.events() == []
+    table.leave(3)
+    assert [(event, about["count"]) for event, _, about in table.port.records] == [("messages_lost", 3)]
+
+
+def test_what_other_servers_sent_too_fast_is_reported_by_the_next_program(table: Table) -> None:
+    head = {"origin": ["worker", 0, 1], "topic": "a", "workers": True}
+    for _ in range(WINDOW + LIMIT + 2):
+        table.hub.take_from_store(encode("store.message", head))
+    table.replace()
+    table.pass_time(1.1)
+    assert sorted(about["count"] for _, _, about in table.port.records) == [4]
