@@ -174,7 +174,7 @@ class Asks:
         line = self._ticks.lines.get(key.removeprefix(PAUSES))
         if line is None:
             return
-        self._ticks.advance(line)
+        self._ticks.advance(line, self._ticks.now)
         before, line.paused = line.paused, value if isinstance(value, dict) else None
         if (before is None) is (line.paused is None):
             return

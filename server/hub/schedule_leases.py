@@ -122,5 +122,5 @@ def _held(lines: Iterable[Line]) -> list[tuple[Line, Run]]:
 
 
 def _key(line: Line, tick: Tick) -> str:
-    """What the store is asked about: runs that somebody asked for are in no tick's way."""
-    return line.name if tick.kind is Kind.TICK else f"{line.name} {tick.kind.value}"
+    """What the store is asked about: runs that somebody asked for are in no tick's way. No name has a tab."""
+    return line.name if tick.kind is Kind.TICK else f"{line.name}\t{tick.kind.value}"

@@ -122,6 +122,10 @@ class Tick:
     ask: int = 0  # who asked for it; 0 for nobody
     queued: bool = False  # it waits for the run before it, as long as that takes
 
+    def early(self, now: int) -> bool:
+        """Whether its time has not come; what is asked for, or run again, waits for no clock (which may be set)."""
+        return self.due > now and self.kind is Kind.TICK and self.attempt == 1
+
     def late(self, now: int) -> bool:
         """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
         return now - self.due > GRACE and not self.queued and (self.token is not None or not self.unsettled)
@@ -261,13 +265,14 @@ class Line:
     def hindrance(self, definition: Definition, tick: Tick) -> str | None:
         """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
         busy = self.busy(tick.slot)
-        if busy == 0:
+        before = sum(each.queued and each.slot == tick.slot for each in self.waiting)
+        if busy == 0 and not before:  # those before it may wait for a run on another server
             return None
         if definition.overlap is Overlap.SKIP:
             return "the run before it had not ended"
         if definition.overlap is Overlap.ALLOW:
             return f"{busy} runs had not ended" if busy >= MOST_RUNS else None
-        if not tick.queued and sum(each.queued and each.slot == tick.slot for each in self.waiting) >= MOST_WAITING:
+        if not tick.queued and before >= MOST_WAITING:
             return f"{MOST_WAITING} ticks wait for the run before them already"
         tick.queued = True
         return ""
@@ -289,7 +294,7 @@ class Line:
 
     def wake(self, now: int) -> int | None:
         """When something is to be decided even if nothing happens."""
-        waiting = [tick for tick in self.waiting if not tick.queued and not tick.unsettled]
+        waiting = [tick for tick in self.waiting if not tick.unsettled and (tick.due > now or not tick.queued)]
         times = [tick.due if tick.due > now else tick.due + GRACE + 1 for tick in waiting]
         return min(times if self.next is None else [*times, self.next], default=None)
 

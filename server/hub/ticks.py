@@ -101,10 +101,9 @@ class Ticks(Part):
             self._records.unknown(member, str(frame.head.get("name")), error)
         else:
             if self._offers.take(member, definition):
-                self._adopt(definition.name, definition)
+                self._adopt(definition.name, definition, self.now)
 
-    def _adopt(self, name: str, definition: Definition | None) -> None:
-        now = self.now
+    def _adopt(self, name: str, definition: Definition | None, now: int) -> None:
         line = self.lines.get(name)
         if line is None:
             line = self.lines[name] = Line(name, now, self.seed)
@@ -121,14 +120,15 @@ class Ticks(Part):
 
     def _switch(self, generation: int) -> None:
         """A newer generation serves: its definitions hold from here on."""
+        now = self.now  # one for all: what comes due between two looks at the clock would be nobody's
         for line in self.lines.values():
-            self.advance(line)
+            self.advance(line, now)
         if self._first < 0:
             self._first = generation
         self._offers.switch(generation)
         offers = self._offers.current()
         for name in {**self.lines, **offers}:
-            self._adopt(name, offers.get(name))
+            self._adopt(name, offers.get(name), now)
         idle = [line for line in self.lines.values() if line.definition is None and not line.runs]
         for line in idle[:-MOST_SCHEDULES]:
             self._past.update(line.counts)
@@ -189,9 +189,7 @@ class Ticks(Part):
         self._seen = now
         for line in self.lines.values():
             self._immediately(line)
-            self.advance(line)
-        now = self.now
-        for line in self.lines.values():
+            self.advance(line, now)
             self._serve(line, now)
         self._leases.renew(self.lines.values())
         self.past.write(self.seed)
@@ -200,10 +198,10 @@ class Ticks(Part):
             wait = LOOK if wake is None else min(LOOK, (wake - now) / 1000)
             self._due = min(self._due, self.hub.clock() + max(0.0, wait))
 
-    def advance(self, line: Line) -> None:
-        """Take the instants that have come off a schedule, and tell of those that were missed."""
+    def advance(self, line: Line, now: int) -> None:
+        """Take the instants up to `now` off a schedule, and tell of those that were missed."""
         try:
-            missed = line.advance(self.now)
+            missed = line.advance(now)
         except Exception as error:
             self._disable(line, error)
         else:
@@ -243,7 +241,7 @@ class Ticks(Part):
             self._give_up(line, tick, Outcome.REMOVED, "the new code does not have this schedule")
         elif tick.kind is not Kind.ASKED and tick.attempt == 1 and line.paused is not None:
             self._give_up(line, tick, Outcome.PAUSED)
-        elif tick.due > now:
+        elif tick.early(now):
             return False
         elif tick.late(now):
             self._give_up(line, tick, Outcome.MISSED, self._why(line, definition))
@@ -371,7 +369,7 @@ class Ticks(Part):
 
     def _taken(self, line: Line, tick: Tick, why: str, text: str) -> None:
         if why == "running" and line.definition is not None and line.definition.overlap is Overlap.QUEUE:
-            tick.due = self.now + 1000  # it may have ended by then
+            tick.queued, tick.due = True, self.now + 1000  # it may have ended by then
             line.waiting.insert(0, tick)
         elif self._leases.again(tick, why):
             line.waiting.insert(0, tick)

@@ -123,7 +123,7 @@ def test_what_is_asked_for_while_the_store_is_asked_waits_its_turn() -> None:
     assert [frame.head["name"] for frame in grants] == ["job"]
     server.store_says("store.taken", id=grants[0].head["id"], why="granted", text="")
     grants = [frame for frame in server.port.to_store if frame.kind == "store.grant"]
-    assert [frame.head["name"] for frame in grants] == ["job", "job asked"]
+    assert [frame.head["name"] for frame in grants] == ["job", "job\tasked"]
 
 
 @pytest.mark.parametrize(("refusals", "ahead"), [(0, 0), (1, 1), (2, 2), (6, 32), (7, None)])

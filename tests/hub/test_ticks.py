@@ -150,6 +150,25 @@ def test_a_tick_at_the_switch_runs_once(server: Server, late: float) -> None:
     assert server.given[0][0] in [member.id for member in new]
 
 
+@pytest.mark.parametrize("before", range(1, 12))
+def test_a_tick_that_comes_due_between_two_looks_at_the_clock_is_not_lost(server: Server, before: int) -> None:
+    """Each look takes a millisecond, and the tick comes due during the switch."""
+    both = every(10), every(10, "other")
+    server.switch(*both)
+    server.go(5)
+    server.shift(5 - before / 1000)
+
+    def wall() -> float:
+        server.wall += 0.001
+        return server.wall
+
+    server.hub.wall = wall
+    server.switch(*both)
+    server.hub.wall = lambda: server.wall
+    server.go(1)
+    assert sorted(head["name"] for _, head in server.given) == ["job", "other"]
+
+
 def test_a_generation_that_never_serves_changes_nothing(server: Server) -> None:
     (worker,) = server.switch(every(10), workers=1)
     failed = server.spawn(every(3), slot=0, generation=2)
@@ -299,6 +318,20 @@ def test_a_clock_that_is_set_back_doubles_nothing(server: Server) -> None:
     assert "schedule_clock_set_back" in [event for event, *_ in server.port.records]
     server.go(12)
     assert instants(server.given) == [10, 30]
+
+
+def test_what_is_asked_for_or_run_again_waits_for_no_clock(server: Server) -> None:
+    (worker,) = server.switch(every(10, retry=1), workers=1)
+    server.go(10)
+    server.hub.leave(worker.id)
+    server.ask("run", "job")
+    server.wall -= 3600
+    server.hub.order(server.spawn(every(10, retry=1)).id, Order.SERVE)
+    server.go(1)
+    assert [head["attempt"] for _, head in server.given] == [1, 2]
+    server.ran(2)
+    assert server.ask("run", "job") == []
+    assert [head["kind"] for _, head in server.given] == ["tick", "tick", "asked"]
 
 
 def test_jitter_is_within_its_bound_and_in_order(server: Server) -> None:

@@ -45,6 +45,9 @@ class Together:
             else:
                 until = server.clock + head["lease"]
                 server.store_says("store.granted", id=head["id"], token=found.token, renewed_until=until)
+        elif kind == "store.renew":
+            assert self.leases.renew(head["name"], head["token"], head["lease"], now)
+            server.store_says("store.renewed", token=head["token"], renewed_until=server.clock + head["lease"])
         elif kind == "store.release":
             self.leases.release(head["name"], head["token"])
 
@@ -99,6 +102,38 @@ def test_overlap_holds_over_both() -> None:
     both = Together(Definition("job", every=2000, overlap=Overlap.ALLOW), apart=0)
     both.go(10.5, finish=False)
     assert both.ticks() == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("long", [9.5, 75.5])
+def test_ticks_that_wait_for_a_run_on_another_server_run_in_order(long: float) -> None:
+    """Ten of them; none is passed over because a later one was faster, or missed because it waited."""
+    both = Together(Definition("job", every=2000, overlap=Overlap.QUEUE), apart=0)
+    both.go(long, finish=False)
+    ((_, number, head),) = both.given
+    both.servers[number].ran(head["run"])
+    both.go(10)
+    waited = [float(each) for each in range(2, min(round(long), 22) + 1, 2)]
+    assert both.ticks()[: len(waited)] == waited
+    assert both.ticks()[-1] == (long + 10) // 2 * 2
+    for server in both.servers:
+        counts = server.line("job").counts
+        assert counts["missed"] == 0
+        assert counts["skipped"] == max(0, int(long / 2) - 11)
+    assert not any(server.line("job").waiting for server in both.servers)
+
+
+def test_a_name_may_be_like_what_the_store_is_asked_about() -> None:
+    server = Server(stored=True)
+    server.hub.store_changed("")
+    named = (Definition(name, every=2000) for name in ("job asked", "job immediate"))
+    server.switch(Definition("job", every=60_000, immediate=True), *named)
+    grant = next(frame.head for frame in server.port.to_store if frame.kind == "store.grant")
+    server.store_says("store.granted", id=grant["id"], token=1, renewed_until=server.clock + 30)
+    server.ran(1)
+    server.ask("run", "job")
+    server.go(2)
+    asked = [frame.head["name"] for frame in server.port.to_store if frame.kind == "store.grant"]
+    assert len(asked) == len(set(asked)) == 4
 
 
 def test_a_store_that_forgets_may_grant_a_tick_again_with_a_larger_token() -> None:
