@@ -111,6 +111,7 @@ class Store:
         self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the message that a process had told last
         self.trouble = ""
         """Why nothing can be asked at present."""
+        self._refuses = ""  # why writes are refused at present, though it can be asked
         self.failure: tuple[str, int] | None = None
         """Why the server cannot start, and its exit status."""
         if left is not None:
@@ -125,7 +126,7 @@ class Store:
 
     def told(self) -> State:
         """For `serve status`, JSON-compatible."""
-        return {"place": self.shown, "trouble": self.trouble}
+        return {"place": self.shown, "trouble": self.trouble or self._refuses}
 
     # What the hub asks
 
@@ -270,7 +271,7 @@ class Store:
         self._failed = ""
 
     def _away(self, text: str, event: str) -> None:
-        said, self.trouble = self.trouble, text
+        said, self.trouble, self._refuses = self.trouble, text, ""
         if self._stage is not Stage.STARTING:
             self._stage = Stage.AWAY
             self._changed(text)
@@ -381,6 +382,8 @@ class Store:
                 self._up()
             case "store.at":
                 pass
+            case "store.refuses":
+                self._told_of_refusals(frame.head["text"])
             case _:
                 if (key := _asked(frame)) is not None:
                     self._asked.pop(key, None)
@@ -391,14 +394,24 @@ class Store:
 
     def _up(self) -> None:
         before, self._stage = self._stage, Stage.UP
-        trouble, self.trouble = self.trouble, ""
+        trouble, self.trouble, self._refuses = self.trouble or self._refuses, "", ""
         self._first.set()
         self._news.set()
         self._changed("")
         if trouble or before is Stage.STARTING:
-            again = " again" if trouble else ""
-            text = f"the shared state is kept in {self.shown}{again}"
-            self._happened(e.Say(logging.INFO, "store_up", text, "", {"state": self.shown}))
+            self._tell_up(" again" if trouble else "")
+
+    def _tell_up(self, again: str) -> None:
+        text = f"the shared state is kept in {self.shown}{again}"
+        self._happened(e.Say(logging.INFO, "store_up", text, "", {"state": self.shown}))
+
+    def _told_of_refusals(self, why: str) -> None:
+        before, self._refuses = self._refuses, why
+        if why and not before:
+            text = f"writes to the shared state are refused: {why}"
+            self._happened(e.Say(logging.ERROR, "store_refuses", text, "", {"state": self.shown, "reason": why}))
+        elif before and not why:
+            self._tell_up(" again")
 
     def _pass_on(self, data: bytes) -> None:
         try:
@@ -418,6 +431,7 @@ class Store:
             "at": self._at,
             "stage": self._stage.value,
             "trouble": self.trouble,
+            "refuses": self._refuses,
             "pid": 0 if self._process is None or self._process.ended else self._process.pid,
             "fd": fd,
             "queue": [_as_text(data) for data in self._queue],
@@ -426,7 +440,7 @@ class Store:
         }
 
     def _load(self, left: State) -> None:
-        self.trouble = left["trouble"]
+        self.trouble, self._refuses = left["trouble"], left.get("refuses", "")
         for text in left["given"]:
             frame = decode(base64.b64decode(text))
             if (key := _asked(frame)) is not None:

@@ -24,6 +24,7 @@ from server.store import answers
 from server.store.answers import Answer
 from server.store.frames import LEASE_MARGIN, Trouble
 from server.store.leases import Grant, Leases
+from server.store.refusals import Refusals
 
 APPLICATION: Final = 0x53525645
 """`PRAGMA application_id`, "SRVE": how file(1) and we know such a file (https://sqlite.org/fileformat.html, 1.3.17)."""
@@ -71,6 +72,7 @@ class StateFile:
         Raises UsageError, a sentence, if it cannot be, or is not ours.
         """
         self.path = os.path.realpath(path)
+        self.refusals = Refusals()
         self._limits = limits
         self._lock = _locked(self.path)
         try:
@@ -127,14 +129,25 @@ class StateFile:
             self._commit(batch)
         except (sqlite3.Error, OSError) as error:
             self._leases = kept
-            return self._refusals(frames, error)
+            return self._refuse(frames, error)
         for change in batch.changes.values():
             if change.value is None:
                 self.entries.pop(change.key, None)
             else:
                 self.entries[change.key] = Entry(change.version, change.value)
         self.version, self.used = batch.version, batch.used
-        return found
+        return [*self.refusals.taken(), *found]
+
+    def look(self) -> list[Answer]:
+        """Where writes were refused: try whether they would be still, if it is time to."""
+        if not self.refusals.due():
+            return []
+        try:
+            self._there()
+            _touch(self._base)
+        except (sqlite3.Error, OSError) as error:
+            return [*self.refusals.refused(self._sentence(error))]
+        return [*self.refusals.taken()]
 
     def _one(self, frame: Frame, batch: _Batch) -> Iterator[Answer]:
         head, now = frame.head, time.time()
@@ -183,18 +196,11 @@ class StateFile:
         there = [(c.key, c.version, c.value) for c in batch.changes.values() if c.value is not None]
         grants = [(n, g.tick, g.holder, g.token) for n in batch.names for g in [self._leases.last[n]]]
         numbers = [(batch.version, "version"), (self._leases.token, "token")]
-        base.execute("BEGIN IMMEDIATE")
-        try:
+        with _transaction(base):
             base.executemany("DELETE FROM entries WHERE key = ?", gone)
             base.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", there)
             base.executemany("INSERT OR REPLACE INTO ticks VALUES (?, ?, ?, ?)", grants)
             base.executemany("UPDATE about SET number = ? WHERE name = ?", numbers)
-            base.execute("COMMIT")
-        except sqlite3.Error:
-            if base.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    base.execute("ROLLBACK")
-            raise
 
     def _there(self) -> None:
         """What is written to a file that has been removed or replaced would be lost at a restart. Raises OSError."""
@@ -202,14 +208,17 @@ class StateFile:
             if _identity(name) != identity:
                 raise OSError(0, f"{name} has been removed or replaced; put it back, or restart the server")
 
-    def _refusals(self, frames: Sequence[Frame], error: sqlite3.Error | OSError) -> list[Answer]:
+    def _refuse(self, frames: Sequence[Frame], error: sqlite3.Error | OSError) -> list[Answer]:
         """Nothing of a transaction stands that failed; unless the disk failed, which nobody can know."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF  # the primary one of an extended code
         why = Trouble.STORAGE if code in _NOTHING_DONE else Trouble.UNKNOWN
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        text = f"the state could not be written to {self.path}: {said}"
+        text = self._sentence(error)
         found = [answers.trouble(frame.kind, frame.head, why, text) for frame in frames]
-        return [each for each in found if each is not None]
+        return [*self.refusals.refused(text), *(each for each in found if each is not None)]
+
+    def _sentence(self, error: sqlite3.Error | OSError) -> str:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        return f"the state could not be written to {self.path}: {said}"
 
     def close(self) -> None:
         """Let go of the file."""
@@ -287,7 +296,25 @@ def _open(path: str) -> sqlite3.Connection:
     base = sqlite3.connect(path, isolation_level=None, timeout=LOCK_TIME)
     base.execute("PRAGMA journal_mode = WAL")
     base.execute("PRAGMA synchronous = FULL")
-    base.execute("BEGIN IMMEDIATE")  # the write-ahead log and its index are made now, or not at all
-    base.execute("UPDATE about SET number = number WHERE name = 'version'")
-    base.execute("COMMIT")
+    _touch(base)  # the write-ahead log and its index are made now, or not at all
     return base
+
+
+def _touch(base: sqlite3.Connection) -> None:
+    """Write something that changes nothing."""
+    with _transaction(base):
+        base.execute("UPDATE about SET number = number WHERE name = 'version'")
+
+
+@contextlib.contextmanager
+def _transaction(base: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing."""
+    base.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        base.execute("COMMIT")
+    except sqlite3.Error:
+        if base.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                base.execute("ROLLBACK")
+        raise

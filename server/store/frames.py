@@ -23,6 +23,9 @@ store -> hub
                                                               `shared`: other servers may be there (Redis); `at`:
                                                               the place in the stream of messages, for a next process
     store.down      {text}                                    why nothing can be asked at present
+    store.refuses   {text}                                    why writes are refused, though the store can be asked (a
+                                                              full disk); "": they are taken again. Told when it
+                                                              changes; of what was before `store.up`, nothing is left
     store.written   {id, key, version, deleted} body=value    the write stands; `version` is that of the change
     store.refused   {id, code, text, version, exists?} body   answer to write and read: `decide.Code` or `Trouble`; for
                                                               "conflict" the present version and value (`exists`)

@@ -93,9 +93,11 @@ async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: 
             await lane.send(*piece)
         await lane.send("store.up", {"server": head["name"], "shared": False})
         while True:
-            for answer in file.answer([frame for frame in frames if not passed_over(frame)]):
+            for answer in [*file.answer([frame for frame in frames if not passed_over(frame)]), *file.look()]:
                 await lane.send(*answer)
-            frames = await lane.receive()
+            frames = []
+            with anyio.move_on_after(file.refusals.patience):
+                frames = await lane.receive()
     finally:
         file.close()
 

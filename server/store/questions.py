@@ -24,6 +24,8 @@ class Lost(Exception):
     """The conversation has to begin anew; nothing of what is under way is known."""
 
 
+CHANGING: Final = frozenset({"store.write", "store.send", "store.grant"})
+"""Frames that Redis refuses when it takes no writes."""
 _NOT_DONE: Final = (Lost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
 """Answers after which the conversation begins anew, and that say that nothing was done."""
 
@@ -114,7 +116,7 @@ def sentence(error: Exception, where: str) -> str:
 
 def reason(error: Exception) -> str:
     """Without where in the script it happened."""
-    return str(error).partition(". script: ")[0]
+    return str(error).partition(". script: ")[0].rstrip(".")
 
 
 def not_done(found: Any) -> Exception | None:

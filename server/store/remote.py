@@ -19,9 +19,10 @@ import heapq
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+import anyio
 import redis.asyncio as aioredis
 from redis import exceptions
 from redis.asyncio.retry import Retry
@@ -37,7 +38,19 @@ from server.store.followed import NOWHERE, At, Followed, number_of
 from server.store.frames import Trouble
 from server.store.lane import Lane
 from server.store.location import RedisAddress, shown
-from server.store.questions import Lost, entry, granted, lease_until, not_done, question, reason, sentence, stored
+from server.store.questions import (
+    CHANGING,
+    Lost,
+    entry,
+    granted,
+    lease_until,
+    not_done,
+    question,
+    reason,
+    sentence,
+    stored,
+)
+from server.store.refusals import Refusals
 
 BATCH: Final = 64
 """Questions that are under way together."""
@@ -85,6 +98,7 @@ class RemoteState:
         self._held: list[tuple[int, int, Answer]] = []  # until so many changes have gone to the hub
         self._count = 0
         self._trouble = ""
+        self._refusals = Refusals()
         self._epoch = ""
         self._seq = 0  # version of the last change that the hub has been told
         self._highest = known.version  # of all that were ever told
@@ -148,6 +162,7 @@ class RemoteState:
         for _, _, answer in sorted(self._held, key=lambda each: each[:2]):
             await self._lane.send(*_out_of_order(answer, trouble))
         self._held.clear()
+        self._refusals = Refusals()
         asked, self._asking = self._asking, []
         for frame in asked:
             await self._refuse(frame, Trouble.UNKNOWN, f"it is not known whether it was done: {trouble}")
@@ -291,9 +306,13 @@ class RemoteState:
 
     async def _ask(self, client: aioredis.Redis) -> None:
         while True:
-            while not self._inbox:
+            if self._refusals.due():
+                await self._look_at_refusals(client)
+            if not self._inbox:
                 self._news.clear()
-                await self._news.wait()
+                with anyio.move_on_after(self._refusals.patience):
+                    await self._news.wait()
+                continue
             frames = [self._inbox.popleft() for _ in range(min(BATCH, len(self._inbox)))]
             self._asking = list(frames)
             self._room.set()
@@ -320,10 +339,26 @@ class RemoteState:
             if ends is not None:
                 raise ends
 
+    async def _look_at_refusals(self, client: aioredis.Redis) -> None:
+        """Try whether writes would be refused still; what is written changes nothing."""
+        try:
+            await client.hsetnx(self._key("about"), "format", str(scripts.FORMAT))
+        except exceptions.ResponseError as error:
+            await self._tell(self._refusals.refused(f"Redis refused it: {reason(error)}"))
+        else:
+            await self._tell(self._refusals.taken())
+
+    async def _tell(self, found: Iterable[Answer]) -> None:
+        for each in found:
+            await self._lane.send(*each)
+
     async def _heard(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
         """Redis has answered one question."""
         if isinstance(found, exceptions.ResponseError):
-            await self._refuse(frame, Trouble.STORAGE, f"Redis refused it: {reason(found)}")
+            text = f"Redis refused it: {reason(found)}"
+            if frame.kind in CHANGING:
+                await self._tell(self._refusals.refused(text))
+            await self._refuse(frame, Trouble.STORAGE, text)
             return
         if isinstance(found, Exception):
             raise found

@@ -240,7 +240,11 @@ def test_a_disk_that_fails_is_an_error_of_the_writer_and_passes(tmp_path: Path) 
         assert f"the state could not be written to {tmp_path / 'state.db'}: " in refused.head["text"]
         assert process.grant("tick", time.time()).kind in ("store.granted", "store.taken")
         assert process.read("large") is None
+        refuses = process.wait("store.refuses")
+        assert refuses.head["text"] == refused.head["text"]
+        process.write("set", "large", "x" * 60_000)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, before)
+        assert process.wait("store.refuses").head["text"] == ""  # it tries by itself, and tells each only once
         process.set("large", "y" * 60_000)
         process.leave()
     with store(tmp_path / "state.db") as process:
@@ -261,7 +265,8 @@ def test_a_full_disk_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     try:
         (fine,) = state.answer([_set(1, "a", b"\x01")])
         assert fine.kind == "store.written"
-        both = state.answer([_set(2, "b", packed("x" * 60_000, "b")), _set(3, "c", b"\x01")])
+        told, *both = state.answer([_set(2, "b", packed("x" * 60_000, "b")), _set(3, "c", b"\x01")])
+        assert (told.kind, told.head["text"]) == ("store.refuses", both[0].head["text"])
         assert [(each.kind, each.head["id"], each.head["code"]) for each in both] == [
             ("store.refused", 2, "storage"),
             ("store.refused", 3, "storage"),
@@ -285,7 +290,8 @@ def test_a_file_that_somebody_else_writes_to_is_an_error_of_the_writer(
     state = StateFile(str(tmp_path / "state.db"), LIMITS)
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        (refused,) = state.answer([_set(1, "a", b"\x01")])
+        told, refused = state.answer([_set(1, "a", b"\x01")])
+        assert "database is locked" in told.head["text"]
         assert (refused.kind, refused.head["code"]) == ("store.refused", "storage")
         assert "database is locked" in refused.head["text"]
         other.execute("ROLLBACK")

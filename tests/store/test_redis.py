@@ -412,8 +412,11 @@ def test_a_redis_that_is_full_is_an_error_of_the_writer(tmp_path: Path) -> None:
             refused = process.write("set", "a", "x" * 1000)
             assert refused.head["code"] == "storage"
             assert refused.head["text"] == "Redis refused it: command not allowed when used memory > 'maxmemory'"
+            assert process.wait("store.refuses").head["text"] == refused.head["text"]
             assert process.read("a") == 1
+            process.write("set", "a", "x" * 1000)
             client.config_set("maxmemory", "1gb")
+        assert process.wait("store.refuses").head["text"] == ""  # it tries by itself, and tells each only once
         process.set("a", 2)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -261,6 +262,33 @@ def test_a_file_that_cannot_be_written_is_told_to_the_caller(tmp_path: Path) -> 
         (tmp_path / "moved").rename(tmp_path / "state.db")
         wait_for_store(server)
         has(server, "/set/a/3")
+
+
+def test_a_full_disk_is_told_to_the_operator_once_and_its_end_too(tmp_path: Path) -> None:
+    """Files of the store process may not grow for a while. Health says yes; it ends without another write."""
+    options = ("--state", "state.db")
+    with running(APP, *options, directory=tmp_path) as server:
+        has(server, f"/set/a/{'x' * 15_000}")
+        pid = store_process(server)
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (16_384, resource.RLIM_INFINITY))
+        for number in range(3):
+            status, text = ask(server, f"/set/b/{'y' * (14_000 + number)}")
+            assert (status, "the state could not be written to" in text) == (503, True)
+        assert "the state could not be written to" in server.status()["state_store"]["trouble"]
+        shown = subprocess.run(
+            [sys.executable, "-m", "server", "status", "--control", str(server.control)], capture_output=True, text=True
+        ).stdout
+        assert "not to be written, the state could not be written to" in shown
+        with connect(server) as connection:
+            assert request(connection, "/ping")[0] == 200
+        assert has(server, "/fresh/a") == has(server, "/get/a")
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+        wait_for_store(server)
+        has(server, "/set/b/z")
+        told = [record["event"] for record in server.status()["recent"] if record["event"].startswith("store_")]
+        assert told == ["store_up", "store_refuses", "store_up"]
+        assert server.log().count("the state could not be written to") == 1
+        assert store_process(server) == pid
 
 
 def test_the_end_waits_for_what_is_written(tmp_path: Path) -> None:
