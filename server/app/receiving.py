@@ -92,81 +92,102 @@ class Delivery:
 
 
 class Topic:
-    """One topic in this process."""
+    """One topic in the hands of one link: what has come and has not begun, and how many run."""
 
-    def __init__(self, name: str, handlers: list[Registration] | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.handlers = handlers or []
         self.queue: collections.deque[Delivery] = collections.deque()
         self.running = 0
-
-    @property
-    def concurrency(self) -> int:
-        """How many messages are handled at a time; 0 if nobody handles any."""
-        return max((each.concurrency for each in self.handlers), default=0)
 
 
 class Receiver:
     """What this process handles. Registrations outlive the link."""
 
     def __init__(self) -> None:
-        self._topics: dict[str, Topic] = {}
-        self._link: Link | None = None
-        self._done: Outbox
-        self._back: Outbox
+        self._handlers: dict[str, list[Registration]] = {}
+        self._hands: Hands | None = None
         work.at_retire(self._give_back)
 
     def bind(self, link: Link) -> None:
-        """Take messages from this link; nothing of an earlier one's is handled any more."""
-        self._link = link
-        self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back", TOGETHER)
-        # what an earlier loop has left behind may end at any time, and counts for nothing here
-        self._topics = {name: Topic(name, old.handlers) for name, old in self._topics.items() if old.handlers}
-        link.take("msg.give", self._take)
-        handled = {topic.name: topic.concurrency for topic in self._topics.values() if topic.concurrency}
-        names = list(handled)
+        """Take messages from this link; what comes over an earlier one stays between that one and its handlers."""
+        self._hands = Hands(self, link)
+        names = list(self._handlers)
         for start in range(0, len(names), 100):
-            link.send("msg.topics", {"topics": {name: handled[name] for name in names[start : start + 100]}})
+            link.send("msg.topics", {"topics": {name: self.concurrency(name) for name in names[start : start + 100]}})
+
+    def handlers(self, topic: str) -> list[Registration]:
+        """Who handles a topic."""
+        return self._handlers.get(topic, [])
+
+    def concurrency(self, topic: str) -> int:
+        """How many messages of a topic are handled at a time; 0 if nobody handles any."""
+        return max((each.concurrency for each in self.handlers(topic)), default=0)
 
     def on(self, topic: str, handler: Handler, concurrency: int, once: bool = False) -> None:
         """Have the messages of a topic handled. Raises ValueError for too many topics."""
-        there = self._topics.get(topic)
-        if there is None:
-            if len(self._topics) >= TOPICS:
-                raise ValueError(f"one process handles {TOPICS} topics at most: put what differs into the payload")
-            there = self._topics[topic] = Topic(topic)
-        before = there.concurrency
-        there.handlers.append(Registration(handler, concurrency, once))
-        self._tell(there, before)
+        if topic not in self._handlers and len(self._handlers) >= TOPICS:
+            raise ValueError(f"one process handles {TOPICS} topics at most: put what differs into the payload")
+        self._change(topic, [*self.handlers(topic), Registration(handler, concurrency, once)])
 
     def off(self, topic: str, handler: Handler | None) -> None:
         """Remove a handler, or all of a topic; what has begun ends."""
-        there = self._topics.get(topic)
-        if there is None:
-            return
-        before = there.concurrency
-        there.handlers = [each for each in there.handlers if handler not in (None, each.handler)]
-        self._tell(there, before)
-        self._next(there)
+        if topic in self._handlers:
+            self._change(topic, [each for each in self.handlers(topic) if handler not in (None, each.handler)])
+            if self._hands is not None:
+                self._hands.begin(topic)
 
-    def _tell(self, topic: Topic, before: int) -> None:
-        """Let the hub know what has changed."""
-        link = self._link
-        if link is not None and not link.closed and not link.loop.is_closed() and topic.concurrency != before:
-            link.send("msg.topics", {"topics": {topic.name: topic.concurrency}})
-        if not topic.handlers and not topic.queue and not topic.running:
-            self._topics.pop(topic.name, None)
+    def begun(self, topic: str) -> None:
+        """One message of a topic is handled: who wanted no more than one gets no other."""
+        if any(each.once for each in self.handlers(topic)):
+            self._change(topic, [each for each in self.handlers(topic) if not each.once])
+
+    def _change(self, topic: str, handlers: list[Registration]) -> None:
+        """These handle a topic from here on; the hub is told of a change that is one for it."""
+        before = self.concurrency(topic)
+        if handlers:
+            self._handlers[topic] = handlers
+        else:
+            self._handlers.pop(topic, None)
+        if self._hands is not None and (now := self.concurrency(topic)) != before:
+            self._hands.tell(topic, now)
+
+    def _give_back(self) -> None:
+        if self._hands is not None:
+            self._hands.give_back()
+
+
+class Hands:
+    """What came over one link and has not been handled."""
+
+    def __init__(self, receiver: Receiver, link: Link) -> None:
+        self._receiver = receiver
+        self._link = link
+        self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back", TOGETHER)
+        self._topics: dict[str, Topic] = {}
+        link.take("msg.give", self._take)
+
+    def tell(self, topic: str, concurrency: int) -> None:
+        """Let the hub know who handles a topic."""
+        if not self._link.closed and not self._link.loop.is_closed():
+            self._link.send("msg.topics", {"topics": {topic: concurrency}})
+
+    def begin(self, topic: str) -> None:
+        """Who handles a topic has changed: deal with what waits."""
+        if (there := self._topics.get(topic)) is not None:
+            self._next(there)
 
     def _take(self, frame: Frame) -> None:
         touched: dict[str, Topic] = {}
         for (number, name, id, attempt, kind, want, origin, subject, _), body in entries(frame):
             delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body)
-            topic = self._topics.get(name)
-            if topic is None:
+            if not self._receiver.handlers(name):
                 self._not_wanted(delivery)
             elif work.retiring and delivery.kind is not Kind.COPY:
                 self._back.add(number)
             else:
+                topic = self._topics.get(name)
+                if topic is None:
+                    topic = self._topics[name] = Topic(name)
                 topic.queue.append(delivery)
                 touched[name] = topic
         for topic in touched.values():
@@ -180,19 +201,20 @@ class Receiver:
             self._back.add(delivery.number)
 
     def _next(self, topic: Topic) -> None:
-        while topic.queue and not topic.handlers:
-            self._not_wanted(topic.queue.popleft())
-        while topic.queue and topic.running < topic.concurrency:
-            delivery = topic.queue.popleft()
+        """Begin with what may begin."""
+        receiver, name = self._receiver, topic.name
+        while topic.queue and topic.running < receiver.concurrency(name):
             topic.running += 1
-            handlers = list(topic.handlers)
-            if any(each.once for each in handlers):
-                before = topic.concurrency
-                topic.handlers = [each for each in handlers if not each.once]
-                self._tell(topic, before)
-            work.start(self._handle(topic, delivery, handlers, self._done), f"message {topic.name}")
+            handlers = receiver.handlers(name)
+            delivery = topic.queue.popleft()
+            receiver.begun(name)
+            work.start(self._handle(topic, delivery, handlers), f"message {name}")
+        while topic.queue and not receiver.handlers(name):
+            self._not_wanted(topic.queue.popleft())
+        if not topic.queue and not topic.running:
+            self._topics.pop(name, None)
 
-    async def _handle(self, topic: Topic, delivery: Delivery, handlers: list[Registration], outbox: Outbox) -> None:
+    async def _handle(self, topic: Topic, delivery: Delivery, handlers: list[Registration]) -> None:
         """Run the handlers, and say that they have ended. Cut by the hammer it says nothing: the process dies."""
         body, wrong = b"", ""
         try:
@@ -205,7 +227,7 @@ class Receiver:
             if work.cut:
                 raise
             # whoever cancelled it: the hub has to know, or the topic gets nothing more here
-            local = self._link is not None and self._link.identity.local
+            local = self._link.identity.local
             wrong = error_text(error) if local else _failed(message, error)  # local: so its loop ends
         except ChannelError as error:
             wrong = error_text(error)
@@ -214,15 +236,12 @@ class Receiver:
             topic.running -= 1
         if wrong:
             body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.want is Want.ANSWER else b""
-        outbox.add([delivery.number, not wrong, len(body)], body)
-        if outbox is self._done:  # else another link has taken its place
-            self._next(topic)
-            if not topic.handlers and not topic.queue and not topic.running:
-                self._topics.pop(topic.name, None)
+        self._done.add([delivery.number, not wrong, len(body)], body)
+        self._next(topic)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         """The process retires: what has not begun is for others, but for copies, which everyone has his own of."""
-        if self._link is None or self._link.closed:
+        if self._link.closed:
             return
         for topic in self._topics.values():
             kept: collections.deque[Delivery] = collections.deque()
