@@ -1,8 +1,8 @@
 """The sending side of the messenger in one process: a window, frames with many messages, and what the hub answers.
 
 It owns every message of this process from the call until the sender is told. At most `WINDOW` messages wait for the
-hub's word that they are accepted; the calls beyond wait their turn, in order. Those that are sent in one turn of the
-event loop travel together.
+hub's word that they are accepted, of one topic half of that at most; the calls beyond wait their turn, in order. Those
+that are sent in one turn of the event loop travel together.
 """
 
 from __future__ import annotations
@@ -70,56 +70,90 @@ class Sent:
 
 
 class Window:
-    """Who may send now: so many messages and bytes at a time, first come, first served."""
+    """Who may send now: so many messages and bytes at a time.
+
+    Of one topic there are no more under way than there is room for others: what receivers do not take of some topics
+    leaves a share to the next one. Those of a topic enter in the order in which they came; nobody passes a topic that
+    waits for room though it has none under way.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._count = 0
         self._bytes = 0
-        self._waiters: collections.deque[tuple[asyncio.Future[None], int]] = collections.deque()
+        self._under_way: dict[str, tuple[int, int]] = {}  # messages and bytes, by topic
+        self._waiters: dict[str, collections.deque[tuple[asyncio.Future[None], int]]] = {}
+        self._not_to_pass = False  # a topic with none under way waits
 
-    def _fits(self, size: int) -> bool:
-        return not self._count or (self._count < WINDOW and self._bytes + size <= WINDOW_BYTES)
+    def _fits(self, topic: str, size: int) -> bool:
+        free, free_bytes = WINDOW - self._count, WINDOW_BYTES - self._bytes
+        if topic not in self._under_way:
+            return not self._count or (free > 0 and size <= free_bytes)
+        count, bytes = self._under_way[topic]
+        return count < free and bytes + size <= free_bytes
 
-    def _take(self, size: int) -> None:
-        self._count += 1
+    def _add(self, topic: str, messages: int, size: int) -> None:
+        count, bytes = self._under_way.get(topic, (0, 0))
+        self._count += messages
         self._bytes += size
+        if count + messages:
+            self._under_way[topic] = count + messages, bytes + size
+        else:
+            del self._under_way[topic]
 
-    def try_enter(self, size: int) -> bool:
-        """Enter at once, if nobody waits and there is room."""
-        if self._waiters or not self._fits(size):
+    def try_enter(self, topic: str, size: int) -> bool:
+        """Enter at once, if there is room and nobody has to be let in before."""
+        if self._not_to_pass or topic in self._waiters or not self._fits(topic, size):
             return False
-        self._take(size)
+        self._add(topic, 1, size)
         return True
 
-    async def enter(self, size: int) -> None:
+    async def enter(self, topic: str, size: int) -> None:
         """Wait for room, in turn; the caller sets the deadline."""
         waiter: asyncio.Future[None] = self._loop.create_future()
-        self._waiters.append((waiter, size))
+        self._waiters.setdefault(topic, collections.deque()).append((waiter, size))
+        self._not_to_pass |= topic not in self._under_way
         try:
             await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self.leave(size)  # its turn came in the same moment
+                self.leave(topic, size)  # its turn came in the same moment
+            else:
+                self._let_in()  # others may have waited for it to go before them
             raise
 
-    def leave(self, size: int) -> None:
+    def leave(self, topic: str, size: int) -> None:
         """One has been accepted, or is not waited for any more."""
-        self._count -= 1
-        self._bytes -= size
-        while self._waiters:
-            waiter, wanted = self._waiters[0]
-            if not waiter.done():
-                if not self._fits(wanted):
-                    return
-                self._take(wanted)
-                waiter.set_result(None)
-            self._waiters.popleft()
+        self._add(topic, -1, -size)
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Those for whom there is room; a topic that has got some comes after the others the next time."""
+        self._not_to_pass = False
+        for topic in list(self._waiters):
+            waiters = self._waiters[topic]
+            entered = False
+            while waiters:
+                waiter, size = waiters[0]
+                if not waiter.done():
+                    if not self._fits(topic, size):
+                        break
+                    self._add(topic, 1, size)
+                    waiter.set_result(None)
+                    entered = True
+                waiters.popleft()
+            if entered or not waiters:
+                del self._waiters[topic]
+                if waiters:
+                    self._waiters[topic] = waiters
+            if waiters and topic not in self._under_way:
+                self._not_to_pass = True
+                break
 
     def fail(self, error: Exception) -> None:
         """Nobody will be let in any more."""
-        while self._waiters:
-            waiter, _ = self._waiters.popleft()
+        waiting, self._waiters = self._waiters, {}
+        for waiter in [waiter for waiters in waiting.values() for waiter, _ in waiters]:
             if not waiter.done():
                 waiter.set_exception(error)
 
@@ -180,17 +214,17 @@ class Sender:
             )
         began = self._loop.time()
         size = len(body)
-        if not self._window.try_enter(size):
+        if not self._window.try_enter(topic, size):
             try:
                 async with asyncio.timeout_at(began + timeout):
-                    await self._window.enter(size)
+                    await self._window.enter(topic, size)
             except TimeoutError:
                 raise NotDelivered(
-                    f"a message of topic {topic!r} was not sent within {timeout:g} s: {WINDOW} others of this process "
-                    "wait to be accepted"
+                    f"a message of topic {topic!r} was not sent within {timeout:g} s: too many others of this "
+                    "process wait to be accepted"
                 ) from None
         if self._link.closed:
-            self._window.leave(size)
+            self._window.leave(topic, size)
             raise LinkClosed("the listener of this server is gone: other processes cannot be reached any more")
         self._count += 1
         id = f"{self._token}-{self._count:x}"
@@ -220,7 +254,7 @@ class Sender:
     def _accepted(self, sent: Sent) -> None:
         if sent.in_window:
             sent.in_window = False
-            self._window.leave(sent.size)
+            self._window.leave(sent.topic, sent.size)
 
     def _expire(self, id: str) -> None:
         """Its time is over: have it withdrawn, and let the hub say what had become of it."""
