@@ -96,7 +96,8 @@ class HttpServer:
         self.new_connection = threading.Event()
         self._clients: list[socket.socket] = []
         if unix is None:
-            self.listener = socket.create_server(("127.0.0.1", 0))
+            bound = socket.create_server(("127.0.0.1", 0))
+            self.listener = socket.socket(fileno=bound.detach())  # knows its protocol: asyncio sets TCP_NODELAY
         else:
             self.listener = socket.socket(socket.AF_UNIX)
             self.listener.bind(str(unix))
@@ -224,7 +225,7 @@ class Client:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.pending = b""
+        self.pending = bytearray()
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
@@ -255,25 +256,26 @@ class Client:
         """Up to and including the mark."""
         while mark not in self.pending:
             data = self.sock.recv(65536)
-            assert data, f"ended after {self.pending!r}"
+            assert data, f"ended after {bytes(self.pending)!r}"
             self.pending += data
-        end = self.pending.index(mark) + len(mark)
-        found, self.pending = self.pending[:end], self.pending[end:]
-        return found
+        return self._take(self.pending.index(mark) + len(mark))
 
     def read(self, size: int) -> bytes:
         while len(self.pending) < size:
             data = self.sock.recv(65536)
             assert data, f"ended after {self.pending!r}"
             self.pending += data
-        found, self.pending = self.pending[:size], self.pending[size:]
-        return found
+        return self._take(size)
 
     def read_to_end(self) -> bytes:
         """Up to the end of the stream; raises ConnectionResetError if it was cut by a reset."""
         while data := self.sock.recv(65536):
             self.pending += data
-        found, self.pending = self.pending, b""
+        return self._take(len(self.pending))
+
+    def _take(self, size: int) -> bytes:
+        found = bytes(self.pending[:size])
+        del self.pending[:size]
         return found
 
     def answer(self) -> tuple[int, bytes, bytes]:

@@ -360,7 +360,10 @@ class Watcher:
 
 @pytest.mark.parametrize("request_", [GET, post(5) + b"abc", CHUNKED + b"3\r\na"])
 @pytest.mark.parametrize("begun", [False, True])
-def test_client_disconnects(serve: Serve, request_: bytes, begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_client_disconnects(
+    serve: Serve, request_: bytes, begun: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.protocol.answer.DROP_TIME", 0.1)
     watcher = Watcher(start(), body(b"begun", more=True)) if begun else Watcher()
     server = serve(watcher)
     client = server.connect()
@@ -377,7 +380,9 @@ def test_client_disconnects(serve: Serve, request_: bytes, begun: bool, caplog: 
     assert "raised" not in caplog.text
 
 
-def test_half_closed_client_gets_its_answers(serve: Serve) -> None:
+def test_half_closed_client_gets_its_answers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.protocol.exchange.HALF_CLOSED_TIME", 0.1)
+
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         assert await read(receive) == b""
         assert (await receive())["type"] == "http.disconnect"
@@ -426,7 +431,10 @@ def test_several_tasks_may_receive(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("wrapped", ["group", "cause", "context"])
-def test_error_made_of_a_disconnect_is_not_logged(serve: Serve, wrapped: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_error_made_of_a_disconnect_is_not_logged(
+    serve: Serve, wrapped: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.protocol.answer.DROP_TIME", 0.1)
     raised = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -541,7 +541,8 @@ def test_pipelined_answers_wait_for_a_slow_reader(serve: Serve) -> None:
     assert calls == 100
 
 
-def test_send_that_waits_hears_of_the_disconnect(serve: Serve) -> None:
+def test_send_that_waits_hears_of_the_disconnect(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.protocol.answer.DROP_TIME", 0.1)
     errors: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -484,8 +484,9 @@ def test_wrong_use_of_send_is_an_error(message: Message, error: type[Exception])
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_send_after_the_end_raises_oserror_and_is_not_logged(
-    loop_name: str, grouped: bool, caplog: pytest.LogCaptureFixture
+    loop_name: str, grouped: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("server.protocol.websocket.DROP_TIME", 0.1)
     seen: list[BaseException] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -616,16 +617,19 @@ def test_no_exception_leaves_the_client_without_a_close(
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()
         client.send(1, b"go")
-        assert client.close_code() == 1011
+        opcode, payload = client.receive()
+        assert (opcode, payload[:2]) == (8, b"\x03\xf3")  # 1011
+        client.close()
         assert server.gone()
     assert "The application failed at the WebSocket /" in caplog.text
 
 
 @pytest.mark.parametrize("chained", ["cause", "context"])
 def test_error_made_of_a_disconnect_is_not_logged(
-    loop_name: str, chained: str, caplog: pytest.LogCaptureFixture
+    loop_name: str, chained: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frameworks raise an exception of their own in place of ours."""
+    monkeypatch.setattr("server.protocol.websocket.DROP_TIME", 0.1)
     ended = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -675,5 +679,5 @@ def test_websocket_sees_no_context_of_the_requests_before_it(loop_name: str) -> 
         client.socket.sendall(b"x" * size)
         assert client.head().startswith("HTTP/1.1 200 ")
         client.open()
-        assert client.close_code() == 1000
+        assert client.receive() == (8, b"\x03\xe8")
     assert seen == ["unset", "unset"]

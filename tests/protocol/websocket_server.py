@@ -175,7 +175,7 @@ class RawClient:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(10)
         self.socket.connect(("127.0.0.1", port))
-        self.buffer = b""
+        self.buffer = bytearray()
 
     def request(self, path: str = "/", *extra: str, key: str | None = None, version: str = "13") -> None:
         key = base64.b64encode(os.urandom(16)).decode() if key is None else key
@@ -188,8 +188,8 @@ class RawClient:
         """The response head."""
         while b"\r\n\r\n" not in self.buffer:
             self._read()
-        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
-        return head.decode()
+        head = self.exactly(self.buffer.index(b"\r\n\r\n") + 4)
+        return head[:-4].decode()
 
     def open(self, path: str = "/", *extra: str) -> str:
         """A whole handshake; returns the 101's head."""
@@ -207,7 +207,8 @@ class RawClient:
     def exactly(self, size: int) -> bytes:
         while len(self.buffer) < size:
             self._read()
-        data, self.buffer = self.buffer[:size], self.buffer[size:]
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
         return data
 
     def to_the_end(self) -> bytes:
@@ -215,8 +216,7 @@ class RawClient:
         with contextlib.suppress(EOFError):
             while True:
                 self._read()
-        data, self.buffer = self.buffer, b""
-        return data
+        return self.exactly(len(self.buffer))
 
     def send(self, opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bool = True) -> None:
         self.socket.sendall(frame(opcode, payload, fin=fin, rsv=rsv, mask=mask))
