@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import collections
 import errno
+import logging
 import socket
 from typing import Final
 
 from server.hub.frames import MAX_FRAME
+from server.logs import about
 
-_ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS})
+SEND_BUFFER: Final = 212_992
+"""Bytes that the kernel has to hold for an end (SO_SNDBUF, socket(7)), so that the largest frame fits; the usual
+default. One that is smaller is set to the double of what it is asked for, net.core.wmem_max at most."""
+
+_ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
+
+log = logging.getLogger("serve")
 
 
 def receive(end: socket.socket) -> bytes | None:
@@ -37,6 +45,8 @@ class LinkSocket:
     def __init__(self, end: socket.socket) -> None:
         """Take over the socket `end`; `close` closes it."""
         end.setblocking(False)
+        if end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < SEND_BUFFER:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER // 2)
         self.socket = end
         self.waiting: collections.deque[bytes] = collections.deque()
 
@@ -71,5 +81,8 @@ class LinkSocket:
         try:
             self.socket.send(data, socket.MSG_NOSIGNAL)
         except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                text = "a frame of %d bytes cannot be sent to another process of this server: raise net.core.wmem_max"
+                log.error(text, len(data), extra=about("frame_too_large", size=len(data)))
             return error.errno not in _ROOM_WILL_COME
         return True
