@@ -196,7 +196,7 @@ class Sender:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._loop = link.loop
-        self._token = secrets.token_hex(4)
+        self._token = f"{link.identity.member:x}.{secrets.token_hex(4)}"  # no other's of this server, nor of others
         self._count = 0
         self._window = Window(link.loop)
         self._sent: dict[str, Sent] = {}
