@@ -22,11 +22,11 @@ from server.listener.child import Child
 from server.listener.control import ControlServer
 from server.listener.crew import Crew
 from server.listener.history import History
-from server.listener.lifecycle import Generation, Process
+from server.listener.lifecycle import Process
 from server.listener.links import Links
 from server.listener.path_lock import PathLock
 from server.listener.pidfile import PidFile
-from server.listener.plan import Plan
+from server.listener.plans import Plans
 from server.listener.release import Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
@@ -71,8 +71,7 @@ class Heirloom:
 class Leaver(Protocol):
     """Who leaves an estate: the listener."""
 
-    settings: Settings
-    plans: dict[Generation, Plan]
+    plans: Plans
     supervisor: Supervisor
     crew: Crew
     links: Links
@@ -94,8 +93,8 @@ def describe(listener: Leaver, guard: Guard, askers: list[int]) -> tuple[State, 
         "version": VERSION,
         "server": __version__,
         "protocol": PROTOCOL,
-        "settings": listener.settings.to_state(),
-        "plans": {str(g.number): _plan(plan.settings, plan.release) for g, plan in listener.plans.items()},
+        "settings": listener.plans.settings.to_state(),
+        "plans": {str(g.number): _plan(plan.settings, plan.release) for g, plan in listener.plans.all.items()},
         "supervisor": to_state(listener.supervisor),
         "scoreboard": listener.crew.scoreboard.fd,
         "children": [_child(child, descriptors) for child in listener.crew],

@@ -10,67 +10,54 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from server import __version__, logs
 from server.config import flag
-from server.errors import ServeError, UsageError
+from server.errors import UsageError
 from server.hub.schedule_commands import Answer, Asks
 from server.hub.state import SharedState
 from server.hub.ticks import Ticks
-from server.listener import agent_lock, changes, notify, release, service_manager, sockets, stacks
+from server.listener import agent_lock, changes, ports, release, service_manager, sockets, stacks
 from server.listener import events as e
 from server.listener.admin import Admin
 from server.listener.admin_state import admin_state
+from server.listener.announcements import Announcements
 from server.listener.control import ControlServer
 from server.listener.crew import ROWS, SLOTS, Crew
 from server.listener.estate import Heirloom
 from server.listener.gates import Gates
 from server.listener.heartbeats import Heartbeats
-from server.listener.history import History, Record
-from server.listener.hooks import Hooks, trouble_at_reload
+from server.listener.history import History
+from server.listener.hooks import Hooks
 from server.listener.in_force import in_force
 from server.listener.lifecycle import Agent, Generation, Process, ServerState, counted
 from server.listener.links import Links, hub_settings
 from server.listener.pidfile import PidFile
-from server.listener.plan import Plan, planned_anew, policy_of
+from server.listener.plan import Plan, policy_of
+from server.listener.plans import Plans
 from server.listener.processes import Processes
 from server.listener.release import Release
+from server.listener.signal_orders import SignalOrders
 from server.listener.status import past, status
 from server.listener.store import Store
 from server.listener.succession import Succession
 from server.listener.supervisor import Supervisor
+from server.listener.telling import Telling
 from server.scoreboard import Scoreboard
 from server.settings import Settings, written
-from server.signals import LISTENER_SIGNALS
-
-HANDSHAKE_TIME = 1.0
-"""Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
 
 FIGURES_PERIOD = 1.0
 """Seconds between two looks at whether the admin process is to be told new figures of the hub."""
 
 log = logging.getLogger("serve")
-
-_MEANINGS: Final[dict[signal.Signals, e.Event]] = {
-    signal.SIGHUP: e.ReloadAsked(),
-    signal.SIGUSR1: e.ReopenAsked(),
-    signal.SIGUSR2: e.LameDuckAsked(on=True),
-    signal.SIGTERM: e.StopAsked(),
-    signal.SIGINT: e.QuickStopAsked(),
-    signal.SIGQUIT: e.QuickStopAsked(),
-    signal.SIGTTIN: e.ScaleAsked(by=1),
-    signal.SIGTTOU: e.ScaleAsked(by=-1),
-}
-"""What each signal says; SIGCHLD is the kernel's, and SIGWINCH says nothing."""
 
 
 class Listener:
@@ -90,15 +77,13 @@ class Listener:
         `heirloom` is what an earlier program of this process had, if there was one.
         """
         config = plan.settings.config
-        self.settings = plan.settings
-        """What the current generation was made with."""
         self.listening = listening
         self.pid_file = pid_file
         self.admin_listening = admin
         self.processes = Processes()
-        self.plans: dict[Generation, Plan] = {}
+        self.telling = Telling(self._pid_of)
         board = Scoreboard.create(ROWS, SLOTS) if heirloom is None else heirloom.scoreboard
-        self.links = Links(hub_settings(config), board, self._happened, self._member_broken)
+        self.links = Links(hub_settings(config), board, self.telling.happened, self._member_broken)
         if heirloom is None:
             self.started = time.monotonic()
             self.start_directory = release.logical_directory()
@@ -111,16 +96,15 @@ class Listener:
             self.crew = Crew(listening, self.post, self.links, board, heirloom.children)
             self.history = heirloom.history
             self.links.load(heirloom.links)
-            for number, each in heirloom.plans.items():
-                self.plans[self.supervisor.generations[number]] = Plan(*each)
         self._heirloom = heirloom
+        self.plans = Plans(plan, self.start_directory)
+        for number, each in heirloom.plans.items() if heirloom is not None else ():
+            self.plans.all[self.supervisor.generations[number]] = Plan(*each)
         self.when_running: list[Callable[[], object]] = []
         """What is to be done once signals and the control socket are served."""
         self.succession = Succession(self)
         self.exit: e.Exit | None = None
         self._changes: changes.Changes | None = None
-        self._upcoming = plan
-        """What the next generation is made with."""
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
         self.admin = Admin(
@@ -137,9 +121,15 @@ class Listener:
         self.store = self._make_store() if config.state else None
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
-        self.hooks = Hooks(config, self.processes, self._happened, self._release, lambda: self.control.path)
+        self.hooks = Hooks(config, self.processes, self.telling.happened, self._release, lambda: self.control.path)
+        self.telling.to += [self.history.add, self.control.happened, self.admin.happened, self.hooks.happened]
+        addresses = [each.name for each in listening]
+        self._announcements = Announcements(pid_file, addresses, self.admin.names, told=heirloom is not None)
+        self._signals = SignalOrders(self.post, self._reap, config.reload)
         self.gates = Gates(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
-        self.heartbeats = Heartbeats(self.crew, lambda: self.settings.config.worker_timeout, self.post, self._happened)
+        self.heartbeats = Heartbeats(
+            self.crew, lambda: self.settings.config.worker_timeout, self.post, self.telling.happened
+        )
 
     async def run(self) -> e.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
@@ -149,7 +139,7 @@ class Listener:
                 # Before the signals: threads made on the way inherit that they are blocked.
                 await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
             self.links.start()
-            await self._tasks.start(self._watch_signals)
+            await self._tasks.start(self._signals.watch)
             if self.store is not None:
                 await self._have_state(self.store)
             self._tasks.start_soon(self.admin.run)
@@ -162,7 +152,7 @@ class Listener:
                     self.settings,
                     self.processes,
                     self.post,
-                    self._happened,
+                    self.telling.happened,
                     missed=self._heirloom is not None,
                 )
                 self._tasks.start_soon(self._changes.run)
@@ -203,7 +193,7 @@ class Listener:
             self.links.look()
 
         known = self.links.hub.part(SharedState).known
-        store = Store(config, self.start_directory, self.processes, take, changed, self._happened, left, known)
+        store = Store(config, self.start_directory, self.processes, take, changed, self.telling.happened, left, known)
         self.links.store = store.send
         return store
 
@@ -240,9 +230,14 @@ class Listener:
             self.crew.attend(child)
         self._reap()
         text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._heirloom.predecessor}"
-        self._happened(e.Say(logging.INFO, "listener_replaced", text))
+        self.telling.happened(e.Say(logging.INFO, "listener_replaced", text))
         for do in self.when_running:
             do()
+
+    @property
+    def settings(self) -> Settings:
+        """What the current generation was made with."""
+        return self.plans.settings
 
     def busy(self) -> str:
         """What is under way that only this program can bring to its end; "" if nothing is."""
@@ -270,26 +265,7 @@ class Listener:
         """Add an event to those that the loop handles, in order."""
         self._post.send_nowait(event)
 
-    # Signals
-
-    async def _watch_signals(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(*(LISTENER_SIGNALS - {signal.SIGWINCH})) as signals:
-            signal.signal(signal.SIGWINCH, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
-            task_status.started()
-            try:
-                await self._record_signals(signals)
-            finally:  # once the handlers are gone, a late HUP would kill what has only its pid file left to remove
-                signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
-
-    async def _record_signals(self, signals: AsyncIterator[signal.Signals]) -> None:
-        async for received in signals:
-            if received == signal.SIGCHLD:
-                self._reap()
-            elif received == signal.SIGHUP and self.settings.config.reload and changes.terminal_is_gone():
-                self.post(e.QuickStopAsked())
-            else:
-                self.post(_MEANINGS[received])
+    # What the kernel tells
 
     def _reap(self) -> None:
         """Reap everything that has ended: our children, and as PID 1 whatever was left to us."""
@@ -302,6 +278,9 @@ class Listener:
                 return
             if not self.crew.reaped(pid, wait_status) and not self.processes.reaped(pid, wait_status):
                 log.debug("reaped an adopted process, PID %d", pid)
+
+    def _pid_of(self, number: int) -> int | None:
+        return next((child.pid for child in self.crew if child.worker.id == number), None)
 
     # Actions
 
@@ -325,16 +304,16 @@ class Listener:
             case e.PrepareReload(by):
                 self._tasks.start_soon(self._prepare_reload, by)
             case e.PrepareGeneration(generation):
-                self.plans[generation] = self._upcoming
+                self.plans.begin(generation)
             case e.Adopt(generation):
-                self._adopt(self.plans[generation].settings)
+                self._adopt(generation)
             case e.ForgetGeneration(generation):
-                self.plans.pop(generation, None)
+                self.plans.forget(generation)
             case e.Start(worker) | e.StartAgent(worker):
-                plan = self.plans[worker.generation]
+                plan = self.plans.all[worker.generation]
                 self.crew.start(worker, plan.release, plan.settings.config)
             case e.OpenPorts():
-                self._open_ports()
+                self.post(ports.open_ports(self.listening, self.settings.config.backlog))
             case e.ShutOut():
                 self._tasks.start_soon(self._shut_out)
             case e.ClosePorts():
@@ -368,11 +347,11 @@ class Listener:
                 if self.store is not None:
                     self.store.reopen()
             case e.Say():
-                self._happened(action)
+                self.telling.happened(action)
             case e.Answer(ticket, ok, text, detail):
                 self.control.answer(ticket, ok, text, detail)
             case e.Announce(what, text):
-                self._announce(what, text)
+                self._announcements.announce(what, text)
             case e.Exit():
                 self.exit = action
 
@@ -380,45 +359,18 @@ class Listener:
         in_flight = self.crew.kill(worker)
         if isinstance(worker, Agent):
             about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
-            self._happened(e.Say(logging.WARNING, "agent_killed", f"{worker} is killed: {why}", "", about))
+            self.telling.happened(e.Say(logging.WARNING, "agent_killed", f"{worker} is killed: {why}", "", about))
             return
         text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
-        self._happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
+        self.telling.happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
 
     def _member_broken(self, member: int) -> None:
         """A process has sent its hub nonsense."""
         process = self.supervisor.workers.get(member) or self.supervisor.agents.all.get(member)
         if process is not None:
             self._kill(process, "it broke the protocol of its link")
-
-    async def _prepare_reload(self, by: str) -> None:
-        """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
-        policy, trouble, detail = None, "", ""
-        try:
-            plan = await planned_anew(self.settings, self.start_directory)
-            if plan.settings.config.hook:
-                trouble, detail = await self._ask_before_reload(plan, by)
-            if not trouble:
-                self._upcoming, policy = plan, plan.policy
-        except UsageError as error:
-            trouble = str(error)
-        except Exception as error:
-            log.exception("the reload could not be prepared")
-            trouble = f"it could not be prepared: {error!r}"
-        self.post(e.ReloadPrepared(policy, trouble, detail))
-
-    async def _ask_before_reload(self, plan: Plan, by: str) -> tuple[str, str]:
-        """Look whether the hooks of the new configuration are there, and run those before a reload."""
-        config = plan.settings.config
-        trouble, detail = await trouble_at_reload(config, plan.release, self.processes)
-        if trouble:
-            return trouble, detail
-        current = self.supervisor.current
-        record: Record = {"at": round(time.time(), 3), "level": "info", "event": "pre_reload", "by": by}
-        record |= {"text": "the server is about to reload", "generation": current.number if current else 0}
-        return await self.hooks.before("pre_reload", record, config, plan.release)
 
     async def _finish_hooks(self) -> None:
         """Hooks have their time to end; being told to stop once more ends them."""
@@ -432,86 +384,31 @@ class Listener:
             if isinstance(await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
                 self.hooks.hurry()
 
+    async def _prepare_reload(self, by: str) -> None:
+        self.post(await self.plans.prepare(by, self.supervisor.current, self.hooks, self.processes))
+
+    async def _shut_out(self) -> None:
+        self.post(await ports.shut_out(self.listening))
+
     def _release(self) -> Release | None:
         """What hooks are run in: as the current generation is, or will be."""
-        current = self.supervisor.current
-        plan = self.plans.get(current) if current is not None else self._upcoming
-        return plan.release if plan is not None else None
+        return self.plans.release_of(self.supervisor.current)
 
-    def _adopt(self, settings: Settings) -> None:
-        """The generation that was made with `settings` serves."""
-        before, self.settings = self.settings, settings
+    def _adopt(self, generation: Generation) -> None:
+        """It serves: what it was configured with counts for the server from here on."""
+        before, settings = self.plans.adopt(generation), self.settings
         if self._changes is not None:
             self._changes.use(settings)
         if changed := before.changed(settings):
             told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
-            self._happened(e.Say(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed}))
+            self.telling.happened(
+                e.Say(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
+            )
             self.hooks.use(settings.config)
             try:
                 logs.configure(settings.config, "listener")
             except UsageError as error:
                 log.error("the log goes on as it was: %s", error)
-
-    def _happened(self, said: e.Say) -> None:
-        """Log it, and tell everybody who wants to know."""
-        level = logging.getLevelName(said.level).lower()
-        about = dict(said.about)
-        if (number := about.pop("worker", None)) is not None:
-            child = next((child for child in self.crew if child.worker.id == number), None)
-            about |= {"pid": child.pid} if child is not None else {}
-        extra = {"event": said.event, "about": {**about, "detail": said.detail.rstrip()}}
-        log.log(said.level, "%s", said.text, extra=extra)
-        what = {"at": round(time.time(), 3), "level": level, "event": said.event, "text": said.text}
-        record: Record = {**about, **what, "detail": said.detail}
-        self.history.add(record)
-        self.control.happened(record)
-        self.admin.happened(record)
-        self.hooks.happened(record)
-
-    def _open_ports(self) -> None:
-        try:
-            for listening in self.listening:
-                listening.listen(self.settings.config.backlog)
-        except (OSError, ServeError) as error:
-            self.post(e.PortsOpened(str(error)))
-        else:
-            self.post(e.PortsOpened())
-
-    async def _shut_out(self) -> None:
-        """Keep new connections out, give handshakes under way the time to complete, then say so."""
-        for listening in self.listening:
-            try:
-                listening.shut_out()
-            except OSError as error:
-                log.error("new connections to %s cannot be kept out before the stop: %s", listening.name, error)
-        with anyio.move_on_after(HANDSHAKE_TIME):
-            while any(each.owned and each.handshakes_under_way() for each in self.listening):
-                await anyio.sleep(0.01)  # the kernel has no event for this
-        self.post(e.ShutOutDone())
-
-    def _announce(self, what: str, text: str) -> None:
-        match what:
-            case "ready":
-                self._write_pid_file()
-                if self.supervisor.requests.done == 0 and self.supervisor.requests.refusals == 0:
-                    where = ", ".join(listening.name for listening in self.listening)
-                    log.info("serving on %s", where, extra=logs.about("listening", addresses=where))
-                    if self.admin.names:
-                        log.info("metrics and the page that shows them: %s", ", ".join(self.admin.names))
-                notify.ready(text)
-            case "reloading":
-                notify.reloading(text)
-            case "stopping":
-                notify.stopping(text)
-            case _:
-                notify.status(text)
-
-    def _write_pid_file(self) -> None:
-        try:
-            if self.pid_file is not None:
-                self.pid_file.write()
-        except UsageError as error:  # such as a full disk: the next reload tries again
-            log.error("the pid file is not written: %s", error, extra=logs.about("pid_file_not_written"))
 
     def _admin_state(self) -> dict[str, Any]:
         """What the admin process is told of the present state."""
@@ -541,8 +438,7 @@ class Listener:
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""
-        current = self.supervisor.current
-        plan = self.plans.get(current) if current is not None else None
+        plan = self.plans.of(self.supervisor.current)
         found = plan.release if plan is not None else None
         names = [listening.name for listening in self.listening]
         size = self.supervisor.size
