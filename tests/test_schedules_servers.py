@@ -43,6 +43,7 @@ def kill_one(server: RunningServer, chance: random.Random) -> None:
     server.wait_for_workers(4)
 
 
+@pytest.mark.timeout(120 + 30 * max(RELOADS, KILLS))
 def test_each_tick_runs_once_over_reloads_and_kills(tmp_path: Path) -> None:
     write(
         tmp_path,
@@ -152,6 +153,26 @@ def thread():
         assert outcomes(server, "thread") == ["died", "cut"]
         assert len(notes(tmp_path, "thread")) == 2
         asked_again.__exit__()
+
+
+def test_a_run_whose_worker_dies_while_it_retires_was_not_cut(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        """
+@schedule(every="1h")
+async def job():
+    note("began")
+    await asyncio.sleep(3600)
+""",
+    )
+    with running("app:app", directory=tmp_path) as server:
+        with control_client.Conversation(server.control, "schedule", do="run", name="job") as asked:
+            until(lambda: notes(tmp_path), "it runs")
+            server.reload()
+            os.kill(notes(tmp_path)[0].pid, signal.SIGKILL)
+            answer = asked.receive(PATIENCE)
+        assert answer is not None
+        assert outcomes(server, "job") == ["died"], answer
 
 
 def failed_start(directory: Path, *arguments: str) -> tuple[int, str]:

@@ -56,6 +56,7 @@ class Member:
     slot: int  # of a worker; -1 for an agent
     order: Order = Order.START
     up: bool = False  # it has said that its handlers and schedules are told
+    killed: bool = False  # the listener did it, since it had not ended in time
 
     @property
     def phase(self) -> Phase:

@@ -160,7 +160,7 @@ class Ticks(Part):
         self._chosen.pop(member.id, None)
         self.asks.left(member)
         for run in [run for run in self.runs.values() if run.member == member.id]:
-            if member.phase is Phase.RETIRING:
+            if member.phase is Phase.RETIRING and member.killed:  # it could not say so itself, as most do
                 self._end(run, Outcome.CUT, f"{member} had to end before it", None)
             else:
                 self._end(run, Outcome.DIED, f"{member} died", None)

@@ -107,6 +107,7 @@ class Links:
             if each.id not in hub.members:
                 role = Role.WORKER if isinstance(each, Worker) else Role.AGENT
                 hub.join(each.id, role, each.generation.number, each.slot)
+            hub.members[each.id].killed = bool(each.stuck)
         orders = {each.id: _order(each, supervisor) for each in processes}
         if hub.settings.agent != (agent := supervisor.has_agent):
             hub.settings = dataclasses.replace(hub.settings, agent=agent)

@@ -193,17 +193,24 @@ def test_a_run_in_progress_outlives_the_switch(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("retiring", "outcome", "event"), [(False, "died", "schedule_died"), (True, "cut", "schedule_cut")]
+    ("retiring", "killed", "outcome", "event"),
+    [
+        (False, False, "died", "schedule_died"),
+        (False, True, "died", "schedule_died"),  # it was blocked
+        (True, False, "died", "schedule_died"),
+        (True, True, "cut", "schedule_cut"),
+    ],
 )
 @pytest.mark.parametrize("retry", [0, 1])
 def test_a_run_whose_process_ends_is_run_again_only_with_retry(
-    server: Server, retiring: bool, outcome: str, event: str, retry: int
+    server: Server, retiring: bool, killed: bool, outcome: str, event: str, retry: int
 ) -> None:
     server.switch(every(10, retry=retry))
     server.go(10)
     member = server.given[0][0]
     if retiring:
         server.hub.order(member, Order.RETIRE)
+    server.hub.members[member].killed = killed
     server.hub.leave(member)
     server.look()
     assert server.port.records[-1][0] == event
