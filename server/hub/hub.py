@@ -24,7 +24,7 @@ log = logging.getLogger("serve")
 State = dict[str, Any]
 
 
-class Role(enum.Enum):
+class Role(enum.StrEnum):
     WORKER = "worker"
     AGENT = "agent"
 

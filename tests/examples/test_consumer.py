@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,27 @@ from typing import Any
 import pytest
 import redis
 
-from tests.examples.serving import ask, example, until
-from tests.running import PATIENCE, RunningServer, connect, request
+from tests.examples.serving import EXAMPLES, ask, example, until
+from tests.running import PATIENCE, ROOT, RunningServer, answer, connect, request, running
 from tests.store.stores import own_redis
 
 pytestmark = pytest.mark.needs("redis-server")
+SLOW = """
+import asyncio
+from pathlib import Path
+
+import consumer
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "http" and scope["path"] == "/slow":
+        Path("begun").touch()
+        while not Path("end").exists():
+            await asyncio.sleep(0.02)
+        scope = {**scope, "path": "/"}
+    await consumer.app(scope, receive, send)
+"""
+"""The consumer, and a request that lasts until the test ends it."""
 RELOADS = int(os.environ.get("EXAMPLES_RELOADS", "2"))
 KILLED_AMONG = 400
 AT_A_TIME = 64
@@ -115,7 +132,7 @@ def test_each_message_is_handled_once_over_reloads_under_load(tmp_path: Path) ->
             load.wait_for(BEFORE_EACH)
         until(lambda: ask(server, "/")["handled"] >= len(load.put))
         lines = handled(tmp_path)
-        assert Counter(line["order"] for line in lines) == Counter(load.put)
+        assert Counter(line["order"]["order"] for line in lines) == Counter(load.put)
         assert {line["attempt"] for line in lines} == {1}
         assert {line["generation"] for line in lines} == set(range(1, RELOADS + 2))
         until(lambda: pending(queue) == 0)
@@ -134,7 +151,7 @@ def put(queue: redis.Redis, numbers: range) -> None:
 
 def wait_for(directory: Path, count: int) -> None:
     """Wait until so many orders have been handled, those that were handled again counted once."""
-    until(lambda: len({line["order"] for line in handled(directory)}) >= count)
+    until(lambda: len({line["order"]["order"] for line in handled(directory)}) >= count)
 
 
 def test_nothing_is_lost_when_a_worker_and_the_agent_are_killed(tmp_path: Path) -> None:
@@ -148,8 +165,49 @@ def test_nothing_is_lost_when_a_worker_and_the_agent_are_killed(tmp_path: Path) 
         os.kill(agent_pid(server), signal.SIGKILL)
         wait_for(tmp_path, 2 * half)
         until(lambda: pending(queue) == 0)
-        again = len(handled(tmp_path)) - 2 * half
+        lines = handled(tmp_path)
+        again = len(lines) - 2 * half
         assert 0 <= again <= 2 * AT_A_TIME, "only what was under way at a kill is handled again"
+        noted = [line for line in lines if line["attempt"] > 1 or line["redelivered"]]
+        assert len({line["id"] for line in noted}) >= again, "and the handler can tell that it may have been"
+        assert queue.xlen("orders") == 0, "what was handled does not fill the Redis"
         server.wait_for_workers(2)
         assert server.stop() == 0
         print(f"{again} of {2 * half} were handled again")
+
+
+def test_what_cannot_be_handed_on_is_put_aside_and_holds_up_nobody(tmp_path: Path) -> None:
+    with consuming(tmp_path) as (server, queue):
+        queue.xadd("orders", {"order": "x" * 200_000})
+        queue.xadd("orders", {"order": b"\xff\xfe"})
+        put(queue, range(1))
+        wait_for(tmp_path, 2)
+        until(lambda: pending(queue) == 0)
+        assert {line["order"]["order"] for line in handled(tmp_path)} == {"\ufffd\ufffd", "0"}
+        ((_, dead),) = queue.xrange("orders:dead")
+        assert "200" in dead[b"error"].decode()
+        assert server.stop() == 0
+
+
+def test_a_stop_takes_nothing_more_from_the_queue_and_ends_quietly(tmp_path: Path) -> None:
+    """The workers leave first, and the agent last: what still comes then is for the next start."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    with own_redis(tmp_path / "redis") as own, own.client() as queue:
+        environment = {"CONSUMER_REDIS_URL": own.url, "PYTHONPATH": f"{EXAMPLES / 'consumer'}:{ROOT}"}
+        with running(
+            "slow:app", "--agent", "consumer:consume", "--workers", "2", directory=tmp_path, environment=environment
+        ) as server:
+            put(queue, range(1))
+            wait_for(tmp_path, 1)
+            with connect(server) as connection:
+                connection.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+                until((tmp_path / "begun").exists)
+                server.signal(signal.SIGTERM)
+                server.wait_until(lambda _: not server.workers("serving"))
+                put(queue, range(1, 100))
+                time.sleep(1.5)  # after a second without a receiver a message is given up (server.hub.prospects)
+                (tmp_path / "end").touch()
+                assert answer(connection)[0] == 200
+            assert server.wait() == 0
+            assert '"error"' not in server.log()
+        assert queue.xlen("orders") == 99
