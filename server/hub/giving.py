@@ -46,6 +46,8 @@ class Giving:
                 return
             if send.kind is Kind.DIRECT and (phase is not Phase.SERVING or desk.place.slot in self.retiring):
                 return
+            if send.want is Want.ANSWER and desk.held >= desk.concurrency:
+                return  # in its hands it would be begun even if the caller had gone
             if not desk.window_open or not self._hub.port.room(desk.place.member.id):
                 return
             self._give(desk, desk.lane.take())

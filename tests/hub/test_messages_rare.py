@@ -253,3 +253,18 @@ def test_what_other_servers_sent_too_fast_is_reported_by_the_next_program(table:
     table.replace()
     table.pass_time(1.1)
     assert sorted(about["count"] for _, _, about in table.port.records) == [4]
+
+
+def test_a_call_to_a_slot_is_given_when_it_can_begin_so_that_its_caller_may_go(table: Table) -> None:
+    """What lies in a process's hands would be begun there, whoever waits."""
+    first, second = (table.send(2, Kind.DIRECT, "a", want=Want.ANSWER, slot=0) for _ in range(2))
+    news = table.send(2, Kind.COPY, "a")
+    assert table.ids(1) == [first]
+    table.withdraw(2, second)
+    assert table.told[2][-1][:2] == [second, "f"]
+    table.done(1, table.given[1][0].delivery)
+    assert table.ids(1) == [first, news]
+    third = table.send(2, Kind.DIRECT, "a", want=Want.ANSWER, slot=0)
+    assert table.ids(1) == [first, news]
+    table.done(1, table.given[1][1].delivery)
+    assert table.ids(1) == [first, news, third]
