@@ -10,6 +10,7 @@ other. So both the mute and what was counted last are in the shared state, and n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from datetime import UTC, datetime, timedelta
@@ -31,11 +32,12 @@ EVERY: Final = os.environ.get("ALARM_EVERY", "10m")
 WINDOW: Final = timedelta(minutes=10)
 THRESHOLD: Final = int(os.environ.get("ALARM_THRESHOLD", "100"))
 WEBHOOK: Final = os.environ.get("ALARM_WEBHOOK_URL", "")
-TIMEOUT: Final = 10.0
-"""Seconds that the webhook may take."""
+TIMEOUT: Final = float(os.environ.get("ALARM_WEBHOOK_TIMEOUT", "10"))
+"""Seconds that the webhook may take, all in all."""
 
 
-@schedule(every=EVERY, name=NAME, on="one", immediate=True)
+# With a time-out, for one run that hangs would hold up all that come after it.
+@schedule(every=EVERY, name=NAME, on="one", immediate=True, timeout="1m")
 async def look() -> None:
     """Count, remember, and tell the chat if it is too much and the alarm is not muted."""
     now = datetime.now(UTC)
@@ -53,11 +55,12 @@ async def tell(text: str) -> None:
         log.warning("%s (set ALARM_WEBHOOK_URL to have this told)", text)
         return
     try:
-        async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+        # httpx's own time-outs are for each read: a chat that drips one byte at a time would be waited for without end
+        async with asyncio.timeout(TIMEOUT), httpx.AsyncClient(timeout=None) as client:
             answer = await client.post(WEBHOOK, json={"text": text})
             answer.raise_for_status()
-    except httpx.HTTPError as error:
-        log.error("the webhook did not take %r: %s", text, error)
+    except (httpx.HTTPError, TimeoutError) as error:
+        log.error("the webhook did not take %r: %s", text, str(error) or f"no answer in {TIMEOUT:g} s")
 
 
 def muted(name: str) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -13,7 +15,7 @@ CLICKHOUSE_URL: Final = os.environ.get("ALARM_CLICKHOUSE_URL", "")
 """Address of its HTTP interface; a user and a password may be in it: http://user:password@host:8123"""
 TABLE: Final = os.environ.get("ALARM_TABLE", "access_log")
 ACCESS_LOG: Final = os.environ.get("ALARM_ACCESS_LOG", "access.log")
-"""For DuckDB: the file that --access-log-file names, as JSON lines; a pattern (access.log*) takes in rotated ones."""
+"""For DuckDB: the file that --access-log-file names, as JSON lines; what logrotate made of it is read as well."""
 TIMEOUT: Final = 30.0
 """Seconds that ClickHouse may take."""
 
@@ -25,13 +27,13 @@ FORMAT JSONEachRow
 """
 FROM_FILE: Final = """
 SELECT count(*) AS found
-FROM read_json($path, format = 'nd', columns = {time: 'TIMESTAMP', status: 'USMALLINT'}, ignore_errors = true)
+FROM read_json($files, format = 'nd', columns = {time: 'TIMESTAMP', status: 'USMALLINT'}, ignore_errors = true)
 WHERE status = $status AND time >= $since
 """
 
 
 async def count(status: int, since: datetime) -> int:
-    """Answers with `status` since then. Raises httpx.HTTPError or duckdb.Error, which fail the run that asked."""
+    """Answers with `status` since then. Raises httpx.HTTPError, duckdb.Error, OSError: the run that asked fails."""
     if CLICKHOUSE_URL:
         return await _from_clickhouse(status, since)
     return await asyncio.to_thread(_from_file, status, since)
@@ -54,8 +56,18 @@ def _from_file(status: int, since: datetime) -> int:
     """In a thread, for it reads a file."""
     import duckdb  # here: whoever has ClickHouse needs no second engine
 
-    values = {"path": ACCESS_LOG, "status": status, "since": since.astimezone(UTC).replace(tzinfo=None)}
+    values = {"files": _files(since), "status": status, "since": since.astimezone(UTC).replace(tzinfo=None)}
     with duckdb.connect() as engine:
         row = engine.execute(FROM_FILE, values).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def _files(since: datetime) -> list[str]:
+    """The log, and what was rotated away from it and written to since then.
+
+    The log itself is always among them: if it is not there, that is an error of the run and not a count of 0.
+    """
+    log = Path(ACCESS_LOG)
+    rotated = (file for file in log.parent.glob(f"{glob.escape(log.name)}[.-]*") if file.is_file())
+    return [str(log), *(str(file) for file in rotated if file.stat().st_mtime >= since.timestamp())]

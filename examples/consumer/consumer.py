@@ -110,7 +110,7 @@ async def consume() -> None:
 
 
 async def workers_serve() -> None:
-    """Until there is one that takes messages: at a start the agent comes before them, and at a stop it goes after them."""
+    """Until there is one that takes messages: the agent comes before them, and goes after them."""
     async for peers in messenger.presence():
         if any(peer.role == "worker" and peer.phase == "serving" for peer in peers):
             return

@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,23 +18,35 @@ from urllib.parse import parse_qs, urlsplit
 import duckdb
 
 from tests.examples.serving import EXAMPLES, ask, ask_each, reload, until
-from tests.running import RunningServer, connect, request, running
+from tests.running import PATIENCE, RunningServer, connect, request, running
 
 WORKERS = 4
 Answer = Callable[[str, bytes], bytes]
 
 
+class Refused(Exception):
+    pass
+
+
 @contextlib.contextmanager
 def http_server(answer: Answer) -> Iterator[str]:
-    """A real HTTP server that answers each POST (target, content) with what `answer` returns; yields its address."""
+    """A real HTTP server that answers each POST (target, content) with what `answer` returns; yields its address.
+
+    If `answer` raises Refused, with 500.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            content = answer(self.path, self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(200)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            try:
+                content = answer(self.path, self.rfile.read(int(self.headers["content-length"])))
+            except Refused:
+                self.send_error(500)
+                return
+            with contextlib.suppress(BrokenPipeError):  # it was not waited for
+                self.send_response(200)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -61,10 +75,10 @@ class Chat:
 
 @contextlib.contextmanager
 def alarm(
-    directory: Path, webhook: str, *arguments: str, app: str = "alarm:app", workers: int = WORKERS
+    directory: Path, webhook: str, *arguments: str, app: str = "alarm:app", workers: int = WORKERS, **environment: str
 ) -> Iterator[RunningServer]:
     """The alarm, looking at short intervals at the access log that the server itself writes into `directory`."""
-    environment = {
+    environment |= {
         "ALARM_EVERY": "300ms",
         "ALARM_THRESHOLD": "3",
         "ALARM_WEBHOOK_URL": f"{webhook}/hooks/x",
@@ -209,6 +223,44 @@ class ClickHouse:
         assert row is not None
         self.counted.append(row[0])
         return b'{"found":"%d"}\n' % row[0]  # ClickHouse quotes 64-bit integers
+
+
+class Unwell(Chat):
+    """One that refuses, then hangs, then takes what is posted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses = True
+        self.well = threading.Event()
+
+    def __call__(self, target: str, content: bytes) -> bytes:
+        if self.refuses:
+            raise Refused
+        self.well.wait(PATIENCE)
+        return super().__call__(target, content)
+
+
+def test_it_goes_on_while_the_chat_refuses_or_hangs_and_over_a_rotated_log(tmp_path: Path) -> None:
+    chat = Unwell()
+    with http_server(chat) as webhook, alarm(tmp_path, webhook, workers=2, ALARM_WEBHOOK_TIMEOUT="0.3") as server:
+        not_found(server, 5)
+        until(lambda: "the webhook did not take '5 answers" in server.log())
+        chat.refuses = False
+        until(lambda: "no answer in 0.3 s" in server.log())
+        wait_for_runs(server, 2)
+        chat.posted.clear()
+        chat.well.set()
+        until(lambda: bool(chat.posted))
+        assert chat.posted[0].startswith("5 answers were 404")
+
+        log, older = tmp_path / "access.log", tmp_path / "access.log.2"
+        older.write_bytes(log.read_bytes())
+        os.utime(older, (0, 0))
+        log.rename(tmp_path / "access.log.1")
+        server.signal(signal.SIGUSR1)
+        not_found(server, 2)
+        until(lambda: chat.posted[-1].startswith("7 answers were 404"))
+        assert server.stop() == 0
 
 
 def test_with_clickhouse_and_its_own_command(tmp_path: Path) -> None:
