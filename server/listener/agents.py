@@ -11,13 +11,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from server.listener import events as e
-from server.listener.lifecycle import COMING, LEASED, STANDING, Agent, AgentState, Cause, Generation, Slot
-
-END_TIMEOUT: Final = 5.0
-"""Seconds between being told to quit, or failing, and SIGKILL."""
+from server.listener.lifecycle import (
+    COMING,
+    END_TIMEOUT,
+    LEASED,
+    STANDING,
+    Agent,
+    AgentState,
+    Cause,
+    Generation,
+    Slot,
+)
 
 
 class Agents:
@@ -241,7 +248,7 @@ class Agents:
     def _let_go(self, agent: Agent, now: float, reason: str) -> None:
         """End one that has not begun, have one finish that has; the others do already."""
         if agent.state in COMING:
-            agent.become(AgentState.ENDING, now + END_TIMEOUT)
+            agent.become(AgentState.ENDING, now + agent.generation.end_timeout)
             self._do(e.TellQuit(agent))
         elif agent.state in STANDING:
             self._vacate(agent, now)

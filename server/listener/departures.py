@@ -14,8 +14,6 @@ from server.listener.introductions import Introductions
 from server.listener.lifecycle import Generation, Worker, WorkerState
 from server.listener.roster import Roster
 
-END_TIMEOUT: Final = 5.0
-"""Seconds between being told to quit and SIGKILL."""
 HAMMER_MARGIN: Final = 5.0
 """Seconds that a retiring worker has on top of its own timeouts before the listener ends it with SIGKILL."""
 MAX_RECEIVERS: Final = 8
@@ -77,7 +75,7 @@ class Departures:
 
     def ends_by_itself(self, worker: Worker) -> None:
         """Nothing is expected of it any more but its end, which is not awaited for long."""
-        worker.become(WorkerState.ENDING, self._decisions.now + END_TIMEOUT)
+        worker.become(WorkerState.ENDING, self._decisions.now + worker.generation.end_timeout)
 
     def kill(self, worker: Worker, why: str) -> None:
         """Wait for it no longer."""

@@ -157,6 +157,12 @@ class Cause(enum.Enum):
     RETURN = "return"  # an agent: in place of its own, which finished for a reload that failed
 
 
+END_TIMEOUT: Final = 5.0
+"""Seconds between being told to quit, or failing, and SIGKILL."""
+SUPERSEDED_TIMEOUT: Final = 0.5
+"""The same for a process whose generation has been given up for the next one: saves may come faster than starts."""
+
+
 def counted(number: int, thing: str) -> str:
     """A number of things as a person reads it."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
@@ -190,6 +196,12 @@ class Generation:
     state: GenerationState = GenerationState.STARTING
     handed_over: int = 0  # connections that its workers passed on
     cut: int = 0  # requests that its workers could not finish
+    superseded: bool = False  # that is why it failed
+
+    @property
+    def end_timeout(self) -> float:
+        """Seconds that those of its processes have to end which are told to quit."""
+        return SUPERSEDED_TIMEOUT if self.superseded else END_TIMEOUT
 
     def become(self, state: GenerationState) -> None:
         self.state = advance(GENERATION_TRANSITIONS, self.state, state)

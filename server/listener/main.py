@@ -357,14 +357,15 @@ class Listener:
 
     def _kill(self, worker: Process, why: str) -> None:
         in_flight = self.crew.kill(worker)
+        level = logging.DEBUG if worker.generation.superseded else logging.WARNING  # there is a newer one of its code
         if isinstance(worker, Agent):
             about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
-            self.telling.happened(e.Say(logging.WARNING, "agent_killed", f"{worker} is killed: {why}", "", about))
+            self.telling.happened(e.Say(level, "agent_killed", f"{worker} is killed: {why}", "", about))
             return
         text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
-        self.telling.happened(e.Say(logging.WARNING, "worker_killed", text, "", about))
+        self.telling.happened(e.Say(level, "worker_killed", text, "", about))
 
     def _member_broken(self, member: int) -> None:
         """A process has sent its hub nonsense."""

@@ -192,6 +192,7 @@ class Transaction:
             return
         self._roster.candidate = None
         generation.become(GenerationState.FAILED)
+        generation.superseded = True
         self._requests.wanted = [*(self._requests.wanted or []), *generation.tickets]
         self._decisions.say(logging.INFO, "reload_asked", text, by=self._requests.by)
         self._departures.leave_all(generation, "failed")

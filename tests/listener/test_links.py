@@ -157,7 +157,7 @@ def test_the_last_words_of_a_dead_process_are_taken_before_its_death() -> None:
         end.close()
         setting.links.read_rest(1)
         assert len(setting.part.taken) == 100
-        del setting.supervisor.workers[1]
+        del setting.supervisor.roster.workers[1]
         setting.links.follow(setting.supervisor)
         assert 1 not in setting.links.hub.members
         setting.links.send(1, encode("echo"))  # nobody is there: dropped

@@ -11,9 +11,10 @@ import pytest
 
 from server.listener import events as e
 from server.listener.arrivals import SWITCH_TIMEOUT
-from server.listener.departures import END_TIMEOUT, HAMMER_MARGIN
-from server.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
+from server.listener.departures import HAMMER_MARGIN
 from server.listener.lifecycle import (
+    END_TIMEOUT,
+    SUPERSEDED_TIMEOUT,
     Cause,
     GenerationState,
     IllegalTransition,
@@ -23,6 +24,7 @@ from server.listener.lifecycle import (
     WorkerState,
     advance,
 )
+from server.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
 from server.listener.supervisor import Supervisor
 
 POLICY = Policy(
@@ -600,6 +602,16 @@ def test_a_change_of_files_gives_up_what_starts_with_the_old_ones() -> None:
     shell.accept()
     assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, True)]
     assert shell.supervisor.requests.refusals == 0
+
+
+def test_what_changes_of_files_have_given_up_is_gone_before_long() -> None:
+    shell = Shell().up()
+    for _ in range(3):
+        shell.send(e.ReloadAsked(by="a.py has changed", supersedes=True))
+    given_up = shell.workers(WorkerState.ENDING)
+    assert {worker.generation.number for worker in given_up} == {2, 3}
+    shell.send(e.Tick(), after=SUPERSEDED_TIMEOUT)
+    assert {kill.worker for kill in shell.of(e.Kill)} == set(given_up)
 
 
 def test_a_change_of_files_gives_up_a_first_start_for_another() -> None:

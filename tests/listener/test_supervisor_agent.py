@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from server.listener import events as e
-from server.listener.agents import END_TIMEOUT
 from server.listener.lifecycle import (
     AGENT_TRANSITIONS,
+    END_TIMEOUT,
     Agent,
     AgentState,
     Cause,
