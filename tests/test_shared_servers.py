@@ -72,7 +72,8 @@ async def app(scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": json.dumps(shared.get("k"))})
-        await receive()
+        while (await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": json.dumps(shared.get("k"))})
         return
     body = (await receive())["body"]
     if scope["path"] == "/stream":  # each change of a key, until it is "end"
@@ -253,11 +254,7 @@ def test_who_lags_is_named_and_catches_up_before_its_next_request(kept: tuple[st
         other[0].begin("get", "k")  # behind what blocks
         for worker in other[1:3]:
             worker.begin("get", "k")
-        key = base64.b64encode(os.urandom(16))
-        other[3].connection.sendall(
-            b"GET / HTTP/1.1\r\nhost: test\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-            b"sec-websocket-version: 13\r\nsec-websocket-key: " + key + b"\r\n\r\n"
-        )
+        upgrade(other[3].connection)
         failed = one[0].call("set", "k", "new", timeout=1.0)
         assert (failed["error"], failed["slots"]) == ("Lagging", [1])
         assert "worker 1 of generation 1" in failed["text"]
@@ -277,9 +274,22 @@ def test_who_lags_is_named_and_catches_up_before_its_next_request(kept: tuple[st
         assert "lacks" not in server.log()
 
 
-def frame(connection: socket.socket) -> Any:
-    """The text of the first WebSocket frame after the handshake's answer."""
-    data = b""
+MESSAGE = b"\x81\x80" + bytes(4)
+"""A WebSocket message without a text."""
+
+
+def upgrade(connection: socket.socket) -> None:
+    """Ask for a WebSocket."""
+    key = base64.b64encode(os.urandom(16))
+    connection.sendall(
+        b"GET / HTTP/1.1\r\nhost: test\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: " + key + b"\r\n\r\n"
+    )
+
+
+def frame(connection: socket.socket, handshake: bool = True) -> Any:
+    """The text of the next WebSocket frame; the first comes after the handshake's answer."""
+    data = b"" if handshake else b"HTTP/1.1 101\r\n\r\n"
     connection.settimeout(PATIENCE)
     while True:
         head, end, rest = data.partition(b"\r\n\r\n")
@@ -289,6 +299,23 @@ def frame(connection: socket.socket) -> Any:
         piece = connection.recv(65536)
         assert piece, data
         data += piece
+
+
+def test_a_message_of_a_websocket_sees_what_was_written_before_it(directory: Path) -> None:
+    """It waits in a socket of the blocked worker, with more changes than the worker reads in one turn of its loop."""
+    arguments = ("--no-access-log", "--workers", "2", "--block-warn", "0")
+    with running("app:app", *arguments, directory=directory) as server, workers(server, 2, each=2) as slots:
+        (writer, *_), (other, client, *_) = slots
+        upgrade(client.connection)
+        assert frame(client.connection) is None
+        gate = directory / "gate"
+        blocked(other, gate)
+        for number in range(100):
+            writer.call("set", "k", number, timeout=0.0)
+        client.connection.sendall(MESSAGE)
+        gate.touch()
+        assert frame(client.connection, handshake=False) == 99
+        assert other.answer() is None
 
 
 def test_killed_workers_hold_up_nobody(kept: tuple[str, ...], directory: Path) -> None:

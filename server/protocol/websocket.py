@@ -136,7 +136,10 @@ class WebSocketConnection(Endings):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        self._service.received += len(data)
+        service = self._service
+        service.received += len(data)
+        if service.published[0] > service.shared.applied:  # as before a request
+            service.catch_up()
         if self._state is OPEN:
             self._keep_alive.heard = True
             message = self._framing.single(data)
