@@ -58,8 +58,12 @@ class Copy:
         self._gathered.pop(item.key, None)  # so that the order is that of the newest changes
         self._gathered[item.key] = item
         if len(self._gathered) > max(FEW, 2 * keys):
-            self._gathered.clear()
-            self._renews = True
+            self.renew(changes)
+
+    def renew(self, changes: int) -> None:
+        """The next batch is the whole state, which has had so many changes."""
+        self._newest, self._renews = changes, True
+        self._gathered.clear()
 
     @property
     def waits(self) -> bool:

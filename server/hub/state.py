@@ -16,24 +16,25 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from server.hub.asks import WITH_STORE, Ask, Asks
-from server.hub.copies import Copy, Item
+from server.hub.copies import Item
 from server.hub.decide import Code, Entry, Limits, Op, Refused, Write, decide
 from server.hub.entries import RESERVED, Entries
+from server.hub.feeding import Feeding
 from server.hub.frames import Frame, packed, unpacked
 from server.hub.hub import Hub, Member, Part, Phase, State
+from server.hub.told import Told
 
-FRAMES_AT_ONCE: Final = 4
-"""So many frames are sent to one process before the listener's loop gets on with other things."""
 PUT_TIME: Final = 10.0
 """How long (s) a store may take to answer a write of the hub's own."""
 SLOW: Final = 1.0
 """A process that lags is told of in the log if a write has waited for it for so long (s)."""
-MAX_TOMBSTONES: Final = 4096
-"""Of so many deleted keys the version is remembered, in case a store tells of an older change afterwards."""
+MANY: Final = 2000
+"""So many changes at once, which a store tells when it comes back, are sent as the whole state: one by one they would
+hold the listener's loop up."""
 
 LAGGING: Final = "lagging"
 """A code of `state.failed`: the write stands, and some have not applied it. The others are those of
@@ -60,17 +61,13 @@ class SharedState(Part):
         self._limits = Limits(hub.settings.value_limit, hub.settings.state_limit)
         self._entries = Entries()
         self._version = 0
-        self._tombstones: dict[str, int] = {}
-        self._copies: dict[int, Copy] = {}
+        self._told = Told()
+        self._feeding = Feeding(hub, self._entries.to_send)
         self._lagged = 0  # writes that were answered with the names of those who lag
-        self._unfed: set[int] = set()  # members that are to be sent more at the next `tick`
-        self._laggard = -1  # the member that was behind when it was last looked at
         self._asks = Asks()
         # those that wait for processes, in order of `seq`; answered ones may be among them
         self._waiting: deque[Ask] = deque()
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
-        self._snapshot: dict[str, Entry] = {}
-        self._settled = 0  # the store's last snapshot has all changes up to this one
 
     # ---- for the other parts
 
@@ -113,28 +110,27 @@ class SharedState(Part):
     # ---- members
 
     def linked(self, member: Member) -> None:
-        copy = self._copies[member.id] = Copy(self._entries.to_send, self.seq)
         self.hub.send(member, "state.limits", {"value": self._limits.value, "total": self._limits.total})
-        self._feed(member, copy)
+        self._feeding.begin(member, self.seq)
 
     def room(self, member: Member) -> None:
-        if (copy := self._copies.get(member.id)) is not None:
-            self._feed(member, copy)
+        self._feeding.room(member)
 
     def changed(self, member: Member, before: Phase) -> None:
         self._answer()
 
     def left(self, member: Member) -> None:
-        self._forget(member)
+        self._feeding.forget(member)
         self._asks.forget(member)
         self._answer()
 
     def take(self, member: Member, frame: Frame) -> None:
         head = frame.head
         if frame.kind == "state.seen":
-            self._seen(self._copies.get(member.id), int(head["seq"]))
+            if self._feeding.seen(member, int(head["seq"]), self.seq) and self._waiting:
+                self._answer()
         elif frame.kind == "state.leave":  # it ends, and its event loop turns no more
-            self._forget(member)
+            self._feeding.forget(member)
             self._answer()
         elif frame.kind == "state.read":
             self._read(head["key"], self._ask(float(head["timeout"]), member, int(head["id"])))
@@ -145,19 +141,6 @@ class SharedState(Part):
                 self._fail(ask, Code.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
             else:
                 self._submit(write, ask)
-
-    def _forget(self, member: Member) -> None:
-        self._copies.pop(member.id, None)
-        self._unfed.discard(member.id)
-
-    def _seen(self, copy: Copy | None, seq: int) -> None:
-        if copy is None:
-            return
-        copy.seen = max(copy.seen, seq)
-        if copy.accused and copy.seen >= self.seq:
-            copy.accused = False
-        if self._waiting:
-            self._answer()
 
     # ---- writes
 
@@ -185,31 +168,38 @@ class SharedState(Part):
 
     def _apply(self, item: Item) -> None:
         """A change stands: it is the next one of all."""
-        key, version, value = item
-        self._entries.apply(item)
-        if value is None and self.hub.settings.stored:
-            self._tombstones[key] = version
-            if len(self._tombstones) > MAX_TOMBSTONES:
-                del self._tombstones[next(iter(self._tombstones))]
-        self._version = max(self._version, version)
-        if not key.startswith(RESERVED):
-            self.seq += 1
-            for id, copy in self._copies.items():
-                copy.add(item, self.seq, len(self._entries))
-                self._feed(self.hub.members[id], copy)
+        if self._take_over(item):
+            self._feeding.change(item, self.seq, len(self._entries))
             self.hub.port.publish(self.seq)  # after it was sent: who sees that it is behind finds it in its socket
-        for prefix, callback in self._followers:
-            if key.startswith(prefix):
-                callback(key, None if value is None else unpacked(value))
+        self._tell_followers(item)
 
-    def _feed(self, member: Member, copy: Copy) -> None:
-        """Send what waits, as far as there is room; much of it in several turns of the loop."""
-        for _ in range(FRAMES_AT_ONCE):
-            if not copy.waits or not self.hub.port.room(member.id):
-                self._unfed.discard(member.id)
-                return
-            self.hub.send(member, "state.changes", *copy.piece())
-        self._unfed.add(member.id)
+    def _apply_all(self, items: list[Item]) -> None:
+        """Many changes stand, of which nobody waits for one; the order is theirs."""
+        if len(items) < MANY:
+            for item in items:
+                self._apply(item)
+            return
+        for item in items:
+            self._take_over(item)
+        self._feeding.renew(self.seq)
+        self.hub.port.publish(self.seq)
+        for item in items:
+            self._tell_followers(item)
+
+    def _take_over(self, item: Item) -> bool:
+        """Have a change; return whether the processes are to have it."""
+        self._entries.apply(item)
+        if item.value is None and item.version and self.hub.settings.stored:
+            self._told.deleted(item.key, item.version)
+        self._version = max(self._version, item.version)
+        sent = not item.key.startswith(RESERVED)
+        self.seq += sent
+        return sent
+
+    def _tell_followers(self, item: Item) -> None:
+        for prefix, callback in self._followers:
+            if item.key.startswith(prefix):
+                callback(item.key, None if item.value is None else unpacked(item.value))
 
     def _stands(self, ask: Ask, version: int, value: bytes | None) -> None:
         """The write is applied here: its answer waits for the others."""
@@ -238,33 +228,15 @@ class SharedState(Part):
         while self._waiting:
             ask = self._waiting[0]
             if ask in self._asks:
-                if self._behind(ask.seq):
+                if self._feeding.behind(ask.seq):
                     break
                 assert ask.member is not None
-                copy = self._copies.get(ask.member.id)
-                if copy is not None and copy.seen < ask.seq:  # a writer that starts, which only it waits for
-                    late.append(ask)
-                else:
+                if self._feeding.has(ask.member, ask.seq):
                     self._done(ask)
+                else:  # a writer that starts, which only it waits for
+                    late.append(ask)
             self._waiting.popleft()
         self._waiting.extendleft(reversed(late))
-
-    def _behind(self, seq: int) -> bool:
-        """Whether one who lives has applied less."""
-        copy = self._copies.get(self._laggard)
-        member = self.hub.members.get(self._laggard)
-        if copy is not None and member is not None and copy.seen < seq and member.up:
-            return True
-        for member in self._behind_by(seq):
-            self._laggard = member.id
-            return True
-        return False
-
-    def _behind_by(self, seq: int) -> Iterator[Member]:
-        """Who lives and has applied less."""
-        for id, copy in self._copies.items():
-            if copy.seen < seq and self.hub.members[id].up:
-                yield self.hub.members[id]
 
     def _done(self, ask: Ask) -> None:
         self._asks.close(ask)
@@ -282,11 +254,10 @@ class SharedState(Part):
             self.hub.send(ask.member, "state.failed", head, value)
 
     def deadline(self) -> float:
-        return -math.inf if self._unfed else self._asks.deadline()
+        return -math.inf if self._feeding.waits_for_turn else self._asks.deadline()
 
     def tick(self) -> None:
-        for id in list(self._unfed):
-            self._feed(self.hub.members[id], self._copies[id])
+        self._feeding.go_on()
         now = self.hub.clock()
         for ask in self._asks.due(now):
             if ask.seq == WITH_STORE:
@@ -297,10 +268,9 @@ class SharedState(Part):
     def _name_who_lags(self, ask: Ask, now: float) -> None:
         """Somebody has not applied the write in time."""
         self._lagged += 1
-        lagging = list(self._behind_by(ask.seq))
+        lagging = list(self._feeding.behind_by(ask.seq))
         assert ask.member is not None
-        own = self._copies.get(ask.member.id)
-        if ask.member not in lagging and own is not None and own.seen < ask.seq:
+        if ask.member not in lagging and not self._feeding.has(ask.member, ask.seq):
             lagging.append(ask.member)  # a writer that starts
         if now - ask.begun >= SLOW:
             for member in lagging:
@@ -310,9 +280,7 @@ class SharedState(Part):
         self._fail(ask, LAGGING, text, ask.version, ask.value, lagging=found)
 
     def _accuse(self, member: Member) -> None:
-        copy = self._copies[member.id]
-        if not copy.accused:
-            copy.accused = True
+        if self._feeding.accuse(member):
             text = f"{member} does not take the changes of the shared state in time: its event loop may be blocked"
             self.hub.port.say(
                 logging.WARNING,
@@ -341,11 +309,9 @@ class SharedState(Part):
     def take_from_store(self, frame: Frame) -> None:
         head, kind = frame.head, frame.kind
         if kind == "store.snapshot":
-            if head.get("first"):
-                self._snapshot.clear()  # of one that was broken off
-            self._snapshot |= {key: Entry(version, value) for key, version, value in unpacked(frame.body)}
+            self._told.piece(frame)
         elif kind == "store.up":
-            self._take_snapshot()
+            self._apply_all(self._told.snapshot(self._entries))
             self.hub.store_changed("")
         elif kind == "store.down":
             self.hub.store_changed(head["text"])
@@ -370,27 +336,13 @@ class SharedState(Part):
             self._done(ask)
 
     def _hear(self, item: Item) -> None:
-        """The store says that a change stands; it may have been overtaken by a newer one of the same key."""
-        entry = self._entries.get(item.key)
-        newest = entry.version if entry is not None else self._tombstones.get(item.key, 0)
-        if item.version > max(newest, self._settled):
+        """The store says that a change stands."""
+        if self._told.newer(item, self._entries):
             self._apply(item)
-
-    def _take_snapshot(self) -> None:
-        """The store has told all that it has: what is different here changes, whatever was newer."""
-        snapshot, self._snapshot = self._snapshot, {}
-        self._settled = max((entry.version for entry in snapshot.values()), default=0)
-        self._tombstones.clear()
-        for key in [item.key for item in self._entries if item.key not in snapshot]:
-            self._apply(Item(key, 0, None))
-        self._tombstones.clear()
-        for key, entry in sorted(snapshot.items(), key=lambda pair: pair[1].version):
-            if self._entries.get(key) != entry:
-                self._apply(Item(key, *entry))
 
     def store_changed(self) -> None:
         if self.hub.store_trouble:
-            self._snapshot.clear()
+            self._told.broken_off()
             text = f"it is not known whether this is written: {self.hub.store_trouble}"
             for ask in self._asks.with_store():
                 self._fail(ask, UNKNOWN, text)
@@ -401,24 +353,20 @@ class SharedState(Part):
         return {
             "seq": self.seq,
             "version": self._version,
-            "settled": self._settled,
             "entries": list(self._entries),
-            "tombstones": self._tombstones,
-            "copies": [[id, copy.to_state()] for id, copy in self._copies.items()],
+            "copies": self._feeding.to_state(),
             "lagged": self._lagged,
             "asks": self._asks.to_state(),
+            **self._told.to_state(),
         }
 
     def load(self, state: State) -> None:
         self.seq, self._version = state["seq"], state["version"]
-        self._lagged, self._settled = state["lagged"], state["settled"]
+        self._lagged = state["lagged"]
         for item in state["entries"]:
             self._entries.apply(Item(*item))
-        self._tombstones = dict(state["tombstones"])
-        self._copies = {
-            id: Copy.load(copy, self._entries.to_send) for id, copy in state["copies"] if id in self.hub.members
-        }
-        self._unfed = set(self._copies)
+        self._told.load(state)
+        self._feeding.load(state["copies"])
         self._waiting = deque(self._asks.load(state["asks"], self.hub.members))
         self.hub.port.publish(self.seq)
 

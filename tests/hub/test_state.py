@@ -366,7 +366,7 @@ def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
     other = Fixture()  # that knows the members of now: the dead one's are dropped
     left["members"] = there.hub.to_state()["members"]
     other.hub.load(left)
-    assert list(other.state._copies) == [1]
+    assert list(other.state._feeding._copies) == [1]
     left["members"] = members
     new = Fixture()
     new.replicas, new.answers, new.now = there.replicas, there.answers, there.now
@@ -450,11 +450,11 @@ def test_what_the_store_tells_late_changes_nothing(stored: Fixture) -> None:
 
 
 def test_only_so_many_deleted_keys_are_remembered(stored: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.hub.state.MAX_TOMBSTONES", 2)
+    monkeypatch.setattr("server.hub.told.MAX_TOMBSTONES", 2)
     for number in range(4):
         stored.from_store("store.change", b"\x01", key=f"k{number}", version=10 + number, deleted=False)
         stored.from_store("store.change", key=f"k{number}", version=20 + number, deleted=True)
-    assert stored.state._tombstones == {"k2": 22, "k3": 23}
+    assert stored.state._told._tombstones == {"k2": 22, "k3": 23}
 
 
 def test_what_the_store_refuses(stored: Fixture) -> None:
@@ -500,6 +500,30 @@ def test_a_snapshot_that_is_broken_off_leaves_nothing(stored: Fixture) -> None:
     stored.from_store("store.up", server="s", shared=True)
     stored.catch_up(1)
     assert stored.has(1) == {"k": "v", "l": "v"}
+
+
+def test_much_that_has_changed_meanwhile_is_sent_as_the_whole_state(stored: Fixture) -> None:
+    """One change after another to each process would hold the listener up: here those of a few thousand keys."""
+    followed: list[tuple[str, Any]] = []
+    stored.state.follow("serve:", lambda key, value: followed.append((key, value)))
+    stored.join(2)
+    stored.from_store("store.down", text="Redis is away")
+    rows = [[f"k{number}", 10 + number, packed(number, "")] for number in range(5000)]
+    stored.from_store("store.snapshot", packed([*rows, ["serve:y", 6000, packed(1, "")]], ""), first=True)
+    stored.from_store("store.up", server="s", shared=True)
+    assert sum(len(frames) for frames in stored.port.sent.values()) < 20
+    assert stored.port.applied == stored.state.seq == 1 + 5001  # "old" is gone
+    for _ in range(10):
+        stored.hub.tick()
+        stored.catch_up(1, 2)
+    assert stored.has(1) == stored.has(2) == {f"k{number}": number for number in range(5000)}
+    assert followed == [("serve:x", None), ("serve:y", 1)]
+    stored.write(1, "set", "k0", "v")
+    (asked,) = stored.port.to_store
+    stored.from_store("store.written", packed("v", ""), id=asked.head["id"], key="k0", version=6001, deleted=False)
+    stored.catch_up(1, 2)
+    assert stored.has(2)["k0"] == "v"
+    assert [frame.kind for frame in stored.answers[1]] == ["state.done"]
 
 
 def test_an_answer_that_is_older_than_the_snapshot_brings_nothing_back(stored: Fixture) -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.app.replica import Replica
-from server.hub import copies, state
-from server.hub.decide import OVERHEAD, Change, Entry, Limits, Write, decide
+from server.hub import copies, feeding, state
+from server.hub.decide import OVERHEAD, Change, Entry, Limits, Write, decide, size
 from server.hub.frames import decode, encode, packed, unpacked
 from server.hub.hub import Hub, HubSettings, Member, Order, Phase, Role
 from server.hub.state import SharedState
@@ -22,7 +22,8 @@ KEYS = ["a", "b", "c"]
 WRITES = st.tuples(st.sampled_from(["set", "cas", "incr", "delete"]), st.sampled_from(KEYS), st.integers(0, 5))
 LIMITS = Limits(64, 200 + 3 * OVERHEAD)
 PIECE = copies.PIECE
-FRAMES_AT_ONCE = state.FRAMES_AT_ONCE
+FRAMES_AT_ONCE = feeding.FRAMES_AT_ONCE
+MANY = state.MANY
 
 
 class WatchingPort(RecordingPort):
@@ -54,7 +55,8 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        state.FRAMES_AT_ONCE = 2  # type: ignore[misc]
+        feeding.FRAMES_AT_ONCE = 2  # type: ignore[misc]
+        state.MANY = 2  # type: ignore[misc]
         copies.PIECE = 40  # type: ignore[misc]  # bytes: so that a batch may be several frames
         self.now = 0.0
         self.next = 1
@@ -193,7 +195,8 @@ class SharedStateMachine(RuleBasedStateMachine):
         assert self.state._entries.used <= LIMITS.total
 
     def teardown(self) -> None:
-        state.FRAMES_AT_ONCE = FRAMES_AT_ONCE  # type: ignore[misc]
+        feeding.FRAMES_AT_ONCE = FRAMES_AT_ONCE  # type: ignore[misc]
+        state.MANY = MANY  # type: ignore[misc]
         copies.PIECE = PIECE  # type: ignore[misc]
         if not hasattr(self, "hub"):
             return
@@ -220,7 +223,7 @@ class StoredMachine(SharedStateMachine):
 
     def perform(self, write: Write, number: int | None) -> None:
         """The store decides; `number` is None if another server asks."""
-        used = sum(len(key) + len(entry.value) for key, entry in self.entries.items())
+        used = sum(size(key, entry.value) for key, entry in self.entries.items())
         outcome = decide(write, self.entries.get(write.key), LIMITS, used, self.version + 1)
         if isinstance(outcome, Change):
             self.version = outcome.version
