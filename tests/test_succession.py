@@ -246,6 +246,29 @@ def test_a_program_that_cannot_take_over_is_refused_and_nothing_changes(tmp_path
         assert "the listener runs serve" in replace(server)
 
 
+def test_a_stop_while_the_new_program_is_asked_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    release = tmp_path / "releases" / "1"
+    make_environment(release / "env")
+    (tmp_path / "current").symlink_to(release)
+    with running("app:app", directory=tmp_path, command=[str(tmp_path / "current/env/bin/serve")]) as server:
+        slow = tmp_path / "releases" / "2" / "env" / "bin"
+        slow.mkdir(parents=True)
+        (slow / "python").write_text(
+            f"#!/bin/sh\ncd {tmp_path}\necho $$ >asking\nmv asking asked\nread forever <never\n"
+        )
+        (slow / "python").chmod(0o755)
+        os.mkfifo(tmp_path / "never")
+        point(tmp_path / "current", slow.parent.parent)
+        with control_client.Conversation(server.control, "reload-listener") as conversation:
+            server.wait_until(lambda _: (tmp_path / "asked").exists())
+            server.signal(signal.SIGTERM)
+            with pytest.raises(control_client.Refused, match="the server is stopping"):
+                conversation.outcome(PATIENCE)
+        assert server.wait() == 0
+        assert not Path("/proc", (tmp_path / "asked").read_text().strip()).exists()
+
+
 def admins(server: RunningServer) -> set[int]:
     """The admin processes that live."""
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.worker_pids()}

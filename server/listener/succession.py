@@ -27,7 +27,7 @@ from server.listener import estate, release
 from server.listener import events as e
 from server.listener.child import SAFE_PATH
 from server.listener.lifecycle import ServerState
-from server.listener.processes import Processes
+from server.listener.processes import Process, Processes
 from server.listener.supervisor_estate import at_rest
 from server.signals import LISTENER_SIGNALS
 
@@ -104,8 +104,7 @@ class Succession:
             wish.stage = Stage.WAITING
             with anyio.move_on_after(REST_TIME):
                 while wish.stage is Stage.WAITING:
-                    if self._listener.supervisor.state in STOPPING:
-                        raise ServeError("the listener goes on as it is: the server is stopping")
+                    self._refuse_at_stop()
                     self._listener.post(e.Tick())
                     with anyio.move_on_after(LOOK):
                         await wish.given_up.wait()
@@ -128,20 +127,32 @@ class Succession:
             environment = {name: text for name, text in os.environ.items() if name not in release.PRIVATE_VARIABLES}
             descriptors = [(fd, fd), (board, board), (said, 1), (said, 2)]
             arguments = [*program, "--check", str(fd), "--scoreboard", str(board)]
-            process = self._listener.processes.start(arguments, environment, descriptors)
-            with anyio.move_on_after(CHECK_TIME):
-                status = await process.wait()
-                text = os.pread(said, 1 << 20, 0).decode(errors="replace").strip()[-SAID:]
-                if status != 0:
-                    raise ServeError(f"the listener goes on as it is; the new program says: {text or status}")
-                return
-            process.signal(signal.SIGKILL)
-            raise ServeError(f"the listener goes on as it is: the new program said nothing for {CHECK_TIME:g} s")
+            status = await self._checked(self._listener.processes.start(arguments, environment, descriptors))
+            text = os.pread(said, 1 << 20, 0).decode(errors="replace").strip()[-SAID:]
+            if status != 0:
+                raise ServeError(f"the listener goes on as it is; the new program says: {text or status}")
         except OSError as error:
             raise ServeError(f"the listener goes on as it is: {program[0]} cannot be run: {error.strerror}") from None
         finally:
             for file in files:
                 os.close(file)
+
+    async def _checked(self, process: Process) -> int:
+        """The exit status of the new program that looks. Raises ServeError if it takes too long or the server stops."""
+        try:
+            with anyio.move_on_after(CHECK_TIME):
+                while not process.ended:
+                    self._refuse_at_stop()
+                    with anyio.move_on_after(LOOK):
+                        await process.wait()
+                return await process.wait()
+        finally:
+            process.signal(signal.SIGKILL)  # nothing, if it has ended
+        raise ServeError(f"the listener goes on as it is: the new program said nothing for {CHECK_TIME:g} s")
+
+    def _refuse_at_stop(self) -> None:
+        if self._listener.supervisor.state in STOPPING:
+            raise ServeError("the listener goes on as it is: the server is stopping")
 
     def due(self) -> bool:
         """Whether it is to be done now, between two events."""
