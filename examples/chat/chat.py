@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import json
+import logging
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from server import Message, draining, messenger, shared
 
+log = logging.getLogger("chat")
+
 KEPT: Final = 500
 """Messages that are kept for those who come back."""
 SHOWN: Final = 30
@@ -35,9 +39,13 @@ LONGEST_TEXT: Final = 2000
 """Characters."""
 LOOK: Final = 1.0
 """Seconds after which a worker looks without having been told: who was to tell it was killed before."""
+PATIENCE: Final = 1.0
+"""Seconds that a worker which stands still may hold up who says something."""
+UNREADABLE: Final = 1007
 GOING_AWAY: Final = 1001
 SERVICE_RESTART: Final = 1012
-"""Close codes (RFC 6455 7.4.1 and IANA's registry): the server stops; come back at once."""
+TRY_AGAIN_LATER: Final = 1013
+"""Close codes (RFC 6455 7.4.1 and IANA's registry): no text; the server stops; come back; come back later."""
 PAGE: Final = Path(__file__).with_name("chat.html").read_text()
 
 people: set[Person] = set()
@@ -50,11 +58,20 @@ async def say(message: dict[str, Any]) -> None:
         id = newest() + 1
         try:
             # Refused if somebody, in another worker perhaps, was quicker: so no id is given twice, and none left out.
-            await shared.set(place(id), {**message, "id": id}, version=shared.version(place(id)))
-            break
+            version = shared.version(place(id))
+            await shared.set(place(id), {**message, "id": id}, version=version, timeout=PATIENCE)
         except shared.Conflict:
             continue
-    await messenger.broadcast("said", id)  # every worker has it by now: they may look
+        except shared.Lagging:
+            pass  # it is said; a worker that stands still tells its people when it goes on
+        break
+    await hint("said", id)  # every worker has it by now: they may look
+
+
+async def hint(topic: str, payload: int | str) -> None:
+    """Tell all workers something that they can do without: one that does not take it holds up nobody."""
+    with contextlib.suppress(messenger.NotDelivered):
+        await messenger.broadcast(topic, payload, timeout=PATIENCE)
 
 
 def place(id: int) -> str:
@@ -86,8 +103,12 @@ def typing(message: Message) -> None:
         person.news.set()
 
 
-class Retires(Exception):
-    """This worker does: its people come back to another one."""
+class Leave(Exception):
+    """Why the server closes a connection: code and reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class Person:
@@ -110,27 +131,37 @@ class Person:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
                 tasks.create_task(self._tell())
-                await draining.wait()
+                reason = await draining.wait()
                 async with self._saying:
-                    raise Retires
+                    raise Leave(GOING_AWAY if reason == "stop" else SERVICE_RESTART, f"this worker retires: {reason}")
         except* WebSocketDisconnect:
             pass
-        except* Retires:
-            code = GOING_AWAY if draining.reason == "stop" else SERVICE_RESTART
-            await self._socket.close(code, f"this worker retires: {draining.reason}")
+        except* Leave as leaving:
+            leave = leaving.exceptions[0]
+            assert isinstance(leave, Leave)
+            with contextlib.suppress(WebSocketDisconnect):  # who has left in the same moment
+                await self._socket.close(leave.code, str(leave))
         finally:
             people.discard(self)
 
     async def _listen(self) -> None:
         while True:
-            heard = await self._socket.receive_json()
+            try:
+                heard = json.loads(await self._socket.receive_text())
+                json.dumps(heard, ensure_ascii=False).encode()  # it may have halves of surrogate pairs
+            except (ValueError, KeyError):  # KeyError: it is binary
+                raise Leave(UNREADABLE, "this is no JSON") from None
             async with self._saying:
                 match heard:
                     case {"say": str(text), "name": str(name), "key": str(key)}:
                         message = {"name": name[:LONGEST_NAME], "text": text[:LONGEST_TEXT], "key": key[:LONGEST_NAME]}
-                        await say({**message, **self._here, "at": time.time()})
+                        try:
+                            await say({**message, **self._here, "at": time.time()})
+                        except (shared.NotWritten, shared.Unknown, shared.TooLarge) as error:
+                            log.error("what was said cannot be kept: %s", error)
+                            raise Leave(TRY_AGAIN_LATER, "it could not be kept: say it again") from None
                     case {"typing": str(name)}:
-                        await messenger.broadcast("typing", name[:LONGEST_NAME])
+                        await hint("typing", name[:LONGEST_NAME])
 
     async def _tell(self) -> None:
         """Where the person is, all that was said, that this was all, and whatever comes, in the order of the ids."""

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ WORKERS = 4
 PEOPLE = 5
 RELOADS = int(os.environ.get("EXAMPLES_RELOADS", "2"))
 SERVICE_RESTART = 1012
+UNREADABLE = 1007
 PAUSE = 0.05
 """Seconds between two messages of a person: so that fewer come while one is away than the chat keeps."""
 PICTURE = os.environ.get("CHAT_PICTURE")
@@ -155,6 +157,42 @@ def test_nobody_misses_a_message_over_reloads(tmp_path: Path) -> None:
     with chat(tmp_path) as server:
         asyncio.run(talk(server))
         assert server.stop() == 0
+
+
+async def amid_trouble(server: RunningServer) -> None:
+    """Somebody talks while others send what is no JSON, do not read, and while another worker stands still."""
+    host, port = server.address()
+    url = f"ws://{host}:{port}"
+    for nonsense in ("{", b"\x00", '{"say": "\\ud800", "name": "", "key": "k"}'):
+        async with connect(f"{url}/socket", proxy=None) as socket:
+            await socket.send(nonsense)
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    await socket.recv()
+            assert socket.close_code == UNREADABLE
+    async with asyncio.TaskGroup() as tasks:
+        people, living = await gathered(server, tasks)
+        talker = people[0]
+        (other,) = {person.places[0][0] for person in people} - {talker.places[0][0]}
+        stopped = server.worker_pids()[other]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            for number in range(2):
+                await talker.say(str(number))
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        for person in people:
+            await person.wait_until(lambda person=person: len(person.heard) == 2)
+            assert not person.codes, "nobody was thrown out"
+        for task in living:
+            task.cancel()
+
+
+def test_one_who_sends_nonsense_or_a_worker_that_stands_still_holds_up_nobody(tmp_path: Path) -> None:
+    with chat(tmp_path, 2) as server:
+        asyncio.run(amid_trouble(server))
+        assert server.stop() == 0
+        assert "Traceback" not in server.log()
 
 
 @pytest.mark.needs("chromium")
