@@ -92,7 +92,7 @@ class Routing:
                 self._put(desk, Copy(send))
                 continue
             if desk.lane.put_if_room(Copy(send)):
-                send.copies += 1
+                send.copies += phase is not Phase.RETIRING  # which may end before it comes to it
                 self.giving.pump_desk(desk)
             elif phase is Phase.RETIRING:
                 place.not_kept[send.topic] = place.not_kept.get(send.topic, 0) + 1

@@ -268,3 +268,11 @@ def test_a_call_to_a_slot_is_given_when_it_can_begin_so_that_its_caller_may_go(t
     assert table.ids(1) == [first, news]
     table.done(1, table.given[1][1].delivery)
     assert table.ids(1) == [first, news, third]
+
+
+def test_who_retires_gets_what_is_sent_to_all_and_is_not_counted_among_those_who_get_it(table: Table) -> None:
+    table.join(3, 0, generation=2)
+    table.retire(1)
+    id = table.send(2, Kind.COPY, "a")
+    assert table.told[2] == [[id, "a", 2]]  # the one that starts and this one
+    assert table.ids(1) == [id]
