@@ -407,6 +407,18 @@ def test_another_threads_event_loop_is_told_that_it_is_the_wrong_one() -> None:
     assert "from_thread" in str(found[0])
 
 
+def test_a_process_knows_itself_in_threads_and_before_there_is_a_loop() -> None:
+    found = [messenger.me]
+
+    async def main() -> None:
+        await messenger.broadcast("t")
+        found.append(await asyncio.to_thread(lambda: messenger.me))
+
+    asyncio.run(main())
+    found.append(messenger.me)
+    assert [(me.role, me.slot, me.generation) for me in found] == [("worker", 0, 0)] * 3
+
+
 def test_who_cancels_has_no_more_under_way_than_others() -> None:
     async def main() -> None:
         frames: list[bytes] = []

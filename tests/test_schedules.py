@@ -16,6 +16,7 @@ import pytest
 from server import schedule
 from server.app import schedule_call
 from server.app.link import Identity, Link, LinkClosed, current
+from server.app.schedule import PATIENCE as PATIENCE_OF_ASKING
 from server.app.schedule import Ran, Run, Schedule, ScheduleRefused
 from server.app.work import work
 from server.hub.definition import ScheduleError
@@ -224,6 +225,21 @@ def test_a_run_knows_what_it_is() -> None:
         assert first.worker == "worker 0 of generation 0"
         with pytest.raises(LookupError):
             schedule.current_run()
+
+    in_a_loop(test)
+
+
+def test_a_thread_asks_by_an_event_loop_of_its_own() -> None:
+    async def test() -> None:
+        @schedule(every="1h")
+        async def job() -> None: ...
+
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.to_thread(lambda: asyncio.run(schedule.pause("job")))
+        (told,) = await asyncio.to_thread(lambda: asyncio.run(schedule.list()))
+        assert told["state"] == "paused"
+        assert loop.time() - began < PATIENCE_OF_ASKING, "the answer is not noticed by chance, at the time-out"
 
     in_a_loop(test)
 

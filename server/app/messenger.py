@@ -14,7 +14,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
-from server.app.link import LinkClosed, current, register
+from server.app.link import LinkClosed, current, present, register
 from server.app.presence import Peer, presence
 from server.app.receiving import Handler, Incoming, Message, Origin, Receiver
 from server.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivered, NotHandled, Sender
@@ -242,9 +242,11 @@ class Messenger:
 
     @property
     def me(self) -> Origin:
-        """Which process this is: as `sender` of what it sends."""
-        identity = current().identity
-        return Origin(identity.role.value, identity.slot, identity.generation)
+        """Which process this is: as `sender` of what it sends. Asked for anywhere, in threads as well."""
+        link = present()
+        if link is None:
+            return Origin(Role.WORKER.value, 0, 0)  # as in local mode, which begins with the first event loop
+        return Origin(link.identity.role.value, link.identity.slot, link.identity.generation)
 
     @property
     def peers(self) -> tuple[Peer, ...]:

@@ -224,6 +224,9 @@ class Schedule:
 
     async def _ask(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:
         link = current()
+        if link.loop is not asyncio.get_running_loop():  # a thread asks
+            asking = asyncio.run_coroutine_threadsafe(self._ask(do, name, timeout), link.loop)
+            return await asyncio.wrap_future(asking)
         self._number += 1
         number, answered = self._number, asyncio.get_running_loop().create_future()
         self._asked[number] = answered
