@@ -518,9 +518,15 @@ def test_the_agent_comes_and_goes_with_the_configuration(tmp_path: Path) -> None
         file.write_text('agent = "app:beats"\n')
         server.reload()
         wait_for(tmp_path, "beat")
+        (lock,) = locks_of(agent_pid(server))
         file.write_text("")
         server.reload()
         assert server.status()["agents"] == []
+        server.wait_until(lambda _: not lock.exists())
+        file.write_text('agent = "app:no_such"\n')
+        with pytest.raises(control_client.Refused, match="no_such"):
+            server.reload()
+        server.wait_until(lambda _: not lock.exists())
         assert server.stop() == 0
     assert noted(tmp_path, "enter", "leave") == ["enter", "leave"] * 2
     assert len(gaps(tmp_path)) == 1

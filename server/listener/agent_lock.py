@@ -33,7 +33,8 @@ def agent_lock(addresses: Iterable[str]) -> str:
 def clear_away(addresses: Iterable[str]) -> None:
     """Remove the lock's file, unless an agent has the lock: one of an earlier server, since ours have been reaped.
 
-    To be called while the addresses are still ours, so that no agent of the next server waits for this very file.
+    To be called while the addresses are still ours, so that no agent of the next server waits for this very file, and
+    while no process of ours is or begins to be an agent: it opens the file long before it locks it.
     """
     with contextlib.suppress(OSError, UsageError):
         path = agent_lock(addresses)

@@ -308,7 +308,8 @@ class Listener:
             case e.Adopt(generation):
                 self._adopt(generation)
             case e.ForgetGeneration(generation):
-                self.plans.forget(generation)
+                if self.plans.forget(generation) and not self.supervisor.has_agent and not self.supervisor.agents.all:
+                    self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
             case e.Start(worker) | e.StartAgent(worker):
                 plan = self.plans.all[worker.generation]
                 self.crew.start(worker, plan.release, plan.settings.config)
@@ -318,7 +319,7 @@ class Listener:
                 self._tasks.start_soon(self._shut_out)
             case e.ClosePorts():
                 if self.settings.config.agent:
-                    agent_lock.clear_away(listening.name for listening in self.listening)
+                    self._clear_lock_away()
                 for listening in self.listening:
                     listening.close()
             case e.TellServe(worker):
@@ -354,6 +355,9 @@ class Listener:
                 self._announcements.announce(what, text)
             case e.Exit():
                 self.exit = action
+
+    def _clear_lock_away(self) -> None:
+        agent_lock.clear_away(listening.name for listening in self.listening)
 
     def _kill(self, worker: Process, why: str) -> None:
         in_flight = self.crew.kill(worker)

@@ -51,9 +51,10 @@ class Plans:
         before, self.settings = self.settings, self.all[generation].settings
         return before
 
-    def forget(self, generation: Generation) -> None:
-        """No process of it is left."""
-        self.all.pop(generation, None)
+    def forget(self, generation: Generation) -> bool:
+        """No process of it is left. Whether it was to have an agent."""
+        plan = self.all.pop(generation, None)
+        return plan is not None and bool(plan.settings.config.agent)
 
     async def prepare(
         self, by: str, current: Generation | None, hooks: Hooks, processes: Processes
