@@ -20,6 +20,8 @@ from loadtest.reload import run
 from loadtest.report import table
 from loadtest.result import Settings
 from server import control_client
+from server.commands.processes import Process
+from server.commands.stop import Stopping
 from server.signals import LISTENER_SIGNALS
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
@@ -188,6 +190,20 @@ def test_a_stop_in_the_middle_is_a_stop(tmp_path: Path, delay: float) -> None:
             time.sleep(delay)  # no event tells where in the change it falls: any place will do
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
+
+
+def test_who_stops_a_server_whose_program_changes_just_before_hears_its_last_word(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(info())
+    with running("app:app", "--workers", "1", directory=tmp_path) as server:
+        path = control_client.find(control=str(server.control))
+        with control_client.Conversation(path, "follow") as following:
+            process = Process(following.pid)
+            stopping = Stopping(path, following, process, control_client.look(path), as_json=True)
+            replace(server)
+            assert stopping.run(0.0, None) == 0
+            assert stopping.cut == 0
+            process.close()
+        assert server.wait() == 0
 
 
 def test_words_in_the_pipe_are_not_lost(tmp_path: Path) -> None:

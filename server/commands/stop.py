@@ -55,14 +55,14 @@ def stop(control: str, pid: str, delay: float | None, timeout: float | None, as_
         path = control_client.find(control, pid)
         with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
             found = control_client.look(path)  # it answers, so that the PID was its own when it was taken hold of
-            return _Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
+            return Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
     except (Refused, UsageError) as error:
         if as_json:
             return failed_as_json(error)
         raise
 
 
-class _Stopping:
+class Stopping:
     """One server on its way out."""
 
     def __init__(
@@ -83,6 +83,7 @@ class _Stopping:
         self._timeout = 0.0
         """How long (s) it has from the end of the lame duck on."""
         self._told = False  # the server tells no more
+        self._opened = contextlib.ExitStack()
         self._next_progress = self._began + PROGRESS
 
     def run(self, delay: float | None, timeout: float | None) -> int:
@@ -90,8 +91,10 @@ class _Stopping:
         found = self.before
         self._step("stop_asked", f"{found['app']}, PID {found['pid']}, on {', '.join(found['listening'])}")
         try:
-            self._ask(delay, timeout)
-            ended = self._wait()
+            with self._opened:
+                self._ask(delay, timeout)
+                self._follow_on()
+                ended = self._wait()
         except KeyboardInterrupt:
             complain("the server goes on stopping without this command; `serve status` tells how far it is")
             return INTERRUPTED
@@ -115,6 +118,16 @@ class _Stopping:
         hooks *= own.get("hook-timeout", 0.0) + MARGIN
         before = (own["drain-delay"] if delay is None else delay) + hooks
         self._deadline = time.monotonic() + before + self._timeout
+
+    def _follow_on(self) -> None:
+        """Follow the program that stops: until it was told to, the listener's may have been replaced by another one.
+
+        What that one has said by now is in its history; the count of what is cut comes last.
+        """
+        if not self._take() and not self.process.ended():
+            with contextlib.suppress(UsageError):  # it has ended by itself meanwhile
+                self.following = self._opened.enter_context(Conversation(self.path, "follow"))
+                self._told = False
 
     def _wait(self) -> bool:
         """Tell what happens until the server has ended, or until the deadline; return whether it has."""
