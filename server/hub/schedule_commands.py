@@ -175,14 +175,22 @@ class Asks:
         if line is None:
             return
         self._ticks.advance(line, self._ticks.now)
-        before, line.paused = line.paused, value if isinstance(value, dict) else None
-        if (before is None) is (line.paused is None):
+        pause = value if isinstance(value, dict) else None
+        if (line.paused is None) is (pause is None):
+            line.paused = pause
             return
-        event, said = ("schedule_paused", "paused") if line.paused else ("schedule_resumed", "resumed")
-        if line.paused:
+        passed = line.pause(pause)
+        if pause is None:
+            ticks = {0: "no tick", 1: "1 tick"}.get(passed, f"{passed} ticks")
+            text = f"resumed; {ticks} passed by" + (" without a run" if passed else "")
+            self._say("schedule_resumed", line, text, ticks=passed)
+        else:
             self._ticks.withdraw(line)
-        by = f" by {line.paused['by']}" if line.paused and line.paused.get("by") else ""
-        self._ticks.hub.port.say(logging.INFO, event, f"the schedule {line.name!r} is {said}{by}", name=line.name)
+            self._say("schedule_paused", line, "paused" + (f" by {pause['by']}" if pause.get("by") else ""))
+
+    def _say(self, event: str, line: Line, text: str, **about: Any) -> None:
+        text = f"the schedule {line.name!r} is {text}"
+        self._ticks.hub.port.say(logging.INFO, event, text, name=line.name, **about)
 
     # ---- runs that somebody waits for
 

@@ -181,6 +181,7 @@ class Line:
         self.decided = decided
         self.next: int | None = None
         self.paused: dict[str, Any] | None = None  # since when, and by whom
+        self._passed = 0  # ticks that pauses before this one have let pass
         self.waiting: list[Tick] = []  # by instant
         self.asked: Tick | None = None  # the store has been asked for it
         self.runs: dict[int, Run] = {}
@@ -258,6 +259,12 @@ class Line:
         self.history.append(Entry(instant, outcome, text, count=count, last=last or instant))
         return True
 
+    def pause(self, pause: dict[str, Any] | None) -> int:
+        """It is paused, or not any more; return how many ticks passed by since this was called last."""
+        passed = self.counts[Outcome.PAUSED.value]
+        since, self._passed, self.paused = self._passed, passed, pause
+        return passed - since
+
     def busy(self, slot: int) -> int:
         """How many runs there are, with those the store is asked for; of one slot, if it is not -1."""
         return sum(slot in (-1, run.slot) for run in self.runs.values()) + (self.asked is not None)
@@ -316,6 +323,7 @@ class Line:
             "decided": self.decided,
             "latest": self._latest,
             "paused": self.paused,
+            "passed": self._passed,
             "waiting": [plain(tick) for tick in asked + self.waiting],
             "runs": [[run.id, plain(run.tick), run.member, run.slot, plain(run.entry)] for run in self.runs.values()],
             "history": [plain(entry) for entry in self.history if entry.outcome is not Outcome.RUNNING],
@@ -328,6 +336,7 @@ class Line:
         line = cls(state["name"], state["decided"], seed)
         line.since = state["since"]
         line._latest, line.paused = state["latest"], state["paused"]
+        line._passed = state.get("passed", 0)  # which an earlier version did not keep
         line.waiting = [Tick.load(tick) for tick in state["waiting"]]
         line.history.extend(Entry.load(entry) for entry in state["history"])
         line.counts.update(state["counts"])

@@ -394,6 +394,25 @@ def test_a_pause_is_in_force_until_resume_over_reloads(server: Server) -> None:
     ]
 
 
+def test_what_passed_by_during_a_pause_is_told_at_its_end(server: Server) -> None:
+    server.switch(every(10))
+    server.ask("pause", "job")
+    server.go(25)
+    server.ask("resume", "job")
+    assert server.port.records[-1][1:] == (
+        "the schedule 'job' is resumed; 2 ticks passed by without a run",
+        {"name": "job", "ticks": 2},
+    )
+    server.ask("pause", "job")
+    server.go(10)
+    server.replace()
+    server.ask("resume", "job")
+    assert "resumed; 1 tick passed by" in server.port.records[-1][1]
+    server.ask("pause", "job")
+    server.ask("resume", "job")
+    assert server.port.records[-1][1] == "the schedule 'job' is resumed; no tick passed by"
+
+
 def test_a_run_that_has_not_begun_is_withdrawn_by_a_pause(server: Server) -> None:
     (member,) = server.switch(every(10), workers=1)
     server.go(10)
