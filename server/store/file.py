@@ -33,6 +33,8 @@ VERSION: Final = 1
 MAGIC: Final = b"SQLite format 3\0"
 LOCK_TIME: Final = 3.0
 """Seconds that the store process of a server that has just ended has to let go of the file."""
+LOG_BYTES: Final = 8 * 1024 * 1024
+"""The write-ahead log is cut to so many, when somebody who read for long has let it grow (`journal_size_limit`)."""
 LOOK: Final = 0.02
 """Seconds between two looks at whether it has."""
 
@@ -296,6 +298,7 @@ def _open(path: str) -> sqlite3.Connection:
     base = sqlite3.connect(path, isolation_level=None, timeout=LOCK_TIME)
     base.execute("PRAGMA journal_mode = WAL")
     base.execute("PRAGMA synchronous = FULL")
+    base.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
     _touch(base)  # the write-ahead log and its index are made now, or not at all
     return base
 

@@ -282,6 +282,26 @@ def test_a_full_disk_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "state.db.lock").exists()
 
 
+def test_the_log_shrinks_when_nobody_reads_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that stays, such as a backup, lets the write-ahead log grow."""
+    monkeypatch.setattr(module, "LOG_BYTES", 100_000)
+    state = StateFile(str(tmp_path / "state.db"), LIMITS)
+    log = tmp_path / "state.db-wal"
+
+    def write(count: int) -> None:
+        for number in range(count):
+            state.answer([_set(number, "a", packed(chr(97 + number % 20) * 60_000, "a"))])
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM entries").fetchone()
+        write(90)
+        assert log.stat().st_size > 5_000_000
+    write(2)
+    assert log.stat().st_size <= 200_000
+    state.close()
+
+
 def test_a_file_that_somebody_else_writes_to_is_an_error_of_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
