@@ -1,17 +1,13 @@
 """The store process as the listener holds it: started before everything else, fed, started again when it dies.
 
-It owns the process and the socket pair to it (`server.store.frames` says what passes). The listener never waits for it,
-but once: nothing else starts before the state is there. What the hub asks lies in a bounded queue; what does not fit,
-and what a dead process has not answered, is refused in its place, so that every asker is answered. A new program of
-the listener takes over the process as it is, lets it finish what it has, and puts one of its own release in its place:
-nothing is refused on the way, it waits in the queue.
+It owns the process and the socket pair to it (`server.store.frames` says what passes); what the hub asks waits in
+`server.listener.store_questions`. The listener never waits for the process, but once: nothing else starts before the
+state is there. A new program of the listener takes over the process as it is, lets it finish what it has, and puts one
+of its own release in its place: nothing is refused on the way, it waits.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import collections
 import contextlib
 import enum
 import logging
@@ -35,13 +31,11 @@ from server.listener import events as e
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.processes import Process, Processes
 from server.listener.release import PRIVATE_VARIABLES, own_program
+from server.listener.store_questions import Questions
 from server.store import answers
 from server.store.frames import Trouble
 from server.store.location import START_TIME, is_url, redis_address, shown
 
-QUEUED: Final = 20_000
-QUEUED_BYTES: Final = 32 * 1024 * 1024
-"""What waits for the process at most; more is refused (`Trouble.BUSY`)."""
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
 """Seconds until a dead one is replaced; the delay doubles with each death."""
@@ -95,11 +89,7 @@ class Store:
         self._known = known
         self._name: str = uuid.uuid4().hex if left is None else left["name"]
         self._stage = Stage.STARTING if left is None else Stage(left["stage"])
-        self._queue: collections.deque[bytes] = collections.deque()
-        self._bytes = 0
-        self._asked: dict[tuple[str, Any], Frame] = {}  # what has not been answered, in the order of asking
-        self._given: set[tuple[str, Any]] = set()  # of these, what the process has got
-        self._refusals: list[answers.Answer] = []
+        self._questions = Questions(self._pass_on)
         self._news = anyio.Event()
         self._first = anyio.Event()
         self._end = anyio.Event()
@@ -132,38 +122,24 @@ class Store:
 
     def send(self, data: bytes) -> None:
         """Have the process get a frame, or the asker a refusal in a later turn of the loop; returns at once."""
-        frame = decode(data)
         if self._stage in (Stage.STARTING, Stage.ENDED) or (self._stage is Stage.AWAY and self._process is None):
-            self._refuse(frame, Trouble.AWAY, self.trouble or "the store process has not started")
-        elif len(self._queue) >= QUEUED or self._bytes + len(data) > QUEUED_BYTES:
-            self._refuse(
-                frame, Trouble.BUSY, f"{len(self._queue)} requests wait for the store already; try again later"
-            )
+            self._questions.refuse(decode(data), Trouble.AWAY, self.trouble or "the store process has not started")
         else:
-            if (key := _asked(frame)) is not None:
-                self._asked[key] = frame._replace(body=b"")
-            self._queue.append(data)
-            self._bytes += len(data)
+            self._questions.put(data)
         self._news.set()
 
     def reopen(self) -> None:
         """Log files have been moved away."""
         if self._stage is Stage.UP:
-            self._queue.append(encode("store.reopen"))
+            self._questions.put_order(encode("store.reopen"))
             self._news.set()
-
-    def _refuse(self, frame: Frame, why: Trouble, text: str) -> None:
-        if (found := answers.trouble(frame.kind, frame.head, why, text)) is not None:
-            self._refusals.append(found)
-            if len(self._refusals) == 1:
-                asyncio.get_running_loop().call_soon(self._give_refusals)
 
     # Its life
 
     async def run(self) -> None:
         """Keep a process alive until `finish`."""
         delay = FIRST_DELAY
-        self._give_refusals()
+        self._questions.give_refusals()
         while not self._end.is_set() and self.failure is None:
             began, turned = time.monotonic(), self._adopted
             try:
@@ -254,17 +230,7 @@ class Store:
         """The process has ended: nobody else will answer what it was asked."""
         if self._stage is Stage.STARTING and self.failure is None and not self._end.is_set():
             self.failure = f"the store process ended ({how}), which it should not: see the lines above", 1
-        text = f"the store process ended ({how}) before it had answered"
-        for key in list(self._asked):
-            if key in self._given:
-                self._refuse(self._asked.pop(key), Trouble.UNKNOWN, f"{text}: nobody knows whether it was done")
-            elif not turned:
-                self._refuse(self._asked.pop(key), Trouble.AWAY, text)
-        self._given.clear()
-        if not turned:
-            self._queue.clear()
-            self._bytes = 0
-        self._give_refusals()  # each says more than what is said to all of them next
+        self._questions.forsaken(f"the store process ended ({how}) before it had answered", another_comes=turned)
         if self._end.is_set() or turned or self.failure is not None:
             return
         self._away(self._failed or f"the store process ended ({how})", "store_died")
@@ -307,33 +273,23 @@ class Store:
         if self._stage is Stage.UP:
             self._stage = Stage.TURNING
         with anyio.move_on_after(END_TIME):
-            while self._given:
+            while self._questions.under_way:
                 self._news = anyio.Event()
                 await self._news.wait()
 
     async def _feed_to_the_end(self, ours: socket.socket) -> None:
         while True:
             ends = time.perf_counter() + TURN_BUDGET
-            while self._queue:
+            while (data := self._questions.first()) is not None:
                 if time.perf_counter() > ends:
                     await anyio.lowlevel.checkpoint()
                     ends = time.perf_counter() + TURN_BUDGET
-                data = self._queue[0]
                 await _send(ours, data)
-                self._queue.popleft()
-                self._bytes -= len(data)
-                if (key := _asked(decode(data))) is not None and key in self._asked:
-                    self._given.add(key)
+                self._questions.given()
             if self._end.is_set():
                 return
             self._news = anyio.Event()
             await self._news.wait()
-
-    def _give_refusals(self) -> None:
-        """What this end refuses is told in a turn of its own: the asker is still busy asking."""
-        found, self._refusals = self._refusals, []
-        for each in found:
-            self._pass_on(encode(*each))
 
     # What it says
 
@@ -385,11 +341,9 @@ class Store:
             case "store.refuses":
                 self._told_of_refusals(frame.head["text"])
             case _:
-                if (key := _asked(frame)) is not None:
-                    self._asked.pop(key, None)
-                    self._given.discard(key)
-                    if self._stage is Stage.TURNING:
-                        self._news.set()
+                self._questions.answered(frame)
+                if self._stage is Stage.TURNING:
+                    self._news.set()
                 self._pass_on(data)
 
     def _up(self) -> None:
@@ -434,44 +388,17 @@ class Store:
             "refuses": self._refuses,
             "pid": 0 if self._process is None or self._process.ended else self._process.pid,
             "fd": fd,
-            "queue": [_as_text(data) for data in self._queue],
-            "refusals": [_as_text(encode(*each)) for each in self._refusals],
-            "given": [_as_text(encode(*frame)) for key, frame in self._asked.items() if key in self._given],
+            **self._questions.to_state(),
         }
 
     def _load(self, left: State) -> None:
         self.trouble, self._refuses = left["trouble"], left.get("refuses", "")
-        for text in left["given"]:
-            frame = decode(base64.b64decode(text))
-            if (key := _asked(frame)) is not None:
-                self._asked[key] = frame
-                self._given.add(key)
-        for text in left["queue"]:
-            data = base64.b64decode(text)
-            self._queue.append(data)
-            self._bytes += len(data)
-            if (key := _asked(frame := decode(data))) is not None:
-                self._asked[key] = frame._replace(body=b"")
-        self._refusals = [answers.Answer(*decode(base64.b64decode(text))) for text in left["refusals"]]
+        self._questions.load(left)
         if left["fd"] >= 0:
             self._socket = socket.socket(fileno=left["fd"])
             self._socket.setblocking(False)
         if left["pid"]:
             self._process = self._processes.adopt(left["pid"])
-
-
-_FAMILIES: Final = {
-    **dict.fromkeys(("store.write", "store.written", "store.read", "store.value", "store.refused"), "state"),
-    **dict.fromkeys(("store.send", "store.sent", "store.unsent"), "send"),
-    **dict.fromkeys(("store.grant", "store.granted", "store.taken"), "grant"),
-}
-"""Questions and their answers; ids are unique within a family."""
-
-
-def _asked(frame: Frame) -> tuple[str, Any] | None:
-    """What a question is known by until it is answered, and its answer; None for other frames."""
-    family = _FAMILIES.get(frame.kind)
-    return None if family is None else (family, frame.head["id"])
 
 
 async def _send(ours: socket.socket, data: bytes) -> None:
@@ -483,7 +410,3 @@ async def _send(ours: socket.socket, data: bytes) -> None:
             await anyio.wait_writable(ours)
         else:
             return
-
-
-def _as_text(data: bytes) -> str:
-    return base64.b64encode(data).decode()

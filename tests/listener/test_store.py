@@ -16,7 +16,7 @@ from server.config import Config
 from server.hub.decide import Limits
 from server.hub.frames import Frame, decode, encode
 from server.listener import events as e
-from server.listener import store as module
+from server.listener import store_questions as module
 from server.listener.processes import Processes
 from server.listener.store import Store
 from server.store.file import StateFile
