@@ -10,7 +10,7 @@ from typing import Final
 
 from server.listener import events as e
 from server.listener.decisions import Decisions
-from server.listener.lifecycle import Worker, WorkerState
+from server.listener.lifecycle import Cause, Worker, WorkerState
 from server.listener.roster import Roster
 
 SWITCH_TIMEOUT: Final = 10.0
@@ -25,7 +25,11 @@ class Arrivals:
         self._decisions = decisions
 
     def start_pending(self) -> None:
-        """Start as many at a time as the policy says; a new generation that hangs holds up no replacement."""
+        """Start as many at a time as the policy says.
+
+        A new generation that hangs holds up no replacement; nor is it held up where there is always one more of them,
+        since workers are recycled as fast as they start. (Those of workers that died come at longer intervals.)
+        """
         roster = self._roster
         pending = roster.workers_in(WorkerState.PENDING)
         pending.sort(key=lambda w: (w.generation is roster.candidate, w.slot))
@@ -33,6 +37,8 @@ class Arrivals:
             starting = roster.workers_in(WorkerState.STARTING)
             if worker.generation is roster.current:
                 starting = [w for w in starting if w.generation is roster.current]
+            else:
+                starting = [w for w in starting if w.cause is not Cause.RECYCLE]
             if len(starting) < worker.generation.policy.start_concurrency:
                 self._start(worker)
 

@@ -329,6 +329,21 @@ def test_a_failed_replacement_leaves_the_worn_worker_serving() -> None:
     assert not shell.of(e.TellRetire)
 
 
+def test_workers_that_are_recycled_all_the_time_hold_up_no_reload() -> None:
+    """As with a small --max-requests under load: there is always one more that starts, one at a time."""
+    shell = Shell(start_concurrency=1).up()
+    shell.send(e.WorkerWantsReplacement(shell.workers()[0], "old age"))
+    shell.send(e.ReloadAsked(ticket=1))
+    for _ in range(4):
+        shell.send(e.WorkerWantsReplacement(shell.workers(WorkerState.SERVING)[-1], "old age"))
+        assert sorted(w.generation.number for w in shell.workers(WorkerState.STARTING)) == [1, 2]
+        shell.send(e.WorkerReady(next(w for w in shell.workers(WorkerState.STARTING) if w.generation.number == 1)))
+        shell.accept()
+    shell.make_ready()
+    shell.accept()
+    assert [answer.ok for answer in shell.of(e.Answer)] == [True]
+
+
 def test_a_blocked_worker_is_replaced_with_back_off_and_retires_only_then() -> None:
     shell = Shell().up()
     delays = []
