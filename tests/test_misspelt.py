@@ -1,0 +1,65 @@
+"""Variables that were meant for the server are told from those of others."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from server.config import environment_names, options
+from server.misspelt import misspelt
+from tests.applications import info
+from tests.running import running
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SERVE_WORKERZ", "SERVE_WORKERS"),
+        ("SERVE_WORKER", "SERVE_WORKERS"),
+        ("serve_workers", "SERVE_WORKERS"),
+        ("SERVE_GRACEFULL_TIMEOUT", "SERVE_GRACEFUL_TIMEOUT"),
+        ("SERVE_KEEPALIVE", "SERVE_KEEP_ALIVE"),
+        ("SERVE_GRACEFUL-TIMEOUT", "SERVE_GRACEFUL_TIMEOUT"),
+        ("SERVE_APPS", "SERVE_APP"),
+    ],
+)
+def test_what_is_nearly_one_of_ours(name: str, meant: str) -> None:
+    assert misspelt({name: "4"}) == {name: meant}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for option, (_, defined) in options().items() for name in environment_names(option, defined)),
+        "SERVE_APP",
+        "SERVE_EVENT",
+        "SERVE_EVENT_REASON",
+        "SERVE_LISTENER_PID",
+        "SERVE_MODEL_PATH",
+        "SERVE_SERVICE_HOST",
+        "SERVE_SERVICE_PORT_HTTP",
+        "SERVE_PORT_80_TCP",
+        "SERVE_PORT_80_TCP_ADDR",
+        "SERVE_ADMIN_SERVICE_HOST",
+        "SERVER_WORKERS",
+        "WORKERS",
+    ],
+)
+def test_what_is_ours_or_somebody_elses(name: str) -> None:
+    assert misspelt({name: "4"}) == {}
+
+
+def test_an_address_that_kubernetes_sets_is_none_of_ours() -> None:
+    assert misspelt({"SERVE_ADMINS_PORT": "tcp://10.0.0.7:80"}) == {}
+
+
+def test_the_operator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app.py").write_text(info())
+    monkeypatch.setenv("SERVE_WORKERZ", "2")
+    with running("app:app", directory=tmp_path) as server:
+        told = "the environment variable SERVE_WORKERZ does nothing: did you mean SERVE_WORKERS?"
+        assert told in server.log()
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
