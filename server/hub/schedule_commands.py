@@ -185,7 +185,7 @@ class Asks:
             text = f"resumed; {ticks} passed by" + (" without a run" if passed else "")
             self._say("schedule_resumed", line, text, ticks=passed)
         else:
-            self._ticks.withdraw(line)
+            self._ticks.runs.withdraw(line)
             self._say("schedule_paused", line, "paused" + (f" by {pause['by']}" if pause.get("by") else ""))
 
     def _say(self, event: str, line: Line, text: str, **about: Any) -> None:

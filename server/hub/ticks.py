@@ -26,6 +26,7 @@ from server.hub.schedule_line import ABANDONED, UNBEGUN, Entry, Kind, Line, Miss
 from server.hub.schedule_offers import Offers
 from server.hub.schedule_past import Past
 from server.hub.schedule_records import ENDS, Records
+from server.hub.schedule_runs import Runs
 from server.hub.state import SharedState
 
 LOOK: Final = 1.0
@@ -49,7 +50,7 @@ class Ticks(Part):
         self.seed = random.getrandbits(63)
         """Names this server for the store, and is what jitters are drawn with."""
         self.lines: dict[str, Line] = {}
-        self.runs: dict[int, Run] = {}
+        self.runs = Runs(hub)
         self.asks = Asks(self, state)
         self.past = Past(hub, state)
         self._offers = Offers(hub)
@@ -57,8 +58,6 @@ class Ticks(Part):
         self._records = Records(hub)
         self._started: set[str] = set()  # whose immediate run is behind them
         self._first = -1  # the generation whose definitions may run immediately
-        self._number = 0  # of the last run
-        self._chosen: dict[int, int] = {}  # by member: the number of its last run
         self._past: collections.Counter[str] = collections.Counter()  # what those that are forgotten have counted
         self._seen = 0  # the wall clock when it was looked at last
         self._due = math.inf  # stays what it is while nothing changes: who keeps it is not to begin anew each time
@@ -86,11 +85,11 @@ class Ticks(Part):
             self._define(member, frame)
         elif frame.kind == "schedule.ask":
             self.asks.take(member, int(head["id"]), str(head["do"]), str(head["name"]))
-        elif (run := self.runs.get(head["run"])) is None or run.member != member.id:
+        elif (run := self.runs.of(member, head["run"])) is None:
             return
         elif frame.kind == "schedule.overdue":
             run.overdue = True
-            self._records.ended(self._line_of(run), run, Outcome.TIMEOUT, "it cannot be ended, and goes on")
+            self._records.ended(self.runs.line(run), run, Outcome.TIMEOUT, "it cannot be ended, and goes on")
         else:
             self._end(run, outcome_of(head["outcome"]), str(head["text"]), head["seconds"], frame.body.decode())
 
@@ -157,9 +156,8 @@ class Ticks(Part):
 
     def left(self, member: Member) -> None:
         self._offers.left(member)
-        self._chosen.pop(member.id, None)
         self.asks.left(member)
-        for run in [run for run in self.runs.values() if run.member == member.id]:
+        for run in self.runs.left(member):
             if member.phase is Phase.RETIRING and member.killed:  # it could not say so itself, as most do
                 self._end(run, Outcome.CUT, f"{member} had to end before it", None)
             else:
@@ -194,7 +192,7 @@ class Ticks(Part):
         self._leases.renew(self.lines.values())
         self.past.write(self.seed)
         wake = min((at for line in self.lines.values() if (at := line.wake(now)) is not None), default=None)
-        if wake is not None or self.runs:
+        if wake is not None or self.runs.all:
             wait = LOOK if wake is None else min(LOOK, (wake - now) / 1000)
             self._due = min(self._due, self.hub.clock() + max(0.0, wait))
 
@@ -283,11 +281,7 @@ class Ticks(Part):
                 return False
             self._leases.ask(line, tick, self.seed)
             return True
-        hands = {member.id: 0 for member in members}
-        for run in self.runs.values():
-            if run.member in hands:
-                hands[run.member] += 1
-        self._begin(line, tick, min(members, key=lambda m: (hands[m.id], self._chosen.get(m.id, 0))), now)
+        self.runs.give(line, tick, members, now)
         return True
 
     def _why(self, line: Line, definition: Definition) -> str:
@@ -298,16 +292,6 @@ class Ticks(Part):
         if definition.on is On.AGENT:
             return "there was no agent that has this schedule"
         return "there was no worker that could run it"
-
-    def _begin(self, line: Line, tick: Tick, member: Member, now: int) -> None:
-        self._number += 1
-        self._chosen[member.id] = self._number
-        entry = Entry(tick.instant, Outcome.RUNNING, "", str(member), member.slot, member.generation, now)
-        entry.attempt, entry.kind = tick.attempt, tick.kind
-        line.history.append(entry)
-        run = self.runs[self._number] = line.runs[self._number] = Run(self._number, tick, member.id, tick.slot, entry)
-        head = {"run": run.id, "name": line.name, "instant": tick.instant, "attempt": tick.attempt}
-        self.hub.send(member, "schedule.run", head | {"kind": tick.kind.value, "token": tick.token})
 
     def _give_up(self, line: Line, tick: Tick, outcome: Outcome, text: str = "") -> None:
         """A tick that does not begin."""
@@ -321,17 +305,9 @@ class Ticks(Part):
 
     # ---- runs
 
-    def withdraw(self, line: Line) -> None:
-        """It is paused: a process that was given a tick and has not begun, for it stands still, is not to begin it."""
-        for run in line.runs.values():
-            member = self.hub.members.get(run.member)
-            if member is not None and run.tick.kind is not Kind.ASKED and run.tick.attempt == 1:
-                self.hub.send(member, "schedule.withdraw", {"run": run.id})
-
     def _end(self, run: Run, outcome: Outcome, text: str, seconds: float | None, detail: str = "") -> None:
         """A run has ended, or nobody runs it any more."""
-        line = self._line_of(run)
-        del self.runs[run.id], line.runs[run.id]
+        line = self.runs.remove(run)
         tick, entry = run.tick, run.entry
         entry.outcome, entry.text, entry.seconds = outcome, text[:MOST_TEXT], seconds
         if outcome in UNBEGUN:
@@ -350,9 +326,6 @@ class Ticks(Part):
             self._leases.release(line, tick)
             self.asks.ended(tick, entry)
         self._hurry()
-
-    def _line_of(self, run: Run) -> Line:
-        return next(line for line in self.lines.values() if run.id in line.runs)
 
     # ---- the store
 
@@ -390,7 +363,7 @@ class Ticks(Part):
             "schedule_runs_total": counts[Outcome.OK.value] + failures,
             "schedule_failures_total": failures,
             "schedule_missed_total": counts[Outcome.MISSED.value],
-            "schedules_running": len(self.runs),
+            "schedules_running": len(self.runs.all),
         }
 
     # ---- a new program of the listener
@@ -399,7 +372,7 @@ class Ticks(Part):
         return {
             "seed": self.seed,
             "first": self._first,
-            "number": self._number,
+            "number": self.runs.number,
             "questions": self._leases.number,
             "started": sorted(self._started),
             "seen": self._seen,
@@ -410,7 +383,7 @@ class Ticks(Part):
         }
 
     def load(self, state: State) -> None:
-        self.seed, self._first, self._number = state["seed"], state["first"], state["number"]
+        self.seed, self._first = state["seed"], state["first"]
         self._leases.number = state["questions"]
         self._seen, self._started = state["seen"], set(state["started"])
         self._past.update(state["past"])
@@ -419,5 +392,5 @@ class Ticks(Part):
         for each in state["lines"]:
             line = self.lines[each["name"]] = Line.from_state(each, self.seed)
             self._define_line(line, self._offers.current().get(line.name), line.decided)
-            self.runs |= line.runs
+        self.runs.load(state["number"], self.lines.values())
         self._hurry()

@@ -154,9 +154,9 @@ def test_a_lease_is_renewed_or_lost() -> None:
     server.store_says("store.renewed", name="job", token=42, renewed_until=server.clock + 60)
     server.store_says("store.renewed", name="job", token=41, renewed_until=0.0)  # another one's
     server.go(45)
-    assert not server.ticks.runs[1].lost
+    assert not server.ticks.runs.all[1].lost
     server.store_says("store.lost", name="job", token=42, text="another server has it")
-    assert server.ticks.runs[1].lost
+    assert server.ticks.runs.all[1].lost
     server.store_says("store.granted", id=77, token=1, renewed_until=0.0)  # nobody has asked
 
 

@@ -150,7 +150,7 @@ class TicksMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_runs_is_known(self) -> None:
-        assert sorted(self.server.ticks.runs) == sorted(self.open)
+        assert sorted(self.server.ticks.runs.all) == sorted(self.open)
 
 
 TicksMachine.TestCase.settings = settings(
