@@ -252,12 +252,16 @@ class Line:
     def note(self, outcome: Outcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
         """Ticks that did not begin; return whether the tick before them had another outcome."""
         self.counts[outcome.value] += count
-        newest = self.history[-1] if self.history else None
+        newest = self.newest()
         if newest is not None and newest.outcome is outcome:
             newest.count, newest.last, newest.text = newest.count + count, last or instant, text
             return False
         self.history.append(Entry(instant, outcome, text, count=count, last=last or instant))
         return True
+
+    def newest(self) -> Entry | None:
+        """The last one of the history."""
+        return self.history[-1] if self.history else None
 
     def pause(self, pause: dict[str, Any] | None) -> int:
         """It is paused, or not any more; return how many ticks passed by since this was called last."""

@@ -163,6 +163,9 @@ class Ticks(Part):
             else:
                 self._end(run, Outcome.DIED, f"{member} died", None)
         if not self.hub.members:
+            for line in self.lines.values():
+                if (newest := line.newest()) is not None and newest.count > 1:  # of which the first was written
+                    self.past.changed(line)
             self.past.write(self.seed, at_once=True)
 
     def trouble_with(self, member: Member) -> str:
@@ -198,11 +201,14 @@ class Ticks(Part):
 
     def advance(self, line: Line, now: int) -> None:
         """Take the instants up to `now` off a schedule, and tell of those that were missed."""
+        newest = line.newest()
         try:
             missed = line.advance(now)
         except Exception as error:
             self._disable(line, error)
         else:
+            if line.newest() is not newest:
+                self.past.changed(line)
             if missed is not None:
                 self._records.missed(line, missed)
 
@@ -236,7 +242,8 @@ class Ticks(Part):
         """Begin a tick's run, or say why it has none; False if it has to wait."""
         definition = line.definition
         if definition is None or (definition.disabled and tick.kind is not Kind.ASKED):
-            self._give_up(line, tick, Outcome.REMOVED, "the new code does not have this schedule")
+            why = "the new code does not have this schedule" if definition is None else definition.disabled
+            self._give_up(line, tick, Outcome.REMOVED, why)
         elif tick.kind is not Kind.ASKED and tick.attempt == 1 and line.paused is not None:
             self._give_up(line, tick, Outcome.PAUSED)
         elif tick.early(now):
@@ -296,6 +303,8 @@ class Ticks(Part):
     def _give_up(self, line: Line, tick: Tick, outcome: Outcome, text: str = "") -> None:
         """A tick that does not begin."""
         first = line.note(outcome, tick.instant, text)
+        if first:
+            self.past.changed(line)
         self._leases.release(line, tick)
         if outcome is Outcome.MISSED:
             self._records.missed(line, Missed(1, tick.instant, tick.instant, text), first=first)

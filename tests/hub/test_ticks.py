@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.hub.definition import Definition, On, Overlap
-from server.hub.frames import encode, packed
+from server.hub.frames import encode, packed, unpacked
 from server.hub.hub import Order, Role
 from server.hub.schedule_line import COUNTED, HISTORY, MOST_WAITING
 from tests.hub.schedules import BEGIN, Server
@@ -629,6 +629,28 @@ def test_the_history_is_kept_in_the_store(stored: Server) -> None:
     assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]
     (told,) = stored.ticks.asks.report("job")
     assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]  # its own are not there twice
+
+
+def test_ticks_without_a_run_are_kept_in_the_store(stored: Server) -> None:
+    def written() -> list[list[tuple[str, int]]]:
+        frames = [frame for frame in stored.port.to_store if frame.kind == "store.write"]
+        stored.port.to_store.clear()
+        kept = [unpacked(frame.body) for frame in frames if "history" in frame.head["key"]]
+        return [[(entry["outcome"], entry["count"]) for _, entry in each] for each in kept]
+
+    workers = stored.switch(every(10, on=On.ALL))
+    stored.ask("pause", "job")
+    pause = stored.port.to_store.pop()
+    stored.hub.take_from_store(
+        encode("store.written", {"id": pause.head["id"], "key": pause.head["key"], "version": 1}, pause.body)
+    )
+    stored.go(16)
+    assert written() == [[("paused", 1)]]
+    stored.go(20)
+    assert written() == []  # not for each of a row
+    for worker in workers:
+        stored.hub.leave(worker.id)
+    assert written() == [[("paused", 3)]]
 
 
 def test_one_whose_instants_cannot_be_computed_harms_no_other(server: Server) -> None:
