@@ -234,6 +234,7 @@ def test_a_thread_asks_by_an_event_loop_of_its_own() -> None:
         @schedule(every="1h")
         async def job() -> None: ...
 
+        await schedule.start()  # in this loop: who asks first would have one in a loop that ends at once
         loop = asyncio.get_running_loop()
         began = loop.time()
         await asyncio.to_thread(lambda: asyncio.run(schedule.pause("job")))
