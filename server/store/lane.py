@@ -7,12 +7,14 @@ on whoever makes the answers.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from typing import Any, Final
 
 import anyio
 
 from server.hub.frames import Frame, decode, encode
 from server.link_socket import receive
+from server.store.answers import Answer
 
 BATCH: Final = 256
 """Frames that are taken at a time at most."""
@@ -62,6 +64,15 @@ class Lane:
                     await anyio.wait_writable(self._socket)
                 else:
                     return
+
+    async def tell(self, found: Iterable[Answer]) -> None:
+        """Send frames, one after another, as they are asked for."""
+        for each in found:
+            await self.send(*each)
+
+    async def say(self, level: int, event: str, text: str, **more: Any) -> None:
+        """Something has happened that people should know (docs/events.md)."""
+        await self.send("store.say", {"level": level, "event": event, "text": text, "about": more})
 
     def close(self) -> None:
         """Close this end."""

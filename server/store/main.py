@@ -105,7 +105,8 @@ async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: 
 async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
     address = redis_address(head["location"])
     try:
-        from server.store.remote import NOTHING, Known, RemoteState
+        from server.store.following import NOTHING, Known
+        from server.store.remote import RemoteState
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise

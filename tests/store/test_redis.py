@@ -134,8 +134,8 @@ def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_l
 
     async def main(lane: Lane) -> None:
         state = RemoteState(lane, redis_address("redis://nowhere"), Limits(100, 1000), "n")
-        await state._answer_at(2, answers.written(7, Change("k", 2, b"\x01", 3)))
-        await state._answer_at(3, answers.value(8, "k", Entry(2, b"\x01")))
+        await state._following.answer_at(2, answers.written(7, Change("k", 2, b"\x01", 3)))
+        await state._following.answer_at(3, answers.value(8, "k", Entry(2, b"\x01")))
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
         await state._away(Lost("it is gone"))
