@@ -48,7 +48,8 @@ def same(status: dict[str, Any]) -> dict[str, Any]:
 def test_everything_is_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     options = ("--workers", "2", "--pid", "pid", "--bind", f"unix:{tmp_path}/app.sock", "--bind", "127.0.0.1:0")
-    with running("app:app", *options, directory=tmp_path, bind="") as server:
+    command = [sys.executable, "-X", "whatever", "-m", "server"]
+    with running("app:app", *options, directory=tmp_path, bind="", command=command) as server:
         server.signal(signal.SIGHUP)
         server.wait_until(lambda status: status["reloads"] == 1)
         server.wait_for_workers(2)
@@ -62,6 +63,8 @@ def test_everything_is_as_it_was(tmp_path: Path) -> None:
             for _ in range(3):
                 assert "the listener runs serve" in replace(server)
             assert same(server.status()) == before
+            told = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+            assert told.count("-X") == told.count("whatever") == 1
             assert server.worker_pids() == workers
             assert len(os.listdir(f"/proc/{server.pid}/fd")) == descriptors
             assert request(kept)[0] == 200

@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -95,6 +95,17 @@ def program() -> str:
     """
     _interpreter(STARTED_THROUGH, "/")
     return STARTED_THROUGH
+
+
+def interpreter_flags(original: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """What the interpreter itself was told (`-O`, `-X dev`, `-W error`), out of `sys.orig_argv` and `sys.argv`.
+
+    What follows it is the program, `-m server` or a script, and the program's own arguments. `-P` is left out, which
+    is found out anew.
+    """
+    told = list(original[1 : len(original) - len(arguments) + 1])
+    program = 2 if told[-2:-1] == ["-m"] else 1
+    return [flag for flag in told[:-program] if flag != "-P"]
 
 
 def own_program() -> str:

@@ -97,7 +97,8 @@ class Succession:
         """
         if self._wish is not None:
             raise ServeError("the listener is being replaced already; wait for that")
-        program = [release.program(), *SAFE_PATH, "-m", "server"]
+        flags = release.interpreter_flags(sys.orig_argv, sys.argv)
+        program = [release.program(), *flags, *SAFE_PATH, "-m", "server"]
         wish = self._wish = Wish([*program, *sys.argv[1:]], _place(program[0]), [asker])
         try:
             await self._check([*program[:-1], "server.listener.successor"])

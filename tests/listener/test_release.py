@@ -10,7 +10,7 @@ import pytest
 
 from server.config import Config
 from server.errors import UsageError
-from server.listener.release import logical_directory, resolve
+from server.listener.release import interpreter_flags, logical_directory, resolve
 
 
 @pytest.fixture
@@ -84,3 +84,22 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path: Path, monkeypatch: p
     (tmp_path / "gone").rmdir()
     with pytest.raises(UsageError, match="does not exist any more"):
         logical_directory()
+
+
+@pytest.mark.parametrize(
+    ("before", "program", "flags"),
+    [
+        ([], ["-m", "server"], []),
+        (["-P"], ["-m", "server"], []),
+        (["-O", "-X", "dev", "-P", "-W", "error"], ["-m", "server"], ["-O", "-X", "dev", "-W", "error"]),
+        (["-X", "dev"], ["-mserver"], ["-X", "dev"]),
+        ([], ["/srv/env/bin/serve"], []),
+        (["-sP"], ["/srv/env/bin/serve"], ["-sP"]),
+    ],
+)
+@pytest.mark.parametrize("arguments", [[], ["app:app", "--workers", "2"]])
+def test_what_the_interpreter_was_told(
+    before: list[str], program: list[str], flags: list[str], arguments: list[str]
+) -> None:
+    original = ["python", *before, *program, *arguments]
+    assert interpreter_flags(original, ["/srv/server/__main__.py", *arguments]) == flags
