@@ -235,14 +235,13 @@ async def job(): ...
 async def agent(): ...
 """
 RUNS = '@schedule(every="0.2s")\nasync def job():\n    note("ran")\n'
-LATE = "\nimport time\ntime.sleep(1)\n"
+LATE = "\nimport time\ntime.sleep(0.5)\n"
 
 
-@pytest.mark.parametrize("on", ["one", "agent"])
-def test_two_functions_of_one_name_in_agent_and_workers_are_a_start_error(tmp_path: Path, on: str) -> None:
+def test_two_functions_of_one_name_in_agent_and_workers_are_a_start_error(tmp_path: Path) -> None:
     """Also if each process knows one of them alone."""
     (tmp_path / "jobs.py").write_text(JOB)
-    (tmp_path / "apart.py").write_text(JOB.replace('"1h"', f'"1h", on="{on}"'))
+    (tmp_path / "apart.py").write_text(JOB)
     write(tmp_path, "import jobs\n")
     status, told = failed_start(tmp_path, "--agent", "apart:agent")
     assert status == 2
@@ -250,18 +249,17 @@ def test_two_functions_of_one_name_in_agent_and_workers_are_a_start_error(tmp_pa
     assert re.search(f"two schedules have the name 'job': {first} and {second}; give one", told), told
 
 
-@pytest.mark.parametrize("late", ["workers", "agent"])
-def test_a_reload_that_brings_two_functions_of_one_name_is_refused(tmp_path: Path, late: str) -> None:
+def test_a_reload_that_brings_two_functions_of_one_name_is_refused(tmp_path: Path) -> None:
     """Whoever is ready last. One that both import is no second one, and a name may move from one process to another."""
     (tmp_path / "apart.py").write_text("import app\n" + JOB.replace("job", "other"))
     write(tmp_path, RUNS)
-    with running("app:app", "--workers", "2", "--agent", "apart:agent", directory=tmp_path) as server:
-        until(lambda: notes(tmp_path), "it runs")
-        (tmp_path / "apart.py").write_text(JOB + LATE * (late == "agent"))
-        write(tmp_path, RUNS + LATE * (late == "workers"))
-        with pytest.raises(control_client.Refused, match=r"name 'job': .*app:job \(.*of worker") as refused:
-            server.reload()
-        assert "apart:job" in str(refused.value)
+    with running("app:app", "--agent", "apart:agent", directory=tmp_path) as server:
+        for late in ("agent", "worker"):
+            (tmp_path / "apart.py").write_text(JOB + LATE * (late == "agent"))
+            write(tmp_path, RUNS + LATE * (late == "worker"))
+            with pytest.raises(control_client.Refused, match=r"name 'job': .*app:job \(.*of worker 0") as refused:
+                server.reload()
+            assert "apart:job" in str(refused.value)
         before = len(notes(tmp_path))
         until(lambda: len(notes(tmp_path)) > before, "it goes on")
         moved = JOB.replace('"1h"', '"0.2s", on="agent"').replace("...", 'app.note("ran")', 1)
@@ -269,7 +267,7 @@ def test_a_reload_that_brings_two_functions_of_one_name_is_refused(tmp_path: Pat
         write(tmp_path, "")
         server.reload()
         assert report(server, "job")["on"] == "agent"
-        until(lambda: "the agent of generation 3" in str(report(server, "job")["history"]), "the agent runs it")
+        until(lambda: "the agent of generation 4" in str(report(server, "job")["history"]), "the agent runs it")
 
 
 def test_the_environment(tmp_path: Path) -> None:
