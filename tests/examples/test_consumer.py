@@ -176,29 +176,22 @@ def test_nothing_is_lost_when_a_worker_and_the_agent_are_killed(tmp_path: Path) 
         print(f"{again} of {2 * half} were handled again")
 
 
-def test_what_cannot_be_handed_on_is_put_aside_and_holds_up_nobody(tmp_path: Path) -> None:
-    with consuming(tmp_path) as (server, queue):
-        queue.xadd("orders", {"order": "x" * 200_000})
-        queue.xadd("orders", {"order": b"\xff\xfe"})
-        put(queue, range(1))
-        wait_for(tmp_path, 2)
-        until(lambda: pending(queue) == 0)
-        assert {line["order"]["order"] for line in handled(tmp_path)} == {"\ufffd\ufffd", "0"}
-        dead: Any = queue.xrange("orders:dead")
-        assert [b"131072" in fields[b"error"] for _, fields in dead] == [True]
-        assert server.stop() == 0
-
-
-def test_a_stop_takes_nothing_more_from_the_queue_and_ends_quietly(tmp_path: Path) -> None:
-    """The workers leave first, and the agent last: what still comes then is for the next start."""
+def test_what_cannot_be_handed_on_is_put_aside_and_a_stop_hands_on_nothing_more(tmp_path: Path) -> None:
+    """At a stop the workers leave first, and the agent last: what still comes then is for the next start."""
     (tmp_path / "slow.py").write_text(SLOW)
     with own_redis(tmp_path / "redis") as own, own.client() as queue:
         environment = {"CONSUMER_REDIS_URL": own.url, "PYTHONPATH": f"{EXAMPLES / 'consumer'}:{ROOT}"}
         with running(
             "slow:app", "--agent", "consumer:consume", "--workers", "2", directory=tmp_path, environment=environment
         ) as server:
+            queue.xadd("orders", {"order": "x" * 200_000})
+            queue.xadd("orders", {"order": b"\xff\xfe"})
             put(queue, range(1))
-            wait_for(tmp_path, 1)
+            wait_for(tmp_path, 2)
+            assert {line["order"]["order"] for line in handled(tmp_path)} == {"\ufffd\ufffd", "0"}
+            until(lambda: queue.xlen("orders") == 0)
+            dead: Any = queue.xrange("orders:dead")
+            assert [b"131072" in fields[b"error"] for _, fields in dead] == [True]
             with connect(server) as connection:
                 connection.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
                 until((tmp_path / "begun").exists)
