@@ -222,3 +222,23 @@ def test_messages_outlive_the_listeners_program(tmp_path: Path) -> None:
             asking.ask("/broadcast?topic=release")
             assert [each.result(PATIENCE) for each in sent] == [{"attempts": 1}] * 4
         assert sorted(line[1] for line in asking.wait_for(4, "hold")) == ["0", "1", "2", "3"]
+
+
+def test_a_worker_that_retires_handles_what_was_broadcast_before_and_does_not_wait_for_more(tmp_path: Path) -> None:
+    """More than lies in its hands, each slow; meanwhile more is sent than it would ever have done with."""
+    with of_its_own(tmp_path, 1) as server:
+        asking = Asking(server, tmp_path / "record")
+        old = asking.ask("/pid")
+        count = 300
+        assert asking.ask(f"/broadcast?topic=order&payload=0&count={count}") == [1] * count
+        with ThreadPoolExecutor(1) as pool:
+            reload = pool.submit(server.reload)
+            sent = 0
+            while not (reload.done() and old not in server.worker_pids()):
+                sent += len(asking.ask("/broadcast?topic=order&payload=1&count=20"))
+                assert sent < 100_000
+            reload.result()
+        handled = [line[1] for line in asking.lines("order") if line[3] == str(old)]
+        assert handled.count("0") == count
+        assert "messages_lost" not in server.log()
+        assert "cut" not in server.log().replace("0 requests cut", "")

@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from server.app.link import Link
@@ -82,6 +82,8 @@ class Delivery:
     origin: list[Any]
     subject: list[Any] | None
     body: bytes
+    late: bool = False
+    """It was sent while this process retires, which does not wait for it."""
 
     def message(self, topic: str) -> Message:
         """What the handler gets. Raises ChannelError for a payload that is none."""
@@ -164,7 +166,12 @@ class Hands:
         self._link = link
         self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back", TOGETHER)
         self._topics: dict[str, Topic] = {}
+        self._last = asyncio.Event()
+        """This process retires, and has been given all that it waits for."""
+        self._late: set[asyncio.Task[None]] = set()
         link.take("msg.give", self._take)
+        link.take("msg.last", lambda _: self._last.set())
+        link.at_close(self._last.set)
 
     def tell(self, topic: str, concurrency: int) -> None:
         """Let the hub know who handles a topic."""
@@ -179,7 +186,7 @@ class Hands:
     def _take(self, frame: Frame) -> None:
         touched: dict[str, Topic] = {}
         for (number, name, id, attempt, kind, want, origin, subject, _), body in entries(frame):
-            delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body)
+            delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body, self._last.is_set())
             if not self._receiver.handlers(name):
                 self._not_wanted(delivery)
             elif work.retiring and delivery.kind is not Kind.COPY:
@@ -208,11 +215,19 @@ class Hands:
             handlers = receiver.handlers(name)
             delivery = topic.queue.popleft()
             receiver.begun(name)
-            work.start(self._handle(topic, delivery, handlers), f"message {name}")
+            self._start(self._handle(topic, delivery, handlers), f"message {name}", delivery.late)
         while topic.queue and not receiver.handlers(name):
             self._not_wanted(topic.queue.popleft())
         if not topic.queue and not topic.running:
             self._topics.pop(name, None)
+
+    def _start(self, handling: Coroutine[Any, Any, None], name: str, late: bool) -> None:
+        if late:
+            task = self._link.loop.create_task(handling, name=name)
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+        else:
+            work.start(handling, name)
 
     async def _handle(self, topic: Topic, delivery: Delivery, handlers: list[Registration]) -> None:
         """Run the handlers, and say that they have ended. Cut by the hammer it says nothing: the process dies."""
@@ -253,6 +268,11 @@ class Hands:
             topic.queue = kept
         self._back.flush()
         self._link.send("msg.back", {"m": [], "all": True})  # what follows may go to others
+        work.start(self._until_last(), "messages that wait")
+
+    async def _until_last(self) -> None:
+        """A process that retires waits for what was accepted for it before; its deadline is the hammer's."""
+        await self._last.wait()
 
 
 async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str]:

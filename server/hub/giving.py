@@ -88,6 +88,8 @@ class Giving:
         self._into_hands(desk, self.deliveries, copy)
         entry = [self.deliveries, desk.topic, send.id, copy.attempt, int(send.kind), int(send.want), send.origin]
         self._out.give(desk.place.member.id, [*entry, send.subject], send.body)
+        if desk.rest:
+            self.rests(desk, desk.rest - 1)
 
     def _into_hands(self, desk: Desk, delivery: int, copy: Copy) -> None:
         desk.place.held[delivery] = (desk, copy)
@@ -101,12 +103,28 @@ class Giving:
         desk.bytes -= len(copy.send.body)
         return desk, copy
 
-    # A slot whose process retires
+    # A process that retires
 
     def retires(self, place: Place) -> None:
         """What it has in its hands for its slot it may give back: what follows has to wait for that."""
         if any(copy.send.kind is Kind.DIRECT for _, copy in place.held.values()):
             self.retiring.setdefault(place.slot, set()).add(place.member.id)
+
+    def count_rest(self, place: Place) -> None:
+        """What waits for a process that retires now it gets, if it was ever up, and waits for."""
+        for desk in place.desks.values():
+            desk.rest = len(desk.lane.placed) if place.member.up else 0
+        self._look_if_last(place)
+
+    def rests(self, desk: Desk, count: int) -> None:
+        """Of what had its place before the process began to retire, so many wait here still."""
+        desk.rest = count
+        self._look_if_last(desk.place)
+
+    def _look_if_last(self, place: Place) -> None:
+        if not any(desk.rest for desk in place.desks.values()):
+            place.last = self.deliveries
+            self._out.last(place.member.id)
 
     def gave_back(self, place: Place) -> None:
         """A process that retires has given back all that it had not begun: its successor may get what follows."""

@@ -12,6 +12,7 @@ member -> hub
     msg.back     {m: [delivery, …], all?}                  not begun, and will not be; all: said once, when it retires
 hub -> member
     msg.give     {m: [[delivery, handled topic, id, attempt, kind, want, origin, subject, length], …]} body
+    msg.last     {}                                        it retires: all that had a place for it before has been given
     msg.told     {m: [[id, outcome, value, length], …]} body
                  outcome: a accepted (copies) | h handled ([attempt, role, slot, generation]) | r answer (body)
                  | x the handler raised (body) | f failed ([code, text]); `a` is not the last where more is wanted
@@ -134,12 +135,12 @@ class Messages(Part):
 
         places = []
         for member, place in routing.there.places.items():
-            desks = [[desk.topic, desk.concurrency, copies(desk.lane)] for desk in place.desks.values()]
+            desks = [[desk.topic, desk.concurrency, copies(desk.lane), desk.rest] for desk in place.desks.values()]
             held = []
             for delivery, (desk, copy) in place.held.items():
                 sends[id(copy.send)] = copy.send
                 held.append([delivery, desk.topic, id(copy.send), copy.attempt])
-            places.append([member, desks, held, place.not_kept])
+            places.append([member, desks, held, place.not_kept, place.last])
         waiting = [[w.key, copies(w.lane)] for w in (*routing.there.pools.values(), *routing.there.vacant.values())]
         sends |= {id(send): send for send in routing.senders.waiting.values()}
         return {
@@ -167,15 +168,17 @@ class Messages(Part):
 
         for member in self.hub.members.values():
             routing.there.places[member.id] = Place(member)
-        for member_id, desks, held, not_kept in state["places"]:
+        for member_id, desks, held, not_kept, last in state["places"]:
             place = routing.there.places[member_id]
-            place.not_kept = dict(not_kept)
-            for topic, concurrency, _ in desks:
+            place.not_kept, place.last = dict(not_kept), last
+            for topic, concurrency, *_ in desks:
                 routing.handles(place, topic, concurrency) if concurrency else place.desk(topic, routing.there.budget)
             for delivery, topic, number, attempt in held:
                 routing.giving.hold(place, topic, delivery, Copy(sends[number], attempt))
-            for topic, _, left in desks:
-                fill(place.desk(topic, routing.there.budget), left)
+            for topic, _, left, rest in desks:
+                desk = place.desk(topic, routing.there.budget)
+                fill(desk, left)
+                desk.rest = rest
         for key, left in state["waiting"]:
             waiting = Waiting(key, routing.there.budget)
             if isinstance(key, str):

@@ -42,7 +42,7 @@ class Waiting:
 class Desk:
     """One topic at one member: what waits for it, and how much it has in its hands."""
 
-    __slots__ = ("bytes", "concurrency", "held", "lane", "place", "topic")
+    __slots__ = ("bytes", "concurrency", "held", "lane", "place", "rest", "topic")
 
     def __init__(self, place: Place, topic: str, budget: Budget) -> None:
         self.place = place
@@ -50,6 +50,7 @@ class Desk:
         self.concurrency = 0  # of its handlers; 0: there is none
         self.held = 0
         self.bytes = 0
+        self.rest = 0  # of what waits: so many had their places before its process began to retire
         self.lane = Lane(budget, LIMIT_STARTING if place.member.phase is Phase.EXPECTED else LIMIT)
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class Desk:
 class Place:
     """One member, as messages go."""
 
-    __slots__ = ("desks", "held", "member", "not_kept")
+    __slots__ = ("desks", "held", "last", "member", "not_kept")
 
     def __init__(self, member: Member) -> None:
         self.member = member
@@ -74,6 +75,8 @@ class Place:
         self.not_kept: dict[str, int] = {}
         """Copies that had no place while it started, or that have none while it retires, by topic; by "" those of
         topics beyond `TOPICS_STARTING`."""
+        self.last: int | None = None
+        """While it retires: the delivery after which it is given only what was sent since, once that is so."""
 
     def desk(self, topic: str, budget: Budget) -> Desk:
         """The desk of a topic, a new one if there is none."""
@@ -127,6 +130,7 @@ class Outgoing:
         self._port = port
         self._give: dict[int, Batch] = {}
         self._told: dict[int, Batch] = {}
+        self._last: list[int] = []
 
     def give(self, member: int, entry: list[Any], body: bytes) -> None:
         """Have a message given; the length of the payload is put at the end of `entry`."""
@@ -136,6 +140,10 @@ class Outgoing:
         """Have a sender told."""
         self._add(self._told, "msg.told", member, entry, body)
 
+    def last(self, member: int) -> None:
+        """Have a member that retires told that it has been given all that had a place for it before."""
+        self._last.append(member)
+
     def flush(self) -> None:
         """Send it all."""
         for batches in (self._told, self._give):
@@ -143,6 +151,8 @@ class Outgoing:
                 for member, batch in batches.items():
                     self._send(member, batch)
                 batches.clear()
+        while self._last:
+            self._port.send(self._last.pop(), encode("msg.last"))
 
     def _add(self, batches: dict[int, Batch], kind: str, member: int, entry: list[Any], body: bytes) -> None:
         batch = batches.get(member)

@@ -252,7 +252,7 @@ class Routing:
             place.tidy(desk)
 
     def retires(self, place: Place) -> None:
-        """It gets no new work; what is sent to all still reaches it as far as there is room."""
+        """It gets no new work; what was sent to all it gets, and what is sent from now on if there is room."""
         self.giving.retires(place)
         for desk in list(place.desks.values()):
             for copy in desk.lane.take_offered(lambda send: send.kind is Kind.COPY):
@@ -262,6 +262,7 @@ class Routing:
                 self.senders.look_if_placed(copy.send)
             self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
             place.tidy(desk)
+        self.giving.count_rest(place)
 
     def left(self, member: Member) -> None:
         """Its process is no more."""
@@ -274,18 +275,21 @@ class Routing:
         if not retired and self.there.successor(slot) is None:
             self.there.vacate(slot)
         lost = collections.Counter[str]()
-        for desk, copy in reversed(place.held.values()):
+        for delivery, (desk, copy) in reversed(place.held.items()):
             send = copy.send
             if send.again:
                 self._again(copy, "the process that had it died")
             elif send.want is Want.ANSWER:
                 self.senders.fail(send, "lost", f"{member} ended before it had answered")
-            elif send.kind is not Kind.COPY or not retired:
+            elif send.kind is not Kind.COPY or not retired or place.last is None or delivery <= place.last:
                 lost[desk.topic] += 1
         for desk in list(place.desks.values()):
             self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
+            rest, desk.rest = desk.rest, 0
             waited = self._drop_copies(desk)
-            if waited and not retired and (member.up or (replaced and self.there.handled(desk.topic))):
+            if rest:
+                lost[desk.topic] += rest
+            elif waited and not retired and (member.up or (replaced and self.there.handled(desk.topic))):
                 lost[desk.topic] += waited
             self.there.forget(desk)
         if lost:
@@ -327,6 +331,8 @@ class Routing:
     def _drop_copies(self, desk: Desk) -> int:
         """Forget what was sent to all and waits for a process that does not want it; return how many."""
         dropped = desk.lane.take_placed(lambda send: send.kind is Kind.COPY)
+        if desk.rest:
+            self.giving.rests(desk, 0)
         offered = desk.lane.take_offered(lambda send: send.kind is Kind.COPY)
         for copy in offered:
             copy.send.missing -= 1

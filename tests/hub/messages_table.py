@@ -37,6 +37,8 @@ class Table:
         self.hub = self.fresh()
         self.told: dict[int, list[list[Any]]] = {}
         self.given: dict[int, list[Given]] = {}
+        self.lasts: dict[int, int] = {}
+        """After how many messages a member has been told that it has got all."""
         self.count = 0
 
     def fresh(self) -> Hub:
@@ -134,6 +136,9 @@ class Table:
 
     def _take(self, member: int, frame: Frame) -> None:
         if member not in self.told:
+            return
+        if frame.kind == "msg.last":
+            self.lasts[member] = len(self.given[member])
             return
         for entry, body in entries(frame):
             if frame.kind == "msg.told":

@@ -390,11 +390,45 @@ def test_what_the_agent_sends_before_there_are_workers_waits() -> None:
     assert table.ids(1) == [id]
 
 
-def test_what_a_retiring_worker_leaves_of_a_broadcast_is_no_loss(table: Table) -> None:
+def test_what_is_sent_to_all_while_a_worker_retires_is_no_loss_if_it_ends(table: Table) -> None:
     table.send(2, Kind.COPY, "a")
     table.retire(1)
+    for _ in range(WINDOW + 1):
+        table.send(2, Kind.COPY, "a")
+    table.done(1, table.given[1][0].delivery)
     table.leave(1)
     assert table.events() == []
+
+
+def test_what_was_sent_to_all_before_a_worker_retired_it_handles_or_it_is_reported(table: Table) -> None:
+    def handled(member: int, most: int) -> None:
+        for number in range(most):
+            table.done(member, table.given[member][number].delivery)
+
+    ids = [table.send(2, Kind.COPY, "a") for _ in range(2 * WINDOW + 3)]
+    handled(2, WINDOW)
+    table.retire(1)
+    late = table.send(2, Kind.COPY, "a")
+    handled(1, 2)
+    assert table.lasts == {}
+    table.replace()
+    handled(1, WINDOW + 4)
+    assert table.ids(1) == [*ids, late]
+    assert table.lasts == {1: len(ids)}
+    table.leave(1)
+    assert [about["count"] for _, _, about in table.port.records] == [WINDOW - 1]  # but not the late one
+
+
+def test_a_worker_that_retires_with_nothing_that_waits_is_told_so_at_once(table: Table) -> None:
+    table.send(2, Kind.COPY, "a")
+    table.retire(1)
+    assert table.lasts == {1: 1}
+    for _ in range(WINDOW + 1):
+        table.send(1, Kind.COPY, "a")
+    table.retire(2)
+    assert 2 not in table.lasts
+    table.take(2, "msg.topics", {"topics": {"a": 0}})
+    assert 2 in table.lasts
 
 
 def test_a_call_is_answered_and_fails_if_its_worker_dies(table: Table) -> None:
