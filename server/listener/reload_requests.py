@@ -12,7 +12,7 @@ from typing import Any
 
 from server.listener import events as e
 from server.listener.decisions import Decisions
-from server.listener.lifecycle import Generation
+from server.listener.lifecycle import Generation, GenerationState
 from server.listener.roster import Roster
 
 
@@ -82,12 +82,14 @@ class ReloadRequests:
         if self._waiting_said:
             return
         self._waiting_said = True
-        oldest = min(self._roster.generations)
+        alive = self._roster.generations.values()
+        oldest = min((each for each in alive if each is not self._roster.current), key=lambda each: each.number)
+        failed = oldest.state is GenerationState.FAILED
         text = (
-            f"reload waits: {len(self._roster.generations)} generations are alive (--max-generations); "
-            f"generation {oldest} still finishes its requests"
+            f"reload waits: {len(alive)} generations are alive (--max-generations); generation {oldest.number}"
+            f"{', which failed, has not ended' if failed else ' still finishes its requests'}"
         )
-        self._decisions.say(logging.WARNING, "reload_waiting", text, oldest=oldest)
+        self._decisions.say(logging.WARNING, "reload_waiting", text, oldest=oldest.number)
         self._decisions.do(e.Announce("status", text))
 
     def taken(self) -> Preparation | None:

@@ -619,6 +619,16 @@ def test_a_change_of_files_gives_up_what_starts_with_the_old_ones() -> None:
     assert shell.supervisor.requests.refusals == 0
 
 
+def test_who_waits_is_told_what_really_is_in_the_way() -> None:
+    shell = Shell(max_generations=2).up()
+    shell.send(e.ReloadAsked())
+    shell.send(e.WorkerDied(shell.workers(WorkerState.STARTING)[0], "signal SIGKILL"))
+    shell.send(e.ReloadAsked())
+    (waits,) = [say for say in shell.of(e.Say) if say.event == "reload_waiting"]
+    assert waits.about["oldest"] == 2  # the first one serves
+    assert "generation 2, which failed, has not ended" in waits.text
+
+
 def test_what_changes_of_files_have_given_up_is_gone_before_long() -> None:
     shell = Shell().up()
     for _ in range(3):
