@@ -97,6 +97,7 @@ class Lines:
     def __init__(self, before: dict[str, Any]) -> None:
         self._before = before
         self._next = time.monotonic() + LOOK
+        self._told = ""
 
     def __enter__(self) -> Lines:
         return self
@@ -112,14 +113,19 @@ class Lines:
     def seen(self, status: dict[str, Any]) -> None:
         if status["generation"] != self._before["generation"] and time.monotonic() >= self._next:
             self._next = time.monotonic() + LOOK
-            tell(remains(self._before, status).text())
+            self._tell_once(remains(self._before, status).text())
 
     def outcome(self, answer: dict[str, Any]) -> None:
         if answer["ok"]:
             tell(answer["text"])
 
     def left(self, remains: Remains) -> None:
-        tell(remains.text())
+        self._tell_once(remains.text())
+
+    def _tell_once(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            tell(text)
 
 
 class Objects:

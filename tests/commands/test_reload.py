@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from server.commands import reload_progress
 from server.commands.command import harmless
 from server.commands.reload_progress import remains
 from server.commands.reload_view import picture
@@ -214,3 +215,16 @@ def test_the_picture_after_the_switch() -> None:
         "8 connections handed over; generation 7: 4 requests still drain, the oldest for…"
     )
     assert remains(STATUS, seen).oldest == 12.5
+
+
+def test_what_is_left_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A reload that took longer than the pause between two looks told it twice, line after line."""
+    monkeypatch.setattr(reload_progress, "LOOK", 0.0)
+    totals = {"handed_over": 0}
+    before = {"generation": 1, "totals": totals}
+    worker = {"generation": 1, "in_flight": 0, "websockets": 0}
+    status = {"generation": 2, "totals": totals, "workers": [worker]}
+    show = reload_progress.Lines(before)
+    show.seen(status)
+    show.left(remains(before, status))
+    assert capsys.readouterr().out == "generation 1 ends\n"
