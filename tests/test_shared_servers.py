@@ -262,7 +262,7 @@ def test_who_lags_is_named_and_catches_up_before_its_next_request(kept: tuple[st
         for number in range(100):
             one[0].begin("set", f"k{number}", "v" * 30_000, timeout=0.01)  # more than fits into its socket
             one[0].answer()
-        assert one[0].call("incr", "k0", 1, timeout=0.1)["error"] == "NotAnInteger"
+        assert one[0].call("incr", "k0", 1, timeout=20)["error"] == "NotAnInteger"
         gate.touch()
         assert other[0].answer() is None
         assert [other[0].answer(), *(worker.answer() for worker in other[1:3])] == ["new"] * 3
@@ -440,7 +440,7 @@ def test_the_agent_and_another_program_of_the_listener_have_it(kept: tuple[str, 
         until(lambda: two.call("get", "answer") == [1, "v"])
         assert "the listener runs serve" in control_client.ask(server.control, "reload-listener")["text"]
         assert one.call("get", "k") == "v"
-        one.call("set", "k", "w")
+        assert isinstance(one.call("set", "k", "w", timeout=20), int)  # another store process may have to start first
         assert two.call("get", "k") == "w"
         assert two.call("incr", "n") == 1
         one.call("set", "question", 2)
