@@ -13,13 +13,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from server import control_client
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 30.0
 """Seconds until a wait is a failure; never asserted on."""
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], what: str | Callable[[], object] = "so", timeout: float = PATIENCE) -> T:
+    """Ask again and again, of what has no event, until `condition()` is true, and return what it gave.
+
+    After `timeout` seconds an AssertionError tells `what` was waited for, or what that function then gives.
+    """
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what() if callable(what) else what}"
+        time.sleep(0.02)
+    return found
 
 
 class Notices:
@@ -130,11 +143,23 @@ class RunningServer:
 
     def wait_until(self, condition: Callable[[dict[str, Any]], bool], timeout: float = PATIENCE) -> dict[str, Any]:
         """Ask for the status again and again until `condition` holds for it."""
-        deadline = time.monotonic() + timeout
-        while not condition(status := self.status()):
-            assert time.monotonic() < deadline, f"still {status}\n{self.log()}"
-            time.sleep(0.02)
+        status: dict[str, Any] = {}
+
+        def holds() -> bool:
+            nonlocal status
+            return condition(status := self.status())
+
+        until(holds, lambda: f"still {status}\n{self.log()}", timeout)
         return status
+
+    def logged(self, pattern: str, count: int = 1) -> list[str]:
+        """Wait until a regular expression, whose dot is any character, is in the log `count` times; its matches."""
+
+        def found() -> list[str]:
+            return [match[0] for match in re.finditer(pattern, self.log(), re.DOTALL)]
+
+        until(lambda: len(found()) >= count, lambda: f"{pattern!r} in the log:\n{self.log()}")
+        return found()
 
     def wait_for_workers(self, count: int) -> None:
         """Wait until exactly `count` workers live and all of them serve."""

@@ -17,7 +17,7 @@ import pytest
 from server.access_log import AccessLog, NoRequest, open_access_log
 from server.config import Config
 from tests.applications import info
-from tests.running import PATIENCE, RunningServer, connect, request, running
+from tests.running import PATIENCE, RunningServer, connect, request, running, until
 
 CLIENT = ("10.0.0.1", 4711)
 AT = r"\[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\]"
@@ -181,7 +181,10 @@ def project(tmp_path: Path) -> Path:
 
 
 class Askers:
-    """Threads that ask for /THREAD-NUMBER, each on one connection, until told to stop."""
+    """Threads that ask for /THREAD-NUMBER, each on one connection, until told to stop.
+
+    They leave some time between two requests: as many as possible would be as many new workers as possible.
+    """
 
     def __init__(self, server: RunningServer, count: int) -> None:
         self.answered: set[str] = set()
@@ -198,15 +201,13 @@ class Askers:
                     assert request(connection, f"/{name}-{number}")[0] == 200
                     self.answered.add(f"/{name}-{number}")
                     number += 1
-                    if self._stop.is_set():
+                    if self._stop.wait(0.005):
                         break
 
     def until(self, more: int) -> None:
         """Wait until so many further requests have been answered."""
-        wanted, deadline = len(self.answered) + more, time.monotonic() + PATIENCE
-        while len(self.answered) < wanted:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wanted = len(self.answered) + more
+        until(lambda: len(self.answered) >= wanted, lambda: f"{wanted} answers, still {len(self.answered)}")
 
     def stop(self) -> None:
         self._stop.set()
@@ -222,7 +223,7 @@ def logged(text: str) -> list[str]:
 def test_none_is_lost_at_a_stop_over_reloads_recycling_and_rotation(project: Path, into: str) -> None:
     access = project / "access.log"
     where = ("--access-log-file", str(access)) if into == "file" else ()
-    with running("app:app", "--workers", "2", "--max-requests", "300", *where, directory=project) as server:
+    with running("app:app", "--workers", "2", "--max-requests", "60", *where, directory=project) as server:
         askers = Askers(server, 3)
         askers.until(200)
         for number in range(2):

@@ -18,7 +18,7 @@ import pytest
 
 from server.control_client import Refused
 from tests.applications import info
-from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
+from tests.running import RunningServer, connect, request, running, state_of, until
 
 
 @pytest.fixture
@@ -30,10 +30,7 @@ def project(tmp_path: Path) -> Path:
 
 def await_end(pids: list[int]) -> None:
     """Wait until none of these processes lives."""
-    deadline = time.monotonic() + PATIENCE
-    while left := [pid for pid in pids if state_of(pid) not in ("", "Z")]:
-        assert time.monotonic() < deadline, f"{left} live"
-        time.sleep(0.02)
+    until(lambda: all(state_of(pid) in ("", "Z") for pid in pids), lambda: f"the end of {pids}")
 
 
 def check_serves(server: RunningServer, workers: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from server import control_client
-from tests.running import PATIENCE, RunningServer, answer, connect, request, running
+from tests.running import PATIENCE, RunningServer, answer, connect, request, running, until
 
 APP = """
 import asyncio, ctypes, json, os, threading, time
@@ -53,6 +53,10 @@ async def app(scope, receive, send):
         time.sleep(float(how))
     elif what == "until":
         until(how)
+    elif what == "later":
+        while not os.path.exists(how):
+            await asyncio.sleep(0.02)
+        time.sleep(2.5)
     elif what == "count":
         count(float(how))
     elif what == "keep":
@@ -75,15 +79,6 @@ REPLACE = ("--block-warn", "0", "--worker-timeout", "1", "--graceful-timeout", "
 def directory(tmp_path: Path) -> Path:
     (tmp_path / "app.py").write_text(APP)
     return tmp_path
-
-
-def logged(server: RunningServer, pattern: str, count: int = 1) -> list[str]:
-    """Wait until `pattern` has been logged `count` times; all that it matches."""
-    deadline = time.monotonic() + PATIENCE
-    while len(found := [match[0] for match in re.finditer(pattern, server.log(), re.DOTALL)]) < count:
-        assert time.monotonic() < deadline, f"{pattern!r} is not in the log:\n{server.log()}"
-        time.sleep(0.02)
-    return found
 
 
 def ask(connection: socket.socket, path: str) -> None:
@@ -113,13 +108,13 @@ def blocked_count(server: RunningServer) -> int:
 def test_what_blocks_the_loop_is_logged_once_and_so_is_its_end(directory: Path, loop: str) -> None:
     with running("app:app", *WARN, "--loop", loop, directory=directory) as server, connect(server) as connection:
         ask(connection, "/sleep/1.5?secret=1")
-        (warning,) = logged(server, r"warning: the event loop has been blocked.*?time.sleep\(float\(how\)\)")
+        (warning,) = server.logged(r"warning: the event loop has been blocked.*?time.sleep\(float\(how\)\)")
         assert "(--block-warn 0.3)" in warning
         assert "GET /sleep/1.5\n" in warning  # and no query
         assert re.search(r'File ".*app.py", line \d+, in app\n', warning)
         assert "server/worker" not in warning  # the application's frames alone
         assert answer(connection)[0] == 200
-        logged(server, r"the event loop turns again after [12]\.\d s")
+        server.logged(r"the event loop turns again after [12]\.\d s")
         assert server.log().count("has been blocked") == 1
         assert blocked_count(server) == 1
 
@@ -132,9 +127,9 @@ def test_code_that_keeps_the_interpreter_lock_is_told_of_when_it_gives_it_up(dir
             ("/thread/2.5", "another thread ran code that kept the interpreter lock", r"thread\.py"),
         )
         for number, (path, how, line) in enumerate(cases):
-            logged(server, "turns again", number)  # or the next blocking would be one with this
+            server.logged("turns again", number)  # or the next blocking would be one with this
             assert request(connection, path)[0] == 200
-            logged(server, f"warning: [^\n]*{re.escape(how)}.*?(?:{line})")
+            server.logged(f"warning: [^\n]*{re.escape(how)}.*?(?:{line})")
 
 
 def test_a_process_that_was_stopped_says_so(directory: Path) -> None:
@@ -143,7 +138,7 @@ def test_a_process_that_was_stopped_says_so(directory: Path) -> None:
         os.kill(pid, signal.SIGSTOP)
         time.sleep(2.5)  # longer than what counts as standing still, behind the tick that is missing first
         os.kill(pid, signal.SIGCONT)
-        logged(server, "nothing has run in this process for [0-9.]+ s")
+        server.logged("nothing has run in this process for [0-9.]+ s")
 
 
 def test_a_busy_loop_that_turns_is_not_told_of(directory: Path) -> None:
@@ -166,7 +161,7 @@ def test_a_blocked_worker_is_replaced_and_loses_nothing(directory: Path) -> None
         with connect(server) as idle, connect(server) as connection:
             assert told_pid(idle) == before
             ask(connection, "/until/" + release.name.replace(" ", "%20"))
-            logged(server, r"its event loop has been blocked.*?until\(how\)")
+            server.logged(r"its event loop has been blocked.*?until\(how\)")
             server.wait_until(lambda status: sorted(w["state"] for w in status["workers"]) == ["retiring", "serving"])
             with connect(server) as another:
                 after = told_pid(another)
@@ -188,7 +183,7 @@ def test_those_that_stay_blocked_are_ended_and_what_that_cost_is_counted(directo
             ask(connection, "/until/never")
             (stopped,) = {*before} - {blocked}
             os.kill(stopped, signal.SIGSTOP)
-            logged(server, r"(?=.*in until)(?=.*its process is stopped \(state T\))")
+            server.logged(r"(?=.*in until)(?=.*its process is stopped \(state T\))")
             with contextlib.suppress(OSError):
                 assert connection.recv(1000) == b""  # the hammer
         server.wait_for_workers(2)
@@ -204,7 +199,7 @@ def test_replacements_that_block_as_well_come_at_longer_and_longer_intervals(dir
     with running("app:app", *REPLACE, "--workers", "2", directory=directory) as server:
         (directory / "app.py").write_text(APP + blocks)
         os.kill(server.worker_pids()[0], signal.SIGKILL)
-        first, second = logged(server, r"is to be replaced[^:]*:", 2)[:2]
+        first, second = server.logged(r"is to be replaced[^:]*:", 2)[:2]
         assert float(second.split()[-2]) > float(first.split()[-2])
         assert len(server.worker_pids()) <= 4
         with connect(server) as connection:
@@ -212,9 +207,12 @@ def test_replacements_that_block_as_well_come_at_longer_and_longer_intervals(dir
 
 
 def test_a_worker_that_is_blocked_while_it_retires_is_left_to_the_hammer(directory: Path) -> None:
-    with running("app:app", *REPLACE, directory=directory) as server, connect(server) as connection:
-        ask(connection, "/sleep/3")
+    options = (*REPLACE, "--graceful-timeout", "20")
+    with running("app:app", *options, directory=directory) as server, connect(server) as connection:
+        ask(connection, "/later/retiring")
+        server.wait_until(lambda status: status["workers"][0]["in_flight"] == 1)
         server.reload()
+        (directory / "retiring").touch()
         assert answer(connection)[0] == 200
         server.wait_for_workers(1)
         assert server.status()["lost"] == 0
@@ -298,10 +296,7 @@ def test_stacks_of_a_worker_that_hangs_in_its_import(directory: Path) -> None:
     (directory / "slow.py").write_text(APP + "until('imported')\n")
     server = RunningServer("slow:app", directory=directory)
     try:
-        deadline = time.monotonic() + PATIENCE
-        while not (told := _stacks_if_there(server)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        told = until(lambda: _stacks_if_there(server), "the stack of the import")
         assert any("in until" in line for line in told[0]["threads"][0]["stack"])
         (directory / "imported").touch()
         server.ready()

@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from server.hook_events import read_hook
 from server.listener.hooks import trouble_at_start
 from server.listener.release import resolve
 from tests.applications import info
-from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of, until
 
 TELLS = "sh -c 'cat >> told'"
 """A command that writes down the events it is given."""
@@ -50,14 +49,6 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "app.py").write_text(info())
     (tmp_path / "callables.py").write_text(CALLABLES)
     return tmp_path
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for what another process does."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def told(project: Path) -> list[dict[str, Any]]:
@@ -127,7 +118,7 @@ def test_what_is_looked_for_at_the_start(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (project / "broken.py").write_text("def f(:\n")
-    config = Config(app="app:app", chdir=str(project), hook=(hook,))
+    config = Config(app="app:app", chdir=str(project), hook=(hook,), hook_timeout=PATIENCE)
     trouble = trouble_at_start(config, resolve(config, str(ROOT)))
     assert (sentence in trouble) if sentence else not trouble, trouble
 

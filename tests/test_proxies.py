@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
+from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, until
 
 TELL = """
 import json
@@ -343,10 +343,7 @@ def test_two_proxies_are_seen_through(project: Path) -> None:
 
 def wait_for_log(server: RunningServer, text: str) -> str:
     """The log, once it has the text: the access log is written once per second."""
-    deadline = time.monotonic() + PATIENCE
-    while text not in server.log():
-        assert time.monotonic() < deadline, server.log()
-        time.sleep(0.05)
+    until(lambda: text in server.log(), lambda: f"{text!r} in the log:\n{server.log()}")
     return server.log()
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.running import PATIENCE, RunningServer
+from tests.running import PATIENCE, RunningServer, until
 
 ADMIN = ("--admin", "127.0.0.1:0")
 GROWING = ("_total", "_bucket", "_count", "_sum")
@@ -56,10 +55,13 @@ def wait_for(
     address: tuple[str, int], condition: Callable[[dict[Series, float]], bool], timeout: float = PATIENCE
 ) -> dict[Series, float]:
     """Scrape again and again until `condition` holds."""
-    deadline = time.monotonic() + timeout
-    while not condition(metrics := scrape(address)):
-        assert time.monotonic() < deadline, f"still {metrics}"
-        time.sleep(0.05)
+    metrics: dict[Series, float] = {}
+
+    def holds() -> bool:
+        nonlocal metrics
+        return condition(metrics := scrape(address))
+
+    until(holds, lambda: f"still {metrics}", timeout)
     return metrics
 
 

@@ -35,7 +35,7 @@ from tests.admin.scraping import (
     wait_for,
 )
 from tests.applications import info
-from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
+from tests.running import PATIENCE, RunningServer, connect, request, running, state_of, until
 
 RELOADS = int(os.environ.get("METRICS_RELOADS", "2"))
 """Reloads, and workers killed, in the test of counters; more of them by METRICS_RELOADS=40."""
@@ -136,14 +136,15 @@ def workers_of(server: RunningServer) -> list[int]:
 
 def admin_process(server: RunningServer) -> int:
     """The admin process, once it is set up."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+
+    def found() -> int:
         for pid in server.worker_pids():
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/comm").read_text() == "serve-admin\n":
                     return pid
-        time.sleep(0.02)
-    raise AssertionError("there is no admin process")
+        return 0
+
+    return until(found, "the admin process")
 
 
 def wait_for_crashes(address: tuple[str, int], number: int) -> None:
@@ -308,13 +309,10 @@ def test_one_without_a_descriptor_left_says_so_once_and_serves_again(server: Run
     address, pid = admin_address(server), admin_process(server)
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 3, before[1]))
-    deadline = time.monotonic() + PATIENCE
     with contextlib.ExitStack() as clients:
         for _ in range(10):
             clients.enter_context(socket.create_connection(address, timeout=PATIENCE))
-        while "cannot accept connections" not in server.log():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        server.logged("cannot accept connections")
         time.sleep(0.5)  # in which it tries again five times
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     assert value(scrape(address), "serve_generation") >= 1

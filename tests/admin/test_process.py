@@ -7,14 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from server import control_client
 from tests.admin.scraping import ADMIN, admin_address, fetch, status_page, value, wait_for
 from tests.admin.test_metrics import admin_process, workers_of
 from tests.applications import info
-from tests.running import PATIENCE, ROOT, connect, request, running, state_of
+from tests.running import PATIENCE, ROOT, connect, request, running, state_of, until
 
 
 def test_while_the_listener_is_stopped_the_metrics_go_on(tmp_path: Path) -> None:
@@ -71,10 +70,7 @@ def test_it_ends_when_the_listener_dies(tmp_path: Path) -> None:
             server.signal(signal.SIGKILL)
             while reader.recv(65536):  # the stream ends as it should, and its connection with it
                 pass
-        deadline = time.monotonic() + PATIENCE
-        while state_of(process) not in ("", "Z"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: state_of(process) in ("", "Z"), "the end of the admin process")
 
 
 def test_a_reload_that_is_refused_is_told_with_its_reason(tmp_path: Path) -> None:

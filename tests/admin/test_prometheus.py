@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import pytest
 from tests.admin.scraping import ADMIN, GROWING, admin_address, scrape, value
 from tests.admin.test_metrics import Clients, workers_of
 from tests.applications import info
-from tests.running import PATIENCE, ROOT, running
+from tests.running import PATIENCE, ROOT, running, until
 
 pytestmark = pytest.mark.once
 DEPLOY = ROOT / "deploy" / "prometheus"
@@ -52,10 +51,7 @@ class Prometheus:
         return float(found[0]["value"][1]) if found else None
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, what
-            time.sleep(0.1)
+        until(condition, what)
 
 
 def dashboard_queries() -> list[str]:

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,12 @@ from server.commands.config import value
 from server.commands.stacks import lines
 from server.control_client import ask
 from tests.commands.serving import SLOW, begin, serve, start
-from tests.running import PATIENCE, RunningServer, running
+from tests.running import PATIENCE, RunningServer, running, until
 
 
 def wait_for_blocked(server: RunningServer, count: int) -> None:
     """Wait until the event loops of so many workers turn no more."""
-    deadline = time.monotonic() + PATIENCE
-    while sum(w["blocked"] > 0 for w in ask(server.control, "stacks")["stacks"]["workers"]) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: sum(w["blocked"] > 0 for w in ask(server.control, "stacks")["stacks"]["workers"]) >= count)
 
 
 def test_the_listener_answers_while_every_worker_is_blocked(tmp_path: Path) -> None:
@@ -165,10 +161,7 @@ def test_an_interrupted_command_has_no_traceback(server: RunningServer) -> None:
 
 def wait_for_socket(pid: int) -> None:
     """Wait until the process has opened a socket."""
-    deadline = time.monotonic() + PATIENCE
-    while not any(is_socket(link) for link in Path(f"/proc/{pid}/fd").iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: any(is_socket(link) for link in Path(f"/proc/{pid}/fd").iterdir()), f"a socket of {pid}")
 
 
 def is_socket(link: Path) -> bool:

@@ -6,13 +6,12 @@ import gzip
 import shutil
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.applications import info
-from tests.running import PATIENCE, ROOT, running
+from tests.running import ROOT, running, until
 from tests.test_access_log import Askers, logged
 
 SLOW_START = "import time\ntime.sleep(0.4)\n"
@@ -35,10 +34,7 @@ def test_no_line_is_lost_over_rotations_and_in_a_reload(tmp_path: Path) -> None:
     command = [program, "--force", "--verbose", "--state", str(tmp_path / "state"), str(file)]
 
     def rotate() -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not (logs / "access.log").stat().st_size:  # what a worker has collected is written once per second
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: (logs / "access.log").stat().st_size, "a line: they are written once per second")
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         assert "error:" not in done.stderr

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from loadtest.app import EXECUTIONS
 from loadtest.servers import free_port
 from server import control_client
-from tests.running import PATIENCE, answer, children, request, running
+from tests.running import PATIENCE, answer, children, request, running, until
 from tests.system.deployed import example, generation, put_serve
 from tests.system.light_load import light_load, put_application
 
@@ -61,10 +60,7 @@ class Service:
         subprocess.run([*self._words[what], str(self._place)], check=True, capture_output=True, timeout=PATIENCE)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.02)
+        until(condition, self.log.read_text)
 
     def close(self) -> None:
         """End the supervisor and the server, by PID."""

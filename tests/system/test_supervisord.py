@@ -17,7 +17,7 @@ import pytest
 from loadtest.ledger import parse_executions
 from loadtest.servers import free_port
 from server import control_client
-from tests.running import PATIENCE, answer, children, request, state_of
+from tests.running import PATIENCE, answer, children, request, state_of, until
 from tests.system.deployed import example, generation, put_serve
 from tests.system.light_load import light_load, put_application
 
@@ -92,10 +92,7 @@ class Supervisord:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Ask again and again, since supervisord has no events that would reach us."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, self.words()
-            time.sleep(0.05)
+        until(condition, self.words)
 
     def wait_until_it_serves(self) -> None:
         self.wait_for(lambda: generation(self.control) > 0)

@@ -15,7 +15,7 @@ import pytest
 
 from loadtest.app import EXECUTIONS
 from loadtest.servers import free_port
-from tests.running import PATIENCE, ROOT, answer, children, request, running
+from tests.running import PATIENCE, ROOT, answer, children, request, running, until
 from tests.system.deployed import DEPLOY, changed, example, generation, put_serve
 from tests.system.light_load import light_load, put_application
 from tests.system.systemd import Systemd, version
@@ -198,18 +198,13 @@ def test_sockets_by_systemd_socket_activate(tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
         )
     try:
-        deadline = time.monotonic() + PATIENCE
-        while "Listening on" not in (tmp_path / "log").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: "Listening on" in (tmp_path / "log").read_text(), "the socket")
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
             assert request(client, "/")[0] == 200  # this connection has started the server
             with light_load(port, tmp_path / "executions.log"):
                 for number in (2, 3):
                     process.send_signal(signal.SIGHUP)
-                    while generation(control) != number:
-                        assert time.monotonic() < deadline
-                        time.sleep(0.02)
+                    until(lambda number=number: generation(control) == number, f"generation {number}")  # type: ignore[misc]
             assert request(client, "/")[0] == 200
         told = Path(f"/proc/{children(process.pid)[0]}/environ").read_bytes()
         assert b"LISTEN_" not in told, "no worker takes the sockets for its own"
