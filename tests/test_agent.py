@@ -32,7 +32,7 @@ KILLS = int(os.environ.get("AGENT_KILLS", "5"))
 
 APPLICATION = """
 import asyncio, contextlib, json, os, time
-from server import agent as the_agent, messenger
+from server import agent as the_agent, draining, messenger
 
 VERSION = {version!r}
 DIARY = os.open(os.path.dirname(__file__) + "/diary", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -490,6 +490,44 @@ def test_who_waits_for_an_agent_that_fails_hears_that_it_has_ended(tmp_path: Pat
         server.wait_until(lambda status: agent_states(status) == ["active"])
         assert server.stop() == 0
     assert any("ended-before-it-had-answered" in entry.what for entry in diary(tmp_path))
+
+
+HANDS_OUT = """
+@messenger.on("errand")
+async def errand(message):
+    pass
+
+async def hands_out():
+    note("enter")
+    try:
+        while True:
+            await messenger.send_random("errand", ack=True)
+            note("beat")
+    finally:
+        note("leave")
+
+asks = app
+
+async def app(scope, receive, send):
+    if scope["type"] == "http" and scope["path"] == "/slow":
+        note("slow")
+        await draining.wait()
+        await asyncio.sleep(1.5)  # a message waits for 1 s where nobody can take it
+    await asks(scope, receive, send)
+"""
+
+
+def test_an_agent_that_hands_out_work_waits_for_the_end_of_a_stop(tmp_path: Path) -> None:
+    write(tmp_path, more=HANDS_OUT)
+    with running("app:app", "--agent", "app:hands_out", directory=tmp_path) as server:
+        with contextlib.closing(connect(server)) as client, concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(request, client, "/slow")
+            wait_for(tmp_path, "slow")
+            assert server.stop() == 0
+            assert answer.result()[0] == 200
+        assert "agent_failed" not in server.log()
+        assert "Traceback" not in server.log()
+    assert noted(tmp_path, "enter", "leave") == ["enter", "leave"]
 
 
 def test_an_agent_whose_loop_is_blocked_makes_way_for_another(tmp_path: Path) -> None:

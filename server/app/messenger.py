@@ -7,6 +7,7 @@ of these, 128 KiB encoded at most. See docs/messenger.md.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import inspect
@@ -14,6 +15,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
+from server.app.draining import draining
 from server.app.link import LinkClosed, current, present, register
 from server.app.presence import Peer, presence
 from server.app.receiving import Handler, Incoming, Message, Origin, Receiver
@@ -135,7 +137,8 @@ class Messenger:
         With `ack` it is delivered at least once: if the worker dies before its handler has ended, another one gets it,
         and the receipt is returned when a handler has ended. One that raises counts, unless `ack="success"`. After
         `max_deliveries` it goes to a handler of dead letters, and DeadLettered is raised. NotHandled is raised after
-        `timeout`; the message stands. Raises NoReceiver if no worker handles the topic, and as `broadcast`.
+        `timeout`; the message stands. Raises NoReceiver if no worker handles the topic, and as `broadcast`. While a
+        server stops, its workers take no more: the agent then waits until it is told to finish, too.
         """
         if ack not in (False, True, "success"):
             raise ValueError(f'ack is False, True or "success", not {ack!r}')
@@ -279,7 +282,12 @@ class Messenger:
                 "sent: put it elsewhere, and send where it is"
             )
         current()  # binds this to the link of the running loop, where there was none
-        return await self._sender.send(kind, topic, body, want, limit, slot, timeout)
+        while True:
+            try:
+                return await self._sender.send(kind, topic, body, want, limit, slot, timeout)
+            except NoReceiver:
+                if kind is not Kind.WORK or not _at_a_stop() or not await _workers_serve_again():
+                    raise
 
     def _slot(self, to: int | Peer | Literal["agent"]) -> int:
         if to == "agent" or (isinstance(to, Peer) and to.role is Role.AGENT):
@@ -290,6 +298,29 @@ class Messenger:
         if slot >= SLOTS:
             raise NoReceiver(f"there is no worker {slot}")
         return slot
+
+
+def _at_a_stop() -> bool:
+    """Whether this is an agent whose workers only finish what they have: it is told to finish itself before long."""
+    workers = [peer for peer in presence.peers if peer.role is Role.WORKER]
+    return current().identity.role is Role.AGENT and bool(workers) and all(p.phase == "retiring" for p in workers)
+
+
+async def _workers_serve_again() -> bool:
+    """Wait until a worker serves (the stop was none: a reload) or until this agent is to finish, then False."""
+    tasks = {asyncio.ensure_future(_worker_serves()), asyncio.ensure_future(draining.wait())}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return not draining()
+
+
+async def _worker_serves() -> None:
+    async for peers in presence.changes():
+        if any(peer.role is Role.WORKER and peer.phase != "retiring" for peer in peers):
+            return
 
 
 def _check_topic(topic: str) -> None:
