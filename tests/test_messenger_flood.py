@@ -27,7 +27,7 @@ pytestmark = pytest.mark.once
 SIGNALS = int(os.environ.get("SERVE_TEST_SIGNALS", "50"))
 """In each state; the whole test has 200."""
 ATTEMPTS: Final = 3
-"""The worst of a run is one single signal, which anything on the machine may hold up; the listener would in each run."""
+"""The worst of a run is one single signal, which anything on the machine may hold up; the listener would each time."""
 
 
 class LameDuckWord:
