@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,11 @@ from server.small_file import read_small
 
 PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 """What the service manager tells the listener alone (sd_notify(3), sd_listen_fds(3))."""
+_FLAGS: Final = re.compile(r"-(?!$)([A-VY-Zabd-ln-z?]*)(?:([WXcm])(.*))?", re.DOTALL)
+"""A word of the interpreter's options: some that stand alone, then perhaps one that takes the rest or the next word.
+
+-c and -m are the last (docs.python.org, "Command line and environment").
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,15 +103,29 @@ def program() -> str:
     return STARTED_THROUGH
 
 
-def interpreter_flags(original: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """What the interpreter itself was told (`-O`, `-X dev`, `-W error`), out of `sys.orig_argv` and `sys.argv`.
+def interpreter_flags(original: Sequence[str]) -> list[str]:
+    """What the interpreter itself was told (`-O`, `-X dev`, `-W error`), out of `sys.orig_argv`.
 
-    What follows it is the program, `-m server` or a script, and the program's own arguments. `-P` is left out, which
-    is found out anew.
+    What follows it is the program, `-m server`, a script or `-c`, and the program's own arguments. `-P` is left out,
+    which is found out anew.
     """
-    told = list(original[1 : len(original) - len(arguments) + 1])
-    program = 2 if told[-2:-1] == ["-m"] else 1
-    return [flag for flag in told[:-program] if flag != "-P"]
+    flags: list[str] = []
+    rest = iter(original[1:])
+    for told in rest:
+        if told == "--check-hash-based-pycs":
+            flags += [told, next(rest, "")]
+            continue
+        if (read := _FLAGS.fullmatch(told)) is None:
+            break
+        alone, taker, value = read.groups("")
+        runs = taker in ("c", "m")
+        if word := alone.replace("P", "") + ("" if runs else taker + value):
+            flags.append(f"-{word}")
+        if runs:
+            break
+        if taker and not value:
+            flags.append(next(rest, ""))
+    return flags
 
 
 def own_program() -> str:

@@ -97,7 +97,7 @@ class Succession:
         """
         if self._wish is not None:
             raise ServeError("the listener is being replaced already; wait for that")
-        flags = release.interpreter_flags(sys.orig_argv, sys.argv)
+        flags = release.interpreter_flags(sys.orig_argv)
         program = [release.program(), *flags, *SAFE_PATH, "-m", "server"]
         wish = self._wish = Wish([*program, *sys.argv[1:]], _place(program[0]), [asker])
         try:

@@ -94,12 +94,19 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path: Path, monkeypatch: p
         (["-O", "-X", "dev", "-P", "-W", "error"], ["-m", "server"], ["-O", "-X", "dev", "-W", "error"]),
         (["-X", "dev"], ["-mserver"], ["-X", "dev"]),
         ([], ["/srv/env/bin/serve"], []),
-        (["-sP"], ["/srv/env/bin/serve"], ["-sP"]),
+        (["-sP"], ["/srv/env/bin/serve"], ["-s"]),
+        ([], ["-um", "server"], ["-u"]),
+        (["-Xdev", "-OP"], ["-c", "from server.__main__ import main; main()"], ["-Xdev", "-O"]),
+        (["-BW", "error"], ["-uc", "from server.__main__ import main; main()"], ["-BW", "error", "-u"]),
+        (["-O"], ["-m", "coverage", "run", "-m", "server"], ["-O"]),
+        (["-O"], ["launch.py", "-W", "its own"], ["-O"]),
+        (["--check-hash-based-pycs", "always"], ["-m", "server"], ["--check-hash-based-pycs", "always"]),
+        ([], ["-"], []),
+        ([], [], []),
     ],
 )
 @pytest.mark.parametrize("arguments", [[], ["app:app", "--workers", "2"]])
 def test_what_the_interpreter_was_told(
     before: list[str], program: list[str], flags: list[str], arguments: list[str]
 ) -> None:
-    original = ["python", *before, *program, *arguments]
-    assert interpreter_flags(original, ["/srv/server/__main__.py", *arguments]) == flags
+    assert interpreter_flags(["python", *before, *program, *(arguments if program else [])]) == flags
