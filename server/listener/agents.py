@@ -90,6 +90,10 @@ class Agents:
             coming.become(AgentState.ENTERING, now + policy.startup_timeout + policy.agent_timeout)
             self._do(e.TellEnter(coming))
 
+    def begin_anew(self) -> None:
+        """Another generation is current: no agent of it has been lost."""
+        self.restart = Slot()
+
     def hold(self, now: float) -> None:
         """The workers leave: who has the lease keeps it for as long as they are there, and nobody gets it."""
         for agent in list(self.all.values()):

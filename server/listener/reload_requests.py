@@ -56,6 +56,10 @@ class ReloadRequests:
                 self._decisions.say(logging.DEBUG, "reload_asked", text, by=event.by)
         self.wanted += _tickets(event)
 
+    def wait_on(self, tickets: list[int]) -> None:
+        """What these waited for is given up for the reload that is wanted: they get that one's outcome."""
+        self.wanted = [*(self.wanted or []), *tickets]
+
     def refuse_new(self, event: e.ReloadAsked) -> None:
         """It is too late for a reload."""
         for ticket in _tickets(event):

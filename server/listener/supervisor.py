@@ -320,7 +320,6 @@ class Supervisor:
             self._stop.await_one_that_serves()
         if self.state in LEAVING:
             self._tend_agents()
-        if self.state in LEAVING:
             self._stop.conclude()
 
     def _fill_slots(self) -> None:

@@ -22,7 +22,6 @@ from server.listener.lifecycle import (
     GenerationState,
     Policy,
     ServerState,
-    Slot,
     Worker,
     WorkerState,
     counted,
@@ -139,7 +138,7 @@ class Transaction:
         generation.become(GenerationState.CURRENT)
         self._slots.begin_anew(generation)
         roster.policy = generation.policy
-        self._agents.restart = Slot()
+        self._agents.begin_anew()
         self._decisions.do(e.Adopt(generation))
         if old is not None:
             old.become(GenerationState.RETIRING)
@@ -193,7 +192,7 @@ class Transaction:
         self._roster.candidate = None
         generation.become(GenerationState.FAILED)
         generation.superseded = True
-        self._requests.wanted = [*(self._requests.wanted or []), *generation.tickets]
+        self._requests.wait_on(generation.tickets)
         self._decisions.say(logging.INFO, "reload_asked", text, by=self._requests.by)
         self._departures.leave_all(generation, "failed")
 
