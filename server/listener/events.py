@@ -221,7 +221,7 @@ class PrepareReload(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrepareGeneration(Action):
-    """Resolve directories, interpreter and environment for this generation."""
+    """This generation begins, with the configuration that was read last and what that has come to mean."""
 
     generation: Generation
 

@@ -97,9 +97,9 @@ class Listener:
             self.history = heirloom.history
             self.links.load(heirloom.links)
         self._heirloom = heirloom
-        self.plans = Plans(plan, self.start_directory)
-        for number, each in heirloom.plans.items() if heirloom is not None else ():
-            self.plans.all[self.supervisor.generations[number]] = Plan(*each)
+        begun = {} if heirloom is None else heirloom.plans
+        generations = self.supervisor.generations
+        self.plans = Plans(plan, self.start_directory, {generations[n]: Plan(*each) for n, each in begun.items()})
         self.when_running: list[Callable[[], object]] = []
         """What is to be done once signals and the control socket are served."""
         self.succession = Succession(self)
@@ -228,6 +228,7 @@ class Listener:
             return
         for child in self.crew:
             self.crew.attend(child)
+        self._do([])  # whom the earlier program killed, the hub knows before they are reaped
         self._reap()
         text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._heirloom.predecessor}"
         self.telling.happened(e.Say(logging.INFO, "listener_replaced", text))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 
 from server.errors import UsageError
 from server.listener import events as e
@@ -25,11 +26,11 @@ log = logging.getLogger("serve")
 class Plans:
     """Those of one listener."""
 
-    def __init__(self, plan: Plan, start_directory: str) -> None:
-        """`plan` is that of the generation that begins, or serves already."""
+    def __init__(self, plan: Plan, start_directory: str, begun: Mapping[Generation, Plan]) -> None:
+        """`plan` is that of the generation that begins, or serves already; `begun` are all that have begun before."""
         self.settings = plan.settings
         """What the current generation was made with."""
-        self.all: dict[Generation, Plan] = {}
+        self.all = dict(begun)
         self._upcoming = plan
         self._start_directory = start_directory
 
