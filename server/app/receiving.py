@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from server.app.link import Link
@@ -61,13 +61,29 @@ class Message:
 Handler = Callable[[Message], Any]
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Registration:
     """A handler of a topic."""
 
     handler: Handler
     concurrency: int
     once: bool = False
+
+
+class Handlers:
+    """Who handles a topic, and what follows from that: worked out at each change, not for each message."""
+
+    __slots__ = ("all", "concurrency", "once")
+
+    def __init__(self, registrations: Iterable[Registration] = ()) -> None:
+        self.all = tuple(registrations)
+        self.concurrency = max((each.concurrency for each in self.all), default=0)
+        """How many messages are handled at a time; 0 if nobody handles any."""
+        self.once = any(each.once for each in self.all)
+        """Some of them want one message and no more."""
+
+
+NOBODY: Final = Handlers()
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,6 +114,7 @@ class Topic:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.title = f"message {name}"
         self.queue: collections.deque[Delivery] = collections.deque()
         self.running = 0
 
@@ -106,7 +123,7 @@ class Receiver:
     """What this process handles. Registrations outlive the link."""
 
     def __init__(self) -> None:
-        self._handlers: dict[str, list[Registration]] = {}
+        self._handlers: dict[str, Handlers] = {}
         self._hands: Hands | None = None
         work.at_retire(self._give_back)
 
@@ -115,43 +132,39 @@ class Receiver:
         self._hands = Hands(self, link)
         names = list(self._handlers)
         for start in range(0, len(names), 100):
-            link.send("msg.topics", {"topics": {name: self.concurrency(name) for name in names[start : start + 100]}})
+            some = {name: self._handlers[name].concurrency for name in names[start : start + 100]}
+            link.send("msg.topics", {"topics": some})
 
-    def handlers(self, topic: str) -> list[Registration]:
+    def handlers(self, topic: str) -> Handlers:
         """Who handles a topic."""
-        return self._handlers.get(topic, [])
-
-    def concurrency(self, topic: str) -> int:
-        """How many messages of a topic are handled at a time; 0 if nobody handles any."""
-        return max((each.concurrency for each in self.handlers(topic)), default=0)
+        return self._handlers.get(topic, NOBODY)
 
     def on(self, topic: str, handler: Handler, concurrency: int, once: bool = False) -> None:
         """Have the messages of a topic handled. Raises ValueError for too many topics."""
         if topic not in self._handlers and len(self._handlers) >= TOPICS:
             raise ValueError(f"one process handles {TOPICS} topics at most: put what differs into the payload")
-        self._change(topic, [*self.handlers(topic), Registration(handler, concurrency, once)])
+        self._change(topic, [*self.handlers(topic).all, Registration(handler, concurrency, once)])
 
     def off(self, topic: str, handler: Handler | None) -> None:
         """Remove a handler, or all of a topic; what has begun ends."""
         if topic in self._handlers:
-            self._change(topic, [each for each in self.handlers(topic) if handler not in (None, each.handler)])
+            self._change(topic, [each for each in self.handlers(topic).all if handler not in (None, each.handler)])
             if self._hands is not None:
                 self._hands.begin(topic)
 
     def begun(self, topic: str) -> None:
         """One message of a topic is handled: who wanted no more than one gets no other."""
-        if any(each.once for each in self.handlers(topic)):
-            self._change(topic, [each for each in self.handlers(topic) if not each.once])
+        self._change(topic, [each for each in self.handlers(topic).all if not each.once])
 
-    def _change(self, topic: str, handlers: list[Registration]) -> None:
+    def _change(self, topic: str, registrations: list[Registration]) -> None:
         """These handle a topic from here on; the hub is told of a change that is one for it."""
-        before = self.concurrency(topic)
-        if handlers:
-            self._handlers[topic] = handlers
+        before, now = self.handlers(topic), Handlers(registrations)
+        if registrations:
+            self._handlers[topic] = now
         else:
             self._handlers.pop(topic, None)
-        if self._hands is not None and (now := self.concurrency(topic)) != before:
-            self._hands.tell(topic, now)
+        if self._hands is not None and now.concurrency != before.concurrency:
+            self._hands.tell(topic, now.concurrency)
 
     def _give_back(self) -> None:
         if self._hands is not None:
@@ -187,7 +200,7 @@ class Hands:
         touched: dict[str, Topic] = {}
         for (number, name, id, attempt, kind, want, origin, subject, _), body in entries(frame):
             delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body, self._last.is_set())
-            if not self._receiver.handlers(name):
+            if not self._receiver.handlers(name).all:
                 self._not_wanted(delivery)
             elif work.retiring and delivery.kind is not Kind.COPY:
                 self._back.add(number)
@@ -210,13 +223,13 @@ class Hands:
     def _next(self, topic: Topic) -> None:
         """Begin with what may begin."""
         receiver, name = self._receiver, topic.name
-        while topic.queue and topic.running < receiver.concurrency(name):
+        while topic.queue and topic.running < (handlers := receiver.handlers(name)).concurrency:
             topic.running += 1
-            handlers = receiver.handlers(name)
             delivery = topic.queue.popleft()
-            receiver.begun(name)
-            self._start(self._handle(topic, delivery, handlers), f"message {name}", delivery.late)
-        while topic.queue and not receiver.handlers(name):
+            if handlers.once:
+                receiver.begun(name)
+            self._start(self._handle(topic, delivery, handlers.all), topic.title, delivery.late)
+        while topic.queue and not receiver.handlers(name).all:
             self._not_wanted(topic.queue.popleft())
         if not topic.queue and not topic.running:
             self._topics.pop(name, None)
@@ -229,7 +242,7 @@ class Hands:
         else:
             work.start(handling, name)
 
-    async def _handle(self, topic: Topic, delivery: Delivery, handlers: list[Registration]) -> None:
+    async def _handle(self, topic: Topic, delivery: Delivery, handlers: Sequence[Registration]) -> None:
         """Run the handlers, and say that they have ended. Cut by the hammer it says nothing: the process dies."""
         body, wrong = b"", ""
         try:
