@@ -29,7 +29,7 @@ def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
     meant = {}
     for name in sorted(environ):
         ours = name.upper().startswith(ENV_PREFIX) and name not in known and not name.startswith("SERVE_EVENT_")
-        if not ours or environ[name].startswith("tcp://") or _OF_KUBERNETES.fullmatch(name):
+        if not ours or environ[name].startswith(("tcp://", "udp://", "sctp://")) or _OF_KUBERNETES.fullmatch(name):
             continue
         wanted = {each.removeprefix(ENV_PREFIX): each for each in known if each.startswith(ENV_PREFIX)}
         rest = re.sub(r"[^A-Z]", "_", name.upper().removeprefix(ENV_PREFIX))

@@ -51,8 +51,9 @@ def test_what_is_ours_or_somebody_elses(name: str) -> None:
     assert misspelt({name: "4"}) == {}
 
 
-def test_an_address_that_kubernetes_sets_is_none_of_ours() -> None:
-    assert misspelt({"SERVE_ADMINS_PORT": "tcp://10.0.0.7:80"}) == {}
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_an_address_that_kubernetes_sets_is_none_of_ours(protocol: str) -> None:
+    assert misspelt({"SERVE_ROOT_PORT": f"{protocol}://10.0.0.7:80"}) == {}
 
 
 def test_the_operator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
