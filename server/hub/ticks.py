@@ -401,5 +401,7 @@ class Ticks(Part):
         for each in state["lines"]:
             line = self.lines[each["name"]] = Line.from_state(each, self.seed)
             self._define_line(line, self._offers.current().get(line.name), line.decided)
+            if line.newest() is not None:
+                self.past.changed(line)  # it may not have been written yet
         self.runs.load(state["number"], self.lines.values())
         self._hurry()

@@ -653,6 +653,17 @@ def test_ticks_without_a_run_are_kept_in_the_store(stored: Server) -> None:
     assert written() == [[("paused", 3)]]
 
 
+def test_what_an_earlier_program_had_not_written_of_the_history_the_next_one_writes(stored: Server) -> None:
+    stored.switch(every(100, on=On.ALL))
+    stored.go(100)
+    stored.ran(1)
+    stored.replace()
+    stored.hub.store_changed("")
+    stored.go(6)
+    (frame,) = [frame for frame in stored.port.to_store if frame.kind == "store.write"]
+    assert [entry["outcome"] for _, entry in unpacked(frame.body)] == ["ok"]
+
+
 def test_one_whose_instants_cannot_be_computed_harms_no_other(server: Server) -> None:
     server.switch(Definition("broken", cron="* * * * *", tz="X/Y", rules=b"no rules"), every(10))
     server.go(10)
