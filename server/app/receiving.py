@@ -281,7 +281,7 @@ class Hands:
             topic.queue = kept
         self._back.flush()
         self._link.send("msg.back", {"m": [], "all": True})  # what follows may go to others
-        work.start(self._until_last(), "messages that wait")
+        work.hold(self._until_last(), "messages that wait")
 
     async def _until_last(self) -> None:
         """A process that retires waits for what was accepted for it before; its deadline is the hammer's."""

@@ -14,7 +14,8 @@ class Work:
     """The tasks of one process."""
 
     def __init__(self) -> None:
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self._held: set[asyncio.Task[Any]] = set()
         self.retiring = False
         """No new work comes any more: what has been given and not begun has been given back."""
         self.cut = False
@@ -22,11 +23,18 @@ class Work:
         self._told = asyncio.Event()
         self._at_retire: list[Callable[[], None]] = []
 
-    def start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run `coroutine`, which must deal with its own errors, as a task that is waited for."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
+
+    def hold(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """As `start`, of what only waits for more work: when it is cut it does not count."""
+        task = self.start(coroutine, name)
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
         return task
 
     def at_retire(self, do: Callable[[], None]) -> None:
@@ -46,11 +54,11 @@ class Work:
         await self._told.wait()
 
     def cancel(self) -> int:
-        """The hammer: cancel all that has not ended; return how many that are."""
+        """The hammer: cancel all that has not ended; return how many handlers and runs that are."""
         self.cut = True
         for task in list(self.tasks):
             task.cancel()
-        return len(self.tasks)
+        return len(self.tasks - self._held)
 
 
 work: Final = Work()

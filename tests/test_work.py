@@ -1,0 +1,23 @@
+"""What a process does for others: it is waited for, and counted when it is cut."""
+
+from __future__ import annotations
+
+import asyncio
+
+from server.app.work import Work
+
+
+def test_what_only_waits_is_cut_as_well_but_does_not_count() -> None:
+    async def main() -> None:
+        work = Work()
+        handler = work.start(asyncio.Event().wait(), "message t")
+        waits = work.hold(asyncio.Event().wait(), "messages that wait")
+        assert work.tasks == {handler, waits}
+        assert work.cancel() == 1
+        await asyncio.wait(work.tasks)
+        assert handler.cancelled()
+        assert waits.cancelled()
+        assert work.tasks == set()
+        assert work.cancel() == 0
+
+    asyncio.run(main())
