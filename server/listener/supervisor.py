@@ -278,8 +278,9 @@ class Supervisor:
     def _check_deadlines(self) -> None:
         now = self.decisions.now
         self._stop.check_deadline()
-        for worker in [w for w in self.workers.values() if now >= w.deadline]:
-            self._overdue(worker)
+        for worker in list(self.workers.values()):
+            if now >= worker.deadline:  # still: one before it may have taken its whole generation along
+                self._overdue(worker)
         for agent, why in self.agents.overdue(now):
             self._agent_lost(agent, why)
 

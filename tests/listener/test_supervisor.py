@@ -227,6 +227,24 @@ def test_a_worker_that_never_accepts_fails_the_reload() -> None:
     assert not shell.of(e.Answer)[0].ok
 
 
+def test_what_one_that_is_late_takes_along_has_time_to_end() -> None:
+    """All of a generation are late at the same moment; no more than one of them is killed for it."""
+    shell = Shell(start_concurrency=2).up()
+    shell.send(e.ReloadAsked())
+    shell.send(e.Tick(), after=POLICY.startup_timeout)
+    late, other = (worker for worker in shell.workers() if worker.generation.number == 2)
+    assert [kill.worker for kill in shell.of(e.Kill)] == [late]
+    assert [quit.worker for quit in shell.of(e.TellQuit)] == [other]
+    shell.reap(WorkerState.ENDING)
+    shell.forget()
+    shell.send(e.ReloadAsked())
+    shell.make_ready()
+    shell.send(e.Tick(), after=SWITCH_TIMEOUT)
+    late, other = (worker for worker in shell.workers() if worker.generation.number == 3)
+    assert [kill.worker for kill in shell.of(e.Kill)] == [late]
+    assert [retire.worker for retire in shell.of(e.TellRetire)] == [other]  # it may have accepted connections
+
+
 def test_reloads_during_a_reload_become_one() -> None:
     shell = Shell().up()
     shell.send(e.ReloadAsked(ticket=1))
