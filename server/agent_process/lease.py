@@ -2,8 +2,8 @@
 
 Within one server the listener alone decides whose the lease is. The lock is for what it cannot see: an agent whose
 listener was killed, and which has not ended when the next server's is to begin. Nothing gives the lock up but the end
-of the process. No agent removes the file, since who locks a removed one is alone with it: a listener may, when it ends
-in order (`server.listener.agent_lock.clear_away`).
+of the process. No agent removes the file, since who locks a removed one is alone with it: a listener may, when it has
+no agent any more (`server.listener.agent_lock.clear_away`).
 """
 
 from __future__ import annotations
