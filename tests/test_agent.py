@@ -506,12 +506,19 @@ async def hands_out():
     finally:
         note("leave")
 
+@messenger.on("linger")
+async def linger(message):
+    await draining.wait()
+    await asyncio.sleep(0.2)
+    note("lingered")
+
 asks = app
 
 async def app(scope, receive, send):
     if scope["type"] == "http" and scope["path"] == "/slow":
         note("slow")
         await draining.wait()
+        await messenger.send_to_agent("linger")
         await asyncio.sleep(1.5)  # a message waits for 1 s where nobody can take it
     await asks(scope, receive, send)
 """
@@ -527,7 +534,7 @@ def test_an_agent_that_hands_out_work_waits_for_the_end_of_a_stop(tmp_path: Path
             assert answer.result()[0] == 200
         assert "agent_failed" not in server.log()
         assert "Traceback" not in server.log()
-    assert noted(tmp_path, "enter", "leave") == ["enter", "leave"]
+    assert noted(tmp_path, "enter", "leave", "lingered") == ["enter", "leave", "lingered"]
 
 
 def test_an_agent_whose_loop_is_blocked_makes_way_for_another(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 
 from server.app.agent_subject import Manager, Subject
+from server.app.draining import draining
+from server.app.sending import NoReceiver
 
 
 class Life:
@@ -67,6 +69,9 @@ class Life:
                 await made
         except asyncio.CancelledError as error:
             return None if self._leave.is_set() else error
+        except NoReceiver as error:
+            # at a stop no worker takes what it hands out: it ends a little before it is cancelled
+            return None if draining() and not self._inside and not self._leave.is_set() else error
         except GeneratorExit:
             raise
         except BaseException as error:

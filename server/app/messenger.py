@@ -138,7 +138,7 @@ class Messenger:
         and the receipt is returned when a handler has ended. One that raises counts, unless `ack="success"`. After
         `max_deliveries` it goes to a handler of dead letters, and DeadLettered is raised. NotHandled is raised after
         `timeout`; the message stands. Raises NoReceiver if no worker handles the topic, and as `broadcast`. While a
-        server stops, its workers take no more: the agent then waits until it is told to finish, too.
+        server stops, its workers take no more: the agent then waits until it is told to finish, whatever `timeout` is.
         """
         if ack not in (False, True, "success"):
             raise ValueError(f'ack is False, True or "success", not {ack!r}')
@@ -162,7 +162,8 @@ class Messenger:
         """Send to one worker (`to`: the one of a slot, or the agent) and return what its handler returns.
 
         It is delivered once at most. Raises CallFailed if the handler raises or its process dies, NotHandled if it
-        does not answer in time, NoReceiver, and as `broadcast`.
+        does not answer in time, NoReceiver, and as `broadcast`. What an agent asks of any worker at a stop waits as in
+        `send_random`.
         """
         kind, slot = (Kind.WORK, 0) if to is None else (Kind.DIRECT, self._slot(to))
         return unpacked(await self._send(kind, topic, payload, Want.ANSWER, slot, timeout))
