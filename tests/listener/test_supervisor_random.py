@@ -320,6 +320,12 @@ class SupervisedServer(RuleBasedStateMachine):
         if stopped and number is not None:
             self.asked.discard(number)  # the loop has ended; nobody handles this
 
+    @precondition(lambda self: self.supervisor.state is ServerState.RUNNING)
+    @rule()
+    def files_change(self) -> None:
+        """As with --reload: what starts is given up for another."""
+        self.send(e.ReloadAsked(by="a.py has changed", supersedes=True))
+
     @rule(on=st.booleans(), by_control=st.booleans())
     def ask_lame_duck(self, on: bool, by_control: bool) -> None:
         held = self.lame_duck
