@@ -24,6 +24,12 @@ _ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
 log = logging.getLogger("serve")
 
 
+def make_room(end: socket.socket) -> None:
+    """Have the kernel hold the largest frame that this end sends, where its default is too small."""
+    if end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < SEND_BUFFER:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER // 2)
+
+
 def receive(end: socket.socket) -> bytes | None:
     """The next packet; None if there is none yet, and b"" if none will come any more."""
     while True:
@@ -45,8 +51,7 @@ class LinkSocket:
     def __init__(self, end: socket.socket) -> None:
         """Take over the socket `end`; `close` closes it."""
         end.setblocking(False)
-        if end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < SEND_BUFFER:
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER // 2)
+        make_room(end)
         self.socket = end
         self.waiting: collections.deque[bytes] = collections.deque()
 

@@ -26,7 +26,7 @@ from server.config import Config
 from server.errors import ChannelError
 from server.hub.decide import Entry
 from server.hub.frames import Frame, decode, encode, packed
-from server.link_socket import receive
+from server.link_socket import make_room, receive
 from server.listener import events as e
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.processes import Process, Processes
@@ -187,6 +187,7 @@ class Store:
         ours = self._socket
         assert ours is not None
         ours.setblocking(False)
+        make_room(ours)
         try:
             if not self._adopted:
                 with theirs:

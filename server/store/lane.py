@@ -13,13 +13,11 @@ from typing import Any, Final
 import anyio
 
 from server.hub.frames import Frame, decode, encode
-from server.link_socket import receive
+from server.link_socket import make_room, receive
 from server.store.answers import Answer
 
 BATCH: Final = 256
 """Frames that are taken at a time at most."""
-PAUSE: Final = 0.005
-"""Seconds until the next try where there is room, and yet none (ENOBUFS)."""
 
 
 class Lane:
@@ -28,6 +26,7 @@ class Lane:
     def __init__(self, end: socket.socket) -> None:
         """Take over the socket."""
         end.setblocking(False)
+        make_room(end)
         self._socket = end
         self._sending = anyio.Lock()
 

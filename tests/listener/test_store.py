@@ -6,16 +6,19 @@ import collections
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
 import pytest
 
+from server.channel import pair
 from server.config import Config
 from server.hub.decide import Limits
-from server.hub.frames import Frame, decode, encode
+from server.hub.frames import Frame, decode, encode, packed
 from server.listener import events as e
+from server.listener import store as store_module
 from server.listener import store_questions as module
 from server.listener.processes import Processes
 from server.listener.store import Store
@@ -124,6 +127,24 @@ async def test_what_is_asked_is_answered(tmp_path: Path) -> None:
         assert set((await hub.answered(300)).values()) == {"written"}
         assert hub.troubles == [""]
     assert not hub.processes.living()
+
+
+async def test_the_largest_values_pass_where_the_kernels_default_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def narrow() -> tuple[socket.socket, socket.socket]:
+        ends = pair()
+        for end in ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 10_000)
+        return ends
+
+    monkeypatch.setattr(store_module, "pair", narrow)
+    async with running(tmp_path) as hub:
+        value = packed("x" * 60_000, "a value")
+        hub.store.send(encode("store.write", {"id": 1, "op": "set", "key": "k"}, value))
+        assert await hub.answered(1) == {1: "written"}
+        hub.write(2)
+        assert (await hub.answered(2))[2] == "written"
 
 
 async def test_too_much_is_refused_and_the_rest_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
