@@ -48,7 +48,7 @@ def same(status: dict[str, Any]) -> dict[str, Any]:
 def test_everything_is_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     options = ("--workers", "2", "--pid", "pid", "--bind", f"unix:{tmp_path}/app.sock", "--bind", "127.0.0.1:0")
-    command = [sys.executable, "-X", "whatever", "-m", "server"]
+    command = [sys.executable, "-X", "whatever", "-um", "server"]
     with running("app:app", *options, directory=tmp_path, bind="", command=command) as server:
         server.signal(signal.SIGHUP)
         server.wait_until(lambda status: status["reloads"] == 1)
@@ -64,7 +64,7 @@ def test_everything_is_as_it_was(tmp_path: Path) -> None:
                 assert "the listener runs serve" in replace(server)
             assert same(server.status()) == before
             told = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
-            assert told.count("-X") == told.count("whatever") == 1
+            assert told.count("-X") == told.count("whatever") == told.count("-u") == 1
             assert server.worker_pids() == workers
             assert len(os.listdir(f"/proc/{server.pid}/fd")) == descriptors
             assert request(kept)[0] == 200
