@@ -73,5 +73,5 @@ class Replica:
     def _different(self, batch: list[Item]) -> Iterator[Item]:
         for item in batch:
             held = self.held.get(item.key)
-            if held is None or held.version != item.version:
+            if held is None or (held.version, held.raw) != (item.version, item.value):
                 yield item

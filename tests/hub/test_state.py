@@ -526,6 +526,18 @@ def test_much_that_has_changed_meanwhile_is_sent_as_the_whole_state(stored: Fixt
     assert [frame.kind for frame in stored.answers[1]] == ["state.done"]
 
 
+def test_much_that_has_other_values_with_the_same_versions_is_taken_over(stored: Fixture) -> None:
+    """After a fail-over: another server may have written before this one was back."""
+    for value in ("before", "after"):
+        rows = [[f"k{number}", 10 + number, packed(value, "")] for number in range(3000)]
+        stored.from_store("store.snapshot", packed(rows, ""), first=True)
+        stored.from_store("store.up", server="s", shared=True)
+        for _ in range(10):
+            stored.hub.tick()
+            stored.catch_up(1)
+        assert set(stored.has(1).values()) == {value}
+
+
 def test_an_answer_that_is_older_than_the_snapshot_brings_nothing_back(stored: Fixture) -> None:
     """The key has been deleted by another server, before the snapshot was taken."""
     stored.write(1, "set", "k", "v")
