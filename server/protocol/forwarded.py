@@ -48,12 +48,13 @@ _SECURE: Final = {b"http": False, b"ws": False, b"https": True, b"wss": True}
 _NODE: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9]{1,3}(?:\.[0-9]{1,3}){3}))(?::([0-9]{1,5}|_[\w.\-]+))?")
 _BARE_IPV6: Final = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _PAIR: Final = rb"(" + _TOKEN + rb")=(" + _TOKEN + rb"|" + _QUOTED + rb")"
 _PAIRS: Final = re.compile(_PAIR)
-# Possessive, so that no text takes more than linear time. White space around semicolons is not in the grammar but seen.
-_ELEMENT: Final = re.compile(rb"[ \t]*+(?:" + _PAIR + rb")?+(?:[ \t]*+;[ \t]*+(?:" + _PAIR + rb")?+)*+[ \t]*+")
+# Nothing matches in two ways, so that no text takes more than linear time; groups are not possessive (see chunks.py).
+# White space around semicolons is not in the grammar but seen.
+_ELEMENT: Final = re.compile(rb"[ \t]*+(?:" + _PAIR + rb")?(?:[ \t]*+;[ \t]*+(?:" + _PAIR + rb")?)*[ \t]*+")
 _ESCAPE: Final = re.compile(rb"\\(.)", re.DOTALL)
 
 # RFC 3986 3.3 without the comma, which separates the values of a list.

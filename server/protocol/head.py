@@ -49,7 +49,7 @@ _LINE_START: Final = re.compile(TOKEN + rb"(?: [!-~]*+(?: [HTP/0-9.]*\r?)?)?")
 # RFC 3986: pchar and "/", then the same with "?"; and in both what browsers leave as it is (URL Standard, 1.3: the
 # percent-encode sets of path and query). A "%" without its two digits passes too: people type it, browsers send it.
 _PCHAR: Final = rb"A-Za-z0-9\-._~!$&'()*+,;=:@%"
-_ORIGIN_FORM: Final = re.compile(rb"/[/" + _PCHAR + rb"\[\]^|]*+(?:\?[/?" + _PCHAR + rb"\[\]\\^`{|}]*+)?+")
+_ORIGIN_FORM: Final = re.compile(rb"/[/" + _PCHAR + rb"\[\]^|]*+(?:\?[/?" + _PCHAR + rb"\[\]\\^`{|}]*+)?")
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@%/?[]^|"
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
 _CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
