@@ -198,8 +198,9 @@ class Hands:
 
     def _take(self, frame: Frame) -> None:
         touched: dict[str, Topic] = {}
+        late = self._last.is_set()
         for (number, name, id, attempt, kind, want, origin, subject, _), body in entries(frame):
-            delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body, self._last.is_set())
+            delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body, late)
             if not self._receiver.handlers(name).all:
                 self._not_wanted(delivery)
             elif work.retiring and delivery.kind is not Kind.COPY:

@@ -125,7 +125,8 @@ class Window:
     def leave(self, topic: str, size: int) -> None:
         """One has been accepted, or is not waited for any more."""
         self._add(topic, -1, -size)
-        self._let_in()
+        if self._waiters:
+            self._let_in()
 
     def _let_in(self) -> None:
         """Those for whom there is room; a topic that has got some comes after the others the next time."""
