@@ -42,8 +42,10 @@ def _said(process: StoreProcess) -> list[tuple[str, int | None]]:
 @contextlib.contextmanager
 def stopped(process: StoreProcess) -> Iterator[None]:
     process.process.send_signal(signal.SIGSTOP)
-    yield
-    process.process.send_signal(signal.SIGCONT)
+    try:
+        yield
+    finally:
+        process.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("before", [0, 3, 10])
