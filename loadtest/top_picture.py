@@ -48,6 +48,9 @@ async def application(scope, receive, send):
     await asyncio.sleep(60 if scope["path"] == "/report" else random.expovariate(1 / 0.008))
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2000")]})
     await send({"type": "http.response.body", "body": b"x" * 2000})
+
+async def stock():
+    await asyncio.Event().wait()
 """
 LOAD = ((14, 10), (12, 16), (14, 26), (12, 34), (10, 22), (8, 28), (9, 40), (14, 34))
 """Seconds and connections of each run of wrk."""
@@ -74,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--columns", type=int, default=120)
-    parser.add_argument("--lines", type=int, default=34)
+    parser.add_argument("--lines", type=int, default=35)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         samples = watch(Path(scratch))
@@ -90,6 +93,7 @@ def watch(directory: Path) -> Samples:
     (package / "web.py").write_text(APP)
     control = directory / "control.sock"
     arguments = ["shop.web:application", "--workers", "4", "--bind", "127.0.0.1:8000", "--control", str(control)]
+    arguments += ["--agent", "shop.web:stock"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     server = subprocess.Popen(
         [sys.executable, "-m", "server", *arguments, "--graceful-timeout", "120", "--keep-alive", "600"],

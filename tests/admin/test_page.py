@@ -72,11 +72,11 @@ def test_a_reload_is_a_mark_and_a_band_and_a_refused_one_a_mark(server: RunningS
         browser.wait_for("Number(document.getElementById('requests').textContent) > 0")
         server.reload()
         assert request(connection)[0] == 200
+        browser.wait_for("document.getElementById('handed-over').textContent === '1'")  # at the latest after that
     for element in (".mark.done", ".band"):
         browser.wait_for(f"document.querySelector('{element}[data-generation=\"{before + 1}\"]')")
     browser.wait_for(f"document.getElementById('generation').textContent === '{before + 1}'")
     assert browser.evaluate(f"document.querySelector('.band[data-generation=\"{before}\"]') !== null")
-    browser.wait_for("document.getElementById('handed-over').textContent === '1'")
     (server.directory / "app.py").write_text(
         "import nothing_of_this_name  # <img src=x onerror='window.broken = 1'><script>window.broken = 1</script>"
     )

@@ -6,6 +6,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import pytest
+
+from server.protocol import turn as turn_module
 from server.protocol.service import Phase, Receive, Scope, Send
 from server.protocol.turn import PATIENCE, Turn
 from tests.protocol.http_server import GET, HttpServer, respond
@@ -29,7 +32,9 @@ async def ping(scope: Scope, receive: Receive, send: Send) -> None:
     await respond(send, b"pong")
 
 
-def test_answers_of_one_turn_wait_for_each_other() -> None:
+def test_answers_of_one_turn_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn_module, "PATIENCE", 60.0)  # as long as no turn takes, also where this process has to wait
+
     async def main() -> None:
         turn = Turn(asyncio.get_running_loop())
         first, second = Writes(), Writes()
