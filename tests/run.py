@@ -35,8 +35,8 @@ PROGRAMS = {
     "tini": "tini",
 }
 """Programs of the system by the package of Debian that brings them."""
-XDIST = ("-n", "4", "--dist", "worksteal")
-"""Four at a time, for two processors: most tests wait most of the time. Neighbours stay together as long as there are
+XDIST = ("-n", "3", "--dist", "worksteal")
+"""Three at a time, for two processors: most tests wait most of the time. Neighbours stay together as long as there are
 enough, so that what a module starts for all its tests is started once."""
 KEEPING_BYTECODE = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 """The environment of the tests, in which Python keeps what it has compiled."""
