@@ -205,7 +205,6 @@ def test_a_stream_finishes_in_its_worker_and_its_connection_travels_then(project
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
         await send({"type": "http.response.body", "body": b"hello", "more_body": True})
         from server import draining
-        assert scope["extensions"]["serve"]["draining"] is draining
         reason = await draining.wait()
         assert draining() and reason == "reload"
         await send({"type": "http.response.body", "body": b"world"})

@@ -201,7 +201,7 @@ class Answer:
         await asyncio.sleep(0)
 
     def _before_start(self, message: Message, kind: object) -> None:
-        if kind != EARLY_HINT or EARLY_HINT not in self.service.extensions:
+        if kind != EARLY_HINT or not self.service.early_hints:
             raise RuntimeError(f"Expected the message http.response.start, got {kind!r}.")
         self._hint(message)
 
@@ -407,7 +407,7 @@ class Answer:
             content, more = path_of(message, self._length), False
         elif kind == "http.response.zerocopysend":
             content, more = file_of(message), bool(message.get("more_body", False))
-        elif kind == EARLY_HINT and EARLY_HINT in self.service.extensions:
+        elif kind == EARLY_HINT and self.service.early_hints:
             self._hint(message)
             return
         else:

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from server.logs import about
-from server.protocol.answer import COMING, DONE, LOST, STREAMING, TRAILERS, WAITING, Answer, Content, Framing
+from server.protocol.answer import COMING, DONE, EARLY_HINT, LOST, STREAMING, TRAILERS, WAITING, Answer, Content, Framing
 from server.protocol.head import CHUNKED, Head
 from server.protocol.response import CONTINUE
 from server.protocol.service import ClientDisconnected, Message, Service
@@ -77,9 +77,7 @@ class Exchange(Answer):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
             path = root_path + path
             raw_path = service.raw_root_path + raw_path
-        extensions = service.extensions.copy()
-        if head.te_trailers:
-            extensions["http.response.trailers"] = {}
+        # Plain data, and the request's own at every depth: what one application's call changes, no other call sees.
         self.scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
@@ -94,8 +92,16 @@ class Exchange(Answer):
             "client": connection.client,
             "server": connection.server,
             "state": service.state.copy() if service.state else {},
-            "extensions": extensions,
+            "extensions": {
+                "http.response.pathsend": {},
+                "http.response.zerocopysend": {},
+                "serve": {"generation": service.generation, "slot": service.slot},
+            },
         }
+        if service.early_hints:
+            self.scope["extensions"][EARLY_HINT] = {}
+        if head.te_trailers:
+            self.scope["extensions"]["http.response.trailers"] = {}
         self.client = connection.client
         if head.forwarding and connection.trusted:
             forwarded = service.forwarding.understand(head.headers, connection.client)

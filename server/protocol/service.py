@@ -95,9 +95,10 @@ class Service:
         "departure",
         "draining",
         "durations",
+        "early_hints",
         "emptied",
-        "extensions",
         "forwarding",
+        "generation",
         "heads",
         "health_path",
         "keep_alive",
@@ -118,6 +119,7 @@ class Service:
         "scoreboard",
         "sent",
         "shared",
+        "slot",
         "state",
         "tasks",
         "took",
@@ -171,13 +173,10 @@ class Service:
         in the context of whoever resumed its reading: python/cpython#140947)."""
         self.state: dict[str, Any] = {}
         """The lifespan state; each request's scope gets a shallow copy (ASGI lifespan, "Lifespan State")."""
-        self.extensions: dict[str, dict[str, Any]] = {
-            "http.response.pathsend": {},
-            "http.response.zerocopysend": {},
-        }
-        """This server's own entries of `scope["extensions"]` for HTTP; copied into each scope."""
-        if config.early_hints:
-            self.extensions["http.response.early_hint"] = {}
+        self.generation = 0
+        self.slot = 0
+        """Which worker this is: `scope["extensions"]["serve"]`."""
+        self.early_hints = config.early_hints
         self.departure: Callable[[Any], None] | None = None
         """In phase TRAVELLING: called by a connection that has become idle, to be handed over."""
         self.access_log: AccessLog | None = None

@@ -273,7 +273,10 @@ class WebSocketConnection(Endings):
             "server": self._server,
             "subprotocols": self._handshake.subprotocols,
             "state": service.state.copy(),
-            "extensions": self._extensions(),
+            "extensions": {
+                "serve": {"generation": service.generation, "slot": service.slot},
+                "websocket.http.response": {},
+            },
         }
         if self._forwarded is not None:
             self._forwarded.apply(scope)
@@ -292,11 +295,6 @@ class WebSocketConnection(Endings):
     def identity(self) -> str:
         """The request's id, or ""."""
         return self._identity or super().identity()
-
-    def _extensions(self) -> dict[str, dict[str, Any]]:
-        """The server's own, less those that are about HTTP responses."""
-        own = {name: value for name, value in self._service.extensions.items() if not name.startswith("http.")}
-        return {**own, "websocket.http.response": {}}
 
     async def receive(self) -> Message:
         """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""

@@ -176,11 +176,7 @@ class Worker:
         self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, draining)
         if self.hub is not None:
             service.catch_up = CatchingUp(self.hub, service.published)
-        service.extensions["serve"] = {
-            "draining": draining,
-            "generation": self.welcome["generation"],
-            "slot": self.welcome["slot"],
-        }
+        service.generation, service.slot = self.welcome["generation"], self.welcome["slot"]
         service.access_log = self.access_log = access_log.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
         )

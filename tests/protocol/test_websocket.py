@@ -134,7 +134,7 @@ def test_scope(loop_name: str) -> None:
     app = Recorder()
     with serving(app, loop_name, root_path="/root") as server:
         server.service.state["db"] = "a pool"
-        server.service.extensions["serve.draining"] = {}
+        server.service.generation, server.service.slot = 7, 3
         with connect(server.url("/a%20b/%C5%BE?q=1&r=%20"), subprotocols=[Subprotocol("v1"), Subprotocol("v2")]):
             scope = app.scope
         assert app.disconnect(server)["code"] == 1000
@@ -153,7 +153,7 @@ def test_scope(loop_name: str) -> None:
         "root_path": "/root",
         "subprotocols": ["v1", "v2"],
         "state": {"db": "a pool"},
-        "extensions": {"serve.draining": {}, "websocket.http.response": {}},
+        "extensions": {"serve": {"generation": 7, "slot": 3}, "websocket.http.response": {}},
     }
     assert scope["state"] is not server.service.state
     assert app.received[0] == {"type": "websocket.connect"}

@@ -40,13 +40,13 @@ NODE_APP = """
 import asyncio
 
 import loadtest_app
+from server import draining
 
 
 async def app(scope, receive, send):
     if scope["type"] != "http" or scope["path"] != "/events":
         await loadtest_app.app(scope, receive, send)
         return
-    draining = scope["extensions"]["serve"]["draining"]
     number = int(dict(scope["headers"]).get(b"last-event-id", b"0"))
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
