@@ -36,6 +36,9 @@ HALF_CLOSED_TIME: Final = 1.0
 DRAIN_LIMIT: Final = 65536
 """Unread request content up to this size (bytes) is read and dropped after the response; more ends the connection."""
 
+SMALL_PIECE: Final = 2048
+"""Pieces of content that wait for the application are joined up to this size (bytes): what is held is their content."""
+
 _log: Final = logging.getLogger("serve.error")
 
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
@@ -235,7 +238,11 @@ class Exchange(Answer):
         """A piece of the request's content has arrived. What comes after the response's end is dropped."""
         self.awaits_continue = False
         if self.state is not DONE and data:
-            self._pieces.append(data)
+            pieces = self._pieces
+            if pieces and len(pieces[-1]) + len(data) <= SMALL_PIECE:
+                pieces[-1] += data  # an object for each would cost many times its content
+            else:
+                pieces.append(data)
             self.unread += len(data)
             if self._waiters:
                 self.wake()

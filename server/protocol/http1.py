@@ -344,11 +344,10 @@ class Http1Connection(Lifecycle):
         except BadRequest as refused:
             self._refuse_content(exchange, refused)
             return False
-        content = 0
-        for piece in pieces:
-            content += len(piece)
-            exchange.push(piece)
-        self._content += content
+        if pieces:
+            content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._content += len(content)
+            exchange.push(content)
         largest = self.service.config.max_body_size
         if largest and self._content > largest:
             self._refuse_content(exchange, BadRequest(413, f"The request's content is larger than {largest} bytes."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -305,6 +306,41 @@ def test_unread_content_pauses_reading(serve: Serve) -> None:
     client.send(b"x" * (size - sent))
     assert client.answer()[2] == b"%d" % size
     assert max(sizes) <= 65536 + 256 * 1024
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [(CHUNKED, b"2\r\naa\r\n"), (CHUNKED, b"1;x\r\na\r\n"), (post(1 << 30), b"a")],
+    ids=["chunks", "extensions", "segments"],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_small_pieces_of_unread_content_cost_no_more_than_their_bytes(
+    serve: Serve, head: bytes, piece: bytes, at_once: bool
+) -> None:
+    """Objects count as well: one of two bytes takes 56."""
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await respond(send, b"ok")
+
+    server = serve(app)
+    client = server.connect()
+    client.send(head)
+    connection = server.connection()
+    server.until(lambda: connection.exchange is not None)
+    exchange = connection.exchange
+    assert exchange is not None
+    content = 0
+    for _ in range(200):
+        pieces = piece * (200 if at_once else 1)
+        client.send(pieces)
+        content += pieces.count(b"a")
+        server.until(lambda content=content: exchange.unread == content or connection.read_paused)  # type: ignore[misc]
+    held = server.run(lambda: sum(map(sys.getsizeof, exchange._pieces)) + sys.getsizeof(exchange._pieces))
+    assert held < 2 * exchange.unread + 4096
+    server.run(go_on.set)
+    assert client.answer()[0] == 200
 
 
 def test_requests_do_not_see_each_others_context(serve: Serve) -> None:
