@@ -12,7 +12,18 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 from server.logs import about
-from server.protocol.answer import COMING, DONE, EARLY_HINT, LOST, STREAMING, TRAILERS, WAITING, Answer, Content, Framing
+from server.protocol.answer import (
+    COMING,
+    DONE,
+    EARLY_HINT,
+    LOST,
+    STREAMING,
+    TRAILERS,
+    WAITING,
+    Answer,
+    Content,
+    Framing,
+)
 from server.protocol.head import CHUNKED, Head
 from server.protocol.response import CONTINUE
 from server.protocol.service import ClientDisconnected, Message, Service
