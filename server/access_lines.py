@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from server.config import Config
 from server.logs import LogFile, about
-from server.output import FINISH_TIME, original
+from server.output import last_moment, original
 
 if TYPE_CHECKING:
     from server.address import Address
@@ -200,7 +200,7 @@ class AccessLog(abc.ABC):
     def close(self) -> None:
         """Write everything, within a bounded time, and close."""
         self.flush()
-        self._sink.finish(time.monotonic() + FINISH_TIME)
+        self._sink.finish(last_moment())
         if self._sink.dropped > self._told:
             self._tell_of_loss()
         self._sink.close()

@@ -22,7 +22,7 @@ from typing import Any, Final
 from server import output
 from server.config import Config
 from server.errors import UsageError
-from server.output import FINISH_TIME, Sink
+from server.output import Sink
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _INDENT: Final = "\n  "
@@ -145,6 +145,9 @@ class _LineHandler(logging.Handler):
         self._colour = colour
         self._always = always
         """What every JSON line of this process says."""
+        # The listener shares the pipe at its standard error with processes that it starts; a worker keeps the order of
+        # what the server and the application write.
+        self._write = output.write if role == "listener" else _write_all
 
     def emit(self, record: logging.LogRecord) -> None:
         # Whatever is wrong with a record or the disk: the caller's work goes on.
@@ -155,7 +158,7 @@ class _LineHandler(logging.Handler):
             if self.file is not None:
                 self.file.sink.write(data)
             else:
-                _write_all(2, data)
+                self._write(2, data)
 
     def _object(self, happening: _Happening) -> str:
         seconds, fraction = divmod(happening.at, 1)
@@ -243,5 +246,5 @@ def finish() -> None:
     """Close the log file, if there is one; what is logged later goes to stderr."""
     if _handler is not None and _handler.file is not None:
         file, _handler.file = _handler.file, None
-        file.sink.finish(time.monotonic() + FINISH_TIME)
+        file.sink.finish(output.last_moment())
         file.sink.close()

@@ -11,8 +11,10 @@ listener reads what was left in them, so that the last words of a crash are not 
 changes for the worker. A write by code that holds the interpreter lock for all of it (a C library's) can wait for the
 thread only if it is larger than the pipe, 1 MiB where the kernel grants that.
 
-O_NONBLOCK belongs to the open file, which other processes share: the original is opened anew, so that they keep
-theirs. It knows nothing of logs or workers.
+O_NONBLOCK belongs to the open file (fcntl(2)), which other processes share: whoever of them clears it could have us
+wait. So the original is opened anew, by each process for itself, which also lets the others keep their mode; and where
+an open file is shared nevertheless (the pipe of a child that has died, an original that cannot be opened anew), bytes
+move by splice(2), which is told with each call not to wait. It knows nothing of logs or workers.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import io
 import os
 import select
@@ -36,15 +39,54 @@ LIMIT: Final = 1 << 20  # bytes that a sink holds
 ATOMIC: Final = 4096  # PIPE_BUF (pipe(7)): a write of no more is never mixed with another process's
 READ: Final = 65536
 MEMORY: Final = 1  # major number of /dev/null and its like (Linux, devices.txt)
-FINISH_TIME: Final = 1.0  # seconds that the end of a process waits for its output to be taken
+FINISH_TIME: Final = 1.0  # seconds that the end of a process waits for its output to be taken, all of it together
+
+MOST_LEFT: Final = 4 * LIMIT  # bytes that are read from the pipe of a child that has died: others may go on filling it
+SHARED: Final = "*"  # marks an original whose open file is shared, in what `adopt` takes
 
 _sinks: Final[set[Sink]] = set()
 _dropped_by_closed = 0
 
 
+@functools.cache
+def last_moment() -> float:
+    """Until when (CLOCK_MONOTONIC, s) the end of this process waits: the time runs from the first that asks."""
+    return time.monotonic() + FINISH_TIME
+
+
 def dropped() -> int:
     """Bytes of output that this process has thrown away since its start, because nobody took them."""
     return _dropped_by_closed + sum(sink.dropped for sink in list(_sinks))
+
+
+class Siphon:
+    """A pipe of our own, through which bytes move out of a pipe or into one without waiting, whatever its mode is."""
+
+    __slots__ = ("_read_end", "_write_end")
+
+    def __init__(self) -> None:
+        """Raises OSError (EMFILE)."""
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def read(self, fd: int) -> bytes:
+        """What is in the pipe `fd`, as far as this one holds it; b"" at its end. Raises BlockingIOError, OSError."""
+        if not os.splice(fd, self._write_end, READ, flags=os.SPLICE_F_NONBLOCK):
+            return b""
+        return os.read(self._read_end, READ)
+
+    def write(self, fd: int, piece: bytes) -> int:
+        """Write the beginning of `piece` to the pipe `fd`; how much of it. Raises BlockingIOError, OSError."""
+        held = os.write(self._write_end, piece)
+        try:
+            return os.splice(self._read_end, fd, held, flags=os.SPLICE_F_NONBLOCK)
+        finally:
+            with contextlib.suppress(BlockingIOError):
+                while os.read(self._read_end, READ):
+                    pass  # what has not gone is kept by who called
+
+    def close(self) -> None:
+        os.close(self._read_end)
+        os.close(self._write_end)
 
 
 class Sink:
@@ -58,19 +100,23 @@ class Sink:
         "_lock",
         "_mid_line",
         "_needs_poll",
-        "_own",
         "_pending",
+        "_siphon",
+        "_unblocks",
         "dropped",
+        "shared",
     )
 
-    def __init__(self, fd: int, *, own: bool = True) -> None:
-        """Take over `fd`, which should not block; if it does, it is asked first. `close` closes it if `own`."""
+    def __init__(self, fd: int, *, shared: bool = False) -> None:
+        """Take over `fd`. `shared`: others share the open file, so that its mode is theirs to change and not ours."""
         self._fd = fd
-        self._own = own
+        self.shared = shared
         mode = os.fstat(fd).st_mode
         self._is_socket = stat.S_ISSOCK(mode)
         self._in_pieces = blocks(fd)
-        self._needs_poll = blocks(fd) and not self._is_socket and os.get_blocking(fd)
+        self._unblocks = self._in_pieces and not self._is_socket and not shared
+        self._siphon = Siphon() if shared and stat.S_ISFIFO(mode) else None
+        self._needs_poll = self._in_pieces and shared and not self._is_socket and self._siphon is None
         self._gone = False
         self._mid_line = False
         self._pending = bytearray()
@@ -81,7 +127,12 @@ class Sink:
     @classmethod
     def onto(cls, fd: int) -> Sink:
         """A sink that writes to the same thing as `fd` and changes nothing about `fd`."""
-        return cls(_opened_anew(fd))
+        anew, shared = _opened_anew(fd)
+        return cls(anew, shared=shared)
+
+    def again(self) -> Sink:
+        """Another sink of this process onto the same thing."""
+        return Sink(fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3), shared=self.shared)
 
     def fileno(self) -> int:
         return self._fd
@@ -133,9 +184,11 @@ class Sink:
         global _dropped_by_closed
         with self._lock:
             self._drop_all()
-            if self._own and self._fd >= 0:
+            if self._fd >= 0:
                 os.close(self._fd)
-            self._fd = -1
+            if self._siphon is not None:
+                self._siphon.close()
+            self._fd, self._siphon = -1, None
             self._gone = True
             if self in _sinks:
                 _sinks.discard(self)
@@ -162,7 +215,11 @@ class Sink:
         if self._is_socket:
             with socket.socket(fileno=os.dup(self._fd)) as end:
                 return end.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        if self._needs_poll and not wait_writable(self._fd, 0):
+        if self._siphon is not None:
+            return self._siphon.write(self._fd, piece)
+        if self._unblocks:
+            os.set_blocking(self._fd, False)  # again and again: the application may have come across it
+        elif self._needs_poll and not wait_writable(self._fd, 0):
             raise BlockingIOError
         return os.write(self._fd, piece)
 
@@ -208,15 +265,15 @@ def say(fd: int, text: str) -> None:
         sink.close()
 
 
-def _opened_anew(fd: int) -> int:
-    """A descriptor for what `fd` is open on, with an O_NONBLOCK of its own where that is possible."""
+def _opened_anew(fd: int) -> tuple[int, bool]:
+    """A descriptor for what `fd` is open on, with an O_NONBLOCK of its own where that is possible, and whether not."""
     mode = os.fstat(fd).st_mode
     if blocks(fd) and not stat.S_ISSOCK(mode):
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         # ENXIO: a pipe without a reader. EACCES: another user's terminal. The copy tells either, later.
         with contextlib.suppress(OSError):
-            return os.open(f"/proc/self/fd/{fd}", flags)
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            return os.open(f"/proc/self/fd/{fd}", flags), False
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,10 +313,10 @@ class Guard:
             for target in stream.targets:
                 os.dup2(stream.sink.fileno(), target)
         if self._streams:
-            deadline = time.monotonic() + FINISH_TIME
-            self._thread.join(FINISH_TIME)  # it ends when the last writing end is closed
+            # It ends when the last writing end is closed.
+            self._thread.join(max(0.0, last_moment() - time.monotonic()))
             for stream in self._streams:
-                stream.sink.finish(deadline)
+                stream.sink.finish(last_moment())
 
     # For a program that takes this one's place in the same process
 
@@ -367,12 +424,17 @@ def current() -> Guard:
 
 def _argument(streams: list[_Stream]) -> str:
     """The streams as `adopt` reads them."""
-    return ",".join(f"{'+'.join(map(str, each.targets))}:{each.read_end}:{each.sink.fileno()}" for each in streams)
+    return ",".join(_as_text(each.targets, each.read_end, each.sink.fileno(), each.sink.shared) for each in streams)
+
+
+def _as_text(targets: tuple[int, ...], read_end: int, sink: int, shared: bool) -> str:
+    return f"{'+'.join(map(str, targets))}{SHARED if shared else ''}:{read_end}:{sink}"
 
 
 def guard_self() -> Guard:
     """Guard this process's descriptors 1 and 2 from here on."""
     global _current
+    last_moment.cache_clear()
     _fill_standard_descriptors()
     streams = []
     for targets in _targets():
@@ -388,19 +450,19 @@ def guard_self() -> Guard:
 
 def original(fd: int) -> Sink:
     """A sink of its own onto what descriptor `fd` (1 or 2) was before it was guarded: a way around the thread."""
-    for stream in _current.streams if _current is not None else ():
-        if fd in stream.targets:
-            return Sink.onto(stream.sink.fileno())
-    return Sink.onto(fd)
+    stream = _stream_of(fd)
+    return Sink.onto(fd) if stream is None else stream.sink.again()
+
+
+def _stream_of(fd: int) -> _Stream | None:
+    streams = [] if _current is None else _current.streams
+    return next((stream for stream in streams if fd in stream.targets), None)
 
 
 def is_terminal(fd: int) -> bool:
     """Whether descriptor `fd` (1 or 2) is a terminal, or was one before it was guarded."""
-    for stream in _current.streams if _current is not None else ():
-        if fd in stream.targets:
-            fd = stream.sink.fileno()
-            break
-    return os.isatty(fd)
+    stream = _stream_of(fd)
+    return os.isatty(fd if stream is None else stream.sink.fileno())
 
 
 @contextlib.contextmanager
@@ -416,27 +478,37 @@ def guarded() -> Iterator[Guard]:
 class ChildOutput:
     """The pipes of a child, made before it is started, and read once more after its death."""
 
-    __slots__ = ("_streams", "_write_ends")
+    __slots__ = ("_given", "_streams", "_write_ends")
 
     def __init__(self, guard: Guard | None) -> None:
+        """Raises OSError (EMFILE)."""
         self._streams: list[_Stream] = []
         self._write_ends: list[int] = []
-        for stream in guard.streams if guard else ():
-            read_end, write_end = _pipe()
-            self._streams.append(_Stream(stream.targets, read_end, stream.sink))
-            self._write_ends.append(write_end)
+        self._given: list[tuple[int, bool]] = []
+        """What the child writes to, by stream: a descriptor, and whether its open file is shared."""
+        try:
+            for stream in guard.streams if guard else ():
+                _siphon()
+                read_end, write_end = _pipe()
+                self._streams.append(_Stream(stream.targets, read_end, stream.sink))
+                self._write_ends.append(write_end)
+                self._given.append(_opened_anew(stream.sink.fileno()))
+        except BaseException:
+            self.drain_after_death()
+            raise
 
     def child_fds(self) -> list[tuple[int, int]]:
         """Pairs (descriptor here, there) for POSIX_SPAWN_DUP2; the same number twice makes it inheritable."""
         pairs = []
-        for stream, write_end in zip(self._streams, self._write_ends, strict=True):
-            pairs += [(fd, fd) for fd in (stream.read_end, stream.sink.fileno())]
+        for stream, write_end, (sink, _) in zip(self._streams, self._write_ends, self._given, strict=True):
+            pairs += [(fd, fd) for fd in (stream.read_end, sink)]
             pairs += [(write_end, target) for target in stream.targets]
         return pairs
 
     def argument(self) -> str:
         """What the child passes to `adopt`; "" if its descriptors 1 and 2 are to be left as they are."""
-        return _argument(self._streams)
+        streams = zip(self._streams, self._given, strict=True)
+        return ",".join(_as_text(each.targets, each.read_end, *given) for each, given in streams)
 
     def to_state(self, descriptors: list[int]) -> list[tuple[list[int], int, int]]:
         """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
@@ -449,29 +521,56 @@ class ChildOutput:
         sinks = {stream.sink.fileno(): stream.sink for stream in _current.streams} if _current is not None else {}
         output = cls(None)
         for targets, read_end, sink in state:
+            _siphon()
             os.set_inheritable(read_end, False)
             output._streams.append(_Stream(tuple(targets), read_end, sinks[sink]))
         return output
 
     def started(self) -> None:
-        """The child has its descriptors (or was not started after all): close the writing ends here."""
-        for write_end in self._write_ends:
-            os.close(write_end)
+        """The child has its descriptors (or was not started after all): close here what is the child's alone."""
+        for fd in [*self._write_ends, *(sink for sink, _ in self._given)]:
+            os.close(fd)
         self._write_ends.clear()
+        self._given.clear()
 
     def drain_after_death(self) -> None:
-        """The child has been reaped: pass on what it left in its pipes and close them. Waits for nothing."""
+        """The child has been reaped: pass on what it left in its pipes and close them. Waits for nothing.
+
+        Processes that the child has left behind may hold both ends, clear O_NONBLOCK, and go on writing.
+        """
         self.started()
         for stream in self._streams:
-            while data := _read(stream.read_end):
-                stream.sink.write(data)
+            left = MOST_LEFT
+            with contextlib.suppress(OSError):  # EAGAIN: it is empty
+                while left > 0 and (data := _siphon().read(stream.read_end)):
+                    stream.sink.write(data)
+                    left -= len(data)
             os.close(stream.read_end)
         self._streams.clear()
+
+
+@functools.cache
+def _siphon() -> Siphon:
+    """For the pipes of children that have died; made with the first child: later there may be no descriptor left."""
+    return Siphon()
 
 
 def for_child() -> ChildOutput:
     """The output of a child that is about to be started by a guarded process; of an unguarded one: nothing to do."""
     return ChildOutput(_current)
+
+
+def write(fd: int, data: bytes) -> None:
+    """Write to descriptor `fd` (1 or 2), around a guard of this process: others may hold the other end of its pipe.
+
+    Raises OSError, and may wait, if `fd` is not guarded: it is a file then.
+    """
+    stream = _stream_of(fd)
+    if stream is not None:
+        stream.sink.write(data)
+        return
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def adopt(argument: str) -> Guard:
@@ -482,6 +581,8 @@ def adopt(argument: str) -> Guard:
         targets, read_end, original = part.split(":")
         for fd in (int(read_end), int(original)):
             os.set_inheritable(fd, False)
-        streams.append(_Stream(tuple(map(int, targets.split("+"))), int(read_end), Sink(int(original))))
+        sink = Sink(int(original), shared=targets.endswith(SHARED))
+        numbers = targets.removesuffix(SHARED).split("+")
+        streams.append(_Stream(tuple(map(int, numbers)), int(read_end), sink))
     _current = Guard(streams)
     return _current

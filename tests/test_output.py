@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from server.output import LIMIT, Sink
+from server.output import LIMIT, ChildOutput, Guard, Sink, _Stream
 from tests.output_process import LINES
 
 PROCESS = Path(__file__).with_name("output_process.py")
@@ -241,3 +241,88 @@ def test_what_a_full_disk_does_not_take_is_written_when_there_is_room_again(tmp_
     assert set(range(40)) - set(numbers) == set() if then == "flush" else len(set(range(40)) - set(numbers)) <= 1
     assert numbers == sorted(numbers)
     assert ends == "True"
+
+
+class Streams(Guard):
+    """What a guarded process writes to, without the thread that empties its own pipes."""
+
+    def __init__(self, streams: list[_Stream]) -> None:
+        self._streams = streams
+
+
+HOLDER = """
+import os, sys, time
+for fd in map(int, sys.argv[1:3]):
+    os.set_blocking(fd, True)
+print(flush=True)
+while sys.argv[3] == "writes":
+    os.write(int(sys.argv[2]), b"x" * 65536)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("does", ["nothing", "writes"])
+def test_what_a_dead_child_has_left_behind_holds_nobody_up(does: str) -> None:
+    """It holds both ends of the pipe, has cleared O_NONBLOCK, and perhaps goes on writing."""
+    read_end, write_end = os.pipe()
+    try:
+        outputs = ChildOutput(Streams([_Stream((), read_end, Sink.onto(write_end))]))
+        (stream,) = outputs._streams
+        (theirs,) = outputs._write_ends
+        os.write(theirs, b"last words\n")
+        command = [sys.executable, "-c", HOLDER, str(stream.read_end), str(theirs), does]
+        left = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=(stream.read_end, theirs))
+        assert left.stdout is not None
+        assert left.stdout.readline() == b"\n"
+        outputs.drain_after_death()
+        assert b"last words\n" in os.read(read_end, 1 << 20)
+    finally:
+        left.kill()
+        left.communicate()
+        for fd in (read_end, write_end):
+            os.close(fd)
+
+
+def test_a_sink_waits_for_nobody_whoever_changes_the_mode() -> None:
+    """Its own open file is set anew; one that it shares is written to in a way that needs no mode."""
+    read_end, write_end = os.pipe()
+    for sink in (Sink.onto(write_end), Sink(os.dup(write_end), shared=True)):
+        os.set_blocking(sink.fileno(), True)
+        for _ in range(3 * LIMIT // 10_000):
+            sink.write(b"x" * 9_999 + b"\n")
+        assert sink.waiting
+        assert sink.dropped > 0
+        assert os.get_blocking(write_end)
+        sink.close()
+    os.set_blocking(read_end, False)
+    assert len(os.read(read_end, 1 << 20)) <= fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ)
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_shared_pipe_that_is_read_gets_everything() -> None:
+    read_end, write_end = os.pipe()
+    sink = Sink(os.dup(write_end), shared=True)
+    os.close(write_end)
+    seen = b""
+    for number in range(500):
+        sink.write(b"%0999d\n" % number)
+        while sink.waiting:
+            seen += os.read(read_end, 65536)
+            sink.pump()
+    assert sink.dropped == 0
+    sink.close()
+    assert [int(line) for line in (seen + read_all(read_end)).splitlines()] == list(range(500))
+
+
+def test_each_process_has_its_own_open_file_of_the_original() -> None:
+    read_end, write_end = os.pipe()
+    sink = Sink.onto(write_end)
+    outputs = ChildOutput(Streams([_Stream((), read_end, sink)]))
+    ((given, shared),) = outputs._given
+    assert not shared
+    os.set_blocking(given, True)
+    assert not os.get_blocking(sink.fileno())
+    outputs.drain_after_death()
+    sink.close()
+    os.close(write_end)

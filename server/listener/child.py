@@ -68,8 +68,12 @@ def spawn(worker: Process, release: Release, row: int) -> Child:
 
     Raises OSError if the interpreter cannot be started.
     """
-    ours, theirs = pair()
     output = for_child()
+    try:
+        ours, theirs = pair()
+    except OSError:
+        output.drain_after_death()
+        raise
     own = ("--slot", str(worker.slot)) if isinstance(worker, Worker) else ()
     arguments = [
         release.python,
