@@ -19,6 +19,8 @@ from server.protocol.file_content import FileContent, file_of, path_of
 from server.protocol.head import Head
 from server.protocol.response import (
     CLOSE,
+    NO_CONTENT,
+    RESET_CONTENT,
     STATUS_LINES,
     Wish,
     encode_fields,
@@ -37,6 +39,10 @@ LARGEST_FIELDS: Final = 1024
 """Encoded response fields of more bytes are not kept for the next response."""
 
 EARLY_HINT: Final = "http.response.early_hint"
+
+DROPPED_AT_MOST: Final = 1 << 20
+"""So many bytes of content (for DROP_TIME at most) an application may send behind the end of a response that has none,
+before it is told that there is nobody to take it."""
 
 CLIENT_GONE: Final = 499
 """What the access log shows for a request whose client left before there was a status."""
@@ -59,15 +65,17 @@ class State(enum.Enum):
     STARTED = "started"  # status and headers are known, nothing is written
     STREAMING = "streaming"  # the head is written, more content is to come
     TRAILERS = "trailers"  # the content is whole, trailer fields are to come
+    OVER = "over"  # the response is complete without content, and the application still sends some
     DONE = "done"  # the response is complete
     LOST = "lost"  # the client has gone, or the response was cut
 
 
 TRANSITIONS: Final = {
     State.WAITING: {State.STARTED, State.LOST},
-    State.STARTED: {State.STARTED, State.STREAMING, State.TRAILERS, State.DONE, State.LOST},
+    State.STARTED: {State.STARTED, State.STREAMING, State.TRAILERS, State.OVER, State.DONE, State.LOST},
     State.STREAMING: {State.TRAILERS, State.DONE, State.LOST},
     State.TRAILERS: {State.DONE, State.LOST},
+    State.OVER: {State.DONE, State.LOST},
     State.DONE: set[State](),
     State.LOST: set[State](),
 }
@@ -85,7 +93,7 @@ class Content(enum.Enum):
 class Framing(enum.Enum):
     """How the response's content is delimited (RFC 9112 6.3)."""
 
-    NONE = "none"  # no content on the wire: HEAD, 204, 304
+    NONE = "none"  # no content on the wire: HEAD, 204, 205, 304
     LENGTH = "length"
     CHUNKED = "chunked"
     CLOSE = "close"  # by the end of the connection: HTTP/1.0
@@ -96,6 +104,7 @@ WAITING: Final = State.WAITING
 STARTED: Final = State.STARTED
 STREAMING: Final = State.STREAMING
 TRAILERS: Final = State.TRAILERS
+OVER: Final = State.OVER
 DONE: Final = State.DONE
 LOST: Final = State.LOST
 COMING: Final = Content.COMING
@@ -109,6 +118,7 @@ class Answer:
         "_dropped",
         "_framing",
         "_length",
+        "_patience",
         "_remaining",
         "_trailer_lines",
         "_wishes",
@@ -144,6 +154,8 @@ class Answer:
     _framing: Framing
     _length: int
     """The application's Content-Length, or -1."""
+    _patience: asyncio.TimerHandle
+    """In state OVER: tells the application, at its end."""
     _remaining: int
     _trailer_lines: bytes
     _wishes: int
@@ -179,7 +191,7 @@ class Answer:
                     self._first(body, more)
                 else:
                     self._next(body, more)
-                if more and self.connection.write_paused:
+                if more and self.connection.write_paused and self.state is STREAMING:
                     await self.connection.writable()
             else:
                 await self._send_file(message, kind)
@@ -187,6 +199,8 @@ class Answer:
             if kind != "http.response.trailers":
                 raise RuntimeError(f"Expected the message http.response.trailers, got {kind!r}.")
             self._take_trailers(message)
+        elif state is OVER:
+            await self._pass_over(message, kind)
         elif state is LOST:
             await self._drop()
         elif kind != "http.response.trailers" or not self._wishes & _TRAILERS:
@@ -220,8 +234,8 @@ class Answer:
             raise ValueError(f"{status!r} is not the status of a final response (200 to 599).")
         headers = message.get("headers") or ()
         known = self.service.response_fields
-        if known.resting or status == 204:
-            block, length, wishes = encode_fields(headers, status == 204)
+        if known.resting or status == 204 or status == RESET_CONTENT:
+            block, length, wishes = encode_fields(headers, status == 204 or status == RESET_CONTENT)
         else:
             headers = tuple(headers)
             try:
@@ -235,7 +249,7 @@ class Answer:
             block, length, wishes = fields
         if wishes & _CHUNKED and length >= 0:
             raise ValueError("The response has both Content-Length and Transfer-Encoding.")
-        if status == 204 or status == 304:
+        if status in NO_CONTENT:
             wishes |= _BODILESS
         if message.get("trailers", False):
             wishes |= _TRAILERS
@@ -260,9 +274,11 @@ class Answer:
         ):
             framing = self._begin_content(size, more)
             start = self._head_bytes(framing, more)
+            if self._framing is Framing.NONE:
+                self._end_without_content(start, more)
+                return
             payload = self._payload(body, more)
-            if self._framing is not Framing.NONE:
-                self.sent = size
+            self.sent = size
             connection = self.connection
             if size > LARGE and payload:
                 connection.write_large(start)
@@ -296,9 +312,11 @@ class Answer:
         """Decide how the content is framed, of which `size` bytes come first; the field that says so, if one is due."""
         head, length = self.head, self._length
         if head.method == "HEAD" or self._wishes & _BODILESS:
-            if size and head.method != "HEAD":
-                raise RuntimeError(f"A {self.status} response has no content, got {size} bytes.")
             self._framing = Framing.NONE
+            if size:
+                self._content_dropped()
+            if self.status == RESET_CONTENT:  # one without a length would have content up to the end of the connection
+                return b"content-length: 0\r\n"
             if length < 0 and size and not more and not self._wishes & _BODILESS:
                 return b"content-length: %d\r\n" % size  # HEAD: what GET would have said (RFC 9110 9.3.2)
         elif length >= 0:
@@ -323,11 +341,9 @@ class Answer:
             if size > self._remaining or (size != self._remaining and not more):
                 raise RuntimeError(_wrong_length(self.sent + size, self._length))
             self._remaining -= size
-        elif self._framing is Framing.NONE and size and self.head.method != "HEAD":
-            raise RuntimeError(f"A {self.status} response has no content, got {size} bytes.")
 
     def _head_bytes(self, framing: bytes, more: bool) -> bytes:
-        """The head; decides whether the connection persists."""
+        """The head; decides whether the connection persists. With `more`, content is still to come on the wire."""
         service, head, wishes = self.service, self.head, self._wishes
         self.close = close = (
             not head.keep_alive
@@ -335,7 +351,7 @@ class Answer:
             or not service.config.keep_alive
             or wishes & _CLOSE != 0
             or self._framing is Framing.CLOSE
-            or (not more and self.content is COMING and not self.drainable())
+            or (not (more and self._framing is not Framing.NONE) and self.content is COMING and not self.drainable())
         )
         default = service.default_headers
         return b"".join(
@@ -356,7 +372,7 @@ class Answer:
         if framing is Framing.CHUNKED:  # RFC 9112 7.1
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             return chunk if more or self._trailers_follow() else chunk + b"0\r\n\r\n"
-        return b"" if framing is Framing.NONE else body
+        return body
 
     def _next(self, body: bytes, more: bool) -> None:
         """Write further content."""
@@ -369,8 +385,7 @@ class Answer:
             return
         self._go_on_content(size, more)
         payload = self._payload(body, more)
-        if framing is not Framing.NONE:
-            self.sent += size
+        self.sent += size
         if not more:
             if len(payload) > LARGE:
                 self.connection.write_large(payload)
@@ -420,6 +435,9 @@ class Answer:
         if self.state is STARTED:
             framing = self._begin_content(size, more)
             start = self._head_bytes(framing, more)
+            if self._framing is Framing.NONE:
+                self._end_without_content(start, more)
+                return
             self.state = STREAMING
         else:
             self._go_on_content(size, more)
@@ -431,10 +449,9 @@ class Answer:
             end = (b"\r\n" if size else b"") + (b"0\r\n\r\n" if last else b"")
         if start:
             connection.hold(start)
-        if self._framing is not Framing.NONE:
-            await self._send_announced(content)
-            if self.state is LOST:
-                return
+        await self._send_announced(content)
+        if self.state is LOST:
+            return
         if more:
             if end:
                 connection.hold(end)
@@ -464,6 +481,57 @@ class Answer:
             self.end_badly()
             raise
 
+    # ---- responses without content (HEAD; 204, 205, 304)
+
+    def _end_without_content(self, start: bytes, more: bool) -> None:
+        """Write the head, with which the response is complete, whatever the application sends behind it.
+
+        RFC 9110 9.3.2 and 6.4.1, RFC 9112 6.3. The connection goes on. With `more` the application does not know yet
+        that it speaks to nobody: it may end its content as for a GET if that is soon, and else is told as when a client
+        has gone. To tell it at once would be to cancel, in most frameworks, what answers every HEAD.
+        """
+        self.connection.write(start)
+        if not more:
+            self._complete()
+            return
+        self.state = OVER
+        self._remaining = DROPPED_AT_MOST
+        self._patience = self.service.loop.call_later(DROP_TIME, self._tell_over)
+        self._count()
+        self.connection.answered(self)  # type: ignore[arg-type]  # an Exchange
+
+    async def _pass_over(self, message: Message, kind: object) -> None:
+        """What the application sends behind a response that is complete without content. Gives way."""
+        if kind == EARLY_HINT and self.service.early_hints:
+            return
+        if kind != "http.response.body" and kind != "http.response.zerocopysend":
+            raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
+        size = len(message.get("body") or b"")
+        if size:
+            self._content_dropped()
+        if not message.get("more_body", False):
+            self._patience.cancel()
+            self.state = DONE
+            self.wake()
+            return
+        self._remaining -= size
+        if self._remaining < 0:
+            self._tell_over()
+        await asyncio.sleep(0)
+
+    def _tell_over(self) -> None:
+        """From now on `receive` says that the client has gone, and soon `send` does (`_drop`)."""
+        if self.state is OVER:
+            self._patience.cancel()
+            self.state = LOST
+            self._dropped = 0.0
+            self.wake()
+
+    def _content_dropped(self) -> None:
+        """There is content in a response that has none: a mistake, unless it is the answer to HEAD."""
+        if self.head.method != "HEAD":
+            self.service.mistakes.content(self.head, self.status)
+
     # ---- ends
 
     def end_badly(self) -> None:
@@ -490,7 +558,9 @@ class Answer:
 
     def refuse(self) -> None:
         """The connection has refused the request's content (and answered with `status`, if it still could)."""
-        if self.state is not DONE and self.state is not LOST:
+        if self.state is OVER:
+            self._tell_over()
+        elif self.state is not DONE and self.state is not LOST:
             self.state = LOST
             self._dropped = 0.0
             self._count()
@@ -547,4 +617,6 @@ def _immutable(headers: tuple[Iterable[bytes], ...]) -> bool:
 def _as_bytes(body: object) -> bytes:
     if isinstance(body, (bytes, bytearray, memoryview)):
         return bytes(body)
+    if body is None:
+        return b""
     raise TypeError(f"The body of a response must be bytes, not {type(body).__name__}.")

@@ -17,8 +17,7 @@ from server.protocol.answer import (
     DONE,
     EARLY_HINT,
     LOST,
-    STREAMING,
-    TRAILERS,
+    STARTED,
     WAITING,
     Answer,
     Content,
@@ -189,7 +188,7 @@ class Exchange(Answer):
                 return self._take()
             if self.connection.eof and self._taken_for_gone():
                 return {"type": "http.disconnect"}
-            if self.awaits_continue and self.state is not STREAMING and self.state is not TRAILERS:
+            if self.awaits_continue and (self.state is WAITING or self.state is STARTED):
                 # RFC 9110 10.1.1: while no byte of the final response is written. Not held back after a mere
                 # http.response.start, since client and application would wait for each other.
                 self.awaits_continue = False

@@ -24,6 +24,10 @@ def _phrase(status: int) -> str:
 STATUS_LINES: Final = {status: f"HTTP/1.1 {status} {_phrase(status)}".encode() for status in range(200, 600)}
 """Status lines of final responses, without the CRLF (RFC 9112 4). Interim ones are never an application's answer."""
 
+RESET_CONTENT: Final = 205
+NO_CONTENT: Final = frozenset((204, RESET_CONTENT, 304))
+"""Statuses of responses without content (RFC 9110 6.4.1, 15.3.6)."""
+
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"connection: close\r\n"
 
@@ -42,7 +46,7 @@ class Wish(enum.IntFlag):
     DATE = 4  # it gives its own date
     SERVER = 8  # it gives its own server
     TRAILERS = 16  # trailer fields will follow
-    BODILESS = 32  # the status has no content (204, 304)
+    BODILESS = 32  # the status has no content (204, 205, 304)
 
 
 _NONE: Final = int(Wish.NONE)

@@ -18,6 +18,7 @@ from server.app.shared import shared
 from server.config import Config
 from server.protocol.forwarded import Forwarding
 from server.protocol.head import BadRequest, Head
+from server.protocol.mistakes import Mistakes
 from server.protocol.parser import Parser, parser_factory
 from server.protocol.repeats import HeadReader, Repeats
 from server.protocol.turn import Turn
@@ -106,6 +107,7 @@ class Service:
         "loop",
         "max_concurrency",
         "max_head_size",
+        "mistakes",
         "new_parser",
         "persistent",
         "phase",
@@ -200,6 +202,8 @@ class Service:
         """Whose word is taken for what the client's side of a proxy looks like."""
         self.max_head_size = config.max_head_size
         self.max_concurrency = config.max_concurrency
+        self.mistakes = Mistakes()
+        """What the application does wrong without harm."""
         self.heads = HeadReader(self.new_parser, self._check)
         self.response_fields: Repeats[Any, tuple[bytes, int, int]] = Repeats()
         """What `server.protocol.response.encode_fields` made of the headers that applications gave lately."""

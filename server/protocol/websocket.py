@@ -443,6 +443,8 @@ class WebSocketConnection(Endings):
             self._transport.abort()  # what the client has is not the whole and must not look like it
             raise
         if denial.done:
+            if denial.dropped:
+                self._service.mistakes.content(self._head, denial.status)
             self._count(denial.status, denial.sent)
             self._tell_disconnect(1006, "")
             self._linger()

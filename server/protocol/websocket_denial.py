@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.protocol.response import CLOSE, STATUS_LINES, encode_fields, without
+from server.protocol.response import CLOSE, NO_CONTENT, RESET_CONTENT, STATUS_LINES, encode_fields, without
 from server.protocol.service import Message
 
 START = "websocket.http.response.start"
 BODY = "websocket.http.response.body"
-WITHOUT_BODY = frozenset((204, 205, 304))  # RFC 9110 6.4.1, 15.3.6
 
 
 class Denial:
     """One response on its way."""
 
-    __slots__ = ("_chunked", "_default_headers", "_fields", "_left", "_started", "done", "sent", "status")
+    __slots__ = ("_chunked", "_default_headers", "_fields", "_left", "_started", "done", "dropped", "sent", "status")
 
     def __init__(self, message: Message, default_headers: bytes) -> None:
         """From the message `websocket.http.response.start`.
@@ -31,13 +30,16 @@ class Denial:
         if status not in STATUS_LINES:
             raise ValueError(f"{START}: the status is a number from 200 to 599, not {status!r}.")
         self.status: int = status
-        bodiless = status in WITHOUT_BODY
-        self._fields, length, wishes = encode_fields(message.get("headers") or (), bodiless)
+        bodiless = status in NO_CONTENT
+        # RFC 9110 8.6: a 304 may say how long the content of a 200 would be.
+        self._fields, length, wishes = encode_fields(message.get("headers") or (), bodiless and status != 304)
         self._default_headers = without(default_headers, wishes) if wishes else default_headers
         self._left = None if length < 0 or bodiless else length
         self._chunked = False
         self._started = False
         self.done = False
+        self.dropped = False
+        """Whether there was a body where the status has none."""
         self.sent = 0
         """Bytes of body given to the client."""
 
@@ -51,8 +53,9 @@ class Denial:
             raise TypeError(f"{BODY}: body is bytes, not {type(piece).__name__}.")
         piece = bytes(piece)
         more = bool(message.get("more_body", False))
-        if self.status in WITHOUT_BODY:
-            piece = b""
+        if self.status in NO_CONTENT:
+            self.dropped |= bool(piece)
+            piece, more = b"", False  # the response is complete with its head, whatever else is sent
         elif self._left is not None:
             self._count(len(piece), more)
         head = b""
@@ -75,8 +78,8 @@ class Denial:
 
     def _head(self, size: int, more: bool) -> bytes:
         """The response head, framed by the length where it is known, else in chunks."""
-        framing = b""
-        if self.status not in WITHOUT_BODY and self._left is None:
+        framing = b"content-length: 0\r\n" if self.status == RESET_CONTENT else b""
+        if self.status not in NO_CONTENT and self._left is None:
             self._chunked = more
             framing = b"transfer-encoding: chunked\r\n" if more else b"content-length: %d\r\n" % size
         parts = (STATUS_LINES[self.status], self._fields, b"\r\n", self._default_headers, framing, CLOSE, b"\r\n")

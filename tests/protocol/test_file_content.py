@@ -291,18 +291,11 @@ def test_client_that_goes_is_no_error_of_the_application(
 def test_nothing_is_held_behind_the_head_of_a_file(serve: Serve, file: Path) -> None:
     """What is held when the answer is over would keep the connection from leaving."""
     file.write_bytes(b"x")
-    held: list[int] = []
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await send(start())
-        await send(pathsend(file))
-        held.extend(connection._held_size for connection in server.service.connections)  # type: ignore[attr-defined]
-
-    server = serve(app)
+    server = serve(answering(start(), pathsend(file)))
     client = server.connect()
     client.send(GET.replace(b"GET", b"HEAD"))
     client.read_until(b"\r\n\r\n")
-    server.until(lambda: held == [0])
+    server.until(lambda: server.connection()._held_size == 0)
 
 
 def test_file_is_sent_without_a_descriptor_to_spare(serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
