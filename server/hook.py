@@ -14,12 +14,14 @@ import inspect
 import io
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from server.config import Config
 from server.specification import application_traceback, parse
 from server.worker.beginning import take_account
+from server.worker.bytecode import keep_fresh
 
 
 def main() -> int:
@@ -29,6 +31,7 @@ def main() -> int:
     parser.add_argument("--app-dir", default="")
     parser.add_argument("--user", default="")
     parser.add_argument("--group", default="")
+    parser.add_argument("--since", type=float, default=time.time())
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     take_account(Config(user=arguments.user, group=arguments.group))
@@ -36,6 +39,7 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
     sys.path.insert(0, arguments.app_dir)
+    keep_fresh(arguments.since)
     try:
         found = load(arguments.callable)
     except LookupError as error:

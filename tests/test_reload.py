@@ -13,7 +13,7 @@ import pytest
 
 from server.control_client import Refused
 from tests.applications import info
-from tests.running import RunningServer, answer, connect, request, running, state_of
+from tests.running import RunningServer, answer, connect, request, running, state_of, until
 
 
 @pytest.fixture
@@ -172,6 +172,16 @@ def test_the_environment_file_is_read_anew(project: Path) -> None:
         server.reload()
         server.wait_for_workers(1)
         assert told(connection)["version"] == "two"
+        for text, line in (
+            ("RELEASE='three\nX=1\n", 1),
+            ("\nA=1\nRELEASE: three\n", 3),
+            ("=three\n", 1),
+            ("RELEASE\n", 1),
+        ):
+            (project / "env").write_text(text)
+            with pytest.raises(Refused, match=f"refused.*/env:{line}: ") as refused:
+                server.reload()
+            assert "three" not in str(refused.value) + server.log()
         (project / "env").unlink()
         with pytest.raises(Refused, match="env"):
             server.reload()
@@ -223,3 +233,34 @@ def test_a_stream_finishes_in_its_worker_and_its_connection_travels_then(project
         assert results == [(200, b"helloworld")]
         assert told(connection)["version"] == "2"
         assert server.stop() == 0
+
+
+def test_every_process_runs_what_lies_on_the_disk_also_if_times_and_sizes_are_those_of_before(project: Path) -> None:
+    """As rsync -t brings files of a build whose times are fixed."""
+
+    def deploy(word: str) -> None:
+        (project / "sub.py").write_text(f"VERSION = {word!r}\n")
+        os.utime(project / "sub.py", (1, 1))
+
+    def wait_for_line(line: str) -> None:
+        until(lambda: line in (project / "told").read_text(), line)
+
+    (project / "app.py").write_text(
+        info()
+        + "import contextlib, sub\nVERSION = sub.VERSION\n"
+        + "def note(who): open('told', 'a').write(f'{who} {sub.VERSION}\\n')\n"
+        + "@contextlib.asynccontextmanager\nasync def agent():\n    note('agent')\n    yield\n"
+        + "def hook(event): note('hook')\n"
+    )
+    deploy("one")
+    options = ("--agent", "app:agent", "--hook", "post_reload=app:hook")
+    with running("app:app", *options, directory=project, environment={"PYTHONDONTWRITEBYTECODE": ""}) as server:
+        for word in ("two", "six"):
+            deploy(word)
+            server.reload()
+            with connect(server) as connection:
+                assert told(connection)["version"] == word
+            for who in ("agent", "hook"):
+                wait_for_line(f"{who} {word}\n")
+        assert server.stop() == 0
+    assert (project / "told").read_text().count("one") == 1  # of the agent

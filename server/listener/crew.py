@@ -23,7 +23,7 @@ from server.listener.agent_lock import agent_lock
 from server.listener.child import Child, describe, handover_pair, spawn
 from server.listener.lifecycle import Agent, Process, Worker
 from server.listener.links import Links
-from server.listener.release import Release
+from server.listener.release import BEGAN, Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
 from server.logs import about
@@ -105,6 +105,7 @@ class Crew:
                 "config": config.to_json(),
                 "directory": release.directory,
                 "app_dir": release.app_dir,
+                "since": BEGAN,
                 "sockets": [each.describe() for each in listening],
             },
             lent=[self.scoreboard.fd, *(each.socket.fileno() for each in listening)],

@@ -21,7 +21,7 @@ from server.config import Config
 from server.hook_events import Hook
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.processes import Process, Processes
-from server.listener.release import Release
+from server.listener.release import BEGAN, Release
 
 TERM_TIME: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -44,7 +44,8 @@ def command_of(hook: Hook, release: Release, config: Config) -> list[str]:
     """What to start. Raises LookupError with a sentence if its program is not there."""
     if hook.is_callable:
         who = [*(["--user", config.user] if config.user else []), *(["--group", config.group] if config.group else [])]
-        return [release.python, *SAFE_PATH, "-m", "server.hook", hook.command, "--app-dir", release.app_dir, *who]
+        place = ["--app-dir", release.app_dir, "--since", str(BEGAN)]
+        return [release.python, *SAFE_PATH, "-m", "server.hook", hook.command, *place, *who]
     program = hook.arguments[0]
     if os.sep in program:
         path = os.path.join(release.directory, program)

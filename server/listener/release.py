@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-import dotenv
-
+from server import environment_file
 from server.config import Config
 from server.errors import UsageError
-from server.small_file import read_small
 
 PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 """What the service manager tells the listener alone (sd_notify(3), sd_listen_fds(3))."""
@@ -94,6 +92,19 @@ STARTED_THROUGH: Final = _started_through()
 """Found out at the start: the link may point elsewhere later, and that is the point of it."""
 
 
+def _began() -> float:
+    """When this process was started (proc(5), field 22), whatever programs it has run since."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return time.time()
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+BEGAN: Final = _began()
+"""Unix time at which the listener was started: files that have changed since are not those that were there then."""
+
+
 def program() -> str:
     """The interpreter that the listener would be started with now, links and all, so that it finds the next one too.
 
@@ -143,7 +154,7 @@ def resolve(config: Config, start_directory: str) -> Release:
     environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
     environment["PWD"] = directory
     if config.env_file:
-        environment |= _variables(os.path.join(start_directory, config.env_file))
+        environment |= environment_file.variables(os.path.join(start_directory, config.env_file))
     if config.environment:
         environment["SERVE_ENVIRONMENT"] = config.environment
     return Release(_interpreter(config.python, start_directory), directory, app_dir, environment)
@@ -166,13 +177,3 @@ def _interpreter(python: str, start_directory: str) -> str:
     if found is None or not os.access(path := os.path.join(start_directory, found), os.X_OK, effective_ids=True):
         raise UsageError(f"the interpreter {python} cannot be run; give --python one that exists")
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-
-
-def _variables(path: str) -> dict[str, str]:
-    try:
-        values = dotenv.dotenv_values(stream=io.StringIO(read_small(path)))
-    except OSError as error:
-        raise UsageError(f"the environment file {path} cannot be read: {error.strerror}; correct --env-file") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"the environment file {path} cannot be read: it is not UTF-8; correct it") from None
-    return {name: text for name, text in values.items() if text is not None}

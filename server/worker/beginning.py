@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -26,6 +27,7 @@ from server.config import Config
 from server.errors import StartError, UsageError
 from server.scoreboard import Scoreboard
 from server.signals import LISTENER_SIGNALS
+from server.worker.bytecode import keep_fresh
 from server.worker.memory import keep_large_blocks
 from server.worker.wake_order import LoopFactory
 from server.worker.watchdog import Watchdog
@@ -74,6 +76,7 @@ class Beginning:
         except (OSError, KeyError, ValueError) as error:
             self.refuse(f"the {self.packet.get('role', 'worker')} could not be set up: {error}")
         keep_large_blocks()
+        keep_fresh(self.packet.get("since", time.time()))
         return LoopFactory(loop_factory(self.config.loop))
 
     def refuse(self, message: str) -> None:

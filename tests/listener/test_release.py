@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,3 +111,13 @@ def test_what_the_interpreter_was_told(
     before: list[str], program: list[str], flags: list[str], arguments: list[str]
 ) -> None:
     assert interpreter_flags(["python", *before, *program, *(arguments if program else [])]) == flags
+
+
+def test_the_listener_was_started_when_its_process_was_whatever_programs_it_has_run_since() -> None:
+    code = "import os, sys, time; from server.listener.release import BEGAN; print(BEGAN, time.time(), flush=True); "
+    again = "time.sleep(0.5); sys.argv[1:] and os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
+    told = subprocess.run([sys.executable, "-c", code + again, code], capture_output=True, text=True, check=True)
+    (first, first_now), (second, second_now) = (map(float, line.split()) for line in told.stdout.splitlines())
+    assert abs(second - first) < 0.1  # the kernel counts in hundredths of a second
+    assert first < first_now
+    assert second + 0.5 < second_now
