@@ -19,7 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 from server.config import Config
-from server.specification import application_traceback, parse
+from server.raised import is_a
+from server.specification import parse
+from server.tracebacks import application_traceback
 from server.worker.beginning import take_account
 from server.worker.bytecode import keep_fresh
 
@@ -45,7 +47,7 @@ def main() -> int:
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 1
-    except (Exception, SystemExit) as error:  # SystemExit: a module that exits when it is imported has run nothing
+    except BaseException as error:  # SystemExit: a module that exits when it is imported has run nothing
         print(application_traceback(error), file=sys.stderr, end="")
         return 1
     if arguments.check:
@@ -54,10 +56,18 @@ def main() -> int:
         result = found(json.load(sys.stdin))
         if inspect.isawaitable(result):
             result = asyncio.run(_wait_for(result))
-    except Exception as error:
+    except BaseException as error:
+        if is_a(error, SystemExit) and _is_success(error):
+            return 0
         print(application_traceback(error), file=sys.stderr, end="")
         return 1
     return 1 if result is False else 0
+
+
+def _is_success(error: BaseException) -> bool:
+    """Whether `sys.exit` was called as by a program with which all is well."""
+    code = error.args[0] if error.args else None
+    return code is None or (type(code) is int and code == 0)
 
 
 async def _wait_for(result: Any) -> Any:

@@ -4,8 +4,10 @@ The loggers are "serve" (the server's own events) and "serve.error" (what the ap
 what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
 (docs/logs.md). Nothing in here raises into its caller: a full disk or a closed pipe costs lines, never a request.
 Nobody can write a line of the log by a request or by an exception's text: control characters are escaped, and the
-further lines of a text are indented. Files are opened for appending and written by whole lines; USR1 opens them again
-under their names (logrotate's way).
+further lines of a text are indented. Nobody makes a line long: sentences and what they name have `TEXT_LIMIT`
+characters at most, a traceback has those of `server.tracebacks`. What the application adds to our loggers (handlers,
+filters) may fail, and costs nothing but what it would have written. Files are opened for appending and written by whole
+lines; USR1 opens them again under their names (logrotate's way).
 """
 
 from __future__ import annotations
@@ -16,13 +18,22 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from server import output
 from server.config import Config
 from server.errors import UsageError
 from server.output import Sink
+from server.raised import exc_info, name_of, shortened
+from server.tracebacks import TRACEBACK_LIMIT, traceback_text
+
+TEXT_LIMIT: Final = 8192
+"""Characters of a sentence, and of each text that belongs to it."""
+DETAIL_LIMIT: Final = 2 * TRACEBACK_LIMIT
+"""Characters of a traceback that another process has told of."""
+COMPLAINTS: Final = 20
+"""So many handlers and filters of the application's that fail are told of, each once."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _INDENT: Final = "\n  "
@@ -70,6 +81,53 @@ class _Logger(logging.Logger):
         record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
         record.__dict__.update(extra or {})
         return record
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        """As `logging` has it; a filter of the application's that fails has let the record pass."""
+        try:
+            return super().filter(record)
+        except BaseException as error:
+            _complain("a filter", error)
+            return True
+
+    def callHandlers(self, record: logging.LogRecord) -> None:
+        """As `logging` has it; a handler of the application's that fails, with whatever it raises, keeps no other one
+        from its work, nor the caller.
+        """
+        found = False
+        logger: logging.Logger | None = self
+        while logger is not None:
+            for handler in list(logger.handlers):
+                found = True
+                if record.levelno < handler.level:
+                    continue
+                try:
+                    handler.handle(record)
+                except BaseException as error:
+                    if handler is _handler:  # a filter that the application has given it
+                        handler.write(record)
+                    _complain(f"the handler {type(handler).__name__}", error)
+            logger = logger.parent if logger.propagate else None
+        last = logging.lastResort
+        if not found and last is not None and record.levelno >= last.level:
+            with contextlib.suppress(BaseException):
+                last.handle(record)
+
+
+_complained: Final[set[str]] = set()
+
+
+def _complain(what: str, error: BaseException) -> None:
+    """Tell that something which the application has put into our loggers does not work."""
+    of = f"{what}: {name_of(type(error))}"
+    if _handler is None or of in _complained or len(_complained) >= COMPLAINTS:
+        return
+    _complained.add(of)
+    record = logging.LogRecord(
+        "serve.error", logging.ERROR, "", 0, "%s of the application's logging failed", (what,), exc_info(error)
+    )
+    record.__dict__.update(about("logging_failed"))
+    _handler.write(record)
 
 
 class LogFile:
@@ -122,16 +180,21 @@ class _Happening:
         self.at = record.created
         self.level = record.levelno
         mistake = record.exc_info and record.name == "serve"
-        self.event = str(getattr(record, "event", "internal_error" if mistake else "log"))
+        self.event = str(getattr(record, "event", "internal_error" if mistake else "log"))[:TEXT_LIMIT]
         whom: Mapping[str, Any] = getattr(record, "about", {})
-        self.whom = dict(whom)
+        detail = whom.get("detail", "")
+        self.whom = {
+            name: shortened(value, TEXT_LIMIT) if type(value) is str else value
+            for name, value in whom.items()
+            if name != "detail"
+        }
         try:
-            self.text = record.getMessage()
-        except Exception:  # whatever an application's object does when it is asked for its text
-            self.text = str(record.msg)
-        self.detail = str(self.whom.pop("detail", "") or "")
-        if record.exc_info:
-            self.detail = logging.Formatter().formatException(record.exc_info)
+            self.text = shortened(record.getMessage(), TEXT_LIMIT)
+        except BaseException:  # whatever an application's object does when it is asked for its text
+            self.text = shortened(record.msg, TEXT_LIMIT) if type(record.msg) is str else "(a text that cannot be had)"
+        self.detail = shortened(detail, DETAIL_LIMIT) if type(detail) is str else ""
+        if record.exc_info and record.exc_info[1] is not None:
+            self.detail = traceback_text(record.exc_info[1])
 
 
 class _LineHandler(logging.Handler):
@@ -148,17 +211,41 @@ class _LineHandler(logging.Handler):
         # The listener shares the pipe at its standard error with processes that it starts; a worker keeps the order of
         # what the server and the application write.
         self._write = output.write if role == "listener" else _write_all
+        self._writing = False
+        self._meanwhile: list[bytes] = []
+        """What this very thread has come to say while it writes: the garbage collector runs anywhere, and what it
+        throws away may complain. A sink's lock cannot be taken twice."""
 
     def emit(self, record: logging.LogRecord) -> None:
         # Whatever is wrong with a record or the disk: the caller's work goes on.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             happening = _Happening(record)
             line = self._object(happening) if self._as_json else self._line(happening)
-            data = (line + "\n").encode(errors="backslashreplace")
-            if self.file is not None:
-                self.file.sink.write(data)
-            else:
-                self._write(2, data)
+            self._meanwhile.append((line + "\n").encode(errors="backslashreplace"))
+            if not self._writing:
+                with self.alone():
+                    pass
+
+    def write(self, record: logging.LogRecord) -> None:
+        """Write the record, past all filters."""
+        with self.lock or contextlib.nullcontext():
+            self.emit(record)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Do something with the file; what is logged meanwhile is written behind it."""
+        with self.lock or contextlib.nullcontext():
+            self._writing = True
+            try:
+                yield
+                while self._meanwhile:
+                    data = self._meanwhile.pop(0)
+                    if self.file is not None:
+                        self.file.sink.write(data)
+                    else:
+                        self._write(2, data)
+            finally:
+                self._writing = False
 
     def _object(self, happening: _Happening) -> str:
         seconds, fraction = divmod(happening.at, 1)
@@ -239,7 +326,8 @@ def configure(config: Config, role: str, **always: object) -> None:
 def reopen() -> None:
     """USR1: open the server's own log file again, if there is one."""
     if _handler is not None and _handler.file is not None:
-        _handler.file.reopen()
+        with _handler.alone():
+            _handler.file.reopen()
 
 
 def finish() -> None:

@@ -2,7 +2,7 @@
 
 Runs in a worker alone, after its directory and import path are set. Faults are told apart: what the command line
 names and is not there is a UsageError, one sentence; what goes wrong inside the application's own code is its own
-exception, let through, and `application_traceback` shows it without this server's frames. It must not know of
+exception, let through, and `server.tracebacks` shows it without this server's frames. It must not know of
 processes or protocols.
 """
 
@@ -14,18 +14,17 @@ import importlib.util
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from server.app.wsgi import asgi_from_asgi2, asgi_from_wsgi
 from server.errors import UsageError
+from server.tracebacks import PACKAGE
 
 if TYPE_CHECKING:
     from server.protocol.service import ASGIApplication
 
-PACKAGE: Final = os.path.dirname(os.path.realpath(__file__))
 MOST_NAMED: Final = 3
 
 
@@ -211,32 +210,3 @@ def kind(value: Any) -> str:
 
 def _file(module: ModuleType) -> str:
     return getattr(module, "__file__", None) or "without a file"
-
-
-def application_traceback(error: BaseException) -> str:
-    """The traceback as text, from the first frame of the application's own code on.
-
-    This server's frames and the import machinery's are cut off at the front; if there is no other frame, all are
-    kept.
-    """
-    own = error.__traceback__
-    while own is not None and _is_ours(own.tb_frame):
-        own = own.tb_next
-    if own is None and not isinstance(error, SyntaxError):  # a SyntaxError names file and line by itself
-        own = error.__traceback__
-    return "".join(traceback.TracebackException(type(error), error, own, compact=True).format())
-
-
-def error_text(error: BaseException) -> str:
-    """Kind and message of an application's error on one line, which any error has and every frame and log can hold."""
-    try:
-        text = str(error)
-    except Exception:  # its own __str__ raises
-        text = "<exception str() failed>"
-    text = ": ".join(filter(None, (type(error).__name__, " ".join(text.split()))))
-    return text.encode(errors="backslashreplace").decode()  # a file's name may hold what is no character
-
-
-def _is_ours(frame: FrameType) -> bool:
-    name = frame.f_code.co_filename
-    return name.startswith((PACKAGE + os.sep, "<frozen importlib")) or name == importlib.__file__

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from server.errors import UsageError
-from server.specification import application_traceback, load, parse
+from server.specification import load, parse
+from server.tracebacks import application_traceback
 
 SHOP = """
 async def asgi(scope, receive, send): ...

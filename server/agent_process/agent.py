@@ -30,7 +30,7 @@ from server.channel import Outbox, Packet, close_descriptors
 from server.errors import ChannelError, StartError, UsageError
 from server.hub.hub import Role
 from server.logs import about
-from server.specification import application_traceback
+from server.tracebacks import application_traceback, error_text
 from server.worker import last_resort
 from server.worker.beginning import Beginning, failure, leave_within
 from server.worker.gauges import Gauges
@@ -158,8 +158,9 @@ class AgentProcess:
         if self._leaving is None:
             await self._be_active(life, subject.name)
         if (raised := await life.finish()) is not None:
-            text = "the agent %s did not finish in order: %r\n%s"
-            log.error(text, subject.name, raised, application_traceback(raised), extra=about("agent_finish_failed"))
+            text = "the agent %s did not finish in order: %s"
+            detail = about("agent_finish_failed", detail=application_traceback(raised))
+            log.error(text, subject.name, error_text(raised), extra=detail)
 
     async def _be_active(self, life: Life, name: str) -> None:
         """From having been entered until it is to finish. Raises StartError if it fails before."""

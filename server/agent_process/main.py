@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 
-import anyio
-
-from server.agent_process.agent import AgentProcess
+from server.agent_process.agent import EXIT_TIME, AgentProcess
 from server.agent_process.lease import Lease
-from server.worker.beginning import Beginning
+from server.logs import about
+from server.raised import exc_info
+from server.worker.beginning import Beginning, leave_within
+from server.worker.running import run
+
+log = logging.getLogger("serve")
 
 
 def main() -> None:
@@ -23,7 +27,13 @@ def main() -> None:
     except OSError as error:
         begun.refuse(f"the lock of the agent, {begun.packet['lock']}, cannot be opened: {error.strerror}")
     loops = begun.move_in()
-    status = anyio.run(AgentProcess(begun, lease).run, backend_options={"loop_factory": loops})
+    try:
+        status = run(AgentProcess(begun, lease).run, loops)
+    except BaseException as error:
+        status = 1
+        text = "the agent ends by an error of the server's own; please report this"
+        log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
+        leave_within(EXIT_TIME, status)
     begun.guard.finish()
     # The next agent waits for the end of this process: looking for cyclic garbage that ends anyway takes most of it.
     gc.freeze()

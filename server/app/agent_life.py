@@ -12,6 +12,7 @@ import contextlib
 from server.app.agent_subject import Manager, Subject
 from server.app.draining import draining
 from server.app.sending import NoReceiver
+from server.raised import is_from_outside
 
 
 class Life:
@@ -72,9 +73,9 @@ class Life:
         except NoReceiver as error:
             # at a stop no worker takes what it hands out: it ends a little before it is cancelled
             return None if draining() and not self._inside and not self._leave.is_set() else error
-        except GeneratorExit:
-            raise
         except BaseException as error:
+            if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
+                raise
             return error
         return None
 

@@ -22,7 +22,8 @@ from server.hub.frames import MAX_PAYLOAD, Frame, NotSendable, sendable, unpacke
 from server.hub.lanes import Kind, Want
 from server.hub.places import entries
 from server.logs import about
-from server.specification import error_text
+from server.raised import exc_info, is_from_outside
+from server.tracebacks import error_text
 
 TOPICS: Final = 1_000
 """Topics that one process handles, at most."""
@@ -246,6 +247,7 @@ class Hands:
     async def _handle(self, topic: Topic, delivery: Delivery, handlers: Sequence[Registration]) -> None:
         """Run the handlers, and say that they have ended. Cut by the hammer it says nothing: the process dies."""
         body, wrong = b"", ""
+        task = asyncio.current_task()
         try:
             message = delivery.message(topic.name)
             for each in handlers:
@@ -261,6 +263,10 @@ class Hands:
         except ChannelError as error:
             wrong = error_text(error)
             log.error("message %s of topic %r cannot be read: %s", delivery.id, topic.name, error)
+        except BaseException as error:  # an answer that raises when it is looked at, whatever it raises
+            if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
+                raise
+            body, wrong = b"", _failed(message, error)
         finally:
             topic.running -= 1
         if wrong:
@@ -295,19 +301,19 @@ async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str
     Whatever it raises is its own failure, `sys.exit()` as well: the process has other things to do. Raises
     CancelledError if this task was cancelled.
     """
+    task = asyncio.current_task()
     try:
         result = handler(message)
         if inspect.isawaitable(result):
             result = await result
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         failed = _failed(message, error)  # something that it waited for was cancelled
         return None, wrong or failed
-    except GeneratorExit:  # the loop is closed, and this coroutine with it
-        raise
     except BaseException as error:
+        if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
+            raise
         failed = _failed(message, error)
         return None, wrong or failed
     return result, wrong
@@ -317,7 +323,7 @@ def _failed(message: Message, error: BaseException) -> str:
     log.error(
         "the handler of topic %r raised for message %s (attempt %d)",
         *(message.topic, message.id, message.attempt),
-        exc_info=error,
+        exc_info=exc_info(error),
         extra=about("message_handler_failed", topic=message.topic, id=message.id, attempt=message.attempt),
     )
     return error_text(error)

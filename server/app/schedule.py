@@ -29,7 +29,8 @@ from server.hub.definition import Definition, On, ScheduleError
 from server.hub.frames import Frame, unpacked
 from server.hub.schedule_line import Outcome
 from server.logs import about
-from server.specification import application_traceback, error_text
+from server.raised import is_from_outside
+from server.tracebacks import application_traceback, error_text
 
 log = logging.getLogger("serve")
 
@@ -293,6 +294,7 @@ class Schedule:
     async def _perform(self, link: Link, id: int, run: Run, registered: _Registered) -> None:
         """Run the function and tell what became of it."""
         _current_run.set(run)
+        task = asyncio.current_task()
         began, limit = time.monotonic(), registered.definition.timeout / 1000 or None
 
         def tell(outcome: Outcome, text: str = "", detail: str = "") -> None:
@@ -313,6 +315,8 @@ class Schedule:
             tell(Outcome.CUT, "it had not ended when its process had to")
             raise
         except BaseException as error:  # also SystemExit: a schedule ends no worker
+            if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
+                raise
             tell(Outcome.FAILED, error_text(error)[:500], application_traceback(error))
         else:
             tell(Outcome.TIMEOUT if late else Outcome.OK, f"it may take {limit:g} s" if late else "")

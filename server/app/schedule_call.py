@@ -57,7 +57,7 @@ def _thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
             return
         if error is None:
             found.set_result(result)
-        elif isinstance(error, StopIteration):  # which a future does not take
+        elif issubclass(type(error), StopIteration):  # which a future does not take
             found.set_exception(RuntimeError("the function raised StopIteration"))
         else:
             found.set_exception(error)

@@ -26,6 +26,7 @@ from server.protocol.answer import (
 from server.protocol.head import CHUNKED, Head
 from server.protocol.response import CONTINUE
 from server.protocol.service import ClientDisconnected, Message, Service
+from server.raised import all_tell, exc_info, is_a, is_from_outside, was_told
 from server.scoreboard import Cell
 from server.tracing import named, of_request, traceparent
 
@@ -128,14 +129,18 @@ class Exchange(Answer):
     # ---- the application's task
 
     async def run(self) -> None:
-        """Call the application and see to it that the response has an end. Its starter has counted it in."""
+        """Call the application and see to it that the response has an end. Its starter has counted it in.
+
+        Whatever the application raises, the client gets its end (law 13): what is said of it comes before, and cannot
+        prevent it.
+        """
         try:
             await self.service.app(self.scope, self.receive, self.send)
             if self.state is not DONE and self.state is not LOST:
                 self._abandoned()
-        except GeneratorExit:  # the loop is closed, and this coroutine with it
-            raise
-        except BaseException as error:  # whatever it is, the client gets an answer
+        except BaseException as error:
+            if is_from_outside(error, self.task):  # the loop is closed, and this coroutine with it
+                raise
             self._failed(error)
         finally:
             self.service.cells[_IN_FLIGHT] -= 1
@@ -147,16 +152,35 @@ class Exchange(Answer):
             self._report("returned without answering", "unanswered")
         else:
             self._report("returned without completing its answer to", "unanswered")
-        self.end_badly()
+        self._end()
 
     def _failed(self, error: BaseException) -> None:
-        in_vain = self.content is COMING or isinstance(error, asyncio.CancelledError) or tells_of_disconnect(error)
+        try:
+            self._tell_of(error)
+        except BaseException:  # the application has the scope, and may have put anything into it
+            _log.error("The application failed; at which request cannot be said.", extra=about("application_failed"))
+        finally:
+            self._end()
+
+    def _tell_of(self, error: BaseException) -> None:
+        cancelled = is_a(error, asyncio.CancelledError)
+        in_vain = self.content is COMING or cancelled or all_tell(error, ClientDisconnected)
         if self.state is LOST and in_vain:  # COMING: half a request, of which frameworks make errors of their own
-            _log.debug("The application ended because the client had gone.", exc_info=error, extra=about("client_gone"))
-            return
-        what = "was cancelled" if isinstance(error, asyncio.CancelledError) else "raised an exception"
-        self._report(f"{what} while answering", "application_failed", error)
-        self.end_badly()
+            text = "The application ended because the client had gone."
+            _log.debug(text, exc_info=exc_info(error), extra=about("client_gone"))
+        else:
+            what = "was cancelled" if cancelled else "raised an exception"
+            self._report(f"{what} while answering", "application_failed", error)
+
+    def _end(self) -> None:
+        """The response has its end now, if it has none: the right one, or else that of the connection."""
+        try:
+            self.end_badly()
+        except BaseException as error:
+            self.lose()
+            self.connection.transport.abort()
+            text = "an answer could not be ended, and its connection is closed; please report this"
+            logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
 
     def _report(self, what: str, event: str, error: BaseException | None = None) -> None:
         """Log what the application did wrong, and at which request."""
@@ -168,7 +192,7 @@ class Exchange(Answer):
             method,
             path,
             named(request_id, trace),
-            exc_info=error,
+            exc_info=None if error is None or was_told(error) else exc_info(error),
             extra=about(event, **of_request(method, path, request_id, trace)),
         )
 
@@ -271,16 +295,3 @@ class Exchange(Answer):
         nobody knows where the next request begins.
         """
         return self.left != CHUNKED and self.left <= DRAIN_LIMIT and not self.awaits_continue
-
-
-def tells_of_disconnect(error: BaseException | None) -> bool:
-    """Whether the error is a ClientDisconnected, a group of nothing else, or was raised in place of one."""
-    for _ in range(8):
-        if error is None:
-            return False
-        if isinstance(error, ClientDisconnected):
-            return True
-        if isinstance(error, BaseExceptionGroup):
-            return all(tells_of_disconnect(inner) for inner in error.exceptions)
-        error = error.__cause__ or error.__context__
-    return False

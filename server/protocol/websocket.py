@@ -20,7 +20,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, cast
 
 from server.address import Address
-from server.protocol.exchange import ASGI_VERSION, SPEC_VERSION, tells_of_disconnect
+from server.protocol.exchange import ASGI_VERSION, SPEC_VERSION
 from server.protocol.forwarded import Forwarded
 from server.protocol.head import Head
 from server.protocol.service import DROP_TIME, ClientDisconnected, Message, Scope, Service
@@ -38,6 +38,7 @@ from server.protocol.websocket_endings import (
 from server.protocol.websocket_framing import End, Framing
 from server.protocol.websocket_handshake import Handshake, Refusal, open_handshake
 from server.protocol.websocket_lifecycle import LINGER_BYTES, LINGER_TIMEOUT, KeepAlive
+from server.raised import all_tell, is_a, is_from_outside
 from server.scoreboard import Cell
 
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
@@ -232,20 +233,27 @@ class WebSocketConnection(Endings):
     # The application's side
 
     async def _run(self) -> None:
-        """Run the application to its end and see that the connection ends with it."""
+        """Run the application to its end and see that the connection ends with it.
+
+        Whatever the application raises, the client gets its end (law 13): what is said of it comes before, and cannot
+        prevent it.
+        """
         try:
             await self._service.app(self._scope(), self.receive, self.send)
-        except asyncio.CancelledError:
-            self._application_failed()
-            raise
-        except GeneratorExit:  # the loop is closed, and this coroutine with it
-            raise
-        except BaseException as error:  # whatever it is, the client is told
-            if not self._ended() or not tells_of_disconnect(error):
-                self._report("failed at", "application_failed", error)
-            self._application_failed()
+        except BaseException as error:
+            if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
+                raise
+            self._failed(error)
         else:
             self._application_returned()
+
+    def _failed(self, error: BaseException) -> None:
+        try:
+            cancelled = is_a(error, asyncio.CancelledError)
+            if not self._ended() or not (cancelled or all_tell(error, ClientDisconnected)):
+                self._report("was cancelled at" if cancelled else "failed at", "application_failed", error)
+        finally:
+            self._application_failed()
 
     def _scope(self) -> Scope:
         """ASGI www, "WebSocket Connection Scope"."""

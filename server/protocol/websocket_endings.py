@@ -53,6 +53,7 @@ from server.protocol.websocket_lifecycle import (
     State,
     closing_moment,
 )
+from server.raised import exc_info, was_told
 from server.scoreboard import Cell
 from server.tracing import named, of_request, traceparent
 
@@ -270,12 +271,17 @@ class Endings(asyncio.Protocol):
             self._application_failed()
 
     def _application_failed(self) -> None:
-        if self._state is OPEN or self._state is FINISHING:
-            self._close(1011, "")
-        elif self._state is HANDSHAKE:
-            self._refuse(Refusal(500, "Internal Server Error"))
-        elif self._state is DENYING:
+        try:
+            if self._state is OPEN or self._state is FINISHING:
+                self._close(1011, "")
+            elif self._state is HANDSHAKE:
+                self._refuse(Refusal(500, "Internal Server Error"))
+            elif self._state is DENYING:
+                self._transport.abort()
+        except BaseException as error:
             self._transport.abort()
+            text = "a WebSocket could not be ended, and its connection is closed; please report this"
+            logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
 
     def _linger(self) -> None:
         """All is said: shut down our side and wait for the client's end (closing with unread bytes would reset)."""
@@ -317,7 +323,7 @@ class Endings(asyncio.Protocol):
             what,
             path,
             named(request_id, trace),
-            exc_info=error,
+            exc_info=None if error is None or was_told(error) else exc_info(error),
             extra=about(event, **of_request(self._head.method, path, request_id, trace)),
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import grp
 import json
 import os
@@ -25,8 +26,10 @@ from server import logs, output
 from server.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
 from server.config import Config
 from server.errors import StartError, UsageError
+from server.raised import shortened
 from server.scoreboard import Scoreboard
 from server.signals import LISTENER_SIGNALS
+from server.worker import uncaught
 from server.worker.bytecode import keep_fresh
 from server.worker.memory import keep_large_blocks
 from server.worker.wake_order import LoopFactory
@@ -60,6 +63,7 @@ class Beginning:
             logs.configure(self.config, lines, generation=self.packet["generation"], **slot)
         except UsageError as error:
             self.refuse(str(error))
+        uncaught.install()
         scoreboard_fd, sockets_fds, given = sorted_out(self.packet, descriptors)
         asked_over, dump = given.get("asked over"), given.get("dump")
         self.watchdog = Watchdog(None if asked_over is None else Channel(socket.socket(fileno=asked_over)), dump)
@@ -87,7 +91,7 @@ class Beginning:
 
 def failure(error: StartError | UsageError) -> Packet:
     """The packet that tells the listener of it."""
-    detail = getattr(error, "detail", "")
+    detail = shortened(getattr(error, "detail", ""), DETAIL_LIMIT)
     while len(json.dumps(detail)) > DETAIL_LIMIT:
         detail = detail[len(detail) // 8 + 1 :]
     usage = isinstance(error, UsageError)
@@ -95,8 +99,14 @@ def failure(error: StartError | UsageError) -> Packet:
 
 
 def leave_within(seconds: float, status: int) -> None:
-    """End the process after so many seconds, if it has not ended by itself."""
-    timer = threading.Timer(seconds, os._exit, (status,))
+    """End the process after so many seconds, if it has not ended by itself; its output is written before."""
+
+    def leave() -> None:
+        with contextlib.suppress(BaseException):
+            output.current().finish()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, leave)
     timer.daemon = True
     timer.start()
 

@@ -3,7 +3,8 @@
 An application that raises before it asks for the first event does not know the protocol; with `auto` it is served
 without. So is one that takes the event for a request: it asks for its `body`, or answers it as HTTP. Any other that
 raises after it has received `lifespan.startup` has failed to start: a reload must not put it in service, so here we are
-stricter than the specification, which would have a server continue.
+stricter than the specification, which would have a server continue. It may raise what it likes: CancelledError and
+SystemExit out of a lifespan are errors as any other. One that returns without an answer is served, and the log says so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import anyio
 from server.errors import StartError
 from server.logs import about
 from server.protocol.service import ASGIApplication, Message
-from server.specification import application_traceback
+from server.raised import is_a, is_from_outside
+from server.tracebacks import application_traceback
 
 log = logging.getLogger("serve")
 
@@ -58,6 +60,10 @@ class Lifespan:
         self._detail = ""
         self._startup = _Startup(type="lifespan.startup")
         self._task: asyncio.Task[None] | None = None
+        self._given_up = False
+        """Nobody waits for its end any more: what it says of being cancelled is nobody's concern."""
+        self._told = False
+        """The application has said itself why its shutdown failed."""
         self._changed = anyio.Event()
         self._shutdown_asked = anyio.Event()
 
@@ -85,36 +91,64 @@ class Lifespan:
             return
         self._shutdown_asked.set()
         try:
-            await self._task
+            await asyncio.wait({self._task})  # which raises nothing of the task's
         finally:
+            self._given_up = True
             self._task.cancel()
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self._namespace}
         try:
             await self._app(scope, self._receive, self._send)
-        except Exception as error:
-            if self._task is not None and self._task.cancelling():
-                return  # the process ends, and what an application says of that is nobody's concern
-            if self._state is not LifespanState.FAILED:  # then the application's own message says why
-                self._detail = application_traceback(error)
-            if self._state is LifespanState.CALLED or (
-                self._state is LifespanState.STARTING and self._startup.mistaken
-            ):
-                self._become(LifespanState.UNSUPPORTED)
-            elif self._state is LifespanState.STARTING:
-                self._fail("the application raised an exception in its lifespan startup")
-            elif self._state is not LifespanState.FAILED:
+        except BaseException as error:
+            if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
+                raise
+            self._raised(error)
+        else:
+            self._returned()
+
+    def _raised(self, error: BaseException) -> None:
+        state = self._state
+        if self._given_up or (state is LifespanState.STARTED and self._task is not None and self._task.cancelling()):
+            self._become(LifespanState.ENDED)  # the process ends
+            return
+        if state is not LifespanState.FAILED:  # then the application's own message says why
+            self._detail = application_traceback(error)
+        starting = state is LifespanState.CALLED or state is LifespanState.STARTING
+        ignorant = state is LifespanState.CALLED or self._startup.mistaken
+        # Who does not know the protocol says so by an error; being cancelled, or exiting, says nothing of the kind.
+        if starting and ignorant and is_a(error, Exception):
+            self._become(LifespanState.UNSUPPORTED)
+        elif starting:
+            self._fail("the application raised an exception in its lifespan startup")
+        elif state is not LifespanState.FAILED:
+            if not self._told:
                 log.error(
                     "the application's lifespan ended with an exception",
                     extra=about("lifespan_failed", detail=self._detail),
                 )
-                self._become(LifespanState.ENDED)
-        else:
-            if self._state in (LifespanState.CALLED, LifespanState.STARTING):
-                self._become(LifespanState.UNSUPPORTED)
-            elif self._state is not LifespanState.FAILED:
-                self._become(LifespanState.ENDED)
+            self._become(LifespanState.ENDED)
+
+    def _returned(self) -> None:
+        state = self._state
+        if state is LifespanState.CALLED:
+            self._become(LifespanState.UNSUPPORTED)
+        elif state is LifespanState.STARTING:
+            if not self._startup.mistaken and self._mode != "on":  # then it is refused
+                self._tell_unanswered("lifespan.startup", "it is served without a lifespan")
+            self._become(LifespanState.UNSUPPORTED)
+        elif state is not LifespanState.FAILED:
+            if state is LifespanState.ENDING:
+                self._tell_unanswered("lifespan.shutdown", "it is taken for ended")
+            self._become(LifespanState.ENDED)
+
+    @staticmethod
+    def _tell_unanswered(event: str, what: str) -> None:
+        log.warning(
+            "the application took %s and returned without answering it by %s.complete: %s",
+            *(event, event, what),
+            extra=about("lifespan_unanswered", received=event),
+        )
 
     async def _receive(self) -> Message:
         if self._state is LifespanState.CALLED:
@@ -138,13 +172,13 @@ class Lifespan:
                 self._become(LifespanState.ENDED)
             case "lifespan.shutdown.failed", LifespanState.ENDING:
                 log.error(
-                    "the application's lifespan shutdown failed: %s",
-                    message.get("message", ""),
-                    extra=about("lifespan_failed"),
+                    "the application's lifespan shutdown failed",
+                    extra=about("lifespan_failed", detail=str(message.get("message", ""))),
                 )
+                self._told = True
                 self._become(LifespanState.ENDED)
             case kind, state:
-                self._startup.mistaken |= not kind.startswith("lifespan.")
+                self._startup.mistaken |= not str(kind).startswith("lifespan.")
                 raise RuntimeError(f"the application sent {kind!r} while its lifespan was {state.value}")
 
     def _fail(self, message: str) -> None:

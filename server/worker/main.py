@@ -5,12 +5,16 @@ How it begins is in `server.worker.beginning`, what it does in between in `serve
 
 from __future__ import annotations
 
+import logging
 import sys
 
-import anyio
+from server.logs import about
+from server.raised import exc_info
+from server.worker.beginning import Beginning, leave_within
+from server.worker.running import run
+from server.worker.worker import EXIT_TIME, Worker
 
-from server.worker.beginning import Beginning
-from server.worker.worker import Worker
+log = logging.getLogger("serve")
 
 
 def main() -> None:
@@ -33,8 +37,16 @@ def main() -> None:
         begun.watchdog,
         begun.link,
     )
-    status = anyio.run(worker.run, backend_options={"loop_factory": loops})
-    if worker.access_log is not None:
-        worker.access_log.close()
-    begun.guard.finish()
+    try:
+        status = run(worker.run, loops)
+    except BaseException as error:
+        status = 1
+        text = "the worker ends by an error of the server's own; please report this"
+        log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
+        leave_within(EXIT_TIME, status)
+    finally:  # every end that is not a kill writes the logs
+        worker.flush_access_log()
+        if worker.access_log is not None:
+            worker.access_log.close()
+        begun.guard.finish()
     sys.exit(status)

@@ -25,7 +25,7 @@ from typing import Any, Final
 import anyio
 
 from server.protocol.head import Head
-from server.specification import PACKAGE
+from server.tracebacks import PACKAGE
 from server.worker.lifespan import Lifespan
 
 APPLICATIONS: Final = (os.path.join(PACKAGE, "demo.py"), os.path.join(PACKAGE, "admin") + os.sep)

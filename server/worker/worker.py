@@ -33,6 +33,7 @@ from server.protocol.service import Phase, Service
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell, Scoreboard
 from server.shut_out import Kind, shut_out
+from server.tracebacks import application_traceback
 from server.worker import last_resort
 from server.worker.acceptor import Acceptor
 from server.worker.beginning import failure, leave_within
@@ -141,7 +142,13 @@ class Worker:
                 await self.outbox.flushed()
             tasks.cancel_scope.cancel()
         leave_within(EXIT_TIME, status)
+        self.flush_access_log()  # what the application has left behind may use up that time
         return status
+
+    def flush_access_log(self) -> None:
+        """Write the lines that have come together."""
+        if self.access_log is not None:
+            self.access_log.flush()
 
     # Start
 
@@ -170,8 +177,8 @@ class Worker:
             app = specification.load(config.app, config.factory, config.interface, config.wsgi_threads)
         except UsageError:
             raise
-        except (Exception, SystemExit) as error:
-            detail = specification.application_traceback(error)
+        except BaseException as error:  # no wait is in there that could be cancelled
+            detail = application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
         self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, draining)
         if self.hub is not None:
