@@ -63,7 +63,7 @@ class TruncatedDescriptors(ChannelError):
     """A packet arrived without its descriptors: this process has too many open files (EMFILE sets MSG_CTRUNC)."""
 
     def __init__(self, packet: Packet) -> None:
-        super().__init__("a packet arrived without its descriptors; raise the open-files limit (ulimit -n)")
+        super().__init__("a packet arrived without its descriptors; raise the open-files limit (ulimit -Hn)")
         self.packet = packet
 
 

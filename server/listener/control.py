@@ -23,7 +23,7 @@ import anyio
 from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from server import control_protocol
+from server import control_protocol, descriptors
 from server.config import MOST_WORKERS
 from server.errors import ServeError
 from server.hub.schedule_commands import Answer, Asks
@@ -35,6 +35,8 @@ REQUEST_TIMEOUT = 5.0
 """Seconds that a peer has to send its request, and to take each line of its answer."""
 PAUSE: Final = 0.2
 """Seconds until the next try to accept, when the process or the machine is out of descriptors."""
+AT_LEAST: Final = 4
+"""Conversations that are held whatever descriptors are left."""
 FOLLOWED: Final = 1000
 """Records that wait for a follower at most."""
 LONGEST_DELAY: Final = 24 * 3600.0
@@ -146,12 +148,12 @@ class ControlServer:
         for asker in self._askers:
             asker.tell(record)
 
-    def to_state(self, descriptors: list[int]) -> dict[str, Any] | None:
-        """What `serve` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+    def to_state(self, kept: list[int]) -> dict[str, Any] | None:
+        """What `serve` needs in a program that takes this one's place; `kept` gets what must stay open."""
         if self._listening is None:
             return None
         fd = self._listening.extra(SocketAttribute.raw_socket).fileno()
-        descriptors.append(fd)
+        kept.append(fd)
         return {"fd": fd, "path": str(self._path), "identity": self._identity}
 
     async def serve(
@@ -192,9 +194,11 @@ class ControlServer:
         return Path(inherited["path"])
 
     async def _accept(self, server: SocketListener, tasks: TaskGroup) -> None:
-        """Accept until cancelled; without a descriptor to spare, those who ask wait until there is one."""
+        """Accept until cancelled; half of the descriptors are kept for a reload, and those who ask wait meanwhile."""
         short = False
         while True:
+            while self._busy >= AT_LEAST and not descriptors.available(descriptors.limit() // 2):
+                await anyio.sleep(PAUSE)
             try:
                 stream = await server.accept()
             except (anyio.BrokenResourceError, OSError) as error:

@@ -217,7 +217,18 @@ class Crew:
         there = self.of(receiver)
         if there is None or self.of(sender) is None:
             return
-        sends, receives = handover_pair()
+        try:
+            sends, receives = handover_pair()
+        except OSError as error:
+            log.warning(
+                "cannot introduce %s to %s yet: %s; raise the open-files limit (ulimit -Hn)",
+                sender,
+                receiver,
+                error.strerror,
+                extra=about("descriptors_lost"),
+            )
+            self.tell(sender, {"type": "receiver", "pair": pair, "row": there.row})  # which asks for another one
+            return
         there.outbox.tell({"type": "receive", "pair": pair}, given=[receives])
         self.tell(sender, {"type": "receiver", "pair": pair, "row": there.row}, given=(sends,))
 
@@ -236,8 +247,8 @@ class Crew:
         """Take the child's packets until its end of the channel closes; its death is told by SIGCHLD."""
         try:
             while True:
-                packet, descriptors = await child.channel.receive()
-                for descriptor in descriptors:
+                packet, received = await child.channel.receive()
+                for descriptor in received:
                     os.close(descriptor)
                 self._take_packet(child, packet)
         except (EOFError, anyio.ClosedResourceError):
@@ -311,6 +322,8 @@ class Crew:
                 self.post(e.WorkerFinished(worker, packet))
             case "withdrawn":
                 self.post(e.PairWithdrawn(worker, int(packet["pair"])))
+            case "lost":
+                self.post(e.PairLost(worker, int(packet["pair"])))
             case "orphaned":
                 self.post(e.PairOrphaned(worker, int(packet["pair"])))
             case other:

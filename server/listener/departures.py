@@ -106,6 +106,12 @@ class Departures:
         if worker.state is WorkerState.RETIRING:
             self.introduce(worker)
 
+    def lost(self, worker: Worker, pair: int) -> None:
+        """One of the two has not got its end of the pair: they are introduced again, over another one."""
+        sender = self.introductions.lost(worker, pair)
+        if sender is not None and sender.state is WorkerState.RETIRING:
+            self.introduce(sender)
+
     def orphaned(self, worker: Worker, pair: int) -> None:
         """A receiver asks what to do with what it was offered."""
         self._decisions.do(*self.introductions.orphaned(worker, pair))

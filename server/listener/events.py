@@ -139,6 +139,14 @@ class PairWithdrawn(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PairLost(Event):
+    """An end of this pair has not reached its worker, or could not be made: there was no descriptor for it."""
+
+    worker: Worker
+    pair: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PairOrphaned(Event):
     """A receiver found the end of this pair while it held offers that were not committed."""
 

@@ -59,6 +59,14 @@ class Introductions:
         pair.fate = Fate.WITHDRAWN
         return self._verdict(number, pair)
 
+    def lost(self, worker: Worker, number: int) -> Worker | None:
+        """An end of the pair has not reached `worker`, so that nothing was offered over it; its sender, if it stood."""
+        pair = self.pairs.get(number)
+        if pair is None or worker not in (pair.sender, pair.receiver) or pair.asked or pair.fate is not Fate.OPEN:
+            return None
+        del self.pairs[number]
+        return pair.sender
+
     def orphaned(self, worker: Worker, number: int) -> list[Action]:
         """The receiver `worker` asks what to do with the uncommitted offers of the pair."""
         pair = self.pairs.get(number)

@@ -7,7 +7,7 @@ import os
 
 import anyio
 
-from server import logs, output
+from server import descriptors, logs, output
 from server.errors import StartError, UsageError
 from server.listener import changes, release, sockets
 from server.listener import events as e
@@ -27,6 +27,7 @@ def run(settings: Settings) -> int:
     Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
     """
     config = settings.config
+    descriptors.raise_limit()
     plan = planned(settings, release.logical_directory())
     if trouble := trouble_at_start(config, plan.release):
         raise UsageError(trouble)

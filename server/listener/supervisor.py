@@ -90,6 +90,7 @@ class Supervisor:
             e.WorkerFinished: self._on_finished,
             e.WorkerDied: self._on_died,
             e.PairWithdrawn: lambda event: self.departures.withdrawn(event.worker, event.pair),
+            e.PairLost: lambda event: self.departures.lost(event.worker, event.pair),
             e.PairOrphaned: lambda event: self.departures.orphaned(event.worker, event.pair),
             e.AgentPrepared: lambda event: self.agents.prepared(event.agent),
             e.AgentWaits: lambda event: self.agents.waits(event.agent, event.holder),

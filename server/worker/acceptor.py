@@ -23,10 +23,11 @@ from server.address import Address
 from server.logs import about
 from server.scoreboard import Cell
 from server.shut_out import admit, filters_refused
+from server.worker.room import Room
 from server.worker.wake_order import WakeOrder
 
 PAUSE: Final = 0.1
-"""Seconds without accepting when there is no descriptor, no memory, or no room left below --max-connections."""
+"""Seconds without accepting when there is no memory, or no room left (`server.worker.room`)."""
 WARN_EVERY: Final = 10.0
 """Seconds between two warnings that there are none: the log is not to fill the disk as well."""
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
@@ -67,11 +68,11 @@ class Acceptor:
         sockets: list[socket.socket],
         cells: memoryview,
         order: WakeOrder,
-        room: Callable[[int], bool],
+        room: Room,
         make_protocol: Callable[[Address, Address], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
-        """While there is no `room` beside those that are being attached, clients wait, for this worker or a sibling.
+        """While there is no `room`, clients wait in the kernel's queue, for this worker or a sibling.
 
         `make_protocol` gets the client's and the server's address as far as they are known without asking. `attached`
         is told of each protocol once its transport stands.
@@ -87,12 +88,15 @@ class Acceptor:
         self._attaching: set[Attempt] = set()
         self._all_attached = asyncio.Event()
         self._pause: asyncio.TimerHandle | None = None
+        self._short = False  # of descriptors or memory, when it last accepted
         self._next_warning = 0.0
         self._must_admit = filters_refused()
 
     def start(self) -> None:
         """Begin to accept."""
         self._pause = None
+        self._short = False
+        self._room.look()
         for listening in self._sockets:
             self._order.join(listening, self._readable)
 
@@ -112,11 +116,14 @@ class Acceptor:
             listening.close()
         self._sockets = []
 
-    def drain(self) -> None:
-        """Accept all that is in the kernel's queues."""
+    def drain(self) -> bool:
+        """Accept all that is in the kernel's queues, with what is kept as well; False if even that is not enough."""
         for listening in self._sockets:
-            while self._accept(listening):
+            while self._accept(listening) >= 0:
                 pass
+            if self._short:
+                return False
+        return True
 
     async def settled(self) -> None:
         """Wait until every accepted connection has its protocol."""
@@ -156,32 +163,30 @@ class Acceptor:
 
     def _readable(self, listening: socket.socket) -> None:
         """A client waits, if no other worker was faster."""
-        if not self._room(len(self._attaching)):
+        if not self._room.for_clients(len(self._attaching)):
             self._rest()
-        elif self._accept(listening):  # one: the loop reports the socket again at once if there are more
-            if self._room(len(self._attaching)):
+        elif (taken := self._accept(listening)) >= 0:  # one: the loop reports it again at once if there are more
+            if taken >= self._room.mark:
+                self._no_descriptors()
+            elif self._room.for_clients(len(self._attaching)):
                 self._order.accepted(listening)
             else:
                 self._rest()  # and not woken for the next one, who would have nobody else
 
-    def _accept(self, listening: socket.socket) -> bool:
-        """Accept one connection; False if there is none, or none can be taken now."""
+    def _accept(self, listening: socket.socket) -> int:
+        """Accept one connection; its descriptor, or -1 if there is none, or none can be taken now."""
+        self._short = False
         try:
+            descriptor: int
             descriptor, name = listening._accept()  # type: ignore[attr-defined]  # accept() asks for it all again
         except (BlockingIOError, InterruptedError):
-            return False
+            return -1
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                if self._pause is None and (now := self._loop.time()) >= self._next_warning:
-                    self._next_warning = now + WARN_EVERY
-                    log.warning(
-                        "cannot accept connections: %s; raise the open-files limit (ulimit -n)",
-                        error.strerror,
-                        extra=about("accept_failed"),
-                    )
-                self._rest()
-                return False
-            return error.errno != errno.EINVAL  # EINVAL: a unix socket that was shut out has no more
+                self._short = True
+                self._no_descriptors(error.strerror or str(error))
+                return -1
+            return -1 if error.errno == errno.EINVAL else 0  # EINVAL: a unix socket that was shut out has no more
         common = self._common[listening]
         client = socket.socket(common.family, socket.SOCK_STREAM, common.protocol, descriptor)  # both loops unblock it
         self._cells[_ACCEPTED] += 1
@@ -189,7 +194,19 @@ class Acceptor:
             admit(client)
         peer = (name[0], name[1]) if isinstance(name, tuple) else None
         self.attach(client, functools.partial(self._make_protocol, peer, common.own_end))
-        return True
+        return descriptor
+
+    def _no_descriptors(self, error: str = "") -> None:
+        """There are none for clients: what is left of them is kept for what must not fail. Warn, but not often."""
+        if self._pause is None and (now := self._loop.time()) >= self._next_warning:
+            self._next_warning = now + WARN_EVERY
+            what = error or f"of {self._room.limit} open files the rest is kept for reloads, logs and the application"
+            log.warning(
+                "cannot accept connections: %s; new clients wait; raise the open-files limit (ulimit -Hn)",
+                what,
+                extra=about("accept_failed"),
+            )
+        self._rest()
 
     def _rest(self) -> None:
         """What waits in the kernel's queue waits there, for us or a sibling."""
@@ -198,7 +215,7 @@ class Acceptor:
             self._pause = self._loop.call_later(PAUSE, self._rested)
 
     def _rested(self) -> None:
-        if self._room(len(self._attaching)):
+        if self._room.for_clients(len(self._attaching)) and self._room.again():
             self.start()
         else:
             self._pause = self._loop.call_later(PAUSE, self._rested)

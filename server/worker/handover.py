@@ -355,12 +355,17 @@ class Arrivals:
         cells: memoryview,
         orphaned: Callable[[int], None],
         arrived: Callable[[socket.socket, TravelRecord], None],
+        has_room: Callable[[int], bool] = lambda _: True,
     ) -> None:
-        """`orphaned(pair)` asks the listener for a verdict on a pair that ended with uncommitted offers."""
+        """`orphaned(pair)` asks the listener for a verdict on a pair that ended with uncommitted offers.
+
+        What arrives as a descriptor for which there is no room (`has_room`) is refused.
+        """
         self._loop = loop
         self._cells = cells
         self._orphaned = orphaned
         self._arrived = arrived
+        self._has_room = has_room
         self._held: dict[int, dict[int, tuple[list[int], dict[str, Any]]]] = {}
         self._pairs: dict[int, Pair] = {}
         self.refusing = False
@@ -406,7 +411,7 @@ class Arrivals:
         held = self._held[pair.number]
         if packet is None:
             self._ended(pair)
-        elif packet["type"] == "offer" and (self.refusing or not descriptors):
+        elif packet["type"] == "offer" and (self.refusing or not descriptors or not self._has_room(descriptors[0])):
             _close(descriptors)
             pair.say({"type": "refuse", "offer": packet["offer"]})
         elif packet["type"] == "offer":

@@ -15,7 +15,7 @@ from typing import Final
 
 import anyio
 
-from server import access_log, logs, specification
+from server import access_log, descriptors, logs, specification
 from server.address import Address
 from server.app import link
 from server.app.draining import draining
@@ -41,6 +41,7 @@ from server.worker.catching_up import CatchingUp
 from server.worker.handover import Arrivals, Departures
 from server.worker.hub_socket import HubSocket
 from server.worker.lifespan import Lifespan
+from server.worker.room import Room
 from server.worker.ticker import Ticker
 from server.worker.wake_order import LoopFactory, WakeOrder
 from server.worker.watchdog import Watchdog
@@ -103,10 +104,12 @@ class Worker:
         self._ready = False
         self._drain_queue = False
         self._cut = 0
+        self._awaited = 0  # receivers whose introduction got lost and comes again
         self.access_log: access_log.AccessLog | None = None
         self.service: Service
         self.lifespan: Lifespan
         self.order: WakeOrder
+        self.room: Room
         self.acceptor: Acceptor
         self.departures: Departures
         self.arrivals: Arrivals
@@ -187,13 +190,12 @@ class Worker:
         service.access_log = self.access_log = access_log.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
         )
+        self.room = Room(service, self.scoreboard, self.welcome["row"])
         self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
         self._opening = opening(service)
-        self.acceptor = Acceptor(
-            loop, self.sockets, self.cells, self.order, service.has_room, self._accepted, self._attached
-        )
+        self.acceptor = Acceptor(loop, self.sockets, self.cells, self.order, self.room, self._accepted, self._attached)
         self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
-        self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived)
+        self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived, self.room.for_arrival)
         service.departure = self.departures.depart
         self.lifespan = Lifespan(app, self.config.lifespan, service.state)
         await self.lifespan.startup()
@@ -281,9 +283,14 @@ class Worker:
         """If nobody can take connections, tell them of the end in time, so that the hammer finds none waiting."""
         await anyio.sleep(self.config.graceful_timeout * (1 - CLOSING_SHARE))
         if not self.departures.can_go():
-            self.departures.give_up()
-            self._set_phase()
-            self._retire_connections()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Nobody takes the connections that are left: they are told of the end."""
+        self._awaited = 0
+        self.departures.give_up()
+        self._set_phase()
+        self._retire_connections()
 
     async def _leave_at_once(self, waiting: anyio.CancelScope) -> None:
         """An order to quit ends the wait for what is in progress."""
@@ -292,7 +299,8 @@ class Worker:
 
     def _set_phase(self) -> None:
         """Connections travel if there is anybody to travel to; otherwise they are told of the end."""
-        phase = Phase.TRAVELLING if self.departures.has_receivers() else Phase.CLOSING
+        travels = self.departures.has_receivers() or self._awaited
+        phase = Phase.TRAVELLING if travels else Phase.CLOSING
         self.service.phase = phase
         self.service.close_answers = phase is Phase.CLOSING
 
@@ -307,7 +315,11 @@ class Worker:
                 if described["owned"]:
                     shut_out(listening, Kind(described["kind"]))
         if self._order is Order.LISTENER_DIED or self._drain_queue:
-            self.acceptor.drain()
+            with anyio.move_on_after(self.config.graceful_timeout * (1 - CLOSING_SHARE)):
+                while not self.acceptor.drain() and not self._quit.is_set():
+                    draining.begin(self._reason)
+                    self._retire_connections()  # the end of each makes room for one who waits
+                    await anyio.sleep(descriptors.PAUSE)
         self.acceptor.stop()
         await self.acceptor.settled()
 
@@ -372,6 +384,7 @@ class Worker:
         self.outbox.tell({"type": "orphaned", "pair": pair})
 
     def _ticked(self) -> None:
+        self.room.look()
         self.order.tick()
         self.watchdog.tick()
 
@@ -385,11 +398,11 @@ class Worker:
         try:
             while True:
                 try:
-                    packet, descriptors = await self.channel.receive()
-                except TruncatedDescriptors as error:  # EMFILE: without that pair, connections go elsewhere or remain
-                    log.error("%s", error, extra=about("descriptors_lost"))
-                else:
-                    self._take(packet, descriptors)
+                    packet, received = await self.channel.receive()
+                except TruncatedDescriptors as error:  # EMFILE, whoever has used up what is kept
+                    log.warning("%s", error, extra=about("descriptors_lost"))
+                    packet, received = error.packet, []
+                self._take(packet, received)
         except (EOFError, ChannelError, OSError) as error:
             if not isinstance(error, EOFError):
                 log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
@@ -398,7 +411,19 @@ class Worker:
             if hasattr(self, "arrivals"):
                 self.arrivals.expect_no_verdict()
 
-    def _take(self, packet: Packet, descriptors: list[int]) -> None:
+    def _ask_for_another(self, packet: Packet) -> None:
+        """Our end of this pair got lost, or could not be made: ask for another pair, when its end can be taken."""
+        if packet["type"] == "receiver":
+            self._awaited += 1  # connections are kept until it comes
+        self.service.loop.call_later(descriptors.PAUSE, self._ask_again, packet["pair"])
+
+    def _ask_again(self, pair: int) -> None:
+        if descriptors.available():
+            self.outbox.tell({"type": "lost", "pair": pair})
+        else:
+            self.service.loop.call_later(descriptors.PAUSE, self._ask_again, pair)
+
+    def _take(self, packet: Packet, received: list[int]) -> None:
         match packet["type"]:
             case "serve":
                 self.acceptor.start()
@@ -406,13 +431,16 @@ class Worker:
             case "retire":
                 self._drain_queue = packet["drain_queue"]
                 self.leave(Order.RETIRE, packet["reason"])
+            case "receiver" | "receive" if not received:
+                self._ask_for_another(packet)
             case "receiver":
-                self.departures.introduce(packet["pair"], descriptors.pop(), self.scoreboard.row(packet["row"]))
+                self._awaited = max(0, self._awaited - 1)
+                self.departures.introduce(packet["pair"], received.pop(), self.scoreboard.row(packet["row"]))
                 if self._order is Order.RETIRE and self._reason != "stop":
                     self._set_phase()
                     self._retire_connections()
             case "receive":
-                self.arrivals.introduce(packet["pair"], descriptors.pop())
+                self.arrivals.introduce(packet["pair"], received.pop())
             case "verdict":
                 self.arrivals.verdict(packet["pair"], packet["keep"])
             case "reopen":
@@ -422,7 +450,7 @@ class Worker:
             case "quit":
                 self._quit.set()
                 self.leave(Order.QUIT, "stop")
-        for descriptor in descriptors:
+        for descriptor in received:
             os.close(descriptor)
 
     def leave(self, order: Order, reason: str) -> None:
@@ -432,6 +460,4 @@ class Worker:
             self._ordered.set()
         elif reason != self._reason and self._order is Order.RETIRE and order is not Order.QUIT:
             self._reason = reason
-            self.departures.give_up()
-            self._set_phase()
-            self._retire_connections()
+            self._give_up()

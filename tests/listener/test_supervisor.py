@@ -605,6 +605,21 @@ def test_a_withdrawn_pair_is_dropped_even_if_the_sender_dies_later() -> None:
     assert shell.of(e.TellVerdict) == [e.TellVerdict(pair.receiver, pair.pair, keep=False)]
 
 
+@pytest.mark.parametrize("end", ["sender", "receiver"])
+def test_who_has_not_got_an_end_of_a_pair_is_introduced_again(end: str) -> None:
+    shell = Shell().up()
+    shell.reload()
+    pair = shell.of(e.Introduce)[0]
+    shell.forget()
+    shell.send(e.PairLost(getattr(pair, end), pair.pair))
+    again = shell.of(e.Introduce)
+    assert [(each.sender, each.receiver) for each in again] == [(pair.sender, pair.receiver)]
+    assert again[0].pair != pair.pair
+    shell.forget()
+    shell.send(e.PairLost(getattr(pair, end), pair.pair))  # once
+    assert not shell.of(e.Introduce)
+
+
 def test_the_table_refuses_what_it_does_not_hold() -> None:
     with pytest.raises(IllegalTransition):
         advance(WORKERS, WorkerState.RETIRING, WorkerState.SERVING)
@@ -728,6 +743,7 @@ def settled(shell: Shell) -> tuple[object, ...]:
         lambda w: e.WorkerFailed(w, "too late"),
         lambda w: e.WorkerAccepts(w),
         lambda w: e.PairWithdrawn(w, 99),
+        lambda w: e.PairLost(w, 99),
         lambda _: e.PortsOpened(),
         lambda _: e.ShutOutDone(),
         lambda _: e.LameDuckAsked(on=False),
