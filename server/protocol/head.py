@@ -27,7 +27,7 @@ METHODS: Final = {
     )
 }
 # fmt: on
-"""The methods that both parsers know. Any other is answered 501 (RFC 9110 9.1)."""
+"""The methods that both parsers know. Any other is answered 501 (RFC 9110 9.1), if it could be one."""
 
 # What the rules below look at; every other field is the application's business.
 _WATCHED: Final = frozenset(
@@ -46,16 +46,20 @@ FIELD_LINE: Final = re.compile(rb"(" + TOKEN + rb"):([\t -~\x80-\xff]*+)\r\n")
 """RFC 9112 5, with the white space around the value; never folded."""
 
 _LINE_START: Final = re.compile(TOKEN + rb"(?: [!-~]*+(?: [HTP/0-9.]*\r?)?)?")
-# RFC 3986: pchar and "/", then the same with "?"; and in both what browsers leave as it is (URL Standard, 1.3: the
-# percent-encode sets of path and query). A "%" without its two digits passes too: people type it, browsers send it.
-_PCHAR: Final = rb"A-Za-z0-9\-._~!$&'()*+,;=:@%"
-_ORIGIN_FORM: Final = re.compile(rb"/[/" + _PCHAR + rb"\[\]^|]*+(?:\?[/?" + _PCHAR + rb"\[\]\\^`{|}]*+)?")
+_REQUEST_START: Final = re.compile(rb"(" + TOKEN + rb") ([!-~]*+)")
+# Every visible ASCII character but those that some reader on the way takes for the end of the path or for its "/", and
+# no other byte. RFC 3986 has fewer; what else there is (`"<>[]^`{|}` and a "%" without its two digits) browsers, curl
+# and people send, and every program takes for itself (docs/http.md).
+_ORIGIN_FORM: Final = re.compile(rb"/[!\x22$->@-\[\]-~]*+(?:\?[!\x22$-~]*+)?")
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@%/?[]^|"
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")
 _CODING: Final = re.compile(TOKEN + rb"(?:[ \t]*;.*)?")
 _LINE_REST: Final = re.compile(rb"[ -~\r]*+")
 _START_CHECKED: Final = 64
+"""No method has so many characters: what begins with as many is no HTTP."""
 _LONG_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{64}")
+_VERSION_ROOM: Final = len(b" HTTP/1.1\r")
+"""What follows the target while the line has no end yet."""
 
 _valid_hosts: set[bytes] = set()
 _MAX_VALID_HOSTS: Final = 256
@@ -285,7 +289,9 @@ def raise_for_line(method: bytes, major: bytes, minor: bytes) -> None:
 
     A higher minor version is served as HTTP/1.1 (RFC 9110 2.5).
     """
-    if major != b"1" and len(method) < _START_CHECKED:  # an endless method is refused before its version is seen
+    if len(method) >= _START_CHECKED:  # as it is refused before the rest of its line has come
+        raise bad_line(method)
+    if major != b"1":
         raise BadRequest(505, "This server speaks HTTP/1.1 and HTTP/1.0.")
     if method not in METHODS:
         raise BadRequest(501, "This server does not know the request method.")
@@ -293,9 +299,21 @@ def raise_for_line(method: bytes, major: bytes, minor: bytes) -> None:
 
 def bad_line(start: bytes | bytearray) -> BadRequest:
     """The verdict on a head that begins with no valid request line."""
-    if _LONG_METHOD.match(start):  # RFC 9112 3: longer than any method that this server implements
-        return BadRequest(501, "This server does not know the request method.")
+    if _LONG_METHOD.match(start):
+        return BadRequest(400, "The request line begins with more than any method: this is not an HTTP request.")
     return BadRequest(400, "The request line is malformed.")
+
+
+def endless_target(start: bytes | bytearray, limit: int) -> BadRequest | None:
+    """The verdict on a head, perhaps incomplete, whose target is longer than `limit` bytes (RFC 9112 3), or None.
+
+    It comes before any other but that on a method that is no method, so that it does not depend on what of the head has
+    arrived.
+    """
+    found = _REQUEST_START.match(start)
+    if found is None or len(found[1]) >= _START_CHECKED or len(found[2]) <= limit:
+        return None
+    return BadRequest(414, f"The request target is longer than {limit} bytes.")
 
 
 def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
@@ -315,6 +333,11 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
             return bad_line(start)
         if not good or not _LINE_REST.fullmatch(start, max(known, _START_CHECKED)):
             return BadRequest(400, "This is not an HTTP request.")
+        method_end = start.find(b" ", 0, _START_CHECKED)
+        if method_end >= 0:
+            target_end = start.find(b" ", max(method_end + 1, known - _VERSION_ROOM))
+            if target_end >= 0 and len(start) - target_end > _VERSION_ROOM:
+                return bad_line(start)
         return None
     if start.find(b"\n", 0, known) < 0:  # the request line is whole by now
         line = REQUEST_LINE.match(start)

@@ -20,11 +20,11 @@ from server.protocol.answer import COMING, WAITING
 from server.protocol.answer import STARTED as RESPONSE_STARTED
 from server.protocol.chunks import ChunkReader
 from server.protocol.exchange import Exchange
-from server.protocol.head import CHUNKED, BadRequest, Head, hopeless
+from server.protocol.head import CHUNKED, BadRequest, Head, endless_target, hopeless
 from server.protocol.identified import IdentifiedExchange
 from server.protocol.lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
 from server.protocol.response import CLOSE, plain_answer
-from server.protocol.service import Phase, Service, too_long
+from server.protocol.service import Phase, Service
 from server.protocol.travel import TravelRecord
 from server.protocol.websocket import WebSocketConnection
 from server.scoreboard import Cell
@@ -49,9 +49,6 @@ BATCH: Final = 32
 
 MAX_EMPTY_LINES: Final = 8
 """Empty lines that are skipped on one connection, besides one for each request."""
-
-AROUND_TARGET: Final = 64
-"""More than a request line has around its target: the method, two spaces, the version."""
 
 _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
@@ -244,9 +241,9 @@ class Http1Connection(Lifecycle):
             return
         if buffer == b"\r":
             return  # half an empty line
-        refused = hopeless(buffer, self._scanned)
-        if refused is None and len(buffer) > self.service.config.max_target_size:
-            refused = _endless_target(buffer, self.service.config.max_target_size)
+        longest = self.service.config.max_target_size
+        refused = endless_target(buffer, longest) if len(buffer) > longest else None
+        refused = refused or hopeless(buffer, self._scanned)
         if refused is not None:
             self._refuse(refused)
         elif self.eof:
@@ -260,8 +257,8 @@ class Http1Connection(Lifecycle):
         """The verdict on a head of more than `limit` bytes: the same in whatever pieces it has arrived."""
         start = self._buffer[:limit]
         return (
-            hopeless(start, 0)
-            or _endless_target(start, self.service.config.max_target_size)
+            endless_target(start, self.service.config.max_target_size)
+            or hopeless(start, 0)
             or BadRequest(431, f"The request head is larger than {limit} bytes.")
         )
 
@@ -272,6 +269,7 @@ class Http1Connection(Lifecycle):
         try:
             head = service.heads.read(data, cells[_REQUESTS])
         except BadRequest as refused:
+            refused = endless_target(data, service.config.max_target_size) or refused
             self._refuse(refused, with_body=not data.startswith(b"HEAD "))
             return
         if head.path == service.health_path and head.method in health.METHODS:
@@ -605,9 +603,3 @@ class Http1Connection(Lifecycle):
         else:
             self._advance()
             self.mind_reading()
-
-
-def _endless_target(buffer: bytearray, limit: int) -> BadRequest | None:
-    """The verdict on half a head whose request line is already longer than any with a target of `limit` bytes."""
-    line = buffer.find(b"\r\n")
-    return too_long(limit) if (len(buffer) if line < 0 else line) > limit + AROUND_TARGET else None

@@ -237,7 +237,7 @@ class Service:
         head.forwarding = self.forwarding.mentioned(head.headers)
         config = self.config
         if len(head.target) > config.max_target_size:
-            raise too_long(config.max_target_size)
+            raise BadRequest(414, f"The request target is longer than {config.max_target_size} bytes.")
         if len(head.headers) > config.max_headers:
             raise BadRequest(431, f"The request head has more than {config.max_headers} fields.")
         if config.max_body_size and head.body > config.max_body_size:
@@ -272,8 +272,3 @@ class Service:
         self.connections.discard(connection)
         if self.emptied is not None and not self.connections:
             self.emptied()
-
-
-def too_long(limit: int) -> BadRequest:
-    """The verdict on a request target of more than `limit` bytes (RFC 9112 3)."""
-    return BadRequest(414, f"The request target is longer than {limit} bytes.")
