@@ -20,4 +20,10 @@ def own_end_of(transport: asyncio.BaseTransport) -> Address:
     name = transport.get_extra_info("sockname")
     if isinstance(name, (tuple, list)):
         return (str(name[0]), int(name[1]))
-    return (os.fsdecode(name), None) if name else None
+    return (unix_name(name), None) if name else None
+
+
+def unix_name(name: str | bytes) -> str:
+    """What a unix socket is called: its path, or @name of an abstract one, which the kernel begins with a NUL."""
+    text = os.fsdecode(name)
+    return "@" + text[1:] if text.startswith("\0") else text

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from server.access_fields import NAMED, plan
 from server.errors import UsageError
 from server.hook_events import read_hook
-from server.listener.addresses import parse_address
+from server.listener.addresses import UnixAddress, parse_address
 from server.option_values import Tier, Value
 from server.protocol.forwarded import Networks, believed
 from server.store.location import is_url, redis_address
@@ -53,6 +53,7 @@ def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
 def check(found: Found, directory: str) -> None:
     """Raise UsageError for the first value that cannot be; `directory` is the one the server was started in."""
     _check_addresses(found)
+    _check_unix(found)
     for name in ("unix_mode", "umask"):
         if name in found and not re.fullmatch("(0o)?[0-7]{1,4}", found[name].value):
             raise UsageError(
@@ -98,6 +99,23 @@ def _check_addresses(found: Found) -> None:
             parse_address(text)
         except UsageError as error:
             raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
+
+
+def _check_unix(found: Found) -> None:
+    """What would be passed over of an address that is no file."""
+    texts = [*(found["bind"].value if "bind" in found else ()), *([found["admin"].value] if "admin" in found else [])]
+    unix = [address for address in map(parse_address, filter(None, texts)) if isinstance(address, UnixAddress)]
+    mode, control = found.get("unix_mode"), found.get("control")
+    if mode is not None and unix and all(address.is_abstract for address in unix):
+        raise UsageError(
+            f"{mode.source}: {unix[0]} is an abstract socket, which has no mode, so that anybody on this machine may "
+            "connect: name a path, as in unix:/run/app.sock, or leave the mode out"
+        )
+    if control is not None and control.value.startswith(("@", "unix:")):
+        raise UsageError(
+            f"{control.source}: {control.value!r} is no path, and the control socket is a file, whose mode keeps "
+            "others out: write a path, such as /run/app/control.sock"
+        )
 
 
 def _check_state(found: Found) -> None:

@@ -22,42 +22,12 @@ from server.commands import MODULES, load
 from server.commands.command import CONTEXT, INTERRUPTED, WIDTH, harmless
 from server.config import GROUPS, Option, flag, flag_off, options
 from server.errors import ServeError, UsageError
+from server.other_servers import of_another_server
 from server.output import say
 from server.settings import Given, kind, read, several
 
 COMPLETE: Final = "_SERVE_COMPLETE"  # set by shells that ask for completions (click, "Shell Completion")
 UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space
-
-TLS: Final = (
-    "{option} is not there yet: TLS and HTTP/2 come with a later version; until then, put a proxy that ends TLS "
-    "(nginx, HAProxy, Caddy) in front and let it speak HTTP/1.1 to this server"
-)
-HINTS: Final = {
-    **dict.fromkeys(
-        ("--ssl-certfile", "--ssl-keyfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-ciphers"), TLS
-    ),
-    **dict.fromkeys(
-        ("--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-certificate", "--certfile", "--keyfile", "--ca-certs"), TLS
-    ),
-    **dict.fromkeys(("--ssl", "--tls", "--ciphers", "--http2", "--quic-bind", "--insecure-bind"), TLS),
-    "--uds": "{option} is written --bind unix:PATH here",
-    "--timeout": "{option} is --graceful-timeout here (how long requests may take to finish when a worker retires)",
-    "--timeout-keep-alive": "{option} is --keep-alive here",
-    "--timeout-graceful-shutdown": "{option} is --graceful-timeout here",
-    "--limit-max-requests": "{option} is --max-requests here",
-    "--worker-class": "{option} is not needed: choose the event loop with --loop, and --interface wsgi for WSGI",
-    "-k": "{option} is not needed: choose the event loop with --loop, and --interface wsgi for WSGI",
-    "--pythonpath": "{option} is --app-dir here",
-    "--pidfile": "{option} is --pid here",
-    "-p": "{option} is --pid here for a pid file, and --port for a port",
-    "--daemon": "{option} is not offered: run `serve` under a service manager, or in the background with &",
-    "-D": "{option} is not offered: run `serve` under a service manager, or in the background with &",
-    "--preload": "{option} is not offered: the listener never imports the application, so that a reload can renew it",
-    "--access-logfile": "{option} is --access-log-file here",
-    "--error-logfile": "{option} is --log-file here",
-    "--log-config": "{option} is not offered: use --log-level, --log-file and --access-log-format",
-}
-"""What to say to those who know the options of other servers."""
 
 
 class RunCommand(click.Command):
@@ -259,8 +229,8 @@ def _complain(error: ServeError) -> int:
 def _sentence(error: click.ClickException, name: str) -> str:
     """click's complaint in one sentence, with what to do next."""
     if isinstance(error, click.NoSuchOption):
-        if error.option_name in HINTS:
-            return HINTS[error.option_name].format(option=error.option_name)
+        if said := of_another_server(error.option_name):
+            return said
         if error.possibilities:
             return f"there is no option {error.option_name}: did you mean {' or '.join(error.possibilities)}?"
         return f"there is no option {error.option_name}: `{name} --help` shows those there are"

@@ -126,7 +126,8 @@ class Config:
     # Listening
     bind: tuple[str, ...] = option(
         (),
-        "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT (every interface) or unix:/path; may be repeated.",
+        "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT (every interface), unix:/path, or unix:@name (abstract: "
+        "anybody on this machine may connect); may be repeated.",
         LISTENING,
         unit="ADDRESS",
         short="-b",

@@ -18,6 +18,7 @@ from typing import Any, Final
 from server.config import flag_off, key, kind, options
 from server.errors import UsageError
 from server.option_values import Source, Tier
+from server.other_servers import key_of_another_server
 from server.small_file import read_small
 
 OWN: Final = "serve.toml"
@@ -141,6 +142,8 @@ def _unknown(written: str, name: str, value: object, source: Source) -> str:
     for other, (_, defined) in options().items():
         if kind(other) is bool and flag_off(other, defined) == "--" + key(name):
             return f"{source.place}: {written} is written {key(other)} = false here"
+    if told := key_of_another_server(written):
+        return f"{source.place}: {told}"
     near = difflib.get_close_matches(key(name), [APP, *map(key, options())], 1)
     if near:
         return f"{source.place}: there is no option {written!r}: did you mean {near[0]!r}?"

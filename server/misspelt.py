@@ -14,12 +14,26 @@ from collections.abc import Mapping
 from typing import Final
 
 from server.config import ENV_PREFIX, environment_names, options
+from server.other_servers import of_another_server
 
 OTHERS: Final = ("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_ESTATE")
 """Names of ours that are no options: the application, and what hooks and a listener's new program are given."""
 NEAR: Final = 0.75
 """From which likeness on (`difflib`, 0 to 1) a name was meant to be another one."""
 _OF_KUBERNETES: Final = re.compile(r".*_(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.*)?)")
+
+
+def told_of(environ: Mapping[str, str]) -> list[str]:
+    """A sentence about each variable of `environ` that does nothing and was probably meant for this server."""
+    meant = misspelt(environ)
+    told = []
+    for name in sorted(environ):
+        option = "--" + name.removeprefix(ENV_PREFIX).lower().replace("_", "-")
+        if name.startswith(ENV_PREFIX) and (instead := of_another_server(option)):
+            told.append(f"the environment variable {name} does nothing: {instead}")
+        elif name in meant:
+            told.append(f"the environment variable {name} does nothing: did you mean {meant[name]}?")
+    return told
 
 
 def misspelt(environ: Mapping[str, str]) -> dict[str, str]:

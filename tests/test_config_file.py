@@ -321,3 +321,23 @@ def test_where_each_value_came_from(directory: Path) -> None:
     assert rows["python"]["resolved"] == "/usr/bin/python3"
     assert rows["port"]["live"] is False
     assert rows["bind"]["value"] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('ssl-keyfile = "k"', "ssl-keyfile is not there yet: TLS and HTTP/2 come with a later version"),
+        ('ssl_certfile = "k"', "ssl_certfile is not there yet"),
+        ('tls-anything = "k"', "tls-anything is not there yet"),
+        ("http2 = true", "http2 is not there yet"),
+        ('uds = "/a"', 'uds is written bind = "unix:PATH" here'),
+        ("timeout-keep-alive = 5", "timeout-keep-alive is keep-alive here"),
+        ('log-config = "x"', "log-config is not offered: use log-level, log-file and access-log-format"),
+    ],
+)
+def test_options_of_other_servers_are_told_as_on_the_command_line(directory: Path, line: str, sentence: str) -> None:
+    own("app = 'a:b'\n" + line + "\n")
+    with pytest.raises(UsageError) as caught:
+        settings(app="")
+    assert str(caught.value).startswith(f"{directory}/serve.toml:2: {sentence}")
+    assert "--" not in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.config import environment_names, options
-from server.misspelt import misspelt
+from server.misspelt import misspelt, told_of
 from tests.applications import info
 from tests.running import running
 
@@ -54,6 +54,20 @@ def test_what_is_ours_or_somebody_elses(name: str) -> None:
 @pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
 def test_an_address_that_kubernetes_sets_is_none_of_ours(protocol: str) -> None:
     assert misspelt({"SERVE_ROOT_PORT": f"{protocol}://10.0.0.7:80"}) == {}
+
+
+def test_options_of_other_servers_are_told_as_on_the_command_line() -> None:
+    told = told_of(
+        {"SERVE_SSL_KEYFILE": "k", "SERVE_TLS_MIN": "1", "SERVE_UDS": "/a", "SERVE_WORKERZ": "2", "HOME": "/"}
+    )
+    assert [text.partition(":")[0] for text in told] == [
+        f"the environment variable {name} does nothing"
+        for name in ("SERVE_SSL_KEYFILE", "SERVE_TLS_MIN", "SERVE_UDS", "SERVE_WORKERZ")
+    ]
+    assert "put a proxy that ends TLS" in told[0]
+    assert "put a proxy that ends TLS" in told[1]
+    assert told[2].endswith("--uds is written --bind unix:PATH here")
+    assert told[3].endswith("did you mean SERVE_WORKERS?")
 
 
 def test_the_operator_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from server import control_client
 from server.control_client import Refused
 from tests.applications import info
 from tests.running import RunningServer, answer, connect, request, running, state_of, until
@@ -76,6 +77,21 @@ def test_a_unix_socket_hands_over_too(project: Path) -> None:
             assert told(connection)["version"] == "2"
         assert server.stop() == 0
     assert not path.exists()
+
+
+def test_an_abstract_socket_hands_over_too(project: Path) -> None:
+    name = f"serve-test-{os.getpid()}"
+    (project / "app.py").write_text(info().replace('"size": len(body)', '"size": scope["server"]'))
+    with running("app:app", directory=project, bind=f"unix:@{name}") as server:
+        assert server.status()["listening"] == [f"unix:@{name}"]
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"\0{name}")
+            assert told(connection)["size"] == [f"@{name}", None]
+            control_client.ask(server.control, "reload-listener")
+            reload_to(server, "2")
+            assert told(connection)["version"] == "2"
+        assert not list(project.glob("@*"))
+        assert server.stop() == 0
 
 
 BROKEN = {

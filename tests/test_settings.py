@@ -134,6 +134,18 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
             "SERVE_BIND and SERVE_HOST were both given: use either SERVE_BIND HOST:PORT or host and port",
         ),
         ({"bind": ("x",)}, {}, "the address 'x' has no port: write HOST:PORT, for example x:8000"),
+        (
+            {"bind": ("unix:@a",), "unix_mode": "0600"},
+            {},
+            "--unix-mode: unix:@a is an abstract socket, which has no mode, so that anybody on this machine may "
+            "connect: name a path, as in unix:/run/app.sock, or leave the mode out",
+        ),
+        (
+            {"control": "@a"},
+            {},
+            "--control: '@a' is no path, and the control socket is a file, whose mode keeps others out: write a path, "
+            "such as /run/app/control.sock",
+        ),
         ({"log_file": "a\0b"}, {}, "--log-file holds a NUL character, which no name or path may"),
     ],
 )

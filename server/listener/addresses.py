@@ -1,6 +1,7 @@
 """Addresses to listen on, as a person writes them. Pure: reads text, touches no socket.
 
-Forms: HOST:PORT, [IPV6]:PORT, :PORT and *:PORT (every interface, IPv4 and IPv6), unix:/path.
+Forms: HOST:PORT, [IPV6]:PORT, :PORT and *:PORT (every interface, IPv4 and IPv6), unix:/path, unix:@name (an abstract
+socket, unix(7)).
 """
 
 from __future__ import annotations
@@ -30,9 +31,18 @@ class TcpAddress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """The path of a unix socket, as given."""
+    """The path of a unix socket, as given, or the @name of an abstract one."""
 
     path: str
+
+    @property
+    def is_abstract(self) -> bool:
+        """Whether it is no file: a name that lives as long as the sockets that have it (unix(7))."""
+        return self.path.startswith("@")
+
+    def where(self) -> str:
+        """What the kernel takes."""
+        return "\0" + self.path[1:] if self.is_abstract else self.path
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
@@ -68,7 +78,9 @@ def _unix_address(text: str) -> UnixAddress:
         path = path[2:]
     if not path or path.endswith("/"):
         raise UsageError(f"the address {text!r} has no path: write unix:/path/to/socket")
-    if len(os.fsencode(path)) > LONGEST_UNIX_PATH:
+    if path == "@":
+        raise UsageError(f"the address {text!r} has no name: write unix:@NAME for an abstract socket, or unix:/path")
+    if len(os.fsencode(path.removeprefix("@"))) > LONGEST_UNIX_PATH:
         raise UsageError(
             f"the path of the unix socket {path} is longer than {LONGEST_UNIX_PATH} bytes, the most that the kernel "
             "takes: choose a shorter one"

@@ -14,6 +14,7 @@ It must not know of workers, generations or HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import signal
@@ -32,6 +33,8 @@ from server.listener.unix_socket import bind_unix
 from server.shut_out import Identity, Kind, arriving, shut_out, unlink_own
 
 RETRY: Final = 0.1  # seconds between two tries to bind
+TRIES: Final = 16
+"""How many ports may turn out to be free on one address of a host and not on another."""
 EVERY: Final = frozenset({"0.0.0.0", "::"})
 ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
@@ -138,11 +141,11 @@ def _bind_until(
     """Bind `address`, again and again while it is in use, until `deadline`; then that is an error."""
     attempt: Callable[[], list[Listening]]
     if isinstance(address, UnixAddress):
-        path = address.path
+        unix = address
 
         def attempt() -> list[Listening]:
-            made, identity, lock = bind_unix(path, config)
-            return [Listening(made, f"unix:{path}", Kind.UNIX, True, path, identity, lock)]
+            made, identity, lock = bind_unix(unix, config)
+            return [Listening(made, str(unix), Kind.UNIX, True, unix.path, identity, lock)]
     else:
         tcp, resolved = address, _resolve(address)
 
@@ -202,6 +205,11 @@ def _resolve(address: TcpAddress) -> list[_Resolved]:
     """All addresses of the host, without doubles, in the resolver's order."""
     if not address.host:
         return [_Resolved(socket.AF_INET6, ("::", address.port))]
+    if address.host.lower().removesuffix(".") == "localhost":  # RFC 6761, section 6.3, whatever /etc/hosts leaves out
+        return [
+            _Resolved(socket.AF_INET, ("127.0.0.1", address.port)),
+            _Resolved(socket.AF_INET6, ("::1", address.port)),
+        ]
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
@@ -214,6 +222,13 @@ def _resolve(address: TcpAddress) -> list[_Resolved]:
 
 def _bind_tcp(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening]:
     """Bind every address that the host stands for; with port 0, the same port on all of them."""
+    for _ in range(TRIES - 1 if address.port == 0 and len(resolved) > 1 else 0):
+        with contextlib.suppress(InUseError):  # the port that the kernel chose for the first is another's on the next
+            return _bind_each(address, resolved)
+    return _bind_each(address, resolved)
+
+
+def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening]:
     made: list[Listening] = []
     port = address.port
     unavailable: OSError | None = None

@@ -15,7 +15,7 @@ from server.listener.hooks import trouble_at_start
 from server.listener.main import Listener
 from server.listener.pidfile import PidFile
 from server.listener.plan import planned
-from server.misspelt import misspelt
+from server.misspelt import told_of
 from server.settings import Settings
 
 log = logging.getLogger("serve")
@@ -35,8 +35,8 @@ def run(settings: Settings) -> int:
         changes.require(settings)
     with output.guarded():
         logs.configure(config, "listener")
-        for name, meant in misspelt(os.environ).items():
-            log.warning("the environment variable %s does nothing: did you mean %s?", name, meant)
+        for text in told_of(os.environ):
+            log.warning("%s", text)
         pid_file = PidFile(config.pid) if config.pid else None
         listening: list[sockets.Listening] = []
         admin: list[sockets.Listening] = []

@@ -19,17 +19,20 @@ import stat
 
 from server.config import Config
 from server.errors import UsageError
-from server.listener.addresses import parse_address
+from server.listener.addresses import UnixAddress
 from server.listener.path_lock import InUseError, PathLock, unusable
 from server.shut_out import Identity
 
 
-def bind_unix(path: str, config: Config) -> tuple[socket.socket, Identity, PathLock]:
-    """A socket bound to `path`, with `config.unix_mode`, and owned by `config.user` and `config.group` if set.
+def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Identity | None, PathLock | None]:
+    """A socket bound to `address`, with `config.unix_mode`, and owned by `config.user` and `config.group` if set.
 
+    An abstract one is no file: it has neither mode nor owner, and the kernel alone keeps its name for one server.
     Raises InUseError while a living server has the path, and UsageError, which says what to do, for all else.
     """
-    parse_address(f"unix:{path}")  # its length: the kernel's message for that says nothing
+    if address.is_abstract:
+        return _bind_abstract(address), None, None
+    path = address.path
     lock = PathLock(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -49,6 +52,19 @@ def bind_unix(path: str, config: Config) -> tuple[socket.socket, Identity, PathL
             raise InUseError() if error.errno == errno.EADDRINUSE else unusable(path, error) from None
         raise
     return made, (status.st_dev, status.st_ino), lock
+
+
+def _bind_abstract(address: UnixAddress) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.bind(address.where())
+        made.setblocking(False)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InUseError() from None
+        raise UsageError(f"listening on {address} is not possible: {error.strerror}") from None
+    return made
 
 
 def _remove_dead(path: str) -> None:

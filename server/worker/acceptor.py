@@ -14,12 +14,11 @@ import dataclasses
 import errno
 import functools
 import logging
-import os
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from server.address import Address
+from server.address import Address, unix_name
 from server.logs import about
 from server.scoreboard import Cell
 from server.shut_out import admit, filters_refused
@@ -53,7 +52,7 @@ class _Listening:
         name = listening.getsockname()
         own_end: Address = None
         if listening.family == socket.AF_UNIX:
-            own_end = (os.fsdecode(name), None) if name else None
+            own_end = (unix_name(name), None) if name else None
         elif name[0] not in EVERYWHERE:
             own_end = (str(name[0]), int(name[1]))
         return cls(int(listening.family), listening.proto, own_end)

@@ -22,6 +22,9 @@ from server.listener.addresses import TcpAddress, UnixAddress, addresses, parse_
         ("unix:/run/a.sock", UnixAddress("/run/a.sock")),
         ("unix:///run/a.sock", UnixAddress("/run/a.sock")),
         ("unix:a.sock", UnixAddress("a.sock")),
+        ("unix:@shop", UnixAddress("@shop")),
+        ("unix:./@shop", UnixAddress("./@shop")),
+        ("unix:@" + "x" * 107, UnixAddress("@" + "x" * 107)),
     ],
 )
 def test_forms(text: str, meant: TcpAddress | UnixAddress) -> None:
@@ -41,6 +44,8 @@ def test_forms(text: str, meant: TcpAddress | UnixAddress) -> None:
         ("http://a:80", "a unix socket is written unix:/path"),
         ("unix:", "has no path"),
         ("unix:/run/", "has no path"),
+        ("unix:@", "has no name: write unix:@NAME for an abstract socket"),
+        ("unix:@" + "x" * 108, "longer than 107 bytes"),
         ("unix:/" + "x" * 107, "longer than 107 bytes"),
     ],
 )

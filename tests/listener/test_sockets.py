@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -106,10 +107,16 @@ def test_one_family_alone(bound: list[Listening]) -> None:
     assert not connects(socket.AF_INET, ("127.0.0.1", port_of(only)))
 
 
-def test_a_name_takes_all_its_addresses_with_one_port(bound: list[Listening]) -> None:
-    made = take(bound, "localhost:0")
-    known = {where[0] for *_, where in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
-    available = {host for host in known if HAS_IPV6 or ":" not in str(host)}
+def test_a_name_takes_all_its_addresses_with_one_port(bound: list[Listening], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [
+        (socket.AF_INET6, ("::1", 0, 0, 0)),
+        (socket.AF_INET, ("127.0.0.1", 0)),
+        (socket.AF_INET, ("127.0.0.2", 0)),
+    ]
+    found = [(family, socket.SOCK_STREAM, 6, "", where) for family, where in known]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found + found)
+    made = take(bound, "three.test:0")
+    available = {where[0] for family, where in known if HAS_IPV6 or family == socket.AF_INET}
     assert {listening.socket.getsockname()[0] for listening in made} == available
     assert len({port_of(listening) for listening in made}) == 1
 
@@ -313,3 +320,60 @@ def test_sockets_for_another_process_are_not_taken() -> None:
     lines = pass_sockets(1, "", "1", "127.0.0.1:0")
     assert len(lines) == 2
     assert lines[0].startswith("http://127.0.0.1:")
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
+def test_localhost_is_both_loopback_addresses_with_one_port(bound: list[Listening], host: str) -> None:
+    """Whatever /etc/hosts says of it (RFC 6761, section 6.3)."""
+    first, second = take(bound, f"{host}:0")
+    port = port_of(first)
+    assert [first.name, second.name] == [f"http://127.0.0.1:{port}", f"http://[::1]:{port}"]
+    for each in (first, second):
+        each.listen(BACKLOG)
+    assert connects(socket.AF_INET, ("127.0.0.1", port))
+    assert connects(socket.AF_INET6, ("::1", port))
+    assert f"port {port} of localhost is in use" in refused(f"localhost:{port}")
+    assert f"port {port} of ::1 is in use" in refused(f"[::1]:{port}")
+
+
+@needs_ipv6
+def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(bound: list[Listening]) -> None:
+    (other,) = take(bound, "[::1]:0")
+    assert f"port {port_of(other)} of localhost is in use" in refused(f"localhost:{port_of(other)}")
+    assert connects(socket.AF_INET, ("127.0.0.1", port_of(other))) is False  # nothing of it is left
+
+
+@pytest.mark.parametrize("missing", [socket.AF_INET, socket.AF_INET6])
+def test_one_kind_of_address_will_do(
+    bound: list[Listening], monkeypatch: pytest.MonkeyPatch, missing: socket.AddressFamily
+) -> None:
+    class Sockets(socket.socket):
+        def __init__(self, family: int = socket.AF_INET, *rest: int, **more: int) -> None:
+            if family == missing:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            super().__init__(family, *rest, **more)
+
+    monkeypatch.setattr(socket, "socket", Sockets)
+    if missing == socket.AF_INET and not HAS_IPV6:
+        pytest.skip("this machine has no IPv6")
+    (only,) = take(bound, "localhost:0")
+    assert only.socket.family == (socket.AF_INET6 if missing == socket.AF_INET else socket.AF_INET)
+
+
+def test_an_abstract_socket_is_no_file_and_is_one_servers(
+    bound: list[Listening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"serve-test-{os.getpid()}-{tmp_path.name}"
+    (listening,) = take(bound, f"unix:@{name}")
+    assert (listening.name, listening.kind, listening.identity) == (f"unix:@{name}", Kind.UNIX, None)
+    assert not connects(socket.AF_UNIX, f"\0{name}")
+    assert f"unix:@{name} is in use by another server" in refused(f"unix:@{name}")
+    listening.listen(BACKLOG)
+    assert connects(socket.AF_UNIX, f"\0{name}")
+    assert list(tmp_path.iterdir()) == []
+    listening.shut_out()
+    assert not connects(socket.AF_UNIX, f"\0{name}")
+    listening.close()
+    take(bound, f"unix:@{name}")
