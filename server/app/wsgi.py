@@ -26,6 +26,8 @@ Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 Write = Callable[[bytes], object]
 
+NO_CONTENT: Final = ("204", "304")
+FRAMING: Final = frozenset(("content-length", "transfer-encoding"))
 CALL: Final = "serve.wsgi"
 """Where the scope holds the `_Call` on its way through a2wsgi."""
 NOT_FOR_WSGI: Final = b"proxy"
@@ -123,6 +125,8 @@ class _Response:
         self._start_response = start_response
         self._head: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Write | None = None
+        self.length: int | None = None
+        """Bytes of content, where they are known before the head is sent."""
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None) -> Write:
         """`start_response`. Raises the given error again if the head is sent; AssertionError for a second head."""
@@ -145,7 +149,11 @@ class _Response:
         if self._write is None:
             if self._head is None:
                 raise AssertionError("the application sent content, or returned, without calling start_response")
-            self._write = self._start_response(*self._head)
+            status, headers = self._head
+            names = {name.strip().lower() for name, _ in headers}
+            if self.length is not None and not names & FRAMING and status[:3] not in NO_CONTENT:
+                headers = [*headers, ("Content-Length", str(self.length))]
+            self._write = self._start_response(status, headers)
         return self._write
 
 
@@ -163,10 +171,13 @@ class _Wsgi:
         response = _Response(start_response)
         content = self._application(environ, response.start)
         try:
+            single = _has_one_piece(content)
             for piece in content:
                 if call.gone:
                     return
                 if piece:
+                    if single:  # PEP 3333, "Handling the Content-Length Header"
+                        response.length = len(piece)
                     response.begin()
                     yield piece
             response.begin()
@@ -174,6 +185,13 @@ class _Wsgi:
             close = getattr(content, "close", None)
             if close is not None:
                 close()
+
+
+def _has_one_piece(content: Iterable[bytes]) -> bool:
+    try:
+        return len(content) == 1  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 def _complete(environ: Environ, scope: Scope) -> None:

@@ -124,6 +124,30 @@ def test_what_it_answers(server: RunningServer) -> None:
     assert "\na line for wsgi.errors\n" in log
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("kind", ["list", "tuple", "generator"])
+def test_the_length_of_one_piece_is_said(server: RunningServer, method: str, kind: str) -> None:
+    """PEP 3333, "Handling the Content-Length Header"."""
+    lengths: list[str | None] = []
+    with client(server) as asking:
+        for count in (0, 1, 2):
+            answer = asking.request(method, f"/pieces/{count}", headers={"X-Kind": kind})
+            assert answer.content == (b"piece" * count if method == "GET" else b"")
+            lengths.append(answer.headers.get("content-length"))
+            assert ("transfer-encoding" in answer.headers) is (method == "GET" and lengths[-1] is None)
+        not_modified = asking.request(method, "/pieces/1?304")
+        assert (not_modified.status_code, "content-length" in not_modified.headers) == (304, False)
+    one = "5" if kind != "generator" else None
+    assert lengths == ["0" if method == "GET" else None, one, None]
+
+
+def test_head_of_an_endless_answer_ends_it(server: RunningServer) -> None:
+    with client(server) as asking:
+        assert asking.head("/endless").status_code == 200
+        assert asking.get("/").status_code == 200
+    wait_for_note(server, "the endless one is closed")
+
+
 def test_threads_are_bounded_and_the_loop_is_free(server: RunningServer) -> None:
     """More requests than threads: those wait, the health path does not, and all are answered."""
     answers: list[str] = []

@@ -35,6 +35,11 @@ class Lines:
         note("closed")
 
 
+class Endless(Lines):
+    def close(self):
+        note("the endless one is closed")
+
+
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     if path == "/":
@@ -72,6 +77,15 @@ def app(environ, start_response):
     if path == "/stream":
         start_response("200 OK", [("Content-Type", "text/plain")])
         return Lines()
+    if path.startswith("/pieces/"):  # as many as the path says, and no length
+        start_response(environ["QUERY_STRING"] or "200 OK", [("Content-Type", "text/plain")])
+        pieces = [b"piece"] * int(path.removeprefix("/pieces/"))
+        return {"list": pieces, "tuple": tuple(pieces)}.get(
+            environ.get("HTTP_X_KIND", "list"), (each for each in pieces)
+        )
+    if path == "/endless":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return Endless()
     if path == "/empty":
         start_response("204 No Content", [])
         return []
