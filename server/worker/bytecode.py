@@ -33,6 +33,8 @@ STAND_IN: Final = importlib.util.MAGIC_NUMBER + (0b11).to_bytes(4, "little") + b
 """Bytecode of no source, with a hash to be checked: `importlib` compiles the source, and writes one of that kind."""
 LATER: Final = 1_000_000_000
 """Nanoseconds: whoever compiled a source may have read it so much earlier than they wrote the result."""
+SEEN: Final = "_serve_seen"
+"""Where a loader keeps the status of its source between two questions of `importlib`."""
 INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 STANDARD: Final = os.path.join(sysconfig.get_path("stdlib"), "")
 
@@ -43,24 +45,39 @@ def keep_fresh(since: float) -> None:
     read = loader.get_data
     without = _without_checks()
 
+    def path_stats(self: importlib.machinery.SourceFileLoader, path: str) -> dict[str, float]:
+        self.__dict__[SEEN] = status = os.stat(path)  # `importlib` asks for the bytecode next
+        return {"mtime": status.st_mtime, "size": status.st_size}
+
     def get_data(self: importlib.machinery.SourceFileLoader, path: str) -> bytes:
+        source = self.__dict__.pop(SEEN, None)
         if not _is_bytecode(path, self.path):
             return read(self, path)
         try:
-            compiled = os.stat(path)  # before it is read: another process may put a newer one in its place
-            source = os.stat(self.path)
-            data = read(self, path)
+            data, compiled = _read(path)
+            if _is_fresh(data, self.path, source or os.stat(self.path), path, compiled, since):
+                return data
         except OSError:
-            if without:
-                raise
-            return STAND_IN
-        if _is_fresh(data, self.path, source, path, compiled, since):
-            return data
+            pass
         if without:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
         return STAND_IN
 
+    loader.path_stats = path_stats  # type: ignore[method-assign]
     loader.get_data = get_data  # type: ignore[method-assign, assignment]
+
+
+def _read(path: str) -> tuple[bytes, os.stat_result]:
+    """A file's content, and its status, of the same file also if another takes its place meanwhile."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        data = os.read(descriptor, status.st_size)
+    finally:
+        os.close(descriptor)
+    if len(data) != status.st_size:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    return data, status
 
 
 def _without_checks() -> bool:
