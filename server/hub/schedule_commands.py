@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from server.hub.frames import packed
@@ -233,8 +233,9 @@ class Asks:
             if ask.member
         ]
 
-    def load(self, state: list[Any]) -> None:
-        """The reverse."""
+    def load(self, state: list[Any], ticks: Iterable[Tick]) -> None:
+        """The reverse; `ticks` are all there are, of which some may have been asked for by who is not answered now."""
+        self._number = max((tick.ask for tick in ticks), default=0)
         for number, name, member, id, left, entries in state:
             answer = self._answer_to(self._ticks.hub.members[member], id)
             self._asks[number] = _Ask(name, answer, member, id, left, [Entry.load(entry) for entry in entries])

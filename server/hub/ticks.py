@@ -397,11 +397,12 @@ class Ticks(Part):
         self._seen, self._started = state["seen"], set(state["started"])
         self._past.update(state["past"])
         self._offers.load(state["offers"])
-        self.asks.load(state["asks"])
         for each in state["lines"]:
             line = self.lines[each["name"]] = Line.from_state(each, self.seed)
             self._define_line(line, self._offers.current().get(line.name), line.decided)
             if line.newest() is not None:
                 self.past.changed(line)  # it may not have been written yet
         self.runs.load(state["number"], self.lines.values())
+        ticks = [tick for line in self.lines.values() for tick in line.waiting]
+        self.asks.load(state["asks"], [*ticks, *(run.tick for run in self.runs.all.values())])
         self._hurry()

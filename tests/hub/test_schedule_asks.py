@@ -69,6 +69,19 @@ def test_who_asks_for_a_run_is_answered_by_a_new_program_too(server: Server) -> 
     assert found[0]["outcome"] == "ok"
 
 
+def test_a_new_program_answers_nobody_with_the_run_of_another(server: Server) -> None:
+    server.switch(JOB, Definition("other", every=10_000))
+    gone = server.ask("run", "job")  # a command, whose connection ends with the program
+    server.replace()
+    answered = server.ask("run", "other")
+    server.ran(1)
+    assert (gone, answered) == ([], [])
+    server.ran(2)
+    ((ok, _, (entry,)),) = answered
+    assert ok
+    assert entry["outcome"] == "ok"
+
+
 def test_who_has_gone_is_not_answered(server: Server) -> None:
     member, _ = server.switch(JOB, Definition("other", every=10_000))
     ask(server, member, "run", "job")
