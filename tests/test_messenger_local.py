@@ -387,24 +387,32 @@ def test_a_slot_that_no_server_has_holds_up_nothing() -> None:
     asyncio.run(main())
 
 
-def test_another_threads_event_loop_is_told_that_it_is_the_wrong_one() -> None:
-    found: list[BaseException] = []
-
-    def elsewhere() -> None:
-        try:
-            asyncio.run(messenger.broadcast("t"))
-        except RuntimeError as error:
-            found.append(error)
+def test_another_threads_event_loop_is_served_by_the_first_one() -> None:
+    threads: list[threading.Thread] = []
 
     async def main() -> None:
-        assert await messenger.broadcast("t") == 0
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        await asyncio.to_thread(thread.join)
-        assert await messenger.broadcast("t") == 0
+        messenger.on("t", lambda message: threads.append(threading.current_thread()))
+        assert await messenger.broadcast("t") == 1
+        assert await asyncio.to_thread(lambda: asyncio.run(messenger.broadcast("t"))) == 1
+        assert await asyncio.to_thread(lambda: asyncio.run(messenger.call("t"))) is None
+        await asyncio.to_thread(lambda: asyncio.run(messenger.ready(timeout=1)))
 
     asyncio.run(main())
-    assert "from_thread" in str(found[0])
+    assert threads == [threading.main_thread()] * 3
+
+
+def test_iterations_in_another_threads_event_loop_are_told_what_works_there() -> None:
+    async def iterate(what: Any) -> None:
+        async for _ in what():
+            pass
+
+    async def main() -> None:
+        await messenger.ready()
+        for what in (lambda: messenger.messages("t"), messenger.presence):
+            with pytest.raises(RuntimeError, match=r"in a thread write `for … in messenger\.sync\."):
+                await asyncio.to_thread(asyncio.run, iterate(what))
+
+    asyncio.run(main())
 
 
 def test_a_process_knows_itself_in_threads_and_before_there_is_a_loop() -> None:

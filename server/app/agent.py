@@ -6,21 +6,27 @@ Where no server of ours runs the application (another server, a test) the proces
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from server.app.agent_life import Life
 from server.app.agent_subject import Subject
-from server.app.link import current
+from server.app.blocking import Blocking
+from server.app.link import current, over_there
 from server.app.link import present as link_present
-from server.app.messenger import TIMEOUT, messenger
+from server.app.messenger import TIMEOUT, NotDelivered, messenger
 from server.app.presence import presence
 from server.hub.hub import Role
 
 
 class AgentAccess:
     """What an application may ask about its agent, and of it."""
+
+    def __init__(self) -> None:
+        self.sync = AgentSync(self)
+        """The calls that wait, for code that is not asynchronous."""
 
     @property
     def here(self) -> bool:
@@ -34,11 +40,15 @@ class AgentAccess:
         link = link_present()
         return link is None or link.identity.local or presence.agent() is not None
 
-    async def wait(self) -> None:
-        """Wait until an agent is active; the caller sets the deadline. Without `--agent` that is never."""
-        current()
-        while not self.present:
-            await presence.change()
+    async def wait(self, *, timeout: float | None = None) -> None:
+        """Wait until an agent is active (without `--agent`: never). At `timeout` (s) raises TimeoutError."""
+        link = current()
+        if link.loop is not asyncio.get_running_loop():
+            await over_there(link, self.wait(timeout=timeout))
+            return
+        async with asyncio.timeout(timeout):
+            while not self.present:
+                await presence.change()
 
     async def send(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
         """`messenger.send_to_agent`."""
@@ -68,6 +78,20 @@ class AgentAccess:
             raised = await life.finish()
         if raised is not None:
             raise raised
+
+
+class AgentSync:
+    """`agent.sync`: what `agent` is asked with `await`, for threads that may wait: the same results and errors."""
+
+    def __init__(self, agent: AgentAccess) -> None:
+        asked = Blocking("agent", _late)
+        self.wait = asked(agent.wait)
+        self.send = asked(agent.send)
+        self.call = asked(agent.call)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return NotDelivered(text)
 
 
 agent: Final = AgentAccess()

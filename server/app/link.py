@@ -8,10 +8,13 @@ socket to the listener (`server.worker.hub_socket`); elsewhere the first use mak
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, TypeVar
 
 from server.errors import ChannelError, ServeError
 from server.hub.frames import Frame, decode, encode
@@ -19,6 +22,8 @@ from server.hub.hub import Role
 from server.logs import about
 
 log = logging.getLogger("serve")
+
+T = TypeVar("T")
 
 
 class LinkClosed(ServeError):
@@ -39,11 +44,16 @@ class Identity:
 class Link:
     """The end itself. Its transport gives it `transmit` and calls `receive` and `close`."""
 
+    stand_in = False
+    """Its loop was begun for threads, where none ran (`server.app.stand_in`): any other loop takes its place."""
+
     def __init__(self, identity: Identity, loop: asyncio.AbstractEventLoop, transmit: Callable[[bytes], None]) -> None:
         """`transmit` takes an encoded frame and returns at once."""
         self.identity = identity
         self.loop = loop
         self.closed = False
+        self.process = os.getpid()
+        """A child that the application forks has a copy of this, and is no process of the server."""
         self._transmit = transmit
         self._takers: dict[str, Callable[[Frame], None]] = {}
         self._at_close: list[Callable[[], None]] = []
@@ -91,6 +101,12 @@ class Bound(Protocol):
 
 _bound: Final[list[Bound]] = []
 _link: Link | None = None
+_making: Final = threading.RLock()
+"""Held by who makes a link for this process, or takes a stand-in away: the first uses of several threads are one."""
+_imported_in: asyncio.AbstractEventLoop | None = None
+"""The loop that ran when this was imported: under many servers the one that will run the application."""
+with contextlib.suppress(RuntimeError):
+    _imported_in = asyncio.get_running_loop()
 
 
 def register(part: Bound) -> None:
@@ -112,17 +128,83 @@ def current() -> Link:
     """The link of this process; where no server made one, to a hub of its own, in the running event loop.
 
     A loop that runs in another thread keeps its link. Raises RuntimeError where there is neither a link nor a running
-    asyncio event loop.
+    asyncio event loop, LinkClosed in a process that was forked from one of the server's.
     """
     if _link is not None:
-        running = asyncio.get_running_loop() if _link.identity.local else None
-        if running is None or _link.loop is running or _link.loop.is_running():
+        if not _link.identity.local:
+            if _link.process != os.getpid():
+                raise LinkClosed("this process was forked from one of the server's and is none itself")
+            return _link
+        running = asyncio.get_running_loop()
+        if _link.loop is running or (_serves(_link) and not _link.stand_in):
             return _link
     from server.app import local
 
-    enter(local.link(asyncio.get_running_loop()))
-    assert _link is not None
-    return _link
+    loop = asyncio.get_running_loop()
+    if _only_asks(loop):
+        return for_threads()
+    with _making:
+        before = _open_stand_in()
+        if before is not None and _serves(before):
+            from server.app import stand_in
+
+            stand_in.end()
+        made = local.link(loop, before)
+        enter(made)
+        made.begin()
+    return made
+
+
+def for_threads() -> Link:
+    """The link for a thread that has no event loop of its own and may wait for that of the link.
+
+    Where no server made one, it is that of the loop which the thread works for, as far as that can be known; or else of
+    a loop that is begun for it. Raises LinkClosed in a process that was forked from one of the server's.
+    """
+    if _link is not None and not _link.identity.local:
+        return current()
+    if _link is not None and _serves(_link):
+        return _link
+    from server.app import stand_in
+
+    if (loop := stand_in.loop_of_this_thread(_imported_in)) is not None:
+        return asyncio.run_coroutine_threadsafe(_current(), loop).result(stand_in.PATIENCE)
+    with _making:
+        if _link is None or not _serves(_link):
+            stand_in.begin(_open_stand_in())
+        assert _link is not None
+        return _link
+
+
+async def over_there(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await `coroutine` on the link's loop, from another one: a thread that has called `asyncio.run`."""
+    try:
+        asked = asyncio.run_coroutine_threadsafe(coroutine, link.loop)
+    except RuntimeError:  # it is closed
+        coroutine.close()
+        raise LinkClosed("the event loop of this process has ended, and the process ends") from None
+    return await asyncio.wrap_future(asked)
+
+
+def _only_asks(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the loop was begun for one call of ours (`asyncio.run(shared.incr("n"))`), and ends with it."""
+    tasks = asyncio.all_tasks(loop)
+    code = getattr(tasks.pop().get_coro(), "cr_code", None) if len(tasks) == 1 else None
+    return code is not None and os.path.dirname(code.co_filename) == os.path.dirname(current.__code__.co_filename)
+
+
+async def _current() -> Link:
+    return current()
+
+
+def _open_stand_in() -> Link | None:
+    """The link that stands in, also in a process forked from that in which it does: what it knows is taken over."""
+    return _link if _link is not None and _link.stand_in and not _link.closed else None
+
+
+def _serves(link: Link) -> bool:
+    """Of a link of this process alone: whether its loop runs, and not in the process that this one was forked from."""
+    return link.loop.is_running() and link.process == os.getpid()
 
 
 def present() -> Link | None:

@@ -15,11 +15,25 @@ from typing import Any
 from server.app.link import Identity, Link
 from server.hub.assembled import assembled
 from server.hub.hub import Hub, HubSettings, Order, Role
+from server.hub.state import SharedState
 from server.logs import about as particulars
 
 log = logging.getLogger("serve")
 
 MEMBER = 1
+
+
+class LocalLink(Link):
+    """The link of a process on its own, and its hub."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: LocalPort) -> None:
+        super().__init__(Identity(Role.WORKER, 0, 0, MEMBER, local=True), loop, port.transmit)
+        self.hub = port.hub
+        self._port = port
+
+    def begin(self) -> None:
+        """It is this process's link: take what it was sent at the beginning, so that there is something to read."""
+        self._port.begin()
 
 
 class LocalPort:
@@ -28,11 +42,20 @@ class LocalPort:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.hub: Hub
-        self.link: Link
+        self.link: LocalLink
         self._timer: asyncio.TimerHandle | None = None
+        self._first: list[bytes] | None = []  # what is sent before anybody takes it
+
+    def begin(self) -> None:
+        first, self._first = self._first or [], None
+        for data in first:
+            self.link.receive(data)
 
     def send(self, member: int, data: bytes) -> None:
-        self.loop.call_soon(self.link.receive, data)
+        if self._first is not None:
+            self._first.append(data)
+        else:
+            self.loop.call_soon(self.link.receive, data)
 
     def room(self, member: int) -> bool:
         return True
@@ -68,11 +91,13 @@ class LocalPort:
         self.look()
 
 
-def link(loop: asyncio.AbstractEventLoop) -> Link:
-    """A link to a new hub, both of this process and loop."""
+def link(loop: asyncio.AbstractEventLoop, before: Link | None = None) -> LocalLink:
+    """A link to a new hub, both of this process and loop; with the shared state that the hub of `before` had."""
     port = LocalPort(loop)
     port.hub = hub = assembled(port, HubSettings(agent=True))
-    port.link = made = Link(Identity(Role.WORKER, 0, 0, MEMBER, local=True), loop, port.transmit)
+    if isinstance(before, LocalLink):
+        hub.part(SharedState).begin_with(*before.hub.part(SharedState).known())
+    port.link = made = LocalLink(loop, port)
     hub.join(MEMBER, Role.WORKER, 0, 0)
     hub.order(MEMBER, Order.SERVE)
     hub.linked(MEMBER)

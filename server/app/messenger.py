@@ -15,10 +15,12 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
+from server.app.blocking import Blocking
 from server.app.draining import draining
-from server.app.link import LinkClosed, current, present, register
+from server.app.link import LinkClosed, current, over_there, present, register
 from server.app.presence import Peer, presence
-from server.app.receiving import Handler, Incoming, Message, Origin, Receiver
+from server.app.receiving import Handler, Incoming, Message, Origin, Receiver, Registration
+from server.app.schedule_call import asynchronous
 from server.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivered, NotHandled, Sender
 from server.hub.frames import MAX_PAYLOAD, NotSendable, sendable, unpacked
 from server.hub.hub import Role
@@ -66,6 +68,8 @@ class Messenger:
     def __init__(self) -> None:
         self._receiver = Receiver()
         self._sender: Sender
+        self.sync = MessengerSync(self)
+        """The calls that wait, for code that is not asynchronous."""
 
     def bind(self, link: Any) -> None:
         """For the link alone."""
@@ -171,33 +175,42 @@ class Messenger:
     # Receiving
 
     @overload
-    def on(self, topic: str, handler: F, *, concurrency: int = 1) -> F: ...
+    def on(self, topic: str, handler: F, *, concurrency: int = 1, thread: bool = False) -> F: ...
 
     @overload
-    def on(self, topic: str, handler: None = None, *, concurrency: int = 1) -> Callable[[F], F]: ...
+    def on(
+        self, topic: str, handler: None = None, *, concurrency: int = 1, thread: bool = False
+    ) -> Callable[[F], F]: ...
 
-    def on(self, topic: str, handler: F | None = None, *, concurrency: int = 1) -> F | Callable[[F], F]:
-        """Handle the messages of a topic with a function, sync (short: the event loop waits) or async; a decorator too.
+    def on(
+        self, topic: str, handler: F | None = None, *, concurrency: int = 1, thread: bool = False
+    ) -> F | Callable[[F], F]:
+        """Handle the messages of a topic with a function, async or sync; a decorator too.
 
-        Messages are handled one after another in the order in which they came, or begun in that order and up to
+        A sync one runs in the event loop and has to be short, or with `thread` in a thread of its own, in which it may
+        wait. Messages are handled one after another in the order in which they came, or begun in that order and up to
         `concurrency` at a time. Several handlers of one topic run one after another for each message.
         """
         _check_topic(topic)
-        return self._on(topic, handler, concurrency)
-
-    def _on(self, topic: str, handler: F | None, concurrency: int = 1, once: bool = False) -> F | Callable[[F], F]:
         if not isinstance(concurrency, int) or not 1 <= concurrency <= CONCURRENCY:
             raise ValueError(f"concurrency is a number from 1 to {CONCURRENCY}, not {concurrency!r}")
-        if handler is None:
-            return lambda decorated: self._registered(topic, decorated, concurrency, once)
-        return self._registered(topic, handler, concurrency, once)
+        return self._on(topic, handler, concurrency=concurrency, thread=thread)
 
-    def _registered(self, topic: str, handler: F, concurrency: int, once: bool) -> F:
+    def _on(self, topic: str, handler: F | None, **how: Any) -> F | Callable[[F], F]:
+        if handler is None:
+            return lambda decorated: self._registered(topic, decorated, **how)
+        return self._registered(topic, handler, **how)
+
+    def _registered(self, topic: str, handler: F, concurrency: int = 1, once: bool = False, thread: bool = False) -> F:
         if not callable(handler):
             raise TypeError(f"a handler is a function that takes a message, not {handler!r}")
         if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
             raise TypeError(f"a handler is no generator: nothing would run {handler!r}, which has a `yield`")
-        self._receiver.on(topic, handler, concurrency, once)
+        if thread and asynchronous(handler):
+            raise TypeError(
+                f"{handler!r} is async and runs in the event loop: thread=True is for a handler that is not"
+            )
+        self._receiver.on(topic, Registration(handler, concurrency, once, thread))
         return handler
 
     @overload
@@ -221,8 +234,9 @@ class Messenger:
         A message counts as handled when the next one is asked for, or the iteration ends.
         """
         _check_topic(topic)
+        _check_loop("messenger.sync.messages(…)")
         incoming = Incoming()
-        self._on(topic, incoming.take, concurrency)
+        self.on(topic, incoming.take, concurrency=concurrency)
         try:
             while True:
                 message, done = await incoming.next()
@@ -240,7 +254,7 @@ class Messenger:
         Without one they are in the log alone (`message_dead_lettered`). A handler that raises gets it again, three
         times in all.
         """
-        return self._registered(DEAD, handler, 1, False)
+        return self._registered(DEAD, handler)
 
     # Who is there
 
@@ -259,14 +273,18 @@ class Messenger:
 
     def presence(self) -> AsyncIterator[tuple[Peer, ...]]:
         """`peers`, now and after each change."""
-        current()
+        _check_loop("messenger.sync.presence()")
         return presence.changes()
 
-    async def ready(self) -> None:
-        """Wait until the server is ready: its first generation serves. The caller sets the deadline."""
-        current()
-        while not presence.ready:
-            await presence.change()
+    async def ready(self, *, timeout: float | None = None) -> None:
+        """Wait until the server is ready: its first generation serves. At `timeout` (s) raises TimeoutError."""
+        link = current()
+        if link.loop is not asyncio.get_running_loop():
+            await over_there(link, self.ready(timeout=timeout))
+            return
+        async with asyncio.timeout(timeout):
+            while not presence.ready:
+                await presence.change()
 
     # Within
 
@@ -282,7 +300,14 @@ class Messenger:
                 f"the payload of a message of topic {topic!r} has {len(body)} bytes, {MAX_PAYLOAD} at most can be "
                 "sent: put it elsewhere, and send where it is"
             )
-        current()  # binds this to the link of the running loop, where there was none
+        link = current()  # binds this to the link of the running loop, where there was none
+        if link.loop is not asyncio.get_running_loop():
+            return await over_there(link, self._deliver(kind, topic, body, want, limit, slot, timeout))
+        return await self._deliver(kind, topic, body, want, limit, slot, timeout)
+
+    async def _deliver(
+        self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float
+    ) -> Any:
         while True:
             try:
                 return await self._sender.send(kind, topic, body, want, limit, slot, timeout)
@@ -299,6 +324,42 @@ class Messenger:
         if slot >= SLOTS:
             raise NoReceiver(f"there is no worker {slot}")
         return slot
+
+
+class MessengerSync:
+    """`messenger.sync`: what `messenger` is asked with `await`, for threads that may wait: the same results and errors.
+
+    Loops over `messages` and `presence` end when the process does.
+    """
+
+    def __init__(self, messenger: Messenger) -> None:
+        asked = Blocking("messenger", _late)
+        self.broadcast = asked(messenger.broadcast)
+        self.send_to_workers = asked(messenger.send_to_workers)
+        self.send_to_agent = asked(messenger.send_to_agent)
+        self.send_to = asked(messenger.send_to)
+        self.send_random = asked(messenger.send_random)
+        self.call = asked(messenger.call)
+        self.ready = asked(messenger.ready)
+        self.messages = asked.iterating(messenger.messages)
+        self.presence = asked.iterating(messenger.presence)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return NotDelivered(text)
+
+
+def _check_loop(instead: str) -> None:
+    """Raises RuntimeError if the server's event loop is not the one that runs here."""
+    link = current()
+    try:
+        running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+    except RuntimeError:
+        running = None
+    if link.loop is not running:
+        raise RuntimeError(
+            f"this iterates on the event loop that the server runs in: in a thread write `for … in {instead}`"
+        )
 
 
 def _at_a_stop() -> bool:

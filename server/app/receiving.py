@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from server.app.link import Link
+from server.app.schedule_call import in_a_thread
 from server.app.sending import Outbox
 from server.app.work import work
 from server.errors import ChannelError
@@ -69,6 +71,8 @@ class Registration:
     handler: Handler
     concurrency: int
     once: bool = False
+    thread: bool = False
+    """It is not async, and is called in a thread."""
 
 
 class Handlers:
@@ -140,11 +144,11 @@ class Receiver:
         """Who handles a topic."""
         return self._handlers.get(topic, NOBODY)
 
-    def on(self, topic: str, handler: Handler, concurrency: int, once: bool = False) -> None:
+    def on(self, topic: str, registration: Registration) -> None:
         """Have the messages of a topic handled. Raises ValueError for too many topics."""
         if topic not in self._handlers and len(self._handlers) >= TOPICS:
             raise ValueError(f"one process handles {TOPICS} topics at most: put what differs into the payload")
-        self._change(topic, [*self.handlers(topic).all, Registration(handler, concurrency, once)])
+        self._change(topic, [*self.handlers(topic).all, registration])
 
     def off(self, topic: str, handler: Handler | None) -> None:
         """Remove a handler, or all of a topic; what has begun ends."""
@@ -188,14 +192,25 @@ class Hands:
         link.at_close(self._last.set)
 
     def tell(self, topic: str, concurrency: int) -> None:
-        """Let the hub know who handles a topic."""
-        if not self._link.closed and not self._link.loop.is_closed():
+        """Let the hub know who handles a topic; a thread may have changed it."""
+        if self._elsewhere():
+            self._link.loop.call_soon_threadsafe(self.tell, topic, concurrency)
+        elif not self._link.closed and not self._link.loop.is_closed():
             self._link.send("msg.topics", {"topics": {topic: concurrency}})
 
     def begin(self, topic: str) -> None:
         """Who handles a topic has changed: deal with what waits."""
-        if (there := self._topics.get(topic)) is not None:
+        if self._elsewhere():
+            self._link.loop.call_soon_threadsafe(self.begin, topic)
+        elif (there := self._topics.get(topic)) is not None:
             self._next(there)
+
+    def _elsewhere(self) -> bool:
+        """Whether the link's loop runs, and in another thread than this."""
+        try:
+            return asyncio.get_running_loop() is not self._link.loop and self._link.loop.is_running()
+        except RuntimeError:
+            return self._link.loop.is_running()
 
     def _take(self, frame: Frame) -> None:
         touched: dict[str, Topic] = {}
@@ -251,7 +266,7 @@ class Hands:
         try:
             message = delivery.message(topic.name)
             for each in handlers:
-                result, wrong = await _run(each.handler, message, wrong)
+                result, wrong = await _run(each, message, wrong)
                 if delivery.want is Want.ANSWER and not wrong and not body:
                     body, wrong = _answer(result, message)
         except asyncio.CancelledError as error:
@@ -295,7 +310,7 @@ class Hands:
         await self._last.wait()
 
 
-async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str]:
+async def _run(registered: Registration, message: Message, wrong: str) -> tuple[Any, str]:
     """Run one handler; return its result, and what went wrong with it or with one before.
 
     Whatever it raises is its own failure, `sys.exit()` as well: the process has other things to do. Raises
@@ -303,7 +318,11 @@ async def _run(handler: Handler, message: Message, wrong: str) -> tuple[Any, str
     """
     task = asyncio.current_task()
     try:
-        result = handler(message)
+        if registered.thread:
+            call = functools.partial(registered.handler, message)
+            result = await in_a_thread(call, f"message {message.topic}")
+        else:
+            result = registered.handler(message)
         if inspect.isawaitable(result):
             result = await result
     except asyncio.CancelledError as error:

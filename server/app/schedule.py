@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-from server.app.link import Link, LinkClosed, current, register
+from server.app.blocking import Blocking
+from server.app.link import Link, LinkClosed, current, over_there, register
 from server.app.schedule_call import call, cancelled
 from server.app.schedule_definition import Span, code_of, defined
 from server.app.work import work
@@ -112,6 +113,8 @@ class Schedule:
         self._asked: dict[int, asyncio.Future[Frame]] = {}
         self._runs: dict[int, Run] = {}
         self._unbegun: set[int] = set()  # runs that were given, in this turn of the loop
+        self.sync = ScheduleSync(self)
+        """The calls that wait, for code that is not asynchronous."""
 
     def __call__(
         self,
@@ -226,8 +229,7 @@ class Schedule:
     async def _ask(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:
         link = current()
         if link.loop is not asyncio.get_running_loop():  # a thread asks
-            asking = asyncio.run_coroutine_threadsafe(self._ask(do, name, timeout), link.loop)
-            return await asyncio.wrap_future(asking)
+            return await over_there(link, self._ask(do, name, timeout))
         self._number += 1
         number, answered = self._number, asyncio.get_running_loop().create_future()
         self._asked[number] = answered
@@ -335,6 +337,23 @@ class Schedule:
             if outcome is not Outcome.OK:
                 said = f"the schedule {run.name!r} has ended, outcome {outcome.value}: {text}"
                 log.error("%s", said, extra=about("schedule_failed", detail=detail))
+
+
+class ScheduleSync:
+    """`schedule.sync`: what `schedule` is asked with `await`, for threads that may wait, with the same results."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        asked = Blocking("schedule", _late)
+        self.pause = asked(schedule.pause)
+        self.resume = asked(schedule.resume)
+        self.run = asked(schedule.run)
+        self.history = asked(schedule.history)
+        self.list = asked(schedule.list)
+        self.start = asked(schedule.start)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return TimeoutError(text)
 
 
 def _time(seconds: float) -> datetime.datetime:

@@ -1,4 +1,4 @@
-"""Calling the function of a schedule: in the event loop or in a thread, within its time."""
+"""Calling a function of the application's: that of a schedule within its time, what is not async in a thread."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ async def call(function: Callable[[], Any], name: str, limit: float | None, over
     A thread cannot be ended: of one that takes too long `overdue` is called, and it is waited for all the same, since
     it still runs. The same goes for a coroutine that does not end within a while of being cancelled.
     """
-    if not _asynchronous(function):
-        thread = _thread(function, name)
+    if not asynchronous(function):
+        thread = in_a_thread(function, name)
         try:
             async with asyncio.timeout(limit) as timeout:
                 found = await asyncio.shield(thread)
@@ -46,7 +46,7 @@ async def call(function: Callable[[], Any], name: str, limit: float | None, over
     return timeout.expired()
 
 
-def _thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
+def in_a_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
     """Call a function in a thread of its own, which does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[Any] = loop.create_future()
@@ -81,6 +81,7 @@ def cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _asynchronous(function: Callable[[], Any]) -> bool:
+def asynchronous(function: Callable[..., Any]) -> bool:
+    """Whether calling it makes a coroutine, as far as can be told before."""
     call = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked at, not asked for
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

@@ -207,12 +207,10 @@ class Sender:
         link.at_close(self._close)
 
     async def send(self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float) -> Any:
-        """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it."""
-        if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError(
-                "messages are sent from the event loop that the server runs in, and this is another one; from a thread "
-                "use anyio.from_thread.run or asyncio.run_coroutine_threadsafe"
-            )
+        """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it.
+
+        On the link's loop.
+        """
         began = self._loop.time()
         size = len(body)
         if not self._window.try_enter(topic, size):

@@ -13,11 +13,12 @@ import contextlib
 import inspect
 import weakref
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Any, ClassVar, Final, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final
 
 from server.app import shared_errors as errors
-from server.app.link import Link, LinkClosed, current, register
+from server.app.blocking import Blocking
+from server.app.link import Link, LinkClosed, current, over_there, register
 from server.app.replica import Replica
 from server.app.watch import Watch
 from server.errors import ChannelError
@@ -25,8 +26,6 @@ from server.hub.copies import Item
 from server.hub.decide import MAX_KEY, Op, Write
 from server.hub.entries import RESERVED
 from server.hub.frames import Frame, packed, unpacked
-
-T = TypeVar("T")
 
 TIMEOUT: Final = 5.0
 """How long (s) a write waits until every live worker has it."""
@@ -48,7 +47,7 @@ class Shared(Mapping[str, Any]):
     What `get` returns is the caller's own: changing it changes nothing for others (use `update`). The errors are
     attributes, for `except shared.Lagging`; whatever is raised says whether the write stands. Every method that waits
     may raise LinkClosed (the listener is gone). Call them on the server's event loop; from another loop's coroutines
-    they work as well.
+    they work as well, and `sync` has them for threads.
     """
 
     SharedError: ClassVar = errors.SharedError
@@ -77,6 +76,8 @@ class Shared(Mapping[str, Any]):
         self._watches: defaultdict[str | None, weakref.WeakSet[Watch]] = defaultdict(weakref.WeakSet)
         self._many_watched = MANY_WATCHED
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self.sync = SharedSync(self)
+        """The calls that wait, for code that is not asynchronous."""
 
     # ---- reading, without waiting
 
@@ -159,7 +160,7 @@ class Shared(Mapping[str, Any]):
         link = current()
         end = link.loop.time() + min(timeout, LONGEST)
         if link.loop is not asyncio.get_running_loop():
-            return await _over_there(link, self.update(key, function, default, timeout=timeout))
+            return await over_there(link, self.update(key, function, default, timeout=timeout))
         turn = self._turns.setdefault(_checked(key), asyncio.Lock())
         try:
             async with asyncio.timeout_at(end):
@@ -197,7 +198,7 @@ class Shared(Mapping[str, Any]):
         To have the present value as well, make the watch first and then `get`.
         """
         self._look()
-        watch = Watch()
+        watch = Watch(None if self._link is None else self._link.loop)
         if self._link is not None and self._link.closed:
             watch.end()
         else:
@@ -331,7 +332,7 @@ class Shared(Mapping[str, Any]):
         running = asyncio.get_running_loop()
         timeout = min(max(0.0, timeout), LONGEST)
         if link.loop is not running:
-            return await _over_there(link, self._ask(kind, head, body, timeout))
+            return await over_there(link, self._ask(kind, head, body, timeout))
         end = running.time() + timeout
         sent = False
         try:
@@ -355,9 +356,24 @@ class Shared(Mapping[str, Any]):
         return answer
 
 
-async def _over_there(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await `coroutine` on the link's loop, from another one."""
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, link.loop))
+class SharedSync:
+    """`shared.sync`: what `shared` is asked with `await`, for threads that may wait, with the same results and errors.
+
+    The function of `update` is called in the thread that waits. A loop over `watch` ends when the process does.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        asked = Blocking("shared", _late)
+        self.set = asked(shared.set)
+        self.delete = asked(shared.delete)
+        self.incr = asked(shared.incr)
+        self.update = asked.calling_back(shared.update)
+        self.get_fresh = asked(shared.get_fresh)
+        self.watch = asked.iterating(shared.watch)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return errors.Unknown(text) if begun else errors.NotWritten(text)
 
 
 def _checked(key: str) -> str:

@@ -25,7 +25,9 @@ class Watch(AsyncIterator[Change]):
     Who is slower than the writers gets of each key the newest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """`loop` is the one on which `tell` and `end` are called."""
+        self._loop = loop
         self._waiting: dict[str, Item] = {}
         self._news = asyncio.Event()
         self._ended = False
@@ -34,6 +36,11 @@ class Watch(AsyncIterator[Change]):
         while not self._waiting:
             if self._ended:
                 raise StopAsyncIteration
+            if self._loop not in (None, asyncio.get_running_loop()):
+                raise RuntimeError(
+                    "a watch of the shared state works on the server's event loop alone, and this is another one: in a "
+                    "thread write `for change in shared.sync.watch(…)`"
+                )
             self._news.clear()
             await self._news.wait()  # perhaps one of several
         item = self._waiting.pop(next(iter(self._waiting)))

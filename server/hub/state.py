@@ -99,6 +99,12 @@ class SharedState(Part):
         entries = [(item.key, Entry(item.version, item.value)) for item in self._entries if item.value is not None]
         return entries, self._version
 
+    def begin_with(self, entries: list[tuple[str, Entry]], version: int) -> None:
+        """Have what another one knew, before anybody is linked: the reverse of `known`."""
+        self._version = version
+        for key, entry in entries:
+            self._apply(Item(key, *entry))
+
     def figures(self) -> dict[str, float]:
         return {
             "state_keys": len(self._entries),
