@@ -1,25 +1,39 @@
-"""The scoreboard: shared memory that every process of one server maps.
+"""The scoreboard: shared memory through which the processes of one server tell each other numbers.
 
-It owns one memfd, laid out as 64-bit words: the lame-duck word, the totals of each slot, and one row per living
-process. Rules: a row is written by the process that it belongs to and by no other (two writers on one counter lost
-half the counts when measured), so readers add up. The listener hands rows out, writes totals, and folds a row into
-its slot's totals once the process has been reaped. An aligned 64-bit store is one instruction on the platforms
-CPython runs on, so that a reader never sees half a word. This module knows nothing of processes, sockets or time.
+It is made of memfds (memfd_create(2)) of 64-bit words. The board is the listener's: the lame-duck word, who has which
+place, and the totals of each slot; everybody else has it with the right to read alone. Each process has a row of its
+own, in a memfd of its own: it alone can write there (two writers on one counter lost half the counts when measured),
+the others have it to read, and add up. When a process has been reaped, the listener folds its row into its slot's
+totals and frees the place.
+
+No process is believed. A memfd is sealed, so that nobody can cut it short under a reader (SIGBUS); what is the
+listener's to know (whose a place is) stands in the board; a word that no process of ours could have written counts as
+nothing (`Row.words`), and totals do not overflow. The right to write cannot be taken back by opening a descriptor anew:
+the files are the listener's user's alone (mode 0400). Against processes of that same user there is no protection, nor
+can there be (ptrace(2)).
+
+An aligned 64-bit store is one instruction on the platforms CPython runs on, so that a reader never sees half a word.
+This module knows nothing of processes, sockets or time.
 """
 
 from __future__ import annotations
 
 import enum
+import fcntl
 import mmap
 import os
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-MAGIC: Final = 0x5345525645303032  # "SERVE002"
+MAGIC: Final = 0x5345525645303033  # "SERVE003"
 WORD: Final = 8
+MODE: Final = 0o400
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Header(enum.IntEnum):
-    """Words at the start of the memory, written by the listener alone."""
+    """Words at the start of the board, written by the listener alone."""
 
     MAGIC = 0
     LAME_DUCK = 1  # 0, or the CLOCK_MONOTONIC time in ns at which the lame duck began
@@ -33,15 +47,28 @@ class Header(enum.IntEnum):
 HEADER_WORDS: Final = 8
 
 
+class Place(enum.IntEnum):
+    """Words of the board for each row, written by the listener alone: whose it is. All 0 while it is nobody's."""
+
+    PID = 0
+    GENERATION = 1
+    SLOT = 2  # NO_SLOT for the agent
+    SERIAL = 3  # which of the processes that ever had this place: no two have the same number
+
+
+PLACE_WORDS: Final = 4
+
+
 class Cell(enum.IntEnum):
     """Words of one row. Gauges die with their process; counters are folded into the totals.
 
     A word keeps its number for good: listener and workers may be of different versions. Times are CLOCK_MONOTONIC.
     """
 
+    # 0 to 2 are those of Place: readers find them here, and nobody writes them
     PID = 0
     GENERATION = 1
-    SLOT = 2  # NO_SLOT for the agent
+    SLOT = 2
     HEARTBEAT = 3  # time in ns, written once per tick: tells a blocked loop
     CONNECTIONS = 4  # open client connections
     IN_FLIGHT = 5  # requests whose application has not returned, WebSockets not counted
@@ -88,19 +115,111 @@ COUNTERS: Final = (*range(Cell.REQUESTS, Cell.BLOCKED + 1), *range(Cell.DURATION
 """Words that only grow, and outlive their process in the totals of its slot; the last few are not used yet."""
 
 
+NONSENSE: Final = 1 << 62
+"""A word that is not less counts as nothing: that many bytes or nanoseconds (146 years) no process has counted."""
+MOST_AT_ONCE: Final = 1 << 20
+"""Connections of one process, and what goes on in them, are fewer (fs.nr_open, proc_sys_fs(5))."""
+AT_ONCE: Final = (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS)
+LARGEST: Final = (1 << 64) - 1
+
+Words = Sequence[int]
+
+
+class Row:
+    """The row of one process, as others read it: they believe nothing that is written there."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        """Take over `fd`, which need not be writable."""
+        self.fd = fd
+
+    @classmethod
+    def create(cls) -> tuple[Row, int]:
+        """A new row (memfd_create(2)), and the descriptor for the process that writes it. Raises OSError (EMFILE)."""
+        fd = _memory("serve-row", bytes(ROW_WORDS * WORD))
+        try:
+            return cls(read_only(fd)), fd
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def words(self) -> list[int]:
+        """All of it, what is nonsense as 0. Reading waits for nobody, and the memory cannot be cut short."""
+        if self.fd < 0:
+            return [0] * ROW_WORDS
+        words = memoryview(os.pread(self.fd, ROW_WORDS * WORD, 0)).cast("Q").tolist()
+        if max(words) >= NONSENSE:
+            words = [word if word < NONSENSE else 0 for word in words]
+        for cell in AT_ONCE:
+            if words[cell] > MOST_AT_ONCE:
+                words[cell] = 0
+        return words
+
+    def word(self, cell: Cell) -> int:
+        """One word, or 0 if that is nonsense."""
+        word = int.from_bytes(os.pread(self.fd, WORD, cell * WORD), sys.byteorder) if self.fd >= 0 else 0
+        return word if word < (MOST_AT_ONCE if cell in AT_ONCE else NONSENSE) else 0
+
+    def again(self) -> int:
+        """Another descriptor of the same memory, for who is to read it; it is the caller's."""
+        return fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+    def close(self) -> None:
+        """It reads as nothing from now on."""
+        os.close(self.fd)
+        self.fd = -1
+
+
+def mapped(fd: int, *, writable: bool = False) -> memoryview:
+    """The words of a memfd; `fd`, which is closed, is not needed any more."""
+    protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
+    try:
+        if sys.version_info >= (3, 13):
+            mapping = mmap.mmap(fd, 0, prot=protection, trackfd=False)
+        else:
+            mapping = mmap.mmap(fd, 0, prot=protection)  # which holds a duplicate
+    finally:
+        os.close(fd)
+    return memoryview(mapping).cast("Q")
+
+
+def read_only(fd: int) -> int:
+    """A new descriptor of the memfd `fd` that cannot be written to; it is the caller's.
+
+    Where /proc is not there it can be: then a process may spoil what others count, and no more.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def _memory(name: str, content: bytes) -> int:
+    """A memfd that keeps its size for good."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.pwrite(fd, content, 0)
+        os.fchmod(fd, MODE)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 class Scoreboard:
-    """A mapping of the shared memory. `words` is the whole of it; `row(i)` is the part that belongs to one process."""
+    """The board: `words` is the whole of it."""
 
-    __slots__ = ("_mapping", "fd", "row_words", "rows", "slots", "words")
+    __slots__ = ("fd", "row_words", "rows", "slots", "words")
 
-    def __init__(self, fd: int, *, writable: bool = True) -> None:
-        """Map the memfd `fd`, which the scoreboard owns from here on; not `writable` for who only reads.
+    def __init__(self, fd: int, *, writable: bool = False) -> None:
+        """Map the memfd `fd`, which the scoreboard owns from here on; `writable` for the listener.
 
         Raises ValueError if the memory is not a scoreboard of this layout.
         """
-        self.fd = fd
-        self._mapping = mmap.mmap(fd, 0, prot=mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ)
-        self.words = memoryview(self._mapping).cast("Q")
+        self.fd = fd if writable else -1
+        self.words = mapped(os.dup(fd) if writable else fd, writable=writable)
         if self.words[Header.MAGIC] != MAGIC:
             raise ValueError("the shared memory is not a scoreboard of this version")
         self.rows = self.words[Header.ROWS]
@@ -109,17 +228,13 @@ class Scoreboard:
 
     @classmethod
     def create(cls, rows: int, slots: int) -> Scoreboard:
-        """Make a new scoreboard (memfd_create(2)) with room for `rows` processes and the totals of `slots` slots."""
-        fd = os.memfd_create("serve-scoreboard", os.MFD_CLOEXEC)
-        size = (HEADER_WORDS + (rows + slots) * ROW_WORDS) * WORD
-        os.ftruncate(fd, size)
-        header = memoryview(bytearray(HEADER_WORDS * WORD)).cast("Q")
-        header[Header.MAGIC] = MAGIC
-        header[Header.ROWS] = rows
-        header[Header.SLOTS] = slots
-        header[Header.ROW_WORDS] = ROW_WORDS
-        os.pwrite(fd, header.tobytes(), 0)
-        return cls(fd)
+        """Make a new scoreboard with room for `rows` processes and the totals of `slots` slots."""
+        words = memoryview(bytearray((HEADER_WORDS + rows * PLACE_WORDS + slots * ROW_WORDS) * WORD)).cast("Q")
+        words[Header.MAGIC] = MAGIC
+        words[Header.ROWS] = rows
+        words[Header.SLOTS] = slots
+        words[Header.ROW_WORDS] = ROW_WORDS
+        return cls(_memory("serve-scoreboard", words.tobytes()), writable=True)
 
     @property
     def lame_duck(self) -> int:
@@ -130,53 +245,58 @@ class Scoreboard:
     def lame_duck(self, since: int) -> None:
         self.words[Header.LAME_DUCK] = since
 
-    def row(self, index: int) -> memoryview:
-        """The words of row `index`, to be read by anyone and written by its owner."""
-        start = HEADER_WORDS + index * self.row_words
-        return self.words[start : start + self.row_words]
+    def place(self, index: int) -> memoryview:
+        """Whose row `index` is, indexed by `Place`."""
+        start = HEADER_WORDS + index * PLACE_WORDS
+        return self.words[start : start + PLACE_WORDS]
 
-    def column(self, cell: Cell) -> memoryview:
-        """The same word of every row, by the rows' numbers; only to be read."""
-        first = HEADER_WORDS + cell
-        return self.words[first : first + self.rows * self.row_words : self.row_words]
+    def serial(self, index: int) -> int:
+        """Which process has the place now; 0 if nobody does."""
+        return self.words[HEADER_WORDS + index * PLACE_WORDS + Place.SERIAL]
+
+    def enter(self, index: int, pid: int, generation: int, slot: int, serial: int) -> None:
+        """A process has the place from now on."""
+        place = self.place(index)
+        place[Place.PID], place[Place.GENERATION], place[Place.SLOT] = pid, generation, slot
+        place[Place.SERIAL] = serial
 
     def totals(self, slot: int) -> memoryview:
         """The folded counters of `slot` (written by the listener); slots beyond the table share the last one."""
-        return self.row(self.rows + min(slot, self.slots - 1))
+        start = HEADER_WORDS + self.rows * PLACE_WORDS + min(slot, self.slots - 1) * self.row_words
+        return self.words[start : start + self.row_words]
 
-    def fold(self, index: int, slot: int) -> None:
-        """Add the counters of a reaped process's row to its slot's totals and clear the row for the next process."""
-        row, totals = self.row(index), self.totals(slot)
+    def fold(self, index: int, slot: int, words: Words) -> None:
+        """Add the counters of a reaped process, whose row was `words`, to its slot's totals, and free the place."""
+        place, totals = self.place(index), self.totals(slot)
         self.words[Header.FOLDS] += 1
         for cell in COUNTERS:
-            totals[cell] += row[cell]
-        for cell in range(self.row_words):
-            row[cell] = 0
+            totals[cell] = min(totals[cell] + words[cell], LARGEST)
+        for cell in range(PLACE_WORDS):
+            place[cell] = 0
         self.words[Header.FOLDS] += 1
 
-    def copied(self) -> memoryview | None:
-        """A copy of all words, in which every counter is at least what it was in an earlier one.
+    def copied(self, rows: Mapping[int, tuple[int, Row]]) -> tuple[memoryview, dict[int, list[int]]] | None:
+        """A copy of the board, and the words of each of `rows` (by their places, with their serials) that is in use.
 
-        None if a row was being folded meanwhile, for then it could be counted twice or not at all: try again.
+        Every counter is at least what it was in an earlier copy. None if a row was being folded meanwhile, for then it
+        could be counted twice or not at all: try again.
         """
         before = self.words[Header.FOLDS]
         copy = memoryview(bytes(self.words)).cast("Q")
-        return None if before % 2 or self.words[Header.FOLDS] != before else copy
+        found = {}
+        for index, (serial, row) in rows.items():
+            start = HEADER_WORDS + index * PLACE_WORDS
+            if copy[start + Place.SERIAL] == serial:
+                words = found[index] = row.words()
+                words[: PLACE_WORDS - 1] = copy[start : start + PLACE_WORDS - 1]
+        return None if before % 2 or self.words[Header.FOLDS] != before else (copy, found)
 
     def read_only(self) -> int:
         """A new descriptor of the same memory, for who must not write to it; it is the caller's."""
-        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
-
-    def total(self, cell: Cell) -> int:
-        """The sum of a counter over all slots' totals and all living rows."""
-        return sum(self.row(index)[cell] for index in range(self.rows + self.slots))
-
-    def durations(self) -> list[int]:
-        """How many requests took as long as each bucket of `DURATION_BOUNDS` says, and how many longer than all."""
-        last = Cell.DURATION_0 + len(DURATION_BOUNDS)
-        columns = [self.row(index)[Cell.DURATION_0 : last + 1] for index in range(self.rows + self.slots)]
-        return [sum(words) for words in zip(*columns, strict=True)]
+        return read_only(self.fd)
 
     def close(self) -> None:
         """Close the descriptor; the memory stays mapped for as long as anything refers to it."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

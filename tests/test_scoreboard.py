@@ -1,85 +1,168 @@
-"""The scoreboard: one writer per row, and counts that outlive their process."""
+"""The scoreboard: one writer per row, whom nobody has to believe, and counts that outlive their process."""
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Header, Scoreboard
+from server.scoreboard import (
+    COUNTERS,
+    LARGEST,
+    MOST_AT_ONCE,
+    NONSENSE,
+    ROW_WORDS,
+    WORD,
+    Cell,
+    Header,
+    Place,
+    Row,
+    Scoreboard,
+    mapped,
+)
+from tests.rows import Rows
+
+NOBODY = 65534
 
 
 def test_another_mapping_sees_what_is_written() -> None:
     mine = Scoreboard.create(rows=4, slots=2)
-    other = Scoreboard(os.dup(mine.fd))
+    other = Scoreboard(mine.read_only())
     mine.lame_duck = 123
-    mine.row(3)[Cell.REQUESTS] += 7
+    mine.enter(3, 7, 2, 1, 9)
     assert other.lame_duck == 123
-    assert other.row(3)[Cell.REQUESTS] == 7
+    assert (other.place(3)[Place.PID], other.place(3)[Place.GENERATION], other.place(3)[Place.SLOT]) == (7, 2, 1)
+    assert (other.serial(3), other.serial(2)) == (9, 0)
     assert (other.rows, other.slots) == (4, 2)
-    other.close()
     mine.close()
 
 
 def test_counters_are_folded_and_gauges_are_not() -> None:
-    scoreboard = Scoreboard.create(rows=2, slots=2)
+    rows = Rows(rows=2, slots=2)
     for number in range(3):
-        row = scoreboard.row(0)
-        row[Cell.PID], row[Cell.CONNECTIONS], row[Cell.REQUESTS], row[Cell.ACCEPTS] = 42, 5, 10, 1
-        assert scoreboard.total(Cell.REQUESTS) == 10 * (number + 1)
-        scoreboard.fold(0, slot=7)  # beyond the table: the last slot stands for it
-        assert not any(scoreboard.row(0))
-    assert scoreboard.totals(1)[Cell.REQUESTS] == 30
-    assert not any(word for cell, word in enumerate(scoreboard.totals(1)) if cell not in COUNTERS)
-    scoreboard.close()
+        cells = rows.enter(0, slot=7, generation=1)  # beyond the table: the last slot stands for it
+        cells[Cell.CONNECTIONS], cells[Cell.REQUESTS], cells[Cell.ACCEPTS] = 5, 10, 1
+        rows.fold(0)
+        assert rows.board.totals(1)[Cell.REQUESTS] == 10 * (number + 1)
+        assert not any(rows.board.place(0))
+    assert not any(word for cell, word in enumerate(rows.board.totals(1)) if cell not in COUNTERS)
+    rows.close()
 
 
-def test_durations_are_added_up_by_bucket() -> None:
-    scoreboard = Scoreboard.create(rows=2, slots=1)
-    for index in (0, 1, 2):  # two rows, and the totals of a slot
-        scoreboard.row(index)[Cell.DURATION_0] = 1
-        scoreboard.row(index)[Cell.DURATION_0 + len(DURATION_BOUNDS)] = 2
-    durations = scoreboard.durations()
-    assert (durations[0], durations[-1], sum(durations)) == (3, 6, 9)
-    assert len(durations) == len(DURATION_BOUNDS) + 1
-    scoreboard.close()
-
-
-def test_a_column_is_the_same_word_of_every_row() -> None:
-    scoreboard = Scoreboard.create(rows=3, slots=2)
-    for number in range(3):
-        scoreboard.row(number)[Cell.CONNECTIONS] = 10 + number
-    scoreboard.totals(0)[Cell.CONNECTIONS] = 99  # no row
-    assert scoreboard.column(Cell.CONNECTIONS).tolist() == [10, 11, 12]
-    scoreboard.close()
+def test_what_no_process_could_have_counted_counts_as_nothing() -> None:
+    rows = Rows(rows=1, slots=1)
+    cells = rows.enter(0, slot=0, generation=1)
+    for cell in range(ROW_WORDS):
+        cells[cell] = LARGEST
+    cells[Cell.REQUESTS], cells[Cell.WEBSOCKETS] = 5, MOST_AT_ONCE + 1
+    row = rows.read[0][1]
+    assert sum(row.words()) == row.word(Cell.REQUESTS) == 5
+    assert row.word(Cell.WEBSOCKETS) == row.word(Cell.RSS) == 0
+    for _ in range(3):
+        for cell in COUNTERS:
+            cells[cell] = NONSENSE - 1
+        rows.fold(0)
+    rows.board.totals(0)[Cell.REQUESTS] = LARGEST - 1
+    rows.fold(0)
+    assert rows.board.totals(0)[Cell.REQUESTS] == LARGEST
+    rows.close()
 
 
 def test_a_copy_is_not_taken_while_a_row_is_folded() -> None:
-    scoreboard = Scoreboard.create(rows=1, slots=1)
-    scoreboard.row(0)[Cell.REQUESTS] = 7
-    copy = scoreboard.copied()
-    scoreboard.fold(0, slot=0)
-    again = scoreboard.copied()
-    assert copy is not None
-    assert again is not None
-    assert sum(copy) < sum(again)  # the count of folds
-    assert 7 in copy
-    assert 7 in again
-    scoreboard.words[Header.FOLDS] += 1
-    assert scoreboard.copied() is None
-    scoreboard.close()
+    rows = Rows(rows=1, slots=1)
+    rows.enter(0, slot=0, generation=1)[Cell.REQUESTS] = 7
+    copied = rows.board.copied(rows.read)
+    assert copied is not None
+    assert (copied[1][0][Cell.REQUESTS], 7 in copied[0]) == (7, False)
+    rows.fold(0)
+    copied = rows.board.copied(rows.read)
+    assert copied is not None
+    assert (copied[1], 7 in copied[0]) == ({}, True)
+    rows.board.words[Header.FOLDS] += 1
+    assert rows.board.copied(rows.read) is None
+    rows.close()
+
+
+def test_a_row_says_nothing_of_whose_it_is() -> None:
+    rows = Rows(rows=2, slots=1)
+    cells = rows.enter(1, slot=0, generation=3)
+    cells[Cell.PID], cells[Cell.GENERATION], cells[Cell.SLOT] = 1, 999, 999
+    copied = rows.board.copied(rows.read)
+    assert copied is not None
+    assert copied[1][1][:3] == [101, 3, 0]
+    rows.enter(1, slot=0, generation=4)
+    assert rows.board.copied({1: (1, rows.read[1][1])}) is not None
+    copied = rows.board.copied({1: (1, rows.read[1][1])})  # the reader does not know the new process yet
+    assert copied is not None
+    assert copied[1] == {}
+    rows.close()
 
 
 def test_who_only_reads_cannot_write() -> None:
     scoreboard = Scoreboard.create(rows=1, slots=1)
-    reader = Scoreboard(scoreboard.read_only(), writable=False)
+    descriptor = scoreboard.read_only()
+    row, own = Row.create()
+    for fd in (descriptor, row.fd):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(fd, b"x", 0)
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.ftruncate(fd, 0)
+        with pytest.raises(PermissionError):
+            mmap.mmap(fd, 0)
+    reader = Scoreboard(descriptor)
     scoreboard.lame_duck = 5
     assert reader.lame_duck == 5
     with pytest.raises(TypeError, match="read-only"):
         reader.lame_duck = 6
-    with pytest.raises(PermissionError):
-        Scoreboard(os.dup(reader.fd))
-    reader.close()
+    cells = mapped(own, writable=True)
+    cells[Cell.REQUESTS] = 3
+    assert row.word(Cell.REQUESTS) == 3
+    row.close()
+    assert not any(row.words())
+    scoreboard.close()
+
+
+REOPEN = """
+import os, sys
+os.setuid(int(sys.argv[1]))
+for fd in map(int, sys.argv[2:]):
+    try:
+        os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    except PermissionError:
+        print("refused")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_user_cannot_open_them_anew_to_write() -> None:
+    scoreboard = Scoreboard.create(rows=1, slots=1)
+    board, (row, own) = scoreboard.read_only(), Row.create()
+    command = [sys.executable, "-c", REOPEN, str(NOBODY), str(board), str(row.fd)]
+    done = subprocess.run(command, pass_fds=(board, row.fd), capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "refused\n" * 2, done.stderr
+    for fd in (board, own):
+        os.close(fd)
+    row.close()
+    scoreboard.close()
+
+
+def test_nobody_can_cut_the_memory_short_or_make_it_longer() -> None:
+    scoreboard = Scoreboard.create(rows=1, slots=1)
+    row, own = Row.create()
+    for fd, size in ((own, ROW_WORDS * WORD), (scoreboard.fd, Path(f"/proc/self/fd/{scoreboard.fd}").stat().st_size)):
+        for wanted in (0, size - 1, size + 4096):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, wanted)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        assert os.fstat(fd).st_size == size
+    os.close(own)
+    row.close()
     scoreboard.close()
 
 
@@ -88,4 +171,3 @@ def test_other_memory_is_refused() -> None:
     os.ftruncate(descriptor, 4096)
     with pytest.raises(ValueError, match="not a scoreboard"):
         Scoreboard(descriptor)
-    os.close(descriptor)

@@ -24,7 +24,7 @@ from server.admin.view import View
 from server.channel import Channel, Outbox, close_descriptors, pair
 from server.config import Config
 from server.errors import ChannelError, UsageError
-from server.scoreboard import Scoreboard
+from server.scoreboard import Row, Scoreboard, mapped
 from server.worker import last_resort
 from server.worker.beginning import (
     ignore_signals,
@@ -60,7 +60,7 @@ def main() -> None:
     except (UsageError, OSError, KeyError) as error:
         log.error("the admin process could not be set up: %s", error)
         sys.exit(1)
-    view = View(Scoreboard(descriptors[0], writable=False), packet["about"], packet["state"])
+    view = View(Scoreboard(descriptors[0]), packet["about"], packet["state"])
     sockets = [listening_socket(descriptor) for descriptor in descriptors[1:]]
     loops = LoopFactory(loop_factory(config.loop))
     admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
@@ -91,9 +91,19 @@ class AdminServer:
         ours, theirs = pair()
         self._inner = Channel(ours)
         self._orders = Outbox(self._inner)
-        private = Scoreboard.create(rows=1, slots=1)
+        private, (_, row) = Scoreboard.create(rows=1, slots=1), Row.create()
         told = {"generation": 0, "slot": 0, "row": 0, "sockets": described}
-        self._worker = Worker(config, Channel(theirs), private, told, sockets, loops, Watchdog(None, None), None)
+        self._worker = Worker(
+            config,
+            Channel(theirs),
+            private,
+            mapped(row, writable=True),
+            told,
+            sockets,
+            loops,
+            Watchdog(None, None),
+            None,
+        )
         self._status = 0
 
     async def run(self) -> int:
@@ -112,6 +122,9 @@ class AdminServer:
         try:
             while True:
                 packet, descriptors = await self._channel.receive()
+                if packet["type"] == "rows":
+                    self._view.take_rows(packet, descriptors)
+                    continue
                 close_descriptors(descriptors)
                 if packet["type"] == "reopen":
                     logs.reopen()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Final
 
-from server.scoreboard import COUNTERS, DURATION_BOUNDS, HEADER_WORDS, Cell, Header, Scoreboard
+from server.scoreboard import COUNTERS, DURATION_BOUNDS, HEADER_WORDS, PLACE_WORDS, Cell, Header, Row, Scoreboard
 
 TRIES: Final = 40
 PAUSE: Final = 0.0005
@@ -42,36 +43,30 @@ class Reading:
         return sum(words[cell] for words in self.rows.values())
 
 
-def read(scoreboard: Scoreboard) -> Reading | None:
-    """Take a reading; None if the listener was folding a row all the time (it has been stopped amid it)."""
+def read(scoreboard: Scoreboard, rows: Mapping[int, tuple[int, Row]]) -> Reading | None:
+    """Take a reading; None if the listener was folding a row all the time (it has been stopped amid it).
+
+    `rows` are those that can be read, by the numbers of their places and with their serials.
+    """
     for _ in range(TRIES):
         at = time.monotonic()
-        copy = scoreboard.copied()
-        if copy is not None:
-            return _read(scoreboard, copy, at)
+        copied = scoreboard.copied(rows)
+        if copied is not None:
+            return _read(scoreboard, *copied, at)
         time.sleep(PAUSE)
     return None
 
 
-def _read(scoreboard: Scoreboard, copy: memoryview, at: float) -> Reading:
+def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: float) -> Reading:
     width, last = scoreboard.row_words, scoreboard.slots - 1
     counters = [cell for cell in COUNTERS if cell < width]
 
-    def row(index: int) -> Words:
-        start = HEADER_WORDS + index * width
-        return copy[start : start + width].tolist()
-
-    def column(cell: Cell, first: int, end: int) -> list[int]:
-        return copy[HEADER_WORDS + first * width + cell : HEADER_WORDS + end * width : width].tolist()
-
-    rows = {index: row(index) for index, pid in enumerate(column(Cell.PID, 0, scoreboard.rows)) if pid}
+    totals = copy[HEADER_WORDS + scoreboard.rows * PLACE_WORDS :]
     slots: dict[int, Words] = {}
     signs = (Cell.CPU, Cell.ACCEPTED, Cell.TAKEN_OVER, Cell.REQUESTS)
-    for slot, left in enumerate(
-        zip(*(column(c, scoreboard.rows, scoreboard.rows + last + 1) for c in signs), strict=True)
-    ):
+    for slot, left in enumerate(zip(*(totals[cell::width].tolist() for cell in signs), strict=True)):
         if any(left):
-            slots[slot] = row(scoreboard.rows + slot)
+            slots[slot] = totals[slot * width : (slot + 1) * width].tolist()
     for words in rows.values():
         own = slots.setdefault(min(words[Cell.SLOT], last), [0] * width)
         for cell in counters:

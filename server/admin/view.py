@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
 from server.admin.queues import Queue, queues
 from server.admin.reading import Reading, Words, read
 from server.channel import Packet
 from server.listener.history import OUTCOMES
-from server.scoreboard import Scoreboard
+from server.scoreboard import Row, Scoreboard
 
 RECORDS: Final = 200
 RELOADS: Final = 50
@@ -37,7 +38,21 @@ class View:
         self.slots = scoreboard.slots
         """Totals that there are; the last are those of all further slots, and of the agent."""
         self._scoreboard = scoreboard
+        self._rows: dict[int, tuple[int, Row]] = {}
+        """Those of the processes, by the numbers of their places and with their serials."""
         self._last: Reading | None = None
+
+    def take_rows(self, packet: Packet, descriptors: Sequence[int]) -> None:
+        """Rows of processes that have begun; the descriptors are taken over."""
+        gone = [index for index, (serial, _) in self._rows.items() if self._scoreboard.serial(index) != serial]
+        for (index, serial), fd in zip(packet["rows"], descriptors, strict=True):
+            if index in self._rows:
+                self._rows[index][1].close()
+            self._rows[index] = serial, Row(fd)
+            if index in gone:
+                gone.remove(index)
+        for index in gone:
+            self._rows.pop(index)[1].close()
 
     def take(self, packet: Packet) -> None:
         """Note what the listener says."""
@@ -56,7 +71,7 @@ class View:
 
     def reading(self) -> Reading:
         """The scoreboard now; if the listener has been stopped amid a change of it, as it was last."""
-        taken = read(self._scoreboard)
+        taken = read(self._scoreboard, self._rows)
         if taken is not None:
             self._last = taken
         elif self._last is None:

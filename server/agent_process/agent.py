@@ -69,7 +69,7 @@ class AgentProcess:
         self.outbox = Outbox(begun.channel)
         self.watchdog = begun.watchdog
         self.lease = lease
-        self.cells = begun.scoreboard.row(begun.packet["row"])
+        self.cells = begun.cells
         self._link_end = begun.link
         self.hub: HubSocket
         self._leaving: Leaving | None = None

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import anyio
@@ -26,7 +26,7 @@ from server import __version__
 from server.channel import PROTOCOL, Channel, Packet, pair
 from server.config import Config
 from server.errors import ChannelError
-from server.listener.child import SAFE_PATH, describe_code
+from server.listener.child import SAFE_PATH, Child, describe_code
 from server.listener.history import History, Record
 from server.listener.processes import Process, Processes
 from server.listener.release import PRIVATE_VARIABLES, own_program
@@ -65,6 +65,7 @@ class Admin:
         served: Sequence[Listening],
         scoreboard: Scoreboard,
         processes: Processes,
+        children: Callable[[], Iterable[Child]],
         state: Callable[[], State],
         history: History,
         started: float,
@@ -80,6 +81,9 @@ class Admin:
         self._listening = listening
         self._scoreboard = scoreboard
         self._processes = processes
+        self._children = children
+        self._told_of: set[int] = set()
+        """The children, by their serials, whose rows the process has."""
         self._state = state
         self._history = history
         self._about = {
@@ -219,6 +223,7 @@ class Admin:
                 if self._reopen:
                     self._reopen = False
                     await channel.send({"type": "reopen"})
+                await self._give_rows(channel)
                 if (state := self._state()) != told:
                     await channel.send({"type": "state", "state": state})
                     told = state
@@ -250,10 +255,26 @@ class Admin:
             await channel.send(packet, [board, *(each.socket.fileno() for each in self._listening)])
         finally:
             os.close(board)
+        self._told_of.clear()
+        await self._give_rows(channel)
         await channel.send({"type": "reloads", "reloads": reloads})
         for record in past:
             await channel.send({"type": "happened", "record": record, "past": True})
         return told
+
+    async def _give_rows(self, channel: Channel) -> None:
+        """Let it read the rows of the children that are there, as far as it does not yet."""
+        living = {child.serial: child for child in self._children()}
+        self._told_of &= living.keys()
+        for serial in living.keys() - self._told_of:
+            if (child := living[serial]).closed:
+                continue
+            fd = child.counts.again()
+            try:
+                await channel.send({"type": "rows", "rows": [[child.row, serial]]}, [fd])
+            finally:
+                os.close(fd)
+            self._told_of.add(serial)
 
 
 def own_config(config: Config) -> Config:

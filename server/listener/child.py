@@ -15,6 +15,7 @@ from server.listener.lifecycle import Process, Worker
 from server.listener.release import Release
 from server.listener.stacks import Window
 from server.output import ChildOutput, for_child
+from server.scoreboard import Cell, Row
 from server.signals import LISTENER_SIGNALS
 
 
@@ -36,16 +37,31 @@ def describe_code(code: int) -> str:
 class Child:
     """A started worker or agent process."""
 
-    def __init__(self, worker: Process, pid: int, channel: Channel, output: ChildOutput, row: int) -> None:
+    def __init__(self, worker: Process, pid: int, channel: Channel, output: ChildOutput, row: int, counts: Row) -> None:
         self.worker = worker
         self.pid = pid
         self.channel = channel
         self.outbox = Outbox(channel)
         self.output = output
         self.row = row
+        """The number of its place in the scoreboard."""
+        self.counts = counts
+        self.serves = False
+        """It has been told to serve, and with whom."""
         self.window: Window | None = None
         """The way into the worker that needs no event loop; None if there was no descriptor to spare."""
         self.closed = False
+
+    @property
+    def serial(self) -> int:
+        """Of the process in the scoreboard."""
+        return self.worker.id + 1
+
+    @property
+    def in_hands(self) -> int:
+        """Requests and WebSockets that its end would cut."""
+        words = self.counts.words()
+        return words[Cell.IN_FLIGHT] + words[Cell.WEBSOCKETS]
 
     def kill(self) -> None:
         """SIGKILL. The PID is ours until we reap it, and we forget it when we do."""
@@ -54,6 +70,7 @@ class Child:
     def close(self) -> None:
         """The child has been reaped: pass on its last words and close what is held for it."""
         self.output.drain_after_death()
+        self.counts.close()
         self.channel.close()
         self.outbox.close()
         if self.window is not None:
@@ -61,7 +78,7 @@ class Child:
         self.closed = True
 
 
-def spawn(worker: Process, release: Release, row: int) -> Child:
+def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
     """Start a worker or an agent as a fresh interpreter.
 
     It leads its own process group, so that a signal for the foreground group (Ctrl-C) does not reach it.
@@ -99,7 +116,7 @@ def spawn(worker: Process, release: Release, row: int) -> Child:
     finally:
         theirs.close()
         output.started()
-    return Child(worker, pid, Channel(ours), output, row)
+    return Child(worker, pid, Channel(ours), output, row, counts)
 
 
 def _safe_path_flag() -> list[str]:

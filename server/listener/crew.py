@@ -27,12 +27,15 @@ from server.listener.release import BEGAN, Release
 from server.listener.sockets import Listening
 from server.listener.stacks import Window
 from server.logs import about
-from server.scoreboard import NO_SLOT, Cell, Scoreboard
+from server.scoreboard import NO_SLOT, Cell, Row, Scoreboard
 
 ROWS = 1024
 """Processes that may be alive at once."""
 SLOTS = 256
 """Slots with totals of their own; further ones share the last."""
+
+NEIGHBOURS = 64
+"""Workers that one of them knows when it begins to serve, at most: each costs a descriptor on the way there."""
 
 log = logging.getLogger("serve")
 
@@ -60,6 +63,8 @@ class Crew:
         self.tasks: TaskGroup
         """Where the channels are served; set before the first start."""
         self.scoreboard = scoreboard
+        self._board = scoreboard.read_only()
+        """What children get of it."""
         self.children: dict[int, Child] = {child.pid: child for child in children}
         taken = {child.row for child in self.children.values()}
         self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
@@ -73,7 +78,7 @@ class Crew:
 
     def silent_for(self, child: Child) -> float:
         """Seconds since the child's event loop was last heard of, 0.0 if it never was."""
-        beat = self.scoreboard.row(child.row)[Cell.HEARTBEAT]
+        beat = child.counts.word(Cell.HEARTBEAT)
         return max(0.0, (time.monotonic_ns() - beat) / 1e9) if beat else 0.0
 
     # Beginning and end
@@ -82,7 +87,7 @@ class Crew:
         """Start `worker`'s process; what prevents it is told as its failure and death."""
         try:
             what = self._what(worker)
-            child, link = self._spawn_linked(worker, release)
+            child, link, row = self._spawn_linked(worker, release)
         except Exception as error:
             if not isinstance(error, (UsageError, OSError)):
                 log.exception("%s could not be started", worker)
@@ -91,7 +96,7 @@ class Crew:
             return
         self.children[child.pid] = child
         self.attend(child)
-        given = {"link": link.detach(), **self._open_window(child)}
+        given = {"link": link.detach(), "row": row, **self._open_window(child)}
         listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves nobody
         child.outbox.tell(
             {
@@ -108,7 +113,7 @@ class Crew:
                 "since": BEGAN,
                 "sockets": [each.describe() for each in listening],
             },
-            lent=[self.scoreboard.fd, *(each.socket.fileno() for each in listening)],
+            lent=[self._board, *(each.socket.fileno() for each in listening)],
             given=tuple(given.values()),
         )
         self.links.linked(worker.id)
@@ -137,36 +142,41 @@ class Crew:
         self.tasks.start_soon(self._send_to, child)
         self.tasks.start_soon(self._listen_to, child)
 
-    def _spawn_linked(self, worker: Process, release: Release) -> tuple[Child, socket.socket]:
-        """The process, and its end of a link to the hub: alone it would take itself for the whole server."""
+    def _spawn_linked(self, worker: Process, release: Release) -> tuple[Child, socket.socket, int]:
+        """The process, its end of a link to the hub (alone it would take itself for the whole server), and its row."""
         link = self.links.open(worker.id)
         try:
-            return self._spawn(worker, release), link
+            child, row = self._spawn(worker, release)
+            return child, link, row
         except BaseException:
             link.close()
             raise
 
-    def _spawn(self, worker: Process, release: Release) -> Child:
+    def _spawn(self, worker: Process, release: Release) -> tuple[Child, int]:
         if not self._free_rows:
             raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
-        child = spawn(worker, release, self._free_rows[-1])
+        counts, row = Row.create()
+        try:
+            child = spawn(worker, release, self._free_rows[-1], counts)
+        except BaseException:
+            counts.close()
+            os.close(row)
+            raise
         self._free_rows.pop()
-        cells = self.scoreboard.row(child.row)
-        cells[Cell.PID], cells[Cell.GENERATION] = child.pid, worker.generation.number
-        cells[Cell.SLOT] = row_slot(worker)
+        self.scoreboard.enter(child.row, child.pid, worker.generation.number, row_slot(worker), child.serial)
         log.debug("%s has PID %d", worker, child.pid)
-        return child
+        return child, row
 
     def reaped(self, pid: int, wait_status: int) -> bool:
         """A process has ended; False if it was no child of ours."""
         child = self.children.pop(pid, None)
         if child is None:
             return False
-        in_flight = self._in_hands(child)
+        in_flight = child.in_hands
         try:
             self._read_rest(child)
             self.links.read_rest(child.worker.id)
-            self.scoreboard.fold(child.row, row_slot(child.worker))
+            self.scoreboard.fold(child.row, row_slot(child.worker), child.counts.words())
             self._free_rows.append(child.row)
             child.close()
         except Exception:
@@ -192,14 +202,9 @@ class Crew:
         """SIGKILL; return how many requests and WebSockets are in its hands."""
         if (child := self.of(worker)) is None:
             return 0
-        cut = self._in_hands(child)
+        cut = child.in_hands
         child.kill()
         return cut
-
-    def _in_hands(self, child: Child) -> int:
-        """Requests and WebSockets that the child's end cuts."""
-        cells = self.scoreboard.row(child.row)
-        return int(cells[Cell.IN_FLIGHT] + cells[Cell.WEBSOCKETS])
 
     # What is said to them
 
@@ -218,7 +223,12 @@ class Crew:
         if there is None or self.of(sender) is None:
             return
         try:
-            sends, receives = handover_pair()
+            row = there.counts.again()
+            try:
+                sends, receives = handover_pair()
+            except OSError:
+                os.close(row)
+                raise
         except OSError as error:
             log.warning(
                 "cannot introduce %s to %s yet: %s; raise the open-files limit (ulimit -Hn)",
@@ -227,10 +237,30 @@ class Crew:
                 error.strerror,
                 extra=about("descriptors_lost"),
             )
-            self.tell(sender, {"type": "receiver", "pair": pair, "row": there.row})  # which asks for another one
+            self.tell(sender, {"type": "receiver", "pair": pair})  # which asks for another one
             return
         there.outbox.tell({"type": "receive", "pair": pair}, given=[receives])
-        self.tell(sender, {"type": "receiver", "pair": pair, "row": there.row}, given=(sends,))
+        self.tell(sender, {"type": "receiver", "pair": pair}, given=(row, sends))
+
+    def serve(self, worker: Worker) -> None:
+        """Tell a worker to serve, make those that do known to it, and it to those of its generation."""
+        if (child := self.of(worker)) is None:
+            return
+        others = [each for each in self.children.values() if each.serves and each is not child][-NEIGHBOURS:]
+        child.serves = True
+        try:
+            self._make_known(child, others)
+            for each in others:
+                if each.worker.generation is worker.generation:
+                    self._make_known(each, [child])
+        except OSError as error:  # without descriptors to spare only evenness is lost
+            log.debug("%s cannot be told who serves beside it: %s", worker, error)
+        child.outbox.tell({"type": "serve"})
+
+    def _make_known(self, to: Child, others: Sequence[Child]) -> None:
+        rows = [[each.row, each.serial] for each in others]
+        if rows:
+            to.outbox.tell({"type": "neighbours", "rows": rows}, given=[each.counts.again() for each in others])
 
     async def _send_to(self, child: Child) -> None:
         """Send what lies in the child's outbox until it is closed."""

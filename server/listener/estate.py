@@ -34,13 +34,13 @@ from server.listener.store import Store
 from server.listener.supervisor import Supervisor
 from server.listener.supervisor_estate import from_state, to_state
 from server.output import Guard
-from server.scoreboard import Scoreboard
+from server.scoreboard import Row, Scoreboard
 from server.settings import Settings
 from server.shut_out import Kind
 
 VARIABLE: Final = "SERVE_ESTATE"
 """Names the descriptor of what is passed on, in the environment of the new program."""
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the values below; another one is refused before anything is given up."""
 
 State = dict[str, Any]
@@ -163,7 +163,7 @@ def take(state: State) -> Heirloom:
     processes: dict[int, Process] = {**supervisor.workers, **supervisor.agents.all}
     return Heirloom(
         supervisor=supervisor,
-        scoreboard=Scoreboard(state["scoreboard"]),
+        scoreboard=Scoreboard(state["scoreboard"], writable=True),
         children=[_take_child(each, processes[each["worker"]]) for each in state["children"]],
         plans={int(number): _take_plan(each) for number, each in state["plans"].items()},
         history=History.from_state(state["history"]),
@@ -232,11 +232,13 @@ def _listening(listening: Listening, descriptors: list[int]) -> State:
 
 
 def _child(child: Child, descriptors: list[int]) -> State:
-    descriptors.append(child.channel.fileno())
+    descriptors += [child.channel.fileno(), child.counts.fd]
     return {
         "worker": child.worker.id,
         "pid": child.pid,
         "row": child.row,
+        "counts": child.counts.fd,
+        "serves": child.serves,
         "channel": child.channel.fileno(),
         "outbox": child.outbox.to_state(descriptors),
         "output": child.output.to_state(descriptors),
@@ -246,7 +248,9 @@ def _child(child: Child, descriptors: list[int]) -> State:
 
 def _take_child(state: State, worker: Process) -> Child:
     channel = Channel(socket.socket(fileno=state["channel"]))
-    child = Child(worker, state["pid"], channel, output.ChildOutput.inherited(state["output"]), state["row"])
+    left, counts = output.ChildOutput.inherited(state["output"]), Row(state["counts"])
+    child = Child(worker, state["pid"], channel, left, state["row"], counts)
+    child.serves = state["serves"]
     for packet, lent, given in state["outbox"]:
         child.outbox.tell(packet, lent, given)
     if state["window"] is not None:

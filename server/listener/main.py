@@ -113,6 +113,7 @@ class Listener:
             listening,
             board,
             self.processes,
+            lambda: self.crew,
             self._admin_state,
             self.history,
             self.started,
@@ -324,7 +325,7 @@ class Listener:
                 for listening in self.listening:
                     listening.close()
             case e.TellServe(worker):
-                self.crew.tell(worker, {"type": "serve"})
+                self.crew.serve(worker)
             case e.TellRetire(worker, reason, drain_queue):
                 self.crew.tell(worker, {"type": "retire", "reason": reason, "drain_queue": drain_queue})
             case e.TellEnter(agent):

@@ -22,7 +22,6 @@ from server.listener import notify
 from server.listener.crew import Crew
 from server.listener.lifecycle import ServerState, Worker, WorkerState, counted
 from server.listener.supervisor import Supervisor
-from server.scoreboard import Cell
 
 PERIOD: Final = notify.PATIENCE / 3
 """Seconds between two requests for more time: two of them may be lost."""
@@ -87,5 +86,4 @@ async def keep_informed(supervisor: Supervisor, crew: Crew, asking: Callable[[],
 
 
 def _in_progress(crew: Crew) -> int:
-    rows = [crew.scoreboard.row(child.row) for child in crew]
-    return sum(row[Cell.IN_FLIGHT] + row[Cell.WEBSOCKETS] for row in rows)
+    return sum(child.in_hands for child in crew)

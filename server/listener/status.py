@@ -17,7 +17,7 @@ from server.listener.history import History
 from server.listener.lame_duck import LameDuck
 from server.listener.lifecycle import Agent, Worker
 from server.listener.supervisor import Supervisor
-from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard
+from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
 
 STATUS_VERSION: Final = 1
 NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell is not Cell.DURATION_0}
@@ -44,8 +44,8 @@ def status(
     now = time.monotonic()
     current = 0 if supervisor.current is None else supervisor.current.number
     living = [children[pid] for pid in sorted(children)]
-    workers = [_worker(c.worker, scoreboard.row(c.row), now) for c in living if isinstance(c.worker, Worker)]
-    agents = [_agent(c.worker, scoreboard.row(c.row), now) for c in living if isinstance(c.worker, Agent)]
+    workers = [_worker(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Worker)]
+    agents = [_agent(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Agent)]
     filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == current}
     totals = _totals(scoreboard, children)
     return {
@@ -93,11 +93,10 @@ def past(history: History) -> dict[str, Any]:
 
 def _totals(scoreboard: Scoreboard, children: Mapping[int, Child]) -> Sequence[int]:
     """All words of all living rows and of all slots' totals, added up; only those of counters mean anything."""
-    rows = [scoreboard.row(child.row).tolist() for child in children.values()]
+    rows = [child.counts.words() for child in children.values()]
     folded = (scoreboard.totals(slot).tolist() for slot in range(scoreboard.slots))
-    return [sum(words) for words in zip(*rows, *(row for row in folded if any(row)), strict=True)] or [0] * len(
-        scoreboard.row(0)
-    )
+    known = [*rows, *(row for row in folded if any(row))]
+    return [sum(words) for words in zip(*known, strict=True)] or [0] * scoreboard.row_words
 
 
 def _lame_duck(lame_duck: LameDuck | None, scoreboard: Scoreboard) -> dict[str, Any] | None:
@@ -109,7 +108,7 @@ def _lame_duck(lame_duck: LameDuck | None, scoreboard: Scoreboard) -> dict[str, 
     }
 
 
-def _agent(agent: Agent, cells: memoryview, now: float) -> dict[str, Any]:
+def _agent(agent: Agent, cells: Words, now: float) -> dict[str, Any]:
     return {
         "slot": "agent",
         "generation": agent.generation.number,
@@ -121,7 +120,7 @@ def _agent(agent: Agent, cells: memoryview, now: float) -> dict[str, Any]:
     }
 
 
-def _health(cells: memoryview, now: float) -> dict[str, Any]:
+def _health(cells: Words, now: float) -> dict[str, Any]:
     """What every process says of itself."""
     return {
         "cpu": round(cells[Cell.CPU] / 1e9, 3),
@@ -132,7 +131,7 @@ def _health(cells: memoryview, now: float) -> dict[str, Any]:
     }
 
 
-def _worker(worker: Worker, cells: memoryview, now: float) -> dict[str, Any]:
+def _worker(worker: Worker, cells: Words, now: float) -> dict[str, Any]:
     return {
         "slot": worker.slot,
         "generation": worker.generation.number,

@@ -81,7 +81,7 @@ def check(fd: int, board: int) -> None:
     importlib.import_module("server.cli")  # all that will be needed can be imported
     state = estate.load(fd)
     estate.examine(state)
-    Scoreboard(board, writable=False)
+    Scoreboard(board)
     logs.configure(Settings.from_state(state["settings"]).config, "listener")
 
 

@@ -27,7 +27,7 @@ from server.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
 from server.config import Config
 from server.errors import StartError, UsageError
 from server.raised import shortened
-from server.scoreboard import Scoreboard
+from server.scoreboard import Scoreboard, mapped
 from server.signals import LISTENER_SIGNALS
 from server.worker import uncaught
 from server.worker.bytecode import keep_fresh
@@ -70,6 +70,7 @@ class Beginning:
         self.watchdog.start()
         tell(self.channel, {"type": "hello", "protocol": PROTOCOL, "window": self.watchdog.abilities})
         self.scoreboard = Scoreboard(scoreboard_fd)
+        self.cells = mapped(given["row"], writable=True)
         self.sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
         self.link = socket.socket(fileno=given["link"]) if "link" in given else None
 
@@ -160,8 +161,8 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
     return received
 
 
-GIVEN: Final = frozenset({"link", "asked over", "dump"})
-"""What a listener may give besides: the link to the hub, and the two ways in of the window."""
+GIVEN: Final = frozenset({"link", "row", "asked over", "dump"})
+"""What a listener gives besides: the link to the hub, the row of the scoreboard, the two ways in of the window."""
 
 
 def sorted_out(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], dict[str, int]]:

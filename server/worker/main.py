@@ -31,6 +31,7 @@ def main() -> None:
         begun.config,
         begun.channel,
         begun.scoreboard,
+        begun.cells,
         begun.packet,
         begun.sockets,
         loops,

@@ -11,7 +11,7 @@ from typing import Final
 
 from server import descriptors
 from server.protocol.service import Service
-from server.scoreboard import NO_SLOT, Cell, Scoreboard
+from server.worker.neighbours import Neighbours
 
 AT_LEAST: Final = 16
 """Clients that are accepted whatever is still to come over, if the limit allows as many."""
@@ -20,10 +20,12 @@ AT_LEAST: Final = 16
 class Room:
     """What one worker has left."""
 
-    def __init__(self, service: Service, scoreboard: Scoreboard, row: int) -> None:
+    def __init__(self, service: Service, neighbours: Neighbours, generation: int, slot: int) -> None:
+        """`generation` and `slot` are this worker's."""
         self._service = service
-        self._scoreboard = scoreboard
-        self._row = row
+        self._neighbours = neighbours
+        self._generation = generation
+        self._slot = slot
         self._base = _lowest_free()
         self.mark = 0
         """The first client whose descriptor has this number, or a higher one, is the last that is accepted for now."""
@@ -55,19 +57,13 @@ class Room:
 
     def _to_come(self) -> int:
         """This worker's share of the idle connections that older workers are about to hand over."""
-        board, row = self._scoreboard, self._row
-        generations, slots = board.column(Cell.GENERATION), board.column(Cell.SLOT)
-        own, slot = generations[row], slots[row]
-        idle = takers = 0
-        for other, generation in enumerate(generations.tolist()):
-            if not generation or slots[other] == NO_SLOT:
-                continue
-            if generation == own and (other == row or slots[other] != slot):
+        idle, takers = 0, 1
+        for generation, slot, theirs in self._neighbours.idle():
+            if generation == self._generation and slot != self._slot:
                 takers += 1
-            elif generation <= own:  # an older one, or the one whose slot this one fills
-                cells = board.row(other)
-                idle += max(0, cells[Cell.CONNECTIONS] - cells[Cell.WEBSOCKETS] - cells[Cell.IN_FLIGHT])
-        return -(-idle // max(1, takers))
+            elif generation <= self._generation:  # an older one, or the one whose slot this one fills
+                idle += theirs
+        return -(-idle // takers)
 
 
 def _lowest_free() -> int:

@@ -24,7 +24,8 @@ from collections.abc import Callable
 from typing import Final
 
 from server.logs import about
-from server.scoreboard import Cell, Scoreboard
+from server.scoreboard import Cell
+from server.worker.neighbours import Neighbours
 
 LOOK_AGAIN: Final = 0.05
 """Seconds between two looks at the other workers while clients come."""
@@ -58,13 +59,12 @@ class LoopFactory:
 class WakeOrder:
     """This worker's place among those that wait for the same listening sockets."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: int | None, scoreboard: Scoreboard, row: int) -> None:
-        """`epoll` is what `loop` waits on (None if that is not known), `row` the number of this process's row."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: int | None, neighbours: Neighbours) -> None:
+        """`epoll` is what `loop` waits on (None if that is not known), `neighbours` who waits as well."""
         self._loop = loop
         self._epoll = None if epoll is None else select.epoll.fromfd(os.dup(epoll))  # which it closes
-        self._row = row
-        self._accepts = scoreboard.column(Cell.ACCEPTS)
-        self._connections = scoreboard.column(Cell.CONNECTIONS)
+        self._neighbours = neighbours
+        self._own = neighbours.own
         self._watched: dict[socket.socket, Callable[[socket.socket], object]] = {}
         self._events = IN_LINE
         self._fewer = False
@@ -73,7 +73,7 @@ class WakeOrder:
 
     def join(self, listening: socket.socket, readable: Callable[[socket.socket], object]) -> None:
         """Have `readable(listening)` called whenever a client waits and it is this worker's turn."""
-        self._accepts[self._row] = 1
+        self._own[Cell.ACCEPTS] = 1
         self._watched[listening] = readable
         self._look()
         self._loop.add_reader(listening.fileno(), readable, listening)
@@ -84,7 +84,7 @@ class WakeOrder:
 
         A client for whom this worker has been woken already may still be in the queue of one.
         """
-        self._accepts[self._row] = 0
+        self._own[Cell.ACCEPTS] = 0
         watched = list(self._watched)
         for listening in watched:
             self._loop.remove_reader(listening.fileno())
@@ -129,10 +129,9 @@ class WakeOrder:
     def _look(self) -> None:
         """See who else accepts, and how many connections there are."""
         self._look_again = self._loop.time() + LOOK_AGAIN
-        accepting = [row for row, accepts in enumerate(self._accepts.tolist()) if accepts]
-        self._alone = accepting == [self._row] or not accepting
-        mean = sum(self._connections[row] for row in accepting) / max(1, len(accepting))
-        self._fewer = self._connections[self._row] < mean * 3 / 4 - NOTICEABLE
+        others, own = self._neighbours.accepting(), self._own[Cell.CONNECTIONS]
+        self._alone = not others
+        self._fewer = own < (sum(others) + own) / (len(others) + 1) * 3 / 4 - NOTICEABLE
 
 
 def _epolls() -> set[int]:

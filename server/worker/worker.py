@@ -31,7 +31,7 @@ from server.protocol.http1 import Http1Connection
 from server.protocol.proxy_protocol import opening
 from server.protocol.service import Phase, Service
 from server.protocol.travel import TravelRecord
-from server.scoreboard import Cell, Scoreboard
+from server.scoreboard import Cell, Scoreboard, mapped
 from server.shut_out import Kind, shut_out
 from server.tracebacks import application_traceback
 from server.worker import last_resort
@@ -41,6 +41,7 @@ from server.worker.catching_up import CatchingUp
 from server.worker.handover import Arrivals, Departures
 from server.worker.hub_socket import HubSocket
 from server.worker.lifespan import Lifespan
+from server.worker.neighbours import Neighbours
 from server.worker.room import Room
 from server.worker.ticker import Ticker
 from server.worker.wake_order import LoopFactory, WakeOrder
@@ -79,13 +80,17 @@ class Worker:
         config: Config,
         channel: Channel,
         scoreboard: Scoreboard,
+        cells: memoryview,
         welcome: Packet,
         sockets: list[socket.socket],
         loops: LoopFactory,
         watchdog: Watchdog,
         link: socket.socket | None,
     ) -> None:
-        """`loops` makes the loop that `run` will run in; `watchdog` has been started; `link` goes to the hub."""
+        """`cells` is this process's row; `loops` makes the loop that `run` will run in.
+
+        `watchdog` has been started; `link` goes to the hub.
+        """
         self.config = config
         self.channel = channel
         self.outbox = Outbox(channel)
@@ -96,7 +101,8 @@ class Worker:
         self.watchdog = watchdog
         self._link_end = link
         self.hub: HubSocket | None = None
-        self.cells = scoreboard.row(welcome["row"])
+        self.cells = cells
+        self.neighbours = Neighbours(scoreboard, cells)
         self._order: Order | None = None
         self._ordered = anyio.Event()
         self._quit = anyio.Event()
@@ -190,8 +196,8 @@ class Worker:
         service.access_log = self.access_log = access_log.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
         )
-        self.room = Room(service, self.scoreboard, self.welcome["row"])
-        self.order = WakeOrder(loop, self.loops.epoll, self.scoreboard, self.welcome["row"])
+        self.room = Room(service, self.neighbours, self.welcome["generation"], self.welcome["slot"])
+        self.order = WakeOrder(loop, self.loops.epoll, self.neighbours)
         self._opening = opening(service)
         self.acceptor = Acceptor(loop, self.sockets, self.cells, self.order, self.room, self._accepted, self._attached)
         self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
@@ -258,10 +264,8 @@ class Worker:
         What is told to come again from here on (a WebSocket, a stream) then comes to the new generation: at an old
         worker it would be sent away a second time.
         """
-        generation = self.cells[Cell.GENERATION]
-        generations, accepts = self.scoreboard.column(Cell.GENERATION), self.scoreboard.column(Cell.ACCEPTS)
         with anyio.move_on_after(TOGETHER_TIME):
-            while any(accepts[row] and generations[row] == generation for row in range(self.scoreboard.rows)):
+            while self.neighbours.accepting(self.welcome["generation"]):
                 await anyio.sleep(TOGETHER_LOOK)  # shared memory knows no event
 
     async def _empty(self) -> None:
@@ -431,11 +435,24 @@ class Worker:
             case "retire":
                 self._drain_queue = packet["drain_queue"]
                 self.leave(Order.RETIRE, packet["reason"])
+            case "neighbours":
+                for (index, serial), row in zip(packet["rows"], received, strict=False):  # lost ones are done without
+                    self.neighbours.add(index, serial, row)
+                received = []
+                self.room.look()
             case "receiver" | "receive" if not received:
                 self._ask_for_another(packet)
             case "receiver":
                 self._awaited = max(0, self._awaited - 1)
-                self.departures.introduce(packet["pair"], received.pop(), self.scoreboard.row(packet["row"]))
+                row, end = received
+                received = []
+                try:
+                    cells = mapped(row)
+                except OSError:  # EMFILE
+                    os.close(end)
+                    self._ask_for_another(packet)
+                else:
+                    self.departures.introduce(packet["pair"], end, cells)
                 if self._order is Order.RETIRE and self._reason != "stop":
                     self._set_phase()
                     self._retire_connections()

@@ -20,8 +20,9 @@ from server.admin.view import View
 from server.listener.admin_state import admin_state
 from server.listener.history import History
 from server.listener.supervisor import Supervisor
-from server.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
+from server.scoreboard import DURATION_BOUNDS, Cell, Header
 from tests.listener.test_supervisor import POLICY
+from tests.rows import Rows
 from tests.running import PATIENCE
 
 BUCKETS = len(DURATION_BOUNDS) + 1
@@ -38,20 +39,26 @@ ABOUT: dict[str, Any] = {
 STATE = admin_state(Supervisor(POLICY), [], History(), {})
 
 
-def worker(board: Scoreboard, row: int, slot: int, generation: int, requests: int) -> None:
-    cells = board.row(row)
-    cells[Cell.PID], cells[Cell.SLOT], cells[Cell.GENERATION] = 100 + row, slot, generation
+def worker(rows: Rows, row: int, slot: int, generation: int, requests: int) -> memoryview:
+    cells = rows.enter(row, slot, generation)
     cells[Cell.REQUESTS], cells[Cell.CPU] = requests, 1
+    return cells
 
 
-def taken(board: Scoreboard) -> Reading:
-    reading = read(board)
+def taken(rows: Rows) -> Reading:
+    reading = read(rows.board, rows.read)
     assert reading is not None
     return reading
 
 
+def view_of(rows: Rows) -> View:
+    view = View(rows.board, ABOUT, STATE)
+    view._rows = rows.read
+    return view
+
+
 def test_no_count_is_seen_twice_or_missed_while_rows_are_folded() -> None:
-    board = Scoreboard.create(rows=4, slots=2)
+    board = Rows(rows=4, slots=2)
     enough = threading.Event()
     lived = 0
 
@@ -59,7 +66,7 @@ def test_no_count_is_seen_twice_or_missed_while_rows_are_folded() -> None:
         nonlocal lived
         while not enough.is_set():
             worker(board, lived % 4, lived % 2, lived, 1000)
-            board.fold(lived % 4, lived % 2)
+            board.fold(lived % 4)
             lived += 1
             time.sleep(0)
 
@@ -71,7 +78,7 @@ def test_no_count_is_seen_twice_or_missed_while_rows_are_folded() -> None:
     try:
         thread.start()
         while readings < 100 and time.monotonic() < deadline:
-            if (reading := read(board)) is not None:
+            if (reading := read(board.board, dict(board.read))) is not None:
                 assert reading.total[Cell.REQUESTS] >= last
                 assert reading.total[Cell.REQUESTS] % 1000 == 0
                 last, readings = reading.total[Cell.REQUESTS], readings + 1
@@ -85,9 +92,9 @@ def test_no_count_is_seen_twice_or_missed_while_rows_are_folded() -> None:
 
 
 def test_living_and_dead_are_added_up_by_slot() -> None:
-    board = Scoreboard.create(rows=3, slots=2)
+    board = Rows(rows=3, slots=2)
     worker(board, 0, 0, 1, 10)
-    board.fold(0, 0)
+    board.fold(0)
     worker(board, 0, 0, 2, 5)
     worker(board, 1, 7, 2, 3)  # beyond the table: the last slot stands for it
     board.row(1)[Cell.CONNECTIONS] = 4
@@ -99,34 +106,34 @@ def test_living_and_dead_are_added_up_by_slot() -> None:
 
 
 def test_when_the_listener_was_stopped_amid_a_change_the_last_reading_stands() -> None:
-    board = Scoreboard.create(rows=1, slots=1)
-    view = View(board, ABOUT, STATE)
+    board = Rows(rows=1, slots=1)
+    view = view_of(board)
     worker(board, 0, 0, 1, 10)
     first = view.reading()
-    board.words[Header.FOLDS] += 1
+    board.board.words[Header.FOLDS] += 1
     board.row(0)[Cell.REQUESTS] = 0
     assert view.reading() is first
-    assert View(board, ABOUT, STATE).reading().total[Cell.REQUESTS] == 0
+    assert view_of(board).reading().total[Cell.REQUESTS] == 0
     board.close()
 
 
 def test_requests_go_to_the_generation_that_answered_also_those_of_one_that_ended() -> None:
-    board = Scoreboard.create(rows=3, slots=1)
+    board = Rows(rows=3, slots=1)
     worker(board, 0, 0, 1, 10)
     before = taken(board)
-    worker(board, 0, 0, 1, 12)
+    board.row(0)[Cell.REQUESTS] = 12
     worker(board, 1, 0, 2, 5)
     assert by_generation(before, taken(board)) == {1: 2, 2: 5}
     before = taken(board)
     board.row(0)[Cell.REQUESTS] += 4
-    board.fold(0, 0)
+    board.fold(0)
     board.row(1)[Cell.REQUESTS] += 1
     assert by_generation(before, taken(board)) == {1: 4, 2: 1}
     board.close()
 
 
 def test_every_open_connection_is_in_one_state() -> None:
-    board = Scoreboard.create(rows=3, slots=1)
+    board = Rows(rows=3, slots=1)
     for row, (connections, sockets, in_flight) in enumerate([(10, 8, 5), (3, 0, 1), (0, 1, 1)]):
         worker(board, row, 0, 1, 0)
         cells = board.row(row)
@@ -136,8 +143,8 @@ def test_every_open_connection_is_in_one_state() -> None:
 
 
 def test_each_reload_is_told_once_whatever_the_clock_says() -> None:
-    board = Scoreboard.create(rows=1, slots=1)
-    view = View(board, ABOUT, STATE)
+    board = Rows(rows=1, slots=1)
+    view = view_of(board)
     view.take({"type": "reloads", "reloads": [{"at": 1000.0, "outcome": "done"}]})
     view.take({"type": "happened", "record": {"at": 1000.0, "event": "reload_done"}, "past": True})
     view.take({"type": "happened", "record": {"at": 500.0, "event": "reload_refused"}})  # the clock was set back
@@ -147,8 +154,8 @@ def test_each_reload_is_told_once_whatever_the_clock_says() -> None:
 
 
 def test_samples_are_kept_and_given_to_who_comes_later() -> None:
-    board = Scoreboard.create(rows=1, slots=1)
-    samples = Samples(View(board, ABOUT, STATE))
+    board = Rows(rows=1, slots=1)
+    samples = Samples(view_of(board))
     worker(board, 0, 0, 1, 10)
     for _ in range(3):
         board.row(0)[Cell.REQUESTS] += 7
@@ -160,10 +167,9 @@ def test_samples_are_kept_and_given_to_who_comes_later() -> None:
 
 
 def test_what_workers_write_once_a_second_is_no_zigzag() -> None:
-    board = Scoreboard.create(rows=1, slots=1)
-    samples = Samples(View(board, ABOUT, STATE))
-    cells = board.row(0)
-    worker(board, 0, 0, 1, 0)
+    board = Rows(rows=1, slots=1)
+    samples = Samples(view_of(board))
+    cells = worker(board, 0, 0, 1, 0)
     for ticks in (1, 1, 1, 0, 2, 0, 2, 1):  # between two samples
         samples.take()
         cells[Cell.BYTES_SENT] += 1_000_000 * ticks
@@ -173,8 +179,8 @@ def test_what_workers_write_once_a_second_is_no_zigzag() -> None:
 
 
 def test_samples_stay_in_order_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Scoreboard.create(rows=1, slots=1)
-    samples = Samples(View(board, ABOUT, STATE))
+    board = Rows(rows=1, slots=1)
+    samples = Samples(view_of(board))
     for now in (0.0, 100.0, 101.0, 100.5, 102.0):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         samples.take()

@@ -38,7 +38,7 @@ def check(state: dict[str, Any], magic: int = 0) -> None:
     if magic:
         board.words[0] = magic
     try:
-        successor.check(estate.save(state), board.fd)
+        successor.check(estate.save(state), board.read_only())
     finally:
         board.close()
 

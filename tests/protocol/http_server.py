@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import select
 import socket
 import threading
@@ -29,6 +28,7 @@ from server.protocol.http1 import Http1Connection
 from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send, Service
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell, Scoreboard
+from tests.rows import cells
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
@@ -88,8 +88,8 @@ class HttpServer:
     def __init__(self, app: ASGIApplication, loop_name: str, unix: Path | None = None, **config: Any) -> None:
         self.loop = LOOPS[loop_name]()
         self.scoreboard = Scoreboard.create(1, 1)
-        cells = self.scoreboard.row(0)
-        self.service = Service(app, Config(**config), self.loop, self.scoreboard, cells, Draining())
+        row = cells()
+        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, Draining())
         self.service.default_headers = DEFAULT_HEADERS
         self.errors: list[dict[str, Any]] = []
         self.attached: list[Http1Connection] = []
@@ -180,7 +180,7 @@ class HttpServer:
         assert not self._thread.is_alive()
         self.listener.close()
         self.scoreboard.words.release()
-        os.close(self.scoreboard.fd)
+        self.scoreboard.close()
         assert self.errors == []
 
     # ---- the client's side

@@ -24,6 +24,7 @@ from server.protocol.http1 import Http1Connection
 from server.protocol.service import Phase, Receive, Scope, Send, Service
 from server.protocol.travel import TravelRecord
 from server.scoreboard import Cell, Scoreboard
+from tests.rows import cells
 
 PARSERS: Final = ("httptools", "h11")
 TURNS: Final = 10_000
@@ -260,8 +261,8 @@ class Host:
         self._scoreboard = Scoreboard.create(1, 1)
         self.application = Application()
         config = {"http": http, "health": False, "ws_ping_interval": 0.0, **config}
-        cells = self._scoreboard.row(0)
-        self.service = Service(self._call, Config(**config), self.loop, self._scoreboard, cells, Draining())
+        row = cells()
+        self.service = Service(self._call, Config(**config), self.loop, self._scoreboard, row, Draining())
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.application(scope, receive, send)
@@ -271,7 +272,7 @@ class Host:
         self.loop.settle()
         self.service.cells.release()
         self._scoreboard.words.release()
-        os.close(self._scoreboard.fd)
+        self._scoreboard.close()
         self.loop.close()
 
     def talk(

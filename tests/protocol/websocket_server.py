@@ -23,6 +23,7 @@ from server.config import Config
 from server.protocol.http1 import Http1Connection
 from server.protocol.service import ASGIApplication, Service
 from server.scoreboard import Cell, Scoreboard
+from tests.rows import cells
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
@@ -56,7 +57,7 @@ class WebSocketServer:
         self.log = Log()
         self.errors: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
-        row = self.scoreboard.row(0)
+        row = cells()
         self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, self.draining)
         self.service.access_log = self.log  # type: ignore[assignment]  # the same method, no file behind it
         self.service.default_headers = b"server: test\r\n"

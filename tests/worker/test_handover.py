@@ -17,10 +17,11 @@ import pytest
 
 from server.channel import pair
 from server.protocol.travel import TravelRecord
-from server.scoreboard import Cell, Scoreboard
+from server.scoreboard import Cell
 from server.worker import handover
 from server.worker.beginning import loop_factory
 from server.worker.handover import Arrivals, Departures
+from tests.rows import cells
 
 LOOPS = ["asyncio", "uvloop"]
 closing = contextlib.ExitStack()
@@ -96,12 +97,12 @@ class World:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.scoreboard = Scoreboard.create(8, 1)
+        self.rows = [cells()]
         closing.callback(self.close)
         self.withdrawn: list[int] = []
         self.again = 0
         self.listener_hears = True
-        self.departures = Departures(self.loop, self.scoreboard.row(0), self._withdraw, self._go_again)
+        self.departures = Departures(self.loop, self.rows[0], self._withdraw, self._go_again)
         self.pairs = 0
         self.sides: list[Side] = []
 
@@ -123,10 +124,10 @@ class World:
         self.pairs += 1
         arrived: list[tuple[socket.socket, TravelRecord]] = []
         orphaned: list[int] = []
-        cells = self.scoreboard.row(self.pairs)
-        cells[Cell.HEARTBEAT] = time.monotonic_ns()
-        arrivals = Arrivals(self.loop, cells, orphaned.append, lambda s, r: arrived.append((s, r)))
-        self.departures.introduce(self.pairs, ours.detach(), cells)
+        self.rows.append(row := cells())
+        row[Cell.HEARTBEAT] = time.monotonic_ns()
+        arrivals = Arrivals(self.loop, row, orphaned.append, lambda s, r: arrived.append((s, r)))
+        self.departures.introduce(self.pairs, ours.detach(), row)
         self.sides.append(Side(arrivals, arrived, orphaned, theirs.detach()))
         return self.sides[-1]
 
@@ -151,8 +152,8 @@ def test_hundreds_travel_with_what_was_read(run: Callable[[Coroutine[Any, Any, N
         for (arrived, _), connection in zip(side.arrived, connections, strict=True):
             connection.client.send(b"x")
             assert arrived.recv(1) == b"x"
-        assert world.scoreboard.row(0)[Cell.HANDED_OVER] == 400
-        assert world.scoreboard.row(1)[Cell.TAKEN_OVER] == 400
+        assert world.rows[0][Cell.HANDED_OVER] == 400
+        assert world.rows[1][Cell.TAKEN_OVER] == 400
         assert world.departures.idle.is_set()
 
     run(main())
@@ -178,7 +179,7 @@ def test_a_refused_connection_goes_to_another(run: Callable[[Coroutine[Any, Any,
         first.take_part()
         first.arrivals.refuse()
         second.take_part(2)
-        world.scoreboard.row(2)[Cell.CONNECTIONS] = 10  # so that the first is asked first
+        world.rows[2][Cell.CONNECTIONS] = 10  # so that the first is asked first
         connection = Connection()
         world.departures.depart(connection)
         await until(lambda: bool(second.arrived))
@@ -211,7 +212,7 @@ def test_a_receiver_whose_loop_is_blocked_is_offered_nothing(
     async def main() -> None:
         world = World()
         world.receiver()
-        world.scoreboard.row(1)[Cell.HEARTBEAT] -= int(10e9)
+        world.rows[1][Cell.HEARTBEAT] -= int(10e9)
         connection = Connection()
         world.departures.depart(connection)
         assert connection.events == []

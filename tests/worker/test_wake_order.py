@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from server.scoreboard import Cell, Scoreboard
+from server.scoreboard import MOST_AT_ONCE, Cell
 from server.worker.beginning import loop_factory
+from server.worker.neighbours import Neighbours
 from server.worker.wake_order import LoopFactory, WakeOrder
+from tests.rows import Rows, cells
 
 PATIENCE = 20.0
 
@@ -21,8 +23,8 @@ def loops(request: pytest.FixtureRequest) -> LoopFactory:
 
 
 @pytest.fixture
-def scoreboard() -> Iterator[Scoreboard]:
-    made = Scoreboard.create(rows=8, slots=2)
+def rows() -> Iterator[Rows]:
+    made = Rows(rows=8, slots=2)
     yield made
     made.close()
 
@@ -62,27 +64,30 @@ def run(loops: LoopFactory, main: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 def test_clients_come_whether_or_not_the_epoll_is_known(
-    known: bool, loops: LoopFactory, scoreboard: Scoreboard, listening: socket.socket
+    known: bool, loops: LoopFactory, rows: Rows, listening: socket.socket
 ) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert loops.epoll is not None
-        order = WakeOrder(loop, loops.epoll if known else None, scoreboard, 3)
-        scoreboard.row(5)[Cell.ACCEPTS] = 1  # somebody else, so that there is a line
+        neighbours = Neighbours(rows.board, cells())
+        order = WakeOrder(loop, loops.epoll if known else None, neighbours)
+        rows.enter(5, slot=1, generation=1)[Cell.ACCEPTS] = 1  # somebody else, so that there is a line
+        serial, row = rows.read[5]
+        neighbours.add(5, serial, row.again())
         for _ in range(3):
             await accept_next(order, listening)
-            assert scoreboard.row(3)[Cell.ACCEPTS] == 1
+            assert neighbours.own[Cell.ACCEPTS] == 1
             assert order.leave() == [listening]
-            assert scoreboard.row(3)[Cell.ACCEPTS] == 0
+            assert neighbours.own[Cell.ACCEPTS] == 0
         assert order.leave() == []
 
     run(loops, main)
 
 
-def test_who_has_left_is_not_woken(loops: LoopFactory, scoreboard: Scoreboard, listening: socket.socket) -> None:
+def test_who_has_left_is_not_woken(loops: LoopFactory, rows: Rows, listening: socket.socket) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        order = WakeOrder(loop, loops.epoll, scoreboard, 0)
+        order = WakeOrder(loop, loops.epoll, Neighbours(rows.board, cells()))
         await accept_next(order, listening)
         order.leave()
         with socket.create_connection(listening.getsockname()):
@@ -98,9 +103,9 @@ def test_who_has_left_is_not_woken(loops: LoopFactory, scoreboard: Scoreboard, l
     run(loops, main)
 
 
-def test_a_tick_looks_into_the_queue(loops: LoopFactory, scoreboard: Scoreboard, listening: socket.socket) -> None:
+def test_a_tick_looks_into_the_queue(loops: LoopFactory, rows: Rows, listening: socket.socket) -> None:
     async def main() -> None:
-        order = WakeOrder(asyncio.get_running_loop(), loops.epoll, scoreboard, 0)
+        order = WakeOrder(asyncio.get_running_loop(), loops.epoll, Neighbours(rows.board, cells()))
         looked: list[socket.socket] = []
         order.join(listening, looked.append)
         order.tick()
@@ -108,3 +113,19 @@ def test_a_tick_looks_into_the_queue(loops: LoopFactory, scoreboard: Scoreboard,
         order.leave()
 
     run(loops, main)
+
+
+def test_neighbours_are_counted_while_they_live_and_accept(rows: Rows) -> None:
+    neighbours = Neighbours(rows.board, cells())
+    for index in range(3):
+        row = rows.enter(index, slot=index, generation=1)
+        row[Cell.ACCEPTS], row[Cell.CONNECTIONS] = 1, 10 + index
+        serial, read = rows.read[index]
+        neighbours.add(index, serial, read.again())
+    assert neighbours.accepting() == [10, 11, 12]
+    rows.row(1)[Cell.ACCEPTS] = 0
+    rows.row(2)[Cell.CONNECTIONS] = 2**64 - 1  # whatever it writes there
+    rows.fold(0)
+    assert neighbours.accepting() == [MOST_AT_ONCE]
+    rows.enter(0, slot=0, generation=1)[Cell.ACCEPTS] = 1  # another one, which has not been made known
+    assert neighbours.accepting() == [MOST_AT_ONCE]
