@@ -5,8 +5,9 @@ connection ends is in `websocket_endings`, framing in `websocket_framing`, the o
 `websocket_handshake`. It must not know how a connection became a WebSocket (`http1` hands it over with the request's
 head) nor how the worker retires.
 
-Back-pressure: reading pauses while more than `INCOMING_HIGH` bytes wait for the application; `send` waits while the
-transport has too much to write. While it has, only the latest pings are answered (RFC 6455 5.5.3).
+Back-pressure: while more than `INCOMING_HIGH` bytes of messages wait for the application, no frame is read, nothing is
+unpacked, nor is the socket read; `send` waits while the transport has too much to write. While it has, only the latest
+pings are answered (RFC 6455 5.5.3).
 docs/websocket.md tells applications and operators what they can rely on.
 """
 
@@ -35,7 +36,7 @@ from server.protocol.websocket_endings import (
     OPEN,
     Endings,
 )
-from server.protocol.websocket_framing import End, Framing
+from server.protocol.websocket_framing import End, Framing, weigh
 from server.protocol.websocket_handshake import Handshake, Refusal, open_handshake
 from server.protocol.websocket_lifecycle import LINGER_BYTES, LINGER_TIMEOUT, KeepAlive
 from server.raised import all_tell, is_a, is_from_outside
@@ -48,8 +49,6 @@ WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
 INCOMING_HIGH: Final = 64 * 1024
 """Bytes of messages that wait for the application, above which reading pauses."""
 INCOMING_LOW: Final = 16 * 1024
-MESSAGE_COST: Final = 256
-"""What a waiting message counts beside its content, so that empty ones are bounded as well."""
 
 
 if sys.version_info >= (3, 12):
@@ -71,6 +70,7 @@ class WebSocketConnection(Endings):
 
     __slots__ = (
         "_accepted",
+        "_behind",
         "_connect_told",
         "_discarded",
         "_dropped",
@@ -109,6 +109,8 @@ class WebSocketConnection(Endings):
         self._connect_told = False
         self._incoming: deque[str | bytes] = deque()
         self._incoming_size = 0
+        self._behind = False
+        """Bytes that have come are neither read as frames nor unpacked before the application asks for more."""
         self._held = b""
         """Pongs that wait until the transport can write again."""
         self._discarded = 0
@@ -148,11 +150,12 @@ class WebSocketConnection(Endings):
                 self._receive_frames(data)
             else:
                 self._incoming.append(message)
-                self._incoming_size += len(message) + MESSAGE_COST
-                if self._receivers:
+                if self._receivers:  # it is taken at once, and not counted
                     self._wake(self._receivers)
-                elif self._incoming_size > INCOMING_HIGH:
-                    self._pause_reading()
+                else:
+                    self._incoming_size += weigh(message)
+                    if self._incoming_size > INCOMING_HIGH:
+                        self._pause_reading()
         else:
             self.go_on(data)
 
@@ -170,26 +173,47 @@ class WebSocketConnection(Endings):
             if self._discarded > LINGER_BYTES:
                 self._transport.abort()
 
-    def _receive_frames(self, data: bytes) -> None:
-        framing = self._framing
-        events = framing.receive(data)
+    def _receive_frames(self, data: bytes, asked: bool = False, answering: bool = False) -> None:
+        """Read frames while there is room for messages; if the application has `asked`, until there is one.
+
+        `answering`: it is just being given a message, which it may answer before the client's end is.
+        """
+        framing, incoming = self._framing, self._incoming
+        asked = asked or (bool(self._receivers) and not incoming) or self._state is CLOSING
+        events = framing.receive(data, INCOMING_HIGH - self._incoming_size, asked)
+        self._behind = framing.behind
         output = framing.output
-        if output:
+        if output and self._state is not CLOSED:
             if self._writing_paused and not (events and isinstance(events[-1], End)):
                 self._held = output
             else:
                 self._write(output)
-        is_open = self._state is OPEN
+        state = self._state
+        is_open = state is OPEN
         for event in events:
             if isinstance(event, End):
-                self._client_ends(event, unread=is_open and bool(self._incoming))
-            elif is_open:
-                self._incoming.append(event)
-                self._incoming_size += len(event) + MESSAGE_COST
-        if self._incoming and self._receivers:
+                if state is not CLOSED:
+                    self._client_ends(event, unread=is_open and (answering or bool(incoming)))
+            elif is_open or state is CLOSED:  # what came before the connection was lost
+                incoming.append(event)
+                self._incoming_size += weigh(event)
+        if incoming and self._receivers:
             self._wake(self._receivers)
-        if self._incoming_size > INCOMING_HIGH and self._state is OPEN:
+        if (self._behind or self._incoming_size > INCOMING_HIGH) and self._state is OPEN:
             self._pause_reading()
+        elif self._behind and self._state is CLOSING:  # these are messages that nobody gets
+            self._service.loop.call_soon(self._seek_end)
+
+    def _seek_end(self) -> None:
+        if self._state is CLOSING and self._behind:
+            self._receive_frames(b"")
+
+    def _go_on_reading(self) -> None:
+        """The application has taken messages: there is room for more."""
+        if self._behind:
+            self._receive_frames(b"", answering=True)
+        if self._reading_paused and not self._behind and self._incoming_size <= INCOMING_LOW and self._state is OPEN:
+            self._resume_reading()
 
     def eof_received(self) -> bool:
         """The client has shut down its side: a WebSocket is over with that; what is owed to it is still said."""
@@ -213,6 +237,8 @@ class WebSocketConnection(Endings):
             self._count(0, self._denial.sent if self._state is DENYING else 0)
         if self._state is FINISHING:
             self._tell_disconnect(self._end.code, self._end.reason)
+        elif self._state is not OPEN:
+            self._behind = False  # the application has been told of the end, and gets nothing behind it
         self._enter(CLOSED)
         self.deadline = math.inf
         self._cancel_retirement()
@@ -311,6 +337,9 @@ class WebSocketConnection(Endings):
             return {"type": "websocket.connect"}
         incoming = self._incoming
         while not incoming:
+            if self._behind and (self._state is OPEN or self._state is CLOSED):
+                self._receive_frames(b"", asked=True)
+                continue
             if self._disconnect is not None:
                 return dict(self._disconnect)
             if self._state is FINISHING:  # all that came before the client's end is taken, and answered
@@ -325,9 +354,9 @@ class WebSocketConnection(Endings):
                     self._receivers.remove(waiter)
                 raise
         event = incoming.popleft()
-        self._incoming_size -= len(event) + MESSAGE_COST
+        self._incoming_size = max(0, self._incoming_size - weigh(event)) if incoming else 0
         if self._reading_paused and self._incoming_size <= INCOMING_LOW and self._state is OPEN:
-            self._resume_reading()
+            self._go_on_reading()
         if type(event) is str:
             return {"type": "websocket.receive", "text": event}
         return {"type": "websocket.receive", "bytes": event}

@@ -1,8 +1,9 @@
 """The compression of one WebSocket's messages: permessage-deflate (RFC 7692), after its parameters are agreed. Pure.
 
 It owns the two zlib streams. Rules: a stream is made when the first message needs it, so that a socket that only waits
-holds none; nothing is unpacked beyond the room that the caller grants, so that a bomb costs no more than a message of
-the largest size. It must not know frames, sockets or how the parameters were negotiated.
+holds none; nothing is unpacked beyond the room that the caller grants, and what it does not want yet stays packed, so
+that a bomb costs its own bytes until somebody asks for it, and no more than a message of the largest size then. It must
+not know frames, sockets or how the parameters were negotiated.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Deflate:
         "_ended",
         "_server_bits",
         "_server_takeover",
+        "rest",
     )
 
     def __init__(self, server_bits: int, client_bits: int, server_takeover: bool, client_takeover: bool) -> None:
@@ -47,6 +49,8 @@ class Deflate:
         self._client_takeover = client_takeover
         self._compressor: zlib._Compress | None = None
         self._decompressor: zlib._Decompress | None = None
+        self.rest = bytearray()
+        """What has come of a message and is still packed."""
         self._ended = 0
         """Streams that have ended within the message that is coming in."""
 
@@ -61,31 +65,53 @@ class Deflate:
         rest = compressor.flush(zlib.Z_SYNC_FLUSH)
         return start + rest[:-4] if start else rest[:-4]
 
-    def inflate(self, piece: bytes, room: int, last: bool) -> bytes:
+    def inflate(self, piece: bytes, room: int, last: bool, most: int) -> bytes:
         """A piece of a message; `last` says that the message ends with it (RFC 7692 7.2.2).
 
-        Raises TooLarge if it unpacks to more than `room` bytes, Undecodable if it is not DEFLATE.
+        About `most` bytes are unpacked, and what is left then stays packed in `rest`, as does all that follows until
+        `unpack` is called. Raises TooLarge if it unpacks to more than `room` bytes, Undecodable if it is not DEFLATE.
         """
         if last:
             piece += TAIL
+        if self.rest or most <= 0:
+            self.rest += piece
+            return b""
+        data = self._inflate(piece, room, most)
+        if last and not self.rest:
+            self._over()
+        return data
+
+    def unpack(self, room: int) -> bytes:
+        """All that has stayed packed of a message that has come to its end. Raises as `inflate`."""
+        rest, self.rest = self.rest, bytearray()
+        data = self._inflate(bytes(rest), room, room + 1)
+        self._over()
+        return data
+
+    def _inflate(self, piece: bytes, room: int, most: int) -> bytes:
         decompressor = self._decompressor
         if decompressor is None:
             decompressor = self._decompressor = zlib.decompressobj(-self._client_bits)
+        most = min(most, room + 1)
         try:
-            data = decompressor.decompress(piece, room + 1)
+            data = decompressor.decompress(piece, most)
             while decompressor.eof:  # a block with BFINAL set; another stream may follow (RFC 7692 7.2.3.4)
                 piece = decompressor.unused_data
                 decompressor = self._decompressor = self._next_stream()
-                data += decompressor.decompress(piece, room + 1 - min(len(data), room))
+                data += decompressor.decompress(piece, max(1, most - len(data)))
         except zlib.error as error:
             raise Undecodable(str(error)) from None
         if len(data) > room:
             raise TooLarge
-        if last:
-            self._ended = 0
-            if not self._client_takeover:
-                self._decompressor = None
+        # Of a whole message the tail is not read before all has come out, so that this is empty only then.
+        self.rest += decompressor.unconsumed_tail
         return data
+
+    def _over(self) -> None:
+        """The message has been unpacked to its end."""
+        self._ended = 0
+        if not self._client_takeover:
+            self._decompressor = None
 
     def _next_stream(self) -> zlib._Decompress:
         """What reads on after a stream has ended; bounded, since each copies what is left of the piece."""

@@ -253,6 +253,12 @@ class Endings(asyncio.Protocol):
         self._cancel_retirement()
         self._tell_disconnect(code, reason)
         self._resume_reading()
+        if self._framing.behind:
+            self._service.loop.call_soon(self._seek_end)
+
+    def _seek_end(self) -> None:
+        """Look for the client's close frame in what has come and was not read yet."""
+        raise NotImplementedError
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer the request with an HTTP error."""

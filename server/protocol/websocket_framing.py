@@ -3,14 +3,16 @@
 It owns the reading and writing of frames, the joining of fragments, and the verdict on what the client sends.
 Rules: bytes are judged as they come, so that what is wrong is refused at the first byte that shows it, also in the
 middle of a frame (a text that is not UTF-8, a size over the limit, a reserved bit); what is held of a message is its
-own bytes and no more, however small the pieces. Pings are answered into `output`; after an `End` nothing more comes
-out. It must not know ASGI, sockets or time, nor how the handshake went.
+own bytes and no more, however small the pieces. What nobody has asked for yet stays as it came: frames are read while
+there is room for their messages, and a compressed message is unpacked to a few times its size. Pings are answered into
+`output`; after an `End` nothing more comes out. It must not know ASGI, sockets or time, nor how the handshake went.
 
 docs/websocket-library.md says why this is not a library's.
 """
 
 from __future__ import annotations
 
+import sys
 from codecs import utf_8_decode
 from typing import Final, NamedTuple
 
@@ -50,6 +52,22 @@ SINGLE: Final = 6 + 125
 """The largest frame with a short head: a client's has six bytes."""
 
 
+MESSAGE_COST: Final = 256
+"""What a waiting message counts beside its content, so that empty ones are bounded as well."""
+AHEAD: Final = 64 * 1024
+"""Bytes to which a compressed message is unpacked before it is asked for,"""
+AHEAD_RATIO: Final = 4
+"""and for each byte that has come of it so many more; what it comes to beyond that stays packed."""
+UNBOUNDED: Final = sys.maxsize
+
+
+def weigh(message: str | bytes) -> int:
+    """What a message that waits counts: what it takes of memory, up to the last few bytes."""
+    if type(message) is str and not message.isascii():  # one character may have made all of them four bytes wide
+        return 4 * len(message) + MESSAGE_COST
+    return len(message) + MESSAGE_COST
+
+
 def valid_code(code: int) -> bool:
     """Whether a close frame may carry the code (RFC 6455 7.4, and those registered since: 1012 to 1014)."""
     return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
@@ -70,6 +88,11 @@ class End(NamedTuple):
 Event = str | bytes | End
 
 
+def _packed(size: int) -> int:
+    """More bytes than a message of `size` is ever packed into: far more than DEFLATE adds to what has no pattern."""
+    return size + (size >> 3) + 1024
+
+
 class _Violation(Exception):
     """The client has broken a rule. Ends the reading, and never leaves the module."""
 
@@ -83,6 +106,7 @@ class Framing:
     """Both directions of one open WebSocket, from the server's side."""
 
     __slots__ = (
+        "_asked",
         "_close_sent",
         "_compressed",
         "_deflate",
@@ -96,7 +120,11 @@ class Framing:
         "_pongs",
         "_rest",
         "_resting",
+        "_room",
+        "_stuck",
         "_tail",
+        "_wire",
+        "behind",
     )
 
     def __init__(self, deflate: Deflate | None, max_size: int) -> None:
@@ -108,7 +136,17 @@ class Framing:
         self._resting = True
         """Nothing is under way: the next byte begins a frame, and that frame a message or a control frame."""
         self._rest = b""
-        """The start of a frame whose head (or, of a control frame, whose whole) has not come."""
+        """The start of a frame whose head (or, of a control frame, whose whole) has not come, or all that is behind."""
+        self.behind = False
+        """Bytes that have come wait for room: call `receive` again when there is some, with no more bytes."""
+        self._room = UNBOUNDED
+        """For messages, in this call of `receive`; below 0 nothing more is read."""
+        self._asked = True
+        """Whether the next message of this call is wanted whatever it comes to."""
+        self._stuck = False
+        """A compressed message has come to its end, and is not unpacked before it is asked for."""
+        self._wire = 0
+        """Bytes that have come of a compressed message."""
         self._kind = 0
         """TEXT or BINARY of the message under way; 0 between two."""
         self._compressed = False
@@ -143,11 +181,17 @@ class Framing:
                 return None
         return None
 
-    def receive(self, data: bytes) -> list[Event]:
-        """Take bytes from the client; return whole messages in order, at most one `End`, which is last."""
+    def receive(self, data: bytes, room: int = UNBOUNDED, asked: bool = True) -> list[Event]:
+        """Take bytes from the client; return whole messages in order, at most one `End`, which is last.
+
+        It stops when messages of more than `room` (as `weigh` has it) have come out; if somebody has `asked` for the
+        first one, that one comes out whatever it weighs. What is left makes it `behind`.
+        """
         events: list[Event] = []
         if self._ended:  # what still comes is nobody's
             return events
+        self._room = max(room, 0) if asked else room
+        self._asked = asked
         try:
             self._receive(data, events)
         except _Violation as wrong:
@@ -158,6 +202,8 @@ class Framing:
             events.append(self._failed(TOO_LARGE, self._limit()))
         except Undecodable as wrong:
             events.append(self._failed(PROTOCOL_ERROR, f"cannot decompress: {wrong}"))
+        if self._ended:
+            self.behind = False
         return events
 
     @property
@@ -171,9 +217,14 @@ class Framing:
     def _receive(self, data: bytes, events: list[Event]) -> None:
         if self._rest:
             data, self._rest = self._rest + data, b""
+        if self._stuck and self._asked:
+            self._unpack(events)
         position = self._whole_messages(data, events) if not self._kind else 0
         size = len(data)
         while position < size and not self._ended:
+            if self._room < 0 or self._stuck:
+                self._rest = data[position:]
+                break
             if self._left:
                 end = min(size, position + self._left)
                 self._content(data[position:end], events)
@@ -184,6 +235,7 @@ class Framing:
                 self._rest = data[position:]
                 break
             position = after
+        self.behind = self._stuck or (self._room < 0 and bool(self._rest))
         self._resting = not self._kind and not self._rest and not self._ended
 
     def _whole_messages(self, data: bytes, events: list[Event]) -> int:
@@ -193,7 +245,8 @@ class Framing:
         """
         size = len(data)
         position = 0
-        while size - position >= 6:
+        room = self._room
+        while size - position >= 6 and room >= 0:
             first = data[position]
             if first != FIN_TEXT and first != FIN_BINARY:
                 break
@@ -210,8 +263,17 @@ class Framing:
             if end > size or length > self._max_size:
                 break
             payload = apply_mask(data[start:end], data[start - 4 : start])
-            events.append(payload.decode() if first == FIN_TEXT else payload)
+            if first == FIN_TEXT:
+                text = payload.decode()
+                events.append(text)
+                if len(text) != length:
+                    room -= 3 * len(text)  # as `weigh` has it
+            else:
+                events.append(payload)
+            room -= length + MESSAGE_COST
             position = end
+        self._room = room
+        self._asked = self._asked and not position
         return position
 
     def _frame(self, data: bytes, start: int, events: list[Event]) -> int:
@@ -277,7 +339,7 @@ class Framing:
         """Refuse a frame by its announced length; what a compressed one comes to shows when it is unpacked."""
         room = self._max_size
         if compressed:
-            room += (room >> 3) + 1024  # far more than DEFLATE can add to what it cannot compress
+            room = _packed(room)
         elif self._message is not None:
             room -= len(self._message)
         if length > room:
@@ -297,8 +359,9 @@ class Framing:
         last = self._fin and not self._left
         message = self._message
         if self._compressed:
-            assert self._deflate is not None
-            piece = self._deflate.inflate(piece, self._max_size - (len(message) if message else 0), last)
+            piece = self._inflate(message, piece, last)
+            if last and self._stuck:
+                last = False
         if last:
             self._message_ends(message, piece, events)
             return
@@ -313,13 +376,43 @@ class Framing:
         else:
             message += piece
 
+    def _inflate(self, message: bytearray | None, piece: bytes, last: bool) -> bytes:
+        """What a piece of a compressed message comes to, as far as it is unpacked now."""
+        deflate = self._deflate
+        assert deflate is not None
+        room = self._max_size - (len(message) if message else 0)
+        self._wire += len(piece)
+        if last and self._asked:
+            piece = deflate.inflate(piece, room, True, 0 if deflate.rest else UNBOUNDED)
+            return piece + deflate.unpack(room) if deflate.rest else piece
+        most = AHEAD + AHEAD_RATIO * self._wire - (self._max_size - room)
+        piece = deflate.inflate(piece, room, last, most)
+        if deflate.rest:
+            self._stuck = last
+            if len(deflate.rest) > _packed(self._max_size):
+                raise TooLarge
+        return piece
+
+    def _unpack(self, events: list[Event]) -> None:
+        """The message that has stayed packed is asked for."""
+        assert self._deflate is not None
+        self._stuck = False
+        message = self._message
+        piece = self._deflate.unpack(self._max_size - (len(message) if message else 0))
+        self._message_ends(message, piece, events)
+
     def _message_ends(self, message: bytearray | None, piece: bytes, events: list[Event]) -> None:
+        whole: bytes | bytearray = piece
         if message is not None:
             message += piece
-            piece = bytes(message)
+            whole = message
             self._message = None
-        events.append(piece.decode() if self._kind == TEXT else piece)
+        event = whole.decode() if self._kind == TEXT else bytes(whole)
+        events.append(event)
+        self._room -= weigh(event)
+        self._asked = False
         self._kind = 0
+        self._wire = 0
         self._tail = b""
 
     def _control(self, opcode: int, payload: bytes, events: list[Event]) -> None:

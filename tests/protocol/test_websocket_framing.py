@@ -15,7 +15,7 @@ from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
 from server.protocol.websocket_deflate import MAX_STREAMS, TAIL, Deflate
-from server.protocol.websocket_framing import End, Event, Framing
+from server.protocol.websocket_framing import End, Event, Framing, weigh
 from tests.protocol.websocket_server import frame
 
 MAX_SIZE = 400
@@ -64,6 +64,34 @@ def test_reads_of_any_size_give_the_same(stream: list[bytes], size: int, compres
     assert direct_output == output
 
 
+def fed_slowly(stream: bytes, size: int, room: int, asked: bool, deflate: Deflate | None) -> list[Event]:
+    """The same for somebody who has little room, and may ask for each message."""
+    framing = Framing(deflate, MAX_SIZE)
+    events: list[Event] = []
+    for start in range(0, len(stream), size):
+        got = framing.receive(stream[start : start + size], room, asked)
+        while True:
+            assert sum(weigh(e) for e in got[:-1] if not isinstance(e, End)) <= max(room, 0)
+            events += got
+            if not framing.behind:
+                break
+            got = framing.receive(b"", room, True)
+            assert got or not framing.behind
+    return events
+
+
+@given(st.lists(frames, max_size=8), st.integers(1, 700), st.integers(-1, 1500), st.booleans(), st.booleans())
+def test_little_room_changes_nothing_but_when(
+    stream: list[bytes], size: int, room: int, asked: bool, compress: bool
+) -> None:
+    whole = b"".join(stream)
+    expected, _ = fed(whole, size, Deflate(12, 12, True, True) if compress else None)
+    events = fed_slowly(whole, size, room, asked, Deflate(12, 12, True, True) if compress else None)
+    assert [e[:3] if isinstance(e, End) else e for e in events] == [
+        e[:3] if isinstance(e, End) else e for e in expected
+    ]
+
+
 @given(st.lists(frames, max_size=8))
 def test_another_implementation_reads_the_same(stream: list[bytes]) -> None:
     """Up to the first thing that is wrong, the messages; then the same verdict."""
@@ -105,8 +133,10 @@ def test_compressed_messages_in_pieces(messages: list[tuple[bool, bytes, bool]],
         if cut:
             client.send_continuation(data[half:], fin=True)
     stream = b"".join(client.data_to_send())
-    events, _ = fed(stream, size, Deflate(12, 12, True, True))
-    assert events == [data if binary else data.hex() for binary, data, _ in messages]
+    expected = [data if binary else data.hex() for binary, data, _ in messages]
+    assert fed(stream, size, Deflate(12, 12, True, True))[0] == expected
+    for asked in (True, False):
+        assert fed_slowly(stream, size, 300, asked, Deflate(12, 12, True, True)) == expected
 
 
 @given(st.binary(max_size=300), st.integers(1, 300), st.booleans())
@@ -192,3 +222,50 @@ def test_message_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
         tracemalloc.stop()
     assert events == [b"x" * size]
     assert peak < 3 * size
+
+
+ROOM = 64 * 1024
+
+
+def bombs(size: int, fin: bool = True) -> bytes:
+    """Messages of zeros, each a thousandth of its size; with not `fin`, one that does not end."""
+    compressor = zlib.compressobj(9, wbits=-12)
+    one = compressor.compress(bytes(size)) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    return frame(2, one[: -len(TAIL)], rsv=4, fin=fin) * (15 if fin else 1)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        bombs(16 << 20),
+        bombs(16 << 20, fin=False),
+        bombs(2000) * 100,
+        frame(2, b"\0", rsv=4) * 40_000,
+        frame(2, b"xy") * 30_000,
+        frame(1, "é\u20ac".encode()) * 30_000,
+        frame(1, b"x" * 50_000 + "\U0001f600".encode()) * 4,
+        frame(2) * 40_000,
+    ],
+    ids=["bombs", "bomb without end", "small bombs", "unpack to nothing", "tiny", "tiny text", "wide text", "empty"],
+)
+@pytest.mark.parametrize("size", [256 * 1024, 1000])
+def test_what_nobody_has_asked_for_takes_a_few_times_its_bytes(stream: bytes, size: int) -> None:
+    """Objects count as well, and so does what is unpacked."""
+    framing = Framing(Deflate(12, 12, True, True), 16 << 20)
+    events: list[Event] = []
+    weight = received = 0
+    tracemalloc.start()
+    try:
+        for start in range(0, len(stream), size):
+            data = stream[start : start + size]
+            received += len(data)
+            got = framing.receive(data, ROOM - weight, asked=False)
+            events += got
+            weight += sum(weigh(e) for e in got if not isinstance(e, End))
+            if framing.behind or weight > ROOM:
+                break  # as the connection stops reading
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not any(isinstance(e, End) for e in events)
+    assert peak < 5 * received + 4 * ROOM

@@ -505,3 +505,55 @@ def test_flood_after_the_end_is_cut(loop_name: str) -> None:
         with pytest.raises(ConnectionError):
             flood(client)
         assert server.gone()
+
+
+# What the application has not asked for
+
+
+@pytest.mark.parametrize("end", ["close frame", "application", "reset"])
+def test_bombs_are_unpacked_one_by_one_as_they_are_asked_for(loop_name: str, end: str) -> None:
+    """And what came before the end is still given out, as it is without compression."""
+    go_on = asyncio.Event()
+    sizes: list[int] = []
+    largest = 4 << 20
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go_on.wait()
+        if end == "application":
+            return
+        while (message := await receive())["type"] == "websocket.receive":
+            sizes.append(len(message["bytes"]))
+        sizes.append(-message["code"])
+
+    with serving(app, loop_name, ws_max_size=largest) as server, RawClient(server.port) as client:
+        client.open("/", DEFLATE)
+        bomb = frame(2, deflated(bytes(largest)), rsv=4)
+        client.socket.sendall(bomb * 5 + (frame(8, b"\x03\xe8") if end != "reset" else b""))
+        (connection,) = server.service.connections
+        assert server.settled(lambda: connection._behind)  # type: ignore[attr-defined]
+        assert server.run(lambda: waiting_bytes(server)) <= 64 * 1024
+        framing = connection._framing  # type: ignore[attr-defined]
+        assert server.run(lambda: len(framing._message) + len(framing._rest)) < 2 * 64 * 1024 + 5 * 5 * len(bomb)
+        if end == "reset":
+            server.run(lambda: connection._transport.abort())  # type: ignore[attr-defined]
+            assert server.gone()
+        server.run(go_on.set)
+        if end == "application":
+            assert client.close_code() == 1000
+            assert server.gone()  # soon: the client's close frame was found behind the rest
+        else:
+            assert server.settled(lambda: sizes == [largest] * 5 + [-1006 if end == "reset" else -1000])
+
+
+def test_message_that_is_asked_for_may_be_of_any_allowed_size(loop_name: str) -> None:
+    with serving(echo, loop_name) as server, RawClient(server.port) as client:
+        client.open("/", DEFLATE)
+        for data in (bytes(3 << 20), os.urandom(1 << 20), b"x"):
+            packed = deflated(data)
+            client.socket.sendall(frame(2, packed[: len(packed) // 2], rsv=4, fin=False))
+            client.socket.sendall(frame(0, packed[len(packed) // 2 :]))
+            opcode, got = client.receive()
+            assert opcode == 2
+            assert zlib.decompressobj(-15).decompress(got + b"\0\0\xff\xff") in (data, b"")
