@@ -247,8 +247,6 @@ class Answer:
                 if len(fields[0]) <= LARGEST_FIELDS and _immutable(headers):
                     known.keep(headers, fields, self.service.cells[_REQUESTS])
             block, length, wishes = fields
-        if wishes & _CHUNKED and length >= 0:
-            raise ValueError("The response has both Content-Length and Transfer-Encoding.")
         if status in NO_CONTENT:
             wishes |= _BODILESS
         if message.get("trailers", False):

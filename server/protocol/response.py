@@ -50,6 +50,7 @@ class Wish(enum.IntFlag):
 
 
 _NONE: Final = int(Wish.NONE)
+_CHUNKED: Final = int(Wish.CHUNKED)
 _SPECIAL: Final = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date", b"server"))
 _LENGTH_PREFIX: Final = b"\r\ncontent-length: "
 _FORBIDDEN_TRAILERS: Final = _SPECIAL | {
@@ -71,22 +72,32 @@ def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[b
     length, wishes = -1, _NONE
     known = _prefixes.get
     for name, value in headers:
-        prefix = known(name)
+        try:
+            prefix = known(name)
+        except TypeError:  # a bytearray
+            name = _bytes(name)
+            prefix = known(name)
         if prefix is None:
             lower = name if name == b"content-length" else _checked(name)
             if lower == b"content-length":
+                value = _bytes(value).strip(b" \t")
                 known_length, length = length, _length(value, length)
                 if bodiless or known_length >= 0:  # said twice, sent once (RFC 9110 8.6)
                     continue
                 prefix = _LENGTH_PREFIX
             elif lower in _SPECIAL:
-                wishes |= _special(lower, value, pieces)
+                wishes |= _special(lower, _bytes(value), pieces)
                 continue
             else:
                 prefix = b"\r\n" + lower + b": "
                 if len(_prefixes) < _MAX_KNOWN:
                     _prefixes[name] = prefix
         pieces += (prefix, value)
+    if wishes & _CHUNKED and length >= 0:  # as a proxy's application copies the one and its framework adds the other
+        length = -1  # RFC 9112 6.1: never both; the chunks are as long as the content is
+        if _LENGTH_PREFIX in pieces:
+            at = pieces.index(_LENGTH_PREFIX)
+            del pieces[at : at + 2]
     try:
         block = b"".join(pieces)
     except TypeError:
@@ -115,15 +126,23 @@ def encode_hints(links: Iterable[bytes]) -> bytes:
 
 def _checked(name: bytes) -> bytes:
     """The name in lower case. Raises TypeError or ValueError."""
-    if not isinstance(name, bytes):
-        raise TypeError(f"Response header names and values must be bytes, not {type(name).__name__}.")
+    name = _bytes(name)
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a response header name.")
     return name.lower()
 
 
+def _bytes(text: object) -> bytes:
+    """A name or value that ASGI has as a byte string; other servers take the kinds that are nearly one too."""
+    if isinstance(text, bytes):
+        return text
+    if isinstance(text, (bytearray, memoryview)):
+        return bytes(text)
+    raise TypeError(f"Response header names and values must be bytes, not {type(text).__name__}.")
+
+
 def _length(value: bytes, known: int) -> int:
-    if not isinstance(value, bytes) or not value.isdigit():
+    if not value.isdigit():
         raise ValueError(f"{value!r} is not a Content-Length.")
     length = int(value)
     if known not in (-1, length):
@@ -133,13 +152,14 @@ def _length(value: bytes, known: int) -> int:
 
 def _special(name: bytes, value: bytes, pieces: list[bytes]) -> int:
     """Treat a field that rules the connection; what the client shall see of it is added to `pieces`."""
-    if not isinstance(value, bytes):
-        raise TypeError(f"Response header names and values must be bytes, not {type(value).__name__}.")
     if name in (b"date", b"server"):
         pieces += (b"\r\n" + name + b": ", value)
         return Wish.DATE if name == b"date" else Wish.SERVER
     if name == b"transfer-encoding":
-        if value.strip().lower() != b"chunked":
+        coding = value.strip().lower()
+        if coding == b"identity":  # of RFC 2616: none
+            return Wish.NONE
+        if coding != b"chunked":
             raise ValueError("The only Transfer-Encoding that an application may name is chunked.")
         return Wish.CHUNKED
     if name == b"connection":

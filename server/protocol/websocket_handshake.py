@@ -33,16 +33,16 @@ DEFLATE: Final = (ServerPerMessageDeflateFactory(server_max_window_bits=12, clie
 
 NOT_THE_APPLICATIONS: Final = frozenset(
     (
-        b"connection",
-        b"content-length",
         b"sec-websocket-accept",
         b"sec-websocket-extensions",
         b"sec-websocket-protocol",
-        b"transfer-encoding",
         b"upgrade",
     )
 )
 """Headers of the 101 that the server alone answers for."""
+
+WITHOUT_MEANING: Final = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
+"""What a middleware adds to every response, and a 101 cannot have (RFC 9110 8.6, RFC 9112 6.1): dropped."""
 
 VERSION: Final = "sec-websocket-version"
 # RFC 6455 4.4; a 426 says what to upgrade to (RFC 9110 15.5.22).
@@ -86,11 +86,14 @@ class Handshake:
         Raises TypeError or ValueError for headers that are not the application's to send or cannot be sent, and
         ValueError if the client has not offered the subprotocol: it would have to fail the connection.
         """
-        headers = [(name, value) for name, value in message.get("headers") or ()]
-        for name, _ in headers:
-            if isinstance(name, bytes) and name.lower() in NOT_THE_APPLICATIONS:
-                hint = "; use the key subprotocol" if name.lower() == b"sec-websocket-protocol" else ""
-                raise ValueError(f"websocket.accept: the header {name.decode()} is the server's to send{hint}.")
+        headers = []
+        for name, value in message.get("headers") or ():
+            lower = bytes(name).lower() if isinstance(name, (bytes, bytearray, memoryview)) else b""
+            if lower in NOT_THE_APPLICATIONS:
+                hint = "; use the key subprotocol" if lower == b"sec-websocket-protocol" else ""
+                raise ValueError(f"websocket.accept: the header {lower.decode()} is the server's to send{hint}.")
+            if lower not in WITHOUT_MEANING:
+                headers.append((name, value))
         fields, _, wishes = encode_fields(headers, bodiless=True)
         lines = [
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",

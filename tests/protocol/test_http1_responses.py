@@ -75,6 +75,31 @@ FRAMED: list[tuple[list[Message], bytes, bytes]] = [
         GET,
         head(b"transfer-encoding: chunked\r\n") + b"1\r\na\r\n0\r\n\r\n",
     ),
+    *(
+        ([start(200, *fields), body(b"a")], GET, head(b"transfer-encoding: chunked\r\n") + b"1\r\na\r\n0\r\n\r\n")
+        for fields in (
+            [(b"content-length", b"1"), (b"transfer-encoding", b"chunked")],
+            [(b"Transfer-Encoding", b" Chunked"), (b"content-length", b"7"), (b"Content-Length", b"7")],
+        )
+    ),
+    (
+        [start(200, (b"transfer-encoding", b"identity"), (b"content-length", b" 1 ")), body(b"a")],
+        GET,
+        head(b"", fields=b"content-length: 1\r\n") + b"a",
+    ),
+    (
+        [
+            start(
+                200,
+                (bytearray(b"X-A"), memoryview(b"1")),  # type: ignore[arg-type]
+                (bytearray(b"Content-Length"), bytearray(b"1")),  # type: ignore[arg-type]
+                (b"connection", memoryview(b"x")),  # type: ignore[arg-type]
+            ),
+            body(b"a"),
+        ],
+        GET,
+        head(b"", fields=b"x-a: 1\r\ncontent-length: 1\r\nconnection: x\r\n") + b"a",
+    ),
     ([start(), body(b"hello")], HEAD, head(b"content-length: 5\r\n")),
     ([start(), body()], HEAD, head(b"")),
     ([start(), body(b"a", more=True), body(b"b")], HEAD, head(b"")),
@@ -293,7 +318,6 @@ WRONG: list[tuple[list[Message], type[Exception], str]] = [
     ([start(200, (b"content-length", b"x"))], ValueError, "Content-Length"),
     ([start(200, (b"content-length", b"-1"))], ValueError, "Content-Length"),
     ([start(200, (b"content-length", b"1"), (b"content-length", b"2"))], ValueError, "Content-Length"),
-    ([start(200, (b"content-length", b"1"), (b"transfer-encoding", b"chunked"))], ValueError, "both"),
     ([start(200, (b"transfer-encoding", b"gzip"))], ValueError, "chunked"),
     ([start(), start()], RuntimeError, "http.response.body"),
     ([start(), {"type": "http.response.body", "body": "text"}], TypeError, "bytes"),

@@ -170,6 +170,17 @@ def test_subprotocol_and_headers_of_the_accept(loop_name: str) -> None:
         assert client.response.headers.get_all("server") == ["mine"]
 
 
+def test_headers_that_mean_nothing_in_an_accept_are_dropped(loop_name: str) -> None:
+    """Middlewares add them to every response."""
+    headers = [(b"Content-Length", b"0"), (b"connection", b"close"), (b"transfer-encoding", b"chunked"), (b"x-a", b"1")]
+    app = Recorder({"type": "websocket.accept", "headers": headers}, accept=False)
+    with serving(app, loop_name) as server, connect(server.url()) as client:
+        assert client.response is not None
+        got = {name.lower(): value for name, value in client.response.headers.raw_items()}
+        assert not {"content-length", "transfer-encoding"} & set(got)
+        assert (got["connection"], got["x-a"]) == ("Upgrade", "1")
+
+
 @pytest.mark.parametrize(
     ("accept", "error"),
     [
