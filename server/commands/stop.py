@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from server.commands.command import (
     span,
     tell,
 )
+from server.commands.leftovers import remove_leftovers
 from server.commands.processes import Process, children, kill_all
 from server.control_client import PATIENCE, Conversation, Gone, Refused
 from server.errors import UsageError
@@ -83,6 +85,8 @@ class Stopping:
         self._timeout = 0.0
         """How long (s) it has from the end of the lame duck on."""
         self._told = False  # the server tells no more
+        self._left: tuple[str, list[str]] = ("", [])
+        """Its pid file, if it has one, and the unix sockets that it listens at."""
         self._opened = contextlib.ExitStack()
         self._next_progress = self._began + PROGRESS
 
@@ -106,8 +110,14 @@ class Stopping:
 
     def _ask(self, delay: float | None, timeout: float | None) -> None:
         """Ask for the stop, and reckon when the server is to be killed."""
-        options = control_client.ask(self.path, "config", patience=PATIENCE)["config"]["options"]
-        own = {option["name"]: option["value"] for option in options}
+        config = control_client.ask(self.path, "config", patience=PATIENCE)["config"]
+        own = {option["name"]: option["value"] for option in config["options"]}
+        resolved = {option["name"]: option.get("resolved", "") for option in config["options"]}
+        paths = [name.removeprefix("unix:") for name in self.before["listening"] if name.startswith("unix:")]
+        self._left = (
+            resolved.get("pid", ""),
+            [os.path.join(config["directory"], path) for path in paths if not path.startswith("@")],
+        )
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
         self._timeout = patience if timeout is None else timeout
         with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
@@ -160,6 +170,9 @@ class Stopping:
     def _happened(self, record: dict[str, Any]) -> None:
         if record["event"] == "stopping" and "timeout" in record:  # lame duck and hooks are over: it begins now
             self._deadline = time.monotonic() + self._timeout
+            if self._timeout < record["timeout"]:  # what is in force is what is told
+                text = f"stopping: requests in progress have {self._timeout:g} s, then the server is killed (--timeout)"
+                record = {**record, "text": text, "timeout": self._timeout}
         if self._as_json:
             tell(json.dumps(record))
         elif record["level"] != "debug":
@@ -197,6 +210,8 @@ class Stopping:
                 worker.close()
         if left:
             raise Refused(f"{counted(left, 'process')} cannot be ended even by SIGKILL; the kernel holds them")
+        if removed := remove_leftovers(self.process.pid, self._left[0], str(self.path), self._left[1]):
+            self._step("cleared", f"removed what it had left: {', '.join(removed)}", paths=removed)
 
     # Telling
 

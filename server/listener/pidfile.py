@@ -11,11 +11,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from typing import Any
+import time
+from typing import Any, Final
 
 from server.errors import UsageError
 from server.listener.path_lock import InUseError, PathLock, unusable
 from server.shut_out import Identity, unlink_own
+
+SHORT: Final = 0.25
+"""Seconds that somebody may hold the lock who only removes what a dead server has left (`serve stop`)."""
+
+
+def _lock(path: str) -> PathLock:
+    """The lock of the path. Raises InUseError if another has it for longer than a moment, UsageError."""
+    end = time.monotonic() + SHORT
+    while True:
+        try:
+            return PathLock(path)
+        except InUseError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(SHORT / 10)
 
 
 class PidFile:
@@ -31,7 +47,7 @@ class PidFile:
         if os.path.isdir(path):
             raise UsageError(f"the pid file {path} is a directory: give a path in it")
         try:
-            self._lock = PathLock(path)
+            self._lock = _lock(path)
         except InUseError as busy:
             who = f"the server with PID {busy.holder}" if busy.holder else "another server"
             raise UsageError(

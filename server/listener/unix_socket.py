@@ -36,7 +36,7 @@ def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Iden
     lock = PathLock(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_dead(path)
+        remove_dead(path)
         before = os.umask(0o777 & ~int(config.unix_mode, 8))
         try:
             made.bind(path)
@@ -67,12 +67,15 @@ def _bind_abstract(address: UnixAddress) -> socket.socket:
     return made
 
 
-def _remove_dead(path: str) -> None:
-    """Remove the socket of a server that has died. Raises InUseError if one answers, UsageError if it is no socket."""
+def remove_dead(path: str) -> bool:
+    """Remove the socket of a server that has died; return whether there was one.
+
+    Raises InUseError if one answers, UsageError if it is no socket.
+    """
     try:
         mode = os.stat(path, follow_symlinks=False).st_mode
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(mode):
         raise UsageError(f"{path} exists and is not a socket: remove it, or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -82,7 +85,7 @@ def _remove_dead(path: str) -> None:
         except ConnectionRefusedError:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            return
+            return True
         except BlockingIOError:
             pass  # its queue is full: it lives
     raise InUseError()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
 from pathlib import Path
 
+from server.commands.leftovers import remove_leftovers
+from server.listener.path_lock import PathLock
 from tests.commands.serving import HANDSHAKE, SLOW, begin, serve, start
 from tests.running import PATIENCE, connect, request, running, state_of
 
@@ -90,6 +94,68 @@ def test_what_has_not_ended_in_time_is_killed_with_its_workers(tmp_path: Path) -
         assert done.stdout.splitlines()[-1].endswith("; 1 request cut")
         assert server.wait() == -signal.SIGKILL
         assert [state_of(pid) for pid in pids] in (["", ""], ["Z", "Z"], ["", "Z"], ["Z", ""])
+
+
+def test_the_time_that_is_told_is_the_one_in_force_and_a_kill_leaves_nothing(tmp_path: Path) -> None:
+    write(tmp_path)
+    binds = (
+        "--bind",
+        "127.0.0.1:0",
+        "--bind",
+        "unix:app.sock",
+        "--bind",
+        "unix:@serve-test-left",
+        "--pid",
+        "serve.pid",
+    )
+    with running("app:app", *binds, directory=tmp_path, bind="") as server:
+        assert (tmp_path / "serve.pid").read_text() == f"{server.pid}\n"
+        with begin(server, "/wait/60"):
+            done = serve(server, "stop", "--timeout", "0.5", "--json")
+        records = {record["event"]: record for record in map(json.loads, done.stdout.splitlines())}
+        text = "stopping: requests in progress have 0.5 s, then the server is killed (--timeout)"
+        assert (records["stopping"]["text"], records["stopping"]["timeout"]) == (text, 0.5)
+        assert server.wait() == -signal.SIGKILL
+        assert records["cleared"]["paths"] == [str(tmp_path / "serve.pid"), str(server.control)]
+        assert not server.control.exists()
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["app.py"]
+
+
+def test_what_is_no_dead_servers_is_left_alone(tmp_path: Path) -> None:
+    """Another server has the pid file's path by now, or somebody listens at the socket's."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    pid_file, free = tmp_path / "serve.pid", tmp_path / "free.sock"
+    lock = PathLock(str(pid_file))
+    pid_file.write_text(f"{gone.pid}\n")
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as dead:
+        listening.bind(str(tmp_path / "control.sock"))
+        listening.listen()
+        dead.bind(str(free))
+        removed = remove_leftovers(gone.pid, str(pid_file), str(tmp_path / "control.sock"), [str(free), "/nowhere/x"])
+        assert removed == [str(free)]
+    assert pid_file.exists()
+    lock.release()
+    pid_file.write_text("1\n")
+    assert remove_leftovers(gone.pid, str(pid_file), "", [str(pid_file)]) == []
+    assert pid_file.exists()
+    pid_file.write_text(f"{gone.pid}\n")
+    assert remove_leftovers(gone.pid, str(pid_file), "", []) == [str(pid_file)]
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_a_server_that_was_killed_by_hand_is_followed_by_the_next_without_help(tmp_path: Path) -> None:
+    write(tmp_path)
+    options = ("--workers", "2", "--pid", "serve.pid", "--bind", "unix:app.sock", "--control", "control.sock")
+    with running("app:app", *options, directory=tmp_path, bind="") as server:
+        for pid in (server.pid, *server.worker_pids()):
+            os.kill(pid, signal.SIGKILL)
+        assert server.wait() == -signal.SIGKILL
+        assert {"serve.pid", "app.sock", "control.sock"} <= {path.name for path in tmp_path.iterdir()}
+        with running("app:app", *options, directory=tmp_path, bind="") as following:
+            assert (tmp_path / "serve.pid").read_text() == f"{following.pid}\n"
+            assert following.stop() == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["app.py"]
 
 
 def test_a_listener_that_turns_no_more_is_killed_as_well(tmp_path: Path) -> None:
