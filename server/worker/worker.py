@@ -333,8 +333,12 @@ class Worker:
             if connection.cut():
                 self._cut += 1
                 self.cells[Cell.CUT] += 1
-        for task in list(self.service.tasks):
+        behind = [task for task in self.service.tasks if not task.cancelling()]
+        for task in behind:
             task.cancel()
+        if behind:
+            text = "cut %d calls of the application that went on behind their responses"
+            log.warning(text, len(behind), extra=about("calls_cut", calls=len(behind)))
         if left := work.cancel():
             text = "cut %d handlers of messages and runs of schedules that had not ended"
             log.warning(text, left, extra=about("work_cut", tasks=left))
