@@ -150,6 +150,10 @@ class LogFile:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
         return os.open(self.path, flags, 0o644)
 
+    def write(self, data: bytes) -> None:
+        """Write whole lines."""
+        self.sink.write(data)
+
     def reopen(self) -> None:
         """Open the path again. If that fails, the old one stays in use.
 
@@ -169,6 +173,23 @@ class LogFile:
         old.pump()
         fresh.write(old.take_lines())
         old.close()
+
+
+class _Anew:
+    """The log file of a forked child, which opens it for each of its few lines, so that it keeps no old one open."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines; to stderr if the file cannot be opened."""
+        try:
+            file = LogFile(self.path)
+        except UsageError:
+            _write_all(2, data)
+            return
+        file.write(data)
+        file.sink.close()
 
 
 class _Happening:
@@ -200,7 +221,9 @@ class _Happening:
 class _LineHandler(logging.Handler):
     """Writes each record as one write of whole lines, to stderr or a file."""
 
-    def __init__(self, role: str, file: LogFile | None, as_json: bool, colour: bool, always: dict[str, object]) -> None:
+    def __init__(
+        self, role: str, file: LogFile | _Anew | None, as_json: bool, colour: bool, always: dict[str, object]
+    ) -> None:
         super().__init__()
         self.role = role
         self.file = file
@@ -231,6 +254,12 @@ class _LineHandler(logging.Handler):
         with self.lock or contextlib.nullcontext():
             self.emit(record)
 
+    def let_go(self) -> None:
+        """In a forked child: the file is its parent's, as is what another thread was about to write."""
+        self._writing, self._meanwhile = False, []
+        if self.file is not None:
+            self.file = _Anew(self.file.path)
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Do something with the file; what is logged meanwhile is written behind it."""
@@ -241,7 +270,7 @@ class _LineHandler(logging.Handler):
                 while self._meanwhile:
                     data = self._meanwhile.pop(0)
                     if self.file is not None:
-                        self.file.sink.write(data)
+                        self.file.write(data)
                     else:
                         self._write(2, data)
             finally:
@@ -318,21 +347,27 @@ def configure(config: Config, role: str, **always: object) -> None:
     top.handlers = [handler]
     top.propagate = False
     top.setLevel(config.log_level.upper())
-    if _handler is not None and _handler.file is not None:
+    if _handler is not None and isinstance(_handler.file, LogFile):
         _handler.file.sink.close()
     _handler = handler
 
 
+def let_go() -> None:
+    """In a forked child: the parent's log file is the parent's."""
+    if _handler is not None:
+        _handler.let_go()
+
+
 def reopen() -> None:
     """USR1: open the server's own log file again, if there is one."""
-    if _handler is not None and _handler.file is not None:
+    if _handler is not None and isinstance(_handler.file, LogFile):
         with _handler.alone():
             _handler.file.reopen()
 
 
 def finish() -> None:
     """Close the log file, if there is one; what is logged later goes to stderr."""
-    if _handler is not None and _handler.file is not None:
+    if _handler is not None and isinstance(_handler.file, LogFile):
         file, _handler.file = _handler.file, None
         file.sink.finish(output.last_moment())
         file.sink.close()

@@ -84,6 +84,10 @@ class Siphon:
                 while os.read(self._read_end, READ):
                     pass  # what has not gone is kept by who called
 
+    def descriptors(self) -> list[int]:
+        """What is open here."""
+        return [self._read_end, self._write_end]
+
     def close(self) -> None:
         os.close(self._read_end)
         os.close(self._write_end)
@@ -137,6 +141,10 @@ class Sink:
     def fileno(self) -> int:
         return self._fd
 
+    def descriptors(self) -> list[int]:
+        """What is open here."""
+        return [self._fd, *(self._siphon.descriptors() if self._siphon is not None else ())]
+
     @property
     def waiting(self) -> bool:
         """Whether something is left to be written later (`pump`)."""
@@ -178,6 +186,12 @@ class Sink:
             self.pump()
         with self._lock:
             self._drop_all()
+
+    def let_go(self) -> None:
+        """In a forked child: nothing is written any more. The lock may be held by a thread that there is not."""
+        self._lock = threading.Lock()
+        self._pending.clear()
+        self._gone = True
 
     def close(self) -> None:
         """Close the descriptor; what was kept is dropped."""
@@ -313,10 +327,24 @@ class Guard:
             for target in stream.targets:
                 os.dup2(stream.sink.fileno(), target)
         if self._streams:
-            # It ends when the last writing end is closed.
-            self._thread.join(max(0.0, last_moment() - time.monotonic()))
+            self._empty()
             for stream in self._streams:
                 stream.sink.finish(last_moment())
+
+    def _empty(self) -> None:
+        """Move what is in the pipes. Their end is not waited for: children of this process may hold the other ends."""
+        poll = select.poll()
+        for stream in self._streams:
+            poll.register(stream.read_end, select.POLLIN)
+        with self._moving:
+            while (ready := poll.poll(0)) and time.monotonic() < last_moment():
+                for stream in self._streams:
+                    if any(fd == stream.read_end for fd, _ in ready):
+                        data = _read(stream.read_end)
+                        if data:
+                            stream.sink.write(data)
+                        else:
+                            poll.unregister(stream.read_end)
 
     # For a program that takes this one's place in the same process
 
@@ -571,6 +599,46 @@ def write(fd: int, data: bytes) -> None:
         return
     while data:
         data = data[os.write(fd, data) :]
+
+
+def given(argument: str) -> list[int]:
+    """The descriptors that come with `argument` (`ChildOutput.argument()`), besides those that are guarded."""
+    return [int(fd) for part in filter(None, argument.split(",")) for fd in part.split(":")[1:]]
+
+
+def descriptors() -> list[int]:
+    """What the sinks of this process write to."""
+    return [fd for sink in _sinks for fd in sink.descriptors()]
+
+
+def let_go() -> None:
+    """In a forked child: write to what its parent's output goes to, and by no thread or pipe of the parent's.
+
+    What the parent had not written yet is the parent's. Where the original cannot be opened by this user, the pipe of
+    the parent stays, which the listener reads when the parent has gone.
+    """
+    global _current
+    guard, _current = _current, None
+    for sink in list(_sinks):
+        sink.let_go()
+    for stream in guard.streams if guard is not None else ():
+        pipe = os.fstat(stream.read_end)
+        for target in stream.targets:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(target), pipe):  # not if it is a new terminal's (forkpty(3))
+                    _restore(stream.sink.fileno(), target)
+
+
+def _restore(original: int, target: int) -> None:
+    """Have `target` write to what `original` is open on, without its O_NONBLOCK. Raises OSError."""
+    if stat.S_ISSOCK(os.fstat(original).st_mode):  # which a sink never makes non-blocking
+        os.dup2(original, target)
+        return
+    flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # O_NONBLOCK: a pipe may have no reader
+    fresh = os.open(f"/proc/self/fd/{original}", flags)
+    os.set_blocking(fresh, True)
+    os.dup2(fresh, target)
+    os.close(fresh)
 
 
 def adopt(argument: str) -> Guard:

@@ -18,6 +18,7 @@ This module knows nothing of processes, sockets or time.
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import fcntl
 import mmap
@@ -30,6 +31,7 @@ MAGIC: Final = 0x5345525645303033  # "SERVE003"
 WORD: Final = 8
 MODE: Final = 0o400
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+MAP_FIXED: Final = 0x10  # asm-generic/mman-common.h
 
 
 class Header(enum.IntEnum):
@@ -182,6 +184,17 @@ def mapped(fd: int, *, writable: bool = False) -> memoryview:
     finally:
         os.close(fd)
     return memoryview(mapping).cast("Q")
+
+
+def let_go(words: memoryview) -> None:
+    """In a forked child: what is written to the mapped `words` from now on is seen by nobody else."""
+    content = bytes(words)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+    address = ctypes.addressof(ctypes.c_char.from_buffer(words))
+    library = ctypes.CDLL(None)
+    library.mmap.argtypes = [*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.mmap(address, len(content), mmap.PROT_READ | mmap.PROT_WRITE, private, -1, 0)  # over what was there
+    words.cast("B")[:] = content
 
 
 def read_only(fd: int) -> int:

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import anyio
 
-from server import logs
+from server import forks, logs
 from server.agent_process.lease import Lease
 from server.app import link
 from server.app.agent_life import Life
@@ -83,6 +83,7 @@ class AgentProcess:
         last_resort.watch(self.channel.fileno(), self._time_to_leave)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
+        forks.claim(asyncio.get_running_loop())
         status = 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._obey)
@@ -130,10 +131,12 @@ class AgentProcess:
         except UsageError:
             raise
         except BaseException as error:
+            forks.leave(error)
             raise _failed(f"the agent {name} cannot be imported", error) from None
         try:
             await subject.prepare()
         except BaseException as error:
+            forks.leave(error)
             if _is_cancelled(error):
                 raise
             raise _failed(f"the prepare() of the agent {name} failed", error) from None
@@ -217,6 +220,7 @@ class AgentProcess:
         self.hub.link.take("retire", lambda _: work.retire())
         self.hub.link.at_close(work.retire)
         link.enter(self.hub.link)
+        forks.in_child(self.hub.link.let_go)
 
     async def _beat(self) -> None:
         """Once per second: that this process lives, and what it uses."""

@@ -15,6 +15,8 @@ import os
 import threading
 from collections.abc import Callable
 
+from server import forks
+
 
 class Lease:
     """The lock, to be taken once."""
@@ -22,8 +24,7 @@ class Lease:
     def __init__(self, path: str) -> None:
         """Open the file `path`, and make it if need be. Raises OSError."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        # A copy in a child that the agent forks would hold the lock after the agent has ended.
-        os.register_at_fork(after_in_child=self._close)
+        forks.own(lambda: (self._fd,))  # a copy in a child would hold the lock after the agent has ended
 
     async def take(self, waits: Callable[[int], None]) -> None:
         """Take the lock; the caller sets the deadline. `waits(PID)` is called if another has it (0: not known whose).
@@ -66,9 +67,3 @@ class Lease:
     def _holder(self) -> int:
         text = os.pread(self._fd, 32, 0).strip()
         return int(text) if text.isdigit() else 0
-
-    def _close(self) -> None:
-        """Once in a child: its own children find it closed, and its number may be another file's there."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from server import forks
 from server.app.agent_subject import Manager, Subject
 from server.app.draining import draining
 from server.app.sending import NoReceiver
@@ -74,6 +75,7 @@ class Life:
             # at a stop no worker takes what it hands out: it ends a little before it is cancelled
             return None if draining() and not self._inside and not self._leave.is_set() else error
         except BaseException as error:
+            forks.leave(error)
             if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
                 raise
             return error

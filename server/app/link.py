@@ -84,6 +84,10 @@ class Link:
         except (LookupError, TypeError, ValueError, ChannelError) as error:
             log.error("a frame of the listener's could not be taken: %r", error, extra=about("frame_refused"))
 
+    def let_go(self) -> None:
+        """In a forked child: nothing comes or goes."""
+        self.closed = True
+
     def close(self) -> None:
         """For the transport: nothing comes any more, and nothing can be sent."""
         if not self.closed:

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
+from server import forks
 from server.app.link import Link
 from server.app.schedule_call import in_a_thread
 from server.app.sending import Outbox
@@ -279,6 +280,7 @@ class Hands:
             wrong = error_text(error)
             log.error("message %s of topic %r cannot be read: %s", delivery.id, topic.name, error)
         except BaseException as error:  # an answer that raises when it is looked at, whatever it raises
+            forks.leave(error)
             if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
                 raise
             body, wrong = b"", _failed(message, error)
@@ -331,6 +333,7 @@ async def _run(registered: Registration, message: Message, wrong: str) -> tuple[
         failed = _failed(message, error)  # something that it waited for was cancelled
         return None, wrong or failed
     except BaseException as error:
+        forks.leave(error)
         if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
             raise
         failed = _failed(message, error)

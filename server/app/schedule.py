@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
+from server import forks
 from server.app.blocking import Blocking
 from server.app.link import Link, LinkClosed, current, over_there, register
 from server.app.schedule_call import call, cancelled
@@ -317,6 +318,7 @@ class Schedule:
             tell(Outcome.CUT, "it had not ended when its process had to")
             raise
         except BaseException as error:  # also SystemExit: a schedule ends no worker
+            forks.leave(error)
             if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
                 raise
             tell(Outcome.FAILED, error_text(error)[:500], application_traceback(error))

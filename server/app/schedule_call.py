@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from server import forks
+
 TIDYING: Final = 1.0
 """Seconds that a coroutine whose time is over has for its `finally`; then it is told of as one that goes on."""
 
@@ -67,6 +69,7 @@ def in_a_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
         try:
             result = context.run(function)
         except BaseException as error:  # the loop's thread deals with it
+            forks.leave(error)
             raised = error
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, raised)

@@ -108,6 +108,7 @@ def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
             file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in inherited],
             setpgroup=0,
             setsigmask=LISTENER_SIGNALS,
+            setsigdef=LISTENER_SIGNALS,  # what the listener ignores, no child of the application is to
         )
     except OSError:
         ours.close()

@@ -11,6 +11,7 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
+from server import forks
 from server.logs import about
 from server.protocol.answer import (
     COMING,
@@ -139,6 +140,7 @@ class Exchange(Answer):
             if self.state is not DONE and self.state is not LOST:
                 self._abandoned()
         except BaseException as error:
+            forks.leave(error)
             if is_from_outside(error, self.task):  # the loop is closed, and this coroutine with it
                 raise
             self._failed(error)

@@ -57,9 +57,12 @@ class FileContent:
         except OSError:  # no descriptor is left: like this it costs more, and works
             await self._send_pieces(connection)
             return
+        lent = connection.service.lent
+        lent.add(socket)
         try:
             await self._send_through(socket, connection)
         finally:
+            lent.discard(socket)
             os.close(socket)
 
     async def _send_pieces(self, connection: Lifecycle) -> None:

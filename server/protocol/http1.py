@@ -64,7 +64,6 @@ DRAINING: Final = State.DRAINING
 FLUSHING: Final = State.FLUSHING
 LINGERING: Final = State.LINGERING
 LEAVING: Final = State.LEAVING
-CLOSED: Final = State.CLOSED
 
 
 class Http1Connection(Lifecycle):
@@ -176,7 +175,7 @@ class Http1Connection(Lifecycle):
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
         exchange, self.exchange = self.exchange, None
-        self.state = CLOSED
+        self._lost()
         self.deadline = INFINITY
         self._buffer.clear()
         if exchange is not None:

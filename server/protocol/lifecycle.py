@@ -9,15 +9,16 @@ that is `server.protocol.http1`, which derives from it.
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import math
 import os
 import socket
-import struct
-from typing import Final
+from typing import Any, Final
 
 from server.address import Address
 from server.protocol.exchange import Exchange
+from server.protocol.hang_up import hang_up, reset
 from server.protocol.service import Service
 from server.protocol.travel import TravelRecord
 from server.protocol.writing import WriteSide
@@ -34,7 +35,6 @@ PEEK_TIME: Final = 5.0
 
 INFINITY: Final = math.inf
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
-_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class State(enum.Enum):
@@ -242,11 +242,17 @@ class Lifecycle(WriteSide):
             self._close()
 
     def _reset(self) -> None:
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        """End at once, and so that the client cannot take it for the end of the content."""
         self.drop_held()
+        if reset(self.transport):
+            self._become(CLOSED)
         self.transport.abort()
+
+    def _lost(self) -> None:
+        """The transport is about to close the descriptor: end the connection unless that is done, or not ours to do."""
+        if self.state is not CLOSED:
+            hang_up(self.transport)
+            self.state = CLOSED
 
     def asked_at(self) -> float:
         """When the request in progress began (time.perf_counter, s), or infinity."""
@@ -316,6 +322,11 @@ class Lifecycle(WriteSide):
         self.drop_held()
         self.transport.abort()
         return unfinished
+
+    def let_go(self, instead: Any) -> asyncio.Transport:
+        """In a forked child: see `server.protocol.service.Connection`."""
+        transport, self.transport = self.transport, instead
+        return transport
 
     # ---- hand-over
 

@@ -23,7 +23,7 @@ from server.address import Address, own_end_of, peer_of
 from server.logs import about
 from server.protocol.forwarded import Networks
 from server.protocol.http1 import Http1Connection
-from server.protocol.lifecycle import CLOSED, FLUSHING, IDLE, INFINITY, LEAVING, PEEK_TIME, Lifecycle, State
+from server.protocol.lifecycle import FLUSHING, IDLE, INFINITY, LEAVING, PEEK_TIME, Lifecycle, State
 from server.protocol.proxy_header import Kind, Malformed, ProxyHeader, parse
 from server.protocol.service import Phase, Service
 from server.protocol.travel import TravelRecord
@@ -128,7 +128,7 @@ class ProxyConnection(Lifecycle):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
-        self.state = CLOSED
+        self._lost()
         self.deadline = INFINITY
         self._buffer.clear()
         self._close_books()

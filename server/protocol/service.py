@@ -79,6 +79,9 @@ class Connection(Protocol):
     def cut(self) -> bool:
         """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
 
+    def let_go(self, instead: Any) -> asyncio.Transport:
+        """In a forked child: the transport, in place of which the connection has `instead` from now on."""
+
 
 class Service:
     """Shared by all connections of the worker."""
@@ -104,6 +107,7 @@ class Service:
         "health_path",
         "keep_alive",
         "keep_alive_lines",
+        "lent",
         "loop",
         "max_concurrency",
         "max_head_size",
@@ -170,6 +174,8 @@ class Service:
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         """The applications' running tasks: a strong reference each, so that none is collected."""
+        self.lent: set[int] = set()
+        """Duplicates of clients' descriptors, that files are being sent through."""
         self.context = contextvars.copy_context()
         """Each request's task starts with a copy, so that none sees what another has set (a transport's callbacks run
         in the context of whoever resumed its reading: python/cpython#140947)."""
@@ -261,6 +267,12 @@ class Service:
         self.received = self.sent = 0
         self.took = 0.0
         self.durations = [0] * len(self.durations)
+
+    def let_go(self, instead: Any) -> list[int]:
+        """In a forked child: the clients' descriptors. Whatever is wanted of a loop or a client meets `instead`."""
+        instead.kept = kept = [connection.let_go(instead) for connection in self.connections]
+        self.loop = self.tasks = instead
+        return [*self.lent, *(transport.get_extra_info("socket").fileno() for transport in kept)]
 
     def has_room(self, coming: int) -> bool:
         """Whether one more connection may be accepted (--max-connections); `coming` are not attached yet."""

@@ -20,9 +20,11 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
+from server import forks
 from server.address import Address
 from server.protocol.exchange import ASGI_VERSION, SPEC_VERSION
 from server.protocol.forwarded import Forwarded
+from server.protocol.hang_up import hang_up
 from server.protocol.head import Head
 from server.protocol.service import DROP_TIME, ClientDisconnected, Message, Scope, Service
 from server.protocol.websocket_denial import BODY, START, Denial
@@ -228,6 +230,7 @@ class WebSocketConnection(Endings):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, by whoever's doing."""
+        hang_up(self._transport)
         service = self._service
         cells = service.cells
         cells[CONNECTIONS] -= 1
@@ -267,6 +270,7 @@ class WebSocketConnection(Endings):
         try:
             await self._service.app(self._scope(), self.receive, self.send)
         except BaseException as error:
+            forks.leave(error)
             if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
                 raise
             self._failed(error)

@@ -32,7 +32,7 @@ import asyncio
 import logging
 import math
 import time
-from typing import Final
+from typing import Any, Final
 
 from server.address import Address
 from server.logs import about
@@ -410,6 +410,11 @@ class Endings(asyncio.Protocol):
             self._task.cancel()
             unfinished = True
         return unfinished
+
+    def let_go(self, instead: Any) -> asyncio.Transport:
+        """In a forked child: see `server.protocol.service.Connection`."""
+        transport, self._transport = self._transport, instead
+        return transport
 
     # Waiting
 

@@ -10,6 +10,7 @@ no more must look into the queues once more, since nobody else was woken.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -84,7 +85,7 @@ class Acceptor:
         self._make_protocol = make_protocol
         self._attached = attached
         self._common = {listening: _Listening.of(listening) for listening in sockets}
-        self._attaching: set[Attempt] = set()
+        self._attaching: dict[Attempt, socket.socket] = {}
         self._all_attached = asyncio.Event()
         self._pause: asyncio.TimerHandle | None = None
         self._short = False  # of descriptors or memory, when it last accepted
@@ -130,10 +131,14 @@ class Acceptor:
             self._all_attached.clear()
             await self._all_attached.wait()
 
+    def descriptors(self) -> list[int]:
+        """What is open here: the listening sockets and the clients that are being attached."""
+        return [each.fileno() for each in (*self._sockets, *self._attaching.values())]
+
     def attach(self, client: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
         """Give a connected socket, which is taken over, its protocol."""
         attempt = self._loop.connect_accepted_socket(make_protocol, client)
-        self._attaching.add(attempt)
+        self._attaching[attempt] = client
         self._step(attempt, client)
 
     def _step(self, attempt: Attempt, client: socket.socket, waited: object = None) -> None:
@@ -150,13 +155,15 @@ class Acceptor:
         except Exception:
             log.exception("a connection could not be attached; it is closed", extra=about("internal_error"))
             self._end(attempt)
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)  # see server.protocol.hang_up
             client.close()
         else:
             waits_for._asyncio_future_blocking = False  # as a task would: see asyncio.Future.__await__
             waits_for.add_done_callback(functools.partial(self._step, attempt, client))
 
     def _end(self, attempt: Attempt) -> None:
-        self._attaching.discard(attempt)
+        self._attaching.pop(attempt, None)
         if not self._attaching:
             self._all_attached.set()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import grp
 import json
 import os
@@ -22,12 +23,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from server import logs, output
+from server import forks, logs, output
 from server.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
 from server.config import Config
 from server.errors import StartError, UsageError
 from server.raised import shortened
-from server.scoreboard import Scoreboard, mapped
+from server.scoreboard import Scoreboard, let_go, mapped
 from server.signals import LISTENER_SIGNALS
 from server.worker import uncaught
 from server.worker.bytecode import keep_fresh
@@ -50,6 +51,7 @@ class Beginning:
         """`names` gives the process's name (15 bytes, for top(1)) and that of its log lines. May end the process."""
         ignore_signals()
         arguments = _arguments(program)
+        forks.begin({arguments.channel, *output.given(arguments.output)})
         self.guard = output.adopt(arguments.output)
         end = socket.socket(fileno=arguments.channel)
         end.set_inheritable(False)
@@ -68,9 +70,14 @@ class Beginning:
         asked_over, dump = given.get("asked over"), given.get("dump")
         self.watchdog = Watchdog(None if asked_over is None else Channel(socket.socket(fileno=asked_over)), dump)
         self.watchdog.start()
+        forks.in_child(output.let_go)
+        forks.own(output.descriptors)
+        forks.in_child(logs.let_go)
+        forks.in_child(self.watchdog.let_go)
         tell(self.channel, {"type": "hello", "protocol": PROTOCOL, "window": self.watchdog.abilities})
         self.scoreboard = Scoreboard(scoreboard_fd)
         self.cells = mapped(given["row"], writable=True)
+        forks.in_child(functools.partial(let_go, self.cells))
         self.sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
         self.link = socket.socket(fileno=given["link"]) if "link" in given else None
 
@@ -115,12 +122,27 @@ def leave_within(seconds: float, status: int) -> None:
 def ignore_signals() -> None:
     """Take note of the listener's signals and do nothing; a handler, unlike SIG_IGN, is not inherited by exec.
 
-    TTIN and TTOU are ignored for good: with a handler, writing to a terminal from the background would never end.
+    TTIN and TTOU are ignored for good if there is a terminal: with a handler, writing to it from the background would
+    never end.
     """
-    terminal = {signal.SIGTTIN, signal.SIGTTOU}
+    terminal = {signal.SIGTTIN, signal.SIGTTOU} if _has_terminal() else set()
     for number in LISTENER_SIGNALS - {signal.SIGCHLD}:
-        signal.signal(number, signal.SIG_IGN if number in terminal else lambda *_: None)
+        handler = signal.SIG_IGN if number in terminal else _ignore
+        forks.handles(number, handler, signal.signal(number, handler))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing."""
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

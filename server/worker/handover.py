@@ -211,6 +211,10 @@ class Departures:
         if self._timer is not None:
             self._timer.cancel()
 
+    def descriptors(self) -> list[int]:
+        """What is open here."""
+        return [receiver.pair.channel.fileno() for receiver in self._receivers]
+
     def _in_flight(self) -> int:
         return sum(len(receiver.offers) for receiver in self._receivers)
 
@@ -406,6 +410,11 @@ class Arrivals:
                 _close(descriptors)
         self._pairs.clear()
         self._held.clear()
+
+    def descriptors(self) -> list[int]:
+        """What is open here: the pairs, and connections that were offered."""
+        held = [each for offers in self._held.values() for descriptors, _ in offers.values() for each in descriptors]
+        return held + [pair.channel.fileno() for pair in self._pairs.values()]
 
     def _offered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
         held = self._held[pair.number]

@@ -16,6 +16,7 @@ from typing import Any
 
 import anyio
 
+from server import forks
 from server.errors import StartError
 from server.logs import about
 from server.protocol.service import ASGIApplication, Message
@@ -101,6 +102,7 @@ class Lifespan:
         try:
             await self._app(scope, self._receive, self._send)
         except BaseException as error:
+            forks.leave(error)
             if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
                 raise
             self._raised(error)

@@ -99,6 +99,10 @@ class WakeOrder:
             self._events = BEFORE_IT if self._fewer and self._events == IN_LINE else IN_LINE
             self._register(listening)
 
+    def descriptors(self) -> list[int]:
+        """What is open here."""
+        return [] if self._epoll is None else [self._epoll.fileno()]
+
     def tick(self) -> None:
         """Once a second: look whether a client waits for whom another worker was woken that has not come since."""
         self._look()

@@ -193,6 +193,7 @@ class Watchdog:
             caller = threading.Thread(target=register, args=(dump,))
             caller.start()
             caller.join()
+        self._dumps = dump is not None
         self.abilities: dict[str, Any] = {"signal": int(DUMP_SIGNAL), "loop_thread": self._loop_thread}
         """For the listener: how it can have the stacks, and which thread the loop runs in."""
 
@@ -203,6 +204,12 @@ class Watchdog:
     def know(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop whose tasks are told of."""
         self._loop = loop
+
+    def let_go(self) -> None:
+        """In a forked child: there is no such thread, and nobody asks."""
+        self._watch = None
+        if self._dumps:
+            faulthandler.unregister(DUMP_SIGNAL)
 
     # In the loop's thread
 

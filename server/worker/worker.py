@@ -15,7 +15,7 @@ from typing import Final
 
 import anyio
 
-from server import access_log, descriptors, logs, specification
+from server import access_log, descriptors, forks, logs, specification
 from server.address import Address
 from server.app import link
 from server.app.draining import draining
@@ -125,6 +125,8 @@ class Worker:
         last_resort.watch(self.channel.fileno(), self._time_to_leave)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
+        forks.claim(asyncio.get_running_loop())
+        forks.own(self._let_go)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._obey)
             tasks.start_soon(self.outbox.run)
@@ -170,6 +172,13 @@ class Worker:
         self.hub.link.take("retire", lambda _: work.retire())
         self.hub.link.at_close(work.retire)
         link.enter(self.hub.link)
+        forks.in_child(self.hub.link.let_go)
+
+    def _let_go(self) -> list[int]:
+        """In a forked child: what was opened after the application's first code had run."""
+        parts = (self.order, self.acceptor, self.departures, self.arrivals) if hasattr(self, "arrivals") else ()
+        clients = self.service.let_go(forks.Ended()) if hasattr(self, "service") else []
+        return [*clients, *(each for part in parts for each in part.descriptors())]
 
     async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
         """An order to leave ends a start that has not come to its end (it does nothing after that)."""
@@ -187,6 +196,7 @@ class Worker:
         except UsageError:
             raise
         except BaseException as error:  # no wait is in there that could be cancelled
+            forks.leave(error)
             detail = application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
         self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, draining)
