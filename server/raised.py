@@ -10,6 +10,7 @@ has been and ends after `MOST` exceptions; kinds are told by the type. Nothing h
 from __future__ import annotations
 
 import asyncio
+import time
 from types import TracebackType
 from typing import Any, Final
 
@@ -114,13 +115,15 @@ _TOLD: Final = "_serve_told"
 
 def mark_told(error: BaseException) -> None:
     """Its traceback is in the log, though it may be on its way to somebody who will want to log it."""
-    BaseException.__setattr__(error, _TOLD, True)
-
-
-def was_told(error: BaseException) -> bool:
-    """Whether `mark_told` was called since this was last asked: an exception may be raised a second time."""
     noted: dict[str, Any] = _slots["__dict__"].__get__(error)
-    return noted.pop(_TOLD, False) is True
+    noted[_TOLD] = time.monotonic()
+
+
+def was_told(error: BaseException, within: float = 1.0) -> bool:
+    """Whether `mark_told` was called in the last `within` seconds: one object may be raised again and again."""
+    noted: dict[str, Any] = _slots["__dict__"].__get__(error)
+    at = noted.get(_TOLD)
+    return at is not None and time.monotonic() - at <= within
 
 
 def innermost(error: BaseException) -> str:

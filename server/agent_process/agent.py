@@ -35,6 +35,7 @@ from server.worker import last_resort
 from server.worker.beginning import Beginning, failure, leave_within
 from server.worker.gauges import Gauges
 from server.worker.hub_socket import HubSocket
+from server.worker.running import hidden
 from server.worker.ticker import PERIOD
 
 T = TypeVar("T")
@@ -86,9 +87,9 @@ class AgentProcess:
         forks.claim(asyncio.get_running_loop())
         status = 0
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._obey)
-            tasks.start_soon(self.outbox.run)
-            tasks.start_soon(self._beat)
+            tasks.start_soon(hidden, self._obey)
+            tasks.start_soon(hidden, self.outbox.run)
+            tasks.start_soon(hidden, self._beat)
             try:
                 await self._live()
             except (StartError, UsageError) as error:

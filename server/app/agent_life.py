@@ -70,7 +70,8 @@ class Life:
                 asyncio.get_running_loop().call_soon(self._begun.set)  # in the turn after its first step
                 await made
         except asyncio.CancelledError as error:
-            return None if self._leave.is_set() else error
+            cancelled = self._task is not None and self._task.cancelling() > 0  # by `finish`, not by its own code
+            return None if self._leave.is_set() and cancelled else error
         except NoReceiver as error:
             # at a stop no worker takes what it hands out: it ends a little before it is cancelled
             return None if draining() and not self._inside and not self._leave.is_set() else error

@@ -8,6 +8,7 @@ code of an extension that never gives it up cannot be ended this way.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -15,19 +16,21 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from server import output
+
 PERIOD: Final = 0.1  # seconds between two looks at how long there is left
 
 
-def watch(channel: int, allowed: Callable[[], float]) -> None:
+def watch(channel: int, allowed: Callable[[], float], last: Callable[[], None] = lambda: None) -> None:
     """Once the other end of the socket `channel` has closed, end the process if it still lives after `allowed()` s.
 
-    `allowed` is asked again and again, since the worker may begin to serve meanwhile.
+    `allowed` is asked again and again, since the worker may begin to serve meanwhile; `last` is called before the end.
     """
     own = os.dup(channel)  # stays valid whatever becomes of the original
-    threading.Thread(target=_wait, args=(own, allowed), name="serve-last-resort", daemon=True).start()
+    threading.Thread(target=_wait, args=(own, allowed, last), name="serve-last-resort", daemon=True).start()
 
 
-def _wait(channel: int, allowed: Callable[[], float]) -> None:
+def _wait(channel: int, allowed: Callable[[], float], last: Callable[[], None]) -> None:
     poll = select.poll()
     poll.register(channel, 0)  # POLLHUP is always reported
     while not poll.poll():
@@ -35,4 +38,7 @@ def _wait(channel: int, allowed: Callable[[], float]) -> None:
     end = time.monotonic()
     while time.monotonic() < end + allowed():
         time.sleep(PERIOD)
+    with contextlib.suppress(BaseException):
+        last()
+        output.current().finish()
     os._exit(1)

@@ -28,7 +28,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], new_loop: Callable[[], async
     try:
         asyncio.set_event_loop(loop)
         uncaught.watch(loop)
-        return _complete(loop, main())
+        return _complete(loop, hidden(main))
     finally:
         for wind_up in (_cancel_the_rest, loop.shutdown_asyncgens, loop.shutdown_default_executor):
             try:
@@ -37,6 +37,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], new_loop: Callable[[], async
                 log.error(
                     "the event loop did not end in order", exc_info=exc_info(error), extra=about("internal_error")
                 )
+                break  # the loop itself cannot run
         asyncio.set_event_loop(None)
         loop.close()
 
@@ -48,8 +49,8 @@ def _complete(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]
         try:
             loop.run_until_complete(task)
         except BaseException as error:
-            if task.done() and not task.cancelled() and task.exception() is error:
-                break
+            if task.done() and (task.cancelled() or task.exception() is error):
+                break  # its own
             if not is_a(error, Exception):
                 uncaught.told_of_exit(error)
             elif is_a(error, RuntimeError) and not task.done() and not loop.is_closed():
@@ -57,6 +58,17 @@ def _complete(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]
             else:
                 raise
     return task.result()
+
+
+async def hidden(function: Callable[..., Coroutine[Any, Any, T]], *given: Any) -> T:
+    """Run a coroutine function of the server's own in the present task, which `asyncio.all_tasks()` does not show.
+
+    "Cancel all tasks but this one" is how many an application tidies up at its shutdown: it means its own.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.tasks._unregister_task(task)  # as the documentation of asyncio has it, "Extending"
+    return await function(*given)
 
 
 async def _cancel_the_rest() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import sys
 import threading
 from types import TracebackType
@@ -38,8 +39,9 @@ def watch(loop: asyncio.AbstractEventLoop) -> None:
 
 def told_of_exit(error: BaseException) -> None:
     """A task or callback of the application's has raised what ends a loop; it does not end this one."""
-    _tell(f"{name_of(type(error))} was raised in a task or callback of the application; the process goes on", error)
-    mark_told(error)
+    if not was_told(error):
+        _tell(f"{name_of(type(error))} was raised in a task or callback of the application; the process goes on", error)
+        mark_told(error)
 
 
 def told_of_stop() -> None:
@@ -65,14 +67,25 @@ def _unraisable(args: Any) -> None:
 
 def _loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    if error is not None and was_told(error):
+    if error is not None and was_told(error, math.inf):
         return
     text = shortened(str(context.get("message") or "an exception in the event loop"), OBJECT_LIMIT)
     for key in ("task", "future", "handle", "protocol", "transport", "asyncgen"):
-        if context.get(key) is not None:
-            text += f" ({key}: {_said(context[key])})"
+        if (thing := context.get(key)) is not None:
+            text += f" ({_task(thing) if issubclass(type(thing), asyncio.Future) else _said(thing)})"
             break
     _tell(text, error)
+    if error is not None and not is_a(error, Exception):
+        mark_told(error)  # uvloop throws a task away before it tells of what has ended the loop
+
+
+def _task(future: asyncio.Future[Any]) -> str:
+    """Which one: what it says of itself holds the whole exception."""
+    if not isinstance(future, asyncio.Task):
+        return "a future"
+    coroutine = future.get_coro()
+    name = getattr(coroutine, "__qualname__", "")
+    return shortened(f"{future.get_name()}, {name}", OBJECT_LIMIT)
 
 
 def _said(thing: Any) -> str:

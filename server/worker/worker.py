@@ -43,6 +43,7 @@ from server.worker.hub_socket import HubSocket
 from server.worker.lifespan import Lifespan
 from server.worker.neighbours import Neighbours
 from server.worker.room import Room
+from server.worker.running import hidden
 from server.worker.ticker import Ticker
 from server.worker.wake_order import LoopFactory, WakeOrder
 from server.worker.watchdog import Watchdog
@@ -122,18 +123,18 @@ class Worker:
 
     async def run(self) -> int:
         """Live; return the exit status."""
-        last_resort.watch(self.channel.fileno(), self._time_to_leave)
+        last_resort.watch(self.channel.fileno(), self._time_to_leave, self.flush_access_log)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
         forks.claim(asyncio.get_running_loop())
         forks.own(self._let_go)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._obey)
-            tasks.start_soon(self.outbox.run)
+            tasks.start_soon(hidden, self._obey)
+            tasks.start_soon(hidden, self.outbox.run)
             status = 0
             try:
                 with anyio.CancelScope() as starting:
-                    tasks.start_soon(self._cancel_when_ordered, starting)
+                    tasks.start_soon(hidden, self._cancel_when_ordered, starting)
                     await self._start()
                 if not self._ordered.is_set():
                     self._ready = True
@@ -230,7 +231,7 @@ class Worker:
         self.watchdog.watch(self.cells, self.config.block_warn)
         ticker = Ticker(self.service, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(ticker.run)
+            tasks.start_soon(hidden, ticker.run)
             await self._ordered.wait()
             if self._order is Order.QUIT:
                 self.acceptor.stop(last_look=False)
@@ -260,8 +261,8 @@ class Worker:
             if self.hub is not None:
                 await work.told()  # of which the hub has been told before this worker was told to retire
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._leave_at_once, tasks.cancel_scope)
-                tasks.start_soon(self._close_remaining)
+                tasks.start_soon(hidden, self._leave_at_once, tasks.cancel_scope)
+                tasks.start_soon(hidden, self._close_remaining)
                 await self._empty()
                 tasks.cancel_scope.cancel()
         self._hammer()

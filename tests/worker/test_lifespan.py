@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.errors import StartError
 from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send
+from server.raised import is_a
 from server.worker.lifespan import Lifespan
+from tests.raising import Graph, graphs
 
 COMPLETE: Message = {"type": "lifespan.startup.complete"}
 
@@ -141,3 +148,74 @@ def test_what_an_application_says_of_being_cancelled_is_not_logged(caplog: pytes
 
     anyio.run(main)  # which cancels what has not ended
     assert caplog.records == []
+
+
+@settings(max_examples=100)
+@given(graph=graphs(), before=st.booleans(), later=st.booleans())
+def test_whatever_the_startup_raises_is_a_failure_at_once(graph: Graph, before: bool, later: bool) -> None:
+    """Only an Exception from one that has asked for nothing says that it does not know the protocol."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if not before:
+            await receive()
+        if later:
+            await anyio.lowlevel.checkpoint()
+        raise graph.error
+
+    if before and is_a(graph.error, Exception):
+        assert run(application)["served"]
+        return
+    with pytest.raises(StartError) as failed:
+        run(application)
+    assert 0 < len(failed.value.detail) < 200_000
+
+
+@settings(max_examples=100)
+@given(graph=graphs(), later=st.booleans())
+def test_whatever_the_shutdown_raises_is_told_and_ends_it(graph: Graph, later: bool) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.__dict__)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(COMPLETE)
+        await receive()
+        if later:
+            await anyio.lowlevel.checkpoint()
+        raise graph.error
+
+    logger, handler = logging.getLogger("serve"), Handler()
+    logger.addHandler(handler)
+    try:
+        assert run(application)["served"]
+    finally:
+        logger.removeHandler(handler)
+    assert [record["event"] for record in told] == ["lifespan_failed"]
+    assert 0 < len(told[0]["about"]["detail"]) < 200_000
+
+
+def test_one_that_cancels_itself_has_failed() -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await anyio.sleep_forever()
+
+    with pytest.raises(StartError, match="raised an exception in its lifespan startup"):
+        run(application)
+
+
+@pytest.mark.parametrize("event", ["lifespan.startup", "lifespan.shutdown"])
+def test_one_that_returns_without_an_answer_is_told_of(event: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != event:
+            await send(COMPLETE)
+
+    assert run(application)["served"]
+    (record,) = caplog.records
+    assert getattr(record, "event", "") == "lifespan_unanswered"
+    assert event in record.getMessage()
