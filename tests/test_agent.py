@@ -379,9 +379,18 @@ def test_who_looks_at_a_server_without_its_agent_is_told_so(tmp_path: Path) -> N
 
 def test_an_agent_that_returns_stays_for_its_messages(tmp_path: Path) -> None:
     write(tmp_path)
-    with running("app:app", "--agent", "app:returns", directory=tmp_path) as server:
+    with running("app:app", "--agent", "app:returns", "--admin", "127.0.0.1:0", directory=tmp_path) as server:
         assert ask(server)["agent"][2] is True
-        assert "has returned" in server.log()
+        assert len(server.logged(r"warning: the agent of generation 1 has returned, and is not called again")) == 1
+        assert agent_states(server.status()) == ["returned"]
+        assert "the agent has returned" in command(server, "status")
+        assert "returned" in command(server, "workers")
+        assert "the agent has returned" in command(server, "top", "--once", "--interval", "0.2")
+        deadline = time.monotonic() + PATIENCE
+        while not (page := seen_by_the_page(server))["now"]["agent_returned"]:
+            assert time.monotonic() < deadline, page
+        assert page["now"]["agent_missing"] is False
+        assert server.status()["agent_trouble"] == ""
         server.reload()
         assert ask(server)["agent"][2] is True
         assert server.stop() == 0

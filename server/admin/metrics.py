@@ -90,6 +90,8 @@ class ServerCollector(Collector):
         yield workers
         if (active := self._view.agent_active()) is not None:
             yield gauge("serve_agent_active", "1 while an agent is active.", active)
+            returned = self._view.agent_returned()
+            yield gauge("serve_agent_returned", "1 while its process is there and its function has returned.", returned)
         restarts = CounterMetricFamily(
             "serve_worker_restarts", "Workers started beside those of a new generation.", labels=["cause"]
         )

@@ -98,6 +98,10 @@ class View:
             return None
         return any(each["state"] == "active" for each in self.state["agents"])
 
+    def agent_returned(self) -> bool:
+        """Whether the function of the agent has returned: its process is there, and does not do its work."""
+        return any(each["state"] == "returned" for each in self.state.get("agents", []))
+
     def workers(self, reading: Reading) -> list[tuple[dict[str, Any], Words]]:
         """Each living worker and agent that the listener told of, with its row of `reading`."""
         return [

@@ -28,6 +28,7 @@ STYLES: Final = {
     "prepared": ("●", "cyan", "prepared"),
     "entering": ("●", "bright_cyan", "entering"),
     "active": ("●", "green", "active"),
+    "returned": ("●", "yellow", "returned"),
     "finishing": ("○", "magenta", "finishing"),
     "killed": ("×", "red", "killed"),
 }

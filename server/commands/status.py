@@ -36,6 +36,11 @@ def health(found: dict[str, Any]) -> str:
     return f"in lame duck for {span(found['lame_duck']['since'])}, until {found['lame_duck']['until']}"
 
 
+def agent_returned(found: dict[str, Any]) -> bool:
+    """Whether the function that the agent is has returned."""
+    return any(agent["state"] == "returned" for agent in found.get("agents", []))
+
+
 def _server(found: dict[str, Any]) -> Iterator[str]:
     yield f"serve {found['server']}, PID {found['pid']}: {found['state']}, {health(found)}"
     yield f"{found['app']} on {', '.join(found['listening'])}, up for {span(found['uptime'])}"
@@ -65,6 +70,8 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
         yield f"slot {slot} is empty: {trouble}"
     if found.get("agent_trouble"):
         yield f"there is no agent: {found['agent_trouble']}"
+    if agent_returned(found):
+        yield "the agent has returned: its process stays for its messages and schedules alone (docs/agent.md)"
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from server.commands.command import counted, memory, span
 from server.commands.reload_view import STYLES
+from server.commands.status import agent_returned
 from server.commands.top_charts import Column, bar, columns, marks, rounded_up
 from server.commands.top_samples import Samples, WorkerRate, processes
 
@@ -112,6 +113,8 @@ def _state(status: dict[str, Any]) -> Text:
         state.append(f"● slot {', '.join(status['degraded'])} empty", "red")
     elif status.get("agent_trouble"):
         state.append("● no agent", "red")
+    elif agent_returned(status):
+        state.append("● the agent has returned", "yellow")
     else:
         state.append("● healthy", "green")
     if (starting := status["starting"]) is not None:
@@ -277,7 +280,7 @@ def _worker(worker: dict[str, Any], rate: WorkerRate, most: float, *, wide: bool
     hue = colour(worker["generation"])
     sign, style, word = STYLES.get(worker["state"], ("?", "", worker["state"]))
     heard = worker["heard"]
-    if worker["state"] in ("serving", "active") and heard is not None and heard > 3:
+    if worker["state"] in ("serving", "active", "returned") and heard is not None and heard > 3:
         sign, style, word = "■", "bold red", "blocked"
     elif worker.get("recycling"):
         word, style = "recycling", "yellow"

@@ -15,6 +15,7 @@ from typing import Any
 
 from server.listener import events as e
 from server.listener.lifecycle import (
+    AT_WORK,
     COMING,
     END_TIMEOUT,
     LEASED,
@@ -59,7 +60,7 @@ class Agents:
     def has_passed(self, generation: Generation) -> bool:
         """Whether the agent of this generation is active, or nobody's is, if it has none."""
         if generation.policy.agent:
-            return self.of(generation, AgentState.ACTIVE) is not None
+            return self.of(generation, *AT_WORK) is not None
         return self.holder() is None
 
     def next_deadline(self, now: float, holder: Generation | None) -> float:
@@ -152,8 +153,13 @@ class Agents:
     def returned(self, agent: Agent) -> None:
         """Its function has returned."""
         if agent.state is AgentState.ACTIVE:
-            text = f"{agent} has returned: it goes on with its messages and schedules alone"
-            self._say_of(agent, logging.INFO, "agent_returned", text)
+            agent.become(AgentState.RETURNED)
+            text = (
+                f"{agent} has returned, and is not called again before a reload: its process stays for messages and "
+                "schedules alone. If it was to go on, look why it ended; if this is all that it has to do, let it end "
+                "with `await draining.wait()`"
+            )
+            self._say_of(agent, logging.WARNING, "agent_returned", text)
 
     def failed(self, agent: Agent, now: float) -> bool:
         """It says that it failed, and ends by itself. True if it was wanted."""
@@ -168,7 +174,7 @@ class Agents:
 
     def blocked(self, agent: Agent, now: float) -> bool:
         """Its loop does not turn: it is to finish, and most likely will be killed. True if it was wanted."""
-        if agent.state is not AgentState.ACTIVE:
+        if agent.state not in AT_WORK:
             return False
         self._let_go(agent, now, "blocked")
         return True
@@ -186,7 +192,7 @@ class Agents:
         agent.become(AgentState.GONE)
         del self.all[agent.id]
         how += f" ({agent.stuck})" if agent.stuck else ""
-        if before is AgentState.ACTIVE:
+        if before in AT_WORK:
             text = f"{agent} died: {how}"
             self._say_of(agent, logging.ERROR, "agent_died", text, how=how, state=before.value)
             return f"it died: {how}"
@@ -272,7 +278,7 @@ class Agents:
         agent.deadline = math.inf
 
     def _vacate(self, agent: Agent, now: float) -> None:
-        if agent.state is AgentState.ACTIVE:
+        if agent.state in AT_WORK:
             self.vacant_since = now
 
     def _say_of(self, agent: Agent, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:

@@ -24,7 +24,7 @@ from server.listener import events as e
 from server.listener import stacks
 from server.listener.child import Child
 from server.listener.crew import Crew
-from server.listener.lifecycle import Agent, AgentState, WorkerState
+from server.listener.lifecycle import AT_WORK, Agent, WorkerState
 
 BEAT: Final = 1.0
 """Seconds between two heartbeats (`server.worker.ticker.PERIOD`)."""
@@ -34,7 +34,7 @@ LONGEST_PERIOD: Final = 5.0
 """Seconds between two looks at most; also how soon a new `--worker-timeout` counts."""
 STACKS_TIME: Final = 3.0
 """Seconds that a blocked worker has to tell its stacks before its replacement is asked for."""
-WATCHED: Final = frozenset({WorkerState.SERVING, AgentState.ACTIVE})
+WATCHED: Final = AT_WORK | {WorkerState.SERVING}
 """States in which a loop has to turn."""
 
 log = logging.getLogger("serve")

@@ -50,6 +50,7 @@ class AgentState(enum.Enum):
     PREPARED = "prepared"  # said so; nothing of its work has begun
     ENTERING = "entering"  # it has the lease and was told to begin
     ACTIVE = "active"
+    RETURNED = "returned"  # its function has, and is not called again; its messages and schedules go on
     FINISHING = "finishing"  # told to finish, or failed: it ends by itself, or is killed at the deadline
     KILLED = "killed"  # it had the lease, and has it until it has been reaped
     ENDING = "ending"  # it never had the lease, and was told to quit or killed
@@ -60,7 +61,8 @@ AGENT_TRANSITIONS: Final[Mapping[AgentState, frozenset[AgentState]]] = {
     AgentState.STARTING: frozenset({AgentState.PREPARED, AgentState.ENDING, AgentState.GONE}),
     AgentState.PREPARED: frozenset({AgentState.ENTERING, AgentState.ENDING, AgentState.GONE}),
     AgentState.ENTERING: frozenset({AgentState.ACTIVE, AgentState.FINISHING, AgentState.KILLED, AgentState.GONE}),
-    AgentState.ACTIVE: frozenset({AgentState.FINISHING, AgentState.KILLED, AgentState.GONE}),
+    AgentState.ACTIVE: frozenset({AgentState.RETURNED, AgentState.FINISHING, AgentState.KILLED, AgentState.GONE}),
+    AgentState.RETURNED: frozenset({AgentState.FINISHING, AgentState.KILLED, AgentState.GONE}),
     AgentState.FINISHING: frozenset({AgentState.KILLED, AgentState.GONE}),
     AgentState.KILLED: frozenset({AgentState.GONE}),
     AgentState.ENDING: frozenset({AgentState.GONE}),
@@ -69,9 +71,11 @@ AGENT_TRANSITIONS: Final[Mapping[AgentState, frozenset[AgentState]]] = {
 
 COMING: Final = frozenset({AgentState.STARTING, AgentState.PREPARED})
 """States of an agent that does not have the lease yet."""
-LEASED: Final = frozenset({AgentState.ENTERING, AgentState.ACTIVE, AgentState.FINISHING, AgentState.KILLED})
+AT_WORK: Final = frozenset({AgentState.ACTIVE, AgentState.RETURNED})
+"""States of an agent that others can send messages to, and that is not to leave."""
+LEASED: Final = AT_WORK | {AgentState.ENTERING, AgentState.FINISHING, AgentState.KILLED}
 """States of an agent that has the lease: never two at a time."""
-STANDING: Final = COMING | {AgentState.ENTERING, AgentState.ACTIVE}
+STANDING: Final = COMING | AT_WORK | {AgentState.ENTERING}
 """States of an agent in whose place no other is to be started."""
 
 

@@ -27,7 +27,7 @@ from server.hub.frames import packed, unpacked
 from server.hub.hub import HubSettings, Order, Role
 from server.link_socket import LinkSocket
 from server.listener import events as e
-from server.listener.lifecycle import AgentState, Process, ServerState, Worker, WorkerState
+from server.listener.lifecycle import AT_WORK, AgentState, Process, ServerState, Worker, WorkerState
 from server.listener.supervisor import Supervisor
 from server.scoreboard import Header, Scoreboard
 from server.store.location import is_url
@@ -317,7 +317,7 @@ def hub_settings(config: Config) -> HubSettings:
 
 def _order(worker: Process, supervisor: Supervisor) -> Order:
     if not isinstance(worker, Worker):
-        if worker.state is AgentState.ACTIVE:
+        if worker.state in AT_WORK:
             return Order.SERVE
         return Order.RETIRE if worker.state in _AGENT_LEAVES else Order.START
     if worker.state in (WorkerState.RETIRING, WorkerState.ENDING):

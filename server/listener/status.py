@@ -15,7 +15,7 @@ from server import __version__
 from server.listener.child import Child
 from server.listener.history import History
 from server.listener.lame_duck import LameDuck
-from server.listener.lifecycle import Agent, Worker
+from server.listener.lifecycle import AT_WORK, Agent, Worker
 from server.listener.supervisor import Supervisor
 from server.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
 
@@ -27,6 +27,7 @@ DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS)
 RECENT: Final = 20
 """Records that the status brings along."""
 RECENT_MEMBERS: Final = ("at", "level", "event", "text")
+HERE: Final = frozenset(state.value for state in AT_WORK)
 
 
 def status(
@@ -76,7 +77,7 @@ def status(
         ],
         "workers": workers,
         "agents": agents,
-        "agent_trouble": "" if any(a["state"] == "active" for a in agents) else supervisor.agents.restart.trouble,
+        "agent_trouble": "" if any(a["state"] in HERE for a in agents) else supervisor.agents.restart.trouble,
         "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
         "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -534,8 +535,14 @@ def test_one_that_returns_stays() -> None:
     shell = AgentShell().up()
     agent = shell.one()
     shell.send(e.AgentReturned(agent))
-    assert agent.state is AgentState.ACTIVE
-    assert shell.said("agent_returned")
+    assert agent.state is AgentState.RETURNED
+    (said,) = shell.said("agent_returned")
+    assert said.level == logging.WARNING
+    shell.send(e.AgentReturned(agent))
+    assert len(shell.said("agent_returned")) == 1
+    assert len(shell.agents(AgentState.STARTING)) == 0
+    shell.send(e.AgentBlocked(agent, "its event loop has been blocked for 60 s"))
+    assert shell.of(e.TellFinish)[-1].agent is agent
 
 
 def test_one_that_waits_for_another_servers_says_so() -> None:

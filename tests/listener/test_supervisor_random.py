@@ -34,7 +34,7 @@ from server.listener.supervisor_estate import at_rest, from_state, to_state
 
 RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}
 """States that a worker may be in for ever: nothing is waited for."""
-WAITING = {AgentState.PREPARED, AgentState.ACTIVE}
+WAITING = {AgentState.PREPARED, AgentState.ACTIVE, AgentState.RETURNED}
 """The same for an agent."""
 HURRIED = {ServerState.STOPPING, ServerState.ENDING, ServerState.STOPPED}
 PLENTY = 2000

@@ -239,6 +239,7 @@ function notes() {
   if (now.lame_duck) found.push(element("span", "chip warn", "lame duck"));
   for (const slot of now.degraded) found.push(element("span", "chip bad", `slot ${slot} degraded`));
   if (now.agent_missing) found.push(element("span", "chip bad", "no agent"));
+  if (now.agent_returned) found.push(element("span", "chip warn", "the agent has returned"));
   if (data.reloads.at(-1)?.outcome === "refused") found.push(element("span", "chip bad", "the newest reload was refused"));
   return found;
 }
