@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.frameworks.driving import APPLICATIONS, Traffic, client, reload, serving
-from tests.running import PATIENCE, ROOT
+from tests.running import PATIENCE, ROOT, until
 
 pytestmark = pytest.mark.frameworks("flask", "a2wsgi", "starlette", "django", "httpx")
 FRAMEWORKS = {"flask": ("--interface", "wsgi"), "starlette": (), "django": ()}
@@ -47,6 +48,20 @@ def test_a_view_asks_all_there_is_and_nothing_is_lost_over_a_reload(framework: s
             ask(asking)
         assert sorted(numbers) == list(range(1, len(numbers) + 1))
         assert server.stop() == 0
+
+
+def test_who_is_no_worker_or_none_any_more_is_told_so(tmp_path: Path) -> None:
+    arguments = ("--factory", "--interface", "wsgi", "--graceful-timeout", "0.5")
+    with serving("sync_app:flask", tmp_path, *arguments) as server, client(server) as asking:
+        told = asking.get("/forked").raise_for_status().json()
+        assert len(told) == 2
+        assert all(text.startswith("LinkClosed: this process was forked") for text in told)
+        with ThreadPoolExecutor(1) as threads:
+            cut = threads.submit(asking.get, "/hold")
+            until((tmp_path / "holds").exists, "the handler has begun")
+            server.stop()
+            assert isinstance(cut.exception(PATIENCE), httpx.RemoteProtocolError)
+        until(lambda: (tmp_path / "held").read_text().startswith("LinkClosed: the event loop of this process"), "so")
 
 
 @pytest.mark.once

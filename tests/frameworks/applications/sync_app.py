@@ -68,11 +68,41 @@ def calls() -> dict[str, Any]:
     }
 
 
+def forked() -> list[str]:
+    """What a child of a worker is told."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            told = [attempt(lambda: shared.sync.incr("n")), attempt(lambda: asyncio.run(messenger.broadcast("news")))]
+            os.write(writing, "\n".join(told).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading) as pipe:
+        return pipe.read().splitlines()
+
+
+def hold() -> None:
+    """Wait for what takes longer than the worker has, and write down how that ended."""
+    with open("held", "w") as file:
+        file.write(attempt(lambda: messenger.sync.call("hold", timeout=60)))
+
+
+@messenger.on("hold")
+async def held(message: Message) -> None:
+    os.mkdir("holds")
+    await asyncio.sleep(60)
+
+
 def flask() -> Any:
     from flask import Flask
 
     app = Flask(__name__)
     app.get("/calls")(calls)
+    app.get("/forked")(forked)
+    app.get("/hold")(hold)
     return app
 
 
