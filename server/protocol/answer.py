@@ -495,8 +495,12 @@ class Answer:
         self.state = OVER
         self._remaining = DROPPED_AT_MOST
         self._patience = self.service.loop.call_later(DROP_TIME, self._tell_over)
+        connection = self.connection
+        if connection.behind is None:
+            connection.behind = set()
+        connection.behind.add(self)  # type: ignore[arg-type]  # an Exchange
         self._count()
-        self.connection.answered(self)  # type: ignore[arg-type]  # an Exchange
+        connection.answered(self)  # type: ignore[arg-type]
 
     async def _pass_over(self, message: Message, kind: object) -> None:
         """What the application sends behind a response that is complete without content. Gives way."""
@@ -508,9 +512,7 @@ class Answer:
         if size:
             self._content_dropped()
         if not message.get("more_body", False):
-            self._patience.cancel()
-            self.state = DONE
-            self.wake()
+            self._leave_over(DONE)
             return
         self._remaining -= size
         if self._remaining < 0:
@@ -520,10 +522,15 @@ class Answer:
     def _tell_over(self) -> None:
         """From now on `receive` says that the client has gone, and soon `send` does (`_drop`)."""
         if self.state is OVER:
-            self._patience.cancel()
-            self.state = LOST
             self._dropped = 0.0
-            self.wake()
+            self._leave_over(LOST)
+
+    def _leave_over(self, state: State) -> None:
+        self._patience.cancel()
+        if self.connection.behind:
+            self.connection.behind.discard(self)
+        self.state = state
+        self.wake()
 
     def _content_dropped(self) -> None:
         """There is content in a response that has none: a mistake, unless it is the answer to HEAD."""

@@ -180,6 +180,9 @@ class Http1Connection(Lifecycle):
         self._buffer.clear()
         if exchange is not None:
             exchange.lose()
+        if self.behind:
+            for each in list(self.behind):
+                each.lose()
         self.write_paused = False
         self.drop_held()
         self.wake_writers()

@@ -80,6 +80,7 @@ class Lifecycle(WriteSide):
         "_allowance",
         "_buffer",
         "_record",
+        "behind",
         "client",
         "deadline",
         "eof",
@@ -106,6 +107,8 @@ class Lifecycle(WriteSide):
         self.state = State.NEW
         self.deadline = INFINITY
         self.exchange: Exchange | None = None
+        self.behind: set[Exchange] | None = None
+        """Those whose response is over and whose application goes on sending; they are told when the client goes."""
         self.eof = False
         """The client has shut down its write side. It may still read: what it has sent whole is answered."""
         self._buffer = bytearray()  # what has arrived and belongs to no request yet
@@ -368,4 +371,5 @@ class Lifecycle(WriteSide):
             return
         self._become(CLOSED)
         self._close_books()
+        self.behind = None  # the client has not gone
         self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too

@@ -164,6 +164,30 @@ def test_much_content_is_not_waited_for(serve: Serve) -> None:
     assert sizes[0] < 2 << 20 or server.loop.time() - begun > DROP_TIME  # the bound on bytes, or that on time
 
 
+def test_a_call_is_told_at_once_when_its_client_leaves(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.protocol.answer.DROP_TIME", 1000.0)
+    told: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/after":
+            await respond(send, b"after")
+            return
+        await read(receive)
+        await send(start())
+        await send(body(CHUNK, more=True))
+        told.append(await receive())
+
+    server = serve(app)
+    client = server.connect()
+    client.send(HEAD + PING + HEAD)  # two calls behind, and none in progress
+    for _ in range(3):
+        client.read_until(b"\r\n\r\n")
+    client.close()
+    server.until(lambda: len(told) == 2 and not server.service.connections)
+    assert told == [{"type": "http.disconnect"}] * 2
+    assert server.connection().behind == set()
+
+
 def test_clients_that_leave_leave_no_calls_behind(serve: Serve) -> None:
     app = Streams()
     server = serve(app)
