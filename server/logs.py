@@ -260,6 +260,11 @@ class _LineHandler(logging.Handler):
         if self.file is not None:
             self.file = _Anew(self.file.path)
 
+    def forget(self) -> None:
+        """Begin anew in a child."""
+        self._writing = False
+        self._meanwhile.clear()
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Do something with the file; what is logged meanwhile is written behind it."""
@@ -326,6 +331,15 @@ def _coloured(path: str) -> bool:
 
 
 _handler: _LineHandler | None = None
+
+
+def _in_a_child() -> None:
+    """A fork may have come in the middle of a line, which the parent writes."""
+    if _handler is not None:
+        _handler.forget()
+
+
+os.register_at_fork(after_in_child=_in_a_child)
 
 
 def configure(config: Config, role: str, **always: object) -> None:

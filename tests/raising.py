@@ -11,8 +11,12 @@ from server.protocol.service import ClientDisconnected
 from server.raised import name_of
 
 
+class Refusal(BaseException):
+    """Of a special method. Not SystemExit, which would end the tests where pytest shows such an object."""
+
+
 def _refuses(*given: Any, **more: Any) -> Any:
-    raise SystemExit("a special method of an exception")
+    raise Refusal
 
 
 class Hostile(Exception):
@@ -49,7 +53,7 @@ class Hidden(type):
 
     def __getattribute__(cls, name: str) -> Any:
         if name in ("__name__", "__qualname__", "__module__"):
-            raise KeyboardInterrupt
+            raise Refusal
         return super().__getattribute__(name)
 
 

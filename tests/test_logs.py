@@ -63,6 +63,23 @@ def test_a_traceback_keeps_its_lines_and_loses_its_control_characters(log_file: 
     assert text.endswith("ValueError: red \\x1b[31m and \\x0d back\n")
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_line_is_long(tmp_path: Path, log_format: str) -> None:
+    """Whatever it holds of other people's text."""
+    logs.configure(Config(log_file=str(tmp_path / "log"), log_format=log_format), "listener")
+    much = "x" * 30_000_000
+    try:
+        logging.getLogger("serve").error("%s", much, extra=logs.about("log", path=much, detail=much))
+        raise ValueError(much)
+    except ValueError:
+        logging.getLogger("serve.error").exception("the application failed")
+    finally:
+        logs.finish()
+    text = (tmp_path / "log").read_text()
+    assert text.count("characters are left out here") == (4 if log_format == "json" else 3)
+    assert len(text) < 200_000
+
+
 def test_a_wrong_record_raises_nothing(log_file: Path) -> None:
     ours = logging.getLogger("serve").handlers[0]  # beside it stand pytest's own, which do raise
     for message, arguments in (("%d", ("no number",)), ("surrogate \udc80", ())):

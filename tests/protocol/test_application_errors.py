@@ -114,7 +114,7 @@ def cycle() -> Graph:
 
 
 @pytest.mark.parametrize("when", HTTP)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(graph=graphs(), later=st.booleans(), ruins=st.booleans())
 @example(graph=cycle(), later=True, ruins=False)
 def test_http(place: Place, when: str, graph: Graph, later: bool, ruins: bool) -> None:
@@ -142,7 +142,7 @@ WEBSOCKET: Final[dict[str, tuple[tuple[Message, ...], bytes]]] = {
 
 
 @pytest.mark.parametrize("when", WEBSOCKET)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(graph=graphs(), later=st.booleans(), ruins=st.booleans())
 def test_websockets(place: Place, when: str, graph: Graph, later: bool, ruins: bool) -> None:
     said, begins = WEBSOCKET[when]

@@ -150,7 +150,7 @@ def test_what_an_application_says_of_being_cancelled_is_not_logged(caplog: pytes
     assert caplog.records == []
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(graph=graphs(), before=st.booleans(), later=st.booleans())
 def test_whatever_the_startup_raises_is_a_failure_at_once(graph: Graph, before: bool, later: bool) -> None:
     """Only an Exception from one that has asked for nothing says that it does not know the protocol."""
@@ -170,7 +170,7 @@ def test_whatever_the_startup_raises_is_a_failure_at_once(graph: Graph, before: 
     assert 0 < len(failed.value.detail) < 200_000
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(graph=graphs(), later=st.booleans())
 def test_whatever_the_shutdown_raises_is_told_and_ends_it(graph: Graph, later: bool) -> None:
     told: list[dict[str, Any]] = []
