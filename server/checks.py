@@ -7,10 +7,12 @@ mean those in the directory that the server was started in.
 from __future__ import annotations
 
 import grp
+import ipaddress
 import os
 import pwd
 import re
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from server.access_fields import NAMED, plan
 from server.errors import UsageError
@@ -20,6 +22,9 @@ from server.option_values import Tier, Value
 from server.protocol.forwarded import Networks, believed
 from server.store.location import is_url, redis_address
 from server.tracing import HEADER_NAME
+
+IMPORTED: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+"""module.sub:attribute.sub."""
 
 Found = dict[str, Value]
 """The values that were found, by field name."""
@@ -52,6 +57,7 @@ def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
 
 def check(found: Found, directory: str) -> None:
     """Raise UsageError for the first value that cannot be; `directory` is the one the server was started in."""
+    _check_host(found)
     _check_addresses(found)
     _check_unix(found)
     for name in ("unix_mode", "umask"):
@@ -62,6 +68,7 @@ def check(found: Found, directory: str) -> None:
     for name in ("health_path", "root_path"):
         if name in found and found[name].value and not found[name].value.startswith("/"):
             raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
+    _check_health(found)
     _check_proxies(found)
     _check_logging(found)
     _check_hooks(found)
@@ -74,17 +81,23 @@ def check(found: Found, directory: str) -> None:
 
 def check_application(app: Value) -> None:
     """Refuse what cannot be an application. Raises UsageError."""
-    module, colon, attribute = str(app.value).partition(":")
-    if not (module and colon and attribute):
+    text = str(app.value)
+    module, _, attribute = text.partition(":")
+    if IMPORTED.fullmatch(text):
+        return
+    if attribute.endswith("()") and IMPORTED.fullmatch(text.removesuffix("()")):
         raise UsageError(
-            f"{app.source}: {app.value!r} is not an application: write module:attribute, for example "
-            f"{(module if module.replace('.', '').isidentifier() else '') or 'app'}:app"
+            f"{app.source}: {text!r} is a call: write {text.removesuffix('()')}, and --factory (in a file, factory = "
+            "true) if it returns the application"
         )
+    raise UsageError(
+        f"{app.source}: {app.value!r} is not an application: write module:attribute, for example "
+        f"{module if IMPORTED.fullmatch(module + ':x') else 'app'}:app"
+    )
 
 
 def _check_agent(agent: Value) -> None:
-    module, colon, attribute = str(agent.value).partition(":")
-    if not (module and colon and attribute):
+    if not IMPORTED.fullmatch(agent.value):
         raise UsageError(
             f"{agent.source}: {agent.value!r} is not an agent: write module:attribute, for example app:agent"
         )
@@ -99,6 +112,36 @@ def _check_addresses(found: Found) -> None:
             parse_address(text)
         except UsageError as error:
             raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
+
+
+def _check_host(found: Found) -> None:
+    host = found.get("host")
+    if host is None:
+        return
+    text = host.value.removeprefix("[").removesuffix("]")
+    try:
+        plain = ":" not in text or ipaddress.ip_address(text.partition("%")[0]).version == 6
+    except ValueError:
+        plain = False
+    if not plain or re.search(r"[\s/\[\]]", text):
+        raise UsageError(
+            f"{host.source}: {host.value!r} is no host: write a name or an address alone; its port is given by "
+            f"{'port' if host.source.path else '--port'}"
+        )
+
+
+def _check_health(found: Found) -> None:
+    path = found.get("health_path")
+    if path is None:
+        return
+    if not path.value:
+        off = "health = false" if path.source.path else "--no-health"
+        raise UsageError(f"{path.source} is empty: write {off} to answer no such path")
+    if re.search(r"[\x00-\x20\x7f-\U0010ffff?#]", path.value):
+        raise UsageError(
+            f"{path.source}: {path.value!r} is asked for by no client: write a path of ASCII characters, without "
+            "spaces, ? and #, as in /ping"
+        )
 
 
 def _check_unix(found: Found) -> None:

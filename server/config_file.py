@@ -24,11 +24,13 @@ from server.small_file import read_small
 OWN: Final = "serve.toml"
 PROJECT: Final = "pyproject.toml"
 TABLE: Final = "[tool.serve]"
+OTHERS: Final = frozenset({"serve-asgi", "serve_asgi"})
+"""Tables that nobody else can have meant."""
 HOOKS: Final = "hooks"
 """The table [hooks], which may stand in place of the option `hook`."""
 APP: Final = "app"
 """The key that names the application."""
-_HEADER: Final = re.compile(r"\s*\[\s*([^\[\]]*?)\s*\]\s*(?:#.*)?$")
+_HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]]*?)\s*\]\]?\s*(?:#.*)?$")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,13 +74,17 @@ class _Table:
     in_project: bool
 
     def line(self, name: str) -> int:
-        """The line of a key; 0 where the file is written in a way that would take a parser to find it."""
+        """The line of a key or a table; 0 where the file is written so that it would take a parser to find it."""
+        own = f"{TABLE[1:-1]}." if self.in_project else ""
         inside = not self.in_project
-        wanted = re.compile(rf"""\s*["']?{re.escape(name)}["']?\s*=""")
+        wanted = re.compile(rf"""\s*["']?{re.escape(name)}["']?\s*[=.]""")
         for number, line in enumerate(self.text.split("\n"), start=1):
             header = _HEADER.match(line)
             if header is not None:
-                inside = self.in_project and header[1].replace(" ", "") == TABLE[1:-1]
+                title = header[1].replace(" ", "")
+                if f"{title}.".startswith(f"{own}{name}."):
+                    return number
+                inside = self.in_project and f"{title}." == own
             elif inside and wanted.match(line):
                 return number
         return 0
@@ -106,6 +112,8 @@ def _read(path: str) -> _Table | None:
     table = tool.get("serve") if isinstance(tool, dict) else None
     if table is not None and not isinstance(table, dict):
         raise UsageError(f"{path}: tool.serve is not a table: write {TABLE} and the options below it")
+    if table is None and isinstance(tool, dict) and (near := OTHERS & tool.keys()):
+        raise UsageError(f"{path}: the table is called {TABLE}, not [tool.{min(near)}]")
     return None if table is None else _Table(table, text, in_project=True)
 
 
@@ -144,7 +152,7 @@ def _unknown(written: str, name: str, value: object, source: Source) -> str:
             return f"{source.place}: {written} is written {key(other)} = false here"
     if told := key_of_another_server(written):
         return f"{source.place}: {told}"
-    near = difflib.get_close_matches(key(name), [APP, *map(key, options())], 1)
+    near = difflib.get_close_matches(key(name).lower(), [APP, *map(key, options())], 1)
     if near:
         return f"{source.place}: there is no option {written!r}: did you mean {near[0]!r}?"
     if isinstance(value, dict):

@@ -73,7 +73,7 @@ def from_given(name: str, defined: Option, raw: Given, source: Source) -> Value:
     if isinstance(raw, bool):
         return Value(raw, source)
     if isinstance(raw, tuple):
-        return Value(tuple(_from_text(name, defined, text, source) for text in raw), source)
+        return Value(tuple(_from_text(name, defined, _item(text, source), source) for text in raw), source)
     return Value(_from_text(name, defined, raw, source), source)
 
 
@@ -83,6 +83,8 @@ def from_variable(name: str, defined: Option, text: str, source: Source) -> Valu
     """
     between = r"\s*\n\s*" if defined.one_per_line else r"[\s,]+"
     raw: Given = tuple(t for t in re.split(between, text) if t) if several(name) else text
+    if raw == ():
+        raise UsageError(f"{source} holds separators and no value: leave it out, or write one")
     return from_given(name, defined, raw, source)
 
 
@@ -90,10 +92,17 @@ def from_toml(name: str, defined: Option, raw: object, source: Source) -> Value:
     """Read a value of a configuration file, which has types already. Raises UsageError."""
     if several(name):
         items = raw if isinstance(raw, list) else [raw]
-        return Value(tuple(_from_toml(name, defined, item, source) for item in items), source)
+        return Value(tuple(_from_toml(name, defined, _item(item, source), source) for item in items), source)
     if defined.separated and isinstance(raw, list):
-        return Value(",".join(_from_toml(name, defined, item, source) for item in raw), source)
+        return Value(",".join(_from_toml(name, defined, _item(item, source), source) for item in raw), source)
     return Value(_from_toml(name, defined, raw, source), source)
+
+
+def _item(item: Any, source: Source) -> Any:
+    """One of several values, which may not be empty. Raises UsageError."""
+    if isinstance(item, str) and not item.strip():
+        raise UsageError(f"{source} holds an empty value: take it out, or write what was meant")
+    return item
 
 
 def _from_text(name: str, defined: Option, text: str, source: Source) -> Any:

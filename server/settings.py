@@ -207,8 +207,8 @@ def _from_near(name: str, defined: Option, given: Mapping[str, Given], environ: 
 
 def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigFile | None) -> Value:
     if app:
-        return Value(app, Source(Tier.COMMAND_LINE, "APP"))
-    if variable := environ.get("SERVE_APP", "").strip():
+        value = Value(app, Source(Tier.COMMAND_LINE, "APP"))
+    elif variable := environ.get("SERVE_APP", "").strip():
         value = Value(variable, Source(Tier.ENVIRONMENT, "SERVE_APP"))
     elif file is not None and config_file.APP in file.entries:
         entry = file.entries[config_file.APP]

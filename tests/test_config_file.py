@@ -171,7 +171,7 @@ def test_the_nearer_address_wins(
         ("no-control = true", ":1: no-control is written control-socket = false here"),
         ("config = 'x'", ":1: a file cannot name the file to read; use --config or SERVE_CONFIG"),
         ("keep_alive = 1\nkeep-alive = 1", ":2: keep-alive and keep_alive are the same; leave one out"),
-        ("[listening]\nport = 1", ": there is no table 'listening': all options stand in one table"),
+        ("[listening]\nport = 1", ":1: there is no table 'listening': all options stand in one table"),
         (
             "[tool.serve]\nport = 1",
             ": options stand at the top here, without [tool.serve], which is for pyproject.toml",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import Final
 
 from server.config import Config
@@ -52,6 +53,8 @@ def parse_address(text: str) -> TcpAddress | UnixAddress:
     """Read one address. Raises UsageError, a sentence, for everything else than the forms above."""
     if text.startswith("unix:"):
         return _unix_address(text)
+    if fd := re.fullmatch("fd:(?://)?([0-9]+)", text):
+        raise UsageError(f"the address {text!r} is a descriptor: write --fd {fd[1]} (in a file: fd = [{fd[1]}])")
     host, colon, port = text.rpartition(":")
     if not colon:
         if text.isdigit():

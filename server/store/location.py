@@ -6,6 +6,7 @@ It knows no files and no network.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -68,7 +69,7 @@ def redis_address(state: str) -> RedisAddress:
     timeout, start = _number(state, query, "timeout", TIMEOUT), _number(state, query, "start", START_TIME)
     if not _NAME.fullmatch(prefix):
         raise UsageError(f"--state {shown(state)}: a prefix has 1 to 100 letters, digits and . _ : - characters")
-    if timeout < 0.1 or start < 0.1 or replicas < 0 or replicas != int(replicas):
+    if not (timeout >= 0.1 and start >= 0.1 and replicas >= 0 and replicas.is_integer()):
         raise UsageError(
             f"--state {shown(state)}: replicas is a number of replicas, timeout and start are at least 0.1 (seconds)"
         )
@@ -76,12 +77,35 @@ def redis_address(state: str) -> RedisAddress:
         raise UsageError(f"--state {shown(state)}: write unix:///PATH/OF/THE/SOCKET")
     user, at, hosts = parts.netloc.rpartition("@")
     rest = parts.path + (f"?{urlencode(query)}" if query else "")
+    _check_hosts(state, hosts if parts.scheme != "unix" else "")
+    if parts.scheme != "unix" and not re.fullmatch("/?|/[0-9]+", parts.path, re.ASCII):
+        raise UsageError(f"--state {shown(state)}: what follows the host is the number of a database, as in /0")
+    if not re.fullmatch("[0-9]+", query.get("db", "0"), re.ASCII):
+        raise UsageError(f"--state {shown(state)}: db is the number of a database")
     urls = [f"{parts.scheme}://{user}{at}{host}{rest}" for host in hosts.split(",")]
     return RedisAddress(tuple(urls), prefix, int(replicas), timeout, start)
 
 
+def _check_hosts(state: str, hosts: str) -> None:
+    """Raise UsageError unless these are HOST:PORT with commas between them, or nothing, which is this machine."""
+    for host in hosts.split(",") if hosts else ():
+        try:
+            parts = urlsplit(f"//{host}")
+            known = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise UsageError(
+                f"--state {shown(state)}: a host is a name or an address, perhaps with a port from 1 to 65535, as in "
+                "redis://HOST:6379/0; several have a comma between them"
+            )
+
+
 def _number(state: str, query: dict[str, str], name: str, default: float) -> float:
     try:
-        return float(query.pop(name, default))
+        number = float(query.pop(name, default))
     except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
         raise UsageError(f"--state {shown(state)}: {name} is a number") from None
+    return number

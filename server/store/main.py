@@ -106,6 +106,7 @@ async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames:
     address = redis_address(head["location"])
     try:
         from server.store.following import NOTHING, Known
+        from server.store.place import Place
         from server.store.remote import RemoteState
     except ModuleNotFoundError as error:
         if error.name != "redis":
@@ -114,6 +115,7 @@ async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames:
             f"--state {shown(head['location'])} needs the package redis, which is not installed: "
             "pip install 'serve-asgi[redis]'"
         ) from None
+    Place(address, head["name"]).check()
     known = NOTHING
     if head.get("knows"):
         entries: dict[str, Entry] = {}

@@ -5,6 +5,7 @@ It owns no connection: who makes one closes it. What the scripts do is in `serve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,8 +14,9 @@ from redis import exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from server.errors import UsageError
 from server.store import scripts
-from server.store.location import RedisAddress
+from server.store.location import RedisAddress, shown
 
 _SCRIPTS: Final = ("HELLO", "SNAPSHOT", "READ", "WRITE", "SEND", "GRANT", "RENEW", "RELEASE")
 
@@ -39,6 +41,16 @@ class Place:
             retry_on_timeout=False,
             client_name=f"serve-{self._server[:8]}",
         )
+
+    def check(self) -> None:
+        """Raise UsageError, a sentence, for what a URL asks of the package redis and it does not offer."""
+        for url in self._address.urls:
+            try:
+                self.client(url, self._address.timeout).connection_pool.make_connection()  # type: ignore[no-untyped-call]
+            except (TypeError, ValueError, exceptions.RedisError) as error:
+                named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                what = f"the package redis knows no {named[1]}" if named else str(error)
+                raise UsageError(f"--state {shown(url)}: {what}; correct what follows the question mark") from None
 
     def key(self, name: str) -> str:
         """One of the keys that `server.store.scripts` lists."""

@@ -65,6 +65,16 @@ def test_urls_are_taken_apart(state: str, urls: tuple[str, ...], prefix: str, re
         ("redis://:hunter2@h?prefix", "is no URL"),
         ("redis://:hunter2@[h", "is no URL"),
         ("unix://:hunter2@", "write unix:///PATH"),
+        ("redis://:hunter2@h?timeout=nan", "timeout is a number"),
+        ("redis://:hunter2@h?start=inf", "start is a number"),
+        ("redis://:hunter2@h?replicas=1.5", "replicas is a number of replicas"),
+        ("redis://:hunter2@h:x", "a host is a name or an address, perhaps with a port from 1 to 65535"),
+        ("redis://:hunter2@h:70000/0", "a host is a name"),
+        ("redis://:hunter2@h,", "several have a comma between them"),
+        ("redis://:hunter2@:0", "a host is a name"),
+        ("redis://:hunter2@h/x", "the number of a database, as in /0"),
+        ("redis://:hunter2@h/-1", "the number of a database, as in /0"),
+        ("redis://:hunter2@h?db=x", "db is the number of a database"),
     ],
 )
 def test_what_cannot_be_is_a_sentence_without_the_password(state: str, says: str) -> None:
