@@ -180,17 +180,18 @@ class WebSocketConnection(Endings):
 
         `answering`: it is just being given a message, which it may answer before the client's end is.
         """
-        framing, incoming = self._framing, self._incoming
-        asked = asked or (bool(self._receivers) and not incoming) or self._state is CLOSING
-        events = framing.receive(data, INCOMING_HIGH - self._incoming_size, asked)
+        framing, incoming, state = self._framing, self._incoming, self._state
+        if (self._receivers and not incoming) or state is CLOSING:
+            asked = True
+        room = INCOMING_HIGH - self._incoming_size
+        events = framing.receive(data, room, asked)
         self._behind = framing.behind
         output = framing.output
-        if output and self._state is not CLOSED:
+        if output and state is not CLOSED:
             if self._writing_paused and not (events and isinstance(events[-1], End)):
                 self._held = output
             else:
                 self._write(output)
-        state = self._state
         is_open = state is OPEN
         for event in events:
             if isinstance(event, End):
@@ -198,7 +199,8 @@ class WebSocketConnection(Endings):
                     self._client_ends(event, unread=is_open and (answering or bool(incoming)))
             elif is_open or state is CLOSED:  # what came before the connection was lost
                 incoming.append(event)
-                self._incoming_size += weigh(event)
+        if is_open:
+            self._incoming_size = INCOMING_HIGH - framing.room
         if incoming and self._receivers:
             self._wake(self._receivers)
         if (self._behind or self._incoming_size > INCOMING_HIGH) and self._state is OPEN:
@@ -358,7 +360,7 @@ class WebSocketConnection(Endings):
                     self._receivers.remove(waiter)
                 raise
         event = incoming.popleft()
-        self._incoming_size = max(0, self._incoming_size - weigh(event)) if incoming else 0
+        self._incoming_size = self._incoming_size - weigh(event) if incoming else 0
         if self._reading_paused and self._incoming_size <= INCOMING_LOW and self._state is OPEN:
             self._go_on_reading()
         if type(event) is str:

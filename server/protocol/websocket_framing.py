@@ -120,11 +120,11 @@ class Framing:
         "_pongs",
         "_rest",
         "_resting",
-        "_room",
         "_stuck",
         "_tail",
         "_wire",
         "behind",
+        "room",
     )
 
     def __init__(self, deflate: Deflate | None, max_size: int) -> None:
@@ -139,8 +139,8 @@ class Framing:
         """The start of a frame whose head (or, of a control frame, whose whole) has not come, or all that is behind."""
         self.behind = False
         """Bytes that have come wait for room: call `receive` again when there is some, with no more bytes."""
-        self._room = UNBOUNDED
-        """For messages, in this call of `receive`; below 0 nothing more is read."""
+        self.room = UNBOUNDED
+        """What is left for messages in this call of `receive`; below 0 nothing more is read."""
         self._asked = True
         """Whether the next message of this call is wanted whatever it comes to."""
         self._stuck = False
@@ -190,7 +190,7 @@ class Framing:
         events: list[Event] = []
         if self._ended:  # what still comes is nobody's
             return events
-        self._room = max(room, 0) if asked else room
+        self.room = room = 0 if asked and room < 0 else room
         self._asked = asked
         try:
             self._receive(data, events)
@@ -222,7 +222,7 @@ class Framing:
         position = self._whole_messages(data, events) if not self._kind else 0
         size = len(data)
         while position < size and not self._ended:
-            if self._room < 0 or self._stuck:
+            if self.room < 0 or self._stuck:
                 self._rest = data[position:]
                 break
             if self._left:
@@ -235,7 +235,7 @@ class Framing:
                 self._rest = data[position:]
                 break
             position = after
-        self.behind = self._stuck or (self._room < 0 and bool(self._rest))
+        self.behind = self._stuck or (self.room < 0 and bool(self._rest))
         self._resting = not self._kind and not self._rest and not self._ended
 
     def _whole_messages(self, data: bytes, events: list[Event]) -> int:
@@ -245,7 +245,7 @@ class Framing:
         """
         size = len(data)
         position = 0
-        room = self._room
+        room = self.room
         while size - position >= 6 and room >= 0:
             first = data[position]
             if first != FIN_TEXT and first != FIN_BINARY:
@@ -267,12 +267,12 @@ class Framing:
                 text = payload.decode()
                 events.append(text)
                 if len(text) != length:
-                    room -= 3 * len(text)  # as `weigh` has it
+                    length = 4 * len(text)  # as `weigh` has it
             else:
                 events.append(payload)
             room -= length + MESSAGE_COST
             position = end
-        self._room = room
+        self.room = room
         self._asked = self._asked and not position
         return position
 
@@ -409,7 +409,7 @@ class Framing:
             self._message = None
         event = whole.decode() if self._kind == TEXT else bytes(whole)
         events.append(event)
-        self._room -= weigh(event)
+        self.room -= weigh(event)
         self._asked = False
         self._kind = 0
         self._wire = 0
