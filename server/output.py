@@ -42,6 +42,10 @@ MEMORY: Final = 1  # major number of /dev/null and its like (Linux, devices.txt)
 FINISH_TIME: Final = 1.0  # seconds that the end of a process waits for its output to be taken, all of it together
 
 MOST_LEFT: Final = 4 * LIMIT  # bytes that are read from the pipe of a child that has died: others may go on filling it
+MOST_ORPHANS: Final = 64
+"""Pipes of processes that have ended, which those that they have left behind write to."""
+ORPHANS_REST: Final = 0.01
+"""Seconds between two pieces out of such pipes, so that nobody keeps this process busy by writing much."""
 SHARED: Final = "*"  # marks an original whose open file is shared, in what `adopt` takes
 
 _sinks: Final[set[Sink]] = set()
@@ -302,10 +306,13 @@ class _Stream:
 class Guard:
     """The pipes of one process, and the thread that empties them."""
 
-    __slots__ = ("_moving", "_streams", "_thread")
+    __slots__ = ("_moving", "_news", "_orphans", "_siphon", "_streams", "_thread")
 
     def __init__(self, streams: list[_Stream]) -> None:
         self._streams = streams
+        self._orphans: dict[int, Sink] = {}
+        self._siphon: Siphon | None = None
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if streams else -1
         self._moving = threading.Lock()  # held while anything moves out of a pipe or a sink
         self._thread = threading.Thread(target=self._drain, name="serve-output", daemon=True)
         for stream in streams:
@@ -330,6 +337,22 @@ class Guard:
             self._empty()
             for stream in self._streams:
                 stream.sink.finish(last_moment())
+
+    def take_over(self, read_end: int, sink: Sink) -> bool:
+        """Read the pipe `read_end` of a process that has ended, until those that it has left behind have as well.
+
+        They would be killed by their next line otherwise (SIGPIPE). False if there are too many of these already.
+        """
+        if not self._streams or len(self._orphans) >= MOST_ORPHANS:
+            return False
+        try:
+            self._siphon = self._siphon or Siphon()
+        except OSError:  # EMFILE
+            return False
+        with self._moving:
+            self._orphans[read_end] = sink
+        os.eventfd_write(self._news, 1)
+        return True
 
     def _empty(self) -> None:
         """Move what is in the pipes. Their end is not waited for: children of this process may hold the other ends."""
@@ -379,13 +402,23 @@ class Guard:
     def _drain(self) -> None:
         """The thread: until the pipes end, which a process's own descriptors 1 and 2 prevent while it lives."""
         reading = {stream.read_end: stream.sink for stream in self._streams}
+        rest = 0.0  # until when (CLOCK_MONOTONIC, s) orphans are not looked at
         while reading:
             poll = select.poll()
+            poll.register(self._news, select.POLLIN)
             for read_end, sink in reading.items():
                 poll.register(read_end, select.POLLIN)
                 if sink.waiting:
                     poll.register(sink.fileno(), select.POLLOUT)
-            for ready, _ in poll.poll():
+            resting = bool(self._orphans) and rest > time.monotonic()
+            for read_end in () if resting else list(self._orphans):
+                poll.register(read_end, select.POLLIN)
+            for ready, _ in poll.poll(ORPHANS_REST * 1000 if resting else None):
+                if ready == self._news:
+                    os.eventfd_read(self._news)
+                elif ready in self._orphans:
+                    rest = time.monotonic() + ORPHANS_REST
+                    self._move_orphan(ready)
                 if (sink_to := reading.get(ready)) is None:
                     continue
                 with self._moving:
@@ -397,6 +430,23 @@ class Guard:
             with self._moving:  # what `pending` has told is written by nobody else
                 for sink in reading.values():
                     sink.pump()
+
+    def _move_orphan(self, read_end: int) -> None:
+        """Move what is there, a piece at a time; at its end close it."""
+        assert self._siphon is not None
+        data = b""
+        with self._moving:
+            try:
+                data = self._siphon.read(read_end)
+            except BlockingIOError:
+                return
+            except OSError:
+                pass
+            if data:
+                self._orphans[read_end].write(data)
+            else:
+                del self._orphans[read_end]
+                os.close(read_end)
 
 
 def _read(fd: int) -> bytes | None:
@@ -568,12 +618,15 @@ class ChildOutput:
         """
         self.started()
         for stream in self._streams:
-            left = MOST_LEFT
+            left, ended = MOST_LEFT, False
             with contextlib.suppress(OSError):  # EAGAIN: it is empty
-                while left > 0 and (data := _siphon().read(stream.read_end)):
+                while left > 0 and not ended:
+                    data = _siphon().read(stream.read_end)
                     stream.sink.write(data)
                     left -= len(data)
-            os.close(stream.read_end)
+                    ended = not data
+            if ended or not current().take_over(stream.read_end, stream.sink):
+                os.close(stream.read_end)
         self._streams.clear()
 
 

@@ -248,6 +248,34 @@ def test_a_hand_over_goes_on(tmp_path: Path, ended: list[int], loop: str) -> Non
         server.wait_for_workers(1)
 
 
+PIPED = """
+import os, subprocess, sys
+cat = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+for number in 1, 2:
+    os.dup2(cat.stdin.fileno(), number)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_output_of_children_that_outlive_their_worker(tmp_path: Path, ended: list[int]) -> None:
+    """What they print still appears, and ends none of them by SIGPIPE; nothing waits for them."""
+    ways = ("fork", "process", "double", "popen", "popen-preexec", "posix_spawn", "spawn")
+    wrapper = (sys.executable, "-c", PIPED)
+    with running(APP, "--workers", "2", directory=tmp_path, wrapper=wrapper) as server:
+        pids = []
+        for way in ways:
+            with connect(server) as client:
+                request(client, f"/{way}?{tmp_path / way}")
+            pids.append(told(tmp_path / way, ended)["pid"])
+        server.reload()
+        server.wait_for_workers(2)
+        for pid in pids:
+            lines = server.log().count(f"{pid} lives")
+            server.logged(f"{pid} lives", lines + 3)
+        assert server.stop() == 0
+        assert [state_of(pid) for pid in pids[:3]] == ["S"] * 3
+
+
 def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
     """What is executed gets nothing of the worker's, whatever it is started by."""
     with running(APP, directory=tmp_path) as server, connect(server) as client:
