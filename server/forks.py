@@ -178,7 +178,8 @@ def _reset_signals() -> None:
         present = signal.getsignal(number)
         ours, before = _state.handlers.get(number, (None, None))
         if present is not None and (present is ours or _is_loops(present)):
-            signal.signal(number, signal.SIG_DFL if before is None else before)
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual if before is None else before)
     if signal.getsignal(signal.SIGCHLD) is None:  # libuv's, which writes to a pipe of the parent's
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 

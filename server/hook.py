@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from server import forks
 from server.config import Config
 from server.raised import is_a
 from server.specification import parse
@@ -55,6 +56,7 @@ def main() -> int:
     try:
         result = found(json.load(sys.stdin))
         if inspect.isawaitable(result):
+            forks.begin()
             result = asyncio.run(_wait_for(result))
     except BaseException as error:
         if is_a(error, SystemExit) and _is_success(error):
@@ -71,6 +73,7 @@ def _is_success(error: BaseException) -> bool:
 
 
 async def _wait_for(result: Any) -> Any:
+    forks.claim(asyncio.get_running_loop())
     return await result
 
 

@@ -250,6 +250,19 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await respond(send, b"forked")
 
 
+def hook(event: object) -> None:
+    """Fork, and end when the child has told."""
+    file = os.environ["FORKS_FILE"]
+    process("fork", daemon=True)(file)
+    while not os.path.exists(file):
+        time.sleep(0.02)
+
+
+async def async_hook(event: object) -> None:
+    """The same in an event loop."""
+    await asyncio.to_thread(hook, event)
+
+
 class Agent:
     """Forks while it is active, and at its end."""
 
