@@ -186,7 +186,9 @@ class Exchange(Answer):
 
     def _report(self, what: str, event: str, error: BaseException | None = None) -> None:
         """Log what the application did wrong, and at which request."""
-        method, path = self.head.method, self.scope["path"]
+        method, path = self.head.method, self.scope.get("path")
+        if type(path) is not str:  # the scope is the application's
+            path = self.head.text
         request_id, trace = self.identity(), traceparent(self.head.headers)
         _log.error(
             "The application %s %s %s%s.",
@@ -200,8 +202,8 @@ class Exchange(Answer):
 
     def client_scheme(self) -> str:
         """What the client speaks."""
-        scheme: str = self.scope["scheme"]
-        return scheme
+        scheme = self.scope.get("scheme")
+        return scheme if type(scheme) is str else self.connection.scheme  # the scope is the application's
 
     # ---- the request
 

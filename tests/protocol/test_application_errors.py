@@ -130,7 +130,8 @@ def test_http(place: Place, when: str, graph: Graph, later: bool, ruins: bool) -
         assert not ended
     assert place.host.service.cells[Cell.STATUS_1XX + 4] - failures == (begins == b"HTTP/1.1 500 ")
     assert [line["event"] for line in logged] == ["application_failed"]
-    assert ruins or logged[0]["exception"]
+    assert logged[0]["exception"]
+    assert logged[0]["path"] == "/a"
 
 
 WEBSOCKET: Final[dict[str, tuple[tuple[Message, ...], bytes]]] = {
