@@ -4,6 +4,9 @@ It owns one end of a SOCK_SEQPACKET pair and is the one place that knows SCM_RIG
 descriptors together and has an end: a receive of nothing is the other end's death notice. Received descriptors belong
 to the caller of `receive`; sent ones stay the sender's, who may close them once `send` has returned. Waiting is
 anyio's, so that a channel works on any loop; nothing here waits for more than one message.
+
+The listener's end of a channel admits no descriptors (`refuse_descriptors`) and hands out what came as it came, for
+`server.packets` to decode: a child is not trusted. A child takes what the listener says as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -33,6 +37,9 @@ PAUSE: Final = 0.01
 """Seconds until the next try where the kernel names no moment for it."""
 MAX_DESCRIPTORS: Final = 253
 """Descriptors in one message (unix(7), SCM_MAX_FD)."""
+
+SO_PASSRIGHTS: Final = 83
+"""Whether a peer may send descriptors (Linux 6.16, include/uapi/asm-generic/socket.h)."""
 
 _ROOM_WILL_COME: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS})
 
@@ -59,22 +66,47 @@ def close_descriptors(descriptors: Iterable[int]) -> None:
         os.close(descriptor)
 
 
+def refuse_descriptors(end: socket.socket) -> None:
+    """Have the kernel keep out descriptors that the peer would send: closing one may block (SO_LINGER, socket(7)).
+
+    An older kernel knows no such thing: there whoever receives without room for them has them closed.
+    """
+    with contextlib.suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+
+
+def hung_up(end: socket.socket) -> bool:
+    """Whether nothing more can come: a packet of no bytes reads as the end does."""
+    poll = select.poll()
+    poll.register(end, select.POLLRDHUP)
+    return any(found & (select.POLLRDHUP | select.POLLHUP | select.POLLERR) for _, found in poll.poll(0))
+
+
 class TruncatedDescriptors(ChannelError):
     """A packet arrived without its descriptors: this process has too many open files (EMFILE sets MSG_CTRUNC)."""
 
-    def __init__(self, packet: Packet) -> None:
+    def __init__(self, data: bytes) -> None:
         super().__init__("a packet arrived without its descriptors; raise the open-files limit (ulimit -Hn)")
-        self.packet = packet
+        self.data = data
+
+    @property
+    def packet(self) -> Packet:
+        """What came, of a peer that is trusted."""
+        packet: Packet = json.loads(self.data)
+        return packet
 
 
 class Channel:
     """One end of a channel. `receive` and `send` may be waited for by one task each at a time."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_room", "_socket")
 
-    def __init__(self, end: socket.socket) -> None:
-        """Take over the socket `end`; `close` closes it."""
+    def __init__(self, end: socket.socket, descriptors: int = MAX_DESCRIPTORS) -> None:
+        """Take over the socket `end`; `close` closes it. So many `descriptors` may come with a packet."""
         end.setblocking(False)
+        self._room = socket.CMSG_SPACE(descriptors * 4) if descriptors else 0
+        if not descriptors:
+            refuse_descriptors(end)
         self._socket = end
 
     def fileno(self) -> int:
@@ -109,19 +141,35 @@ class Channel:
             await anyio.sleep(PAUSE)  # room, and yet none: ETOOMANYREFS, for which there is no event
 
     def try_receive(self) -> tuple[Packet, list[int]] | None:
-        """The next packet and its descriptors, or None if there is none yet.
+        """The next packet and its descriptors, or None if there is none yet. For a peer that is trusted.
 
         Raises EOFError at the end of the channel and ChannelError for what no peer of ours would send.
         """
+        received = self.try_receive_data()
+        if received is None:
+            return None
+        data, descriptors = received
         try:
-            data, ancillary, flags, _ = self._socket.recvmsg(
-                MAX_PACKET + 1, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
-            )
+            packet: Packet = json.loads(data)
+            packet["type"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            close_descriptors(descriptors)
+            raise ChannelError("a packet arrived that is not of this protocol") from None
+        return packet, descriptors
+
+    def try_receive_data(self) -> tuple[bytes, list[int]] | None:
+        """The same, not decoded, as `server.packets` wants it.
+
+        Raises EOFError at the end of the channel, and ChannelError for a packet of any other size or with too many
+        descriptors; all of them are closed then.
+        """
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(MAX_PACKET + 1, self._room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             # The other end was closed with packets unread. The kernel says so once, before what that end had sent.
-            return self.try_receive()
+            return self.try_receive_data()
         descriptors = array.array("i")
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -130,21 +178,25 @@ class Channel:
             close_descriptors(descriptors)
             raise ChannelError("a packet arrived that is longer than any of this protocol")
         if not data and not flags & socket.MSG_CTRUNC:
+            if not hung_up(self._socket):
+                raise ChannelError("a packet of no bytes")
             raise EOFError
-        try:
-            packet: Packet = json.loads(data)
-            packet["type"]
-        except (ValueError, TypeError, KeyError):
-            close_descriptors(descriptors)
-            raise ChannelError("a packet arrived that is not of this protocol") from None
         if flags & socket.MSG_CTRUNC:
             close_descriptors(descriptors)
-            raise TruncatedDescriptors(packet)
-        return packet, descriptors.tolist()
+            if not self._room:
+                raise ChannelError("a packet with descriptors, of which none are taken")
+            raise TruncatedDescriptors(data)
+        return data, descriptors.tolist()
 
     async def receive(self) -> tuple[Packet, list[int]]:
         """Wait for the next packet. Raises as `try_receive`."""
         while (received := self.try_receive()) is None:
+            await anyio.wait_readable(self._socket)
+        return received
+
+    async def receive_data(self) -> tuple[bytes, list[int]]:
+        """Wait for the next packet, not decoded. Raises as `try_receive_data`."""
+        while (received := self.try_receive_data()) is None:
             await anyio.wait_readable(self._socket)
         return received
 
@@ -187,6 +239,10 @@ class Outbox:
         if sent:
             close_descriptors(given)
         return sent
+
+    def __len__(self) -> int:
+        """How many packets wait to be sent."""
+        return len(self._packets)
 
     def try_tell(self, packet: Packet) -> bool:
         """Send a packet now; False if it would have to wait. Raises as `Channel.try_send`."""

@@ -12,6 +12,7 @@ import logging
 import socket
 from typing import Final
 
+from server.channel import hung_up
 from server.hub.frames import MAX_FRAME
 from server.logs import about
 
@@ -46,7 +47,7 @@ def receive(end: socket.socket) -> bytes | None:
 class LinkSocket:
     """One end. `waiting` is what could not be sent, oldest first."""
 
-    __slots__ = ("socket", "waiting")
+    __slots__ = ("bytes", "socket", "waiting")
 
     def __init__(self, end: socket.socket) -> None:
         """Take over the socket `end`; `close` closes it."""
@@ -54,6 +55,8 @@ class LinkSocket:
         make_room(end)
         self.socket = end
         self.waiting: collections.deque[bytes] = collections.deque()
+        self.bytes = 0
+        """Of what waits."""
 
     @property
     def closed(self) -> bool:
@@ -67,18 +70,29 @@ class LinkSocket:
         """Send a frame after all that was sent before; False if it, and nothing before it, has to wait for room."""
         if not self.waiting and self._sent(data):
             return True
-        self.waiting.append(data)
+        self.put(data)
         return len(self.waiting) > 1
+
+    def put(self, data: bytes) -> None:
+        """Have a frame wait."""
+        self.waiting.append(data)
+        self.bytes += len(data)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether a packet of no bytes that was received was the end."""
+        return self.closed or hung_up(self.socket)
 
     def send_waiting(self) -> bool:
         """There is room: send what waits. True if nothing waits any more."""
         while self.waiting and self._sent(self.waiting[0]):
-            self.waiting.popleft()
+            self.bytes -= len(self.waiting.popleft())
         return not self.waiting
 
     def close(self) -> None:
         """Drop what waits."""
         self.waiting.clear()
+        self.bytes = 0
         self.socket.close()
 
     def _sent(self, data: bytes) -> bool:

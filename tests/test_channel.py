@@ -93,7 +93,7 @@ def test_descriptors_that_do_not_fit_are_told_with_their_packet(ends: tuple[Chan
             b.try_receive()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert truncated.value.packet["offer"] == 7
+    assert b'"offer":7' in truncated.value.data
 
 
 @pytest.mark.parametrize(

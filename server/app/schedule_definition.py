@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from server.hub.definition import (
+    LONGEST,
     Definition,
     On,
     Overlap,
@@ -21,6 +22,7 @@ from server.hub.definition import (
     checked_cron,
     checked_every,
     milliseconds,
+    span,
     zone_rules,
 )
 
@@ -30,6 +32,9 @@ Span = str | float | datetime.timedelta
 ENVIRONMENT: Final = "SERVE_ENVIRONMENT"
 """The variable that `env` is compared with; the option --environment sets it."""
 MOST_RETRIES: Final = 100
+MOST_CRON: Final = 1_000
+MOST_TOLD: Final = 1_000
+"""Characters of what is told for people to read: the end of a path, of the name of a function."""
 
 
 def defined(
@@ -69,12 +74,16 @@ def defined(
             timeout=0 if timeout is None else milliseconds(timeout, "timeout"),
             jitter=milliseconds(jitter, "jitter"),
             retry=retry,
-            disabled=_disabled(enabled, env),
+            disabled=_disabled(enabled, env)[:MOST_TOLD],
             where=where,
             function=_qualified(function),
         )
         if timeout is not None and made.timeout <= 0:
             raise ScheduleError(f"timeout is {timeout!r}: it has to be more than nothing; leave it out for none")
+        if max(made.timeout, made.jitter) > LONGEST:
+            raise ScheduleError(f"timeout and jitter can be {span(LONGEST)} at most")
+        if len(made.cron) > MOST_CRON:
+            raise ScheduleError(f"cron has {len(made.cron)} characters, {MOST_CRON} are the most")
         if made.jitter < 0 or (made.every and made.jitter >= made.every):
             raise ScheduleError(f"jitter is {jitter!r}: it has to be less than the time between two ticks")
         if not isinstance(retry, int) or not 0 <= retry <= MOST_RETRIES:
@@ -102,7 +111,7 @@ def _qualified(function: Callable[[], Any]) -> str:
     """Module and qualified name of a function, or of the class of what is called."""
     inner = _inner(function)
     named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{named.__module__}:{named.__qualname__}".encode(errors="backslashreplace").decode()
+    return f"{named.__module__}:{named.__qualname__}".encode(errors="backslashreplace").decode()[-MOST_TOLD:]
 
 
 def _where(function: Callable[[], Any]) -> str:
@@ -111,7 +120,7 @@ def _where(function: Callable[[], Any]) -> str:
     if code is None:
         return "somewhere"
     file = code.co_filename.encode(errors="backslashreplace").decode()  # a path may hold what is no character
-    return f"{file}:{code.co_firstlineno}"
+    return f"{file}:{code.co_firstlineno}"[-MOST_TOLD:]
 
 
 def code_of(function: Callable[[], Any]) -> types.CodeType | None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from server.errors import ChannelError
 from server.hub.hub import Member
 
 WITH_STORE: Final = -1
+MOST_OPEN: Final = 1_024
+MOST_KEPT: Final = 32 * 1024 * 1024
+"""What one process has asked and has not been answered, and the bytes of the values that wait for it: four times the
+window of `server.app.shared`, and twice what that may hold of the largest values that are usual."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -34,6 +40,8 @@ class Asks:
     def __init__(self) -> None:
         self._number = 0
         self._open: dict[int, Ask] = {}
+        self._by_member: collections.Counter[int] = collections.Counter()
+        self._kept: collections.Counter[int] = collections.Counter()
         self._deadlines: list[tuple[float, int]] = []  # a heap; of closed ones as well
 
     def open(
@@ -44,14 +52,27 @@ class Asks:
         id: int = 0,
         then: Callable[[str], None] | None = None,
     ) -> Ask:
-        """A new one, to be answered within `timeout` s."""
+        """A new one, to be answered within `timeout` s. Raises ChannelError for a process that heeds no window."""
         self._number += 1
         ask = Ask(self._number, now, now + max(0.0, timeout), member, id, then)
         self._add(ask)
         return ask
 
+    def keep(self, ask: Ask, value: bytes) -> None:
+        """Its answer is to have this value. Raises ChannelError if too much waits for a process."""
+        if ask.member is not None and ask.number in self._open:
+            self._kept[ask.member.id] += len(value) - len(ask.value)
+            if self._kept[ask.member.id] > MOST_KEPT:
+                raise ChannelError(f"writes of {MOST_KEPT} bytes that are not answered: it heeds no window")
+        ask.value = value
+
     def _add(self, ask: Ask) -> None:
         self._open[ask.number] = ask
+        if ask.member is not None:
+            self._by_member[ask.member.id] += 1
+            self._kept[ask.member.id] += len(ask.value)
+            if self._by_member[ask.member.id] > MOST_OPEN:
+                raise ChannelError(f"{MOST_OPEN} questions about the state that are not answered: it heeds no window")
         if len(self._deadlines) > 2 * len(self._open) + 64:
             self._deadlines = [(each.deadline, each.number) for each in self._open.values()]
             heapq.heapify(self._deadlines)
@@ -61,6 +82,9 @@ class Asks:
     def close(self, ask: Ask) -> None:
         """It is answered."""
         del self._open[ask.number]
+        if ask.member is not None:
+            self._by_member[ask.member.id] -= 1
+            self._kept[ask.member.id] -= len(ask.value)
 
     def get(self, number: int) -> Ask | None:
         """An open one."""
@@ -76,6 +100,8 @@ class Asks:
     def forget(self, member: Member) -> None:
         """Nobody is there any more to be answered."""
         self._open = {number: ask for number, ask in self._open.items() if ask.member is not member}
+        self._by_member.pop(member.id, None)
+        self._kept.pop(member.id, None)
 
     def deadline(self) -> float:
         """The earliest, or infinity."""

@@ -18,7 +18,7 @@ MAX_KEY: Final = 512
 OVERHEAD: Final = 256
 """Bytes that an entry counts as besides its key and value: about what it costs a process's memory however small it is
 (measured on CPython 3.11 and 3.13: 250 in the listener, 235 in the store process, 235 to 305 in a worker)."""
-_INT64: Final = range(-(2**63), 2**63)
+INT64: Final = range(-(2**63), 2**63)
 
 
 class Op(enum.Enum):
@@ -155,7 +155,7 @@ def _added(write: Write, entry: Entry | None) -> bytes | Refused:
         if isinstance(found, bool) or not isinstance(found, int):
             return Refused(Code.TYPE, f"{write.key!r} is no integer: it cannot be added to", entry.version)
     total = found + write.by
-    if total not in _INT64:
+    if total not in INT64:
         text = f"{write.key!r} would leave the range of 64-bit integers"
         return Refused(Code.RANGE, text, entry.version if entry is not None else 0)
     return packed(total, write.key)

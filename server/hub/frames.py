@@ -11,8 +11,10 @@ import struct
 from typing import Any, Final, NamedTuple
 
 import msgpack
+import msgspec
 
 from server.errors import ChannelError
+from server.schema import BAD, why
 
 MAX_FRAME: Final = 200_000
 """Bytes in one frame; the kernel's default socket buffer admits 212,960 (socket(7), wmem_default)."""
@@ -20,6 +22,7 @@ MAX_PAYLOAD: Final = 128 * 1024
 """Bytes of a message's payload, encoded."""
 
 _LENGTH: Final = struct.Struct(">H")
+_OPENED: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
 class Frame(NamedTuple):
@@ -28,6 +31,29 @@ class Frame(NamedTuple):
     kind: str
     head: dict[str, Any]
     body: bytes = b""
+
+
+class Said(NamedTuple):
+    """A frame of a process that is not trusted; `head` is the struct of its kind (`server.schema.Heads`)."""
+
+    kind: str
+    head: Any
+    body: bytes = b""
+
+
+def opened(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
+    """A frame's kind, its head as it came, and its body. Raises ChannelError for what is no frame."""
+    try:
+        if len(data) > MAX_FRAME:
+            raise ValueError("it is longer than any")
+        (length,) = _LENGTH.unpack_from(data)
+        end = _LENGTH.size + length
+        kind, head = _OPENED.decode(memoryview(data)[_LENGTH.size : end])
+        if end > len(data):
+            raise ValueError("it is shorter than it says")
+    except (struct.error, *BAD) as error:
+        raise ChannelError(f"a packet that holds no frame: {why(error)}") from None
+    return kind, head, data[end:]
 
 
 def encode(kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from server.hub.hub import Hub, Phase
 from server.hub.lanes import Copy, Kind, Stage, Want
-from server.hub.places import Desk, Outgoing, Place, Waiting
+from server.hub.places import HANDS_BYTES, Desk, Outgoing, Place, Waiting
 from server.hub.prospects import Prospects
 
 
@@ -70,6 +70,9 @@ class Giving:
 
     def pump_topic(self, desk: Desk) -> None:
         """A process has a hand free: give it what waits for it, or else work of the topic."""
+        if desk.place.was_full and desk.place.bytes < HANDS_BYTES // 2:
+            desk.place.was_full = False
+            self.pump_place(desk.place)
         self.pump_desk(desk)
         if (pool := self._there.pools.get(desk.topic)) is not None:
             self.pump_pool(pool)
@@ -95,12 +98,14 @@ class Giving:
         desk.place.held[delivery] = (desk, copy)
         desk.held += 1
         desk.bytes += len(copy.send.body)
+        desk.place.add(copy, 1)
 
     def out_of_hands(self, place: Place, delivery: int) -> tuple[Desk, Copy]:
         """The process has it no more. Raises KeyError if it never had."""
         desk, copy = place.held.pop(delivery)
         desk.held -= 1
         desk.bytes -= len(copy.send.body)
+        place.add(copy, -1)
         return desk, copy
 
     # A process that retires

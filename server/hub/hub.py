@@ -13,11 +13,15 @@ import enum
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
+import msgspec
+
 from server.errors import ChannelError
-from server.hub.frames import Frame, decode, encode
+from server.hub.frames import Said, encode, opened
+from server.schema import Heads
+from server.store.said import FROM_STORE
 
 log = logging.getLogger("serve")
 
@@ -94,19 +98,19 @@ class Port(Protocol):
 class Part:
     """One subject of the hub. A part takes the frames of its kinds and is told what becomes of the members."""
 
-    kinds: ClassVar[frozenset[str]] = frozenset()
-    """Kinds of frames from members."""
+    kinds: ClassVar[Mapping[str, type]] = {}
+    """Kinds of frames from members, and the struct of each one's head: a member is not trusted."""
     store_kinds: ClassVar[frozenset[str]] = frozenset()
     """Kinds of frames from the store process."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
 
-    def take(self, member: Member, frame: Frame) -> None:
-        """A frame of one of `kinds` came. Raises LookupError, TypeError, ValueError for nonsense."""
+    def take(self, member: Member, frame: Said) -> None:
+        """A frame of one of `kinds` came. Raises ChannelError for what no member may say."""
 
-    def take_from_store(self, frame: Frame) -> None:
-        """A frame of one of `store_kinds` came."""
+    def take_from_store(self, frame: Said) -> None:
+        """A frame of one of `store_kinds` came. Raises ChannelError for what no store may say."""
 
     def joined(self, member: Member) -> None:
         """A member is new: its process is to be started."""
@@ -163,6 +167,10 @@ class HubSettings:
     shared: bool = False  # the store is Redis: broadcasts go to other servers as well
 
 
+class Up(msgspec.Struct):
+    """A member's handlers and schedules are told."""
+
+
 NO_STORE: Final = "there is no store"
 
 
@@ -189,11 +197,14 @@ class Hub:
         self._parts: list[Part] = []
         self._by_kind: dict[str, Part] = {}
         self._by_store_kind: dict[str, Part] = {}
+        self._heads = Heads({"up": Up})
+        self._store_heads = Heads(FROM_STORE)
 
     def add(self, part: Part) -> None:
         """Make `part` one of the hub's."""
         self._parts.append(part)
         self._by_kind |= dict.fromkeys(part.kinds, part)
+        self._heads.add(part.kinds)
         self._by_store_kind |= dict.fromkeys(part.store_kinds, part)
 
     def part(self, kind: type[P]) -> P:
@@ -250,23 +261,27 @@ class Hub:
             for part in self._parts:
                 part.tick()
 
-    def take(self, id: int, data: bytes) -> None:
-        """A frame came from a member. Raises ChannelError, LookupError, TypeError or ValueError for nonsense."""
+    def take(self, id: int, data: bytes) -> bool:
+        """A frame came from a member; False if it is of a kind that this version does not know.
+
+        Raises ChannelError for what no member may say.
+        """
         member = self.members[id]
-        frame = decode(data)
-        if frame.kind == "up":
-            if not member.up:
-                self._change(member, up=True)
-        elif (part := self._by_kind.get(frame.kind)) is not None:
-            part.take(member, frame)
-        else:
-            log.debug("%s sent a frame of kind %r, which this version does not know", member, frame.kind)
+        kind, raw, body = opened(data)
+        if (head := self._heads.decode(kind, raw)) is None:
+            log.debug("%s sent a frame of kind %.100r, which this version does not know", member, kind)
+            return False
+        if (part := self._by_kind.get(kind)) is not None:
+            part.take(member, Said(kind, head, body))
+        elif not member.up:
+            self._change(member, up=True)
+        return True
 
     def take_from_store(self, data: bytes) -> None:
         """A frame came from the store process. Raises as `take`."""
-        frame = decode(data)
-        if (part := self._by_store_kind.get(frame.kind)) is not None:
-            part.take_from_store(frame)
+        kind, raw, body = opened(data)
+        if (part := self._by_store_kind.get(kind)) is not None:
+            part.take_from_store(Said(kind, self._store_heads.decode(kind, raw), body))
 
     def store_changed(self, trouble: str) -> None:
         """The store can be used (""), or `trouble` says why not."""

@@ -68,6 +68,11 @@ class Send:
     missing: int = 0  # copies that have no place yet, and answers of the store that are due
 
     @property
+    def key(self) -> str:
+        """What it is known by: its id is the sender's own word."""
+        return f"{self.sender}/{self.id}"
+
+    @property
     def again(self) -> bool:
         """Whether it is delivered again if the process that had it dies."""
         return self.want >= Want.HANDLED

@@ -16,6 +16,8 @@ from server.hub.prospects import GRACE
 
 TAKERS_NAMED: Final = 10
 """Processes that one error names, at most."""
+TOLD_SINGLY: Final = 100
+"""Dead letters that have a record each within `GRACE`; of further ones there is one record, with their count."""
 TOPICS_NAMED: Final = 10
 """Topics that one record names, at most."""
 
@@ -30,6 +32,10 @@ class Losses:
         """Copies from other servers that had no place, by topic, not reported yet."""
         self.due = math.inf
         """When they are to be reported (the hub's clock)."""
+        self._told = 0  # dead letters since `_since`
+        self._since = -math.inf
+        self._untold = collections.Counter[str]()
+        """Dead letters of which there were too many at once to tell of each, by topic."""
 
     def lost(self, text: str, lost: collections.Counter[str], member: Member | None = None) -> None:
         """Report messages, counted by topic; `text` has a place for how many, `member` is whose they were."""
@@ -47,8 +53,15 @@ class Losses:
     def tick(self) -> None:
         """Report what is due."""
         if self._hub.clock() >= self.due:
-            self.lost("{} of other servers came faster than they are handled", self._overrun)
-            self._overrun.clear()
+            if self._overrun:
+                self.lost("{} of other servers came faster than they are handled", self._overrun)
+                self._overrun.clear()
+            if self._untold:
+                count, topics = self._untold.total(), sorted(self._untold)[:TOPICS_NAMED]
+                text = f"{count} further messages were given up (topics: {', '.join(topics)})"
+                about: dict[str, Any] = {"topics": topics, "count": count}
+                self._hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
+                self._untold.clear()
             self.due = math.inf
 
     def to_state(self) -> dict[str, int]:
@@ -76,6 +89,14 @@ class Losses:
         """Report a dead letter, and return what was said."""
         self._counts["dead"] += 1
         text = f"message {id} of topic {topic!r} was given up after {attempts} deliveries: {why}"
+        now = self._hub.clock()
+        if now >= self._since + GRACE:
+            self._since, self._told = now, 0
+        self._told += 1
+        if self._told > TOLD_SINGLY:
+            self._untold[topic] += 1
+            self.due = min(self.due, now + GRACE)
+            return text
         about: dict[str, Any] = {"topic": topic, "id": id, "attempts": attempts, "reason": why}
         self._hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
         return text

@@ -20,21 +20,94 @@ hub -> member
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final
 
-from server.hub.frames import Frame
+import msgspec
+
+from server.errors import ChannelError
+from server.hub.frames import MAX_PAYLOAD, Said
 from server.hub.hub import Hub, Member, Part, Phase, State
 from server.hub.lanes import Copy, Kind, Lane, Send, Stage, Want
-from server.hub.places import Place, Waiting, entries
+from server.hub.places import Place, Waiting, bodies
+from server.hub.prospects import DEAD
 from server.hub.routing import Routing
+from server.schema import Count, Short
 
 _TO_ALL: Final = (-1, 0)
+RESERVED: Final = "serve:"
+"""Topics that begin so are the server's own: messages of theirs are sent by nobody."""
+MOST_TOPICS: Final = 2_000
+"""Topics that one process may have desks for; `server.app.receiving` lets it handle half of that."""
+MOST_AT_ONCE: Final = 200
+"""Topics in one frame; `server.app.receiving` tells of half as many."""
+
+Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """One of `msg.send`."""
+
+    id: Short
+    kind: Kind
+    topic: Topic
+    want: Want
+    limit: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+    slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)]
+    size: Count
+
+
+class Sent(msgspec.Struct):
+    """`msg.send`."""
+
+    m: Annotated[list[Message], msgspec.Meta(max_length=100)]
+
+
+class Done(msgspec.Struct, array_like=True, gc=False):
+    """One of `msg.done`."""
+
+    delivery: Count
+    ok: bool
+    size: Count
+
+
+class AllDone(msgspec.Struct):
+    """`msg.done`."""
+
+    m: Annotated[list[Done], msgspec.Meta(max_length=500)]
+
+
+class Back(msgspec.Struct):
+    """`msg.back`."""
+
+    m: Annotated[list[Count], msgspec.Meta(max_length=20_000)]
+    all: bool = False
+
+
+class Topics(msgspec.Struct):
+    """`msg.topics`."""
+
+    topics: Annotated[
+        dict[Topic, Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]], msgspec.Meta(max_length=MOST_AT_ONCE)
+    ]
+
+
+class Withdrawn(msgspec.Struct):
+    """`msg.withdraw`."""
+
+    m: Annotated[list[Short], msgspec.Meta(max_length=2_000)]
 
 
 class Messages(Part):
     """The part of the hub that messages are."""
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"msg.topics", "msg.send", "msg.withdraw", "msg.done", "msg.back"})
+    kinds: ClassVar[Mapping[str, type]] = {
+        "msg.topics": Topics,
+        "msg.send": Sent,
+        "msg.withdraw": Withdrawn,
+        "msg.done": AllDone,
+        "msg.back": Back,
+    }
     store_kinds: ClassVar[frozenset[str]] = frozenset({"store.sent", "store.unsent", "store.message"})
 
     def __init__(self, hub: Hub) -> None:
@@ -53,39 +126,49 @@ class Messages(Part):
             "messages_waiting": self.routing.there.budget.copies,
         }
 
-    def take(self, member: Member, frame: Frame) -> None:
-        routing, place = self.routing, self.routing.there.places[member.id]
+    def take(self, member: Member, frame: Said) -> None:
+        routing, place, head = self.routing, self.routing.there.places[member.id], frame.head
         match frame.kind:
             case "msg.send":
                 origin = [member.role.value, member.slot, member.generation]
-                for (id, kind, topic, want, limit, slot, _), body in entries(frame):
-                    routing.offer(Send(id, member.id, origin, topic, body, Kind(kind), Want(want), limit, slot))
+                for each, body in bodies(head.m, frame.body):
+                    if len(body) > MAX_PAYLOAD or each.topic.startswith(RESERVED):
+                        raise ChannelError(f"a message of {len(body)} bytes of topic {each.topic!r}")
+                    routing.offer(
+                        Send(each.id, member.id, origin, each.topic, body, each.kind, each.want, each.limit, each.slot)
+                    )
             case "msg.done":
-                for (delivery, ok, _), body in entries(frame):
-                    routing.done(place, delivery, ok, body)
+                for done, body in bodies(head.m, frame.body):
+                    routing.done(place, done.delivery, done.ok, body)
             case "msg.back":
-                for delivery in reversed(frame.head["m"]):  # each is put before the others again
+                for delivery in reversed(head.m):  # each is put before the others again
                     routing.back(place, delivery)
-                if frame.head.get("all"):
+                if head.all:
                     routing.giving.gave_back(place)
             case "msg.topics":
-                for topic, concurrency in frame.head["topics"].items():
+                for topic, concurrency in head.topics.items():
+                    if topic.startswith(RESERVED) and topic != DEAD:
+                        raise ChannelError(f"the topic {topic!r}, which is the server's own")
                     routing.handles(place, topic, concurrency)
+                if len(place.desks) > MOST_TOPICS and place.handled() > MOST_TOPICS:
+                    raise ChannelError(f"more than {MOST_TOPICS} topics")
             case "msg.withdraw":
-                routing.withdraw(frame.head["m"], member.id)
+                routing.withdraw(head.m, member.id)
         self._settle()
 
-    def take_from_store(self, frame: Frame) -> None:
+    def take_from_store(self, frame: Said) -> None:
         head = frame.head
         match frame.kind:
             case "store.sent":
-                self.routing.senders.store_answered(head["id"])
+                self.routing.senders.store_answered(head.id)
             case "store.unsent":
-                self.routing.senders.store_answered(head["id"], head["text"])
+                self.routing.senders.store_answered(head.id, head.text)
             case "store.message":
-                slot = _TO_ALL[head["workers"]]
-                send = Send("", 0, head["origin"], head["topic"], frame.body, Kind.COPY, Want.PLACE, 1, slot)
-                send.id, send.stage = head.get("message", ""), Stage.SETTLED
+                if head.topic.startswith(RESERVED):
+                    raise ChannelError(f"a message of topic {head.topic!r}, which is the server's own")
+                slot = _TO_ALL[head.workers]
+                send = Send("", 0, list(head.origin), head.topic, frame.body, Kind.COPY, Want.PLACE, 1, slot)
+                send.id, send.stage = head.message, Stage.SETTLED
                 self.routing.offer(send)
         self._settle()
 
@@ -160,7 +243,7 @@ class Messages(Part):
         routing.giving.retiring = {slot: set(members) for slot, members in state["retiring"]}
         routing.counts |= state["counts"]
         routing.losses.load(state.get("overrun", {}))
-        routing.senders.waiting = {send.id: send for send in sends.values() if send.stage is not Stage.SETTLED}
+        routing.senders.load(send for send in sends.values() if send.stage is not Stage.SETTLED)
 
         def fill(owner: Any, left: Any) -> None:
             placed, offered = ([Copy(sends[number], attempt) for number, attempt in each] for each in left)

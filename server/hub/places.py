@@ -5,11 +5,13 @@ It keeps the accounts of what is in a member's hands, and decides nothing (`serv
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
+from server.errors import ChannelError
 from server.hub.frames import Frame, encode
 from server.hub.hub import Member, Phase, Port, Role
-from server.hub.lanes import LIMIT, LIMIT_STARTING, Budget, Copy, Lane
+from server.hub.lanes import COPY_BYTES, LIMIT, LIMIT_STARTING, Budget, Copy, Lane
 
 FRAME_MESSAGES: Final = 8
 """Messages in one frame at most."""
@@ -19,6 +21,8 @@ WINDOW: Final = 64
 """Messages of one topic, other than work, in a process's hands."""
 WINDOW_BYTES: Final = 512 * 1024
 """Bytes of their payloads, unless a single one is larger."""
+HANDS_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of all that is in a process's hands, with `COPY_BYTES` for each message: then no more before some end."""
 
 TOPICS_STARTING: Final = 2_000
 """Topics that copies are kept of for a process that starts; it will handle 1,000 at most, not known yet which."""
@@ -59,17 +63,21 @@ class Desk:
     @property
     def window_open(self) -> bool:
         """Whether more may be given to it of what is no work."""
-        return self.held < WINDOW and self.bytes < WINDOW_BYTES
+        return self.held < WINDOW and self.bytes < WINDOW_BYTES and self.place.hand_free()
 
 
 class Place:
     """One member, as messages go."""
 
-    __slots__ = ("desks", "held", "last", "member", "not_kept")
+    __slots__ = ("bytes", "desks", "held", "last", "member", "not_kept", "was_full")
 
     def __init__(self, member: Member) -> None:
         self.member = member
         self.desks: dict[str, Desk] = {}
+        self.bytes = 0
+        """What it has in its hands counts as."""
+        self.was_full = False
+        """Something may wait until that is less."""
         self.held: dict[int, tuple[Desk, Copy]] = {}
         """What is in its hands, by the delivery's number, oldest first."""
         self.not_kept: dict[str, int] = {}
@@ -77,6 +85,21 @@ class Place:
         topics beyond `TOPICS_STARTING`."""
         self.last: int | None = None
         """While it retires: the delivery after which it is given only what was sent since, once that is so."""
+
+    def handled(self) -> int:
+        """How many topics it handles."""
+        return sum(bool(desk.concurrency) for desk in self.desks.values())
+
+    def hand_free(self) -> bool:
+        """Whether it may get more."""
+        if self.bytes < HANDS_BYTES:
+            return True
+        self.was_full = True
+        return False
+
+    def add(self, copy: Copy, sign: int) -> None:
+        """Something is in its hands, or is not any more."""
+        self.bytes += sign * (len(copy.send.body) + COPY_BYTES)
 
     def desk(self, topic: str, budget: Budget) -> Desk:
         """The desk of a topic, a new one if there is none."""
@@ -169,6 +192,27 @@ class Outgoing:
 
     def _send(self, member: int, batch: Batch) -> None:
         self._port.send(member, encode(batch.kind, {"m": batch.entries}, b"".join(batch.bodies)))
+
+
+class Sized(Protocol):
+    """An entry whose payload has this size."""
+
+    @property
+    def size(self) -> int: ...
+
+
+S = TypeVar("S", bound=Sized)
+
+
+def bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
+    """The entries of a member's frame, each with its payload. Raises ChannelError if the sizes are not those."""
+    at = 0
+    for entry in found:
+        end = at + entry.size
+        if end > len(body):
+            raise ChannelError("the payloads of a frame are not as long as it says")
+        yield entry, body[at:end]
+        at = end
 
 
 def entries(frame: Frame) -> list[tuple[list[Any], bytes]]:

@@ -57,7 +57,7 @@ class Prospects:
                 continue
             if member.phase is not Phase.SERVING or not (member.role is Role.WORKER or topic == DEAD):
                 continue
-            if not self.hub.port.room(member.id):
+            if not self.hub.port.room(member.id) or not desk.place.hand_free():
                 continue
             ties = ties + 1 if desk.held == least else 1
             if ties == 1 or random.random() * ties < 1:

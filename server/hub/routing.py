@@ -70,7 +70,7 @@ class Routing:
         if self.hub.settings.shared and send.sender:
             send.missing += 1
             head = {
-                "id": send.id,
+                "id": send.key,
                 "message": send.id,
                 "topic": send.topic,
                 "workers": send.slot >= 0,
@@ -116,7 +116,7 @@ class Routing:
     def withdraw(self, ids: Iterable[str], member: int) -> None:
         """The senders wait no longer: what has no place is taken back, what is accepted stands."""
         waiting = self.senders.waiting
-        sends = {s for id in ids if (s := waiting.get(id)) is not None and s.sender == member}
+        sends = {s for id in ids if (s := waiting.get(f"{member}/{id}")) is not None}
         takers = self._take_back({send for send in sends if send.stage is Stage.OFFERED})
         for send in sends:
             if send.stage is Stage.OFFERED:

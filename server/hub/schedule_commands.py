@@ -24,6 +24,12 @@ MOST_SHOWN: Final = 1000
 """Schedules in one report."""
 MOST_ANSWERED: Final = 50
 """Runs that the answer to who has asked for them tells of."""
+MOST_NAME: Final = 200
+"""Characters of a name; no schedule has a longer one, so that none is like it."""
+MOST_COMPARED: Final = 200
+"""Names that a misspelt one is compared with."""
+MOST_ASKED: Final = 1000
+"""Runs that one process may have asked for, and questions before there is an answer to any."""
 MOST_FRAME: Final = 30
 """Schedules in one report that goes to a process: it has to fit into a frame."""
 NOT_YET: Final = "the server does not serve yet: ask when it is ready"
@@ -64,7 +70,7 @@ class Asks:
         Before the first switch nothing holds: who is told to serve (local mode) waits for it, others cannot.
         """
         if not self._ticks.begun and do in ("next", "list", "run"):
-            if member.order is Order.SERVE:
+            if member.order is Order.SERVE and len(self._early) < MOST_ASKED:
                 self._early.append((member, id, do, name))
             else:
                 self._answer_to(member, id)(False, NOT_YET, None)
@@ -100,6 +106,9 @@ class Asks:
         elif do == "resume" and self._ticks.known(name):
             self._set(name, None, answer)
         elif do == "run" and line is not None and line.definition is not None:
+            if asker[0] and sum(ask.member == asker[0] for ask in self._asks.values()) >= MOST_ASKED:
+                answer(False, f"{MOST_ASKED} runs that this process has asked for have not ended", None)
+                return
             self._number += 1
             self._asks[self._number] = _Ask(name, answer, *asker)
             now = self._ticks.now
@@ -111,7 +120,8 @@ class Asks:
         if not self._ticks.begun:
             return NOT_YET
         known = sorted(line.name for line in self._ticks.lines.values() if line.definition is not None)
-        near = difflib.get_close_matches(name, known, 1)
+        name = name[:MOST_NAME]
+        near = difflib.get_close_matches(name, known[:MOST_COMPARED], 1)
         if near:
             return f"there is no schedule {name!r}: did you mean {near[0]!r}?"
         some = ", ".join(known[:20])

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from server.hub.definition import Overlap
-from server.hub.frames import Frame
+from server.hub.frames import Said
 from server.hub.hub import Hub
 from server.hub.schedule_line import Kind, Line, Run, Tick
 
@@ -57,14 +57,14 @@ class Leases:
         }
         self._hub.send_to_store("store.grant", head | {"lease": LEASE, "exclusive": exclusive})
 
-    def answered(self, frame: Frame) -> tuple[Line, Tick] | None:
+    def answered(self, frame: Said) -> tuple[Line, Tick] | None:
         """Whose answer this is; if it has been granted, the tick has its token."""
-        line = self._questions.pop(frame.head["id"], None)
+        line = self._questions.pop(frame.head.id, None)
         if line is None or (tick := line.asked) is None:
             return None
         line.asked = None
         if frame.kind == "store.granted":
-            tick.token, tick.until = frame.head["token"], frame.head["renewed_until"]
+            tick.token, tick.until = frame.head.token, frame.head.renewed_until
         return line, tick
 
     def again(self, tick: Tick, why: str) -> bool:
@@ -88,12 +88,12 @@ class Leases:
         if tick.token is not None:
             self._hub.send_to_store("store.release", {"name": _key(line, tick), "token": tick.token})
 
-    def heard(self, frame: Frame, lines: Iterable[Line]) -> None:
+    def heard(self, frame: Said, lines: Iterable[Line]) -> None:
         """The store has renewed a lease, or has given it away."""
         for line, run in _held(lines):
-            if run.tick.token == frame.head["token"]:
+            if run.tick.token == frame.head.token:
                 if frame.kind == "store.renewed":
-                    run.tick.until = frame.head["renewed_until"]
+                    run.tick.until = frame.head.renewed_until
                 else:
                     self._lose(line, run)
 

@@ -8,9 +8,13 @@ serves it is too late for that (a worker that is replaced may find edited files)
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from server.hub.definition import Definition, On
 from server.hub.hub import Hub, Member, Phase, Role, State
+
+MOST_NAMES: Final = 1000
+"""Schedules that the processes of one generation may have; further ones are left out."""
 
 
 class Offers:
@@ -29,6 +33,8 @@ class Offers:
 
     def take(self, member: Member, definition: Definition) -> bool:
         """A member has this schedule; return whether it holds from now on."""
+        if not self._room(member.generation, definition.name):
+            return False
         if member.generation > self.generation:
             self._compare(member, definition)
         if _role(definition) is not member.role:
@@ -43,6 +49,17 @@ class Offers:
             return False
         self._names.setdefault(member.id, set()).add(definition.name)
         return known is definition and member.generation == self.generation
+
+    def _room(self, generation: int, name: str) -> bool:
+        """Whether a generation may have a schedule of this name; who has too many is told of once."""
+        there = (self._offers.get(generation, {}), self._strays.get(generation, {}), self._told.get(generation, {}))
+        if any(name in each for each in there) or max(len(each) for each in there) < MOST_NAMES:
+            return True
+        if (generation, "") not in self._refused:
+            self._refused.add((generation, ""))
+            text = f"the schedule {name!r} and further ones are left out: {MOST_NAMES} are the most that there can be"
+            self._hub.port.say(logging.ERROR, "schedule_refused", text, name=name)
+        return False
 
     def _compare(self, member: Member, definition: Definition) -> None:
         """Note if another process of its generation has another function of this name."""

@@ -16,17 +16,21 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Final
 
+import msgspec
+
+from server.errors import ChannelError
 from server.hub.asks import WITH_STORE, Ask, Asks
 from server.hub.copies import Item
-from server.hub.decide import Code, Entry, Limits, Op, Refused, Write, decide
+from server.hub.decide import INT64, Code, Entry, Limits, Op, Refused, Write, decide
 from server.hub.entries import RESERVED, Entries
 from server.hub.feeding import Feeding
-from server.hub.frames import Frame, packed, unpacked
+from server.hub.frames import Said, packed, unpacked
 from server.hub.hub import Hub, Member, Part, Phase, State
 from server.hub.told import Told
+from server.schema import Count
 
 PUT_TIME: Final = 10.0
 """How long (s) a store may take to answer a write of the hub's own."""
@@ -43,10 +47,49 @@ UNKNOWN: Final = "unknown"
 AWAY: Final = "away"
 
 
+Key = Annotated[str, msgspec.Meta(max_length=1_000)]
+"""What has more bytes than a key may have is refused with a sentence (`server.hub.decide`)."""
+Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
+class Reads(msgspec.Struct):
+    """`state.read`."""
+
+    id: Count
+    key: Key
+    timeout: Timeout
+
+
+class Writes(msgspec.Struct):
+    """`state.write`; the body is the value."""
+
+    id: Count
+    op: Op
+    key: Key
+    timeout: Timeout
+    version: Count | None = None
+    by: Annotated[int, msgspec.Meta(ge=INT64[0], le=INT64[-1])] = 0
+
+
+class Seen(msgspec.Struct):
+    """`state.seen`."""
+
+    seq: Count
+
+
+class Leaves(msgspec.Struct):
+    """`state.leave`."""
+
+
 class SharedState(Part):
     """The part itself; `put`, `value` and `follow` are for the other parts."""
 
-    kinds = frozenset({"state.write", "state.seen", "state.read", "state.leave"})
+    kinds: ClassVar[Mapping[str, type]] = {
+        "state.write": Writes,
+        "state.seen": Seen,
+        "state.read": Reads,
+        "state.leave": Leaves,
+    }
     store_kinds = frozenset(
         {
             *("store.snapshot", "store.up", "store.down"),
@@ -61,7 +104,7 @@ class SharedState(Part):
         self._limits = Limits(hub.settings.value_limit, hub.settings.state_limit)
         self._entries = Entries()
         self._version = 0
-        self._told = Told()
+        self._told = Told(hub.settings.state_limit)
         self._feeding = Feeding(hub, self._entries.to_send)
         self._lagged = 0  # writes that were answered with the names of those who lag
         self._asks = Asks()
@@ -130,19 +173,23 @@ class SharedState(Part):
         self._asks.forget(member)
         self._answer()
 
-    def take(self, member: Member, frame: Frame) -> None:
+    def take(self, member: Member, frame: Said) -> None:
         head = frame.head
         if frame.kind == "state.seen":
-            if self._feeding.seen(member, int(head["seq"]), self.seq) and self._waiting:
+            if head.seq > self.seq:
+                raise ChannelError(f"it has seen {head.seq} changes of the state, of {self.seq}")
+            if self._feeding.seen(member, head.seq, self.seq) and self._waiting:
                 self._answer()
         elif frame.kind == "state.leave":  # it ends, and its event loop turns no more
             self._feeding.forget(member)
             self._answer()
         elif frame.kind == "state.read":
-            self._read(head["key"], self._ask(float(head["timeout"]), member, int(head["id"])))
+            self._read(head.key, self._ask(head.timeout, member, head.id))
         else:
-            write = Write.of(head, frame.body)
-            ask = self._ask(float(head["timeout"]), member, int(head["id"]))
+            if head.op is Op.CAS and head.version is None:
+                raise ChannelError("a compare-and-set without a version")
+            write = Write(head.op, head.key, frame.body, head.version, head.by)
+            ask = self._ask(head.timeout, member, head.id)
             if write.key.startswith(RESERVED):
                 self._fail(ask, Code.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
             else:
@@ -209,7 +256,8 @@ class SharedState(Part):
 
     def _stands(self, ask: Ask, version: int, value: bytes | None) -> None:
         """The write is applied here: its answer waits for the others."""
-        ask.version, ask.value = version, value or b""
+        ask.version = version
+        self._asks.keep(ask, value or b"")
         self._wait(ask)
 
     def _wait(self, ask: Ask) -> None:
@@ -307,12 +355,13 @@ class SharedState(Part):
                 self.hub.send_to_store("store.read", {"id": ask.number, "key": key})
             return
         if (entry := self._entries.get(key)) is not None:
-            ask.version, ask.value = entry
+            ask.version = entry.version
+            self._asks.keep(ask, entry.value)
         self._done(ask)
 
     # ---- the store
 
-    def take_from_store(self, frame: Frame) -> None:
+    def take_from_store(self, frame: Said) -> None:
         head, kind = frame.head, frame.kind
         if kind == "store.snapshot":
             self._told.piece(frame)
@@ -320,13 +369,13 @@ class SharedState(Part):
             self._apply_all(self._told.snapshot(self._entries))
             self.hub.store_changed("")
         elif kind == "store.down":
-            self.hub.store_changed(head["text"])
+            self.hub.store_changed(head.text)
         elif kind == "store.change":
             self._hear(_item(frame))
         else:
-            self._take_answer(frame, self._asks.get(head["id"]))
+            self._take_answer(frame, self._asks.get(head.id))
 
-    def _take_answer(self, frame: Frame, ask: Ask | None) -> None:
+    def _take_answer(self, frame: Said, ask: Ask | None) -> None:
         head = frame.head
         if frame.kind == "store.written":
             item = _item(frame)
@@ -336,9 +385,10 @@ class SharedState(Part):
         elif ask is None:
             return
         elif frame.kind == "store.refused":
-            self._refuse(ask, head["code"], head["text"], head.get("version", 0), frame.body)
+            self._refuse(ask, head.code, head.text, head.version, frame.body)
         else:
-            ask.version, ask.value = head["version"], frame.body
+            ask.version = head.version
+            self._asks.keep(ask, frame.body)
             self._done(ask)
 
     def _hear(self, item: Item) -> None:
@@ -377,6 +427,6 @@ class SharedState(Part):
         self.hub.port.publish(self.seq)
 
 
-def _item(frame: Frame) -> Item:
+def _item(frame: Said) -> Item:
     head = frame.head
-    return Item(head["key"], head["version"], None if head.get("deleted") else frame.body)
+    return Item(head.key, head.version, None if head.deleted else frame.body)

@@ -15,10 +15,14 @@ import collections
 import dataclasses
 import math
 import random
-from typing import Final
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Final
 
-from server.hub.definition import Definition, On, Overlap
-from server.hub.frames import Frame
+import msgspec
+
+from server.errors import ChannelError
+from server.hub.definition import LONGEST, Definition, On, Overlap
+from server.hub.frames import Said
 from server.hub.hub import Hub, Member, Part, Phase, Role, State
 from server.hub.schedule_commands import Asks
 from server.hub.schedule_leases import Leases
@@ -28,6 +32,7 @@ from server.hub.schedule_past import Past
 from server.hub.schedule_records import ENDS, Records
 from server.hub.schedule_runs import Runs
 from server.hub.state import SharedState
+from server.schema import Count, Seconds, Sentence, Short
 
 LOOK: Final = 1.0
 """Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
@@ -39,10 +44,65 @@ MOST_DETAIL: Final = 16_000
 """Characters of its traceback, which is in the record alone."""
 
 
+MOST_DEFINED: Final = 4_000
+"""Definitions that one process may tell in its life."""
+MOST_RULES: Final = 32_768
+"""Bytes of the rules of a time zone; the largest has about 3,500."""
+
+Span = Annotated[int, msgspec.Meta(ge=0, le=LONGEST)]
+"""Milliseconds."""
+
+
+class Define(msgspec.Struct):
+    """`schedule.define`; the body is the rules of the zone."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    on: Short
+    overlap: Short
+    cron: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    every: Span = 0
+    tz: Short = "UTC"
+    immediate: bool = False
+    timeout: Span = 0
+    jitter: Span = 0
+    retry: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
+    disabled: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    where: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    function: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+
+
+class Ran(msgspec.Struct):
+    """`schedule.ran`; the body is a traceback."""
+
+    run: Count
+    outcome: Short
+    seconds: Seconds
+    text: Sentence
+
+
+class Overdue(msgspec.Struct):
+    """`schedule.overdue`."""
+
+    run: Count
+
+
+class Question(msgspec.Struct):
+    """`schedule.ask`."""
+
+    id: Count
+    do: Short
+    name: Sentence
+
+
 class Ticks(Part):
     """The part itself."""
 
-    kinds = frozenset({"schedule.define", "schedule.ran", "schedule.overdue", "schedule.ask"})
+    kinds: ClassVar[Mapping[str, type]] = {
+        "schedule.define": Define,
+        "schedule.ran": Ran,
+        "schedule.overdue": Overdue,
+        "schedule.ask": Question,
+    }
     store_kinds = frozenset({"store.granted", "store.taken", "store.renewed", "store.lost"})
 
     def __init__(self, hub: Hub, state: SharedState) -> None:
@@ -56,6 +116,7 @@ class Ticks(Part):
         self._offers = Offers(hub)
         self._leases = Leases(hub)
         self._records = Records(hub)
+        self._told: collections.Counter[int] = collections.Counter()  # definitions, by member
         self._started: set[str] = set()  # whose immediate run is behind them
         self._first = -1  # the generation whose definitions may run immediately
         self._past: collections.Counter[str] = collections.Counter()  # what those that are forgotten have counted
@@ -79,25 +140,31 @@ class Ticks(Part):
 
     # ---- definitions
 
-    def take(self, member: Member, frame: Frame) -> None:
+    def take(self, member: Member, frame: Said) -> None:
         head = frame.head
         if frame.kind == "schedule.define":
             self._define(member, frame)
         elif frame.kind == "schedule.ask":
-            self.asks.take(member, int(head["id"]), str(head["do"]), str(head["name"]))
-        elif (run := self.runs.of(member, head["run"])) is None:
+            self.asks.take(member, head.id, head.do, head.name)
+        elif (run := self.runs.of(member, head.run)) is None:
             return
         elif frame.kind == "schedule.overdue":
+            if run.overdue:
+                raise ChannelError("a run whose time is over twice")
             run.overdue = True
             self._records.ended(self.runs.line(run), run, Outcome.TIMEOUT, "it cannot be ended, and goes on")
         else:
-            self._end(run, outcome_of(head["outcome"]), str(head["text"]), head["seconds"], frame.body.decode())
+            detail = frame.body[-MOST_DETAIL:].decode(errors="replace")
+            self._end(run, outcome_of(head.outcome), head.text, head.seconds, detail)
 
-    def _define(self, member: Member, frame: Frame) -> None:
+    def _define(self, member: Member, frame: Said) -> None:
+        self._told[member.id] += 1
+        if self._told[member.id] > MOST_DEFINED or len(frame.body) > MOST_RULES:
+            raise ChannelError(f"{self._told[member.id]} schedules, the last with rules of {len(frame.body)} bytes")
         try:
-            definition = Definition.from_head(frame.head, frame.body)
+            definition = Definition.from_head(msgspec.structs.asdict(frame.head), frame.body)
         except (LookupError, TypeError, ValueError) as error:
-            self._records.unknown(member, str(frame.head.get("name")), error)
+            self._records.unknown(member, frame.head.name, error)
         else:
             if self._offers.take(member, definition):
                 self._adopt(definition.name, definition, self.now)
@@ -156,6 +223,7 @@ class Ticks(Part):
 
     def left(self, member: Member) -> None:
         self._offers.left(member)
+        self._told.pop(member.id, None)
         self.asks.left(member)
         for run in self.runs.left(member):
             if member.phase is Phase.RETIRING and member.killed:  # it could not say so itself, as most do
@@ -338,7 +406,7 @@ class Ticks(Part):
 
     # ---- the store
 
-    def take_from_store(self, frame: Frame) -> None:
+    def take_from_store(self, frame: Said) -> None:
         if frame.kind in ("store.renewed", "store.lost"):
             self._leases.heard(frame, self.lines.values())
         elif (found := self._leases.answered(frame)) is not None:
@@ -347,7 +415,7 @@ class Ticks(Part):
                 line.waiting.insert(0, tick)
                 self._hurry()
             else:
-                self._taken(line, tick, frame.head["why"], frame.head["text"])
+                self._taken(line, tick, frame.head.why, frame.head.text)
 
     def _taken(self, line: Line, tick: Tick, why: str, text: str) -> None:
         if why == "running" and line.definition is not None and line.definition.overlap is Overlap.QUEUE:

@@ -8,35 +8,51 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from server.errors import ChannelError
 from server.hub.copies import Item
+from server.hub.decide import size
 from server.hub.entries import Entries
-from server.hub.frames import Frame, unpacked
+from server.hub.frames import Said
+from server.store.said import ENTRIES
 
 MAX_TOMBSTONES: Final = 4096
 """Of so many deleted keys the version is remembered, in case a store tells of an older change afterwards."""
 
 
+MORE: Final = 4
+ROOM: Final = 64 * 1024 * 1024
+"""A snapshot may have so many times the limit, and so many bytes besides."""
+
+
 class Told:
     """What one store has told."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        """`limit` is --state-limit (bytes): a store that another server has filled may hold more, but not far more."""
+        self._limit = ROOM + MORE * limit
+        self._size = 0
         self._tombstones: dict[str, int] = {}
         self._snapshot: dict[str, Item] = {}
         self._settled = 0  # the last snapshot has all changes up to this one
 
-    def piece(self, frame: Frame) -> None:
-        """A frame `store.snapshot`."""
-        if frame.head.get("first"):
-            self._snapshot.clear()  # of one that was broken off
-        self._snapshot |= {key: Item(key, version, value) for key, version, value in unpacked(frame.body)}
+    def piece(self, frame: Said) -> None:
+        """A frame `store.snapshot`. Raises ChannelError for more than any store has."""
+        if frame.head.first:
+            self.broken_off()
+        for key, version, value in ENTRIES.decode(frame.body):
+            self._size += size(key, value)
+            self._snapshot[key] = Item(key, version, value)
+        if self._size > self._limit:
+            raise ChannelError("the state is more than four times what --state-limit allows; give it more room")
 
     def broken_off(self) -> None:
         """The store is away: the pieces that came are of no use."""
         self._snapshot.clear()
+        self._size = 0
 
     def snapshot(self, entries: Entries) -> list[Item]:
         """The pieces were all: what is to change, deletions first, then in the order of versions."""
-        snapshot, self._snapshot = self._snapshot, {}
+        snapshot, self._snapshot, self._size = self._snapshot, {}, 0
         self._settled = max((item.version for item in snapshot.values()), default=0)
         self._tombstones.clear()
         gone, known = [], set()

@@ -11,12 +11,17 @@ import signal
 from typing import Final
 
 from server.channel import Channel, Outbox, pair
+from server.listener.blame import Allowance
 from server.listener.lifecycle import Process, Worker
 from server.listener.release import Release
 from server.listener.stacks import Window
 from server.output import ChildOutput, for_child
 from server.scoreboard import Cell, Row
 from server.signals import LISTENER_SIGNALS
+
+PACKETS_AT_ONCE: Final = 500
+PACKETS_PER_SECOND: Final = 50.0
+"""What a child may say over its channel: a worker says ten things in its life, and a few for each hand-over."""
 
 
 def describe(status: int) -> str:
@@ -48,6 +53,11 @@ class Child:
         self.counts = counts
         self.serves = False
         """It has been told to serve, and with whom."""
+        self.said: set[type] = set()
+        """What it has said of that which is said once."""
+        self.allowance = Allowance(PACKETS_AT_ONCE, PACKETS_PER_SECOND)
+        self.broken = False
+        """It has broken the protocol, and is heard no more."""
         self.window: Window | None = None
         """The way into the worker that needs no event loop; None if there was no descriptor to spare."""
         self.closed = False
@@ -117,7 +127,7 @@ def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
     finally:
         theirs.close()
         output.started()
-    return Child(worker, pid, Channel(ours), output, row, counts)
+    return Child(worker, pid, Channel(ours, descriptors=0), output, row, counts)
 
 
 def _safe_path_flag() -> list[str]:

@@ -2,6 +2,8 @@
 
 It owns the children, their channels and their rows of the scoreboard. What a child says is turned into events, and
 nothing waits for a child: what is said to one lies in its outbox. What is to be done, and when, the supervisor decides.
+A child is not trusted: it is heard through `server.packets`, one packet in each turn of the loop, and ends if it says
+what it must not, too much of it, or takes nothing of what it is told.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
 
+from server import packets
 from server.channel import PROTOCOL, Packet, speaks
 from server.config import Config
 from server.errors import ChannelError, UsageError
+from server.listener import blame
 from server.listener import events as e
 from server.listener.agent_lock import agent_lock
 from server.listener.child import Child, describe, handover_pair, spawn
@@ -33,6 +38,10 @@ ROWS = 1024
 """Processes that may be alive at once."""
 SLOTS = 256
 """Slots with totals of their own; further ones share the last."""
+MOST_UNREAD: Final = 1000
+"""Packets that wait for a child that does not take them, beside those in the socket."""
+LAST_WORDS: Final = 1000
+"""Packets that are read of a dead child; its socket holds fewer, but somebody else may have it."""
 
 NEIGHBOURS = 64
 """Workers that one of them knows when it begins to serve, at most: each costs a descriptor on the way there."""
@@ -54,12 +63,17 @@ class Crew:
         post: Callable[[e.Event], None],
         links: Links,
         scoreboard: Scoreboard,
+        broken: Callable[[Process, str], None],
         children: Iterable[Child] = (),
     ) -> None:
-        """`children` are those of an earlier program of this process, if there was one."""
+        """`children` are those of an earlier program of this process, if there was one.
+
+        `broken(process, why)` is told of one that has broken the protocol: it is to be killed.
+        """
         self.listening = listening
         self.post = post
         self.links = links
+        self._broken = broken
         self.tasks: TaskGroup
         """Where the channels are served; set before the first start."""
         self.scoreboard = scoreboard
@@ -215,7 +229,12 @@ class Crew:
             for descriptor in given:
                 os.close(descriptor)
         else:
-            child.outbox.tell(packet, given=given)
+            self._say(child, packet, given)
+
+    def _say(self, child: Child, packet: Packet, given: tuple[int, ...] = ()) -> None:
+        child.outbox.tell(packet, given=given)
+        if len(child.outbox) > MOST_UNREAD:
+            self._end(child, f"it has not taken {MOST_UNREAD} packets of its channel")
 
     def introduce(self, sender: Worker, receiver: Worker, pair: int) -> None:
         """Connect two workers for hand-overs."""
@@ -239,7 +258,7 @@ class Crew:
             )
             self.tell(sender, {"type": "receiver", "pair": pair})  # which asks for another one
             return
-        there.outbox.tell({"type": "receive", "pair": pair}, given=[receives])
+        self._say(there, {"type": "receive", "pair": pair}, (receives,))
         self.tell(sender, {"type": "receiver", "pair": pair}, given=(row, sends))
 
     def serve(self, worker: Worker) -> None:
@@ -255,12 +274,12 @@ class Crew:
                     self._make_known(each, [child])
         except OSError as error:  # without descriptors to spare only evenness is lost
             log.debug("%s cannot be told who serves beside it: %s", worker, error)
-        child.outbox.tell({"type": "serve"})
+        self._say(child, {"type": "serve"})
 
     def _make_known(self, to: Child, others: Sequence[Child]) -> None:
         rows = [[each.row, each.serial] for each in others]
         if rows:
-            to.outbox.tell({"type": "neighbours", "rows": rows}, given=[each.counts.again() for each in others])
+            self._say(to, {"type": "neighbours", "rows": rows}, tuple(each.counts.again() for each in others))
 
     async def _send_to(self, child: Child) -> None:
         """Send what lies in the child's outbox until it is closed."""
@@ -276,42 +295,64 @@ class Crew:
     async def _listen_to(self, child: Child) -> None:
         """Take the child's packets until its end of the channel closes; its death is told by SIGCHLD."""
         try:
-            while True:
-                packet, received = await child.channel.receive()
-                for descriptor in received:
-                    os.close(descriptor)
+            while not child.broken:
+                data, _ = await child.channel.receive_data()
+                if isinstance(packet := self._decoded(child, data), packets.Ready | packets.Prepared):
+                    await self.links.heard_out(child.worker.id)
                 self._take_packet(child, packet)
-        except (EOFError, anyio.ClosedResourceError):
+                await anyio.lowlevel.checkpoint()  # others have their turn, however much it says
+        except (EOFError, OSError, anyio.ClosedResourceError):
             pass
-        except (ChannelError, OSError, LookupError, ValueError, TypeError) as error:
-            if child.pid in self.children:
-                log.error(
-                    "%s broke the protocol and is killed: %r",
-                    child.worker,
-                    error,
-                    extra=about("worker_killed", reason=repr(error)),
-                )
-                child.kill()
+        except Exception as error:
+            self._blame(child, error)
 
     def _read_rest(self, child: Child) -> None:
         """What the child said last is handled before its death is."""
         try:
-            while (received := child.channel.try_receive()) is not None:
-                self._take_packet(child, received[0])
-        except (EOFError, ChannelError, LookupError, ValueError, TypeError):
+            for _ in range(0 if child.broken else LAST_WORDS):
+                if (received := child.channel.try_receive_data()) is None:
+                    break
+                self._take_packet(child, self._decoded(child, received[0]))
+        except (EOFError, OSError):
             pass
+        except Exception as error:
+            self._blame(child, error)
 
-    def _take_packet(self, child: Child, packet: Packet) -> None:
+    def _decoded(self, child: Child, data: bytes) -> packets.Packet | None:
+        """What the child says. Raises ChannelError if it must not."""
+        if not child.allowance.use():
+            raise ChannelError("more of them than any child has to say")
+        allowed = packets.FROM_AGENT if isinstance(child.worker, Agent) else packets.FROM_WORKER
+        packet = allowed.decode(data)
+        if packet is not None and (kind := type(packet)) in packets.ONCE:
+            if kind in child.said:
+                raise ChannelError(f"a second packet {packets.tag(kind)!r}")
+            child.said.add(kind)
+        return packet
+
+    def _blame(self, child: Child, error: Exception) -> None:
+        """What the child has said is wrong, or more than we can deal with: it ends, and nothing else does."""
+        self._end(child, blame.reason(child.worker, "channel", error))
+
+    def _end(self, child: Child, why: str) -> None:
+        if not child.broken:
+            child.broken = True
+            if child.pid in self.children:
+                self._broken(child.worker, why)
+
+    def _take_packet(self, child: Child, packet: packets.Packet | None) -> None:
         worker = child.worker
-        match packet["type"]:
-            case "hello":
-                if not speaks(packet.get("protocol")):
-                    text = f"it speaks version {packet.get('protocol')} of the channel, this listener {PROTOCOL}"
+        match packet:
+            case None:
+                log.debug("%s sent a packet of a type that this version does not know", worker)
+            case packets.Hello(protocol, window):
+                if not speaks(protocol):
+                    text = f"it speaks version {protocol} of the channel, this listener {PROTOCOL}"
                     self._failed(worker, f"{text}; restart the server to change to that version")
-                elif child.window is not None:
-                    child.window.agree(packet.get("window"))
-            case "failed":
-                self._failed(worker, packet["message"], str(packet.get("detail", "")), bool(packet.get("usage")))
+                elif child.window is not None and window is not None:
+                    child.window.agree(window.signal, window.loop_thread)
+            case packets.Failed(message, detail, usage):
+                self._failed(worker, message, detail, usage)
             case _ if isinstance(worker, Agent):
                 self._take_from_agent(worker, packet)
             case _:
@@ -325,36 +366,32 @@ class Crew:
         else:
             self.post(event)
 
-    def _take_from_agent(self, agent: Agent, packet: Packet) -> None:
-        match packet["type"]:
-            case "prepared":
+    def _take_from_agent(self, agent: Agent, packet: packets.Packet) -> None:
+        match packet:
+            case packets.Prepared():
                 self._admit(agent, e.AgentPrepared(agent))
-            case "waits":
-                self.post(e.AgentWaits(agent, int(packet["holder"])))
-            case "entered":
+            case packets.Waits(holder):
+                self.post(e.AgentWaits(agent, holder))
+            case packets.Entered():
                 self.post(e.AgentEntered(agent))
-            case "returned":
+            case packets.Returned():
                 self.post(e.AgentReturned(agent))
-            case "finished":
+            case packets.AgentFinished():
                 self.post(e.AgentFinished(agent))
-            case other:
-                log.debug("%s sent a packet of type %r, which this version does not know", agent, other)
 
-    def _take_from_worker(self, worker: Worker, packet: Packet) -> None:
-        match packet["type"]:
-            case "ready":
+    def _take_from_worker(self, worker: Worker, packet: packets.Packet) -> None:
+        match packet:
+            case packets.Ready():
                 self._admit(worker, e.WorkerReady(worker))
-            case "accepts":
+            case packets.Accepts():
                 self.post(e.WorkerAccepts(worker))
-            case "recycle":
-                self.post(e.WorkerWantsReplacement(worker, str(packet["reason"])))
-            case "finished":
-                self.post(e.WorkerFinished(worker, packet))
-            case "withdrawn":
-                self.post(e.PairWithdrawn(worker, int(packet["pair"])))
-            case "lost":
-                self.post(e.PairLost(worker, int(packet["pair"])))
-            case "orphaned":
-                self.post(e.PairOrphaned(worker, int(packet["pair"])))
-            case other:
-                log.debug("%s sent a packet of type %r, which this version does not know", worker, other)
+            case packets.Recycle(reason):
+                self.post(e.WorkerWantsReplacement(worker, reason))
+            case packets.WorkerFinished():
+                self.post(e.WorkerFinished(worker, packets.members(packet)))
+            case packets.Withdrawn(pair):
+                self.post(e.PairWithdrawn(worker, pair))
+            case packets.Lost(pair):
+                self.post(e.PairLost(worker, pair))
+            case packets.Orphaned(pair):
+                self.post(e.PairOrphaned(worker, pair))

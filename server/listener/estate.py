@@ -247,7 +247,7 @@ def _child(child: Child, descriptors: list[int]) -> State:
 
 
 def _take_child(state: State, worker: Process) -> Child:
-    channel = Channel(socket.socket(fileno=state["channel"]))
+    channel = Channel(socket.socket(fileno=state["channel"]), descriptors=0)
     left, counts = output.ChildOutput.inherited(state["output"]), Row(state["counts"])
     child = Child(worker, state["pid"], channel, left, state["row"], counts)
     child.serves = state["serves"]

@@ -4,7 +4,9 @@ application's processes tell each other holds up nothing that the listener tells
 It owns the listener's ends of the links and what waits to be sent over them, and mirrors the supervisor's processes as
 the hub's members. Frames are forwarded in the loop's own callbacks, not tasks: flat, and of each turn of the loop they
 take no more than `TURN_BUDGET`, and none in the `REST` turns after it, so that a flood of messages delays no signal.
-The reading side never waits for the sending side: what the hub queues it has bounded itself.
+Who has used up a turn lets the others go first in the next. The reading side never waits for the sending side: what the
+hub queues it has bounded itself, as long as members heed their windows. Members are not trusted: one that says what it
+must not, or takes nothing of what it has asked for, is told to `broken`.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from server.channel import pair
+from server.channel import pair, refuse_descriptors
 from server.config import Config
 from server.errors import ChannelError
 from server.hub.assembled import assembled
 from server.hub.frames import packed, unpacked
 from server.hub.hub import HubSettings, Order, Role
 from server.link_socket import LinkSocket
+from server.listener import blame
 from server.listener import events as e
+from server.listener.blame import Allowance
 from server.listener.lifecycle import AT_WORK, AgentState, Process, ServerState, Worker, WorkerState
 from server.listener.supervisor import Supervisor
 from server.scoreboard import Header, Scoreboard
@@ -39,6 +43,13 @@ REST: Final = 5
 to what is done about it, and would meet frames in each."""
 MOST_HELD: Final = 1000
 """Frames that the socket of a link can hold are fewer."""
+MOST_BYTES: Final = 32 * 1024 * 1024
+MOST_WAITING: Final = 20_000
+"""Bytes and frames that wait for a member which does not read; then it ends. Of what nobody has asked for there is no
+more than `ROOM` frames."""
+UNKNOWN_AT_ONCE: Final = 1000
+UNKNOWN_PER_SECOND: Final = 100.0
+"""Frames of kinds that this version does not know, of one member: a later version may send some."""
 ROOM: Final = 64
 """Frames that wait to be sent to a member before it counts as having no room."""
 
@@ -50,10 +61,14 @@ State = dict[str, Any]
 class MemberLink(LinkSocket):
     """The listener's end of one link."""
 
-    __slots__ = ("full", "reading")
+    __slots__ = ("broken", "full", "reading", "unknown")
 
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
+        refuse_descriptors(end)
+        self.broken = False
+        """It is heard no more."""
+        self.unknown = Allowance(UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND)
         self.full = False
         """It has had no room since `Hub.room` was called last."""
         self.reading = False
@@ -67,9 +82,9 @@ class Links:
         settings: HubSettings,
         scoreboard: Scoreboard,
         happened: Callable[[e.Say], None],
-        broken: Callable[[int], None],
+        broken: Callable[[int, str], None],
     ) -> None:
-        """`broken` is told of a member that sends nonsense: its process is to be killed."""
+        """`broken(member, why)` is told of a member that sends nonsense: its process is to be killed."""
         self.hub = assembled(self, settings)
         self.store: Callable[[bytes], None] | None = None
         """Takes frames for the store process, where there is one."""
@@ -82,6 +97,9 @@ class Links:
         self._due = math.inf
         self._rest = 0  # turns of the loop that take no frames
         self._turn_ends: float | None = None  # of the loop's present turn, as far as frames may go
+        self._used_up = False  # the present turn
+        self._had: set[int] = set()  # who has used up a turn, since others have had theirs
+        self._deferred: list[int] = []  # who has more, and waits in this turn for those who have not had theirs
 
     def start(self) -> None:
         """Serve the links, from within the running loop."""
@@ -138,32 +156,39 @@ class Links:
     def read_rest(self, member: int) -> None:
         """The process has been reaped: what it said last is taken before its death is."""
         link = self._links.get(member)
-        while link is not None and not link.closed and self._take_one(member, link):
-            pass
+        for _ in range(MOST_HELD):  # and no more: somebody else may have its end
+            if link is None or not self._take_one(member, link):
+                break
+
+    async def heard_out(self, member: int) -> None:
+        """Take what a member has sent that says over its channel that it is ready; others have their turns meanwhile.
+
+        Of what it goes on to send no more than its socket holds.
+        """
+        for _ in range(MOST_HELD):
+            if (link := self._links.get(member)) is None or not self._take_one(member, link):
+                break
+            await asyncio.sleep(0)
+        self.look()
 
     def trouble_with(self, member: int) -> str:
-        """Why a member that says over its channel that it is ready cannot take part; "" if it can.
-
-        What it has sent before over its link is taken first.
-        """
-        if (link := self._links.get(member)) is None:
-            return ""
-        for _ in range(MOST_HELD):
-            if link.closed or not self._take_one(member, link):
-                break
-        self.look()
-        return self.hub.trouble_with(member)
+        """Why a member that has been heard out cannot take part; "" if it can."""
+        return self.hub.trouble_with(member) if member in self._links else ""
 
     # The hub's port
 
     def send(self, member: int, data: bytes) -> None:
         link = self._links.get(member)
-        if link is None or link.closed:
+        if link is None or link.closed or link.broken:
             return
         if not link.send(data) and self._loop is not None:
             self._loop.add_writer(link.socket, self._write, member)
         if len(link.waiting) >= ROOM:
             link.full = True
+            if link.bytes > MOST_BYTES or len(link.waiting) > MOST_WAITING:
+                self._break(member, link, f"it has not taken {len(link.waiting)} frames of its link")
+                link.waiting.clear()
+                link.bytes = 0
 
     def room(self, member: int) -> bool:
         link = self._links.get(member)
@@ -193,18 +218,38 @@ class Links:
         """Frames have come from a member; those that this turn has no time for are left in the socket."""
         if self._rest:
             return
-        link = self._links.get(member)
         assert self._loop is not None
         if self._turn_ends is None:
             self._turn_ends = time.perf_counter() + TURN_BUDGET
             self._loop.call_soon(self._turn_over)
+        if member in self._had:
+            self._deferred.append(member)
+        else:
+            self._take_some(member)
+
+    def _take_some(self, member: int) -> None:
+        """Take frames of a member until there are none, or the turn has no more time."""
+        link = self._links.get(member)
+        assert self._turn_ends is not None
         while link is not None and time.perf_counter() < self._turn_ends:
+            self._had.add(member)
             if not self._take_one(member, link):
-                break
+                self._had.discard(member)
+                return
+        self._used_up = True
 
     def _turn_over(self) -> None:
         assert self._turn_ends is not None
-        if time.perf_counter() >= self._turn_ends:  # one frame now and then costs no rest
+        if self._deferred and not self._used_up:  # all others have had their turn
+            self._had.clear()
+            self._turn_ends = time.perf_counter() + TURN_BUDGET
+            for member in self._deferred:
+                self._take_some(member)
+                if self._used_up:
+                    break
+        self._deferred.clear()
+        if self._used_up:  # one frame now and then costs no rest
+            self._used_up = False
             self._rest = REST
             self._let_others()
         self._turn_ends = None
@@ -219,21 +264,31 @@ class Links:
 
     def _take_one(self, member: int, link: MemberLink) -> bool:
         """Take one frame; False if there is none, or never will be one."""
+        if link.broken or link.closed:
+            return False
         data = link.receive()
-        if not data:
-            if data is not None:
-                self._stop_reading(link)
+        if data is None:
             return False
         try:
-            self.hub.take(member, data)
-        except (ChannelError, LookupError, TypeError, ValueError) as error:
-            log.error("member %d of the hub sent nonsense and is killed: %r", member, error, exc_info=True)
-            self._stop_reading(link)
-            self._broken(member)
+            if not data:
+                self._stop_reading(link)
+                if not link.hung_up:
+                    raise ChannelError("it has no bytes")
+                return False
+            if not self.hub.take(member, data) and not link.unknown.use():
+                raise ChannelError("more of kinds that are not known than any version sends")
+        except Exception as error:
+            who = self.hub.members.get(member, f"member {member} of the hub")
+            self._break(member, link, blame.reason(who, "link", error))
             return False
-        except Exception:  # a bug here must cost the server nothing more
-            log.exception("the hub could not deal with a frame; please report this")
         return True
+
+    def _break(self, member: int, link: MemberLink, why: str) -> None:
+        """The member is not heard any more, and is to end."""
+        if not link.broken:
+            link.broken = True
+            self._stop_reading(link)
+            self._broken(member, why)
 
     def _stop_reading(self, link: MemberLink) -> None:
         if link.reading and self._loop is not None:
@@ -254,6 +309,7 @@ class Links:
                     self.look()
 
     def _forget(self, member: int) -> None:
+        self._had.discard(member)
         link = self._links.pop(member, None)
         if link is not None:
             if self._loop is not None:
@@ -304,7 +360,8 @@ class Links:
         """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
         for member, each in state["links"].items():
             link = self._links[int(member)] = MemberLink(socket.socket(fileno=each["fd"]))
-            link.waiting.extend(base64.b64decode(data) for data in each["queue"])
+            for data in each["queue"]:
+                link.put(base64.b64decode(data))
             link.full = each["full"]
         self.hub.load(_from_text(state["hub"]))
 

@@ -88,12 +88,12 @@ class Listener:
             self.started = time.monotonic()
             self.start_directory = release.logical_directory()
             self.supervisor = Supervisor(policy_of(config))
-            self.crew = Crew(listening, self.post, self.links, board)
+            self.crew = Crew(listening, self.post, self.links, board, self._broken)
             self.history = History()
         else:
             self.started, self.start_directory = heirloom.started, heirloom.start_directory
             self.supervisor = heirloom.supervisor
-            self.crew = Crew(listening, self.post, self.links, board, heirloom.children)
+            self.crew = Crew(listening, self.post, self.links, board, self._broken, heirloom.children)
             self.history = heirloom.history
             self.links.load(heirloom.links)
         self._heirloom = heirloom
@@ -256,11 +256,14 @@ class Listener:
         await self.succession.ask(asker)
 
     def _decide(self, event: e.Event) -> list[e.Action]:
-        """What the supervisor wants done; a bug in it must not take down what serves."""
+        """What the supervisor wants done; a bug in it must not take down what serves, but for who has found it."""
         try:
             return self.supervisor.handle(event, time.monotonic())
-        except Exception:
+        except Exception as error:
             log.exception("the listener could not deal with %s; please report this", type(event).__name__)
+            process = getattr(event, "worker", None) or getattr(event, "agent", None)
+            if process is not None:
+                self._broken(process, f"the listener could not deal with {type(event).__name__}: {error!r:.100}")
             return []
 
     def post(self, event: e.Event) -> None:
@@ -361,9 +364,10 @@ class Listener:
     def _clear_lock_away(self) -> None:
         agent_lock.clear_away(listening.name for listening in self.listening)
 
-    def _kill(self, worker: Process, why: str) -> None:
+    def _kill(self, worker: Process, why: str, level: int = logging.WARNING) -> None:
         in_flight = self.crew.kill(worker)
-        level = logging.DEBUG if worker.generation.superseded else logging.WARNING  # there is a newer one of its code
+        if worker.generation.superseded:  # there is a newer one of its code
+            level = logging.DEBUG
         if isinstance(worker, Agent):
             about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
             self.telling.happened(e.Say(level, "agent_killed", f"{worker} is killed: {why}", "", about))
@@ -373,11 +377,17 @@ class Listener:
         about = {**who, "reason": why, "in_flight": in_flight}
         self.telling.happened(e.Say(level, "worker_killed", text, "", about))
 
-    def _member_broken(self, member: int) -> None:
+    def _member_broken(self, member: int, why: str) -> None:
         """A process has sent its hub nonsense."""
         process = self.supervisor.workers.get(member) or self.supervisor.agents.all.get(member)
         if process is not None:
-            self._kill(process, "it broke the protocol of its link")
+            self._broken(process, why)
+
+    def _broken(self, process: Process, why: str) -> None:
+        """A process has said what it must not: it ends, which counts as any death does."""
+        if not process.stuck and self.crew.of(process) is not None:
+            process.stuck = why
+            self._kill(process, why, logging.ERROR)
 
     async def _finish_hooks(self) -> None:
         """Hooks have their time to end; being told to stop once more ends them."""

@@ -23,6 +23,7 @@ import anyio
 from server.channel import MAX_PACKET, Channel, pair
 from server.control_protocol import LINE_LIMIT
 from server.errors import ChannelError
+from server.packets import FROM_WATCHDOG, Stacks, members
 
 if TYPE_CHECKING:
     from server.listener.child import Child
@@ -50,7 +51,7 @@ class Window:
     def __init__(self) -> None:
         """Raises OSError if the process or the machine is out of descriptors."""
         ours, self._theirs = pair()
-        self._channel = Channel(ours)
+        self._channel = Channel(ours, descriptors=0)
         self.dump = -1
         try:
             self.dump = os.memfd_create("serve-stacks", os.MFD_CLOEXEC)
@@ -66,11 +67,9 @@ class Window:
         """The worker's end and a duplicate of the memfd, which the caller is to give to the worker; only once."""
         return self._theirs.detach(), os.dup(self.dump)
 
-    def agree(self, abilities: object) -> None:
+    def agree(self, signal: int, loop_thread: int) -> None:
         """What the worker says in its hello: the signal that has it write its stacks, and its loop's thread."""
-        match abilities:
-            case {"signal": int(number), "loop_thread": int(thread)}:
-                self._signal, self._loop_thread = number, thread
+        self._signal, self._loop_thread = signal, loop_thread
 
     def fileno(self) -> int:
         return self._channel.fileno()
@@ -85,7 +84,7 @@ class Window:
     def inherited(cls, state: dict[str, Any]) -> Window:
         """A window that this very process has opened before; the worker has its end of it."""
         window = cls.__new__(cls)
-        window._channel, window._theirs = Channel(socket.socket(fileno=state["channel"])), socket.socket()
+        window._channel, window._theirs = Channel(socket.socket(fileno=state["channel"]), 0), socket.socket()
         window._theirs.close()
         window.dump, window._asking = state["dump"], anyio.Lock()
         window._signal, window._loop_thread = state["signal"], state["loop_thread"]
@@ -125,18 +124,18 @@ class Window:
         return nothing(f"it has not answered within {timeout:g} s ({STATES.get(state, 'state ' + state)})")
 
     async def _ask(self, limit: int) -> dict[str, Any] | None:
-        """What the watchdog answers; None if it is not there."""
+        """What the watchdog answers; None if it is not there, or says what it should not."""
         self._asked += 1
         try:
             await self._channel.send({"type": "stacks", "id": self._asked, "limit": limit})
             while True:
-                answer, descriptors = await self._channel.receive()
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                if answer.get("id") == self._asked:  # and not that to an earlier question
-                    told = ("threads", "threads_total", "tasks", "tasks_total", "blocked")
-                    return {"how": "asked", "reason": "", **{name: answer[name] for name in told}}
-        except (EOFError, OSError, ChannelError, LookupError, anyio.ClosedResourceError):
+                data, _ = await self._channel.receive_data()
+                answer = FROM_WATCHDOG.decode(data)
+                if isinstance(answer, Stacks) and answer.id == self._asked:  # and not that to an earlier question
+                    told = members(answer)
+                    return {"how": "asked", "reason": "", **{name: told[name] for name in TOLD}}
+                await anyio.lowlevel.checkpoint()
+        except (EOFError, OSError, ChannelError, anyio.ClosedResourceError):
             return None
 
     async def _dumped(self, pid: int, timeout: float) -> dict[str, Any] | None:
@@ -175,6 +174,8 @@ class Window:
         return sorted(threads, key=lambda each: each["name"] != "event loop")
 
 
+TOLD: Final = ("threads", "threads_total", "tasks", "tasks_total", "blocked")
+"""What the watchdog tells."""
 OWN_THREADS: Final = ("server/worker/watchdog.py", "server/worker/last_resort.py", "server/output.py")
 """Where this server's own threads are."""
 MACHINERY: Final = ("<frozen ", "/server/worker/", "/server/protocol/", "/asyncio/", "/anyio/", "/threading.py")

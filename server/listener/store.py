@@ -3,7 +3,8 @@
 It owns the process and the socket pair to it (`server.store.frames` says what passes); what the hub asks waits in
 `server.listener.store_questions`. The listener never waits for the process, but once: nothing else starts before the
 state is there. A new program of the listener takes over the process as it is, lets it finish what it has, and puts one
-of its own release in its place: nothing is refused on the way, it waits.
+of its own release in its place: nothing is refused on the way, it waits. The process is not trusted with anything but
+the state: one that says what no store says is killed, which is as if it had died.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ from typing import Any, Final
 
 import anyio
 
-from server.channel import PROTOCOL, pair
+from server.channel import PROTOCOL, hung_up, pair, refuse_descriptors
 from server.config import Config
-from server.errors import ChannelError
 from server.hub.decide import Entry
-from server.hub.frames import Frame, decode, encode, packed
+from server.hub.frames import Said, decode, encode, opened, packed
 from server.link_socket import make_room, receive
+from server.listener import blame
 from server.listener import events as e
 from server.listener.child import SAFE_PATH, describe_code
 from server.listener.processes import Process, Processes
 from server.listener.release import PRIVATE_VARIABLES, own_program
 from server.listener.store_questions import Questions
+from server.schema import Heads
 from server.store import answers
 from server.store.frames import Trouble
 from server.store.location import START_TIME, is_url, redis_address, shown
+from server.store.said import FROM_STORE
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
@@ -45,6 +48,8 @@ END_TIME: Final = 5.0
 """Seconds that it has to write what waits, and to end, when the server ends; then it is killed."""
 TURN_BUDGET: Final = 0.0002
 """Seconds of one turn of the loop that go to its frames."""
+LAST_WORDS: Final = 1000
+"""Frames that are read of a dead one; its socket holds fewer, but somebody else may have it."""
 
 log = logging.getLogger("serve")
 
@@ -98,6 +103,8 @@ class Store:
         self._socket: socket.socket | None = None
         self._adopted = left is not None and left["pid"] != 0
         self._failed = ""  # why the last process could not start
+        self._heads = Heads(FROM_STORE)
+        self._broken = ""  # what the process has said wrong, for which it is killed
         self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the message that a process had told last
         self.trouble = ""
         """Why nothing can be asked at present."""
@@ -188,6 +195,8 @@ class Store:
         assert ours is not None
         ours.setblocking(False)
         make_room(ours)
+        refuse_descriptors(ours)
+        self._broken = ""
         try:
             if not self._adopted:
                 with theirs:
@@ -200,13 +209,14 @@ class Store:
                 status = await self._process.wait()
                 tasks.cancel_scope.cancel()
             with contextlib.suppress(EOFError):
-                while self._take_one(ours):  # what it said last comes before its death
-                    pass
+                for _ in range(LAST_WORDS):  # what it said last comes before its death
+                    if not self._take_one(ours):
+                        break
         finally:
             anyio.notify_closing(ours)
             ours.close()
             self._process = self._socket = None
-        return describe_code(status)
+        return self._broken or describe_code(status)
 
     def _start(self, theirs: socket.socket) -> Process:
         environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
@@ -303,49 +313,57 @@ class Store:
                     if not self._take_one(ours):
                         break
                 await anyio.lowlevel.checkpoint()
+                if self._broken:
+                    return
         except (OSError, EOFError, anyio.ClosedResourceError):
             pass  # it is gone, which SIGCHLD tells
 
     def _take_one(self, ours: socket.socket) -> bool:
         """Take one frame; False if there is none. Raises EOFError at the end."""
+        if self._broken:
+            return False
         data = receive(ours)
         if data is None:
             return False
-        if not data:
+        if not data and hung_up(ours):
             raise EOFError
         try:
-            self._took(decode(data), data)
-        except (ChannelError, LookupError, TypeError, ValueError) as error:
-            log.error("the store process said what cannot be understood: %r", error, exc_info=True)
-        except Exception:  # a bug here must cost the server nothing more
-            log.exception("the listener could not deal with a frame of the store process; please report this")
+            kind, raw, body = opened(data)
+            if (head := self._heads.decode(kind, raw)) is not None:
+                self._took(Said(kind, head, body), data)
+        except Exception as error:
+            self._broken = blame.reason("the store process", "lane", error)
+            if self._process is not None:
+                self._process.signal(signal.SIGKILL)
+            return False
         return True
 
-    def _took(self, frame: Frame, data: bytes) -> None:
-        self._at = frame.head.get("at", self._at)
+    def _took(self, frame: Said, data: bytes) -> None:
+        head = frame.head
+        if (at := getattr(head, "at", None)) is not None:
+            self._at = list(at)
         match frame.kind:
             case "store.say":
-                head = frame.head
-                self._happened(e.Say(head["level"], head["event"], head["text"], "", head.get("about", {})))
+                self._happened(e.Say(head.level, head.event, head.text, "", head.about))
             case "store.failed":
-                self._failed = frame.head["text"]
+                self._failed = head.text
                 if self._stage is Stage.STARTING:
-                    self.failure = frame.head["text"], frame.head["status"]
+                    self.failure = head.text, head.status
             case "store.down":
-                self._pass_on(data)
-                self._away(frame.head["text"], "store_down")
+                self._take(data)
+                self._away(head.text, "store_down")
             case "store.up":
-                self._pass_on(data)
+                self._take(data)
                 self._up()
             case "store.at":
                 pass
             case "store.refuses":
-                self._told_of_refusals(frame.head["text"])
+                self._told_of_refusals(head.text)
             case _:
                 self._questions.answered(frame)
                 if self._stage is Stage.TURNING:
                     self._news.set()
-                self._pass_on(data)
+                self._take(data)
 
     def _up(self) -> None:
         before, self._stage = self._stage, Stage.UP

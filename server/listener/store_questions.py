@@ -13,7 +13,8 @@ import collections
 from collections.abc import Callable
 from typing import Any, Final
 
-from server.hub.frames import Frame, decode, encode
+from server.errors import ChannelError
+from server.hub.frames import Frame, Said, decode, encode
 from server.store import answers
 from server.store.frames import Trouble
 
@@ -86,10 +87,12 @@ class Questions:
         if (key := _asked(decode(data))) is not None and key in self._asked:
             self._given.add(key)
 
-    def answered(self, frame: Frame) -> None:
-        """The process has said something; perhaps it is an answer."""
-        if (key := _asked(frame)) is not None:
-            self._asked.pop(key, None)
+    def answered(self, frame: Said) -> None:
+        """The process has said something; perhaps it is an answer. Raises ChannelError if nobody has asked for it."""
+        if (family := _FAMILIES.get(frame.kind)) is not None:
+            key = (family, frame.head.id)
+            if self._asked.pop(key, None) is None:
+                raise ChannelError(f"an answer {frame.kind!r} that nobody waits for")
             self._given.discard(key)
 
     @property

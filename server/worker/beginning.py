@@ -28,6 +28,7 @@ from server.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
 from server.config import Config
 from server.errors import StartError, UsageError
 from server.raised import shortened
+from server.schema import sayable
 from server.scoreboard import Scoreboard, let_go, mapped
 from server.signals import LISTENER_SIGNALS
 from server.worker import uncaught
@@ -93,17 +94,17 @@ class Beginning:
 
     def refuse(self, message: str) -> None:
         """Tell the listener what is wrong with what was asked for, and end."""
-        tell(self.channel, {"type": "failed", "message": message, "usage": True})
+        tell(self.channel, {"type": "failed", "message": sayable(message)[:MESSAGE_LIMIT], "usage": True})
         sys.exit(1)
 
 
 def failure(error: StartError | UsageError) -> Packet:
     """The packet that tells the listener of it."""
-    detail = shortened(getattr(error, "detail", ""), DETAIL_LIMIT)
+    detail = shortened(sayable(getattr(error, "detail", "")), DETAIL_LIMIT)
     while len(json.dumps(detail)) > DETAIL_LIMIT:
         detail = detail[len(detail) // 8 + 1 :]
     usage = isinstance(error, UsageError)
-    return {"type": "failed", "message": str(error)[:MESSAGE_LIMIT], "detail": detail, "usage": usage}
+    return {"type": "failed", "message": sayable(str(error))[:MESSAGE_LIMIT], "detail": detail, "usage": usage}
 
 
 def leave_within(seconds: float, status: int) -> None:

@@ -6,24 +6,33 @@ reads nothing before commit; the sender keeps its copy until commit is sent. Bef
 listener first, then closes the pair, and only then reads again. A receiver that finds a pair closed with offers that
 were not committed asks the listener, who knows whether the sender withdrew or died. So a connection never has two
 readers.
+
+The other worker is not trusted: what it says comes through `server.packets`, what it sends must be a connection, and
+one that breaks these rules loses the pair, not its peer more than that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import collections
+import fcntl
 import logging
 import math
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from server.channel import Channel, Packet, TruncatedDescriptors
+from server import packets
+from server.channel import Channel, TruncatedDescriptors, close_descriptors
+from server.channel import Packet as Plain
 from server.errors import ChannelError
 from server.logs import about
+from server.packets import Packet
 from server.protocol.travel import TravelRecord
+from server.schema import Packets
 from server.scoreboard import Cell
 
 MAX_IN_FLIGHT: Final = 64
@@ -32,6 +41,10 @@ TAKE_TIMEOUT: Final = 0.5
 """Seconds for a receiver to take or refuse what was offered; then the pair is withdrawn and others are asked."""
 LONG_LEFTOVER: Final = 64 * 1024
 """Leftover bytes that travel in a memfd, since one SEQPACKET message holds at most 212,960 bytes."""
+MOST_LEFTOVER: Final = 4 * 1024 * 1024
+"""Bytes of leftover that a memfd may hold."""
+MOST_HELD: Final = 4 * MAX_IN_FLIGHT
+"""Offers of one sender that a receiver holds at most: a sender of ours has `MAX_IN_FLIGHT`."""
 STALE_HEARTBEAT: Final = 2.5
 """Seconds after which a receiver that has not ticked (once a second) is offered nothing: its loop is blocked."""
 AGAIN: Final = 0.5
@@ -55,21 +68,28 @@ class Traveller(Protocol):
 class Pair:
     """One end of a pair on the loop: packets in by callback, packets out in order, also when the kernel is full."""
 
-    __slots__ = ("_loop", "_outgoing", "_taken", "_writing", "channel", "number")
+    __slots__ = ("_loop", "_outgoing", "_taken", "_takes", "_writing", "broken", "channel", "number")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         number: int,
         descriptor: int,
+        takes: Packets[Packet],
+        descriptors: int,
         taken: Callable[[Pair, Packet | None, list[int]], None],
     ) -> None:
-        """`taken` gets each packet, and None at the end; the pair owns `descriptor`."""
+        """`taken` gets each packet, and None at the end; the pair owns `descriptor`.
+
+        The other end may say what `takes` knows, with so many `descriptors`. What `taken` raises ends the pair as well.
+        """
+        self._takes = takes
+        self.broken = False
         self.number = number
-        self.channel = Channel(socket.socket(fileno=descriptor))
+        self.channel = Channel(socket.socket(fileno=descriptor), descriptors)
         self._loop = loop
         self._taken = taken
-        self._outgoing: collections.deque[tuple[Packet, Callable[[], None] | None]] = collections.deque()
+        self._outgoing: collections.deque[tuple[Plain, Callable[[], None] | None]] = collections.deque()
         self._writing = False
         loop.add_reader(descriptor, self._readable)
 
@@ -80,18 +100,37 @@ class Pair:
     def _readable(self) -> None:
         while self.open:
             try:
-                received = self.channel.try_receive()
+                received = self.channel.try_receive_data()
             except TruncatedDescriptors as error:
-                self._taken(self, error.packet, [])
-            except (EOFError, ChannelError, OSError):
+                received = error.data, []
+            except (EOFError, OSError):
                 self._taken(self, None, [])
                 return
-            else:
-                if received is None:
-                    return
-                self._taken(self, *received)
+            except ChannelError as error:
+                self._break(error, [])
+                return
+            if received is None:
+                return
+            data, descriptors = received
+            try:
+                if (packet := self._takes.decode(data)) is None:
+                    close_descriptors(descriptors)
+                else:
+                    self._taken(self, packet, descriptors)
+            except Exception as error:
+                self._break(error, descriptors)
+                return
 
-    def offer(self, packet: Packet, descriptors: list[int]) -> bool:
+    def _break(self, error: Exception, descriptors: list[int]) -> None:
+        """The other worker has said what it must not: the pair is over, and nothing else."""
+        close_descriptors(descriptors)
+        unforeseen = None if isinstance(error, ChannelError) else error
+        text = "another worker broke the protocol of the hand-over, which ends: %s"
+        log.error(text, error, exc_info=unforeseen, extra=about("handover_broken", reason=str(error)))
+        self.broken = True
+        self._taken(self, None, [])
+
+    def offer(self, packet: Plain, descriptors: list[int]) -> bool:
         """Send a packet with descriptors now; False if the kernel has no room or the other end is gone."""
         if not self.open or self._outgoing:
             return False
@@ -100,7 +139,7 @@ class Pair:
         except OSError:
             return False
 
-    def say(self, packet: Packet, sent: Callable[[], None] | None = None) -> None:
+    def say(self, packet: Plain, sent: Callable[[], None] | None = None) -> None:
         """Send a packet, now or as soon as there is room, in order; `sent` is called once it is with the kernel.
 
         If the other end is gone it never is, and `taken` is told the end.
@@ -135,12 +174,13 @@ class Pair:
 class Receiver:
     """A worker that takes connections, as the sender sees it."""
 
-    __slots__ = ("cells", "full", "offers", "pair")
+    __slots__ = ("cells", "full", "offers", "pair", "taken")
 
     def __init__(self, pair: Pair, cells: memoryview) -> None:
         self.pair = pair
         self.cells = cells
         self.offers: dict[int, tuple[Traveller, float]] = {}
+        self.taken: set[int] = set()  # of these: the commit is on its way
         self.full = False  # it refused; it is asked again only when nobody else is there
 
     def load(self) -> int:
@@ -178,7 +218,9 @@ class Departures:
 
     def introduce(self, number: int, descriptor: int, cells: memoryview) -> None:
         """A receiver has been introduced over the pair `number`."""
-        self._receivers.append(Receiver(Pair(self._loop, number, descriptor, self._answered), cells))
+        self._receivers.append(
+            Receiver(Pair(self._loop, number, descriptor, packets.FROM_RECEIVER, 0, self._answered), cells)
+        )
         self._pump()
 
     def has_receivers(self) -> bool:
@@ -286,19 +328,21 @@ class Departures:
         if packet is None:
             self._drop(receiver)
             return
-        offer = packet.get("offer", 0)
-        if offer not in receiver.offers:
-            return
-        if packet["type"] == "take":
-            pair.say({"type": "commit", "offer": offer}, lambda: self._committed(receiver, offer))
-        else:
-            receiver.full = True
-            self._come_back(receiver.offers.pop(offer)[0])
+        match packet:
+            case packets.Take(offer) if offer in receiver.offers and offer not in receiver.taken:
+                receiver.taken.add(offer)
+                pair.say({"type": "commit", "offer": offer}, lambda: self._committed(receiver, offer))
+            case packets.Refuse(offer) if offer in receiver.offers and offer not in receiver.taken:
+                receiver.full = True
+                self._come_back(receiver.offers.pop(offer)[0])
+            case packets.Take(offer) | packets.Refuse(offer):
+                raise ChannelError(f"an answer to offer {offer}, which it has not, or has answered")
         self._pump()
 
     def _committed(self, receiver: Receiver, offer: int) -> None:
         """The commit is with the kernel: the receiver reads it even if we die now, so that our copy can go."""
         traveller, _ = receiver.offers.pop(offer)
+        receiver.taken.discard(offer)
         traveller.gone()
         self._cells[Cell.HANDED_OVER] += 1
 
@@ -308,6 +352,7 @@ class Departures:
         receiver.pair.close()
         offers = list(receiver.offers.values())
         receiver.offers.clear()
+        receiver.taken.clear()
         for traveller, _ in offers:
             self._come_back(traveller)
         self._pump()
@@ -370,7 +415,7 @@ class Arrivals:
         self._orphaned = orphaned
         self._arrived = arrived
         self._has_room = has_room
-        self._held: dict[int, dict[int, tuple[list[int], dict[str, Any]]]] = {}
+        self._held: dict[int, dict[int, tuple[list[int], TravelRecord]]] = {}
         self._pairs: dict[int, Pair] = {}
         self.refusing = False
         self._alone = False
@@ -380,7 +425,7 @@ class Arrivals:
     def introduce(self, number: int, descriptor: int) -> None:
         """A sender has been introduced over the pair `number`."""
         self._held[number] = {}
-        self._pairs[number] = Pair(self._loop, number, descriptor, self._offered)
+        self._pairs[number] = Pair(self._loop, number, descriptor, packets.FROM_SENDER, 2, self._offered)
 
     def refuse(self) -> None:
         """Take nothing more; what has been taken is still waited for (`idle`)."""
@@ -418,33 +463,38 @@ class Arrivals:
 
     def _offered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
         held = self._held[pair.number]
-        if packet is None:
-            self._ended(pair)
-        elif packet["type"] == "offer" and (self.refusing or not descriptors or not self._has_room(descriptors[0])):
-            _close(descriptors)
-            pair.say({"type": "refuse", "offer": packet["offer"]})
-        elif packet["type"] == "offer":
-            held[packet["offer"]] = (descriptors, packet["record"])
-            self.idle.clear()
-            pair.say({"type": "take", "offer": packet["offer"]})
-        elif packet["type"] == "commit" and packet["offer"] in held:
-            self._attach(*held.pop(packet["offer"]))
-            self._note_idle()
-        else:
-            _close(descriptors)
+        match packet:
+            case None:
+                self._ended(pair)
+            case packets.Offer(offer, record):
+                if offer in held or len(held) >= MOST_HELD:
+                    raise ChannelError(f"the offer {offer} twice, or more than {MOST_HELD} of them")
+                if self.refusing or not descriptors or not self._has_room(descriptors[0]):
+                    _close(descriptors)
+                    pair.say({"type": "refuse", "offer": offer})
+                    return
+                _check(descriptors)
+                held[offer] = (descriptors, TravelRecord.from_json(packets.members(record)))
+                self.idle.clear()
+                pair.say({"type": "take", "offer": offer})
+            case packets.Commit(offer) if offer in held:
+                _close(descriptors)
+                self._attach(*held.pop(offer))
+                self._note_idle()
+            case _:
+                _close(descriptors)
 
     def _ended(self, pair: Pair) -> None:
         pair.close()
         del self._pairs[pair.number]
-        if self._alone:
+        if self._alone or pair.broken:
             self.verdict(pair.number, keep=False)
         elif self._held[pair.number]:
             self._orphaned(pair.number)
         else:
             del self._held[pair.number]
 
-    def _attach(self, descriptors: list[int], values: dict[str, Any]) -> None:
-        record = TravelRecord.from_json(values)
+    def _attach(self, descriptors: list[int], record: TravelRecord) -> None:
         if len(descriptors) > 1:
             record = record.with_leftover(_from_memory(descriptors[1]))
         client = socket.socket(fileno=descriptors[0])
@@ -462,6 +512,30 @@ def _close(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 
+def _check(descriptors: list[int]) -> None:
+    """Raise ChannelError for what is no connection, and perhaps its leftover: whatever else could be read or closed.
+
+    A memfd is what has seals (F_GET_SEALS, fcntl(2)): reading one waits for no disk and for nobody.
+    """
+    try:
+        first = os.fstat(descriptors[0])
+        if not stat.S_ISSOCK(first.st_mode):
+            raise ChannelError("an offer of what is no socket")
+        with socket.socket(fileno=os.dup(descriptors[0])) as found:
+            stream = found.type == socket.SOCK_STREAM and found.family in _FAMILIES
+            if not stream or found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ChannelError("an offer of a socket that is no connection")
+        if len(descriptors) > 1:
+            fcntl.fcntl(descriptors[1], fcntl.F_GET_SEALS)
+            if os.fstat(descriptors[1]).st_size > MOST_LEFTOVER:
+                raise ChannelError("an offer with more leftover than any connection has")
+    except OSError as error:
+        raise ChannelError(f"an offer of what is no connection: {error}") from None
+
+
+_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
+
+
 def _in_memory(data: bytes) -> int:
     """A memfd (memfd_create(2)) that holds `data`; the caller owns it."""
     descriptor = os.memfd_create("serve-leftover", os.MFD_CLOEXEC)
@@ -474,4 +548,4 @@ def _from_memory(descriptor: int) -> bytes:
     """The content of a memfd, which is closed."""
     with open(descriptor, "rb") as memory:
         memory.seek(0)
-        return memory.read()
+        return memory.read(MOST_LEFTOVER)

@@ -25,6 +25,7 @@ from typing import Any, Final
 import anyio
 
 from server.protocol.head import Head
+from server.schema import sayable
 from server.tracebacks import PACKAGE
 from server.worker.lifespan import Lifespan
 
@@ -165,7 +166,11 @@ def _thread(ident: int, name: str | None, frame: FrameType, is_loop: bool) -> di
     frames = frames_of(frame)
     if is_loop and idle(frame):
         return {"name": "event loop", "note": "waits for events", "stack": []}
-    told = {"name": "event loop" if is_loop else name or f"thread {ident:#x}", "note": "", "stack": lines_of(frames)}
+    told = {
+        "name": "event loop" if is_loop else _short(name) or f"thread {ident:#x}",
+        "note": "",
+        "stack": lines_of(frames),
+    }
     if is_loop and (request := request_of(frames)):
         told["request"] = request
     return told
@@ -196,8 +201,8 @@ def _task(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop | None) -> di
     if any(frame.f_code is _LIFESPAN_WAITS for frame, _ in frames):
         return None
     told: dict[str, Any] = {
-        "name": task.get_name()[:LINE_LIMIT],
-        "coro": str(getattr(coroutine, "__qualname__", type(coroutine).__name__))[:LINE_LIMIT],
+        "name": _short(task.get_name()),
+        "coro": _short(str(getattr(coroutine, "__qualname__", type(coroutine).__name__))),
         "stack": lines_of(_without_inside(frames)),
     }
     if request:
@@ -205,8 +210,13 @@ def _task(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop | None) -> di
     if getattr(coroutine, "cr_running", False):
         told["running"], told["stack"] = True, []  # its frames are the loop's thread's
     elif (awaited := getattr(task, "_fut_waiter", None)) is not None:
-        told["awaits"] = f"task {awaited.get_name()}" if isinstance(awaited, asyncio.Task) else type(awaited).__name__
+        what = f"task {awaited.get_name()}" if isinstance(awaited, asyncio.Task) else type(awaited).__name__
+        told["awaits"] = _short(what)
     return told
+
+
+def _short(text: str | None) -> str:
+    return sayable((text or "")[:LINE_LIMIT])
 
 
 def _suspended(waiting: object) -> Frames:
@@ -258,4 +268,4 @@ def _is_machinery(frame: FrameType) -> bool:
 def _formatted(frames: Sequence[tuple[FrameType, int]]) -> list[str]:
     """As a traceback shows them; the source is what lies on the disk now."""
     entries = traceback.StackSummary.extract(iter(frames)).format()
-    return [line.removeprefix("  ")[:LINE_LIMIT] for entry in entries for line in entry.rstrip("\n").split("\n")]
+    return [_short(line.removeprefix("  ")) for entry in entries for line in entry.rstrip("\n").split("\n")]

@@ -553,13 +553,15 @@ def test_a_broadcast_goes_to_other_servers_and_waits_for_their_store() -> None:
     id = table.send(1, Kind.COPY, "a", b"x", slot=0)
     (frame,) = table.port.to_store
     assert (frame.kind, frame.body) == ("store.send", b"x")
-    assert frame.head == {"id": id, "message": id, "topic": "a", "workers": True, "origin": ["worker", 0, 1]}
+    key = frame.head["id"]
+    assert frame.head == {"id": key, "message": id, "topic": "a", "workers": True, "origin": ["worker", 0, 1]}
     assert table.told[1] == []
-    table.hub.take_from_store(encode("store.sent", {"id": id}))
+    table.hub.take_from_store(encode("store.sent", {"id": key}))
     table.collect()
     assert table.told[1] == [[id, "a", 1]]
-    other = table.send(1, Kind.COPY, "a")
-    table.hub.take_from_store(encode("store.unsent", {"id": other, "code": "away", "text": "Redis is away"}))
+    table.send(1, Kind.COPY, "a")
+    key = table.port.to_store[-1].head["id"]
+    table.hub.take_from_store(encode("store.unsent", {"id": key, "code": "away", "text": "Redis is away"}))
     table.collect()
     assert table.told[1][-1][2][0] == "store"
 

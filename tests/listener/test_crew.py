@@ -38,11 +38,11 @@ def descriptors(spare: int) -> Iterator[None]:
 
 def crew_of(posted: list[e.Event]) -> tuple[Crew, Supervisor]:
     board = Scoreboard.create(8, 4)
-    links = Links(HubSettings(), board, lambda said: None, lambda member: None)
+    links = Links(HubSettings(), board, lambda said: None, lambda member, why: None)
     supervisor = Supervisor(POLICY)
     supervisor.start(0.0)
     links.follow(supervisor)
-    return Crew([], posted.append, links, board), supervisor
+    return Crew([], posted.append, links, board, lambda process, why: None), supervisor
 
 
 @pytest.mark.parametrize("spare", range(16))

@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, ClassVar
 
-from server.hub.frames import Frame, decode, encode
+import msgspec
+
+from server.hub.frames import Frame, Said, decode, encode
 from server.hub.hub import Hub, HubSettings, Member, Order, Part, Phase
 from server.listener import events as e
 from server.listener.lifecycle import Policy, Worker, WorkerState
@@ -21,10 +23,17 @@ POLICY = Policy(2, 2, 3, 60.0, 30.0, 10.0, 0.0)
 PATIENCE = 20.0
 
 
+class Count(msgspec.Struct):
+    """The head of a frame `count`."""
+
+    n: int
+    echo: bool = False
+
+
 class Counting(Part):
     """Takes `count` frames, and sends an `echo` back to the member that sent one with `echo`."""
 
-    kinds = frozenset({"count"})
+    kinds: ClassVar[Mapping[str, type]] = {"count": Count}
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
@@ -34,10 +43,10 @@ class Counting(Part):
         self.enough = asyncio.Event()
         self.wanted = 0
 
-    def take(self, member: Member, frame: Frame) -> None:
-        self.taken.append((member.id, frame.head["n"]))
-        if frame.head.get("echo"):
-            self.hub.send(member, "echo", {"n": frame.head["n"]}, frame.body)
+    def take(self, member: Member, frame: Said) -> None:
+        self.taken.append((member.id, frame.head.n))
+        if frame.head.echo:
+            self.hub.send(member, "echo", {"n": frame.head.n}, frame.body)
         if len(self.taken) >= self.wanted:
             self.enough.set()
 
@@ -61,7 +70,7 @@ class Setting:
         self.board = Scoreboard.create(8, 4)
         self.broken: list[int] = []
         self.said: list[e.Say] = []
-        self.links = Links(HubSettings(), self.board, self.said.append, self.broken.append)
+        self.links = Links(HubSettings(), self.board, self.said.append, lambda member, why: self.broken.append(member))
         self.part = Counting(self.links.hub)
         self.links.hub.add(self.part)
         self.supervisor = Supervisor(POLICY)
@@ -235,7 +244,9 @@ def test_another_program_goes_on_with_the_links() -> None:
         return state
 
     async def after(setting: Setting, state: Any) -> None:
-        links = Links(HubSettings(), setting.board, setting.said.append, setting.broken.append)
+        links = Links(
+            HubSettings(), setting.board, setting.said.append, lambda member, why: setting.broken.append(member)
+        )
         part = Counting(links.hub)
         links.hub.add(part)
         links.load(state)
