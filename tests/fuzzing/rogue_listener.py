@@ -120,7 +120,7 @@ def main() -> None:
 
         return started
 
-    crew.spawn = spawn  # type: ignore[attr-defined, assignment]
+    crew.spawn = spawn  # type: ignore[attr-defined]
     store.Store._start = start("store")  # type: ignore[method-assign]
     admin.Admin._start = start("admin")  # type: ignore[method-assign]
     Slot.FIRST_DELAY, Slot.LONGEST_DELAY = 0.01, 0.2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from server.errors import ChannelError
 from server.hub.frames import encode
 from server.hub.hub import Role
 from server.hub.lanes import ALL_BYTES, LANE_BYTES, LIMIT, Kind, Want
+from server.hub.losses import TOLD_SINGLY
 from server.hub.places import TOPICS_STARTING, WINDOW
-from server.hub.prospects import DEAD, STRANDED
+from server.hub.prospects import DEAD, GRACE, STRANDED
 from tests.hub.messages_table import AGENT, Table
 
 
@@ -33,14 +35,17 @@ def test_what_is_said_of_messages_that_are_over_is_passed_over(table: Table) -> 
 
 @pytest.mark.parametrize("length", [-1, 4])
 def test_lengths_that_do_not_fit_are_nonsense(table: Table, length: int) -> None:
-    with pytest.raises(ValueError, match="lengths"):
+    with pytest.raises(ChannelError):
         table.take(1, "msg.send", {"m": [["m1", 0, "a", 0, 1, -1, length]]}, b"abc")
 
 
 def test_what_waits_for_a_slot_that_is_scaled_away_is_a_dead_letter(table: Table) -> None:
     ids = [table.send(1, Kind.DIRECT, "a", slot=1) for _ in range(WINDOW + LIMIT + 1)]
     table.retire(2)
-    assert [about["id"] for _, _, about in table.port.records] == ids[WINDOW:-1]
+    lost = ids[WINDOW:-1]
+    assert [about["id"] for _, _, about in table.port.records] == lost[:TOLD_SINGLY]
+    table.pass_time(GRACE)
+    assert table.port.records[-1][2] == {"topics": ["a"], "count": len(lost) - TOLD_SINGLY}
     assert table.told[1][-1][:2] == [ids[-1], "f"]
 
 
