@@ -186,14 +186,15 @@ def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) 
 
 TAKES_AND_WAITS = """
 import os, time
+from server import packets
 from server.worker import handover
 
 def offered(arrivals, pair, packet, descriptors, original=handover.Arrivals._offered):
-    if packet and packet["type"] == "commit" and not os.path.exists("listener-dead"):
+    if isinstance(packet, packets.Commit) and not os.path.exists("listener-dead"):
         open("taken", "w").close()
         while not os.path.exists("listener-dead"):
             time.sleep(0.01)
-        packet = {"type": "lost"}  # as if the sender had died or withdrawn before it
+        packet = packets.Commit(10**9)  # of nothing: as if the sender had died or withdrawn before it
     original(arrivals, pair, packet, descriptors)
 
 handover.Arrivals._offered = offered

@@ -61,7 +61,7 @@ def after(count, act):
 
 def packet(kind, act):
     def acted(arrivals, pair, packet, descriptors):
-        if packet and packet["type"] == kind:
+        if packet and packet.__struct_config__.tag == kind:
             act()
     return acted
 """
