@@ -5,7 +5,8 @@ the watched ones, and the library that does it is native code with threads. It o
 a change leads to is for `server.listener.changes`. It ends when the listener's end of the channel closes.
 
 Packets: {"type": "watching", "directories": [...]} once the watches stand, {"type": "changed", "paths": [...]} after
-each change, {"type": "trouble", "text": "a sentence"} when it cannot go on.
+each change, and at once if something has changed before they stood and after the moment that it is told,
+{"type": "trouble", "text": "a sentence"} when it cannot go on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import fnmatch
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
@@ -29,6 +31,8 @@ QUIET: Final = 100
 """Milliseconds without a further change after which the changes so far are told."""
 STORM: Final = 1600
 """Milliseconds after which they are told even so."""
+GRANULARITY: Final = 10_000_000
+"""Nanoseconds by which the kernel's time of a change may be early: it is that of the last tick."""
 MOST_PATHS: Final = 20
 """Paths that are told by name."""
 SOURCES: Final = ("*.py",)
@@ -82,6 +86,12 @@ class Watched:
         """Whether a watched directory itself is gone, and with it what watches it, even if another takes its name."""
         return change is watchfiles.Change.deleted and path in self.directories
 
+    def changed_between(self, since: int, until: int) -> list[str]:
+        """Files that count and whose last change (st_ctime, in Unix time, ns) lies between the two, both included."""
+        here = (os.path.join(directory, name) for directory in self.directories for name in _files_below(directory, ""))
+        found = {path for path in (*self.files, *here) if since <= _last_change(path) <= until}
+        return sorted(path for path in found if self.counts(watchfiles.Change.modified, path))
+
     def apart(self) -> tuple[str, ...]:
         """Directories of `files` that are not below a watched one."""
         roots = tuple(os.path.join(directory, "") for directory in self.directories)
@@ -108,8 +118,18 @@ def _files_below(directory: str, path: str) -> list[str]:
     return found
 
 
-async def watch(channel: Channel, watched: Watched, once: bool = False) -> int:
-    """Tell the changes until the other end of the channel is closed, or only the first; return the exit status."""
+def _last_change(path: str) -> int:
+    try:
+        return os.lstat(path).st_ctime_ns
+    except OSError:  # gone, or never there
+        return 0
+
+
+async def watch(channel: Channel, watched: Watched, since: int, once: bool = False) -> int:
+    """Tell the changes until the other end of the channel is closed, or only the first; return the exit status.
+
+    Those after `since` (Unix time, ns) count, though nothing watched then: the application was being imported.
+    """
     status = 0
     try:
         async with anyio.create_task_group() as tasks:
@@ -117,7 +137,7 @@ async def watch(channel: Channel, watched: Watched, once: bool = False) -> int:
             if apart := watched.apart():
                 tasks.start_soon(_tell, channel, watched, apart, False, once)
             # The tasks run in this order, and each comes to its first wait when its watches stand.
-            tasks.start_soon(channel.send, {"type": "watching", "directories": list(watched.directories)})
+            tasks.start_soon(_tell_earlier, channel, watched, since, once)
             while True:
                 await channel.receive()
     except* (EOFError, _Told):
@@ -141,11 +161,23 @@ class _Gone(Exception):
     """A watched directory is gone, which this names."""
 
 
+async def _tell_earlier(channel: Channel, watched: Watched, since: int, once: bool) -> None:
+    """Say that the watches stand, and what has changed before they did."""
+    until = time.time_ns()
+    await channel.send({"type": "watching", "directories": list(watched.directories)})
+    if paths := await anyio.to_thread.run_sync(watched.changed_between, since - GRANULARITY, until):
+        await _tell_paths(channel, paths, once)
+
+
+async def _tell_paths(channel: Channel, paths: list[str], once: bool) -> None:
+    await channel.send({"type": "changed", "paths": paths[:MOST_PATHS], "count": len(paths)})
+    if once:
+        raise _Told
+
+
 async def _tell(channel: Channel, watched: Watched, directories: Sequence[str], recursive: bool, once: bool) -> None:
     async for paths in _changes(watched, directories, recursive):
-        await channel.send({"type": "changed", "paths": paths[:MOST_PATHS], "count": len(paths)})
-        if once:
-            raise _Told
+        await _tell_paths(channel, paths, once)
 
 
 async def _changes(watched: Watched, directories: Sequence[str], recursive: bool) -> AsyncIterator[list[str]]:
@@ -173,11 +205,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="server.watcher")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--watched", type=json.loads, required=True)
+    parser.add_argument("--since", type=int, required=True)
     parser.add_argument("--once", action="store_true")
     arguments = parser.parse_args()
     told: dict[str, Any] = arguments.watched
     watched = Watched(**{name: tuple(values) for name, values in told.items()})
-    status = anyio.run(watch, Channel(socket.socket(fileno=arguments.channel)), watched, arguments.once)
+    status = anyio.run(
+        watch, Channel(socket.socket(fileno=arguments.channel)), watched, arguments.since, arguments.once
+    )
     os._exit(status)  # a thread of the library may still wait for changes
 
 

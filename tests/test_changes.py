@@ -246,6 +246,27 @@ def test_a_change_while_the_first_start_fails_is_not_missed(project: Path) -> No
         server.close()
 
 
+CORRECTS_ITSELF = """
+import os
+from pathlib import Path
+import text
+if text.VERSION == "1":
+    Path(text.__file__).write_text("VERSION = '2'\\n")
+    os.utime(text.__file__, (1, 1))
+    if os.environ.get("FAILS"):
+        raise RuntimeError("not yet")
+"""
+
+
+@pytest.mark.parametrize("fails", ["", "yes"])
+def test_a_save_while_the_application_is_imported_for_the_first_time_is_not_missed(project: Path, fails: str) -> None:
+    (project / "text.py").write_text("VERSION = '1'\n")
+    os.utime(project / "text.py", (1, 1))
+    (project / "app.py").write_text(CORRECTS_ITSELF + version(0).replace("VERSION = '0'", "VERSION = text.VERSION"))
+    with developing(project, environment={"FAILS": fails}) as server:
+        wait_for(server, lambda: served(server) == "2")
+
+
 @pytest.mark.once
 def test_what_the_server_writes_itself_is_no_change(project: Path) -> None:
     """Although all files count: a reload is logged, and a log that counted would lead to the next one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,18 @@ def test_only_what_lies_apart_is_watched_apart(tmp_path: Path) -> None:
         (),
     )
     assert some.apart() == (str(tmp_path),)
+
+
+def test_what_changed_before_anybody_watched_is_found_by_the_kernels_own_time(tmp_path: Path) -> None:
+    for name in ("early.py", "late.py", "venv/late.py", "late.txt", "env"):
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / name).touch()
+    (tmp_path / "project" / "venv" / "pyvenv.cfg").touch()
+    since = (tmp_path / "project" / "env").stat().st_ctime_ns + 1
+    some = Watched((str(tmp_path / "project"),), (str(tmp_path / "project" / "env"), str(tmp_path / "gone")), (), ())
+    names = ("late.py", "venv/late.py", "late.txt")
+    while time.time_ns() < since + 20_000_000:
+        time.sleep(0.005)
+    for name in names:
+        os.utime(tmp_path / "project" / name, (1, 1))
+    assert some.changed_between(since, time.time_ns()) == [str(tmp_path / "project" / "late.py")]

@@ -17,6 +17,7 @@ import select
 import signal
 import stat
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -37,6 +38,8 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 WATCHING_TIMEOUT: Final = 10.0
 """Seconds that a watcher may take to say that it watches before people are told that it will."""
+STARTED: Final = time.time_ns()
+"""When this program was started (Unix time, ns): nothing of the application has been imported before."""
 NAMED: Final = 3
 """Changed files that are named in the log."""
 
@@ -75,11 +78,16 @@ def _in_directory(path: str) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
-def start(processes: Processes, what: dict[str, list[str]], *, once: bool = False) -> tuple[Process, Channel]:
-    """Start a watcher, which ends after one change if `once`. Raises OSError if that cannot be."""
+def start(
+    processes: Processes, what: dict[str, list[str]], since: int, *, once: bool = False
+) -> tuple[Process, Channel]:
+    """Start a watcher, which ends after one change if `once`. Raises OSError if that cannot be.
+
+    What has changed since then (Unix time, ns) counts as well.
+    """
     ours, theirs = pair()
     command = [own_program(), *SAFE_PATH, "-m", "server.watcher", "--channel", str(theirs.fileno())]
-    command += ["--watched", json.dumps(what), *(["--once"] if once else [])]
+    command += ["--watched", json.dumps(what), "--since", str(since), *(["--once"] if once else [])]
     environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
     try:
         process = processes.start(command, environment, [(theirs.fileno(), theirs.fileno())])
@@ -108,7 +116,7 @@ def _wait_for_change(settings: Settings) -> bool:
     signals = {signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     processes = Processes()
-    process, channel = start(processes, watched(settings), once=True)
+    process, channel = start(processes, watched(settings), STARTED, once=True)
     try:
         select.select([channel], [], [], WATCHING_TIMEOUT)  # until it watches, so that no change from here on is missed
         say(2, "serve: waiting for a change of a file (--reload)\n")
@@ -160,6 +168,8 @@ class Changes:
         """Whether something else is to be watched from now on."""
         self._missed = missed
         """Whether there was a time without a watcher."""
+        self._since = STARTED
+        """Up to when all changes have been seen."""
 
     async def run(self) -> None:
         """Ask for a reload after each change, until cancelled; whatever ends the watching, it is tried again."""
@@ -188,7 +198,7 @@ class Changes:
         """Watch for as long as that can be; return what ended it."""
         try:
             self._what = watched(self._settings)
-            process, channel = start(self._processes, self._what)
+            process, channel = start(self._processes, self._what, self._since)
             self._process = process
         except (OSError, UsageError) as error:
             return f"changes of files are not watched: {error}"
@@ -208,8 +218,10 @@ class Changes:
                 packet, _ = await channel.receive()
                 match packet["type"]:
                     case "watching":
+                        self._since = time.time_ns()
                         self._watching(packet["directories"])
                     case "changed":
+                        self._since = time.time_ns()
                         self._changed(packet["paths"], packet["count"])
                     case "trouble":
                         return str(packet["text"])
