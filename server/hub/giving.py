@@ -7,7 +7,7 @@ What comes of it then `server.hub.routing` decides.
 from __future__ import annotations
 
 from server.hub.hub import Hub, Phase
-from server.hub.lanes import Copy, Kind, Stage, Want
+from server.hub.lanes import COPY_BYTES, Copy, Kind, Stage, Want
 from server.hub.places import HANDS_BYTES, Desk, Outgoing, Place, Waiting
 from server.hub.prospects import Prospects
 
@@ -97,15 +97,17 @@ class Giving:
     def _into_hands(self, desk: Desk, delivery: int, copy: Copy) -> None:
         desk.place.held[delivery] = (desk, copy)
         desk.held += 1
-        desk.bytes += len(copy.send.body)
-        desk.place.add(copy, 1)
+        size = len(copy.send.body)
+        desk.bytes += size
+        desk.place.bytes += size + COPY_BYTES
 
     def out_of_hands(self, place: Place, delivery: int) -> tuple[Desk, Copy]:
         """The process has it no more. Raises KeyError if it never had."""
         desk, copy = place.held.pop(delivery)
         desk.held -= 1
-        desk.bytes -= len(copy.send.body)
-        place.add(copy, -1)
+        size = len(copy.send.body)
+        desk.bytes -= size
+        place.bytes -= size + COPY_BYTES
         return desk, copy
 
     # A process that retires

@@ -268,11 +268,12 @@ class Hub:
         """
         member = self.members[id]
         kind, raw, body = opened(data)
-        if (head := self._heads.decode(kind, raw)) is None:
-            log.debug("%s sent a frame of kind %.100r, which this version does not know", member, kind)
-            return False
+        head = self._heads.decode(kind, raw)
         if (part := self._by_kind.get(kind)) is not None:
             part.take(member, Said(kind, head, body))
+        elif head is None:
+            log.debug("%s sent a frame of kind %.100r, which this version does not know", member, kind)
+            return False
         elif not member.up:
             self._change(member, up=True)
         return True

@@ -66,11 +66,11 @@ class Send:
     stage: Stage = Stage.OFFERED
     copies: int = 0
     missing: int = 0  # copies that have no place yet, and answers of the store that are due
+    held_up: bool = False  # it counts as one of its sender's that are not accepted
+    key: str = ""  # what it is known by: its id is the sender's own word
 
-    @property
-    def key(self) -> str:
-        """What it is known by: its id is the sender's own word."""
-        return f"{self.sender}/{self.id}"
+    def __post_init__(self) -> None:
+        self.key = f"{self.sender}/{self.id}"
 
     @property
     def again(self) -> bool:

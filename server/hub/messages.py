@@ -132,11 +132,10 @@ class Messages(Part):
             case "msg.send":
                 origin = [member.role.value, member.slot, member.generation]
                 for each, body in bodies(head.m, frame.body):
-                    if len(body) > MAX_PAYLOAD or each.topic.startswith(RESERVED):
-                        raise ChannelError(f"a message of {len(body)} bytes of topic {each.topic!r}")
-                    routing.offer(
-                        Send(each.id, member.id, origin, each.topic, body, each.kind, each.want, each.limit, each.slot)
-                    )
+                    id, topic = each.id, each.topic
+                    if each.size > MAX_PAYLOAD or topic.startswith(RESERVED):
+                        raise ChannelError(f"a message of {each.size} bytes of topic {topic!r}")
+                    routing.offer(Send(id, member.id, origin, topic, body, each.kind, each.want, each.limit, each.slot))
             case "msg.done":
                 for done, body in bodies(head.m, frame.body):
                     routing.done(place, done.delivery, done.ok, body)

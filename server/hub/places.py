@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 from server.errors import ChannelError
 from server.hub.frames import Frame, encode
 from server.hub.hub import Member, Phase, Port, Role
-from server.hub.lanes import COPY_BYTES, LIMIT, LIMIT_STARTING, Budget, Copy, Lane
+from server.hub.lanes import LIMIT, LIMIT_STARTING, Budget, Copy, Lane
 
 FRAME_MESSAGES: Final = 8
 """Messages in one frame at most."""
@@ -96,10 +96,6 @@ class Place:
             return True
         self.was_full = True
         return False
-
-    def add(self, copy: Copy, sign: int) -> None:
-        """Something is in its hands, or is not any more."""
-        self.bytes += sign * (len(copy.send.body) + COPY_BYTES)
 
     def desk(self, topic: str, budget: Budget) -> Desk:
         """The desk of a topic, a new one if there is none."""

@@ -65,6 +65,8 @@ class Routing:
         else:
             self._put(self.there.pool(send.topic), Copy(send))
         self.senders.look_if_placed(send)
+        if send.stage is Stage.OFFERED:
+            self.senders.hold_up(send)
 
     def _offer_copies(self, send: Send) -> None:
         if self.hub.settings.shared and send.sender:
@@ -301,6 +303,7 @@ class Routing:
         self._take_back({send for send in theirs if send.stage is Stage.OFFERED})
         for send in theirs:
             self.senders.settle(send)
+        self.senders.left(member.id)
         self.giving.gave_back(place)
         self.review()
         if retired and not self.there.places:

@@ -30,7 +30,7 @@ MOST_COMPARED: Final = 200
 """Names that a misspelt one is compared with."""
 MOST_ASKED: Final = 1000
 """Runs that one process may have asked for, and questions before there is an answer to any."""
-MOST_FRAME: Final = 30
+MOST_FRAME: Final = 10
 """Schedules in one report that goes to a process: it has to fit into a frame."""
 NOT_YET: Final = "the server does not serve yet: ask when it is ready"
 PAUSES: Final = "serve:schedule:"
@@ -157,7 +157,7 @@ class Asks:
             "since": line.since / 1000,  # ticks after it, up to `decided`, are counted
             "decided": line.decided / 1000,
             "counts": dict(line.counts),
-            "history": [entry.shown() for entry in self._ticks.past.of(line, self._ticks.seed)[:most]],
+            "history": [entry.shown() for entry in self._ticks.past.of(line, self._ticks.seed, most)],
         }
 
     # ---- pauses

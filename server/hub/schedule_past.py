@@ -6,6 +6,7 @@ that is killed had not written yet is lost, and nothing waits for it. Without a 
 
 from __future__ import annotations
 
+import heapq
 from typing import Any, Final
 
 from server.hub.hub import Hub
@@ -48,11 +49,14 @@ class Past:
             kept.sort(key=lambda each: int(each[1]["instant"]))
             self._state.put(PAST + line.name, kept[-HISTORY:])
 
-    def of(self, line: Line, server: int) -> list[Entry]:
-        """The whole history, the newest first: this server's own, and what others have written or one before this."""
-        others = [Entry.load(told) for _, told in self._others(line.name, server)]
+    def of(self, line: Line, server: int, most: int = HISTORY) -> list[Entry]:
+        """The history, the newest first: this server's own, and what others have written or one before this."""
+        told = [told for _, told in self._others(line.name, server)]
+        others = [
+            Entry.load(each) for each in heapq.nlargest(most, told, key=lambda each: each["began"] or each["last"])
+        ]
         found = sorted([*others, *line.history], key=lambda entry: entry.began or entry.last)
-        return found[: -HISTORY - 1 : -1]
+        return found[: -most - 1 : -1]
 
     def _others(self, name: str, server: int) -> list[list[Any]]:
         found = self._state.value(PAST + name)

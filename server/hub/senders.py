@@ -5,7 +5,6 @@ It owns the messages whose sender has something to be told yet, and does not kno
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterable
 from typing import Final
 
@@ -27,37 +26,44 @@ class Senders:
         self._counts = counts
         self.waiting: dict[str, Send] = {}
         """Messages whose sender has something to be told yet, by their keys."""
-        self._offered: collections.Counter[int] = collections.Counter()
-        self._offered_bytes: collections.Counter[int] = collections.Counter()
+        self._held_up: dict[int, list[int]] = {}  # by sender: messages that are not accepted, and their bytes
 
     def expect(self, send: Send) -> None:
         """A message has come, and its sender waits unless there is none.
 
-        Raises ChannelError for a sender that heeds no window, or has sent one of this id already.
+        Raises ChannelError if the sender has sent one of this id already.
         """
-        if send.stage is Stage.SETTLED:
-            return
-        if send.key in self.waiting:
-            raise ChannelError(f"a second message {send.id!r}")
-        self.waiting[send.key] = send
-        if send.stage is Stage.OFFERED:
-            self._count(send, 1)
-            count, size = self._offered[send.sender], self._offered_bytes[send.sender]
-            if count > MOST_OFFERED or size > MOST_OFFERED_BYTES:
-                raise ChannelError(f"{count} messages of {size} bytes that are not accepted yet: it heeds no window")
+        if send.stage is not Stage.SETTLED:
+            if send.key in self.waiting:
+                raise ChannelError(f"a second message {send.id!r}")
+            self.waiting[send.key] = send
 
-    def _count(self, send: Send, sign: int) -> None:
-        self._offered[send.sender] += sign
-        self._offered_bytes[send.sender] += sign * (len(send.body) + COPY_BYTES)
-        if not self._offered[send.sender]:
-            del self._offered[send.sender], self._offered_bytes[send.sender]
+    def hold_up(self, send: Send) -> None:
+        """It could not be accepted at once. Raises ChannelError for a sender that heeds no window."""
+        account = self._held_up.setdefault(send.sender, [0, 0])
+        send.held_up = True
+        account[0] += 1
+        account[1] += len(send.body) + COPY_BYTES
+        if account[0] > MOST_OFFERED or account[1] > MOST_OFFERED_BYTES:
+            count, size = account
+            raise ChannelError(f"{count} messages of {size} bytes that are not accepted yet: it heeds no window")
+
+    def _goes_on(self, send: Send) -> None:
+        send.held_up = False
+        account = self._held_up[send.sender]
+        account[0] -= 1
+        account[1] -= len(send.body) + COPY_BYTES
 
     def load(self, sends: Iterable[Send]) -> None:
         """What another program of the listener has taken."""
         for send in sends:
             self.waiting[send.key] = send
             if send.stage is Stage.OFFERED:
-                self._count(send, 1)
+                self.hold_up(send)
+
+    def left(self, member: int) -> None:
+        """It sends nothing any more, and all that it has sent is settled."""
+        self._held_up.pop(member, None)
 
     def of(self, member: int) -> list[Send]:
         """What this member waits for."""
@@ -72,7 +78,8 @@ class Senders:
         if send.want is Want.PLACE:
             self.settle(send)
         else:
-            self._count(send, -1)
+            if send.held_up:
+                self._goes_on(send)
             send.stage = Stage.ACCEPTED
 
     def answered(self, send: Send, ok: bool, body: bytes) -> None:
@@ -95,8 +102,8 @@ class Senders:
 
     def settle(self, send: Send) -> None:
         """Nothing is to be told any more, or nobody is there to be told."""
-        if send.stage is Stage.OFFERED and send.key in self.waiting:
-            self._count(send, -1)
+        if send.held_up:
+            self._goes_on(send)
         send.stage = Stage.SETTLED
         self.waiting.pop(send.key, None)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import anyio
+import msgspec
 from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup, TaskStatus
 from anyio.streams.buffered import BufferedByteReceiveStream
 
@@ -29,10 +30,13 @@ from server.errors import ServeError
 from server.hub.schedule_commands import Answer, Asks
 from server.listener import events as e
 from server.logs import about
+from server.schema import Seconds, Sentence
 from server.shut_out import Identity, unlink_own
 
 REQUEST_TIMEOUT = 5.0
 """Seconds that a peer has to send its request, and to take each line of its answer."""
+REQUEST_LIMIT: Final = 65_536
+"""Bytes of a request."""
 PAUSE: Final = 0.2
 """Seconds until the next try to accept, when the process or the machine is out of descriptors."""
 AT_LEAST: Final = 4
@@ -45,6 +49,24 @@ STACKS_TIME: Final = 60.0
 """Seconds that may be asked for at most, for workers to tell their stacks."""
 
 log = logging.getLogger("serve")
+
+
+class Request(msgspec.Struct):
+    """What may be asked; members that are not known are passed over."""
+
+    version: int
+    command: Sentence
+    follow: bool = False
+    wait: bool = True
+    off: bool = False
+    delay: Seconds | None = None
+    to: int | float | Sentence | bool | None = None
+    timeout: Seconds = 5.0
+    name: Sentence = ""
+    do: Sentence = ""
+
+
+_REQUEST: Final = msgspec.json.Decoder(Request)
 
 
 class Controlled(Protocol):
@@ -250,36 +272,35 @@ class ControlServer:
 
     async def _converse(self, stream: SocketStream) -> None:
         with anyio.fail_after(REQUEST_TIMEOUT):
-            line = await BufferedByteReceiveStream(stream).receive_until(b"\n", control_protocol.LINE_LIMIT)
+            line = await BufferedByteReceiveStream(stream).receive_until(b"\n", REQUEST_LIMIT)
         try:
-            request = json.loads(line)
-            answer = await self._answer(request, stream)
+            answer = await self._answer(_REQUEST.decode(line), stream)
         except ServeError as error:
             answer = {"ok": False, "text": str(error)}
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             answer = {"ok": False, "text": "the request was not understood; use the serve command of this version"}
         await _send(stream, answer)
 
-    async def _answer(self, request: dict[str, Any], stream: SocketStream) -> dict[str, Any]:
-        if request["version"] != control_protocol.VERSION:
+    async def _answer(self, request: Request, stream: SocketStream) -> dict[str, Any]:
+        if request.version != control_protocol.VERSION:
             return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
-        follows = bool(request.get("follow", False))
-        match request["command"]:
+        follows = request.follow
+        match request.command:
             case "reload":
-                return await self._reload(stream, wait=bool(request.get("wait", True)), follows=follows)
+                return await self._reload(stream, wait=request.wait, follows=follows)
             case "reload-listener":
                 await self._server.replace(stream.extra(SocketAttribute.raw_socket).fileno())
                 return {"ok": False, "text": "the listener was not replaced"}  # it has taken this task with it
             case "drain":
-                on = not request.get("off", False)
+                on = not request.off
                 self._server.post(e.LameDuckAsked(on=on, by_control=True))
                 if not await self._drained(on):
                     return {"ok": True, "text": "asked for; hooks that run before it are not done yet"}
                 return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
             case "stop":
-                return await self._stop(stream, request.get("delay"), follows=follows)
+                return await self._stop(stream, request.delay, follows=follows)
             case "scale":
-                return self._scale(request["to"])
+                return self._scale(request.to)
             case "logs-reopen":
                 self._server.post(e.ReopenAsked())
                 return {"ok": True, "text": "the log files are opened anew"}
@@ -288,13 +309,13 @@ class ControlServer:
             case "config":
                 return {"ok": True, "text": "", "config": self._server.config_shown()}
             case "stacks":
-                timeout = min(STACKS_TIME, max(0.0, float(request.get("timeout", 5.0))))
+                timeout = min(STACKS_TIME, max(0.0, request.timeout))
                 return {"ok": True, "text": "", "stacks": await self._server.stacks(timeout)}
             case "schedules":
-                found = self._server.schedules().report(str(request.get("name", "")))
+                found = self._server.schedules().report(request.name)
                 return {"ok": True, "text": "", "schedules": found}
             case "schedule":
-                return await self._schedule(stream, str(request["do"]), str(request["name"]))
+                return await self._schedule(stream, request.do, request.name)
             case "follow":
                 return await self._tell(stream, _Asker(follows=True))
             case other:

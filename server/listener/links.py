@@ -47,6 +47,8 @@ MOST_BYTES: Final = 32 * 1024 * 1024
 MOST_WAITING: Final = 20_000
 """Bytes and frames that wait for a member which does not read; then it ends. Of what nobody has asked for there is no
 more than `ROOM` frames."""
+LAST_TIME: Final = 0.03
+"""Seconds of CPU time that the last words of a process may take: enough for a socket full of what is usual."""
 UNKNOWN_AT_ONCE: Final = 1000
 UNKNOWN_PER_SECOND: Final = 100.0
 """Frames of kinds that this version does not know, of one member: a later version may send some."""
@@ -156,8 +158,9 @@ class Links:
     def read_rest(self, member: int) -> None:
         """The process has been reaped: what it said last is taken before its death is."""
         link = self._links.get(member)
+        ends = time.thread_time() + LAST_TIME
         for _ in range(MOST_HELD):  # and no more: somebody else may have its end
-            if link is None or not self._take_one(member, link):
+            if link is None or time.thread_time() > ends or not self._take_one(member, link):
                 break
 
     async def heard_out(self, member: int) -> None:
