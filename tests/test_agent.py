@@ -608,7 +608,7 @@ def test_what_goes_wrong_when_an_agent_finishes_is_logged(tmp_path: Path, name: 
     write(tmp_path, more=FINISHES_BADLY)
     with running("app:app", "--agent", f"app:{name}", directory=tmp_path) as server:
         assert "generation 2 serves" in server.reload()
-        assert f"the agent app:{name} did not finish in order: ValueError('the door is stuck')" in server.log()
+        assert f"the agent app:{name} did not finish in order: ValueError: the door is stuck" in server.log()
         assert "server/" not in server.log().partition("did not finish")[2].partition("has finished")[0]
         assert server.stop() == 0
 
