@@ -13,7 +13,7 @@ from typing import Final
 from server.hub.definition import Definition, On
 from server.hub.hub import Hub, Member, Phase, Role, State
 
-MOST_NAMES: Final = 1000
+MOST_NAMES: Final = 400
 """Schedules that the processes of one generation may have; further ones are left out."""
 
 

@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import math
 import random
+import time
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Final
 
@@ -36,6 +37,8 @@ from server.schema import Count, Seconds, Sentence, Short
 
 LOOK: Final = 1.0
 """Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
+TURN: Final = 0.02
+"""Seconds of CPU time that the schedules have of one turn of the loop: a thousand that are due take more."""
 MOST_SCHEDULES: Final = 1000
 """Names that are remembered after the code has them no more."""
 MOST_TEXT: Final = 500
@@ -120,6 +123,9 @@ class Ticks(Part):
         self._started: set[str] = set()  # whose immediate run is behind them
         self._first = -1  # the generation whose definitions may run immediately
         self._past: collections.Counter[str] = collections.Counter()  # what those that are forgotten have counted
+        self._looked_at = (
+            0  # so many lines have been looked at in this round, which takes several turns if they are many
+        )
         self._seen = 0  # the wall clock when it was looked at last
         self._due = math.inf  # stays what it is while nothing changes: who keeps it is not to begin anew each time
 
@@ -256,16 +262,29 @@ class Ticks(Part):
         if (now := self.now) < self._seen - 1000 and any(line.next is not None for line in self.lines.values()):
             self._records.clock_set_back((self._seen - now) / 1000)
         self._seen = now
-        for line in self.lines.values():
-            self._immediately(line)
-            self.advance(line, now)
-            self._serve(line, now)
+        if not self._look_at_lines(now):
+            self._hurry()
+            return
         self._leases.renew(self.lines.values())
         self.past.write(self.seed)
         wake = min((at for line in self.lines.values() if (at := line.wake(now)) is not None), default=None)
         if wake is not None or self.runs.all:
             wait = LOOK if wake is None else min(LOOK, (wake - now) / 1000)
             self._due = min(self._due, self.hub.clock() + max(0.0, wait))
+
+    def _look_at_lines(self, now: int) -> bool:
+        """Decide what is due, as much as one turn of the loop has time for; False if there is more."""
+        ends = time.thread_time() + TURN
+        lines = list(self.lines.values())
+        for number, line in enumerate(lines[self._looked_at :], self._looked_at + 1):
+            self._immediately(line)
+            self.advance(line, now)
+            self._serve(line, now)
+            if time.thread_time() > ends and number < len(lines):
+                self._looked_at = number
+                return False
+        self._looked_at = 0
+        return True
 
     def advance(self, line: Line, now: int) -> None:
         """Take the instants up to `now` off a schedule, and tell of those that were missed."""
