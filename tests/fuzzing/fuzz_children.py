@@ -76,7 +76,6 @@ class Child:
         self.id = id
         self.channel = end
         self.link: socket.socket | None = None
-        self.others: list[int] = []
         self.reads = draw.random() < 0.9
         self.honest = draw.random() < 0.3
         self.asked: list[Any] = []
@@ -88,9 +87,6 @@ class Child:
         self.channel.close()
         if self.link is not None:
             self.link.close()
-        for descriptor in self.others:
-            os.close(descriptor)
-        self.others.clear()
 
     # What it says
 
@@ -151,7 +147,7 @@ class Child:
                 elif self.kind != "admin":
                     self._told(json.loads(data), descriptors)
                     continue
-                self.others += descriptors
+                _close(descriptors)
 
     def _told(self, packet: dict[str, Any], descriptors: list[int]) -> None:
         match packet["type"]:
@@ -160,7 +156,7 @@ class Child:
                 given = dict(zip(names, descriptors[len(descriptors) - len(names) :], strict=True))
                 self.link = socket.socket(fileno=given.pop("link"))
                 self.link.setblocking(False)
-                self.others += [each for each in descriptors if each != self.link.fileno()]
+                _close([each for each in descriptors if each != self.link.fileno()])
                 self._begin()
                 return
             case "serve":
@@ -172,7 +168,7 @@ class Child:
             case "retire" | "finish" | "quit" if self.draw.random() < 0.9:
                 self.tell("msg.back", {"m": [], "all": True})
                 self.say(type="finished", cut=0, handed_over=0)
-        self.others += descriptors
+        _close(descriptors)
 
     def _begin(self) -> None:
         self.say(type="hello", protocol=[0, 1], window={"signal": 10, "loop_thread": 1})
@@ -234,6 +230,11 @@ class Child:
                 answer("store.sent", id=head["id"])
             case "store.grant":
                 answer("store.granted", id=head["id"], token=int(time.monotonic() * 1e6), renewed_until=1e7)
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class Fuzzer:

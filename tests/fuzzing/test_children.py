@@ -106,5 +106,5 @@ def test_a_listener_lives_on(tmp_path: Path) -> None:
     """The fuzzer for some seconds; its long run is docs/fuzzing.md's."""
     result = run(4.0, 5, tmp_path)
     assert not result.died
-    assert not result.tracebacks
+    assert not result.tracebacks, result.tracebacks[0]
     assert result.said > 100
