@@ -200,6 +200,10 @@ class Channel:
             await anyio.wait_readable(self._socket)
         return received
 
+    def detach(self) -> None:
+        """Leave this end open until the process ends."""
+        self._socket.detach()
+
     def close(self) -> None:
         """Close this end; the other one reads its end, and a task that waits here gets ClosedResourceError."""
         if self._socket.fileno() >= 0:

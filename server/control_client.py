@@ -186,8 +186,12 @@ def _pid_in(pid_file: str) -> int:
         pid = int(Path(pid_file).read_text())
     except (OSError, ValueError):
         raise UsageError(f"the pid file {pid_file} cannot be read; is the server running?") from None
-    if not Path(f"/proc/{pid}").exists():
-        raise UsageError(f"no process has the PID {pid} that {pid_file} names; is the server running?")
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (ProcessLookupError, OverflowError):
+        raise UsageError(f"no process has the PID {pid} that {pid_file} names; is the server running?") from None
     return pid
 
 

@@ -66,6 +66,7 @@ def main() -> None:
     admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
     last_resort.watch(end.fileno(), lambda: LAST)
     status = anyio.run(admin.run, backend_options={"loop_factory": loops})
+    end.detach()
     sys.exit(status)
 
 

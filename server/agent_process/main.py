@@ -35,6 +35,7 @@ def main() -> None:
         log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
         leave_within(EXIT_TIME, status)
     begun.guard.finish()
+    begun.let_go()
     # The next agent waits for the end of this process: looking for cyclic garbage that ends anyway takes most of it.
     gc.freeze()
     gc.disable()

@@ -41,8 +41,12 @@ class PathLock:
                 raise unusable(path, error) from None
             if self._lock_and_check():
                 break
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{holder or os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{holder or os.getpid()}\n".encode(), 0)
+        except OSError as error:  # a full disk
+            self.release()
+            raise unusable(path, error) from None
 
     def _lock_and_check(self) -> bool:
         """Lock the open file; False if its holder removed it before we locked it, so that it is to be made anew."""
@@ -92,4 +96,4 @@ def unusable(path: str, error: OSError) -> UsageError:
             return UsageError(f"there is no directory {directory} for {path}: make it, or choose another path")
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return UsageError(f"this user may not make {path}: choose a directory that it may write to")
-    return UsageError(f"{path} cannot be made: {error.strerror}")
+    return UsageError(f"{path} cannot be made: {error.strerror}; make room there, or choose another path")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Final
 
 import anyio
 
@@ -17,6 +18,11 @@ from server.listener.pidfile import PidFile
 from server.listener.plan import planned
 from server.misspelt import told_of
 from server.settings import Settings
+
+NO_PROC: Final = (
+    "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, who is in the "
+    "middle of a handshake at a stop is not waited for, and `serve stacks` tells less"
+)
 
 log = logging.getLogger("serve")
 
@@ -35,6 +41,8 @@ def run(settings: Settings) -> int:
         changes.require(settings)
     with output.guarded():
         logs.configure(config, "listener")
+        if not os.path.exists("/proc/self/fd"):
+            log.warning(NO_PROC, extra=logs.about("no_proc"))
         for text in told_of(os.environ):
             log.warning("%s", text)
         pid_file = PidFile(config.pid) if config.pid else None

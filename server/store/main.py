@@ -44,7 +44,10 @@ def main() -> None:
     end.set_inheritable(False)
     name_process("serve-store")
     last_resort.watch(end.fileno(), lambda: LAST)
-    sys.exit(anyio.run(_run, Lane(end)))
+    lane = Lane(end)
+    status = anyio.run(_run, lane)
+    lane.close()
+    sys.exit(status)
 
 
 async def _run(lane: Lane) -> int:

@@ -92,9 +92,17 @@ class Beginning:
         keep_fresh(self.packet.get("since", time.time()))
         return LoopFactory(loop_factory(self.config.loop))
 
+    def let_go(self) -> None:
+        """The process ends: its sockets are the kernel's to close, and no interpreter need warn of them (-X dev)."""
+        self.channel.detach()
+        self.watchdog.detach()
+        for each in [*self.sockets, *([self.link] if self.link is not None else [])]:
+            each.detach()
+
     def refuse(self, message: str) -> None:
         """Tell the listener what is wrong with what was asked for, and end."""
         tell(self.channel, {"type": "failed", "message": sayable(message)[:MESSAGE_LIMIT], "usage": True})
+        self.channel.detach()
         sys.exit(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import resource
 import time
 from typing import Final
 
@@ -21,15 +22,24 @@ class Gauges:
     def __init__(self, cells: memoryview) -> None:
         self._cells = cells
         self._lags: collections.deque[int] = collections.deque(maxlen=LAGS)
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
+        try:
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
+        except OSError:
+            self._statm = -1  # /proc is not there
 
     def write(self) -> None:
         """That it lives, and what it uses."""
         cells = self._cells
         cells[Cell.HEARTBEAT] = time.monotonic_ns()
         cells[Cell.DROPPED_OUTPUT] = output.dropped()
-        cells[Cell.RSS] = int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
+        cells[Cell.RSS] = self._resident()
         cells[Cell.CPU] = time.process_time_ns()
+
+    def _resident(self) -> int:
+        """Bytes of memory that it takes; without /proc the most that it has ever taken (getrusage(2))."""
+        if self._statm < 0:
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
 
     def write_lag(self, seconds: float) -> None:
         """How late the loop came to this tick: what everybody else has waited as well."""

@@ -50,4 +50,5 @@ def main() -> None:
         if worker.access_log is not None:
             worker.access_log.close()
         begun.guard.finish()
+    begun.let_go()
     sys.exit(status)

@@ -211,6 +211,11 @@ class Watchdog:
         if self._dumps:
             faulthandler.unregister(DUMP_SIGNAL)
 
+    def detach(self) -> None:
+        """The process ends."""
+        if self._channel is not None:
+            self._channel.detach()
+
     # In the loop's thread
 
     def watch(self, cells: memoryview, block_warn: float) -> None:
