@@ -66,7 +66,7 @@ def main() -> None:
     admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
     last_resort.watch(end.fileno(), lambda: LAST)
     status = anyio.run(admin.run, backend_options={"loop_factory": loops})
-    end.detach()
+    admin.let_go()
     sys.exit(status)
 
 
@@ -117,6 +117,11 @@ class AdminServer:
             status = await self._worker.run()
             tasks.cancel_scope.cancel()
         return status or self._status
+
+    def let_go(self) -> None:
+        """The process ends: its sockets are the kernel's to close."""
+        for each in (self._channel, self._inner, self._worker.channel):
+            each.detach()
 
     async def _follow(self) -> None:
         """Note what the listener says; its end is ours."""

@@ -183,11 +183,13 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
     try:
         received = channel.try_receive()
     except (EOFError, TimeoutError):
+        end.detach()
         sys.exit(1)
     assert received is not None
     if not speaks(received[0].get("protocol")):
         end.setblocking(False)
         tell(channel, {"type": "hello", "protocol": PROTOCOL})
+        end.detach()
         sys.exit(1)
     return received
 
@@ -208,6 +210,7 @@ def tell(channel: Channel, packet: Packet) -> None:
     try:
         channel.try_send(packet)
     except OSError:
+        channel.detach()
         sys.exit(1)
 
 
