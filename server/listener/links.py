@@ -4,9 +4,9 @@ application's processes tell each other holds up nothing that the listener tells
 It owns the listener's ends of the links and what waits to be sent over them, and mirrors the supervisor's processes as
 the hub's members. Frames are forwarded in the loop's own callbacks, not tasks: flat, and of each turn of the loop they
 take no more than `TURN_BUDGET`, and none in the `REST` turns after it, so that a flood of messages delays no signal.
-Who has used up a turn lets the others go first in the next. The reading side never waits for the sending side: what the
-hub queues it has bounded itself, as long as members heed their windows. Members are not trusted: one that says what it
-must not, or takes nothing of what it has asked for, is told to `broken`.
+Who has got nothing of `PATIENCE` turns goes first in the next. The reading side never waits for the sending side: what
+the hub queues it has bounded itself, as long as members heed their windows. Members are not trusted: one that says what
+it must not, or takes nothing of what it has asked for, is told to `broken`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ TURN_BUDGET: Final = 0.00005
 REST: Final = 5
 """Turns of the loop after each that took frames in which none are taken: a signal takes so many turns from its arrival
 to what is done about it, and would meet frames in each."""
+PATIENCE: Final = 8
+"""Turns that others may use up before one whose frames wait goes first: who hears many at a time has less to do."""
 MOST_HELD: Final = 1000
 """Frames that the socket of a link can hold are fewer."""
 MOST_BYTES: Final = 32 * 1024 * 1024
@@ -99,9 +101,9 @@ class Links:
         self._due = math.inf
         self._rest = 0  # turns of the loop that take no frames
         self._turn_ends: float | None = None  # of the loop's present turn, as far as frames may go
-        self._used_up = False  # the present turn
-        self._had: set[int] = set()  # who has used up a turn, since others have had theirs
-        self._deferred: list[int] = []  # who has more, and waits in this turn for those who have not had theirs
+        self._passed: dict[int, int] = {}  # for whom there was no time left, in so many turns in a row
+        self._starving: set[int] = set()  # of these, who goes first in the next
+        self._deferred: list[int] = []  # who waits in this turn for those
 
     def start(self) -> None:
         """Serve the links, from within the running loop."""
@@ -225,7 +227,7 @@ class Links:
         if self._turn_ends is None:
             self._turn_ends = time.perf_counter() + TURN_BUDGET
             self._loop.call_soon(self._turn_over)
-        if member in self._had:
+        if self._starving and member not in self._starving:
             self._deferred.append(member)
         else:
             self._take_some(member)
@@ -234,25 +236,28 @@ class Links:
         """Take frames of a member until there are none, or the turn has no more time."""
         link = self._links.get(member)
         assert self._turn_ends is not None
-        while link is not None and time.perf_counter() < self._turn_ends:
-            self._had.add(member)
-            if not self._take_one(member, link):
-                self._had.discard(member)
+        if time.perf_counter() >= self._turn_ends:
+            self._passed[member] = passed = self._passed.get(member, 0) + 1
+            if passed >= PATIENCE:
+                self._starving.add(member)
+            return
+        if self._passed:
+            self._passed.pop(member, None)
+            self._starving.discard(member)
+        while link is not None and self._take_one(member, link):
+            if time.perf_counter() >= self._turn_ends:
                 return
-        self._used_up = True
 
     def _turn_over(self) -> None:
         assert self._turn_ends is not None
-        if self._deferred and not self._used_up:  # all others have had their turn
-            self._had.clear()
-            self._turn_ends = time.perf_counter() + TURN_BUDGET
+        if self._deferred:
+            if not self._starving or time.perf_counter() < self._turn_ends:  # those who went first have got all
+                self._starving.clear()
+                self._turn_ends = time.perf_counter() + TURN_BUDGET
             for member in self._deferred:
                 self._take_some(member)
-                if self._used_up:
-                    break
-        self._deferred.clear()
-        if self._used_up:  # one frame now and then costs no rest
-            self._used_up = False
+            self._deferred.clear()
+        if time.perf_counter() >= self._turn_ends:  # one frame now and then costs no rest
             self._rest = REST
             self._let_others()
         self._turn_ends = None
@@ -312,7 +317,8 @@ class Links:
                     self.look()
 
     def _forget(self, member: int) -> None:
-        self._had.discard(member)
+        self._passed.pop(member, None)
+        self._starving.discard(member)
         link = self._links.pop(member, None)
         if link is not None:
             if self._loop is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -273,3 +274,30 @@ def test_what_is_published_is_in_the_scoreboard() -> None:
     setting.links.publish(42)
     assert setting.board.words[Header.STATE] == 42
     setting.close()
+
+
+def test_a_flood_of_one_member_keeps_no_other_from_being_heard() -> None:
+    async def main() -> None:
+        setting = Setting()
+        setting.links.start()
+        flooding, other = setting.link(1), setting.link(2)
+        flooding.setblocking(False)
+        loop = asyncio.get_running_loop()
+        data = encode("count", {"n": 0})
+
+        def flood() -> None:
+            with contextlib.suppress(BlockingIOError):
+                for _ in range(500):
+                    flooding.send(data)
+            loop.call_soon(flood)
+
+        loop.call_soon(flood)
+        await setting.part.until(500)
+        other.send(encode("count", {"n": 1}))
+        before = len(setting.part.taken)
+        while not any(member == 2 for member, _ in setting.part.taken[before:]):
+            assert len(setting.part.taken) < before + 5_000
+            await asyncio.sleep(0)
+        setting.close()
+
+    run(main())
