@@ -39,4 +39,4 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
     CMD ["python", "-Ic", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), 2); c.request('GET', '/ping?live'); raise SystemExit(c.getresponse().status != 200)"]
 # Exec form: the server is PID 1, gets the signals itself and reaps what is left to it; no shell and no init is needed.
 ENTRYPOINT ["serve"]
-CMD ["server.demo:asgi", "--workers", "4"]
+CMD ["serve_asgi.demo:asgi", "--workers", "4"]

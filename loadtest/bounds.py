@@ -115,7 +115,9 @@ class Worker:
         while not self.status() and time.monotonic() < deadline:
             time.sleep(0.1)
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        (self.pid,) = (int(each) for each in children if b"server.worker" in Path(f"/proc/{each}/cmdline").read_bytes())
+        (self.pid,) = (
+            int(each) for each in children if b"serve_asgi.worker" in Path(f"/proc/{each}/cmdline").read_bytes()
+        )
 
     def status(self) -> dict[str, Any]:
         """What the listener says; nothing before it serves."""

@@ -93,7 +93,7 @@ def own_server(workers: int, app: str = "loadtest.messages_app:app", more: Seque
         ready, write = os.pipe()
         arguments = [app, "--workers", str(workers), "--bind", "127.0.0.1:0", *more]
         process = subprocess.Popen(
-            [sys.executable, "-m", "server", *arguments, "--control", path, "--no-access-log"],
+            [sys.executable, "-m", "serve_asgi", *arguments, "--control", path, "--no-access-log"],
             cwd=ROOT,
             env={**os.environ, "SERVE_LOG_FORMAT": "text"},
             stdout=write,

@@ -12,8 +12,8 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from loadtest.messages import QUIET_PAUSE, Received, Sending, payload
-from server import messenger
-from server.app.messenger import Message
+from serve_asgi import messenger
+from serve_asgi.app.messenger import Message
 
 received: Final = Received()
 """What this worker has received."""

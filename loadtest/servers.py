@@ -160,7 +160,7 @@ class Server:
     def control(self, *command: str) -> tuple[int, str]:
         """Run a control command of this project's server; its exit status and what it printed."""
         done = subprocess.run(
-            [self.python, "-m", "server", *command, "--control", str(self.directory / "control")],
+            [self.python, "-m", "serve_asgi", *command, "--control", str(self.directory / "control")],
             cwd=PROJECT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -9,8 +9,8 @@ import time
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from server import shared
-from server.protocol.service import Receive, Scope, Send
+from serve_asgi import shared
+from serve_asgi.protocol.service import Receive, Scope, Send
 
 AT_ONCE: Final = 64
 """Writes under way in the cases that want many."""

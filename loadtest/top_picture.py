@@ -24,10 +24,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from server import control_client
-from server.commands.top_samples import Samples
-from server.commands.top_view import frame
-from server.errors import ServeError
+from serve_asgi import control_client
+from serve_asgi.commands.top_samples import Samples
+from serve_asgi.commands.top_view import frame
+from serve_asgi.errors import ServeError
 
 APP = """
 import asyncio, random
@@ -96,7 +96,7 @@ def watch(directory: Path) -> Samples:
     arguments += ["--agent", "shop.web:stock"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     server = subprocess.Popen(
-        [sys.executable, "-m", "server", *arguments, "--graceful-timeout", "120", "--keep-alive", "600"],
+        [sys.executable, "-m", "serve_asgi", *arguments, "--graceful-timeout", "120", "--keep-alive", "600"],
         cwd=directory,
         env=environment,
         stdout=subprocess.DEVNULL,

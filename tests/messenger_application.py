@@ -14,8 +14,8 @@ import time
 from typing import Any
 from urllib.parse import parse_qs
 
-from server import messenger
-from server.app.messenger import Message
+from serve_asgi import messenger
+from serve_asgi.app.messenger import Message
 
 RECORD = os.open(os.environ["RECORD"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 RELEASED = asyncio.Event()

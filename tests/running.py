@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from server import control_client
+from serve_asgi import control_client
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 30.0
@@ -89,7 +89,7 @@ class RunningServer:
         self.process = subprocess.Popen(
             [
                 *wrapper,
-                *(command or (python, "-m", "server")),
+                *(command or (python, "-m", "serve_asgi")),
                 *(app, "--control", str(self.control)),
                 *(("--bind", bind) if bind else ()),
                 *arguments,

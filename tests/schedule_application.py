@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from server import control_client
+from serve_asgi import control_client
 from tests.running import PATIENCE, RunningServer
 
 APPLICATION = """
 import asyncio, os, time
-from server import schedule
+from serve_asgi import schedule
 
 
 def note(what):

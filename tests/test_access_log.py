@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from server.access_log import AccessLog, NoRequest, open_access_log
-from server.config import Config
+from serve_asgi.access_log import AccessLog, NoRequest, open_access_log
+from serve_asgi.config import Config
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, until
 

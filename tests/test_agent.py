@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from server import control_client
+from serve_asgi import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
 
 RELOADS = int(os.environ.get("AGENT_RELOADS", "3"))
@@ -32,7 +32,7 @@ KILLS = int(os.environ.get("AGENT_KILLS", "5"))
 
 APPLICATION = """
 import asyncio, contextlib, json, os, time
-from server import agent as the_agent, draining, messenger
+from serve_asgi import agent as the_agent, draining, messenger
 
 VERSION = {version!r}
 DIARY = os.open(os.path.dirname(__file__) + "/diary", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -411,7 +411,7 @@ def test_an_agent_that_does_not_finish_is_killed_and_the_reload_goes_on(tmp_path
 def command(server: RunningServer, *words: str) -> str:
     """What a command says."""
     done = subprocess.run(
-        [sys.executable, "-m", "server", *words, "--control", str(server.control)],
+        [sys.executable, "-m", "serve_asgi", *words, "--control", str(server.control)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from server import agent, messenger
-from server.app.agent_life import Life
-from server.app.agent_subject import Subject, load
-from server.errors import UsageError
+from serve_asgi import agent, messenger
+from serve_asgi.app.agent_life import Life
+from serve_asgi.app.agent_subject import Subject, load
+from serve_asgi.errors import UsageError
 
 MODULE = """
 import contextlib

@@ -18,9 +18,9 @@ import pytest
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from server.protocol.service import ASGIApplication, ClientDisconnected, Message, Receive, Scope, Send
-from server.scoreboard import Cell
-from server.worker.lifespan import Lifespan
+from serve_asgi.protocol.service import ASGIApplication, ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.scoreboard import Cell
+from serve_asgi.worker.lifespan import Lifespan
 from tests.protocol.http_server import GET, Client, HttpServer, body, respond, start
 
 RESET = b"\x01\0\0\0\0\0\0\0"

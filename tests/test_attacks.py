@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from server.control_client import Refused
+from serve_asgi.control_client import Refused
 from tests.applications import info
 from tests.running import RunningServer, connect, request, running, state_of, until
 
@@ -186,8 +186,8 @@ def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) 
 
 TAKES_AND_WAITS = """
 import os, time
-from server import packets
-from server.worker import handover
+from serve_asgi import packets
+from serve_asgi.worker import handover
 
 def offered(arrivals, pair, packet, descriptors, original=handover.Arrivals._offered):
     if isinstance(packet, packets.Commit) and not os.path.exists("listener-dead"):

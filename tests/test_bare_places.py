@@ -32,7 +32,7 @@ def test_a_full_disk_at_the_start_is_a_sentence_and_nothing_is_left_there(
     (tmp_path / "small").mkdir()
     full = "mount -t tmpfs -o size=8k none small; head -c 99999 /dev/zero 2>&- > small/ballast; test -s small/ballast"
     bind = () if options[0] == "--bind" else ("--bind", "127.0.0.1:0")
-    command = [sys.executable, "-m", "server", "app:app", *bind, *options]
+    command = [sys.executable, "-m", "serve_asgi", "app:app", *bind, *options]
     script = [*within(full, "sh", "-c", '"$@"; echo status $?; ls -A small', "sh"), *command]
     done = subprocess.run(
         script, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE * 2, check=False

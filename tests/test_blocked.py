@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from server import control_client
+from serve_asgi import control_client
 from tests.running import PATIENCE, RunningServer, answer, connect, request, running, until
 
 APP = """
@@ -112,7 +112,7 @@ def test_what_blocks_the_loop_is_logged_once_and_so_is_its_end(directory: Path, 
         assert "(--block-warn 0.3)" in warning
         assert "GET /sleep/1.5\n" in warning  # and no query
         assert re.search(r'File ".*app.py", line \d+, in app\n', warning)
-        assert "server/worker" not in warning  # the application's frames alone
+        assert "server/serve_asgi/worker" not in warning  # the application's frames alone
         assert answer(connection)[0] == 200
         server.logged(r"the event loop turns again after [12]\.\d s")
         assert server.log().count("has been blocked") == 1

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from server.errors import UsageError
-from server.listener.changes import require
-from server.settings import read
+from serve_asgi.errors import UsageError
+from serve_asgi.listener.changes import require
+from serve_asgi.settings import read
 from tests import browser
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
@@ -301,7 +301,7 @@ def test_another_directory_of_the_application_is_watched_once_it_is_in_force(pro
 def test_a_terminal_that_is_closed_ends_it(project: Path, text: str) -> None:
     (project / "app.py").write_text(text)
     terminal, inside = os.openpty()
-    command = (sys.executable, "-c", LOGIN, str(inside), sys.executable, "-m", "server")
+    command = (sys.executable, "-c", LOGIN, str(inside), sys.executable, "-m", "serve_asgi")
     server = RunningServer("app:app", "--reload", directory=project, command=command, pass_fds=(inside,))
     os.close(inside)
     try:
@@ -381,7 +381,9 @@ def test_a_directory_that_is_replaced_is_watched_again(project: Path) -> None:
 
 def watcher_of(server: RunningServer) -> int:
     """The PID of the process that watches."""
-    (found,) = [pid for pid in server.worker_pids() if b"server.watcher" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (found,) = [
+        pid for pid in server.worker_pids() if b"serve_asgi.watcher" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     return found
 
 

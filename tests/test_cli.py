@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import server
-from server.cli import run_command_line
-from server.config import GROUPS, flag, options
+import serve_asgi
+from serve_asgi.cli import run_command_line
+from serve_asgi.config import GROUPS, flag, options
 
-ROOT = Path(server.__file__).parent.parent
+ROOT = Path(serve_asgi.__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -101,13 +101,13 @@ def test_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) ->
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "server", *arguments]
+    command = [sys.executable, "-m", "serve_asgi", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_version(tmp_path: Path) -> None:
     done = run("--version", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, f"serve {server.__version__}\n")
+    assert (done.returncode, done.stdout) == (0, f"serve {serve_asgi.__version__}\n")
 
 
 def test_a_mistake_of_a_real_process_has_no_traceback(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_nobody_reads_the_mistake(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     try:
         os.write(write_end, b"x" * fcntl.fcntl(write_end, fcntl.F_GETPIPE_SZ))
-        command = [sys.executable, "-m", "server", "app"]
+        command = [sys.executable, "-m", "serve_asgi", "app"]
         child = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=write_end)
         assert child.wait(30) == 2
     finally:
@@ -133,11 +133,11 @@ def test_signals_are_held_back_before_anything_else_is_loaded(tmp_path: Path) ->
     """At the moment when the command line is imported, the mask stands and no event loop has been loaded."""
     code = (
         "import sys, signal\n"
-        "from server.__main__ import main, LISTENER_SIGNALS\n"
+        "from serve_asgi.__main__ import main, LISTENER_SIGNALS\n"
         "assert not {'asyncio', 'click', 'typing'} & sys.modules.keys()\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'server.cli':\n"
+        "        if name == 'serve_asgi.cli':\n"
         "            assert LISTENER_SIGNALS <= signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
         "            sys.exit(7)\n"
         "sys.meta_path.insert(0, Finder())\n"
@@ -149,7 +149,7 @@ def test_signals_are_held_back_before_anything_else_is_loaded(tmp_path: Path) ->
 
 
 def test_what_is_held_back_covers_all_signals_that_mean_something() -> None:
-    from server.signals import LISTENER_SIGNALS
+    from serve_asgi.signals import LISTENER_SIGNALS
 
     named = ("HUP", "USR1", "USR2", "TERM", "INT", "QUIT", "TTIN", "TTOU", "WINCH", "CHLD")
     assert {signal.Signals[f"SIG{name}"] for name in named} == LISTENER_SIGNALS

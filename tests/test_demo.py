@@ -16,11 +16,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
-from server import demo
+from serve_asgi import demo
 from tests.browser import page
 from tests.running import PATIENCE, RunningServer, connect, request, running
 
-DEMO = ("server.demo:asgi", "--workers", "4")
+DEMO = ("serve_asgi.demo:asgi", "--workers", "4")
 PICTURE = os.environ.get("DEMO_PICTURE")
 """Where to write the README's picture anew: DEMO_PICTURE=demo.png (there with its colours reduced to 256)."""
 
@@ -217,7 +217,7 @@ def test_a_client_that_leaves_is_noticed(server: RunningServer) -> None:
 
 
 def test_a_stopping_server_ends_its_streams_at_once(tmp_path: Path) -> None:
-    with running("server.demo:asgi", directory=tmp_path) as server:
+    with running("serve_asgi.demo:asgi", directory=tmp_path) as server:
         host, port = server.address()
         stream = Events(server)
         next(iter(stream))
@@ -231,7 +231,7 @@ def test_a_stopping_server_ends_its_streams_at_once(tmp_path: Path) -> None:
 
 
 def test_under_a_mount_point(tmp_path: Path) -> None:
-    with running("server.demo:asgi", "--root-path", "/demo", directory=tmp_path) as server:
+    with running("serve_asgi.demo:asgi", "--root-path", "/demo", directory=tmp_path) as server:
         with connect(server) as connection:
             assert request(connection, "/demo/who")[0] == 200
             assert request(connection, "/demo")[0] == 200

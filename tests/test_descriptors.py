@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server import descriptors
+from serve_asgi import descriptors
 from tests.applications import info
 from tests.running import RunningServer, answer, connect, request, running, until
 

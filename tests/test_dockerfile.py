@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import Config
+from serve_asgi.config import Config
 from tests.image import Instruction, Stage, built, parse
 from tests.running import PATIENCE, ROOT, children, request
 
@@ -102,7 +102,7 @@ def container(image: Stage, tmp_path: Path) -> Iterator[Container]:
 
 def test_signals_reach_the_server_and_no_shell() -> None:
     assert last("ENTRYPOINT").command == ["serve"]
-    assert last("CMD").command[0] == "server.demo:asgi"
+    assert last("CMD").command[0] == "serve_asgi.demo:asgi"
     assert last("STOPSIGNAL").rest == "SIGTERM"
 
 
@@ -143,7 +143,7 @@ def test_what_is_copied_is_in_the_context_and_nothing_else_is() -> None:
     assert patterns[0] == "*"
     assert {pattern[1:] for pattern in patterns if pattern[0] == "!"} == copied
     assert [name for name in copied if not (ROOT / name).exists()] == []
-    assert any(fnmatch.fnmatch("server/worker/__pycache__", pattern) for pattern in patterns[1:])
+    assert any(fnmatch.fnmatch("server/serve_asgi/worker/__pycache__", pattern) for pattern in patterns[1:])
 
 
 @pytest.mark.needs("unshare", "nsenter", "setpriv")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.environment_file import variables
-from server.errors import UsageError
+from serve_asgi.environment_file import variables
+from serve_asgi.errors import UsageError
 from tests.running import ROOT
 
 
@@ -109,7 +109,7 @@ def test_what_is_no_such_file_is_told_at_once(tmp_path: Path, kind: str) -> None
 def test_the_start_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / ".env").write_text(content)
     done = subprocess.run(
-        [sys.executable, "-m", "server", "app:app", "--env-file", ".env", "--bind", "127.0.0.1:0"],
+        [sys.executable, "-m", "serve_asgi", "app:app", "--env-file", ".env", "--bind", "127.0.0.1:0"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PWD": str(tmp_path)},
         capture_output=True,

@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
-from server import control_client
-from server.control_client import Refused
+from serve_asgi import control_client
+from serve_asgi.control_client import Refused
 from tests.running import connect, request, running, until
 from tests.test_application_errors import BEGINNING, JSON, LONGEST, RAISED, functions, named, written
 
@@ -17,7 +17,7 @@ HANDLERS = (
     BEGINNING
     + functions("raised")
     + """
-from server import messenger, schedule
+from serve_asgi import messenger, schedule
 
 def handler(what):
     async def handle(message): await raised[what]()

@@ -18,13 +18,13 @@ from typing import BinaryIO
 
 import pytest
 
-from server.control_client import Refused
+from serve_asgi.control_client import Refused
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, answer, connect, request, running, state_of
 
 TRAP = """
 import os, signal
-from server.worker import handover
+from serve_asgi.worker import handover
 
 def trap(owner, name, act, before=True):
     original = getattr(owner, name)
@@ -171,9 +171,9 @@ NEW_DIES_EARLY = {
 def test_the_new_worker_dies_before_the_switch(tmp_path: Path, step: str) -> None:
     (tmp_path / "app.py").write_text(info("1"))
     imports = (
-        "from server.worker.lifespan import Lifespan\n"
-        "from server.worker.acceptor import Acceptor\n"
-        "from server.worker.worker import Worker\n"
+        "from serve_asgi.worker.lifespan import Lifespan\n"
+        "from serve_asgi.worker.acceptor import Acceptor\n"
+        "from serve_asgi.worker.worker import Worker\n"
     )
     with running("app:app", "--workers", "2", directory=tmp_path) as server:
         connections = opened(server, 10)

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from server import control_client
-from server.config import Config
-from server.hook_events import read_hook
-from server.listener.hooks import trouble_at_start
-from server.listener.release import resolve
+from serve_asgi import control_client
+from serve_asgi.config import Config
+from serve_asgi.hook_events import read_hook
+from serve_asgi.listener.hooks import trouble_at_start
+from serve_asgi.listener.release import resolve
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of, until
 
@@ -173,7 +173,7 @@ def test_a_hook_before_a_reload_may_object(project: Path) -> None:
     with running("app:app", directory=project) as server:
         for hook, why, said in OBJECTIONS:
             file.write_text(f"[hooks]\npre_reload = '{hook}'\n")
-            command = [sys.executable, "-m", "server", "reload", "--control", str(server.control)]
+            command = [sys.executable, "-m", "serve_asgi", "reload", "--control", str(server.control)]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
             assert done.returncode == 1
             *before, sentence = done.stderr.splitlines()

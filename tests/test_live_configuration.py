@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from server import control_client
-from server.control_client import Refused
+from serve_asgi import control_client
+from serve_asgi.control_client import Refused
 from tests.applications import info
 from tests.running import ROOT, RunningServer, connect, request, running
 
@@ -140,7 +140,7 @@ def test_what_cannot_change_is_refused_and_all_stays_as_it_was(project: Path) ->
             "which a reload cannot do: put it back, or restart the server"
         )
         assert said in server.log()
-        command = [sys.executable, "-m", "server", "reload", "--control", str(server.control)]
+        command = [sys.executable, "-m", "serve_asgi", "reload", "--control", str(server.control)]
         done = subprocess.run(
             command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
         )
@@ -292,7 +292,7 @@ def test_a_command_finds_the_server_by_the_file(project: Path) -> None:
     with running("app:app", "--pid", "serve.pid", directory=project) as server:
         for text in (f"control = '{server.control}'\n", "pid = 'serve.pid'\n", "pid = 'serve.pid'\ncontrol = 'gone'\n"):
             write(server, text)
-            command = [sys.executable, "-m", "server", "status", "--json"]
+            command = [sys.executable, "-m", "serve_asgi", "status", "--json"]
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
             assert (done.returncode, done.stderr) == (0, "")

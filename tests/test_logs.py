@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from server import logs
-from server.access_log import open_access_log
-from server.config import Config
-from server.errors import UsageError
+from serve_asgi import logs
+from serve_asgi.access_log import open_access_log
+from serve_asgi.config import Config
+from serve_asgi.errors import UsageError
 from tests.running import PATIENCE, ROOT, answer, connect, request, running
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -249,7 +249,7 @@ def test_lines_of_a_server_that_nobody_reads_along_are_json(tmp_path: Path) -> N
 def test_lines_on_a_terminal_are_for_people(tmp_path: Path, environment: dict[str, str], coloured: bool) -> None:
     (tmp_path / "app.py").write_text(BROKEN)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "server", "app:app", "--bind", "127.0.0.1:0", "--no-control"]
+    command = [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--no-control"]
     clean = {name: text for name, text in os.environ.items() if name not in ("NO_COLOR", "TERM", "SERVE_LOG_FORMAT")}
     process = subprocess.Popen(
         command,

@@ -18,8 +18,8 @@ from typing import Final
 
 import pytest
 
-from server import control_client
-from server.scoreboard import Header
+from serve_asgi import control_client
+from serve_asgi.scoreboard import Header
 from tests.running import RunningServer, connect, request, running
 
 pytestmark = pytest.mark.once

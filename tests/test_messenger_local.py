@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from server import messenger
-from server.app.link import Identity, Link
-from server.app.messenger import CONCURRENCY, Message
-from server.app.receiving import Incoming, Origin
-from server.app.sending import WINDOW, WINDOW_BYTES, Sender, Window
-from server.hub.frames import decode, encode
-from server.hub.hub import Role
-from server.hub.lanes import Kind, Want
+from serve_asgi import messenger
+from serve_asgi.app.link import Identity, Link
+from serve_asgi.app.messenger import CONCURRENCY, Message
+from serve_asgi.app.receiving import Incoming, Origin
+from serve_asgi.app.sending import WINDOW, WINDOW_BYTES, Sender, Window
+from serve_asgi.hub.frames import decode, encode
+from serve_asgi.hub.hub import Role
+from serve_asgi.hub.lanes import Kind, Want
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from server.control_client import Refused
-from server.errors import UsageError
-from server.settings import Given, read
+from serve_asgi.control_client import Refused
+from serve_asgi.errors import UsageError
+from serve_asgi.settings import Given, read
 from tests.applications import info
 from tests.running import ROOT, running
 
@@ -194,7 +194,7 @@ def test_an_application(directory: Path, app: str) -> None:
 )
 def test_a_start_ends_with_one_line(directory: Path, arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "server", *arguments],
+        [sys.executable, "-m", "serve_asgi", *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

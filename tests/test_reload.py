@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server import control_client
-from server.control_client import Refused
+from serve_asgi import control_client
+from serve_asgi.control_client import Refused
 from tests.applications import info
 from tests.running import RunningServer, answer, connect, request, running, state_of, until
 
@@ -230,7 +230,7 @@ def test_a_stream_finishes_in_its_worker_and_its_connection_travels_then(project
         import asyncio
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
         await send({"type": "http.response.body", "body": b"hello", "more_body": True})
-        from server import draining
+        from serve_asgi import draining
         reason = await draining.wait()
         assert draining() and reason == "reload"
         await send({"type": "http.response.body", "body": b"world"})

@@ -13,15 +13,15 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from server import schedule
-from server.app import schedule_call
-from server.app.link import Identity, Link, LinkClosed, current
-from server.app.schedule import PATIENCE as PATIENCE_OF_ASKING
-from server.app.schedule import Ran, Run, Schedule, ScheduleRefused
-from server.app.work import work
-from server.hub.definition import ScheduleError
-from server.hub.frames import encode
-from server.hub.hub import Role
+from serve_asgi import schedule
+from serve_asgi.app import schedule_call
+from serve_asgi.app.link import Identity, Link, LinkClosed, current
+from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING
+from serve_asgi.app.schedule import Ran, Run, Schedule, ScheduleRefused
+from serve_asgi.app.work import work
+from serve_asgi.hub.definition import ScheduleError
+from serve_asgi.hub.frames import encode
+from serve_asgi.hub.hub import Role
 from tests.running import PATIENCE
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from server import control_client
+from serve_asgi import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, running
 from tests.schedule_application import APPLICATION, do, notes, outcomes, report, until
 
@@ -178,7 +178,7 @@ async def job():
 def failed_start(directory: Path, *arguments: str) -> tuple[int, str]:
     """Exit status and output of a server that does not come to serve."""
     done = subprocess.run(
-        [sys.executable, "-m", "server", "app:app", "--bind", "127.0.0.1:0", "--no-control", *arguments],
+        [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--no-control", *arguments],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -227,7 +227,7 @@ def test_a_reload_with_one_that_cannot_be_is_refused_and_the_old_ones_go_on(tmp_
 
 
 JOB = """
-from server import schedule
+from serve_asgi import schedule
 
 @schedule(every="1h")
 async def job(): ...

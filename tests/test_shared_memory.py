@@ -13,7 +13,7 @@ from tests.running import PATIENCE, ROOT, connect, request, running, until
 
 APPLICATION = """
 import gc, os
-from server.worker.worker import Worker
+from serve_asgi.worker.worker import Worker
 
 def memfds():
     for name in os.listdir("/proc/self/fd"):
@@ -57,7 +57,7 @@ async def app(scope, receive, send):
 
 def shown(server_control: Path, command: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "server", command, "--control", str(server_control)],
+        [sys.executable, "-m", "serve_asgi", command, "--control", str(server_control)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

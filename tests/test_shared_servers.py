@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from server import control_client
-from server.hub.decide import OVERHEAD
+from serve_asgi import control_client
+from serve_asgi.hub.decide import OVERHEAD
 from tests.running import PATIENCE, RunningServer, connect, running
 from tests.store.stores import own_redis
 
 APP = """
 import asyncio, inspect, json, os, time
-from server import shared
+from serve_asgi import shared
 
 AT_IMPORT = dict(shared)
 SEEN = []
@@ -424,7 +424,7 @@ def wait_for(lines: Any, wanted: bytes) -> None:
 def test_the_agent_and_another_program_of_the_listener_have_it(kept: tuple[str, ...], directory: Path) -> None:
     (directory / "agent.py").write_text(
         "import asyncio\n"
-        "from server import shared\n"
+        "from serve_asgi import shared\n"
         "async def prepare(): pass\n"
         "async def main():\n"
         "    await shared.incr('agents')\n"

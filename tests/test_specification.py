@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import UsageError
-from server.specification import load, parse
-from server.tracebacks import application_traceback
+from serve_asgi.errors import UsageError
+from serve_asgi.specification import load, parse
+from serve_asgi.tracebacks import application_traceback
 
 SHOP = """
 async def asgi(scope, receive, send): ...
@@ -96,7 +96,7 @@ def test_what_is_not_there_is_said(directory: Path, specification: str, factory:
     assert sentence.format(directory=directory) in why_not(specification, factory)
 
 
-@pytest.mark.parametrize("form", ["server.py", "server/__init__.py"])
+@pytest.mark.parametrize("form", ["server.py", "server/serve_asgi/__init__.py"])
 def test_an_application_called_server_is_told_how_to_mend_it(directory: Path, form: str) -> None:
     (directory / form).parent.mkdir(exist_ok=True)
     (directory / form).write_text("app = 1")
@@ -153,4 +153,4 @@ def test_the_demonstration_is_found_from_a_directory_that_holds_a_copy_of_the_so
     (tmp_path / "server").mkdir()
     (tmp_path / "server" / "__init__.py").write_text("")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert callable(load("server.demo:asgi", False))
+    assert callable(load("serve_asgi.demo:asgi", False))

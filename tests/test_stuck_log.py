@@ -14,7 +14,7 @@ from tests.running import PATIENCE, ROOT, RunningServer, connect, request
 
 APPLICATION = """
 import os, sys
-from server import output
+from serve_asgi import output
 
 async def app(scope, receive, send):
     if scope["path"] == "/block":  # its own way to the log is made one that waits
@@ -61,7 +61,7 @@ def test_a_stop_waits_for_no_reader_of_the_log(tmp_path: Path, how: str, log: st
             server.wait_until(lambda status: len(status["generations"]) == 1)
             assert server.stop() == 0
         elif how == "command":
-            command = [sys.executable, "-m", "server", "stop", "--control", str(server.control)]
+            command = [sys.executable, "-m", "serve_asgi", "stop", "--control", str(server.control)]
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
             assert subprocess.run(command, env=environment, timeout=PATIENCE * 2, check=False).returncode == 0
             assert server.wait() == 0

@@ -19,10 +19,10 @@ import pytest
 from loadtest.reload import run
 from loadtest.report import table
 from loadtest.result import Settings
-from server import control_client
-from server.commands.processes import Process
-from server.commands.stop import Stopping
-from server.signals import LISTENER_SIGNALS
+from serve_asgi import control_client
+from serve_asgi.commands.processes import Process
+from serve_asgi.commands.stop import Stopping
+from serve_asgi.signals import LISTENER_SIGNALS
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
 
@@ -291,7 +291,7 @@ def test_a_stop_while_the_new_program_is_asked_is_told_and_leaves_nothing(tmp_pa
 def admins(server: RunningServer) -> set[int]:
     """The admin processes that live."""
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in server.worker_pids()}
-    return {pid for pid, command in commands.items() if b"server.admin" in command}
+    return {pid for pid, command in commands.items() if b"serve_asgi.admin" in command}
 
 
 def version_of(connection: socket.socket) -> str:
@@ -310,7 +310,7 @@ def make_environment(place: Path) -> None:
     own = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "tests.pth").write_text("\n".join([*own, str(ROOT)]) + "\n")
     script = place / "bin" / "serve"
-    script.write_text(f"#!{place}/bin/{VERSIONED}\nfrom server.__main__ import main\nmain()\n")
+    script.write_text(f"#!{place}/bin/{VERSIONED}\nfrom serve_asgi.__main__ import main\nmain()\n")
     script.chmod(0o755)
 
 

@@ -15,10 +15,10 @@ from typing import Any, TypeVar, assert_type
 
 import pytest
 
-from server import agent, messenger, schedule, shared
-from server.app import blocking, stand_in
-from server.app.messenger import Message, Receipt
-from server.app.schedule import ScheduleRefused
+from serve_asgi import agent, messenger, schedule, shared
+from serve_asgi.app import blocking, stand_in
+from serve_asgi.app.messenger import Message, Receipt
+from serve_asgi.app.schedule import ScheduleRefused
 from tests.running import PATIENCE, ROOT
 
 T = TypeVar("T")
@@ -331,7 +331,7 @@ def test_several_threads_may_be_the_first() -> None:
 def test_a_process_that_is_forked_goes_on_by_itself(tmp_path: Path) -> None:
     program = """
 import os, sys
-from server import shared
+from serve_asgi import shared
 assert shared.sync.incr("n") == 1
 child = os.fork()
 assert shared.sync.incr("n") == 2
@@ -344,7 +344,7 @@ if child:
 
 def test_a_script_ends_at_once_and_leaves_nothing_open(tmp_path: Path) -> None:
     program = """
-from server import messenger, schedule, shared
+from serve_asgi import messenger, schedule, shared
 schedule(every="1h", name="job")(lambda: None)
 messenger.on("t", lambda message: message.payload)
 assert messenger.sync.call("t", 1) == 1
@@ -403,13 +403,13 @@ def test_the_loop_that_imported_it_is_that_of_a_thread_nobody_knows(tmp_path: Pa
     program = """
 import asyncio, threading
 async def main():
-    from server import shared
+    from serve_asgi import shared
     found = []
     thread = threading.Thread(target=lambda: found.append(shared.sync.incr("n")))
     thread.start()
     while thread.is_alive():
         await asyncio.sleep(0.001)
-    from server.app import link
+    from serve_asgi.app import link
     assert link.present().loop is asyncio.get_running_loop()
     assert (found, shared["n"]) == ([1], 1)
 asyncio.run(main())

@@ -34,7 +34,7 @@ def main() -> None:
     os.environ.update({variable: value for variable, value in vars(given).items() if value is not None})
     log = os.environ.setdefault("ALARM_ACCESS_LOG", "access.log")
     here = str(Path(__file__).resolve().parent)
-    command = [sys.executable, "-m", "server", "alarm:app", "--app-dir", here]
+    command = [sys.executable, "-m", "serve_asgi", "alarm:app", "--app-dir", here]
     os.execv(sys.executable, [*command, "--access-log-file", log, "--access-log-format", "json", *rest])
 
 

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from server import schedule, shared
+from serve_asgi import schedule, shared
 
 log = logging.getLogger("alarm")
 

@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from server import Message, draining, messenger, shared
+from serve_asgi import Message, draining, messenger, shared
 
 log = logging.getLogger("chat")
 

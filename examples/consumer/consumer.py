@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from server import Message, messenger, shared
+from serve_asgi import Message, messenger, shared
 
 log = logging.getLogger("consumer")
 

@@ -64,7 +64,7 @@ def environment(**more: str) -> dict[str, str]:
 def command(server: RunningServer | None, *arguments: str) -> list[str]:
     """The words of one command for `server`."""
     reach = ["--control", str(server.control)] if server is not None else []
-    return [sys.executable, "-m", "server", *arguments, *reach]
+    return [sys.executable, "-m", "serve_asgi", *arguments, *reach]
 
 
 def serve(server: RunningServer | None, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

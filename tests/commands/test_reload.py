@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from server.commands import reload_progress
-from server.commands.command import harmless
-from server.commands.reload_progress import remains
-from server.commands.reload_view import picture
-from server.control_client import ask
+from serve_asgi.commands import reload_progress
+from serve_asgi.commands.command import harmless
+from serve_asgi.commands.reload_progress import remains
+from serve_asgi.commands.reload_view import picture
+from serve_asgi.control_client import ask
 from tests.commands.serving import SLOW, begin, serve, start
 from tests.commands.terminal import Terminal
 from tests.running import PATIENCE, RunningServer, connect, request

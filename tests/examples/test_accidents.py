@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 
-from server import messenger, schedule
+from serve_asgi import messenger, schedule
 
 sockets = set()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.hub.definition import Definition
-from server.hub.frames import encode
-from server.hub.hub import Hub, HubSettings, Member, Order, Role
-from server.hub.schedule_line import Entry, Line
-from server.hub.state import SharedState
-from server.hub.ticks import Ticks
+from serve_asgi.hub.definition import Definition
+from serve_asgi.hub.frames import encode
+from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Role
+from serve_asgi.hub.schedule_line import Entry, Line
+from serve_asgi.hub.state import SharedState
+from serve_asgi.hub.ticks import Ticks
 from tests.hub.port import RecordingPort
 
 BEGIN = 1_800_000_000.0

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from server.app.replica import Replica
-from server.hub.copies import Item
-from server.hub.decide import MAX_KEY, OVERHEAD, Change, Code, Entry, Limits, Op, Refused, Write, decide, size
-from server.hub.entries import Entries
-from server.hub.frames import Frame, packed, unpacked
+from serve_asgi.app.replica import Replica
+from serve_asgi.hub.copies import Item
+from serve_asgi.hub.decide import MAX_KEY, OVERHEAD, Change, Code, Entry, Limits, Op, Refused, Write, decide, size
+from serve_asgi.hub.entries import Entries
+from serve_asgi.hub.frames import Frame, packed, unpacked
 
 LIMITS = Limits(value=100, total=1000 + OVERHEAD)
 FIVE = Entry(7, packed(5, ""))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from server.errors import ChannelError
-from server.hub.frames import MAX_FRAME, Frame, NotSendable, decode, encode, packed, unpacked
-from server.hub.hub import Hub, HubSettings, Member, Order, Part, Phase, Role
-from server.hub.presence import Presence
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.frames import MAX_FRAME, Frame, NotSendable, decode, encode, packed, unpacked
+from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Part, Phase, Role
+from serve_asgi.hub.presence import Presence
 from tests.hub.port import RecordingPort
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from server.hub.frames import encode
-from server.hub.hub import Role
-from server.hub.lanes import LANE_BYTES, LIMIT, LIMIT_STARTING, Kind, Want
-from server.hub.places import WINDOW
-from server.hub.prospects import DEAD, GRACE, STRANDED
+from serve_asgi.hub.frames import encode
+from serve_asgi.hub.hub import Role
+from serve_asgi.hub.lanes import LANE_BYTES, LIMIT, LIMIT_STARTING, Kind, Want
+from serve_asgi.hub.places import WINDOW
+from serve_asgi.hub.prospects import DEAD, GRACE, STRANDED
 from tests.hub.messages_table import AGENT, Table
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from server.errors import ChannelError
-from server.hub.frames import encode
-from server.hub.hub import Role
-from server.hub.lanes import ALL_BYTES, LANE_BYTES, LIMIT, Kind, Want
-from server.hub.losses import TOLD_SINGLY
-from server.hub.places import TOPICS_STARTING, WINDOW
-from server.hub.prospects import DEAD, GRACE, STRANDED
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.frames import encode
+from serve_asgi.hub.hub import Role
+from serve_asgi.hub.lanes import ALL_BYTES, LANE_BYTES, LIMIT, Kind, Want
+from serve_asgi.hub.losses import TOLD_SINGLY
+from serve_asgi.hub.places import TOPICS_STARTING, WINDOW
+from serve_asgi.hub.prospects import DEAD, GRACE, STRANDED
 from tests.hub.messages_table import AGENT, Table
 
 

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.app.replica import Replica
-from server.hub import copies, feeding, state
-from server.hub.decide import OVERHEAD, Change, Entry, Limits, Write, decide, size
-from server.hub.frames import decode, encode, packed, unpacked
-from server.hub.hub import Hub, HubSettings, Member, Order, Role
-from server.hub.state import SharedState
+from serve_asgi.app.replica import Replica
+from serve_asgi.hub import copies, feeding, state
+from serve_asgi.hub.decide import OVERHEAD, Change, Entry, Limits, Write, decide, size
+from serve_asgi.hub.frames import decode, encode, packed, unpacked
+from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Role
+from serve_asgi.hub.state import SharedState
 from tests.hub.port import RecordingPort
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "40"))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from server.hub.definition import Definition, On, Overlap
-from server.hub.frames import encode, packed, unpacked
-from server.hub.hub import Order, Role
-from server.hub.schedule_line import COUNTED, HISTORY, MOST_WAITING
+from serve_asgi.hub.definition import Definition, On, Overlap
+from serve_asgi.hub.frames import encode, packed, unpacked
+from serve_asgi.hub.hub import Order, Role
+from serve_asgi.hub.schedule_line import COUNTED, HISTORY, MOST_WAITING
 from tests.hub.schedules import BEGIN, Server
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from server.hub.definition import Definition, Overlap
-from server.store.leases import Leases
+from serve_asgi.hub.definition import Definition, Overlap
+from serve_asgi.store.leases import Leases
 from tests.hub.schedules import BEGIN, Server
 
 

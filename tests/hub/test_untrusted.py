@@ -9,11 +9,11 @@ from typing import Any
 import msgpack
 import pytest
 
-from server.errors import ChannelError
-from server.hub.assembled import assembled
-from server.hub.frames import encode
-from server.hub.hub import Hub, HubSettings, Order, Role
-from server.hub.senders import MOST_OFFERED
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.assembled import assembled
+from serve_asgi.hub.frames import encode
+from serve_asgi.hub.hub import Hub, HubSettings, Order, Role
+from serve_asgi.hub.senders import MOST_OFFERED
 from tests.hub.port import RecordingPort
 
 DEFINED = {"name": "s", "on": "one", "overlap": "skip", "every": 1000}
@@ -113,6 +113,6 @@ def test_what_a_later_version_says_is_passed_over(hub: Hub) -> None:
 
 
 def test_windows_leave_room_for_what_is_taken_back_late() -> None:
-    from server.app.sending import WINDOW
+    from serve_asgi.app.sending import WINDOW
 
     assert MOST_OFFERED >= 4 * WINDOW

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.listener.announcements import Announcements
-from server.listener.pidfile import PidFile
+from serve_asgi.listener.announcements import Announcements
+from serve_asgi.listener.pidfile import PidFile
 
 
 @pytest.mark.parametrize(("told", "lines"), [(False, 2), (True, 0)])

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from server.config import Config
-from server.hub.hub import HubSettings
-from server.listener import events as e
-from server.listener.crew import Crew
-from server.listener.lifecycle import Policy
-from server.listener.links import Links
-from server.listener.release import Release
-from server.listener.supervisor import Supervisor
-from server.scoreboard import Scoreboard
+from serve_asgi.config import Config
+from serve_asgi.hub.hub import HubSettings
+from serve_asgi.listener import events as e
+from serve_asgi.listener.crew import Crew
+from serve_asgi.listener.lifecycle import Policy
+from serve_asgi.listener.links import Links
+from serve_asgi.listener.release import Release
+from serve_asgi.listener.supervisor import Supervisor
+from serve_asgi.scoreboard import Scoreboard
 
 POLICY = Policy(1, 1, 3, 60.0, 30.0, 10.0, 0.0)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from server import output
-from server.errors import UsageError
-from server.listener import estate, successor
-from server.listener.main import Listener
-from server.listener.plan import planned
-from server.scoreboard import Scoreboard
-from server.settings import read
+from serve_asgi import output
+from serve_asgi.errors import UsageError
+from serve_asgi.listener import estate, successor
+from serve_asgi.listener.main import Listener
+from serve_asgi.listener.plan import planned
+from serve_asgi.scoreboard import Scoreboard
+from serve_asgi.settings import read
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.listener.heartbeats import BEAT, Silence
+from serve_asgi.listener.heartbeats import BEAT, Silence
 
 PERIOD = 1.0
 TIMEOUT = 10.0

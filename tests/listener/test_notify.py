@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.listener import notify
+from serve_asgi.listener import notify
 
 
 @pytest.fixture(params=["path", "abstract"])

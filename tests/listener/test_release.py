@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from server.config import Config
-from server.errors import UsageError
-from server.listener.release import interpreter_flags, logical_directory, resolve
+from serve_asgi.config import Config
+from serve_asgi.errors import UsageError
+from serve_asgi.listener.release import interpreter_flags, logical_directory, resolve
 
 
 @pytest.fixture
@@ -90,18 +90,18 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("before", "program", "flags"),
     [
-        ([], ["-m", "server"], []),
-        (["-P"], ["-m", "server"], []),
-        (["-O", "-X", "dev", "-P", "-W", "error"], ["-m", "server"], ["-O", "-X", "dev", "-W", "error"]),
+        ([], ["-m", "serve_asgi"], []),
+        (["-P"], ["-m", "serve_asgi"], []),
+        (["-O", "-X", "dev", "-P", "-W", "error"], ["-m", "serve_asgi"], ["-O", "-X", "dev", "-W", "error"]),
         (["-X", "dev"], ["-mserver"], ["-X", "dev"]),
         ([], ["/srv/env/bin/serve"], []),
         (["-sP"], ["/srv/env/bin/serve"], ["-s"]),
         ([], ["-um", "server"], ["-u"]),
-        (["-Xdev", "-OP"], ["-c", "from server.__main__ import main; main()"], ["-Xdev", "-O"]),
-        (["-BW", "error"], ["-uc", "from server.__main__ import main; main()"], ["-BW", "error", "-u"]),
-        (["-O"], ["-m", "coverage", "run", "-m", "server"], ["-O"]),
+        (["-Xdev", "-OP"], ["-c", "from serve_asgi.__main__ import main; main()"], ["-Xdev", "-O"]),
+        (["-BW", "error"], ["-uc", "from serve_asgi.__main__ import main; main()"], ["-BW", "error", "-u"]),
+        (["-O"], ["-m", "coverage", "run", "-m", "serve_asgi"], ["-O"]),
         (["-O"], ["launch.py", "-W", "its own"], ["-O"]),
-        (["--check-hash-based-pycs", "always"], ["-m", "server"], ["--check-hash-based-pycs", "always"]),
+        (["--check-hash-based-pycs", "always"], ["-m", "serve_asgi"], ["--check-hash-based-pycs", "always"]),
         ([], ["-"], []),
         ([], [], []),
     ],
@@ -114,7 +114,9 @@ def test_what_the_interpreter_was_told(
 
 
 def test_the_listener_was_started_when_its_process_was_whatever_programs_it_has_run_since() -> None:
-    code = "import os, sys, time; from server.listener.release import BEGAN; print(BEGAN, time.time(), flush=True); "
+    code = (
+        "import os, sys, time; from serve_asgi.listener.release import BEGAN; print(BEGAN, time.time(), flush=True); "
+    )
     again = "time.sleep(0.5); sys.argv[1:] and os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
     told = subprocess.run([sys.executable, "-c", code + again, code], capture_output=True, text=True, check=True)
     (first, first_now), (second, second_now) = (map(float, line.split()) for line in told.stdout.splitlines())

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from server import shut_out as way_in
-from server.config import Config
-from server.listener.sockets import Listening, bind
-from server.shut_out import Kind, admit, arriving, shut_out
+from serve_asgi import shut_out as way_in
+from serve_asgi.config import Config
+from serve_asgi.listener.sockets import Listening, bind
+from serve_asgi.shut_out import Kind, admit, arriving, shut_out
 
 CLIENTS = 6
 ROUNDS = 6

@@ -13,16 +13,16 @@ from pathlib import Path
 import anyio
 import pytest
 
-from server.channel import pair
-from server.config import Config
-from server.hub.decide import Limits
-from server.hub.frames import Frame, decode, encode, packed
-from server.listener import events as e
-from server.listener import store as store_module
-from server.listener import store_questions as module
-from server.listener.processes import Processes
-from server.listener.store import Store
-from server.store.file import StateFile
+from serve_asgi.channel import pair
+from serve_asgi.config import Config
+from serve_asgi.hub.decide import Limits
+from serve_asgi.hub.frames import Frame, decode, encode, packed
+from serve_asgi.listener import events as e
+from serve_asgi.listener import store as store_module
+from serve_asgi.listener import store_questions as module
+from serve_asgi.listener.processes import Processes
+from serve_asgi.listener.store import Store
+from serve_asgi.store.file import StateFile
 from tests.running import PATIENCE
 
 pytestmark = pytest.mark.anyio

@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import pytest
 
-from server.listener import events as e
-from server.listener.arrivals import SWITCH_TIMEOUT
-from server.listener.departures import HAMMER_MARGIN
-from server.listener.lifecycle import (
+from serve_asgi.listener import events as e
+from serve_asgi.listener.arrivals import SWITCH_TIMEOUT
+from serve_asgi.listener.departures import HAMMER_MARGIN
+from serve_asgi.listener.lifecycle import (
     END_TIMEOUT,
     SUPERSEDED_TIMEOUT,
     Cause,
@@ -24,8 +24,8 @@ from server.listener.lifecycle import (
     WorkerState,
     advance,
 )
-from server.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
-from server.listener.supervisor import Supervisor
+from serve_asgi.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
+from serve_asgi.listener.supervisor import Supervisor
 
 POLICY = Policy(
     workers=2,

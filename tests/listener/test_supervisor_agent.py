@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from server.listener import events as e
-from server.listener.lifecycle import (
+from serve_asgi.listener import events as e
+from serve_asgi.listener.lifecycle import (
     AGENT_TRANSITIONS,
     END_TIMEOUT,
     Agent,

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from server.listener import events as e
-from server.listener.history import Record
-from server.listener.telling import Telling
+from serve_asgi.listener import events as e
+from serve_asgi.listener.history import Record
+from serve_asgi.listener.telling import Telling
 
 
 def test_all_are_told_the_same_in_order(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,16 +18,16 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from server.access_lines import NOBODY, Answered, Request
-from server.address import Address
-from server.app.draining import Draining
-from server.config import Config
-from server.protocol import answer, http1, lifecycle
-from server.protocol.exchange import Exchange
-from server.protocol.http1 import Http1Connection
-from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send, Service
-from server.protocol.travel import TravelRecord
-from server.scoreboard import Cell, Scoreboard
+from serve_asgi.access_lines import NOBODY, Answered, Request
+from serve_asgi.address import Address
+from serve_asgi.app.draining import Draining
+from serve_asgi.config import Config
+from serve_asgi.protocol import answer, http1, lifecycle
+from serve_asgi.protocol.exchange import Exchange
+from serve_asgi.protocol.http1 import Http1Connection
+from serve_asgi.protocol.service import ASGIApplication, Message, Receive, Scope, Send, Service
+from serve_asgi.protocol.travel import TravelRecord
+from serve_asgi.scoreboard import Cell, Scoreboard
 from tests.rows import cells
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {

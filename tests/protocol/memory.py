@@ -18,12 +18,12 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final
 
-from server.app.draining import Draining
-from server.config import Config
-from server.protocol.http1 import Http1Connection
-from server.protocol.service import Phase, Receive, Scope, Send, Service
-from server.protocol.travel import TravelRecord
-from server.scoreboard import Cell, Scoreboard
+from serve_asgi.app.draining import Draining
+from serve_asgi.config import Config
+from serve_asgi.protocol.http1 import Http1Connection
+from serve_asgi.protocol.service import Phase, Receive, Scope, Send, Service
+from serve_asgi.protocol.travel import TravelRecord
+from serve_asgi.scoreboard import Cell, Scoreboard
 from tests.rows import cells
 
 PARSERS: Final = ("httptools", "h11")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server.protocol.service import Receive, Scope, Send
-from server.scoreboard import DURATION_BOUNDS, Cell
+from serve_asgi.protocol.service import Receive, Scope, Send
+from serve_asgi.scoreboard import DURATION_BOUNDS, Cell
 from tests.protocol.http_server import GET, HttpServer, body, echo, start
 
 Serve = Callable[..., HttpServer]

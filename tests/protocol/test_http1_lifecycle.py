@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from server.protocol import http1, lifecycle
-from server.protocol.http1 import Http1Connection
-from server.protocol.lifecycle import State
-from server.protocol.service import Phase, Receive, Scope, Send, Service
-from server.protocol.travel import TravelRecord
-from server.scoreboard import Cell
+from serve_asgi.protocol import http1, lifecycle
+from serve_asgi.protocol.http1 import Http1Connection
+from serve_asgi.protocol.lifecycle import State
+from serve_asgi.protocol.service import Phase, Receive, Scope, Send, Service
+from serve_asgi.protocol.travel import TravelRecord
+from serve_asgi.scoreboard import Cell
 from tests.protocol.http_server import (
     CLOSED,
     DEFAULT_HEADERS,

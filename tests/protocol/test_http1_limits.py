@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from server.protocol import http1
-from server.protocol.lifecycle import State
-from server.protocol.service import Receive, Scope, Send
-from server.scoreboard import Cell
+from serve_asgi.protocol import http1
+from serve_asgi.protocol.lifecycle import State
+from serve_asgi.protocol.service import Receive, Scope, Send
+from serve_asgi.scoreboard import Cell
 from tests.protocol.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from server.protocol.service import Receive, Scope, Send
-from server.scoreboard import Cell
+from serve_asgi.protocol.service import Receive, Scope, Send
+from serve_asgi.scoreboard import Cell
 from tests.protocol.http_server import CLOSED, GET, HttpServer, Log, echo, respond, response
 
 Serve = Callable[..., HttpServer]

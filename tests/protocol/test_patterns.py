@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-import server.protocol
-from server.protocol.chunks import _SIZE_LINE
-from server.protocol.forwarded import _ELEMENT
+import serve_asgi.protocol
+from serve_asgi.protocol.chunks import _SIZE_LINE
+from serve_asgi.protocol.forwarded import _ELEMENT
 
 
 def patterns() -> dict[str, re.Pattern[Any]]:
     found = {}
-    for module in pkgutil.iter_modules(server.protocol.__path__, "server.protocol."):
+    for module in pkgutil.iter_modules(serve_asgi.protocol.__path__, "serve_asgi.protocol."):
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, re.Pattern):
                 found[f"{module.name}.{name}"] = value

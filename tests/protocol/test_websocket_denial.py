@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.protocol.websocket_denial import Denial
+from serve_asgi.protocol.websocket_denial import Denial
 
 DEFAULTS = b"date: now\r\nserver: s\r\n"
 

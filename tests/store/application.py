@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from server import messenger, shared
+from serve_asgi import messenger, shared
 
 heard: list[Any] = []
 TIMEOUT = 20.0

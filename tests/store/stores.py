@@ -18,16 +18,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from server.channel import PROTOCOL, pair
-from server.config import Config
-from server.hub.frames import MAX_FRAME, Frame, decode, encode, packed, unpacked
+from serve_asgi.channel import PROTOCOL, pair
+from serve_asgi.config import Config
+from serve_asgi.hub.frames import MAX_FRAME, Frame, decode, encode, packed, unpacked
 from tests.running import PATIENCE, ROOT
 
 VALUE_LIMIT, TOTAL_LIMIT = 64 * 1024, 1024 * 1024
 
 
 class StoreProcess:
-    """`python -m server.store` as the listener has it, spoken to frame by frame."""
+    """`python -m serve_asgi.store` as the listener has it, spoken to frame by frame."""
 
     def __init__(
         self, location: str | Path, *, again: bool = False, total_limit: int = TOTAL_LIMIT, modules: Path | None = None
@@ -41,7 +41,7 @@ class StoreProcess:
         self._count = 0
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "server.store", "--channel", str(theirs.fileno())],
+                [sys.executable, "-m", "serve_asgi.store", "--channel", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.store.frames import Taken
-from server.store.leases import AHEAD, Grant, Leases
+from serve_asgi.store.frames import Taken
+from serve_asgi.store.leases import AHEAD, Grant, Leases
 from tests.store.stores import StoreProcess, store
 
 NOW = 1_000_000.0

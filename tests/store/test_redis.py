@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from server.channel import pair
-from server.hub.decide import Change, Entry, Limits
-from server.hub.frames import Frame, decode, packed, unpacked
-from server.store import answers
-from server.store.lane import Lane
-from server.store.location import redis_address
-from server.store.questions import Lost
-from server.store.remote import RemoteState
+from serve_asgi.channel import pair
+from serve_asgi.hub.decide import Change, Entry, Limits
+from serve_asgi.hub.frames import Frame, decode, packed, unpacked
+from serve_asgi.store import answers
+from serve_asgi.store.lane import Lane
+from serve_asgi.store.location import redis_address
+from serve_asgi.store.questions import Lost
+from serve_asgi.store.remote import RemoteState
 from tests.running import PATIENCE
 from tests.store.stores import Redis, StoreProcess, free_port, own_redis, scaled, store
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from server import control_client
+from serve_asgi import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
 from tests.store.stores import Redis, free_port, own_redis, scaled
 
@@ -276,7 +276,9 @@ def test_a_full_disk_is_told_to_the_operator_once_and_its_end_too(tmp_path: Path
             assert (status, "the state could not be written to" in text) == (503, True)
         assert "the state could not be written to" in server.status()["state_store"]["trouble"]
         shown = subprocess.run(
-            [sys.executable, "-m", "server", "status", "--control", str(server.control)], capture_output=True, text=True
+            [sys.executable, "-m", "serve_asgi", "status", "--control", str(server.control)],
+            capture_output=True,
+            text=True,
         ).stdout
         assert "not to be written, the state could not be written to" in shown
         with connect(server) as connection:
@@ -398,7 +400,7 @@ def _two(directory: Path, state: str, options: tuple[str, ...]) -> Iterator[tupl
 def _start(directory: Path, state: str) -> tuple[int, str]:
     """Start a server that cannot; its exit status and what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "server", APP, "--state", state, "--bind", "127.0.0.1:0", "--no-control"],
+        [sys.executable, "-m", "serve_asgi", APP, "--state", state, "--bind", "127.0.0.1:0", "--no-control"],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT), "SERVE_LOG_FORMAT": "text"},
         stdin=subprocess.DEVNULL,

@@ -40,7 +40,7 @@ NODE_APP = """
 import asyncio
 
 import loadtest_app
-from server import draining
+from serve_asgi import draining
 
 
 async def app(scope, receive, send):
@@ -117,7 +117,7 @@ class Node:
 
     def stop(self, delay: float = 0.0) -> None:
         """`serve stop`; it must find that nothing was cut."""
-        command = [sys.executable, "-m", "server", "stop", "--control", str(self.server.control)]
+        command = [sys.executable, "-m", "serve_asgi", "stop", "--control", str(self.server.control)]
         said = subprocess.run(
             [*command, "--delay", f"{delay}"],
             cwd=ROOT,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from server.config import Config
+from serve_asgi.config import Config
 from tests.image import parse
 from tests.running import ROOT, connect, request, running
 

@@ -189,7 +189,7 @@ def test_sockets_by_systemd_socket_activate(tmp_path: Path) -> None:
         process = subprocess.Popen(
             [
                 *(*activate, f"--setenv={EXECUTIONS}"),
-                *(sys.executable, "-m", "server", "app:asgi", "--workers", "2", "--control", str(control)),
+                *(sys.executable, "-m", "serve_asgi", "app:asgi", "--workers", "2", "--control", str(control)),
             ],
             cwd=tmp_path,
             env={**os.environ, **environment, "PYTHONPATH": str(ROOT), "PWD": str(tmp_path)},

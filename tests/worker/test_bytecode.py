@@ -48,7 +48,7 @@ def imported(
 ) -> str:
     """What a fresh interpreter prints, in a server that was started at `since` (now); `keep` what it compiles."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "" if keep else "1"}
-    begin = f"from server.worker.bytecode import keep_fresh; keep_fresh({since or time.time()}); "
+    begin = f"from serve_asgi.worker.bytecode import keep_fresh; keep_fresh({since or time.time()}); "
     command = [sys.executable, "-P", *flags, "-c", begin + "import sys; sys.path.insert(0, ''); " + code]
     done = subprocess.run(
         command,

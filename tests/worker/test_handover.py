@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from server.channel import pair
-from server.protocol.travel import TravelRecord
-from server.scoreboard import Cell
-from server.worker import handover
-from server.worker.beginning import loop_factory
-from server.worker.handover import Arrivals, Departures
+from serve_asgi.channel import pair
+from serve_asgi.protocol.travel import TravelRecord
+from serve_asgi.scoreboard import Cell
+from serve_asgi.worker import handover
+from serve_asgi.worker.beginning import loop_factory
+from serve_asgi.worker.handover import Arrivals, Departures
 from tests.rows import cells
 
 LOOPS = ["asyncio", "uvloop"]

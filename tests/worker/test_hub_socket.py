@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from server.app.link import Identity, LinkClosed
-from server.channel import pair
-from server.hub.frames import Frame, decode, encode
-from server.hub.hub import Role
-from server.worker.hub_socket import HubSocket
+from serve_asgi.app.link import Identity, LinkClosed
+from serve_asgi.channel import pair
+from serve_asgi.hub.frames import Frame, decode, encode
+from serve_asgi.hub.hub import Role
+from serve_asgi.worker.hub_socket import HubSocket
 
 IDENTITY = Identity(Role.WORKER, 0, 1, 1)
 PATIENCE = 20.0

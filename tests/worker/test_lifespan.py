@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.errors import StartError
-from server.protocol.service import ASGIApplication, Message, Receive, Scope, Send
-from server.raised import is_a
-from server.worker.lifespan import Lifespan
+from serve_asgi.errors import StartError
+from serve_asgi.protocol.service import ASGIApplication, Message, Receive, Scope, Send
+from serve_asgi.raised import is_a
+from serve_asgi.worker.lifespan import Lifespan
 from tests.raising import Graph, graphs
 
 COMPLETE: Message = {"type": "lifespan.startup.complete"}

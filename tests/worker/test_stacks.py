@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from server.worker import stacks
+from serve_asgi.worker import stacks
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 

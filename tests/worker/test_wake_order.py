@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from server.scoreboard import MOST_AT_ONCE, Cell
-from server.worker.beginning import loop_factory
-from server.worker.neighbours import Neighbours
-from server.worker.wake_order import LoopFactory, WakeOrder
+from serve_asgi.scoreboard import MOST_AT_ONCE, Cell
+from serve_asgi.worker.beginning import loop_factory
+from serve_asgi.worker.neighbours import Neighbours
+from serve_asgi.worker.wake_order import LoopFactory, WakeOrder
 from tests.rows import Rows, cells
 
 PATIENCE = 20.0

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from server.worker.watchdog import TICK, Phase, Said, Timer, Watch
+from serve_asgi.worker.watchdog import TICK, Phase, Said, Timer, Watch
 
 LIMIT = 1.0
 ON_TIME = 0.0

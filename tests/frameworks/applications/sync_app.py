@@ -10,8 +10,8 @@ import os
 import threading
 from typing import Any
 
-from server import messenger, schedule, shared
-from server.app.messenger import Message
+from serve_asgi import messenger, schedule, shared
+from serve_asgi.app.messenger import Message
 
 HEARD: list[Any] = []
 

@@ -1,0 +1,47 @@
+"""What an application may import from the server that runs it.
+
+Names are loaded when they are first asked for: the command blocks its signals before it imports anything heavy.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` would take two thirds of the time that passes until the signals are blocked
+if TYPE_CHECKING:
+    from typing import Any
+
+    from serve_asgi.app.agent import agent
+    from serve_asgi.app.draining import draining
+    from serve_asgi.app.messenger import messenger
+    from serve_asgi.app.schedule import schedule
+    from serve_asgi.app.shared import shared
+
+__all__ = ["Message", "__version__", "agent", "draining", "messenger", "schedule", "shared"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "agent":
+        from serve_asgi.app.agent import agent
+
+        return agent
+    if name == "draining":
+        from serve_asgi.app.draining import draining
+
+        return draining
+    if name == "Message":
+        from serve_asgi.app.receiving import Message
+
+        return Message
+    if name == "messenger":
+        from serve_asgi.app.messenger import messenger
+
+        return messenger
+    if name == "schedule":
+        from serve_asgi.app.schedule import schedule
+
+        return schedule
+    if name == "shared":
+        from serve_asgi.app.shared import shared
+
+        return shared
+    raise AttributeError(f"module 'serve_asgi' has no attribute {name!r}")

@@ -1,0 +1,211 @@
+"""The admin page as an ordinary ASGI application; like any other it ends its streams when its worker retires.
+
+    /             the page
+    /metrics      all metrics, as Prometheus reads them (text, or OpenMetrics where that is asked for)
+    /events       server-sent events: what was, once; then a sample each second, and what happens
+    /status.json  the present
+    /-/healthy    answered by the server itself (--health-path)
+
+Everything that the page needs comes from here: it asks no other host for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.resources import files
+from typing import Any, Final
+
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import CollectorRegistry
+
+from serve_asgi import draining
+from serve_asgi.admin.metrics import registry
+from serve_asgi.admin.samples import Samples
+from serve_asgi.admin.view import View
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+RETRY: Final = 1000
+"""Milliseconds after which a page comes back when its stream has ended."""
+HERE: Final = files("serve_asgi.admin") / "page"
+PAGES: Final = {
+    path: (HERE.joinpath(name).read_bytes(), kind)
+    for path, name, kind in (
+        ("/", "index.html", "text/html; charset=utf-8"),
+        ("/page.css", "page.css", "text/css; charset=utf-8"),
+        ("/charts.js", "charts.js", "text/javascript; charset=utf-8"),
+        ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+    )
+}
+ONLY_OURSELVES: Final = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+    (b"x-frame-options", b"DENY"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""With every answer: no other site may show, read or guess anything of it."""
+JSON: Final = "application/json"
+
+
+class Application:
+    """The application; the admin process sets `samples` before the first request."""
+
+    samples: Samples
+    only_local = False
+    """Whether it is bound to loopback addresses, where it can only be asked for by the names of this machine."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request (ASGI 3)."""
+        path = str(scope["path"])
+        samples = self.samples
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close"})
+        elif self.only_local and not local_name(host := header(scope, b"host")):
+            text = f"{host!r} is no name of this machine: ask for 127.0.0.1 or localhost; a proxy has to do so, too\n"
+            await answer(scope, send, text.encode(), "text/plain; charset=utf-8", 421)
+        elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
+            await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)
+        elif scope["method"] not in ("GET", "HEAD"):
+            await answer(
+                scope, send, b"Only GET and HEAD\n", "text/plain; charset=utf-8", 405, (b"allow", b"GET, HEAD")
+            )
+        elif path in PAGES:
+            await answer(scope, send, *PAGES[path])
+        elif path == "/metrics":
+            write, kind = encoder(header(scope, b"accept"))
+            await answer(scope, send, write(registry(samples.view)), kind)
+        elif path == "/status.json":
+            present = {**about(samples.view), **samples.now(), "reloads": list(samples.view.reloads)}
+            await answer(scope, send, encoded(present), JSON)
+        else:
+            await events(scope, receive, send, samples)
+
+
+application: Final = Application()
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The value of a field of the request, or ""."""
+    return b",".join(value for each, value in scope["headers"] if each == name).decode("latin-1")
+
+
+def local_name(host: str) -> bool:
+    """Whether a browser may have meant this machine.
+
+    A page of another site whose name is made to lead to 127.0.0.1 (DNS rebinding) is asked for by that site's name.
+    """
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    name = name.strip("[]").lower().removesuffix(".")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(name)
+        return True
+    return name in ("", "localhost", socket.gethostname().lower()) or name.endswith(".localhost")
+
+
+def encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """How to write the metrics for who accepts that; as text for who asks for nonsense."""
+    try:
+        return choose_encoder(accepted)
+    except (TypeError, ValueError):  # a version that is none
+        return choose_encoder("")
+
+
+def about(view: View) -> dict[str, Any]:
+    """What does not change while the server lives."""
+    told = view.about
+    return {
+        **{name: told[name] for name in ("version", "pid", "app", "started")},
+        "host": socket.gethostname(),
+        "listening": [each["name"] for each in told["listening"]],
+    }
+
+
+async def answer(
+    scope: Scope, send: Send, body: bytes, kind: str, status: int = 200, *more: tuple[bytes, bytes]
+) -> None:
+    """A whole answer; never kept by a cache, for a new release may bring a new page."""
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *ONLY_OURSELVES,
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def events(scope: Scope, receive: Receive, send: Send, samples: Samples) -> None:
+    """Server-sent events until the client has gone or the process leaves; a slow client misses no sample."""
+    headers = [
+        (b"content-type", b"text/event-stream"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),
+        *ONLY_OURSELVES,
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["method"] == "HEAD":
+        await send({"type": "http.response.body"})
+        return
+    gone = asyncio.create_task(disconnected(receive))
+    retires = asyncio.create_task(draining.wait())
+    try:
+        await stream(send, samples, {gone, retires})
+    finally:
+        gone.cancel()
+        retires.cancel()
+    if not gone.done():
+        await send({"type": "http.response.body"})
+
+
+async def stream(send: Send, samples: Samples, ends: set[asyncio.Task[Any]]) -> None:
+    """Send what was, then what is, until one of `ends` is done."""
+    view = samples.view
+    number, recorded = samples.taken, view.recorded
+    first = {
+        "about": about(view),
+        "samples": list(samples.kept),
+        "records": list(view.records),
+        "reloads": list(view.reloads),
+        "now": samples.now(),
+    }
+    await send(event("hello", first, b"retry: %d\n" % RETRY))
+    while not any(each.done() for each in ends):
+        news = asyncio.create_task(samples.next())
+        await asyncio.wait({news, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        news.cancel()
+        if (missed := min(view.recorded - recorded, len(view.records))) > 0:
+            await send(event("happened", {"records": list(view.records)[-missed:], "reloads": list(view.reloads)}))
+        recorded = view.recorded
+        if samples.taken > number:
+            await send(event("sample", {"samples": samples.since(number), "now": samples.now()}))
+            number = samples.taken
+
+
+def event(name: str, data: Any, more: bytes = b"") -> Message:
+    """One server-sent event."""
+    text = b"%bevent: %b\ndata: %b\n\n" % (more, name.encode(), encoded(data))
+    return {"type": "http.response.body", "body": text, "more_body": True}
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def encoded(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

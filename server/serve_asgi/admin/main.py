@@ -1,0 +1,157 @@
+"""The admin process, from its first instruction to its exit.
+
+It is no worker of a generation: it never runs the application, takes no client of it, and can slow down neither the
+workers nor the listener. Its own page is an ordinary application (`serve_asgi.admin.application`) on an ordinary worker
+of this server, which has a scoreboard and a channel of its own inside this process; so its requests are never counted
+among the application's. It leaves when the listener's end of its channel closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import socket
+import sys
+from typing import Final
+
+import anyio
+
+from serve_asgi import logs
+from serve_asgi.admin.application import application
+from serve_asgi.admin.samples import Samples
+from serve_asgi.admin.view import View
+from serve_asgi.channel import Channel, Outbox, close_descriptors, pair
+from serve_asgi.config import Config
+from serve_asgi.errors import ChannelError, UsageError
+from serve_asgi.scoreboard import Row, Scoreboard, mapped
+from serve_asgi.worker import last_resort
+from serve_asgi.worker.beginning import (
+    ignore_signals,
+    listening_socket,
+    loop_factory,
+    name_process,
+    take_account,
+    welcome,
+)
+from serve_asgi.worker.wake_order import LoopFactory
+from serve_asgi.worker.watchdog import Watchdog
+from serve_asgi.worker.worker import Worker
+
+LAST: Final = 2.5
+"""Seconds that the process has when its listener is gone; then it ends, whatever it does."""
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the admin process whose channel is the descriptor named on the command line; never returns."""
+    ignore_signals()
+    parser = argparse.ArgumentParser(prog="serve_asgi.admin", description="Started by the listener; not by hand.")
+    parser.add_argument("--channel", type=int, required=True)
+    end = socket.socket(fileno=parser.parse_args().channel)
+    end.set_inheritable(False)
+    packet, descriptors = welcome(end)
+    config = Config.from_json(packet["config"])
+    name_process("serve-admin")
+    try:
+        logs.configure(config, "admin")
+        take_account(config)
+    except (UsageError, OSError, KeyError) as error:
+        log.error("the admin process could not be set up: %s", error)
+        sys.exit(1)
+    view = View(Scoreboard(descriptors[0]), packet["about"], packet["state"])
+    sockets = [listening_socket(descriptor) for descriptor in descriptors[1:]]
+    loops = LoopFactory(loop_factory(config.loop))
+    admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
+    last_resort.watch(end.fileno(), lambda: LAST)
+    status = anyio.run(admin.run, backend_options={"loop_factory": loops})
+    admin.let_go()
+    sys.exit(status)
+
+
+class AdminServer:
+    """One worker of this server, whose listener is this process itself."""
+
+    def __init__(
+        self,
+        config: Config,
+        channel: Channel,
+        view: View,
+        described: list[dict[str, object]],
+        sockets: list[socket.socket],
+        loops: LoopFactory,
+    ) -> None:
+        self._channel = channel
+        self._view = view
+        self._samples = application.samples = Samples(view)
+        application.only_local = all(
+            each.family != socket.AF_UNIX and ipaddress.ip_address(each.getsockname()[0]).is_loopback
+            for each in sockets
+        )
+        ours, theirs = pair()
+        self._inner = Channel(ours)
+        self._orders = Outbox(self._inner)
+        private, (_, row) = Scoreboard.create(rows=1, slots=1), Row.create()
+        told = {"generation": 0, "slot": 0, "row": 0, "sockets": described}
+        self._worker = Worker(
+            config,
+            Channel(theirs),
+            private,
+            mapped(row, writable=True),
+            told,
+            sockets,
+            loops,
+            Watchdog(None, None),
+            None,
+        )
+        self._status = 0
+
+    async def run(self) -> int:
+        """Serve until the listener is gone; return the exit status."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._follow)
+            tasks.start_soon(self._orders.run)
+            tasks.start_soon(self._conduct)
+            tasks.start_soon(self._samples.run)
+            status = await self._worker.run()
+            tasks.cancel_scope.cancel()
+        return status or self._status
+
+    def let_go(self) -> None:
+        """The process ends: its sockets are the kernel's to close."""
+        for each in (self._channel, self._inner, self._worker.channel):
+            each.detach()
+
+    async def _follow(self) -> None:
+        """Note what the listener says; its end is ours."""
+        try:
+            while True:
+                packet, descriptors = await self._channel.receive()
+                if packet["type"] == "rows":
+                    self._view.take_rows(packet, descriptors)
+                    continue
+                close_descriptors(descriptors)
+                if packet["type"] == "reopen":
+                    logs.reopen()
+                else:
+                    self._view.take(packet)
+        except (EOFError, OSError):
+            pass
+        except (ChannelError, LookupError, TypeError, ValueError) as error:
+            log.error("what the listener says cannot be understood: %r", error)
+            self._status = 1
+        self._orders.tell({"type": "retire", "reason": "stop", "drain_queue": False})
+
+    async def _conduct(self) -> None:
+        """Be the worker's listener: it may serve as soon as it is ready."""
+        try:
+            while True:
+                packet, _ = await self._inner.receive()
+                match packet["type"]:
+                    case "ready":
+                        self._orders.tell({"type": "serve"})
+                    case "failed":
+                        log.error("the page cannot be served: %s\n%s", packet["message"], packet.get("detail", ""))
+        except (EOFError, OSError, ChannelError):
+            pass

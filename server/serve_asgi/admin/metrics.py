@@ -1,0 +1,256 @@
+"""The metrics, as prometheus_client's collector: made anew from the view for each scrape (docs/metrics.md).
+
+Rules: names and units after Prometheus' conventions; counters come from the scoreboard's totals or from the listener,
+so that they never go back over a reload, a crash or a recycling, nor when this process is replaced. A label has few
+values for ever: slots, not processes or generations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from serve_asgi.admin.reading import DURATIONS, Reading, Words
+from serve_asgi.admin.view import View
+from serve_asgi.hub.figures import FIGURES
+from serve_asgi.listener.lifecycle import ServerState, WorkerState
+from serve_asgi.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
+
+NANO: Final = 1e9
+CLASSES: Final = (Cell.STATUS_1XX, Cell.STATUS_2XX, Cell.STATUS_3XX, Cell.STATUS_4XX, Cell.STATUS_5XX)
+CAUSES: Final = ("crash", "recycle", "blocked", "scale")
+OUTCOMES: Final = ("done", "refused")
+LIVING: Final = tuple(state.value for state in WorkerState if state not in (WorkerState.PENDING, WorkerState.GONE))
+
+SIMPLE: Final = (
+    ("serve_requests", Cell.REQUESTS, "Requests answered or cut; health checks are not counted."),
+    ("serve_connections_accepted", Cell.ACCEPTED, "Connections accepted from the kernel."),
+    ("serve_connections_handed_over", Cell.HANDED_OVER, "Open connections that a retiring worker passed to another."),
+    ("serve_connections_taken_over", Cell.TAKEN_OVER, "Open connections that a worker received from a retiring one."),
+    ("serve_websockets_opened", Cell.WEBSOCKETS_OPENED, "WebSocket handshakes that the application accepted."),
+    ("serve_received_bytes", Cell.BYTES_RECEIVED, "Bytes that clients sent, as they were on the wire."),
+    ("serve_sent_bytes", Cell.BYTES_SENT, "Bytes that were written to clients, as they were on the wire."),
+    ("serve_log_dropped_bytes", Cell.DROPPED_OUTPUT, "Bytes of the workers' output that nobody read in time."),
+)
+"""Counters of the whole server: name, word, meaning."""
+
+
+class ServerCollector(Collector):
+    """All metrics of one server."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def describe(self) -> Iterable[Metric]:
+        """No name is known beforehand: registering must not collect."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        reading = self._view.reading()
+        return itertools.chain(
+            self._server(reading),
+            self._traffic(reading),
+            self._slots(reading),
+            self._reloads(),
+            self._queues(),
+            self._hub(),
+        )
+
+    def _server(self, reading: Reading) -> Iterator[Metric]:
+        about, state = self._view.about, self._view.state
+        build = {"version": about["version"], "python": about["python"]}
+        yield InfoMetricFamily("serve_build", "The server and the interpreter of its listener.", build)
+        yield gauge("serve_start_time_seconds", "When the server was started, in unix time.", about["started"])
+        current = GaugeMetricFamily("serve_state", "1 for the state that the server is in.", labels=["state"])
+        for each in ServerState:
+            current.add_metric([each.value], state["state"] == each.value)
+        yield current
+        yield gauge("serve_generation", "The generation that serves.", state["generation"])
+        yield gauge(
+            "serve_generations",
+            "Generations that have a living process.",
+            len({w["generation"] for w in state["workers"]}),
+        )
+        yield gauge("serve_lame_duck", "1 while the health endpoint says no.", bool(reading.lame_duck))
+        yield gauge("serve_workers_wanted", "Workers that there should be.", state["size"])
+        workers = GaugeMetricFamily("serve_workers", "Living workers by state.", labels=["state"])
+        for name in LIVING:
+            workers.add_metric([name], sum(each["state"] == name for each in state["workers"]))
+        yield workers
+        if (active := self._view.agent_active()) is not None:
+            yield gauge("serve_agent_active", "1 while an agent is active.", active)
+            returned = self._view.agent_returned()
+            yield gauge("serve_agent_returned", "1 while its process is there and its function has returned.", returned)
+        restarts = CounterMetricFamily(
+            "serve_worker_restarts", "Workers started beside those of a new generation.", labels=["cause"]
+        )
+        for cause in CAUSES:
+            restarts.add_metric([cause], state["restarts"].get(cause, 0))
+        yield restarts
+        if (listener := self._view.listener()) is not None:
+            yield counter("serve_listener_cpu_seconds", "Processor time of the listener.", listener[0])
+            yield gauge("serve_listener_resident_memory_bytes", "Resident memory of the listener.", listener[1])
+
+    def _traffic(self, reading: Reading) -> Iterator[Metric]:
+        total = reading.total
+        for name, cell, meaning in SIMPLE:
+            yield counter(name, meaning, total[cell])
+        responses = CounterMetricFamily("serve_responses", "Answers by the class of their status.", labels=["class"])
+        for number, cell in enumerate(CLASSES, start=1):
+            responses.add_metric([f"{number}xx"], total[cell])
+        yield responses
+        yield durations(total)
+        connections = GaugeMetricFamily(
+            "serve_connections",
+            "Open client connections: idle between requests, active with a request, or a WebSocket.",
+            labels=["state"],
+        )
+        for name, number in connections_by_state(reading).items():
+            connections.add_metric([name], number)
+        yield connections
+        yield gauge("serve_requests_in_flight", "Requests in progress.", reading.gauge(Cell.IN_FLIGHT))
+        yield gauge("serve_oldest_request_seconds", "For how long the oldest request is in progress.", oldest(reading))
+        lost = "Requests and WebSockets that were cut by the hammer or were in the hands of a worker that died."
+        yield counter("serve_requests_lost", lost, self._view.state["lost"])
+
+    def _named(self, slot: int) -> str:
+        """The label of a slot; the agent fills none, and its counts are in the last totals."""
+        last = self._view.slots - 1
+        return "agent" if slot == NO_SLOT or slot == last >= self._view.state["size"] else str(slot)
+
+    def _slots(self, reading: Reading) -> Iterator[Metric]:
+        requests = CounterMetricFamily("serve_slot_requests", "Requests by the slot of their worker.", labels=["slot"])
+        cpu = CounterMetricFamily("serve_worker_cpu_seconds", "Processor time of the slot's workers.", labels=["slot"])
+        late = CounterMetricFamily(
+            "serve_event_loop_lag_seconds", "Time by which the event loop's ticks came late, added up.", labels=["slot"]
+        )
+        blocked = CounterMetricFamily(
+            "serve_event_loop_blocked", "Times that the event loop was blocked beyond --block-warn.", labels=["slot"]
+        )
+        for slot, words in reading.slots.items():
+            requests.add_metric([self._named(slot)], words[Cell.REQUESTS])
+            cpu.add_metric([self._named(slot)], words[Cell.CPU] / NANO)
+            late.add_metric([self._named(slot)], words[Cell.LAG_TOTAL] / NANO)
+            blocked.add_metric([self._named(slot)], words[Cell.BLOCKED])
+        yield from (requests, cpu, late, blocked)
+        yield from self._gauges_of_slots(reading)
+
+    def _gauges_of_slots(self, reading: Reading) -> Iterator[Metric]:
+        state = self._view.state
+        memory = GaugeMetricFamily(
+            "serve_worker_resident_memory_bytes", "Resident memory of the slot's processes.", labels=["slot"]
+        )
+        lag = GaugeMetricFamily(
+            "serve_event_loop_lag_worst_seconds", "The latest tick of the last ten seconds.", labels=["slot"]
+        )
+        silent = GaugeMetricFamily(
+            "serve_event_loop_silent_seconds",
+            "For how long the event loop has not ticked; one second is due.",
+            labels=["slot"],
+        )
+        degraded = GaugeMetricFamily(
+            "serve_slot_degraded", "1 while nothing serves in the slot, since its workers die.", labels=["slot"]
+        )
+        living: dict[int, list[Words]] = {}
+        for words in reading.rows.values():
+            living.setdefault(words[Cell.SLOT], []).append(words)
+        for slot, rows in sorted(living.items()):
+            memory.add_metric([self._named(slot)], sum(words[Cell.RSS] for words in rows))
+            lag.add_metric([self._named(slot)], max(words[Cell.LAG_WORST] for words in rows) / NANO)
+            silent.add_metric([self._named(slot)], max(silence(words, reading.at) for words in rows))
+        for slot in range(state["size"]):
+            degraded.add_metric([str(slot)], slot in state["degraded"])
+        yield from (memory, lag, silent, degraded)
+
+    def _reloads(self) -> Iterator[Metric]:
+        state = self._view.state
+        reloads = CounterMetricFamily("serve_reloads", "Reloads that ended, by outcome.", labels=["outcome"])
+        seconds = SummaryMetricFamily("serve_reload_duration_seconds", "How long reloads took.", labels=["outcome"])
+        for outcome in OUTCOMES:
+            count = state["reloads"].get(outcome, 0)
+            reloads.add_metric([outcome], count)
+            seconds.add_metric([outcome], count, state["reload_seconds"].get(outcome, 0.0))
+        yield from (reloads, seconds)
+        last = self._view.reloads[-1] if self._view.reloads else None
+        refused = last is not None and last["outcome"] == "refused"
+        yield gauge("serve_last_reload_successful", "0 if the newest reload was refused.", not refused)
+        if last is not None:
+            yield gauge("serve_last_reload_timestamp_seconds", "When it ended, in unix time.", last["at"])
+            yield gauge("serve_last_reload_duration_seconds", "How long it took.", last.get("seconds", 0.0))
+
+    def _hub(self) -> Iterator[Metric]:
+        """What the application's processes tell each other, as the listener counts it."""
+        figures = self._view.state.get("hub", {})
+        for name, meaning in FIGURES.items():
+            make = counter if name.endswith("_total") else gauge
+            yield make(f"serve_{name.removesuffix('_total')}", meaning, figures.get(name, 0))
+
+    def _queues(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("serve_accept_queue", "Clients that wait to be accepted.", labels=["listening"])
+        limit = GaugeMetricFamily("serve_accept_queue_limit", "How many may wait (--backlog).", labels=["listening"])
+        for name, (now, most) in self._view.queues().items():
+            waiting.add_metric([name], now)
+            limit.add_metric([name], most)
+        yield from (waiting, limit)
+
+
+def registry(view: View) -> CollectorRegistry:
+    """What prometheus_client writes out for a scrape."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(ServerCollector(view))
+    return made
+
+
+def gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, meaning, value)
+
+
+def counter(name: str, meaning: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, meaning, value)
+
+
+def durations(total: Words) -> HistogramMetricFamily:
+    """The histogram of how long requests took."""
+    added = itertools.accumulate(total[DURATIONS])
+    bounds = [*(f"{bound:g}" for bound in DURATION_BOUNDS), "+Inf"]
+    buckets = [(bound, float(count)) for bound, count in zip(bounds, added, strict=True)]
+    return HistogramMetricFamily(
+        "serve_request_duration_seconds",
+        "From the end of a request's head to the end of its answer.",
+        buckets,
+        total[Cell.DURATION_TOTAL] / NANO,
+    )
+
+
+def connections_by_state(reading: Reading) -> dict[str, int]:
+    """How many connections are idle, active, and WebSockets."""
+    sockets = active = idle = 0
+    for words in reading.rows.values():
+        others = max(0, words[Cell.CONNECTIONS] - words[Cell.WEBSOCKETS])
+        sockets += words[Cell.WEBSOCKETS]
+        busy = min(words[Cell.IN_FLIGHT], others)  # an application may go on after its answer, or its client's end
+        active += busy
+        idle += others - busy
+    return {"idle": idle, "active": active, "websocket": sockets}
+
+
+def oldest(reading: Reading) -> float:
+    """For how long (s) the oldest request is in progress; 0 if there is none."""
+    began = [words[Cell.OLDEST] for words in reading.rows.values() if words[Cell.OLDEST]]
+    return max(0.0, reading.at - min(began) / NANO) if began else 0.0
+
+
+def silence(words: Words, now: float) -> float:
+    """For how long (s) a worker's loop has not ticked; 0 before its first tick."""
+    return max(0.0, now - words[Cell.HEARTBEAT] / NANO) if words[Cell.HEARTBEAT] else 0.0

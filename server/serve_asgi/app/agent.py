@@ -1,0 +1,97 @@
+"""`agent`: who and where the server's one agent is, for the application's code in any of its processes.
+
+Where no server of ours runs the application (another server, a test) the process is alone and its own agent: `here` and
+`present` are true, and `running` runs an agent as the server would (docs/agent.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from serve_asgi.app.agent_life import Life
+from serve_asgi.app.agent_subject import Subject
+from serve_asgi.app.blocking import Blocking
+from serve_asgi.app.link import current, over_there
+from serve_asgi.app.link import present as link_present
+from serve_asgi.app.messenger import TIMEOUT, NotDelivered, messenger
+from serve_asgi.app.presence import presence
+from serve_asgi.hub.hub import Role
+
+
+class AgentAccess:
+    """What an application may ask about its agent, and of it."""
+
+    def __init__(self) -> None:
+        self.sync = AgentSync(self)
+        """The calls that wait, for code that is not asynchronous."""
+
+    @property
+    def here(self) -> bool:
+        """Whether this process is the agent; always the same from the import of the application on."""
+        link = link_present()
+        return link is None or link.identity.local or link.identity.role is Role.AGENT
+
+    @property
+    def present(self) -> bool:
+        """Whether an agent is active at the moment, as far as this process has been told."""
+        link = link_present()
+        return link is None or link.identity.local or presence.agent() is not None
+
+    async def wait(self, *, timeout: float | None = None) -> None:
+        """Wait until an agent is active (without `--agent`: never). At `timeout` (s) raises TimeoutError."""
+        link = current()
+        if link.loop is not asyncio.get_running_loop():
+            await over_there(link, self.wait(timeout=timeout))
+            return
+        async with asyncio.timeout(timeout):
+            while not self.present:
+                await presence.change()
+
+    async def send(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
+        """`messenger.send_to_agent`."""
+        await messenger.send_to_agent(topic, payload, timeout=timeout)
+
+    async def call(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> Any:
+        """`messenger.call` to the agent."""
+        return await messenger.call(topic, payload, to="agent", timeout=timeout)
+
+    @contextlib.asynccontextmanager
+    async def running(self, agent: Any) -> AsyncIterator[None]:
+        """Run `agent` (what `--agent` would name, the thing itself) in this process while the block runs: for tests.
+
+        It is prepared and entered before the block, and finishes after it. Raises what its code raises: also after the
+        block what it raised meanwhile. Raises RuntimeError in a process of our server, which runs its agent itself.
+        """
+        if not current().identity.local:
+            raise RuntimeError("this server runs the agent itself: name it with --agent")
+        name = getattr(agent, "__qualname__", None) or f"the {type(agent).__name__}"
+        life = Life(subject := Subject(agent, name, None))
+        await subject.prepare()
+        if (raised := await life.enter()) is not None:
+            raise raised
+        try:
+            yield
+        finally:
+            raised = await life.finish()
+        if raised is not None:
+            raise raised
+
+
+class AgentSync:
+    """`agent.sync`: what `agent` is asked with `await`, for threads that may wait: the same results and errors."""
+
+    def __init__(self, agent: AgentAccess) -> None:
+        asked = Blocking("agent", _late)
+        self.wait = asked(agent.wait)
+        self.send = asked(agent.send)
+        self.call = asked(agent.call)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return NotDelivered(text)
+
+
+agent: Final = AgentAccess()

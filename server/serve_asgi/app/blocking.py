@@ -1,0 +1,222 @@
+"""Calls that wait, for code that is not asynchronous: `shared.sync`, `messenger.sync`, `schedule.sync`, `agent.sync`.
+
+Each is made of the asynchronous call, and has its arguments, its result and its errors: it runs on the event loop of
+the server while the thread that calls waits. On a thread that runs an event loop it raises RuntimeError, since what it
+waits for could not happen. Every wait has an end: the call's own timeout, or a little later, if the loop does not turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import inspect
+import math
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from typing import Any, Final, Generic, ParamSpec, TypeVar
+
+from serve_asgi.app.link import Link, LinkClosed, for_threads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Late = Callable[[str, bool], Exception]
+"""Makes the error of a wait that has come to its end: from a sentence, and whether the call had begun."""
+
+PATIENCE: Final = 10.0
+"""Seconds that a call without a timeout of its own has to begin."""
+GRACE: Final = 8.0
+"""So much longer (s) than its timeout a call that has begun may take; its own error comes long before that."""
+TURN: Final = 1.0
+"""Seconds that the loop has for one turn in any case, however short the timeout."""
+_BLOCKED: Final = "{} has not been begun: the event loop of this process is blocked (docs/watchdog.md)"
+_UNKNOWN: Final = "it is not known what became of {}: the event loop of this process is blocked (docs/watchdog.md)"
+_OVER: Final = "the event loop of this process has ended, and the process ends: it is not known what became of {}"
+
+
+class Blocking:
+    """Makes the calls of one `sync` object out of those that are asynchronous."""
+
+    def __init__(self, part: str, late: Late) -> None:
+        """`part` is what people call the object whose calls these are."""
+        self._part = part
+        self._late = late
+
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+        """`function` for threads."""
+        return self._made(function)
+
+    def calling_back(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+        """The same of one whose argument `function` is called in the thread that waits."""
+        return self._made(function, "function")
+
+    def iterating(self, make: Callable[P, AsyncIterator[T]]) -> Callable[P, Generator[T, None, None]]:
+        """What an asynchronous iterator of `make` brings, for a loop in a thread; it ends when the process does."""
+        name = f"{self._part}.{make.__name__}"
+
+        @functools.wraps(make)
+        def call(*args: P.args, **kwargs: P.kwargs) -> Generator[T, None, None]:
+            link = _link_of_a_thread(name)
+
+            async def made() -> AsyncIterator[T]:
+                return make(*args, **kwargs)
+
+            return _steps(link, name, self._late, Asked[AsyncIterator[T]](link, name, PATIENCE, self._late).wait(made))
+
+        return call
+
+    def _made(self, function: Callable[P, Coroutine[Any, Any, T]], here: str = "") -> Callable[P, T]:
+        name = f"{self._part}.{function.__name__}"
+        signature = inspect.signature(function)
+        timeout = signature.parameters.get("timeout")
+        limit = PATIENCE if timeout is None else timeout.default
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            asked: Asked[T] = Asked(_link_of_a_thread(name), name, kwargs.get("timeout", limit), self._late)
+            if not here:
+                return asked.wait(lambda: function(*args, **kwargs))
+            given = signature.bind(*args, **kwargs)
+            given.arguments[here] = functools.partial(asked.in_thread, given.arguments[here])
+            return asked.wait(lambda: function(*given.args, **given.kwargs))
+
+        return call
+
+
+class Asked(Generic[T]):
+    """One call of a thread's."""
+
+    def __init__(self, link: Link, name: str, timeout: Any, late: Late) -> None:
+        self._link = link
+        self._name = name
+        self._timeout = _seconds(timeout)
+        self._late = late
+        # Each side says its own before it looks at the other's: a call that is given up never begins.
+        self._begun = False
+        self._given_up = False
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def wait(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of what `make` makes on the loop."""
+        asked = self._ask(make)
+        asked.add_done_callback(lambda _: self._jobs.put(None))
+        now = time.monotonic()
+        end = now + self._timeout + GRACE
+        look = now + min(max(self._timeout, TURN), PATIENCE)
+        try:
+            while not asked.done():
+                try:
+                    job = self._jobs.get(timeout=max(0.0, look - time.monotonic()))
+                except queue.Empty:
+                    look = self._look(end)
+                else:
+                    if job is not None:
+                        job()
+                        end = max(end, time.monotonic() + GRACE)
+            return asked.result()
+        except _NotBegun:
+            raise self._late(_BLOCKED.format(self._name), False) from None
+        except concurrent.futures.CancelledError:
+            raise LinkClosed(_OVER.format(self._name)) from None
+        except BaseException:
+            self._given_up = True
+            asked.cancel()
+            raise
+
+    def _look(self, end: float) -> float:
+        """Nothing has come for a while: until when to wait on. Raises what `late` makes, LinkClosed."""
+        if not self._begun:
+            self._given_up = True
+            if not self._begun:
+                raise _NotBegun
+        now = time.monotonic()
+        if now >= end:
+            raise self._late(_UNKNOWN.format(self._name), True)
+        if not self._link.loop.is_running():
+            raise LinkClosed(_OVER.format(self._name))
+        return min(end, now + PATIENCE)
+
+    async def in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function in the thread that waits; what it raises ends the wait."""
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Any] = loop.create_future()
+
+        def job() -> None:
+            result = function(*args)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(lambda: None if found.done() else found.set_result(result))
+
+        self._jobs.put(job)
+        result = await found
+        return await result if inspect.isawaitable(result) else result
+
+    def _ask(self, make: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
+        beginning = self._begin(make)
+        try:
+            return asyncio.run_coroutine_threadsafe(beginning, self._link.loop)
+        except RuntimeError:  # it is closed
+            beginning.close()
+            raise LinkClosed(_OVER.format(self._name)) from None
+
+    async def _begin(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._begun = True
+        if self._given_up:
+            raise _NotBegun
+        return await make()
+
+
+class _NotBegun(Exception):
+    """The loop did not turn in time: the call is given up."""
+
+
+def _link_of_a_thread(name: str) -> Link:
+    """The link, for a thread that may wait. Raises RuntimeError on one that runs an event loop; LinkClosed."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return for_threads()
+    part, _, method = name.partition(".")
+    raise RuntimeError(
+        f"{part}.sync.{method} waits, and this is the thread of an event loop, which would stand still: write "
+        f"`await {name}(…)` in an async function there, or call it in a thread"
+    )
+
+
+def _seconds(timeout: Any) -> float:
+    """A timeout as it was given; what is none is refused by the call itself."""
+    if timeout is None:
+        return math.inf
+    return max(0.0, float(timeout)) if isinstance(timeout, int | float) and timeout == timeout else PATIENCE
+
+
+def _steps(link: Link, name: str, late: Late, source: AsyncIterator[T]) -> Generator[T, None, None]:
+    async def step() -> list[T]:
+        try:
+            return [await anext(source)]
+        except StopAsyncIteration:
+            return []
+
+    try:
+        while found := Asked[list[T]](link, name, None, late).wait(step):
+            yield found[0]
+    except LinkClosed:
+        return
+    finally:
+        _end(link, source)
+
+
+def _end(link: Link, source: AsyncIterator[Any]) -> None:
+    """End an iterator without waiting, in whichever thread that comes to pass."""
+
+    async def end() -> None:
+        if (close := getattr(source, "aclose", None)) is not None:
+            await close()
+
+    ending = end()
+    try:
+        asyncio.run_coroutine_threadsafe(ending, link.loop)
+    except RuntimeError:  # the loop is closed
+        ending.close()

@@ -1,0 +1,216 @@
+"""This process's end of the hub: frames go out in order, and each kind that comes in has one taker.
+
+One link per process and event loop. In a worker and in the agent it stands before the application is imported, over a
+socket to the listener (`serve_asgi.worker.hub_socket`); elsewhere the first use makes one to a hub of this process's
+own (`serve_asgi.app.local`). What an application imports (`messenger`, `shared`, `schedule`, `agent`) is bound to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, TypeVar
+
+from serve_asgi.errors import ChannelError, ServeError
+from serve_asgi.hub.frames import Frame, decode, encode
+from serve_asgi.hub.hub import Role
+from serve_asgi.logs import about
+
+log = logging.getLogger("serve")
+
+T = TypeVar("T")
+
+
+class LinkClosed(ServeError):
+    """The server's listener is gone: nothing can be sent to other processes any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """Which process this is."""
+
+    role: Role
+    slot: int  # -1 for the agent
+    generation: int
+    member: int  # its number in the life of the server
+    local: bool = False  # it runs alone, as its own hub
+
+
+class Link:
+    """The end itself. Its transport gives it `transmit` and calls `receive` and `close`."""
+
+    stand_in = False
+    """Its loop was begun for threads, where none ran (`serve_asgi.app.stand_in`): any other loop takes its place."""
+
+    def __init__(self, identity: Identity, loop: asyncio.AbstractEventLoop, transmit: Callable[[bytes], None]) -> None:
+        """`transmit` takes an encoded frame and returns at once."""
+        self.identity = identity
+        self.loop = loop
+        self.closed = False
+        self.process = os.getpid()
+        """A child that the application forks has a copy of this, and is no process of the server."""
+        self._transmit = transmit
+        self._takers: dict[str, Callable[[Frame], None]] = {}
+        self._at_close: list[Callable[[], None]] = []
+
+    def take(self, kind: str, taker: Callable[[Frame], None]) -> None:
+        """Have the frames of this kind taken by `taker`, which must not run code of the application itself."""
+        self._takers[kind] = taker
+
+    def at_close(self, do: Callable[[], None]) -> None:
+        """Have `do` called when the link closes: who waits for an answer has to be told."""
+        self._at_close.append(do)
+
+    def send(self, kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> None:
+        """Send a frame, after all that was sent before. Raises LinkClosed."""
+        if self.closed:
+            raise LinkClosed("the listener of this server is gone: other processes cannot be reached any more")
+        self._transmit(encode(kind, head, body))
+
+    def receive(self, data: bytes) -> None:
+        """For the transport: a frame has come."""
+        try:
+            frame = decode(data)
+            taker = self._takers.get(frame.kind)
+            if taker is not None:
+                taker(frame)
+            else:
+                log.debug("a frame of kind %r came, which this version does not know", frame.kind)
+        except (LookupError, TypeError, ValueError, ChannelError) as error:
+            log.error("a frame of the listener's could not be taken: %r", error, extra=about("frame_refused"))
+
+    def let_go(self) -> None:
+        """In a forked child: nothing comes or goes."""
+        self.closed = True
+
+    def close(self) -> None:
+        """For the transport: nothing comes any more, and nothing can be sent."""
+        if not self.closed:
+            self.closed = True
+            for do in self._at_close:
+                do()
+
+
+class Bound(Protocol):
+    """Something of an application's that works over the link."""
+
+    def bind(self, link: Link) -> None:
+        """Use this link from here on; tell it what was registered before. Called again for another loop's link."""
+
+
+_bound: Final[list[Bound]] = []
+_link: Link | None = None
+_making: Final = threading.RLock()
+"""Held by who makes a link for this process, or takes a stand-in away: the first uses of several threads are one."""
+_imported_in: asyncio.AbstractEventLoop | None = None
+"""The loop that ran when this was imported: under many servers the one that will run the application."""
+with contextlib.suppress(RuntimeError):
+    _imported_in = asyncio.get_running_loop()
+
+
+def register(part: Bound) -> None:
+    """Have `part` bound to the link, now if there is one, and to each that comes."""
+    _bound.append(part)
+    if _link is not None:
+        part.bind(_link)
+
+
+def enter(link: Link) -> None:
+    """This process's link is `link` from here on."""
+    global _link
+    _link = link
+    for part in _bound:
+        part.bind(link)
+
+
+def current() -> Link:
+    """The link of this process; where no server made one, to a hub of its own, in the running event loop.
+
+    A loop that runs in another thread keeps its link. Raises RuntimeError where there is neither a link nor a running
+    asyncio event loop, LinkClosed in a process that was forked from one of the server's.
+    """
+    if _link is not None:
+        if not _link.identity.local:
+            if _link.process != os.getpid():
+                raise LinkClosed("this process was forked from one of the server's and is none itself")
+            return _link
+        running = asyncio.get_running_loop()
+        if _link.loop is running or (_serves(_link) and not _link.stand_in):
+            return _link
+    from serve_asgi.app import local
+
+    loop = asyncio.get_running_loop()
+    if _only_asks(loop):
+        return for_threads()
+    with _making:
+        before = _open_stand_in()
+        if before is not None and _serves(before):
+            from serve_asgi.app import stand_in
+
+            stand_in.end()
+        made = local.link(loop, before)
+        enter(made)
+        made.begin()
+    return made
+
+
+def for_threads() -> Link:
+    """The link for a thread that has no event loop of its own and may wait for that of the link.
+
+    Where no server made one, it is that of the loop which the thread works for, as far as that can be known; or else of
+    a loop that is begun for it. Raises LinkClosed in a process that was forked from one of the server's.
+    """
+    if _link is not None and not _link.identity.local:
+        return current()
+    if _link is not None and _serves(_link):
+        return _link
+    from serve_asgi.app import stand_in
+
+    if (loop := stand_in.loop_of_this_thread(_imported_in)) is not None:
+        return asyncio.run_coroutine_threadsafe(_current(), loop).result(stand_in.PATIENCE)
+    with _making:
+        if _link is None or not _serves(_link):
+            stand_in.begin(_open_stand_in())
+        assert _link is not None
+        return _link
+
+
+async def over_there(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await `coroutine` on the link's loop, from another one: a thread that has called `asyncio.run`."""
+    try:
+        asked = asyncio.run_coroutine_threadsafe(coroutine, link.loop)
+    except RuntimeError:  # it is closed
+        coroutine.close()
+        raise LinkClosed("the event loop of this process has ended, and the process ends") from None
+    return await asyncio.wrap_future(asked)
+
+
+def _only_asks(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the loop was begun for one call of ours (`asyncio.run(shared.incr("n"))`), and ends with it."""
+    tasks = asyncio.all_tasks(loop)
+    code = getattr(tasks.pop().get_coro(), "cr_code", None) if len(tasks) == 1 else None
+    return code is not None and os.path.dirname(code.co_filename) == os.path.dirname(current.__code__.co_filename)
+
+
+async def _current() -> Link:
+    return current()
+
+
+def _open_stand_in() -> Link | None:
+    """The link that stands in, also in a process forked from that in which it does: what it knows is taken over."""
+    return _link if _link is not None and _link.stand_in and not _link.closed else None
+
+
+def _serves(link: Link) -> bool:
+    """Of a link of this process alone: whether its loop runs, and not in the process that this one was forked from."""
+    return link.loop.is_running() and link.process == os.getpid()
+
+
+def present() -> Link | None:
+    """The link of this process if one stands, without making one."""
+    return _link

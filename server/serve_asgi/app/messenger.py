@@ -1,0 +1,414 @@
+"""Messages between the processes of one server: `from serve_asgi import messenger`.
+
+Every method that sends is awaited until each destination has a place for the message, or until the handler has ended
+(`ack`, `call`); what cannot be delivered raises. Payloads are None, bool, int, float, str, bytes, and lists and dicts
+of these, 128 KiB encoded at most. See docs/messenger.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import math
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ClassVar, Final, Literal, TypeVar, overload
+
+from serve_asgi.app.blocking import Blocking
+from serve_asgi.app.draining import draining
+from serve_asgi.app.link import LinkClosed, current, over_there, present, register
+from serve_asgi.app.presence import Peer, presence
+from serve_asgi.app.receiving import Handler, Incoming, Message, Origin, Receiver, Registration
+from serve_asgi.app.schedule_call import asynchronous
+from serve_asgi.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivered, NotHandled, Sender
+from serve_asgi.hub.frames import MAX_PAYLOAD, NotSendable, sendable, unpacked
+from serve_asgi.hub.hub import Role
+from serve_asgi.hub.lanes import Kind, Want
+from serve_asgi.hub.prospects import DEAD
+
+TIMEOUT: Final = 10.0
+"""Seconds until a send that was not accepted, or a call without an answer, raises."""
+TOPIC_BYTES: Final = 200
+RESERVED: Final = "serve:"
+CONCURRENCY: Final = 10_000
+"""Messages of one topic that a process handles at a time, at most."""
+SLOTS: Final = 1_000_000
+"""No server has so many workers."""
+
+F = TypeVar("F", bound=Handler)
+
+
+class TooLarge(ValueError):
+    """The payload has more bytes than can be sent; put it elsewhere, and send where it is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Receipt:
+    """An acknowledged message has been handled."""
+
+    id: str
+    attempts: int
+    handler: Origin
+    """The process whose handler ended."""
+
+
+class Messenger:
+    """The messages of this process; one object, `messenger`."""
+
+    CallFailed: ClassVar = CallFailed
+    DeadLettered: ClassVar = DeadLettered
+    LinkClosed: ClassVar = LinkClosed
+    NoReceiver: ClassVar = NoReceiver
+    NotDelivered: ClassVar = NotDelivered
+    NotHandled: ClassVar = NotHandled
+    NotSendable: ClassVar = NotSendable
+    TooLarge: ClassVar = TooLarge
+
+    def __init__(self) -> None:
+        self._receiver = Receiver()
+        self._sender: Sender
+        self.sync = MessengerSync(self)
+        """The calls that wait, for code that is not asynchronous."""
+
+    def bind(self, link: Any) -> None:
+        """For the link alone."""
+        self._sender = Sender(link)
+        self._receiver.bind(link)
+
+    # Sending
+
+    async def broadcast(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
+        """Send to every process that handles the topic, this one and the agent among them; return how many those are.
+
+        Processes that start get it when they are up. Raises NotSendable, TooLarge, NotDelivered, LinkClosed.
+        """
+        copies: int = await self._send(Kind.COPY, topic, payload, Want.PLACE, -1, timeout)
+        return copies
+
+    async def send_to_workers(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
+        """As `broadcast`, without the agent."""
+        copies: int = await self._send(Kind.COPY, topic, payload, Want.PLACE, 0, timeout)
+        return copies
+
+    async def send_to_agent(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
+        """Send to the agent; one that is being replaced gets it when it is there.
+
+        Raises NoReceiver if there is no agent or it does not handle the topic, and as `broadcast`.
+        """
+        await self._send(Kind.DIRECT, topic, payload, Want.PLACE, self._slot("agent"), timeout)
+
+    async def send_to(self, worker: int | Peer, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
+        """Send to the worker of a slot, or of the slot of one of `peers`; one that is being replaced gets it then.
+
+        Raises NoReceiver if there is none, or it does not handle the topic, and as `broadcast`.
+        """
+        await self._send(Kind.DIRECT, topic, payload, Want.PLACE, self._slot(worker), timeout)
+
+    @overload
+    async def send_random(
+        self,
+        topic: str,
+        payload: Any = None,
+        *,
+        ack: Literal[False] = False,
+        max_deliveries: int = 3,
+        timeout: float = TIMEOUT,
+    ) -> None: ...
+
+    @overload
+    async def send_random(
+        self,
+        topic: str,
+        payload: Any = None,
+        *,
+        ack: Literal[True, "success"],
+        max_deliveries: int = 3,
+        timeout: float = TIMEOUT,
+    ) -> Receipt: ...
+
+    async def send_random(
+        self,
+        topic: str,
+        payload: Any = None,
+        *,
+        ack: bool | Literal["success"] = False,
+        max_deliveries: int = 3,
+        timeout: float = TIMEOUT,
+    ) -> Receipt | None:
+        """Send to one worker that handles the topic, the one with the least to do.
+
+        With `ack` it is delivered at least once: if the worker dies before its handler has ended, another one gets it,
+        and the receipt is returned when a handler has ended. One that raises counts, unless `ack="success"`. After
+        `max_deliveries` it goes to a handler of dead letters, and DeadLettered is raised. NotHandled is raised after
+        `timeout`; the message stands. Raises NoReceiver if no worker handles the topic, and as `broadcast`. While a
+        server stops, its workers take no more: the agent then waits until it is told to finish, whatever `timeout` is.
+        """
+        if ack not in (False, True, "success"):
+            raise ValueError(f'ack is False, True or "success", not {ack!r}')
+        if not isinstance(max_deliveries, int) or not 0 < max_deliveries < 1_000:
+            raise ValueError(f"max_deliveries is between 1 and 999, not {max_deliveries!r}")
+        want = {False: Want.PLACE, True: Want.HANDLED, "success": Want.SUCCESS}[ack]
+        told = await self._send(Kind.WORK, topic, payload, want, 0, timeout, max_deliveries)
+        if not ack:
+            return None
+        id, (attempts, role, slot, generation) = told
+        return Receipt(id, attempts, Origin(role, slot, generation))
+
+    async def call(
+        self,
+        topic: str,
+        payload: Any = None,
+        *,
+        to: int | Peer | Literal["agent"] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Any:
+        """Send to one worker (`to`: the one of a slot, or the agent) and return what its handler returns.
+
+        It is delivered once at most. Raises CallFailed if the handler raises or its process dies, NotHandled if it
+        does not answer in time, NoReceiver, and as `broadcast`. What an agent asks of any worker at a stop waits as in
+        `send_random`.
+        """
+        kind, slot = (Kind.WORK, 0) if to is None else (Kind.DIRECT, self._slot(to))
+        return unpacked(await self._send(kind, topic, payload, Want.ANSWER, slot, timeout))
+
+    # Receiving
+
+    @overload
+    def on(self, topic: str, handler: F, *, concurrency: int = 1, thread: bool = False) -> F: ...
+
+    @overload
+    def on(
+        self, topic: str, handler: None = None, *, concurrency: int = 1, thread: bool = False
+    ) -> Callable[[F], F]: ...
+
+    def on(
+        self, topic: str, handler: F | None = None, *, concurrency: int = 1, thread: bool = False
+    ) -> F | Callable[[F], F]:
+        """Handle the messages of a topic with a function, async or sync; a decorator too.
+
+        A sync one runs in the event loop and has to be short, or with `thread` in a thread of its own, in which it may
+        wait. Messages are handled one after another in the order in which they came, or begun in that order and up to
+        `concurrency` at a time. Several handlers of one topic run one after another for each message.
+        """
+        _check_topic(topic)
+        if not isinstance(concurrency, int) or not 1 <= concurrency <= CONCURRENCY:
+            raise ValueError(f"concurrency is a number from 1 to {CONCURRENCY}, not {concurrency!r}")
+        return self._on(topic, handler, concurrency=concurrency, thread=thread)
+
+    def _on(self, topic: str, handler: F | None, **how: Any) -> F | Callable[[F], F]:
+        if handler is None:
+            return lambda decorated: self._registered(topic, decorated, **how)
+        return self._registered(topic, handler, **how)
+
+    def _registered(self, topic: str, handler: F, concurrency: int = 1, once: bool = False, thread: bool = False) -> F:
+        if not callable(handler):
+            raise TypeError(f"a handler is a function that takes a message, not {handler!r}")
+        if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
+            raise TypeError(f"a handler is no generator: nothing would run {handler!r}, which has a `yield`")
+        if thread and asynchronous(handler):
+            raise TypeError(
+                f"{handler!r} is async and runs in the event loop: thread=True is for a handler that is not"
+            )
+        self._receiver.on(topic, Registration(handler, concurrency, once, thread))
+        return handler
+
+    @overload
+    def once(self, topic: str, handler: F) -> F: ...
+
+    @overload
+    def once(self, topic: str, handler: None = None) -> Callable[[F], F]: ...
+
+    def once(self, topic: str, handler: F | None = None) -> F | Callable[[F], F]:
+        """As `on`, for the next message alone."""
+        _check_topic(topic)
+        return self._on(topic, handler, once=True)
+
+    def off(self, topic: str, handler: Handler | None = None) -> None:
+        """Handle a topic no more with this function, or with any; what has begun ends."""
+        self._receiver.off(topic, handler)
+
+    async def messages(self, topic: str, *, concurrency: int = 1) -> AsyncIterator[Message]:
+        """The messages of a topic, from the first step of the iteration to its end (`async for`).
+
+        A message counts as handled when the next one is asked for, or the iteration ends.
+        """
+        _check_topic(topic)
+        _check_loop("messenger.sync.messages(…)")
+        incoming = Incoming()
+        self.on(topic, incoming.take, concurrency=concurrency)
+        try:
+            while True:
+                message, done = await incoming.next()
+                try:
+                    yield message
+                finally:
+                    done()
+        finally:
+            self.off(topic, incoming.take)
+            incoming.close()
+
+    def on_dead_letter(self, handler: F) -> F:
+        """Handle messages that were given up, of any topic; one process that has such a handler gets each.
+
+        Without one they are in the log alone (`message_dead_lettered`). A handler that raises gets it again, three
+        times in all.
+        """
+        return self._registered(DEAD, handler)
+
+    # Who is there
+
+    @property
+    def me(self) -> Origin:
+        """Which process this is: as `sender` of what it sends. Asked for anywhere, in threads as well."""
+        link = present()
+        if link is None:
+            return Origin(Role.WORKER.value, 0, 0)  # as in local mode, which begins with the first event loop
+        return Origin(link.identity.role.value, link.identity.slot, link.identity.generation)
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """The processes that take part, as far as this one has been told."""
+        return presence.peers
+
+    def presence(self) -> AsyncIterator[tuple[Peer, ...]]:
+        """`peers`, now and after each change."""
+        _check_loop("messenger.sync.presence()")
+        return presence.changes()
+
+    async def ready(self, *, timeout: float | None = None) -> None:
+        """Wait until the server is ready: its first generation serves. At `timeout` (s) raises TimeoutError."""
+        link = current()
+        if link.loop is not asyncio.get_running_loop():
+            await over_there(link, self.ready(timeout=timeout))
+            return
+        async with asyncio.timeout(timeout):
+            while not presence.ready:
+                await presence.change()
+
+    # Within
+
+    async def _send(
+        self, kind: Kind, topic: str, payload: Any, want: Want, slot: int, timeout: float, limit: int = 1
+    ) -> Any:
+        _check_topic(topic)
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
+        body = sendable(payload, f"the payload of a message of topic {topic!r}")
+        if len(body) > MAX_PAYLOAD:
+            raise TooLarge(
+                f"the payload of a message of topic {topic!r} has {len(body)} bytes, {MAX_PAYLOAD} at most can be "
+                "sent: put it elsewhere, and send where it is"
+            )
+        link = current()  # binds this to the link of the running loop, where there was none
+        if link.loop is not asyncio.get_running_loop():
+            return await over_there(link, self._deliver(kind, topic, body, want, limit, slot, timeout))
+        return await self._deliver(kind, topic, body, want, limit, slot, timeout)
+
+    async def _deliver(
+        self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float
+    ) -> Any:
+        while True:
+            try:
+                return await self._sender.send(kind, topic, body, want, limit, slot, timeout)
+            except NoReceiver:
+                if kind is not Kind.WORK or not _at_a_stop() or not await _workers_serve_again():
+                    raise
+
+    def _slot(self, to: int | Peer | Literal["agent"]) -> int:
+        if to == "agent" or (isinstance(to, Peer) and to.role is Role.AGENT):
+            return 0 if current().identity.local else -1  # a process on its own is the agent as well
+        slot = to.slot if isinstance(to, Peer) else to
+        if not isinstance(slot, int) or isinstance(slot, bool) or slot < 0:
+            raise ValueError(f"a worker is named by its slot, a number from 0 on, not by {to!r}")
+        if slot >= SLOTS:
+            raise NoReceiver(f"there is no worker {slot}")
+        return slot
+
+
+class MessengerSync:
+    """`messenger.sync`: what `messenger` is asked with `await`, for threads that may wait: the same results and errors.
+
+    Loops over `messages` and `presence` end when the process does.
+    """
+
+    def __init__(self, messenger: Messenger) -> None:
+        asked = Blocking("messenger", _late)
+        self.broadcast = asked(messenger.broadcast)
+        self.send_to_workers = asked(messenger.send_to_workers)
+        self.send_to_agent = asked(messenger.send_to_agent)
+        self.send_to = asked(messenger.send_to)
+        self.send_random = asked(messenger.send_random)
+        self.call = asked(messenger.call)
+        self.ready = asked(messenger.ready)
+        self.messages = asked.iterating(messenger.messages)
+        self.presence = asked.iterating(messenger.presence)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return NotDelivered(text)
+
+
+def _check_loop(instead: str) -> None:
+    """Raises RuntimeError if the server's event loop is not the one that runs here."""
+    link = current()
+    try:
+        running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+    except RuntimeError:
+        running = None
+    if link.loop is not running:
+        raise RuntimeError(
+            f"this iterates on the event loop that the server runs in: in a thread write `for … in {instead}`"
+        )
+
+
+def _at_a_stop() -> bool:
+    """Whether this is an agent whose workers only finish what they have: it is told to finish itself before long."""
+    workers = [peer for peer in presence.peers if peer.role is Role.WORKER]
+    return current().identity.role is Role.AGENT and bool(workers) and all(p.phase == "retiring" for p in workers)
+
+
+async def _workers_serve_again() -> bool:
+    """Wait until a worker serves (the stop was none: a reload) or until this agent is to finish, then False."""
+    tasks = {asyncio.ensure_future(_worker_serves()), asyncio.ensure_future(draining.wait())}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return not draining()
+
+
+async def _worker_serves() -> None:
+    async for peers in presence.changes():
+        if any(peer.role is Role.WORKER and peer.phase != "retiring" for peer in peers):
+            return
+
+
+def _check_topic(topic: str) -> None:
+    if not isinstance(topic, str):
+        raise TypeError(f"a topic is a string, not {topic!r}")
+    with contextlib.suppress(UnicodeEncodeError):
+        if 0 < len(topic.encode()) <= TOPIC_BYTES and not topic.startswith(RESERVED):
+            return
+    raise ValueError(f'a topic has 1 to {TOPIC_BYTES} bytes as UTF-8 and does not begin with "{RESERVED}": {topic!r}')
+
+
+messenger: Final = Messenger()
+register(messenger)
+
+__all__ = [
+    "CallFailed",
+    "DeadLettered",
+    "LinkClosed",
+    "Message",
+    "Messenger",
+    "NoReceiver",
+    "NotDelivered",
+    "NotHandled",
+    "NotSendable",
+    "Origin",
+    "Receipt",
+    "TooLarge",
+    "messenger",
+]

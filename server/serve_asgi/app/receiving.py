@@ -1,0 +1,394 @@
+"""The receiving side of the messenger in one process: who handles which topic, and the tasks that do.
+
+It owns what the hub has given and whose handler has not ended. Messages of a topic are begun in the order in which they
+came, as many at a time as its handlers want (`concurrency`). A process that retires gives back what it has not begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final
+
+from serve_asgi import forks
+from serve_asgi.app.link import Link
+from serve_asgi.app.schedule_call import in_a_thread
+from serve_asgi.app.sending import Outbox
+from serve_asgi.app.work import work
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.frames import MAX_PAYLOAD, Frame, NotSendable, sendable, unpacked
+from serve_asgi.hub.lanes import Kind, Want
+from serve_asgi.hub.places import entries
+from serve_asgi.logs import about
+from serve_asgi.raised import exc_info, is_from_outside
+from serve_asgi.tracebacks import error_text
+
+TOPICS: Final = 1_000
+"""Topics that one process handles, at most."""
+TOGETHER: Final = 5_000
+"""Messages that are given back in one frame, so that they keep their order; a process hardly ever has more."""
+ERROR_TEXT: Final = 4_000
+"""Characters of an exception that the caller is told."""
+
+log = logging.getLogger("serve.error")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Origin:
+    """The process that sent a message."""
+
+    role: str  # "worker" or "agent"
+    slot: int  # -1 for the agent
+    generation: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Message:
+    """What a handler gets."""
+
+    topic: str
+    payload: Any
+    id: str
+    """The same for every copy and every delivery of a message, and no other's."""
+    attempt: int
+    """1 for the first delivery; more if the process that had it before died, or its handler raised."""
+    sender: Origin
+    reason: str = ""
+    """Of a dead letter: why it was given up; `attempt` is then how often it was delivered."""
+
+
+Handler = Callable[[Message], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registration:
+    """A handler of a topic."""
+
+    handler: Handler
+    concurrency: int
+    once: bool = False
+    thread: bool = False
+    """It is not async, and is called in a thread."""
+
+
+class Handlers:
+    """Who handles a topic, and what follows from that: worked out at each change, not for each message."""
+
+    __slots__ = ("all", "concurrency", "once")
+
+    def __init__(self, registrations: Iterable[Registration] = ()) -> None:
+        self.all = tuple(registrations)
+        self.concurrency = max((each.concurrency for each in self.all), default=0)
+        """How many messages are handled at a time; 0 if nobody handles any."""
+        self.once = any(each.once for each in self.all)
+        """Some of them want one message and no more."""
+
+
+NOBODY: Final = Handlers()
+
+
+@dataclasses.dataclass(slots=True)
+class Delivery:
+    """A message in this process's hands."""
+
+    number: int
+    id: str
+    attempt: int
+    kind: Kind
+    want: Want
+    origin: list[Any]
+    subject: list[Any] | None
+    body: bytes
+    late: bool = False
+    """It was sent while this process retires, which does not wait for it."""
+
+    def message(self, topic: str) -> Message:
+        """What the handler gets. Raises ChannelError for a payload that is none."""
+        id, attempt, reason = self.id, self.attempt, ""
+        if self.subject is not None:
+            topic, id, attempt, reason = self.subject
+        return Message(topic, unpacked(self.body), id, attempt, Origin(*self.origin), reason)
+
+
+class Topic:
+    """One topic in the hands of one link: what has come and has not begun, and how many run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.title = f"message {name}"
+        self.queue: collections.deque[Delivery] = collections.deque()
+        self.running = 0
+
+
+class Receiver:
+    """What this process handles. Registrations outlive the link."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handlers] = {}
+        self._hands: Hands | None = None
+        work.at_retire(self._give_back)
+
+    def bind(self, link: Link) -> None:
+        """Take messages from this link; what comes over an earlier one stays between that one and its handlers."""
+        self._hands = Hands(self, link)
+        names = list(self._handlers)
+        for start in range(0, len(names), 100):
+            some = {name: self._handlers[name].concurrency for name in names[start : start + 100]}
+            link.send("msg.topics", {"topics": some})
+
+    def handlers(self, topic: str) -> Handlers:
+        """Who handles a topic."""
+        return self._handlers.get(topic, NOBODY)
+
+    def on(self, topic: str, registration: Registration) -> None:
+        """Have the messages of a topic handled. Raises ValueError for too many topics."""
+        if topic not in self._handlers and len(self._handlers) >= TOPICS:
+            raise ValueError(f"one process handles {TOPICS} topics at most: put what differs into the payload")
+        self._change(topic, [*self.handlers(topic).all, registration])
+
+    def off(self, topic: str, handler: Handler | None) -> None:
+        """Remove a handler, or all of a topic; what has begun ends."""
+        if topic in self._handlers:
+            self._change(topic, [each for each in self.handlers(topic).all if handler not in (None, each.handler)])
+            if self._hands is not None:
+                self._hands.begin(topic)
+
+    def begun(self, topic: str) -> None:
+        """One message of a topic is handled: who wanted no more than one gets no other."""
+        self._change(topic, [each for each in self.handlers(topic).all if not each.once])
+
+    def _change(self, topic: str, registrations: list[Registration]) -> None:
+        """These handle a topic from here on; the hub is told of a change that is one for it."""
+        before, now = self.handlers(topic), Handlers(registrations)
+        if registrations:
+            self._handlers[topic] = now
+        else:
+            self._handlers.pop(topic, None)
+        if self._hands is not None and now.concurrency != before.concurrency:
+            self._hands.tell(topic, now.concurrency)
+
+    def _give_back(self) -> None:
+        if self._hands is not None:
+            self._hands.give_back()
+
+
+class Hands:
+    """What came over one link and has not been handled."""
+
+    def __init__(self, receiver: Receiver, link: Link) -> None:
+        self._receiver = receiver
+        self._link = link
+        self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back", TOGETHER)
+        self._topics: dict[str, Topic] = {}
+        self._last = asyncio.Event()
+        """This process retires, and has been given all that it waits for."""
+        self._late: set[asyncio.Task[None]] = set()
+        link.take("msg.give", self._take)
+        link.take("msg.last", lambda _: self._last.set())
+        link.at_close(self._last.set)
+
+    def tell(self, topic: str, concurrency: int) -> None:
+        """Let the hub know who handles a topic; a thread may have changed it."""
+        if self._elsewhere():
+            self._link.loop.call_soon_threadsafe(self.tell, topic, concurrency)
+        elif not self._link.closed and not self._link.loop.is_closed():
+            self._link.send("msg.topics", {"topics": {topic: concurrency}})
+
+    def begin(self, topic: str) -> None:
+        """Who handles a topic has changed: deal with what waits."""
+        if self._elsewhere():
+            self._link.loop.call_soon_threadsafe(self.begin, topic)
+        elif (there := self._topics.get(topic)) is not None:
+            self._next(there)
+
+    def _elsewhere(self) -> bool:
+        """Whether the link's loop runs, and in another thread than this."""
+        try:
+            return asyncio.get_running_loop() is not self._link.loop and self._link.loop.is_running()
+        except RuntimeError:
+            return self._link.loop.is_running()
+
+    def _take(self, frame: Frame) -> None:
+        touched: dict[str, Topic] = {}
+        late = self._last.is_set()
+        for (number, name, id, attempt, kind, want, origin, subject, _), body in entries(frame):
+            delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body, late)
+            if not self._receiver.handlers(name).all:
+                self._not_wanted(delivery)
+            elif work.retiring and delivery.kind is not Kind.COPY:
+                self._back.add(number)
+            else:
+                topic = self._topics.get(name)
+                if topic is None:
+                    topic = self._topics[name] = Topic(name)
+                topic.queue.append(delivery)
+                touched[name] = topic
+        for topic in touched.values():
+            self._next(topic)
+
+    def _not_wanted(self, delivery: Delivery) -> None:
+        """Nobody handles its topic here any more."""
+        if delivery.kind is Kind.COPY:
+            self._done.add([delivery.number, True, 0])
+        else:
+            self._back.add(delivery.number)
+
+    def _next(self, topic: Topic) -> None:
+        """Begin with what may begin."""
+        receiver, name = self._receiver, topic.name
+        while topic.queue and topic.running < (handlers := receiver.handlers(name)).concurrency:
+            topic.running += 1
+            delivery = topic.queue.popleft()
+            if handlers.once:
+                receiver.begun(name)
+            self._start(self._handle(topic, delivery, handlers.all), topic.title, delivery.late)
+        while topic.queue and not receiver.handlers(name).all:
+            self._not_wanted(topic.queue.popleft())
+        if not topic.queue and not topic.running:
+            self._topics.pop(name, None)
+
+    def _start(self, handling: Coroutine[Any, Any, None], name: str, late: bool) -> None:
+        if late:
+            task = self._link.loop.create_task(handling, name=name)
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+        else:
+            work.start(handling, name)
+
+    async def _handle(self, topic: Topic, delivery: Delivery, handlers: Sequence[Registration]) -> None:
+        """Run the handlers, and say that they have ended. Cut by the hammer it says nothing: the process dies."""
+        body, wrong = b"", ""
+        task = asyncio.current_task()
+        try:
+            message = delivery.message(topic.name)
+            for each in handlers:
+                result, wrong = await _run(each, message, wrong)
+                if delivery.want is Want.ANSWER and not wrong and not body:
+                    body, wrong = _answer(result, message)
+        except asyncio.CancelledError as error:
+            if work.cut:
+                raise
+            # whoever cancelled it: the hub has to know, or the topic gets nothing more here
+            local = self._link.identity.local
+            wrong = error_text(error) if local else _failed(message, error)  # local: so its loop ends
+        except ChannelError as error:
+            wrong = error_text(error)
+            log.error("message %s of topic %r cannot be read: %s", delivery.id, topic.name, error)
+        except BaseException as error:  # an answer that raises when it is looked at, whatever it raises
+            forks.leave(error)
+            if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
+                raise
+            body, wrong = b"", _failed(message, error)
+        finally:
+            topic.running -= 1
+        if wrong:
+            body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.want is Want.ANSWER else b""
+        self._done.add([delivery.number, not wrong, len(body)], body)
+        self._next(topic)
+
+    def give_back(self) -> None:
+        """The process retires: what has not begun is for others, but for copies, which everyone has his own of."""
+        if self._link.closed:
+            return
+        for topic in self._topics.values():
+            kept: collections.deque[Delivery] = collections.deque()
+            for delivery in topic.queue:
+                if delivery.kind is Kind.COPY:
+                    kept.append(delivery)
+                else:
+                    self._back.add(delivery.number)
+            topic.queue = kept
+        self._back.flush()
+        self._link.send("msg.back", {"m": [], "all": True})  # what follows may go to others
+        work.hold(self._until_last(), "messages that wait")
+
+    async def _until_last(self) -> None:
+        """A process that retires waits for what was accepted for it before; its deadline is the hammer's."""
+        await self._last.wait()
+
+
+async def _run(registered: Registration, message: Message, wrong: str) -> tuple[Any, str]:
+    """Run one handler; return its result, and what went wrong with it or with one before.
+
+    Whatever it raises is its own failure, `sys.exit()` as well: the process has other things to do. Raises
+    CancelledError if this task was cancelled.
+    """
+    task = asyncio.current_task()
+    try:
+        if registered.thread:
+            call = functools.partial(registered.handler, message)
+            result = await in_a_thread(call, f"message {message.topic}")
+        else:
+            result = registered.handler(message)
+        if inspect.isawaitable(result):
+            result = await result
+    except asyncio.CancelledError as error:
+        if task is not None and task.cancelling():
+            raise
+        failed = _failed(message, error)  # something that it waited for was cancelled
+        return None, wrong or failed
+    except BaseException as error:
+        forks.leave(error)
+        if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
+            raise
+        failed = _failed(message, error)
+        return None, wrong or failed
+    return result, wrong
+
+
+def _failed(message: Message, error: BaseException) -> str:
+    log.error(
+        "the handler of topic %r raised for message %s (attempt %d)",
+        *(message.topic, message.id, message.attempt),
+        exc_info=exc_info(error),
+        extra=about("message_handler_failed", topic=message.topic, id=message.id, attempt=message.attempt),
+    )
+    return error_text(error)
+
+
+def _answer(result: Any, message: Message) -> tuple[bytes, str]:
+    """The answer to a call, or why it cannot be sent."""
+    try:
+        body = sendable(result, "its answer")
+    except NotSendable as error:
+        return b"", _failed(message, error)
+    if len(body) > MAX_PAYLOAD:
+        return b"", _failed(message, ValueError(f"its answer has {len(body)} bytes, {MAX_PAYLOAD} at most can be sent"))
+    return body, ""
+
+
+_ENDED: Final = "the iteration over the messages ended before it came to this one"
+
+
+class Incoming:
+    """Messages for an iteration: each is handled when the iteration goes on."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[Message, asyncio.Future[None]]] = asyncio.Queue()
+        self._closed = False
+
+    async def take(self, message: Message) -> None:
+        """The handler."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            raise EOFError(_ENDED)
+        self._queue.put_nowait((message, done))
+        await done
+
+    async def next(self) -> tuple[Message, Callable[[], None]]:
+        """Wait for a message; also return what to call when it has been dealt with."""
+        message, done = await self._queue.get()
+        return message, lambda: None if done.done() else done.set_result(None)
+
+    def close(self) -> None:
+        """What came and was not taken up has failed."""
+        self._closed = True
+        while not self._queue.empty():
+            _, done = self._queue.get_nowait()
+            if not done.done():
+                done.set_exception(EOFError(_ENDED))

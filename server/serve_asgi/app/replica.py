@@ -1,0 +1,77 @@
+"""One process's copy of the shared state: what the frames of the hub make of it. No link, no loop, no waiting.
+
+Containers are decoded each time they are asked for, so that nobody can change the copy by changing what he was given;
+what cannot be changed is decoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from serve_asgi.hub.copies import Item
+from serve_asgi.hub.frames import Frame, unpacked
+
+_UNREAD: Final = object()
+
+
+class Held:
+    """The value of a key, with its version."""
+
+    __slots__ = ("_value", "raw", "version")
+
+    def __init__(self, version: int, raw: bytes) -> None:
+        self.version = version
+        self.raw = raw
+        self._value: Any = _UNREAD
+
+    @property
+    def value(self) -> Any:
+        """The value; a list or dict is the caller's own."""
+        if self._value is not _UNREAD:
+            return self._value
+        value = unpacked(self.raw)
+        if not isinstance(value, list | dict):
+            self._value = value
+        return value
+
+
+class Replica:
+    """The copy itself; only to be read, but for `take`."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Held] = {}
+        self.applied = 0
+        """How many changes of the state this copy has."""
+        self.whole = False
+        """The first batch, which is the whole state, has been applied."""
+        self._batch: list[Item] = []
+        self._renews = False
+
+    def take(self, frame: Frame) -> list[Item]:
+        """A frame `state.changes` came: apply the batch if this is its end; return what has changed.
+
+        Raises LookupError, TypeError, ValueError or ChannelError for nonsense.
+        """
+        self._batch += [Item(*each) for each in unpacked(frame.body)]
+        self._renews = self._renews or bool(frame.head.get("whole"))
+        if frame.head.get("more"):
+            return []
+        batch, self._batch = self._batch, []
+        if self._renews:
+            self._renews, self.whole = False, True
+            there = {item.key for item in batch}
+            batch = [Item(key, 0, None) for key in self.held if key not in there] + [*self._different(batch)]
+        for key, version, value in batch:
+            if value is None:
+                self.held.pop(key, None)
+            else:
+                self.held[key] = Held(version, value)
+        self.applied = frame.head["seq"]
+        return batch
+
+    def _different(self, batch: list[Item]) -> Iterator[Item]:
+        for item in batch:
+            held = self.held.get(item.key)
+            if held is None or (held.version, held.raw) != (item.version, item.value):
+                yield item

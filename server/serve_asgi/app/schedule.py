@@ -1,0 +1,366 @@
+"""Schedules: functions that run when the time has come, once for all processes of the server.
+
+    @schedule(cron="*/10 * * * *", tz="Europe/Berlin")
+    async def report() -> None: ...
+
+This is the side of the process that has the functions: what they are is told to the hub, which decides who runs what
+(`serve_asgi.hub.ticks`), and what becomes of a run is told back. It must not decide itself whether something is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from serve_asgi import forks
+from serve_asgi.app.blocking import Blocking
+from serve_asgi.app.link import Link, LinkClosed, current, over_there, register
+from serve_asgi.app.schedule_call import call, cancelled
+from serve_asgi.app.schedule_definition import Span, code_of, defined
+from serve_asgi.app.work import work
+from serve_asgi.errors import ServeError
+from serve_asgi.hub.definition import Definition, On, ScheduleError
+from serve_asgi.hub.frames import Frame, unpacked
+from serve_asgi.hub.schedule_line import Outcome
+from serve_asgi.logs import about
+from serve_asgi.raised import is_from_outside
+from serve_asgi.tracebacks import application_traceback, error_text
+
+log = logging.getLogger("serve")
+
+Function = TypeVar("Function", bound=Callable[[], Any])
+PATIENCE: Final = 10.0
+"""Seconds that the hub has to answer what it can answer at once."""
+
+
+class ScheduleRefused(ServeError):
+    """What was asked of a schedule was not done; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """A run, as the function itself may see it (`schedule.current_run`)."""
+
+    name: str
+    instant: datetime.datetime  # the tick, in UTC; not when it began
+    kind: str  # tick, immediate or asked
+    attempt: int
+    token: int | None  # fencing token: larger than that of every earlier run; None without --state, and for on="all"
+    _lost: threading.Event = dataclasses.field(default_factory=threading.Event, repr=False, compare=False)
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether another server may run this schedule as well, since the store could not be reached for too long."""
+        return self._lost.is_set()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ran:
+    """A line of the history: a run, or ticks in a row that had none."""
+
+    name: str
+    instant: datetime.datetime  # the tick, in UTC
+    outcome: str  # of `serve_asgi.hub.schedule_line.Outcome`
+    text: str
+    worker: str  # in words; "" for ticks that had no run
+    began: datetime.datetime | None
+    seconds: float | None
+    attempt: int
+    kind: str
+    count: int  # of ticks
+
+    @classmethod
+    def of(cls, name: str, told: dict[str, Any]) -> Ran:
+        """From what the hub tells."""
+        began = told["began"]
+        return cls(
+            name,
+            _time(told["instant"]),
+            told["outcome"],
+            told["text"],
+            told["worker"],
+            None if began is None else _time(began),
+            told["seconds"],
+            told["attempt"],
+            told["kind"],
+            told["count"],
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Registered:
+    definition: Definition
+    function: Callable[[], Any]
+
+
+_current_run: Final[contextvars.ContextVar[Run]] = contextvars.ContextVar("current_run")
+
+
+class Schedule:
+    """The decorator, and what can be done with the schedules there are; `schedule` is the only one."""
+
+    def __init__(self) -> None:
+        self._registered: dict[str, _Registered] = {}
+        self._link: Link | None = None
+        self._number = 0
+        self._asked: dict[int, asyncio.Future[Frame]] = {}
+        self._runs: dict[int, Run] = {}
+        self._unbegun: set[int] = set()  # runs that were given, in this turn of the loop
+        self.sync = ScheduleSync(self)
+        """The calls that wait, for code that is not asynchronous."""
+
+    def __call__(
+        self,
+        *,
+        cron: str | None = None,
+        every: Span | None = None,
+        tz: str | datetime.tzinfo = "UTC",
+        name: str | None = None,
+        on: str = "one",
+        immediate: bool = False,
+        overlap: str = "skip",
+        timeout: Span | None = None,
+        jitter: Span = 0,
+        retry: int = 0,
+        enabled: bool = True,
+        env: str | Iterable[str] | None = None,
+    ) -> Callable[[Function], Function]:
+        """Have the decorated function, which takes no arguments, run at the instants of `cron` or `every`.
+
+        A function that is not asynchronous runs in a thread. docs/schedules.md says what each argument means; a wrong
+        one raises ScheduleError with file and line of the function, which makes the start or the reload fail.
+        """
+        given = dict(locals())
+        del given["self"]
+
+        def decorate(function: Function) -> Function:
+            self._add(defined(function, **given), function)
+            return function
+
+        return decorate
+
+    def _add(self, definition: Definition, function: Callable[[], Any]) -> None:
+        known = self._registered.get(definition.name)
+        if known is not None and known.definition.where != definition.where:
+            raise ScheduleError(
+                f"two schedules have the name {definition.name!r}: {known.definition.where} and {definition.where}; "
+                "give one of them another with name="
+            )
+        if known is not None and self._serving() and code_of(known.function) is code_of(function):
+            raise ScheduleError(
+                f"two schedules have the name {definition.name!r}, both of {definition.where}: give each of them one "
+                "of its own with name="
+            )
+        self._registered[definition.name] = _Registered(definition, function)
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        link = self._link
+        if link is None or (link.identity.local and running not in (None, link.loop)):
+            if running is not None:
+                running.call_soon(current)  # local mode begins as soon as there is a loop to run in
+        elif link.loop is running:
+            self._tell(link, definition)
+        elif link.loop.is_closed():
+            pass  # of an earlier local mode: the next one is told
+        elif not link.closed:
+            link.loop.call_soon_threadsafe(self._tell, link, definition)  # a thread imports it
+
+    def _serving(self) -> bool:
+        """Whether a server runs this process, which makes the application once; a test may do so again and again."""
+        return self._link is not None and not self._link.identity.local
+
+    # ---- what can be asked
+
+    def current_run(self) -> Run:
+        """The run that this code is part of. Raises LookupError outside of one."""
+        try:
+            return _current_run.get()
+        except LookupError:
+            raise LookupError("this code does not run as part of a schedule") from None
+
+    async def pause(self, name: str) -> None:
+        """Let its ticks pass without a run, in all processes, from now on until `resume`.
+
+        A run in progress goes on. Raises ScheduleRefused if there is none of this name, or if the store cannot be
+        written to; TimeoutError, LinkClosed.
+        """
+        await self._ask("pause", name)
+
+    async def resume(self, name: str) -> None:
+        """End a pause. Raises as `pause`."""
+        await self._ask("resume", name)
+
+    async def run(self, name: str, *, timeout: float | None = None) -> list[Ran]:
+        """Run it now, also if it is paused or disabled; return what became of it when it has ended.
+
+        One element for each worker that ran it. At `timeout` (s) raises TimeoutError, and the run goes on. Raises
+        ScheduleRefused if there is none of this name; LinkClosed.
+        """
+        answer = await self._ask("run", name, timeout=timeout)
+        return [Ran.of(name, told) for told in unpacked(answer.body) or ()]
+
+    async def history(self, name: str) -> list[Ran]:
+        """Its last runs, the newest first, and ticks without one. Raises as `pause`."""
+        found = unpacked((await self._ask("list", name)).body)
+        return [Ran.of(name, told) for told in found[0]["history"]]
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All schedules, as `serve schedules --json` shows them. Raises TimeoutError, LinkClosed."""
+        found: list[dict[str, Any]] = []
+        while True:
+            piece = unpacked((await self._ask("next", found[-1]["name"] if found else "")).body)
+            if not piece:
+                return found
+            found += piece
+
+    async def start(self) -> None:
+        """For an application under another server: begin the local mode in this event loop, if it has not begun."""
+        current()
+
+    async def _ask(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:
+        link = current()
+        if link.loop is not asyncio.get_running_loop():  # a thread asks
+            return await over_there(link, self._ask(do, name, timeout))
+        self._number += 1
+        number, answered = self._number, asyncio.get_running_loop().create_future()
+        self._asked[number] = answered
+        try:
+            link.send("schedule.ask", {"id": number, "do": do, "name": name})
+            async with asyncio.timeout(timeout):
+                answer: Frame = await answered
+        except TimeoutError:
+            raise TimeoutError(f"the listener has not answered for {timeout:g} s: {do} {name}") from None
+        finally:
+            del self._asked[number]
+        if not answer.head["ok"] and not (do == "run" and unpacked(answer.body)):
+            raise ScheduleRefused(answer.head["text"])
+        return answer
+
+    # ---- the link
+
+    def bind(self, link: Link) -> None:
+        """For `serve_asgi.app.link`: the hub that these schedules are told to."""
+        self._close()
+        self._link = link
+        link.take("schedule.run", lambda frame: self._begin(link, frame))
+        link.take("schedule.withdraw", lambda frame: self._unbegun.discard(frame.head["run"]))
+        link.take("schedule.answer", self._take_answer)
+        link.take("schedule.lost", self._take_lost)
+        link.at_close(lambda: self._close() if link is self._link else None)
+        for each in self._registered.values():
+            self._tell(link, each.definition)
+
+    def _tell(self, link: Link, definition: Definition) -> None:
+        if link.identity.local and definition.on is On.AGENT:
+            definition = dataclasses.replace(definition, on=On.ONE)  # the one process is the agent as well
+        with contextlib.suppress(LinkClosed):
+            link.send("schedule.define", definition.to_head(), definition.rules)
+
+    def _take_answer(self, frame: Frame) -> None:
+        asked = self._asked.get(frame.head["id"])
+        if asked is not None and not asked.done():
+            asked.set_result(frame)
+
+    def _take_lost(self, frame: Frame) -> None:
+        if (run := self._runs.get(frame.head["run"])) is not None:
+            run._lost.set()
+
+    def _close(self) -> None:
+        for asked in self._asked.values():
+            if not asked.done() and not asked.get_loop().is_closed():
+                asked.set_exception(LinkClosed("the listener of this server is gone: it is not known what it did"))
+
+    # ---- runs
+
+    def _begin(self, link: Link, frame: Frame) -> None:
+        head = frame.head
+        registered = self._registered.get(head["name"])
+        if registered is None:  # a test has forgotten it meanwhile
+            told = {"run": head["run"], "outcome": Outcome.FAILED.value, "seconds": 0.0, "text": "the function is gone"}
+            link.send("schedule.ran", told)
+            return
+        instant = _time(head["instant"] / 1000)
+        run = self._runs[head["run"]] = Run(head["name"], instant, head["kind"], head["attempt"], head["token"])
+        self._unbegun.add(head["run"])
+        work.start(self._perform(link, head["run"], run, registered), f"schedule {run.name}")
+
+    async def _perform(self, link: Link, id: int, run: Run, registered: _Registered) -> None:
+        """Run the function and tell what became of it."""
+        _current_run.set(run)
+        task = asyncio.current_task()
+        began, limit = time.monotonic(), registered.definition.timeout / 1000 or None
+
+        def tell(outcome: Outcome, text: str = "", detail: str = "") -> None:
+            seconds = round(time.monotonic() - began, 6)
+            self._ended(link, id, run, outcome, seconds, text, detail)
+
+        if id not in self._unbegun:
+            tell(Outcome.PAUSED)
+            del self._runs[id]
+            return
+        self._unbegun.remove(id)
+        try:
+            late = await call(registered.function, f"schedule {run.name}", limit, lambda: self._overdue(link, id))
+        except asyncio.CancelledError as error:
+            if not cancelled():
+                tell(Outcome.FAILED, "CancelledError", application_traceback(error))
+                return
+            tell(Outcome.CUT, "it had not ended when its process had to")
+            raise
+        except BaseException as error:  # also SystemExit: a schedule ends no worker
+            forks.leave(error)
+            if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
+                raise
+            tell(Outcome.FAILED, error_text(error)[:500], application_traceback(error))
+        else:
+            tell(Outcome.TIMEOUT if late else Outcome.OK, f"it may take {limit:g} s" if late else "")
+        finally:
+            self._runs.pop(id, None)
+
+    def _overdue(self, link: Link, id: int) -> None:
+        with contextlib.suppress(LinkClosed):
+            link.send("schedule.overdue", {"run": id})
+
+    def _ended(self, link: Link, id: int, run: Run, outcome: Outcome, seconds: float, text: str, detail: str) -> None:
+        body = detail[-16_000:].encode(errors="replace")
+        try:
+            link.send("schedule.ran", {"run": id, "outcome": outcome.value, "seconds": seconds, "text": text}, body)
+        except LinkClosed:
+            if outcome is not Outcome.OK:
+                said = f"the schedule {run.name!r} has ended, outcome {outcome.value}: {text}"
+                log.error("%s", said, extra=about("schedule_failed", detail=detail))
+
+
+class ScheduleSync:
+    """`schedule.sync`: what `schedule` is asked with `await`, for threads that may wait, with the same results."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        asked = Blocking("schedule", _late)
+        self.pause = asked(schedule.pause)
+        self.resume = asked(schedule.resume)
+        self.run = asked(schedule.run)
+        self.history = asked(schedule.history)
+        self.list = asked(schedule.list)
+        self.start = asked(schedule.start)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return TimeoutError(text)
+
+
+def _time(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+schedule: Final = Schedule()
+register(schedule)

@@ -1,0 +1,90 @@
+"""Calling a function of the application's: that of a schedule within its time, what is not async in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from serve_asgi import forks
+
+TIDYING: Final = 1.0
+"""Seconds that a coroutine whose time is over has for its `finally`; then it is told of as one that goes on."""
+
+
+async def call(function: Callable[[], Any], name: str, limit: float | None, overdue: Callable[[], None]) -> bool:
+    """Call the function; return whether it took longer than `limit` (s; None: no limit). Raises what it raises.
+
+    A thread cannot be ended: of one that takes too long `overdue` is called, and it is waited for all the same, since
+    it still runs. The same goes for a coroutine that does not end within a while of being cancelled.
+    """
+    if not asynchronous(function):
+        thread = in_a_thread(function, name)
+        try:
+            async with asyncio.timeout(limit) as timeout:
+                found = await asyncio.shield(thread)
+                if inspect.isawaitable(found):
+                    await found
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            overdue()
+            await thread
+        return timeout.expired()
+    stubborn = None if limit is None else asyncio.get_running_loop().call_later(limit + TIDYING, overdue)
+    try:
+        async with asyncio.timeout(limit) as timeout:
+            await function()
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+    finally:
+        if stubborn is not None:
+            stubborn.cancel()
+    return timeout.expired()
+
+
+def in_a_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
+    """Call a function in a thread of its own, which does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if found.done():
+            return
+        if error is None:
+            found.set_result(result)
+        elif issubclass(type(error), StopIteration):  # which a future does not take
+            found.set_exception(RuntimeError("the function raised StopIteration"))
+        else:
+            found.set_exception(error)
+
+    def run() -> None:
+        result, raised = None, None
+        try:
+            result = context.run(function)
+        except BaseException as error:  # the loop's thread deals with it
+            forks.leave(error)
+            raised = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, raised)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return found
+
+
+def cancelled() -> bool:
+    """Whether somebody has cancelled this task, and not its own code raised CancelledError."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def asynchronous(function: Callable[..., Any]) -> bool:
+    """Whether calling it makes a coroutine, as far as can be told before."""
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked at, not asked for
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

@@ -1,0 +1,300 @@
+"""The sending side of the messenger in one process: a window, frames with many messages, and what the hub answers.
+
+It owns every message of this process from the call until the sender is told. At most `WINDOW` messages wait for the
+hub's word that they are accepted, of one topic half of that at most; the calls beyond wait their turn, in order. Those
+that are sent in one turn of the event loop travel together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import secrets
+from typing import Any, Final
+
+from serve_asgi.app.link import Link, LinkClosed
+from serve_asgi.errors import ServeError
+from serve_asgi.hub.frames import Frame
+from serve_asgi.hub.lanes import Kind, Want
+from serve_asgi.hub.places import FRAME_BYTES, FRAME_MESSAGES, Batch, entries
+
+WINDOW: Final = 256
+"""Messages of one process that are under way to the hub and not accepted yet."""
+WINDOW_BYTES: Final = 1024 * 1024
+"""Bytes of their payloads, unless a single one is larger."""
+ANSWER_TIME: Final = 5.0
+"""Seconds that the hub has to say what became of a message whose sender's time is over."""
+
+
+class NoReceiver(ServeError):
+    """Nobody who is there handles the topic, or the one that was named is not there."""
+
+
+class NotDelivered(ServeError, TimeoutError):
+    """Not all destinations have taken it in time: the text names those that have not; those get it no more."""
+
+
+class NotHandled(ServeError, TimeoutError):
+    """It was accepted, but its handler has not ended in time; an acknowledged message stands all the same."""
+
+
+class CallFailed(ServeError):
+    """The handler of a call raised, its process died, or its answer cannot be sent; the text says which."""
+
+
+class DeadLettered(ServeError):
+    """It was delivered as often as it may be, and never handled."""
+
+
+_ERRORS: Final[dict[str, type[ServeError]]] = {
+    "nobody": NoReceiver,
+    "full": NotDelivered,
+    "store": NotDelivered,
+    "late": NotHandled,
+    "lost": CallFailed,
+    "dead": DeadLettered,
+}
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Sent:
+    """A message whose sender waits."""
+
+    future: asyncio.Future[Any]
+    size: int
+    topic: str
+    want: Want
+    in_window: bool = True
+    timer: asyncio.TimerHandle | None = None
+
+
+class Window:
+    """Who may send now: so many messages and bytes at a time.
+
+    Of one topic there are no more under way than there is room for others: what receivers do not take of some topics
+    leaves a share to the next one. Those of a topic enter in the order in which they came; nobody passes a topic that
+    waits for room though it has none under way.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._count = 0
+        self._bytes = 0
+        self._under_way: dict[str, tuple[int, int]] = {}  # messages and bytes, by topic
+        self._waiters: dict[str, collections.deque[tuple[asyncio.Future[None], int]]] = {}
+        self._not_to_pass = False  # a topic with none under way waits
+
+    def _fits(self, topic: str, size: int) -> bool:
+        free, free_bytes = WINDOW - self._count, WINDOW_BYTES - self._bytes
+        if topic not in self._under_way:
+            return not self._count or (free > 0 and size <= free_bytes)
+        count, bytes = self._under_way[topic]
+        return count < free and bytes + size <= free_bytes
+
+    def _add(self, topic: str, messages: int, size: int) -> None:
+        count, bytes = self._under_way.get(topic, (0, 0))
+        self._count += messages
+        self._bytes += size
+        if count + messages:
+            self._under_way[topic] = count + messages, bytes + size
+        else:
+            del self._under_way[topic]
+
+    def try_enter(self, topic: str, size: int) -> bool:
+        """Enter at once, if there is room and nobody has to be let in before."""
+        if self._not_to_pass or topic in self._waiters or not self._fits(topic, size):
+            return False
+        self._add(topic, 1, size)
+        return True
+
+    async def enter(self, topic: str, size: int) -> None:
+        """Wait for room, in turn; the caller sets the deadline."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.setdefault(topic, collections.deque()).append((waiter, size))
+        self._not_to_pass |= topic not in self._under_way
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.leave(topic, size)  # its turn came in the same moment
+            else:
+                self._let_in()  # others may have waited for it to go before them
+            raise
+
+    def leave(self, topic: str, size: int) -> None:
+        """One has been accepted, or is not waited for any more."""
+        self._add(topic, -1, -size)
+        if self._waiters:
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Those for whom there is room; a topic that has got some comes after the others the next time."""
+        self._not_to_pass = False
+        for topic in list(self._waiters):
+            waiters = self._waiters[topic]
+            entered = False
+            while waiters:
+                waiter, size = waiters[0]
+                if not waiter.done():
+                    if not self._fits(topic, size):
+                        break
+                    self._add(topic, 1, size)
+                    waiter.set_result(None)
+                    entered = True
+                waiters.popleft()
+            if entered or not waiters:
+                del self._waiters[topic]
+                if waiters:
+                    self._waiters[topic] = waiters
+            if waiters and topic not in self._under_way:
+                self._not_to_pass = True
+                break
+
+    def fail(self, error: Exception) -> None:
+        """Nobody will be let in any more."""
+        waiting, self._waiters = self._waiters, {}
+        for waiter in [waiter for waiters in waiting.values() for waiter, _ in waiters]:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+
+class Outbox:
+    """Entries of one kind of frame: those of one turn of the loop travel together."""
+
+    def __init__(self, link: Link, kind: str, limit: int = FRAME_MESSAGES) -> None:
+        self._link = link
+        self._limit = limit
+        self._batch = Batch(kind)
+
+    def add(self, entry: Any, body: bytes = b"") -> None:
+        """Have an entry sent, after those before it."""
+        batch = self._batch
+        if not batch.entries:
+            self._link.loop.call_soon(self.flush)
+        elif len(batch.entries) >= self._limit or batch.size + len(body) > FRAME_BYTES:
+            self._send()
+            batch = self._batch
+        batch.entries.append(entry)
+        if body:
+            batch.bodies.append(body)
+            batch.size += len(body)
+
+    def flush(self) -> None:
+        """Send what there is."""
+        if self._batch.entries:
+            self._send()
+
+    def _send(self) -> None:
+        batch, self._batch = self._batch, Batch(self._batch.kind)
+        if not self._link.closed:
+            self._link.send(batch.kind, {"m": batch.entries}, b"".join(batch.bodies))
+
+
+class Sender:
+    """What this process sends over one link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loop = link.loop
+        self._token = f"{link.identity.member:x}.{secrets.token_hex(4)}"  # no other's of this server, nor of others
+        self._count = 0
+        self._window = Window(link.loop)
+        self._sent: dict[str, Sent] = {}
+        self._messages = Outbox(link, "msg.send")
+        self._withdrawn = Outbox(link, "msg.withdraw")
+        link.take("msg.told", self._take)
+        link.at_close(self._close)
+
+    async def send(self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float) -> Any:
+        """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it.
+
+        On the link's loop.
+        """
+        began = self._loop.time()
+        size = len(body)
+        if not self._window.try_enter(topic, size):
+            try:
+                async with asyncio.timeout_at(began + timeout):
+                    await self._window.enter(topic, size)
+            except TimeoutError:
+                raise NotDelivered(
+                    f"a message of topic {topic!r} was not sent within {timeout:g} s: too many others of this "
+                    "process wait to be accepted"
+                ) from None
+        if self._link.closed:
+            self._window.leave(topic, size)
+            raise LinkClosed("the listener of this server is gone: other processes cannot be reached any more")
+        self._count += 1
+        id = f"{self._token}-{self._count:x}"
+        sent = self._sent[id] = Sent(self._loop.create_future(), size, topic, want)
+        self._messages.add([id, int(kind), topic, int(want), limit, slot, size], body)
+        sent.timer = self._loop.call_at(began + timeout, self._expire, id)
+        try:
+            return await sent.future
+        except asyncio.CancelledError:
+            self._withdrawn.add(id)
+            raise
+        finally:
+            sent.timer.cancel()
+            if sent.future.cancelled() and sent.in_window and not self._link.closed:
+                # it is under way all the same: who cancels has no more under way than others
+                sent.timer = self._loop.call_later(ANSWER_TIME, self._forget, id)
+            else:
+                self._forget(id)
+
+    def _forget(self, id: str) -> None:
+        sent = self._sent.pop(id, None)
+        if sent is not None:
+            if sent.timer is not None:
+                sent.timer.cancel()
+            self._accepted(sent)
+
+    def _accepted(self, sent: Sent) -> None:
+        if sent.in_window:
+            sent.in_window = False
+            self._window.leave(sent.topic, sent.size)
+
+    def _expire(self, id: str) -> None:
+        """Its time is over: have it withdrawn, and let the hub say what had become of it."""
+        self._withdrawn.add(id)
+        self._sent[id].timer = self._loop.call_later(ANSWER_TIME, self._give_up, id)
+
+    def _give_up(self, id: str) -> None:
+        sent = self._sent.get(id)
+        if sent is not None and not sent.future.done():
+            text = f"the listener does not say what became of a message of topic {sent.topic!r}"
+            sent.future.set_exception(NotDelivered(text))
+
+    def _take(self, frame: Frame) -> None:
+        for (id, outcome, value, _), body in entries(frame):
+            sent = self._sent.get(id)
+            if sent is None:
+                continue
+            if sent.future.done():
+                if sent.future.cancelled():
+                    self._forget(id)
+                continue
+            self._accepted(sent)
+            match outcome:
+                case "a":
+                    if sent.want is Want.PLACE:
+                        sent.future.set_result(value)
+                case "h":
+                    sent.future.set_result((id, value))
+                case "r":
+                    sent.future.set_result(body)
+                case "x":
+                    text = body.decode(errors="replace")
+                    sent.future.set_exception(CallFailed(f"the handler of topic {sent.topic!r} raised {text}"))
+                case _:
+                    code, text = value
+                    error = _ERRORS.get(code, NotDelivered)
+                    sent.future.set_exception(error(f"a message of topic {sent.topic!r}: {text}"))
+
+    def _close(self) -> None:
+        gone = "the listener of this server is gone: it is not known whether a message of topic {!r} was delivered"
+        self._window.fail(LinkClosed(gone.format("any")))
+        for sent in self._sent.values():
+            if not sent.future.done():
+                sent.future.set_exception(LinkClosed(gone.format(sent.topic)))

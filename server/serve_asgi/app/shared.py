@@ -1,0 +1,402 @@
+"""`shared`: a small mapping that is the same in all workers, the agent and the next generation.
+
+Reading is local and never waits: the process's own copy (`serve_asgi.app.replica`), kept up to date by the hub. Writing
+asks the hub and returns when every live worker has the change. It owns this process's copy, its open writes (at most
+`WINDOW`; further ones wait within their timeouts) and its watches (of each key the newest change waits, no more). What
+a write does is decided elsewhere (`serve_asgi.hub.decide`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import weakref
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final
+
+from serve_asgi.app import shared_errors as errors
+from serve_asgi.app.blocking import Blocking
+from serve_asgi.app.link import Link, LinkClosed, current, over_there, register
+from serve_asgi.app.replica import Replica
+from serve_asgi.app.watch import Watch
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.copies import Item
+from serve_asgi.hub.decide import MAX_KEY, Op, Write
+from serve_asgi.hub.entries import RESERVED
+from serve_asgi.hub.frames import Frame, packed, unpacked
+
+TIMEOUT: Final = 5.0
+"""How long (s) a write waits until every live worker has it."""
+LONGEST: Final = 86_400.0
+"""A longer timeout (s) is this one."""
+GRACE: Final = 2.0
+"""So much longer (s) it waits for the listener, which should have answered by then."""
+WINDOW: Final = 256
+"""Writes of one process that are under way at once."""
+MANY_WATCHED: Final = 64
+"""Keys with watches, above which those that nobody watches any more are looked for."""
+VALUE_LIMIT: Final = 64 * 1024
+"""Bytes, until the hub has told its own (--state-value-limit)."""
+
+
+class Shared(Mapping[str, Any]):
+    """The mapping. Values are what MessagePack has: None, bool, int, float, str, bytes, lists and dicts of these.
+
+    What `get` returns is the caller's own: changing it changes nothing for others (use `update`). The errors are
+    attributes, for `except shared.Lagging`; whatever is raised says whether the write stands. Every method that waits
+    may raise LinkClosed (the listener is gone). Call them on the server's event loop; from another loop's coroutines
+    they work as well, and `sync` has them for threads.
+    """
+
+    SharedError: ClassVar = errors.SharedError
+    Lagging: ClassVar = errors.Lagging
+    Conflict: ClassVar = errors.Conflict
+    NotWritten: ClassVar = errors.NotWritten
+    Unknown: ClassVar = errors.Unknown
+    TooLarge: ClassVar = errors.TooLarge
+    BadKey: ClassVar = errors.BadKey
+    NotAnInteger: ClassVar = errors.NotAnInteger
+    OutOfRange: ClassVar = errors.OutOfRange
+    NotSendable: ClassVar = errors.NotSendable
+    LinkClosed: ClassVar = LinkClosed
+
+    def __init__(self) -> None:
+        self.applied = 0
+        """How many changes of the state this process has applied."""
+        self._link: Link | None = None
+        self._replica = Replica()
+        self._limit = VALUE_LIMIT
+        self._told = False  # the hub is to be told what is applied, in a later turn of the loop
+        self._whole = asyncio.Event()
+        self._window = asyncio.Semaphore(WINDOW)
+        self._number = 0
+        self._asked: dict[int, asyncio.Future[Frame]] = {}
+        self._watches: defaultdict[str | None, weakref.WeakSet[Watch]] = defaultdict(weakref.WeakSet)
+        self._many_watched = MANY_WATCHED
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self.sync = SharedSync(self)
+        """The calls that wait, for code that is not asynchronous."""
+
+    # ---- reading, without waiting
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of `key` as this process knows it: all that was written by it or before its request began."""
+        self._look()
+        held = self._replica.held.get(key)
+        return default if held is None else held.value
+
+    def __getitem__(self, key: str) -> Any:
+        self._look()
+        return self._replica.held[key].value
+
+    def __contains__(self, key: object) -> bool:
+        self._look()
+        return key in self._replica.held
+
+    def __len__(self) -> int:
+        self._look()
+        return len(self._replica.held)
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys there are now; what changes meanwhile does not disturb."""
+        self._look()
+        return iter(list(self._replica.held))
+
+    def version(self, key: str) -> int:
+        """The number of the change that `key` has its value from, for `set(…, version=)`; 0 if it is not there."""
+        self._look()
+        held = self._replica.held.get(key)
+        return 0 if held is None else held.version
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<shared state: {len(self._replica.held)} keys after {self.applied} changes>"
+
+    # ---- writing
+
+    async def set(self, key: str, value: Any, *, version: int | None = None, timeout: float = TIMEOUT) -> int:
+        """Write; return the version of the change when every live worker has it.
+
+        With `version`, only if the key still has that version (0: if it is not there); otherwise raises Conflict.
+        At `timeout` (s) raises Lagging, the write standing. Raises NotSendable, TooLarge, BadKey, NotWritten, Unknown.
+        """
+        op = Op.SET if version is None else Op.CAS
+        answer = await self._write(Write(op, _checked(key), self._encoded(key, value), version), timeout)
+        return int(answer.head["version"])
+
+    async def delete(self, key: str, *, version: int | None = None, timeout: float = TIMEOUT) -> bool:
+        """Delete; return whether there was something. Otherwise as `set`."""
+        answer = await self._write(Write(Op.DELETE, _checked(key), version=version), timeout)
+        return bool(answer.head["version"])
+
+    async def incr(self, key: str, by: int = 1, *, timeout: float = TIMEOUT) -> int:
+        """Add to an integer (0 if the key is not there); return the sum. Otherwise as `set`.
+
+        Raises NotAnInteger, OutOfRange.
+        """
+        answer = await self._write(Write(Op.INCR, _checked(key), by=_integer(by, "what incr adds")), timeout)
+        return int(unpacked(answer.body))
+
+    async def update(
+        self,
+        key: str,
+        function: Callable[[Any], Any] | Callable[[Any], Awaitable[Any]],
+        default: Any = None,
+        *,
+        timeout: float = TIMEOUT,
+    ) -> Any:
+        """Write what `function` makes of the present value (`default` if there is none), and return that.
+
+        `function` may be asynchronous, and may change what it is given. If somebody else has written meanwhile it is
+        called again with his value, until `timeout` (s): then raises Conflict, and nothing is written. Updates of one
+        key in one process take turns. Otherwise as `set`.
+        """
+        link = current()
+        end = link.loop.time() + min(timeout, LONGEST)
+        if link.loop is not asyncio.get_running_loop():
+            return await over_there(link, self.update(key, function, default, timeout=timeout))
+        turn = self._turns.setdefault(_checked(key), asyncio.Lock())
+        try:
+            async with asyncio.timeout_at(end):
+                await turn.acquire()
+        except TimeoutError:
+            raise errors.Conflict(
+                f"{key!r} is not written: other updates of it took {timeout:g} s", self.version(key), self.get(key)
+            ) from None
+        try:
+            return await self._update(key, function, default, end)
+        finally:
+            turn.release()
+
+    async def _update(self, key: str, function: Callable[[Any], Any], default: Any, end: float) -> Any:
+        version, value = self.version(key), self.get(key)
+        while True:
+            made = function(value if version else default)
+            if inspect.isawaitable(made):
+                made = await made
+            write = Write(Op.CAS, key, self._encoded(key, made), version)
+            try:
+                await self._write(write, max(0.001, end - asyncio.get_running_loop().time()))
+            except errors.Conflict as conflict:
+                if asyncio.get_running_loop().time() >= end:
+                    raise
+                version, value = conflict.version, conflict.value
+            else:
+                return unpacked(write.value)
+
+    # ---- what is new, and what is true
+
+    def watch(self, key: str | None = None) -> Watch:
+        """The changes of `key` (None: of all keys) from now on: `async for change in shared.watch("k")`.
+
+        To have the present value as well, make the watch first and then `get`.
+        """
+        self._look()
+        watch = Watch(None if self._link is None else self._link.loop)
+        if self._link is not None and self._link.closed:
+            watch.end()
+        else:
+            self._watches[key].add(watch)
+            if len(self._watches) > self._many_watched:  # keys that nobody watches any more
+                for each in [key for key, watches in self._watches.items() if not watches]:
+                    del self._watches[each]
+                self._many_watched = 2 * len(self._watches) + MANY_WATCHED
+        return watch
+
+    async def get_fresh(self, key: str, default: Any = None, *, timeout: float = TIMEOUT) -> Any:
+        """The value where it is decided: in the store (`--state`), or else in the listener.
+
+        It differs from `get` only if other servers write (Redis), and then for a short time. Raises NotWritten if the
+        store cannot be reached, Unknown if no answer comes within `timeout` (s).
+        """
+        answer = await self._ask("state.read", {"key": _checked(key)}, b"", timeout)
+        return unpacked(answer.body) if answer.head["version"] else default
+
+    async def ready(self) -> None:
+        """Wait until this process has its copy. An application's code never has to."""
+        current()
+        await self._whole.wait()
+
+    def acknowledge(self) -> None:
+        """For the worker: tell the hub at once what is applied, where the loop may not turn for a while."""
+        self._told = False
+        if self._link is not None:
+            with contextlib.suppress(LinkClosed):
+                self._link.send("state.seen", {"seq": self.applied})
+
+    def leave(self) -> None:
+        """For the process's end: its event loop is about to turn no more, so nobody is to wait for it."""
+        if self._link is not None:
+            with contextlib.suppress(LinkClosed):
+                self._link.send("state.leave")
+
+    # ---- the link
+
+    def bind(self, link: Link) -> None:
+        """For `serve_asgi.app.link`: read from and write to this hub; what was known from another one is forgotten."""
+        if self._link is not None:
+            self._close()
+        self._link = link
+        self._replica, self.applied = Replica(), 0
+        self._whole, self._window = asyncio.Event(), asyncio.Semaphore(WINDOW)
+        self._turns.clear()
+        self._told = False
+        link.take("state.changes", self._take)
+        link.take("state.limits", self._take_limits)
+        link.take("state.done", self._take_answer)
+        link.take("state.failed", self._take_answer)
+        link.at_close(lambda: self._close() if link is self._link else None)
+
+    def _look(self) -> None:
+        """In local mode each event loop has a state of its own: that of the running one is meant."""
+        if self._link is None or self._link.identity.local:
+            with contextlib.suppress(RuntimeError):  # in a thread, or while nothing runs: what is there
+                current()
+
+    def _take(self, frame: Frame) -> None:
+        changed = self._replica.take(frame)
+        if frame.head.get("more"):
+            return
+        self.applied = self._replica.applied
+        if self._watches:
+            for item in changed:
+                self._tell(item)
+        self._whole.set()
+        if not self._told:
+            self._told = True
+            assert self._link is not None
+            self._link.loop.call_soon(self._acknowledge)
+
+    def _acknowledge(self) -> None:
+        if self._told:
+            self.acknowledge()
+
+    def _tell(self, item: Item) -> None:
+        for key in (item.key, None):
+            if (watches := self._watches.get(key)) is not None:
+                for watch in list(watches):
+                    watch.tell(item)
+                if not watches:
+                    del self._watches[key]
+
+    def _take_limits(self, frame: Frame) -> None:
+        self._limit = int(frame.head["value"])
+
+    def _take_answer(self, frame: Frame) -> None:
+        asked = self._asked.get(frame.head["id"])
+        if asked is not None and not asked.done():
+            asked.set_result(frame)
+
+    def _close(self) -> None:
+        """Nothing comes any more."""
+        for asked in self._asked.values():
+            if not asked.done() and not asked.get_loop().is_closed():
+                asked.set_exception(LinkClosed("the listener of this server is gone: it is not known what was written"))
+        for watches in self._watches.values():
+            for watch in list(watches):
+                with contextlib.suppress(RuntimeError):  # the loop of an earlier local mode is closed
+                    watch.end()
+        self._watches.clear()
+
+    # ---- asking the hub
+
+    def _encoded(self, key: str, value: Any) -> bytes:
+        data = packed(value, f"the value of {key!r}")
+        if isinstance(value, list | tuple | dict):
+            try:
+                unpacked(data)
+            except ChannelError:  # a dict with a tuple among its keys, which would arrive as a list
+                raise errors.NotSendable(
+                    f"the value of {key!r} cannot be read again: keys of dicts are strings, bytes or numbers"
+                ) from None
+        if len(data) > self._limit:
+            raise errors.TooLarge(
+                f"the value of {key!r} has {len(data)} bytes, more than {self._limit} (--state-value-limit)"
+            )
+        return data
+
+    async def _write(self, write: Write, timeout: float) -> Frame:
+        if write.version is not None:
+            _integer(write.version, "a version")
+        return await self._ask("state.write", write.head(), write.value, timeout)
+
+    async def _ask(self, kind: str, head: dict[str, Any], body: bytes, timeout: float) -> Frame:
+        """Send a question and return its answer. Raises what `failure` makes of a refusal, LinkClosed."""
+        link = current()
+        running = asyncio.get_running_loop()
+        timeout = min(max(0.0, timeout), LONGEST)
+        if link.loop is not running:
+            return await over_there(link, self._ask(kind, head, body, timeout))
+        end = running.time() + timeout
+        sent = False
+        try:
+            async with asyncio.timeout_at(end + GRACE), self._window:
+                self._number += 1
+                number, answered = self._number, running.create_future()
+                self._asked[number] = answered
+                try:
+                    left = max(0.0, end - running.time())
+                    link.send(kind, {**head, "id": number, "timeout": left}, body)
+                    sent = True
+                    answer: Frame = await answered
+                finally:
+                    del self._asked[number]
+        except TimeoutError:
+            if not sent:
+                raise errors.NotWritten(f"nothing is written: {WINDOW} writes of this process are under way") from None
+            raise errors.Unknown("it is not known whether this is written: the listener has not answered") from None
+        if answer.kind == "state.failed":
+            raise errors.failure(answer.head, answer.body)
+        return answer
+
+
+class SharedSync:
+    """`shared.sync`: what `shared` is asked with `await`, for threads that may wait, with the same results and errors.
+
+    The function of `update` is called in the thread that waits. A loop over `watch` ends when the process does.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        asked = Blocking("shared", _late)
+        self.set = asked(shared.set)
+        self.delete = asked(shared.delete)
+        self.incr = asked(shared.incr)
+        self.update = asked.calling_back(shared.update)
+        self.get_fresh = asked(shared.get_fresh)
+        self.watch = asked.iterating(shared.watch)
+
+
+def _late(text: str, begun: bool) -> Exception:
+    return errors.Unknown(text) if begun else errors.NotWritten(text)
+
+
+def _checked(key: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"keys of the shared state are strings, not {type(key).__name__}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise errors.BadKey("a key holds half a surrogate pair, which is no text") from None
+    if not 0 < size <= MAX_KEY:
+        raise errors.BadKey(f"a key has 1 to {MAX_KEY} bytes, this one has {size}")
+    if key.startswith(RESERVED):
+        raise errors.BadKey(f"keys that begin with {RESERVED!r} are the server's own")
+    return key
+
+
+def _integer(number: int, what: str) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise errors.NotAnInteger(f"{what} is an integer, not {number!r}")
+    if not -(2**63) <= number < 2**63:
+        raise errors.OutOfRange(f"{what} has more than 64 bits")
+    return number
+
+
+shared: Final = Shared()
+register(shared)

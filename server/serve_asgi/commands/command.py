@@ -1,0 +1,164 @@
+"""What all commands share: how they are made, how they are told which server is meant, how they print.
+
+A step is printed when it happens, also into a pipe: who watches a deploy wants to see it, not its end. What is under
+way is followed to its end also where its steps cannot be written, so that the exit status is the truth. What a server
+tells is never more to a terminal than text.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from serve_asgi.errors import ServeError, StartError
+
+WIDTH: Final = 100
+"""Columns of help at most."""
+CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
+INTERRUPTED: Final = 128 + 2
+"""Exit status after Ctrl-C, as a shell tells it (SIGINT is 2)."""
+UNSHOWN: Final = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*range(0x09), *range(0x0B, 0x20), *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""Characters that make a terminal do something (ECMA-48: C0 but for tab and newline, C1), or write backwards."""
+
+
+def command(name: str, act: Callable[..., int], *parameters: click.Parameter) -> click.Command:
+    """A command that speaks to a server that runs; its help is the docstring of `act`."""
+    return click.Command(
+        name, callback=_in_words(act), help=act.__doc__, params=[*_reach(), *parameters], context_settings=CONTEXT
+    )
+
+
+def _in_words(act: Callable[..., int]) -> Callable[..., int]:
+    """`act`, whose failures that nobody foresaw at their place are sentences as well."""
+
+    @functools.wraps(act)
+    def acted(**given: Any) -> int:
+        try:
+            return act(**given)
+        except KeyError as error:
+            raise StartError(
+                f"the server did not tell {error}: it is of another version; use the serve command of its own release"
+            ) from error
+        except OSError as error:
+            raise StartError(f"this command cannot go on: {error.strerror or error}") from error
+
+    return acted
+
+
+def _reach() -> list[click.Parameter]:
+    """The options that say which running server is meant."""
+    place = click.Path()
+    return [
+        click.Option(
+            ["--control"], metavar="PATH", type=place, default="", envvar="SERVE_CONTROL", help="Its control socket."
+        ),
+        click.Option(["--pid"], metavar="PATH", type=place, default="", envvar="SERVE_PID", help="Its pid file."),
+    ]
+
+
+def as_json(what: str = "Print it as JSON.") -> click.Option:
+    """The option --json."""
+    return click.Option(["--json", "as_json"], is_flag=True, help=what)
+
+
+def seconds(name: str, what: str, default: float | None = None) -> click.Option:
+    """An option that takes a time in seconds."""
+    kind = click.FloatRange(min=0.0, max=1e6)
+    return click.Option([name], type=kind, metavar="SECONDS", default=default, show_default=bool(default), help=what)
+
+
+def tell(text: str) -> None:
+    """Print a line now: a step. If it cannot be written, that is said once, and no further step is written."""
+    if (trouble := _print(text)) is not None and trouble.errno != errno.EPIPE:
+        complain(f"{_unwritten(trouble)}; what was asked for is followed to its end without a word")
+
+
+def show(text: str) -> None:
+    """Print what was asked for. Raises StartError if it cannot be written; a reader who has seen enough is no error."""
+    if (trouble := _print(text)) is not None and trouble.errno != errno.EPIPE:
+        raise StartError(_unwritten(trouble))
+
+
+def _print(text: str) -> OSError | None:
+    try:
+        print(harmless(text), flush=True)
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end, where Python writes what it has kept back
+        return error
+    return None
+
+
+def _unwritten(trouble: OSError) -> str:
+    return f"standard output cannot be written to: {trouble.strerror}"
+
+
+def complain(text: str) -> None:
+    """Print a sentence to stderr, as every complaint of this program is."""
+    print(harmless(f"serve: {text}"), file=sys.stderr, flush=True)
+
+
+def harmless(told: Any) -> Any:
+    """What a server has told, a text or all that is in a structure, without what a terminal would obey."""
+    match told:
+        case str():
+            return told.translate(UNSHOWN)
+        case list():
+            return [harmless(each) for each in told]
+        case dict():
+            return {name: harmless(each) for name, each in told.items()}
+    return told
+
+
+def tell_outcome(ok: bool, text: str, **about: Any) -> None:
+    """Print the outcome as JSON, the last object of --json."""
+    tell(json.dumps({"at": round(time.time(), 3), "event": "outcome", "ok": ok, "text": text, **about}))
+
+
+def failed_as_json(error: ServeError) -> int:
+    """Print a failure as the outcome; return its exit status."""
+    tell_outcome(False, str(error), detail=getattr(error, "detail", ""))
+    return error.exit_status
+
+
+def lively() -> bool:
+    """Whether a person looks at a terminal that can be drawn on."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+# How numbers are written
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things as a person reads it."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def span(time: float) -> str:
+    """A time span (s) in at most six characters: 0.2 s, 12 s, 3m20s, 5h02m, 12d."""
+    if time < 10:
+        return f"{time:.1f} s"
+    for limit, big, small, size in ((60, "", "", 1), (3600, "m", "s", 60), (86400, "h", "m", 3600)):
+        if time < limit:
+            whole = int(time) // size
+            return f"{whole} s" if not big else f"{whole}{big}{int(time) % size // (size // 60):02d}{small}"
+    return f"{time / 86400:.0f}d"
+
+
+def memory(size: float) -> str:
+    """A number of bytes: 512 KiB, 34 MiB, 1.2 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,113 @@
+"""Which events hooks can be attached to, and how a hook is written: EVENT=COMMAND or EVENT=MODULE:CALLABLE.
+
+Pure. What happens is in docs/hooks.md; who starts hooks is `serve_asgi.listener.hooks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import shlex
+from typing import Final
+
+BEFORE: Final = frozenset({"pre_reload", "pre_drain", "pre_stop"})
+"""What waits for its hooks."""
+
+NAMES: Final = {
+    "post_reload": "reload_done",
+    "post_drain": "lame_duck_on",
+    "post_stop": "stopped",
+    "worker_recycled": "worker_recycling",
+}
+"""Names that hooks have for events of the log (docs/events.md), which are understood as well."""
+
+AFTER: Final = frozenset(
+    {
+        "serving",
+        "reload_asked",
+        "reload_started",
+        "reload_done",
+        "reload_refused",
+        "reload_waiting",
+        "generation_ended",
+        "worker_started",
+        "worker_ready",
+        "worker_serving",
+        "worker_retiring",
+        "worker_finished",
+        "worker_died",
+        "worker_killed",
+        "worker_blocked",
+        "worker_recycling",
+        "slot_failed",
+        "agent_started",
+        "agent_prepared",
+        "agent_waits",
+        "agent_active",
+        "agent_returned",
+        "agent_blocked",
+        "agent_finishing",
+        "agent_finished",
+        "agent_killed",
+        "agent_died",
+        "agent_failed",
+        "lame_duck_on",
+        "lame_duck_off",
+        "scaled",
+        "logs_reopened",
+        "config_changed",
+        "listener_replaced",
+        "stopping",
+        "quick_stop",
+        "stopped",
+    }
+)
+
+_CALLABLE: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hook:
+    """One hook."""
+
+    event: str
+    """As it was written: `post_reload`."""
+    command: str
+    """As it was written."""
+    arguments: tuple[str, ...]
+    """The command's words; empty for a callable."""
+
+    @property
+    def is_callable(self) -> bool:
+        """Whether `command` is module:callable."""
+        return not self.arguments
+
+    def wants(self, event: str) -> bool:
+        """Whether it is to be started for this event of the log."""
+        return NAMES.get(self.event, self.event) == event
+
+    def __str__(self) -> str:
+        return f"hook {self.event}={self.command}"
+
+
+def read_hook(text: str) -> Hook:
+    """Read EVENT=COMMAND. Raises ValueError with a sentence."""
+    event, equals, command = (part.strip() for part in text.partition("="))
+    event = event.replace("-", "_")
+    if not equals or not event or not command:
+        raise ValueError(f"{text!r} is no hook: write EVENT=COMMAND, for example post_reload=/usr/local/bin/tell-chat")
+    known = BEFORE | AFTER | NAMES.keys()
+    if event not in known:
+        near = difflib.get_close_matches(event, sorted(known), 1)
+        instead = f"did you mean {near[0]}?" if near else "docs/hooks.md names those there are"
+        raise ValueError(f"hooks know no event {event!r}: {instead}")
+    if _CALLABLE.fullmatch(command):
+        return Hook(event, command, ())
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise ValueError(f"the command of the hook {event} cannot be read: {str(error).lower()}") from None
+    if not words:
+        raise ValueError(f"{text!r} is no hook: its command is empty")
+    return Hook(event, command, words)

@@ -1,0 +1,232 @@
+"""What a schedule is, and which instants it has.
+
+An instant is a unix time in whole milliseconds, so that every process and every machine means the same one. `every`
+counts from the Unix epoch; cron expressions are evaluated by cronsim, whose rules for daylight saving are those of
+Debian's cron. The rules of a time zone travel with the definition as the bytes of its file (RFC 9636): whoever defines
+a schedule has read and checked them, and the listener, which must not wait for a disk, reads none.
+This module knows neither processes nor which schedule runs where.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import functools
+import importlib.resources
+import io
+import re
+import zoneinfo
+from pathlib import Path
+from typing import Any, Final
+
+from cronsim import CronSim, CronSimError
+
+from serve_asgi.errors import UsageError
+
+SHORTEST: Final = 100
+"""Milliseconds between two ticks at least: what is due more often is a loop, not a schedule."""
+LONGEST: Final = 366 * 86_400_000
+"""Milliseconds of `every` at most."""
+HALF_HOUR: Final = 1_800_000
+DAY: Final = 86_400_000
+NICKNAMES: Final = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+"""What crontab(5) has beside the five fields."""
+
+_UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_SPAN: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+
+
+class ScheduleError(UsageError, ValueError):
+    """A schedule that cannot be: the message says what to change."""
+
+
+class On(enum.Enum):
+    """Who runs it."""
+
+    ONE = "one"  # one worker, chosen by the server
+    ALL = "all"  # each worker that serves
+    AGENT = "agent"
+
+
+class Overlap(enum.Enum):
+    """What becomes of a tick while the run of another one has not ended."""
+
+    SKIP = "skip"
+    QUEUE = "queue"
+    ALLOW = "allow"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Definition:
+    """One schedule as its function's decorator gave it. Times are in milliseconds."""
+
+    name: str
+    cron: str = ""  # or `every`
+    every: int = 0
+    tz: str = "UTC"
+    rules: bytes = b""  # of the zone; none for UTC
+    on: On = On.ONE
+    immediate: bool = False  # runs once when the server has started, too
+    overlap: Overlap = Overlap.SKIP
+    timeout: int = 0  # of one run; 0 means none
+    jitter: int = 0  # a tick begins up to so much later
+    retry: int = 0  # how often a run that was cut, or whose process died, is run again
+    disabled: str = ""  # why it has no ticks; "" if it has
+    where: str = ""  # file and line of the function
+    function: str = ""  # its module and qualified name; "" where an earlier version tells of it
+
+    def after(self, instant: int) -> int | None:
+        """The first instant after this one; None if there is none, which no definition that was checked comes to."""
+        if self.disabled:
+            return None
+        if self.every:
+            return instant // self.every * self.every + self.every
+        return _cron_after(self.cron, _zone(self.tz, self.rules), instant)
+
+    def same_function(self, other: Definition) -> bool:
+        """Whether both are of one function, as far as is known; its line may differ where a file has been edited."""
+        return self.function == other.function or not (self.function and other.function) or self.where == other.where
+
+    def timing(self) -> tuple[object, ...]:
+        """What the instants depend on."""
+        return self.cron, self.every, self.tz, self.rules, self.disabled
+
+    def when(self) -> str:
+        """When it runs, as a person writes it."""
+        return f"every {span(self.every)}" if self.every else self.cron + (f" {self.tz}" if self.tz != "UTC" else "")
+
+    def to_head(self) -> dict[str, Any]:
+        """All but the rules, as a frame's head can hold it."""
+        head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del head["rules"]
+        return head | {"on": self.on.value, "overlap": self.overlap.value}
+
+    @classmethod
+    def from_head(cls, head: dict[str, Any], rules: bytes) -> Definition:
+        """The reverse; what a later version knows besides is passed over. Raises KeyError, TypeError or ValueError."""
+        known = {field.name: head[field.name] for field in dataclasses.fields(cls) if field.name in head}
+        made = cls(**known | {"rules": rules, "on": On(head["on"]), "overlap": Overlap(head["overlap"])})
+        if not isinstance(made.name, str) or not (made.disabled or made.every >= SHORTEST or made.cron):
+            raise ValueError("a definition without a name or without ticks")
+        return made
+
+
+def milliseconds(given: str | float | datetime.timedelta, what: str) -> int:
+    """A time span: "10m", "1h30m", "500ms", a number of seconds or a timedelta. Raises ScheduleError."""
+    if isinstance(given, datetime.timedelta):
+        return round(given.total_seconds() * 1000)
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        return round(given * 1000)
+    if isinstance(given, str) and _SPAN.fullmatch(given.replace(" ", "")):
+        return round(sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(given.replace(" ", ""))))
+    raise ScheduleError(
+        f'{what} is {given!r}: write a number and its unit (ms, s, m, h, d, w), such as "10m" or "1h30m"'
+    )
+
+
+def span(time: int) -> str:
+    """Milliseconds as `milliseconds` reads them: 10m, 1h30m, 0.2s."""
+    parts = []
+    for unit in ("w", "d", "h", "m"):
+        whole, time = divmod(time, _UNITS[unit])
+        if whole:
+            parts.append(f"{whole}{unit}")
+    if time or not parts:
+        parts.append(f"{time / 1000:g}s")
+    return "".join(parts)
+
+
+def checked_every(given: str | float | datetime.timedelta) -> int:
+    """`every` in milliseconds. Raises ScheduleError."""
+    every = milliseconds(given, "every")
+    if not SHORTEST <= every <= LONGEST:
+        raise ScheduleError(f"every is {given!r}: it can be from {span(SHORTEST)} to {span(LONGEST)}")
+    return every
+
+
+def checked_cron(expression: str, tz: str, rules: bytes) -> str:
+    """The expression with its nickname written out, if it can be parsed and has instants. Raises ScheduleError."""
+    written = NICKNAMES.get(expression.strip().lower(), expression) if isinstance(expression, str) else expression
+    try:
+        found = _cron_after(written, _zone(tz, rules), 0)
+    except (CronSimError, AttributeError) as error:
+        raise ScheduleError(
+            f"cron is {expression!r}: {str(error).lower()}; the fields are minute, hour, day of month, month and day "
+            'of week, such as "*/10 * * * *", or these with the seconds before them'
+        ) from None
+    if found is None:
+        raise ScheduleError(f"cron is {expression!r}: no day is like that")
+    return " ".join(written.split())
+
+
+def zone_rules(name: str) -> bytes:
+    """The rules of a time zone (RFC 9636), of the system or of the package tzdata; none for UTC.
+
+    Raises ScheduleError if there is no such zone. Reads files.
+    """
+    if name == "UTC":
+        return b""
+    try:
+        zoneinfo.ZoneInfo(name)
+        for place in zoneinfo.TZPATH:
+            if (path := Path(place, name)).is_file():
+                return path.read_bytes()
+        return importlib.resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).read_bytes()
+    except (zoneinfo.ZoneInfoNotFoundError, ImportError, OSError, ValueError, TypeError, AttributeError):
+        raise ScheduleError(
+            f'tz is {name!r}: this system knows no such time zone; write one such as "Europe/Berlin" '
+            "(zoneinfo.available_timezones() has them), and install tzdata where there are none"
+        ) from None
+
+
+@functools.lru_cache(maxsize=256)
+def _zone(name: str, rules: bytes) -> datetime.tzinfo:
+    return zoneinfo.ZoneInfo.from_file(io.BytesIO(rules), key=name) if rules else datetime.UTC
+
+
+def _cron_after(expression: str, zone: datetime.tzinfo, instant: int) -> int | None:
+    """The first instant of the expression after `instant`. Raises CronSimError."""
+    found = _cronsim(expression, zone, instant, instant)
+    if found is None or _offset(zone, before := max(instant, found - 2 * DAY)) == _offset(zone, found):
+        return found
+    # cronsim goes through the hours of a day in steps of 60 minutes. Where clocks change by half an hour
+    # (Australia/Lord_Howe) it is in the middle of each from there on; so let it start anew after the change.
+    change = _change(zone, before, found)
+    again = (_cronsim(expression, zone, change + step * HALF_HOUR - 1000, instant) for step in range(5))
+    return min((other for other in again if other is not None), default=found)
+
+
+def _cronsim(expression: str, zone: datetime.tzinfo, start: int, instant: int) -> int | None:
+    """What cronsim finds after `start` that is after `instant`.
+
+    In the second of two equal hours it counts from the wall clock and goes back to the first, so what is not after
+    `instant` is passed over.
+    """
+    for found in CronSim(expression, datetime.datetime.fromtimestamp(start // 1000, zone)):
+        if (there := round(found.timestamp()) * 1000) > instant:
+            return there
+    return None
+
+
+def _offset(zone: datetime.tzinfo, instant: int) -> datetime.timedelta | None:
+    return datetime.datetime.fromtimestamp(instant / 1000, zone).utcoffset()
+
+
+def _change(zone: datetime.tzinfo, before: int, after: int) -> int:
+    """The instant, to the second, of a change of the zone's offset between these two."""
+    old = _offset(zone, before)
+    low, high = before // 1000, -(-after // 1000)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _offset(zone, middle * 1000) == old else (low, middle)
+    return high * 1000

@@ -1,0 +1,53 @@
+"""What the supervisor announces: to the service manager, by the pid file, and where the server can be reached."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from serve_asgi import logs
+from serve_asgi.errors import UsageError
+from serve_asgi.listener import notify
+from serve_asgi.listener.pidfile import PidFile
+
+log = logging.getLogger("serve")
+
+
+class Announcements:
+    """Those of one listener."""
+
+    def __init__(self, pid_file: PidFile | None, addresses: Sequence[str], admin: Sequence[str], *, told: bool) -> None:
+        """`addresses` of the application and of the admin process; `told`: an earlier program has said them already."""
+        self._pid_file = pid_file
+        self._addresses = addresses
+        self._admin = admin
+        self._told = told
+
+    def announce(self, what: str, text: str) -> None:
+        """See `events.Announce`."""
+        match what:
+            case "ready":
+                self._write_pid_file()
+                if not self._told:
+                    self._told = True
+                    self._tell_addresses()
+                notify.ready(text)
+            case "reloading":
+                notify.reloading(text)
+            case "stopping":
+                notify.stopping(text)
+            case _:
+                notify.status(text)
+
+    def _tell_addresses(self) -> None:
+        where = ", ".join(self._addresses)
+        log.info("serving on %s", where, extra=logs.about("listening", addresses=where))
+        if self._admin:
+            log.info("metrics and the page that shows them: %s", ", ".join(self._admin))
+
+    def _write_pid_file(self) -> None:
+        try:
+            if self._pid_file is not None:
+                self._pid_file.write()
+        except UsageError as error:  # such as a full disk: the next reload tries again
+            log.error("the pid file is not written: %s", error, extra=logs.about("pid_file_not_written"))

@@ -1,0 +1,152 @@
+"""One child process as the listener holds it: PID, channel, scoreboard row, and what is still to be said to it.
+
+It owns the listener's end of the channel, its window (`serve_asgi.listener.stacks`) and the row. The listener never
+waits for a child: what cannot be sent now lies in the outbox, so that a stopped child delays nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+from serve_asgi.channel import Channel, Outbox, pair
+from serve_asgi.listener.blame import Allowance
+from serve_asgi.listener.lifecycle import Process, Worker
+from serve_asgi.listener.release import Release
+from serve_asgi.listener.stacks import Window
+from serve_asgi.output import ChildOutput, for_child
+from serve_asgi.scoreboard import Cell, Row
+from serve_asgi.signals import LISTENER_SIGNALS
+
+PACKETS_AT_ONCE: Final = 500
+PACKETS_PER_SECOND: Final = 50.0
+"""What a child may say over its channel: a worker says ten things in its life, and a few for each hand-over."""
+
+
+def describe(status: int) -> str:
+    """How a process ended, from its wait status (waitpid(2))."""
+    return describe_code(os.waitstatus_to_exitcode(status))
+
+
+def describe_code(code: int) -> str:
+    """How a process ended, from its exit status or the negative number of the signal that ended it."""
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # one of the real-time signals, most of which have no name (signal(7))
+        return f"signal {-code}"
+
+
+class Child:
+    """A started worker or agent process."""
+
+    def __init__(self, worker: Process, pid: int, channel: Channel, output: ChildOutput, row: int, counts: Row) -> None:
+        self.worker = worker
+        self.pid = pid
+        self.channel = channel
+        self.outbox = Outbox(channel)
+        self.output = output
+        self.row = row
+        """The number of its place in the scoreboard."""
+        self.counts = counts
+        self.serves = False
+        """It has been told to serve, and with whom."""
+        self.said: set[type] = set()
+        """What it has said of that which is said once."""
+        self.allowance = Allowance(PACKETS_AT_ONCE, PACKETS_PER_SECOND)
+        self.broken = False
+        """It has broken the protocol, and is heard no more."""
+        self.window: Window | None = None
+        """The way into the worker that needs no event loop; None if there was no descriptor to spare."""
+        self.closed = False
+
+    @property
+    def serial(self) -> int:
+        """Of the process in the scoreboard."""
+        return self.worker.id + 1
+
+    @property
+    def in_hands(self) -> int:
+        """Requests and WebSockets that its end would cut."""
+        words = self.counts.words()
+        return words[Cell.IN_FLIGHT] + words[Cell.WEBSOCKETS]
+
+    def kill(self) -> None:
+        """SIGKILL. The PID is ours until we reap it, and we forget it when we do."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """The child has been reaped: pass on its last words and close what is held for it."""
+        self.output.drain_after_death()
+        self.counts.close()
+        self.channel.close()
+        self.outbox.close()
+        if self.window is not None:
+            self.window.close()
+        self.closed = True
+
+
+def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
+    """Start a worker or an agent as a fresh interpreter.
+
+    It leads its own process group, so that a signal for the foreground group (Ctrl-C) does not reach it.
+
+    Raises OSError if the interpreter cannot be started.
+    """
+    output = for_child()
+    try:
+        ours, theirs = pair()
+    except OSError:
+        output.drain_after_death()
+        raise
+    own = ("--slot", str(worker.slot)) if isinstance(worker, Worker) else ()
+    arguments = [
+        release.python,
+        *SAFE_PATH,
+        *("-m", "serve_asgi.worker" if own else "serve_asgi.agent_process"),
+        *("--channel", str(theirs.fileno()), "--output", output.argument()),
+        *("--generation", str(worker.generation.number), *own),
+    ]
+    inherited = [(theirs.fileno(), theirs.fileno()), *output.child_fds()]
+    try:
+        pid = os.posix_spawn(
+            release.python,
+            arguments,
+            release.environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in inherited],
+            setpgroup=0,
+            setsigmask=LISTENER_SIGNALS,
+            setsigdef=LISTENER_SIGNALS,  # what the listener ignores, no child of the application is to
+        )
+    except OSError:
+        ours.close()
+        output.drain_after_death()
+        raise
+    finally:
+        theirs.close()
+        output.started()
+    return Child(worker, pid, Channel(ours, descriptors=0), output, row, counts)
+
+
+def _safe_path_flag() -> list[str]:
+    """`-P` keeps the working directory off the import path, where an application's own `server` would shadow ours.
+
+    It is left out when this package itself is being run from the working directory, not from an installation.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    try:
+        return [] if root == os.getcwd() else ["-P"]
+    except FileNotFoundError:
+        return ["-P"]
+
+
+SAFE_PATH: Final = _safe_path_flag()
+"""Found out once: the directory that the listener was started in may be removed by a deploy."""
+
+
+def handover_pair() -> tuple[int, int]:
+    """The two ends of a pair between workers, as descriptors that the caller owns."""
+    a, b = pair()
+    return a.detach(), b.detach()

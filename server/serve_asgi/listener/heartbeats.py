@@ -1,0 +1,132 @@
+"""Which workers' event loops do not turn: the listener's eye on their heartbeats (`--worker-timeout`).
+
+A worker writes the time into its row of the scoreboard once a second. One that has not done so for too long is asked
+for its stacks, over a way that does not need its loop; they are logged, and the supervisor is told, which has a
+replacement ready before it lets go of the worker. If its loop turns again by then, it retires as others do and loses
+nothing; if it never does, the hammer ends it. An agent is told to finish, and another one takes its place after it.
+
+A worker is not blamed for the listener's own sleep: whatever stopped both (a suspended machine, a stopped control
+group, a machine without processor time) counts for nothing. One that a debugger holds is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from serve_asgi.listener import events as e
+from serve_asgi.listener import stacks
+from serve_asgi.listener.child import Child
+from serve_asgi.listener.crew import Crew
+from serve_asgi.listener.lifecycle import AT_WORK, Agent, WorkerState
+
+BEAT: Final = 1.0
+"""Seconds between two heartbeats (`serve_asgi.worker.ticker.PERIOD`)."""
+ROUNDS: Final = 10
+"""Looks in one `--worker-timeout`."""
+LONGEST_PERIOD: Final = 5.0
+"""Seconds between two looks at most; also how soon a new `--worker-timeout` counts."""
+STACKS_TIME: Final = 3.0
+"""Seconds that a blocked worker has to tell its stacks before its replacement is asked for."""
+WATCHED: Final = AT_WORK | {WorkerState.SERVING}
+"""States in which a loop has to turn."""
+
+log = logging.getLogger("serve")
+
+
+class Silence:
+    """Decides who has been silent for too long. All times CLOCK_MONOTONIC, s."""
+
+    def __init__(self) -> None:
+        self._looked = -math.inf
+        self._awake = -math.inf  # since when the listener has looked as often as it meant to
+        self._told: set[int] = set()
+
+    def look(self, now: float, period: float, timeout: float, heard: dict[int, float]) -> list[int]:
+        """Those in `heard` (PID to the time of its last heartbeat) that have been blocked for `timeout`; each once.
+
+        `period` is the time that should have passed since the look before.
+        """
+        if now > self._looked + 2 * period + BEAT:
+            self._awake = now
+        self._looked = now
+        self._told &= heard.keys()
+        found = [
+            pid
+            for pid, at in heard.items()
+            if pid not in self._told and now - max(at, self._awake) - BEAT >= timeout  # the beat before was in time
+        ]
+        self._told.update(found)
+        return found
+
+    def forget(self, pid: int) -> None:
+        """It is not blocked any more, and may be told of again."""
+        self._told.discard(pid)
+
+
+class Heartbeats:
+    """Watches the crew of one listener."""
+
+    def __init__(
+        self, crew: Crew, timeout: Callable[[], float], post: Callable[[e.Event], None], say: Callable[[e.Say], None]
+    ) -> None:
+        """`timeout()` is --worker-timeout as it is now; `post` takes events, `say` what has happened."""
+        self._crew = crew
+        self._timeout = timeout
+        self._post = post
+        self._say = say
+        self._silence = Silence()
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                timeout = self._timeout()
+                period = min(LONGEST_PERIOD, max(BEAT / 4, timeout / ROUNDS)) if timeout else LONGEST_PERIOD
+                await anyio.sleep(period)
+                if timeout:
+                    self._look(period, timeout, tasks)
+
+    def _look(self, period: float, timeout: float, tasks: TaskGroup) -> None:
+        now = time.monotonic()
+        heard = {child.pid: now - self._crew.silent_for(child) for child in self._serving()}
+        for pid in self._silence.look(now, period, timeout, heard):
+            child = self._crew.children[pid]
+            if stacks.traced(pid):
+                self._silence.forget(pid)
+            else:
+                tasks.start_soon(self._report, child, timeout)
+
+    def _serving(self) -> Iterable[Child]:
+        return [child for child in self._crew if child.worker.state in WATCHED]
+
+    async def _report(self, child: Child, timeout: float) -> None:
+        """Have its stacks logged and its replacement begun, unless its loop turns again meanwhile."""
+        try:
+            told = await stacks.look(child, STACKS_TIME)
+        except Exception:  # a bug there must not take the server down, nor keep a blocked worker
+            log.exception("%s could not be asked for its stacks; please report this", child.worker)
+            told = stacks.nothing("it could not be asked")
+        silent = self._crew.silent_for(child)
+        worker = child.worker
+        if child.closed or worker.state not in WATCHED or silent < timeout:
+            self._silence.forget(child.pid)
+            return
+        reason = f"its event loop has been blocked for {silent:.0f} s (--worker-timeout {timeout:g})"
+        if told["how"] != "asked":
+            reason += f"; {told['reason']}"
+        about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number}
+        about |= {"reason": reason, "seconds": round(silent, 3)}
+        text, stack = f"{worker}: {reason}", stacks.as_text(told)
+        if isinstance(worker, Agent):
+            self._say(e.Say(logging.WARNING, "agent_blocked", text, stack, about))
+            self._post(e.AgentBlocked(worker, reason))
+        else:
+            self._say(e.Say(logging.WARNING, "worker_blocked", text, stack, {**about, "slot": worker.slot}))
+            self._post(e.WorkerWantsReplacement(worker, reason, blocked=silent))

@@ -1,0 +1,73 @@
+"""What has happened to the server: the last records and reloads, and how often workers were started again, and why.
+
+Made of the records that the listener tells everybody (docs/events.md); bounded, so that a server may run for years.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Any, Final
+
+RECORDS: Final = 200
+RELOADS: Final = 50
+
+Record = dict[str, Any]
+"""`at` (unix time, s), `level`, `event`, `text`, `detail`, and what it is about; JSON-compatible."""
+
+KEPT_OF_RELOADS: Final = ("at", "seconds", "generation", "reason")
+OUTCOMES: Final = {"reload_done": "done", "reload_refused": "refused"}
+
+
+class History:
+    """Takes every record, in order."""
+
+    def __init__(self) -> None:
+        self.records: collections.deque[Record] = collections.deque(maxlen=RECORDS)
+        """Those that the log shows by default: debug ones are not kept."""
+        self.reloads: collections.deque[Record] = collections.deque(maxlen=RELOADS)
+        """`at`, `outcome` (done, refused), `seconds`, `generation` (none if it never began), `reason`."""
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        """Reloads since the start, by outcome."""
+        self.reload_seconds: dict[str, float] = {}
+        """Time that they took, added up by outcome."""
+        self.starts: collections.Counter[str] = collections.Counter()
+        """Workers started since the start of the server, by cause (`serve_asgi.listener.lifecycle.Cause`)."""
+        self.began = round(time.time(), 3)
+        """When the server was started (unix time, s): a clock that is set later does not change it."""
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it, JSON-compatible."""
+        return {
+            "records": list(self.records),
+            "reloads": list(self.reloads),
+            "outcomes": dict(self.outcomes),
+            "reload_seconds": self.reload_seconds,
+            "starts": dict(self.starts),
+            "began": self.began,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> History:
+        """The reverse of `to_state`."""
+        history = cls()
+        history.records.extend(state["records"])
+        history.reloads.extend(state["reloads"])
+        history.outcomes.update(state["outcomes"])
+        history.reload_seconds = state["reload_seconds"]
+        history.starts.update(state["starts"])
+        history.began = state.get("began", history.began)
+        return history
+
+    def add(self, record: Record) -> None:
+        """Remember what is worth it."""
+        event = record["event"]
+        if event == "worker_started":
+            self.starts[record["cause"]] += 1
+        if outcome := OUTCOMES.get(event):
+            self.outcomes[outcome] += 1
+            self.reload_seconds[outcome] = self.reload_seconds.get(outcome, 0.0) + record.get("seconds", 0.0)
+            kept: Record = {name: record[name] for name in KEPT_OF_RELOADS if name in record}
+            self.reloads.append(kept | {"outcome": outcome})
+        if record["level"] != "debug":
+            self.records.append(record)

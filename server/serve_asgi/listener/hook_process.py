@@ -1,0 +1,174 @@
+"""One hook's process: what it is started with, what it said, how it ended.
+
+It owns the two descriptors that a hook is given (the event, and a pipe for its output) and its deadline: then SIGTERM
+to its process group, a little later SIGKILL. What it leaves behind in its group is ended with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from typing import Any, Final
+
+import anyio
+
+from serve_asgi.config import Config
+from serve_asgi.hook_events import Hook
+from serve_asgi.listener.child import SAFE_PATH, describe_code
+from serve_asgi.listener.processes import Process, Processes
+from serve_asgi.listener.release import BEGAN, Release
+
+TERM_TIME: Final = 2.0
+"""Seconds between SIGTERM and SIGKILL."""
+REAP_TIME: Final = 2.0
+"""Seconds that the kernel has to end what was killed."""
+KEPT: Final = 32_768
+"""Bytes of a hook's output that are kept: the last ones."""
+READ: Final = 65_536
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a hook ended: `trouble` says why it counts as failed, "" if it does not."""
+
+    trouble: str
+    output: str
+
+
+def command_of(hook: Hook, release: Release, config: Config) -> list[str]:
+    """What to start. Raises LookupError with a sentence if its program is not there."""
+    if hook.is_callable:
+        who = [*(["--user", config.user] if config.user else []), *(["--group", config.group] if config.group else [])]
+        place = ["--app-dir", release.app_dir, "--since", str(BEGAN)]
+        return [release.python, *SAFE_PATH, "-m", "serve_asgi.hook", hook.command, *place, *who]
+    program = hook.arguments[0]
+    if os.sep in program:
+        path = os.path.join(release.directory, program)
+        found = path if os.path.isfile(path) and os.access(path, os.X_OK, effective_ids=True) else None
+    else:
+        found = shutil.which(program, path=release.environment.get("PATH"))
+    if found is None:
+        where = os.path.join(release.directory, program) if os.sep in program else f"{program} (looked for in PATH)"
+        raise LookupError(f"the {hook} cannot be run: there is no program {where}; name one that can be executed")
+    return [found, *hook.arguments[1:]]
+
+
+async def run(
+    command: list[str],
+    processes: Processes,
+    release: Release,
+    variables: Mapping[str, str],
+    event: Mapping[str, Any] | None,
+    timeout: float,
+) -> Outcome:
+    """Run a hook to its end, which is at the latest `timeout` (s) and the times above later.
+
+    If this is cancelled the hook is killed.
+    """
+    try:
+        said = _Said()
+    except OSError as error:
+        return Outcome(f"it cannot be started: {error.strerror}", "")
+    with contextlib.closing(said):
+        try:
+            process = _start(command, processes, release, variables, event, said)
+        except OSError as error:
+            return Outcome(f"it cannot be started: {error.strerror or error}", "")
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(said.read)
+                trouble = await _until_end(process, timeout)
+                tasks.cancel_scope.cancel()
+        finally:
+            await _end(process)
+        said.take()
+        return Outcome(trouble, said.text())
+
+
+def _start(
+    command: list[str],
+    processes: Processes,
+    release: Release,
+    variables: Mapping[str, str],
+    event: Mapping[str, Any] | None,
+    said: _Said,
+) -> Process:
+    given = os.memfd_create("serve-event", os.MFD_CLOEXEC)  # not a pipe, which would have to be filled
+    try:
+        with open(os.dup(given), "wb") as file:
+            file.write(json.dumps(event, default=str).encode() + b"\n")
+        os.lseek(given, 0, os.SEEK_SET)
+        descriptors = [(given, 0), (said.write_end, 1), (said.write_end, 2)]
+        return processes.start(command, {**release.environment, **variables}, descriptors, release.directory)
+    finally:
+        os.close(given)
+        said.given()
+
+
+async def _until_end(process: Process, timeout: float) -> str:
+    with anyio.move_on_after(timeout):
+        status = await process.wait()
+        return "" if status == 0 else describe_code(status)
+    process.signal(signal.SIGTERM)
+    with anyio.move_on_after(TERM_TIME):
+        await process.wait()
+    return f"it had not ended after {timeout:g} s (--hook-timeout)"
+
+
+async def _end(process: Process) -> None:
+    """End it and what is left of its group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with anyio.move_on_after(REAP_TIME, shield=True):
+        await process.wait()
+
+
+class _Said:
+    """The last of what a hook writes to its standard output and error."""
+
+    def __init__(self) -> None:
+        self._read_end, self.write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._read_end, False)
+        self._kept = bytearray()
+
+    async def read(self) -> None:
+        """Read until nobody holds the other end any more."""
+        while True:
+            await anyio.wait_readable(self._read_end)
+            if not self._read():
+                return
+
+    def take(self) -> None:
+        """Read what is there."""
+        for _ in range(16):  # a pipe holds no more; whoever still writes is none of ours
+            if not self._read():
+                return
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._read_end, READ)
+        except BlockingIOError:
+            return False
+        self._kept += data
+        del self._kept[:-KEPT]
+        return bool(data)
+
+    def text(self) -> str:
+        """What was said."""
+        return self._kept.decode(errors="replace").strip()
+
+    def given(self) -> None:
+        """The hook has its end (or was not started)."""
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def close(self) -> None:
+        """Read no more."""
+        self.given()
+        os.close(self._read_end)

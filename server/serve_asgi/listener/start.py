@@ -1,0 +1,90 @@
+"""A server from its settings to its exit status: what is bound before it runs, and given back when it has ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Final
+
+import anyio
+
+from serve_asgi import descriptors, logs, output
+from serve_asgi.errors import StartError, UsageError
+from serve_asgi.listener import changes, release, sockets
+from serve_asgi.listener import events as e
+from serve_asgi.listener.hooks import trouble_at_start
+from serve_asgi.listener.main import Listener
+from serve_asgi.listener.pidfile import PidFile
+from serve_asgi.listener.plan import planned
+from serve_asgi.misspelt import told_of
+from serve_asgi.settings import Settings
+
+NO_PROC: Final = (
+    "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, who is in the "
+    "middle of a handshake at a stop is not waited for, and `serve stacks` tells less"
+)
+
+log = logging.getLogger("serve")
+
+
+def run(settings: Settings) -> int:
+    """Run a server until it ends; return its exit status.
+
+    Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
+    """
+    config = settings.config
+    descriptors.raise_limit()
+    plan = planned(settings, release.logical_directory())
+    if trouble := trouble_at_start(config, plan.release):
+        raise UsageError(trouble)
+    if config.reload:
+        changes.require(settings)
+    with output.guarded():
+        logs.configure(config, "listener")
+        if not os.path.exists("/proc/self/fd"):
+            log.warning(NO_PROC, extra=logs.about("no_proc"))
+        for text in told_of(os.environ):
+            log.warning("%s", text)
+        pid_file = PidFile(config.pid) if config.pid else None
+        listening: list[sockets.Listening] = []
+        admin: list[sockets.Listening] = []
+        try:
+            listening = sockets.bind(config)
+            admin = sockets.bind_admin(config, listening)
+            listener = Listener(plan, listening, pid_file, admin)
+            listener.admin.listen()
+        except BaseException:
+            give_back(listening + admin, pid_file)
+            raise
+        end = serve(listener)
+    return conclude(end, settings)
+
+
+def serve(listener: Listener) -> e.Exit:
+    """Run it until it ends, and give back what it owned."""
+    try:
+        end = anyio.run(listener.run)
+    finally:
+        give_back(listener.listening + listener.admin_listening, listener.pid_file)
+    if not end.status:
+        log.info("stopped", extra=logs.about("stopped"))
+    return end
+
+
+def give_back(listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
+    """Close the sockets and remove the pid file."""
+    for each in listening:
+        each.close()
+    if pid_file is not None:
+        pid_file.remove()
+
+
+def conclude(end: e.Exit, settings: Settings) -> int:
+    """The exit status. Raises UsageError or StartError if the server has not ended in order."""
+    if not end.status:
+        return 0
+    if settings.config.reload:
+        return changes.start_again_after_a_change(settings, StartError(end.message, end.detail), end.again)
+    if end.status == 2:
+        raise UsageError(end.message)
+    raise StartError(end.message, end.detail)

@@ -1,0 +1,148 @@
+"""What the server tells about itself: the supervisor's state and the scoreboard's counts, as JSON-compatible values.
+
+`STATUS_VERSION` stays while members are only added; who reads it passes over members that it does not know.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from serve_asgi import __version__
+from serve_asgi.listener.child import Child
+from serve_asgi.listener.history import History
+from serve_asgi.listener.lame_duck import LameDuck
+from serve_asgi.listener.lifecycle import AT_WORK, Agent, Worker
+from serve_asgi.listener.supervisor import Supervisor
+from serve_asgi.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
+
+STATUS_VERSION: Final = 1
+NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell is not Cell.DURATION_0}
+GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_FLIGHT, Cell.WEBSOCKETS, Cell.RSS)}
+DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
+
+RECENT: Final = 20
+"""Records that the status brings along."""
+RECENT_MEMBERS: Final = ("at", "level", "event", "text")
+HERE: Final = frozenset(state.value for state in AT_WORK)
+
+
+def status(
+    supervisor: Supervisor,
+    scoreboard: Scoreboard,
+    children: Mapping[int, Child],
+    listening: list[str],
+    started: float,
+    app: str,
+) -> dict[str, Any]:
+    """The present state: the server, its generations, its workers and their counts.
+
+    `children` are the living ones by PID, `listening` the sockets' names, `started` a time of CLOCK_MONOTONIC (s).
+    """
+    now = time.monotonic()
+    current = 0 if supervisor.current is None else supervisor.current.number
+    living = [children[pid] for pid in sorted(children)]
+    workers = [_worker(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Worker)]
+    agents = [_agent(c.worker, c.counts.words(), now) for c in living if isinstance(c.worker, Agent)]
+    filled = {w["slot"] for w in workers if w["state"] == "serving" and w["generation"] == current}
+    totals = _totals(scoreboard, children)
+    return {
+        "version": STATUS_VERSION,
+        "server": __version__,
+        "app": app,
+        "pid": os.getpid(),
+        "state": supervisor.state.value,
+        "uptime": round(now - started, 3),
+        "listening": listening,
+        "lame_duck": _lame_duck(supervisor.lame_duck.on, scoreboard),
+        "generation": current,
+        "starting": None if supervisor.candidate is None else supervisor.candidate.number,
+        "reload_waiting": supervisor.requests.wanted is not None,
+        "reloads": supervisor.requests.done,
+        "failed_reloads": supervisor.requests.refusals,
+        "last_failure": supervisor.requests.last_failure,
+        "lost": supervisor.roster.lost,
+        "size": supervisor.size,
+        "degraded": {
+            str(number): slot.trouble
+            for number, slot in supervisor.slots.all.items()
+            if number < supervisor.size and number not in filled and slot.trouble
+        },
+        "generations": [
+            {"number": generation.number, "state": generation.state.value, "size": generation.size}
+            for generation in supervisor.generations.values()
+        ],
+        "workers": workers,
+        "agents": agents,
+        "agent_trouble": "" if any(a["state"] in HERE for a in agents) else supervisor.agents.restart.trouble,
+        "totals": {name: totals[cell] for name, cell in NAMED_COUNTERS.items()},
+        "durations": {"bounds": DURATION_BOUNDS, "counts": totals[DURATIONS]},
+    }
+
+
+def past(history: History) -> dict[str, Any]:
+    """What has happened so far: the last reloads and records, and how often workers were started, by cause."""
+    return {
+        "history": list(history.reloads),
+        "recent": [{name: r[name] for name in RECENT_MEMBERS} for r in [*history.records][-RECENT:]],
+        "starts": dict(history.starts),
+    }
+
+
+def _totals(scoreboard: Scoreboard, children: Mapping[int, Child]) -> Sequence[int]:
+    """All words of all living rows and of all slots' totals, added up; only those of counters mean anything."""
+    rows = [child.counts.words() for child in children.values()]
+    folded = (scoreboard.totals(slot).tolist() for slot in range(scoreboard.slots))
+    known = [*rows, *(row for row in folded if any(row))]
+    return [sum(words) for words in zip(*known, strict=True)] or [0] * scoreboard.row_words
+
+
+def _lame_duck(lame_duck: LameDuck | None, scoreboard: Scoreboard) -> dict[str, Any] | None:
+    if lame_duck is None:
+        return None
+    return {
+        "since": round((time.monotonic_ns() - scoreboard.lame_duck) / 1e9, 3),
+        "until": "told off" if lame_duck.by_control else "the next successful reload",
+    }
+
+
+def _agent(agent: Agent, cells: Words, now: float) -> dict[str, Any]:
+    return {
+        "slot": "agent",
+        "generation": agent.generation.number,
+        "state": agent.state.value,
+        "cause": agent.cause.value,
+        "rss": cells[Cell.RSS],
+        "active": round(now - agent.active_since, 3) if agent.active_since < math.inf else None,
+        **_health(cells, now),
+    }
+
+
+def _health(cells: Words, now: float) -> dict[str, Any]:
+    """What every process says of itself."""
+    return {
+        "cpu": round(cells[Cell.CPU] / 1e9, 3),
+        "lag": round(cells[Cell.LAG] / 1e9, 4),
+        "lag_worst": round(cells[Cell.LAG_WORST] / 1e9, 4),
+        "blocked": cells[Cell.BLOCKED],
+        "heard": round(now - cells[Cell.HEARTBEAT] / 1e9, 3) if cells[Cell.HEARTBEAT] else None,
+    }
+
+
+def _worker(worker: Worker, cells: Words, now: float) -> dict[str, Any]:
+    return {
+        "slot": worker.slot,
+        "generation": worker.generation.number,
+        "state": worker.state.value,
+        "cause": worker.cause.value,
+        **({"recycling": worker.recycling} if worker.recycling else {}),
+        **{name: cells[cell] for name, cell in GAUGES.items()},
+        "requests": cells[Cell.REQUESTS],
+        "handed_over": cells[Cell.HANDED_OVER],
+        "taken_over": cells[Cell.TAKEN_OVER],
+        **_health(cells, now),
+        "oldest": round(max(0.0, now - oldest / 1e9), 3) if (oldest := cells[Cell.OLDEST]) else None,
+    }

@@ -1,0 +1,100 @@
+"""Binding a unix socket's path, so that two servers never take the same one and a dead one's never stands in the way.
+
+A lock on PATH.lock (flock(2)) says that a server holds the path, also while nobody listens on it yet; it ends with
+the process, however that dies. Under the lock, a path where connects are refused is a dead server's and is replaced.
+The file's mode comes from the umask at bind, so that it is never open to more people than asked, not even for a
+moment. (Binding to another name and renaming was rejected: `getsockname` would tell the other name for ever, and the
+path may be too long.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+
+from serve_asgi.config import Config
+from serve_asgi.errors import UsageError
+from serve_asgi.listener.addresses import UnixAddress
+from serve_asgi.listener.path_lock import InUseError, PathLock, unusable
+from serve_asgi.shut_out import Identity
+
+
+def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Identity | None, PathLock | None]:
+    """A socket bound to `address`, with `config.unix_mode`, and owned by `config.user` and `config.group` if set.
+
+    An abstract one is no file: it has neither mode nor owner, and the kernel alone keeps its name for one server.
+    Raises InUseError while a living server has the path, and UsageError, which says what to do, for all else.
+    """
+    if address.is_abstract:
+        return _bind_abstract(address), None, None
+    path = address.path
+    lock = PathLock(path)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        remove_dead(path)
+        before = os.umask(0o777 & ~int(config.unix_mode, 8))
+        try:
+            made.bind(path)
+        finally:
+            os.umask(before)
+        _give_away(path, config)
+        status = os.stat(path)
+        made.setblocking(False)
+    except BaseException as error:
+        made.close()
+        lock.release()
+        if isinstance(error, OSError):
+            raise InUseError() if error.errno == errno.EADDRINUSE else unusable(path, error) from None
+        raise
+    return made, (status.st_dev, status.st_ino), lock
+
+
+def _bind_abstract(address: UnixAddress) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.bind(address.where())
+        made.setblocking(False)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise InUseError() from None
+        raise UsageError(f"listening on {address} is not possible: {error.strerror}") from None
+    return made
+
+
+def remove_dead(path: str) -> bool:
+    """Remove the socket of a server that has died; return whether there was one.
+
+    Raises InUseError if one answers, UsageError if it is no socket.
+    """
+    try:
+        mode = os.stat(path, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path} exists and is not a socket: remove it, or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return True
+        except BlockingIOError:
+            pass  # its queue is full: it lives
+    raise InUseError()
+
+
+def _give_away(path: str, config: Config) -> None:
+    """With --user or --group, let the socket belong to them, as the workers do."""
+    if os.geteuid() != 0 or not (config.user or config.group):
+        return
+    user = int(config.user) if config.user.isdigit() else pwd.getpwnam(config.user).pw_uid if config.user else -1
+    group = int(config.group) if config.group.isdigit() else grp.getgrnam(config.group).gr_gid if config.group else -1
+    os.chown(path, user, group)

@@ -1,0 +1,141 @@
+"""The store process, from its first instruction to its exit.
+
+It never imports the application, and leaves when the listener's end of its lane closes: what it had been asked for by
+then is still written. A start that fails is one sentence to the listener (`store.failed`), which decides what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from typing import Any, Final
+
+import anyio
+
+from serve_asgi import logs
+from serve_asgi.channel import PROTOCOL, speaks
+from serve_asgi.config import Config
+from serve_asgi.errors import ChannelError, UsageError
+from serve_asgi.hub.decide import Entry, Limits
+from serve_asgi.hub.frames import Frame, unpacked
+from serve_asgi.store.file import StateFile
+from serve_asgi.store.followed import NOWHERE, At
+from serve_asgi.store.lane import Lane
+from serve_asgi.store.location import is_url, redis_address, shown
+from serve_asgi.worker import last_resort
+from serve_asgi.worker.beginning import ignore_signals, name_process, take_account
+
+WELCOME_TIME: Final = 30.0
+"""Seconds until the listener must have said what to open."""
+LAST: Final = 10.0
+"""Seconds that the process has when its listener is gone; then it ends, whatever it does."""
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the store process whose lane is the descriptor named on the command line; never returns."""
+    ignore_signals()
+    parser = argparse.ArgumentParser(prog="serve_asgi.store", description="Started by the listener; not by hand.")
+    parser.add_argument("--channel", type=int, required=True)
+    end = socket.socket(fileno=parser.parse_args().channel)
+    end.set_inheritable(False)
+    name_process("serve-store")
+    last_resort.watch(end.fileno(), lambda: LAST)
+    lane = Lane(end)
+    status = anyio.run(_run, lane)
+    lane.close()
+    sys.exit(status)
+
+
+async def _run(lane: Lane) -> int:
+    try:
+        with anyio.fail_after(WELCOME_TIME):
+            first, *rest = await lane.receive()
+        await _serve(lane, first, rest)
+    except (EOFError, BrokenPipeError, ConnectionResetError, TimeoutError):
+        return 0
+    except UsageError as error:
+        await lane.send("store.failed", {"text": str(error), "status": 2})
+        return 2
+    except (ChannelError, LookupError, TypeError, ValueError) as error:
+        log.error("the store process does not understand the listener: %r", error, exc_info=True)
+        return 1
+    return 0
+
+
+async def _serve(lane: Lane, first: Frame, rest: list[Frame]) -> None:
+    """Open what the listener names and serve it to the end of the lane, which raises EOFError.
+
+    `first` is `store.open` {protocol, location, again, knows?, at?, value_limit, total_limit, name} body=configuration;
+    `again`: the server that asks has had this store before; `knows`: what the hub has follows, up to `store.known`;
+    `at`: which message it got last.
+    """
+    head = first.head
+    if first.kind != "store.open" or not speaks(head["protocol"]):
+        raise ChannelError(f"the listener speaks another version than {PROTOCOL}")
+    config = Config.from_json(unpacked(first.body))
+    logs.configure(config, "store")
+    try:
+        take_account(config)
+    except (OSError, KeyError) as error:
+        raise UsageError(f"the store process cannot become user {config.user} {config.group}: {error}") from None
+    limits = Limits(head["value_limit"], head["total_limit"])
+    if is_url(head["location"]):
+        await _serve_redis(lane, head, limits, rest)
+    else:
+        await _serve_file(lane, head, limits, rest)
+
+
+async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
+    file = StateFile(head["location"], limits, again=head["again"])
+    try:
+        for piece in file.snapshot():
+            await lane.send(*piece)
+        await lane.send("store.up", {"server": head["name"], "shared": False})
+        while True:
+            for answer in [*file.answer([frame for frame in frames if not passed_over(frame)]), *file.look()]:
+                await lane.send(*answer)
+            frames = []
+            with anyio.move_on_after(file.refusals.patience):
+                frames = await lane.receive()
+    finally:
+        file.close()
+
+
+async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
+    address = redis_address(head["location"])
+    try:
+        from serve_asgi.store.following import NOTHING, Known
+        from serve_asgi.store.place import Place
+        from serve_asgi.store.remote import RemoteState
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise UsageError(
+            f"--state {shown(head['location'])} needs the package redis, which is not installed: "
+            "pip install 'serve-asgi[redis]'"
+        ) from None
+    Place(address, head["name"]).check()
+    known = NOTHING
+    if head.get("knows"):
+        entries: dict[str, Entry] = {}
+        while True:
+            while not frames:
+                frames = await lane.receive()
+            frame, *frames = frames
+            if frame.kind == "store.known":
+                break
+            entries |= {key: Entry(version, value) for key, version, value in unpacked(frame.body)}
+        known = Known(entries, frame.head["version"], At(*head.get("at", NOWHERE)))
+    await RemoteState(lane, address, limits, head["name"], known).serve(frames)
+
+
+def passed_over(frame: Frame) -> bool:
+    """Deal with a frame that is about this process rather than the state."""
+    if frame.kind == "store.reopen":
+        logs.reopen()
+        return True
+    return False

@@ -1,0 +1,227 @@
+"""Accepting: from the listening sockets to attached connections, and stopping without losing one.
+
+It owns this worker's duplicates of the listening sockets. The loops' own servers are not used: asyncio drops a
+connection whose server is closed between accept and attach (python/cpython#109564), and a retiring worker must know
+exactly when it has accepted for the last time. A connection counts as ours from accept(2) on. Which of the workers is
+woken for a client is a matter of `serve_asgi.worker.wake_order`; what it means here: one that has been woken and
+accepts no more must look into the queues once more, since nobody else was woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import functools
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from serve_asgi.address import Address, unix_name
+from serve_asgi.logs import about
+from serve_asgi.scoreboard import Cell
+from serve_asgi.shut_out import admit, filters_refused
+from serve_asgi.worker.room import Room
+from serve_asgi.worker.wake_order import WakeOrder
+
+PAUSE: Final = 0.1
+"""Seconds without accepting when there is no memory, or no room left (`serve_asgi.worker.room`)."""
+WARN_EVERY: Final = 10.0
+"""Seconds between two warnings that there are none: the log is not to fill the disk as well."""
+EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_ACCEPTED: Final = int(Cell.ACCEPTED)
+
+log = logging.getLogger("serve")
+
+Attempt = Coroutine[Any, Any, tuple[asyncio.Transport, asyncio.Protocol]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Listening:
+    """What all connections of a listening socket have in common."""
+
+    family: int
+    protocol: int
+    own_end: Address
+    """Where clients connect to; None if each has to be asked, since they come by several addresses."""
+
+    @classmethod
+    def of(cls, listening: socket.socket) -> _Listening:
+        name = listening.getsockname()
+        own_end: Address = None
+        if listening.family == socket.AF_UNIX:
+            own_end = (unix_name(name), None) if name else None
+        elif name[0] not in EVERYWHERE:
+            own_end = (str(name[0]), int(name[1]))
+        return cls(int(listening.family), listening.proto, own_end)
+
+
+class Acceptor:
+    """Accepts connections and attaches a protocol to each."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: list[socket.socket],
+        cells: memoryview,
+        order: WakeOrder,
+        room: Room,
+        make_protocol: Callable[[Address, Address], asyncio.Protocol],
+        attached: Callable[[asyncio.Protocol], None],
+    ) -> None:
+        """While there is no `room`, clients wait in the kernel's queue, for this worker or a sibling.
+
+        `make_protocol` gets the client's and the server's address as far as they are known without asking. `attached`
+        is told of each protocol once its transport stands.
+        """
+        self._loop = loop
+        self._sockets = sockets
+        self._cells = cells
+        self._order = order
+        self._room = room
+        self._make_protocol = make_protocol
+        self._attached = attached
+        self._common = {listening: _Listening.of(listening) for listening in sockets}
+        self._attaching: dict[Attempt, socket.socket] = {}
+        self._all_attached = asyncio.Event()
+        self._pause: asyncio.TimerHandle | None = None
+        self._short = False  # of descriptors or memory, when it last accepted
+        self._next_warning = 0.0
+        self._must_admit = filters_refused()
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._pause = None
+        self._short = False
+        self._room.look()
+        for listening in self._sockets:
+            self._order.join(listening, self._readable)
+
+    def stop(self, last_look: bool = True) -> None:
+        """Accept no more and close the duplicates; what is in the kernel's queue is left to the others.
+
+        With the `last_look` the client is taken for whom this worker may have been woken already; without it (when
+        what is accepted would be cut) such a client waits until another worker's next tick.
+        """
+        watched = self._order.leave()
+        if last_look:
+            for listening in watched:
+                self._accept(listening)
+        if self._pause is not None:
+            self._pause.cancel()
+        for listening in self._sockets:
+            listening.close()
+        self._sockets = []
+
+    def drain(self) -> bool:
+        """Accept all that is in the kernel's queues, with what is kept as well; False if even that is not enough."""
+        for listening in self._sockets:
+            while self._accept(listening) >= 0:
+                pass
+            if self._short:
+                return False
+        return True
+
+    async def settled(self) -> None:
+        """Wait until every accepted connection has its protocol."""
+        while self._attaching:
+            self._all_attached.clear()
+            await self._all_attached.wait()
+
+    def descriptors(self) -> list[int]:
+        """What is open here: the listening sockets and the clients that are being attached."""
+        return [each.fileno() for each in (*self._sockets, *self._attaching.values())]
+
+    def attach(self, client: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Give a connected socket, which is taken over, its protocol."""
+        attempt = self._loop.connect_accepted_socket(make_protocol, client)
+        self._attaching[attempt] = client
+        self._step(attempt, client)
+
+    def _step(self, attempt: Attempt, client: socket.socket, waited: object = None) -> None:
+        """Run the attempt to its end or to what it waits for next: what a task would do, at a part of its cost."""
+        try:
+            waits_for = attempt.send(None)
+        except StopIteration as ended:
+            self._end(attempt)
+            self._attached(ended.value[1])
+        except OSError as error:
+            log.debug("a connection was gone before it was attached: %s", error, extra=about("connection_gone"))
+            self._end(attempt)
+            client.close()
+        except Exception:
+            log.exception("a connection could not be attached; it is closed", extra=about("internal_error"))
+            self._end(attempt)
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)  # see serve_asgi.protocol.hang_up
+            client.close()
+        else:
+            waits_for._asyncio_future_blocking = False  # as a task would: see asyncio.Future.__await__
+            waits_for.add_done_callback(functools.partial(self._step, attempt, client))
+
+    def _end(self, attempt: Attempt) -> None:
+        self._attaching.pop(attempt, None)
+        if not self._attaching:
+            self._all_attached.set()
+
+    def _readable(self, listening: socket.socket) -> None:
+        """A client waits, if no other worker was faster."""
+        if not self._room.for_clients(len(self._attaching)):
+            self._rest()
+        elif (taken := self._accept(listening)) >= 0:  # one: the loop reports it again at once if there are more
+            if taken >= self._room.mark:
+                self._no_descriptors()
+            elif self._room.for_clients(len(self._attaching)):
+                self._order.accepted(listening)
+            else:
+                self._rest()  # and not woken for the next one, who would have nobody else
+
+    def _accept(self, listening: socket.socket) -> int:
+        """Accept one connection; its descriptor, or -1 if there is none, or none can be taken now."""
+        self._short = False
+        try:
+            descriptor: int
+            descriptor, name = listening._accept()  # type: ignore[attr-defined]  # accept() asks for it all again
+        except (BlockingIOError, InterruptedError):
+            return -1
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._short = True
+                self._no_descriptors(error.strerror or str(error))
+                return -1
+            return -1 if error.errno == errno.EINVAL else 0  # EINVAL: a unix socket that was shut out has no more
+        common = self._common[listening]
+        client = socket.socket(common.family, socket.SOCK_STREAM, common.protocol, descriptor)  # both loops unblock it
+        self._cells[_ACCEPTED] += 1
+        if self._must_admit:
+            admit(client)
+        peer = (name[0], name[1]) if isinstance(name, tuple) else None
+        self.attach(client, functools.partial(self._make_protocol, peer, common.own_end))
+        return descriptor
+
+    def _no_descriptors(self, error: str = "") -> None:
+        """There are none for clients: what is left of them is kept for what must not fail. Warn, but not often."""
+        if self._pause is None and (now := self._loop.time()) >= self._next_warning:
+            self._next_warning = now + WARN_EVERY
+            what = error or f"of {self._room.limit} open files the rest is kept for reloads, logs and the application"
+            log.warning(
+                "cannot accept connections: %s; new clients wait; raise the open-files limit (ulimit -Hn)",
+                what,
+                extra=about("accept_failed"),
+            )
+        self._rest()
+
+    def _rest(self) -> None:
+        """What waits in the kernel's queue waits there, for us or a sibling."""
+        if self._pause is None:
+            self._order.leave()
+            self._pause = self._loop.call_later(PAUSE, self._rested)
+
+    def _rested(self) -> None:
+        if self._room.for_clients(len(self._attaching)) and self._room.again():
+            self.start()
+        else:
+            self._pause = self._loop.call_later(PAUSE, self._rested)

@@ -1,0 +1,54 @@
+"""The worker process, from its first instruction to its exit.
+
+How it begins is in `serve_asgi.worker.beginning`, what it does in between in `serve_asgi.worker.worker`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from serve_asgi.logs import about
+from serve_asgi.raised import exc_info
+from serve_asgi.worker.beginning import Beginning, leave_within
+from serve_asgi.worker.running import run
+from serve_asgi.worker.worker import EXIT_TIME, Worker
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the worker whose channel is the descriptor named on the command line; never returns."""
+    begun = Beginning(
+        "serve_asgi.worker",
+        lambda packet: (
+            f"serve-w{packet['slot']}.{packet['generation']}",
+            f"worker {packet['slot']}.{packet['generation']}",
+        ),
+    )
+    loops = begun.move_in()
+    worker = Worker(
+        begun.config,
+        begun.channel,
+        begun.scoreboard,
+        begun.cells,
+        begun.packet,
+        begun.sockets,
+        loops,
+        begun.watchdog,
+        begun.link,
+    )
+    try:
+        status = run(worker.run, loops)
+    except BaseException as error:
+        status = 1
+        text = "the worker ends by an error of the server's own; please report this"
+        log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
+        leave_within(EXIT_TIME, status)
+    finally:  # every end that is not a kill writes the logs
+        worker.flush_access_log()
+        if worker.access_log is not None:
+            worker.access_log.close()
+        begun.guard.finish()
+    begun.let_go()
+    sys.exit(status)

@@ -1,0 +1,450 @@
+"""The watchdog: a thread that notices when the worker's event loop does not turn, and tells what the worker is doing.
+
+It serves two who cannot ask the loop: the operator's log (`--block-warn`: which code blocks the loop, and how long it
+did), and the listener (`serve stacks`, over a socket of its own).
+
+How it knows, for next to nothing. The loop ticks once a second. A tick before which the loop had done nothing else
+leaves a timer behind (timerfd_create(2)) that wakes the thread if the next tick does not come; while nothing happens
+the thread never wakes. After a tick before which the loop had work, the thread looks twice per `--block-warn` whether
+the loop's thread waits for events, which its innermost frame tells; only if it does not, the loop is asked to answer.
+A loop that has not answered for `--block-warn` is blocked. So a blocking that lasts longer than one and a half times
+that is told of (if it begins in a second of silence: that and one second more); a shorter one by chance.
+
+Code that keeps the interpreter lock (a C library's) stops this thread too. When it runs again, it comes late, and
+says so: what it then shows of the loop's thread is the line that the C code was called from, since the loop's thread
+gives the lock up right behind it. Who used the processor meanwhile tells that from a process that stood still.
+While the lock is kept the listener can have the stacks nevertheless: faulthandler writes them in a signal's handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import dataclasses
+import enum
+import faulthandler
+import functools
+import logging
+import math
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+from typing import Any, Final
+
+from serve_asgi.channel import MAX_PACKET, Channel, close_descriptors
+from serve_asgi.errors import ChannelError
+from serve_asgi.scoreboard import Cell
+from serve_asgi.worker import stacks
+
+DUMP_SIGNAL: Final = signal.SIGRTMIN + 9
+"""Has faulthandler write the stacks. The listener sends it only to a process that catches it (/proc/PID/status)."""
+LONGEST_PATIENCE: Final = 3600.0
+"""Seconds between two looks at most; poll(2) takes no more than some weeks."""
+TICK: Final = 1.0
+"""Seconds between the loop's ticks (`serve_asgi.worker.ticker.PERIOD`)."""
+SHORTEST: Final = 0.02
+"""Seconds between two looks, at least."""
+BUSY_SHARE: Final = 0.6
+"""The loop's thread filled a time if it ran or waited for a processor for this share of it."""
+OTHERS_SHARE: Final = 0.05
+"""Other threads filled it if they ran for this share of it; a busy machine may have given them no more."""
+STOOD_STILL: Final = 1.0
+"""Seconds that nothing of this process must have run to be worth telling: a busy machine may take some tenths."""
+REPEAT_AFTER: Final = 60.0
+"""Seconds after which the stack of a place that blocks again and again is shown again."""
+MOST_SHOWN: Final = 8
+"""Threads whose stacks are logged."""
+ANSWER_LIMIT: Final = MAX_PACKET - 1000
+"""Bytes of the answer to the listener."""
+
+log = logging.getLogger("serve")
+
+
+class Phase(enum.Enum):
+    """What the watch is doing."""
+
+    PARKED = "parked"  # the loop has nothing to do: its next tick is waited for
+    LOOKING = "looking"  # the loop has work: it is looked at from time to time
+    ASKED = "asked"  # it was busy at a look, and asked to answer
+    BLOCKED = "blocked"  # it has not answered for --block-warn, which has been told
+
+
+class Said(enum.Enum):
+    """What a look found out."""
+
+    NOTHING = "nothing"
+    ASK = "ask"  # have the loop answer
+    BLOCKED = "blocked"  # since `asked`
+    TURNS = "turns"  # again, after `lasted`
+
+
+class Culprit(enum.Enum):
+    """Who kept the interpreter lock while this thread could not run."""
+
+    LOOP = "loop"
+    ANOTHER = "another"  # thread
+    NOBODY = "nobody"  # used the processor
+    UNSEEN = "unseen"  # the loop, which has gone on since
+
+
+SENTENCES: Final = {
+    None: "the event loop has been blocked for {0} by {1}",
+    Culprit.LOOP: "the event loop has been blocked for {0} by {1}, in code that kept the interpreter lock all the time "
+    "(a C library's, a regular expression), called from here",
+    Culprit.ANOTHER: "the event loop has been blocked for {0}: another thread ran code that kept the interpreter lock "
+    "(a C library's, a regular expression); the threads now",
+    Culprit.NOBODY: "nothing has run in this process for {0}: it was stopped, got no processor time, or waited in code "
+    "that kept the interpreter lock; its loop now",
+    Culprit.UNSEEN: "the event loop was blocked for {0}; that was over before it could be seen by what",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delay:
+    """By how much (s) a look was late, if that means anything, and why."""
+
+    late: float
+    culprit: Culprit
+
+
+@dataclasses.dataclass(slots=True)
+class Watch:
+    """The watch over one loop: what is seen at each look, and what follows from it. All times CLOCK_MONOTONIC, s."""
+
+    limit: float  # --block-warn
+    phase: Phase = Phase.PARKED
+    asked: float = 0.0  # since when the loop has owed an answer
+    lasted: float = 0.0
+
+    def look(self, now: float, turned: float, idle: bool, quiet: bool, late: float) -> Said:
+        """Take what is seen at `now`.
+
+        `turned`: when the loop turned last, as far as it said; `idle`: its thread waits for events; `quiet`: it had
+        nothing to do before its last tick; `late`: by how much this look is later than it was meant to be.
+        """
+        if self.phase is Phase.BLOCKED:
+            if turned < self.asked:
+                return Said.NOTHING
+            self.phase, self.lasted = Phase.LOOKING, turned - self.asked
+            return Said.TURNS
+        if late >= self.limit and turned < now - late:  # nothing of this process's Python code ran
+            self.asked = min(self.asked, now - late) if self.phase is Phase.ASKED else now - late
+            self.phase = Phase.BLOCKED
+            return Said.BLOCKED
+        if self.phase is Phase.ASKED:
+            if turned < self.asked:
+                if now - self.asked < self.limit:
+                    return Said.NOTHING
+                self.phase = Phase.BLOCKED
+                return Said.BLOCKED
+            self.phase = Phase.LOOKING
+        if self.phase is Phase.PARKED:
+            if now - turned < TICK + self.limit / 2 and quiet:
+                return Said.NOTHING
+            self.phase = Phase.LOOKING
+        if idle:
+            if quiet and now - turned < TICK:
+                self.phase = Phase.PARKED
+            return Said.NOTHING
+        self.phase, self.asked = Phase.ASKED, now
+        return Said.ASK
+
+    def next_look(self, now: float, turned: float) -> float:
+        """When the next look is due."""
+        if self.phase is Phase.PARKED:
+            return max(now, turned + TICK + self.limit / 2)
+        return now + max(SHORTEST, self.limit / 2)
+
+
+class Watchdog:
+    """The thread. `start` it first; `watch` a loop when serving begins, and have `tick` called once a second."""
+
+    def __init__(self, channel: Channel | None, dump: int | None) -> None:
+        """`channel` is the one that the listener asks over, `dump` the file for faulthandler; both ours from now on."""
+        self._channel = channel
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = threading.get_ident()
+        self._cells: memoryview | None = None
+        self._watch: Watch | None = None
+        self._turned = 0.0
+        self._quiet = False
+        self._overslept = 0.0  # by how much the last tick was late, if that is worth telling
+        self._sleeps = 0
+        self._due = math.inf  # of the next look
+        self._used = (0.0, 0.0, 0.0)  # processor time of the process and of the loop's thread at the last look
+        self._shown_at: dict[str, float] = {}  # when the stacks of which places were shown
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._timer = Timer()
+        try:  # kept: there may be none left later
+            self._schedstat = os.open(
+                f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC
+            )
+        except OSError:
+            self._schedstat = -1
+        if dump is not None:
+            # It gives the calling thread an alternate stack (sigaltstack(2)) of 16 KiB, on which Python's handlers of
+            # all other signals run as well: a few that come together overflow it. So a thread that ends calls it.
+            register = functools.partial(faulthandler.register, DUMP_SIGNAL, all_threads=True, chain=False)
+            caller = threading.Thread(target=register, args=(dump,))
+            caller.start()
+            caller.join()
+        self._dumps = dump is not None
+        self.abilities: dict[str, Any] = {"signal": int(DUMP_SIGNAL), "loop_thread": self._loop_thread}
+        """For the listener: how it can have the stacks, and which thread the loop runs in."""
+
+    def start(self) -> None:
+        """Start the thread. The calling thread is the one that the loop will run in."""
+        threading.Thread(target=self._run, name="serve-watchdog", daemon=True).start()
+
+    def know(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The loop whose tasks are told of."""
+        self._loop = loop
+
+    def let_go(self) -> None:
+        """In a forked child: there is no such thread, and nobody asks."""
+        self._watch = None
+        if self._dumps:
+            faulthandler.unregister(DUMP_SIGNAL)
+
+    def detach(self) -> None:
+        """The process ends."""
+        if self._channel is not None:
+            self._channel.detach()
+
+    # In the loop's thread
+
+    def watch(self, cells: memoryview, block_warn: float) -> None:
+        """Watch the loop from now on, unless `block_warn` is 0; called in it. `cells` is this process's row."""
+        if block_warn > 0:
+            self._cells = cells
+            self._turned = time.monotonic()
+            self._watch = Watch(block_warn)
+            os.eventfd_write(self._wake, 1)
+
+    def unwatch(self) -> None:
+        """The loop ends in order: whatever keeps it from turning now is not blocking."""
+        self._watch = None
+
+    def tick(self) -> None:
+        """Called by the loop once a second: it turns."""
+        watch = self._watch
+        if watch is None:
+            return
+        sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        self._quiet = sleeps <= self._sleeps + 1  # it has slept once: until this tick
+        self._sleeps = sleeps
+        before, self._turned = self._turned, time.monotonic()
+        if self._turned - before - TICK >= max(watch.limit, STOOD_STILL):
+            self._overslept = self._turned - before - TICK
+        if watch.phase is Phase.PARKED:
+            if not self._quiet or self._overslept:
+                os.eventfd_write(self._wake, 1)
+            else:
+                self._timer.set(self._turned + TICK + watch.limit / 2)
+
+    def _answered(self) -> None:
+        self._turned = time.monotonic()
+
+    # In the thread
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        if self._timer.fd is not None:
+            poll.register(self._timer.fd, select.POLLIN)
+        if self._channel is not None:
+            poll.register(self._channel.fileno(), select.POLLIN)
+        while True:
+            events = poll.poll(self._patience())
+            try:
+                for fd, _ in events:
+                    if fd in (self._wake, self._timer.fd):
+                        _drain(fd)
+                    elif not self._serve_request():
+                        poll.unregister(fd)
+                self._look(time.monotonic(), bool(events))
+            except Exception:  # a bug here must cost the worker nothing more
+                log.exception("the watchdog could not look at the event loop and stops doing so; please report this")
+                self._watch = None
+
+    def _patience(self) -> float | None:
+        """Milliseconds until the next look; None where the timer or another event wakes the thread."""
+        watch = self._watch
+        if watch is None or (watch.phase is Phase.PARKED and self._timer.fd is not None):
+            return None
+        return math.ceil(min(max(0.0, self._due - time.monotonic()), LONGEST_PATIENCE) * 1000)
+
+    def _look(self, now: float, woken: bool) -> None:
+        """Look at the loop, if that is due or the loop asked for it, and tell what has changed."""
+        watch, loop = self._watch, self._loop
+        if watch is None or loop is None:
+            self._due = math.inf
+            return
+        parked = watch.phase is Phase.PARKED
+        # All that belongs together is read at once: any call of the system lets the loop go on.
+        frame, turned, overslept = sys._current_frames().get(self._loop_thread), self._turned, self._overslept
+        due = watch.next_look(0.0, turned) if parked else self._due
+        if woken and now < due and not parked:
+            return  # it was a request
+        idle = stacks.idle(frame)
+        frames = [] if idle else stacks.frames_of(frame)
+        delay = self._delay(max(0.0, now - due, overslept))
+        if overslept:
+            self._overslept = 0.0
+            if watch.phase is not Phase.BLOCKED:
+                self._say_over(loop, overslept, frames, delay)
+        seen = (now, turned, idle, self._quiet, delay.late)
+        said = watch.look(*seen)
+        if said is Said.TURNS:
+            log.info(
+                "the event loop turns again after %.1f s",
+                watch.lasted,
+                extra={"event": "loop_turns", "about": {"seconds": round(watch.lasted, 3)}},
+            )
+            said = watch.look(*seen)  # it may be blocked once more
+        if said is Said.ASK or said is Said.BLOCKED:
+            self._ask(loop)
+        if said is Said.BLOCKED:
+            self._say_blocked(loop, now - watch.asked, frames, delay)
+        self._due = watch.next_look(time.monotonic(), self._turned)
+        if watch.phase is Phase.PARKED:
+            self._timer.set(self._due)
+
+    def _say_over(self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: Delay) -> None:
+        """Tell of what is over already, because the loop came to its late tick before this thread could run."""
+        culprit = Culprit.UNSEEN if delay.culprit is Culprit.LOOP else delay.culprit
+        self._say_blocked(loop, seconds, frames, Delay(seconds, culprit))
+
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            loop.call_soon_threadsafe(self._answered)
+        except RuntimeError:  # the loop is closed
+            self._watch = None
+
+    def _delay(self, late: float) -> Delay:
+        """What a look that comes so late (s) means, from who has used the processor since the last one."""
+        since = late + (0.0 if self._watch is None else self._watch.limit / 2)
+        before, self._used = self._used, self._time_used()
+        process, running, waiting = (now - then for now, then in zip(self._used, before, strict=True))
+        if running + waiting >= since * BUSY_SHARE:
+            return Delay(late, Culprit.LOOP)
+        if process - running >= since * OTHERS_SHARE:
+            return Delay(late, Culprit.ANOTHER)
+        return Delay(late if late >= STOOD_STILL else 0.0, Culprit.NOBODY)
+
+    def _time_used(self) -> tuple[float, float, float]:
+        """Seconds that all threads ran, that the loop's did, and for which that one waited for a processor."""
+        try:
+            running, waiting, _ = os.pread(self._schedstat, 100, 0).split()
+        except (OSError, ValueError):  # a kernel without CONFIG_SCHED_INFO
+            return time.process_time(), time.clock_gettime(time.pthread_getcpuclockid(self._loop_thread)), 0.0
+        return time.process_time(), int(running) / 1e9, int(waiting) / 1e9
+
+    def _say_blocked(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: Delay
+    ) -> None:
+        """Log it, and with it what the loop's thread is doing."""
+        watch, cells = self._watch, self._cells
+        if watch is None or cells is None:
+            return
+        cells[Cell.BLOCKED] += 1
+        culprit = delay.culprit if delay.late >= watch.limit else None
+        if culprit is Culprit.UNSEEN:
+            frames = []
+        request, place = stacks.request_of(frames), stacks.place_of(frames)
+        task = stacks.running_task(loop) if frames else ""
+        by = " of ".join(part for part in (task and f"task {task}", request) if part) or "the server"
+        about = {"seconds": round(seconds, 3), "request": request, "task": task, "place": place}
+        log.warning(
+            "%s%s",
+            SENTENCES[culprit].format(f"{seconds:.1f} s (--block-warn {watch.limit:g})", by),
+            self._shown(culprit, place, frames),
+            extra={"event": "loop_blocked", "about": about},
+        )
+
+    def _shown(self, culprit: Culprit | None, place: str, frames: stacks.Frames) -> str:
+        """The stack, unless it was shown a short while ago."""
+        if culprit is Culprit.UNSEEN:
+            return ""
+        if culprit is Culprit.ANOTHER:
+            told, _ = stacks.threads(self._loop_thread)
+            return "".join(f"\n{each['name']}:\n" + "\n".join(each["stack"]) for each in told[:MOST_SHOWN])
+        if not frames:
+            return " waits for events"
+        now = time.monotonic()
+        if now - self._shown_at.get(place, -math.inf) < REPEAT_AFTER:
+            return f", again at {place}"
+        self._shown_at = {each: at for each, at in self._shown_at.items() if now - at < REPEAT_AFTER} | {place: now}
+        return "\n" + "\n".join(stacks.lines_of(frames))
+
+    # What the listener asks for
+
+    def _serve_request(self) -> bool:
+        """Answer one request; False if none will come any more. What the listener does not take is dropped."""
+        assert self._channel is not None
+        try:
+            received = self._channel.try_receive()
+            if received is not None:
+                packet, descriptors = received
+                close_descriptors(descriptors)
+                if packet["type"] == "stacks":
+                    limit = min(ANSWER_LIMIT, int(packet.get("limit", ANSWER_LIMIT)))
+                    told = self._snapshot(time.monotonic(), limit)
+                    self._channel.try_send({"type": "stacks", "id": packet.get("id"), **told})
+        except (EOFError, OSError, ChannelError):
+            return False
+        return True
+
+    def _snapshot(self, now: float, limit: int) -> dict[str, Any]:
+        watch = self._watch
+        owing = watch is not None and watch.phase in (Phase.ASKED, Phase.BLOCKED) and self._turned < watch.asked
+        blocked = now - watch.asked if watch is not None and owing else 0.0
+        return stacks.snapshot(self._loop, self._loop_thread, limit, blocked)
+
+
+class Timer:
+    """Wakes the thread at a time, if it is not set anew before (timerfd_create(2))."""
+
+    def __init__(self) -> None:
+        self.fd: int | None = None
+        """Readable once the time has come; None where the kernel has no such thing for us."""
+        with contextlib.suppress(OSError, AttributeError):
+            self.fd = _timerfd_create()
+
+    def set(self, at: float) -> None:
+        """Be readable from `at` (CLOCK_MONOTONIC, s) on, and not before."""
+        if self.fd is not None:
+            _timerfd_settime(self.fd, at)
+
+
+if sys.version_info >= (3, 13):
+
+    def _timerfd_create() -> int:
+        return os.timerfd_create(time.CLOCK_MONOTONIC, flags=os.TFD_NONBLOCK | os.TFD_CLOEXEC)
+
+    def _timerfd_settime(fd: int, at: float) -> None:
+        os.timerfd_settime(fd, flags=os.TFD_TIMER_ABSTIME, initial=at)
+else:
+    _library = ctypes.PyDLL(None)  # does not give the interpreter lock up for a call of a microsecond
+    _TIMER_ABSTIME: Final = 1
+
+    def _timerfd_create() -> int:
+        fd = int(_library.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+        if fd < 0:
+            raise OSError("no timerfd")
+        return fd
+
+    def _timerfd_settime(fd: int, at: float) -> None:
+        seconds, fraction = divmod(at, 1)
+        when = (ctypes.c_long * 4)(0, 0, int(seconds), int(fraction * 1e9))  # struct itimerspec
+        _library.timerfd_settime(fd, _TIMER_ABSTIME, when, None)
+
+
+def _drain(fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.read(fd, 8)

@@ -1,5 +1,0 @@
-"""The store: a process that keeps the shared state over restarts (SQLite) or beyond one machine (Redis).
-
-The listener starts it (`server.listener.store`) and never waits for it; what passes between is in
-`server.store.frames`. It never imports the application.
-"""
