@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from serve_asgi import shared
-from serve_asgi.protocol.service import Receive, Scope, Send
+from serve_asgi.http.worker_context import Receive, Scope, Send
 
 AT_ONCE: Final = 64
 """Writes under way in the cases that want many."""

@@ -24,9 +24,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from serve_asgi import control_client
-from serve_asgi.commands.top_samples import Samples
-from serve_asgi.commands.top_view import frame
+from serve_asgi.cli import control_client
+from serve_asgi.cli.top_samples import Samples
+from serve_asgi.cli.top_view import frame
 from serve_asgi.errors import ServeError
 
 APP = """

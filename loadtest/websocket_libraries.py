@@ -3,7 +3,7 @@
 Run it as `python -m loadtest.websocket_libraries`; it prints one Markdown table for docs/websocket-library.md. Each
 library gets the same bytes of a client and has to produce the bytes of the answer; the least of the rounds is shown,
 since whatever else the machine does only adds to it. `serve` is the seam of this server
-(serve_asgi.protocol.websocket_framing). wsproto comes with the dependency group `peers`.
+(serve_asgi.websocket.framing). wsproto comes with the dependency group `peers`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from websockets.frames import Frame
 from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
-from serve_asgi.protocol.websocket_deflate import Deflate
-from serve_asgi.protocol.websocket_framing import End, Framing
+from serve_asgi.websocket.compression import Deflate
+from serve_asgi.websocket.framing import End, Framing
 
 ROUNDS = 5
 MAX_SIZE = 16 * 1024 * 1024

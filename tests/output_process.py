@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from serve_asgi import output
+from serve_asgi.logs import output
 
 LINES = 40_000  # of 100 bytes: more than pipe and buffer hold together
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from serve_asgi.protocol.service import ClientDisconnected
-from serve_asgi.raised import name_of
+from serve_asgi.http.worker_context import ClientDisconnected
+from serve_asgi.logs.exceptions import name_of
 
 
 class Refusal(BaseException):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_asgi.scoreboard import ROW_WORDS, WORD, Row, Scoreboard, mapped
+from serve_asgi.ipc.scoreboard import ROW_WORDS, WORD, Row, Scoreboard, mapped
 
 
 def cells() -> memoryview:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 30.0

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, RunningServer
 
 APPLICATION = """

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.access_fields import ATOMS, plan
-from serve_asgi.access_log import AccessLog, NoRequest, open_access_log
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
+from serve_asgi.logs.access_format import ATOMS, plan
+from serve_asgi.logs.access_log import AccessLog, NoRequest, open_access_log
 from tests.applications import info
 from tests.running import connect, request, running
 from tests.test_access_log import AT, CLIENT, Asked, ago

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
 
 RELOADS = int(os.environ.get("AGENT_RELOADS", "3"))

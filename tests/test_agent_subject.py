@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from serve_asgi import agent, messenger
-from serve_asgi.app.agent_life import Life
-from serve_asgi.app.agent_subject import Subject, load
+from serve_asgi.app.agent_target import Subject, load
+from serve_asgi.app.agent_task import Life
 from serve_asgi.errors import UsageError
 
 MODULE = """

@@ -18,8 +18,8 @@ import pytest
 import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from serve_asgi.protocol.service import ASGIApplication, ClientDisconnected, Message, Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.worker_context import ASGIApplication, ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.lifespan import Lifespan
 from tests.protocol.http_server import GET, Client, HttpServer, body, respond, start
 

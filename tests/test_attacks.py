@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.control_client import Refused
+from serve_asgi.cli.control_client import Refused
 from tests.applications import info
 from tests.running import RunningServer, connect, request, running, state_of, until
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, RunningServer, answer, connect, request, running, until
 
 APP = """

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from serve_asgi.config.sources import read
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.changes import require
-from serve_asgi.settings import read
+from serve_asgi.listener.file_changes import require
 from tests import browser
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
@@ -382,7 +382,9 @@ def test_a_directory_that_is_replaced_is_watched_again(project: Path) -> None:
 def watcher_of(server: RunningServer) -> int:
     """The PID of the process that watches."""
     (found,) = [
-        pid for pid in server.worker_pids() if b"serve_asgi.watcher" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid
+        for pid in server.worker_pids()
+        if b"serve_asgi.listener.file_watcher" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     return found
 

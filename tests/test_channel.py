@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from serve_asgi.channel import MAX_PACKET, Channel, Outbox, TruncatedDescriptors, pair, speaks
 from serve_asgi.errors import ChannelError
+from serve_asgi.ipc.channel import MAX_PACKET, Channel, Outbox, TruncatedDescriptors, pair, speaks
 
 
 @pytest.fixture

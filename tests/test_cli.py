@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import serve_asgi
-from serve_asgi.cli import run_command_line
-from serve_asgi.config import GROUPS, flag, options
+from serve_asgi.cli.main import run_command_line
+from serve_asgi.config.options import GROUPS, flag, options
 
-ROOT = Path(serve_asgi.__file__).parent.parent
+ROOT = Path(serve_asgi.__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ def test_signals_are_held_back_before_anything_else_is_loaded(tmp_path: Path) ->
         "assert not {'asyncio', 'click', 'typing'} & sys.modules.keys()\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'serve_asgi.cli':\n"
+        "        if name == 'serve_asgi.cli.main':\n"
         "            assert LISTENER_SIGNALS <= signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
         "            sys.exit(7)\n"
         "sys.meta_path.insert(0, Finder())\n"
@@ -149,7 +149,7 @@ def test_signals_are_held_back_before_anything_else_is_loaded(tmp_path: Path) ->
 
 
 def test_what_is_held_back_covers_all_signals_that_mean_something() -> None:
-    from serve_asgi.signals import LISTENER_SIGNALS
+    from serve_asgi.ipc.signals import LISTENER_SIGNALS
 
     named = ("HUP", "USR1", "USR2", "TERM", "INT", "QUIT", "TTIN", "TTOU", "WINCH", "CHLD")
     assert {signal.Signals[f"SIG{name}"] for name in named} == LISTENER_SIGNALS

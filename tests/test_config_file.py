@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import resolve
+from serve_asgi.config.sources import Settings, read
+from serve_asgi.config.values import Given
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.release import resolve
-from serve_asgi.option_values import Given
-from serve_asgi.settings import Settings, read
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
-from serve_asgi import demo
+from serve_asgi.demo import application as demo
 from tests.browser import page
 from tests.running import PATIENCE, RunningServer, connect, request, running
 

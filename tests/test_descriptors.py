@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi import descriptors
+from serve_asgi.ipc import open_files_limit as descriptors
 from tests.applications import info
 from tests.running import RunningServer, answer, connect, request, running, until
 

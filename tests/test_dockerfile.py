@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
 from tests.image import Instruction, Stage, built, parse
 from tests.running import PATIENCE, ROOT, children, request
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.environment_file import variables
+from serve_asgi.config.env_file import variables
 from serve_asgi.errors import UsageError
 from tests.running import ROOT
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
-from serve_asgi import control_client
-from serve_asgi.control_client import Refused
+from serve_asgi.cli import control_client
+from serve_asgi.cli.control_client import Refused
 from tests.running import connect, request, running, until
 from tests.test_application_errors import BEGINNING, JSON, LONGEST, RAISED, functions, named, written
 

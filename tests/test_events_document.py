@@ -10,7 +10,11 @@ SAID = re.compile(r"(?:\bsay(?:_of)?|_say(?:_of)?|_tell|Say)\((?:\w+, )?(?:loggi
 
 
 def test_every_event_is_there() -> None:
-    sources = [path.read_text() for part in ("listener", "hub") for path in (ROOT / "server" / part).glob("*.py")]
+    sources = [
+        path.read_text()
+        for part in ("listener", "supervisor", "hub")
+        for path in (ROOT / "server" / "serve_asgi" / part).rglob("*.py")
+    ]
     told = {name for source in sources for name in SAID.findall(source)} | {"serving", "reload_done", "worker_finished"}
     assert len(told) > 40
     document = (ROOT / "docs" / "events.md").read_text()

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import pytest
 
-from serve_asgi.control_client import Refused
+from serve_asgi.cli.control_client import Refused
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, answer, connect, request, running, state_of
 

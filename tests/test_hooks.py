@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
-from serve_asgi.config import Config
-from serve_asgi.hook_events import read_hook
+from serve_asgi.cli import control_client
+from serve_asgi.config.hook_events import read_hook
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import resolve
 from serve_asgi.listener.hooks import trouble_at_start
-from serve_asgi.listener.release import resolve
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of, until
 

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from serve_asgi import link_socket
-from serve_asgi.channel import pair
-from serve_asgi.hub.frames import MAX_FRAME
-from serve_asgi.link_socket import LinkSocket
+from serve_asgi.ipc import link_socket
+from serve_asgi.ipc.channel import pair
+from serve_asgi.ipc.frames import MAX_FRAME
+from serve_asgi.ipc.link_socket import LinkSocket
 
 
 def _narrow() -> tuple[socket.socket, socket.socket]:

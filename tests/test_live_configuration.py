@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
-from serve_asgi.control_client import Refused
+from serve_asgi.cli import control_client
+from serve_asgi.cli.control_client import Refused
 from tests.applications import info
 from tests.running import ROOT, RunningServer, connect, request, running
 

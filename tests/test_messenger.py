@@ -216,7 +216,7 @@ def test_messages_outlive_the_listeners_program(tmp_path: Path) -> None:
         with ThreadPoolExecutor(4) as senders:
             sent = [senders.submit(asking.ask, f"/acked?topic=hold&payload={n}&timeout=60") for n in range(4)]
             asking.wait_for(2, "hold")
-            from serve_asgi import control_client
+            from serve_asgi.cli import control_client
 
             control_client.ask(server.control, "reload", listener=True)
             asking.ask("/broadcast?topic=release")

@@ -18,8 +18,8 @@ from typing import Final
 
 import pytest
 
-from serve_asgi import control_client
-from serve_asgi.scoreboard import Header
+from serve_asgi.cli import control_client
+from serve_asgi.ipc.scoreboard import Header
 from tests.running import RunningServer, connect, request, running
 
 pytestmark = pytest.mark.once

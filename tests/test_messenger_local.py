@@ -17,9 +17,9 @@ from serve_asgi.app.link import Identity, Link
 from serve_asgi.app.messenger import CONCURRENCY, Message
 from serve_asgi.app.receiving import Incoming, Origin
 from serve_asgi.app.sending import WINDOW, WINDOW_BYTES, Sender, Window
-from serve_asgi.hub.frames import decode, encode
-from serve_asgi.hub.hub import Role
-from serve_asgi.hub.lanes import Kind, Want
+from serve_asgi.hub.core import Role
+from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.ipc.frames import decode, encode
 
 
 @pytest.fixture(autouse=True)

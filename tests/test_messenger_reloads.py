@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.control_client import Refused
+from serve_asgi.cli.control_client import Refused
 from tests.running import PATIENCE, RunningServer, running
 
 pytestmark = pytest.mark.once

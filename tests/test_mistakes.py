@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.control_client import Refused
+from serve_asgi.cli.control_client import Refused
+from serve_asgi.config.sources import Given, read
 from serve_asgi.errors import UsageError
-from serve_asgi.settings import Given, read
 from tests.applications import info
 from tests.running import ROOT, running
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.output import LIMIT, ChildOutput, Guard, Sink, _Stream
+from serve_asgi.logs.output import LIMIT, ChildOutput, Guard, Sink, _Stream
 from tests.output_process import LINES
 
 PROCESS = Path(__file__).with_name("output_process.py")
@@ -190,9 +190,9 @@ def test_a_sink_never_raises(gone: bool) -> None:
 
 FULL_DISK = """
 import os, sys, time
-from serve_asgi.config import Config
-from serve_asgi.access_lines import AccessLog
-from serve_asgi.logs import LogFile
+from serve_asgi.config.options import Config
+from serve_asgi.logs.access_lines import AccessLog
+from serve_asgi.logs.server_log import LogFile
 
 class Lines(AccessLog):
     def record(self, *given, **more): pass

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi import control_client
-from serve_asgi.control_client import Refused
+from serve_asgi.cli import control_client
+from serve_asgi.cli.control_client import Refused
 from tests.applications import info
 from tests.running import RunningServer, answer, connect, request, running, state_of, until
 

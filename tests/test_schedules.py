@@ -15,13 +15,13 @@ import pytest
 
 from serve_asgi import schedule
 from serve_asgi.app import schedule_call
+from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Identity, Link, LinkClosed, current
 from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING
 from serve_asgi.app.schedule import Ran, Run, Schedule, ScheduleRefused
-from serve_asgi.app.work import work
-from serve_asgi.hub.definition import ScheduleError
-from serve_asgi.hub.frames import encode
-from serve_asgi.hub.hub import Role
+from serve_asgi.hub.core import Role
+from serve_asgi.hub.schedules.definition import ScheduleError
+from serve_asgi.ipc.frames import encode
 from tests.running import PATIENCE
 
 

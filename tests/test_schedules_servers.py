@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, running
 from tests.schedule_application import APPLICATION, do, notes, outcomes, report, until
 

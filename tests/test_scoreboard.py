@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.scoreboard import (
+from serve_asgi.ipc.scoreboard import (
     COUNTERS,
     LARGEST,
     MOST_AT_ONCE,

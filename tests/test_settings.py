@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.config import Config, environment_names, options
+from serve_asgi.config.options import Config, environment_names, options
+from serve_asgi.config.sources import Given, build, kind, several
 from serve_asgi.errors import UsageError
-from serve_asgi.settings import Given, build, kind, several
 
 
 def configured(given: dict[str, Given] | None = None, **environ: str) -> Config:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_asgi.app.loading import load, parse
 from serve_asgi.errors import UsageError
-from serve_asgi.specification import load, parse
-from serve_asgi.tracebacks import application_traceback
+from serve_asgi.logs.tracebacks import application_traceback
 
 SHOP = """
 async def asgi(scope, receive, send): ...
@@ -96,17 +96,10 @@ def test_what_is_not_there_is_said(directory: Path, specification: str, factory:
     assert sentence.format(directory=directory) in why_not(specification, factory)
 
 
-@pytest.mark.parametrize("form", ["server.py", "server/serve_asgi/__init__.py"])
-def test_an_application_called_server_is_told_how_to_mend_it(directory: Path, form: str) -> None:
-    (directory / form).parent.mkdir(exist_ok=True)
-    (directory / form).write_text("app = 1")
-    assert f"the application's {form} has the name of this server's own package" in why_not("server:app")
-
-
 def failure(specification: str) -> str:
     """The traceback of a failing import, as the worker sees it: caught by this server's own code."""
     outer = {"load": load}
-    code = compile(f"load({specification!r}, False)", sys.modules["server"].__path__[0] + "/worker/x.py", "exec")
+    code = compile(f"load({specification!r}, False)", sys.modules["serve_asgi"].__path__[0] + "/worker/x.py", "exec")
     with pytest.raises(Exception, match=r".") as caught:
         exec(code, outer)
     assert not isinstance(caught.value, UsageError)

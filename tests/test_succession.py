@@ -19,10 +19,10 @@ import pytest
 from loadtest.reload import run
 from loadtest.report import table
 from loadtest.result import Settings
-from serve_asgi import control_client
-from serve_asgi.commands.processes import Process
-from serve_asgi.commands.stop import Stopping
-from serve_asgi.signals import LISTENER_SIGNALS
+from serve_asgi.cli import control_client
+from serve_asgi.cli.process_handle import Process
+from serve_asgi.cli.stop import Stopping
+from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
 

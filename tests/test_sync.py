@@ -16,7 +16,8 @@ from typing import Any, TypeVar, assert_type
 import pytest
 
 from serve_asgi import agent, messenger, schedule, shared
-from serve_asgi.app import blocking, stand_in
+from serve_asgi.app import sync_calls as blocking
+from serve_asgi.app import thread_loop as stand_in
 from serve_asgi.app.messenger import Message, Receipt
 from serve_asgi.app.schedule import ScheduleRefused
 from tests.running import PATIENCE, ROOT

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 
-from serve_asgi.protocol.service import ClientDisconnected
-from serve_asgi.raised import all_tell, shortened
-from serve_asgi.tracebacks import MESSAGE_LIMIT, TRACEBACK_LIMIT, application_traceback, error_text, traceback_text
+from serve_asgi.http.worker_context import ClientDisconnected
+from serve_asgi.logs.exceptions import all_tell, shortened
+from serve_asgi.logs.tracebacks import MESSAGE_LIMIT, TRACEBACK_LIMIT, application_traceback, error_text, traceback_text
 from tests.raising import Graph, Hostile, graphs, link
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.config import Config
-from serve_asgi.tracing import RequestIds, traceparent
+from serve_asgi.config.options import Config
+from serve_asgi.logs.request_ids import RequestIds, traceparent
 from tests.running import PATIENCE, RunningServer, connect, running
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

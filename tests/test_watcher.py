@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from watchfiles import Change
 
-from serve_asgi.watcher import Watched
+from serve_asgi.listener.file_watcher import Watched
 
 ADDED, MODIFIED, DELETED = Change.added, Change.modified, Change.deleted
 

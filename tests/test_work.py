@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from serve_asgi.app.work import Work
+from serve_asgi.app.background_work import Work
 
 
 def test_what_only_waits_is_cut_as_well_but_does_not_count() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.admin.scraping import admin_address
 from tests.browser import page
 from tests.running import RunningServer, running

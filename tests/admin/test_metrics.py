@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 
-from serve_asgi import control_client
-from serve_asgi.scoreboard import DURATION_BOUNDS
+from serve_asgi.cli import control_client
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS
 from tests.admin.scraping import (
     ADMIN,
     GROWING,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.admin.scraping import ADMIN, admin_address, fetch, status_page, value, wait_for
 from tests.admin.test_metrics import admin_process, workers_of
 from tests.applications import info

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from serve_asgi.admin.accept_queues import queues
 from serve_asgi.admin.metrics import connections_by_state
-from serve_asgi.admin.queues import queues
-from serve_asgi.admin.reading import Reading, quantile, read
 from serve_asgi.admin.samples import Samples, by_generation
-from serve_asgi.admin.view import View
+from serve_asgi.admin.scoreboard_totals import Reading, quantile, read
+from serve_asgi.admin.server_view import View
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header
 from serve_asgi.listener.admin_state import admin_state
 from serve_asgi.listener.history import History
-from serve_asgi.listener.supervisor import Supervisor
-from serve_asgi.scoreboard import DURATION_BOUNDS, Cell, Header
+from serve_asgi.supervisor.supervisor import Supervisor
 from tests.listener.test_supervisor import POLICY
 from tests.rows import Rows
 from tests.running import PATIENCE

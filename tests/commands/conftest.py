@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_asgi.control_client import ask
+from serve_asgi.cli.control_client import ask
 from tests.commands.serving import SLOW
 from tests.running import RunningServer, running
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.commands import MODULES, load
-from serve_asgi.commands.command import memory, span
-from serve_asgi.commands.config import value
-from serve_asgi.commands.stacks import lines
-from serve_asgi.control_client import ask
+from serve_asgi.cli import MODULES, load
+from serve_asgi.cli.command import memory, span
+from serve_asgi.cli.config import value
+from serve_asgi.cli.control_client import ask
+from serve_asgi.cli.stacks import lines
 from tests.commands.serving import SLOW, begin, serve, start
 from tests.running import PATIENCE, RunningServer, running, until
 

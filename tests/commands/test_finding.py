@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from serve_asgi.errors import UsageError
 from tests.applications import info
 from tests.commands.serving import environment, serve
@@ -58,7 +58,7 @@ def unnamed(directory: Path, *arguments: str) -> Iterator[int]:
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only place where servers are looked for: others may run on this machine."""
     (tmp_path / "app.py").write_text(info())
-    monkeypatch.setattr("serve_asgi.control_client._directories", lambda: [tmp_path / "serve"])
+    monkeypatch.setattr("serve_asgi.cli.control_client._directories", lambda: [tmp_path / "serve"])
     return tmp_path
 
 
@@ -183,7 +183,7 @@ def test_what_another_user_answers_is_not_believed() -> None:
 def test_in_the_places_of_services_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RuntimeDirectory= of a unit is known to the server by an environment that a person's shell has not."""
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    from serve_asgi import control_protocol
+    from serve_asgi.ipc import control_protocol
 
     (tmp_path / "serve").mkdir(mode=0o700)
     assert control_protocol.default_socket(5) == tmp_path / "serve" / "5.sock"

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from serve_asgi.commands import reload_progress
-from serve_asgi.commands.command import harmless
-from serve_asgi.commands.reload_progress import remains
-from serve_asgi.commands.reload_view import picture
-from serve_asgi.control_client import ask
+from serve_asgi.cli import reload_progress
+from serve_asgi.cli.command import harmless
+from serve_asgi.cli.control_client import ask
+from serve_asgi.cli.reload_live_view import picture
+from serve_asgi.cli.reload_progress import remains
 from tests.commands.serving import SLOW, begin, serve, start
 from tests.commands.terminal import Terminal
 from tests.running import PATIENCE, RunningServer, connect, request

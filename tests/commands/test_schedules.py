@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
-from serve_asgi.commands import schedules
-from serve_asgi.hub.schedule_commands import MOST_SHOWN
+from serve_asgi.cli import control_client, schedules
+from serve_asgi.hub.schedules.commands import MOST_SHOWN
 from tests.commands.serving import serve
 from tests.running import RunningServer, running
 from tests.schedule_application import APPLICATION, outcomes, until

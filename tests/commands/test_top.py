@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from serve_asgi.commands.command import harmless
-from serve_asgi.commands.top_charts import Column, bar, columns, marks, rounded_up
-from serve_asgi.commands.top_samples import Samples, percentile
-from serve_asgi.commands.top_view import frame
+from serve_asgi.cli.command import harmless
+from serve_asgi.cli.top_charts import Column, bar, columns, marks, rounded_up
+from serve_asgi.cli.top_samples import Samples, percentile
+from serve_asgi.cli.top_view import frame
 from tests.applications import info
 from tests.commands.serving import serve
 from tests.commands.terminal import Terminal
@@ -277,10 +277,10 @@ def test_a_server_that_is_started_again_is_found_again_and_one_that_is_gone_is_a
 def test_what_draws_is_not_loaded_by_what_serves() -> None:
     """`serve app:asgi` starts no slower and is no larger for it."""
     code = (
-        "import sys, serve_asgi.cli, serve_asgi.listener.main, serve_asgi.worker.main\n"
-        "serve_asgi.cli._run_command()\n"
+        "import sys, serve_asgi.cli.main, serve_asgi.listener.listener, serve_asgi.worker.main\n"
+        "serve_asgi.cli.main._run_command()\n"
         "assert not [name for name in sys.modules if name.partition('.')[0] in ('rich', 'pygments')]\n"
-        "own = [name for name in sys.modules if name.startswith('serve_asgi.commands.')]\n"
-        "assert not [name for name in own if name != 'serve_asgi.commands.command']\n"
+        "own = [name for name in sys.modules if name.startswith('serve_asgi.cli.')]\n"
+        "assert not [name for name in own if name != 'serve_asgi.cli.command']\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import msgpack
 
-from serve_asgi.hub.frames import decode, encode
+from serve_asgi.ipc.frames import decode, encode
 from tests.fuzzing import grammar
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["serve_asgi.protocol"]):
+with atheris.instrument_imports(include=["serve_asgi.http"]):
     from tests.fuzzing import inputs
 
 TARGETS = {"http1": inputs.check_http1, "websocket": inputs.check_websocket}

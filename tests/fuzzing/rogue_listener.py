@@ -95,11 +95,13 @@ def main() -> None:
     hand = socket.socket(fileno=int(sys.argv[1]))
     watch = Watch(sys.argv[2])
 
-    from serve_asgi import output
-    from serve_asgi.channel import Channel, pair
-    from serve_asgi.listener import admin, crew, store
+    from serve_asgi.ipc.channel import Channel, pair
+    from serve_asgi.listener import admin_process as admin
+    from serve_asgi.listener import children as crew
+    from serve_asgi.listener import store_process as store
     from serve_asgi.listener.child import Child
-    from serve_asgi.listener.lifecycle import Slot, Worker
+    from serve_asgi.logs import output
+    from serve_asgi.supervisor.lifecycles import Slot, Worker
 
     def hand_over(end: socket.socket, **about: object) -> None:
         watch.children += 1
@@ -129,10 +131,10 @@ def main() -> None:
     admin.FIRST_DELAY, admin.LONGEST_DELAY = 0.01, 0.2  # type: ignore[misc]
     import signal
 
-    from serve_asgi.signals import LISTENER_SIGNALS
+    from serve_asgi.ipc.signals import LISTENER_SIGNALS
 
     signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
-    from serve_asgi.cli import run_command_line
+    from serve_asgi.cli.main import run_command_line
 
     sys.exit(run_command_line(sys.argv[3:]))
 

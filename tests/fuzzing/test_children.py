@@ -9,10 +9,10 @@ from typing import Any
 import msgpack
 import pytest
 
-from serve_asgi import packets
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembled import assembled
-from serve_asgi.hub.hub import Hub, HubSettings, Order, Role
+from serve_asgi.hub.assembly import assembled
+from serve_asgi.hub.core import Hub, HubSettings, Order, Role
+from serve_asgi.ipc import packets
 from tests.fuzzing import grammar
 from tests.fuzzing.fuzz_children import run
 from tests.hub.port import RecordingPort

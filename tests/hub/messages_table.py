@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from serve_asgi.hub.frames import Frame, encode
-from serve_asgi.hub.hub import Hub, HubSettings, Order, Role
-from serve_asgi.hub.lanes import Kind, Want
-from serve_asgi.hub.messages import Messages
-from serve_asgi.hub.places import entries
+from serve_asgi.hub.core import Hub, HubSettings, Order, Role
+from serve_asgi.hub.messages.consumers import entries
+from serve_asgi.hub.messages.part import Messages
+from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.ipc.frames import Frame, encode
 from tests.hub.port import RecordingPort
 
 AGENT = 100
@@ -54,7 +54,7 @@ class Table:
 
     def replace(self) -> None:
         """Another program of the listener takes over."""
-        from serve_asgi.hub.frames import packed, unpacked
+        from serve_asgi.ipc.frames import packed, unpacked
 
         state = unpacked(packed(self.hub.to_state(), "the state"))
         self.hub = self.fresh()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from typing import Any
 
-from serve_asgi.hub.frames import Frame, decode
+from serve_asgi.ipc.frames import Frame, decode
 
 
 class RecordingPort:

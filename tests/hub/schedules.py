@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_asgi.hub.definition import Definition
-from serve_asgi.hub.frames import encode
-from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Role
-from serve_asgi.hub.schedule_line import Entry, Line
-from serve_asgi.hub.state import SharedState
-from serve_asgi.hub.ticks import Ticks
+from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Role
+from serve_asgi.hub.schedules.definition import Definition
+from serve_asgi.hub.schedules.part import Ticks
+from serve_asgi.hub.schedules.schedule import Entry, Line
+from serve_asgi.hub.state.part import SharedState
+from serve_asgi.ipc.frames import encode
 from tests.hub.port import RecordingPort
 
 BEGIN = 1_800_000_000.0

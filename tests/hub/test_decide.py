@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from serve_asgi.app.replica import Replica
-from serve_asgi.hub.copies import Item
-from serve_asgi.hub.decide import MAX_KEY, OVERHEAD, Change, Code, Entry, Limits, Op, Refused, Write, decide, size
-from serve_asgi.hub.entries import Entries
-from serve_asgi.hub.frames import Frame, packed, unpacked
+from serve_asgi.hub.state.entries import Entries
+from serve_asgi.hub.state.replica import Item
+from serve_asgi.hub.state.write import MAX_KEY, OVERHEAD, Change, Code, Entry, Limits, Op, Refused, Write, decide, size
+from serve_asgi.ipc.frames import Frame, packed, unpacked
 
 LIMITS = Limits(value=100, total=1000 + OVERHEAD)
 FIVE = Entry(7, packed(5, ""))

@@ -11,8 +11,8 @@ from cronsim import CronSim
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_asgi.hub import definition as d
-from serve_asgi.hub.definition import Definition, On, Overlap, ScheduleError
+from serve_asgi.hub.schedules import definition as d
+from serve_asgi.hub.schedules.definition import Definition, On, Overlap, ScheduleError
 
 DAY = 86_400_000
 CHANGES = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.frames import MAX_FRAME, Frame, NotSendable, decode, encode, packed, unpacked
-from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Part, Phase, Role
-from serve_asgi.hub.presence import Presence
+from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Part, Phase, Role
+from serve_asgi.hub.membership import Presence
+from serve_asgi.ipc.frames import MAX_FRAME, Frame, NotSendable, decode, encode, packed, unpacked
 from tests.hub.port import RecordingPort
 
 

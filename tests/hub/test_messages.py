@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from serve_asgi.hub.frames import encode
-from serve_asgi.hub.hub import Role
-from serve_asgi.hub.lanes import LANE_BYTES, LIMIT, LIMIT_STARTING, Kind, Want
-from serve_asgi.hub.places import WINDOW
-from serve_asgi.hub.prospects import DEAD, GRACE, STRANDED
+from serve_asgi.hub.core import Role
+from serve_asgi.hub.messages.candidates import DEAD, GRACE, STRANDED
+from serve_asgi.hub.messages.consumers import WINDOW
+from serve_asgi.hub.messages.queues import LANE_BYTES, LIMIT, LIMIT_STARTING, Kind, Want
+from serve_asgi.ipc.frames import encode
 from tests.hub.messages_table import AGENT, Table
 
 

@@ -15,10 +15,10 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serve_asgi.hub.hub import Phase, Role
-from serve_asgi.hub.lanes import COPY_BYTES, Kind, Stage, Want
-from serve_asgi.hub.places import Desk, Waiting
-from serve_asgi.hub.prospects import GRACE, STRANDED
+from serve_asgi.hub.core import Phase, Role
+from serve_asgi.hub.messages.candidates import GRACE, STRANDED
+from serve_asgi.hub.messages.consumers import Desk, Waiting
+from serve_asgi.hub.messages.queues import COPY_BYTES, Kind, Stage, Want
 from tests.hub.messages_table import AGENT, Given, Table
 
 SLOTS = 2
@@ -47,10 +47,10 @@ class Processes(RuleBasedStateMachine):
         super().__init__()
         self.patches = contextlib.ExitStack()
         for where, name, bound in (
-            ("serve_asgi.hub.places", "LIMIT", LIMIT),
-            ("serve_asgi.hub.routing", "LIMIT", LIMIT),
-            ("serve_asgi.hub.places", "LIMIT_STARTING", STARTING),
-            ("serve_asgi.hub.places", "WINDOW", WINDOW),
+            ("serve_asgi.hub.messages.consumers", "LIMIT", LIMIT),
+            ("serve_asgi.hub.messages.routing", "LIMIT", LIMIT),
+            ("serve_asgi.hub.messages.consumers", "LIMIT_STARTING", STARTING),
+            ("serve_asgi.hub.messages.consumers", "WINDOW", WINDOW),
         ):
             self.patches.enter_context(mock.patch(f"{where}.{name}", bound))
         self.table = Table(agent=True)

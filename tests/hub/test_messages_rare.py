@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.frames import encode
-from serve_asgi.hub.hub import Role
-from serve_asgi.hub.lanes import ALL_BYTES, LANE_BYTES, LIMIT, Kind, Want
-from serve_asgi.hub.losses import TOLD_SINGLY
-from serve_asgi.hub.places import TOPICS_STARTING, WINDOW
-from serve_asgi.hub.prospects import DEAD, GRACE, STRANDED
+from serve_asgi.hub.core import Role
+from serve_asgi.hub.messages.candidates import DEAD, GRACE, STRANDED
+from serve_asgi.hub.messages.consumers import TOPICS_STARTING, WINDOW
+from serve_asgi.hub.messages.queues import ALL_BYTES, LANE_BYTES, LIMIT, Kind, Want
+from serve_asgi.hub.messages.undelivered import TOLD_SINGLY
+from serve_asgi.ipc.frames import encode
 from tests.hub.messages_table import AGENT, Table
 
 

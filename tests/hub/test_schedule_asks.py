@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub import ticks
-from serve_asgi.hub.definition import Definition, On
-from serve_asgi.hub.frames import encode, unpacked
-from serve_asgi.hub.hub import Member, Order, Role
+from serve_asgi.hub.core import Member, Order, Role
+from serve_asgi.hub.schedules import part as ticks
+from serve_asgi.hub.schedules.definition import Definition, On
+from serve_asgi.ipc.frames import encode, unpacked
 from tests.hub.schedules import BEGIN, Server
 
 JOB = Definition("job", every=10_000)
@@ -208,7 +208,7 @@ def test_figures_only_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_one_that_breaks_later_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.switch(JOB, Definition("cron", cron="* * * * *"))
-    monkeypatch.setattr("serve_asgi.hub.definition.CronSim", None)
+    monkeypatch.setattr("serve_asgi.hub.schedules.definition.CronSim", None)
     server.go(100)
     assert "cannot be computed" in server.ticks.asks.report("cron")[0]["disabled"]
     assert [event for event, *_ in server.port.records].count("schedule_refused") == 1

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from serve_asgi.app.replica import Replica
-from serve_asgi.hub.assembled import assembled
-from serve_asgi.hub.decide import OVERHEAD
-from serve_asgi.hub.frames import Frame, encode, packed, unpacked
-from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Role
-from serve_asgi.hub.messages import Messages
-from serve_asgi.hub.state import SharedState
+from serve_asgi.hub.assembly import assembled
+from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Role
+from serve_asgi.hub.messages.part import Messages
+from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.state.write import OVERHEAD
+from serve_asgi.ipc.frames import Frame, encode, packed, unpacked
 from tests.hub.port import RecordingPort
 
 
@@ -453,7 +453,7 @@ def test_what_the_store_tells_late_changes_nothing(stored: Fixture) -> None:
 
 
 def test_only_so_many_deleted_keys_are_remembered(stored: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.hub.told.MAX_TOMBSTONES", 2)
+    monkeypatch.setattr("serve_asgi.hub.state.store_changes.MAX_TOMBSTONES", 2)
     for number in range(4):
         stored.from_store("store.change", b"\x01", key=f"k{number}", version=10 + number, deleted=False)
         stored.from_store("store.change", key=f"k{number}", version=20 + number, deleted=True)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serve_asgi.app.replica import Replica
-from serve_asgi.hub import copies, feeding, state
-from serve_asgi.hub.decide import OVERHEAD, Change, Entry, Limits, Write, decide, size
-from serve_asgi.hub.frames import decode, encode, packed, unpacked
-from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Role
-from serve_asgi.hub.state import SharedState
+from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Role
+from serve_asgi.hub.state import part as state
+from serve_asgi.hub.state import replica as copies
+from serve_asgi.hub.state import replication as feeding
+from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.state.write import OVERHEAD, Change, Entry, Limits, Write, decide, size
+from serve_asgi.ipc.frames import decode, encode, packed, unpacked
 from tests.hub.port import RecordingPort
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "40"))

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.definition import Definition, On, Overlap
-from serve_asgi.hub.frames import encode, packed, unpacked
-from serve_asgi.hub.hub import Order, Role
-from serve_asgi.hub.schedule_line import COUNTED, HISTORY, MOST_WAITING
+from serve_asgi.hub.core import Order, Role
+from serve_asgi.hub.schedules.definition import Definition, On, Overlap
+from serve_asgi.hub.schedules.schedule import COUNTED, HISTORY, MOST_WAITING
+from serve_asgi.ipc.frames import encode, packed, unpacked
 from tests.hub.schedules import BEGIN, Server
 
 

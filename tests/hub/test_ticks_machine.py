@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serve_asgi.hub.definition import Definition, On, Overlap
-from serve_asgi.hub.hub import Member, Order
+from serve_asgi.hub.core import Member, Order
+from serve_asgi.hub.schedules.definition import Definition, On, Overlap
 from tests.hub.schedules import BEGIN, Server
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "60"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.definition import Definition, Overlap
+from serve_asgi.hub.schedules.definition import Definition, Overlap
 from serve_asgi.store.leases import Leases
 from tests.hub.schedules import BEGIN, Server
 

@@ -10,10 +10,10 @@ import msgpack
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembled import assembled
-from serve_asgi.hub.frames import encode
-from serve_asgi.hub.hub import Hub, HubSettings, Order, Role
-from serve_asgi.hub.senders import MOST_OFFERED
+from serve_asgi.hub.assembly import assembled
+from serve_asgi.hub.core import Hub, HubSettings, Order, Role
+from serve_asgi.hub.messages.confirmations import MOST_OFFERED
+from serve_asgi.ipc.frames import encode
 from tests.hub.port import RecordingPort
 
 DEFINED = {"name": "s", "on": "one", "overlap": "skip", "every": 1000}

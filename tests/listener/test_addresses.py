@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from serve_asgi.config import Config
+from serve_asgi.config.addresses import TcpAddress, UnixAddress, addresses, parse_address
+from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.addresses import TcpAddress, UnixAddress, addresses, parse_address
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.listener.announcements import Announcements
-from serve_asgi.listener.pidfile import PidFile
+from serve_asgi.listener.pid_file import PidFile
 
 
 @pytest.mark.parametrize(("told", "lines"), [(False, 2), (True, 0)])

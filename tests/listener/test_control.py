@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from serve_asgi.errors import UsageError
 from tests.applications import info
 from tests.running import RunningServer, connect, request, running
@@ -47,7 +47,7 @@ def test_the_command_finds_the_only_server_and_says_what_is_missing(
     (tmp_path / "app.py").write_text(info())
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
-    monkeypatch.setattr("serve_asgi.control_protocol.runtime_directories", lambda: [tmp_path / "serve"])
+    monkeypatch.setattr("serve_asgi.ipc.control_protocol.runtime_directories", lambda: [tmp_path / "serve"])
     with pytest.raises(UsageError, match="no server was found"):
         control_client.find()
     with pytest.raises(UsageError, match="cannot be read"):

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from serve_asgi.config import Config
-from serve_asgi.hub.hub import HubSettings
-from serve_asgi.listener import events as e
-from serve_asgi.listener.crew import Crew
-from serve_asgi.listener.lifecycle import Policy
-from serve_asgi.listener.links import Links
-from serve_asgi.listener.release import Release
-from serve_asgi.listener.supervisor import Supervisor
-from serve_asgi.scoreboard import Scoreboard
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import Release
+from serve_asgi.hub.core import HubSettings
+from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.listener.children import Crew
+from serve_asgi.listener.hub_links import Links
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import Policy
+from serve_asgi.supervisor.supervisor import Supervisor
 
 POLICY = Policy(1, 1, 3, 60.0, 30.0, 10.0, 0.0)
 

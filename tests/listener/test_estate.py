@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import output
+from serve_asgi.config.sources import read
 from serve_asgi.errors import UsageError
-from serve_asgi.listener import estate, successor
-from serve_asgi.listener.main import Listener
-from serve_asgi.listener.plan import planned
-from serve_asgi.scoreboard import Scoreboard
-from serve_asgi.settings import read
+from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.listener import re_exec_state as estate
+from serve_asgi.listener import re_exec_successor as successor
+from serve_asgi.listener.generation_plan import planned
+from serve_asgi.listener.listener import Listener
+from serve_asgi.logs import output
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from serve_asgi.listener import events as e
-from serve_asgi.listener.gates import Gates
+from serve_asgi.listener.hook_gates import Gates
 from serve_asgi.listener.hooks import Hooks
+from serve_asgi.supervisor import events as e
 
 ON, OFF, RELOAD = e.LameDuckAsked(on=True), e.LameDuckAsked(on=False), e.ReloadAsked()
 

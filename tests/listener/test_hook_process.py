@@ -15,14 +15,14 @@ from typing import Any
 import anyio
 import pytest
 
-from serve_asgi.config import Config
-from serve_asgi.hook_events import read_hook
-from serve_asgi.listener import events as e
+from serve_asgi.config.hook_events import read_hook
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import Release, resolve
 from serve_asgi.listener import hook_process
+from serve_asgi.listener.helper_processes import Processes
 from serve_asgi.listener.hook_process import KEPT, Outcome, command_of, run
 from serve_asgi.listener.hooks import Hooks
-from serve_asgi.listener.processes import Processes
-from serve_asgi.listener.release import Release, resolve
+from serve_asgi.supervisor import events as e
 from tests.running import PATIENCE, ROOT, state_of
 
 CALLABLES = """
@@ -154,7 +154,7 @@ def test_a_callable_that_fails_shows_its_own_frames(release: Release) -> None:
     said, *traceback = run_hook(release, "callables:fails").output.splitlines()
     assert said == "about to fail"
     assert traceback[-1] == "ValueError: no"
-    assert not any("server/serve_asgi/hook.py" in line for line in traceback)
+    assert not any("server/serve_asgi/worker/hook_runner.py" in line for line in traceback)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from serve_asgi.listener.events import Action, TellVerdict
-from serve_asgi.listener.introductions import Introductions
-from serve_asgi.listener.lifecycle import Cause, Generation, Policy, Slot, Worker
+from serve_asgi.supervisor.events import Action, TellVerdict
+from serve_asgi.supervisor.hand_over_pairs import Introductions
+from serve_asgi.supervisor.lifecycles import Cause, Generation, Policy, Slot, Worker
 
 POLICY = Policy(3, 1, 3, 60.0, 30.0, 10.0, 0.0)
 GENERATION = Generation(1, POLICY, 3, 0, [], 0.0)

@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from serve_asgi.hub.frames import Frame, Said, decode, encode
-from serve_asgi.hub.hub import Hub, HubSettings, Member, Order, Part, Phase
-from serve_asgi.listener import events as e
-from serve_asgi.listener.lifecycle import Policy, Worker, WorkerState
-from serve_asgi.listener.links import ROOM, Links
-from serve_asgi.listener.supervisor import Supervisor
-from serve_asgi.scoreboard import Header, Scoreboard
+from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Part, Phase
+from serve_asgi.ipc.frames import Frame, Said, decode, encode
+from serve_asgi.ipc.scoreboard import Header, Scoreboard
+from serve_asgi.listener.hub_links import ROOM, Links
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import Policy, Worker, WorkerState
+from serve_asgi.supervisor.supervisor import Supervisor
 
 POLICY = Policy(2, 2, 3, 60.0, 30.0, 10.0, 0.0)
 PATIENCE = 20.0

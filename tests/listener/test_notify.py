@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.listener import notify
+from serve_asgi.listener import sd_notify as notify
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.pidfile import PidFile
+from serve_asgi.listener.pid_file import PidFile
 
 ROOT = Path(__file__).parent.parent.parent
 HOLD = (
-    "import sys; from serve_asgi.listener.pidfile import PidFile\n"
+    "import sys; from serve_asgi.listener.pid_file import PidFile\n"
     "file = PidFile(sys.argv[1]); file.write(); print(flush=True); input()"
 )
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import interpreter_flags, logical_directory, resolve
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.release import interpreter_flags, logical_directory, resolve
 
 
 @pytest.fixture
@@ -114,9 +114,7 @@ def test_what_the_interpreter_was_told(
 
 
 def test_the_listener_was_started_when_its_process_was_whatever_programs_it_has_run_since() -> None:
-    code = (
-        "import os, sys, time; from serve_asgi.listener.release import BEGAN; print(BEGAN, time.time(), flush=True); "
-    )
+    code = "import os, sys, time; from serve_asgi.config.release import BEGAN; print(BEGAN, time.time(), flush=True); "
     again = "time.sleep(0.5); sys.argv[1:] and os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
     told = subprocess.run([sys.executable, "-c", code + again, code], capture_output=True, text=True, check=True)
     (first, first_now), (second, second_now) = (map(float, line.split()) for line in told.stdout.splitlines())

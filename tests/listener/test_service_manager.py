@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.listener.lifecycle import Cause, Generation, Policy, ServerState, Worker, WorkerState
 from serve_asgi.listener.service_manager import under_way, well
+from serve_asgi.supervisor.lifecycles import Cause, Generation, Policy, ServerState, Worker, WorkerState
 from tests.running import PATIENCE, RunningServer, answer, connect, running
 
 POLICY = Policy(4, 4, 3, 60.0, 30.0, 10.0, 0.0)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi import shut_out as way_in
-from serve_asgi.config import Config
-from serve_asgi.listener.sockets import Listening, bind
-from serve_asgi.shut_out import Kind, admit, arriving, shut_out
+from serve_asgi.config.options import Config
+from serve_asgi.ipc import listening_socket as way_in
+from serve_asgi.ipc.listening_socket import Kind, admit, arriving, shut_out
+from serve_asgi.listener.listening_sockets import Listening, bind
 
 CLIENTS = 6
 ROUNDS = 6

@@ -13,16 +13,16 @@ from pathlib import Path
 import anyio
 import pytest
 
-from serve_asgi.channel import pair
-from serve_asgi.config import Config
-from serve_asgi.hub.decide import Limits
-from serve_asgi.hub.frames import Frame, decode, encode, packed
-from serve_asgi.listener import events as e
-from serve_asgi.listener import store as store_module
-from serve_asgi.listener import store_questions as module
-from serve_asgi.listener.processes import Processes
-from serve_asgi.listener.store import Store
-from serve_asgi.store.file import StateFile
+from serve_asgi.config.options import Config
+from serve_asgi.hub.state.write import Limits
+from serve_asgi.ipc.channel import pair
+from serve_asgi.ipc.frames import Frame, decode, encode, packed
+from serve_asgi.listener import store_process as store_module
+from serve_asgi.listener import store_requests as module
+from serve_asgi.listener.helper_processes import Processes
+from serve_asgi.listener.store_process import Store
+from serve_asgi.store.sqlite_state import StateFile
+from serve_asgi.supervisor import events as e
 from tests.running import PATIENCE
 
 pytestmark = pytest.mark.anyio

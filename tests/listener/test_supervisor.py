@@ -9,10 +9,8 @@ from typing import TypeVar
 
 import pytest
 
-from serve_asgi.listener import events as e
-from serve_asgi.listener.arrivals import SWITCH_TIMEOUT
-from serve_asgi.listener.departures import HAMMER_MARGIN
-from serve_asgi.listener.lifecycle import (
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import (
     END_TIMEOUT,
     SUPERSEDED_TIMEOUT,
     Cause,
@@ -24,8 +22,10 @@ from serve_asgi.listener.lifecycle import (
     WorkerState,
     advance,
 )
-from serve_asgi.listener.lifecycle import WORKER_TRANSITIONS as WORKERS
-from serve_asgi.listener.supervisor import Supervisor
+from serve_asgi.supervisor.lifecycles import WORKER_TRANSITIONS as WORKERS
+from serve_asgi.supervisor.retiring import HAMMER_MARGIN
+from serve_asgi.supervisor.starting import SWITCH_TIMEOUT
+from serve_asgi.supervisor.supervisor import Supervisor
 
 POLICY = Policy(
     workers=2,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.listener import events as e
-from serve_asgi.listener.lifecycle import (
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import (
     AGENT_TRANSITIONS,
     END_TIMEOUT,
     Agent,

@@ -15,8 +15,8 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serve_asgi.listener import events as e
-from serve_asgi.listener.lifecycle import (
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import (
     LEASED,
     STANDING,
     Agent,
@@ -29,8 +29,8 @@ from serve_asgi.listener.lifecycle import (
     Worker,
     WorkerState,
 )
-from serve_asgi.listener.supervisor import Supervisor
-from serve_asgi.listener.supervisor_estate import at_rest, from_state, to_state
+from serve_asgi.supervisor.snapshot import at_rest, from_state, to_state
+from serve_asgi.supervisor.supervisor import Supervisor
 
 RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}
 """States that a worker may be in for ever: nothing is waited for."""

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from serve_asgi.listener import events as e
+from serve_asgi.listener.event_records import Telling
 from serve_asgi.listener.history import Record
-from serve_asgi.listener.telling import Telling
+from serve_asgi.supervisor import events as e
 
 
 def test_all_are_told_the_same_in_order(caplog: pytest.LogCaptureFixture) -> None:

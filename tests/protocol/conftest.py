@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol.service import ASGIApplication
+from serve_asgi.http.worker_context import ASGIApplication
 from tests.protocol.http_server import LOOPS, HttpServer
 
 

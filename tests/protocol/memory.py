@@ -19,11 +19,11 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from serve_asgi.app.draining import Draining
-from serve_asgi.config import Config
-from serve_asgi.protocol.http1 import Http1Connection
-from serve_asgi.protocol.service import Phase, Receive, Scope, Send, Service
-from serve_asgi.protocol.travel import TravelRecord
-from serve_asgi.scoreboard import Cell, Scoreboard
+from serve_asgi.config.options import Config
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.worker_context import Phase, Receive, Scope, Send, Service
+from serve_asgi.ipc.scoreboard import Cell, Scoreboard
 from tests.rows import cells
 
 PARSERS: Final = ("httptools", "h11")

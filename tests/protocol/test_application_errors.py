@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serve_asgi import logs
-from serve_asgi.config import Config
-from serve_asgi.protocol.http1 import Http1Connection
-from serve_asgi.protocol.service import ClientDisconnected, Message, Receive, Scope, Send
-from serve_asgi.raised import all_tell
-from serve_asgi.scoreboard import Cell
+from serve_asgi.config.options import Config
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs import server_log as logs
+from serve_asgi.logs.exceptions import all_tell
 from tests.protocol.memory import Host, MemoryTransport, deliver
 from tests.raising import Graph, Hostile, graphs, link
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.protocol.service import Receive, Scope, Send
-from serve_asgi.scoreboard import DURATION_BOUNDS, Cell
+from serve_asgi.http.worker_context import Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
 from tests.protocol.http_server import GET, HttpServer, body, echo, start
 
 Serve = Callable[..., HttpServer]

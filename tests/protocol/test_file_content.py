@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol.service import Message, Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.worker_context import Message, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import CLOSED, GET, HttpServer, answering, body, start
 
 Serve = Callable[..., HttpServer]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_asgi.address import Address
-from serve_asgi.protocol.forwarded import Forwarded, Forwarding, Networks, believed
-from serve_asgi.protocol.service import Receive, Scope, Send
+from serve_asgi.http.forwarded import Forwarded, Forwarding, Networks, believed
+from serve_asgi.http.worker_context import Receive, Scope, Send
+from serve_asgi.ipc.address import Address
 from tests.protocol.http_server import Client, HttpServer, Log
 
 LOCAL = "127.0.0.1,::1,unix"

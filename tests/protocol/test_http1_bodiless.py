@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.protocol.service import DROP_TIME, ClientDisconnected, Message, Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import GET, HttpServer, answering, body, read, respond, start
 from tests.protocol.test_http1_responses import head
 
@@ -165,7 +165,7 @@ def test_much_content_is_not_waited_for(serve: Serve) -> None:
 
 
 def test_a_call_is_told_at_once_when_its_client_leaves(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.protocol.answer.DROP_TIME", 1000.0)
+    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 1000.0)
     told: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

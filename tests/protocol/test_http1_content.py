@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol.service import ClientDisconnected, Message, Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import GET, HttpServer, body, echo, read, respond, response, start
 
 Serve = Callable[..., HttpServer]
@@ -399,7 +399,7 @@ class Watcher:
 def test_client_disconnects(
     serve: Serve, request_: bytes, begun: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.protocol.answer.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 0.1)
     watcher = Watcher(start(), body(b"begun", more=True)) if begun else Watcher()
     server = serve(watcher)
     client = server.connect()
@@ -417,7 +417,7 @@ def test_client_disconnects(
 
 
 def test_half_closed_client_gets_its_answers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.protocol.exchange.HALF_CLOSED_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.request_cycle.HALF_CLOSED_TIME", 0.1)
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         assert await read(receive) == b""
@@ -470,7 +470,7 @@ def test_several_tasks_may_receive(serve: Serve) -> None:
 def test_error_made_of_a_disconnect_is_not_logged(
     serve: Serve, wrapped: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.protocol.answer.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 0.1)
     raised = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol import http1, lifecycle
-from serve_asgi.protocol.http1 import Http1Connection
-from serve_asgi.protocol.lifecycle import State
-from serve_asgi.protocol.service import Phase, Receive, Scope, Send, Service
-from serve_asgi.protocol.travel import TravelRecord
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http import connection as http1
+from serve_asgi.http import connection_lifecycle as lifecycle
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.worker_context import Phase, Receive, Scope, Send, Service
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import (
     CLOSED,
     DEFAULT_HEADERS,

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_asgi.protocol import http1
-from serve_asgi.protocol.lifecycle import State
-from serve_asgi.protocol.service import Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http import connection as http1
+from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http.worker_context import Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]

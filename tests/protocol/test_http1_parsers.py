@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from serve_asgi.protocol.chunks import ChunkReader
-from serve_asgi.protocol.head import CHUNKED, BadRequest, Head, hopeless
-from serve_asgi.protocol.parser import Parser, parser_factory
-from serve_asgi.protocol.parser_h11 import H11Parser
-from serve_asgi.protocol.parser_httptools import HttptoolsParser
-from serve_asgi.protocol.response import encode_fields
+from serve_asgi.http.chunked_body import ChunkReader
+from serve_asgi.http.parser import Parser, parser_factory
+from serve_asgi.http.parser_h11 import H11Parser
+from serve_asgi.http.parser_httptools import HttptoolsParser
+from serve_asgi.http.request_head import CHUNKED, BadRequest, Head, hopeless
+from serve_asgi.http.response_head import encode_fields
 from tests.protocol.test_http1_requests import REFUSED
 
 FIELDS = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol.service import Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.worker_context import Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import CLOSED, GET, HttpServer, Log, echo, respond, response
 
 Serve = Callable[..., HttpServer]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol.service import ASGIApplication, Message, Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import (
     CLOSED,
     DEFAULT_HEADERS,
@@ -569,7 +569,7 @@ def test_pipelined_answers_wait_for_a_slow_reader(serve: Serve) -> None:
 
 
 def test_send_that_waits_hears_of_the_disconnect(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.protocol.answer.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.response.DROP_TIME", 0.1)
     errors: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol import http1
-from serve_asgi.protocol.http1 import READ_LIMIT
-from serve_asgi.protocol.lifecycle import State
-from serve_asgi.protocol.service import Phase, Receive, Scope, Send
-from serve_asgi.protocol.travel import TravelRecord
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http import connection as http1
+from serve_asgi.http.connection import READ_LIMIT
+from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.worker_context import Phase, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import FOREVER, GET, TIMEOUT, HttpServer, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]
@@ -97,7 +97,7 @@ def test_no_byte_is_read_while_leaving_after_a_long_leftover(serve: Serve) -> No
 
 def test_disconnect_is_seen_after_a_large_upload(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading goes on once the application has taken the content, so that the client's end is noticed."""
-    monkeypatch.setattr("serve_asgi.protocol.exchange.HALF_CLOSED_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.request_cycle.HALF_CLOSED_TIME", 0.1)
     seen = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-import serve_asgi.protocol
-from serve_asgi.protocol.chunks import _SIZE_LINE
-from serve_asgi.protocol.forwarded import _ELEMENT
+import serve_asgi.http
+from serve_asgi.http.chunked_body import _SIZE_LINE
+from serve_asgi.http.forwarded import _ELEMENT
 
 
 def patterns() -> dict[str, re.Pattern[Any]]:
     found = {}
-    for module in pkgutil.iter_modules(serve_asgi.protocol.__path__, "serve_asgi.protocol."):
+    for module in pkgutil.iter_modules(serve_asgi.http.__path__, "serve_asgi.http."):
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, re.Pattern):
                 found[f"{module.name}.{name}"] = value

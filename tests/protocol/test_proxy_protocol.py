@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_asgi.address import Address
-from serve_asgi.protocol.http1 import Http1Connection
-from serve_asgi.protocol.lifecycle import State
-from serve_asgi.protocol.proxy_header import MAX_BLOCK, SIGNATURE, Kind, Malformed, ProxyHeader, crc32c, parse
-from serve_asgi.protocol.proxy_protocol import Balancers, ProxyConnection, opening
-from serve_asgi.protocol.service import Phase, Receive, Scope, Send
-from serve_asgi.protocol.travel import TravelRecord
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.proxy_protocol import Balancers, ProxyConnection, opening
+from serve_asgi.http.proxy_protocol_header import MAX_BLOCK, SIGNATURE, Kind, Malformed, ProxyHeader, crc32c, parse
+from serve_asgi.http.worker_context import Phase, Receive, Scope, Send
+from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import GET, LOOPS, Client, HttpServer, respond
 
 CLIENT, SERVER = ("192.0.2.1", 56324), ("198.51.100.2", 443)

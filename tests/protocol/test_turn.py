@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_asgi.protocol import turn as turn_module
-from serve_asgi.protocol.service import Phase, Receive, Scope, Send
-from serve_asgi.protocol.turn import PATIENCE, Turn
+from serve_asgi.http import write_batching as turn_module
+from serve_asgi.http.worker_context import Phase, Receive, Scope, Send
+from serve_asgi.http.write_batching import PATIENCE, Turn
 from tests.protocol.http_server import GET, HttpServer, respond
 
 Serve = Callable[..., HttpServer]

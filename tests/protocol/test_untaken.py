@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_asgi.protocol.untaken import untaken
+from serve_asgi.http.unacknowledged_bytes import untaken
 from tests.protocol.websocket_server import LOOPS
 
 SIZE = 20_000_000

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.protocol.websocket_denial import Denial
+from serve_asgi.websocket.denial import Denial
 
 DEFAULTS = b"date: now\r\nserver: s\r\n"
 

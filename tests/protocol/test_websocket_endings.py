@@ -11,8 +11,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from serve_asgi.protocol.service import Message, Receive, Scope, Send
-from serve_asgi.scoreboard import Cell
+from serve_asgi.http.worker_context import Message, Receive, Scope, Send
+from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.test_websocket import Recorder, echo, loop_name
 from tests.protocol.test_websocket_limits import waiting_bytes
 from tests.protocol.websocket_server import RawClient, frame, serving
@@ -60,7 +60,7 @@ def test_client_that_says_all_at_once_and_shuts_down_its_side_is_answered(loop_n
 def test_application_that_never_takes_them_is_told_and_the_client_released(
     loop_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.protocol.websocket_endings.FINISH_TIMEOUT", 0.2)
+    monkeypatch.setattr("serve_asgi.websocket.closing.FINISH_TIMEOUT", 0.2)
     go_on = asyncio.Event()
     received: list[Message] = []
 

@@ -14,8 +14,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
-from serve_asgi.protocol.websocket_deflate import MAX_STREAMS, TAIL, Deflate
-from serve_asgi.protocol.websocket_framing import End, Event, Framing, weigh
+from serve_asgi.websocket.compression import MAX_STREAMS, TAIL, Deflate
+from serve_asgi.websocket.framing import End, Event, Framing, weigh
 from tests.protocol.websocket_server import frame
 
 MAX_SIZE = 400

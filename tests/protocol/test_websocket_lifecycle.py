@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from serve_asgi.config import Config
-from serve_asgi.protocol.websocket_lifecycle import RETIRE_MARGIN, TRANSITIONS, KeepAlive, Pulse, State, closing_moment
+from serve_asgi.config.options import Config
+from serve_asgi.websocket.lifecycle import RETIRE_MARGIN, TRANSITIONS, KeepAlive, Pulse, State, closing_moment
 
 
 def test_every_state_can_end_and_none_comes_back() -> None:

@@ -12,7 +12,7 @@ import zlib
 
 import pytest
 
-from serve_asgi.protocol.service import Receive, Scope, Send
+from serve_asgi.http.worker_context import Receive, Scope, Send
 from tests.protocol.test_websocket import Recorder, echo, loop_name
 from tests.protocol.websocket_server import RawClient, WebSocketServer, frame, serving
 

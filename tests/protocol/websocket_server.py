@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from serve_asgi.access_lines import NOBODY, Answered, Request
-from serve_asgi.address import Address
 from serve_asgi.app.draining import Draining
-from serve_asgi.config import Config
-from serve_asgi.protocol.http1 import Http1Connection
-from serve_asgi.protocol.service import ASGIApplication, Service
-from serve_asgi.scoreboard import Cell, Scoreboard
+from serve_asgi.config.options import Config
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.worker_context import ASGIApplication, Service
+from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.scoreboard import Cell, Scoreboard
+from serve_asgi.logs.access_lines import NOBODY, Answered, Request
 from tests.rows import cells
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {

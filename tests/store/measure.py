@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from serve_asgi.hub.frames import packed
+from serve_asgi.ipc.frames import packed
 from tests.store.stores import StoreProcess, own_redis, store
 
 WRITES = 2_000

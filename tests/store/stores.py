@@ -18,9 +18,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from serve_asgi.channel import PROTOCOL, pair
-from serve_asgi.config import Config
-from serve_asgi.hub.frames import MAX_FRAME, Frame, decode, encode, packed, unpacked
+from serve_asgi.config.options import Config
+from serve_asgi.ipc.channel import PROTOCOL, pair
+from serve_asgi.ipc.frames import MAX_FRAME, Frame, decode, encode, packed, unpacked
 from tests.running import PATIENCE, ROOT
 
 VALUE_LIMIT, TOTAL_LIMIT = 64 * 1024, 1024 * 1024

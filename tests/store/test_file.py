@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.hub.decide import Limits
-from serve_asgi.hub.frames import Frame, packed
-from serve_asgi.store import file as module
-from serve_asgi.store.file import StateFile
+from serve_asgi.hub.state.write import Limits
+from serve_asgi.ipc.frames import Frame, packed
+from serve_asgi.store import sqlite_state as module
+from serve_asgi.store.sqlite_state import StateFile
 from tests.running import PATIENCE
 from tests.store.stores import StoreProcess, scaled, store
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, RunningServer, running
 from tests.store.stores import Redis, StoreProcess, own_redis, store
 from tests.store.test_servers import store_process

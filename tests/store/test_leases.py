@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.store.frames import Taken
+from serve_asgi.ipc.store_frames import Taken
 from serve_asgi.store.leases import AHEAD, Grant, Leases
 from tests.store.stores import StoreProcess, store
 

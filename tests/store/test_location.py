@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
+from serve_asgi.config.sources import read, written
+from serve_asgi.config.state_location import is_url, redis_address, shown
 from serve_asgi.errors import UsageError
-from serve_asgi.settings import read, written
-from serve_asgi.store.location import is_url, redis_address, shown
 
 
 @pytest.mark.parametrize(

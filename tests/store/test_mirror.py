@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.decide import OVERHEAD, Change, Entry, Limits, Op, Refused, Write, decide
-from serve_asgi.hub.frames import Frame, packed, unpacked
+from serve_asgi.hub.state.write import OVERHEAD, Change, Entry, Limits, Op, Refused, Write, decide
+from serve_asgi.ipc.frames import Frame, packed, unpacked
 from tests.store.stores import VALUE_LIMIT, StoreProcess, scaled, store
 
 LIMIT = 3_000 + 5 * OVERHEAD  # small, so that it is reached

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.channel import pair
-from serve_asgi.hub.decide import Change, Entry, Limits
-from serve_asgi.hub.frames import Frame, decode, packed, unpacked
+from serve_asgi.config.state_location import redis_address
+from serve_asgi.hub.state.write import Change, Entry, Limits
+from serve_asgi.ipc.channel import pair
+from serve_asgi.ipc.frames import Frame, decode, packed, unpacked
 from serve_asgi.store import answers
-from serve_asgi.store.lane import Lane
-from serve_asgi.store.location import redis_address
-from serve_asgi.store.questions import Lost
-from serve_asgi.store.remote import RemoteState
+from serve_asgi.store.link import Lane
+from serve_asgi.store.redis_requests import Lost
+from serve_asgi.store.redis_state import RemoteState
 from tests.running import PATIENCE
 from tests.store.stores import Redis, StoreProcess, free_port, own_redis, scaled, store
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
 from tests.store.stores import Redis, free_port, own_redis, scaled
 

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, ROOT, children
 
 MANAGER = "/usr/lib/systemd/systemd"

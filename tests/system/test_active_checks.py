@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.ledger import Left
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
 from tests.running import ROOT
 from tests.system.balancer import Balancer, Check, Layer
 from tests.system.balancing import Node, StrictLoad, pids_of, serving

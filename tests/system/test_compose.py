@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
 from tests.image import parse
 from tests.running import ROOT, connect, request, running
 

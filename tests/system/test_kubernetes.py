@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from loadtest.ledger import Left
-from serve_asgi.listener.departures import HAMMER_MARGIN
+from serve_asgi.supervisor.retiring import HAMMER_MARGIN
 from tests.running import PATIENCE
 from tests.system.balancer import Balancer, Layer
 from tests.system.balancing import DEPLOY, Node, StrictLoad, pids_of, serving

@@ -13,7 +13,7 @@ import pytest
 
 from loadtest.app import EXECUTIONS
 from loadtest.servers import free_port
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, answer, children, request, running, until
 from tests.system.deployed import example, generation, put_serve
 from tests.system.light_load import light_load, put_application

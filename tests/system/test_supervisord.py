@@ -16,7 +16,7 @@ import pytest
 
 from loadtest.ledger import parse_executions
 from loadtest.servers import free_port
-from serve_asgi import control_client
+from serve_asgi.cli import control_client
 from tests.running import PATIENCE, answer, children, request, state_of, until
 from tests.system.deployed import example, generation, put_serve
 from tests.system.light_load import light_load, put_application

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.channel import pair
-from serve_asgi.protocol.travel import TravelRecord
-from serve_asgi.scoreboard import Cell
-from serve_asgi.worker import handover
-from serve_asgi.worker.beginning import loop_factory
-from serve_asgi.worker.handover import Arrivals, Departures
+from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.ipc.channel import pair
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.worker import hand_over as handover
+from serve_asgi.worker.bootstrap import loop_factory
+from serve_asgi.worker.hand_over import Arrivals, Departures
 from tests.rows import cells
 
 LOOPS = ["asyncio", "uvloop"]

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_asgi.errors import StartError
-from serve_asgi.protocol.service import ASGIApplication, Message, Receive, Scope, Send
-from serve_asgi.raised import is_a
+from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
+from serve_asgi.logs.exceptions import is_a
 from serve_asgi.worker.lifespan import Lifespan
 from tests.raising import Graph, graphs
 

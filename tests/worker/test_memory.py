@@ -18,7 +18,7 @@ PAGES = 256 * 1024 // os.sysconf("SC_PAGE_SIZE")
 
 FAULTS = f"""
 import resource
-from serve_asgi.worker.memory import Surplus, keep_large_blocks
+from serve_asgi.worker.malloc_tuning import Surplus, keep_large_blocks
 
 def reads(count):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

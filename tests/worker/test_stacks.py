@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from serve_asgi.worker import stacks
+from serve_asgi.worker import stack_dump as stacks
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from serve_asgi.scoreboard import MOST_AT_ONCE, Cell
-from serve_asgi.worker.beginning import loop_factory
-from serve_asgi.worker.neighbours import Neighbours
-from serve_asgi.worker.wake_order import LoopFactory, WakeOrder
+from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell
+from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
+from serve_asgi.worker.bootstrap import loop_factory
+from serve_asgi.worker.other_workers import Neighbours
 from tests.rows import Rows, cells
 
 PATIENCE = 20.0

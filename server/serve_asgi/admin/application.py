@@ -26,7 +26,7 @@ from prometheus_client.registry import CollectorRegistry
 from serve_asgi import draining
 from serve_asgi.admin.metrics import registry
 from serve_asgi.admin.samples import Samples
-from serve_asgi.admin.view import View
+from serve_asgi.admin.server_view import View
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

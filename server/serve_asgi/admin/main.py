@@ -17,16 +17,17 @@ from typing import Final
 
 import anyio
 
-from serve_asgi import logs
 from serve_asgi.admin.application import application
 from serve_asgi.admin.samples import Samples
-from serve_asgi.admin.view import View
-from serve_asgi.channel import Channel, Outbox, close_descriptors, pair
-from serve_asgi.config import Config
+from serve_asgi.admin.server_view import View
+from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, UsageError
-from serve_asgi.scoreboard import Row, Scoreboard, mapped
-from serve_asgi.worker import last_resort
-from serve_asgi.worker.beginning import (
+from serve_asgi.ipc.channel import Channel, Outbox, close_descriptors, pair
+from serve_asgi.ipc.scoreboard import Row, Scoreboard, mapped
+from serve_asgi.logs import server_log as logs
+from serve_asgi.worker import orphan_exit as last_resort
+from serve_asgi.worker.accept_balance import LoopFactory
+from serve_asgi.worker.bootstrap import (
     ignore_signals,
     listening_socket,
     loop_factory,
@@ -34,7 +35,6 @@ from serve_asgi.worker.beginning import (
     take_account,
     welcome,
 )
-from serve_asgi.worker.wake_order import LoopFactory
 from serve_asgi.worker.watchdog import Watchdog
 from serve_asgi.worker.worker import Worker
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 import anyio
 
 from serve_asgi.admin.metrics import CLASSES, NANO, connections_by_state, oldest, silence
-from serve_asgi.admin.reading import DURATIONS, Reading, Words, quantile
-from serve_asgi.admin.view import View
-from serve_asgi.scoreboard import Cell
+from serve_asgi.admin.scoreboard_totals import DURATIONS, Reading, Words, quantile
+from serve_asgi.admin.server_view import View
+from serve_asgi.ipc.scoreboard import Cell
 
 PERIOD: Final = 1.0
 KEPT: Final = 600

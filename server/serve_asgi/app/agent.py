@@ -11,14 +11,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from serve_asgi.app.agent_life import Life
-from serve_asgi.app.agent_subject import Subject
-from serve_asgi.app.blocking import Blocking
+from serve_asgi.app.agent_target import Subject
+from serve_asgi.app.agent_task import Life
 from serve_asgi.app.link import current, over_there
 from serve_asgi.app.link import present as link_present
+from serve_asgi.app.members import presence
 from serve_asgi.app.messenger import TIMEOUT, NotDelivered, messenger
-from serve_asgi.app.presence import presence
-from serve_asgi.hub.hub import Role
+from serve_asgi.app.sync_calls import Blocking
+from serve_asgi.hub.core import Role
 
 
 class AgentAccess:

@@ -1,8 +1,9 @@
 """This process's end of the hub: frames go out in order, and each kind that comes in has one taker.
 
 One link per process and event loop. In a worker and in the agent it stands before the application is imported, over a
-socket to the listener (`serve_asgi.worker.hub_socket`); elsewhere the first use makes one to a hub of this process's
-own (`serve_asgi.app.local`). What an application imports (`messenger`, `shared`, `schedule`, `agent`) is bound to it.
+socket to the listener (`serve_asgi.worker.hub_link`); elsewhere the first use makes one to a hub of this process's
+own (`serve_asgi.app.local_mode`). What an application imports (`messenger`, `shared`, `schedule`, `agent`) is bound to
+it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
 from serve_asgi.errors import ChannelError, ServeError
-from serve_asgi.hub.frames import Frame, decode, encode
-from serve_asgi.hub.hub import Role
-from serve_asgi.logs import about
+from serve_asgi.hub.core import Role
+from serve_asgi.ipc.frames import Frame, decode, encode
+from serve_asgi.logs.server_log import about
 
 log = logging.getLogger("serve")
 
@@ -45,7 +46,7 @@ class Link:
     """The end itself. Its transport gives it `transmit` and calls `receive` and `close`."""
 
     stand_in = False
-    """Its loop was begun for threads, where none ran (`serve_asgi.app.stand_in`): any other loop takes its place."""
+    """Its loop was begun for threads, where none ran (`serve_asgi.app.thread_loop`): any other loop takes its place."""
 
     def __init__(self, identity: Identity, loop: asyncio.AbstractEventLoop, transmit: Callable[[bytes], None]) -> None:
         """`transmit` takes an encoded frame and returns at once."""
@@ -142,7 +143,7 @@ def current() -> Link:
         running = asyncio.get_running_loop()
         if _link.loop is running or (_serves(_link) and not _link.stand_in):
             return _link
-    from serve_asgi.app import local
+    from serve_asgi.app import local_mode as local
 
     loop = asyncio.get_running_loop()
     if _only_asks(loop):
@@ -150,7 +151,7 @@ def current() -> Link:
     with _making:
         before = _open_stand_in()
         if before is not None and _serves(before):
-            from serve_asgi.app import stand_in
+            from serve_asgi.app import thread_loop as stand_in
 
             stand_in.end()
         made = local.link(loop, before)
@@ -169,7 +170,7 @@ def for_threads() -> Link:
         return current()
     if _link is not None and _serves(_link):
         return _link
-    from serve_asgi.app import stand_in
+    from serve_asgi.app import thread_loop as stand_in
 
     if (loop := stand_in.loop_of_this_thread(_imported_in)) is not None:
         return asyncio.run_coroutine_threadsafe(_current(), loop).result(stand_in.PATIENCE)

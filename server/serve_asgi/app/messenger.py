@@ -15,17 +15,17 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
-from serve_asgi.app.blocking import Blocking
 from serve_asgi.app.draining import draining
 from serve_asgi.app.link import LinkClosed, current, over_there, present, register
-from serve_asgi.app.presence import Peer, presence
+from serve_asgi.app.members import Peer, presence
 from serve_asgi.app.receiving import Handler, Incoming, Message, Origin, Receiver, Registration
 from serve_asgi.app.schedule_call import asynchronous
 from serve_asgi.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivered, NotHandled, Sender
-from serve_asgi.hub.frames import MAX_PAYLOAD, NotSendable, sendable, unpacked
-from serve_asgi.hub.hub import Role
-from serve_asgi.hub.lanes import Kind, Want
-from serve_asgi.hub.prospects import DEAD
+from serve_asgi.app.sync_calls import Blocking
+from serve_asgi.hub.core import Role
+from serve_asgi.hub.messages.candidates import DEAD
+from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.ipc.frames import MAX_PAYLOAD, NotSendable, sendable, unpacked
 
 TIMEOUT: Final = 10.0
 """Seconds until a send that was not accepted, or a call without an answer, raises."""

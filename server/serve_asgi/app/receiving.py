@@ -15,18 +15,18 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
-from serve_asgi import forks
+from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Link
 from serve_asgi.app.schedule_call import in_a_thread
 from serve_asgi.app.sending import Outbox
-from serve_asgi.app.work import work
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.frames import MAX_PAYLOAD, Frame, NotSendable, sendable, unpacked
-from serve_asgi.hub.lanes import Kind, Want
-from serve_asgi.hub.places import entries
-from serve_asgi.logs import about
-from serve_asgi.raised import exc_info, is_from_outside
-from serve_asgi.tracebacks import error_text
+from serve_asgi.hub.messages.consumers import entries
+from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.ipc.frames import MAX_PAYLOAD, Frame, NotSendable, sendable, unpacked
+from serve_asgi.logs.exceptions import exc_info, is_from_outside
+from serve_asgi.logs.server_log import about
+from serve_asgi.logs.tracebacks import error_text
 
 TOPICS: Final = 1_000
 """Topics that one process handles, at most."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from serve_asgi.hub.copies import Item
-from serve_asgi.hub.frames import Frame, unpacked
+from serve_asgi.hub.state.replica import Item
+from serve_asgi.ipc.frames import Frame, unpacked
 
 _UNREAD: Final = object()
 

@@ -4,7 +4,8 @@
     async def report() -> None: ...
 
 This is the side of the process that has the functions: what they are is told to the hub, which decides who runs what
-(`serve_asgi.hub.ticks`), and what becomes of a run is told back. It must not decide itself whether something is due.
+(`serve_asgi.hub.schedules.part`), and what becomes of a run is told back. It must not decide itself whether something
+is due.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-from serve_asgi import forks
-from serve_asgi.app.blocking import Blocking
+from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Link, LinkClosed, current, over_there, register
 from serve_asgi.app.schedule_call import call, cancelled
 from serve_asgi.app.schedule_definition import Span, code_of, defined
-from serve_asgi.app.work import work
+from serve_asgi.app.sync_calls import Blocking
 from serve_asgi.errors import ServeError
-from serve_asgi.hub.definition import Definition, On, ScheduleError
-from serve_asgi.hub.frames import Frame, unpacked
-from serve_asgi.hub.schedule_line import Outcome
-from serve_asgi.logs import about
-from serve_asgi.raised import is_from_outside
-from serve_asgi.tracebacks import application_traceback, error_text
+from serve_asgi.hub.schedules.definition import Definition, On, ScheduleError
+from serve_asgi.hub.schedules.schedule import Outcome
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.ipc.frames import Frame, unpacked
+from serve_asgi.logs.exceptions import is_from_outside
+from serve_asgi.logs.server_log import about
+from serve_asgi.logs.tracebacks import application_traceback, error_text
 
 log = logging.getLogger("serve")
 
@@ -68,7 +69,7 @@ class Ran:
 
     name: str
     instant: datetime.datetime  # the tick, in UTC
-    outcome: str  # of `serve_asgi.hub.schedule_line.Outcome`
+    outcome: str  # of `serve_asgi.hub.schedules.schedule.Outcome`
     text: str
     worker: str  # in words; "" for ticks that had no run
     began: datetime.datetime | None

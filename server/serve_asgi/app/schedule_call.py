@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from serve_asgi import forks
+from serve_asgi.ipc import forked_children as forks
 
 TIDYING: Final = 1.0
 """Seconds that a coroutine whose time is over has for its `finally`; then it is told of as one that goes on."""

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from serve_asgi.hub.definition import (
+from serve_asgi.hub.schedules.definition import (
     LONGEST,
     Definition,
     On,

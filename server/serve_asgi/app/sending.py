@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from serve_asgi.app.link import Link, LinkClosed
 from serve_asgi.errors import ServeError
-from serve_asgi.hub.frames import Frame
-from serve_asgi.hub.lanes import Kind, Want
-from serve_asgi.hub.places import FRAME_BYTES, FRAME_MESSAGES, Batch, entries
+from serve_asgi.hub.messages.consumers import FRAME_BYTES, FRAME_MESSAGES, Batch, entries
+from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.ipc.frames import Frame
 
 WINDOW: Final = 256
 """Messages of one process that are under way to the hub and not accepted yet."""

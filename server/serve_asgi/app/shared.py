@@ -3,7 +3,7 @@
 Reading is local and never waits: the process's own copy (`serve_asgi.app.replica`), kept up to date by the hub. Writing
 asks the hub and returns when every live worker has the change. It owns this process's copy, its open writes (at most
 `WINDOW`; further ones wait within their timeouts) and its watches (of each key the newest change waits, no more). What
-a write does is decided elsewhere (`serve_asgi.hub.decide`).
+a write does is decided elsewhere (`serve_asgi.hub.state.write`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from serve_asgi.app import shared_errors as errors
-from serve_asgi.app.blocking import Blocking
 from serve_asgi.app.link import Link, LinkClosed, current, over_there, register
 from serve_asgi.app.replica import Replica
+from serve_asgi.app.sync_calls import Blocking
 from serve_asgi.app.watch import Watch
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.copies import Item
-from serve_asgi.hub.decide import MAX_KEY, Op, Write
-from serve_asgi.hub.entries import RESERVED
-from serve_asgi.hub.frames import Frame, packed, unpacked
+from serve_asgi.hub.state.entries import RESERVED
+from serve_asgi.hub.state.replica import Item
+from serve_asgi.hub.state.write import MAX_KEY, Op, Write
+from serve_asgi.ipc.frames import Frame, packed, unpacked
 
 TIMEOUT: Final = 5.0
 """How long (s) a write waits until every live worker has it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_asgi.errors import ServeError
-from serve_asgi.hub.frames import NotSendable, unpacked
+from serve_asgi.ipc.frames import NotSendable, unpacked
 
 
 class SharedError(ServeError):
@@ -81,7 +81,7 @@ _PLAIN: dict[str, type[SharedError]] = {
     "type": NotAnInteger,
     "range": OutOfRange,
 }
-"""By `serve_asgi.hub.decide.Code` and `serve_asgi.store.frames.Trouble`; all others mean that nothing is written."""
+"""By `hub.state.write.Code` and `ipc.store_frames.Trouble`; all others mean that nothing is written."""
 
 __all__ = [
     "BadKey",

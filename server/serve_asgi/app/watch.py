@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
-from serve_asgi.hub.copies import Item
-from serve_asgi.hub.frames import unpacked
+from serve_asgi.hub.state.replica import Item
+from serve_asgi.ipc.frames import unpacked
 
 
 class Change(NamedTuple):

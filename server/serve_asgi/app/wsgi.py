@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from serve_asgi.errors import UsageError
-from serve_asgi.protocol.service import ClientDisconnected
+from serve_asgi.http.worker_context import ClientDisconnected
 
 if TYPE_CHECKING:
-    from serve_asgi.protocol.service import ASGIApplication, Message, Receive, Scope, Send
+    from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
 
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.history import History
-from serve_asgi.listener.lifecycle import Agent, Worker
-from serve_asgi.listener.supervisor import Supervisor
+from serve_asgi.supervisor.lifecycles import Agent, Worker
+from serve_asgi.supervisor.supervisor import Supervisor
 
 TROUBLE: Final = 300
 """Characters of what was wrong with the last reload."""
@@ -21,7 +21,7 @@ TROUBLE: Final = 300
 def admin_state(
     supervisor: Supervisor, children: Iterable[Child], history: History, figures: Mapping[str, float]
 ) -> dict[str, Any]:
-    """JSON-compatible; `children` are the living ones, `figures` the hub's (`serve_asgi.hub.figures`)."""
+    """JSON-compatible; `children` are the living ones, `figures` the hub's (`serve_asgi.hub.metrics`)."""
     current = 0 if supervisor.current is None else supervisor.current.number
     living = [(child.row, child.worker) for child in children]
     workers = [

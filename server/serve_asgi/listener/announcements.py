@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from serve_asgi import logs
 from serve_asgi.errors import UsageError
-from serve_asgi.listener import notify
-from serve_asgi.listener.pidfile import PidFile
+from serve_asgi.listener import sd_notify as notify
+from serve_asgi.listener.pid_file import PidFile
+from serve_asgi.logs import server_log as logs
 
 log = logging.getLogger("serve")
 

@@ -1,7 +1,7 @@
 """One child process as the listener holds it: PID, channel, scoreboard row, and what is still to be said to it.
 
-It owns the listener's end of the channel, its window (`serve_asgi.listener.stacks`) and the row. The listener never
-waits for a child: what cannot be sent now lies in the outbox, so that a stopped child delays nobody else.
+It owns the listener's end of the channel, its window (`serve_asgi.listener.stack_dumps`) and the row. The listener
+never waits for a child: what cannot be sent now lies in the outbox, so that a stopped child delays nobody else.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import os
 import signal
 from typing import Final
 
-from serve_asgi.channel import Channel, Outbox, pair
-from serve_asgi.listener.blame import Allowance
-from serve_asgi.listener.lifecycle import Process, Worker
-from serve_asgi.listener.release import Release
-from serve_asgi.listener.stacks import Window
-from serve_asgi.output import ChildOutput, for_child
-from serve_asgi.scoreboard import Cell, Row
-from serve_asgi.signals import LISTENER_SIGNALS
+from serve_asgi.config.release import Release
+from serve_asgi.ipc.channel import Channel, Outbox, pair
+from serve_asgi.ipc.scoreboard import Cell, Row
+from serve_asgi.ipc.signals import LISTENER_SIGNALS
+from serve_asgi.listener.misbehaving_child import Allowance
+from serve_asgi.listener.stack_dumps import Window
+from serve_asgi.logs.output import ChildOutput, for_child
+from serve_asgi.supervisor.lifecycles import Process, Worker
 
 PACKETS_AT_ONCE: Final = 500
 PACKETS_PER_SECOND: Final = 50.0
@@ -105,7 +105,7 @@ def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
     arguments = [
         release.python,
         *SAFE_PATH,
-        *("-m", "serve_asgi.worker" if own else "serve_asgi.agent_process"),
+        *("-m", "serve_asgi.worker" if own else "serve_asgi.agent"),
         *("--channel", str(theirs.fileno()), "--output", output.argument()),
         *("--generation", str(worker.generation.number), *own),
     ]

@@ -20,14 +20,14 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from serve_asgi.listener import events as e
-from serve_asgi.listener import stacks
+from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.child import Child
-from serve_asgi.listener.crew import Crew
-from serve_asgi.listener.lifecycle import AT_WORK, Agent, WorkerState
+from serve_asgi.listener.children import Crew
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, WorkerState
 
 BEAT: Final = 1.0
-"""Seconds between two heartbeats (`serve_asgi.worker.ticker.PERIOD`)."""
+"""Seconds between two heartbeats (`serve_asgi.worker.housekeeping.PERIOD`)."""
 ROUNDS: Final = 10
 """Looks in one `--worker-timeout`."""
 LONGEST_PERIOD: Final = 5.0

@@ -32,7 +32,7 @@ class History:
         self.reload_seconds: dict[str, float] = {}
         """Time that they took, added up by outcome."""
         self.starts: collections.Counter[str] = collections.Counter()
-        """Workers started since the start of the server, by cause (`serve_asgi.listener.lifecycle.Cause`)."""
+        """Workers started since the start of the server, by cause (`serve_asgi.supervisor.lifecycles.Cause`)."""
         self.began = round(time.time(), 3)
         """When the server was started (unix time, s): a clock that is set later does not change it."""
 

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import anyio
 
-from serve_asgi.config import Config
-from serve_asgi.hook_events import Hook
+from serve_asgi.config.hook_events import Hook
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import BEGAN, Release
 from serve_asgi.listener.child import SAFE_PATH, describe_code
-from serve_asgi.listener.processes import Process, Processes
-from serve_asgi.listener.release import BEGAN, Release
+from serve_asgi.listener.helper_processes import Process, Processes
 
 TERM_TIME: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -45,7 +45,7 @@ def command_of(hook: Hook, release: Release, config: Config) -> list[str]:
     if hook.is_callable:
         who = [*(["--user", config.user] if config.user else []), *(["--group", config.group] if config.group else [])]
         place = ["--app-dir", release.app_dir, "--since", str(BEGAN)]
-        return [release.python, *SAFE_PATH, "-m", "serve_asgi.hook", hook.command, *place, *who]
+        return [release.python, *SAFE_PATH, "-m", "serve_asgi.worker.hook_runner", hook.command, *place, *who]
     program = hook.arguments[0]
     if os.sep in program:
         path = os.path.join(release.directory, program)

@@ -21,12 +21,12 @@ from typing import Any, Final
 import anyio
 from anyio.abc import TaskGroup
 
-from serve_asgi.config import Config
-from serve_asgi.hook_events import Hook, read_hook
-from serve_asgi.listener import events as e
+from serve_asgi.config.hook_events import Hook, read_hook
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import Release
+from serve_asgi.listener.helper_processes import Processes
 from serve_asgi.listener.hook_process import REAP_TIME, TERM_TIME, Outcome, command_of, run
-from serve_asgi.listener.processes import Processes
-from serve_asgi.listener.release import Release
+from serve_asgi.supervisor import events as e
 
 MOST_WAITING: Final = 100
 """Events that wait for one hook; further ones are left out, and the log says how many."""

@@ -18,10 +18,10 @@ from typing import Final
 
 import anyio
 
-from serve_asgi.listener import notify
-from serve_asgi.listener.crew import Crew
-from serve_asgi.listener.lifecycle import ServerState, Worker, WorkerState, counted
-from serve_asgi.listener.supervisor import Supervisor
+from serve_asgi.listener import sd_notify as notify
+from serve_asgi.listener.children import Crew
+from serve_asgi.supervisor.lifecycles import ServerState, Worker, WorkerState, counted
+from serve_asgi.supervisor.supervisor import Supervisor
 
 PERIOD: Final = notify.PATIENCE / 3
 """Seconds between two requests for more time: two of them may be lost."""

@@ -8,16 +8,20 @@ from typing import Final
 
 import anyio
 
-from serve_asgi import descriptors, logs, output
+from serve_asgi.config import release
+from serve_asgi.config.misspelt_variables import told_of
+from serve_asgi.config.sources import Settings
 from serve_asgi.errors import StartError, UsageError
-from serve_asgi.listener import changes, release, sockets
-from serve_asgi.listener import events as e
+from serve_asgi.ipc import open_files_limit as descriptors
+from serve_asgi.listener import file_changes as changes
+from serve_asgi.listener import listening_sockets as sockets
+from serve_asgi.listener.generation_plan import planned
 from serve_asgi.listener.hooks import trouble_at_start
-from serve_asgi.listener.main import Listener
-from serve_asgi.listener.pidfile import PidFile
-from serve_asgi.listener.plan import planned
-from serve_asgi.misspelt import told_of
-from serve_asgi.settings import Settings
+from serve_asgi.listener.listener import Listener
+from serve_asgi.listener.pid_file import PidFile
+from serve_asgi.logs import output
+from serve_asgi.logs import server_log as logs
+from serve_asgi.supervisor import events as e
 
 NO_PROC: Final = (
     "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, who is in the "

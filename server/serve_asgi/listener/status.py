@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from serve_asgi import __version__
+from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.history import History
-from serve_asgi.listener.lame_duck import LameDuck
-from serve_asgi.listener.lifecycle import AT_WORK, Agent, Worker
-from serve_asgi.listener.supervisor import Supervisor
-from serve_asgi.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
+from serve_asgi.supervisor.drain import LameDuck
+from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Worker
+from serve_asgi.supervisor.supervisor import Supervisor
 
 STATUS_VERSION: Final = 1
 NAMED_COUNTERS: Final = {cell.name.lower(): cell for cell in Cell if cell in COUNTERS and cell is not Cell.DURATION_0}

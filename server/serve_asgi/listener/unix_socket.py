@@ -17,11 +17,11 @@ import pwd
 import socket
 import stat
 
-from serve_asgi.config import Config
+from serve_asgi.config.addresses import UnixAddress
+from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.addresses import UnixAddress
+from serve_asgi.ipc.listening_socket import Identity
 from serve_asgi.listener.path_lock import InUseError, PathLock, unusable
-from serve_asgi.shut_out import Identity
 
 
 def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Identity | None, PathLock | None]:

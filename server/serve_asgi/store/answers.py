@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from serve_asgi.hub.decide import Change, Entry, Refused
-from serve_asgi.hub.frames import packed
-from serve_asgi.store.frames import SNAPSHOT_PIECE, Taken, Trouble
+from serve_asgi.hub.state.write import Change, Entry, Refused
+from serve_asgi.ipc.frames import packed
+from serve_asgi.ipc.store_frames import SNAPSHOT_PIECE, Taken, Trouble
 
 
 class Answer(NamedTuple):

@@ -1,6 +1,7 @@
 """Which ticks of which schedules have been granted, and the leases of the runs: the decision alone, without a clock.
 
-The rules are those of `serve_asgi.store.frames`; a Redis decides by the same ones in Lua (`serve_asgi.store.scripts`).
+The rules are those of `serve_asgi.ipc.store_frames`; a Redis decides by the same ones in Lua
+(`serve_asgi.store.redis_scripts`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from serve_asgi.store.frames import Taken
+from serve_asgi.ipc.store_frames import Taken
 
 AHEAD: Final = 60.0
 """Seconds that a tick may lie ahead of the store's clock: were it granted, no tick before it ever would be again."""

@@ -14,18 +14,18 @@ from typing import Any, Final
 
 import anyio
 
-from serve_asgi import logs
-from serve_asgi.channel import PROTOCOL, speaks
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
+from serve_asgi.config.state_location import is_url, redis_address, shown
 from serve_asgi.errors import ChannelError, UsageError
-from serve_asgi.hub.decide import Entry, Limits
-from serve_asgi.hub.frames import Frame, unpacked
-from serve_asgi.store.file import StateFile
-from serve_asgi.store.followed import NOWHERE, At
-from serve_asgi.store.lane import Lane
-from serve_asgi.store.location import is_url, redis_address, shown
-from serve_asgi.worker import last_resort
-from serve_asgi.worker.beginning import ignore_signals, name_process, take_account
+from serve_asgi.hub.state.write import Entry, Limits
+from serve_asgi.ipc.channel import PROTOCOL, speaks
+from serve_asgi.ipc.frames import Frame, unpacked
+from serve_asgi.logs import server_log as logs
+from serve_asgi.store.link import Lane
+from serve_asgi.store.sqlite_state import StateFile
+from serve_asgi.store.stream_position import NOWHERE, At
+from serve_asgi.worker import orphan_exit as last_resort
+from serve_asgi.worker.bootstrap import ignore_signals, name_process, take_account
 
 WELCOME_TIME: Final = 30.0
 """Seconds until the listener must have said what to open."""
@@ -108,9 +108,9 @@ async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: 
 async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
     address = redis_address(head["location"])
     try:
-        from serve_asgi.store.following import NOTHING, Known
-        from serve_asgi.store.place import Place
-        from serve_asgi.store.remote import RemoteState
+        from serve_asgi.store.redis_connection import Place
+        from serve_asgi.store.redis_state import RemoteState
+        from serve_asgi.store.stream_following import NOTHING, Known
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise

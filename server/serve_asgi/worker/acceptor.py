@@ -3,7 +3,7 @@
 It owns this worker's duplicates of the listening sockets. The loops' own servers are not used: asyncio drops a
 connection whose server is closed between accept and attach (python/cpython#109564), and a retiring worker must know
 exactly when it has accepted for the last time. A connection counts as ours from accept(2) on. Which of the workers is
-woken for a client is a matter of `serve_asgi.worker.wake_order`; what it means here: one that has been woken and
+woken for a client is a matter of `serve_asgi.worker.accept_balance`; what it means here: one that has been woken and
 accepts no more must look into the queues once more, since nobody else was woken.
 """
 
@@ -19,15 +19,15 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from serve_asgi.address import Address, unix_name
-from serve_asgi.logs import about
-from serve_asgi.scoreboard import Cell
-from serve_asgi.shut_out import admit, filters_refused
-from serve_asgi.worker.room import Room
-from serve_asgi.worker.wake_order import WakeOrder
+from serve_asgi.ipc.address import Address, unix_name
+from serve_asgi.ipc.listening_socket import admit, filters_refused
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs.server_log import about
+from serve_asgi.worker.accept_balance import WakeOrder
+from serve_asgi.worker.connection_limit import Room
 
 PAUSE: Final = 0.1
-"""Seconds without accepting when there is no memory, or no room left (`serve_asgi.worker.room`)."""
+"""Seconds without accepting when there is no memory, or no room left (`serve_asgi.worker.connection_limit`)."""
 WARN_EVERY: Final = 10.0
 """Seconds between two warnings that there are none: the log is not to fill the disk as well."""
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
@@ -156,7 +156,7 @@ class Acceptor:
             log.exception("a connection could not be attached; it is closed", extra=about("internal_error"))
             self._end(attempt)
             with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)  # see serve_asgi.protocol.hang_up
+                client.shutdown(socket.SHUT_RDWR)  # see serve_asgi.http.hang_up
             client.close()
         else:
             waits_for._asyncio_future_blocking = False  # as a task would: see asyncio.Future.__await__

@@ -16,12 +16,12 @@ from typing import Any
 
 import anyio
 
-from serve_asgi import forks
 from serve_asgi.errors import StartError
-from serve_asgi.logs import about
-from serve_asgi.protocol.service import ASGIApplication, Message
-from serve_asgi.raised import is_a, is_from_outside
-from serve_asgi.tracebacks import application_traceback
+from serve_asgi.http.worker_context import ASGIApplication, Message
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.logs.exceptions import is_a, is_from_outside
+from serve_asgi.logs.server_log import about
+from serve_asgi.logs.tracebacks import application_traceback
 
 log = logging.getLogger("serve")
 

@@ -1,6 +1,6 @@
 """The worker process, from its first instruction to its exit.
 
-How it begins is in `serve_asgi.worker.beginning`, what it does in between in `serve_asgi.worker.worker`.
+How it begins is in `serve_asgi.worker.bootstrap`, what it does in between in `serve_asgi.worker.worker`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import sys
 
-from serve_asgi.logs import about
-from serve_asgi.raised import exc_info
-from serve_asgi.worker.beginning import Beginning, leave_within
-from serve_asgi.worker.running import run
+from serve_asgi.logs.exceptions import exc_info
+from serve_asgi.logs.server_log import about
+from serve_asgi.worker.bootstrap import Beginning, leave_within
+from serve_asgi.worker.event_loop import run
 from serve_asgi.worker.worker import EXIT_TIME, Worker
 
 log = logging.getLogger("serve")

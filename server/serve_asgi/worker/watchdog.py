@@ -36,17 +36,17 @@ import threading
 import time
 from typing import Any, Final
 
-from serve_asgi.channel import MAX_PACKET, Channel, close_descriptors
 from serve_asgi.errors import ChannelError
-from serve_asgi.scoreboard import Cell
-from serve_asgi.worker import stacks
+from serve_asgi.ipc.channel import MAX_PACKET, Channel, close_descriptors
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.worker import stack_dump as stacks
 
 DUMP_SIGNAL: Final = signal.SIGRTMIN + 9
 """Has faulthandler write the stacks. The listener sends it only to a process that catches it (/proc/PID/status)."""
 LONGEST_PATIENCE: Final = 3600.0
 """Seconds between two looks at most; poll(2) takes no more than some weeks."""
 TICK: Final = 1.0
-"""Seconds between the loop's ticks (`serve_asgi.worker.ticker.PERIOD`)."""
+"""Seconds between the loop's ticks (`serve_asgi.worker.housekeeping.PERIOD`)."""
 SHORTEST: Final = 0.02
 """Seconds between two looks, at least."""
 BUSY_SHARE: Final = 0.6

@@ -15,37 +15,41 @@ from typing import Final
 
 import anyio
 
-from serve_asgi import access_log, descriptors, forks, logs, specification
-from serve_asgi.address import Address
 from serve_asgi.app import link
+from serve_asgi.app import loading as specification
+from serve_asgi.app.background_work import work
 from serve_asgi.app.draining import draining
 from serve_asgi.app.link import Identity
 from serve_asgi.app.shared import shared
-from serve_asgi.app.work import work
-from serve_asgi.channel import Channel, Outbox, Packet, TruncatedDescriptors
-from serve_asgi.config import Config
+from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, StartError, UsageError
-from serve_asgi.hub.hub import Role
-from serve_asgi.logs import about
-from serve_asgi.protocol.http1 import Http1Connection
-from serve_asgi.protocol.proxy_protocol import opening
-from serve_asgi.protocol.service import Phase, Service
-from serve_asgi.protocol.travel import TravelRecord
-from serve_asgi.scoreboard import Cell, Scoreboard, mapped
-from serve_asgi.shut_out import Kind, shut_out
-from serve_asgi.tracebacks import application_traceback
-from serve_asgi.worker import last_resort
+from serve_asgi.http.connection import Http1Connection
+from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.proxy_protocol import opening
+from serve_asgi.http.worker_context import Phase, Service
+from serve_asgi.hub.core import Role
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.ipc import open_files_limit as descriptors
+from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.channel import Channel, Outbox, Packet, TruncatedDescriptors
+from serve_asgi.ipc.listening_socket import Kind, shut_out
+from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
+from serve_asgi.logs import access_log
+from serve_asgi.logs import server_log as logs
+from serve_asgi.logs.server_log import about
+from serve_asgi.logs.tracebacks import application_traceback
+from serve_asgi.worker import orphan_exit as last_resort
+from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
 from serve_asgi.worker.acceptor import Acceptor
-from serve_asgi.worker.beginning import failure, leave_within
-from serve_asgi.worker.catching_up import CatchingUp
-from serve_asgi.worker.handover import Arrivals, Departures
-from serve_asgi.worker.hub_socket import HubSocket
+from serve_asgi.worker.bootstrap import failure, leave_within
+from serve_asgi.worker.connection_limit import Room
+from serve_asgi.worker.event_loop import hidden
+from serve_asgi.worker.hand_over import Arrivals, Departures
+from serve_asgi.worker.housekeeping import Ticker
+from serve_asgi.worker.hub_link import HubSocket
 from serve_asgi.worker.lifespan import Lifespan
-from serve_asgi.worker.neighbours import Neighbours
-from serve_asgi.worker.room import Room
-from serve_asgi.worker.running import hidden
-from serve_asgi.worker.ticker import Ticker
-from serve_asgi.worker.wake_order import LoopFactory, WakeOrder
+from serve_asgi.worker.other_workers import Neighbours
+from serve_asgi.worker.shared_state_sync import CatchingUp
 from serve_asgi.worker.watchdog import Watchdog
 
 CLOSING_SHARE: Final = 0.2

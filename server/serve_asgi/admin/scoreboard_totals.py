@@ -1,0 +1,101 @@
+"""One look at the scoreboard: all counts of one moment, added up over the living and the dead.
+
+Rules: a counter in a later reading is never less than in an earlier one (a look that meets the listener folding a row
+is taken again), and reading costs the same however busy the workers are. It must not know what the counts are for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from serve_asgi.ipc.scoreboard import (
+    COUNTERS,
+    DURATION_BOUNDS,
+    HEADER_WORDS,
+    PLACE_WORDS,
+    Cell,
+    Header,
+    Row,
+    Scoreboard,
+)
+
+TRIES: Final = 40
+PAUSE: Final = 0.0005
+"""Seconds between two tries; folding a row takes some ten microseconds, if the listener is not stopped amid it."""
+DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
+
+Words = list[int]
+"""The words of a row, or sums of them; indexed by `Cell`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """What the scoreboard said at one moment."""
+
+    at: float
+    """CLOCK_MONOTONIC, s."""
+    time: float
+    """Unix time, s."""
+    rows: dict[int, Words]
+    """The living processes, by the number of their row."""
+    slots: dict[int, Words]
+    """The counters of each slot that ever had a process: what its dead left and its living have; gauges are 0."""
+    total: Words
+    """The same for the whole server."""
+    lame_duck: int
+
+    def gauge(self, cell: Cell) -> int:
+        """The sum of a gauge over all living processes."""
+        return sum(words[cell] for words in self.rows.values())
+
+
+def read(scoreboard: Scoreboard, rows: Mapping[int, tuple[int, Row]]) -> Reading | None:
+    """Take a reading; None if the listener was folding a row all the time (it has been stopped amid it).
+
+    `rows` are those that can be read, by the numbers of their places and with their serials.
+    """
+    for _ in range(TRIES):
+        at = time.monotonic()
+        copied = scoreboard.copied(rows)
+        if copied is not None:
+            return _read(scoreboard, *copied, at)
+        time.sleep(PAUSE)
+    return None
+
+
+def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: float) -> Reading:
+    width, last = scoreboard.row_words, scoreboard.slots - 1
+    counters = [cell for cell in COUNTERS if cell < width]
+
+    totals = copy[HEADER_WORDS + scoreboard.rows * PLACE_WORDS :]
+    slots: dict[int, Words] = {}
+    signs = (Cell.CPU, Cell.ACCEPTED, Cell.TAKEN_OVER, Cell.REQUESTS)
+    for slot, left in enumerate(zip(*(totals[cell::width].tolist() for cell in signs), strict=True)):
+        if any(left):
+            slots[slot] = totals[slot * width : (slot + 1) * width].tolist()
+    for words in rows.values():
+        own = slots.setdefault(min(words[Cell.SLOT], last), [0] * width)
+        for cell in counters:
+            own[cell] += words[cell]
+    total = [sum(words) for words in zip(*slots.values(), strict=True)] or [0] * width
+    return Reading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.LAME_DUCK])
+
+
+def quantile(share: float, counts: Words) -> float | None:
+    """The duration (s) that `share` of the requests did not exceed, from how many fell into each bucket.
+
+    Between a bucket's bounds they are taken to lie evenly on a logarithmic scale; None if there are none.
+    """
+    wanted = share * sum(counts)
+    if not wanted:
+        return None
+    for index, count in enumerate(counts[: len(DURATION_BOUNDS)]):
+        if count and wanted <= count:
+            upper = DURATION_BOUNDS[index]
+            lower = DURATION_BOUNDS[index - 1] if index else upper / 2
+            return float(lower * (upper / lower) ** (wanted / count))
+        wanted -= count
+    return DURATION_BOUNDS[-1]

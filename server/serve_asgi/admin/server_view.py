@@ -1,0 +1,111 @@
+"""What the admin process knows: what the listener told it, and what the scoreboard says now.
+
+The listener's word comes when something has changed, the scoreboard can be read at any moment, also while the listener
+is busy or stopped. It must not know how either is shown.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from serve_asgi.admin.accept_queues import Queue, queues
+from serve_asgi.admin.scoreboard_totals import Reading, Words, read
+from serve_asgi.ipc.channel import Packet
+from serve_asgi.ipc.scoreboard import Row, Scoreboard
+from serve_asgi.listener.history import OUTCOMES
+
+RECORDS: Final = 200
+RELOADS: Final = 50
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class View:
+    """One server as the admin process sees it."""
+
+    def __init__(self, scoreboard: Scoreboard, about: dict[str, Any], state: dict[str, Any]) -> None:
+        """`about` is what the listener said of itself and of its sockets, once; `state` is its word on the present."""
+        self.about = about
+        self.state = state
+        """As `serve_asgi.listener.admin_state` makes it; told anew when it has changed."""
+        self.records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
+        self.reloads: collections.deque[dict[str, Any]] = collections.deque(maxlen=RELOADS)
+        self.recorded = 0
+        """How many records there have been, to tell which of them are new to somebody."""
+        self.slots = scoreboard.slots
+        """Totals that there are; the last are those of all further slots, and of the agent."""
+        self._scoreboard = scoreboard
+        self._rows: dict[int, tuple[int, Row]] = {}
+        """Those of the processes, by the numbers of their places and with their serials."""
+        self._last: Reading | None = None
+
+    def take_rows(self, packet: Packet, descriptors: Sequence[int]) -> None:
+        """Rows of processes that have begun; the descriptors are taken over."""
+        gone = [index for index, (serial, _) in self._rows.items() if self._scoreboard.serial(index) != serial]
+        for (index, serial), fd in zip(packet["rows"], descriptors, strict=True):
+            if index in self._rows:
+                self._rows[index][1].close()
+            self._rows[index] = serial, Row(fd)
+            if index in gone:
+                gone.remove(index)
+        for index in gone:
+            self._rows.pop(index)[1].close()
+
+    def take(self, packet: Packet) -> None:
+        """Note what the listener says."""
+        match packet["type"]:
+            case "state":
+                self.state = packet["state"]
+            case "happened":
+                record = packet["record"]
+                self.records.append(record)
+                self.recorded += 1
+                outcome = OUTCOMES.get(record["event"])
+                if outcome and not packet.get("past"):  # those of the past are told by themselves
+                    self.reloads.append({**record, "outcome": outcome})
+            case "reloads":
+                self.reloads.extend(packet["reloads"])
+
+    def reading(self) -> Reading:
+        """The scoreboard now; if the listener has been stopped amid a change of it, as it was last."""
+        taken = read(self._scoreboard, self._rows)
+        if taken is not None:
+            self._last = taken
+        elif self._last is None:
+            self._last = Reading(0.0, 0.0, {}, {}, [0] * self._scoreboard.row_words, self._scoreboard.lame_duck)
+        return self._last
+
+    def queues(self) -> dict[str, Queue]:
+        """The accept queues of the application's sockets by name, as far as they can be known."""
+        by_inode = {each["inode"]: each["name"] for each in self.about["listening"]}
+        return {by_inode[inode]: queue for inode, queue in queues(frozenset(by_inode)).items()}
+
+    def listener(self) -> tuple[float, int] | None:
+        """The listener's processor time (s) and resident memory (bytes; proc(5)); None if that is hidden from us."""
+        try:
+            with open(f"/proc/{self.about['pid']}/stat") as stat:
+                fields = stat.read().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE
+
+    def agent_active(self) -> bool | None:
+        """Whether there is an active agent; None if there is to be none."""
+        if not self.state.get("agent_wanted"):
+            return None
+        return any(each["state"] == "active" for each in self.state["agents"])
+
+    def agent_returned(self) -> bool:
+        """Whether the function of the agent has returned: its process is there, and does not do its work."""
+        return any(each["state"] == "returned" for each in self.state.get("agents", []))
+
+    def workers(self, reading: Reading) -> list[tuple[dict[str, Any], Words]]:
+        """Each living worker and agent that the listener told of, with its row of `reading`."""
+        return [
+            (worker, words)
+            for worker in [*self.state["workers"], *self.state.get("agents", [])]
+            if (words := reading.rows.get(worker["row"])) is not None
+        ]

@@ -1,0 +1,69 @@
+"""The lease as a lock (flock(2)) on a file, held by the agent process itself until it is no more.
+
+Within one server the listener alone decides whose the lease is. The lock is for what it cannot see: an agent whose
+listener was killed, and which has not ended when the next server's is to begin. Nothing gives the lock up but the end
+of the process. No agent removes the file, since who locks a removed one is alone with it: a listener may, when it has
+no agent any more (`serve_asgi.listener.agent_lock.clear_away`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable
+
+from serve_asgi.ipc import forked_children as forks
+
+
+class Lease:
+    """The lock, to be taken once."""
+
+    def __init__(self, path: str) -> None:
+        """Open the file `path`, and make it if need be. Raises OSError."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        forks.own(lambda: (self._fd,))  # a copy in a child would hold the lock after the agent has ended
+
+    async def take(self, waits: Callable[[int], None]) -> None:
+        """Take the lock; the caller sets the deadline. `waits(PID)` is called if another has it (0: not known whose).
+
+        Cancelled, it may still take the lock: whoever gives up waiting must end. Raises OSError.
+        """
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waits(self._holder())
+            await self._wait()
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    async def _wait(self) -> None:
+        """The kernel has no event for it: a thread waits, which no exit of the process waits for."""
+        loop = asyncio.get_running_loop()
+        taken: asyncio.Future[None] = loop.create_future()
+
+        def told(error: OSError | None) -> None:
+            if taken.done():
+                return
+            if error is None:
+                taken.set_result(None)
+            else:
+                taken.set_exception(error)
+
+        def wait() -> None:
+            error: OSError | None = None
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            except OSError as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(told, error)
+
+        threading.Thread(target=wait, name="serve-agent-lock", daemon=True).start()
+        await taken
+
+    def _holder(self) -> int:
+        text = os.pread(self._fd, 32, 0).strip()
+        return int(text) if text.isdigit() else 0

@@ -1,0 +1,42 @@
+"""The agent process, from its first instruction to its exit; in between is `serve_asgi.agent.process`."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+
+from serve_asgi.agent.lease import Lease
+from serve_asgi.agent.process import EXIT_TIME, AgentProcess
+from serve_asgi.logs.exceptions import exc_info
+from serve_asgi.logs.server_log import about
+from serve_asgi.worker.bootstrap import Beginning, leave_within
+from serve_asgi.worker.event_loop import run
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the agent whose channel is the descriptor named on the command line; never returns."""
+    begun = Beginning(
+        "serve_asgi.agent",
+        lambda packet: (f"serve-agent.{packet['generation']}", f"agent {packet['generation']}"),
+    )
+    try:
+        lease = Lease(begun.packet["lock"])  # before the account is taken, which may not be allowed to
+    except OSError as error:
+        begun.refuse(f"the lock of the agent, {begun.packet['lock']}, cannot be opened: {error.strerror}")
+    loops = begun.move_in()
+    try:
+        status = run(AgentProcess(begun, lease).run, loops)
+    except BaseException as error:
+        status = 1
+        text = "the agent ends by an error of the server's own; please report this"
+        log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
+        leave_within(EXIT_TIME, status)
+    begun.guard.finish()
+    begun.let_go()
+    # The next agent waits for the end of this process: looking for cyclic garbage that ends anyway takes most of it.
+    gc.freeze()
+    gc.disable()
+    sys.exit(status)

@@ -1,0 +1,279 @@
+"""The agent: what its process does between its channel's first packet and its exit.
+
+Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent.lease`), finish
+when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard. Nobody takes
+its place before its process has been reaped, so that nothing here needs to be certain about the end but that it comes:
+the listener kills it at the deadline, and without a listener `last_resort` ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Final, TypeVar
+
+import anyio
+
+from serve_asgi.agent.lease import Lease
+from serve_asgi.app import link
+from serve_asgi.app.agent_target import Subject, load
+from serve_asgi.app.agent_task import Life
+from serve_asgi.app.background_work import work
+from serve_asgi.app.draining import draining
+from serve_asgi.app.link import Identity
+from serve_asgi.app.shared import shared
+from serve_asgi.errors import ChannelError, StartError, UsageError
+from serve_asgi.hub.core import Role
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.ipc.channel import Outbox, Packet, close_descriptors
+from serve_asgi.logs import server_log as logs
+from serve_asgi.logs.server_log import about
+from serve_asgi.logs.tracebacks import application_traceback, error_text
+from serve_asgi.worker import orphan_exit as last_resort
+from serve_asgi.worker.bootstrap import Beginning, failure, leave_within
+from serve_asgi.worker.event_loop import hidden
+from serve_asgi.worker.housekeeping import PERIOD
+from serve_asgi.worker.hub_link import HubSocket
+from serve_asgi.worker.scoreboard_row import Gauges
+
+T = TypeVar("T")
+
+HANDLERS_SHARE: Final = 0.5
+"""The part of its time to finish that handlers of messages and runs of schedules have; then they are cancelled."""
+CLOSE_TIME: Final = 1.0
+"""Seconds to tell the listener and the hub the last things."""
+EXIT_TIME: Final = 2.0
+"""Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""
+UNREADY_TIME: Final = 1.0
+"""Seconds that an agent which never began has to end when its listener is dead."""
+
+log = logging.getLogger("serve")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leaving:
+    """Why this process is to leave, and how much time it has (s)."""
+
+    reason: str
+    timeout: float
+
+
+class AgentProcess:
+    """One agent process's work."""
+
+    def __init__(self, begun: Beginning, lease: Lease) -> None:
+        self.config = begun.config
+        self.welcome = begun.packet
+        self.channel = begun.channel
+        self.outbox = Outbox(begun.channel)
+        self.watchdog = begun.watchdog
+        self.lease = lease
+        self.cells = begun.cells
+        self._link_end = begun.link
+        self.hub: HubSocket
+        self._leaving: Leaving | None = None
+        self._told = asyncio.Event()
+        """To leave."""
+        self._may_begin = asyncio.Event()
+        self._has_begun = False
+
+    async def run(self) -> int:
+        """Live; return the exit status."""
+        last_resort.watch(self.channel.fileno(), self._time_to_leave)
+        self.watchdog.know(asyncio.get_running_loop())
+        self._join_hub()
+        forks.claim(asyncio.get_running_loop())
+        status = 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hidden, self._obey)
+            tasks.start_soon(hidden, self.outbox.run)
+            tasks.start_soon(hidden, self._beat)
+            try:
+                await self._live()
+            except (StartError, UsageError) as error:
+                status = 1
+                self.outbox.tell(failure(error))
+                self._cut_work()  # its time was over with the agent: as if it had died, others may do it again
+            with anyio.move_on_after(CLOSE_TIME):
+                shared.leave()
+                await self.hub.flushed()
+                await self.outbox.flushed()
+            tasks.cancel_scope.cancel()
+        leave_within(EXIT_TIME, status)
+        return status
+
+    # From the import to the end
+
+    async def _live(self) -> None:
+        """Raises StartError, UsageError if the application's agent does not do what it should."""
+        subject = await self._unless_told(self._prepare())
+        if subject is None:
+            return
+        await self._unless_told(self.hub.flushed())  # so that the listener knows all of it before it hears of this
+        self.outbox.tell({"type": "prepared"})
+        await self._unless_told(self._may_begin.wait())
+        if not self._may_begin.is_set():
+            return
+        self._has_begun = True
+        if await self._unless_told(self._take_lease()) and self._leaving is None:
+            self.watchdog.watch(self.cells, self.config.block_warn)
+            await self._enter_and_finish(subject)
+            self.watchdog.unwatch()
+        self.outbox.tell({"type": "finished"})
+
+    async def _prepare(self) -> Subject:
+        """Import it and run its `prepare()`."""
+        await shared.ready()  # so that the application may read it while it is imported
+        name = self.config.agent
+        try:
+            subject = load(name)
+        except UsageError:
+            raise
+        except BaseException as error:
+            forks.leave(error)
+            raise _failed(f"the agent {name} cannot be imported", error) from None
+        try:
+            await subject.prepare()
+        except BaseException as error:
+            forks.leave(error)
+            if _is_cancelled(error):
+                raise
+            raise _failed(f"the prepare() of the agent {name} failed", error) from None
+        return subject
+
+    async def _take_lease(self) -> bool:
+        try:
+            await self.lease.take(lambda holder: self.outbox.tell({"type": "waits", "holder": holder}))
+        except OSError as error:
+            raise UsageError(f"the lock of the agent, {self.welcome['lock']}, cannot be taken: {error}") from None
+        return True
+
+    async def _enter_and_finish(self, subject: Subject) -> None:
+        life = Life(subject)
+        match await self._unless_told(life.enter()):
+            case None:
+                pass
+            case UsageError() as error:
+                raise error
+            case error:
+                raise _failed(f"the agent {subject.name} could not be entered", error)
+        if self._leaving is None:
+            await self._be_active(life, subject.name)
+        if (raised := await life.finish()) is not None:
+            text = "the agent %s did not finish in order: %s"
+            detail = about("agent_finish_failed", detail=application_traceback(raised))
+            log.error(text, subject.name, error_text(raised), extra=detail)
+
+    async def _be_active(self, life: Life, name: str) -> None:
+        """From having been entered until it is to finish. Raises StartError if it fails before."""
+        self.hub.link.send("up")  # its handlers and schedules are told
+        self.outbox.tell({"type": "entered"})
+        over = asyncio.ensure_future(life.over())
+        await self._unless_told(asyncio.wait({over}))
+        if over.done():
+            if (raised := over.result()) is not None:
+                raise _failed(f"the agent {name} failed", raised)
+            self.outbox.tell({"type": "returned"})
+            await self._told.wait()
+        await self._finish_handlers()
+
+    async def _finish_handlers(self) -> None:
+        """No new work comes from here on; what has begun has its time to end."""
+        assert self._leaving is not None
+        draining.begin(self._leaving.reason)
+        with anyio.move_on_after(self._leaving.timeout * HANDLERS_SHARE):
+            await work.told()  # of which the hub has been told before this agent was told to finish
+            while work.tasks:
+                await asyncio.wait(work.tasks)
+        self._cut_work()
+
+    def _cut_work(self) -> None:
+        """End the handlers of messages and runs of schedules that have not ended."""
+        if left := work.cancel():
+            text = "cut %d handlers of messages and runs of schedules that had not ended"
+            log.warning(text, left, extra=about("work_cut", tasks=left))
+
+    async def _unless_told(self, do: Awaitable[T]) -> T | None:
+        """Await it; once this process is told to leave, it is cancelled, and None returned."""
+        doing = asyncio.ensure_future(do)
+        told = asyncio.ensure_future(self._told.wait())
+        try:
+            await asyncio.wait({doing, told}, return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                return doing.result()
+            doing.cancel()
+            await asyncio.wait({doing})
+            if not doing.cancelled():
+                doing.exception()  # looked at, so that nobody complains of it: who is to leave need not succeed
+            return None
+        finally:
+            told.cancel()
+
+    # What goes on besides
+
+    def _join_hub(self) -> None:
+        """Take part in what the processes of the server tell each other, before the application is imported."""
+        assert self._link_end is not None, "the listener gives every agent a link"
+        identity = Identity(Role.AGENT, -1, self.welcome["generation"], self.welcome["member"])
+        self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
+        self.hub.link.take("retire", lambda _: work.retire())
+        self.hub.link.at_close(work.retire)
+        link.enter(self.hub.link)
+        forks.in_child(self.hub.link.let_go)
+
+    async def _beat(self) -> None:
+        """Once per second: that this process lives, and what it uses."""
+        gauges = Gauges(self.cells)
+        while True:
+            gauges.write()
+            self.watchdog.tick()
+            due = time.monotonic() + PERIOD
+            await anyio.sleep(PERIOD)
+            gauges.write_lag(time.monotonic() - due)
+
+    def _time_to_leave(self) -> float:
+        """Seconds that this agent has to end once the listener is dead; then it is ended, whatever it does."""
+        return self.config.agent_timeout if self._has_begun else UNREADY_TIME
+
+    async def _obey(self) -> None:
+        """Do what the listener says, until its end of the channel closes."""
+        try:
+            while True:
+                packet, descriptors = await self.channel.receive()
+                close_descriptors(descriptors)
+                self._take(packet)
+        except (EOFError, ChannelError, OSError) as error:
+            if not isinstance(error, EOFError):
+                log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
+            log.warning("the listener is gone; this agent finishes", extra=about("listener_died"))
+            self._leave(Leaving("the listener died", self.config.agent_timeout))
+
+    def _take(self, packet: Packet) -> None:
+        match packet["type"]:
+            case "enter":
+                self._may_begin.set()
+            case "finish":
+                self._leave(Leaving(packet["reason"], packet["timeout"]))
+            case "quit":
+                self._leave(Leaving("quit", 0.0))
+            case "reopen":
+                logs.reopen()
+
+    def _leave(self, leaving: Leaving) -> None:
+        """Begin to leave; the first order counts."""
+        if self._leaving is None:
+            self._leaving = leaving
+            self._told.set()
+
+
+def _failed(text: str, error: BaseException) -> StartError:
+    return StartError(text, application_traceback(error))
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this task is to end, and the application's code has not raised that by itself."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

@@ -1,0 +1,108 @@
+"""Local mode: where no listener of ours runs the application (another server, a test), this process is its own hub.
+
+The same cores as in the listener, with one member that is worker 0 and plays the agent as well. Everything travels as
+bytes here too, so that what cannot be sent between processes fails in a test already. Frames are delivered in a later
+turn of the event loop, as they would be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import Any
+
+from serve_asgi.app.link import Identity, Link
+from serve_asgi.hub.assembly import assembled
+from serve_asgi.hub.core import Hub, HubSettings, Order, Role
+from serve_asgi.hub.state.part import SharedState
+from serve_asgi.logs.server_log import about as particulars
+
+log = logging.getLogger("serve")
+
+MEMBER = 1
+
+
+class LocalLink(Link):
+    """The link of a process on its own, and its hub."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: LocalPort) -> None:
+        super().__init__(Identity(Role.WORKER, 0, 0, MEMBER, local=True), loop, port.transmit)
+        self.hub = port.hub
+        self._port = port
+
+    def begin(self) -> None:
+        """It is this process's link: take what it was sent at the beginning, so that there is something to read."""
+        self._port.begin()
+
+
+class LocalPort:
+    """Sends to the one member by way of its event loop, and keeps the hub's deadlines."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.hub: Hub
+        self.link: LocalLink
+        self._timer: asyncio.TimerHandle | None = None
+        self._first: list[bytes] | None = []  # what is sent before anybody takes it
+
+    def begin(self) -> None:
+        first, self._first = self._first or [], None
+        for data in first:
+            self.link.receive(data)
+
+    def send(self, member: int, data: bytes) -> None:
+        if self._first is not None:
+            self._first.append(data)
+        else:
+            self.loop.call_soon(self.link.receive, data)
+
+    def room(self, member: int) -> bool:
+        return True
+
+    def send_to_store(self, data: bytes) -> None:
+        pass  # there is none
+
+    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+        log.log(level, "%s", text, extra=particulars(event, detail=detail, **about))
+
+    def publish(self, applied: int) -> None:
+        pass  # what is applied is applied before anything else runs
+
+    def transmit(self, data: bytes) -> None:
+        """The member's own frames."""
+        self.loop.call_soon(self._take, data)
+
+    def _take(self, data: bytes) -> None:
+        self.hub.take(MEMBER, data)
+        self.look()
+
+    def look(self) -> None:
+        """Have the hub's deadlines kept."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.hub.deadline()
+        if deadline < math.inf:
+            self._timer = self.loop.call_later(max(0.0, deadline - self.hub.clock()), self._tick)
+
+    def _tick(self) -> None:
+        self.hub.tick()
+        self.look()
+
+
+def link(loop: asyncio.AbstractEventLoop, before: Link | None = None) -> LocalLink:
+    """A link to a new hub, both of this process and loop; with the shared state that the hub of `before` had."""
+    port = LocalPort(loop)
+    port.hub = hub = assembled(port, HubSettings(agent=True))
+    if isinstance(before, LocalLink):
+        hub.part(SharedState).begin_with(*before.hub.part(SharedState).known())
+    port.link = made = LocalLink(loop, port)
+    hub.join(MEMBER, Role.WORKER, 0, 0)
+    hub.order(MEMBER, Order.SERVE)
+    hub.linked(MEMBER)
+    hub.server_ready()
+    # what is registered when the link is entered is told before this
+    loop.call_soon(lambda: made.send("up"))
+    port.look()
+    return made

@@ -1,0 +1,65 @@
+"""Who takes part in this server, as this process was told."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Final
+
+from serve_asgi.app.link import Link, register
+from serve_asgi.hub.core import Role
+from serve_asgi.ipc.frames import Frame
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Peer:
+    """A process that takes part."""
+
+    id: int
+    role: Role
+    generation: int
+    slot: int  # -1 for the agent
+    phase: str  # up, serving or retiring (`serve_asgi.hub.core.Phase`)
+
+
+class Presence:
+    """The newest that is known; changes can be waited for."""
+
+    def __init__(self) -> None:
+        self.peers: tuple[Peer, ...] = ()
+        self.ready = False
+        """The server has been ready: its first generation served."""
+        self._changed = asyncio.Event()
+
+    def bind(self, link: Link) -> None:
+        self._changed = asyncio.Event()
+        link.take("present", self._take)
+
+    def agent(self) -> Peer | None:
+        """The active agent, if there is one."""
+        return next((p for p in self.peers if p.role is Role.AGENT and p.phase == "serving"), None)
+
+    async def change(self) -> None:
+        """Wait until something changes."""
+        await self._changed.wait()
+
+    async def changes(self) -> AsyncIterator[tuple[Peer, ...]]:
+        """Those who are there, now and after each change; changes that come together are one."""
+        seen: tuple[Peer, ...] | None = None
+        while True:
+            if seen != self.peers:
+                seen = self.peers
+                yield seen
+            else:
+                await self.change()
+
+    def _take(self, frame: Frame) -> None:
+        self.peers = tuple(Peer(id, Role(role), *rest) for id, role, *rest in frame.head["members"])
+        self.ready = frame.head["ready"]
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+presence: Final = Presence()
+register(presence)

@@ -1,0 +1,93 @@
+"""An event loop for threads, where none runs: under a WSGI server, in a script, in a test that is not asynchronous.
+
+One loop in a thread of its own, begun by the first call of a `sync` object and for local mode alone. It stands in for a
+loop of the application's: the first that uses `shared`, `messenger` or `schedule` takes its place, and its shared state
+(`serve_asgi.app.link.current`). Handlers and schedules run in it meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import sys
+import threading
+from typing import Final
+
+import anyio.from_thread
+
+from serve_asgi.app import link
+from serve_asgi.app import local_mode as local
+from serve_asgi.app.link import Link
+
+PATIENCE: Final = 10.0
+"""Seconds for a loop to begin, or to turn once."""
+END_TIME: Final = 1.0
+"""Seconds that its end may take; a handler that blocks it is not waited for any longer."""
+
+_loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
+
+
+def begin(before: Link | None) -> None:
+    """Begin the loop, and enter a link of its own with the shared state of `before`. For `serve_asgi.app.link`."""
+    global _loop, _thread
+    begun: concurrent.futures.Future[None] = concurrent.futures.Future()
+    loop = _loop = asyncio.new_event_loop()
+    _thread = threading.Thread(target=_run, args=(loop, before, begun), name="serve local mode", daemon=True)
+    _thread.start()
+    begun.result(PATIENCE)
+
+
+def end() -> None:
+    """End it; who waits for something there is told that the link is closed. For `serve_asgi.app.link`."""
+    global _loop, _thread
+    loop, thread, _loop, _thread = _loop, _thread, None, None
+    if loop is not None and thread is not None and thread.is_alive():
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(END_TIME)
+
+
+atexit.register(end)
+
+
+def loop_of_this_thread(imported_in: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
+    """The running event loop that this thread works for, if it can be known; or that which this was imported in.
+
+    anyio and asgiref leave word of it in the threads of theirs, in which Starlette, FastAPI and Django call what is not
+    async; only that word is read, since asking the loop would wait for it.
+    """
+    token = getattr(getattr(anyio.from_thread, "threadlocals", None), "current_token", None)
+    django = getattr(getattr(sys.modules.get("asgiref.sync"), "SyncToAsync", None), "threadlocal", None)
+    for loop in (getattr(token, "native_token", None), getattr(django, "main_event_loop", None), imported_in):
+        if isinstance(loop, asyncio.AbstractEventLoop) and loop.is_running():
+            return loop
+    return None
+
+
+def _run(loop: asyncio.AbstractEventLoop, before: Link | None, begun: concurrent.futures.Future[None]) -> None:
+    asyncio.set_event_loop(loop)
+    made: list[Link] = []
+
+    def enter() -> None:
+        new = local.link(loop, before)
+        new.stand_in = True
+        link.enter(new)
+        new.begin()
+        made.append(new)
+        begun.set_result(None)
+
+    loop.call_soon(enter)
+    try:
+        loop.run_forever()
+        for each in made:
+            each.close()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=END_TIME))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -1,0 +1,34 @@
+"""The commands that speak to a server that runs: one module for each subject, loaded when its command is typed.
+
+The listener imports none of them, so that it does not grow with what draws on terminals.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+MODULES: Final = {
+    "reload": "reload",
+    "drain": "drain",
+    "stop": "stop",
+    "scale": "scale",
+    "status": "status",
+    "workers": "status",
+    "top": "top",
+    "stacks": "stacks",
+    "schedules": "schedules",
+    "schedule": "schedules",
+    "logs-reopen": "logs_reopen",
+    "config": "config",
+}
+"""The module of each command, in the order in which help shows them."""
+
+
+def load(name: str) -> click.Command:
+    """The command of this name."""
+    command = importlib.import_module(f"serve_asgi.cli.{MODULES[name]}").COMMANDS[name]
+    assert isinstance(command, click.Command)
+    return command

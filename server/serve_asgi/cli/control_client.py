@@ -1,0 +1,269 @@
+"""The control command's side of the control socket: find the server, ask it, take its answer.
+
+It runs in its own process and turns every failure into a sentence; what is done with the answers is the business of
+`serve_asgi.cli`. Only processes of root or of the same user are believed (SO_PEERCRED, unix(7)), unless root asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from serve_asgi.config import file as config_file
+from serve_asgi.errors import StartError, UsageError
+from serve_asgi.ipc import control_protocol
+
+PATIENCE: Final = 15.0
+"""Seconds that a listener has to answer what it can answer at once."""
+HOOK_PATIENCE: Final = 75.0
+"""The same for what hooks may come before."""
+SERVICES: Final = Path("/run")
+"""Where a service manager makes directories for services (RuntimeDirectory=, systemd.exec(5))."""
+LOOK_TIME: Final = 2.0
+"""Seconds that a server has to say what it is, when several are there."""
+
+
+class Refused(StartError):
+    """The server did not do what was asked; `detail` is the new code's traceback, if that was why."""
+
+
+class Gone(Refused):
+    """The server ended, or closed the conversation, before it answered."""
+
+
+class Unanswered(Refused):
+    """It did not answer in time."""
+
+
+class Conversation:
+    """One request to a server and its answer, line by line. To be closed by whoever made it (`with`)."""
+
+    pid: int
+    """Of the listener, as the kernel knows it; 0 if it lives in another PID namespace."""
+
+    def __init__(self, path: Path, command: str, **parameters: Any) -> None:
+        """Send the request. Raises UsageError if the server cannot be reached."""
+        self._buffer = b""
+        self._connection = socket.socket(socket.AF_UNIX)
+        request = {"version": control_protocol.VERSION, "command": command, **parameters}
+        try:
+            self._connection.settimeout(PATIENCE)
+            self._connection.connect(str(path))
+            self.pid, uid = _peer(self._connection)
+            if os.geteuid() not in (0, uid) and uid != 0:
+                raise UsageError(f"{path} belongs to another user's process; name the server's own socket")
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what it said before it closed counts
+                self._connection.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            self._connection.close()
+            hint = "; is it running?" if isinstance(error, FileNotFoundError | ConnectionRefusedError) else ""
+            raise UsageError(f"the server at {path} cannot be reached: {error.strerror or error}{hint}") from None
+        except UsageError:
+            self._connection.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def receive(self, timeout: float | None = PATIENCE) -> dict[str, Any] | None:
+        """The next line; None if none has come after `timeout` seconds. Raises Gone at the end."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (line := self._line()) is None:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not _readable(self._connection, left):
+                return None
+            try:
+                piece = self._connection.recv(65536)
+            except OSError:
+                piece = b""
+            if not piece or len(self._buffer) > control_protocol.LINE_LIMIT:
+                raise Gone("the server went away before it answered; look at its log")
+            self._buffer += piece
+        try:
+            message: dict[str, Any] = json.loads(line)
+            if "record" not in message and not isinstance(message["ok"], bool):
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise UsageError("what answers there is not a server's control socket; name it with --control") from None
+        return message
+
+    def outcome(self, timeout: float | None = None) -> dict[str, Any]:
+        """The answer, records passed over. Raises Refused if the server did not do it, or does not answer in time."""
+        while True:
+            message = self.receive(timeout)
+            if message is None:
+                raise Unanswered(
+                    f"the server (PID {self.pid}) has not answered for {timeout:g} s; is its process stopped?"
+                )
+            if "record" not in message:
+                return checked(message)
+
+    def _line(self) -> bytes | None:
+        line, end, rest = self._buffer.partition(b"\n")
+        if not end:
+            return None
+        self._buffer = rest
+        return line
+
+
+def checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer, if it is a good one; raises Refused otherwise."""
+    if not answer["ok"]:
+        raise Refused(answer["text"], answer.get("detail", ""))
+    return answer
+
+
+def ask(path: Path, command: str, *, patience: float | None = None, **parameters: Any) -> dict[str, Any]:
+    """Send one command and wait for its outcome, `patience` seconds at most, or as long as that takes.
+
+    Raises UsageError if the server cannot be reached, Refused if it did not do it, went away or did not answer in time.
+    """
+    with Conversation(path, command, **parameters) as conversation:
+        answer = conversation.outcome(patience)
+        with contextlib.suppress(Gone):
+            conversation.receive(1.0)  # its end: nothing of this conversation is left in the listener then
+        return answer
+
+
+def look(path: Path) -> dict[str, Any]:
+    """The server's status (`serve_asgi.listener.status`). Raises UsageError or Refused, also if it does not answer."""
+    with Conversation(path, "status") as conversation:
+        found: dict[str, Any] = conversation.outcome(PATIENCE)["status"]
+        return found
+
+
+# Which server
+
+
+def find(control: str = "", pid_file: str = "") -> Path:
+    """The control socket: the one named, that of the pid file's server, or that of the only server there is.
+
+    Where neither is named, the configuration file that a server would read here may name one. Raises UsageError if
+    there is none, or more than one.
+    """
+    if control:
+        return Path(control)
+    if pid_file:
+        return _of_process(_pid_in(pid_file))
+    if (configured := _of_configuration()) is not None:
+        return configured
+    living = [path for path in _sockets() if _answers(path)]
+    if not living:
+        raise UsageError("no server was found; name its socket with --control PATH or its pid file with --pid PATH")
+    if len(living) > 1:
+        servers = "; ".join(_described(path) for path in living)
+        raise UsageError(f"several servers run: {servers}; name one with --control PATH or --pid PATH")
+    return living[0]
+
+
+def _of_configuration() -> Path | None:
+    """The socket of the server that the configuration file of this directory is for, if it says and one answers."""
+    with contextlib.suppress(UsageError, OSError):
+        file = config_file.load(os.environ.get("SERVE_CONFIG", ""), os.getcwd())
+        named = {name: str(entry.value) for name, entry in file.entries.items()} if file is not None else {}
+        if "control" in named and _answers(Path(named["control"])):
+            return Path(named["control"])
+        if "pid" in named:
+            return _of_process(_pid_in(named["pid"]))
+    return None
+
+
+def _pid_in(pid_file: str) -> int:
+    try:
+        pid = int(Path(pid_file).read_text())
+    except (OSError, ValueError):
+        raise UsageError(f"the pid file {pid_file} cannot be read; is the server running?") from None
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (ProcessLookupError, OverflowError):
+        raise UsageError(f"no process has the PID {pid} that {pid_file} names; is the server running?") from None
+    return pid
+
+
+def _of_process(pid: int) -> Path:
+    """The control socket of the listener `pid`: in its usual place, or wherever the kernel says that it has one."""
+    for path in (*_usual(pid), *_bound_by(pid)):
+        with contextlib.suppress(UsageError, Refused), Conversation(path, "status") as conversation:
+            if conversation.outcome(LOOK_TIME)["status"]["pid"] == conversation.pid:
+                return path
+    raise UsageError(f"the server with PID {pid} has no control socket that answers; name it with --control PATH")
+
+
+def _usual(pid: int) -> Iterator[Path]:
+    return (path for path in _sockets() if path.stem == str(pid))
+
+
+def _bound_by(pid: int) -> list[Path]:
+    """The paths of the listening unix sockets that the process holds (/proc/net/unix, proc(5))."""
+    held = set()
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                held.add(os.readlink(link))
+    found = []
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+            fields = line.split(maxsplit=7)
+            if len(fields) == 8 and f"socket:[{fields[6]}]" in held and fields[7].startswith("/"):
+                found.append(Path(fields[7]))
+    return found
+
+
+def _sockets() -> list[Path]:
+    """All that may be control sockets, in the places where they are looked for."""
+    return [path for directory in _directories() for path in sorted(directory.glob("*.sock"))]
+
+
+def _directories() -> list[Path]:
+    """Where sockets are looked for: our own places, and those that a service manager makes (RuntimeDirectory=)."""
+    places = dict.fromkeys([*control_protocol.runtime_directories(), *sorted(SERVICES.glob("*/serve"))])
+    root = os.geteuid() == 0
+    return [directory for directory in places if control_protocol.private(directory, any_owner=root)]
+
+
+def _described(path: Path) -> str:
+    """One of several servers, as a person tells it from the others."""
+    with contextlib.suppress(UsageError, Refused, KeyError), Conversation(path, "status") as conversation:
+        found = conversation.outcome(LOOK_TIME)["status"]
+        return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}, --control {path})"
+    return f"PID {path.stem} (it does not answer, --control {path})"
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(LOOK_TIME)
+        try:
+            connection.connect(str(path))
+        except TimeoutError:
+            return True  # its queue is full: it lives
+        except OSError:
+            return False
+        return True
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """PID and user of the process that listens there."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+def _readable(connection: socket.socket, timeout: float | None) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))

@@ -1,0 +1,25 @@
+"""`serve drain`: the lame duck, on and off."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from serve_asgi.cli import control_client
+from serve_asgi.cli.command import command, tell
+from serve_asgi.cli.control_client import HOOK_PATIENCE
+
+
+def drain(control: str, pid: str, off: bool) -> int:
+    """Make the health endpoint fail while real traffic is still served.
+
+    It lasts, over reloads too, until `serve drain --off`.
+    """
+    tell(control_client.ask(control_client.find(control, pid), "drain", off=off, patience=HOOK_PATIENCE)["text"])
+    return 0
+
+
+COMMANDS: Final = {
+    "drain": command("drain", drain, click.Option(["--off"], is_flag=True, help="End the lame duck.")),
+}

@@ -1,0 +1,248 @@
+"""The command line: `serve APP …` runs a server, `serve reload|drain|status …` speaks to one that runs.
+
+It owns words, help and exit statuses, and nothing else: the options are those of `serve_asgi.config.options`, their
+values are read by `serve_asgi.config.sources`, the work is done by `serve_asgi.listener` and
+`serve_asgi.cli.control_client`. Every wrong input ends as one line "serve: …" on stderr and exit status 2, without a
+traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from serve_asgi import __version__
+from serve_asgi.cli import MODULES, load
+from serve_asgi.cli.command import CONTEXT, INTERRUPTED, WIDTH, harmless
+from serve_asgi.config.options import GROUPS, Option, flag, flag_off, options
+from serve_asgi.config.other_servers import of_another_server
+from serve_asgi.config.sources import Given, kind, read, several
+from serve_asgi.errors import ServeError, UsageError
+from serve_asgi.logs.output import say
+
+COMPLETE: Final = "_SERVE_COMPLETE"  # set by shells that ask for completions (click, "Shell Completion")
+UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space
+
+
+class RunCommand(click.Command):
+    """`serve APP`: its help shows the options in their groups."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("serve", "APP [OPTIONS]")
+        formatter.write_usage("serve", "COMMAND [OPTIONS]", prefix="       ")
+
+    def get_help(self, ctx: click.Context) -> str:
+        return super().get_help(ctx).replace(UNBROKEN, " ")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands for a server that runs"):
+            formatter.write_dl([(name, load(name).get_short_help_str(WIDTH)) for name in MODULES])
+        for group in GROUPS:
+            rows = [_help_row(name, defined) for name, (_, defined) in options().items() if defined.group == group]
+            with formatter.section(group):
+                formatter.write_dl(rows, col_max=34)
+        with formatter.section("Other"):
+            formatter.write_dl([("--version", "Show the version."), ("-h, --help", "Show this text.")], col_max=34)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Each option can be set by an environment variable as well: SERVE_ and its name, as in "
+            "SERVE_BIND_TIMEOUT=10 (several values of SERVE_BIND are separated by spaces), or in serve.toml or the "
+            "table [tool.serve] of pyproject.toml: bind-timeout = 10, and app for APP. The command line wins, then the "
+            "environment."
+        )
+
+
+def metavar(name: str, defined: Option) -> str:
+    """What stands for the option's value in the help; "" for a flag."""
+    if kind(name) is bool:
+        return ""
+    if defined.choices:
+        return "[" + "|".join(defined.choices) + "]"
+    return defined.unit or ("NUMBER" if kind(name) in (int, float) else "NAME")
+
+
+def default_text(name: str) -> str:
+    """The option's default as a person writes it; "" if there is none to tell."""
+    field, defined = options()[name]
+    if defined.shown_default:
+        return defined.shown_default
+    if kind(name) is bool:
+        return "on" if field.default else ""
+    if field.default in ("", (), None):
+        return ""
+    return f"{field.default:.15g}" if isinstance(field.default, float) else str(field.default)
+
+
+def _help_row(name: str, defined: Option) -> tuple[str, str]:
+    """Both columns of an option in the help."""
+    term = ", ".join(part for part in (defined.short, flag(name)) if part)
+    value = metavar(name, defined)
+    if value:
+        term += " " + value
+    elif options()[name][0].default:
+        term = f"{flag(name)}, {defined.flag_off}" if defined.flag_off else flag(name).replace("--", "--[no-]")
+    notes = [f"default: {text}" for text in (default_text(name),) if text]
+    notes += [f"env: {variable}" for variable in defined.env]
+    together = "; ".join(notes).replace(" ", UNBROKEN)
+    return term, defined.help + (f"  [{together}]" if notes else "")
+
+
+def _parameters() -> list[click.Parameter]:
+    """One click option for each option of the configuration; values stay text, read by `serve_asgi.config.sources`."""
+    made: list[click.Parameter] = [click.Argument(["app"], required=False)]
+    for name, (_, defined) in options().items():
+        if kind(name) is bool:
+            made.append(click.Option([name, f"{flag(name)}/{flag_off(name, defined)}"], default=None))
+        else:
+            declared = [name, flag(name), *([defined.short] if defined.short else [])]
+            made.append(click.Option(declared, type=click.STRING, multiple=several(name), default=None))
+    return made
+
+
+def _given(context: click.Context, values: dict[str, Any]) -> dict[str, Given]:
+    """What was said on the command line, without click's own defaults."""
+    said = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in values.items() if context.get_parameter_source(name) is said}
+
+
+@click.pass_context
+def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
+    """Run an ASGI application so that nobody notices a deploy.
+
+    APP is module:attribute, for example app:asgi. kill -HUP replaces every worker with fresh code and loses no
+    request; kill -USR2 makes the health endpoint fail, so that a load balancer lets go first; kill -TERM stops
+    gracefully.
+    """
+    if app:
+        check_application(app)
+    settings = read(app or "", _given(context, values), os.environ)
+    from serve_asgi.listener.start import run
+
+    return run(settings)
+
+
+def check_application(app: str | None) -> None:
+    """Refuse what cannot be an application. Raises UsageError."""
+    if not app:
+        raise UsageError("which application? Write it as module:attribute, for example: serve app:asgi --workers 4")
+    module, colon, attribute = app.partition(":")
+    if colon and module and attribute:
+        return
+    near = difflib.get_close_matches(app, MODULES, 1)
+    if near and not colon:
+        raise UsageError(
+            f"there is no command {app!r}: did you mean {near[0]!r}? (An application has a colon: module:attribute)"
+        )
+    if app.endswith(".py") or "/" in app:
+        example = os.path.basename(app.removesuffix(".py")) or "app"
+        raise UsageError(f"{app!r} is a path: name the module and what is in it, for example: serve {example}:app")
+    raise UsageError(f"{app!r} is not an application: write module:attribute, for example: serve {module or 'app'}:app")
+
+
+def _run_command() -> RunCommand:
+    command = RunCommand("serve", callback=_run, help=_run.__doc__, params=_parameters(), context_settings=CONTEXT)
+    return click.version_option(__version__, prog_name="serve", message="%(prog)s %(version)s")(command)
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Do what the command line says and return the exit status. All errors end here, as a line for a person."""
+    if COMPLETE in os.environ:  # asked by the shell, through what `_SERVE_COMPLETE=bash_source serve` prints
+        from click.shell_completion import shell_complete
+
+        _take_signals()
+        return shell_complete(_everything(), {}, "serve", COMPLETE, os.environ[COMPLETE])
+    name, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
+    if name in MODULES:
+        _take_signals()
+        _write_anything()
+        try:
+            return _main(load(name), f"serve {name}", rest)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left to do is to end
+    return _main(_run_command(), "serve", rest if name == "run" else list(arguments))
+
+
+def go_on() -> int:
+    """Be the listener whose earlier program has put this one in its place; return the exit status."""
+    from serve_asgi.listener.re_exec_successor import inherited, resume
+
+    try:
+        return resume(inherited())
+    except ServeError as error:
+        return _complain(error)
+
+
+def _take_signals() -> None:
+    """A control command may have a word to say about Ctrl-C; all else ends it, the terminal left as it was found."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as by nohup(1)
+            signal.signal(number, _end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)  # as a shell tells it
+
+
+def _write_anything() -> None:
+    """What a terminal cannot show becomes a question mark, not an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _everything() -> click.Group:
+    """All commands and all options of `serve APP`, for the completion of shells."""
+    return click.Group("serve", commands={name: load(name) for name in MODULES}, params=_parameters()[1:])
+
+
+def _main(command: click.Command, name: str, arguments: list[str]) -> int:
+    try:
+        status = command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        _say(_sentence(error, name))
+        return UsageError.exit_status
+    except ServeError as error:
+        return _complain(error)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0
+
+
+def _complain(error: ServeError) -> int:
+    detail: str = getattr(error, "detail", "")
+    if detail:
+        _write(harmless(detail).rstrip("\n") + "\n")
+    _say(harmless(str(error)))
+    return error.exit_status
+
+
+def _sentence(error: click.ClickException, name: str) -> str:
+    """click's complaint in one sentence, with what to do next."""
+    if isinstance(error, click.NoSuchOption):
+        if said := of_another_server(error.option_name):
+            return said
+        if error.possibilities:
+            return f"there is no option {error.option_name}: did you mean {' or '.join(error.possibilities)}?"
+        return f"there is no option {error.option_name}: `{name} --help` shows those there are"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}: `{name} --help` shows how it is written"
+
+
+def _say(message: str) -> None:
+    _write(f"serve: {message}\n")
+
+
+def _write(text: str) -> None:
+    """Write to stderr if anybody is there to read it; waits for no one who does not."""
+    say(2, text)

@@ -1,0 +1,134 @@
+"""`serve reload`: run the transaction and follow it to its outcome, for a person, a pipe or a script.
+
+The reload is the listener's: it goes on if this command is interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from serve_asgi.cli import control_client
+from serve_asgi.cli.command import (
+    INTERRUPTED,
+    as_json,
+    command,
+    complain,
+    failed_as_json,
+    lively,
+    tell,
+    tell_outcome,
+)
+from serve_asgi.cli.control_client import PATIENCE, Conversation, Refused
+from serve_asgi.cli.reload_progress import FRAME, Lines, Objects, Remains, Show, remains, settled
+from serve_asgi.errors import UsageError
+
+LISTENER_TIME: Final = 120.0
+"""Seconds that the replacement of the listener may take; it gives up by itself before that."""
+SETTLE: Final = 0.5
+"""Seconds that the hand-over of idle connections may take until this command says what is left."""
+
+
+def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as_json: bool) -> int:
+    """Replace every worker with fresh code; wait until it serves.
+
+    On a terminal a live view shows who imports, who is ready, the switch, and what the old workers still have to do;
+    elsewhere each step is a line. The old generation finishes its requests after the switch: --drained waits for that
+    as well.
+
+    --listener has the listener, which outlives every reload, put the program of the present release in its own place:
+    the same process, the same workers, the same sockets. Reload first, then this, when the server itself is new.
+
+    Exit status 0: the new generation (or listener) serves. 1: it was refused, with the reason; the old one serves on.
+    """
+    try:
+        path = control_client.find(control, pid)
+        if wait and not listener:
+            return _followed(path, drained=drained, as_json=as_json)
+        if listener:
+            text = control_client.ask(path, "reload-listener", patience=LISTENER_TIME)["text"]
+        else:
+            text = control_client.ask(path, "reload", wait=False, patience=PATIENCE)["text"]
+    except (Refused, UsageError) as error:
+        if as_json:
+            return failed_as_json(error)
+        raise
+    if as_json:
+        tell_outcome(True, text)
+    else:
+        tell(text)
+    return 0
+
+
+def _followed(path: Path, *, drained: bool, as_json: bool) -> int:
+    """Run the transaction and show it. Raises Refused if nothing came of it."""
+    before = control_client.look(path)
+    show = _show(before, as_json=as_json)
+    try:
+        with show:
+            answer = _transaction(path, show)
+            show.outcome(answer)
+            if answer["ok"]:
+                show.left(_afterwards(path, before, show, drained=drained))
+    except KeyboardInterrupt:
+        complain("the reload goes on without this command; `serve status` tells its outcome")
+        return INTERRUPTED
+    control_client.checked(answer)
+    return 0
+
+
+def _show(before: dict[str, Any], *, as_json: bool) -> Show:
+    if as_json:
+        return Objects()
+    if lively():
+        from serve_asgi.cli.reload_live_view import View
+
+        return View(before)
+    return Lines(before)
+
+
+def _transaction(path: Path, show: Show) -> dict[str, Any]:
+    """Ask for the reload and follow it; return the answer. The listener sees to it that there is one in time."""
+    with Conversation(path, "reload", follow=True) as conversation:
+        while True:
+            message = conversation.receive(show.pause)
+            if message is None:
+                show.seen(control_client.look(path))  # raises if it does not answer
+            elif "record" in message:
+                show.happened(message["record"])
+            else:
+                return message
+
+
+def _afterwards(path: Path, before: dict[str, Any], show: Show, *, drained: bool) -> Remains:
+    """Look on until idle connections have been handed over, or, if that is wanted, until the old workers have ended.
+
+    Their own deadlines (--graceful-timeout of the server) end that wait.
+    """
+    settle = time.monotonic() + SETTLE
+    found = before
+    while True:
+        try:
+            found = control_client.look(path)
+        except (Refused, UsageError):
+            return remains(before, found)  # it is being stopped; the reload itself has succeeded
+        show.seen(found)
+        left = remains(before, found)
+        if not left.generations or not (drained or (not settled(found) and time.monotonic() < settle)):
+            return left
+        time.sleep(min(FRAME, show.pause) if drained else 0.02)
+
+
+COMMANDS: Final = {
+    "reload": command(
+        "reload",
+        reload,
+        click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Wait for the outcome."),
+        click.Option(["--listener"], is_flag=True, help="Replace the listener's own program, not the workers."),
+        click.Option(["--drained"], is_flag=True, help="Wait until the old workers have ended as well."),
+        as_json("One JSON object per step, the last one the outcome."),
+    ),
+}

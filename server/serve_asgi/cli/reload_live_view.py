@@ -1,0 +1,135 @@
+"""The live view of a reload: generations as rows of workers that change colour, drawn by rich.
+
+`picture` is a pure function of what the server told; `View` draws it again and again in place.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from serve_asgi.cli.command import counted, harmless, span
+from serve_asgi.cli.reload_progress import FRAME, STEPS, Remains, remains
+
+STYLES: Final = {
+    "pending": ("·", "dim", "waiting"),
+    "starting": ("◐", "yellow", "importing"),
+    "ready": ("●", "cyan", "ready"),
+    "switching": ("●", "bright_cyan", "switching"),
+    "serving": ("●", "green", "serving"),
+    "retiring": ("○", "magenta", "retiring"),
+    "ending": ("×", "red", "ending"),
+    "gone": (" ", "dim", "gone"),
+    "prepared": ("●", "cyan", "prepared"),
+    "entering": ("●", "bright_cyan", "entering"),
+    "active": ("●", "green", "active"),
+    "returned": ("●", "yellow", "returned"),
+    "finishing": ("○", "magenta", "finishing"),
+    "killed": ("×", "red", "killed"),
+}
+"""Sign, colour and word of each state of a worker, and of an agent."""
+MOST_SIGNS: Final = 32
+"""Workers that are drawn one by one; of larger generations only the numbers are shown."""
+
+
+def picture(before: dict[str, Any], seen: dict[str, Any], took: float, note: str, width: int) -> Group:
+    """How far it is, `took` seconds after it was asked for; `note` is the last thing that happened."""
+    title = Text.assemble(("reload of ", ""), (seen.get("app", ""), "bold"), f", PID {seen['pid']}")
+    head = Table.grid(expand=True)
+    head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    head.add_column(justify="right")
+    head.add_row(title, Text(f"{took:.1f} s", "dim"))
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(no_wrap=True)
+    rows.add_column(no_wrap=True, min_width=min(MOST_SIGNS, seen["size"]))
+    for generation in sorted(seen["generations"], key=lambda g: -g["number"]):
+        rows.add_row(Text(f"generation {generation['number']}", "bold"), *_workers(generation, seen))
+    last: list[Text] = []
+    if seen["generation"] != before["generation"]:
+        last.append(Text(remains(before, seen).text()))
+    elif note:
+        last.append(Text(note, "dim"))
+    for line in (title, *last):
+        line.truncate(width, overflow="ellipsis")
+    return Group(head, rows, *last)
+
+
+def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Text]:
+    """The signs of a generation's workers, and what they mean in words."""
+    states = {w["slot"]: w["state"] for w in seen["workers"] if w["generation"] == generation["number"]}
+    missing = "pending" if generation["state"] in ("starting", "passing", "switching") else "gone"
+    slots = [states.get(slot, missing) for slot in range(max([generation["size"], *(s + 1 for s in states)]))]
+    signs, words = Text(), Text()
+    if len(slots) <= MOST_SIGNS:
+        for state in slots:
+            sign, style, _ = STYLES.get(state, ("?", "", state))
+            signs.append(sign, style)
+    for state, (_, style, word) in STYLES.items():
+        if (number := slots.count(state)) and state != "gone":
+            words.append(", " if words else "")
+            words.append(f"{number} {word}", style)
+    for agent in seen.get("agents", []):
+        if agent["generation"] == generation["number"]:
+            _, style, word = STYLES.get(agent["state"], ("?", "", agent["state"]))
+            words.append(", " if words else "")
+            words.append(f"agent {word}", style)
+    return signs, words or Text("gone", "dim")
+
+
+class View:
+    """Draws a reload on the terminal, in place, and leaves the last picture standing."""
+
+    pause = FRAME
+
+    def __init__(self, before: dict[str, Any], console: Console | None = None) -> None:
+        self._before = self._seen = harmless(before)
+        self._began = time.monotonic()
+        self._took: float | None = None
+        self._note = "asked for"
+        self._end = ""
+        self._console = console or Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> View:
+        self._live.__enter__()
+        self._draw()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.__exit__(None, None, None)
+        if self._end:
+            self._console.print(Text(self._end, "bold green"))
+
+    def happened(self, record: dict[str, Any]) -> None:
+        record = harmless(record)
+        if record["level"] in ("warning", "error"):
+            self._console.print(Text(record["text"], "yellow"))  # above the picture, to stay
+        elif record["level"] != "debug" or record["event"] in STEPS:
+            self._note = record["text"]
+        self._draw()
+
+    def seen(self, status: dict[str, Any]) -> None:
+        self._seen = harmless(status)
+        self._draw()
+
+    def outcome(self, answer: dict[str, Any]) -> None:
+        self._took = time.monotonic() - self._began
+        if not answer["ok"]:
+            self._note = "refused"
+        self._draw()
+
+    def left(self, remains: Remains) -> None:
+        self._draw()
+        took = f" after {span(self._took)}" if self._took is not None else ""
+        number, size = self._seen["generation"], self._seen["size"]
+        self._end = f"generation {number} serves, {counted(size, 'worker')},{took}"
+
+    def _draw(self) -> None:
+        took = time.monotonic() - self._began
+        shown = picture(self._before, self._seen, took, self._note, self._console.width)
+        self._live.update(shown, refresh=True)

@@ -1,0 +1,152 @@
+"""What is seen of a reload, and the two plain ways to show it: a line for each step, or a JSON object.
+
+Whoever shows it (these, or the live view) is given the same things: each record as it happens, the server's status now
+and then, and the outcome.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import Any, Final, Protocol
+
+from serve_asgi.cli.command import counted, span, tell, tell_outcome
+
+FRAME: Final = 0.15
+"""Seconds between two looks at the server for a live view."""
+LOOK: Final = 5.0
+"""Seconds without news after which the server is asked whether it is still there; between two lines of progress."""
+STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed", "agent_prepared", "agent_finishing"})
+"""What is shown of what the log does not show by default (records of level debug)."""
+ENDS: Final = frozenset({"reload_done", "reload_refused"})
+"""What the outcome tells anyway."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remains:
+    """What is left of the generations before, and what has become of the rest."""
+
+    generations: tuple[int, ...]
+    handed_over: int
+    requests: int
+    oldest: float
+    """Seconds that the oldest request in progress has taken until now; 0 if that is not known."""
+    lost: int
+
+    def text(self) -> str:
+        """A sentence about it."""
+        parts = [f"{counted(self.handed_over, 'connection')} handed over"] if self.handed_over else []
+        if not self.generations:
+            lost = f"{counted(self.lost, 'request')} cut" if self.lost else "nothing was cut"
+            return "; ".join([*parts, "all older workers have ended", lost])
+        which = "generation " + " and ".join(map(str, self.generations))
+        if not self.requests:
+            return "; ".join([*parts, f"{which} ends"])
+        verb = "drains" if self.requests == 1 else "drain"
+        oldest = f", the oldest for {span(self.oldest)}" if self.oldest else ""
+        return "; ".join([*parts, f"{which}: {counted(self.requests, 'request')} still {verb}{oldest}"])
+
+
+def remains(before: dict[str, Any], seen: dict[str, Any]) -> Remains:
+    """What is left of the older generations in `seen`, compared with the status before the reload."""
+    older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
+    return Remains(
+        tuple(sorted({w["generation"] for w in older})),
+        seen["totals"]["handed_over"] - before["totals"]["handed_over"],
+        sum(w["in_flight"] + w["websockets"] for w in older),
+        max((w.get("oldest") or 0.0 for w in older), default=0.0),
+        seen.get("lost", 0) - before.get("lost", 0),
+    )
+
+
+def settled(seen: dict[str, Any]) -> bool:
+    """Whether the older workers hold no connection any more but those that are busy."""
+    older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
+    return all(w["connections"] <= w["in_flight"] + w["websockets"] for w in older)
+
+
+class Show(Protocol):
+    """Somebody who shows how a reload goes; used as a context manager around it."""
+
+    pause: float
+    """Seconds between two looks at the server while nothing happens."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def happened(self, record: dict[str, Any]) -> None:
+        """A record has come."""
+
+    def seen(self, status: dict[str, Any]) -> None:
+        """This is what the server does now."""
+
+    def outcome(self, answer: dict[str, Any]) -> None:
+        """The new generation serves, or was refused."""
+
+    def left(self, remains: Remains) -> None:
+        """What is left, when this command is about to end."""
+
+
+class Lines:
+    """One plain line for each step."""
+
+    pause = LOOK
+
+    def __init__(self, before: dict[str, Any]) -> None:
+        self._before = before
+        self._next = time.monotonic() + LOOK
+        self._told = ""
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def happened(self, record: dict[str, Any]) -> None:
+        event = record["event"]
+        if event not in ENDS and (record["level"] != "debug" or event in STEPS):
+            tell(record["text"])
+
+    def seen(self, status: dict[str, Any]) -> None:
+        if status["generation"] != self._before["generation"] and time.monotonic() >= self._next:
+            self._next = time.monotonic() + LOOK
+            self._tell_once(remains(self._before, status).text())
+
+    def outcome(self, answer: dict[str, Any]) -> None:
+        if answer["ok"]:
+            tell(answer["text"])
+
+    def left(self, remains: Remains) -> None:
+        self._tell_once(remains.text())
+
+    def _tell_once(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            tell(text)
+
+
+class Objects:
+    """One JSON object per line: the records, then the outcome."""
+
+    pause = LOOK
+
+    def __enter__(self) -> Objects:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def happened(self, record: dict[str, Any]) -> None:
+        tell(json.dumps(record))
+
+    def seen(self, status: dict[str, Any]) -> None:
+        pass
+
+    def outcome(self, answer: dict[str, Any]) -> None:
+        self._answer = answer
+
+    def left(self, remains: Remains) -> None:
+        tell_outcome(True, self._answer["text"], detail="", **dataclasses.asdict(remains))

@@ -1,0 +1,81 @@
+"""`serve scale`: another number of workers, until the next reload that reads another from the configuration file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from serve_asgi.cli import control_client
+from serve_asgi.cli.command import INTERRUPTED, command, complain, counted, tell
+from serve_asgi.cli.control_client import PATIENCE, Refused
+
+LOOK: Final = 0.1
+"""Seconds between two looks at how far it is."""
+STEP_TIME: Final = 600.0
+"""Seconds that nothing may change before this command gives up; what it asked for goes on."""
+
+
+def scale(control: str, pid: str, workers: int, wait: bool) -> int:
+    """Serve with WORKERS workers; wait until it is so.
+
+    Exit status 0: so many serve, and those too many accept no more and finish their requests. 1: a worker could not
+    be started, with the reason; the server goes on trying.
+    """
+    path = control_client.find(control, pid)
+    tell(control_client.ask(path, "scale", to=workers, patience=PATIENCE)["text"])
+    if not wait:
+        return 0
+    try:
+        return _follow(path, workers)
+    except KeyboardInterrupt:
+        complain("the server goes on with it; `serve status` tells how far it is")
+        return INTERRUPTED
+
+
+def _follow(path: Path, workers: int) -> int:
+    """Wait until so many workers serve. Raises Refused when a slot cannot be filled."""
+    seen: tuple[int, ...] = ()
+    deadline = time.monotonic() + STEP_TIME
+    while True:
+        found = control_client.look(path)
+        if found["size"] != workers and seen:
+            raise Refused(f"somebody else has asked for {counted(found['size'], 'worker')} meanwhile")
+        serving = {w["slot"] for w in _current(found) if w["state"] == "serving"}
+        surplus = [w for w in _current(found) if w["slot"] >= workers]
+        if serving == set(range(workers)) and all(w["state"] != "serving" for w in surplus):
+            tell(_outcome(workers, surplus))
+            return 0
+        for slot, trouble in found["degraded"].items():
+            raise Refused(f"slot {slot} cannot be filled, the server goes on trying: {trouble}")
+        now = (len(serving), len(surplus), found["size"])
+        if now != seen:
+            seen, deadline = now, time.monotonic() + STEP_TIME
+        elif time.monotonic() >= deadline:
+            raise Refused(f"nothing has changed for {STEP_TIME:g} s; `serve status` tells how far it is")
+        time.sleep(LOOK)
+
+
+def _current(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [w for w in found["workers"] if w["generation"] == found["generation"]]
+
+
+def _outcome(workers: int, surplus: list[dict[str, Any]]) -> str:
+    text = f"{counted(workers, 'worker')} {'serves' if workers == 1 else 'serve'}"
+    if surplus:
+        in_flight = sum(w["in_flight"] + w["websockets"] for w in surplus)
+        others = counted(len(surplus), "other")
+        text += f"; {others} finishing {counted(in_flight, 'request')}" if in_flight else f"; {others} ending"
+    return text
+
+
+COMMANDS: Final = {
+    "scale": command(
+        "scale",
+        scale,
+        click.Argument(["workers"], type=click.IntRange(min=1)),
+        click.Option(["--wait/--no-wait"], default=True, help="Wait until so many serve.", show_default=True),
+    ),
+}

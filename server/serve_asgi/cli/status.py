@@ -1,0 +1,103 @@
+"""`serve status` and `serve workers`: what the server is doing now, as lines for a person or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final
+
+from serve_asgi.cli import control_client
+from serve_asgi.cli.command import as_json, command, counted, memory, show, span
+
+AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was worn out or blocked"}
+"""Why workers are started beside those of a generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
+STATES: Final = {"passing": "ready; the agent changes"}
+"""States of a generation that need words of their own."""
+
+
+def status(control: str, pid: str, as_json: bool) -> int:
+    """Show what the server does: generations, workers, connections."""
+    found = control_client.look(control_client.find(control, pid))
+    show(json.dumps(found, indent=2) if as_json else "\n".join([*_server(found), "", *_workers(found)]))
+    return 0
+
+
+def workers(control: str, pid: str, as_json: bool) -> int:
+    """Show what each worker does."""
+    found = control_client.look(control_client.find(control, pid))
+    show(json.dumps(found["workers"], indent=2) if as_json else "\n".join(_workers(found)))
+    return 0
+
+
+def health(found: dict[str, Any]) -> str:
+    """What load balancers are told, in words."""
+    if not found["lame_duck"]:
+        return "healthy"
+    return f"in lame duck for {span(found['lame_duck']['since'])}, until {found['lame_duck']['until']}"
+
+
+def agent_returned(found: dict[str, Any]) -> bool:
+    """Whether the function that the agent is has returned."""
+    return any(agent["state"] == "returned" for agent in found.get("agents", []))
+
+
+def _server(found: dict[str, Any]) -> Iterator[str]:
+    yield f"serve {found['server']}, PID {found['pid']}: {found['state']}, {health(found)}"
+    yield f"{found['app']} on {', '.join(found['listening'])}, up for {span(found['uptime'])}"
+    if found.get("admin"):
+        yield f"metrics and a page on {', '.join(found['admin'])}"
+    if state := found.get("state_store"):
+        yield f"shared state in {state['place']}" + (
+            f": not to be written, {state['trouble']}" if state["trouble"] else ""
+        )
+    totals = found["totals"]
+    reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
+    yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} answered"
+    again = {cause: count for cause, count in found.get("starts", {}).items() if cause in AGAIN}
+    if again:
+        yield "workers started again: " + ", ".join(f"{count} {AGAIN[cause]}" for cause, count in again.items())
+    if found.get("lost"):
+        yield f"{counted(found['lost'], 'request')} lost: cut, or in the hands of a worker that died"
+    for generation in found["generations"]:
+        if generation["number"] != found["generation"]:
+            state = STATES.get(generation["state"], generation["state"])
+            yield f"generation {generation['number']} is {state}"
+    if found["reload_waiting"]:
+        yield "a reload waits for its turn"
+    if found["last_failure"]:
+        yield f"the last reload was refused: {found['last_failure']}"
+    for slot, trouble in found["degraded"].items():
+        yield f"slot {slot} is empty: {trouble}"
+    if found.get("agent_trouble"):
+        yield f"there is no agent: {found['agent_trouble']}"
+    if agent_returned(found):
+        yield "the agent has returned: its process stays for its messages and schedules alone (docs/agent.md)"
+
+
+def _workers(found: dict[str, Any]) -> Iterator[str]:
+    row = "{:>5} {:>4} {:<9} {:>6} {:>6} {:>5} {:>10} {:>8} {:>8} {:>7}"
+    yield row.format(*("slot", "gen", "state", "conns", "active", "ws", "requests", "memory", "cpu", "oldest"))
+    for worker in sorted(found["workers"], key=lambda w: (w["generation"], w["slot"])):
+        yield row.format(
+            worker["slot"],
+            worker["generation"],
+            worker["state"],
+            worker["connections"],
+            worker["in_flight"],
+            worker["websockets"],
+            worker["requests"],
+            memory(worker["rss"]),
+            span(worker.get("cpu", 0.0)),
+            span(worker["oldest"]) if worker.get("oldest") is not None else "-",
+        )
+        if worker.get("recycling"):
+            yield f"           to be replaced: {worker['recycling']}"
+    for agent in found.get("agents", []):
+        figures = (memory(agent["rss"]), span(agent["cpu"]))
+        yield row.format("agent", agent["generation"], agent["state"], *["-"] * 4, *figures, "-")
+
+
+COMMANDS: Final = {
+    "status": command("status", status, as_json()),
+    "workers": command("workers", workers, as_json()),
+}

@@ -1,0 +1,208 @@
+"""`serve top`: the server, live. The loop around `top_samples` (what is shown) and `top_view` (how).
+
+It asks for the status once per interval and draws; between, it waits for keys, signals and the answer, all at once, so
+that it ends at once also while the server does not answer. A server that goes away is looked for again for a while: it
+may be started anew, with another PID, or put another program in its place. However this ends (a key, TERM, an error),
+and also while it is only stopped (Ctrl-Z), the terminal is as it was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from serve_asgi.cli import control_client
+from serve_asgi.cli.command import command, harmless
+from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, Refused, checked
+from serve_asgi.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+    from serve_asgi.cli.top_samples import Samples
+
+QUIT: Final = frozenset("qQ\x1b\x03\x04")
+"""Keys that end it: q, Escape, Ctrl-C, Ctrl-D."""
+
+TAKEN: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
+"""Signals after which the frame is drawn again."""
+AWAY: Final = 5.0
+"""Seconds for which a server that is gone is looked for, and three intervals at least."""
+
+
+def top(control: str, pid: str, interval: float, once: bool) -> int:
+    """Watch the server live: generations, workers, rates, latencies, reloads.
+
+    q quits. With --once, and where there is no terminal, one frame is printed after one interval.
+    """
+    from rich.console import Console
+
+    from serve_asgi.cli.top_samples import Samples
+
+    def find() -> Path:
+        return control_client.find(control, pid)
+
+    path = find()
+    samples, console = Samples(), Console(highlight=False)
+    samples.add(harmless(control_client.look(path)))
+    if once or not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
+        time.sleep(interval)
+        samples.add(harmless(control_client.look(path)))
+        _print(samples, console)
+        return 0
+    with contextlib.suppress(KeyboardInterrupt), _cbreak() as found, _signals() as signals:
+        _Top(path, find, samples, console, found, signals).run(interval)
+    return 0
+
+
+def _print(samples: Samples, console: Console) -> None:
+    from serve_asgi.cli.top_view import frame
+
+    console.print(frame(samples, console.width, None), soft_wrap=False)
+
+
+class _Top:
+    """A terminal, and what is drawn on it."""
+
+    def __init__(
+        self,
+        path: Path,
+        find: Callable[[], Path],
+        samples: Samples,
+        console: Console,
+        found: list[Any],
+        signals: int,
+    ) -> None:
+        """`find` finds the control socket again; `found` is how the terminal was found, `signals` from `_signals`."""
+        self._path = path
+        self._find = find
+        self._samples = samples
+        self._console = console
+        self._found = found
+        self._signals = signals
+        self._keys = sys.stdin.fileno()
+
+    def run(self, interval: float) -> None:
+        """Draw until a key ends it. Raises Refused or UsageError when the server is gone."""
+        from rich.live import Live
+
+        with Live(console=self._console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
+            self._draw(live)
+            due = time.monotonic() + interval
+            heard = time.monotonic()
+            while self._wait(live, due):
+                due = max(due + interval, time.monotonic())
+                try:
+                    if self._samples.gone:
+                        self._path = self._find()
+                    with Conversation(self._path, "status") as conversation:
+                        answer = self._answer(live, conversation)
+                except (Gone, UsageError):
+                    self._samples.gone = time.monotonic() - heard
+                    if self._samples.gone > max(AWAY, 3 * interval):
+                        raise
+                    self._draw(live)
+                    continue
+                if answer is None:
+                    return
+                heard = time.monotonic()
+                self._samples.add(harmless(checked(answer)["status"]))
+                self._draw(live)
+
+    def _answer(self, live: Live, conversation: Conversation) -> dict[str, Any] | None:
+        """The server's answer; None if a key has ended it all."""
+        deadline = time.monotonic() + PATIENCE
+        while (answer := conversation.receive(0.0)) is None:
+            if not self._wait(live, deadline, conversation):
+                return None
+            if time.monotonic() >= deadline:
+                raise Refused(f"the server has not answered for {PATIENCE:g} s; is its process stopped?")
+        return answer
+
+    def _wait(self, live: Live, until: float, conversation: Conversation | None = None) -> bool:
+        """Wait until then, or until something comes in the conversation; return whether to go on."""
+        watched = [self._keys, self._signals, *([conversation] if conversation else [])]
+        while (left := until - time.monotonic()) > 0:
+            ready, _, _ = select.select(watched, [], [], left)
+            if self._keys in ready:
+                keys = os.read(self._keys, 64)
+                if not keys or (keys.decode(errors="replace")[:1] in QUIT and len(keys) == 1):
+                    return False
+            if self._signals in ready:
+                if signal.SIGTSTP in os.read(self._signals, 64):
+                    self._stand_back(live)
+                self._draw(live)
+            if conversation in ready:
+                break
+        return True
+
+    def _stand_back(self, live: Live) -> None:
+        """Ctrl-Z: give the terminal back to the shell until this process is continued."""
+        live.stop()
+        termios.tcsetattr(self._keys, termios.TCSADRAIN, self._found)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        tty.setcbreak(self._keys)
+        live.start()
+
+    def _draw(self, live: Live) -> None:
+        from serve_asgi.cli.top_view import frame
+
+        width, height = self._console.size
+        live.update(frame(self._samples, width, height), refresh=True)
+
+
+@contextlib.contextmanager
+def _cbreak() -> Iterator[list[Any]]:
+    """Keys come one by one and are not shown; the terminal is left as it was found, which it gives."""
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield before
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor from which the numbers of the signals can be read that are `TAKEN` (signal.set_wakeup_fd)."""
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in TAKEN:
+        signal.signal(number, lambda *_: None)
+    before = signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    try:
+        yield readable
+    finally:
+        signal.set_wakeup_fd(before)
+        for number in TAKEN:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(readable)
+        os.close(writable)
+
+
+COMMANDS: Final = {
+    "top": command(
+        "top",
+        top,
+        click.Option(
+            ["--interval"],
+            type=click.FloatRange(min=0.1, max=3600.0),
+            metavar="SECONDS",
+            default=1.0,
+            show_default=True,
+            help="Time between two frames.",
+        ),
+        click.Option(["--once"], is_flag=True, help="Print one frame and end."),
+    ),
+}

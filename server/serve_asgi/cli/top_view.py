@@ -1,0 +1,364 @@
+"""One frame of `serve top`, drawn by rich for a terminal of a given size: 80 columns are enough, more show more.
+
+Each generation has a colour, the same in the chart, in the table of workers and in the history, so that a reload is
+seen as a change of colour. Pure: `frame` is a function of the samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from serve_asgi.cli.command import counted, memory, span
+from serve_asgi.cli.reload_live_view import STYLES
+from serve_asgi.cli.status import agent_returned
+from serve_asgi.cli.top_charts import Column, bar, columns, marks, rounded_up
+from serve_asgi.cli.top_samples import Samples, WorkerRate, processes
+
+COLOURS: Final = ("cyan", "green", "magenta", "blue", "yellow")
+"""Of the generations, in turn."""
+WIDE: Final = 112
+"""Columns from which on more is shown side by side."""
+NARROW: Final = 72
+"""Columns below which only figures and workers are shown."""
+SCALE: Final = 7
+"""Columns of the scale left of a chart."""
+MOST_CHART: Final = 12
+LEAST_CHART: Final = 3
+"""Lines of a chart."""
+LEAST_HISTORY: Final = 5
+"""Lines that the history gets before the chart grows."""
+MOST_HISTORY: Final = 14
+FRAME: Final = 2
+"""Lines of a box."""
+AIRY: Final = 30
+"""Lines from which on one is left empty."""
+CLOCK: Final = 8
+"""Columns of a time of day."""
+CHARTED: Final = 3
+"""Samples from which on there is something to chart."""
+
+
+def frame(samples: Samples, width: int, height: int | None) -> Group:
+    """A whole frame of at most `width` columns and `height` lines; None: as many as it takes."""
+    status = samples.status
+    airy = height is None or height >= AIRY
+    parts: list[RenderableType] = [_head(samples, width), *([Text()] if airy else []), _figures(samples, width)]
+    left = 1000 if height is None else height - 2 - 4 - airy
+    workers = len(processes(status))
+    charts = width >= NARROW and len(samples.samples) >= CHARTED
+    least = (LEAST_CHART + 1 + FRAME) if charts else 0
+    shown = max(1, min(workers, left - least - 1 - FRAME))
+    left -= shown + 1 + FRAME
+    if charts:
+        lines = min(MOST_CHART, max(LEAST_CHART, left - 1 - FRAME - LEAST_HISTORY)) if height is not None else 6
+        if left >= lines + 1 + FRAME:
+            parts.append(_charts(samples, width, lines))
+            left -= lines + 1 + FRAME
+    parts.append(_workers(samples, width, shown))
+    if width >= NARROW and left > FRAME:
+        most = MOST_HISTORY if height is not None else max(1, len(status.get("recent", ())))
+        parts.append(_history(status, width, min(MOST_HISTORY, most, left - FRAME)))
+    return Group(*parts)
+
+
+def colour(generation: int) -> str:
+    """The colour of a generation."""
+    return COLOURS[generation % len(COLOURS)]
+
+
+# The two lines at the top
+
+
+def _head(samples: Samples, width: int) -> Table:
+    status = samples.status
+    head = Table.grid(expand=True)
+    head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    head.add_column(justify="right", no_wrap=True)
+    head.add_row(
+        Text.assemble(
+            (" serve ", "bold reverse"), " ", (status["app"], "bold"), f" on {', '.join(status['listening'])}"
+        ),
+        Text(f"PID {status['pid']}, up {span(status['uptime'])} "),
+    )
+    failed = status["failed_reloads"]
+    head.add_row(
+        Text(f" ● gone for {span(samples.gone)}, looked for", "bold red") if samples.gone else _state(status),
+        Text.assemble(
+            ("generation ", ""),
+            (str(status["generation"]), f"bold {colour(status['generation'])}"),
+            f", {counted(status['reloads'], 'reload')}",
+            (f", {failed} refused ", "red") if failed else " ",
+        ),
+    )
+    return head
+
+
+def _state(status: dict[str, Any]) -> Text:
+    """What the server is about, the most urgent first."""
+    state = Text(" ")
+    if status["state"] != "running":
+        state.append(f"● {status['state']}", "yellow")
+    elif status["lame_duck"]:
+        duck = status["lame_duck"]
+        state.append(f"◐ lame duck for {span(duck['since'])}, until {duck['until']}", "yellow")
+    elif status["degraded"]:
+        state.append(f"● slot {', '.join(status['degraded'])} empty", "red")
+    elif status.get("agent_trouble"):
+        state.append("● no agent", "red")
+    elif agent_returned(status):
+        state.append("● the agent has returned", "yellow")
+    else:
+        state.append("● healthy", "green")
+    if (starting := status["starting"]) is not None:
+        mine = [w for w in status["workers"] if w["generation"] == starting]
+        ready = sum(w["state"] not in ("starting", "pending") for w in mine)
+        state.append(
+            f"  ▸ reload: generation {starting}, {ready} of {status['size']} ready", f"bold {colour(starting)}"
+        )
+    elif status["reload_waiting"]:
+        state.append("  ▸ a reload waits", "bold")
+    return state
+
+
+# Figures
+
+
+def _figures(samples: Samples, width: int) -> Table:
+    """Two rows of figures with their names above them."""
+    last = samples.samples[-1] if samples.samples else None
+    first, totals = samples.first, samples.status["totals"]
+    lag, oldest = samples.lag(), samples.oldest()
+    lost = samples.status.get("lost", 0)
+    upper = [
+        ("req/s", number(last.requests) if last else "-", "bold bright_white"),
+        ("p50", duration(samples.percentile(0.5)), "bold"),
+        ("p90", duration(samples.percentile(0.9)), "bold"),
+        ("p99", duration(samples.percentile(0.99)), "bold"),
+        ("active", number(samples.summed("in_flight")), "bold"),
+        ("conns", number(samples.summed("connections")), "bold"),
+        ("cpu", f"{last.cpu:.0%}" if last else "-", "bold"),
+        ("memory", memory(samples.summed("rss")), "bold"),
+    ]
+    lower = [
+        ("errors/s", number(last.errors) if last else "-", "bold red" if last and last.errors else ""),
+        ("oldest", span(oldest) if oldest is not None else "-", ""),
+        ("lag", duration(lag), "bold yellow" if lag and lag > 0.1 else ""),
+        ("lost", number(lost), "bold red" if lost > first.get("lost", 0) else ""),
+        ("sockets", number(samples.summed("websockets")), ""),
+        ("handed on", number(totals["handed_over"]), ""),
+        ("in/s", memory(last.received) if last else "-", ""),
+        ("out/s", memory(last.sent) if last else "-", ""),
+    ]
+    table = Table.grid(expand=True, padding=(0, 1, 0, 0))
+    for name, _, _ in upper:
+        table.add_column(ratio=1, min_width=min(len(name), width // 9), no_wrap=True, justify="right")
+    for row in (upper, lower):
+        table.add_row(*(Text(name, "dim") for name, _, _ in row))
+        table.add_row(*(Text(text, style) for _, text, style in row))
+    return table
+
+
+def number(value: float) -> str:
+    """A count or a rate in at most seven characters."""
+    if value >= 1e6:
+        return f"{value / 1e6:.2f} M"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def duration(value: float | None) -> str:
+    """A time (s) in at most eight characters: 85 µs, 1.2 ms, 340 ms, 2.5 s."""
+    if value is None:
+        return "-"
+    if value < 0.001:
+        return f"{value * 1e6:.0f} µs"
+    if value < 1:
+        return f"{value * 1e3:.{1 if value < 0.01 else 0}f} ms"
+    return span(value)
+
+
+# Charts
+
+
+def _charts(samples: Samples, width: int, lines: int) -> RenderableType:
+    if width < WIDE:
+        return _requests(samples, width, lines)
+    half = width // 2
+    side = Table.grid(padding=0)
+    side.add_row(_requests(samples, half, lines), _latency(samples, width - half, lines))
+    return side
+
+
+def _requests(samples: Samples, width: int, lines: int) -> Panel:
+    inner = width - 4 - SCALE
+    top = rounded_up(max([sample.requests for sample in samples.samples][-inner:]), 10)
+    shown = [Column(sample.requests, colour(sample.generation)) for sample in samples.samples]
+    return _boxed_chart("requests/s", columns(shown, inner, lines, top), _marks(samples, inner), number, top, width)
+
+
+def _latency(samples: Samples, width: int, lines: int) -> Panel:
+    inner = width - 4 - SCALE
+    high, low = samples.percentiles(0.99), samples.percentiles(0.5)
+    top = rounded_up(max([value for value in high[-inner:] if value is not None], default=0.0), 0.001)
+    shown = [
+        Column(upper or 0.0, colour(sample.generation), lower or 0.0, "grey35")
+        for upper, lower, sample in zip(high, low, samples.samples, strict=True)
+    ]
+    title = "latency: p50, p99 in grey"
+    return _boxed_chart(title, columns(shown, inner, lines, top), _marks(samples, inner), duration, top, width)
+
+
+def _boxed_chart(
+    title: str, drawn: list[Text], below: Text, written: Callable[[float], str], top: float, width: int
+) -> Panel:
+    body = Table.grid(padding=0)
+    body.add_column(width=SCALE, justify="right", no_wrap=True)
+    body.add_column(no_wrap=True)
+    for place, line in enumerate(drawn):
+        label = written(top * (1 - place / len(drawn))) if place in (0, len(drawn) / 2) else ""
+        body.add_row(Text(f"{label} ", "dim"), line)
+    body.add_row(Text(""), below)
+    return _panel(body, title, width)
+
+
+def _marks(samples: Samples, width: int) -> Text:
+    """Each switch with the number of its generation, each refusal as a cross."""
+    last = list(samples.samples)[-width:]
+    start = width - len(last)
+    placed = []
+    for place, sample in enumerate(last, start):
+        if sample.switched:
+            placed.append((place, f"▲{sample.generation}", f"bold {colour(sample.generation)}"))
+        if sample.refused:
+            placed.append((place, "✗", "bold red"))
+    if not any(place >= width - 5 for place, _, _ in placed):
+        placed.append((width - 3, "now", "dim"))
+    if start == 0 and not any(place <= 8 for place, _, _ in placed):
+        placed.append((0, f"-{span(sum(sample.seconds for sample in last))}", "dim"))
+    return marks(placed, width)
+
+
+# Workers
+
+
+def _workers(samples: Samples, width: int, shown: int) -> Panel:
+    """The table of workers, the newest generation first; what does not fit is told as one line."""
+    wide = width >= WIDE
+    workers = processes(samples.status)
+    fits = workers if len(workers) <= shown else workers[: shown - 1]
+    most = max((rate.requests for rate in samples.rates.values()), default=0.0)
+    table = Table(box=None, expand=True, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="dim")
+    for name in ("slot", "gen"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True, min_width=10)
+    for name in ("req/s", *(("",) if wide else ()), "active", "conns", "ws", "cpu", "memory", "lag", "oldest"):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True, ratio=None if not name else 1)
+    if wide:
+        for name in ("total", "taken", "handed"):
+            table.add_column(name, justify="right", no_wrap=True, ratio=1)
+    for worker in fits:
+        rate = samples.rates.get((worker["generation"], worker["slot"]), WorkerRate())
+        table.add_row(*_worker(worker, rate, most, wide=wide))
+    if len(fits) < len(workers):
+        rest = workers[len(fits) :]
+        requests = sum(
+            samples.rates[key].requests for w in rest if (key := (w["generation"], w["slot"])) in samples.rates
+        )
+        table.add_row("", "", Text(f"{len(rest)} more", "dim"), Text(number(requests), "dim"))
+    title = counted(len(samples.status["workers"]), "worker")
+    return _panel(table, title + (" and the agent" if samples.status.get("agents") else ""), width)
+
+
+def _worker(worker: dict[str, Any], rate: WorkerRate, most: float, *, wide: bool) -> Iterable[RenderableType]:
+    hue = colour(worker["generation"])
+    sign, style, word = STYLES.get(worker["state"], ("?", "", worker["state"]))
+    heard = worker["heard"]
+    if worker["state"] in ("serving", "active", "returned") and heard is not None and heard > 3:
+        sign, style, word = "■", "bold red", "blocked"
+    elif worker.get("recycling"):
+        word, style = "recycling", "yellow"
+    yield str(worker["slot"])
+    yield Text(str(worker["generation"]), hue)
+    yield Text(f"{sign} {word}", style)
+    yield number(rate.requests)
+    if wide:
+        yield bar(rate.requests / most if most else 0.0, 12, hue)
+    yield number(worker["in_flight"])
+    yield number(worker["connections"])
+    yield number(worker["websockets"])
+    yield f"{rate.cpu:.0%}"
+    yield memory(worker["rss"])
+    lag = worker.get("lag_worst")
+    yield Text(duration(lag), "yellow" if lag and lag > 0.1 else "")
+    yield span(worker["oldest"]) if worker.get("oldest") is not None else "-"
+    if wide:
+        yield number(worker["requests"])
+        yield number(worker.get("taken_over", 0))
+        yield number(worker.get("handed_over", 0))
+
+
+# History
+
+
+def _history(status: dict[str, Any], width: int, lines: int) -> Table:
+    """The last reloads with how long each took, and what was said last."""
+    left = min(44, width * 2 // 5)
+    side = Table.grid(padding=0)
+    side.add_row(_reloads(status, left, lines), _recent(status, width - left, lines))
+    return side
+
+
+def _reloads(status: dict[str, Any], width: int, lines: int) -> Panel:
+    history = status.get("history", [])[-lines:]
+    slowest = max((reload.get("seconds", 0.0) for reload in history), default=0.0)
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True, width=CLOCK)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    room = max(0, width - 4 - (CLOCK + 1 + len("✗ refused") + 1 + len("99m59s") + 1))
+    for reload in reversed(history):
+        done = reload["outcome"] == "done"
+        generation = reload.get("generation")
+        hue = colour(generation) if done and generation is not None else "red"
+        what = Text(f"✓ {generation}" if done else "✗ refused", hue)
+        seconds = reload.get("seconds", 0.0)
+        table.add_row(
+            Text(clock(reload["at"]), "dim"), what, span(seconds), bar(seconds / slowest if slowest else 0.0, room, hue)
+        )
+    return _panel(table if history else Text("none yet", "dim"), "reloads", width, lines)
+
+
+def _recent(status: dict[str, Any], width: int, lines: int) -> Panel:
+    table = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    table.add_column(no_wrap=True, width=CLOCK)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for record in reversed(status.get("recent", [])[-lines:]):
+        style = {"warning": "yellow", "error": "red"}.get(record["level"], "")
+        table.add_row(Text(clock(record["at"]), "dim"), Text(record["text"].partition("\n")[0], style))
+    return _panel(table, "lately", width, lines)
+
+
+def clock(at: float) -> str:
+    """A unix time as the clock on the wall shows it."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def _panel(body: RenderableType, title: str, width: int, lines: int | None = None) -> Panel:
+    height = None if lines is None else lines + FRAME
+    return Panel(
+        body,
+        title=Text(title, "bold white"),
+        title_align="left",
+        border_style="grey35",
+        box=box.ROUNDED,
+        width=width,
+        height=height,
+        padding=(0, 1),
+    )

@@ -1,0 +1,533 @@
+"""The options of the server: each one is defined here once, and nowhere else.
+
+A field of `Config` carries its name, type, default, unit, help, group and environment variables; the command line,
+the documentation and the packet that brings the configuration to a worker are all made from it. This module reads
+nothing: `serve_asgi.config.sources` fills a `Config` in from command line, environment and file. It must not import the
+rest of the server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import types
+import typing
+from typing import Any, Final
+
+ENV_PREFIX: Final = "SERVE_"
+MOST_WORKERS: Final = 500
+"""So that two generations have room in the scoreboard, and a slip of the finger costs no machine its memory."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Option:
+    """What a person is told about one option."""
+
+    help: str
+    group: str
+    unit: str = ""  # shown as the metavariable: SECONDS, BYTES, PATH …
+    choices: tuple[str, ...] = ()
+    one_per_line: bool = False  # of several values in an environment variable: they hold spaces
+    env: tuple[str, ...] = ()  # further environment variables, besides SERVE_<NAME>
+    flag_off: str = ""  # for a boolean: the option that turns it off, where it is not --no-<name>
+    minimum: float | None = None
+    maximum: float | None = None
+    live: bool = True  # a reload applies a changed value; where it cannot, a changed value refuses the reload
+    separated: bool = False  # its text is several values with commas between them: a file may give an array
+    short: str = ""  # the one-letter form: -w
+    shown_default: str = ""  # what the help says where the field's own default would tell nothing
+
+
+APPLICATION: Final = "Application"
+LISTENING: Final = "Listening"
+PROCESSES: Final = "Processes"
+DEPLOY: Final = "Deploys and health"
+HTTP: Final = "HTTP"
+WEBSOCKET: Final = "WebSocket"
+PROXIES: Final = "Behind proxies"
+LOGGING: Final = "Logging"
+DEVELOPMENT: Final = "Development"
+GROUPS: Final = (APPLICATION, LISTENING, PROCESSES, DEPLOY, HTTP, PROXIES, WEBSOCKET, LOGGING, DEVELOPMENT)
+
+
+def option(default: Any, help: str, group: str, **more: Any) -> Any:
+    """A dataclass field that is an option; `more` are the further fields of `Option`."""
+    return dataclasses.field(default=default, metadata={"option": Option(help, group, **more)})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that one server was told. Paths are as the person gave them; they are resolved for each generation."""
+
+    app: str = ""
+    """The application as `module:attribute`."""
+
+    # Application
+    config: str = option(
+        "",
+        "File to read options from: TOML, or the table [tool.serve] of a pyproject.toml; read again at each reload.",
+        APPLICATION,
+        unit="PATH",
+        shown_default="serve.toml, else pyproject.toml, if there",
+        live=False,
+    )
+    factory: bool = option(False, "APP is a function that returns the application.", APPLICATION)
+    app_dir: str = option(
+        "",
+        "Directory put first on the import path; resolved again at each reload.",
+        APPLICATION,
+        unit="PATH",
+        shown_default="the working directory",
+    )
+    chdir: str = option(
+        "", "Working directory of the workers; resolved again at each reload.", APPLICATION, unit="PATH"
+    )
+    env_file: str = option(
+        "",
+        "File of NAME=value lines for the workers' environment; read again at each reload.",
+        APPLICATION,
+        unit="PATH",
+    )
+    environment: str = option(
+        "",
+        "Name of the environment, such as production or staging, that schedules with env= are for.",
+        APPLICATION,
+        unit="NAME",
+    )
+    python: str = option(
+        "",
+        "Interpreter of the workers; resolved again at each reload.",
+        APPLICATION,
+        unit="PATH",
+        shown_default="the one that runs the listener",
+    )
+    loop: str = option(
+        "auto",
+        "Event loop; auto takes uvloop where it is installed.",
+        APPLICATION,
+        choices=("auto", "uvloop", "asyncio"),
+    )
+    lifespan: str = option(
+        "auto",
+        "Whether to run the ASGI lifespan; auto runs it where the application supports it.",
+        APPLICATION,
+        choices=("auto", "on", "off"),
+    )
+
+    interface: str = option(
+        "auto",
+        "How the application is called; auto means ASGI 3, wsgi runs it in threads (package a2wsgi).",
+        APPLICATION,
+        choices=("auto", "asgi", "asgi3", "asgi2", "wsgi"),
+    )
+    wsgi_threads: int = option(10, "Threads of each worker that run a WSGI application.", APPLICATION, minimum=1)
+
+    # Listening
+    bind: tuple[str, ...] = option(
+        (),
+        "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT (every interface), unix:/path, or unix:@name (abstract: "
+        "anybody on this machine may connect); may be repeated.",
+        LISTENING,
+        unit="ADDRESS",
+        short="-b",
+        shown_default="127.0.0.1:8000",
+        live=False,
+    )
+    host: str = option(
+        "",
+        "Host to listen on, with --port; in place of --bind.",
+        LISTENING,
+        unit="HOST",
+        shown_default="127.0.0.1",
+        live=False,
+    )
+    port: int | None = option(
+        None,
+        "Port to listen on, together with --host; 0 lets the kernel choose, and the choice is printed.",
+        LISTENING,
+        env=("PORT",),
+        minimum=0,
+        maximum=65535,
+        live=False,
+    )
+    fd: tuple[int, ...] = option(
+        (), "Inherited descriptor of a socket to listen on; may be repeated.", LISTENING, minimum=0, live=False
+    )
+    backlog: int = option(
+        2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1, maximum=2**31 - 1, live=False
+    )
+    unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE", live=False)
+    admin: str = option(
+        "",
+        "Address of the metrics and of the page that shows them: HOST:PORT or unix:/path; it asks for no password.",
+        LISTENING,
+        unit="ADDRESS",
+        live=False,
+    )
+    bind_timeout: float = option(
+        5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0, live=False
+    )
+
+    # Processes
+    workers: int = option(
+        1, "Worker processes.", PROCESSES, env=("WEB_CONCURRENCY",), minimum=1, maximum=MOST_WORKERS, short="-w"
+    )
+    start_concurrency: int = option(
+        0, "Workers that start at the same time; 0 means half the cores.", PROCESSES, minimum=0
+    )
+    max_generations: int = option(
+        3, "Generations alive at once; a further reload waits for the oldest to end.", PROCESSES, minimum=2
+    )
+    startup_timeout: float = option(
+        60.0, "How long a worker may take to become ready.", PROCESSES, unit="SECONDS", minimum=0.1
+    )
+    graceful_timeout: float = option(
+        30.0,
+        "How long a retiring worker may take to finish its requests; then they are cut.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    shutdown_timeout: float = option(
+        10.0, "How long lifespan shutdown may take after that.", PROCESSES, unit="SECONDS", minimum=0
+    )
+    max_requests: int = option(0, "Replace a worker after this many requests; 0 means never.", PROCESSES, minimum=0)
+    max_requests_jitter: int = option(
+        0, "Add up to this many requests, at random, to --max-requests.", PROCESSES, minimum=0
+    )
+    max_lifetime: float = option(
+        0.0,
+        "Replace a worker after this time (up to a tenth less, at random); 0 means never.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    max_rss: int = option(
+        0, "Replace a worker whose resident memory is larger; 0 means never.", PROCESSES, unit="MIB", minimum=0
+    )
+    block_warn: float = option(
+        1.0,
+        "How long an event loop may be blocked until the stack that blocks it is logged; 0 logs none.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    worker_timeout: float = option(
+        60.0,
+        "How long an event loop may be blocked until its worker is replaced; 0 means for ever.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    agent: str = option(
+        "",
+        "What one process per server runs outside the requests, as module:attribute: an async function, or one that "
+        "makes an async context manager.",
+        PROCESSES,
+        unit="MODULE:ATTRIBUTE",
+    )
+    agent_timeout: float = option(
+        10.0,
+        "How long the agent may take to finish; then it is killed.",
+        PROCESSES,
+        unit="SECONDS",
+        minimum=0,
+    )
+    state: str = option(
+        "",
+        "Where the shared state is kept over restarts: a file (SQLite), or redis://HOST:PORT/DB for several servers.",
+        PROCESSES,
+        unit="PATH or URL",
+        live=False,
+    )
+    state_value_limit: int = option(
+        64 * 1024,
+        "Largest value in the shared state.",
+        PROCESSES,
+        unit="BYTES",
+        minimum=64,
+        maximum=128 * 1024,
+        live=False,
+    )
+    state_limit: int = option(
+        16 * 1024 * 1024, "Largest shared state as a whole.", PROCESSES, unit="BYTES", minimum=1024, live=False
+    )
+    user: str = option(
+        "", "User (name or number) that the workers run as; the listener binds first.", PROCESSES, live=False
+    )
+    group: str = option("", "Group (name or number) that the workers run as.", PROCESSES, live=False)
+    umask: str = option("", "File mode mask of the workers, octal.", PROCESSES, unit="MODE")
+    pid: str = option(
+        "",
+        "File to write the listener's PID to; it is locked while the server lives.",
+        PROCESSES,
+        unit="PATH",
+        live=False,
+    )
+    control: str = option(
+        "",
+        "Path of the control socket.",
+        PROCESSES,
+        unit="PATH",
+        shown_default="one in the runtime directory",
+        live=False,
+    )
+    control_socket: bool = option(True, "Open a control socket.", PROCESSES, flag_off="--no-control", live=False)
+
+    # Deploys and health
+    health_path: str = option(
+        "/ping",
+        "Path that the worker answers itself: 200, or the drain status in lame duck; PATH?live is always 200.",
+        DEPLOY,
+        unit="PATH",
+    )
+    health: bool = option(True, "Answer the health path.", DEPLOY)
+    drain_status: int = option(
+        503, "Status of the health path in lame duck.", DEPLOY, unit="STATUS", minimum=400, maximum=599
+    )
+    drain_close_after: float = option(
+        10.0, "Time in lame duck after which answers carry Connection: close.", DEPLOY, unit="SECONDS", minimum=0
+    )
+    drain_delay: float = option(
+        0.0, "Time in lame duck that TERM waits before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0
+    )
+
+    hook: tuple[str, ...] = option(
+        (),
+        "Run a command at an event: EVENT=COMMAND, or EVENT=MODULE:CALLABLE; may be repeated (docs/hooks.md).",
+        DEPLOY,
+        unit="EVENT=COMMAND",
+        one_per_line=True,
+    )
+    hook_timeout: float = option(
+        10.0, "How long a hook may take; then it is ended.", DEPLOY, unit="SECONDS", minimum=0.1
+    )
+
+    # HTTP
+    http: str = option(
+        "auto",
+        "HTTP/1.1 parser; auto takes httptools where it is installed.",
+        HTTP,
+        choices=("auto", "httptools", "h11"),
+    )
+    keep_alive: float = option(
+        75.0, "How long an idle connection is kept; advertised to the client.", HTTP, unit="SECONDS", minimum=0
+    )
+    first_byte_timeout: float = option(
+        75.0, "How long a new connection may be silent.", HTTP, unit="SECONDS", minimum=0.1
+    )
+    head_timeout: float = option(
+        15.0, "How long a request head may take from its first byte (longer: 408).", HTTP, unit="SECONDS", minimum=0.1
+    )
+    min_body_rate: int = option(
+        100,
+        "Slowest arrival of a request's content, averaged over 15 s (slower: 408); 0 allows any.",
+        HTTP,
+        unit="BYTES/S",
+        minimum=0,
+    )
+    write_timeout: float = option(
+        60.0,
+        "How long a client may take no byte of what is written to it (longer: cut).",
+        HTTP,
+        unit="SECONDS",
+        minimum=1,
+    )
+    max_head_size: int = option(65536, "Largest request head (larger: 431).", HTTP, unit="BYTES", minimum=1024)
+    max_headers: int = option(128, "Most fields in a request head (more: 431).", HTTP, minimum=1)
+    max_target_size: int = option(16384, "Longest request target (longer: 414).", HTTP, unit="BYTES", minimum=64)
+    max_body_size: int = option(0, "Largest request content (larger: 413); 0 means any.", HTTP, unit="BYTES", minimum=0)
+    max_concurrency: int = option(
+        0,
+        "Requests in progress in one worker, WebSockets not counted (more: 503 with Retry-After); 0 means any.",
+        HTTP,
+        minimum=0,
+    )
+    max_connections: int = option(
+        0, "Connections open at a time in one worker (more wait to be accepted); 0 means any.", HTTP, minimum=0
+    )
+    early_hints: bool = option(
+        False, "Offer http.response.early_hint (103), which some HTTP/1.1 clients take for the answer.", HTTP
+    )
+    server_header: bool = option(True, "Send a Server header.", HTTP)
+    date_header: bool = option(True, "Send a Date header.", HTTP)
+
+    # Behind proxies
+    forwarded_allow_ips: str = option(
+        "127.0.0.1,::1,unix",
+        "Proxies whose word is taken for the client's address and scheme: addresses, networks (10.0.0.0/8), unix for "
+        "the peers of unix sockets, or * for every peer; separated by commas.",
+        PROXIES,
+        separated=True,
+        unit="ADDRESSES",
+        env=("FORWARDED_ALLOW_IPS",),
+    )
+    forwarded_headers: str = option(
+        "x-forwarded-for,x-forwarded-proto",
+        "Header fields that are believed; name those that your proxy sets itself: some of x-forwarded-for, "
+        "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded (RFC 7239), or none.",
+        PROXIES,
+        separated=True,
+        unit="NAMES",
+    )
+    proxy_protocol: bool = option(
+        False, "Expect the PROXY protocol, version 1 or 2, at the beginning of every connection.", PROXIES
+    )
+    proxy_protocol_allow_ips: str = option(
+        "127.0.0.1,::1,unix",
+        "Balancers that may connect with the PROXY protocol, written as in --forwarded-allow-ips; others are closed.",
+        PROXIES,
+        separated=True,
+        unit="ADDRESSES",
+    )
+    proxy_protocol_timeout: float = option(
+        5.0, "How long the PROXY protocol's header may take to arrive.", PROXIES, unit="SECONDS", minimum=0.1
+    )
+    root_path: str = option("", "Path under which the application is mounted (ASGI root_path).", PROXIES, unit="PATH")
+
+    # WebSocket
+    ws_max_size: int = option(
+        16 * 1024 * 1024, "Largest incoming message (larger: close code 1009).", WEBSOCKET, unit="BYTES", minimum=1
+    )
+    ws_ping_interval: float = option(
+        20.0, "Time between pings to the client; 0 sends none.", WEBSOCKET, unit="SECONDS", minimum=0
+    )
+    ws_ping_timeout: float = option(
+        20.0, "How long the client may take to answer a ping.", WEBSOCKET, unit="SECONDS", minimum=0.1
+    )
+    ws_deflate: bool = option(True, "Offer permessage-deflate.", WEBSOCKET)
+    ws_drain: str = option(
+        "late",
+        "When a retiring worker closes WebSockets (code 1012): early, at once; late, towards the graceful timeout.",
+        WEBSOCKET,
+        choices=("early", "late"),
+    )
+    ws_drain_window: float = option(
+        5.0, "Window over which these closes are spread.", WEBSOCKET, unit="SECONDS", minimum=0
+    )
+
+    # Logging
+    log_level: str = option(
+        "info", "Least level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error")
+    )
+    log_format: str = option(
+        "auto",
+        "Format of the server's own log: lines for people or JSON lines; auto is text on a terminal, JSON elsewhere.",
+        LOGGING,
+        choices=("auto", "text", "json"),
+        live=True,
+    )
+    log_file: str = option(
+        "", "File for the server's own log instead of stderr; opened again on USR1.", LOGGING, unit="PATH"
+    )
+    access_log: bool = option(True, "Write an access log.", LOGGING)
+    access_log_file: str = option(
+        "", "File for the access log instead of stdout; opened again on USR1.", LOGGING, unit="PATH"
+    )
+    access_log_format: str = option(
+        "auto",
+        "Format of the access log: common, combined, json, a line with gunicorn's atoms such as "
+        "'%(h)s \"%(r)s\" %(s)s', or json:FIELD,FIELD,…; auto is common where --log-format means text, else json.",
+        LOGGING,
+        unit="FORMAT",
+    )
+    request_id: str = option(
+        "take",
+        "What is done about request ids: take logs the one that a request carries; make gives one to a request that "
+        "carries none; return sends it back with the answer as well.",
+        LOGGING,
+        choices=("off", "take", "make", "return"),
+    )
+    request_id_header: str = option("x-request-id", "Header field that carries a request's id.", LOGGING, unit="NAME")
+
+    # Development
+    reload: bool = option(
+        False,
+        "Reload when a file of the application changes (package watchfiles); requests then have 1 s to finish.",
+        DEVELOPMENT,
+        live=False,
+    )
+    reload_dir: tuple[str, ...] = option(
+        (),
+        "Directory to watch, with all below it; may be repeated.",
+        DEVELOPMENT,
+        unit="PATH",
+        shown_default="that of --app-dir",
+        live=False,
+    )
+    reload_include: tuple[str, ...] = option(
+        (),
+        "Further files that count, besides *.py and the server's own files: a pattern such as *.html; may be repeated.",
+        DEVELOPMENT,
+        unit="PATTERN",
+        live=False,
+    )
+    reload_exclude: tuple[str, ...] = option(
+        (),
+        "Files and directories that do not count, besides hidden ones and installed packages; may be repeated.",
+        DEVELOPMENT,
+        unit="PATTERN",
+        live=False,
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON-compatible values, for the packet that a worker receives."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Config:
+        """The reverse of `to_json`; names that this version does not know are passed over (another minor version's)."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in known}
+        return cls(**read)
+
+
+def options() -> dict[str, tuple[dataclasses.Field[Any], Option]]:
+    """All options by field name, in the order of their definition."""
+    return {f.name: (f, f.metadata["option"]) for f in dataclasses.fields(Config) if "option" in f.metadata}
+
+
+@functools.cache
+def _annotations() -> dict[str, Any]:
+    return typing.get_type_hints(Config)
+
+
+def kind(name: str) -> type:
+    """The type of one option's value: bool, int, float or str (of each item, where the option takes several)."""
+    annotation = _annotations()[name]
+    for argument in typing.get_args(annotation):
+        if argument not in (types.NoneType, Ellipsis):
+            annotation = argument
+            break
+    return typing.cast(type, annotation)
+
+
+def several(name: str) -> bool:
+    """Whether the option takes several values."""
+    return typing.get_origin(_annotations()[name]) is tuple
+
+
+def key(name: str) -> str:
+    """The option's name in a configuration file: `bind_timeout` is `bind-timeout`, as on the command line."""
+    return name.replace("_", "-")
+
+
+def flag(name: str) -> str:
+    """The option's long form on the command line: `bind_timeout` is `--bind-timeout`."""
+    return "--" + name.replace("_", "-")
+
+
+def flag_off(name: str, defined: Option) -> str:
+    """The long form that turns a boolean option off."""
+    return defined.flag_off or "--no-" + name.replace("_", "-")
+
+
+def environment_names(name: str, defined: Option) -> tuple[str, ...]:
+    """The environment variables that set the option, the first one found winning."""
+    return (ENV_PREFIX + name.upper(), *defined.env)
+
+
+def dump(config: Config) -> str:
+    """The configuration as one line of JSON."""
+    return json.dumps(config.to_json(), separators=(",", ":"))

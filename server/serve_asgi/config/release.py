@@ -1,0 +1,179 @@
+"""What one generation runs on: directories, interpreter and environment, resolved once when the generation begins.
+
+A reload resolves them anew, so that a link such as `current -> releases/42` may point elsewhere by then; a replacement
+inside a generation uses what its generation resolved. Nothing here changes the listener's own directory or environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from serve_asgi.config import env_file as environment_file
+from serve_asgi.config.options import Config
+from serve_asgi.errors import UsageError
+
+PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+"""What the service manager tells the listener alone (sd_notify(3), sd_listen_fds(3))."""
+_FLAGS: Final = re.compile(r"-(?!$)([A-VY-Zabd-ln-z?]*)(?:([WXcm])(.*))?", re.DOTALL)
+"""A word of the interpreter's options: some that stand alone, then perhaps one that takes the rest or the next word.
+
+-c and -m are the last (docs.python.org, "Command line and environment").
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Release:
+    """Everything that a worker process needs before it can say anything."""
+
+    python: str
+    directory: str
+    """Working directory, links resolved."""
+    app_dir: str
+    """First entry of the import path, links resolved."""
+    environment: dict[str, str]
+
+
+def logical_directory() -> str:
+    """The working directory by the name under which it was entered (`$PWD`), links and all.
+
+    Raises UsageError if it no longer exists.
+    """
+    name = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(name) and Path(name).samefile("."):
+            return name
+        return str(Path.cwd())
+    except OSError:
+        raise UsageError("the working directory does not exist any more; change to one that does") from None
+
+
+def _started_through() -> str:
+    """The interpreter by the name under which the server was started, links and all.
+
+    `current/.venv/bin/serve` names the interpreter beside it, whatever its first line says: pip writes the path there
+    that the environment had when it was made, which is that of one release. In an environment it is called `python`,
+    though the first line may say `python3.11`: the next release may have another one.
+    """
+    directory, own = os.path.split(sys.executable)
+    for place in _named_places():
+        with contextlib.suppress(OSError, UsageError):
+            path = os.path.join(logical_directory(), place)
+            if os.path.samefile(path, directory):
+                directory = path
+                break
+    general = os.path.join(directory, "python")
+    with contextlib.suppress(OSError):
+        if sys.prefix != sys.base_prefix and os.path.samefile(general, sys.executable):
+            return general
+    return os.path.join(directory, own)
+
+
+def _named_places() -> Iterator[str]:
+    """The directories by which the program was named: the script's, those of what it links to, the interpreter's."""
+    script = sys.argv[0]
+    while os.sep in script:
+        place = os.path.dirname(script)
+        yield place
+        script = os.path.join(place, os.readlink(script)) if os.path.islink(script) else ""
+    if os.sep in sys.orig_argv[0]:
+        yield os.path.dirname(sys.orig_argv[0])
+
+
+STARTED_THROUGH: Final = _started_through()
+"""Found out at the start: the link may point elsewhere later, and that is the point of it."""
+
+
+def _began() -> float:
+    """When this process was started (proc(5), field 22), whatever programs it has run since."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return time.time()
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+
+
+BEGAN: Final = _began()
+"""Unix time at which the listener was started: files that have changed since are not those that were there then."""
+
+
+def program() -> str:
+    """The interpreter that the listener would be started with now, links and all, so that it finds the next one too.
+
+    Raises UsageError if it cannot be run.
+    """
+    _interpreter(STARTED_THROUGH, "/")
+    return STARTED_THROUGH
+
+
+def interpreter_flags(original: Sequence[str]) -> list[str]:
+    """What the interpreter itself was told (`-O`, `-X dev`, `-W error`), out of `sys.orig_argv`.
+
+    What follows it is the program, `-m server`, a script or `-c`, and the program's own arguments. `-P` is left out,
+    which is found out anew.
+    """
+    flags: list[str] = []
+    rest = iter(original[1:])
+    for told in rest:
+        if told == "--check-hash-based-pycs":
+            flags += [told, next(rest, "")]
+            continue
+        if (read := _FLAGS.fullmatch(told)) is None:
+            break
+        alone, taker, value = read.groups("")
+        runs = taker in ("c", "m")
+        if word := alone.replace("P", "") + ("" if runs else taker + value):
+            flags.append(f"-{word}")
+        if runs:
+            break
+        if taker and not value:
+            flags.append(next(rest, ""))
+    return flags
+
+
+def own_program() -> str:
+    """The interpreter for what the listener starts for itself: its own, or the present release's if that is deleted."""
+    return sys.executable if os.access(sys.executable, os.X_OK, effective_ids=True) else STARTED_THROUGH
+
+
+def resolve(config: Config, start_directory: str) -> Release:
+    """Resolve what `config` names, relative to `start_directory`.
+
+    Raises UsageError for a directory, interpreter or environment file that is not there.
+    """
+    directory = _directory(os.path.join(start_directory, config.chdir), "--chdir")
+    app_dir = _directory(os.path.join(directory, config.app_dir), "--app-dir")
+    environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+    environment["PWD"] = directory
+    if config.env_file:
+        environment |= environment_file.variables(os.path.join(start_directory, config.env_file))
+    if config.environment:
+        environment["SERVE_ENVIRONMENT"] = config.environment
+    return Release(_interpreter(config.python, start_directory), directory, app_dir, environment)
+
+
+def _directory(path: str, option: str) -> str:
+    resolved = os.path.realpath(path)
+    if not os.path.isdir(resolved):
+        raise UsageError(f"{path} is not a directory; give {option} one that exists")
+    return resolved
+
+
+def _interpreter(python: str, start_directory: str) -> str:
+    """`python`, or the one that runs the listener, with its directory resolved.
+
+    The file itself is not resolved, since a virtual environment's is a link.
+    """
+    python = python or STARTED_THROUGH
+    found = python if os.sep in python else shutil.which(python)
+    if found is None or not os.access(path := os.path.join(start_directory, found), os.X_OK, effective_ids=True):
+        raise UsageError(f"the interpreter {python} cannot be run; give --python one that exists")
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))

@@ -1,0 +1,241 @@
+"""Building a `Config` from what the command line, the environment and a file say, and building it anew at a reload.
+
+It owns the precedence: command line, then SERVE_<NAME>, then the variables that platforms set (PORT, WEB_CONCURRENCY),
+then the configuration file, then the default; and the memory of where each value came from. It must not know click.
+Single values are read by `serve_asgi.config.values`, the file by `serve_asgi.config.file`;
+`serve_asgi.config.validation` refuses what cannot be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+from serve_asgi.config import file as config_file
+from serve_asgi.config.options import Config, Option, environment_names, flag, flag_off, key, kind, options, several
+from serve_asgi.config.release import logical_directory
+from serve_asgi.config.state_location import shown
+from serve_asgi.config.validation import Found, check, check_application, settle_addresses
+from serve_asgi.config.values import Given, Source, Tier, Value, from_given, from_toml, from_variable
+from serve_asgi.errors import UsageError
+
+__all__ = ["Given", "Settings", "Source", "Tier", "build", "kind", "read", "several"]
+
+NO_APPLICATION: Final = "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"
+DEFAULT: Final = Source(Tier.DEFAULT, "default")
+RELOAD_DEFAULTS: Final = {"graceful_timeout": 1.0, "shutdown_timeout": 5.0, "max_generations": 16}
+"""Defaults of `--reload`, by field name: streams that browsers hold open end soon, and none of them makes a change wait
+for its reload."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration, where each of its values came from, and what it takes to read all of it again."""
+
+    config: Config
+    sources: Mapping[str, Source]
+    """By field name, for all fields of `Config`."""
+    file: str
+    """Path of the configuration file; "" if there is none."""
+    directory: str
+    """The working directory by the name under which it was entered: relative paths mean those in it."""
+    _app: str = dataclasses.field(repr=False)
+    _given: Mapping[str, Given] = dataclasses.field(repr=False)
+    _environ: Mapping[str, str] = dataclasses.field(repr=False)
+
+    def again(self) -> Settings:
+        """Read the file again, and with it what the same command line and environment say.
+
+        It reads files and must not be called where nothing may block. Raises UsageError, a sentence, and changes
+        nothing: also where there was a file and is none now, since that is more often an accident than a wish.
+        """
+        fresh = _read(self._app, self._given, self._environ, self.directory)
+        if self.file and not fresh.file:
+            raise UsageError(f"the configuration file {self.file} is gone: put it back, or restart the server without")
+        return fresh
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it, JSON-compatible, for a program that takes this one's place."""
+        return {
+            "config": self.config.to_json(),
+            "sources": {name: dataclasses.astuple(source) for name, source in self.sources.items()},
+            "file": self.file,
+            "directory": self.directory,
+            "app": self._app,
+            "given": dict(self._given),
+            "environ": dict(self._environ),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Settings:
+        """The reverse of `to_state`; what another version had and this one does not know is passed over."""
+        names = {field.name for field in dataclasses.fields(Config)}
+        sources = {name: Source(Tier(tier), *rest) for name, (tier, *rest) in state["sources"].items() if name in names}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in state["given"].items()}
+        return cls(
+            config=Config.from_json(state["config"]),
+            sources=dict.fromkeys(names, DEFAULT) | sources,
+            file=state["file"],
+            directory=state["directory"],
+            _app=state["app"],
+            _given={name: value for name, value in given.items() if name in names},
+            _environ=state["environ"],
+        )
+
+    def changed(self, other: Settings) -> list[str]:
+        """The fields whose values differ between this and `other`, in the order of their definition."""
+        names = (field.name for field in dataclasses.fields(Config))
+        return [name for name in names if getattr(self.config, name) != getattr(other.config, name)]
+
+    def not_live(self, other: Settings) -> str:
+        """Why `other` cannot take this one's place while the server runs; "" if it can."""
+        fixed = [name for name in self.changed(other) if name in options() and not options()[name][1].live]
+        if not fixed:
+            return ""
+        told = " and ".join(self._change(other, name) for name in fixed)
+        back = "it" if len(fixed) == 1 else "them"
+        return f"{told}, which a reload cannot do: put {back} back, or restart the server"
+
+    def _change(self, other: Settings, name: str) -> str:
+        now, then = self.sources[name], other.sources[name]
+        if then.tier is Tier.FILE:
+            where = str(then)
+        elif now.tier is Tier.FILE:  # the line is gone, or another place has taken over
+            where = f"{now.path}: {now.name}"
+        else:
+            where = key(name)
+        return f"{where} would change from {written(self.config, name)} to {written(other.config, name)}"
+
+    def told(self, resolved: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What `serve config` shows, JSON-compatible; `resolved` are values that the listener has found, by field name.
+
+        `source` is "command line", "environment", "file" or "default", `place` names the option, the variable or the
+        line of the file, `resolved` what the value means on this machine, where that is known.
+        """
+        return {
+            "file": self.file,
+            "directory": self.directory,
+            "options": [self._told(name, (resolved or {}).get(name)) for name in ("app", *options())],
+        }
+
+    def _told(self, name: str, resolved: str | None) -> dict[str, Any]:
+        source = self.sources[name]
+        defined = options()[name][1] if name in options() else None
+        row: dict[str, Any] = {
+            "name": key(name),
+            "value": _plain(_public(self.config, name)),
+            "default": _plain(getattr(_DEFAULTS, name)),
+            "source": _TIERS[source.tier],
+            "place": "" if source == DEFAULT else source.place,
+            "live": defined is None or defined.live,
+        }
+        if defined is not None and defined.shown_default and row["value"] == row["default"]:
+            row["meaning"] = defined.shown_default
+        if resolved is not None:
+            row["resolved"] = resolved
+        return row
+
+
+_DEFAULTS: Final = Config()
+_TIERS: Final = {
+    Tier.COMMAND_LINE: "command line",
+    Tier.ENVIRONMENT: "environment",
+    Tier.PLATFORM: "environment",
+    Tier.FILE: "file",
+    Tier.DEFAULT: "default",
+}
+
+
+def read(app: str, given: Mapping[str, Given], environ: Mapping[str, str]) -> Settings:
+    """The settings of one server; `given` holds, by field name, what the command line says, `app` the application.
+
+    Raises UsageError, which names the option, the variable, or the file, line and key at fault.
+    """
+    return _read(app, dict(given), dict(environ), logical_directory())
+
+
+def build(app: str, given: Mapping[str, Given], environ: Mapping[str, str]) -> Config:
+    """The configuration alone; see `read`."""
+    return read(app, given, environ).config
+
+
+def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], directory: str) -> Settings:
+    found: Found = {}
+    for name, (_, defined) in options().items():
+        value = _from_near(name, defined, given, environ)
+        if value is not None:
+            found[name] = value
+    file = config_file.load(found["config"].value if "config" in found else "", directory)
+    for name, entry in file.entries.items() if file is not None else ():
+        if name != config_file.APP:  # also of those that are not used: a mistake is told before it counts
+            from_file = from_toml(name, options()[name][1], entry.value, entry.source)
+            found.setdefault(name, from_file)
+    if "reload" in found and found["reload"].value:
+        for name, number in RELOAD_DEFAULTS.items():
+            found.setdefault(name, Value(number, Source(Tier.DEFAULT, "--reload")))
+    settle_addresses(found, environ)
+    check(found, directory)
+    if "root_path" in found:
+        found["root_path"] = dataclasses.replace(found["root_path"], value=found["root_path"].value.rstrip("/"))
+    found["app"] = _application(app, environ, file)
+    names = [field.name for field in dataclasses.fields(Config)]
+    return Settings(
+        config=Config(**{name: value.value for name, value in found.items()}),
+        sources={name: found[name].source if name in found else DEFAULT for name in names},
+        file=file.path if file is not None else "",
+        directory=directory,
+        _app=app,
+        _given=given,
+        _environ=environ,
+    )
+
+
+def _from_near(name: str, defined: Option, given: Mapping[str, Given], environ: Mapping[str, str]) -> Value | None:
+    """The option's value from the command line or the environment."""
+    if name in given:
+        said = flag_off(name, defined) if given[name] is False else flag(name)
+        return from_given(name, defined, given[name], Source(Tier.COMMAND_LINE, said))
+    for number, variable in enumerate(environment_names(name, defined)):
+        text = environ.get(variable, "").strip()
+        # Kubernetes sets SERVE_PORT=tcp://… in every pod beside a service that is called "serve".
+        if text and not (variable == "SERVE_PORT" and text.startswith("tcp://")):
+            source = Source(Tier.PLATFORM if number else Tier.ENVIRONMENT, variable)
+            return from_variable(name, defined, text, source)
+    return None
+
+
+def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigFile | None) -> Value:
+    if app:
+        value = Value(app, Source(Tier.COMMAND_LINE, "APP"))
+    elif variable := environ.get("SERVE_APP", "").strip():
+        value = Value(variable, Source(Tier.ENVIRONMENT, "SERVE_APP"))
+    elif file is not None and config_file.APP in file.entries:
+        entry = file.entries[config_file.APP]
+        value = Value(entry.value, entry.source)
+    else:
+        raise UsageError(NO_APPLICATION)
+    check_application(value)
+    return value
+
+
+def written(config: Config, name: str) -> str:
+    """A value as a configuration file has it, without passwords; nothing for an empty one."""
+    value = _plain(_public(config, name))
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(f'"{item}"' if isinstance(item, str) else str(item) for item in value) + "]"
+    if value in ("", None):
+        return "nothing"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _public(config: Config, name: str) -> object:
+    """A value as it may be shown."""
+    return shown(config.state) if name == "state" else getattr(config, name)
+
+
+def _plain(value: object) -> Any:
+    """A value as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value

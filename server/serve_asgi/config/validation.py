@@ -1,0 +1,247 @@
+"""What values must be beyond their types: which stand against each other, what can be found out before a start.
+
+It owns the sentences about values that cannot be; each begins with the place that the value came from. Relative paths
+mean those in the directory that the server was started in.
+"""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import os
+import pwd
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from serve_asgi.config.addresses import UnixAddress, parse_address
+from serve_asgi.config.hook_events import read_hook
+from serve_asgi.config.state_location import is_url, redis_address
+from serve_asgi.config.values import Tier, Value
+from serve_asgi.errors import UsageError
+from serve_asgi.http.forwarded import Networks, believed
+from serve_asgi.logs.access_format import NAMED, plan
+from serve_asgi.logs.request_ids import HEADER_NAME
+
+IMPORTED: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+"""module.sub:attribute.sub."""
+
+Found = dict[str, Value]
+"""The values that were found, by field name."""
+
+
+def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
+    """--bind stands against --host and --port: the nearer source wins, and both from one source is an error.
+
+    A platform's PORT also yields to sockets that were inherited, since nobody asked for it by hand.
+    """
+    bind = found.get("bind")
+    by_hand = [found[name] for name in ("host", "port") if name in found]
+    if bind is not None:
+        rival = min(by_hand, key=lambda value: value.source.tier, default=None)
+        if rival is not None and rival.source.tier == bind.source.tier:
+            raise UsageError(
+                f"{bind.source} and {rival.source} were both given: use either {bind.source.name} HOST:PORT or host "
+                "and port"
+            )
+        if rival is not None and rival.source.tier < bind.source.tier:
+            del found["bind"]
+        else:
+            found.pop("host", None)
+            found.pop("port", None)
+    inherits = "fd" in found or environ.get("LISTEN_PID") == str(os.getpid())
+    port = found.get("port")
+    if inherits and port is not None and port.source.tier is Tier.PLATFORM and "host" not in found:
+        del found["port"]
+
+
+def check(found: Found, directory: str) -> None:
+    """Raise UsageError for the first value that cannot be; `directory` is the one the server was started in."""
+    _check_host(found)
+    _check_addresses(found)
+    _check_unix(found)
+    for name in ("unix_mode", "umask"):
+        if name in found and not re.fullmatch("(0o)?[0-7]{1,4}", found[name].value):
+            raise UsageError(
+                f"{found[name].source}: {found[name].value!r} is not an octal mode; write one such as 0660"
+            )
+    for name in ("health_path", "root_path"):
+        if name in found and found[name].value and not found[name].value.startswith("/"):
+            raise UsageError(f"{found[name].source}: {found[name].value!r} must begin with a slash")
+    _check_health(found)
+    _check_proxies(found)
+    _check_logging(found)
+    _check_hooks(found)
+    _check_state(found)
+    _check_paths(found, directory)
+    _check_account(found)
+    if "agent" in found and found["agent"].value:
+        _check_agent(found["agent"])
+
+
+def check_application(app: Value) -> None:
+    """Refuse what cannot be an application. Raises UsageError."""
+    text = str(app.value)
+    module, _, attribute = text.partition(":")
+    if IMPORTED.fullmatch(text):
+        return
+    if attribute.endswith("()") and IMPORTED.fullmatch(text.removesuffix("()")):
+        raise UsageError(
+            f"{app.source}: {text!r} is a call: write {text.removesuffix('()')}, and --factory (in a file, factory = "
+            "true) if it returns the application"
+        )
+    raise UsageError(
+        f"{app.source}: {app.value!r} is not an application: write module:attribute, for example "
+        f"{module if IMPORTED.fullmatch(module + ':x') else 'app'}:app"
+    )
+
+
+def _check_agent(agent: Value) -> None:
+    if not IMPORTED.fullmatch(agent.value):
+        raise UsageError(
+            f"{agent.source}: {agent.value!r} is not an agent: write module:attribute, for example app:agent"
+        )
+
+
+def _check_addresses(found: Found) -> None:
+    given = [(found["bind"].source, text) for text in found["bind"].value] if "bind" in found else []
+    if "admin" in found and found["admin"].value:
+        given.append((found["admin"].source, found["admin"].value))
+    for source, text in given:
+        try:
+            parse_address(text)
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
+
+
+def _check_host(found: Found) -> None:
+    host = found.get("host")
+    if host is None:
+        return
+    text = host.value.removeprefix("[").removesuffix("]")
+    try:
+        plain = ":" not in text or ipaddress.ip_address(text.partition("%")[0]).version == 6
+    except ValueError:
+        plain = False
+    if not plain or re.search(r"[\s/\[\]]", text):
+        raise UsageError(
+            f"{host.source}: {host.value!r} is no host: write a name or an address alone; its port is given by "
+            f"{'port' if host.source.path else '--port'}"
+        )
+
+
+def _check_health(found: Found) -> None:
+    path = found.get("health_path")
+    if path is None:
+        return
+    if not path.value:
+        off = "health = false" if path.source.path else "--no-health"
+        raise UsageError(f"{path.source} is empty: write {off} to answer no such path")
+    if re.search(r"[\x00-\x20\x7f-\U0010ffff?#]", path.value):
+        raise UsageError(
+            f"{path.source}: {path.value!r} is asked for by no client: write a path of ASCII characters, without "
+            "spaces, ? and #, as in /ping"
+        )
+
+
+def _check_unix(found: Found) -> None:
+    """What would be passed over of an address that is no file."""
+    texts = [*(found["bind"].value if "bind" in found else ()), *([found["admin"].value] if "admin" in found else [])]
+    unix = [address for address in map(parse_address, filter(None, texts)) if isinstance(address, UnixAddress)]
+    mode, control = found.get("unix_mode"), found.get("control")
+    if mode is not None and unix and all(address.is_abstract for address in unix):
+        raise UsageError(
+            f"{mode.source}: {unix[0]} is an abstract socket, which has no mode, so that anybody on this machine may "
+            "connect: name a path, as in unix:/run/app.sock, or leave the mode out"
+        )
+    if control is not None and control.value.startswith(("@", "unix:")):
+        raise UsageError(
+            f"{control.source}: {control.value!r} is no path, and the control socket is a file, whose mode keeps "
+            "others out: write a path, such as /run/app/control.sock"
+        )
+
+
+def _check_state(found: Found) -> None:
+    if "state" in found and is_url(found["state"].value):
+        try:
+            redis_address(found["state"].value)
+        except UsageError as error:
+            raise UsageError(
+                f"{found['state'].source}: {error}" if found["state"].source.path else str(error)
+            ) from None
+
+
+def _check_proxies(found: Found) -> None:
+    read: dict[str, Callable[[str], object]] = {
+        "forwarded_allow_ips": Networks,
+        "forwarded_headers": believed,
+        "proxy_protocol_allow_ips": Networks,
+    }
+    for name, reader in read.items():
+        if name in found:
+            try:
+                reader(found[name].value)
+            except ValueError as error:
+                raise UsageError(f"{found[name].source}: {error}") from None
+    mount = found.get("root_path")
+    if mount is not None and re.search(r"[\x00-\x1f\x7f?#\\]|//|/\.\.?(?:/|\Z)", mount.value):
+        raise UsageError(f"{mount.source}: {mount.value!r} is not a path to mount at; write one such as /api")
+
+
+def _check_hooks(found: Found) -> None:
+    for text in found["hook"].value if "hook" in found else ():
+        try:
+            read_hook(text)
+        except ValueError as error:
+            raise UsageError(f"{found['hook'].source}: {error}") from None
+
+
+def _check_logging(found: Found) -> None:
+    style, name = found.get("access_log_format"), found.get("request_id_header")
+    if style is not None and style.value not in NAMED:
+        try:
+            plan(style.value)
+        except ValueError as error:
+            raise UsageError(f"{style.source}: {error}") from None
+    if name is not None and not HEADER_NAME.fullmatch(name.value):
+        raise UsageError(f"{name.source}: {name.value!r} is not the name of a header field; write one: x-request-id")
+
+
+def _check_paths(found: Found, directory: str) -> None:
+    for name in ("chdir", "app_dir"):
+        # A relative --app-dir is looked for in --chdir, when the workers start.
+        if name not in found or (name == "app_dir" and "chdir" in found):
+            continue
+        if not os.path.isdir(os.path.join(directory, found[name].value)):
+            raise UsageError(f"{found[name].source}: there is no directory {found[name].value}")
+    if "env_file" in found and not os.access(os.path.join(directory, found["env_file"].value), os.R_OK):
+        raise UsageError(f"{found['env_file'].source}: the file {found['env_file'].value} cannot be read")
+
+
+def _check_account(found: Found) -> None:
+    for name, look_up in (("user", _user), ("group", _group)):
+        value = found.get(name)
+        if value is None or not value.value:
+            continue
+        try:
+            number, own = look_up(value.value)
+        except (KeyError, OverflowError):
+            raise UsageError(f"{value.source}: this machine knows no {name} {value.value!r}") from None
+        if os.geteuid() != 0 and number != own:
+            raise UsageError(f"{value.source}: only root can change to another {name}; leave it out, or start as root")
+
+
+def _user(name: str) -> tuple[int, int]:
+    return (pwd.getpwuid(int(name)) if is_number(name) else pwd.getpwnam(name)).pw_uid, os.geteuid()
+
+
+def _group(name: str) -> tuple[int, int]:
+    number = int(name) if is_number(name) else grp.getgrnam(name).gr_gid
+    if number >= 2**32 - 1:  # the greatest means "none" to setgid(2)
+        raise KeyError(name)
+    return number, os.getegid()
+
+
+def is_number(name: str) -> bool:
+    """Whether a user or a group is given as a number."""
+    return re.fullmatch("[0-9]{1,10}", name) is not None

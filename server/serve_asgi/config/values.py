@@ -1,0 +1,184 @@
+"""Reading one value of an option, and remembering where it was found.
+
+Values come as text (command line, environment) or as TOML (a configuration file); both end as the option's type, and
+each error names the place that the value came from. It knows one option at a time; what options mean together is for
+`serve_asgi.config.validation`, which of several values counts for `serve_asgi.config.sources`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+import re
+from typing import Any, Final
+
+from serve_asgi.config.options import Option, kind, several
+from serve_asgi.errors import UsageError
+
+Given = str | bool | tuple[str, ...]
+"""What the command line gives for an option: its text, its texts where it takes several, or a flag."""
+
+TRUE: Final = frozenset({"1", "true", "yes", "on"})
+FALSE: Final = frozenset({"0", "false", "no", "off"})
+QUOTE: Final = "'"
+SHOWN: Final = 100
+"""Characters of a wrong value that are told."""
+UNITS: Final = frozenset({"SECONDS", "BYTES", "MIB"})
+
+
+class Tier(enum.IntEnum):
+    """The kinds of places that a value is found in, the one that wins first."""
+
+    COMMAND_LINE = 0
+    ENVIRONMENT = 1
+    """SERVE_<NAME>."""
+    PLATFORM = 2
+    """A variable that platforms set, such as PORT."""
+    FILE = 3
+    DEFAULT = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value was found. As text it is what an error begins with: `--workers`, `/srv/serve.toml:3: workers`."""
+
+    tier: Tier
+    name: str
+    """What it is called there: `--workers`, `SERVE_WORKERS`, `workers`."""
+    path: str = ""
+    """Of a file."""
+    line: int = 0
+    """In the file; 0 if it is not known."""
+
+    @property
+    def place(self) -> str:
+        """The file and line, or the option or variable; for a table of what is in force."""
+        return f"{self.path}:{self.line}" if self.line else self.path or self.name
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.name}" if self.path else self.name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """A value that was read, and where it was found."""
+
+    value: Any
+    source: Source
+
+
+def from_given(name: str, defined: Option, raw: Given, source: Source) -> Value:
+    """Read what the command line gives. Raises UsageError."""
+    if isinstance(raw, bool):
+        return Value(raw, source)
+    if isinstance(raw, tuple):
+        return Value(tuple(_from_text(name, defined, _item(text, source), source) for text in raw), source)
+    return Value(_from_text(name, defined, raw, source), source)
+
+
+def from_variable(name: str, defined: Option, text: str, source: Source) -> Value:
+    """Read the text of an environment variable; several values are separated by spaces or commas,
+    or by line breaks if they hold spaces. Raises UsageError.
+    """
+    between = r"\s*\n\s*" if defined.one_per_line else r"[\s,]+"
+    raw: Given = tuple(t for t in re.split(between, text) if t) if several(name) else text
+    if raw == ():
+        raise UsageError(f"{source} holds separators and no value: leave it out, or write one")
+    return from_given(name, defined, raw, source)
+
+
+def from_toml(name: str, defined: Option, raw: object, source: Source) -> Value:
+    """Read a value of a configuration file, which has types already. Raises UsageError."""
+    if several(name):
+        items = raw if isinstance(raw, list) else [raw]
+        return Value(tuple(_from_toml(name, defined, _item(item, source), source) for item in items), source)
+    if defined.separated and isinstance(raw, list):
+        return Value(",".join(_from_toml(name, defined, _item(item, source), source) for item in raw), source)
+    return Value(_from_toml(name, defined, raw, source), source)
+
+
+def _item(item: Any, source: Source) -> Any:
+    """One of several values, which may not be empty. Raises UsageError."""
+    if isinstance(item, str) and not item.strip():
+        raise UsageError(f"{source} holds an empty value: take it out, or write what was meant")
+    return item
+
+
+def _from_text(name: str, defined: Option, text: str, source: Source) -> Any:
+    wanted = kind(name)
+    if wanted is bool:
+        if text.lower() in TRUE | FALSE:
+            return text.lower() in TRUE
+        raise UsageError(f"{source}: {_short(repr(text))} is neither true nor false; write 1 or 0")
+    if wanted not in (int, float):
+        return _text(defined, text, source)
+    try:
+        number = int(text) if wanted is int else float(text)
+    except ValueError:
+        raise UsageError(f"{source}: {_short(repr(text))} is not {_number(wanted, defined)}") from None
+    return _within(defined, number, repr(text), source)
+
+
+def _from_toml(name: str, defined: Option, raw: object, source: Source) -> Any:
+    wanted = kind(name)
+    written = _as_toml(raw)
+    if isinstance(raw, (list, dict)):
+        raise UsageError(f"{source} takes one value, not {'an array' if isinstance(raw, list) else 'a table'}")
+    if wanted is bool:
+        if isinstance(raw, bool):
+            return raw
+        raise UsageError(f"{source}: {written} is neither true nor false; write true or false, without quotes")
+    if wanted is str:
+        if isinstance(raw, str):
+            return _text(defined, raw, source)
+        raise UsageError(f'{source}: {written} is not text; put it in quotes: "{_example(defined, written)}"')
+    if isinstance(raw, str):
+        raise UsageError(f"{source}: {written} is text and not {_number(wanted, defined)}; write it without quotes")
+    if isinstance(raw, bool) or not isinstance(raw, int if wanted is int else (int, float)):
+        raise UsageError(f"{source}: {written} is not {_number(wanted, defined)}")
+    try:
+        return _within(defined, wanted(raw), written, source)
+    except OverflowError:
+        raise UsageError(f"{source}: {written} is too large") from None
+
+
+def _as_toml(raw: object) -> str:
+    if isinstance(raw, bool):
+        return "true" if raw else "false"
+    return _short(f'"{raw}"' if isinstance(raw, str) else str(raw))
+
+
+def _short(text: str) -> str:
+    """As much of a value as a sentence has room for, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
+
+
+def _example(defined: Option, written: str) -> str:
+    """What to put in quotes; TOML has read 0o660 as 432 by the time that it is seen here."""
+    return "0660" if defined.unit == "MODE" else written
+
+
+def _text(defined: Option, text: str, source: Source) -> str:
+    if defined.choices and text not in defined.choices:
+        raise UsageError(f"{source}: {_short(repr(text))} is not one of {', '.join(defined.choices)}")
+    if "\0" in text:
+        raise UsageError(f"{source} holds a NUL character, which no name or path may")
+    return text
+
+
+def _within(defined: Option, value: int | float, text: str, source: Source) -> int | float:
+    """Check a number against its bounds. Raises UsageError."""
+    if not math.isfinite(value):
+        raise UsageError(f"{source}: {text} is not {_number(type(value), defined)}")
+    if defined.minimum is not None and value < defined.minimum:
+        raise UsageError(f"{source}: {text.strip(QUOTE)} is too small; the least is {defined.minimum:g}")
+    if defined.maximum is not None and value > defined.maximum:
+        raise UsageError(f"{source}: {text.strip(QUOTE)} is too large; the most is {defined.maximum:g}")
+    return value
+
+
+def _number(wanted: type, defined: Option) -> str:
+    unit = f" of {defined.unit.lower() if defined.unit != 'MIB' else 'MiB'}" if defined.unit in UNITS else ""
+    return ("a whole number" if wanted is int else "a number") + unit

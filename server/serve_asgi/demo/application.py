@@ -1,0 +1,208 @@
+"""The built-in application: `serve serve_asgi.demo:asgi --workers 4`, a page on which a reload can be watched.
+
+It is written as any application would be, against ASGI 3 and `from serve_asgi import draining` alone; it knows nothing
+else of the server that runs it, and also works under another one (generation and slot are 0 there).
+
+    /         the page (page.html)
+    /who      JSON: which worker answers, and on which TCP connection
+    /events   server-sent events
+    /socket   the same events over a WebSocket
+
+An event is a tick of the machine's clock: its id is CLOCK_MONOTONIC in quarter seconds. So every worker of every
+generation knows all events that ever were, and sends a client that comes back with the id it saw last exactly what it
+missed. When its worker retires, a stream ends well and at once: the client comes back to the next generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from importlib.resources import files
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from serve_asgi import draining
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Deliver = Callable[[int, bool], Awaitable[None]]
+"""Send the event of this id; True if it is a late one, missed by the client while it was away."""
+
+TICK: Final = 0.25
+"""Seconds between two events."""
+MEMORY: Final = 2400
+"""Events that are sent again to a client that comes back: ten minutes."""
+RETRY_RELOAD: Final = 100
+RETRY_OTHERWISE: Final = 2000
+"""Milliseconds after which a client should come back when its stream has ended: almost at once to the next generation,
+later if the server stops or the worker has died (HTML, "Server-sent events", field `retry`)."""
+GOING_AWAY: Final = 1001
+SERVICE_RESTART: Final = 1012
+"""Close codes (RFC 6455 7.4.1 and IANA's registry): not coming back, and coming back at once."""
+
+PAGE: Final = files("serve_asgi.demo").joinpath("page.html").read_bytes()
+PID: Final = os.getpid()
+LISTENER: Final = os.getppid()
+"""Read once: it is the process to send HUP to, and would change if that process died."""
+
+
+async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application (ASGI 3)."""
+    match scope["type"]:
+        case "lifespan":
+            await _lifespan(scope, receive, send)
+        case "http":
+            await _http(scope, receive, send)
+        case "websocket":
+            await _socket(scope, receive, send)
+        case other:
+            raise ValueError(f"the demo does not know the ASGI protocol {other!r}")
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    """Start and stop; what is put into the state here comes with every request."""
+    while True:
+        match (await receive())["type"]:
+            case "lifespan.startup":
+                scope.get("state", {})["started"] = time.monotonic()
+                await send({"type": "lifespan.startup.complete"})
+            case "lifespan.shutdown":
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+
+async def _http(scope: Scope, receive: Receive, send: Send) -> None:
+    path = _path(scope)
+    if path not in ("/", "/who", "/events"):
+        await _answer(scope, send, 404, "text/plain; charset=utf-8", b"There is nothing here; the page is at /\n")
+    elif scope["method"] not in ("GET", "HEAD"):
+        await _answer(scope, send, 405, "text/plain; charset=utf-8", b"Only GET and HEAD\n", (b"allow", b"GET, HEAD"))
+    elif path == "/":
+        await _answer(scope, send, 200, "text/html; charset=utf-8", PAGE)
+    elif path == "/who":
+        await _answer(scope, send, 200, "application/json", _encode(_who(scope)))
+    else:
+        await _events(scope, receive, send)
+
+
+async def _answer(scope: Scope, send: Send, status: int, kind: str, body: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+async def _events(scope: Scope, receive: Receive, send: Send) -> None:
+    """Server-sent events. When the worker retires the body ends well, and the connection can be handed over."""
+    headers = [
+        (b"content-type", b"text/event-stream"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),  # nginx passes each event on at once
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["method"] == "HEAD":
+        await send({"type": "http.response.body"})
+        return
+    await send({"type": "http.response.body", "body": b"retry: %d\n\n" % RETRY_OTHERWISE, "more_body": True})
+    who = _who(scope)
+
+    async def deliver(event: int, late: bool) -> None:
+        text = b"id: %d\ndata: %b\n\n" % (event, _encode({**who, "event": event, "late": late}))
+        await send({"type": "http.response.body", "body": text, "more_body": True})
+
+    # A browser names the last event itself when it comes back; the query is for those who cannot set headers.
+    seen = dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1") or _query(scope, "after")
+    if await _tick(seen, receive, deliver):
+        pause = RETRY_OTHERWISE if draining.reason == "stop" else RETRY_RELOAD
+        await send({"type": "http.response.body", "body": b"retry: %d\n\n" % pause})
+
+
+async def _socket(scope: Scope, receive: Receive, send: Send) -> None:
+    """The same over a WebSocket; a client that comes back says `?after=ID`."""
+    await receive()  # websocket.connect
+    if _path(scope) != "/socket":
+        await send({"type": "websocket.close"})
+        return
+    await send({"type": "websocket.accept"})
+    who = _who(scope)
+
+    async def deliver(event: int, late: bool) -> None:
+        text = _encode({**who, "event": event, "late": late}).decode()
+        await send({"type": "websocket.send", "text": text})
+
+    if await _tick(_query(scope, "after"), receive, deliver):
+        # With very many clients one would spread this over some seconds; the server's own closing does.
+        code = GOING_AWAY if draining.reason == "stop" else SERVICE_RESTART
+        await send({"type": "websocket.close", "code": code, "reason": f"this worker retires: {draining.reason}"})
+
+
+async def _tick(seen: str, receive: Receive, deliver: Deliver) -> bool:
+    """Deliver what was missed since the event `seen`, then each event as it comes.
+
+    Ends when the worker retires (True) or the client has gone (False); no `deliver` is cancelled half-way.
+    """
+    now = _current()
+    after = int(seen) if seen.isdecimal() else now
+    if not now - MEMORY <= after <= now:  # too old, or of a clock that has started anew
+        after = now
+    gone = asyncio.create_task(_disconnected(receive))
+    retires = asyncio.create_task(draining.wait())
+    try:
+        while not (gone.done() or retires.done()):
+            if after < _current():
+                after += 1
+                await deliver(after, after <= now)
+            else:
+                pause = (after + 1) * TICK - time.monotonic()
+                await asyncio.wait((gone, retires), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+        return not gone.done()
+    finally:
+        gone.cancel()
+        retires.cancel()
+
+
+def _current() -> int:
+    """The id of the newest event."""
+    return int(time.monotonic() / TICK)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Wait until the client has gone; what it sends until then is of no interest."""
+    while (await receive())["type"] not in ("http.disconnect", "websocket.disconnect"):
+        pass
+
+
+def _who(scope: Scope) -> dict[str, Any]:
+    """Which worker of which generation this is, and which TCP connection: the client's port tells them apart."""
+    here = scope.get("extensions", {}).get("serve", {})
+    return {
+        "generation": here.get("generation", 0),
+        "slot": here.get("slot", 0),
+        "pid": PID,
+        "listener": LISTENER,
+        "connection": scope["client"][1] if scope.get("client") else None,
+        "up": round(time.monotonic() - scope.get("state", {}).get("started", time.monotonic()), 1),
+    }
+
+
+def _path(scope: Scope) -> str:
+    """The path within the application, "/" at least."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", "")) or "/"
+
+
+def _query(scope: Scope, name: str) -> str:
+    values: list[str] = parse_qs(scope["query_string"].decode("latin-1")).get(name, [])
+    return values[-1] if values else ""
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,381 @@
+"""What proxies say of a request in its head: the client's address, its scheme, its host, and the path in front.
+
+It owns the networks that are trusted, the reading of X-Forwarded-For, -Proto, -Host and -Prefix and of Forwarded (RFC
+7239), and what becomes of a scope. Rules:
+
+- Only what a trusted peer sends is looked at, and only the fields that the operator has named: a proxy passes the
+  others through as the client wrote them.
+- A list is read from its right end, where the nearest proxy has written. An address is believed if all those to its
+  right are trusted; what lies to the left of the first that is not, anybody may have written.
+- A value that is not valid counts as absent; it never refuses a request.
+
+It is pure but for a line in the debug log. It must not know connections or exchanges.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+from serve_asgi.http.authority import is_authority
+from serve_asgi.ipc.address import Address
+from serve_asgi.logs.server_log import about
+
+ANYBODY: Final = "*"
+UNIX: Final = "unix"
+X_FOR: Final = b"x-forwarded-for"
+X_PROTO: Final = b"x-forwarded-proto"
+X_HOST: Final = b"x-forwarded-host"
+X_PREFIX: Final = b"x-forwarded-prefix"
+FORWARDED: Final = b"forwarded"
+
+MAX_NODE: Final = 64
+"""Bytes of an address with its port; a longer one is none."""
+MAX_PREFIX: Final = 1024
+"""Bytes of a path in front; a longer one is ignored."""
+KEPT_NODES: Final = 1024
+"""Addresses whose reading is kept, for each worker."""
+
+_SECURE: Final = {b"http": False, b"ws": False, b"https": True, b"wss": True}
+
+# RFC 7239 6: an IPv6 address stands in brackets, a port may be obfuscated. X-Forwarded-For has no grammar; there, an
+# IPv6 address also comes without brackets, and then without a port.
+_NODE: Final = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9]{1,3}(?:\.[0-9]{1,3}){3}))(?::([0-9]{1,5}|_[\w.\-]+))?")
+_BARE_IPV6: Final = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_PAIR: Final = rb"(" + _TOKEN + rb")=(" + _TOKEN + rb"|" + _QUOTED + rb")"
+_PAIRS: Final = re.compile(_PAIR)
+# Nothing matches in two ways, so that no text takes more than linear time; groups are not possessive (see chunks.py).
+# White space around semicolons is not in the grammar but seen.
+_ELEMENT: Final = re.compile(rb"[ \t]*+(?:" + _PAIR + rb")?(?:[ \t]*+;[ \t]*+(?:" + _PAIR + rb")?)*[ \t]*+")
+_ESCAPE: Final = re.compile(rb"\\(.)", re.DOTALL)
+
+# RFC 3986 3.3 without the comma, which separates the values of a list.
+_PREFIX: Final = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+;=:@]|%[0-9A-Fa-f]{2})+)*/?")
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f\\]|//|/\.\.?(?:/|\Z)")
+
+_log: Final = logging.getLogger("serve.error")
+_IGNORED: Final = about("forwarded_ignored")
+
+
+class Networks:
+    """Addresses that are trusted.
+
+    `text` holds addresses, networks (CIDR), `unix` for the peers of unix sockets, and `*` for every peer, separated by
+    commas or white space. Raises ValueError, with a sentence, for anything else.
+    """
+
+    __slots__ = ("_anybody", "_four", "_six", "_unix", "among")
+
+    def __init__(self, text: str) -> None:
+        entries = [entry for entry in re.split(r"[\s,]+", text) if entry]
+        self._anybody = ANYBODY in entries
+        self._unix = UNIX in entries
+        networks = [_network(entry) for entry in entries if entry not in (ANYBODY, UNIX)]
+        self._four = [_bounds(each) for each in networks if each.version == 4]
+        self._six = [_bounds(each) for each in networks if each.version == 6]
+        self.among = functools.lru_cache(KEPT_NODES)(self._among)
+        """Whether an address (of IPv4 or IPv6, as text) is in one of the networks; `*` names none."""
+
+    def trusts(self, peer: Address) -> bool:
+        """Whether the peer of a connection is trusted; None is that of a unix socket."""
+        if self._anybody:
+            return True
+        if peer is None or peer[1] is None:
+            return self._unix
+        return self.among(peer[0])
+
+    def _among(self, host: str) -> bool:
+        try:
+            address = _plain(host.partition("%")[0])
+        except ValueError:
+            return False
+        number = int(address)
+        return any(low <= number <= high for low, high in (self._four if address.version == 4 else self._six))
+
+
+def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(entry)
+    except ValueError:
+        try:
+            wider = ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            raise ValueError(
+                f"{entry!r} is not an address; write addresses, networks such as 10.0.0.0/8, {UNIX} for unix sockets, "
+                f"or {ANYBODY} for all, separated by commas"
+            ) from None
+        raise ValueError(f"{entry!r} is an address within a network: write {wider} for the network") from None
+
+
+def _bounds(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[int, int]:
+    return int(network.network_address), int(network.broadcast_address)
+
+
+def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address; one of IPv4 that is written as IPv6 (a socket for both shows it so) is one of IPv4."""
+    address = ipaddress.ip_address(host)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def plain_address(host: str) -> str:
+    """An address in its canonical form. Raises ValueError if it is none."""
+    return str(_plain(host))
+
+
+class Node(NamedTuple):
+    """An address in a header."""
+
+    address: tuple[str, int]
+    """Port 0 where none is given."""
+    trusted: bool
+
+
+class Forwarded(NamedTuple):
+    """What the trusted proxies say of a request."""
+
+    client: Address
+    secure: bool | None
+    """Whether the client's side is encrypted: https, wss. None where nobody says so."""
+    host: bytes
+    """In place of the Host field; empty where nobody says so."""
+    prefix: bytes
+    """The path, percent-encoded, that a proxy has taken off the front of the target; empty for none."""
+
+    def apply(self, scope: dict[str, Any]) -> None:
+        """Make the scope of a request (ASGI www) tell what the client has asked for.
+
+        The Host field is replaced, since that is what frameworks make addresses of; the fields that said so stay.
+        """
+        scope["client"] = self.client
+        if self.secure is not None:
+            scheme = "ws" if scope["type"] == "websocket" else "http"
+            scope["scheme"] = scheme + "s" if self.secure else scheme
+        if self.host:
+            scope["headers"] = with_host(scope["headers"], self.host)
+        if self.prefix:
+            self._put_in_front(scope)
+
+    def _put_in_front(self, scope: dict[str, Any]) -> None:
+        """`root_path` becomes the prefix and --root-path; a prefix that ends with --root-path has it in it."""
+        root_path, prefix = scope["root_path"], unquote(self.prefix.decode())
+        if root_path and (prefix == root_path or prefix.endswith(root_path)):
+            scope["path"] = prefix + scope["path"].removeprefix(root_path)
+            scope["raw_path"] = self.prefix + scope["raw_path"].removeprefix(root_path.encode())
+            scope["root_path"] = prefix
+        else:
+            scope["path"] = prefix + scope["path"]
+            scope["raw_path"] = self.prefix + scope["raw_path"]
+            scope["root_path"] = prefix + root_path
+
+
+def with_host(headers: Iterable[tuple[bytes, bytes]], host: bytes) -> list[tuple[bytes, bytes]]:
+    """A copy of the fields with this one Host, in the old one's place."""
+    made = [(name, host) if name == b"host" else (name, value) for name, value in headers]
+    if (b"host", host) not in made:
+        made.insert(0, (b"host", host))
+    return made
+
+
+class Forwarding:
+    """Whom this server believes, and which fields. `networks` and `fields` are as in `Config`; raises ValueError."""
+
+    __slots__ = ("_fields", "_host", "_networks", "_node", "trusts")
+
+    def __init__(self, networks: str, fields: str) -> None:
+        self._networks = Networks(networks)
+        self._fields = believed(fields)
+        self.trusts = self._networks.trusts if self._fields else _nobody
+        """Whether what this peer says is believed: asked once for each connection."""
+        self._node = functools.lru_cache(KEPT_NODES)(self._read_node)
+
+    def mentioned(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        """Whether a believed field is there."""
+        fields = self._fields
+        for name, _ in headers:  # noqa: SIM110 (four times as fast as any())
+            if name in fields:
+                return True
+        return False
+
+    def understand(self, headers: list[tuple[bytes, bytes]], peer: Address) -> Forwarded | None:
+        """What the request's fields say, sent by the trusted `peer`; None if none of the believed ones is there.
+
+        It depends on nothing but its arguments.
+        """
+        fields = self._fields
+        found: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            if name in fields:
+                if name in found:
+                    found[name].append(value)
+                else:
+                    found[name] = [value]
+        return self._understand(found, peer) if found else None
+
+    def _understand(self, found: dict[bytes, list[bytes]], peer: Address) -> Forwarded:
+        client, scheme, host = peer, b"", b""
+        if FORWARDED in found:
+            client, scheme, host = self._walk_elements(found[FORWARDED], peer)
+        elif X_FOR in found:
+            client = self._walk_addresses(found[X_FOR], peer)
+        if X_PROTO in found:
+            scheme = _last(found[X_PROTO])
+        if X_HOST in found:
+            host = _last(found[X_HOST])
+        secure = _SECURE.get(scheme.lower())
+        if secure is None and scheme:
+            _ignore("scheme", scheme)
+        if host and not is_authority(host):
+            _ignore("host", host)
+            host = b""
+        prefix = _prefix(_last(found[X_PREFIX])) if X_PREFIX in found else b""
+        return Forwarded(client, secure, host, prefix)
+
+    def _walk_addresses(self, lines: list[bytes], peer: Address) -> Address:
+        """The right-most address of X-Forwarded-For that is not trusted, or the last good one before what is none."""
+        if len(lines) == 1:  # nearly always, and with one address that is kept
+            node = self._node(lines[0], True) if len(lines[0]) <= MAX_NODE else None
+            if node is not None:
+                return node.address
+        client = peer
+        for text in _from_the_right(lines):
+            node = self._node(text, True) if len(text) <= MAX_NODE else None
+            if node is None:
+                _ignore("address", text)
+                break
+            client = node.address
+            if not node.trusted:
+                break
+        return client
+
+    def _walk_elements(self, lines: list[bytes], peer: Address) -> tuple[Address, bytes, bytes]:
+        """Client, scheme and host of Forwarded (RFC 7239 4): each element is believed that a trusted proxy wrote."""
+        client, scheme, host = peer, b"", b""
+        for element in _elements_from_the_right(lines):
+            if element is None:
+                break
+            scheme, host = element.get(b"proto", b""), element.get(b"host", b"")
+            text = element.get(b"for", b"")
+            node = self._node(text, False) if len(text) <= MAX_NODE else None
+            if node is None:  # missing, `unknown`, obfuscated, or garbage
+                break
+            client = node.address
+            if not node.trusted:
+                break
+        return client, scheme, host
+
+    def _read_node(self, text: bytes, bare: bool) -> Node | None:
+        found = _NODE.fullmatch(text)
+        if found is None:
+            if not bare or not _BARE_IPV6.fullmatch(text):
+                return None
+            host, port = text, b""
+        else:
+            host, port = found[1] or found[2], found[3] or b""
+        number = int(port) if port.isdigit() else 0
+        try:
+            if number > 65535 or (found is not None and found[1] and b":" not in host):
+                return None
+            address = str(_plain(host.decode()))
+        except ValueError:
+            return None
+        return Node((address, number), self._networks.among(address))
+
+
+def _nobody(peer: Address) -> bool:
+    return False
+
+
+def believed(text: str) -> frozenset[bytes]:
+    """The field names that `--forwarded-headers` says, in lower case; `none` is no field. Raises ValueError."""
+    names = frozenset(name.encode() for name in re.split(r"[\s,]+", text.lower()) if name)
+    if names == {b"none"}:
+        return frozenset()
+    for name in sorted(names - {X_FOR, X_PROTO, X_HOST, X_PREFIX, FORWARDED}):
+        raise ValueError(
+            f"{name.decode()!r} is not a field that this server knows; write some of x-forwarded-for, "
+            "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded, or none"
+        )
+    if FORWARDED in names and names & {X_FOR, X_PROTO, X_HOST}:
+        raise ValueError(
+            "forwarded cannot be believed together with x-forwarded-for, -proto or -host: name those that the proxy "
+            "sets itself, since the others come from the client"
+        )
+    return names
+
+
+def _from_the_right(lines: list[bytes]) -> Iterator[bytes]:
+    """The members of a list (RFC 9110 5.6.1) over several lines, the last first; empty ones are none."""
+    for line in reversed(lines):
+        end = len(line)
+        while end > 0:
+            comma = line.rfind(b",", 0, end)
+            text = line[comma + 1 : end].strip(b" \t")
+            if text:
+                yield text
+            end = comma
+
+
+def _last(lines: list[bytes]) -> bytes:
+    """The value that the nearest proxy has written (or passed on)."""
+    if len(lines) == 1 and b"," not in lines[0]:  # nearly always
+        return lines[0].strip(b" \t")
+    return next(_from_the_right(lines), b"")
+
+
+def _elements_from_the_right(lines: list[bytes]) -> Iterator[dict[bytes, bytes] | None]:
+    """The elements of Forwarded, the last first; None for what is malformed, and then no more.
+
+    From the right, so that what a client leaves malformed (a quote that it never closes) takes nothing from what a
+    proxy appends to it: an element begins behind the last comma behind which it is well-formed.
+    """
+    for line in reversed(lines):
+        end = len(line)
+        while end > 0:
+            comma = line.rfind(b",", 0, end)
+            while _ELEMENT.fullmatch(line, comma + 1, end) is None:
+                if comma < 0:
+                    _ignore("element", line[:end])
+                    yield None
+                    return
+                comma = line.rfind(b",", 0, comma)
+            text = line[comma + 1 : end].strip(b" \t")
+            if text:
+                yield _pairs(text)
+            end = comma
+
+
+def _pairs(text: bytes) -> dict[bytes, bytes] | None:
+    """The parameters of one well-formed element, by lower-case name; None if one is there twice (RFC 7239 4)."""
+    pairs: dict[bytes, bytes] = {}
+    for name, value in _PAIRS.findall(text):
+        if name.lower() in pairs:
+            _ignore("element", text)
+            return None
+        pairs[name.lower()] = _ESCAPE.sub(rb"\1", value[1:-1]) if value.startswith(b'"') else value
+    return pairs
+
+
+def _prefix(value: bytes) -> bytes:
+    """The path in front without a slash at its end; empty if it is none that could be joined with a path."""
+    if len(value) <= MAX_PREFIX and _PREFIX.fullmatch(value):
+        try:
+            path = unquote(value.decode(), errors="strict")
+        except UnicodeDecodeError:
+            path = "//"
+        if not _UNFIT.search(path) and b"%2f" not in value.lower():
+            return value.rstrip(b"/")
+    if value:
+        _ignore("prefix", value)
+    return b""
+
+
+def _ignore(what: str, value: bytes) -> None:
+    _log.debug("A forwarded %s is not valid and is ignored: %r", what, value[:MAX_NODE], extra=_IGNORED)

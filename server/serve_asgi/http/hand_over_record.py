@@ -1,0 +1,70 @@
+"""The record that travels with a connection that one worker hands over to another.
+
+It says all that the receiver must know to go on as if nothing had happened. Deadlines are points in CLOCK_MONOTONIC,
+which all processes of the machine share, so that a reload never renews a slow client's time.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+from typing import Any
+
+from serve_asgi.ipc.address import Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TravelRecord:
+    """What is known about a connection on which no request is in progress."""
+
+    leftover: bytes
+    """Bytes read since the end of the last request: half a head, or whole requests that were pipelined."""
+    client: Address
+    server: Address
+    deadline: float
+    """CLOCK_MONOTONIC, s: when the keep-alive or, with a half-sent head, the head timeout ends; may be infinity."""
+    requests: int
+    """Requests served on this connection so far."""
+    scheme: str = "http"
+    """What the client's side of the connection is: http, or https where a balancer that ends TLS has said so."""
+    trusted: bool | None = None
+    """Whether what the client says in forwarding fields is believed; None: as the addresses have it."""
+    awaits_proxy: bool = False
+    """The leftover is the beginning of a PROXY protocol header; client and server are the real ends meanwhile."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-compatible values, the leftover as base64."""
+        return {
+            "leftover": base64.b64encode(self.leftover).decode(),
+            "client": self.client,
+            "server": self.server,
+            "deadline": None if math.isinf(self.deadline) else self.deadline,
+            "requests": self.requests,
+            "scheme": self.scheme,
+            "trusted": self.trusted,
+            "awaits_proxy": self.awaits_proxy,
+        }
+
+    def with_leftover(self, leftover: bytes) -> TravelRecord:
+        """The same record with other leftover bytes, which travelled outside it."""
+        return dataclasses.replace(self, leftover=leftover)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TravelRecord:
+        """The reverse of `to_json`; a record of the last minor version may lack the last three."""
+
+        def address(value: list[Any] | None) -> Address:
+            return None if value is None else (value[0], value[1])
+
+        deadline = values["deadline"]
+        return cls(
+            leftover=base64.b64decode(values["leftover"]),
+            client=address(values["client"]),
+            server=address(values["server"]),
+            deadline=math.inf if deadline is None else deadline,
+            requests=values["requests"],
+            scheme=values.get("scheme", "http"),
+            trusted=values.get("trusted"),
+            awaits_proxy=values.get("awaits_proxy", False),
+        )

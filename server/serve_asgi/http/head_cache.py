@@ -1,0 +1,121 @@
+"""What was worked out lately, for as long as the same comes again.
+
+Clients on one network and applications with few kinds of answers repeat themselves byte for byte: the same head, the
+same response fields. It owns bounded memories of the results of pure functions. Rules: a memory never changes a result;
+it is small; where little repeats it soon stops asking and storing, so that it costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
+
+from serve_asgi.http.parser import Parser
+from serve_asgi.http.request_head import METHODS, Head
+
+CAPACITY: Final = 256
+"""Results kept; the next one empties the memory."""
+
+LARGEST_HEAD: Final = 2048
+"""Heads of more bytes are not kept."""
+
+REST: Final = 60
+"""Seconds (ticks) for which a memory that does not pay is not used."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Repeats(Generic[K, V]):
+    """One memory. `known.get(key)` asks, if `resting` is 0; `keep` adds what was worked out instead."""
+
+    __slots__ = ("_asked", "known", "resting")
+
+    def __init__(self) -> None:
+        self.known: dict[K, V] = {}
+        self.resting = 0
+        """Ticks for which the memory is still not to be used."""
+        self._asked = 0
+
+    def keep(self, key: K, value: V, asked: int) -> None:
+        """Add a result; `asked` counts all questions that there were in this process."""
+        known = self.known
+        if len(known) >= CAPACITY:
+            known.clear()
+            if asked - self._asked < 2 * CAPACITY:  # fewer than half of them were answered from it
+                self.resting = REST
+            self._asked = asked
+        known[key] = value
+
+    def tick(self) -> None:
+        """Once per second."""
+        if self.resting:
+            self.resting -= 1
+
+
+_LINE: Final = re.compile(
+    rb"(GET|HEAD|POST|PUT|DELETE|PATCH|OPTIONS)"
+    rb" ((/[A-Za-z0-9\-._~!$&'()*+,;=:@%/]*)(?:\?([A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*))?) HTTP/1\.1\r\n"
+)
+"""A request line that no parser and no rule could mind, whatever follows it."""
+
+
+class HeadReader:
+    """Reads whole heads for all connections of a worker."""
+
+    __slots__ = ("_blocks", "_check", "_heads", "_parser")
+
+    def __init__(self, new_parser: Callable[[], Parser], check: Callable[[Head], None]) -> None:
+        """`check` raises BadRequest for a head that the configured limits refuse."""
+        self._check = check
+        self._parser = new_parser()
+        self._heads: Repeats[bytes, Head] = Repeats()  # by all their bytes
+        self._blocks: Repeats[bytes, Head] = Repeats()  # by what follows the request line
+
+    def read(self, data: bytes, asked: int) -> Head:
+        """The head that `data` is, from the request line up to and including CRLFCRLF; `asked` as for `Repeats.keep`.
+
+        It is shared by equal requests: nobody may change it. Raises BadRequest.
+        """
+        heads = self._heads
+        if heads.resting or len(data) > LARGEST_HEAD:
+            return self._by_block(data, asked)
+        head = heads.known.get(data)
+        if head is None:
+            head = self._by_block(data, asked)
+            heads.keep(data, head, asked)
+        return head
+
+    def _by_block(self, data: bytes, asked: int) -> Head:
+        blocks = self._blocks
+        if blocks.resting or len(data) > LARGEST_HEAD:
+            return self._parse(data)
+        line = _LINE.match(data)
+        if line is None:
+            return self._parse(data)
+        block = data[line.end() :]
+        known = blocks.known.get(block)
+        if known is None:
+            head = self._parse(data)
+            if all(name != b"upgrade" for name, _ in head.headers):  # that one is for GET alone
+                blocks.keep(block, head, asked)
+            return head
+        method, target, path, query = line.groups(b"")
+        head = Head(METHODS[method], target, "1.1", known.headers, path, query)
+        head.body = known.body
+        head.keep_alive = known.keep_alive
+        head.expect_continue = known.expect_continue
+        head.te_trailers = known.te_trailers
+        self._check(head)
+        return head
+
+    def _parse(self, data: bytes) -> Head:
+        head = self._parser.parse_head(data)
+        self._check(head)
+        return head
+
+    def tick(self) -> None:
+        """Once per second."""
+        self._heads.tick()
+        self._blocks.tick()

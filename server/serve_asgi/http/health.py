@@ -1,0 +1,35 @@
+"""The health endpoint, answered by the worker itself.
+
+It owns the verdict and its bytes. It follows the lame-duck word alone: a worker that retires says nothing about its
+node, which still serves. It must not know the connection.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from serve_asgi.http.request_head import Head
+from serve_asgi.http.response_head import CLOSE, STATUS_LINES
+from serve_asgi.http.worker_context import Service
+
+METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+"""The methods that load balancers probe with; the others go to the application."""
+
+_SERVING: Final = b'{"status":"ok"}\n'
+_DRAINING: Final = b'{"status":"draining"}\n'
+
+
+def answer(service: Service, head: Head, close: bool) -> bytes:
+    """The whole response to a health request: 200 while serving and for `?live`, the drain status in lame duck."""
+    draining = service.scoreboard.lame_duck != 0
+    live = any(item == b"live" or item.startswith(b"live=") for item in head.query.split(b"&"))
+    status = service.config.drain_status if draining and not live else 200
+    body = _DRAINING if draining else _SERVING
+    return b"%b\r\n%bcontent-type: application/json\r\ncache-control: no-store\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
+        STATUS_LINES[status],
+        service.default_headers,
+        len(body),
+        b"allow: GET, HEAD, OPTIONS\r\n" if head.method == "OPTIONS" else b"",
+        CLOSE if close else service.keep_alive_lines,
+        b"" if head.method == "HEAD" else body,
+    )

@@ -1,0 +1,146 @@
+"""Content that the kernel sends straight from a file: http.response.pathsend and http.response.zerocopysend.
+
+It owns the file's descriptor while it is sent and a duplicate of the connection's. Rules: never more bytes than were
+announced; a file is only read while everything written before is with the kernel, so that the order is kept; the loop
+never waits for the client. It must not know how the content is framed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any, Final
+
+from serve_asgi.http.worker_context import Message
+
+if TYPE_CHECKING:
+    from serve_asgi.http.connection_lifecycle import Lifecycle
+
+AT_ONCE: Final = 1 << 20
+"""Bytes that one connection sends before others have their turn."""
+
+SMALL: Final = 65536
+"""Up to this size (bytes) a file is read and written like any content: that costs less than a duplicate."""
+
+
+class FileContent:
+    """`left` bytes of a file from `offset` on; a context manager that closes the descriptor if it is its own."""
+
+    __slots__ = ("_owned", "fd", "left", "offset")
+
+    def __init__(self, fd: int, offset: int, left: int, owned: bool) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.left = left
+        self._owned = owned
+
+    def __enter__(self) -> FileContent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._owned:
+            os.close(self.fd)
+
+    async def send(self, connection: Lifecycle) -> None:
+        """Send it behind what is written; some is `left` if the file ends early or the connection does.
+
+        What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read.
+        """
+        if self.left <= SMALL:
+            await self._send_pieces(connection)
+            return
+        await connection.written()
+        if connection.transport.is_closing():
+            return
+        try:
+            socket = os.dup(connection.transport.get_extra_info("socket").fileno())
+        except OSError:  # no descriptor is left: like this it costs more, and works
+            await self._send_pieces(connection)
+            return
+        lent = connection.service.lent
+        lent.add(socket)
+        try:
+            await self._send_through(socket, connection)
+        finally:
+            lent.discard(socket)
+            os.close(socket)
+
+    async def _send_pieces(self, connection: Lifecycle) -> None:
+        while self.left and not connection.transport.is_closing():
+            data = os.pread(self.fd, min(self.left, SMALL), self.offset)
+            if not data:
+                return  # the file has become shorter
+            self.offset += len(data)
+            self.left -= len(data)
+            connection.write_large(data)
+            if connection.write_paused:
+                await connection.writable()
+
+    async def _send_through(self, socket: int, connection: Lifecycle) -> None:
+        loop = connection.service.loop
+        while self.left and not connection.transport.is_closing():
+            try:
+                size = os.sendfile(socket, self.fd, self.offset, min(self.left, AT_ONCE))
+            except BlockingIOError:
+                size = -1
+            except (ConnectionError, TimeoutError):  # the client has gone, and its end may have been read long ago
+                connection.transport.abort()
+                return
+            if size == 0:
+                return  # the file has become shorter
+            if size > 0:
+                self.offset += size
+                self.left -= size
+                connection.service.sent += size
+            connection.file_left = self.left
+            if self.left:
+                os.posix_fadvise(self.fd, self.offset, AT_ONCE, os.POSIX_FADV_WILLNEED)
+                connection.pause_writing()
+                loop.add_writer(socket, connection.resume_writing)
+                try:
+                    await connection.writable()
+                finally:
+                    loop.remove_writer(socket)
+                    connection.file_left = 0
+
+
+def path_of(message: Message, length: int) -> FileContent:
+    """What http.response.pathsend names (ASGI extensions, "Path Send"): the whole file, or as much as was announced.
+
+    `length` is the Content-Length that the application gave, or -1. A file that has grown since is sent up to it. The
+    specification asks for an absolute path, but Starlette passes on whatever its FileResponse was given: it is opened
+    as the application itself would open it. Raises TypeError, ValueError or OSError.
+    """
+    path = message.get("path")
+    if not isinstance(path, str):
+        raise TypeError(f"The path of http.response.pathsend must be a str, not {type(path).__name__}.")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise ValueError(f"{path!r} is not a file.")
+    size = status.st_size
+    return FileContent(fd, 0, min(size, length) if length >= 0 else size, owned=True)
+
+
+def file_of(message: Message) -> FileContent:
+    """What http.response.zerocopysend names (ASGI extensions, "Zero Copy Send"): a file object with a descriptor.
+
+    Without `offset` it begins where the file stands, without `count` it goes to the end. The application keeps the
+    file. Raises TypeError, ValueError or OSError.
+    """
+    file: Any = message.get("file")
+    if not hasattr(file, "fileno"):
+        raise TypeError("The file of http.response.zerocopysend must be an open file with a descriptor.")
+    fd = file.fileno()
+    offset, count = message.get("offset"), message.get("count")
+    for number in (offset, count):
+        if number is not None and (not isinstance(number, int) or number < 0):
+            raise ValueError("offset and count of http.response.zerocopysend must be numbers of bytes.")
+    start = file.tell() if offset is None else offset
+    size = max(0, os.fstat(fd).st_size - start)
+    if count is not None:
+        size = min(size, count)
+    if offset is None:
+        file.seek(start + size)
+    return FileContent(fd, start, size, owned=False)

@@ -1,0 +1,286 @@
+"""What all connections of one worker share, and what the worker asks of a connection.
+
+The worker owns one `Service`; connections read it on every request, so it is flat: plain attributes, no properties.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+import math
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote
+
+from serve_asgi.app.draining import Draining
+from serve_asgi.app.shared import shared
+from serve_asgi.config.options import Config
+from serve_asgi.http.forwarded import Forwarding
+from serve_asgi.http.head_cache import HeadReader, Repeats
+from serve_asgi.http.leniency import Mistakes
+from serve_asgi.http.parser import Parser, parser_factory
+from serve_asgi.http.request_head import BadRequest, Head
+from serve_asgi.http.write_batching import Turn
+from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
+from serve_asgi.logs.request_ids import RequestIds
+
+if TYPE_CHECKING:
+    from serve_asgi.logs.access_lines import AccessLog
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class ClientDisconnected(OSError):
+    """Raised by `send` once the connection has ended (ASGI www, "Disconnected Client - send exception", since 2.4).
+
+    An application that lets it through has done nothing wrong: it is not logged.
+    """
+
+
+DROP_TIME: Final = 1.0
+"""For this long (s) from the first message that nobody can get, `send` drops what it is given; then it raises.
+
+So an application that is in the middle of something comes to what it does next: a background task after the response,
+or `websocket.disconnect` in `receive`. One that only ever sends is ended all the same.
+"""
+
+KEEP_ALIVE_SLACK: Final = 1.0
+"""An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
+
+
+class Phase(enum.Enum):
+    """What the worker does with a connection that has become idle."""
+
+    SERVING = "serving"  # keep it
+    TRAVELLING = "travelling"  # retiring: hand it over (`Service.departure` is called)
+    CLOSING = "closing"  # retiring and nobody to hand over to: announce the end and close
+
+
+class Connection(Protocol):
+    """A client connection as the worker sees it. Everything else about it is its own business."""
+
+    deadline: float
+    """Loop time (CLOCK_MONOTONIC, s) at which `expire()` is due, or infinity. Compared once a second for all."""
+
+    def asked_at(self) -> float:
+        """When the request in progress began (time.perf_counter, s), or infinity; WebSockets have none."""
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+
+    def retire(self) -> None:
+        """The worker's phase has left SERVING: leave as soon as that loses nothing."""
+
+    def cut(self) -> bool:
+        """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
+
+    def let_go(self, instead: Any) -> asyncio.Transport:
+        """In a forked child: the transport, in place of which the connection has `instead` from now on."""
+
+
+class Service:
+    """Shared by all connections of the worker."""
+
+    __slots__ = (
+        "_close_answers",
+        "_default_headers",
+        "access_log",
+        "app",
+        "catch_up",
+        "cells",
+        "config",
+        "connections",
+        "context",
+        "departure",
+        "draining",
+        "durations",
+        "early_hints",
+        "emptied",
+        "forwarding",
+        "generation",
+        "heads",
+        "health_path",
+        "keep_alive",
+        "keep_alive_lines",
+        "lent",
+        "loop",
+        "max_concurrency",
+        "max_head_size",
+        "mistakes",
+        "new_parser",
+        "persistent",
+        "phase",
+        "published",
+        "raw_root_path",
+        "received",
+        "request_ids",
+        "response_fields",
+        "retire_deadline",
+        "root_path",
+        "scoreboard",
+        "sent",
+        "shared",
+        "slot",
+        "state",
+        "tasks",
+        "took",
+        "turn",
+    )
+
+    def __init__(
+        self,
+        app: ASGIApplication,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        scoreboard: Scoreboard,
+        cells: memoryview,
+        draining: Draining,
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.loop = loop
+        self.turn = Turn(loop)
+        """The answers that wait for the end of the loop's turn."""
+        self.scoreboard = scoreboard
+        self.cells = cells
+        """This process's row, indexed by `serve_asgi.ipc.scoreboard.Cell`; written by this process alone."""
+        self.received = 0
+        self.sent = 0
+        """Bytes since the last tick, as they were on the wire; what is counted often waits here for the tick, since an
+        attribute costs a tenth of a cell."""
+        self.took = 0.0
+        """Time (s) of the requests that have ended since the last tick."""
+        self.durations = [0] * (len(DURATION_BOUNDS) + 1)
+        """How many of them took as long as each bucket of `DURATION_BOUNDS` says."""
+        self.draining = draining
+        self.shared = shared
+        """The shared state as this process has it; `shared.applied` is looked at before each request."""
+        self.published = scoreboard.words[Header.STATE : Header.STATE + 1]
+        """How many changes it has had: more than `shared.applied` means that this process is behind."""
+        self.catch_up: Callable[[], None] = lambda: None
+        """Apply what is missing before the request goes on; returns in any case."""
+        self.phase = Phase.SERVING
+        self.retire_deadline = math.inf
+        """Loop time (s) at which the hammer falls; infinity until the worker retires (set before the phase changes)."""
+        self._close_answers = False
+        self._default_headers = b""
+        self.persistent = b""
+        """What follows the application's fields in an answer after which the connection persists; empty if none."""
+        self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The applications' running tasks: a strong reference each, so that none is collected."""
+        self.lent: set[int] = set()
+        """Duplicates of clients' descriptors, that files are being sent through."""
+        self.context = contextvars.copy_context()
+        """Each request's task starts with a copy, so that none sees what another has set (a transport's callbacks run
+        in the context of whoever resumed its reading: python/cpython#140947)."""
+        self.state: dict[str, Any] = {}
+        """The lifespan state; each request's scope gets a shallow copy (ASGI lifespan, "Lifespan State")."""
+        self.generation = 0
+        self.slot = 0
+        """Which worker this is: `scope["extensions"]["serve"]`."""
+        self.early_hints = config.early_hints
+        self.departure: Callable[[Any], None] | None = None
+        """In phase TRAVELLING: called by a connection that has become idle, to be handed over."""
+        self.access_log: AccessLog | None = None
+        self.emptied: Callable[[], None] | None = None
+        """Set by a retiring worker: called when the last connection has gone."""
+        self.new_parser: Callable[[], Parser] = parser_factory(config.http)
+        self.health_path = config.health_path.encode() if config.health else None
+        """The path that the worker answers itself, as it stands in a request; None if the application has them all."""
+        self.keep_alive = config.keep_alive + KEEP_ALIVE_SLACK
+        """How long an idle connection is really kept (s)."""
+        advertised = int(config.keep_alive)
+        self.keep_alive_lines = b"connection: keep-alive\r\n" + (
+            b"keep-alive: timeout=%d\r\n" % advertised if advertised else b""
+        )
+        """What an answer says of a connection that persists; the number is a hint for the client's pool."""
+        self.root_path = config.root_path
+        self.raw_root_path = quote(config.root_path, safe="/:@!$&'()*+,;=").encode()
+        self.request_ids = RequestIds(config)
+        """How requests are told apart in logs."""
+        self.forwarding = Forwarding(config.forwarded_allow_ips, config.forwarded_headers)
+        """Whose word is taken for what the client's side of a proxy looks like."""
+        self.max_head_size = config.max_head_size
+        self.max_concurrency = config.max_concurrency
+        self.mistakes = Mistakes()
+        """What the application does wrong without harm."""
+        self.heads = HeadReader(self.new_parser, self._check)
+        self.response_fields: Repeats[Any, tuple[bytes, int, int]] = Repeats()
+        """What `serve_asgi.http.response_head.encode_fields` made of the headers that applications gave lately."""
+
+    @property
+    def default_headers(self) -> bytes:
+        """`date: …\\r\\nserver: …\\r\\n` as configured, made anew each second by the ticker."""
+        return self._default_headers
+
+    @default_headers.setter
+    def default_headers(self, lines: bytes) -> None:
+        self._default_headers = lines
+        self._join()
+
+    @property
+    def close_answers(self) -> bool:
+        """Answers carry `Connection: close` (long in lame duck, or retiring without a receiver). Kept by the ticker."""
+        return self._close_answers
+
+    @close_answers.setter
+    def close_answers(self, close: bool) -> None:
+        self._close_answers = close
+        self._join()
+
+    def _join(self) -> None:
+        keeps = self.config.keep_alive and not self._close_answers
+        self.persistent = b"\r\n" + self._default_headers + self.keep_alive_lines if keeps else b""
+
+    def _check(self, head: Head) -> None:
+        """Raises BadRequest for a head that the configured limits refuse."""
+        head.forwarding = self.forwarding.mentioned(head.headers)
+        config = self.config
+        if len(head.target) > config.max_target_size:
+            raise BadRequest(414, f"The request target is longer than {config.max_target_size} bytes.")
+        if len(head.headers) > config.max_headers:
+            raise BadRequest(431, f"The request head has more than {config.max_headers} fields.")
+        if config.max_body_size and head.body > config.max_body_size:
+            raise BadRequest(413, f"The request's content is larger than {config.max_body_size} bytes.")
+
+    def tick(self) -> None:
+        """Once per second."""
+        self.heads.tick()
+        self.response_fields.tick()
+        self.note_counts()
+
+    def note_counts(self) -> None:
+        """Write into the row what has been counted since the last time."""
+        cells = self.cells
+        cells[Cell.BYTES_RECEIVED] += self.received
+        cells[Cell.BYTES_SENT] += self.sent
+        cells[Cell.DURATION_TOTAL] += int(self.took * 1e9)
+        for number, count in enumerate(self.durations):
+            if count:
+                cells[Cell.DURATION_0 + number] += count
+        self.received = self.sent = 0
+        self.took = 0.0
+        self.durations = [0] * len(self.durations)
+
+    def let_go(self, instead: Any) -> list[int]:
+        """In a forked child: the clients' descriptors. Whatever is wanted of a loop or a client meets `instead`."""
+        instead.kept = kept = [connection.let_go(instead) for connection in self.connections]
+        self.loop = self.tasks = instead
+        return [*self.lent, *(transport.get_extra_info("socket").fileno() for transport in kept)]
+
+    def has_room(self, coming: int) -> bool:
+        """Whether one more connection may be accepted (--max-connections); `coming` are not attached yet."""
+        limit = self.config.max_connections
+        return not limit or len(self.connections) + coming < limit
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended or has been handed over."""
+        self.connections.discard(connection)
+        if self.emptied is not None and not self.connections:
+            self.emptied()

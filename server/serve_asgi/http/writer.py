@@ -1,0 +1,135 @@
+"""The write side of a connection: what is written in one turn of the loop goes out together.
+
+It owns the bytes that are held back until the turn ends, and the back-pressure of the client. Rules: bytes keep their
+order; what is held is written when the response ends, when it is much, or in the loop's next turn, whichever comes
+first; nothing waits for a timer. It must not know what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from serve_asgi.http.unacknowledged_bytes import untaken
+from serve_asgi.http.worker_context import Phase, Service
+
+HOLD_LIMIT: Final = 65536
+"""As many held bytes are written at once."""
+
+LARGE: Final = 16384
+"""A piece of more bytes is not copied together with others."""
+
+_SERVING: Final = Phase.SERVING
+
+
+class WriteSide(asyncio.Protocol):
+    """What a connection writes through. `hold` is for bytes that others will follow, `write` for the last of them."""
+
+    __slots__ = (
+        "_held",
+        "_held_size",
+        "_write_waiters",
+        "batching",
+        "file_left",
+        "service",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.write_paused = False
+        self.batching = False
+        """Requests are being answered in a row, whose end writes what is held: `write` holds too."""
+        self.file_left = 0
+        """Bytes of a file that is being sent, past the transport."""
+        self._write_waiters: list[asyncio.Future[None]] = []
+        self._held: list[bytes] = []
+        self._held_size = 0
+
+    def write(self, data: bytes) -> None:
+        """Write what ends an answer: with the other answers of this turn of the loop, or now, behind what is held."""
+        if self.batching:
+            self.hold(data)
+        elif self._held:
+            self._held.append(data)
+            self.flush()
+        elif len(data) > LARGE or self.service.phase is not _SERVING:
+            self.service.sent += len(data)
+            self.transport.write(data)
+        else:
+            self._held.append(data)
+            self._held_size += len(data)
+            self.service.turn.add(self)
+
+    def write_large(self, data: bytes) -> None:
+        """The same for what is too large to be copied together with other bytes."""
+        if self._held:
+            self.flush()
+        self.service.sent += len(data)
+        self.transport.write(data)  # not writelines(): asyncio's does not pause the protocol before 3.13.2
+
+    def hold(self, data: bytes) -> None:
+        """Write soon, together with what else this turn of the loop brings."""
+        size = len(data)
+        if size > LARGE:
+            self.write_large(data)
+            return
+        if not self._held and not self.batching:
+            self.service.loop.call_soon(self.flush)
+        self._held.append(data)
+        self._held_size += size
+        if self._held_size > HOLD_LIMIT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        held = self._held
+        if held:
+            self._held = []
+            self._held_size = 0
+            data = held[0] if len(held) == 1 else b"".join(held)
+            self.service.sent += len(data)
+            self.transport.write(data)
+
+    def drop_held(self) -> None:
+        """The connection has ended: nothing is written any more."""
+        self._held = []
+        self._held_size = 0
+
+    def unwritten(self) -> int:
+        """Bytes that the kernel has not taken yet."""
+        return self._held_size + self.file_left + self.transport.get_write_buffer_size()
+
+    def untaken(self) -> int:
+        """Bytes that the client has not taken yet: becomes less as long as it reads, be it ever so slowly."""
+        return self._held_size + self.file_left + untaken(self.transport)
+
+    def wake_writers(self) -> None:
+        """Let those who wait in `writable` look again."""
+        if self._write_waiters:
+            waiters, self._write_waiters = self._write_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def writable(self) -> None:
+        """Wait until the transport takes more, or is closed. Its end is the client's reading, or `write_timeout`."""
+        while self.write_paused:
+            waiter: asyncio.Future[None] = self.service.loop.create_future()
+            self._write_waiters.append(waiter)
+            await waiter
+
+    async def written(self) -> None:
+        """Wait until the kernel has every byte, or the transport is closed. Its end is that of `writable`."""
+        self.flush()
+        transport = self.transport
+        while transport.get_write_buffer_size() and not transport.is_closing():
+            transport.set_write_buffer_limits(0)
+            if not self.write_paused:
+                await asyncio.sleep(0)  # the transport writes at the end of the loop's turn
+            await self.writable()
+        if not transport.is_closing():
+            transport.set_write_buffer_limits()

@@ -1,0 +1,27 @@
+"""A hub with all its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from serve_asgi.hub.core import Hub, HubSettings, Port
+from serve_asgi.hub.membership import Presence
+from serve_asgi.hub.messages.part import Messages
+from serve_asgi.hub.schedules.part import Ticks
+from serve_asgi.hub.state.part import SharedState
+
+
+def assembled(
+    port: Port,
+    settings: HubSettings,
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> Hub:
+    """A hub as every server has it."""
+    hub = Hub(port, settings, clock, wall)
+    state = SharedState(hub)
+    # the state before the messages, which would take all the room that there is for a process
+    for part in (Presence(hub), state, Messages(hub), Ticks(hub, state)):
+        hub.add(part)
+    return hub

@@ -1,0 +1,344 @@
+"""The hub: who takes part in one server, and which part of the hub a frame is for.
+
+It owns the members (a worker or agent process each, from the decision to start it until it has been reaped) and the
+parts (presence, messages, shared state, schedules). It knows no sockets and no processes: a `Port` sends for it, and
+whoever runs it says what happens, one thing after another. Nothing here waits. The listener runs one over the sockets
+of its children (`serve_asgi.listener.hub_links`), a process on its own runs one for itself
+(`serve_asgi.app.local_mode`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Final, Protocol, TypeVar
+
+import msgspec
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.ipc.frames import Said, encode, opened
+from serve_asgi.ipc.schema import Heads
+from serve_asgi.ipc.store_schema import FROM_STORE
+
+log = logging.getLogger("serve")
+
+State = dict[str, Any]
+
+
+class Role(enum.StrEnum):
+    WORKER = "worker"
+    AGENT = "agent"
+
+
+class Order(enum.Enum):
+    """What the listener has told a process last."""
+
+    START = "start"
+    SERVE = "serve"  # it is of the current generation, and serves (an agent: it has been entered)
+    RETIRE = "retire"
+
+
+class Phase(enum.Enum):
+    """Where a member is: what may be sent to it."""
+
+    EXPECTED = "expected"  # it starts: what is for it waits
+    UP = "up"  # its application is loaded, its handlers are known; it does not serve yet
+    SERVING = "serving"
+    RETIRING = "retiring"  # it finishes what it has and gets no new work
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Member:
+    """One process that takes part."""
+
+    id: int  # never used again in the life of the server
+    role: Role
+    generation: int
+    slot: int  # of a worker; -1 for an agent
+    order: Order = Order.START
+    up: bool = False  # it has said that its handlers and schedules are told
+    killed: bool = False  # the listener did it, since it had not ended in time
+
+    @property
+    def phase(self) -> Phase:
+        if self.order is Order.RETIRE:
+            return Phase.RETIRING
+        if not self.up:
+            return Phase.EXPECTED
+        return Phase.SERVING if self.order is Order.SERVE else Phase.UP
+
+    def __str__(self) -> str:
+        if self.role is Role.AGENT:
+            return f"the agent of generation {self.generation}"
+        return f"worker {self.slot} of generation {self.generation}"
+
+
+class Port(Protocol):
+    """What the hub needs of whoever runs it; each call returns at once."""
+
+    def send(self, member: int, data: bytes) -> None:
+        """Send a frame to a member, after all that was sent to it before; to one without a link it is dropped."""
+
+    def room(self, member: int) -> bool:
+        """Whether little enough waits to be sent to this member; `Hub.room` says when there is room again."""
+
+    def send_to_store(self, data: bytes) -> None:
+        """Send a frame to the store process, if there is one."""
+
+    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+        """Something has happened that people should know (docs/events.md)."""
+
+    def publish(self, applied: int) -> None:
+        """The shared state has had so many changes: every process can see this number at once."""
+
+
+class Part:
+    """One subject of the hub. A part takes the frames of its kinds and is told what becomes of the members."""
+
+    kinds: ClassVar[Mapping[str, type]] = {}
+    """Kinds of frames from members, and the struct of each one's head: a member is not trusted."""
+    store_kinds: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of frames from the store process."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    def take(self, member: Member, frame: Said) -> None:
+        """A frame of one of `kinds` came. Raises ChannelError for what no member may say."""
+
+    def take_from_store(self, frame: Said) -> None:
+        """A frame of one of `store_kinds` came. Raises ChannelError for what no store may say."""
+
+    def joined(self, member: Member) -> None:
+        """A member is new: its process is to be started."""
+
+    def linked(self, member: Member) -> None:
+        """The member's process has been started: frames may be sent to it, and it reads them before its imports."""
+
+    def changed(self, member: Member, before: Phase) -> None:
+        """The member's phase has changed."""
+
+    def left(self, member: Member) -> None:
+        """The member's process has been reaped (or was never started), and all that it said has been taken."""
+
+    def trouble_with(self, member: Member) -> str:
+        """Why this member, which says that it is ready, cannot take part; "" if it can."""
+        return ""
+
+    def room(self, member: Member) -> None:
+        """There is room again in what waits to be sent to this member."""
+
+    def store_changed(self) -> None:
+        """The store process has come or gone (`Hub.store_trouble`)."""
+
+    def figures(self) -> dict[str, float]:
+        """Counts and sizes for the metrics, by name; what ends in `_total` only grows (docs/metrics.md)."""
+        return {}
+
+    def deadline(self) -> float:
+        """When `tick` must be called (the hub's clock), or infinity."""
+        return math.inf
+
+    def tick(self) -> None:
+        """A deadline may have passed."""
+
+    def to_state(self) -> State:
+        """All that a new program of the listener has to know, as MessagePack can hold it."""
+        return {}
+
+    def load(self, state: State) -> None:
+        """The reverse, called before anything else; the members are those of before, linked and with their phases."""
+
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HubSettings:
+    """What the hub is told of the configuration."""
+
+    agent: bool = False  # there is one, or will be
+    stored: bool = False  # a store process keeps the state
+    value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
+    state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write.size`)
+    shared: bool = False  # the store is Redis: broadcasts go to other servers as well
+
+
+class Up(msgspec.Struct):
+    """A member's handlers and schedules are told."""
+
+
+NO_STORE: Final = "there is no store"
+
+
+class Hub:
+    """One server's hub. `parts` is filled once, right after it has been made."""
+
+    def __init__(
+        self,
+        port: Port,
+        settings: HubSettings,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` (s, monotonic) is what deadlines are in, `wall` (unix time, s) what schedules go by."""
+        self.port = port
+        self.settings = settings
+        self.clock = clock
+        self.wall = wall
+        self.members: dict[int, Member] = {}
+        self.ready = False
+        """The server serves: said once, after the first start."""
+        self.store_trouble = NO_STORE if settings.stored else ""
+        """Why the store cannot be used at present; "" if it can, or if there is none."""
+        self._parts: list[Part] = []
+        self._by_kind: dict[str, Part] = {}
+        self._by_store_kind: dict[str, Part] = {}
+        self._heads = Heads({"up": Up})
+        self._store_heads = Heads(FROM_STORE)
+
+    def add(self, part: Part) -> None:
+        """Make `part` one of the hub's."""
+        self._parts.append(part)
+        self._by_kind |= dict.fromkeys(part.kinds, part)
+        self._heads.add(part.kinds)
+        self._by_store_kind |= dict.fromkeys(part.store_kinds, part)
+
+    def part(self, kind: type[P]) -> P:
+        """The part of this kind. Raises LookupError if there is none."""
+        for part in self._parts:
+            if isinstance(part, kind):
+                return part
+        raise LookupError(kind.__name__)
+
+    # What the parts use
+
+    def send(self, member: Member, kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> None:
+        """Send a frame to a member."""
+        self.port.send(member.id, encode(kind, head, body))
+
+    def send_to_store(self, kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> None:
+        """Send a frame to the store process."""
+        self.port.send_to_store(encode(kind, head, body))
+
+    def in_phase(self, *phases: Phase, role: Role | None = None) -> Iterator[Member]:
+        """The members in one of these phases, oldest first; of one role, if it is named."""
+        return (m for m in list(self.members.values()) if m.phase in phases and role in (None, m.role))
+
+    # What happens
+
+    def join(self, id: int, role: Role, generation: int, slot: int) -> Member:
+        """A process is to be started."""
+        member = self.members[id] = Member(id, role, generation, slot)
+        for part in self._parts:
+            part.joined(member)
+        return member
+
+    def linked(self, id: int) -> None:
+        """Its process has been started, with a link."""
+        for part in self._parts:
+            part.linked(self.members[id])
+
+    def order(self, id: int, order: Order) -> None:
+        """The listener has told it to serve or to retire."""
+        member = self.members[id]
+        if order is not member.order:
+            self._change(member, order=order)
+
+    def leave(self, id: int) -> None:
+        """Its process has been reaped, or never was."""
+        member = self.members.pop(id)
+        for part in self._parts:
+            part.left(member)
+
+    def server_ready(self) -> None:
+        """The first generation serves."""
+        if not self.ready:
+            self.ready = True
+            for part in self._parts:
+                part.tick()
+
+    def take(self, id: int, data: bytes) -> bool:
+        """A frame came from a member; False if it is of a kind that this version does not know.
+
+        Raises ChannelError for what no member may say.
+        """
+        member = self.members[id]
+        kind, raw, body = opened(data)
+        head = self._heads.decode(kind, raw)
+        if (part := self._by_kind.get(kind)) is not None:
+            part.take(member, Said(kind, head, body))
+        elif head is None:
+            log.debug("%s sent a frame of kind %.100r, which this version does not know", member, kind)
+            return False
+        elif not member.up:
+            self._change(member, up=True)
+        return True
+
+    def take_from_store(self, data: bytes) -> None:
+        """A frame came from the store process. Raises as `take`."""
+        kind, raw, body = opened(data)
+        if (part := self._by_store_kind.get(kind)) is not None:
+            part.take_from_store(Said(kind, self._store_heads.decode(kind, raw), body))
+
+    def store_changed(self, trouble: str) -> None:
+        """The store can be used (""), or `trouble` says why not."""
+        if trouble != self.store_trouble:
+            self.store_trouble = trouble
+            for part in self._parts:
+                part.store_changed()
+
+    def trouble_with(self, id: int) -> str:
+        """Why a member that says that it is ready cannot take part: a sentence; "" if it can."""
+        return next(filter(None, (part.trouble_with(self.members[id]) for part in self._parts)), "")
+
+    def room(self, id: int) -> None:
+        """There is room again in what waits to be sent to a member."""
+        for part in self._parts:
+            part.room(self.members[id])
+
+    def figures(self) -> dict[str, float]:
+        """What all parts count."""
+        return {name: value for part in self._parts for name, value in part.figures().items()}
+
+    def deadline(self) -> float:
+        """When `tick` must be called if nothing happens before (the hub's clock); may be infinity."""
+        return min((part.deadline() for part in self._parts), default=math.inf)
+
+    def tick(self) -> None:
+        """Deal with the deadlines that have passed."""
+        for part in self._parts:
+            part.tick()
+
+    def _change(self, member: Member, *, order: Order | None = None, up: bool = False) -> None:
+        before = member.phase
+        member.order, member.up = order or member.order, member.up or up
+        if member.phase is not before:
+            for part in self._parts:
+                part.changed(member, before)
+
+    # A new program of the listener
+
+    def to_state(self) -> State:
+        """All of it; `sockets` and processes are the shell's."""
+        return {
+            "members": [[m.id, m.role.value, m.generation, m.slot, m.order.value, m.up] for m in self.members.values()],
+            "ready": self.ready,
+            "parts": {type(part).__name__: part.to_state() for part in self._parts},
+        }
+
+    def load(self, state: State) -> None:
+        """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
+        for id, role, generation, slot, order, up in state["members"]:
+            self.members[id] = Member(id, Role(role), generation, slot, Order(order), up)
+        self.ready = state["ready"]
+        for part in self._parts:
+            if (left := state["parts"].get(type(part).__name__)) is not None:
+                part.load(left)
+
+
+__all__ = ["ChannelError", "Hub", "HubSettings", "Member", "Order", "Part", "Phase", "Port", "Role", "State"]

@@ -1,0 +1,183 @@
+"""Who might take messages: all places and queues of a hub, who handles which topic, and where there is no hope left.
+
+It owns the lanes as a whole (their common budget, which of them are blocked, which are hopeless) and answers questions
+about them; what is done with the messages `serve_asgi.hub.messages.routing` decides.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Final
+
+from serve_asgi.hub.core import Hub, Phase, Role
+from serve_asgi.hub.messages.consumers import Desk, Place, Waiting
+from serve_asgi.hub.messages.queues import Budget
+
+GRACE: Final = 1.0
+"""Seconds that a message waits for a handler where all are up and none handles its topic."""
+STRANDED: Final = 60.0
+"""Seconds that an accepted message waits where nobody is there who might take it."""
+DEAD: Final = "serve:dead"
+"""The topic under which dead letters are delivered."""
+
+
+class Prospects:
+    """The places and queues of one hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.budget = Budget()
+        self.places: dict[int, Place] = {}
+        self.pools: dict[str, Waiting] = {}
+        """Work that waits for a worker, by topic."""
+        self.vacant: dict[int, Waiting] = {}
+        """What waits for a slot whose process has died and has no successor yet."""
+        self.blocked: dict[Desk | Waiting, None] = {}
+        """Whose lanes have copies without a place."""
+        self._hopeless: dict[Desk | Waiting, None] = {}
+        """Whose lanes nobody would take from."""
+        self._handlers: dict[str, dict[int, Desk]] = {}
+
+    # Who is there
+
+    def successor(self, slot: int) -> Place | None:
+        """The process that is for a slot: the one that serves, or the first that will."""
+        there = [p for p in self.places.values() if p.is_for(slot) and p.member.phase is not Phase.RETIRING]
+        return next((p for p in there if p.member.phase is Phase.SERVING), there[0] if there else None)
+
+    def free_desk(self, topic: str) -> Desk | None:
+        """Where work of this topic may go now: to who has the fewest in its hands, any of those."""
+        best: Desk | None = None
+        least, ties = math.inf, 0
+        for desk in self._handlers.get(topic, {}).values():
+            member = desk.place.member
+            if desk.held >= desk.concurrency or desk.held > least or desk.lane.placed:
+                continue
+            if member.phase is not Phase.SERVING or not (member.role is Role.WORKER or topic == DEAD):
+                continue
+            if not self.hub.port.room(member.id) or not desk.place.hand_free():
+                continue
+            ties = ties + 1 if desk.held == least else 1
+            if ties == 1 or random.random() * ties < 1:
+                best, least = desk, desk.held
+        return best
+
+    def someone_for(self, topic: str) -> bool:
+        """Whether there is a process that handles work of this topic, or may once it is up."""
+        for place in self.places.values():
+            member = place.member
+            if member.phase is Phase.RETIRING or not (member.role is Role.WORKER or topic == DEAD):
+                continue
+            desk = place.desks.get(topic)
+            if member.phase is Phase.EXPECTED or (desk is not None and desk.concurrency):
+                return True
+        return False
+
+    def handled(self, topic: str) -> bool:
+        """Whether there is a process that handles this topic."""
+        return topic in self._handlers
+
+    def serves(self, generation: int) -> bool:
+        """Whether this is the generation whose workers serve."""
+        members = [place.member for place in self.places.values() if place.member.role is Role.WORKER]
+        return any(each.generation == generation and each.phase is Phase.SERVING for each in members)
+
+    def handles(self, place: Place, topic: str, concurrency: int) -> Desk:
+        """The process handles a topic with so many messages at a time; with none it handles it no more."""
+        desk = place.desk(topic, self.budget)
+        desk.concurrency = concurrency
+        if concurrency:
+            self._handlers.setdefault(topic, {})[place.member.id] = desk
+        else:
+            self.forget_handler(desk)
+        self.review_desk(desk)
+        return desk
+
+    def forget_handler(self, desk: Desk) -> None:
+        """Nothing more is given here."""
+        there = self._handlers.get(desk.topic)
+        if there is not None and there.pop(desk.place.member.id, None) is not None and not there:
+            del self._handlers[desk.topic]
+
+    # Queues
+
+    def pool(self, topic: str) -> Waiting:
+        """The queue of a topic's work."""
+        pool = self.pools.get(topic)
+        if pool is None:
+            pool = self.pools[topic] = Waiting(topic, self.budget)
+            self.review_pool(pool)
+        return pool
+
+    def vacate(self, slot: int) -> Waiting:
+        """The queue of a slot that has no process."""
+        waiting = self.vacant.setdefault(slot, Waiting(slot, self.budget))
+        if waiting.lane.since is None:
+            waiting.lane.since = self.hub.clock()
+        return waiting
+
+    def vacancy(self, slot: int) -> Waiting | None:
+        """The same, if a process is to be expected there."""
+        if slot < 0 and self.hub.settings.agent:
+            return self.vacate(slot)
+        return self.vacant.get(slot)
+
+    def forget(self, owner: Desk | Waiting) -> None:
+        """Its lane is empty, or nobody's any more."""
+        self._hopeless.pop(owner, None)
+        self.blocked.pop(owner, None)
+        if isinstance(owner, Desk):
+            owner.place.tidy(owner)
+        elif isinstance(owner.key, str) and self.pools.get(owner.key) is owner:
+            del self.pools[owner.key]
+
+    # Hope
+
+    def review_pool(self, pool: Waiting) -> None:
+        """Who is there has changed: is there anybody for this work?"""
+        assert isinstance(pool.key, str)
+        hope = self.someone_for(pool.key)
+        phases = {place.member.phase for place in self.places.values() if place.member.role is Role.WORKER}
+        ends = phases == {Phase.RETIRING} and not any(slot >= 0 for slot in self.vacant)
+        self._hope(pool, hope, closed=not hope and (Phase.SERVING in phases or ends))
+
+    def review_desk(self, desk: Desk) -> None:
+        """Does this process handle the topic, or may it once it is up?"""
+        hope = bool(desk.concurrency) or desk.place.member.phase is Phase.EXPECTED
+        self._hope(desk, hope, closed=not hope)
+
+    def _hope(self, owner: Desk | Waiting, hope: bool, closed: bool) -> None:
+        owner.lane.closed = closed
+        if hope:
+            owner.lane.since = None
+            self._hopeless.pop(owner, None)
+            return
+        if owner.lane.since is None:
+            owner.lane.since = self.hub.clock()
+        self.watch(owner)
+
+    def watch(self, owner: Desk | Waiting) -> None:
+        """Something waits here: if there is no hope for it, its time runs."""
+        if owner.lane.since is not None and owner.lane:
+            self._hopeless[owner] = None
+
+    def deadline(self) -> float:
+        """When something hopeless is to be given up."""
+        due = math.inf
+        for owner in self._hopeless:
+            lane = owner.lane
+            if lane.since is not None and lane:
+                due = min(due, lane.since + (GRACE if lane.closed and lane.offered else STRANDED))
+        return due
+
+    def given_up(self) -> Iterator[tuple[Desk | Waiting, bool]]:
+        """Whose lanes have had no hope for long enough: for what has no place, and whether also for what has one."""
+        now = self.hub.clock()
+        for owner in list(self._hopeless):
+            since = owner.lane.since
+            if since is not None and now >= since + (GRACE if owner.lane.closed else STRANDED):
+                yield owner, now >= since + STRANDED
+                if not owner.lane:
+                    self.forget(owner)

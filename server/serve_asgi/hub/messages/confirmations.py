@@ -1,0 +1,120 @@
+"""What the senders of messages are told: accepted, handled, answered or failed; each message's end once.
+
+It owns the messages whose sender has something to be told yet, and does not know where messages are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.messages.consumers import Outgoing
+from serve_asgi.hub.messages.queues import COPY_BYTES, Send, Stage, Want
+
+MOST_OFFERED: Final = 1_024
+MOST_OFFERED_BYTES: Final = 4 * 1024 * 1024 + MOST_OFFERED * COPY_BYTES
+"""Messages of one sender that have no place yet, and their payloads: four times the windows of
+`serve_asgi.app.sending`, since what a sender that has given up takes back may be read later than what it has sent
+since."""
+
+
+class Senders:
+    """Those of one hub."""
+
+    def __init__(self, out: Outgoing, counts: dict[str, int]) -> None:
+        self._out = out
+        self._counts = counts
+        self.waiting: dict[str, Send] = {}
+        """Messages whose sender has something to be told yet, by their keys."""
+        self._held_up: dict[int, list[int]] = {}  # by sender: messages that are not accepted, and their bytes
+
+    def expect(self, send: Send) -> None:
+        """A message has come, and its sender waits unless there is none.
+
+        Raises ChannelError if the sender has sent one of this id already.
+        """
+        if send.stage is not Stage.SETTLED:
+            if send.key in self.waiting:
+                raise ChannelError(f"a second message {send.id!r}")
+            self.waiting[send.key] = send
+
+    def hold_up(self, send: Send) -> None:
+        """It could not be accepted at once. Raises ChannelError for a sender that heeds no window."""
+        account = self._held_up.setdefault(send.sender, [0, 0])
+        send.held_up = True
+        account[0] += 1
+        account[1] += len(send.body) + COPY_BYTES
+        if account[0] > MOST_OFFERED or account[1] > MOST_OFFERED_BYTES:
+            count, size = account
+            raise ChannelError(f"{count} messages of {size} bytes that are not accepted yet: it heeds no window")
+
+    def _goes_on(self, send: Send) -> None:
+        send.held_up = False
+        account = self._held_up[send.sender]
+        account[0] -= 1
+        account[1] -= len(send.body) + COPY_BYTES
+
+    def load(self, sends: Iterable[Send]) -> None:
+        """What another program of the listener has taken."""
+        for send in sends:
+            self.waiting[send.key] = send
+            if send.stage is Stage.OFFERED:
+                self.hold_up(send)
+
+    def left(self, member: int) -> None:
+        """It sends nothing any more, and all that it has sent is settled."""
+        self._held_up.pop(member, None)
+
+    def of(self, member: int) -> list[Send]:
+        """What this member waits for."""
+        return [send for send in self.waiting.values() if send.sender == member]
+
+    def look_if_placed(self, send: Send) -> None:
+        """Tell the sender if every copy has a place now."""
+        if send.missing or send.stage is not Stage.OFFERED:
+            return
+        self._counts["accepted"] += 1
+        self._out.tell(send.sender, [send.id, "a", send.copies])
+        if send.want is Want.PLACE:
+            self.settle(send)
+        else:
+            if send.held_up:
+                self._goes_on(send)
+            send.stage = Stage.ACCEPTED
+
+    def answered(self, send: Send, ok: bool, body: bytes) -> None:
+        """The handler of a call has ended; `body` is its answer, or what went wrong."""
+        if send.stage is Stage.ACCEPTED:
+            self._out.tell(send.sender, [send.id, "r" if ok else "x", None], body)
+            self.settle(send)
+
+    def handled(self, send: Send, attempt: int, role: str, slot: int, generation: int) -> None:
+        """The handler of an acknowledged message has ended, in this process."""
+        if send.stage is Stage.ACCEPTED:
+            self._out.tell(send.sender, [send.id, "h", [attempt, role, slot, generation]])
+            self.settle(send)
+
+    def fail(self, send: Send, code: str, text: str) -> None:
+        """Tell the sender that nothing comes of it any more."""
+        if send.stage is not Stage.SETTLED:
+            self._out.tell(send.sender, [send.id, "f", [code, text]])
+            self.settle(send)
+
+    def settle(self, send: Send) -> None:
+        """Nothing is to be told any more, or nobody is there to be told."""
+        if send.held_up:
+            self._goes_on(send)
+        send.stage = Stage.SETTLED
+        self.waiting.pop(send.key, None)
+
+    def store_answered(self, key: str, trouble: str = "") -> None:
+        """The other servers get a broadcast, or do not."""
+        send = self.waiting.get(key)
+        if send is None:
+            return
+        send.missing -= 1
+        if trouble:
+            self.fail(send, "store", f"the other servers do not get it: {trouble}")
+        else:
+            self.look_if_placed(send)

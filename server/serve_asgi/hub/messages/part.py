@@ -1,0 +1,288 @@
+"""Messages between the processes of a server: the frames, and what the hub's other events mean for them.
+
+`serve_asgi.hub.messages.routing` decides; this part takes the frames apart, passes on what becomes of the members, and
+sends what has been collected when a thing has been dealt with. Payloads are never looked into.
+
+member -> hub
+    msg.topics   {topics: {topic: concurrency}}            which it handles from now on; 0: no more
+    msg.send     {m: [[id, kind, topic, want, limit, slot, length], …]} body=the payloads, one after another
+                 slot: of DIRECT, -1 for the agent; of COPY, 0 for the workers alone, -1 for all
+    msg.withdraw {m: [id, …]}                              it does not wait any longer
+    msg.done     {m: [[delivery, ok, length], …]} body     handlers have ended; answers, or what went wrong
+    msg.back     {m: [delivery, …], all?}                  not begun, and will not be; all: said once, when it retires
+hub -> member
+    msg.give     {m: [[delivery, handled topic, id, attempt, kind, want, origin, subject, length], …]} body
+    msg.last     {}                                        it retires: all that had a place for it before has been given
+    msg.told     {m: [[id, outcome, value, length], …]} body
+                 outcome: a accepted (copies) | h handled ([attempt, role, slot, generation]) | r answer (body)
+                 | x the handler raised (body) | f failed ([code, text]); `a` is not the last where more is wanted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final
+
+import msgspec
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.core import Hub, Member, Part, Phase, State
+from serve_asgi.hub.messages.candidates import DEAD
+from serve_asgi.hub.messages.consumers import Place, Waiting, bodies
+from serve_asgi.hub.messages.queues import Copy, Kind, Lane, Send, Stage, Want
+from serve_asgi.hub.messages.routing import Routing
+from serve_asgi.ipc.frames import MAX_PAYLOAD, Said
+from serve_asgi.ipc.schema import Count, Short
+
+_TO_ALL: Final = (-1, 0)
+RESERVED: Final = "serve:"
+"""Topics that begin so are the server's own: messages of theirs are sent by nobody."""
+MOST_TOPICS: Final = 2_000
+"""Topics that one process may have desks for; `serve_asgi.app.receiving` lets it handle half of that."""
+MOST_AT_ONCE: Final = 200
+"""Topics in one frame; `serve_asgi.app.receiving` tells of half as many."""
+
+Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """One of `msg.send`."""
+
+    id: Short
+    kind: Kind
+    topic: Topic
+    want: Want
+    limit: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+    slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)]
+    size: Count
+
+
+class Sent(msgspec.Struct):
+    """`msg.send`."""
+
+    m: Annotated[list[Message], msgspec.Meta(max_length=100)]
+
+
+class Done(msgspec.Struct, array_like=True, gc=False):
+    """One of `msg.done`."""
+
+    delivery: Count
+    ok: bool
+    size: Count
+
+
+class AllDone(msgspec.Struct):
+    """`msg.done`."""
+
+    m: Annotated[list[Done], msgspec.Meta(max_length=500)]
+
+
+class Back(msgspec.Struct):
+    """`msg.back`."""
+
+    m: Annotated[list[Count], msgspec.Meta(max_length=20_000)]
+    all: bool = False
+
+
+class Topics(msgspec.Struct):
+    """`msg.topics`."""
+
+    topics: Annotated[
+        dict[Topic, Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]], msgspec.Meta(max_length=MOST_AT_ONCE)
+    ]
+
+
+class Withdrawn(msgspec.Struct):
+    """`msg.withdraw`."""
+
+    m: Annotated[list[Short], msgspec.Meta(max_length=2_000)]
+
+
+class Messages(Part):
+    """The part of the hub that messages are."""
+
+    kinds: ClassVar[Mapping[str, type]] = {
+        "msg.topics": Topics,
+        "msg.send": Sent,
+        "msg.withdraw": Withdrawn,
+        "msg.done": AllDone,
+        "msg.back": Back,
+    }
+    store_kinds: ClassVar[frozenset[str]] = frozenset({"store.sent", "store.unsent", "store.message"})
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self.routing = Routing(hub)
+
+    def figures(self) -> dict[str, float]:
+        counts = self.routing.counts
+        return {
+            "messages_accepted_total": counts["accepted"],
+            "messages_delivered_total": counts["given"],
+            "messages_failed_total": counts["failed"],
+            "messages_redelivered_total": counts["again"],
+            "messages_dead_lettered_total": counts["dead"],
+            "messages_lost_total": counts["lost"],
+            "messages_waiting": self.routing.there.budget.copies,
+        }
+
+    def take(self, member: Member, frame: Said) -> None:
+        routing, place, head = self.routing, self.routing.there.places[member.id], frame.head
+        match frame.kind:
+            case "msg.send":
+                origin = [member.role.value, member.slot, member.generation]
+                for each, body in bodies(head.m, frame.body):
+                    id, topic = each.id, each.topic
+                    if each.size > MAX_PAYLOAD or topic.startswith(RESERVED):
+                        raise ChannelError(f"a message of {each.size} bytes of topic {topic!r}")
+                    routing.offer(Send(id, member.id, origin, topic, body, each.kind, each.want, each.limit, each.slot))
+            case "msg.done":
+                for done, body in bodies(head.m, frame.body):
+                    routing.done(place, done.delivery, done.ok, body)
+            case "msg.back":
+                for delivery in reversed(head.m):  # each is put before the others again
+                    routing.back(place, delivery)
+                if head.all:
+                    routing.giving.gave_back(place)
+            case "msg.topics":
+                for topic, concurrency in head.topics.items():
+                    if topic.startswith(RESERVED) and topic != DEAD:
+                        raise ChannelError(f"the topic {topic!r}, which is the server's own")
+                    routing.handles(place, topic, concurrency)
+                if len(place.desks) > MOST_TOPICS and place.handled() > MOST_TOPICS:
+                    raise ChannelError(f"more than {MOST_TOPICS} topics")
+            case "msg.withdraw":
+                routing.withdraw(head.m, member.id)
+        self._settle()
+
+    def take_from_store(self, frame: Said) -> None:
+        head = frame.head
+        match frame.kind:
+            case "store.sent":
+                self.routing.senders.store_answered(head.id)
+            case "store.unsent":
+                self.routing.senders.store_answered(head.id, head.text)
+            case "store.message":
+                if head.topic.startswith(RESERVED):
+                    raise ChannelError(f"a message of topic {head.topic!r}, which is the server's own")
+                slot = _TO_ALL[head.workers]
+                send = Send("", 0, list(head.origin), head.topic, frame.body, Kind.COPY, Want.PLACE, 1, slot)
+                send.id, send.stage = head.message, Stage.SETTLED
+                self.routing.offer(send)
+        self._settle()
+
+    def joined(self, member: Member) -> None:
+        self.routing.joined(member)
+        self._settle()
+
+    def changed(self, member: Member, before: Phase) -> None:
+        place = self.routing.there.places[member.id]
+        if member.phase is Phase.RETIRING:
+            self.routing.retires(place)
+        if before is Phase.EXPECTED and member.up:
+            self.routing.came_up(place)
+        self.routing.giving.pump_place(place)
+        self.routing.review()
+        self._settle()
+
+    def left(self, member: Member) -> None:
+        self.routing.left(member)
+        self._settle()
+
+    def room(self, member: Member) -> None:
+        self.routing.giving.pump_place(self.routing.there.places[member.id])
+        self._settle()
+
+    def deadline(self) -> float:
+        return self.routing.deadline()
+
+    def tick(self) -> None:
+        self.routing.tick()
+        self._settle()
+
+    def _settle(self) -> None:
+        self.routing.settle()
+        self.routing.out.flush()
+
+    # A new program of the listener
+
+    def to_state(self) -> State:
+        routing = self.routing
+        sends: dict[int, Send] = {}
+
+        def copies(lane: Lane) -> list[Any]:
+            for copy in (*lane.placed, *lane.offered):
+                sends[id(copy.send)] = copy.send
+            return [[[id(c.send), c.attempt] for c in each] for each in (lane.placed, lane.offered)]
+
+        places = []
+        for member, place in routing.there.places.items():
+            desks = [[desk.topic, desk.concurrency, copies(desk.lane), desk.rest] for desk in place.desks.values()]
+            held = []
+            for delivery, (desk, copy) in place.held.items():
+                sends[id(copy.send)] = copy.send
+                held.append([delivery, desk.topic, id(copy.send), copy.attempt])
+            places.append([member, desks, held, place.not_kept, place.last])
+        waiting = [[w.key, copies(w.lane)] for w in (*routing.there.pools.values(), *routing.there.vacant.values())]
+        sends |= {id(send): send for send in routing.senders.waiting.values()}
+        return {
+            "sends": {str(number): _send_to_state(send) for number, send in sends.items()},
+            "places": places,
+            "waiting": waiting,
+            "retiring": [[slot, sorted(members)] for slot, members in routing.giving.retiring.items()],
+            "deliveries": routing.giving.deliveries,
+            "counts": routing.counts,
+            "overrun": routing.losses.to_state(),
+        }
+
+    def load(self, state: State) -> None:
+        routing = self.routing
+        sends = {int(number): _send_from_state(each) for number, each in state["sends"].items()}
+        routing.giving.deliveries = state["deliveries"]
+        routing.giving.retiring = {slot: set(members) for slot, members in state["retiring"]}
+        routing.counts |= state["counts"]
+        routing.losses.load(state.get("overrun", {}))
+        routing.senders.load(send for send in sends.values() if send.stage is not Stage.SETTLED)
+
+        def fill(owner: Any, left: Any) -> None:
+            placed, offered = ([Copy(sends[number], attempt) for number, attempt in each] for each in left)
+            routing.restore(owner, placed, offered)
+
+        for member in self.hub.members.values():
+            routing.there.places[member.id] = Place(member)
+        for member_id, desks, held, not_kept, last in state["places"]:
+            place = routing.there.places[member_id]
+            place.not_kept, place.last = dict(not_kept), last
+            for topic, concurrency, *_ in desks:
+                routing.handles(place, topic, concurrency) if concurrency else place.desk(topic, routing.there.budget)
+            for delivery, topic, number, attempt in held:
+                routing.giving.hold(place, topic, delivery, Copy(sends[number], attempt))
+            for topic, _, left, rest in desks:
+                desk = place.desk(topic, routing.there.budget)
+                fill(desk, left)
+                desk.rest = rest
+        for key, left in state["waiting"]:
+            waiting = Waiting(key, routing.there.budget)
+            if isinstance(key, str):
+                routing.there.pools[key] = waiting
+            else:
+                routing.there.vacant[key] = waiting
+            fill(waiting, left)
+        routing.out.flush()
+
+
+def _send_to_state(send: Send) -> list[Any]:
+    return [
+        *(send.id, send.sender, send.origin, send.topic, send.body, int(send.kind), int(send.want)),
+        *(send.limit, send.slot, send.subject, send.stage.value, send.copies, send.missing),
+    ]
+
+
+def _send_from_state(state: list[Any]) -> Send:
+    id, sender, origin, topic, body, kind, want, limit, slot, subject, stage, copies, missing = state
+    send = Send(id, sender, origin, topic, body, Kind(kind), Want(want), limit, slot, subject, Stage(stage))
+    send.copies, send.missing = copies, missing
+    return send
+
+
+__all__ = ["Messages"]

@@ -1,0 +1,1 @@
+"""Schedules, as the hub grants their ticks: each once."""

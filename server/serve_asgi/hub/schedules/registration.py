@@ -1,0 +1,167 @@
+"""Which schedules the processes of each generation have, and which of them hold.
+
+From the switch on those of the new generation hold, whatever its processes are: until then those of the one that
+serves. Two functions of one name keep a generation from serving, also if each is known to one process alone. Once it
+serves it is too late for that (a worker that is replaced may find edited files), and the first that was told counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from serve_asgi.hub.core import Hub, Member, Phase, Role, State
+from serve_asgi.hub.schedules.definition import Definition, On
+
+MOST_NAMES: Final = 400
+"""Schedules that the processes of one generation may have; further ones are left out."""
+
+
+class Offers:
+    """What was told, by generation, and who has which function."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.generation = -1
+        """Whose definitions hold; -1 before any serves."""
+        self._offers: dict[int, dict[str, Definition]] = {}
+        self._told: dict[int, dict[str, tuple[Member, Definition]]] = {}  # who was the first, before the switch
+        self._clashes: dict[int, str] = {}  # what keeps a generation from serving
+        self._strays: dict[int, dict[str, Definition]] = {}  # told by those that are not to run them
+        self._refused: set[tuple[int, str]] = set()  # what was told of, by generation and name
+        self._names: dict[int, set[str]] = {}  # by member
+
+    def take(self, member: Member, definition: Definition) -> bool:
+        """A member has this schedule; return whether it holds from now on."""
+        if not self._room(member.generation, definition.name):
+            return False
+        if member.generation > self.generation:
+            self._compare(member, definition)
+        if _role(definition) is not member.role:
+            self._strays.setdefault(member.generation, {}).setdefault(definition.name, definition)
+            if member.generation == self.generation:
+                self._say_strays()
+            return False
+        offers = self._offers.setdefault(member.generation, {})
+        known = offers.setdefault(definition.name, definition)
+        if _role(known) is not member.role:
+            self._refuse(member.generation, known, definition)
+            return False
+        self._names.setdefault(member.id, set()).add(definition.name)
+        return known is definition and member.generation == self.generation
+
+    def _room(self, generation: int, name: str) -> bool:
+        """Whether a generation may have a schedule of this name; who has too many is told of once."""
+        there = (self._offers.get(generation, {}), self._strays.get(generation, {}), self._told.get(generation, {}))
+        if any(name in each for each in there) or max(len(each) for each in there) < MOST_NAMES:
+            return True
+        if (generation, "") not in self._refused:
+            self._refused.add((generation, ""))
+            text = f"the schedule {name!r} and further ones are left out: {MOST_NAMES} are the most that there can be"
+            self._hub.port.say(logging.ERROR, "schedule_refused", text, name=name)
+        return False
+
+    def _compare(self, member: Member, definition: Definition) -> None:
+        """Note if another process of its generation has another function of this name."""
+        told = self._told.setdefault(member.generation, {})
+        first, known = told.setdefault(definition.name, (member, definition))
+        if not definition.same_function(known):
+            text = (
+                f"two schedules have the name {definition.name!r}: {_described(first, known)} and "
+                f"{_described(member, definition)}; give one of them another with name="
+            )
+            self._clashes.setdefault(member.generation, text)
+
+    def clash(self, generation: int) -> str:
+        """Why this generation cannot serve; "" if it can."""
+        return self._clashes.get(generation, "")
+
+    def _refuse(self, generation: int, known: Definition, definition: Definition) -> None:
+        if (generation, definition.name) in self._refused:
+            return
+        self._refused.add((generation, definition.name))
+        text = (
+            f"two schedules have the name {definition.name!r}: that of {known.where} counts, and that of "
+            f"{definition.where} is left out; give one of them another name"
+        )
+        self._hub.port.say(logging.ERROR, "schedule_refused", text, name=definition.name)
+
+    def switch(self, generation: int) -> None:
+        """The definitions of this generation hold from now on; those of older ones are never asked for again."""
+        self.generation = generation
+        self._offers = {number: offers for number, offers in self._offers.items() if number >= generation}
+        self._refused = {each for each in self._refused if each[0] >= generation}
+        self._told = {number: told for number, told in self._told.items() if number > generation}
+        self._clashes = {number: text for number, text in self._clashes.items() if number > generation}
+        self._strays = {number: strays for number, strays in self._strays.items() if number >= generation}
+        self._say_strays()
+
+    def current(self) -> dict[str, Definition]:
+        """Those that hold."""
+        return self._offers.get(self.generation, {})
+
+    def known(self, name: str) -> bool:
+        """Whether a generation that serves, or that starts, has it."""
+        return any(name in offers for offers in self._offers.values())
+
+    def candidates(self, definition: Definition) -> list[Member]:
+        """Who serves, has the function and is of the right kind."""
+        role = _role(definition)
+        return [
+            member
+            for member in self._hub.in_phase(Phase.SERVING, role=role)
+            if definition.name in self._names.get(member.id, ())
+            and (role is Role.AGENT or member.generation == self.generation)
+        ]
+
+    def left(self, member: Member) -> None:
+        """A member is no more; with the last one of a generation that never served, what they have told is not true."""
+        self._names.pop(member.id, None)
+        alive = any(each.generation == member.generation for each in self._hub.members.values())
+        if member.generation > self.generation and not alive:
+            for each in (self._offers, self._strays, self._told, self._clashes):
+                each.pop(member.generation, None)
+
+    def _say_strays(self) -> None:
+        for name, definition in self._strays.get(self.generation, {}).items():
+            known = (self.generation, name) in self._refused or name in self.current()
+            if not known and not definition.disabled:
+                self._refused.add((self.generation, name))
+                self._say_stray(definition)
+
+    def _say_stray(self, definition: Definition) -> None:
+        """The processes that are to run it do not have it."""
+        text = f"the schedule {definition.name!r} ({definition.where}) runs nowhere: "
+        if _role(definition) is Role.WORKER:
+            text += 'the agent alone imports it; write on="agent"'
+        elif any(member.role is Role.AGENT for member in self._hub.members.values()):
+            text += "it is for the agent, whose module does not import it"
+        else:
+            text += "it is for the agent, and there is none; start one with --agent"
+        self._hub.port.say(logging.ERROR, "schedule_without_process", text, name=definition.name)
+
+    def to_state(self) -> State:
+        return {
+            "generation": self.generation,
+            "names": [[id, sorted(names)] for id, names in self._names.items()],
+            "offers": [
+                [number, [[definition.to_head(), definition.rules] for definition in offers.values()]]
+                for number, offers in self._offers.items()
+            ],
+        }
+
+    def load(self, state: State) -> None:
+        self.generation = state["generation"]
+        self._names = {id: set(names) for id, names in state["names"]}
+        for number, offers in state["offers"]:
+            made = (Definition.from_head(head, rules) for head, rules in offers)
+            self._offers[number] = {definition.name: definition for definition in made}
+
+
+def _described(member: Member, definition: Definition) -> str:
+    whose = "the agent" if member.role is Role.AGENT else f"worker {member.slot}"
+    return f"{definition.function} ({definition.where}) of {whose}"
+
+
+def _role(definition: Definition) -> Role:
+    return Role.AGENT if definition.on is On.AGENT else Role.WORKER

@@ -1,0 +1,349 @@
+"""One schedule's life in the hub: which of its ticks are to be decided, what runs, what became of the others.
+
+A tick is (name, instant). `Line` takes each instant off the definition once, in order, and never goes back: what the
+clock does cannot bring one back that was taken. Each that was taken is run or has an entry in the history that says
+why not. No process, no clock, no frame is known here; times are unix times in milliseconds.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import hashlib
+from typing import Any, Final, NamedTuple
+
+from serve_asgi.hub.schedules.definition import Definition, Overlap
+
+GRACE: Final = 30_000
+"""Milliseconds that a tick may begin late; after that it is missed."""
+MOST_WAITING: Final = 10
+"""Ticks that wait for the run before them (overlap="queue") at most."""
+MOST_RUNS: Final = 100
+"""Runs of one schedule at the same time (overlap="allow") at most."""
+HISTORY: Final = 50
+"""Entries of one schedule that are kept."""
+LATE: Final = "the server did not run at that time, or its clock was set"
+COUNTED: Final = 200
+"""Instants of a cron expression that are counted one by one when the clock has passed many at once."""
+
+
+class Kind(enum.Enum):
+    """Why a run begins."""
+
+    TICK = "tick"
+    IMMEDIATE = "immediate"
+    ASKED = "asked"  # `serve schedule run`, `schedule.run`
+
+
+class Outcome(enum.Enum):
+    """What became of a tick. Those from SKIPPED on did not begin."""
+
+    RUNNING = "running"
+    OK = "ok"
+    FAILED = "failed"  # the function raised
+    TIMEOUT = "timeout"
+    CUT = "cut"  # its process retired, and it had not ended by the hammer
+    DIED = "died"  # its process died
+    SKIPPED = "skipped"  # overlap
+    PAUSED = "paused"
+    MISSED = "missed"  # too late: the server was stopped, or had nobody to run it
+    REMOVED = "removed"  # the new code has no such schedule
+    ELSEWHERE = "elsewhere"  # another server of the same state has it
+
+
+def outcome_of(told: str) -> Outcome:
+    """What a process tells, which may be of a later version."""
+    return _TOLD.get(told, Outcome.FAILED)
+
+
+_TOLD: Final = {each.value: each for each in (Outcome.OK, Outcome.FAILED, Outcome.TIMEOUT, Outcome.CUT, Outcome.PAUSED)}
+"""How a run can end, by the word of who runs it."""
+UNBEGUN: Final = frozenset({Outcome.SKIPPED, Outcome.PAUSED, Outcome.MISSED, Outcome.REMOVED, Outcome.ELSEWHERE})
+ABANDONED: Final = frozenset({Outcome.CUT, Outcome.DIED})
+"""What `retry` is for."""
+
+
+@dataclasses.dataclass(slots=True)
+class Entry:
+    """A line of the history: a run, or ticks in a row that had the same outcome and no run."""
+
+    instant: int  # of the first one
+    outcome: Outcome
+    text: str = ""
+    worker: str = ""  # who, in words
+    slot: int = -1
+    generation: int = 0
+    began: int = 0
+    seconds: float | None = None
+    attempt: int = 1
+    kind: Kind = Kind.TICK
+    count: int = 1
+    last: int = 0  # instant of the last one
+
+    @classmethod
+    def load(cls, told: dict[str, Any]) -> Entry:
+        """The reverse of `plain`."""
+        return cls(**_known(cls, told) | {"outcome": Outcome(told["outcome"]), "kind": Kind(told["kind"])})
+
+    def shown(self) -> dict[str, Any]:
+        """As `serve schedules --json` has it: times in unix seconds."""
+        return {
+            "instant": self.instant / 1000,
+            "outcome": self.outcome.value,
+            "text": self.text,
+            "worker": self.worker,
+            "slot": self.slot,
+            "generation": self.generation,
+            "began": self.began / 1000 if self.began else None,
+            "seconds": self.seconds,
+            "attempt": self.attempt,
+            "kind": self.kind.value,
+            "count": self.count,
+            "last": (self.last or self.instant) / 1000,
+        }
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Tick:
+    """One that is to run."""
+
+    instant: int
+    due: int  # `instant`, and the jitter
+    kind: Kind = Kind.TICK
+    slot: int = -1  # of on="all": whose; -1 until that is known
+    attempt: int = 1
+    token: int | None = None  # the store's, once it has granted this tick
+    until: float = 0.0  # of the store's lease (the hub's clock)
+    denied: bool = False  # it runs without the store's word
+    unsettled: bool = False  # the store may have granted it, and could not say so
+    ahead: int = 0  # of one that somebody asked for: the store is told so much more than its instant
+    ask: int = 0  # who asked for it; 0 for nobody
+    queued: bool = False  # it waits for the run before it, as long as that takes
+
+    def early(self, now: int) -> bool:
+        """Whether its time has not come; what is asked for, or run again, waits for no clock (which may be set)."""
+        return self.due > now and self.kind is Kind.TICK and self.attempt == 1
+
+    def late(self, now: int) -> bool:
+        """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
+        return now - self.due > GRACE and not self.queued and (self.token is not None or not self.unsettled)
+
+    @classmethod
+    def load(cls, told: dict[str, Any]) -> Tick:
+        """The reverse of `plain`."""
+        return cls(**_known(cls, told) | {"kind": Kind(told["kind"])})
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Run:
+    """One that runs."""
+
+    id: int
+    tick: Tick
+    member: int
+    slot: int  # of on="all": whose; -1 otherwise
+    entry: Entry
+    overdue: bool = False  # its time is over; it is a thread's, so that it goes on
+    lost: bool = False  # the lease is over: another server may run it
+
+
+def plain(each: Entry | Tick) -> dict[str, Any]:
+    """As MessagePack can hold it; a later version may add members."""
+    found = {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
+    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in found.items()}
+
+
+def _known(kind: type[Entry | Tick], told: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: told[field.name] for field in dataclasses.fields(kind) if field.name in told}
+
+
+class Missed(NamedTuple):
+    """Ticks in a row that were missed."""
+
+    number: int
+    first: int
+    last: int
+    text: str
+
+
+class Line:
+    """One name: its definition, its ticks, its runs, its history."""
+
+    def __init__(self, name: str, decided: int, seed: int = 0) -> None:
+        """Instants up to `decided` are none of its; `seed` is what the jitter is drawn with."""
+        self.name = name
+        self.seed = seed
+        self._latest = 0  # when the last tick was to begin
+        self.definition: Definition | None = None
+        self.since = decided
+        self.decided = decided
+        self.next: int | None = None
+        self.paused: dict[str, Any] | None = None  # since when, and by whom
+        self._passed = 0  # ticks that pauses before this one have let pass
+        self.waiting: list[Tick] = []  # by instant
+        self.asked: Tick | None = None  # the store has been asked for it
+        self.runs: dict[int, Run] = {}
+        self.history: collections.deque[Entry] = collections.deque(maxlen=HISTORY)
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def adopt(self, definition: Definition | None, now: int) -> None:
+        """This definition holds from now on; what came due before was decided by the one before."""
+        self.decided = max(self.decided, now)
+        before, self.definition = self.definition, definition
+        if definition is None or before is None or before.timing() != definition.timing() or self.next is None:
+            self.next = None if definition is None else definition.after(self.decided)
+        elif self.next <= self.decided:
+            self.next = definition.after(self.decided)
+
+    def advance(self, now: int) -> Missed | None:
+        """Take the instants up to `now`; return those of them that were missed.
+
+        The newest that is due can still run, and those that are not due yet (jitter); the others are missed, since the
+        clock went past more than one at once.
+        """
+        if self.definition is None or self.next is None or self.next > now:
+            return None
+        first, (instants, passed) = self.next, self._take(self.definition, now)
+        self.decided = instants[-1]
+        self.next = self.definition.after(self.decided)
+        if self.paused is not None:
+            self.note(Outcome.PAUSED, first, count=len(instants) + passed, last=self.decided)
+            return None
+        ticks = [Tick(instant, self._due(instant)) for instant in instants]
+        due = [tick for tick in ticks if tick.due <= now]
+        if due and now - due[-1].due <= GRACE:
+            due.pop()
+        self.waiting += ticks[len(due) :]
+        if not passed and not due:
+            return None
+        missed = Missed(passed + len(due), first, due[-1].instant if due else first, LATE)
+        self.note(Outcome.MISSED, first, LATE, count=missed.number, last=missed.last)
+        return missed
+
+    def _due(self, instant: int) -> int:
+        """When the tick is to begin: at random within the jitter, the same for who asks again, none before another."""
+        assert self.definition is not None
+        if not self.definition.jitter:
+            return instant
+        drawn = hashlib.blake2b(f"{self.seed} {self.name} {instant}".encode(), digest_size=4).digest()
+        delay = self.definition.jitter * int.from_bytes(drawn) >> 32
+        self._latest = max(self._latest, instant + delay)
+        return self._latest
+
+    def _take(self, definition: Definition, now: int) -> tuple[list[int], int]:
+        """The last instants up to `now`, and how many came before them."""
+        assert self.next is not None
+        if definition.every:
+            newest = now // definition.every * definition.every
+            count = (newest - self.next) // definition.every + 1
+            kept = min(count, COUNTED)
+            return [newest - definition.every * back for back in range(kept - 1, -1, -1)], count - kept
+        found: list[int] = []
+        instant: int | None = self.next
+        while instant is not None and instant <= now:
+            found.append(instant)
+            if len(found) == COUNTED:
+                instant = max(instant, now - GRACE)  # those between are not counted: `at least`
+            instant = definition.after(instant)
+        return found, 0
+
+    def note(self, outcome: Outcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
+        """Ticks that did not begin; return whether the tick before them had another outcome."""
+        self.counts[outcome.value] += count
+        newest = self.newest()
+        if newest is not None and newest.outcome is outcome:
+            newest.count, newest.last, newest.text = newest.count + count, last or instant, text
+            return False
+        self.history.append(Entry(instant, outcome, text, count=count, last=last or instant))
+        return True
+
+    def newest(self) -> Entry | None:
+        """The last one of the history."""
+        return self.history[-1] if self.history else None
+
+    def pause(self, pause: dict[str, Any] | None) -> int:
+        """It is paused, or not any more; return how many ticks passed by since this was called last."""
+        passed = self.counts[Outcome.PAUSED.value]
+        since, self._passed, self.paused = self._passed, passed, pause
+        return passed - since
+
+    def busy(self, slot: int) -> int:
+        """How many runs there are, with those the store is asked for; of one slot, if it is not -1."""
+        return sum(slot in (-1, run.slot) for run in self.runs.values()) + (self.asked is not None)
+
+    def hindrance(self, definition: Definition, tick: Tick) -> str | None:
+        """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
+        busy = self.busy(tick.slot)
+        before = sum(each.queued and each.slot == tick.slot for each in self.waiting)
+        if busy == 0 and not before:  # those before it may wait for a run on another server
+            return None
+        if definition.overlap is Overlap.SKIP:
+            return "the run before it had not ended"
+        if definition.overlap is Overlap.ALLOW:
+            return f"{busy} runs had not ended" if busy >= MOST_RUNS else None
+        if not tick.queued and before >= MOST_WAITING:
+            return f"{MOST_WAITING} ticks wait for the run before them already"
+        tick.queued = True
+        return ""
+
+    def overtaken(self, now: int) -> list[Tick]:
+        """Take out the ticks that could not begin until the next one was due: what held them up ends in no burst."""
+        newest: dict[int, Tick] = {}
+        found = []
+        for tick in self.waiting:
+            if tick.kind is Kind.TICK and tick.attempt == 1 and tick.due <= now and not tick.queued:
+                before = newest.get(tick.slot)
+                newest[tick.slot] = tick if before is None or before.instant < tick.instant else before
+                if not tick.unsettled:
+                    found.append(tick)
+        found = [tick for tick in found if newest[tick.slot] is not tick]
+        if found:
+            self.waiting = [tick for tick in self.waiting if tick not in found]
+        return found
+
+    def wake(self, now: int) -> int | None:
+        """When something is to be decided even if nothing happens."""
+        waiting = [tick for tick in self.waiting if not tick.unsettled and (tick.due > now or not tick.queued)]
+        times = [tick.due if tick.due > now else tick.due + GRACE + 1 for tick in waiting]
+        return min(times if self.next is None else [*times, self.next], default=None)
+
+    def state(self) -> str:
+        """What it does, in a word: paused, disabled, running or waiting."""
+        if self.runs:
+            return "running"
+        if self.definition is not None and self.definition.disabled:
+            return "disabled"
+        return "paused" if self.paused is not None else "waiting"
+
+    # A new program of the listener
+
+    def to_state(self) -> dict[str, Any]:
+        asked = [self.asked] if self.asked is not None else []  # is asked for again
+        return {
+            "name": self.name,
+            "since": self.since,
+            "decided": self.decided,
+            "latest": self._latest,
+            "paused": self.paused,
+            "passed": self._passed,
+            "waiting": [plain(tick) for tick in asked + self.waiting],
+            "runs": [[run.id, plain(run.tick), run.member, run.slot, plain(run.entry)] for run in self.runs.values()],
+            "history": [plain(entry) for entry in self.history if entry.outcome is not Outcome.RUNNING],
+            "counts": dict(self.counts),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], seed: int) -> Line:
+        """The reverse, but for the definition."""
+        line = cls(state["name"], state["decided"], seed)
+        line.since = state["since"]
+        line._latest, line.paused = state["latest"], state["paused"]
+        line._passed = state.get("passed", 0)  # which an earlier version did not keep
+        line.waiting = [Tick.load(tick) for tick in state["waiting"]]
+        line.history.extend(Entry.load(entry) for entry in state["history"])
+        line.counts.update(state["counts"])
+        for id, tick, member, slot, entry in state["runs"]:
+            run = line.runs[id] = Run(id, Tick.load(tick), member, slot, Entry.load(entry))
+            line.history.append(run.entry)
+        return line

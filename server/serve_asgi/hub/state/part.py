@@ -1,0 +1,432 @@
+"""The shared state: its entries, the order of its changes, and who has applied them.
+
+Without a store the hub decides what each write does (`serve_asgi.hub.state.write`); with one it asks the store, and
+takes what comes back in the order in which it comes. Either way every change gets the next number here (`seq`), goes to
+every process that is linked, and is published: any process can see at once that it is behind. A write is answered when
+all live processes have said that they have applied it, or at its deadline with the names of those who have not; a
+process that starts gets the whole state first and is not waited for, unless it is the writer.
+
+Keys that begin with "serve:" are the server's own: they are written and kept as the others, and sent to no process.
+Bounds: the state's size; for each process, what `serve_asgi.hub.state.replica` says; open writes by the window of each
+process. It decides nothing about processes and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Final
+
+import msgspec
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.core import Hub, Member, Part, Phase, State
+from serve_asgi.hub.state.entries import RESERVED, Entries
+from serve_asgi.hub.state.pending import WITH_STORE, Ask, Asks
+from serve_asgi.hub.state.replica import Item
+from serve_asgi.hub.state.replication import Feeding
+from serve_asgi.hub.state.store_changes import Told
+from serve_asgi.hub.state.write import INT64, Code, Entry, Limits, Op, Refused, Write, decide
+from serve_asgi.ipc.frames import Said, packed, unpacked
+from serve_asgi.ipc.schema import Count
+
+PUT_TIME: Final = 10.0
+"""How long (s) a store may take to answer a write of the hub's own."""
+SLOW: Final = 1.0
+"""A process that lags is told of in the log if a write has waited for it for so long (s)."""
+MANY: Final = 2000
+"""So many changes at once, which a store tells when it comes back, are sent as the whole state: one by one they would
+hold the listener's loop up."""
+
+LAGGING: Final = "lagging"
+"""A code of `state.failed`: the write stands, and some have not applied it. The others are those of
+`serve_asgi.hub.state.write.Code` and of `serve_asgi.ipc.store_frames.Trouble`."""
+UNKNOWN: Final = "unknown"
+AWAY: Final = "away"
+
+
+Key = Annotated[str, msgspec.Meta(max_length=1_000)]
+"""What has more bytes than a key may have is refused with a sentence (`serve_asgi.hub.state.write`)."""
+Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
+class Reads(msgspec.Struct):
+    """`state.read`."""
+
+    id: Count
+    key: Key
+    timeout: Timeout
+
+
+class Writes(msgspec.Struct):
+    """`state.write`; the body is the value."""
+
+    id: Count
+    op: Op
+    key: Key
+    timeout: Timeout
+    version: Count | None = None
+    by: Annotated[int, msgspec.Meta(ge=INT64[0], le=INT64[-1])] = 0
+
+
+class Seen(msgspec.Struct):
+    """`state.seen`."""
+
+    seq: Count
+
+
+class Leaves(msgspec.Struct):
+    """`state.leave`."""
+
+
+class SharedState(Part):
+    """The part itself; `put`, `value` and `follow` are for the other parts."""
+
+    kinds: ClassVar[Mapping[str, type]] = {
+        "state.write": Writes,
+        "state.seen": Seen,
+        "state.read": Reads,
+        "state.leave": Leaves,
+    }
+    store_kinds = frozenset(
+        {
+            *("store.snapshot", "store.up", "store.down"),
+            *("store.written", "store.refused", "store.change", "store.value"),
+        }
+    )
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self.seq = 0
+        """Changes that the processes of this server have been sent, in the server's life."""
+        self._limits = Limits(hub.settings.value_limit, hub.settings.state_limit)
+        self._entries = Entries()
+        self._version = 0
+        self._told = Told(hub.settings.state_limit)
+        self._feeding = Feeding(hub, self._entries.to_send)
+        self._lagged = 0  # writes that were answered with the names of those who lag
+        self._asks = Asks()
+        # those that wait for processes, in order of `seq`; answered ones may be among them
+        self._waiting: deque[Ask] = deque()
+        self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
+
+    # ---- for the other parts
+
+    def value(self, key: str) -> Any:
+        """The value of a key, or None."""
+        entry = self._entries.get(key)
+        return None if entry is None else unpacked(entry.value)
+
+    def put(self, key: str, value: Any, then: Callable[[str], None] | None = None) -> None:
+        """Write a key of the hub's own; None deletes it.
+
+        `then` is called with "" once it is written (with a store: and confirmed), or with a sentence if it is not; at
+        once where no store has to be asked. A program that takes the listener's place does not call it any more.
+        Raises NotSendable for a value that is not MessagePack's.
+        """
+        write = Write(Op.DELETE, key) if value is None else Write(Op.SET, key, packed(value, repr(key)))
+        self._submit(write, self._ask(PUT_TIME, then=then))
+
+    def follow(self, prefix: str, callback: Callable[[str, Any], None]) -> None:
+        """Have `callback` called with key and value (None: deleted) after each change of a key that begins so."""
+        self._followers.append((prefix, callback))
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin so."""
+        return [item.key for item in self._entries if item.key.startswith(prefix)]
+
+    def known(self) -> tuple[list[tuple[str, Entry]], int]:
+        """All that there is, the server's own keys as well, and the version of the last change."""
+        entries = [(item.key, Entry(item.version, item.value)) for item in self._entries if item.value is not None]
+        return entries, self._version
+
+    def begin_with(self, entries: list[tuple[str, Entry]], version: int) -> None:
+        """Have what another one knew, before anybody is linked: the reverse of `known`."""
+        self._version = version
+        for key, entry in entries:
+            self._apply(Item(key, *entry))
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "state_keys": len(self._entries),
+            "state_size_bytes": self._entries.used,
+            "state_changes_total": self.seq,
+            "state_lagged_total": self._lagged,
+        }
+
+    # ---- members
+
+    def linked(self, member: Member) -> None:
+        self.hub.send(member, "state.limits", {"value": self._limits.value, "total": self._limits.total})
+        self._feeding.begin(member, self.seq)
+
+    def room(self, member: Member) -> None:
+        self._feeding.room(member)
+
+    def changed(self, member: Member, before: Phase) -> None:
+        self._answer()
+
+    def left(self, member: Member) -> None:
+        self._feeding.forget(member)
+        self._asks.forget(member)
+        self._answer()
+
+    def take(self, member: Member, frame: Said) -> None:
+        head = frame.head
+        if frame.kind == "state.seen":
+            if head.seq > self.seq:
+                raise ChannelError(f"it has seen {head.seq} changes of the state, of {self.seq}")
+            if self._feeding.seen(member, head.seq, self.seq) and self._waiting:
+                self._answer()
+        elif frame.kind == "state.leave":  # it ends, and its event loop turns no more
+            self._feeding.forget(member)
+            self._answer()
+        elif frame.kind == "state.read":
+            self._read(head.key, self._ask(head.timeout, member, head.id))
+        else:
+            if head.op is Op.CAS and head.version is None:
+                raise ChannelError("a compare-and-set without a version")
+            write = Write(head.op, head.key, frame.body, head.version, head.by)
+            ask = self._ask(head.timeout, member, head.id)
+            if write.key.startswith(RESERVED):
+                self._fail(ask, Code.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
+            else:
+                self._submit(write, ask)
+
+    # ---- writes
+
+    def _ask(
+        self,
+        timeout: float,
+        member: Member | None = None,
+        id: int = 0,
+        then: Callable[[str], None] | None = None,
+    ) -> Ask:
+        return self._asks.open(self.hub.clock(), timeout, member, id, then)
+
+    def _submit(self, write: Write, ask: Ask) -> None:
+        if not self.hub.settings.stored:
+            outcome = decide(write, self._entries.get(write.key), self._limits, self._entries.used, self._version + 1)
+            if isinstance(outcome, Refused):
+                self._refuse(ask, outcome.code.value, outcome.text, outcome.version, outcome.value)
+            else:
+                self._apply(Item(outcome.key, outcome.version, outcome.value))
+                self._stands(ask, outcome.version, outcome.value)
+        elif self.hub.store_trouble:
+            self._fail(ask, AWAY, f"nothing is written: {self.hub.store_trouble}")
+        else:
+            self.hub.send_to_store("store.write", {"id": ask.number, **write.head()}, write.value)
+
+    def _apply(self, item: Item) -> None:
+        """A change stands: it is the next one of all."""
+        if self._take_over(item):
+            self._feeding.change(item, self.seq, len(self._entries))
+            self.hub.port.publish(self.seq)  # after it was sent: who sees that it is behind finds it in its socket
+        self._tell_followers(item)
+
+    def _apply_all(self, items: list[Item]) -> None:
+        """Many changes stand, of which nobody waits for one; the order is theirs."""
+        if len(items) < MANY:
+            for item in items:
+                self._apply(item)
+            return
+        for item in items:
+            self._take_over(item)
+        self._feeding.renew(self.seq)
+        self.hub.port.publish(self.seq)
+        for item in items:
+            self._tell_followers(item)
+
+    def _take_over(self, item: Item) -> bool:
+        """Have a change; return whether the processes are to have it."""
+        self._entries.apply(item)
+        if item.value is None and item.version and self.hub.settings.stored:
+            self._told.deleted(item.key, item.version)
+        self._version = max(self._version, item.version)
+        sent = not item.key.startswith(RESERVED)
+        self.seq += sent
+        return sent
+
+    def _tell_followers(self, item: Item) -> None:
+        for prefix, callback in self._followers:
+            if item.key.startswith(prefix):
+                callback(item.key, None if item.value is None else unpacked(item.value))
+
+    def _stands(self, ask: Ask, version: int, value: bytes | None) -> None:
+        """The write is applied here: its answer waits for the others."""
+        ask.version = version
+        self._asks.keep(ask, value or b"")
+        self._wait(ask)
+
+    def _wait(self, ask: Ask) -> None:
+        if ask.member is None:
+            self._done(ask)
+            return
+        ask.seq = self.seq
+        self._waiting.append(ask)
+        self._answer()
+
+    def _refuse(self, ask: Ask, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
+        if code == Code.ABSENT.value:  # nothing to delete: so it is done, once the others have seen it gone as well
+            self._wait(ask)
+        else:
+            self._fail(ask, code, text, version, value)
+
+    # ---- answers
+
+    def _answer(self) -> None:
+        """Answer the writes that all who live have applied."""
+        late: list[Ask] = []
+        while self._waiting:
+            ask = self._waiting[0]
+            if ask in self._asks:
+                if self._feeding.behind(ask.seq):
+                    break
+                assert ask.member is not None
+                if self._feeding.has(ask.member, ask.seq):
+                    self._done(ask)
+                else:  # a writer that starts, which only it waits for
+                    late.append(ask)
+            self._waiting.popleft()
+        self._waiting.extendleft(reversed(late))
+
+    def _done(self, ask: Ask) -> None:
+        self._asks.close(ask)
+        if ask.then is not None:
+            ask.then("")
+        elif ask.member is not None:
+            self.hub.send(ask.member, "state.done", {"id": ask.id, "version": ask.version}, ask.value)
+
+    def _fail(self, ask: Ask, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any) -> None:
+        self._asks.close(ask)
+        if ask.then is not None:
+            ask.then(text)
+        elif ask.member is not None:
+            head = {"id": ask.id, "code": code, "text": text, "version": version, **more}
+            self.hub.send(ask.member, "state.failed", head, value)
+
+    def deadline(self) -> float:
+        return -math.inf if self._feeding.waits_for_turn else self._asks.deadline()
+
+    def tick(self) -> None:
+        self._feeding.go_on()
+        now = self.hub.clock()
+        for ask in self._asks.due(now):
+            if ask.seq == WITH_STORE:
+                self._fail(ask, UNKNOWN, "the store has not answered in time: it is not known whether this is written")
+            else:
+                self._name_who_lags(ask, now)
+
+    def _name_who_lags(self, ask: Ask, now: float) -> None:
+        """Somebody has not applied the write in time."""
+        self._lagged += 1
+        lagging = list(self._feeding.behind_by(ask.seq))
+        assert ask.member is not None
+        if ask.member not in lagging and not self._feeding.has(ask.member, ask.seq):
+            lagging.append(ask.member)  # a writer that starts
+        if now - ask.begun >= SLOW:
+            for member in lagging:
+                self._accuse(member)
+        text = f"it stands, but has not arrived at {', '.join(map(str, lagging))} in time"
+        found = [[member.role.value, member.slot, member.generation] for member in lagging]
+        self._fail(ask, LAGGING, text, ask.version, ask.value, lagging=found)
+
+    def _accuse(self, member: Member) -> None:
+        if self._feeding.accuse(member):
+            text = f"{member} does not take the changes of the shared state in time: its event loop may be blocked"
+            self.hub.port.say(
+                logging.WARNING,
+                "state_lagging",
+                text,
+                role=member.role.value,
+                slot=member.slot,
+                generation=member.generation,
+            )
+
+    # ---- reading the truth
+
+    def _read(self, key: str, ask: Ask) -> None:
+        if self.hub.settings.stored:
+            if self.hub.store_trouble:
+                self._fail(ask, AWAY, f"it cannot be read: {self.hub.store_trouble}")
+            else:
+                self.hub.send_to_store("store.read", {"id": ask.number, "key": key})
+            return
+        if (entry := self._entries.get(key)) is not None:
+            ask.version = entry.version
+            self._asks.keep(ask, entry.value)
+        self._done(ask)
+
+    # ---- the store
+
+    def take_from_store(self, frame: Said) -> None:
+        head, kind = frame.head, frame.kind
+        if kind == "store.snapshot":
+            self._told.piece(frame)
+        elif kind == "store.up":
+            self._apply_all(self._told.snapshot(self._entries))
+            self.hub.store_changed("")
+        elif kind == "store.down":
+            self.hub.store_changed(head.text)
+        elif kind == "store.change":
+            self._hear(_item(frame))
+        else:
+            self._take_answer(frame, self._asks.get(head.id))
+
+    def _take_answer(self, frame: Said, ask: Ask | None) -> None:
+        head = frame.head
+        if frame.kind == "store.written":
+            item = _item(frame)
+            self._hear(item)
+            if ask is not None:
+                self._stands(ask, item.version, item.value)
+        elif ask is None:
+            return
+        elif frame.kind == "store.refused":
+            self._refuse(ask, head.code, head.text, head.version, frame.body)
+        else:
+            ask.version = head.version
+            self._asks.keep(ask, frame.body)
+            self._done(ask)
+
+    def _hear(self, item: Item) -> None:
+        """The store says that a change stands."""
+        if self._told.newer(item, self._entries):
+            self._apply(item)
+
+    def store_changed(self) -> None:
+        if self.hub.store_trouble:
+            self._told.broken_off()
+            text = f"it is not known whether this is written: {self.hub.store_trouble}"
+            for ask in self._asks.with_store():
+                self._fail(ask, UNKNOWN, text)
+
+    # ---- a new program of the listener
+
+    def to_state(self) -> State:
+        return {
+            "seq": self.seq,
+            "version": self._version,
+            "entries": list(self._entries),
+            "copies": self._feeding.to_state(),
+            "lagged": self._lagged,
+            "asks": self._asks.to_state(),
+            **self._told.to_state(),
+        }
+
+    def load(self, state: State) -> None:
+        self.seq, self._version = state["seq"], state["version"]
+        self._lagged = state["lagged"]
+        for item in state["entries"]:
+            self._entries.apply(Item(*item))
+        self._told.load(state)
+        self._feeding.load(state["copies"])
+        self._waiting = deque(self._asks.load(state["asks"], self.hub.members))
+        self.hub.port.publish(self.seq)
+
+
+def _item(frame: Said) -> Item:
+    head = frame.head
+    return Item(head.key, head.version, None if head.deleted else frame.body)

@@ -1,0 +1,267 @@
+"""Processes that the application forks: they are not this one, and hold nothing of what makes it a worker or agent.
+
+A child of fork(2) has a copy of everything: the listening sockets, which keep the port from the next server; clients'
+connections, which do not end for their clients; the channel, at whose end others notice a death; handlers under which
+SIGTERM does nothing; and the stack of our event loop, to which it returns if its code does not end it. So it gives all
+of that up before `os.fork` returns in it (os.register_at_fork): whoever forks, in whatever thread, at whatever time.
+
+Rules. What is open when the application's first code runs is ours, apart from what this process was started with
+(`claim`); what comes and goes later its owner tells (`own`). A descriptor is not closed but replaced by one on which
+everything fails as on a closed one (O_PATH, open(2)): its number stays taken, so that nothing that still knows it, such
+as the finaliser of a socket, can meet a file of the child's. Only this process's table is touched: no shutdown(2), no
+epoll_ctl(2), which would reach the parent. Signals are blocked while the fork is under way, so that none is lost
+between the parent's handlers and the child's defaults.
+
+A fork that goes past Python (a C library's) cannot be seen. What is executed afresh (subprocess, posix_spawn, the
+methods spawn and forkserver of multiprocessing) inherits nothing, since all our descriptors are close-on-exec.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import functools
+import gc
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NoReturn
+
+from serve_asgi.logs.server_log import about
+
+HIGHEST: Final = 4096
+"""Where /proc cannot be read, descriptors are looked for below this number."""
+EPOLL: Final = "anon_inode:[eventpoll]"
+"""What /proc shows of an epoll descriptor (proc_pid_fd(5))."""
+STANDARD: Final = 3
+"""Descriptors below this one are everybody's."""
+
+log = logging.getLogger("serve")
+
+Identity = tuple[int, int]
+"""Of an open file: st_dev and st_ino (stat(3type))."""
+
+
+class _State:
+    """What there is to give up."""
+
+    def __init__(self) -> None:
+        self.registered = False
+        self.foreign: frozenset[int] = frozenset()
+        self.claimed: dict[int, Identity] = {}
+        self.owners: list[Callable[[], Iterable[int]]] = []
+        self.farewells: list[Callable[[], object]] = []
+        self.handlers: dict[int, tuple[Any, Any]] = {}
+        self.epolls: set[int] = set()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.loop_thread = 0
+        self.forked = False
+
+
+_state: Final = _State()
+_blocked: Final = threading.local()
+
+
+def begin(own: Iterable[int] = ()) -> None:
+    """At the start of a process that will run the application: what is open now is not ours, apart from `own`."""
+    _state.foreign = frozenset(_open_descriptors()) - set(own)
+    if not _state.registered:
+        _state.registered = True
+        os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_in_child)
+
+
+def handles(number: int, handler: Any, before: Any) -> None:
+    """The signal's handler is ours; a child gets the one of `before`, unless the application has set its own."""
+    _state.handlers[number] = (handler, before)
+
+
+def claim(loop: asyncio.AbstractEventLoop) -> None:
+    """Before the application's first code runs: what has been opened since `begin` is ours, and so is `loop`."""
+    for number in set(_open_descriptors()) - _state.foreign:
+        if number >= STANDARD and (identity := _identity(number)) is not None:
+            _state.claimed[number] = identity
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{number}") == EPOLL:
+                    _state.epolls.add(number)
+    _state.loop, _state.loop_thread = loop, threading.get_ident()
+
+
+def own(descriptors: Callable[[], Iterable[int]]) -> None:
+    """In a child, `descriptors()` says what else is ours."""
+    _state.owners.append(descriptors)
+
+
+def in_child(do: Callable[[], object]) -> None:
+    """Have this done in a child, before the descriptors are given up."""
+    _state.farewells.append(do)
+
+
+def forked() -> bool:
+    """Whether this process is a fork of one that was a worker or an agent."""
+    return _state.forked
+
+
+class Ended:
+    """Stands for loop and transports in a child: whatever is asked of it, the child has come back to our code."""
+
+    kept: object = None
+    """What it stands for, so that no finaliser runs."""
+
+    def __getattr__(self, name: str) -> Any:
+        come_back()
+
+
+def come_back(*_: object, **__: object) -> NoReturn:
+    """The child's code has returned, or raised, into the server's: the request and the loop are the parent's."""
+    leave(sys.exception())
+    text = "a process that the application forked came back to the server's code and is ended; let it end by os._exit()"
+    try:
+        log.warning(text, extra=about("forked_process_ended"))
+    finally:
+        _exit(1)
+
+
+def leave(error: BaseException | None) -> None:
+    """If this is a child whose code has raised SystemExit, end it as that says, without its parent.s exit handlers."""
+    if _state.forked and isinstance(error, SystemExit):
+        if error.code is not None and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)
+            _exit(1)
+        _exit(error.code or 0)
+
+
+def _exit(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+# At a fork
+
+
+def _block() -> None:
+    numbers = _state.handlers.keys()
+    _blocked.mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if numbers else None
+
+
+def _unblock() -> None:
+    if (mask := getattr(_blocked, "mask", None)) is not None:
+        _blocked.mask = None
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    state = _state
+    steps: list[Callable[[], object]] = [_reset_signals]
+    if not state.forked:
+        state.forked = True
+        steps += [_leave_loop, *state.farewells, _give_up]
+    for step in steps:
+        try:
+            step()
+        except Exception:  # the others are still to be done
+            sys.excepthook(*sys.exc_info())
+    state.owners, state.farewells, state.claimed = [], [], {}
+    _unblock()
+
+
+def _reset_signals() -> None:
+    """Handlers of ours, and those by which an event loop of the parent's is told, would swallow the child's signals."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        present = signal.getsignal(number)
+        ours, before = _state.handlers.get(number, (None, None))
+        if present is not None and (present is ours or _is_loops(present)):
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual if before is None else before)
+    if signal.getsignal(signal.SIGCHLD) is None:  # libuv's, which writes to a pipe of the parent's
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def _leave_loop() -> None:
+    """Whatever would make the loop go on here ends the child, before any other callback or task runs a second time."""
+    loop: Any = _state.loop
+    if loop is None:
+        return
+    if threading.get_ident() == _state.loop_thread:
+        # The queue of callbacks, which one of the loops keeps to itself. It is being worked off while this runs, by its
+        # length: so it stays as long as it is.
+        ready = getattr(loop, "_ready", None)
+        if ready is None:
+            ready = next((each for each in gc.get_referents(loop) if isinstance(each, collections.deque)), None)
+        loop.call_soon(come_back)
+        if ready is not None:
+            handle, waiting = ready.pop(), len(ready)
+            ready.clear()
+            ready.extend([handle] * (waiting + 1))
+    for name in ("run_forever", "run_until_complete", "call_soon_threadsafe"):
+        setattr(loop, name, come_back)
+
+
+def _give_up() -> None:
+    state = _state
+    numbers = {number for number, identity in state.claimed.items() if _identity(number) == identity}
+    for descriptors in state.owners:
+        with contextlib.suppress(Exception):
+            numbers.update(descriptors())
+    if sys.version_info < (3, 13):
+        numbers |= _memory()
+    numbers = {number for number in numbers if number >= STANDARD}
+    for number in numbers & state.epolls:  # where the loop, before it comes to our callback, may look once more
+        with contextlib.suppress(OSError), select.epoll() as empty:
+            os.dup2(empty.fileno(), number, inheritable=False)
+            numbers.discard(number)
+    if not numbers:
+        return
+    spare = numbers.pop()
+    os.close(spare)  # so that there is room for the next one, also at the limit of open files
+    placeholder = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    if placeholder != spare:
+        numbers.add(spare)
+    for number in numbers:
+        if number != placeholder:
+            os.dup2(placeholder, number, inheritable=False)
+    if placeholder != spare:
+        os.close(placeholder)
+
+
+def _is_loops(handler: Any) -> bool:
+    """Whether a signal's handler belongs to an event loop, or to what runs one."""
+    if isinstance(handler, functools.partial):  # asyncio.Runner's, for SIGINT
+        handler = handler.func
+    of = getattr(handler, "__self__", None)
+    name = getattr(handler, "__qualname__", "")
+    return isinstance(of, (asyncio.AbstractEventLoop, asyncio.Runner)) or name == "_sighandler_noop"
+
+
+def _open_descriptors() -> list[int]:
+    try:
+        numbers: Iterable[int] = map(int, os.listdir("/proc/self/fd"))
+    except OSError:
+        numbers = range(HIGHEST)
+    return [number for number in numbers if _identity(number) is not None]  # without the one of the directory itself
+
+
+def _memory() -> set[int]:
+    """The descriptors of our shared memory: those that mmap.mmap holds by itself tell nobody their number."""
+    found = set()
+    for number in _open_descriptors():
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{number}").startswith("/memfd:serve-"):
+                found.add(number)
+    return found
+
+
+def _identity(number: int) -> Identity | None:
+    """Of what the descriptor is open on; None if it is not open."""
+    try:
+        status = os.fstat(number)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

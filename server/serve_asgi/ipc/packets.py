@@ -1,0 +1,200 @@
+"""The packets that the listener's children, and workers among themselves, may send over a channel.
+
+Each struct is one type of packet with its members, in one direction: what the listener says to its children, they take
+as it is, for it is trusted. The wire is JSON (`serve_asgi.ipc.channel`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+
+from serve_asgi.ipc.schema import Count, Packets, Seconds, Sentence, Short, Text
+
+
+class Packet(msgspec.Struct, frozen=True, tag_field="type"):
+    """One type of packet."""
+
+
+class Abilities(msgspec.Struct, frozen=True):
+    """How a process can be made to tell its stacks (`serve_asgi.listener.stack_dumps`)."""
+
+    signal: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    loop_thread: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+
+
+# From a worker or an agent
+
+
+class Hello(Packet, frozen=True, tag="hello"):
+    """It lives, and speaks this version."""
+
+    protocol: Annotated[list[Count], msgspec.Meta(max_length=8)] = []
+    window: Abilities | None = None
+
+
+class Failed(Packet, frozen=True, tag="failed"):
+    """It could not become what it was started for."""
+
+    message: Sentence
+    detail: Text = ""
+    usage: bool = False
+
+
+class Ready(Packet, frozen=True, tag="ready"):
+    """A worker: imported, its lifespan started."""
+
+
+class Accepts(Packet, frozen=True, tag="accepts"):
+    """A worker: it takes connections from now on."""
+
+
+class Recycle(Packet, frozen=True, tag="recycle"):
+    """A worker: it wants another one in its place."""
+
+    reason: Sentence
+
+
+class WorkerFinished(Packet, frozen=True, tag="finished"):
+    """A worker has ended in order."""
+
+    cut: Count = 0
+    handed_over: Count = 0
+
+
+class Withdrawn(Packet, frozen=True, tag="withdrawn"):
+    """A worker takes back what it has offered over a pair."""
+
+    pair: Count
+
+
+class Lost(Packet, frozen=True, tag="lost"):
+    """A worker has not got the descriptors of a pair: it asks for another one."""
+
+    pair: Count
+
+
+class Orphaned(Packet, frozen=True, tag="orphaned"):
+    """A worker asks what becomes of what it was offered over a pair."""
+
+    pair: Count
+
+
+class Prepared(Packet, frozen=True, tag="prepared"):
+    """An agent: imported, its prepare() has returned."""
+
+
+class Waits(Packet, frozen=True, tag="waits"):
+    """An agent: another server's agent is in its way."""
+
+    holder: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
+class Entered(Packet, frozen=True, tag="entered"):
+    """An agent is active."""
+
+
+class Returned(Packet, frozen=True, tag="returned"):
+    """An agent's function has returned."""
+
+
+class AgentFinished(Packet, frozen=True, tag="finished"):
+    """An agent has ended in order."""
+
+
+FROM_WORKER: Final[Packets[Packet]] = Packets(
+    *(Hello, Failed, Ready, Accepts, Recycle, WorkerFinished, Withdrawn, Lost, Orphaned)
+)
+FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentFinished)
+ONCE: Final = (Hello, Failed, Ready, Accepts, Recycle, WorkerFinished, Prepared, Entered, Returned, AgentFinished)
+"""What a process says once in its life."""
+
+
+# From the watchdog of a worker or an agent
+
+
+class Thread(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A thread, or a task, and its stack."""
+
+    name: Sentence
+    stack: Annotated[list[Sentence], msgspec.Meta(max_length=1_000)]
+    request: Sentence = ""
+    note: Sentence = ""
+    coro: Sentence = ""
+    awaits: Sentence = ""
+    running: bool = False
+
+
+class Stacks(Packet, frozen=True, tag="stacks"):
+    """What the process does."""
+
+    threads: Annotated[list[Thread], msgspec.Meta(max_length=1_000)]
+    threads_total: Count
+    tasks: Annotated[list[Thread], msgspec.Meta(max_length=10_000)]
+    tasks_total: Count
+    blocked: Seconds
+    id: Count = 0
+
+
+FROM_WATCHDOG: Final[Packets[Packet]] = Packets(Stacks)
+
+
+# From one worker to another (`serve_asgi.worker.hand_over`)
+
+Address: TypeAlias = tuple[Annotated[str, msgspec.Meta(max_length=1_000)], int | None] | None
+MOST_IN_RECORD: Final = 100_000
+"""Characters of the leftover in a record; what is longer travels beside it."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What travels with a connection (`serve_asgi.http.hand_over_record`)."""
+
+    leftover: Annotated[str, msgspec.Meta(max_length=MOST_IN_RECORD)]
+    client: Address
+    server: Address
+    deadline: Seconds | None
+    requests: Count
+    scheme: Short = "http"
+    trusted: bool | None = None
+    awaits_proxy: bool = False
+
+
+class Offer(Packet, frozen=True, tag="offer"):
+    """A connection, whose descriptor comes with it."""
+
+    offer: Count
+    record: Record
+
+
+class Commit(Packet, frozen=True, tag="commit"):
+    """It is the receiver's now."""
+
+    offer: Count
+
+
+class Take(Packet, frozen=True, tag="take"):
+    """The receiver has it, and waits for the commit."""
+
+    offer: Count
+
+
+class Refuse(Packet, frozen=True, tag="refuse"):
+    """The receiver does not want it."""
+
+    offer: Count
+
+
+FROM_SENDER: Final[Packets[Packet]] = Packets(Offer, Commit)
+FROM_RECEIVER: Final[Packets[Packet]] = Packets(Take, Refuse)
+
+
+def tag(kind: type[Packet]) -> str:
+    """What its `type` is."""
+    return str(kind.__struct_config__.tag)
+
+
+def members(packet: msgspec.Struct) -> dict[str, Any]:
+    """Its members as plain values."""
+    plain: dict[str, Any] = msgspec.to_builtins(packet)
+    return plain

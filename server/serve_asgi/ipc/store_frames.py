@@ -1,0 +1,83 @@
+"""What passes between a hub and its store process: frames as `serve_asgi.ipc.frames` makes them, one in each packet.
+
+Every frame with an `id` is answered exactly once, also when the store process dies or its disk is full: then by a
+refusal. Ids are the asker's; they have to be unique among writes and reads, among sends, and among grants. Values are
+MessagePack.
+
+hub -> store
+    store.snapshot {} body=[[key, version, value], …]         what the hub has from an earlier store process, in pieces;
+    store.known    {version}                                  and the version of its last change: for a Redis that comes
+                                                              back empty. Only if `store.open` says so
+    store.write   {id, op, key, version?, by?} body=value     as `decide.Write.head`; -> written | refused
+    store.read    {id, key}                                   the truth, not this server's copy; -> value | refused
+    store.send    {id, …} body                                to the hubs of all other servers; -> sent | unsent
+    store.grant   {id, name, tick, holder, lease, exclusive?} may this server run the tick?; -> granted | taken
+    store.renew   {name, token, lease}                        -> renewed | lost (no answer while Redis is away)
+    store.release {name, token}                               the run has ended; no answer
+
+store -> hub
+    store.snapshot  {first?} body=[[key, version, value], …]  pieces of the whole state, before each `store.up`; what
+                                                              came before the `first` was of one that was broken off
+    store.up        {server, shared, at?}                     the pieces were all; what the hub has besides is gone.
+                                                              Comes again after each `store.down` and each new process;
+                                                              `shared`: other servers may be there (Redis); `at`:
+                                                              the place in the stream of messages, for a next process
+    store.down      {text}                                    why nothing can be asked at present
+    store.refuses   {text}                                    why writes are refused, though the store can be asked (a
+                                                              full disk); "": they are taken again. Told when it
+                                                              changes; of what was before `store.up`, nothing is left
+    store.written   {id, key, version, deleted} body=value    the write stands; `version` is that of the change
+    store.refused   {id, code, text, version, exists?} body   answer to write and read: `decide.Code` or `Trouble`; for
+                                                              "conflict" the present version and value (`exists`)
+    store.change    {key, version, deleted} body=value        a write that this hub did not ask for, or that it was told
+                                                              to be refused with code "unknown" or "replicas"
+    store.value     {id, key, version, exists} body=value     answer to read
+    store.sent      {id}                                      every server that follows gets it
+    store.unsent    {id, code, text}                          `Trouble`
+    store.message   {server, at, …} body                      what another server's hub has sent: its head without `id`
+    store.at        {at}                                      this hub's own have come by; now and then
+    store.granted   {id, token, renewed_until}
+    store.taken     {id, why, text}                           `Taken`
+    store.renewed   {name, token, renewed_until}
+    store.lost      {name, token, text}                       the lease is over: another server may run it now
+
+`written` and `change` together are the changes of the state in order: a hub applies them as they come (a `written` that
+is not newer than a `change` before it is the answer alone). An answer never comes before the changes that it is about:
+after a "conflict" the hub has the change that was in the way.
+
+`tick` is the scheduled instant (unix time, s) and has to grow with each grant of a name: one that is not later than the
+last one granted is taken. `holder` names a server in its life (two grants of one tick to one holder are the same grant,
+so that it may ask again when an answer did not come). `lease` is in seconds; `renewed_until` is on the clock of
+time.monotonic(), and lies a little before what the store believes. With `exclusive`, a tick is not granted while any
+run of that name has a lease. `token` is larger than that of every earlier grant (a fencing token). A server that renews
+nothing loses the lease. With a file there is one server, and a lease ends with its store process.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+SNAPSHOT_PIECE: Final = 120_000
+"""Bytes of values in one piece of a snapshot, unless a single value is larger."""
+LEASE_MARGIN: Final = 0.05
+"""Part of a lease that is not used by its holder."""
+
+
+class Trouble(enum.Enum):
+    """Why something is refused that `decide` has nothing against; the values travel as `code`."""
+
+    UNKNOWN = "unknown"  # nobody knows whether it stands: the answer did not come
+    AWAY = "away"  # Redis or the store process cannot be reached: it was not written
+    STORAGE = "storage"  # the disk is full, or Redis takes no writes: it was not written
+    BUSY = "busy"  # too much waits for the store already: it was not written
+    REPLICAS = "replicas"  # it stands, but too few replicas have it: a fail-over may lose it
+
+
+class Taken(enum.Enum):
+    """Why a tick is not granted; the values travel as `why`."""
+
+    GRANTED = "granted"  # this tick, or a later one, has been granted already
+    RUNNING = "running"  # a run of that name has its lease, and `exclusive` was asked for; ask again if it is to queue
+    CLOCK = "clock"  # the instant lies in Redis's future: this machine's clock is wrong
+    TROUBLE = "trouble"  # the store cannot be asked; ask again

@@ -1,0 +1,305 @@
+"""The admin process as the listener holds it: started, told what happens, started again when it dies.
+
+It owns the sockets of --admin (bound before the server starts, and kept, so that the address outlives the process),
+the process, and the channel to it. The listener never waits for it: what it is to be told is a bounded queue of records
+and the newest state, sent by a task of its own. The process only reads: it has the scoreboard without the right to
+write to it, and nothing that it says changes what the listener does.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import anyio
+
+from serve_asgi import __version__
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
+from serve_asgi.errors import ChannelError
+from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, pair
+from serve_asgi.ipc.listening_socket import Kind
+from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.listener.child import SAFE_PATH, Child, describe_code
+from serve_asgi.listener.helper_processes import Process, Processes
+from serve_asgi.listener.history import History, Record
+from serve_asgi.listener.listening_sockets import Listening
+
+QUEUED: Final = 200
+"""Records that wait for a process that takes none; older ones are dropped, and its counts are right all the same."""
+DETAIL: Final = 8_000
+"""Characters of a traceback that are passed on: its end says most."""
+REASON: Final = 300
+"""Characters of the reason of a refused reload that are passed on with those of old."""
+LEAST_PAUSE: Final = 0.2
+"""Seconds between two things that it is told of."""
+FIRST_DELAY: Final = 0.5
+LONGEST_DELAY: Final = 30.0
+"""Seconds until a dead one is replaced; the delay doubles with each death."""
+STEADY: Final = 60.0
+"""One that lived this long (s) has the deaths before it forgiven."""
+END_TIME: Final = 2.0
+"""Seconds that it has to end by itself when the server ends; then it is killed."""
+
+log = logging.getLogger("serve")
+
+State = dict[str, Any]
+
+
+class Admin:
+    """The admin process of one server."""
+
+    def __init__(
+        self,
+        config: Config,
+        listening: Sequence[Listening],
+        served: Sequence[Listening],
+        scoreboard: Scoreboard,
+        processes: Processes,
+        children: Callable[[], Iterable[Child]],
+        state: Callable[[], State],
+        history: History,
+        started: float,
+        earlier: int = 0,
+    ) -> None:
+        """`listening` are its own sockets, `served` those of the application, which it only hears about.
+
+        `state` makes what it is told of the server's present state, JSON-compatible
+        (`serve_asgi.listener.admin_state`). `started` is when the server was, in CLOCK_MONOTONIC (s). `earlier` is the
+        PID of the admin process of the program that this one has replaced, or 0.
+        """
+        self._config = config
+        self._listening = listening
+        self._scoreboard = scoreboard
+        self._processes = processes
+        self._children = children
+        self._told_of: set[int] = set()
+        """The children, by their serials, whose rows the process has."""
+        self._state = state
+        self._history = history
+        self._about = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": history.began,
+            "since": started,
+            "python": sys.version.split()[0],
+            "app": config.app,
+            "listening": [{"name": each.name, "inode": os.fstat(each.socket.fileno()).st_ino} for each in served],
+        }
+        self._records: collections.deque[Record] = collections.deque(maxlen=QUEUED)
+        self._news = anyio.Event()
+        self._end = anyio.Event()
+        self._ended = anyio.Event()
+        self._process: Process | None = None
+        self._earlier = processes.adopt(earlier) if earlier else None
+        self._reopen = False
+
+    @property
+    def names(self) -> list[str]:
+        """Where it listens, as the operator is told."""
+        return [each.name for each in self._listening]
+
+    @property
+    def pid(self) -> int:
+        """Of the process, or 0 while there is none."""
+        return 0 if self._process is None or self._process.ended else self._process.pid
+
+    def listen(self) -> None:
+        """Let clients in: they wait until a process takes them. Raises UsageError if the port was taken meanwhile."""
+        for each in self._listening:
+            each.listen(128)
+            if not _local(each):
+                log.warning(
+                    "the admin page at %s asks for no password and can be reached from other machines: bind it to "
+                    "127.0.0.1 or to a unix socket, or keep others out",
+                    each.name,
+                )
+
+    # What it is told: each of these returns at once
+
+    def happened(self, record: Record) -> None:
+        """Pass on what has happened."""
+        if record["level"] != "debug":
+            self._records.append(_shown(record))
+        self._news.set()
+
+    def changed(self) -> None:
+        """Something may have changed in the state; it is looked at later."""
+        self._news.set()
+
+    def reopen(self) -> None:
+        """Log files have been moved away."""
+        self._reopen = True
+        self._news.set()
+
+    # Its life
+
+    async def run(self) -> None:
+        """Keep a process alive until `finish`, if there is an address for it to serve."""
+        if not self._listening:
+            self._ended.set()
+            return
+        delay = FIRST_DELAY
+        while not self._end.is_set():
+            began = time.monotonic()
+            try:
+                how = await self._live()
+            except Exception as error:  # such as EMFILE: the server goes on
+                how = f"it could not be started: {error}"
+            if self._end.is_set():
+                break
+            delay = FIRST_DELAY if time.monotonic() - began >= STEADY else delay
+            log.error("the admin process ended (%s); another one starts in %g s", how, delay)
+            with anyio.move_on_after(delay):
+                await self._end.wait()
+            delay = min(LONGEST_DELAY, delay * 2)
+        self._ended.set()
+
+    async def end_earlier(self) -> None:
+        """The process of an earlier program ends with its channel; one that has been stopped does not, but by force."""
+        if self._earlier is not None:
+            with anyio.move_on_after(END_TIME):
+                await self._earlier.wait()
+            await self._kill(self._earlier)
+
+    async def finish(self) -> None:
+        """The server has ended: end the process, by force if need be, and wait for that."""
+        self._end.set()
+        with anyio.move_on_after(END_TIME):
+            await self._ended.wait()
+        for process in (self._process, self._earlier):
+            if process is not None:
+                await self._kill(process)
+
+    async def _kill(self, process: Process) -> None:
+        process.signal(signal.SIGKILL)
+        with anyio.move_on_after(END_TIME):
+            await process.wait()
+
+    async def _live(self) -> str:
+        """Start a process, serve its channel, and return how it ended."""
+        ours, theirs = pair()
+        channel = Channel(ours)
+        try:
+            with theirs:
+                self._process = process = self._start(theirs)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tell, channel)
+                tasks.start_soon(self._close_at_end, channel)
+                status = await process.wait()
+                tasks.cancel_scope.cancel()
+        finally:
+            channel.close()
+        self._process = None
+        return describe_code(status)
+
+    def _start(self, theirs: socket.socket) -> Process:
+        environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+        arguments = [own_program(), *SAFE_PATH, "-m", "serve_asgi.admin", "--channel", str(theirs.fileno())]
+        return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
+
+    async def _close_at_end(self, channel: Channel) -> None:
+        """The end of the channel is what tells it to leave."""
+        await self._end.wait()
+        channel.close()
+
+    async def _tell(self, channel: Channel) -> None:
+        """Bring it up to date, then tell it what happens, for as long as it takes it."""
+        try:
+            told = await self._welcome(channel)
+            while True:
+                self._news = anyio.Event()
+                while self._records:
+                    await channel.send({"type": "happened", "record": self._records.popleft()})
+                if self._reopen:
+                    self._reopen = False
+                    await channel.send({"type": "reopen"})
+                await self._give_rows(channel)
+                if (state := self._state()) != told:
+                    await channel.send({"type": "state", "state": state})
+                    told = state
+                await anyio.sleep(LEAST_PAUSE)
+                await self._news.wait()
+        except (OSError, anyio.ClosedResourceError):
+            pass  # it is gone, which SIGCHLD tells
+        except ChannelError as error:
+            log.error("the admin process is not told any more what happens: %s", error)
+        except Exception:  # a bug here must cost the server nothing more
+            log.exception("the admin process is not told any more what happens; please report this")
+
+    async def _welcome(self, channel: Channel) -> State:
+        """All that it has to know before it may show anything; return the state that it was told."""
+        told = self._state()
+        past = [_shown(record) for record in self._history.records]
+        reloads = [{**each, "reason": str(each.get("reason", ""))[:REASON]} for each in self._history.reloads]
+        self._records.clear()  # which are among the past ones
+        board = self._scoreboard.read_only()
+        packet: Packet = {
+            "type": "welcome",
+            "protocol": PROTOCOL,
+            "config": own_config(self._config).to_json(),
+            "about": self._about,
+            "state": told,
+            "sockets": [each.describe() for each in self._listening],
+        }
+        try:
+            await channel.send(packet, [board, *(each.socket.fileno() for each in self._listening)])
+        finally:
+            os.close(board)
+        self._told_of.clear()
+        await self._give_rows(channel)
+        await channel.send({"type": "reloads", "reloads": reloads})
+        for record in past:
+            await channel.send({"type": "happened", "record": record, "past": True})
+        return told
+
+    async def _give_rows(self, channel: Channel) -> None:
+        """Let it read the rows of the children that are there, as far as it does not yet."""
+        living = {child.serial: child for child in self._children()}
+        self._told_of &= living.keys()
+        for serial in living.keys() - self._told_of:
+            if (child := living[serial]).closed:
+                continue
+            fd = child.counts.again()
+            try:
+                await channel.send({"type": "rows", "rows": [[child.row, serial]]}, [fd])
+            finally:
+                os.close(fd)
+            self._told_of.add(serial)
+
+
+def own_config(config: Config) -> Config:
+    """What the admin process is configured with: the server's own loop, parser, user and log, nothing else."""
+    kept = ("loop", "http", "user", "group", "log_level", "log_file", "log_format")
+    return dataclasses.replace(
+        Config(),
+        app="serve_asgi.admin.application:application",
+        interface="asgi3",
+        lifespan="off",
+        health_path="/-/healthy",
+        access_log=False,
+        graceful_timeout=1.0,
+        block_warn=0.0,
+        **{name: getattr(config, name) for name in kept},
+    )
+
+
+def _shown(record: Record) -> Record:
+    """What is passed on of a record: no PID of a worker, which nobody is to send a signal to."""
+    shown = {name: value for name, value in record.items() if name != "pid"}
+    return {**shown, "detail": str(record.get("detail", ""))[-DETAIL:]}
+
+
+def _local(listening: Listening) -> bool:
+    if listening.kind is Kind.UNIX:
+        return True
+    return ipaddress.ip_address(listening.socket.getsockname()[0]).is_loopback

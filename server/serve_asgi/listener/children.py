@@ -1,0 +1,397 @@
+"""The worker and agent processes as the listener holds them: started, spoken to, reaped.
+
+It owns the children, their channels and their rows of the scoreboard. What a child says is turned into events, and
+nothing waits for a child: what is said to one lies in its outbox. What is to be done, and when, the supervisor decides.
+A child is not trusted: it is heard through `serve_asgi.ipc.packets`, one packet in each turn of the loop, and ends if
+it says what it must not, too much of it, or takes nothing of what it is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import BEGAN, Release
+from serve_asgi.errors import ChannelError, UsageError
+from serve_asgi.ipc import packets
+from serve_asgi.ipc.channel import PROTOCOL, Packet, speaks
+from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
+from serve_asgi.listener import misbehaving_child as blame
+from serve_asgi.listener.agent_lock import agent_lock
+from serve_asgi.listener.child import Child, describe, handover_pair, spawn
+from serve_asgi.listener.hub_links import Links
+from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.stack_dumps import Window
+from serve_asgi.logs.server_log import about
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import Agent, Process, Worker
+
+ROWS = 1024
+"""Processes that may be alive at once."""
+SLOTS = 256
+"""Slots with totals of their own; further ones share the last."""
+MOST_UNREAD: Final = 1000
+"""Packets that wait for a child that does not take them, beside those in the socket."""
+LAST_WORDS: Final = 1000
+"""Packets that are read of a dead child; its socket holds fewer, but somebody else may have it."""
+
+NEIGHBOURS = 64
+"""Workers that one of them knows when it begins to serve, at most: each costs a descriptor on the way there."""
+
+log = logging.getLogger("serve")
+
+
+def row_slot(worker: Process) -> int:
+    """What the row of a process says of its slot, and where its counts go in the end."""
+    return NO_SLOT if isinstance(worker, Agent) else worker.slot
+
+
+class Crew:
+    """The children of one listener."""
+
+    def __init__(
+        self,
+        listening: Sequence[Listening],
+        post: Callable[[e.Event], None],
+        links: Links,
+        scoreboard: Scoreboard,
+        broken: Callable[[Process, str], None],
+        children: Iterable[Child] = (),
+    ) -> None:
+        """`children` are those of an earlier program of this process, if there was one.
+
+        `broken(process, why)` is told of one that has broken the protocol: it is to be killed.
+        """
+        self.listening = listening
+        self.post = post
+        self.links = links
+        self._broken = broken
+        self.tasks: TaskGroup
+        """Where the channels are served; set before the first start."""
+        self.scoreboard = scoreboard
+        self._board = scoreboard.read_only()
+        """What children get of it."""
+        self.children: dict[int, Child] = {child.pid: child for child in children}
+        taken = {child.row for child in self.children.values()}
+        self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
+
+    def __iter__(self) -> Iterator[Child]:
+        return iter(list(self.children.values()))
+
+    def of(self, worker: Process) -> Child | None:
+        """The process of `worker`, if it has one."""
+        return next((child for child in self.children.values() if child.worker is worker), None)
+
+    def silent_for(self, child: Child) -> float:
+        """Seconds since the child's event loop was last heard of, 0.0 if it never was."""
+        beat = child.counts.word(Cell.HEARTBEAT)
+        return max(0.0, (time.monotonic_ns() - beat) / 1e9) if beat else 0.0
+
+    # Beginning and end
+
+    def start(self, worker: Process, release: Release, config: Config) -> None:
+        """Start `worker`'s process; what prevents it is told as its failure and death."""
+        try:
+            what = self._what(worker)
+            child, link, row = self._spawn_linked(worker, release)
+        except Exception as error:
+            if not isinstance(error, (UsageError, OSError)):
+                log.exception("%s could not be started", worker)
+            self._failed(worker, str(error), usage=isinstance(error, UsageError))
+            self._died(worker, "it was never started")
+            return
+        self.children[child.pid] = child
+        self.attend(child)
+        given = {"link": link.detach(), "row": row, **self._open_window(child)}
+        listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves nobody
+        child.outbox.tell(
+            {
+                "type": "welcome",
+                "given": list(given),
+                "member": worker.id,
+                "protocol": PROTOCOL,
+                "generation": worker.generation.number,
+                **what,
+                "row": child.row,
+                "config": config.to_json(),
+                "directory": release.directory,
+                "app_dir": release.app_dir,
+                "since": BEGAN,
+                "sockets": [each.describe() for each in listening],
+            },
+            lent=[self._board, *(each.socket.fileno() for each in listening)],
+            given=tuple(given.values()),
+        )
+        self.links.linked(worker.id)
+
+    def _what(self, worker: Process) -> Packet:
+        """What a process is told of its part. Raises UsageError."""
+        if isinstance(worker, Worker):
+            return {"slot": worker.slot}
+        return {"role": "agent", "lock": agent_lock(each.name for each in self.listening)}
+
+    def _open_window(self, child: Child) -> dict[str, int]:
+        """The process's ends of a window, by the names that its welcome has for them.
+
+        Without a descriptor to spare it does without.
+        """
+        try:
+            child.window = Window()
+            asked_over, dump = child.window.hand_out()
+        except OSError as error:
+            log.warning("%s will not be able to tell its stacks: %s", child.worker, error)
+            return {}
+        return {"asked over": asked_over, "dump": dump}
+
+    def attend(self, child: Child) -> None:
+        """Serve the child's channel from here on."""
+        self.tasks.start_soon(self._send_to, child)
+        self.tasks.start_soon(self._listen_to, child)
+
+    def _spawn_linked(self, worker: Process, release: Release) -> tuple[Child, socket.socket, int]:
+        """The process, its end of a link to the hub (alone it would take itself for the whole server), and its row."""
+        link = self.links.open(worker.id)
+        try:
+            child, row = self._spawn(worker, release)
+            return child, link, row
+        except BaseException:
+            link.close()
+            raise
+
+    def _spawn(self, worker: Process, release: Release) -> tuple[Child, int]:
+        if not self._free_rows:
+            raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
+        counts, row = Row.create()
+        try:
+            child = spawn(worker, release, self._free_rows[-1], counts)
+        except BaseException:
+            counts.close()
+            os.close(row)
+            raise
+        self._free_rows.pop()
+        self.scoreboard.enter(child.row, child.pid, worker.generation.number, row_slot(worker), child.serial)
+        log.debug("%s has PID %d", worker, child.pid)
+        return child, row
+
+    def reaped(self, pid: int, wait_status: int) -> bool:
+        """A process has ended; False if it was no child of ours."""
+        child = self.children.pop(pid, None)
+        if child is None:
+            return False
+        in_flight = child.in_hands
+        try:
+            self._read_rest(child)
+            self.links.read_rest(child.worker.id)
+            self.scoreboard.fold(child.row, row_slot(child.worker), child.counts.words())
+            self._free_rows.append(child.row)
+            child.close()
+        except Exception:
+            log.exception("not all that belonged to %s could be given back", child.worker)
+        self._died(child.worker, describe(wait_status), in_flight)
+        return True
+
+    def _failed(self, worker: Process, message: str, detail: str = "", usage: bool = False) -> None:
+        """It could not become what it was started for."""
+        if isinstance(worker, Agent):
+            self.post(e.AgentFailed(worker, message, detail, usage))
+        else:
+            self.post(e.WorkerFailed(worker, message, detail, usage))
+
+    def _died(self, worker: Process, how: str, in_flight: int = 0) -> None:
+        """It is no more."""
+        if isinstance(worker, Agent):
+            self.post(e.AgentDied(worker, how))
+        else:
+            self.post(e.WorkerDied(worker, how, in_flight))
+
+    def kill(self, worker: Process) -> int:
+        """SIGKILL; return how many requests and WebSockets are in its hands."""
+        if (child := self.of(worker)) is None:
+            return 0
+        cut = child.in_hands
+        child.kill()
+        return cut
+
+    # What is said to them
+
+    def tell(self, worker: Process, packet: Packet, given: tuple[int, ...] = ()) -> None:
+        """Say something to a process, with descriptors that are closed here once it has them."""
+        child = self.of(worker)
+        if child is None:
+            for descriptor in given:
+                os.close(descriptor)
+        else:
+            self._say(child, packet, given)
+
+    def _say(self, child: Child, packet: Packet, given: tuple[int, ...] = ()) -> None:
+        child.outbox.tell(packet, given=given)
+        if len(child.outbox) > MOST_UNREAD:
+            self._end(child, f"it has not taken {MOST_UNREAD} packets of its channel")
+
+    def introduce(self, sender: Worker, receiver: Worker, pair: int) -> None:
+        """Connect two workers for hand-overs."""
+        there = self.of(receiver)
+        if there is None or self.of(sender) is None:
+            return
+        try:
+            row = there.counts.again()
+            try:
+                sends, receives = handover_pair()
+            except OSError:
+                os.close(row)
+                raise
+        except OSError as error:
+            log.warning(
+                "cannot introduce %s to %s yet: %s; raise the open-files limit (ulimit -Hn)",
+                sender,
+                receiver,
+                error.strerror,
+                extra=about("descriptors_lost"),
+            )
+            self.tell(sender, {"type": "receiver", "pair": pair})  # which asks for another one
+            return
+        self._say(there, {"type": "receive", "pair": pair}, (receives,))
+        self.tell(sender, {"type": "receiver", "pair": pair}, given=(row, sends))
+
+    def serve(self, worker: Worker) -> None:
+        """Tell a worker to serve, make those that do known to it, and it to those of its generation."""
+        if (child := self.of(worker)) is None:
+            return
+        others = [each for each in self.children.values() if each.serves and each is not child][-NEIGHBOURS:]
+        child.serves = True
+        try:
+            self._make_known(child, others)
+            for each in others:
+                if each.worker.generation is worker.generation:
+                    self._make_known(each, [child])
+        except OSError as error:  # without descriptors to spare only evenness is lost
+            log.debug("%s cannot be told who serves beside it: %s", worker, error)
+        self._say(child, {"type": "serve"})
+
+    def _make_known(self, to: Child, others: Sequence[Child]) -> None:
+        rows = [[each.row, each.serial] for each in others]
+        if rows:
+            self._say(to, {"type": "neighbours", "rows": rows}, tuple(each.counts.again() for each in others))
+
+    async def _send_to(self, child: Child) -> None:
+        """Send what lies in the child's outbox until it is closed."""
+        try:
+            await child.outbox.run()
+        except Exception:
+            log.exception("%s cannot be spoken to and is killed", child.worker)
+            if child.pid in self.children:
+                child.kill()
+
+    # What they say
+
+    async def _listen_to(self, child: Child) -> None:
+        """Take the child's packets until its end of the channel closes; its death is told by SIGCHLD."""
+        try:
+            while not child.broken:
+                data, _ = await child.channel.receive_data()
+                if isinstance(packet := self._decoded(child, data), packets.Ready | packets.Prepared):
+                    await self.links.heard_out(child.worker.id)
+                self._take_packet(child, packet)
+                await anyio.lowlevel.checkpoint()  # others have their turn, however much it says
+        except (EOFError, OSError, anyio.ClosedResourceError):
+            pass
+        except Exception as error:
+            self._blame(child, error)
+
+    def _read_rest(self, child: Child) -> None:
+        """What the child said last is handled before its death is."""
+        try:
+            for _ in range(0 if child.broken else LAST_WORDS):
+                if (received := child.channel.try_receive_data()) is None:
+                    break
+                self._take_packet(child, self._decoded(child, received[0]))
+        except (EOFError, OSError):
+            pass
+        except Exception as error:
+            self._blame(child, error)
+
+    def _decoded(self, child: Child, data: bytes) -> packets.Packet | None:
+        """What the child says. Raises ChannelError if it must not."""
+        if not child.allowance.use():
+            raise ChannelError("more of them than any child has to say")
+        allowed = packets.FROM_AGENT if isinstance(child.worker, Agent) else packets.FROM_WORKER
+        packet = allowed.decode(data)
+        if packet is not None and (kind := type(packet)) in packets.ONCE:
+            if kind in child.said:
+                raise ChannelError(f"a second packet {packets.tag(kind)!r}")
+            child.said.add(kind)
+        return packet
+
+    def _blame(self, child: Child, error: Exception) -> None:
+        """What the child has said is wrong, or more than we can deal with: it ends, and nothing else does."""
+        self._end(child, blame.reason(child.worker, "channel", error))
+
+    def _end(self, child: Child, why: str) -> None:
+        if not child.broken:
+            child.broken = True
+            if child.pid in self.children:
+                self._broken(child.worker, why)
+
+    def _take_packet(self, child: Child, packet: packets.Packet | None) -> None:
+        worker = child.worker
+        match packet:
+            case None:
+                log.debug("%s sent a packet of a type that this version does not know", worker)
+            case packets.Hello(protocol, window):
+                if not speaks(protocol):
+                    text = f"it speaks version {protocol} of the channel, this listener {PROTOCOL}"
+                    self._failed(worker, f"{text}; restart the server to change to that version")
+                elif child.window is not None and window is not None:
+                    child.window.agree(window.signal, window.loop_thread)
+            case packets.Failed(message, detail, usage):
+                self._failed(worker, message, detail, usage)
+            case _ if isinstance(worker, Agent):
+                self._take_from_agent(worker, packet)
+            case _:
+                self._take_from_worker(worker, packet)
+
+    def _admit(self, process: Process, event: e.Event) -> None:
+        """It says that it is ready; it is not, if what it has told the hub contradicts what others have."""
+        if trouble := self.links.trouble_with(process.id):
+            self.tell(process, {"type": "quit"})
+            self._failed(process, trouble, usage=True)
+        else:
+            self.post(event)
+
+    def _take_from_agent(self, agent: Agent, packet: packets.Packet) -> None:
+        match packet:
+            case packets.Prepared():
+                self._admit(agent, e.AgentPrepared(agent))
+            case packets.Waits(holder):
+                self.post(e.AgentWaits(agent, holder))
+            case packets.Entered():
+                self.post(e.AgentEntered(agent))
+            case packets.Returned():
+                self.post(e.AgentReturned(agent))
+            case packets.AgentFinished():
+                self.post(e.AgentFinished(agent))
+
+    def _take_from_worker(self, worker: Worker, packet: packets.Packet) -> None:
+        match packet:
+            case packets.Ready():
+                self._admit(worker, e.WorkerReady(worker))
+            case packets.Accepts():
+                self.post(e.WorkerAccepts(worker))
+            case packets.Recycle(reason):
+                self.post(e.WorkerWantsReplacement(worker, reason))
+            case packets.WorkerFinished():
+                self.post(e.WorkerFinished(worker, packets.members(packet)))
+            case packets.Withdrawn(pair):
+                self.post(e.PairWithdrawn(worker, pair))
+            case packets.Lost(pair):
+                self.post(e.PairLost(worker, pair))
+            case packets.Orphaned(pair):
+                self.post(e.PairOrphaned(worker, pair))

@@ -1,0 +1,248 @@
+"""`--reload`, for development: a changed file asks for a reload.
+
+It owns the process that watches (`serve_asgi.listener.file_watcher`) and starts it again if it dies; the reload is the
+same transaction as any other, so that code that does not start is refused and the old one serves on. That old workers
+with open streams hold nothing up is a matter of this mode's defaults (`serve_asgi.config.sources`): requests have a
+second to finish, and many generations may be alive meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import select
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+
+from serve_asgi.config.file import OWN, PROJECT
+from serve_asgi.config.release import PRIVATE_VARIABLES, own_program, resolve
+from serve_asgi.config.sources import Settings
+from serve_asgi.errors import ChannelError, StartError, UsageError
+from serve_asgi.ipc.channel import Channel, pair
+from serve_asgi.listener.child import SAFE_PATH, describe_code
+from serve_asgi.listener.helper_processes import Process, Processes
+from serve_asgi.logs.output import say
+from serve_asgi.supervisor import events as e
+
+FIRST_PAUSE: Final = 1.0
+"""Seconds before watching is tried again; doubled each time until it works."""
+LONGEST_PAUSE: Final = 60.0
+WATCHING_TIMEOUT: Final = 10.0
+"""Seconds that a watcher may take to say that it watches before people are told that it will."""
+STARTED: Final = time.time_ns()
+"""When this program was started (Unix time, ns): nothing of the application has been imported before."""
+NAMED: Final = 3
+"""Changed files that are named in the log."""
+
+
+def require(settings: Settings) -> None:
+    """Raise UsageError if this mode's package is missing, or what it should watch."""
+    if importlib.util.find_spec("watchfiles") is None:
+        raise UsageError("--reload needs the package watchfiles: pip install 'serve-asgi[reload]', or leave it out")
+    watched(settings)
+
+
+def watched(settings: Settings) -> dict[str, list[str]]:
+    """What the watcher is to watch. Raises UsageError for a directory that is not there, or is everything."""
+    config, start = settings.config, settings.directory
+    directories = [os.path.realpath(os.path.join(start, directory)) for directory in config.reload_dir]
+    for directory in directories:
+        if not os.path.isdir(directory):
+            raise UsageError(f"--reload-dir: there is no directory {directory}")
+    directories = directories or [resolve(config, start).app_dir]
+    if "/" in directories:
+        raise UsageError("--reload would watch the whole file system: name what to watch by --reload-dir")
+    own = (config.log_file, config.access_log_file, config.pid, config.control)
+    named = [name for name in (config.config, config.env_file) if name]
+    files = [os.path.join(start, name) for name in (named if config.config else [*named, OWN, PROJECT])]
+    return {
+        "directories": directories,
+        "files": sorted({path for file in files for path in (_in_directory(file), os.path.realpath(file))}),
+        "include": list(config.reload_include),
+        "exclude": list(config.reload_exclude),
+        "own": sorted(_in_directory(os.path.join(start, name)) for name in own if name),
+    }
+
+
+def _in_directory(path: str) -> str:
+    """The path with links resolved but for its last part: a link that is replaced counts as well as what it names."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def start(
+    processes: Processes, what: dict[str, list[str]], since: int, *, once: bool = False
+) -> tuple[Process, Channel]:
+    """Start a watcher, which ends after one change if `once`. Raises OSError if that cannot be.
+
+    What has changed since then (Unix time, ns) counts as well.
+    """
+    ours, theirs = pair()
+    command = [own_program(), *SAFE_PATH, "-m", "serve_asgi.listener.file_watcher", "--channel", str(theirs.fileno())]
+    command += ["--watched", json.dumps(what), "--since", str(since), *(["--once"] if once else [])]
+    environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+    try:
+        process = processes.start(command, environment, [(theirs.fileno(), theirs.fileno())])
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, Channel(ours)
+
+
+def start_again_after_a_change(settings: Settings, error: StartError, changed: bool) -> int:
+    """The first start has failed: say so, wait for a change of a file (or HUP), and execute this program anew.
+
+    `changed` says that there was one meanwhile. Returns an exit status if there will be no other start: told to stop,
+    or the watcher ended.
+    """
+    say(2, f"{error.detail.rstrip()}\nserve: {error}\n".lstrip("\n"))
+    if changed or _wait_for_change(settings):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return error.exit_status
+
+
+def _wait_for_change(settings: Settings) -> bool:
+    """Wait for a change of a file or HUP, for as long as it takes; False if told to stop, or if nothing watches."""
+    signals = {signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    processes = Processes()
+    process, channel = start(processes, watched(settings), STARTED, once=True)
+    try:
+        select.select([channel], [], [], WATCHING_TIMEOUT)  # until it watches, so that no change from here on is missed
+        say(2, "serve: waiting for a change of a file (--reload)\n")
+        while (received := signal.sigwait(signals)) == signal.SIGCHLD:
+            pid, wait_status = os.waitpid(process.pid, os.WNOHANG)
+            if pid and processes.reaped(pid, wait_status):
+                return wait_status == 0
+        return received == signal.SIGHUP and not terminal_is_gone()
+    finally:
+        channel.close()
+        process.signal(signal.SIGKILL)
+
+
+def terminal_is_gone() -> bool:
+    """Whether the terminal that this was started in has been closed, which is when the kernel or a shell sends HUP.
+
+    In development a person sits before it, and nothing is to be left running behind their back.
+    """
+    poll = select.poll()
+    for descriptor in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                poll.register(descriptor, 0)
+    return any(found & select.POLLHUP for _, found in poll.poll(0))
+
+
+class Changes:
+    """The watching of one listener."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        processes: Processes,
+        post: Callable[[e.Event], None],
+        say: Callable[[e.Say], None],
+        *,
+        missed: bool = False,
+    ) -> None:
+        """`missed`: nothing has watched for a while, while the server ran."""
+        self._settings = settings
+        self._processes = processes
+        self._post = post
+        self._say = say
+        self._pause = FIRST_PAUSE
+        self._process: Process | None = None
+        self._what: dict[str, list[str]] = {}
+        """What is watched at present."""
+        self._elsewhere = False
+        """Whether something else is to be watched from now on."""
+        self._missed = missed
+        """Whether there was a time without a watcher."""
+        self._since = STARTED
+        """Up to when all changes have been seen."""
+
+    async def run(self) -> None:
+        """Ask for a reload after each change, until cancelled; whatever ends the watching, it is tried again."""
+        told = ""
+        while True:
+            trouble = await self._watch()
+            if self._elsewhere:
+                self._elsewhere = False
+                continue
+            if self._pause == FIRST_PAUSE or trouble != told:
+                self._tell(logging.ERROR, "watcher_failed", trouble)
+            told = trouble
+            await anyio.sleep(self._pause)
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            self._missed = True
+
+    def use(self, settings: Settings) -> None:
+        """A generation with these settings serves; its directories may be others than before, or other files."""
+        self._settings = settings
+        with contextlib.suppress(UsageError):  # told when watching begins again
+            if self._process is not None and watched(settings) != self._what:
+                self._elsewhere = True
+                self._process.signal(signal.SIGKILL)
+
+    async def _watch(self) -> str:
+        """Watch for as long as that can be; return what ended it."""
+        try:
+            self._what = watched(self._settings)
+            process, channel = start(self._processes, self._what, self._since)
+            self._process = process
+        except (OSError, UsageError) as error:
+            return f"changes of files are not watched: {error}"
+        try:
+            if trouble := await self._follow(channel):
+                return f"changes of files are not watched: {trouble}"
+        finally:
+            self._process = None
+            channel.close()
+            process.signal(signal.SIGKILL)
+        return f"the process that watches files ended ({describe_code(await process.wait())}); it is started again"
+
+    async def _follow(self, channel: Channel) -> str:
+        """Take the watcher's packets until it ends, or until it says why it cannot go on, which is returned."""
+        try:
+            while True:
+                packet, _ = await channel.receive()
+                match packet["type"]:
+                    case "watching":
+                        self._since = time.time_ns()
+                        self._watching(packet["directories"])
+                    case "changed":
+                        self._since = time.time_ns()
+                        self._changed(packet["paths"], packet["count"])
+                    case "trouble":
+                        return str(packet["text"])
+        except (EOFError, ChannelError, OSError):
+            return ""
+
+    def _watching(self, directories: list[str]) -> None:
+        told = ", ".join(directories)
+        self._tell(logging.INFO, "watching", f"watching for changes (--reload, for development): {told}")
+        self._pause = FIRST_PAUSE
+        if self._missed:
+            self._missed = False
+            self._post(e.ReloadAsked(by="files may have changed while they were not watched"))
+
+    def _changed(self, paths: list[str], count: int) -> None:
+        start = os.path.join(os.path.realpath(self._settings.directory), "")
+        named = ", ".join(path.removeprefix(start) for path in paths[:NAMED])
+        more = f" and {count - NAMED} more" if count > NAMED else ""
+        text = f"{named}{more} {'has' if count == 1 else 'have'} changed"
+        self._tell(logging.INFO, "files_changed", text, files=paths)
+        self._post(e.ReloadAsked(by=text, supersedes=True))
+
+    def _tell(self, level: int, event: str, text: str, **about: Any) -> None:
+        self._say(e.Say(level, event, text, "", about))

@@ -1,0 +1,105 @@
+"""Processes beside the workers: hooks, and whoever serves the operator.
+
+It owns their PIDs until they have been reaped. Nobody waits for one but over `Process.wait`: the listener reaps
+everything at one place (as PID 1 it gets what is left to it as well) and says here what it found. Each leads its own
+process group, so that what it starts can be ended with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+
+import anyio
+
+from serve_asgi.ipc.signals import LISTENER_SIGNALS
+
+
+class Process:
+    """A started process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._ended = anyio.Event()
+        self._status = 0
+
+    async def wait(self) -> int:
+        """Wait for its end; return the exit status, or the negative number of the signal that ended it."""
+        await self._ended.wait()
+        return self._status
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has been reaped."""
+        return self._ended.is_set()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to its process group; nothing happens if it has ended."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have become another user (sudo)
+                os.killpg(self.pid, number)
+
+    def _reaped(self, wait_status: int) -> None:
+        self._status = os.waitstatus_to_exitcode(wait_status)
+        self._ended.set()
+
+
+class Processes:
+    """Those of one listener."""
+
+    def __init__(self) -> None:
+        self._living: dict[int, Process] = {}
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        descriptors: Sequence[tuple[int, int]] = (),
+        directory: str = "",
+    ) -> Process:
+        """Start a program, named by its path, in a process group of its own, with all signals at their defaults.
+
+        `descriptors` are pairs (here, there), which stay the caller's; 0, 1 and 2 are the listener's own if they are
+        not named. `directory` is entered by env(1), since posix_spawn(3) has no way to.
+
+        Raises OSError if it cannot be started.
+        """
+        if directory:
+            if "=" in arguments[0]:  # env(1) would take it for a variable
+                arguments = ["/bin/sh", "-c", 'exec "$0" "$@"', *arguments]
+            arguments = ["/usr/bin/env", "-C", directory, *arguments]
+        pid = os.posix_spawn(
+            arguments[0],
+            list(arguments),
+            dict(environment),
+            file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in descriptors],
+            setpgroup=0,
+            setsigmask=[],
+            setsigdef=LISTENER_SIGNALS | {signal.SIGPIPE},
+        )
+        process = self._living[pid] = Process(pid)
+        return process
+
+    def adopt(self, pid: int) -> Process:
+        """Go on with one that an earlier program of this process has started and has not reaped."""
+        process = self._living[pid] = Process(pid)
+        return process
+
+    def reaped(self, pid: int, wait_status: int) -> bool:
+        """Take note of an end; False if the process is none of these."""
+        process = self._living.pop(pid, None)
+        if process is None:
+            return False
+        process._reaped(wait_status)
+        return True
+
+    def living(self) -> list[Process]:
+        """Those that have not been reaped."""
+        return list(self._living.values())
+
+    def kill(self) -> None:
+        """SIGKILL to all: the server ends."""
+        for process in self.living():
+            process.signal(signal.SIGKILL)

@@ -1,0 +1,134 @@
+"""Orders that wait for their hooks: the lame duck for pre_drain, a graceful stop for pre_stop.
+
+It owns the orders that are held back meanwhile and gives each one back, in order, when its hooks are done or out of
+time: none is lost. Everything else passes at once: a second TERM ends the waiting, INT and QUIT wait for nothing. What
+was asked for behind a lame duck that waits (a reload, the end of the lame duck) stays behind it: until it has passed,
+later orders go to the end of the same queue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from serve_asgi.listener.hooks import Hooks
+from serve_asgi.supervisor import events as e
+
+log = logging.getLogger("serve")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Admitted(e.Event):
+    """An order that has waited long enough."""
+
+    order: e.Event
+    by: str
+    """What has been asked: pre_stop or pre_drain."""
+
+
+class Gate(enum.Enum):
+    """CLOSED -> ASKING -> OPEN; that of the lame duck closes again behind the last order that was held."""
+
+    CLOSED = "closed"
+    ASKING = "asking"  # hooks are being run, orders are held
+    OPEN = "open"  # they pass, as they come out of the queue of events
+
+
+class Gates:
+    """Those of one listener."""
+
+    def __init__(self, hooks: Hooks, post: Callable[[e.Event], None], running: Callable[[], bool]) -> None:
+        """`running` says whether the server is up and not about to stop: else orders pass."""
+        self.tasks: TaskGroup
+        """Set before the first event."""
+        self._hooks = hooks
+        self._post = post
+        self._running = running
+        self._stop = self._drain = Gate.CLOSED
+        self._stop_scope: anyio.CancelScope
+        """Set with the gate of the stop ASKING."""
+        self._held: list[e.Event] = []
+        """The lame duck that waits, and what was asked for behind it."""
+        self._passing = 0
+        """Of these: how many are in the queue of events; the lame duck's gate is OPEN while there are any."""
+
+    @property
+    def asking(self) -> str:
+        """What orders are held for, pre_stop or pre_drain; "" if none are."""
+        return "pre_stop" if self._stop is Gate.ASKING else "pre_drain" if self._drain is not Gate.CLOSED else ""
+
+    def admit(self, event: e.Event, in_lame_duck: bool) -> e.Event | None:
+        """The event that is to be handled now, or None: it is held and will come again."""
+        if isinstance(event, Admitted):
+            if event.by == "pre_drain":
+                self._passing -= 1
+                self._drain = Gate.OPEN if self._passing else Gate.CLOSED
+            return event.order
+        if isinstance(event, e.StopAsked):
+            return self._admit_stop(event)
+        if isinstance(event, e.QuickStopAsked) and self._stop is Gate.ASKING:
+            self._stop = Gate.OPEN
+            self._stop_scope.cancel()
+        elif isinstance(event, (e.LameDuckAsked, e.ReloadAsked)):
+            return self._admit_to_drain(event, in_lame_duck)
+        return event
+
+    def _admit_stop(self, event: e.StopAsked) -> e.Event | None:
+        if self._stop is Gate.ASKING:  # told twice: now
+            self._stop = Gate.OPEN
+            self._stop_scope.cancel()
+            return event
+        if self._stop is Gate.CLOSED and self._running() and self._hooks.any("pre_stop"):
+            self._stop, self._stop_scope = Gate.ASKING, anyio.CancelScope()
+            self.tasks.start_soon(self._ask_before_stop, event)
+            return None
+        return event
+
+    async def _ask_before_stop(self, event: e.StopAsked) -> None:
+        with self._stop_scope:
+            await self._ask("pre_stop", "the server is about to stop")
+        if self._stop is Gate.ASKING:
+            self._stop = Gate.OPEN
+            self._post(Admitted(event, "pre_stop"))
+
+    def _admit_to_drain(self, event: e.Event, in_lame_duck: bool) -> e.Event | None:
+        if self._drain is Gate.ASKING:
+            self._held.append(event)
+            return None
+        if self._drain is Gate.OPEN:  # it was in the queue before what was held is
+            self._pass(event)
+            return None
+        begins = isinstance(event, e.LameDuckAsked) and event.on and not in_lame_duck
+        if begins and self._running() and self._hooks.any("pre_drain"):
+            self._drain = Gate.ASKING
+            self._held = [event]
+            self.tasks.start_soon(self._ask_before_drain)
+            return None
+        return event
+
+    async def _ask_before_drain(self) -> None:
+        try:
+            await self._ask("pre_drain", "the server is about to be a lame duck")
+        finally:
+            held, self._held = self._held, []
+            self._drain = Gate.OPEN
+            for order in held:
+                self._pass(order)
+
+    def _pass(self, order: e.Event) -> None:
+        self._passing += 1
+        self._post(Admitted(order, "pre_drain"))
+
+    async def _ask(self, event: str, text: str) -> None:
+        record: dict[str, Any] = {"at": round(time.time(), 3), "level": "info", "event": event, "text": text}
+        try:
+            await self._hooks.before(event, record)
+        except Exception:  # a bug of ours holds up nothing
+            log.exception("the hooks %s could not be run", event)

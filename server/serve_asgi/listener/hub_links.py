@@ -1,0 +1,404 @@
+"""The hub's shell in the listener: each child's link, a socket of its own beside the channel, so that what the
+application's processes tell each other holds up nothing that the listener tells its children.
+
+It owns the listener's ends of the links and what waits to be sent over them, and mirrors the supervisor's processes as
+the hub's members. Frames are forwarded in the loop's own callbacks, not tasks: flat, and of each turn of the loop they
+take no more than `TURN_BUDGET`, and none in the `REST` turns after it, so that a flood of messages delays no signal.
+Who has got nothing of `PATIENCE` turns goes first in the next. The reading side never waits for the sending side: what
+the hub queues it has bounded itself, as long as members heed their windows. Members are not trusted: one that says what
+it must not, or takes nothing of what it has asked for, is told to `broken`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import logging
+import math
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from serve_asgi.config.options import Config
+from serve_asgi.config.state_location import is_url
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.assembly import assembled
+from serve_asgi.hub.core import HubSettings, Order, Role
+from serve_asgi.ipc.channel import pair, refuse_descriptors
+from serve_asgi.ipc.frames import packed, unpacked
+from serve_asgi.ipc.link_socket import LinkSocket
+from serve_asgi.ipc.scoreboard import Header, Scoreboard
+from serve_asgi.listener import misbehaving_child as blame
+from serve_asgi.listener.misbehaving_child import Allowance
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import AT_WORK, AgentState, Process, ServerState, Worker, WorkerState
+from serve_asgi.supervisor.supervisor import Supervisor
+
+TURN_BUDGET: Final = 0.00005
+"""Seconds of one turn of the loop that go to frames; the one that has begun is dealt with."""
+REST: Final = 5
+"""Turns of the loop after each that took frames in which none are taken: a signal takes so many turns from its arrival
+to what is done about it, and would meet frames in each."""
+PATIENCE: Final = 8
+"""Turns that others may use up before one whose frames wait goes first: who hears many at a time has less to do."""
+MOST_HELD: Final = 1000
+"""Frames that the socket of a link can hold are fewer."""
+MOST_BYTES: Final = 32 * 1024 * 1024
+MOST_WAITING: Final = 20_000
+"""Bytes and frames that wait for a member which does not read; then it ends. Of what nobody has asked for there is no
+more than `ROOM` frames."""
+LAST_TIME: Final = 0.03
+"""Seconds of CPU time that the last words of a process may take: enough for a socket full of what is usual."""
+UNKNOWN_AT_ONCE: Final = 1000
+UNKNOWN_PER_SECOND: Final = 100.0
+"""Frames of kinds that this version does not know, of one member: a later version may send some."""
+ROOM: Final = 64
+"""Frames that wait to be sent to a member before it counts as having no room."""
+
+log = logging.getLogger("serve")
+
+State = dict[str, Any]
+
+
+class MemberLink(LinkSocket):
+    """The listener's end of one link."""
+
+    __slots__ = ("broken", "full", "reading", "unknown")
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(end)
+        refuse_descriptors(end)
+        self.broken = False
+        """It is heard no more."""
+        self.unknown = Allowance(UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND)
+        self.full = False
+        """It has had no room since `Hub.room` was called last."""
+        self.reading = False
+
+
+class Links:
+    """All links of one listener, and its hub (a `serve_asgi.hub.core.Port`)."""
+
+    def __init__(
+        self,
+        settings: HubSettings,
+        scoreboard: Scoreboard,
+        happened: Callable[[e.Say], None],
+        broken: Callable[[int, str], None],
+    ) -> None:
+        """`broken(member, why)` is told of a member that sends nonsense: its process is to be killed."""
+        self.hub = assembled(self, settings)
+        self.store: Callable[[bytes], None] | None = None
+        """Takes frames for the store process, where there is one."""
+        self._scoreboard = scoreboard
+        self._happened = happened
+        self._broken = broken
+        self._links: dict[int, MemberLink] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        self._rest = 0  # turns of the loop that take no frames
+        self._turn_ends: float | None = None  # of the loop's present turn, as far as frames may go
+        self._passed: dict[int, int] = {}  # for whom there was no time left, in so many turns in a row
+        self._starving: set[int] = set()  # of these, who goes first in the next
+        self._deferred: list[int] = []  # who waits in this turn for those
+
+    def start(self) -> None:
+        """Serve the links, from within the running loop."""
+        self._loop = asyncio.get_running_loop()
+        for member in self._links:
+            self._read_from(member)
+        self.look()
+
+    def close(self) -> None:
+        """The server has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for member in list(self._links):
+            self._forget(member)
+
+    # Members
+
+    def follow(self, supervisor: Supervisor) -> None:
+        """Let the hub's members be the supervisor's processes. New ones serve before old ones retire."""
+        hub = self.hub
+        processes: list[Process] = [*supervisor.workers.values(), *supervisor.agents.all.values()]
+        for each in sorted(processes, key=lambda process: process.id):
+            if each.id not in hub.members:
+                role = Role.WORKER if isinstance(each, Worker) else Role.AGENT
+                hub.join(each.id, role, each.generation.number, each.slot)
+            hub.members[each.id].killed = bool(each.stuck)
+        orders = {each.id: _order(each, supervisor) for each in processes}
+        if hub.settings.agent != (agent := supervisor.has_agent):
+            hub.settings = dataclasses.replace(hub.settings, agent=agent)
+        for order in (Order.SERVE, Order.RETIRE):
+            for id, wanted in orders.items():
+                if wanted is order:
+                    hub.order(id, order)
+        for id in [id for id in hub.members if id not in orders]:
+            hub.leave(id)
+            self._forget(id)
+        if supervisor.state is ServerState.RUNNING:
+            hub.server_ready()
+        self.look()
+
+    def open(self, member: int) -> socket.socket:
+        """Make a member's link; return the end that its process gets. Raises OSError (EMFILE)."""
+        ours, theirs = pair()
+        self._links[member] = MemberLink(ours)
+        if self._loop is not None:
+            self._read_from(member)
+        return theirs
+
+    def linked(self, member: int) -> None:
+        """The member's process has been started and has its end."""
+        self.hub.linked(member)
+        self.look()
+
+    def read_rest(self, member: int) -> None:
+        """The process has been reaped: what it said last is taken before its death is."""
+        link = self._links.get(member)
+        ends = time.thread_time() + LAST_TIME
+        for _ in range(MOST_HELD):  # and no more: somebody else may have its end
+            if link is None or time.thread_time() > ends or not self._take_one(member, link):
+                break
+
+    async def heard_out(self, member: int) -> None:
+        """Take what a member has sent that says over its channel that it is ready; others have their turns meanwhile.
+
+        Of what it goes on to send no more than its socket holds.
+        """
+        for _ in range(MOST_HELD):
+            if (link := self._links.get(member)) is None or not self._take_one(member, link):
+                break
+            await asyncio.sleep(0)
+        self.look()
+
+    def trouble_with(self, member: int) -> str:
+        """Why a member that has been heard out cannot take part; "" if it can."""
+        return self.hub.trouble_with(member) if member in self._links else ""
+
+    # The hub's port
+
+    def send(self, member: int, data: bytes) -> None:
+        link = self._links.get(member)
+        if link is None or link.closed or link.broken:
+            return
+        if not link.send(data) and self._loop is not None:
+            self._loop.add_writer(link.socket, self._write, member)
+        if len(link.waiting) >= ROOM:
+            link.full = True
+            if link.bytes > MOST_BYTES or len(link.waiting) > MOST_WAITING:
+                self._break(member, link, f"it has not taken {len(link.waiting)} frames of its link")
+                link.waiting.clear()
+                link.bytes = 0
+
+    def room(self, member: int) -> bool:
+        link = self._links.get(member)
+        return link is None or not link.full
+
+    def send_to_store(self, data: bytes) -> None:
+        if self.store is not None:
+            self.store(data)
+
+    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+        self._happened(e.Say(level, event, text, detail, about))
+
+    def publish(self, applied: int) -> None:
+        self._scoreboard.words[Header.STATE] = applied
+
+    # Reading
+
+    def _read_from(self, member: int) -> None:
+        assert self._loop is not None
+        link = self._links[member]
+        link.reading = True
+        self._loop.add_reader(link.socket, self._read, member)
+        if link.waiting:
+            self._loop.add_writer(link.socket, self._write, member)
+
+    def _read(self, member: int) -> None:
+        """Frames have come from a member; those that this turn has no time for are left in the socket."""
+        if self._rest:
+            return
+        assert self._loop is not None
+        if self._turn_ends is None:
+            self._turn_ends = time.perf_counter() + TURN_BUDGET
+            self._loop.call_soon(self._turn_over)
+        if self._starving and member not in self._starving:
+            self._deferred.append(member)
+        else:
+            self._take_some(member)
+
+    def _take_some(self, member: int) -> None:
+        """Take frames of a member until there are none, or the turn has no more time."""
+        link = self._links.get(member)
+        assert self._turn_ends is not None
+        if time.perf_counter() >= self._turn_ends:
+            self._passed[member] = passed = self._passed.get(member, 0) + 1
+            if passed >= PATIENCE:
+                self._starving.add(member)
+            return
+        if self._passed:
+            self._passed.pop(member, None)
+            self._starving.discard(member)
+        while link is not None and self._take_one(member, link):
+            if time.perf_counter() >= self._turn_ends:
+                return
+
+    def _turn_over(self) -> None:
+        assert self._turn_ends is not None
+        if self._deferred:
+            if not self._starving or time.perf_counter() < self._turn_ends:  # those who went first have got all
+                self._starving.clear()
+                self._turn_ends = time.perf_counter() + TURN_BUDGET
+            for member in self._deferred:
+                self._take_some(member)
+            self._deferred.clear()
+        if time.perf_counter() >= self._turn_ends:  # one frame now and then costs no rest
+            self._rest = REST
+            self._let_others()
+        self._turn_ends = None
+        self.look()
+
+    def _let_others(self) -> None:
+        """Leave the frames in the sockets for some turns of the loop, which cost next to nothing."""
+        assert self._loop is not None
+        self._rest -= 1
+        if self._rest:
+            self._loop.call_soon(self._let_others)
+
+    def _take_one(self, member: int, link: MemberLink) -> bool:
+        """Take one frame; False if there is none, or never will be one."""
+        if link.broken or link.closed:
+            return False
+        data = link.receive()
+        if data is None:
+            return False
+        try:
+            if not data:
+                self._stop_reading(link)
+                if not link.hung_up:
+                    raise ChannelError("it has no bytes")
+                return False
+            if not self.hub.take(member, data) and not link.unknown.use():
+                raise ChannelError("more of kinds that are not known than any version sends")
+        except Exception as error:
+            who = self.hub.members.get(member, f"member {member} of the hub")
+            self._break(member, link, blame.reason(who, "link", error))
+            return False
+        return True
+
+    def _break(self, member: int, link: MemberLink, why: str) -> None:
+        """The member is not heard any more, and is to end."""
+        if not link.broken:
+            link.broken = True
+            self._stop_reading(link)
+            self._broken(member, why)
+
+    def _stop_reading(self, link: MemberLink) -> None:
+        if link.reading and self._loop is not None:
+            link.reading = False
+            self._loop.remove_reader(link.socket)
+
+    # Writing
+
+    def _write(self, member: int) -> None:
+        link = self._links[member]
+        if link.send_waiting():
+            assert self._loop is not None
+            self._loop.remove_writer(link.socket)
+            if link.full:
+                link.full = False
+                if member in self.hub.members:
+                    self.hub.room(member)
+                    self.look()
+
+    def _forget(self, member: int) -> None:
+        self._passed.pop(member, None)
+        self._starving.discard(member)
+        link = self._links.pop(member, None)
+        if link is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(link.socket)
+                self._loop.remove_writer(link.socket)
+            link.close()
+
+    # Deadlines
+
+    def look(self) -> None:
+        """Have the hub's next deadline kept."""
+        if self._loop is None:
+            return
+        due = self.hub.deadline()
+        if due != self._due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._due = due
+            delay = max(0.0, due - self.hub.clock())
+            self._timer = self._loop.call_later(delay, self._tick) if due < math.inf else None
+
+    def _tick(self) -> None:
+        self._due, self._timer = math.inf, None
+        try:
+            self.hub.tick()
+        except Exception:
+            log.exception("the hub could not keep a deadline; please report this")
+        self.look()
+
+    # A new program of the listener
+
+    def to_state(self, descriptors: list[int]) -> State:
+        """All of it, JSON-compatible; `descriptors` gets the links' sockets."""
+        descriptors += [link.socket.fileno() for link in self._links.values()]
+        return {
+            "hub": _as_text(self.hub.to_state()),
+            "links": {
+                str(member): {
+                    "fd": link.socket.fileno(),
+                    "queue": [base64.b64encode(data).decode() for data in link.waiting],
+                    "full": link.full,
+                }
+                for member, link in self._links.items()
+            },
+        }
+
+    def load(self, state: State) -> None:
+        """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
+        for member, each in state["links"].items():
+            link = self._links[int(member)] = MemberLink(socket.socket(fileno=each["fd"]))
+            for data in each["queue"]:
+                link.put(base64.b64decode(data))
+            link.full = each["full"]
+        self.hub.load(_from_text(state["hub"]))
+
+
+def hub_settings(config: Config) -> HubSettings:
+    """What the hub is told of the configuration."""
+    shared = is_url(config.state)
+    return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
+
+
+def _order(worker: Process, supervisor: Supervisor) -> Order:
+    if not isinstance(worker, Worker):
+        if worker.state in AT_WORK:
+            return Order.SERVE
+        return Order.RETIRE if worker.state in _AGENT_LEAVES else Order.START
+    if worker.state in (WorkerState.RETIRING, WorkerState.ENDING):
+        return Order.RETIRE
+    serves = worker.state is WorkerState.SERVING and worker.generation is supervisor.current
+    return Order.SERVE if serves else Order.START
+
+
+_AGENT_LEAVES: Final = frozenset({AgentState.FINISHING, AgentState.KILLED, AgentState.ENDING})
+
+
+def _as_text(state: State) -> str:
+    return base64.b64encode(packed(state, "the state of the hub")).decode()
+
+
+def _from_text(text: str) -> State:
+    state: State = unpacked(base64.b64decode(text))
+    return state

@@ -1,0 +1,481 @@
+"""The listener's shell: it performs what the supervisor decides and feeds back what comes of it.
+
+It owns the sockets, the crew of workers and the one loop through which every event passes, one after another. Nothing
+in the loop waits for a child, a disk or a client: sends lie in outboxes, deaths come as SIGCHLD, and what takes time
+(keeping new connections out, asking hooks) is a task that posts an event. It never imports the application.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from serve_asgi import __version__
+from serve_asgi.config import release
+from serve_asgi.config.options import flag
+from serve_asgi.config.release import Release
+from serve_asgi.config.sources import Settings, written
+from serve_asgi.errors import UsageError
+from serve_asgi.hub.schedules.commands import Answer, Asks
+from serve_asgi.hub.schedules.part import Ticks
+from serve_asgi.hub.state.part import SharedState
+from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.listener import agent_lock, service_manager
+from serve_asgi.listener import file_changes as changes
+from serve_asgi.listener import listening_sockets as sockets
+from serve_asgi.listener import open_ports as ports
+from serve_asgi.listener import stack_dumps as stacks
+from serve_asgi.listener.admin_process import Admin
+from serve_asgi.listener.admin_state import admin_state
+from serve_asgi.listener.announcements import Announcements
+from serve_asgi.listener.children import ROWS, SLOTS, Crew
+from serve_asgi.listener.control_server import ControlServer
+from serve_asgi.listener.effective_config import in_force
+from serve_asgi.listener.event_records import Telling
+from serve_asgi.listener.generation_plan import Plan, policy_of
+from serve_asgi.listener.generation_plans import Plans
+from serve_asgi.listener.heartbeats import Heartbeats
+from serve_asgi.listener.helper_processes import Processes
+from serve_asgi.listener.history import History
+from serve_asgi.listener.hook_gates import Gates
+from serve_asgi.listener.hooks import Hooks
+from serve_asgi.listener.hub_links import Links, hub_settings
+from serve_asgi.listener.pid_file import PidFile
+from serve_asgi.listener.re_exec import Succession
+from serve_asgi.listener.re_exec_state import Heirloom
+from serve_asgi.listener.signal_handlers import SignalOrders
+from serve_asgi.listener.status import past, status
+from serve_asgi.listener.store_process import Store
+from serve_asgi.logs import server_log as logs
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import Agent, Generation, Process, ServerState, counted
+from serve_asgi.supervisor.supervisor import Supervisor
+
+FIGURES_PERIOD = 1.0
+"""Seconds between two looks at whether the admin process is to be told new figures of the hub."""
+
+log = logging.getLogger("serve")
+
+
+class Listener:
+    """One server. `run` returns when it has ended."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        listening: list[sockets.Listening],
+        pid_file: PidFile | None,
+        admin: list[sockets.Listening],
+        heirloom: Heirloom | None = None,
+    ) -> None:
+        """`plan` is that of the generation that begins, or serves already.
+
+        `listening` are the application's sockets, `admin` those of --admin.
+        `heirloom` is what an earlier program of this process had, if there was one.
+        """
+        config = plan.settings.config
+        self.listening = listening
+        self.pid_file = pid_file
+        self.admin_listening = admin
+        self.processes = Processes()
+        self.telling = Telling(self._pid_of)
+        board = Scoreboard.create(ROWS, SLOTS) if heirloom is None else heirloom.scoreboard
+        self.links = Links(hub_settings(config), board, self.telling.happened, self._member_broken)
+        if heirloom is None:
+            self.started = time.monotonic()
+            self.start_directory = release.logical_directory()
+            self.supervisor = Supervisor(policy_of(config))
+            self.crew = Crew(listening, self.post, self.links, board, self._broken)
+            self.history = History()
+        else:
+            self.started, self.start_directory = heirloom.started, heirloom.start_directory
+            self.supervisor = heirloom.supervisor
+            self.crew = Crew(listening, self.post, self.links, board, self._broken, heirloom.children)
+            self.history = heirloom.history
+            self.links.load(heirloom.links)
+        self._heirloom = heirloom
+        begun = {} if heirloom is None else heirloom.plans
+        generations = self.supervisor.generations
+        self.plans = Plans(plan, self.start_directory, {generations[n]: Plan(*each) for n, each in begun.items()})
+        self.when_running: list[Callable[[], object]] = []
+        """What is to be done once signals and the control socket are served."""
+        self.succession = Succession(self)
+        self.exit: e.Exit | None = None
+        self._changes: changes.Changes | None = None
+        self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
+        self._tasks: TaskGroup
+        self.admin = Admin(
+            config,
+            admin,
+            listening,
+            board,
+            self.processes,
+            lambda: self.crew,
+            self._admin_state,
+            self.history,
+            self.started,
+            earlier=0 if heirloom is None else heirloom.admin_process,
+        )
+        self.store = self._make_store() if config.state else None
+        path = Path(self.start_directory, config.control) if config.control else None
+        self.control = ControlServer(path, self)
+        self.hooks = Hooks(config, self.processes, self.telling.happened, self._release, lambda: self.control.path)
+        self.telling.to += [self.history.add, self.control.happened, self.admin.happened, self.hooks.happened]
+        addresses = [each.name for each in listening]
+        self._announcements = Announcements(pid_file, addresses, self.admin.names, told=heirloom is not None)
+        self._signals = SignalOrders(self.post, self._reap, config.reload)
+        self.gates = Gates(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
+        self.heartbeats = Heartbeats(
+            self.crew, lambda: self.settings.config.worker_timeout, self.post, self.telling.happened
+        )
+
+    async def run(self) -> e.Exit:
+        """Serve until a signal or a failed first start ends the server; return how it ended."""
+        async with anyio.create_task_group() as self._tasks:
+            self.crew.tasks = self.hooks.tasks = self.gates.tasks = self._tasks
+            if self.settings.config.control_socket:
+                # Before the signals: threads made on the way inherit that they are blocked.
+                await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
+            self.links.start()
+            await self._tasks.start(self._signals.watch)
+            if self.store is not None:
+                await self._have_state(self.store)
+            self._tasks.start_soon(self.admin.run)
+            if self.admin.names:
+                self._tasks.start_soon(self._tell_figures)
+            self._tasks.start_soon(self.admin.end_earlier)
+            self._tasks.start_soon(self.heartbeats.run)
+            if self.settings.config.reload:
+                self._changes = changes.Changes(
+                    self.settings,
+                    self.processes,
+                    self.post,
+                    self.telling.happened,
+                    missed=self._heirloom is not None,
+                )
+                self._tasks.start_soon(self._changes.run)
+            self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew, lambda: self.gates.asking)
+            if self.exit is None:
+                self._begin()
+            while self.exit is None:
+                event: e.Event = e.Tick()
+                with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
+                    event = await self._events.receive()
+                if (order := self.gates.admit(event, self.supervisor.lame_duck.on is not None)) is not None:
+                    self._do(self._decide(order))
+                self.admin.changed()
+                if self.succession.due():
+                    await self.succession.attempt()
+            await self._finish_hooks()
+            await self.control.finish()
+            await self.admin.finish()
+            if self.store is not None:
+                await self.store.finish()
+            self._tasks.cancel_scope.cancel()
+        self.links.close()
+        self._events.close()
+        self._post.close()
+        assert self.exit is not None
+        return self.exit
+
+    def _make_store(self) -> Store:
+        """The store process, which --state asks for, and the hub that it is for."""
+        config, left = self.settings.config, None if self._heirloom is None else self._heirloom.store
+
+        def take(data: bytes) -> None:
+            self.links.hub.take_from_store(data)
+            self.links.look()
+
+        def changed(trouble: str) -> None:
+            self.links.hub.store_changed(trouble)
+            self.links.look()
+
+        known = self.links.hub.part(SharedState).known
+        store = Store(config, self.start_directory, self.processes, take, changed, self.telling.happened, left, known)
+        self.links.store = store.send
+        return store
+
+    async def _have_state(self, store: Store) -> None:
+        """Start the store and, in a server that begins, wait for the state; whoever stops the server ends the wait."""
+        self._tasks.start_soon(store.run)
+        if self._heirloom is not None:
+            return
+        async with anyio.create_task_group() as wait:
+            wait.start_soon(self._end_at_stop, wait.cancel_scope)
+            await store.first()
+            if store.failure is not None:
+                self.exit = e.Exit(store.failure[1], store.failure[0])
+            wait.cancel_scope.cancel()
+
+    async def _end_at_stop(self, scope: anyio.CancelScope) -> None:
+        """Before there is anything to stop; what else is asked for meanwhile is done later."""
+        later: list[e.Event] = []
+        try:
+            while not isinstance(event := await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
+                later.append(event)
+            self.exit = e.Exit(0)
+            scope.cancel()
+        finally:
+            for each in later:
+                self.post(each)
+
+    def _begin(self) -> None:
+        """Start the first generation, or go on with the workers that an earlier program of this process has started."""
+        if self._heirloom is None:
+            self._do(self.supervisor.start(time.monotonic()))
+            return
+        for child in self.crew:
+            self.crew.attend(child)
+        self._do([])  # whom the earlier program killed, the hub knows before they are reaped
+        self._reap()
+        text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._heirloom.predecessor}"
+        self.telling.happened(e.Say(logging.INFO, "listener_replaced", text))
+        for do in self.when_running:
+            do()
+
+    @property
+    def settings(self) -> Settings:
+        """What the current generation was made with."""
+        return self.plans.settings
+
+    def busy(self) -> str:
+        """What is under way that only this program can bring to its end; "" if nothing is."""
+        if self.hooks.busy or self.gates.asking:
+            return "hooks were running"
+        return "answers to control commands were under way" if self.control.answering > 1 else ""
+
+    def has_events(self) -> bool:
+        """Whether something has happened that has not been handled."""
+        return self._events.statistics().current_buffer_used > 0
+
+    async def replace(self, asker: int) -> None:
+        """Put the program of the present release in this one's place (`Succession.ask`)."""
+        await self.succession.ask(asker)
+
+    def _decide(self, event: e.Event) -> list[e.Action]:
+        """What the supervisor wants done; a bug in it must not take down what serves, but for who has found it."""
+        try:
+            return self.supervisor.handle(event, time.monotonic())
+        except Exception as error:
+            log.exception("the listener could not deal with %s; please report this", type(event).__name__)
+            process = getattr(event, "worker", None) or getattr(event, "agent", None)
+            if process is not None:
+                self._broken(process, f"the listener could not deal with {type(event).__name__}: {error!r:.100}")
+            return []
+
+    def post(self, event: e.Event) -> None:
+        """Add an event to those that the loop handles, in order."""
+        self._post.send_nowait(event)
+
+    # What the kernel tells
+
+    def _reap(self) -> None:
+        """Reap everything that has ended: our children, and as PID 1 whatever was left to us."""
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if not self.crew.reaped(pid, wait_status) and not self.processes.reaped(pid, wait_status):
+                log.debug("reaped an adopted process, PID %d", pid)
+
+    def _pid_of(self, number: int) -> int | None:
+        return next((child.pid for child in self.crew if child.worker.id == number), None)
+
+    # Actions
+
+    def _do(self, actions: list[e.Action]) -> None:
+        """The hub hears of what the supervisor has decided before those whom it concerns do."""
+        try:
+            self.links.follow(self.supervisor)
+        except Exception:
+            log.exception("the hub could not follow; please report this")
+        self._perform_all(actions)
+
+    def _perform_all(self, actions: list[e.Action]) -> None:
+        for action in actions:
+            try:
+                self._perform(action)
+            except Exception:  # such as EMFILE: one thing is not done, the server goes on
+                log.exception("the listener could not do %s", type(action).__name__)
+
+    def _perform(self, action: e.Action) -> None:
+        match action:
+            case e.PrepareReload(by):
+                self._tasks.start_soon(self._prepare_reload, by)
+            case e.PrepareGeneration(generation):
+                self.plans.begin(generation)
+            case e.Adopt(generation):
+                self._adopt(generation)
+            case e.ForgetGeneration(generation):
+                if self.plans.forget(generation) and not self.supervisor.has_agent and not self.supervisor.agents.all:
+                    self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
+            case e.Start(worker) | e.StartAgent(worker):
+                plan = self.plans.all[worker.generation]
+                self.crew.start(worker, plan.release, plan.settings.config)
+            case e.OpenPorts():
+                self.post(ports.open_ports(self.listening, self.settings.config.backlog))
+            case e.ShutOut():
+                self._tasks.start_soon(self._shut_out)
+            case e.ClosePorts():
+                if self.settings.config.agent:
+                    self._clear_lock_away()
+                for listening in self.listening:
+                    listening.close()
+            case e.TellServe(worker):
+                self.crew.serve(worker)
+            case e.TellRetire(worker, reason, drain_queue):
+                self.crew.tell(worker, {"type": "retire", "reason": reason, "drain_queue": drain_queue})
+            case e.TellEnter(agent):
+                self.crew.tell(agent, {"type": "enter"})
+            case e.TellFinish(agent, reason, timeout):
+                self.crew.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
+            case e.TellQuit(worker):
+                self.crew.tell(worker, {"type": "quit"})
+            case e.TellReopen(worker):
+                self.crew.tell(worker, {"type": "reopen"})
+            case e.TellVerdict(worker, pair, keep):
+                self.crew.tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
+            case e.Introduce(sender, receiver, pair):
+                self.crew.introduce(sender, receiver, pair)
+            case e.Kill(worker, why):
+                self._kill(worker, why)
+            case e.SetLameDuck(on):
+                self.crew.scoreboard.lame_duck = time.monotonic_ns() if on else 0
+            case e.ReopenLogs():
+                logs.reopen()
+                self.admin.reopen()
+                if self.store is not None:
+                    self.store.reopen()
+            case e.Say():
+                self.telling.happened(action)
+            case e.Answer(ticket, ok, text, detail):
+                self.control.answer(ticket, ok, text, detail)
+            case e.Announce(what, text):
+                self._announcements.announce(what, text)
+            case e.Exit():
+                self.exit = action
+
+    def _clear_lock_away(self) -> None:
+        agent_lock.clear_away(listening.name for listening in self.listening)
+
+    def _kill(self, worker: Process, why: str, level: int = logging.WARNING) -> None:
+        in_flight = self.crew.kill(worker)
+        if worker.generation.superseded:  # there is a newer one of its code
+            level = logging.DEBUG
+        if isinstance(worker, Agent):
+            about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
+            self.telling.happened(e.Say(level, "agent_killed", f"{worker} is killed: {why}", "", about))
+            return
+        text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
+        who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
+        about = {**who, "reason": why, "in_flight": in_flight}
+        self.telling.happened(e.Say(level, "worker_killed", text, "", about))
+
+    def _member_broken(self, member: int, why: str) -> None:
+        """A process has sent its hub nonsense."""
+        process = self.supervisor.workers.get(member) or self.supervisor.agents.all.get(member)
+        if process is not None:
+            self._broken(process, why)
+
+    def _broken(self, process: Process, why: str) -> None:
+        """A process has said what it must not: it ends, which counts as any death does."""
+        if not process.stuck and self.crew.of(process) is not None:
+            process.stuck = why
+            self._kill(process, why, logging.ERROR)
+
+    async def _finish_hooks(self) -> None:
+        """Hooks have their time to end; being told to stop once more ends them."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._hurry_hooks)
+            await self.hooks.finish()
+            tasks.cancel_scope.cancel()
+
+    async def _hurry_hooks(self) -> None:
+        while True:
+            if isinstance(await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
+                self.hooks.hurry()
+
+    async def _prepare_reload(self, by: str) -> None:
+        self.post(await self.plans.prepare(by, self.supervisor.current, self.hooks, self.processes))
+
+    async def _shut_out(self) -> None:
+        self.post(await ports.shut_out(self.listening))
+
+    def _release(self) -> Release | None:
+        """What hooks are run in: as the current generation is, or will be."""
+        return self.plans.release_of(self.supervisor.current)
+
+    def _adopt(self, generation: Generation) -> None:
+        """It serves: what it was configured with counts for the server from here on."""
+        before, settings = self.plans.adopt(generation), self.settings
+        if self._changes is not None:
+            self._changes.use(settings)
+        if changed := before.changed(settings):
+            told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
+            self.telling.happened(
+                e.Say(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
+            )
+            self.hooks.use(settings.config)
+            try:
+                logs.configure(settings.config, "listener")
+            except UsageError as error:
+                log.error("the log goes on as it was: %s", error)
+
+    def _admin_state(self) -> dict[str, Any]:
+        """What the admin process is told of the present state."""
+        return admin_state(self.supervisor, self.crew, self.history, self.links.hub.figures())
+
+    async def _tell_figures(self) -> None:
+        """The hub's figures change without an event of the supervisor's."""
+        told = self.links.hub.figures()
+        while True:
+            await anyio.sleep(FIGURES_PERIOD)
+            if (figures := self.links.hub.figures()) != told:
+                told = figures
+                self.admin.changed()
+
+    def status(self) -> dict[str, Any]:
+        """What `serve status --json` shows."""
+        names = [listening.name for listening in self.listening]
+        shown = status(
+            self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.settings.config.app
+        )
+        return {
+            **shown,
+            **past(self.history),
+            "admin": self.admin.names,
+            "state_store": self.store and self.store.told(),
+        }
+
+    def config_shown(self) -> dict[str, Any]:
+        """What `serve config --json` shows."""
+        plan = self.plans.of(self.supervisor.current)
+        found = plan.release if plan is not None else None
+        names = [listening.name for listening in self.listening]
+        size = self.supervisor.size
+        return in_force(self.settings, found, names, self.admin.names, self.control.path, size)
+
+    def schedules(self) -> Asks:
+        """The schedules of the hub."""
+        return self.links.hub.part(Ticks).asks
+
+    def ask_schedule(self, do: str, name: str, answer: Answer) -> None:
+        """Pause, resume or run one; `answer` is called when it is done."""
+        self.schedules().do(do, name, answer, by="the command line")
+        self.links.look()
+
+    async def stacks(self, timeout: float) -> dict[str, Any]:
+        """What `serve stacks --json` shows."""
+        return await stacks.survey(self.crew, timeout, self.crew.silent_for)

@@ -1,0 +1,51 @@
+"""What becomes of a child that says what it must not, and how much any of them may say.
+
+Whatever the listener does with what a child has said is done under one rule: if it raises, that child ends, and nothing
+else happens. A `ChannelError` is what the child has done wrong; anything else is a mistake of ours that it has found,
+which the log gets with its traceback, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.ipc.schema import sayable
+from serve_asgi.logs.server_log import about
+
+MOST_REASON: Final = 300
+"""Characters of a reason."""
+
+log = logging.getLogger("serve")
+
+
+def reason(who: object, where: str, error: Exception) -> str:
+    """Why this child ends, of which something that it said (over its "channel") has raised `error`."""
+    if isinstance(error, ChannelError):
+        return sayable(f"it broke the protocol of its {where}: {error}")[:MOST_REASON]
+    text = "the listener could not deal with what came from %s over its %s; please report this"
+    log.error(text, who, where, exc_info=error, extra=about("packet_not_handled"))
+    return f"the listener could not deal with what it said over its {where}: {type(error).__name__}"
+
+
+class Allowance:
+    """So much may be said at once, and so much of it is there again after each second."""
+
+    __slots__ = ("_at", "_left", "_most", "_per_second")
+
+    def __init__(self, most: float, per_second: float) -> None:
+        self._most = self._left = most
+        self._per_second = per_second
+        self._at = time.monotonic()
+
+    def use(self) -> bool:
+        """Use one; False if none is left."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._per_second) - 1
+        self._at = now
+        if self._left < 0:
+            self._left = 0
+            return False
+        return True

@@ -1,0 +1,105 @@
+"""The program that takes an earlier one's place in the listener's process (`serve_asgi.listener.re_exec`).
+
+It finds what there was in the estate whose descriptor the environment names, and goes on. Beforehand it is asked, in a
+process of its own (`--check`), whether it could.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib
+import json
+import logging
+import os
+import socket
+import sys
+
+from serve_asgi import __version__
+from serve_asgi.config.options import Config
+from serve_asgi.config.sources import Settings
+from serve_asgi.errors import UsageError
+from serve_asgi.ipc import control_protocol
+from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.listener import re_exec_state as estate
+from serve_asgi.listener.generation_plan import Plan
+from serve_asgi.listener.listener import Listener
+from serve_asgi.listener.start import conclude, serve
+from serve_asgi.logs import server_log as logs
+
+log = logging.getLogger("serve")
+
+
+def inherited() -> int:
+    """The descriptor of what the earlier program of this process passes on; no child is to see the variable."""
+    return int(os.environ.pop(estate.VARIABLE))
+
+
+def resume(fd: int) -> int:
+    """Go on where another program of this process stopped; return the exit status as `listener.listener.run`."""
+    state = estate.load(fd)
+    for descriptor in state["descriptors"]:
+        os.set_inheritable(descriptor, False)
+    guard = estate.take_output(state)
+    try:
+        settings = Settings.from_state(state["settings"])
+        _open_log(settings.config)
+        listening, admin = estate.take_listening(state["listening"]), estate.take_listening(state["admin"])
+        pid_file, heirloom = estate.take_pid_file(state), estate.take(state)
+        plan = Plan(*heirloom.plans[state["supervisor"]["current"]])
+        listener = Listener(plan, listening, pid_file, admin, heirloom)
+        listener.when_running += [functools.partial(tell, asker, heirloom.predecessor) for asker in state["askers"]]
+        end = serve(listener)
+    finally:
+        guard.finish()
+    return conclude(end, settings)
+
+
+def _open_log(config: Config) -> None:
+    """Log as before; a file that cannot be opened any more is no reason to serve nobody."""
+    try:
+        logs.configure(config, "listener")
+    except UsageError as error:
+        logs.configure(dataclasses.replace(config, log_file=""), "listener")
+        log.error("the listener logs to standard error now: %s", error)
+
+
+def tell(asker: int, predecessor: str) -> None:
+    """Answer who asked the program that was here before."""
+    text = f"the listener runs serve {__version__} from {sys.executable}"
+    answer = {"version": control_protocol.VERSION, "ok": True, "text": text, "before": predecessor}
+    with socket.socket(fileno=asker) as end, contextlib.suppress(OSError):
+        end.setblocking(False)
+        end.send(json.dumps(answer).encode() + b"\n")
+
+
+def check(fd: int, board: int) -> None:
+    """Whether this program can take over what `fd` holds, and the scoreboard `board`.
+
+    Raises UsageError, LookupError, TypeError or ValueError.
+    """
+    importlib.import_module("serve_asgi.cli.main")  # all that will be needed can be imported
+    state = estate.load(fd)
+    estate.examine(state)
+    Scoreboard(board)
+    logs.configure(Settings.from_state(state["settings"]).config, "listener")
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="serve_asgi.listener.re_exec_successor", description="Asked by the listener alone."
+    )
+    parser.add_argument("--check", type=int, required=True, metavar="DESCRIPTOR")
+    parser.add_argument("--scoreboard", type=int, required=True, metavar="DESCRIPTOR")
+    try:
+        check(parser.parse_args().check, parser.parse_args().scoreboard)
+    except UsageError as error:
+        sys.exit(str(error))
+    except (LookupError, TypeError, ValueError) as error:
+        sys.exit(f"serve {__version__} does not understand what this server passes on ({error!r}): restart the server")
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,431 @@
+"""The store process as the listener holds it: started before everything else, fed, started again when it dies.
+
+It owns the process and the socket pair to it (`serve_asgi.ipc.store_frames` says what passes); what the hub asks waits
+in `serve_asgi.listener.store_requests`. The listener never waits for the process, but once: nothing else starts before
+the state is there. A new program of the listener takes over the process as it is, lets it finish what it has, and puts
+one of its own release in its place: nothing is refused on the way, it waits. The process is not trusted with anything
+but the state: one that says what no store says is killed, which is as if it had died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Final
+
+import anyio
+
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
+from serve_asgi.config.state_location import START_TIME, is_url, redis_address, shown
+from serve_asgi.hub.state.write import Entry
+from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
+from serve_asgi.ipc.frames import Said, decode, encode, opened, packed
+from serve_asgi.ipc.link_socket import make_room, receive
+from serve_asgi.ipc.schema import Heads
+from serve_asgi.ipc.store_frames import Trouble
+from serve_asgi.ipc.store_schema import FROM_STORE
+from serve_asgi.listener import misbehaving_child as blame
+from serve_asgi.listener.child import SAFE_PATH, describe_code
+from serve_asgi.listener.helper_processes import Process, Processes
+from serve_asgi.listener.store_requests import Questions
+from serve_asgi.store import answers
+from serve_asgi.supervisor import events as e
+
+FIRST_DELAY: Final = 0.1
+LONGEST_DELAY: Final = 5.0
+"""Seconds until a dead one is replaced; the delay doubles with each death."""
+STEADY: Final = 30.0
+"""One that lived this long (s) has the deaths before it forgiven."""
+END_TIME: Final = 5.0
+"""Seconds that it has to write what waits, and to end, when the server ends; then it is killed."""
+TURN_BUDGET: Final = 0.0002
+"""Seconds of one turn of the loop that go to its frames."""
+LAST_WORDS: Final = 1000
+"""Frames that are read of a dead one; its socket holds fewer, but somebody else may have it."""
+
+log = logging.getLogger("serve")
+
+State = dict[str, Any]
+
+
+class Stage(enum.Enum):
+    """STARTING -> UP <-> AWAY; UP -> TURNING -> UP (another process); any -> ENDED."""
+
+    STARTING = "starting"  # no process of this server has been up
+    UP = "up"  # it takes what is asked
+    AWAY = "away"  # it is dead, or cannot reach what it keeps the state in
+    TURNING = "turning"  # another process takes its place: what is asked waits
+    ENDED = "ended"
+
+
+class Store:
+    """The store of one server."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: str,
+        processes: Processes,
+        take: Callable[[bytes], None],
+        changed: Callable[[str], None],
+        happened: Callable[[e.Say], None],
+        left: State | None = None,
+        known: Callable[[], tuple[list[tuple[str, Entry]], int]] = lambda: ([], 0),
+    ) -> None:
+        """`take` gets what the process says, `changed` why nothing can be asked ("": it can).
+
+        Relative paths begin in `directory`. `left` is what an earlier program of this process had. `known` returns all
+        that the hub has of the state, and the version of the last change, for a Redis that comes back empty.
+        """
+        self._config = config
+        self._location = config.state if is_url(config.state) else os.path.join(directory, config.state)
+        self._processes = processes
+        self._take = take
+        self._changed = changed
+        self._happened = happened
+        self._known = known
+        self._name: str = uuid.uuid4().hex if left is None else left["name"]
+        self._stage = Stage.STARTING if left is None else Stage(left["stage"])
+        self._questions = Questions(self._pass_on)
+        self._news = anyio.Event()
+        self._first = anyio.Event()
+        self._end = anyio.Event()
+        self._ended = anyio.Event()
+        self._process: Process | None = None
+        self._socket: socket.socket | None = None
+        self._adopted = left is not None and left["pid"] != 0
+        self._failed = ""  # why the last process could not start
+        self._heads = Heads(FROM_STORE)
+        self._broken = ""  # what the process has said wrong, for which it is killed
+        self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the message that a process had told last
+        self.trouble = ""
+        """Why nothing can be asked at present."""
+        self._refuses = ""  # why writes are refused at present, though it can be asked
+        self.failure: tuple[str, int] | None = None
+        """Why the server cannot start, and its exit status."""
+        if left is not None:
+            self._load(left)
+            if self._stage is not Stage.STARTING:
+                changed(self.trouble)  # the hub is a new one, and hears from its members before `run` begins
+
+    @property
+    def shown(self) -> str:
+        """Where the state is kept, as people are told: without passwords."""
+        return shown(self._location)
+
+    def told(self) -> State:
+        """For `serve status`, JSON-compatible."""
+        return {"place": self.shown, "trouble": self.trouble or self._refuses}
+
+    # What the hub asks
+
+    def send(self, data: bytes) -> None:
+        """Have the process get a frame, or the asker a refusal in a later turn of the loop; returns at once."""
+        if self._stage in (Stage.STARTING, Stage.ENDED) or (self._stage is Stage.AWAY and self._process is None):
+            self._questions.refuse(decode(data), Trouble.AWAY, self.trouble or "the store process has not started")
+        else:
+            self._questions.put(data)
+        self._news.set()
+
+    def reopen(self) -> None:
+        """Log files have been moved away."""
+        if self._stage is Stage.UP:
+            self._questions.put_order(encode("store.reopen"))
+            self._news.set()
+
+    # Its life
+
+    async def run(self) -> None:
+        """Keep a process alive until `finish`."""
+        delay = FIRST_DELAY
+        self._questions.give_refusals()
+        while not self._end.is_set() and self.failure is None:
+            began, turned = time.monotonic(), self._adopted
+            try:
+                how = await self._live()
+            except Exception as error:  # such as EMFILE: the server goes on
+                log.debug("the store process", exc_info=True)
+                how = f"it could not be started: {error}"
+            self._adopted = False
+            self._gone(how, turned)
+            if self._end.is_set() or self.failure is not None or turned:
+                continue
+            delay = FIRST_DELAY if time.monotonic() - began >= STEADY else delay
+            with anyio.move_on_after(delay):
+                await self._end.wait()
+            delay = min(LONGEST_DELAY, delay * 2)
+        self._stage = Stage.ENDED
+        self._first.set()
+        self._ended.set()
+
+    async def first(self) -> None:
+        """Wait until the state is there, or `failure` says why the server cannot start."""
+        limit = redis_address(self._location).start if is_url(self._location) else START_TIME
+        with anyio.move_on_after(limit):
+            await self._first.wait()
+        if self._stage is not Stage.UP and self.failure is None:
+            why = self.trouble or f"the store process said nothing for {limit:g} s"
+            self.failure = f"the shared state cannot be had from {self.shown}: {why}", 1
+
+    async def finish(self) -> None:
+        """The server has ended: let the process write what waits and end, by force if need be."""
+        self._end.set()
+        self._news.set()
+        with anyio.move_on_after(END_TIME):
+            await self._ended.wait()
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
+            with anyio.move_on_after(1.0):
+                await self._process.wait()
+
+    async def _live(self) -> str:
+        """Start a process (or go on with that of an earlier program), serve it, and return how it ended."""
+        knows = self._stage is not Stage.STARTING and is_url(self._location)  # the hub, what a Redis may lose
+        if not self._adopted:
+            self._socket, theirs = pair()
+        ours = self._socket
+        assert ours is not None
+        ours.setblocking(False)
+        make_room(ours)
+        refuse_descriptors(ours)
+        self._broken = ""
+        try:
+            if not self._adopted:
+                with theirs:
+                    self._process = self._start(theirs)
+                await _send(ours, self._order(knows))
+            assert self._process is not None
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read, ours)
+                tasks.start_soon(self._feed, ours, self._process, knows)
+                status = await self._process.wait()
+                tasks.cancel_scope.cancel()
+            with contextlib.suppress(EOFError):
+                for _ in range(LAST_WORDS):  # what it said last comes before its death
+                    if not self._take_one(ours):
+                        break
+        finally:
+            anyio.notify_closing(ours)
+            ours.close()
+            self._process = self._socket = None
+        return self._broken or describe_code(status)
+
+    def _start(self, theirs: socket.socket) -> Process:
+        environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
+        arguments = [own_program(), *SAFE_PATH, "-m", "serve_asgi.store", "--channel", str(theirs.fileno())]
+        return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
+
+    def _order(self, knows: bool) -> bytes:
+        """What the process is told first."""
+        head = {
+            "protocol": list(PROTOCOL),
+            "location": self._location,
+            "again": self._stage is not Stage.STARTING,
+            "knows": knows,
+            "value_limit": self._config.state_value_limit,
+            "total_limit": self._config.state_limit,
+            "name": self._name,
+            "at": self._at,
+        }
+        return encode("store.open", head, packed(self._config.to_json(), "the configuration"))
+
+    def _gone(self, how: str, turned: bool) -> None:
+        """The process has ended: nobody else will answer what it was asked."""
+        if self._stage is Stage.STARTING and self.failure is None and not self._end.is_set():
+            self.failure = f"the store process ended ({how}), which it should not: see the lines above", 1
+        self._questions.forsaken(f"the store process ended ({how}) before it had answered", another_comes=turned)
+        if self._end.is_set() or turned or self.failure is not None:
+            return
+        self._away(self._failed or f"the store process ended ({how})", "store_died")
+        self._failed = ""
+
+    def _away(self, text: str, event: str) -> None:
+        said, self.trouble, self._refuses = self.trouble, text, ""
+        if self._stage is not Stage.STARTING:
+            self._stage = Stage.AWAY
+            self._changed(text)
+        if not said or (event == "store_died" and text != said):  # one line for one outage, unless there is more to say
+            about = f"the shared state cannot be written at present: {text}"
+            self._happened(e.Say(logging.ERROR, event, about, "", {"state": self.shown, "reason": text}))
+
+    # What it is told
+
+    async def _feed(self, ours: socket.socket, process: Process, knows: bool) -> None:
+        """Give the process what waits; at the end, or for a successor, let it finish what it has."""
+        try:
+            if self._adopted:
+                await self._let_finish()
+            else:
+                if knows:
+                    await self._tell_what_is_known(ours)
+                await self._feed_to_the_end(ours)
+            ours.shutdown(socket.SHUT_WR)
+            await anyio.sleep(END_TIME)
+            process.signal(signal.SIGKILL)
+        except (OSError, anyio.ClosedResourceError):
+            pass  # it is gone, which SIGCHLD tells
+
+    async def _tell_what_is_known(self, ours: socket.socket) -> None:
+        entries, version = self._known()
+        for piece in answers.snapshot(entries):
+            await _send(ours, encode(*piece))
+            await anyio.lowlevel.checkpoint()
+        await _send(ours, encode("store.known", {"version": version}))
+
+    async def _let_finish(self) -> None:
+        if self._stage is Stage.UP:
+            self._stage = Stage.TURNING
+        with anyio.move_on_after(END_TIME):
+            while self._questions.under_way:
+                self._news = anyio.Event()
+                await self._news.wait()
+
+    async def _feed_to_the_end(self, ours: socket.socket) -> None:
+        while True:
+            ends = time.perf_counter() + TURN_BUDGET
+            while (data := self._questions.first()) is not None:
+                if time.perf_counter() > ends:
+                    await anyio.lowlevel.checkpoint()
+                    ends = time.perf_counter() + TURN_BUDGET
+                await _send(ours, data)
+                self._questions.given()
+            if self._end.is_set():
+                return
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    # What it says
+
+    async def _read(self, ours: socket.socket) -> None:
+        try:
+            while True:
+                await anyio.wait_readable(ours)
+                ends = time.perf_counter() + TURN_BUDGET
+                while time.perf_counter() < ends:
+                    if not self._take_one(ours):
+                        break
+                await anyio.lowlevel.checkpoint()
+                if self._broken:
+                    return
+        except (OSError, EOFError, anyio.ClosedResourceError):
+            pass  # it is gone, which SIGCHLD tells
+
+    def _take_one(self, ours: socket.socket) -> bool:
+        """Take one frame; False if there is none. Raises EOFError at the end."""
+        if self._broken:
+            return False
+        data = receive(ours)
+        if data is None:
+            return False
+        if not data and hung_up(ours):
+            raise EOFError
+        try:
+            kind, raw, body = opened(data)
+            if (head := self._heads.decode(kind, raw)) is not None:
+                self._took(Said(kind, head, body), data)
+        except Exception as error:
+            self._broken = blame.reason("the store process", "lane", error)
+            if self._process is not None:
+                self._process.signal(signal.SIGKILL)
+            return False
+        return True
+
+    def _took(self, frame: Said, data: bytes) -> None:
+        head = frame.head
+        if (at := getattr(head, "at", None)) is not None:
+            self._at = list(at)
+        match frame.kind:
+            case "store.say":
+                self._happened(e.Say(head.level, head.event, head.text, "", head.about))
+            case "store.failed":
+                self._failed = head.text
+                if self._stage is Stage.STARTING:
+                    self.failure = head.text, head.status
+            case "store.down":
+                self._take(data)
+                self._away(head.text, "store_down")
+            case "store.up":
+                self._take(data)
+                self._up()
+            case "store.at":
+                pass
+            case "store.refuses":
+                self._told_of_refusals(head.text)
+            case _:
+                self._questions.answered(frame)
+                if self._stage is Stage.TURNING:
+                    self._news.set()
+                self._take(data)
+
+    def _up(self) -> None:
+        before, self._stage = self._stage, Stage.UP
+        trouble, self.trouble, self._refuses = self.trouble or self._refuses, "", ""
+        self._first.set()
+        self._news.set()
+        self._changed("")
+        if trouble or before is Stage.STARTING:
+            self._tell_up(" again" if trouble else "")
+
+    def _tell_up(self, again: str) -> None:
+        text = f"the shared state is kept in {self.shown}{again}"
+        self._happened(e.Say(logging.INFO, "store_up", text, "", {"state": self.shown}))
+
+    def _told_of_refusals(self, why: str) -> None:
+        before, self._refuses = self._refuses, why
+        if why and not before:
+            text = f"writes to the shared state are refused: {why}"
+            self._happened(e.Say(logging.ERROR, "store_refuses", text, "", {"state": self.shown, "reason": why}))
+        elif before and not why:
+            self._tell_up(" again")
+
+    def _pass_on(self, data: bytes) -> None:
+        try:
+            self._take(data)
+        except Exception:
+            log.exception("the hub could not deal with a frame of the store process; please report this")
+
+    # A new program of the listener
+
+    def to_state(self, descriptors: list[int]) -> State:
+        """All of it, JSON-compatible; `descriptors` gets what must stay open."""
+        fd = -1 if self._socket is None else self._socket.fileno()
+        if fd >= 0:
+            descriptors.append(fd)
+        return {
+            "name": self._name,
+            "at": self._at,
+            "stage": self._stage.value,
+            "trouble": self.trouble,
+            "refuses": self._refuses,
+            "pid": 0 if self._process is None or self._process.ended else self._process.pid,
+            "fd": fd,
+            **self._questions.to_state(),
+        }
+
+    def _load(self, left: State) -> None:
+        self.trouble, self._refuses = left["trouble"], left.get("refuses", "")
+        self._questions.load(left)
+        if left["fd"] >= 0:
+            self._socket = socket.socket(fileno=left["fd"])
+            self._socket.setblocking(False)
+        if left["pid"]:
+            self._process = self._processes.adopt(left["pid"])
+
+
+async def _send(ours: socket.socket, data: bytes) -> None:
+    """Send a frame, waiting for room. Raises OSError if the process is gone."""
+    while True:
+        try:
+            ours.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            await anyio.wait_writable(ours)
+        else:
+            return

@@ -1,0 +1,1 @@
+"""The server's log, sinks that never block, the access log, request ids."""

@@ -1,0 +1,242 @@
+"""Lines of the access log: collected, and written together; and the texts that they are put together from.
+
+Rules: nothing raises into the caller; a full disk or a closed pipe costs lines, never a request. The formats are in
+`serve_asgi.logs.access_log` (the usual ones, which cost least) and `serve_asgi.logs.access_format` (whatever a person
+lists).
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from serve_asgi.config.options import Config
+from serve_asgi.logs.output import last_moment, original
+from serve_asgi.logs.server_log import LogFile, about
+
+if TYPE_CHECKING:
+    from serve_asgi.ipc.address import Address
+
+FLUSH_AT: Final = 32768  # characters held until a write, if the ticker does not come before
+KEPT: Final = 2048  # texts kept of each kind
+TELL_EVERY: Final = 60.0  # seconds between two warnings that lines are lost
+MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+MILLISECONDS: Final = tuple(f"{number:03d}" for number in range(1000))
+to_json: Final = json.JSONEncoder().encode
+
+T = TypeVar("T")
+
+
+class Request(Protocol):
+    """The request as the access log sees it."""
+
+    @property
+    def method(self) -> str:
+        """As sent."""
+
+    @property
+    def target(self) -> bytes:
+        """As sent."""
+
+    @property
+    def version(self) -> str:
+        """Of HTTP: "1.0" or "1.1"."""
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names in lower case."""
+
+    logged: tuple[str, ...] | None
+    """The access log's own note of what it writes of this request; None at first."""
+
+
+class NoRequest:
+    """What has been refused before it was a request."""
+
+    method = "-"
+    target = b"-"
+    version = "1.1"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    logged: tuple[str, ...] | None = None
+
+
+class Answered(Protocol):
+    """What only some formats ask for: beyond the request, which equal requests share."""
+
+    def peer(self) -> Address:
+        """Who is connected: the client, or the proxy that speaks for it."""
+
+    def client_scheme(self) -> str:
+        """What the client speaks: http, https, ws or wss."""
+
+    def identity(self) -> str:
+        """The request's id, "" if it has none."""
+
+    def response_field(self, name: bytes) -> bytes:
+        """The value of a field that the application answered with, b"" if it did not."""
+
+
+class Unheard:
+    """Of an answer that the server gave without asking the application."""
+
+    __slots__ = ("_peer", "_scheme")
+
+    def __init__(self, peer: Address, scheme: str) -> None:
+        self._peer = peer
+        self._scheme = scheme
+
+    def peer(self) -> Address:
+        """See Answered."""
+        return self._peer
+
+    def client_scheme(self) -> str:
+        """See Answered."""
+        return self._scheme
+
+    def identity(self) -> str:
+        """See Answered."""
+        return ""
+
+    def response_field(self, name: bytes) -> bytes:
+        """See Answered."""
+        return b""
+
+
+NOBODY: Final = Unheard(None, "")
+
+
+class Texts(dict[T, str]):
+    """Texts by what they say, made when they are first asked for."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[T], str]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: T) -> str:
+        if len(self) >= KEPT:
+            self.clear()
+        self[key] = text = self._make(key)
+        return text
+
+
+class AccessLog(abc.ABC):
+    """Collects lines.
+
+    `record` writes nothing by itself until much has come together; `flush` writes: once per tick and at the end. One
+    object per worker; not for several threads.
+    """
+
+    __slots__ = (
+        "_file",
+        "_held",
+        "_lines",
+        "_sink",
+        "_tell_at",
+        "_told",
+        "_until",
+    )
+
+    def __init__(self, config: Config) -> None:
+        """Open the log that `config` names. Raises UsageError if its file cannot be opened."""
+        self._file = LogFile(config.access_log_file) if config.access_log_file else None
+        self._sink = self._file.sink if self._file is not None else original(1)
+        self._lines: list[str] = []
+        self._held = 0
+        self._until = 0.0
+        """CLOCK_MONOTONIC (time.perf_counter(), s) at which the time that lines say is over."""
+        self._told = 0
+        """Of the bytes that the sink has dropped: how many the server's own log has told of."""
+        self._tell_at = 0.0
+        """CLOCK_MONOTONIC (s) before which it does not tell of more."""
+
+    @abc.abstractmethod
+    def record(
+        self, client: Address, request: Request, status: int, size: int, begun: float, answered: Answered = NOBODY
+    ) -> None:
+        """Note one answer: `size` in bytes of body, `begun` the time.perf_counter() when it was asked for."""
+
+    def _add(self, line: str) -> None:
+        self._lines.append(line)
+        self._held += len(line)
+        if self._held >= FLUSH_AT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected; what nobody takes now is kept, within bounds, for the next time."""
+        if self._lines:
+            data = "".join(self._lines).encode(errors="backslashreplace")
+            self._lines.clear()
+            self._held = 0
+            self._sink.write(data)
+        elif self._sink.waiting:
+            self._sink.pump()
+        if self._sink.dropped > self._told and time.monotonic() >= self._tell_at:
+            self._tell_of_loss()
+
+    def _tell_of_loss(self) -> None:
+        lost = self._sink.dropped - self._told
+        logging.getLogger("serve").warning(
+            "nobody takes the access log (a pipe that is not read, or a full disk): %d bytes are lost",
+            lost,
+            extra=about("access_log_lost", bytes=lost),
+        )
+        self._told = self._sink.dropped
+        self._tell_at = time.monotonic() + TELL_EVERY
+
+    def reopen(self) -> None:
+        """USR1: write what is pending to the old file, then go on in a new one of the same name."""
+        self.flush()
+        if self._file is not None:
+            self._file.reopen()
+            self._sink = self._file.sink
+            self._told = self._sink.dropped
+
+    def close(self) -> None:
+        """Write everything, within a bounded time, and close."""
+        self.flush()
+        self._sink.finish(last_moment())
+        if self._sink.dropped > self._told:
+            self._tell_of_loss()
+        self._sink.close()
+
+
+def complain() -> None:
+    """A line could not be made: say so; the request has been answered."""
+    logging.getLogger("serve").exception("a line of the access log could not be written", extra=about("internal_error"))
+
+
+def common_time(wall: float) -> str:
+    """Local time as the common log format has it: [22/Nov/2026:10:43:10 +0000]."""
+    local = time.localtime(wall)
+    zone = time.strftime("%z", local)
+    return f"[{local.tm_mday:02d}/{MONTHS[local.tm_mon - 1]}/{time.strftime('%Y:%H:%M:%S', local)} {zone}]"
+
+
+def seconds(microseconds: int) -> str:
+    """With six digits behind the point."""
+    if microseconds < 1_000_000:
+        return "0." + str(1_000_000 + microseconds)[1:]
+    return f"{microseconds / 1e6:.6f}"
+
+
+def escape(text: str) -> str:
+    """`text` with quotes, backslashes and everything that is not printable ASCII written as escapes."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    made = []
+    for character in text:
+        code = ord(character)
+        if character in '"\\':
+            made.append("\\" + character)
+        elif 0x20 <= code < 0x7F:
+            made.append(character)
+        else:
+            made.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return "".join(made)

@@ -1,0 +1,387 @@
+"""What is written down of the server's own events, and the files that logs are written to.
+
+The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Each record says
+what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
+(docs/logs.md). Nothing in here raises into its caller: a full disk or a closed pipe costs lines, never a request.
+Nobody can write a line of the log by a request or by an exception's text: control characters are escaped, and the
+further lines of a text are indented. Nobody makes a line long: sentences and what they name have `TEXT_LIMIT`
+characters at most, a traceback has those of `serve_asgi.logs.tracebacks`. What the application adds to our loggers
+(handlers, filters) may fail, and costs nothing but what it would have written. Files are opened for appending and
+written by whole lines; USR1 opens them again under their names (logrotate's way).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from serve_asgi.config.options import Config
+from serve_asgi.errors import UsageError
+from serve_asgi.logs import output
+from serve_asgi.logs.exceptions import exc_info, name_of, shortened
+from serve_asgi.logs.output import Sink
+from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
+
+TEXT_LIMIT: Final = 8192
+"""Characters of a sentence, and of each text that belongs to it."""
+DETAIL_LIMIT: Final = 2 * TRACEBACK_LIMIT
+"""Characters of a traceback that another process has told of."""
+COMPLAINTS: Final = 20
+"""So many handlers and filters of the application's that fail are told of, each once."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_INDENT: Final = "\n  "
+
+DIM: Final = "\x1b[2m"
+PLAIN: Final = "\x1b[0m"
+COLOURS: Final = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+"""ECMA-48 8.3.117: faint, default, yellow, red."""
+
+
+def about(event: str, **whom: object) -> dict[str, object]:
+    """The `extra` of a log call: the stable name of what happened, and whom it is about (JSON-compatible values)."""
+    return {"event": event, "about": whom}
+
+
+class _Logger(logging.Logger):
+    """Stays on whatever the application does: `logging.config.dictConfig` disables loggers that it does not know,
+    `logging.disable` all, and a record factory of its own may fail, or claim the names that we use.
+    """
+
+    @property
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        pass
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= self.getEffectiveLevel()
+
+    def makeRecord(
+        self,
+        name: str,
+        level: int,
+        fn: str,
+        lno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        extra: Mapping[str, object] | None = None,
+        sinfo: str | None = None,
+    ) -> logging.LogRecord:
+        record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
+        record.__dict__.update(extra or {})
+        return record
+
+    def filter(self, record: logging.LogRecord) -> Any:
+        """As `logging` has it; a filter of the application's that fails has let the record pass."""
+        try:
+            return super().filter(record)
+        except BaseException as error:
+            _complain("a filter", error)
+            return True
+
+    def callHandlers(self, record: logging.LogRecord) -> None:
+        """As `logging` has it; a handler of the application's that fails, with whatever it raises, keeps no other one
+        from its work, nor the caller.
+        """
+        found = False
+        logger: logging.Logger | None = self
+        while logger is not None:
+            for handler in list(logger.handlers):
+                found = True
+                if record.levelno < handler.level:
+                    continue
+                try:
+                    handler.handle(record)
+                except BaseException as error:
+                    if handler is _handler:  # a filter that the application has given it
+                        handler.write(record)
+                    _complain(f"the handler {type(handler).__name__}", error)
+            logger = logger.parent if logger.propagate else None
+        last = logging.lastResort
+        if not found and last is not None and record.levelno >= last.level:
+            with contextlib.suppress(BaseException):
+                last.handle(record)
+
+
+_complained: Final[set[str]] = set()
+
+
+def _complain(what: str, error: BaseException) -> None:
+    """Tell that something which the application has put into our loggers does not work."""
+    of = f"{what}: {name_of(type(error))}"
+    if _handler is None or of in _complained or len(_complained) >= COMPLAINTS:
+        return
+    _complained.add(of)
+    record = logging.LogRecord(
+        "serve.error", logging.ERROR, "", 0, "%s of the application's logging failed", (what,), exc_info(error)
+    )
+    record.__dict__.update(about("logging_failed"))
+    _handler.write(record)
+
+
+class LogFile:
+    """A log file that can be opened again. Owns its descriptor."""
+
+    __slots__ = ("path", "sink")
+
+    def __init__(self, path: str) -> None:
+        """Open `path` for appending. Raises UsageError if that cannot be."""
+        self.path = os.path.abspath(path)
+        try:
+            self.sink = Sink(self._open())
+        except OSError as error:
+            raise UsageError(
+                f"the log file {path} cannot be opened: {error.strerror}; give a path that can be"
+            ) from None
+
+    def _open(self) -> int:
+        # O_NONBLOCK for a named pipe; O_NOCTTY for a terminal: neither may hold us up.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        return os.open(self.path, flags, 0o644)
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines."""
+        self.sink.write(data)
+
+    def reopen(self) -> None:
+        """Open the path again. If that fails, the old one stays in use.
+
+        What was pending goes to the old file, or to the new one if the disk was full: a rotation makes room.
+        """
+        try:
+            fresh = Sink(self._open())
+        except OSError as error:
+            logging.getLogger("serve").error(
+                "the log file %s cannot be opened again: %s; the old one stays in use",
+                self.path,
+                error.strerror,
+                extra=about("log_not_reopened", path=self.path),
+            )
+            return
+        old, self.sink = self.sink, fresh
+        old.pump()
+        fresh.write(old.take_lines())
+        old.close()
+
+
+class _Anew:
+    """The log file of a forked child, which opens it for each of its few lines, so that it keeps no old one open."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines; to stderr if the file cannot be opened."""
+        try:
+            file = LogFile(self.path)
+        except UsageError:
+            _write_all(2, data)
+            return
+        file.write(data)
+        file.sink.close()
+
+
+class _Happening:
+    """One log record, taken apart: what both formats are made from."""
+
+    __slots__ = ("at", "detail", "event", "level", "text", "whom")
+
+    def __init__(self, record: logging.LogRecord) -> None:
+        self.at = record.created
+        self.level = record.levelno
+        mistake = record.exc_info and record.name == "serve"
+        self.event = str(getattr(record, "event", "internal_error" if mistake else "log"))[:TEXT_LIMIT]
+        whom: Mapping[str, Any] = getattr(record, "about", {})
+        detail = whom.get("detail", "")
+        self.whom = {
+            name: shortened(value, TEXT_LIMIT) if type(value) is str else value
+            for name, value in whom.items()
+            if name != "detail"
+        }
+        try:
+            self.text = shortened(record.getMessage(), TEXT_LIMIT)
+        except BaseException:  # whatever an application's object does when it is asked for its text
+            self.text = shortened(record.msg, TEXT_LIMIT) if type(record.msg) is str else "(a text that cannot be had)"
+        self.detail = shortened(detail, DETAIL_LIMIT) if type(detail) is str else ""
+        if record.exc_info and record.exc_info[1] is not None:
+            self.detail = traceback_text(record.exc_info[1])
+
+
+class _LineHandler(logging.Handler):
+    """Writes each record as one write of whole lines, to stderr or a file."""
+
+    def __init__(
+        self, role: str, file: LogFile | _Anew | None, as_json: bool, colour: bool, always: dict[str, object]
+    ) -> None:
+        super().__init__()
+        self.role = role
+        self.file = file
+        self._as_json = as_json
+        self._colour = colour
+        self._always = always
+        """What every JSON line of this process says."""
+        # The listener shares the pipe at its standard error with processes that it starts; a worker keeps the order of
+        # what the server and the application write.
+        self._write = output.write if role == "listener" else _write_all
+        self._writing = False
+        self._meanwhile: list[bytes] = []
+        """What this very thread has come to say while it writes: the garbage collector runs anywhere, and what it
+        throws away may complain. A sink's lock cannot be taken twice."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # Whatever is wrong with a record or the disk: the caller's work goes on.
+        with contextlib.suppress(BaseException):
+            happening = _Happening(record)
+            line = self._object(happening) if self._as_json else self._line(happening)
+            self._meanwhile.append((line + "\n").encode(errors="backslashreplace"))
+            if not self._writing:
+                with self.alone():
+                    pass
+
+    def write(self, record: logging.LogRecord) -> None:
+        """Write the record, past all filters."""
+        with self.lock or contextlib.nullcontext():
+            self.emit(record)
+
+    def let_go(self) -> None:
+        """In a forked child: the file is its parent's, as is what another thread was about to write."""
+        self._writing, self._meanwhile = False, []
+        if self.file is not None:
+            self.file = _Anew(self.file.path)
+
+    def forget(self) -> None:
+        """Begin anew in a child."""
+        self._writing = False
+        self._meanwhile.clear()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Do something with the file; what is logged meanwhile is written behind it."""
+        with self.lock or contextlib.nullcontext():
+            self._writing = True
+            try:
+                yield
+                while self._meanwhile:
+                    data = self._meanwhile.pop(0)
+                    if self.file is not None:
+                        self.file.write(data)
+                    else:
+                        self._write(2, data)
+            finally:
+                self._writing = False
+
+    def _object(self, happening: _Happening) -> str:
+        seconds, fraction = divmod(happening.at, 1)
+        made: dict[str, object] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03d}Z",
+            "level": logging.getLevelName(happening.level).lower(),
+            "event": happening.event,
+            "text": happening.text,
+            **self._always,
+            "pid": os.getpid(),
+            **happening.whom,
+        }
+        if happening.detail:
+            made["exception"] = happening.detail.rstrip()
+        return json.dumps(made, default=str, separators=(",", ":"))
+
+    def _line(self, happening: _Happening) -> str:
+        seconds, fraction = divmod(happening.at, 1)
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        start = f"{at}.{int(fraction * 1000):03d} {self.role}[{os.getpid()}]"
+        level = happening.level
+        word = f"{logging.getLevelName(level).lower()}: " if level >= logging.WARNING else ""
+        text = happening.text + (f"\n{happening.detail}" if happening.detail else "")
+        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text.rstrip("\n")).replace("\n", _INDENT)
+        if self._colour:
+            start = f"{DIM}{start}{PLAIN}"
+            word = f"{COLOURS[min(level, logging.ERROR)]}{word}{PLAIN}" if word else ""
+        return f"{start} {word}{text}"
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def as_json(wanted: str, path: str, fd: int) -> bool:
+    """Whether `--log-format` means JSON for what goes to the file `path`, or to descriptor `fd` if there is none.
+
+    `auto` is text where a person reads along: on a terminal.
+    """
+    if wanted == "auto":
+        return bool(path) or not output.is_terminal(fd)
+    return wanted == "json"
+
+
+def _coloured(path: str) -> bool:
+    """Whether lines may be coloured: on a terminal that can, unless its user says no (no-color.org)."""
+    return not path and output.is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+_handler: _LineHandler | None = None
+
+
+def _in_a_child() -> None:
+    """A fork may have come in the middle of a line, which the parent writes."""
+    if _handler is not None:
+        _handler.forget()
+
+
+os.register_at_fork(after_in_child=_in_a_child)
+
+
+def configure(config: Config, role: str, **always: object) -> None:
+    """Set the loggers up for this process.
+
+    `role` names it in each line for people ("listener", "worker 2.7"); `always` is what each JSON line says of it
+    (generation, slot). May be called again: the last call counts. Raises UsageError if the log file cannot be opened.
+    """
+    global _handler
+    path = config.log_file
+    always = {"role": role.partition(" ")[0], **always}
+    handler = _LineHandler(
+        role, LogFile(path) if path else None, as_json(config.log_format, path, 2), _coloured(path), always
+    )
+    for name in ("serve", "serve.error"):
+        logger = logging.getLogger(name)
+        logger.__class__ = _Logger
+    top = logging.getLogger("serve")
+    top.handlers = [handler]
+    top.propagate = False
+    top.setLevel(config.log_level.upper())
+    if _handler is not None and isinstance(_handler.file, LogFile):
+        _handler.file.sink.close()
+    _handler = handler
+
+
+def let_go() -> None:
+    """In a forked child: the parent's log file is the parent's."""
+    if _handler is not None:
+        _handler.let_go()
+
+
+def reopen() -> None:
+    """USR1: open the server's own log file again, if there is one."""
+    if _handler is not None and isinstance(_handler.file, LogFile):
+        with _handler.alone():
+            _handler.file.reopen()
+
+
+def finish() -> None:
+    """Close the log file, if there is one; what is logged later goes to stderr."""
+    if _handler is not None and isinstance(_handler.file, LogFile):
+        file, _handler.file = _handler.file, None
+        file.sink.finish(output.last_moment())
+        file.sink.close()

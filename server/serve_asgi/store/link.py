@@ -1,0 +1,78 @@
+"""The store process's end of the socket pair to the listener: frames in, frames out, in order.
+
+It owns the socket. The listener reads what is sent, but may be slow: sending waits for room, which is the back-pressure
+on whoever makes the answers.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+from typing import Any, Final
+
+import anyio
+
+from serve_asgi.ipc.frames import Frame, decode, encode
+from serve_asgi.ipc.link_socket import make_room, receive
+from serve_asgi.store.answers import Answer
+
+BATCH: Final = 256
+"""Frames that are taken at a time at most."""
+
+
+class Lane:
+    """One end. `receive` may be waited for by one task, `send` by several."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over the socket."""
+        end.setblocking(False)
+        make_room(end)
+        self._socket = end
+        self._sending = anyio.Lock()
+
+    async def receive(self) -> list[Frame]:
+        """Wait for frames; return all that are there, up to `BATCH`.
+
+        Raises EOFError when the listener is gone, ChannelError for what is no frame.
+        """
+        while not (frames := self._there()):
+            await anyio.wait_readable(self._socket)
+        return frames
+
+    def _there(self) -> list[Frame]:
+        frames: list[Frame] = []
+        while len(frames) < BATCH:
+            data = receive(self._socket)
+            if data is None:
+                break
+            if not data:
+                if frames:
+                    break  # the end is read again next time
+                raise EOFError
+            frames.append(decode(data))
+        return frames
+
+    async def send(self, kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> None:
+        """Send a frame. Raises BrokenPipeError or ConnectionResetError if the listener is gone."""
+        data = encode(kind, head, body)
+        async with self._sending:
+            while True:
+                try:
+                    self._socket.send(data, socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    await anyio.wait_writable(self._socket)
+                else:
+                    return
+
+    async def tell(self, found: Iterable[Answer]) -> None:
+        """Send frames, one after another, as they are asked for."""
+        for each in found:
+            await self.send(*each)
+
+    async def say(self, level: int, event: str, text: str, **more: Any) -> None:
+        """Something has happened that people should know (docs/events.md)."""
+        await self.send("store.say", {"level": level, "event": event, "text": text, "about": more})
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()

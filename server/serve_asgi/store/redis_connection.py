@@ -1,0 +1,82 @@
+"""A Redis as this server uses it: connections, the keys of its prefix, and the scripts by name.
+
+It owns no connection: who makes one closes it. What the scripts do is in `serve_asgi.store.redis_scripts`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import redis.asyncio as aioredis
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from serve_asgi.config.state_location import RedisAddress, shown
+from serve_asgi.errors import UsageError
+from serve_asgi.store import redis_scripts as scripts
+
+_SCRIPTS: Final = ("HELLO", "SNAPSHOT", "READ", "WRITE", "SEND", "GRANT", "RENEW", "RELEASE")
+
+
+class Place:
+    """Of one server, by its address."""
+
+    def __init__(self, address: RedisAddress, server: str) -> None:
+        """`server` is that server's name, for who lists the clients of Redis."""
+        self._address = address
+        self._server = server
+        self._shas: dict[str, str] = {}
+
+    def client(self, url: str, timeout: float) -> aioredis.Redis:
+        """A connection that repeats nothing by itself: what is asked twice is done twice."""
+        return aioredis.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout,
+            socket_connect_timeout=self._address.timeout,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_timeout=False,
+            client_name=f"serve-{self._server[:8]}",
+        )
+
+    def check(self) -> None:
+        """Raise UsageError, a sentence, for what a URL asks of the package redis and it does not offer."""
+        for url in self._address.urls:
+            try:
+                self.client(url, self._address.timeout).connection_pool.make_connection()  # type: ignore[no-untyped-call]
+            except (TypeError, ValueError, exceptions.RedisError) as error:
+                named = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+                what = f"the package redis knows no {named[1]}" if named else str(error)
+                raise UsageError(f"--state {shown(url)}: {what}; correct what follows the question mark") from None
+
+    def key(self, name: str) -> str:
+        """One of the keys that `serve_asgi.store.redis_scripts` lists."""
+        return f"{self._address.prefix}:{name}"
+
+    def keys(self, *names: str) -> list[str]:
+        return [self.key(name) for name in names]
+
+    async def bring_scripts(self, client: aioredis.Redis) -> None:
+        """Have Redis know the scripts. Raises RedisError."""
+        for name in _SCRIPTS:
+            self._shas[name] = await client.script_load(getattr(scripts, name))
+
+    async def run(self, client: Any, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+        """Run a script. Raises RedisError."""
+        return await client.evalsha(self._shas[script], len(keys), *keys, *arguments)
+
+    def add(self, pipe: Any, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> None:
+        """Have a pipeline run a script."""
+        pipe.evalsha(self._shas[script], len(keys), *keys, *arguments)
+
+
+async def maxmemory_policy(client: aioredis.Redis) -> str:
+    """What Redis throws away when its memory is full; "" if it is not bounded or will not say."""
+    try:
+        info = await client.info("memory")
+    except exceptions.ResponseError:  # it may be forbidden
+        return ""
+    return str(info.get("maxmemory_policy", "")) if info.get("maxmemory") else ""

@@ -1,0 +1,126 @@
+"""What the frames of a hub ask of a Redis, and what its answers and errors mean: without a connection."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis import exceptions
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.state.write import Entry, Limits, Op, Write
+from serve_asgi.ipc.frames import Frame, packed
+from serve_asgi.ipc.store_frames import LEASE_MARGIN, Taken
+from serve_asgi.store import answers
+from serve_asgi.store.answers import Answer
+
+_NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
+"""What Redis and redis-py say of a password; not always by a class of its own."""
+
+
+class Lost(Exception):
+    """The conversation has to begin anew; nothing of what is under way is known."""
+
+
+CHANGING: Final = frozenset({"store.write", "store.send", "store.grant"})
+"""Frames that Redis refuses when it takes no writes."""
+_NOT_DONE: Final = (Lost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
+"""Answers after which the conversation begins anew, and that say that nothing was done."""
+
+
+def question(frame: Frame, prefix: str, epoch: str, server: str, limits: Limits) -> tuple[str, list[str], list[Any]]:
+    """The script that a frame asks for (its name in `serve_asgi.store.redis_scripts`), its keys and arguments.
+
+    Raises LookupError, TypeError, ValueError or ChannelError for nonsense.
+    """
+    head, lease_key = frame.head, f"lease:{frame.head.get('name', '')}"
+
+    def asked(script: str, names: Sequence[str], *arguments: Any) -> tuple[str, list[str], list[Any]]:
+        return script, [f"{prefix}:{name}" for name in names], [epoch, *arguments]
+
+    match frame.kind:
+        case "store.write":
+            write = Write.of(head, frame.body)
+            value = packed(write.by, "the step") if write.op is Op.INCR else write.value
+            version = "" if write.version is None else str(write.version)
+            names = ("about", "state", "log")
+            return asked("WRITE", names, server, write.op.value, write.key, version, value, *limits)
+        case "store.read":
+            return asked("READ", ("about", "state"), head["key"])
+        case "store.send":
+            told = packed({name: value for name, value in head.items() if name != "id"}, "a message's head")
+            return asked("SEND", ("about", "messages"), server, told, frame.body)
+        case "store.grant":
+            tick, exclusive = repr(float(head["tick"])), int(bool(head.get("exclusive")))
+            names = ("about", "ticks", lease_key)
+            return asked("GRANT", names, head["name"], tick, head["holder"], _microseconds(head["lease"]), exclusive)
+        case "store.renew":
+            return asked("RENEW", ("about", lease_key), head["token"], _microseconds(head["lease"]))
+        case "store.release":
+            return asked("RELEASE", ("about", lease_key), head["token"])
+    raise ChannelError(f"the listener asks for {frame.kind!r}, which this version does not know")
+
+
+def granted(head: dict[str, Any], found: Any, began: float) -> Answer:
+    """The answer to a frame `store.grant` that was asked at `began` (s, monotonic)."""
+    if found[0]:
+        return answers.granted(head["id"], found[1], lease_until(head["lease"], began))
+    why, name = Taken(found[1].decode()), head["name"]
+    text = {
+        Taken.GRANTED: f"this tick of {name}, or a later one, has been granted already",
+        Taken.RUNNING: f"a run of {name} has not ended",
+        Taken.CLOCK: f"the tick of {name} lies {found[2].decode()} s ahead of Redis's clock: set the clocks",
+    }[why]
+    return answers.taken(head["id"], why, text)
+
+
+def lease_until(lease: float, began: float) -> float:
+    """Until when its holder may rely on a lease (s, monotonic)."""
+    return began + float(lease) * (1 - LEASE_MARGIN)
+
+
+def _microseconds(seconds: Any) -> int:
+    return math.ceil(float(seconds) * 1_000_000)
+
+
+def stored(entry: Entry) -> bytes:
+    """An entry as Redis has it."""
+    return b"%d:%b" % entry
+
+
+def entry(text: bytes) -> Entry:
+    """The reverse of `stored`."""
+    version, _, value = text.partition(b":")
+    return Entry(int(version), value)
+
+
+def sentence(error: Exception, where: str) -> str:
+    """What keeps this server from Redis."""
+    match error:
+        case Lost():
+            return f"Redis at {where}: {error}"
+        case exceptions.TimeoutError() | TimeoutError():
+            return f"Redis at {where} did not answer in time"
+        case _ if isinstance(error, exceptions.NoPermissionError) or _NOT_LET_IN.search(str(error)):
+            return f"Redis at {where} does not let this server in: {error}"
+        case exceptions.ReadOnlyError():
+            return f"Redis at {where} is a replica, which takes no writes"
+        case exceptions.BusyLoadingError():
+            return f"Redis at {where} is still loading its data"
+        case exceptions.ConnectionError() | OSError():
+            return f"Redis at {where} cannot be reached: {error}"
+    return f"Redis at {where} cannot be used: {error}"
+
+
+def reason(error: Exception) -> str:
+    """Without where in the script it happened."""
+    return str(error).partition(". script: ")[0].rstrip(".")
+
+
+def not_done(found: Any) -> Exception | None:
+    """Why the conversation has to begin anew, if that is what an answer says."""
+    if isinstance(found, _NOT_DONE):
+        return found
+    return Lost("its data was replaced") if isinstance(found, list) and found[0] == -1 else None

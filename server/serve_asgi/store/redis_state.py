@@ -1,0 +1,285 @@
+"""The state in a Redis, which several servers share: this process's conversation with it.
+
+One connection asks, in batches of what is there at a time; another follows the two streams (changes, messages), so that
+all servers hear of all changes in one order (`serve_asgi.store.stream_following`). A refusal or an answer goes to the
+hub when the changes that it is about have gone there. Nothing is ever asked twice by itself: a batch that gets no
+answer is refused as unknown, the hub is told that Redis is away, and the conversation begins anew with the whole state,
+until it succeeds. What a script does is in `serve_asgi.store.redis_scripts`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import anyio
+import redis.asyncio as aioredis
+from redis import exceptions
+
+from serve_asgi.config.state_location import RedisAddress, shown
+from serve_asgi.errors import ChannelError
+from serve_asgi.hub.state.write import Change, Entry, Limits, Op, Refused, Write, decide
+from serve_asgi.ipc.frames import Frame
+from serve_asgi.ipc.store_frames import Trouble
+from serve_asgi.logs import server_log as logs
+from serve_asgi.store import answers
+from serve_asgi.store import redis_scripts as scripts
+from serve_asgi.store.link import Lane
+from serve_asgi.store.redis_connection import Place, maxmemory_policy
+from serve_asgi.store.redis_requests import (
+    CHANGING,
+    Lost,
+    granted,
+    lease_until,
+    not_done,
+    question,
+    reason,
+    sentence,
+)
+from serve_asgi.store.stream_following import LOOK, NOTHING, Following, Known
+from serve_asgi.store.write_refusals import Refusals
+
+BATCH: Final = 64
+"""Questions that are under way together."""
+INBOX: Final = 1_000
+"""Questions that wait here; more wait in the socket, and then in the listener, which refuses what is too much."""
+FIRST_DELAY: Final = 0.05
+LONGEST_DELAY: Final = 1.0
+"""Seconds between two attempts to reach Redis; the delay doubles."""
+CANCEL_AGAIN: Final = 0.1
+"""Seconds until a task that goes on is cancelled once more."""
+WAIT_PART: Final = 0.5
+"""Part of the timeout that replicas have to confirm a write."""
+
+log = logging.getLogger("serve")
+
+
+class RemoteState:
+    """The conversation; `serve` holds it until the listener is gone."""
+
+    def __init__(self, lane: Lane, address: RedisAddress, limits: Limits, name: str, known: Known = NOTHING) -> None:
+        """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
+        self._lane = lane
+        self._address = address
+        self._limits = limits
+        self._name = name
+        self._inbox: collections.deque[Frame] = collections.deque()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._asking: list[Frame] = []  # the batch under way
+        self._trouble = ""
+        self._refusals = Refusals()
+        self._place = Place(address, name)
+        self._following = Following(lane, self._place, address, name, known)
+
+    async def serve(self, first: Sequence[Frame]) -> None:
+        """Answer until the end of the lane. Raises EOFError then, and UsageError if Redis can never be used so."""
+        self._inbox.extend(first)
+        tasks = {asyncio.create_task(each) for each in (self._receive(), self._converse())}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await _end(tasks)
+
+    # The lane
+
+    async def _receive(self) -> None:
+        while True:
+            for frame in await self._lane.receive():
+                if frame.kind == "store.reopen":
+                    logs.reopen()
+                elif self._trouble:
+                    await self._refuse(frame, Trouble.AWAY, f"it was not done: {self._trouble}")
+                else:
+                    self._inbox.append(frame)
+            self._news.set()
+            while len(self._inbox) > INBOX:
+                self._room.clear()
+                await self._room.wait()
+
+    async def _refuse(self, frame: Frame, why: Trouble, text: str) -> None:
+        if (found := answers.trouble(frame.kind, frame.head, why, text)) is not None:
+            await self._lane.send(*found)
+
+    # The conversation
+
+    async def _converse(self) -> None:
+        delay = FIRST_DELAY
+        while True:
+            began = time.monotonic()
+            try:
+                await self._session()
+            except (exceptions.RedisError, OSError, TimeoutError, Lost) as error:
+                log.debug("the conversation with Redis", exc_info=True)
+                await self._away(error)
+            if time.monotonic() - began > LONGEST_DELAY:
+                delay = FIRST_DELAY
+            await asyncio.sleep(delay)
+            delay = min(LONGEST_DELAY, delay * 2)
+
+    async def _away(self, error: Exception) -> None:
+        """Nothing can be asked until another session stands; whoever waits is told."""
+        trouble = self._sentence(error)
+        await self._lane.tell(self._following.held.broken_off(trouble))
+        self._refusals = Refusals()
+        asked, self._asking = self._asking, []
+        for frame in asked:
+            await self._refuse(frame, Trouble.UNKNOWN, f"it is not known whether it was done: {trouble}")
+        changed, self._trouble = trouble != self._trouble, trouble
+        while self._inbox:
+            await self._refuse(self._inbox.popleft(), Trouble.AWAY, f"it was not done: {trouble}")
+        self._room.set()
+        if changed:
+            await self._lane.send("store.down", {"text": trouble})
+
+    def _sentence(self, error: Exception) -> str:
+        return sentence(error, " and ".join(shown(url) for url in self._address.urls))
+
+    async def _session(self) -> None:
+        asker, address = await self._reach()
+        follower = self._place.client(address, LOOK + self._address.timeout)
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            await self._look_at_memory(asker)
+            await self._following.begin(asker)
+            self._trouble = ""
+            await self._following.up()
+            tasks = {asyncio.create_task(each) for each in (self._ask(asker), self._following.follow(follower))}
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await _end(tasks)
+            for client in (asker, follower):
+                await client.aclose()
+
+    async def _reach(self) -> tuple[aioredis.Redis, str]:
+        """The first address that takes writes. Raises what the last one said."""
+        trouble: Exception = Lost("there is no address")
+        for url in self._address.urls:
+            client = self._place.client(url, self._address.timeout)
+            try:
+                await self._place.bring_scripts(client)
+                await self._following.greet(client)
+                return client, url
+            except (exceptions.RedisError, OSError) as error:
+                trouble = error
+                await client.aclose()
+        raise trouble
+
+    async def _look_at_memory(self, client: aioredis.Redis) -> None:
+        """Say so if the operator lets Redis throw away what it keeps."""
+        policy = await maxmemory_policy(client)
+        if policy.startswith("allkeys"):
+            text = f"Redis may throw away parts of the shared state (maxmemory-policy {policy}): set it to noeviction"
+            await self._lane.say(logging.WARNING, "store_evicts", text, policy=policy)
+
+    # Asking
+
+    async def _ask(self, client: aioredis.Redis) -> None:
+        while True:
+            if self._refusals.due():
+                await self._look_at_refusals(client)
+            if not self._inbox:
+                self._news.clear()
+                with anyio.move_on_after(self._refusals.patience):
+                    await self._news.wait()
+                continue
+            frames = [self._inbox.popleft() for _ in range(min(BATCH, len(self._inbox)))]
+            self._asking = list(frames)
+            self._room.set()
+            pipe = client.pipeline(transaction=False)
+            began = time.monotonic()
+            waits = self._address.replicas > 0 and any(frame.kind == "store.write" for frame in frames)
+            for frame in frames:
+                script, keys, arguments = question(
+                    frame, self._address.prefix, self._following.epoch, self._name, self._limits
+                )
+                self._place.add(pipe, script, keys, arguments)
+            if waits:
+                pipe.execute_command(
+                    "WAIT", self._address.replicas, int(self._address.timeout * WAIT_PART * 1000)
+                )  # counts the replicas that have all of the above
+            said = await pipe.execute(raise_on_error=False)
+            too_few = waits and (isinstance(said[-1], Exception) or said[-1] < self._address.replicas)
+            ends: Exception | None = None
+            for frame, found in zip(frames, said, strict=False):  # WAIT's answer comes last
+                if (trouble := not_done(found)) is not None:
+                    ends = trouble
+                    await self._refuse(frame, Trouble.AWAY, f"it was not done: {self._sentence(trouble)}")
+                else:
+                    await self._heard(frame, found, began, too_few)
+                self._asking.pop(0)
+            if ends is not None:
+                raise ends
+
+    async def _look_at_refusals(self, client: aioredis.Redis) -> None:
+        """Try whether writes would be refused still; what is written changes nothing."""
+        try:
+            await client.hsetnx(self._place.key("about"), "format", str(scripts.FORMAT))
+        except exceptions.ResponseError as error:
+            await self._lane.tell(self._refusals.refused(f"Redis refused it: {reason(error)}"))
+        else:
+            await self._lane.tell(self._refusals.taken())
+
+    async def _heard(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
+        """Redis has answered one question."""
+        if isinstance(found, exceptions.ResponseError):
+            text = f"Redis refused it: {reason(found)}"
+            if frame.kind in CHANGING:
+                await self._lane.tell(self._refusals.refused(text))
+            await self._refuse(frame, Trouble.STORAGE, text)
+            return
+        if isinstance(found, Exception):
+            raise found
+        head = frame.head
+        match frame.kind:
+            case "store.write":
+                await self._wrote(frame, found, too_few)
+            case "store.read":
+                seq, version, value = found
+                entry = None if value is None else Entry(version, value)
+                await self._following.answer_at(seq, answers.value(head["id"], head["key"], entry))
+            case "store.send":
+                await self._lane.send("store.sent", {"id": head["id"]})
+            case "store.grant":
+                await self._lane.send(*granted(head, found, began))
+            case "store.renew":
+                name, token = head["name"], head["token"]
+                answer = answers.lost(name, token, f"the lease of {name} was not renewed in time")
+                if found[0]:
+                    answer = answers.renewed(name, token, lease_until(head["lease"], began))
+                await self._lane.send(*answer)
+
+    async def _wrote(self, frame: Frame, found: Any, too_few: bool) -> None:
+        id, write = frame.head["id"], Write.of(frame.head, frame.body)
+        if not found[0]:
+            _, seq, used, version, value = found
+            decided = decide(write, None if value is None else Entry(version, value), self._limits, used, seq + 1)
+            if not isinstance(decided, Refused):
+                raise ChannelError(f"Redis refused {write.op.value} of {write.key!r}, which is in order")
+            await self._following.answer_at(seq, answers.refused(id, decided))
+        elif too_few:
+            text = f"it stands, but fewer than {self._address.replicas} replicas have it: a fail-over may lose it"
+            answer = answers.trouble(frame.kind, frame.head, Trouble.REPLICAS, text)
+            assert answer is not None
+            await self._following.answer_at(found[1], answer)
+        else:
+            value = None if write.op is Op.DELETE else found[2]
+            await self._following.answer_at(found[1], answers.written(id, Change(write.key, found[1], value, 0)))
+
+
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel, and again: redis-py loses a cancellation that comes while it connects (8.1 on Python 3.11)."""
+    pending = tasks
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,204 @@
+"""What this server's hub has been told of the data in Redis, and the following of what is new there.
+
+It owns the copy of the state in this process, the place in both streams (changes, messages), and the answers that wait
+for changes. A Redis that comes back empty (no persistence) gets the state that this process has, or else the hub; one
+that comes back with less than it had (a fail-over) keeps what it has, and people are told how much is missing. It knows
+nothing of questions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple
+
+import redis.asyncio as aioredis
+from redis import exceptions
+
+from serve_asgi.config.state_location import RedisAddress, shown
+from serve_asgi.errors import UsageError
+from serve_asgi.hub.state.write import Change, Entry
+from serve_asgi.ipc.frames import unpacked
+from serve_asgi.store import answers
+from serve_asgi.store import redis_scripts as scripts
+from serve_asgi.store.answers import Answer
+from serve_asgi.store.held_answers import Held
+from serve_asgi.store.link import Lane
+from serve_asgi.store.redis_connection import Place
+from serve_asgi.store.redis_requests import Lost, entry, stored
+from serve_asgi.store.stream_position import NOWHERE, At, Followed, number_of
+
+FOLLOWED: Final = 64
+"""Entries of the streams that are read at a time."""
+LOOK: Final = 1.0
+"""Seconds without news after which the follower looks whether Redis still has the same data."""
+
+
+class Known(NamedTuple):
+    """What there is of the state already."""
+
+    entries: dict[str, Entry]
+    version: int  # of the last change
+    at: At = NOWHERE  # the last message
+
+
+NOTHING: Final = Known({}, 0)
+
+
+class Following:
+    """Of one server's Redis, over all its conversations."""
+
+    def __init__(self, lane: Lane, place: Place, address: RedisAddress, name: str, known: Known = NOTHING) -> None:
+        """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
+        self._lane = lane
+        self._place = place
+        self._address = address
+        self._name = name
+        self.epoch = ""
+        """Names this life of the data."""
+        self.held = Held()
+        """Answers until the changes that they are about have gone to the hub."""
+        self._seq = 0  # version of the last change that the hub has been told
+        self._highest = known.version  # of all that were ever told
+        self._messages = Followed(known.at)
+        self._entries = known.entries
+
+    # The beginning of a conversation
+
+    async def greet(self, client: aioredis.Redis) -> None:
+        """Begin the data, or find what there is. Raises UsageError if it is somebody else's."""
+        keys = self._place.keys("about", "state", "log", "messages")
+        mine: list[str | bytes] = []
+        fresh = uuid.uuid4().hex
+        try:
+            found = await self._place.run(client, "HELLO", keys, fresh, self._highest, int(bool(self._entries)))
+            if found == [b""]:
+                mine = [each for key, entry in self._entries.items() for each in (key, stored(entry))]
+                found = await self._place.run(client, "HELLO", keys, fresh, self._highest, 1, *mine)
+        except exceptions.ResponseError as error:
+            if "WRONGTYPE" in str(error):
+                raise UsageError(
+                    f"a key that begins with {self._address.prefix!r} in {shown(self._address.urls[0])} is not this "
+                    "server's: choose other names with ?prefix=NAME at the end of --state"
+                ) from None
+            raise
+        if len(found) == 1:
+            raise UsageError(
+                f"what {shown(self._address.urls[0])} holds is in format {found[0].decode()}, of another version of "
+                f"this server (this one reads {scripts.FORMAT}): start that version, or add ?prefix=NAME to --state"
+            )
+        epoch, seq = found[0].decode(), int(found[1])
+        self.epoch = epoch
+        if mine and epoch == fresh:
+            text = f"Redis came back without the shared state: {len(self._entries)} keys have been written to it again"
+            await self._lane.say(logging.WARNING, "store_restored", text, keys=len(self._entries))
+        elif seq < self._highest:
+            text = f"Redis came back without the latest changes of the shared state: {self._highest - seq} are lost"
+            await self._lane.say(logging.ERROR, "store_lost", text, changes=self._highest - seq)
+
+    async def begin(self, client: aioredis.Redis) -> None:
+        """Tell the hub all that there is; `up` follows, and then `follow`."""
+        await self._find_messages(client, await self._take_all(client))
+
+    async def _take_all(self, client: aioredis.Redis) -> int:
+        """Tell the hub the whole state, and follow from there; return the number of the last message."""
+        found = await self._place.run(client, "SNAPSHOT", self._place.keys("about", "state"), self.epoch)
+        if found[0] == -1:
+            raise Lost("its data was replaced")
+        seq, sent = int(found[0]), int(found[1])
+        self._entries = {key.decode(): entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
+        for piece in answers.snapshot(self._entries.items()):
+            await self._lane.send(*piece)
+        self._seq, self._highest = seq, max(self._highest, seq)
+        return sent
+
+    async def _find_messages(self, client: Any, last: int) -> None:
+        """Go on with the messages where this server was, and say so if some may not arrive."""
+        key, messages = self._place.key("messages"), self._messages
+        if messages.begin(self.epoch, last):
+            text = "Redis has lost its data: the latest broadcasts of other servers before that may not have arrived"
+            await self._lane.say(logging.ERROR, "store_missed", text)
+        elif gone := await messages.agree(lambda number: client.xrange(key, f"{number}-0", "+", 1)):
+            text = f"Redis came back without the latest {gone} broadcasts: who had not taken them does not get them"
+            await self._lane.say(logging.ERROR, "store_lost", text, messages=gone)
+        if messages.cut(last):
+            text = "Redis came back with less than this server remembers: broadcasts of other servers may be missing"
+            await self._lane.say(logging.ERROR, "store_missed", text)
+
+    async def up(self) -> None:
+        await self._lane.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
+        await self._release_held()
+
+    async def answer_at(self, seq: int, answer: Answer) -> None:
+        """Answer when the hub has been told all changes up to this one."""
+        self.held.add(seq, answer)
+        await self._release_held()
+
+    async def _release_held(self) -> None:
+        await self._lane.tell(self.held.due(self._seq))
+
+    # Following
+
+    async def follow(self, client: Any) -> None:  # redis-py's annotations fit neither kind of answer
+        changes, messages = self._place.keys("log", "messages")
+        take = {changes.encode(): self._take_change, messages.encode(): self._take_message}
+        while True:
+            after = {changes: f"{self._seq}-0", messages: f"{self._messages.at.number}-0"}
+            news = await client.xread(after, count=FOLLOWED, block=int(LOOK * 1000))
+            for stream, entries in news or ():
+                await self._take_entries(client, take[stream], entries)
+            if not news:
+                await self._look_at_master(client)
+
+    async def _look_at_master(self, client: Any) -> None:
+        """Nothing has come for a while. Raises Lost if nothing that matters would come any more.
+
+        Redis ends the wait of those who read in the moment in which it becomes a replica, and of nobody else's.
+        """
+        if await client.hget(self._place.key("about"), "epoch") != self.epoch.encode():
+            raise Lost("its data was replaced")
+        with contextlib.suppress(exceptions.NoPermissionError):
+            if (await client.execute_command("ROLE"))[0] != b"master":
+                raise Lost("it has become a replica")
+
+    async def _take_entries(
+        self, client: aioredis.Redis, take: Callable[[int, dict[bytes, bytes]], Awaitable[bool]], entries: Any
+    ) -> None:
+        for id, fields in entries:
+            if not await take(number_of(id), fields):
+                await self._take_all(client)
+                await self.up()
+                return
+
+    async def _take_change(self, version: int, fields: dict[bytes, bytes]) -> bool:
+        """A change; False if some before it are not in the stream any more."""
+        if version <= self._seq:
+            return True  # it is in the snapshot that was taken meanwhile
+        if version != self._seq + 1:
+            return False
+        key, value = fields[b"k"].decode(), fields.get(b"v")
+        self._seq, self._highest = version, max(self._highest, version)
+        if value is None:
+            self._entries.pop(key, None)
+        else:
+            self._entries[key] = Entry(version, value)
+        if not self.held.tells(version):
+            await self._lane.send(*answers.changed(Change(key, version, value, 0)))
+        await self._release_held()
+        return True
+
+    async def _take_message(self, number: int, fields: dict[bytes, bytes]) -> bool:
+        if not self._messages.fits(fields):
+            raise Lost("its data was replaced")
+        if (missed := self._messages.take(number, fields)) > 0:
+            text = f"{missed} messages of other servers were missed: they came faster than this server took them"
+            await self._lane.say(logging.ERROR, "store_missed", text, messages=missed)
+        at = self._messages.at
+        if fields[b"o"] != self._name.encode():
+            head = {**unpacked(fields[b"h"]), "server": fields[b"o"].decode(), "at": at}
+            await self._lane.send("store.message", head, fields[b"b"])
+        elif not number % FOLLOWED:
+            await self._lane.send("store.at", {"at": at})
+        return True

@@ -1,0 +1,286 @@
+"""The agents: which process has the lease, and how it passes from one to the next; a part of the supervisor.
+
+At most one agent has the lease (`LEASED`), from the moment at which it is told to enter until it has been reaped:
+nothing it says ends the lease, since only a process that is no more does nothing more. The supervisor says whose agent
+is to have it (`tend`), and everything follows from comparing that with what is: who is in the way is let go of, who is
+missing is started, who is prepared is entered once nobody has the lease. Pure, as the supervisor is.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import (
+    AT_WORK,
+    COMING,
+    END_TIMEOUT,
+    LEASED,
+    STANDING,
+    Agent,
+    AgentState,
+    Cause,
+    Generation,
+    Slot,
+)
+
+
+class Agents:
+    """All agents of one server that have not been reaped."""
+
+    def __init__(self, do: Callable[[e.Action], None], number: Callable[[], int]) -> None:
+        """`do` takes what is to be done, `number()` gives a process its number."""
+        self._do = do
+        self._number = number
+        self.all: dict[int, Agent] = {}
+        self.restart = Slot()
+        """When the current generation's agent is started again, and what was wrong with it."""
+        self.vacant_since = -math.inf
+        """When the last one ceased to be active (it was told to finish, failed or died)."""
+        self._hurried = False
+        """The server stops quickly: nobody has longer than `END_TIMEOUT` to finish."""
+
+    # What is
+
+    def of(self, generation: Generation, *states: AgentState) -> Agent | None:
+        """The agent of this generation in one of these states."""
+        return next((a for a in self.all.values() if a.generation is generation and a.state in states), None)
+
+    def holder(self) -> Agent | None:
+        """Who has the lease."""
+        return next((agent for agent in self.all.values() if agent.state in LEASED), None)
+
+    def is_prepared(self, generation: Generation) -> bool:
+        """Whether nothing of this generation is in the way of passing the lease to its agent, if it is to have one."""
+        return not generation.policy.agent or self.of(generation, AgentState.PREPARED) is not None
+
+    def has_passed(self, generation: Generation) -> bool:
+        """Whether the agent of this generation is active, or nobody's is, if it has none."""
+        if generation.policy.agent:
+            return self.of(generation, *AT_WORK) is not None
+        return self.holder() is None
+
+    def next_deadline(self, now: float, holder: Generation | None) -> float:
+        """When something is to be done if nothing happens before; `holder` as last given to `tend`."""
+        deadline = min((agent.deadline for agent in self.all.values()), default=math.inf)
+        if holder is not None and self._is_missing(holder) and self.restart.not_before > now:
+            deadline = min(deadline, self.restart.not_before)
+        return deadline
+
+    # What the supervisor wants
+
+    def tend(self, now: float, holder: Generation | None, preparing: Generation | None, again: bool) -> None:
+        """Have the agent of `holder` active and that of `preparing` prepared, and no other.
+
+        `again`: `holder` has had an agent before, so that one that is started now takes its place.
+        """
+        for agent in list(self.all.values()):
+            if agent.generation is not holder and (agent.generation is not preparing or agent.state in LEASED):
+                self._let_go(agent, now, "stop" if holder is None else "reload")
+        if holder is not None and self._is_missing(holder) and self.restart.not_before <= now:
+            cause = Cause.CRASH if self.restart.trouble else Cause.RETURN
+            self._start(holder, cause if again else Cause.GENERATION, now)
+        if preparing is not None and self._is_missing(preparing):
+            self._start(preparing, Cause.GENERATION, now)
+        coming = None if holder is None else self.of(holder, AgentState.PREPARED)
+        if coming is not None and self.holder() is None:
+            policy = coming.generation.policy  # the agent of a killed server may be in the way for its agent timeout
+            coming.become(AgentState.ENTERING, now + policy.startup_timeout + policy.agent_timeout)
+            self._do(e.TellEnter(coming))
+
+    def begin_anew(self) -> None:
+        """Another generation is current: no agent of it has been lost."""
+        self.restart = Slot()
+
+    def hold(self, now: float) -> None:
+        """The workers leave: who has the lease keeps it for as long as they are there, and nobody gets it."""
+        for agent in list(self.all.values()):
+            if agent.state in COMING:
+                self._let_go(agent, now, "stop")
+
+    def hurry(self, now: float) -> None:
+        """A quick stop: who is told to finish from here on has less time, and so has who finishes already."""
+        self._hurried = True
+        for agent in self.all.values():
+            if agent.state is AgentState.FINISHING:
+                agent.deadline = min(agent.deadline, now + END_TIMEOUT)
+
+    def kill_all(self, why: str) -> None:
+        """Nothing is waited for any more."""
+        for agent in list(self.all.values()):
+            self._kill(agent, why)
+
+    def reopen(self) -> None:
+        """Log files have been moved away."""
+        for agent in self.all.values():
+            if agent.state not in (AgentState.ENDING, AgentState.KILLED):
+                self._do(e.TellReopen(agent))
+
+    # What the agents say; a text that is returned is why one that was wanted is not there
+
+    def prepared(self, agent: Agent) -> None:
+        """It is ready to begin."""
+        if agent.state is AgentState.STARTING:
+            agent.become(AgentState.PREPARED)
+            self._say_of(agent, logging.DEBUG, "agent_prepared", f"{agent} is prepared")
+
+    def waits(self, agent: Agent, holder: int) -> None:
+        """Another server's agent is in its way."""
+        if agent.state is AgentState.ENTERING:
+            who = f", PID {holder}," if holder else ""
+            agent.in_the_way = f"that of a server that was here before{who} has not ended"
+            text = f"{agent} waits: {agent.in_the_way}"
+            self._say_of(agent, logging.WARNING, "agent_waits", text, holder=holder)
+
+    def entered(self, agent: Agent, now: float) -> None:
+        """It is active."""
+        if agent.state is not AgentState.ENTERING:
+            return
+        agent.become(AgentState.ACTIVE)
+        agent.active_since = now
+        self.restart.trouble = ""
+        vacant = now - self.vacant_since
+        about: dict[str, Any] = {"cause": agent.cause.value}
+        text = f"{agent} is active"
+        if vacant < math.inf:
+            about["vacant"] = round(vacant, 4)
+            text += f", {vacant:.3f} s after the one before ceased to be"
+        self._say_of(agent, logging.INFO, "agent_active", text, **about)
+
+    def returned(self, agent: Agent) -> None:
+        """Its function has returned."""
+        if agent.state is AgentState.ACTIVE:
+            agent.become(AgentState.RETURNED)
+            text = (
+                f"{agent} has returned, and is not called again before a reload: its process stays for messages and "
+                "schedules alone. If it was to go on, look why it ended; if this is all that it has to do, let it end "
+                "with `await draining.wait()`"
+            )
+            self._say_of(agent, logging.WARNING, "agent_returned", text)
+
+    def failed(self, agent: Agent, now: float) -> bool:
+        """It says that it failed, and ends by itself. True if it was wanted."""
+        wanted = agent.state in STANDING
+        if agent.state in COMING:
+            agent.become(AgentState.ENDING, now + END_TIMEOUT)
+        elif wanted:
+            self._vacate(agent, now)
+            agent.become(AgentState.FINISHING, now + END_TIMEOUT)
+        agent.reason = agent.reason or "failed"
+        return wanted
+
+    def blocked(self, agent: Agent, now: float) -> bool:
+        """Its loop does not turn: it is to finish, and most likely will be killed. True if it was wanted."""
+        if agent.state not in AT_WORK:
+            return False
+        self._let_go(agent, now, "blocked")
+        return True
+
+    def finished(self, agent: Agent) -> None:
+        """It has ended in order."""
+        agent.finished = True
+        self._say_of(agent, logging.INFO, "agent_finished", f"{agent} has finished", reason=agent.reason)
+
+    def died(self, agent: Agent, how: str, now: float) -> str:
+        """It has been reaped: if it had the lease, nobody has it now."""
+        before = agent.state
+        if before in STANDING:
+            self._vacate(agent, now)
+        agent.become(AgentState.GONE)
+        del self.all[agent.id]
+        how += f" ({agent.stuck})" if agent.stuck else ""
+        if before in AT_WORK:
+            text = f"{agent} died: {how}"
+            self._say_of(agent, logging.ERROR, "agent_died", text, how=how, state=before.value)
+            return f"it died: {how}"
+        if before in STANDING:
+            text = f"{agent} died before it was active: {how}"
+            self._say_of(agent, logging.DEBUG, "agent_died", text, how=how, state=before.value)
+            return f"it died before it was active: {how}"
+        if before is AgentState.FINISHING and not agent.finished and agent.reason != "failed":
+            text = f"{agent} ended before it had finished: {how}"
+            self._say_of(agent, logging.WARNING, "agent_died", text, how=how, state=before.value)
+        return ""
+
+    def overdue(self, now: float) -> list[tuple[Agent, str]]:
+        """Kill those whose state has lasted too long; those of them that were wanted, and why they are not there."""
+        missed = []
+        for agent in [a for a in self.all.values() if now >= a.deadline]:
+            before, policy, why = agent.state, agent.generation.policy, "it had not ended in time"
+            if before is AgentState.STARTING:
+                why = f"it was not prepared after {policy.startup_timeout:g} s (--startup-timeout)"
+            elif before is AgentState.ENTERING:
+                allowed = policy.startup_timeout + policy.agent_timeout
+                why = f"it was not active {allowed:g} s after it was told to begin (--startup-timeout, --agent-timeout)"
+                why += f"; {agent.in_the_way}" if agent.in_the_way else ""
+            elif before is AgentState.FINISHING and agent.reason != "failed":
+                option = "--agent-timeout" if self._allowed(agent) == policy.agent_timeout else "quick stop"
+                why = f"it had not finished after {self._allowed(agent):g} s ({option})"
+            if before in STANDING:
+                self._vacate(agent, now)
+                missed.append((agent, why))
+            self._kill(agent, why)
+        return missed
+
+    def lost(self, agent: Agent, trouble: str, detail: str, now: float | None) -> None:
+        """One that was wanted is not there: another one is started, after a while if this goes on.
+
+        `now`: None if none is to be started any more.
+        """
+        about: dict[str, Any] = {"reason": trouble}
+        then = "the server stops"
+        if now is not None:
+            active = now - agent.active_since if agent.active_since < math.inf else None
+            about["delay"] = delay = self.restart.failed(now, active, trouble)
+            then = f"another is started {f'in {delay:g} s' if delay else 'now'}, the workers serve on"
+        self._say_of(agent, logging.ERROR, "agent_failed", f"{agent} is lost; {then}: {trouble}", detail, **about)
+
+    # Small things
+
+    def _is_missing(self, generation: Generation) -> bool:
+        return generation.policy.agent and self.of(generation, *STANDING) is None
+
+    def _start(self, generation: Generation, cause: Cause, now: float) -> None:
+        agent = Agent(self._number(), generation, cause, deadline=now + generation.policy.startup_timeout)
+        self.all[agent.id] = agent
+        self._do(e.StartAgent(agent))
+        text = f"{agent} starts ({cause.value})"
+        self._say_of(agent, logging.DEBUG, "agent_started", text, cause=cause.value)
+
+    def _allowed(self, agent: Agent) -> float:
+        """Seconds that it has to finish."""
+        timeout = agent.generation.policy.agent_timeout
+        return min(timeout, END_TIMEOUT) if self._hurried else timeout
+
+    def _let_go(self, agent: Agent, now: float, reason: str) -> None:
+        """End one that has not begun, have one finish that has; the others do already."""
+        if agent.state in COMING:
+            agent.become(AgentState.ENDING, now + agent.generation.end_timeout)
+            self._do(e.TellQuit(agent))
+        elif agent.state in STANDING:
+            self._vacate(agent, now)
+            timeout = self._allowed(agent)
+            agent.become(AgentState.FINISHING, now + timeout)
+            agent.reason = reason
+            self._do(e.TellFinish(agent, reason, timeout))
+            self._say_of(agent, logging.DEBUG, "agent_finishing", f"{agent} is to finish ({reason})", reason=reason)
+
+    def _kill(self, agent: Agent, why: str) -> None:
+        agent.stuck = why
+        self._do(e.Kill(agent, why))
+        if agent.state in COMING:
+            agent.become(AgentState.ENDING)
+        elif agent.state in LEASED and agent.state is not AgentState.KILLED:
+            agent.become(AgentState.KILLED)
+        agent.deadline = math.inf
+
+    def _vacate(self, agent: Agent, now: float) -> None:
+        if agent.state in AT_WORK:
+            self.vacant_since = now
+
+    def _say_of(self, agent: Agent, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+        who = {"worker": agent.id, "generation": agent.generation.number}
+        self._do(e.Say(level, event, text, detail, who | about))

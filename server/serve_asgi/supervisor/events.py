@@ -1,0 +1,388 @@
+"""What happens to the supervisor (events) and what it wants done (actions): plain values, to be tabled in tests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from serve_asgi.supervisor.lifecycles import Agent, Generation, Policy, Process, Worker
+
+
+class Event:
+    """Something that happened. `Tick` is what is handled when a deadline has passed and nothing else happened."""
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tick(Event):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReloadAsked(Event):
+    """HUP, or `serve reload` with a ticket that wants the outcome; `by` says who asked."""
+
+    ticket: int | None = None
+    by: str = "HUP"
+    supersedes: bool = False
+    """A generation that is still starting has old code: it is given up for the next one, as it may never be ready."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReloadPrepared(Event):
+    """The configuration was read again and the hooks before a reload agreed; or `trouble` says why there is none."""
+
+    policy: Policy | None
+    trouble: str = ""
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LameDuckAsked(Event):
+    """USR2 (until the next deploy), or the control command (until told off)."""
+
+    on: bool
+    by_control: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StopAsked(Event):
+    """TERM: graceful; a second one is quick. `delay` (s) of lame duck before it, in place of --drain-delay."""
+
+    delay: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QuickStopAsked(Event):
+    """INT or QUIT; a second one kills."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScaleAsked(Event):
+    """So many workers more (or fewer), or `to` as many as that."""
+
+    by: int = 0
+    to: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReopenAsked(Event):
+    """USR1: log files have been moved away."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PortsOpened(Event):
+    """listen() has been called on all sockets; `trouble` says why not, if not."""
+
+    trouble: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShutOutDone(Event):
+    """No new connection can come into being any more."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerReady(Event):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerFailed(Event):
+    """The worker could not become ready; it ends by itself. `usage`: the command line is at fault."""
+
+    worker: Worker
+    message: str
+    detail: str = ""
+    usage: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerAccepts(Event):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerWantsReplacement(Event):
+    """The worker is to be replaced: it asked for it, or its event loop has been `blocked` for so many seconds."""
+
+    worker: Worker
+    reason: str
+    blocked: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerFinished(Event):
+    """The worker has ended in order; `report` holds its counts."""
+
+    worker: Worker
+    report: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerDied(Event):
+    """The worker has been reaped. `how`: "exit status 1", "signal SIGKILL". `in_flight`: what it had in its hands."""
+
+    worker: Worker
+    how: str
+    in_flight: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairWithdrawn(Event):
+    """A sender takes back what it has offered over this pair and not committed."""
+
+    worker: Worker
+    pair: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairLost(Event):
+    """An end of this pair has not reached its worker, or could not be made: there was no descriptor for it."""
+
+    worker: Worker
+    pair: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PairOrphaned(Event):
+    """A receiver found the end of this pair while it held offers that were not committed."""
+
+    worker: Worker
+    pair: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentPrepared(Event):
+    """Imported, and its `prepare()` has returned; it waits for the lease."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentWaits(Event):
+    """It was told to begin, but the agent of a server that was here before still has the lock (its PID, or 0)."""
+
+    agent: Agent
+    holder: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentEntered(Event):
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentReturned(Event):
+    """Its function has returned: it has done its work, and its process stays, with its handlers of messages."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentFailed(Event):
+    """It could not be prepared or entered, or its function raised; it ends by itself. `usage`: as of a worker."""
+
+    agent: Agent
+    message: str
+    detail: str = ""
+    usage: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentBlocked(Event):
+    """Its event loop does not turn any more."""
+
+    agent: Agent
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentFinished(Event):
+    """The agent has ended in order: it left its context manager, or its function has returned."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentDied(Event):
+    """The agent has been reaped; `how` as of a worker."""
+
+    agent: Agent
+    how: str
+
+
+class Action:
+    """Something that the shell is to do, at once and without waiting."""
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrepareReload(Action):
+    """Read the configuration again and ask the hooks; answer with ReloadPrepared."""
+
+    by: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrepareGeneration(Action):
+    """This generation begins, with the configuration that was read last and what that has come to mean."""
+
+    generation: Generation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Adopt(Action):
+    """This generation serves: what it was configured with is now the server's own."""
+
+    generation: Generation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForgetGeneration(Action):
+    generation: Generation
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Start(Action):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenPorts(Action):
+    """Call listen(); answer with PortsOpened."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShutOut(Action):
+    """Keep new connections out, resetting none; answer with ShutOutDone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClosePorts(Action):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellServe(Action):
+    worker: Worker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellRetire(Action):
+    """`drain_queue`: accept what is in the kernel's queue first, for nobody else will."""
+
+    worker: Worker
+    reason: str
+    drain_queue: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellQuit(Action):
+    worker: Process
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellReopen(Action):
+    worker: Process
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartAgent(Action):
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellEnter(Action):
+    """It has the lease."""
+
+    agent: Agent
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellFinish(Action):
+    """`timeout` (s): how long it has until it is killed."""
+
+    agent: Agent
+    reason: str
+    timeout: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TellVerdict(Action):
+    """To a receiver: `keep` the uncommitted connections of this pair (their sender is dead) or drop them."""
+
+    worker: Worker
+    pair: int
+    keep: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Introduce(Action):
+    """Connect a retiring worker with one that receives its connections."""
+
+    sender: Worker
+    receiver: Worker
+    pair: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kill(Action):
+    worker: Process
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetLameDuck(Action):
+    on: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReopenLogs(Action):
+    pass
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Say(Action):
+    """What has happened: a line of the log, and a record for those who follow.
+
+    `level` is that of the logging module, `event` the name of the kind of thing (docs/events.md), `about` its
+    particulars, JSON-compatible.
+    """
+
+    level: int
+    event: str
+    text: str
+    detail: str = ""
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer(Action):
+    """The outcome of a reload, for whoever holds the ticket."""
+
+    ticket: int
+    ok: bool
+    text: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Announce(Action):
+    """Tell the service manager: "ready", "reloading", "stopping"; or only the status text."""
+
+    what: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exit(Action):
+    """`again`: a reload was asked for while the first start failed, so that another one may do better."""
+
+    status: int
+    message: str = ""
+    detail: str = ""
+    again: bool = False

@@ -1,0 +1,93 @@
+"""Who hands connections to whom, and what becomes of an offer whose sender has vanished.
+
+A receiver that finds a pair closed without a commit may not decide by itself: the sender may have withdrawn (and
+reads the connection again) or be dead (and never will). Only the listener knows, from the order of two facts: the
+sender's withdrawal, which it sends before it reads again, and its death. Until one of them is known there is no
+verdict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from serve_asgi.supervisor.events import Action, TellVerdict
+from serve_asgi.supervisor.lifecycles import Worker
+
+
+class Fate(enum.Enum):
+    """What is known of the sender's side of a pair."""
+
+    OPEN = "open"
+    WITHDRAWN = "withdrawn"
+    ORPHANED = "orphaned"  # the sender died without a withdrawal
+
+
+@dataclasses.dataclass(slots=True)
+class Pair:
+    sender: Worker
+    receiver: Worker
+    fate: Fate = Fate.OPEN
+    asked: bool = False  # the receiver waits for the verdict
+
+
+class Introductions:
+    """All pairs whose receiver lives."""
+
+    __slots__ = ("next", "pairs")
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, Pair] = {}
+        self.next = 1
+
+    def introduce(self, sender: Worker, receiver: Worker) -> int:
+        """Note a new pair and return its number."""
+        number = self.next
+        self.next += 1
+        self.pairs[number] = Pair(sender, receiver)
+        return number
+
+    def introduced(self, sender: Worker, receiver: Worker) -> bool:
+        """Whether an open pair from `sender` to `receiver` stands."""
+        return any(p.sender is sender and p.receiver is receiver and p.fate is Fate.OPEN for p in self.pairs.values())
+
+    def withdrawn(self, worker: Worker, number: int) -> list[Action]:
+        """The sender `worker` has withdrawn what it offered over the pair."""
+        pair = self.pairs.get(number)
+        if pair is None or pair.sender is not worker or pair.fate is not Fate.OPEN:
+            return []
+        pair.fate = Fate.WITHDRAWN
+        return self._verdict(number, pair)
+
+    def lost(self, worker: Worker, number: int) -> Worker | None:
+        """An end of the pair has not reached `worker`, so that nothing was offered over it; its sender, if it stood."""
+        pair = self.pairs.get(number)
+        if pair is None or worker not in (pair.sender, pair.receiver) or pair.asked or pair.fate is not Fate.OPEN:
+            return None
+        del self.pairs[number]
+        return pair.sender
+
+    def orphaned(self, worker: Worker, number: int) -> list[Action]:
+        """The receiver `worker` asks what to do with the uncommitted offers of the pair."""
+        pair = self.pairs.get(number)
+        if pair is None or pair.receiver is not worker:
+            return [TellVerdict(worker, number, keep=False)]
+        pair.asked = True
+        return self._verdict(number, pair)
+
+    def died(self, worker: Worker) -> list[Action]:
+        """A worker has been reaped: as a sender it leaves orphans, as a receiver its pairs are over."""
+        actions: list[Action] = []
+        for number, pair in list(self.pairs.items()):
+            if pair.receiver is worker:
+                del self.pairs[number]
+            elif pair.sender is worker and pair.fate is Fate.OPEN:
+                pair.fate = Fate.ORPHANED
+                actions += self._verdict(number, pair)
+        return actions
+
+    def _verdict(self, number: int, pair: Pair) -> list[Action]:
+        if not pair.asked or pair.fate is Fate.OPEN:
+            return []
+        del self.pairs[number]
+        return [TellVerdict(pair.receiver, number, keep=pair.fate is Fate.ORPHANED)]

@@ -1,0 +1,207 @@
+"""How a generation becomes current, as a whole or not at all: the reload's transaction, and the first start's.
+
+Its steps are the states of the candidate. STARTING: every worker becomes ready and the agent is prepared. PASSING: the
+older agent finishes, this one's is entered. SWITCHING: the workers are told to serve. Once each accepts it is CURRENT,
+and the older generation retires. Any failure before that ends the candidate, and the older one never knew.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.agents import Agents
+from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.drain import LameDuckSwitch
+from serve_asgi.supervisor.lifecycles import (
+    Cause,
+    Generation,
+    GenerationState,
+    Policy,
+    ServerState,
+    Worker,
+    WorkerState,
+    counted,
+)
+from serve_asgi.supervisor.reload_requests import Preparation, ReloadRequests
+from serve_asgi.supervisor.retiring import Departures
+from serve_asgi.supervisor.slots import Slots
+from serve_asgi.supervisor.starting import Arrivals
+from serve_asgi.supervisor.state import Roster
+
+
+class Transaction:
+    """What becomes of one server's candidates, one after another."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        decisions: Decisions,
+        requests: ReloadRequests,
+        arrivals: Arrivals,
+        departures: Departures,
+        slots: Slots,
+        agents: Agents,
+        lame_duck: LameDuckSwitch,
+    ) -> None:
+        self._roster = roster
+        self._decisions = decisions
+        self._requests = requests
+        self._arrivals = arrivals
+        self._departures = departures
+        self._slots = slots
+        self._agents = agents
+        self._lame_duck = lame_duck
+
+    # The beginning
+
+    def begin_first(self) -> None:
+        """The server starts."""
+        self._begin(Preparation([], self._decisions.count, self._decisions.now), self._roster.policy)
+
+    def prepared(self, event: e.ReloadPrepared) -> None:
+        """The configuration of a reload has been read, or there will be no reload."""
+        if (preparation := self._requests.taken()) is None:
+            return  # the server stops
+        if event.policy is not None:
+            self._begin(preparation, event.policy)
+        else:
+            self._requests.refused(event.trouble, event.detail, preparation, self._lame_duck.on is not None)
+
+    def _begin(self, preparation: Preparation, policy: Policy) -> None:
+        roster = self._roster
+        same = policy.workers == roster.policy.workers
+        size = roster.size if same else policy.workers  # who scaled by hand meant it
+        number = roster.generation_number()
+        generation = Generation(number, policy, size, preparation.began, preparation.tickets, preparation.began_at)
+        roster.generations[number] = roster.candidate = generation
+        self._decisions.do(e.PrepareGeneration(generation))
+        for slot in range(size):
+            roster.add_worker(generation, slot, Cause.GENERATION)
+        if roster.current is not None:
+            text = f"reload: generation {number} starts, {counted(size, 'worker')}"
+            about: dict[str, Any] = {"generation": number, "workers": size, "by": self._requests.by}
+            self._decisions.say(logging.INFO, "reload_started", text, **about)
+            self._decisions.do(e.Announce("status", f"reloading: generation {number} starts"))
+
+    # The steps
+
+    def advance(self) -> bool:
+        """Take the candidate's next step if what it waits for has happened; True if all else is to be looked at again.
+
+        The agents are, when the lease is to pass, and everything is once another generation is current.
+        """
+        generation = self._roster.candidate
+        if generation is None:
+            return False
+        workers = self._roster.workers_of(generation)
+        match generation.state:
+            case GenerationState.STARTING if all(w.state is WorkerState.READY for w in workers):
+                return self._all_are_ready(generation)
+            case GenerationState.PASSING if self._agents.has_passed(generation):
+                self._begin_switch(generation)
+            case GenerationState.SWITCHING if all(w.state is WorkerState.SERVING for w in workers):
+                self._switch(generation)
+                return True
+        return False
+
+    def _all_are_ready(self, generation: Generation) -> bool:
+        """Open the ports; or, in a reload, let the agent that is active finish, then the new one be entered."""
+        if self._roster.state is ServerState.STARTING:
+            self._roster.become(ServerState.OPENING)
+            self._decisions.do(e.OpenPorts())
+        elif self._roster.state is ServerState.RUNNING and self._agents.is_prepared(generation):
+            if self._agents.all:
+                generation.become(GenerationState.PASSING)
+                return True
+            self._begin_switch(generation)
+        return False
+
+    def ports_opened(self, event: e.PortsOpened) -> None:
+        """The first generation may serve, or the server cannot."""
+        if self._roster.candidate is None or self._roster.state is not ServerState.OPENING:
+            return
+        if event.trouble:
+            self.fail(event.trouble, usage=True)
+        else:
+            self._begin_switch(self._roster.candidate)
+
+    def _begin_switch(self, generation: Generation) -> None:
+        generation.become(GenerationState.SWITCHING)
+        self._arrivals.serve_all()
+
+    def _switch(self, generation: Generation) -> None:
+        """Every worker of `generation` accepts: it is current from here on, and the older ones retire."""
+        roster = self._roster
+        old, roster.current, roster.candidate = roster.current, generation, None
+        generation.become(GenerationState.CURRENT)
+        self._slots.begin_anew(generation)
+        roster.policy = generation.policy
+        self._agents.begin_anew()
+        self._decisions.do(e.Adopt(generation))
+        if old is not None:
+            old.become(GenerationState.RETIRING)
+            self._requests.succeeded()
+            self._lame_duck.deployed(generation)
+            self._departures.leave_all(old, "reload")
+        else:
+            roster.become(ServerState.RUNNING)
+        self._say_switched(generation, "serving" if old is None else "reload_done")
+        self._departures.introduce_all()
+
+    def _say_switched(self, generation: Generation, event: str) -> None:
+        took = self._decisions.now - generation.began_at
+        text = f"generation {generation.number} serves, {counted(generation.size, 'worker')}, after {took:.2f} s"
+        about: dict[str, Any] = {"generation": generation.number, "workers": generation.size, "seconds": round(took, 3)}
+        self._decisions.say(logging.INFO, event, text, **about)
+        self._decisions.do(e.Announce("ready", text))
+        for ticket in generation.tickets:
+            self._decisions.do(e.Answer(ticket, True, text))
+
+    # What ends it before the switch
+
+    def worker_lost(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
+        """A worker of the candidate did not come to serve."""
+        self.fail(message if usage else f"{worker}: {message}", detail, usage)
+
+    def fail(self, message: str, detail: str = "", usage: bool = False) -> None:
+        """The candidate has failed: it ends, and so does the server if there is no older generation."""
+        roster, generation = self._roster, self._roster.candidate
+        assert generation is not None
+        roster.candidate = None
+        generation.become(GenerationState.FAILED)
+        if roster.current is None:
+            roster.outcome = e.Exit(2 if usage else 1, message, detail, again=self._requests.wanted is not None)
+            roster.become(ServerState.STOPPING)
+        self._departures.leave_all(generation, "failed")
+        if roster.current is None:
+            self._requests.give_up()
+        else:
+            self._requests.refused(message, detail, generation, self._lame_duck.on is not None)
+
+    def supersede(self) -> None:
+        """Give up a generation that starts, for the reload that is wanted; who asked for it gets that one."""
+        generation = self._roster.candidate
+        if generation is None or generation.state is not GenerationState.STARTING:
+            return
+        text = f"generation {generation.number} is given up while it starts: {self._requests.by}"
+        if self._roster.current is None:
+            self.fail(text)
+            return
+        self._roster.candidate = None
+        generation.become(GenerationState.FAILED)
+        generation.superseded = True
+        self._requests.wait_on(generation.tickets)
+        self._decisions.say(logging.INFO, "reload_asked", text, by=self._requests.by)
+        self._departures.leave_all(generation, "failed")
+
+    def give_up(self) -> None:
+        """The server stops: no reload goes on or begins any more."""
+        generation, self._roster.candidate = self._roster.candidate, None
+        if generation is not None:
+            generation.become(GenerationState.FAILED)
+            self._departures.leave_all(generation, "failed")
+        self._requests.give_up()
+        if generation is not None:
+            self._requests.answer_given_up(generation.tickets)

@@ -1,0 +1,143 @@
+"""Who wants a reload, and what they are told of it: requests that wait, the one that is being prepared, and outcomes.
+
+A request that comes while a reload is under way becomes one more reload; all that wait for it get its outcome. How a
+reload goes once its configuration has been read is `serve_asgi.supervisor.reload`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.lifecycles import Generation, GenerationState
+from serve_asgi.supervisor.state import Roster
+
+
+@dataclasses.dataclass(slots=True)
+class Preparation:
+    """A reload whose configuration is being read and whose hooks are being asked."""
+
+    tickets: list[int]
+    began: int  # the event count, for the generation that comes of it
+    began_at: float  # CLOCK_MONOTONIC, s
+
+
+class ReloadRequests:
+    """Those of one server, and how many came to what."""
+
+    def __init__(self, roster: Roster, decisions: Decisions) -> None:
+        self._roster = roster
+        self._decisions = decisions
+        self.wanted: list[int] | None = None
+        """The tickets of those who wait for a reload that has not begun; None if nobody wants one."""
+        self.by = ""
+        """Who asked for it first."""
+        self.preparation: Preparation | None = None
+        self.done = 0
+        self.refusals = 0
+        self.last_failure = ""
+        """Why the last reload was refused; "" once one has been done."""
+        self._waiting_said = False
+
+    # What is asked for
+
+    def add(self, event: e.ReloadAsked) -> None:
+        """Somebody wants a reload."""
+        if self.wanted is None:
+            self.wanted, self.by = [], event.by
+            if (candidate := self._roster.candidate) is not None:
+                text = f"reload asked for while generation {candidate.number} starts; another follows it"
+                self._decisions.say(logging.INFO, "reload_asked", text, by=event.by)
+            else:
+                text = f"reload asked for ({event.by})"
+                self._decisions.say(logging.DEBUG, "reload_asked", text, by=event.by)
+        self.wanted += _tickets(event)
+
+    def wait_on(self, tickets: list[int]) -> None:
+        """What these waited for is given up for the reload that is wanted: they get that one's outcome."""
+        self.wanted = [*(self.wanted or []), *tickets]
+
+    def refuse_new(self, event: e.ReloadAsked) -> None:
+        """It is too late for a reload."""
+        for ticket in _tickets(event):
+            self._decisions.do(e.Answer(ticket, False, "the server is stopping; there is nothing to reload"))
+        text = "reload ignored: the server is stopping"
+        self._decisions.say(logging.WARNING, "reload_refused", text, by=event.by)
+
+    def begin_wanted(self) -> None:
+        """Prepare the reload that is wanted, once no other is under way and there is room for one more generation."""
+        roster = self._roster
+        if self.wanted is None or roster.current is None:
+            return
+        if roster.candidate is not None or self.preparation is not None:
+            return
+        if len(roster.generations) >= roster.policy.max_generations:
+            self._say_waiting()
+            return
+        self._waiting_said = False
+        self.preparation = Preparation(self.wanted, self._decisions.count, self._decisions.now)
+        self.wanted = None
+        self._decisions.do(e.Announce("reloading", "reloading"), e.PrepareReload(self.by))
+
+    def _say_waiting(self) -> None:
+        if self._waiting_said:
+            return
+        self._waiting_said = True
+        alive = self._roster.generations.values()
+        oldest = min((each for each in alive if each is not self._roster.current), key=lambda each: each.number)
+        failed = oldest.state is GenerationState.FAILED
+        text = (
+            f"reload waits: {len(alive)} generations are alive (--max-generations); generation {oldest.number}"
+            f"{', which failed, has not ended' if failed else ' still finishes its requests'}"
+        )
+        self._decisions.say(logging.WARNING, "reload_waiting", text, oldest=oldest.number)
+        self._decisions.do(e.Announce("status", text))
+
+    def taken(self) -> Preparation | None:
+        """What was prepared, which is now the caller's; None if the server stops."""
+        preparation, self.preparation = self.preparation, None
+        return preparation
+
+    # What comes of it
+
+    def refused(self, message: str, detail: str, since: Preparation | Generation, lame_duck: bool) -> None:
+        """All stays as it was, and those who asked are told why. `since` has their tickets."""
+        assert self._roster.current is not None
+        self.refusals += 1
+        self.last_failure = message
+        stays = f"generation {self._roster.current.number} serves on"
+        if lame_duck:
+            stays += ", still in lame duck"
+        text = f"reload refused, {stays}: {message}"
+        about: dict[str, Any] = {"reason": message, "seconds": round(self._decisions.now - since.began_at, 3)}
+        if isinstance(since, Generation):
+            about["generation"] = since.number
+        self._decisions.say(logging.ERROR, "reload_refused", text, detail, **about)
+        self._decisions.do(e.Announce("ready", f"reload refused; {stays}"))
+        for ticket in since.tickets:
+            self._decisions.do(e.Answer(ticket, False, text, detail))
+
+    def succeeded(self) -> None:
+        """A reload has come to its switch."""
+        self.done += 1
+        self.last_failure = ""
+
+    def give_up(self) -> None:
+        """The server stops: no reload begins any more, and the one that has begun comes to nothing."""
+        tickets = list(self.wanted or [])
+        self.wanted = None
+        if (preparation := self.taken()) is not None:
+            tickets += preparation.tickets
+        self.answer_given_up(tickets)
+
+    def answer_given_up(self, tickets: list[int]) -> None:
+        """Tell those who wait that the server stops."""
+        for ticket in tickets:
+            self._decisions.do(e.Answer(ticket, False, "reload given up: the server is stopping"))
+
+
+def _tickets(event: e.ReloadAsked) -> list[int]:
+    return [] if event.ticket is None else [event.ticket]

@@ -1,0 +1,124 @@
+"""The slots of the current generation: each is to have a worker that serves, whatever becomes of those it had.
+
+Scaling, recycling and the replacement of what died are one thing, `fill`: it compares the slots with the workers. A
+slot that loses one worker after another gets the next one later and later (`lifecycle.Slot`), alone: the others serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.lifecycles import UP, Cause, Generation, Slot, Worker, WorkerState
+from serve_asgi.supervisor.retiring import Departures
+from serve_asgi.supervisor.state import Roster
+
+
+class Slots:
+    """Those of one server."""
+
+    def __init__(self, roster: Roster, decisions: Decisions, departures: Departures) -> None:
+        self._roster = roster
+        self._decisions = decisions
+        self._departures = departures
+        self.all: dict[int, Slot] = {}
+        """By number; one that never had trouble may be missing."""
+        self._scaled = 0
+        """The event count at which the size was last set by hand."""
+
+    def next_due(self) -> float:
+        """When a worker is to be started that waits for its slot's delay; infinity if none does."""
+        empty = (self._of(number) for number in range(self._roster.size) if not self._roster.filling(number))
+        return min((slot.not_before for slot in empty if slot.not_before > self._decisions.now), default=math.inf)
+
+    def _of(self, number: int) -> Slot:
+        return self.all.setdefault(number, Slot())
+
+    # How many there are
+
+    def scale(self, event: e.ScaleAsked) -> None:
+        """Somebody wants more of them, or fewer."""
+        before = self._roster.size
+        size = max(1, event.to if event.to is not None else before + event.by)
+        if size != before:
+            text = f"workers: {before} -> {size}"
+            self._decisions.say(logging.INFO, "scaled", text, workers=size, before=before)
+            self._roster.size, self._scaled = size, self._decisions.count
+        elif event.to is None:
+            text = "one worker is the least there can be"
+            self._decisions.say(logging.WARNING, "scaled", text, workers=size, before=size)
+
+    def begin_anew(self, generation: Generation) -> None:
+        """`generation` serves: no slot of it has had trouble, and their number is the configuration's, if that changed.
+
+        Whoever scaled by hand while it started meant it.
+        """
+        self.all = {}
+        if generation.policy.workers != self._roster.policy.workers and self._scaled <= generation.began:
+            self._roster.size = generation.size
+
+    # Who fills them
+
+    def fill(self, current: Generation) -> None:
+        """Give every slot that should have one a worker of the current generation; retire those of other slots."""
+        for number in range(self._roster.size):
+            if not self._roster.filling(number) and self._of(number).not_before <= self._decisions.now:
+                self._roster.add_worker(current, number, self._why_empty(number))
+        for worker in self._roster.workers_of(current):
+            if worker.slot >= self._roster.size and worker.state in UP:
+                self._departures.leave(worker, "scale")
+
+    def _why_empty(self, number: int) -> Cause:
+        replaced = [
+            worker
+            for worker in self._roster.workers_in(*UP)
+            if worker.generation is self._roster.current and worker.slot == number
+        ]
+        if any(worker.blocked for worker in replaced):
+            return Cause.BLOCKED
+        if any(worker.recycling for worker in replaced):
+            return Cause.RECYCLE
+        return Cause.CRASH if self._of(number).failures else Cause.SCALE
+
+    def wants_replacement(self, event: e.WorkerWantsReplacement) -> None:
+        """A worker is to be recycled: it serves until another one does in its place."""
+        worker = event.worker
+        if worker.state is WorkerState.SERVING and not worker.recycling:
+            worker.recycling = event.reason
+            when = ""
+            if event.blocked is not None:
+                worker.blocked = True
+                when = self._back_off(worker, event.reason, event.blocked)
+            text = f"{worker} is to be replaced{when}: {event.reason}"
+            self._decisions.say_of(worker, logging.INFO, "worker_recycling", text, reason=event.reason)
+
+    def _back_off(self, worker: Worker, reason: str, blocked: float) -> str:
+        """If the replacement blocks at once as well, and so on, they come at longer and longer intervals."""
+        if worker.generation is not self._roster.current:
+            return ""
+        now = self._decisions.now
+        served = max(0.0, now - worker.serving_since - blocked)
+        delay = self._of(worker.slot).failed(now, served, reason)
+        return f" in {delay:g} s" if delay else ""
+
+    def taken_over(self, worker: Worker) -> None:
+        """A replacement serves: the one that it replaces retires, and those that retire already may hand over to it."""
+        self._of(worker.slot).trouble = ""
+        text = f"{worker} serves (cause: {worker.cause.value})"
+        self._decisions.say_of(worker, logging.INFO, "worker_serving", text, cause=worker.cause.value)
+        for other in self._roster.workers_in(WorkerState.SERVING):
+            if other is not worker and other.generation is self._roster.current and other.slot == worker.slot:
+                self._departures.retire(other, "recycle")
+        self._departures.introduce_all()
+
+    def failed(self, worker: Worker, trouble: str) -> None:
+        """A worker of the current generation died, or could not start."""
+        now = self._decisions.now
+        slot = self._of(worker.slot)
+        served = now - worker.serving_since if worker.serving_since < math.inf else None
+        delay = slot.failed(now, served, trouble.partition("\n")[0])
+        when = f"in {delay:g} s" if delay else "now"
+        text = f"slot {worker.slot} lost {worker}; a replacement starts {when}: {trouble}"
+        self._decisions.say_of(worker, logging.ERROR, "slot_failed", text, reason=slot.trouble, delay=delay)

@@ -1,0 +1,146 @@
+"""The supervisor's state as plain values, and back: what a listener that replaces its own program passes on.
+
+Everything is JSON-compatible; a member that the other version does not know is passed over, and one that it misses has
+its default. A server passes its state on only while it is at rest (`at_rest`), so that nobody's outcome and no
+half-begun generation has to travel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any, Final, TypeVar
+
+from serve_asgi.supervisor.drain import LameDuck
+from serve_asgi.supervisor.hand_over_pairs import Fate, Introductions, Pair
+from serve_asgi.supervisor.lifecycles import (
+    Agent,
+    AgentState,
+    Cause,
+    Generation,
+    GenerationState,
+    Policy,
+    ServerState,
+    Slot,
+    Worker,
+    WorkerState,
+)
+from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.supervisor import Supervisor
+
+State = dict[str, Any]
+T = TypeVar("T")
+
+ENUMS: Final[dict[tuple[type, str], type[enum.Enum]]] = {
+    (Generation, "state"): GenerationState,
+    (Worker, "state"): WorkerState,
+    (Worker, "cause"): Cause,
+    (Agent, "state"): AgentState,
+    (Agent, "cause"): Cause,
+}
+
+
+def at_rest(supervisor: Supervisor) -> bool:
+    """Whether the server runs and no reload is under way or asked for."""
+    idle = supervisor.candidate is None and supervisor.requests.preparation is None
+    at_work = supervisor.state is ServerState.RUNNING and supervisor.current is not None
+    return at_work and idle and supervisor.requests.wanted is None
+
+
+def to_state(supervisor: Supervisor) -> State:
+    """All that a supervisor at rest knows."""
+    assert supervisor.current is not None
+    roster, requests, introductions = supervisor.roster, supervisor.requests, supervisor.departures.introductions
+    return {
+        "policy": dataclasses.asdict(roster.policy),
+        "generations": [_plain(generation) for generation in roster.generations.values()],
+        "workers": [_plain(worker) for worker in roster.workers.values()],
+        "agents": [_plain(agent) for agent in supervisor.agents.all.values()],
+        "agent_restart": _plain(supervisor.agents.restart),
+        "vacant_since": supervisor.agents.vacant_since,
+        "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.all.items()},
+        "current": supervisor.current.number,
+        "lame_duck": None if supervisor.lame_duck.on is None else _plain(supervisor.lame_duck.on),
+        "pairs": {str(number): _plain(pair) for number, pair in introductions.pairs.items()},
+        "next_pair": introductions.next,
+        "size": roster.size,
+        "lost": roster.lost,
+        "reloads": requests.done,
+        "failed_reloads": requests.refusals,
+        "last_failure": requests.last_failure,
+        "_next_generation": roster.next_generation,
+        "_next_worker": roster.next_process,
+        "_count": supervisor.decisions.count,
+    }
+
+
+def from_state(state: State) -> Supervisor:
+    """The supervisor that knows what `state` says. Raises LookupError, TypeError or ValueError if it is nonsense."""
+    supervisor = Supervisor(_made(Policy, state["policy"]))
+    _take_roster(supervisor.roster, state)
+    for each in state.get("agents", []):
+        agent = _made(Agent, {**each, "generation": supervisor.generations[each["generation"]]})
+        supervisor.agents.all[agent.id] = agent
+    supervisor.agents.restart = _made(Slot, state.get("agent_restart", {}))
+    supervisor.agents.vacant_since = state.get("vacant_since", supervisor.agents.vacant_since)
+    supervisor.slots.all = {int(number): _made(Slot, each) for number, each in state["slots"].items()}
+    if state["lame_duck"] is not None:
+        supervisor.lame_duck.on = _made(LameDuck, state["lame_duck"])
+    _take_introductions(supervisor.departures.introductions, state, supervisor.roster.workers)
+    supervisor.requests.done = state.get("reloads", 0)
+    supervisor.requests.refusals = state.get("failed_reloads", 0)
+    supervisor.requests.last_failure = state.get("last_failure", "")
+    supervisor.decisions.count = state["_count"]
+    return supervisor
+
+
+def _take_roster(roster: Roster, state: State) -> None:
+    roster.state = ServerState.RUNNING
+    for each in state["generations"]:
+        policy = _made(Policy, each["policy"])
+        generation = _made(Generation, {**each, "policy": policy})
+        roster.generations[generation.number] = generation
+    for each in state["workers"]:
+        worker = _made(Worker, {**each, "generation": roster.generations[each["generation"]]})
+        roster.workers[worker.id] = worker
+    roster.current = roster.generations[state["current"]]
+    roster.size, roster.lost = state["size"], state.get("lost", 0)
+    roster.next_generation, roster.next_process = state["_next_generation"], state["_next_worker"]
+
+
+def _take_introductions(introductions: Introductions, state: State, workers: dict[int, Worker]) -> None:
+    introductions.next = state["next_pair"]
+    for number, each in state["pairs"].items():
+        sender = workers.get(each["sender"])
+        if sender is None:  # long dead, but its orphans may still be asked for
+            sender = Worker(each["sender"], next(iter(workers.values())).generation, 0, Cause.GENERATION)
+        pair = Pair(sender, workers[each["receiver"]], Fate(each["fate"]), each["asked"])
+        introductions.pairs[int(number)] = pair
+
+
+def _plain(value: Any) -> State:
+    """A dataclass's fields; others of ours that it refers to by their numbers."""
+    plain: State = {}
+    for field in dataclasses.fields(value):
+        each = getattr(value, field.name)
+        if isinstance(each, enum.Enum):
+            each = each.value
+        elif isinstance(each, Generation):
+            each = each.number
+        elif isinstance(each, Worker):
+            each = each.id
+        elif isinstance(each, Policy):
+            each = dataclasses.asdict(each)
+        plain[field.name] = each
+    return plain
+
+
+def _made(kind: type[T], state: State) -> T:
+    """A dataclass from its fields; infinity is written as JSON has it in Python, `Infinity`."""
+    values: State = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name in state:
+            value = state[field.name]
+            enumeration = ENUMS.get((kind, field.name))
+            values[field.name] = value if enumeration is None else enumeration(value)
+    return kind(**values)

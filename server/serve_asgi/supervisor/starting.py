@@ -1,0 +1,70 @@
+"""How a worker comes to serve: it waits for its turn, starts, is ready, is told to serve.
+
+When a new generation is told to, the reload decides (`serve_asgi.supervisor.reload`); a replacement is told at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.lifecycles import Cause, Worker, WorkerState
+from serve_asgi.supervisor.state import Roster
+
+SWITCH_TIMEOUT: Final = 10.0
+"""Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
+
+
+class Arrivals:
+    """Those of one server's workers."""
+
+    def __init__(self, roster: Roster, decisions: Decisions) -> None:
+        self._roster = roster
+        self._decisions = decisions
+
+    def start_pending(self) -> None:
+        """Start as many at a time as the policy says.
+
+        A new generation that hangs holds up no replacement; nor is it held up where there is always one more of them,
+        since workers are recycled as fast as they start. (Those of workers that died come at longer intervals.)
+        """
+        roster = self._roster
+        pending = roster.workers_in(WorkerState.PENDING)
+        pending.sort(key=lambda w: (w.generation is roster.candidate, w.slot))
+        for worker in pending:
+            starting = roster.workers_in(WorkerState.STARTING)
+            if worker.generation is roster.current:
+                starting = [w for w in starting if w.generation is roster.current]
+            else:
+                starting = [w for w in starting if w.cause is not Cause.RECYCLE]
+            if len(starting) < worker.generation.policy.start_concurrency:
+                self._start(worker)
+
+    def _start(self, worker: Worker) -> None:
+        worker.become(WorkerState.STARTING, self._decisions.now + worker.generation.policy.startup_timeout)
+        self._decisions.do(e.Start(worker))
+        cause = worker.cause.value
+        self._decisions.say_of(worker, logging.DEBUG, "worker_started", f"{worker} starts ({cause})", cause=cause)
+
+    def ready(self, worker: Worker) -> None:
+        """It says that it can serve."""
+        if worker.state is WorkerState.STARTING:
+            worker.become(WorkerState.READY)
+            self._decisions.say_of(worker, logging.DEBUG, "worker_ready", f"{worker} is ready")
+
+    def serve_replacements(self) -> None:
+        """Those of the current generation need not wait for each other."""
+        for worker in self._roster.workers_in(WorkerState.READY):
+            if worker.generation is self._roster.current:
+                self._tell_serve(worker)
+
+    def serve_all(self) -> None:
+        """Let all that are ready serve: the switch of a generation begins."""
+        for worker in self._roster.workers_in(WorkerState.READY):
+            self._tell_serve(worker)
+
+    def _tell_serve(self, worker: Worker) -> None:
+        worker.become(WorkerState.SWITCHING, self._decisions.now + SWITCH_TIMEOUT)
+        self._decisions.do(e.TellServe(worker))

@@ -1,0 +1,370 @@
+"""The supervisor: what the listener decides, as `event -> actions`, without processes, sockets or a clock of its own.
+
+`handle` takes one event and the time and returns what is to be done, in order; the shell
+(`serve_asgi.listener.listener`) does it and feeds back what comes of it. The laws of DESIGN.md live here: ready before
+retire, bad code takes nothing down, every wait has an end (each state's deadline). After every event `_reconcile`
+compares what is with what should be, so that no event needs to know what it interrupts.
+
+Who is there stands in `roster`, what one event leads to in `decisions`. Each subject has a part of its own, and those
+that come first know nothing of those after them: lame_duck, departures, arrivals, slots, agents, reload_requests,
+transaction, stop. Here is what becomes of a single worker or agent, and the order in which the parts are asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.agents import Agents
+from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.drain import LameDuckSwitch
+from serve_asgi.supervisor.lifecycles import (
+    BEFORE_RUNNING,
+    LEAVING,
+    RELOADABLE,
+    SERVING,
+    Agent,
+    Generation,
+    GenerationState,
+    Policy,
+    Process,
+    ServerState,
+    Worker,
+    WorkerState,
+    counted,
+)
+from serve_asgi.supervisor.reload import Transaction
+from serve_asgi.supervisor.reload_requests import ReloadRequests
+from serve_asgi.supervisor.retiring import Departures
+from serve_asgi.supervisor.slots import Slots
+from serve_asgi.supervisor.starting import SWITCH_TIMEOUT, Arrivals
+from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.stop import Stop
+
+_WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
+"""States in which an agent that is lost is started again: later, the workers leave, and it after them."""
+_NOT_YET_SERVING: Final = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING})
+
+
+class Supervisor:
+    """All state of one server's processes. `start` first; then `handle` every event, in order."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.roster = roster = Roster(policy)
+        self.decisions = decisions = Decisions()
+        self.lame_duck = LameDuckSwitch(decisions)
+        self.departures = Departures(roster, decisions)
+        self._arrivals = Arrivals(roster, decisions)
+        self.slots = Slots(roster, decisions, self.departures)
+        self.agents = Agents(decisions.do, roster.process_number)
+        self.requests = ReloadRequests(roster, decisions)
+        self._transaction = Transaction(
+            roster,
+            decisions,
+            self.requests,
+            self._arrivals,
+            self.departures,
+            self.slots,
+            self.agents,
+            self.lame_duck,
+        )
+        self._stop = Stop(roster, decisions, self._transaction, self.departures, self.agents, self.lame_duck)
+        self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
+            e.Tick: lambda _: None,
+            e.ReloadAsked: self._on_reload,
+            e.ReloadPrepared: self._transaction.prepared,
+            e.LameDuckAsked: self.lame_duck.asked,
+            e.StopAsked: self._stop.asked,
+            e.QuickStopAsked: lambda _: self._stop.quickly(),
+            e.ScaleAsked: self._on_scale,
+            e.ReopenAsked: lambda _: self._reopen(),
+            e.PortsOpened: self._transaction.ports_opened,
+            e.ShutOutDone: lambda _: self._stop.shut_out_done(),
+            e.WorkerReady: lambda event: self._arrivals.ready(event.worker),
+            e.WorkerFailed: self._on_failed,
+            e.WorkerAccepts: self._on_accepts,
+            e.WorkerWantsReplacement: self.slots.wants_replacement,
+            e.WorkerFinished: self._on_finished,
+            e.WorkerDied: self._on_died,
+            e.PairWithdrawn: lambda event: self.departures.withdrawn(event.worker, event.pair),
+            e.PairLost: lambda event: self.departures.lost(event.worker, event.pair),
+            e.PairOrphaned: lambda event: self.departures.orphaned(event.worker, event.pair),
+            e.AgentPrepared: lambda event: self.agents.prepared(event.agent),
+            e.AgentWaits: lambda event: self.agents.waits(event.agent, event.holder),
+            e.AgentEntered: lambda event: self.agents.entered(event.agent, decisions.now),
+            e.AgentReturned: lambda event: self.agents.returned(event.agent),
+            e.AgentFailed: self._on_agent_failed,
+            e.AgentBlocked: self._on_agent_blocked,
+            e.AgentFinished: lambda event: self.agents.finished(event.agent),
+            e.AgentDied: self._on_agent_died,
+        }
+
+    # What others look at
+
+    @property
+    def state(self) -> ServerState:
+        """Where the whole server is."""
+        return self.roster.state
+
+    @property
+    def size(self) -> int:
+        """Slots that are to be filled."""
+        return self.roster.size
+
+    @property
+    def current(self) -> Generation | None:
+        """The generation that serves; None before the first one does."""
+        return self.roster.current
+
+    @property
+    def candidate(self) -> Generation | None:
+        """The generation that is on its way to serve."""
+        return self.roster.candidate
+
+    @property
+    def generations(self) -> Mapping[int, Generation]:
+        """All of which a process is left, by number."""
+        return self.roster.generations
+
+    @property
+    def workers(self) -> Mapping[int, Worker]:
+        """All that have not been reaped, by the number of the process."""
+        return self.roster.workers
+
+    @property
+    def has_agent(self) -> bool:
+        """Whether there is an agent, or will be one before long."""
+        holder, preparing = self._lease()
+        return any(each is not None and each.policy.agent for each in (holder, preparing))
+
+    # The two ways in
+
+    def start(self, now: float) -> list[e.Action]:
+        """Begin the first generation."""
+        self.decisions.begin(now)
+        self._transaction.begin_first()
+        self._reconcile()
+        return self.decisions.actions
+
+    def handle(self, event: e.Event, now: float) -> list[e.Action]:
+        """Take one event at the time `now` (CLOCK_MONOTONIC, s); return what is to be done, in order."""
+        self.decisions.count += 1
+        self.decisions.begin(now)
+        if self.state is not ServerState.STOPPED:
+            self._handlers[type(event)](event)
+            self._check_deadlines()
+            self._reconcile()
+        return self.decisions.actions
+
+    def next_deadline(self) -> float:
+        """When `handle` must be called with a Tick if nothing else happens before; may be infinity."""
+        deadline = min((worker.deadline for worker in self.workers.values()), default=math.inf)
+        if self.state in SERVING:
+            deadline = min(deadline, self.slots.next_due())
+        holder = self._lease()[0] if self.state in _WITH_AGENT else None
+        return min(deadline, self._stop.deadline, self.agents.next_deadline(self.decisions.now, holder))
+
+    # Asked for by signals and the control socket
+
+    def _on_reload(self, event: e.ReloadAsked) -> None:
+        if self.state not in RELOADABLE:
+            self.requests.refuse_new(event)
+            return
+        self.requests.add(event)
+        if event.supersedes:
+            self._transaction.supersede()
+
+    def _on_scale(self, event: e.ScaleAsked) -> None:
+        if self.state in RELOADABLE:
+            self.slots.scale(event)
+
+    def _reopen(self) -> None:
+        self.decisions.do(e.ReopenLogs())
+        self.decisions.say(logging.DEBUG, "logs_reopened", "log files are opened again")
+        for worker in self.workers.values():
+            if worker.state not in (WorkerState.PENDING, WorkerState.ENDING):
+                self.decisions.do(e.TellReopen(worker))
+        self.agents.reopen()
+
+    # Told by workers and the kernel
+
+    def _on_failed(self, event: e.WorkerFailed) -> None:
+        if event.worker.state in _NOT_YET_SERVING:
+            self.departures.ends_by_itself(event.worker)
+            self._start_failed(event.worker, event.message, event.detail, event.usage)
+
+    def _on_accepts(self, event: e.WorkerAccepts) -> None:
+        worker = event.worker
+        if worker.state is not WorkerState.SWITCHING:
+            return
+        worker.become(WorkerState.SERVING)
+        worker.serving_since = self.decisions.now
+        if worker.generation is self.current:
+            self.slots.taken_over(worker)
+        else:
+            self.decisions.say_of(worker, logging.DEBUG, "worker_serving", f"{worker} accepts connections")
+
+    def _on_finished(self, event: e.WorkerFinished) -> None:
+        worker, cut, passed = event.worker, int(event.report.get("cut", 0)), int(event.report.get("handed_over", 0))
+        worker.finished = True
+        worker.generation.cut += cut
+        worker.generation.handed_over += passed
+        self.roster.lost += cut
+        text = f"{worker} has ended: {counted(passed, 'connection')} handed over, {counted(cut, 'request')} cut"
+        level = logging.WARNING if cut else logging.INFO
+        about: dict[str, Any] = {"handed_over": passed, "cut": cut, "reason": worker.reason}
+        self.decisions.say_of(worker, level, "worker_finished", text, **about)
+
+    def _on_died(self, event: e.WorkerDied) -> None:
+        worker, before, say = event.worker, event.worker.state, self.decisions.say_of
+        self.roster.remove(worker)
+        self.departures.died(worker)
+        how = event.how + (f" ({worker.stuck})" if worker.stuck else "")
+        if not worker.finished:
+            worker.generation.cut += event.in_flight
+            self.roster.lost += event.in_flight
+        about: dict[str, Any] = {"how": how, "in_flight": event.in_flight, "state": before.value}
+        if before in _NOT_YET_SERVING:
+            say(worker, logging.DEBUG, "worker_died", f"{worker} died before it served: {how}", **about)
+            self._start_failed(worker, f"it died before it served: {how}")
+        elif before is WorkerState.SERVING:
+            text = f"{worker} died: {how}; in its hands: {counted(event.in_flight, 'request')}"
+            say(worker, logging.ERROR, "worker_died", text, **about)
+            if worker.generation is self.candidate:
+                self._transaction.worker_lost(worker, f"it died before the switch: {how}")
+            else:
+                self.slots.failed(worker, how)
+        elif not worker.finished and before is WorkerState.RETIRING:
+            text = f"{worker} died while it retired: {how}; lost: {counted(event.in_flight, 'request')}"
+            say(worker, logging.ERROR, "worker_died", text, **about)
+        elif not worker.finished and event.in_flight:
+            text = f"{worker} ended: {how}; cut: {counted(event.in_flight, 'request')}"
+            say(worker, logging.WARNING, "worker_died", text, **about)
+
+    def _start_failed(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
+        """A worker did not come to serve: its generation has failed, or its slot stays empty for a while."""
+        if worker.generation is self.candidate:
+            self._transaction.worker_lost(worker, message, detail, usage)
+        else:  # of the current generation, in a state that fills slots: all others have been told to quit by now
+            self.slots.failed(worker, f"{message}\n{detail}" if detail else message)
+
+    # Told by agents and the kernel
+
+    def _on_agent_failed(self, event: e.AgentFailed) -> None:
+        if self.agents.failed(event.agent, self.decisions.now):
+            self._agent_lost(event.agent, event.message, event.detail, event.usage)
+
+    def _on_agent_blocked(self, event: e.AgentBlocked) -> None:
+        if self.agents.blocked(event.agent, self.decisions.now):
+            self._agent_lost(event.agent, event.reason)
+
+    def _on_agent_died(self, event: e.AgentDied) -> None:
+        if trouble := self.agents.died(event.agent, event.how, self.decisions.now):
+            self._agent_lost(event.agent, trouble)
+
+    def _agent_lost(self, agent: Agent, message: str, detail: str = "", usage: bool = False) -> None:
+        """One that was wanted is not there: its generation has failed, or another one takes its place."""
+        if agent.generation is self.candidate:
+            told = usage or detail  # by the agent itself, in a sentence that names it
+            self._transaction.fail(message if told else f"{agent}: {message}", detail, usage)
+        elif agent.generation.state is not GenerationState.FAILED:  # in which case somebody else was faster
+            again = agent.generation is self.current and self.state in _WITH_AGENT
+            self.agents.lost(agent, message, detail, self.decisions.now if again else None)
+
+    # What has lasted too long
+
+    def _check_deadlines(self) -> None:
+        now = self.decisions.now
+        self._stop.check_deadline()
+        for worker in list(self.workers.values()):
+            if now >= worker.deadline:  # still: one before it may have taken its whole generation along
+                self._overdue(worker)
+        for agent, why in self.agents.overdue(now):
+            self._agent_lost(agent, why)
+
+    def _overdue(self, worker: Worker) -> None:
+        worker.deadline = math.inf
+        match worker.state:
+            case WorkerState.STARTING:
+                allowed = worker.generation.policy.startup_timeout
+                timeout = f"it was not ready after {allowed:g} s (--startup-timeout)"
+            case WorkerState.SWITCHING:
+                timeout = f"it did not begin to serve within {SWITCH_TIMEOUT:g} s"
+            case state:
+                hammer = "the hammer: " if state is WorkerState.RETIRING else ""
+                self.departures.kill(worker, f"{hammer}it had not ended in time")
+                return
+        self.departures.kill(worker, timeout)
+        worker.become(WorkerState.ENDING)
+        self._start_failed(worker, timeout)
+
+    # Reconciling what is with what should be
+
+    def _reconcile(self) -> None:
+        self._forget_generations()
+        if self.state in RELOADABLE | SERVING:
+            self.requests.begin_wanted()
+            self._tend_agents()
+            self._fill_slots()
+            self._start_pending()
+            if self._transaction.advance():
+                self._reconcile()
+                return
+            self._arrivals.serve_replacements()
+        if self.state is ServerState.AWAITING:
+            if not self._stop.serves():
+                self._fill_slots()
+            self._start_pending()
+            self._arrivals.serve_replacements()
+            self._stop.await_one_that_serves()
+        if self.state in LEAVING:
+            self._tend_agents()
+            self._stop.conclude()
+
+    def _fill_slots(self) -> None:
+        if self.current is not None and self.state in SERVING | {ServerState.AWAITING}:
+            self.slots.fill(self.current)
+
+    def _start_pending(self) -> None:
+        candidate = self.candidate
+        if self.state in BEFORE_RUNNING and candidate is not None and not self.agents.has_passed(candidate):
+            return  # the agent comes first
+        self._arrivals.start_pending()
+
+    def _tend_agents(self) -> None:
+        """One agent while the server serves; it is there before the first workers, and leaves after the last."""
+        now = self.decisions.now
+        if self.state in LEAVING and not self.workers:
+            if self.state is ServerState.ENDING:
+                self.agents.hurry(now)
+            self.agents.tend(now, None, None, again=False)
+        elif self.state in BEFORE_RUNNING | _WITH_AGENT:
+            holder, preparing = self._lease()
+            self.agents.tend(now, holder, preparing, again=holder is self.current)
+        else:
+            self.agents.hold(now)
+
+    def _lease(self) -> tuple[Generation | None, Generation | None]:
+        """Whose agent is to be active, and whose is to be prepared for that."""
+        candidate = self.candidate
+        if self.current is None or (candidate is not None and candidate.state is not GenerationState.STARTING):
+            return candidate, None
+        return self.current, candidate
+
+    def _forget_generations(self) -> None:
+        """Those of which no process is left."""
+        processes: list[Process] = [*self.workers.values(), *self.agents.all.values()]
+        alive = {each.generation.number for each in processes}
+        ended = (GenerationState.RETIRING, GenerationState.FAILED)
+        for generation in [g for g in self.generations.values() if g.number not in alive and g.state in ended]:
+            generation.become(GenerationState.GONE)
+            del self.roster.generations[generation.number]
+            self.decisions.do(e.ForgetGeneration(generation))
+            cut, passed = generation.cut, generation.handed_over
+            text = f"generation {generation.number} has ended: {counted(passed, 'connection')} handed over, "
+            about: dict[str, Any] = {"generation": generation.number, "handed_over": passed, "cut": cut}
+            text += f"{counted(cut, 'request')} cut"
+            self.decisions.say(logging.DEBUG, "generation_ended", text, **about)

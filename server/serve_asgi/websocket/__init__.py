@@ -1,0 +1,1 @@
+"""WebSockets: handshake, framing, compression, closing."""

@@ -1,0 +1,157 @@
+"""The opening handshake of a WebSocket (RFC 6455 4.2), and the HTTP response that refuses one. Pure.
+
+It owns the verdict on the request, the negotiation of permessage-deflate (RFC 7692) and the bytes of the response
+heads. Rules: the library judges and negotiates; no header of the application reaches the wire unchecked. It must not
+know the transport or the application.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHandshake, InvalidHeader
+from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from serve_asgi.http.request_head import Head
+from serve_asgi.http.response_head import CLOSE, encode_fields, plain_answer, without
+from serve_asgi.http.worker_context import Message
+from serve_asgi.websocket.compression import Deflate
+
+# The library tells of each connection at INFO, which is the access log's business here.
+LOGGER: Final = logging.getLogger("serve.websocket")
+LOGGER.setLevel(logging.WARNING)
+
+# A window of 4 KiB takes much less memory for each connection than zlib's default, at nearly the same ratio on messages
+# of the usual size; it is the library's own choice too.
+DEFLATE: Final = (ServerPerMessageDeflateFactory(server_max_window_bits=12, client_max_window_bits=12),)
+
+NOT_THE_APPLICATIONS: Final = frozenset(
+    (
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
+        b"sec-websocket-protocol",
+        b"upgrade",
+    )
+)
+"""Headers of the 101 that the server alone answers for."""
+
+WITHOUT_MEANING: Final = frozenset((b"connection", b"content-length", b"keep-alive", b"transfer-encoding"))
+"""What a middleware adds to every response, and a 101 cannot have (RFC 9110 8.6, RFC 9112 6.1): dropped."""
+
+VERSION: Final = "sec-websocket-version"
+# RFC 6455 4.4; a 426 says what to upgrade to (RFC 9110 15.5.22).
+VERSION_LINES: Final = b"sec-websocket-version: 13\r\nupgrade: websocket\r\nconnection: close, upgrade\r\n"
+
+
+class Refusal(Exception):
+    """There is no WebSocket: the status, and a sentence for the person at the other end."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+    def response(self, default_headers: bytes) -> tuple[bytes, int]:
+        """The whole HTTP response, and the size of its body."""
+        lines = VERSION_LINES if self.status == 426 else CLOSE
+        text = self.reason + "\n"
+        return plain_answer(self.status, text, default_headers, lines), len(text.encode())
+
+
+class Handshake:
+    """What a valid request asked for."""
+
+    __slots__ = ("accept_key", "deflate", "extensions_header", "subprotocols")
+
+    def __init__(
+        self, accept_key: str, extensions_header: str | None, deflate: Deflate | None, subprotocols: list[str]
+    ) -> None:
+        self.accept_key = accept_key
+        """The value of Sec-WebSocket-Accept."""
+        self.extensions_header = extensions_header
+        self.deflate = deflate
+        """The compression agreed on, if any."""
+        self.subprotocols = subprotocols
+        """Those that the client offers, in its order of preference."""
+
+    def response(self, message: Message, default_headers: bytes) -> bytes:
+        """The 101 response (RFC 6455 4.2.2) for the message `websocket.accept`.
+
+        Raises TypeError or ValueError for headers that are not the application's to send or cannot be sent, and
+        ValueError if the client has not offered the subprotocol: it would have to fail the connection.
+        """
+        headers = []
+        for name, value in message.get("headers") or ():
+            lower = bytes(name).lower() if isinstance(name, (bytes, bytearray, memoryview)) else b""
+            if lower in NOT_THE_APPLICATIONS:
+                hint = "; use the key subprotocol" if lower == b"sec-websocket-protocol" else ""
+                raise ValueError(f"websocket.accept: the header {lower.decode()} is the server's to send{hint}.")
+            if lower not in WITHOUT_MEANING:
+                headers.append((name, value))
+        fields, _, wishes = encode_fields(headers, bodiless=True)
+        lines = [
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
+            self.accept_key.encode(),
+        ]
+        subprotocol = message.get("subprotocol")
+        if subprotocol is not None:
+            if subprotocol not in self.subprotocols:
+                raise ValueError(
+                    f"websocket.accept: the client offers the subprotocols {self.subprotocols}, not {subprotocol!r}; "
+                    'choose one of scope["subprotocols"] or None.'
+                )
+            lines += (b"\r\nsec-websocket-protocol: ", subprotocol.encode())
+        if self.extensions_header is not None:
+            lines += (b"\r\nsec-websocket-extensions: ", self.extensions_header.encode())
+        lines += (fields, b"\r\n", without(default_headers, wishes) if wishes else default_headers, b"\r\n")
+        return b"".join(lines)
+
+
+class _Negotiation(ServerProtocol):
+    """The library's judgement of a request; the application chooses the subprotocol later."""
+
+    offered: Sequence[Subprotocol] = ()
+
+    def select_subprotocol(self, subprotocols: Sequence[Subprotocol]) -> None:
+        self.offered = subprotocols
+
+
+def open_handshake(head: Head, deflate: bool) -> Handshake:
+    """Judge the request of a client that asks for a WebSocket; negotiate compression if `deflate`.
+
+    Raises Refusal: 426 for a version other than 13 (RFC 6455 4.4), 400 for anything else that is wrong.
+    """
+    # That it asks for a WebSocket, by the tokens of Upgrade and Connection, is what brought it here (`Head.websocket`).
+    headers = Headers(upgrade="websocket", connection="upgrade")
+    for name, value in head.headers:
+        if name.startswith(b"sec-websocket-"):
+            headers[name.decode("latin-1")] = value.decode("latin-1")
+    negotiation = _Negotiation(extensions=DEFLATE if deflate else None, logger=LOGGER)
+    request = Request(head.target.decode("latin-1"), headers)
+    try:
+        accept_key, extensions_header, _ = negotiation.process_request(request)
+    except InvalidHandshake as error:
+        if isinstance(error, InvalidHeader) and error.name.lower() == VERSION and headers.get_all(VERSION):
+            raise Refusal(426, "This server speaks version 13 of the WebSocket protocol.") from None
+        raise Refusal(400, f"The WebSocket handshake is not valid: {error}.") from None
+    offered = [str(name) for name in negotiation.offered]
+    return Handshake(accept_key, extensions_header, _deflate(negotiation), offered)
+
+
+def _deflate(negotiation: ServerProtocol) -> Deflate | None:
+    """What the library has agreed on; its own streams are let go."""
+    for agreed in negotiation.extensions:
+        assert isinstance(agreed, PerMessageDeflate)
+        return Deflate(
+            server_bits=agreed.local_max_window_bits,
+            client_bits=agreed.remote_max_window_bits,
+            server_takeover=not agreed.local_no_context_takeover,
+            client_takeover=not agreed.remote_no_context_takeover,
+        )
+    return None

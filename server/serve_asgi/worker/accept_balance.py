@@ -1,0 +1,153 @@
+"""Whom the kernel wakes for a new client: the workers of one server share their listening sockets evenly.
+
+All workers wait for the same listening sockets. Left alone, the kernel wakes every one of them for each client, always
+in the same order, so that the first ones get nearly everything and all pay. With EPOLLEXCLUSIVE (epoll_ctl(2)) it wakes
+the first in line that is really waiting in epoll_wait(2) (a stopped or busy process is not, and is passed over), and a
+worker that has accepted goes to the end of the line by registering the socket anew. So the workers take turns, one
+wake-up per client, and nobody ever waits for one that does not answer.
+
+It owns this worker's place in line: the registrations of the listening sockets in the loop's own epoll (one that is
+nested does not count as waiting). Rules: the loop adds and removes the socket, as it believes; in between it is
+registered anew with the same meaning. Where that cannot be done the loop's registration stands, and only evenness is
+lost. A worker that holds noticeably fewer connections than the others, such as one that has just started, is woken
+before the line once after each turn, so that it gets about two shares, and not all. It does not accept itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs.server_log import about
+from serve_asgi.worker.other_workers import Neighbours
+
+LOOK_AGAIN: Final = 0.05
+"""Seconds between two looks at the other workers while clients come."""
+NOTICEABLE: Final = 8
+"""Connections below the mean, besides a quarter of it, that make a worker hold noticeably fewer."""
+TRIES: Final = 100
+"""Turns of the loop until it must have added a socket to its epoll."""
+IN_LINE: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
+BEFORE_IT: Final = select.EPOLLIN
+"""The kernel wakes all that are registered like this, and then the first in line."""
+
+log = logging.getLogger("serve")
+
+
+class LoopFactory:
+    """Makes the event loop, and knows the epoll descriptor that it waits on: no loop tells."""
+
+    def __init__(self, make: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        self._make = make
+        self.epoll: int | None = None
+        """Known once the loop is made, if at all. The loop owns the descriptor."""
+
+    def __call__(self) -> asyncio.AbstractEventLoop:
+        before = _epolls()
+        loop = self._make()
+        made = _epolls() - before
+        self.epoll = made.pop() if len(made) == 1 else None
+        return loop
+
+
+class WakeOrder:
+    """This worker's place among those that wait for the same listening sockets."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: int | None, neighbours: Neighbours) -> None:
+        """`epoll` is what `loop` waits on (None if that is not known), `neighbours` who waits as well."""
+        self._loop = loop
+        self._epoll = None if epoll is None else select.epoll.fromfd(os.dup(epoll))  # which it closes
+        self._neighbours = neighbours
+        self._own = neighbours.own
+        self._watched: dict[socket.socket, Callable[[socket.socket], object]] = {}
+        self._events = IN_LINE
+        self._fewer = False
+        self._alone = True
+        self._look_again = 0.0
+
+    def join(self, listening: socket.socket, readable: Callable[[socket.socket], object]) -> None:
+        """Have `readable(listening)` called whenever a client waits and it is this worker's turn."""
+        self._own[Cell.ACCEPTS] = 1
+        self._watched[listening] = readable
+        self._look()
+        self._loop.add_reader(listening.fileno(), readable, listening)
+        self._settle(listening, TRIES)
+
+    def leave(self) -> list[socket.socket]:
+        """Be woken no more; the sockets for which that could be.
+
+        A client for whom this worker has been woken already may still be in the queue of one.
+        """
+        self._own[Cell.ACCEPTS] = 0
+        watched = list(self._watched)
+        for listening in watched:
+            self._loop.remove_reader(listening.fileno())
+        self._watched.clear()
+        return watched
+
+    def accepted(self, listening: socket.socket) -> None:
+        """This worker has accepted a client: it goes to the end of the line."""
+        if self._loop.time() >= self._look_again:
+            self._look()
+        if not self._alone:
+            self._events = BEFORE_IT if self._fewer and self._events == IN_LINE else IN_LINE
+            self._register(listening)
+
+    def descriptors(self) -> list[int]:
+        """What is open here."""
+        return [] if self._epoll is None else [self._epoll.fileno()]
+
+    def tick(self) -> None:
+        """Once a second: look whether a client waits for whom another worker was woken that has not come since."""
+        self._look()
+        for listening, readable in list(self._watched.items()):
+            readable(listening)
+
+    def _settle(self, listening: socket.socket, tries: int) -> None:
+        """Replace the loop's registration, which it may make only when it waits next."""
+        if listening in self._watched and not self._register(listening) and tries:
+            self._loop.call_soon(self._settle, listening, tries - 1)
+
+    def _register(self, listening: socket.socket) -> bool:
+        """Go to the end of the line; False if the loop has not registered the socket yet."""
+        if self._epoll is None:
+            return True
+        try:
+            self._epoll.unregister(listening)
+        except FileNotFoundError:
+            return False
+        try:
+            self._epoll.register(listening, self._events)
+        except OSError as error:  # an old kernel, or something that only looks like one
+            log.debug("the workers cannot stand in line for clients: %s", error, extra=about("no_wake_order"))
+            self._epoll.register(listening, BEFORE_IT)
+            self._epoll = None
+        return True
+
+    def _look(self) -> None:
+        """See who else accepts, and how many connections there are."""
+        self._look_again = self._loop.time() + LOOK_AGAIN
+        others, own = self._neighbours.accepting(), self._own[Cell.CONNECTIONS]
+        self._alone = not others
+        self._fewer = own < (sum(others) + own) / (len(others) + 1) * 3 / 4 - NOTICEABLE
+
+
+def _epolls() -> set[int]:
+    """The epoll descriptors of this process (proc_pid_fd(5)); none where that cannot be seen."""
+    found = set()
+    try:
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                    found.add(int(name))
+            except OSError:
+                continue  # the directory's own
+    except OSError:
+        pass
+    return found

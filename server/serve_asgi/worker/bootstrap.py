@@ -1,0 +1,263 @@
+"""How a process that runs the application's code begins: a worker or the agent, from its first instruction on.
+
+It obeys its channel alone: signals that reach it are ignored while the listener lives, and the end of the channel means
+that the listener is dead. What it is to be the listener says in the first packet; then it takes the directory, mask and
+user that the application runs with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import grp
+import json
+import os
+import pwd
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from serve_asgi.config.options import Config
+from serve_asgi.errors import StartError, UsageError
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
+from serve_asgi.ipc.schema import sayable
+from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped
+from serve_asgi.ipc.signals import LISTENER_SIGNALS
+from serve_asgi.logs import output
+from serve_asgi.logs import server_log as logs
+from serve_asgi.logs.exceptions import shortened
+from serve_asgi.worker import uncaught_exceptions as uncaught
+from serve_asgi.worker.accept_balance import LoopFactory
+from serve_asgi.worker.bytecode import keep_fresh
+from serve_asgi.worker.malloc_tuning import keep_large_blocks
+from serve_asgi.worker.watchdog import Watchdog
+
+WELCOME_TIMEOUT = 30.0
+"""Seconds for the listener to say what this process is to be."""
+DETAIL_LIMIT: Final = 100_000
+"""Bytes of a traceback in the packet that brings it to the listener; its end says most, so the beginning goes."""
+MESSAGE_LIMIT: Final = 4_000
+"""Characters of a message in that packet; at most twelve bytes each (JSON's escapes)."""
+
+
+class Beginning:
+    """What a process has before it does anything: taken from its command line and the listener's first packet."""
+
+    def __init__(self, program: str, names: Callable[[Packet], tuple[str, str]]) -> None:
+        """`names` gives the process's name (15 bytes, for top(1)) and that of its log lines. May end the process."""
+        ignore_signals()
+        arguments = _arguments(program)
+        forks.begin({arguments.channel, *output.given(arguments.output)})
+        self.guard = output.adopt(arguments.output)
+        end = socket.socket(fileno=arguments.channel)
+        end.set_inheritable(False)
+        self.packet, descriptors = welcome(end)
+        self.config = Config.from_json(self.packet["config"])
+        self.channel = Channel(end)
+        process, lines = names(self.packet)
+        name_process(process)
+        slot = {} if "slot" not in self.packet else {"slot": self.packet["slot"]}
+        try:
+            logs.configure(self.config, lines, generation=self.packet["generation"], **slot)
+        except UsageError as error:
+            self.refuse(str(error))
+        uncaught.install()
+        scoreboard_fd, sockets_fds, given = sorted_out(self.packet, descriptors)
+        asked_over, dump = given.get("asked over"), given.get("dump")
+        self.watchdog = Watchdog(None if asked_over is None else Channel(socket.socket(fileno=asked_over)), dump)
+        self.watchdog.start()
+        forks.in_child(output.let_go)
+        forks.own(output.descriptors)
+        forks.in_child(logs.let_go)
+        forks.in_child(self.watchdog.let_go)
+        tell(self.channel, {"type": "hello", "protocol": PROTOCOL, "window": self.watchdog.abilities})
+        self.scoreboard = Scoreboard(scoreboard_fd)
+        self.cells = mapped(given["row"], writable=True)
+        forks.in_child(functools.partial(let_go, self.cells))
+        self.sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
+        self.link = socket.socket(fileno=given["link"]) if "link" in given else None
+
+    def move_in(self) -> LoopFactory:
+        """Take the place that the application is to run at; return what makes the event loop. May end the process."""
+        try:
+            _move_in(self.config, self.packet)
+        except (OSError, KeyError, ValueError) as error:
+            self.refuse(f"the {self.packet.get('role', 'worker')} could not be set up: {error}")
+        keep_large_blocks()
+        keep_fresh(self.packet.get("since", time.time()))
+        return LoopFactory(loop_factory(self.config.loop))
+
+    def let_go(self) -> None:
+        """The process ends: its sockets are the kernel's to close, and no interpreter need warn of them (-X dev)."""
+        self.channel.detach()
+        self.watchdog.detach()
+        for each in [*self.sockets, *([self.link] if self.link is not None else [])]:
+            each.detach()
+
+    def refuse(self, message: str) -> None:
+        """Tell the listener what is wrong with what was asked for, and end."""
+        tell(self.channel, {"type": "failed", "message": sayable(message)[:MESSAGE_LIMIT], "usage": True})
+        self.channel.detach()
+        sys.exit(1)
+
+
+def failure(error: StartError | UsageError) -> Packet:
+    """The packet that tells the listener of it."""
+    detail = shortened(sayable(getattr(error, "detail", "")), DETAIL_LIMIT)
+    while len(json.dumps(detail)) > DETAIL_LIMIT:
+        detail = detail[len(detail) // 8 + 1 :]
+    usage = isinstance(error, UsageError)
+    return {"type": "failed", "message": sayable(str(error))[:MESSAGE_LIMIT], "detail": detail, "usage": usage}
+
+
+def leave_within(seconds: float, status: int) -> None:
+    """End the process after so many seconds, if it has not ended by itself; its output is written before."""
+
+    def leave() -> None:
+        with contextlib.suppress(BaseException):
+            output.current().finish()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+
+
+def ignore_signals() -> None:
+    """Take note of the listener's signals and do nothing; a handler, unlike SIG_IGN, is not inherited by exec.
+
+    TTIN and TTOU are ignored for good if there is a terminal: with a handler, writing to it from the background would
+    never end.
+    """
+    terminal = {signal.SIGTTIN, signal.SIGTTOU} if _has_terminal() else set()
+    for number in LISTENER_SIGNALS - {signal.SIGCHLD}:
+        handler = signal.SIG_IGN if number in terminal else _ignore
+        forks.handles(number, handler, signal.signal(number, handler))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing."""
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The event loop's factory. `auto` takes uvloop where it is installed."""
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        if name == "uvloop":
+            raise
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _arguments(program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=program, description="Started by the listener; not by hand.")
+    parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--output", default="")
+    parser.add_argument("--generation", type=int, required=True)  # these two are for people who read ps(1)
+    parser.add_argument("--slot", type=int)
+    return parser.parse_args()
+
+
+def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
+    """Wait for the listener's first packet; leave if there is none, or if it speaks another version."""
+    channel = Channel(end)
+    end.settimeout(WELCOME_TIMEOUT)
+    try:
+        received = channel.try_receive()
+    except (EOFError, TimeoutError):
+        end.detach()
+        sys.exit(1)
+    assert received is not None
+    if not speaks(received[0].get("protocol")):
+        end.setblocking(False)
+        tell(channel, {"type": "hello", "protocol": PROTOCOL})
+        end.detach()
+        sys.exit(1)
+    return received
+
+
+GIVEN: Final = frozenset({"link", "row", "asked over", "dump"})
+"""What a listener gives besides: the link to the hub, the row of the scoreboard, the two ways in of the window."""
+
+
+def sorted_out(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], dict[str, int]]:
+    """What came with the welcome: the scoreboard, the listening sockets, and by name what was given besides."""
+    end = 1 + len(packet["sockets"])
+    given = dict(zip(packet.get("given", []), descriptors[end:], strict=False))
+    close_descriptors(set(descriptors[end:]) - {given[name] for name in GIVEN & given.keys()})  # of a later version
+    return descriptors[0], descriptors[1:end], {name: given[name] for name in GIVEN & given.keys()}
+
+
+def tell(channel: Channel, packet: Packet) -> None:
+    try:
+        channel.try_send(packet)
+    except OSError:
+        channel.detach()
+        sys.exit(1)
+
+
+def name_process(name: str) -> None:
+    """Show this name (15 bytes) in top(1) and the like (proc(5), /proc/self/comm)."""
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as comm:
+            comm.write(name)
+    except OSError:
+        pass
+
+
+def _move_in(config: Config, packet: Packet) -> None:
+    """Take the directory, mask and user that the application is to run with."""
+    if config.umask:
+        os.umask(int(config.umask, 8))
+    take_account(config)
+    os.chdir(packet["directory"])
+    sys.path.insert(0, packet["app_dir"])
+
+
+def take_account(config: Config) -> None:
+    """Become the user and group that the configuration names. Raises OSError, KeyError."""
+    user = _user(config.user) if config.user else None
+    group = _group(config.group) if config.group else (user.pw_gid if user else None)
+    if group is not None:
+        os.setgroups([])
+        if user is not None:
+            os.initgroups(user.pw_name, group)
+        os.setgid(group)
+    if user is not None:
+        os.setuid(user.pw_uid)
+        os.environ |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
+
+
+def _user(name: str) -> pwd.struct_passwd:
+    return pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
+
+
+def _group(name: str) -> int:
+    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+
+
+def listening_socket(descriptor: int) -> socket.socket:
+    """The listening socket that came as this descriptor."""
+    listening = socket.socket(fileno=descriptor)
+    listening.setblocking(False)
+    return listening

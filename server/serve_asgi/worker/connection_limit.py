@@ -1,0 +1,73 @@
+"""How many connections this worker takes: as --max-connections says, and as its open-files limit leaves.
+
+It owns the numbers of descriptors from which on nobody is accepted, and nobody taken over. Who is handed over comes
+before who is new: while workers that retire still hold idle connections, this one's share of them is kept free, so that
+a flood of clients before a deploy does not change what the deploy costs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from serve_asgi.http.worker_context import Service
+from serve_asgi.ipc import open_files_limit as descriptors
+from serve_asgi.worker.other_workers import Neighbours
+
+AT_LEAST: Final = 16
+"""Clients that are accepted whatever is still to come over, if the limit allows as many."""
+
+
+class Room:
+    """What one worker has left."""
+
+    def __init__(self, service: Service, neighbours: Neighbours, generation: int, slot: int) -> None:
+        """`generation` and `slot` are this worker's."""
+        self._service = service
+        self._neighbours = neighbours
+        self._generation = generation
+        self._slot = slot
+        self._base = _lowest_free()
+        self.mark = 0
+        """The first client whose descriptor has this number, or a higher one, is the last that is accepted for now."""
+        self.arrivals_mark = 0
+        """A connection that arrives with this number, or a higher one, is refused: another worker may have room."""
+        self.limit = 0
+        self.look()
+
+    def look(self) -> None:
+        """See what the limit is now, and what is still to come over. Once per second, and while nobody is accepted."""
+        self.limit = limit = descriptors.limit()
+        kept = descriptors.reserve(limit)
+        floor = min(self._base + AT_LEAST, limit - kept)
+        self.mark = max(limit - kept - self._to_come(), floor, self._base)
+        self.arrivals_mark = limit - kept // 2
+
+    def for_clients(self, coming: int) -> bool:
+        """Whether one more client may be accepted as far as --max-connections goes; `coming` are not attached yet."""
+        return self._service.has_room(coming)
+
+    def again(self) -> bool:
+        """Whether clients may be accepted again after there was no descriptor for them."""
+        self.look()
+        return descriptors.available(self.mark)
+
+    def for_arrival(self, descriptor: int) -> bool:
+        """Whether a connection that has arrived as this descriptor may stay."""
+        return descriptor < self.arrivals_mark
+
+    def _to_come(self) -> int:
+        """This worker's share of the idle connections that older workers are about to hand over."""
+        idle, takers = 0, 1
+        for generation, slot, theirs in self._neighbours.idle():
+            if generation == self._generation and slot != self._slot:
+                takers += 1
+            elif generation <= self._generation:  # an older one, or the one whose slot this one fills
+                idle += theirs
+        return -(-idle // takers)
+
+
+def _lowest_free() -> int:
+    try:
+        return descriptors.lowest_free()
+    except OSError:
+        return descriptors.limit()

@@ -1,0 +1,551 @@
+"""Hand-over: passing idle client connections to workers that serve, by SCM_RIGHTS, with offer, take and commit.
+
+Departures is the sender's side, Arrivals the receiver's; both run in the worker's loop over SEQPACKET pairs that the
+listener made. The rules (DESIGN.md, "Hand-over is offer, take, commit"): the sender has stopped reading; the receiver
+reads nothing before commit; the sender keeps its copy until commit is sent. Before that it may withdraw: it tells the
+listener first, then closes the pair, and only then reads again. A receiver that finds a pair closed with offers that
+were not committed asks the listener, who knows whether the sender withdrew or died. So a connection never has two
+readers.
+
+The other worker is not trusted: what it says comes through `serve_asgi.ipc.packets`, what it sends must be a
+connection, and one that breaks these rules loses the pair, not its peer more than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import fcntl
+import logging
+import math
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.ipc import packets
+from serve_asgi.ipc.channel import Channel, TruncatedDescriptors, close_descriptors
+from serve_asgi.ipc.channel import Packet as Plain
+from serve_asgi.ipc.packets import Packet
+from serve_asgi.ipc.schema import Packets
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs.server_log import about
+
+MAX_IN_FLIGHT: Final = 64
+"""Offers without an answer at one time: an unprivileged user with RLIMIT_NOFILE 1024 gets ETOOMANYREFS after 1,040."""
+TAKE_TIMEOUT: Final = 0.5
+"""Seconds for a receiver to take or refuse what was offered; then the pair is withdrawn and others are asked."""
+LONG_LEFTOVER: Final = 64 * 1024
+"""Leftover bytes that travel in a memfd, since one SEQPACKET message holds at most 212,960 bytes."""
+MOST_LEFTOVER: Final = 4 * 1024 * 1024
+"""Bytes of leftover that a memfd may hold."""
+MOST_HELD: Final = 4 * MAX_IN_FLIGHT
+"""Offers of one sender that a receiver holds at most: a sender of ours has `MAX_IN_FLIGHT`."""
+STALE_HEARTBEAT: Final = 2.5
+"""Seconds after which a receiver that has not ticked (once a second) is offered nothing: its loop is blocked."""
+AGAIN: Final = 0.5
+"""Seconds until connections that nobody could take are tried again; they are served here meanwhile."""
+RETRY: Final = 0.05
+"""Seconds until an offer that the kernel had no room for is made again, if no answer comes before."""
+
+log = logging.getLogger("serve")
+
+
+class Traveller(Protocol):
+    """A connection that can be handed over."""
+
+    def can_leave(self) -> bool: ...
+    def leave(self) -> tuple[int, TravelRecord]: ...
+    def stay(self) -> None: ...
+    def remain(self) -> None: ...
+    def gone(self) -> None: ...
+
+
+class Pair:
+    """One end of a pair on the loop: packets in by callback, packets out in order, also when the kernel is full."""
+
+    __slots__ = ("_loop", "_outgoing", "_taken", "_takes", "_writing", "broken", "channel", "number")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        number: int,
+        descriptor: int,
+        takes: Packets[Packet],
+        descriptors: int,
+        taken: Callable[[Pair, Packet | None, list[int]], None],
+    ) -> None:
+        """`taken` gets each packet, and None at the end; the pair owns `descriptor`.
+
+        The other end may say what `takes` knows, with so many `descriptors`. What `taken` raises ends the pair as well.
+        """
+        self._takes = takes
+        self.broken = False
+        self.number = number
+        self.channel = Channel(socket.socket(fileno=descriptor), descriptors)
+        self._loop = loop
+        self._taken = taken
+        self._outgoing: collections.deque[tuple[Plain, Callable[[], None] | None]] = collections.deque()
+        self._writing = False
+        loop.add_reader(descriptor, self._readable)
+
+    @property
+    def open(self) -> bool:
+        return self.channel.fileno() >= 0
+
+    def _readable(self) -> None:
+        while self.open:
+            try:
+                received = self.channel.try_receive_data()
+            except TruncatedDescriptors as error:
+                received = error.data, []
+            except (EOFError, OSError):
+                self._taken(self, None, [])
+                return
+            except ChannelError as error:
+                self._break(error, [])
+                return
+            if received is None:
+                return
+            data, descriptors = received
+            try:
+                if (packet := self._takes.decode(data)) is None:
+                    close_descriptors(descriptors)
+                else:
+                    self._taken(self, packet, descriptors)
+            except Exception as error:
+                self._break(error, descriptors)
+                return
+
+    def _break(self, error: Exception, descriptors: list[int]) -> None:
+        """The other worker has said what it must not: the pair is over, and nothing else."""
+        close_descriptors(descriptors)
+        unforeseen = None if isinstance(error, ChannelError) else error
+        text = "another worker broke the protocol of the hand-over, which ends: %s"
+        log.error(text, error, exc_info=unforeseen, extra=about("handover_broken", reason=str(error)))
+        self.broken = True
+        self._taken(self, None, [])
+
+    def offer(self, packet: Plain, descriptors: list[int]) -> bool:
+        """Send a packet with descriptors now; False if the kernel has no room or the other end is gone."""
+        if not self.open or self._outgoing:
+            return False
+        try:
+            return self.channel.try_send(packet, descriptors)
+        except OSError:
+            return False
+
+    def say(self, packet: Plain, sent: Callable[[], None] | None = None) -> None:
+        """Send a packet, now or as soon as there is room, in order; `sent` is called once it is with the kernel.
+
+        If the other end is gone it never is, and `taken` is told the end.
+        """
+        self._outgoing.append((packet, sent))
+        if not self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._outgoing and self.open and self.channel.try_send(self._outgoing[0][0]):
+                _, sent = self._outgoing.popleft()
+                if sent is not None:
+                    sent()
+        except OSError:
+            self._outgoing.clear()
+        if self.open and bool(self._outgoing) != self._writing:
+            self._writing = not self._writing
+            if self._writing:
+                self._loop.add_writer(self.channel.fileno(), self._write)
+            else:
+                self._loop.remove_writer(self.channel.fileno())
+
+    def close(self) -> None:
+        if self.open:
+            self._loop.remove_reader(self.channel.fileno())
+            if self._writing:
+                self._loop.remove_writer(self.channel.fileno())
+            self.channel.close()
+
+
+class Receiver:
+    """A worker that takes connections, as the sender sees it."""
+
+    __slots__ = ("cells", "full", "offers", "pair", "taken")
+
+    def __init__(self, pair: Pair, cells: memoryview) -> None:
+        self.pair = pair
+        self.cells = cells
+        self.offers: dict[int, tuple[Traveller, float]] = {}
+        self.taken: set[int] = set()  # of these: the commit is on its way
+        self.full = False  # it refused; it is asked again only when nobody else is there
+
+    def load(self) -> int:
+        return self.cells[Cell.CONNECTIONS] + len(self.offers)
+
+    def ticking(self, now: float) -> bool:
+        return now - self.cells[Cell.HEARTBEAT] / 1e9 < STALE_HEARTBEAT
+
+
+class Departures:
+    """The sender's side. `depart` takes an idle connection; one that nobody can take now remains and is served here."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        cells: memoryview,
+        withdraw: Callable[[int], bool],
+        again: Callable[[], None],
+    ) -> None:
+        """`withdraw(pair)` has told the listener if it returns True; False: the listener cannot be told now.
+
+        `again` has all idle connections depart once more, after some had to remain.
+        """
+        self._loop = loop
+        self._cells = cells
+        self._withdraw = withdraw
+        self._again = again
+        self._again_at = math.inf
+        self._receivers: list[Receiver] = []
+        self._queue: collections.deque[Traveller] = collections.deque()
+        self._next_offer = 1
+        self._timer: asyncio.TimerHandle | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def introduce(self, number: int, descriptor: int, cells: memoryview) -> None:
+        """A receiver has been introduced over the pair `number`."""
+        self._receivers.append(
+            Receiver(Pair(self._loop, number, descriptor, packets.FROM_RECEIVER, 0, self._answered), cells)
+        )
+        self._pump()
+
+    def has_receivers(self) -> bool:
+        """Whether anybody may take connections."""
+        return bool(self._receivers)
+
+    def can_go(self) -> bool:
+        """Whether somebody would take a connection now."""
+        return self._choose() is not None
+
+    def depart(self, traveller: Traveller) -> None:
+        """Hand an idle connection over as soon as possible."""
+        self._queue.append(traveller)
+        self._pump()
+
+    def give_up(self) -> None:
+        """Withdraw from all receivers, because they leave as well; every connection comes back.
+
+        Where the listener cannot be told now, nothing may be read: that receiver is withdrawn from when it can.
+        """
+        for receiver in list(self._receivers):
+            if not receiver.offers or self._withdraw(receiver.pair.number):
+                self._drop(receiver)
+
+    def close(self) -> None:
+        """Close all pairs; nothing is in flight any more, or it is given up by this process's end."""
+        for receiver in self._receivers:
+            receiver.pair.close()
+        self._receivers = []
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def descriptors(self) -> list[int]:
+        """What is open here."""
+        return [receiver.pair.channel.fileno() for receiver in self._receivers]
+
+    def _in_flight(self) -> int:
+        return sum(len(receiver.offers) for receiver in self._receivers)
+
+    def _pump(self) -> None:
+        """Offer what waits, as far as the kernel and the receivers allow."""
+        while self._queue and self._in_flight() < MAX_IN_FLIGHT:
+            traveller = self._queue.popleft()
+            if not traveller.can_leave():
+                continue  # a request came or the client left before its turn; it will call again
+            receiver = self._choose()
+            if receiver is None:
+                self._keep(traveller)
+            elif not self._offer(receiver, traveller):
+                self._queue.appendleft(traveller)
+                self._wake_at(self._loop.time() + RETRY)
+                break
+        if self._queue or self._in_flight():
+            self.idle.clear()
+        else:
+            self.idle.set()
+
+    def _choose(self) -> Receiver | None:
+        """The least loaded receiver that has not refused and whose loop turns."""
+        now = time.monotonic()
+        return min(
+            (each for each in self._receivers if each.pair.open and not each.full and each.ticking(now)),
+            key=Receiver.load,
+            default=None,
+        )
+
+    def _keep(self, traveller: Traveller) -> None:
+        """Nobody can take it now: serve it here, and try again a little later if there is anybody to ask."""
+        traveller.remain()
+        if self._receivers and self._again_at == math.inf:
+            self._again_at = self._loop.time() + AGAIN
+            self._wake_at(self._again_at)
+
+    def _offer(self, receiver: Receiver, traveller: Traveller) -> bool:
+        try:
+            descriptor, record = traveller.leave()
+        except OSError:  # no descriptor left to duplicate into: again later
+            return False
+        descriptors = [descriptor]
+        values = record.to_json()
+        offer = self._next_offer
+        self._next_offer += 1
+        try:
+            if len(record.leftover) > LONG_LEFTOVER:
+                values["leftover"] = ""
+                descriptors.append(_in_memory(record.leftover))
+            sent = receiver.pair.offer({"type": "offer", "offer": offer, "record": values}, descriptors)
+        except OSError:  # the same for the memfd
+            sent = False
+        finally:
+            for each in descriptors:
+                os.close(each)
+        if not sent:
+            traveller.stay()
+            return False
+        now = self._loop.time()
+        receiver.offers[offer] = (traveller, now)
+        self._wake_at(now + TAKE_TIMEOUT)
+        return True
+
+    def _answered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
+        receiver = next((each for each in self._receivers if each.pair is pair), None)
+        if receiver is None:
+            return
+        if packet is None:
+            self._drop(receiver)
+            return
+        match packet:
+            case packets.Take(offer) if offer in receiver.offers and offer not in receiver.taken:
+                receiver.taken.add(offer)
+                pair.say({"type": "commit", "offer": offer}, lambda: self._committed(receiver, offer))
+            case packets.Refuse(offer) if offer in receiver.offers and offer not in receiver.taken:
+                receiver.full = True
+                self._come_back(receiver.offers.pop(offer)[0])
+            case packets.Take(offer) | packets.Refuse(offer):
+                raise ChannelError(f"an answer to offer {offer}, which it has not, or has answered")
+        self._pump()
+
+    def _committed(self, receiver: Receiver, offer: int) -> None:
+        """The commit is with the kernel: the receiver reads it even if we die now, so that our copy can go."""
+        traveller, _ = receiver.offers.pop(offer)
+        receiver.taken.discard(offer)
+        traveller.gone()
+        self._cells[Cell.HANDED_OVER] += 1
+
+    def _drop(self, receiver: Receiver) -> None:
+        """The receiver's end is closed or withdrawn from: what it had not taken stays ours and is offered elsewhere."""
+        self._receivers.remove(receiver)
+        receiver.pair.close()
+        offers = list(receiver.offers.values())
+        receiver.offers.clear()
+        receiver.taken.clear()
+        for traveller, _ in offers:
+            self._come_back(traveller)
+        self._pump()
+
+    def _come_back(self, traveller: Traveller) -> None:
+        """An offer came to nothing: offer the connection to somebody else, or keep it if there is nobody."""
+        traveller.stay()
+        self._queue.append(traveller)
+
+    def _wake_at(self, when: float) -> None:
+        if self._timer is None or self._timer.cancelled() or self._timer.when() > when:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(when, self._woken)
+
+    def _woken(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for receiver in list(self._receivers):
+            if any(now - since >= TAKE_TIMEOUT for _, since in receiver.offers.values()):
+                count = len(receiver.offers)
+                if not self._withdraw(receiver.pair.number):
+                    self._wake_at(now + RETRY)
+                    break
+                log.warning(
+                    "a worker did not take %d connections within %g s; withdrawn",
+                    count,
+                    TAKE_TIMEOUT,
+                    extra=about("handover_withdrawn", connections=count),
+                )
+                self._drop(receiver)
+        if now >= self._again_at:
+            self._again_at = math.inf
+            for receiver in self._receivers:
+                receiver.full = False
+            self._again()
+        oldest = min((since for r in self._receivers for _, since in r.offers.values()), default=math.inf)
+        if (wake := min(oldest + TAKE_TIMEOUT, self._again_at)) < math.inf:
+            self._wake_at(max(wake, now + RETRY))
+        self._pump()
+
+
+class Arrivals:
+    """The receiver's side. `arrived` gets each committed connection's socket and record."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        cells: memoryview,
+        orphaned: Callable[[int], None],
+        arrived: Callable[[socket.socket, TravelRecord], None],
+        has_room: Callable[[int], bool] = lambda _: True,
+    ) -> None:
+        """`orphaned(pair)` asks the listener for a verdict on a pair that ended with uncommitted offers.
+
+        What arrives as a descriptor for which there is no room (`has_room`) is refused.
+        """
+        self._loop = loop
+        self._cells = cells
+        self._orphaned = orphaned
+        self._arrived = arrived
+        self._has_room = has_room
+        self._held: dict[int, dict[int, tuple[list[int], TravelRecord]]] = {}
+        self._pairs: dict[int, Pair] = {}
+        self.refusing = False
+        self._alone = False
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def introduce(self, number: int, descriptor: int) -> None:
+        """A sender has been introduced over the pair `number`."""
+        self._held[number] = {}
+        self._pairs[number] = Pair(self._loop, number, descriptor, packets.FROM_SENDER, 2, self._offered)
+
+    def refuse(self) -> None:
+        """Take nothing more; what has been taken is still waited for (`idle`)."""
+        self.refusing = True
+
+    def verdict(self, number: int, keep: bool) -> None:
+        """The listener has said what becomes of the uncommitted offers of a pair."""
+        for descriptors, record in self._held.pop(number, {}).values():
+            if keep:
+                self._attach(descriptors, record)
+            else:
+                _close(descriptors)
+        self._note_idle()
+
+    def expect_no_verdict(self) -> None:
+        """The listener is dead: what was not committed is its sender's, since nobody can say that this one is dead."""
+        self._alone = True
+        for number in [number for number in self._held if number not in self._pairs]:
+            self.verdict(number, keep=False)
+
+    def close(self) -> None:
+        """Close all pairs and what is held."""
+        for pair in self._pairs.values():
+            pair.close()
+        for held in self._held.values():
+            for descriptors, _ in held.values():
+                _close(descriptors)
+        self._pairs.clear()
+        self._held.clear()
+
+    def descriptors(self) -> list[int]:
+        """What is open here: the pairs, and connections that were offered."""
+        held = [each for offers in self._held.values() for descriptors, _ in offers.values() for each in descriptors]
+        return held + [pair.channel.fileno() for pair in self._pairs.values()]
+
+    def _offered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
+        held = self._held[pair.number]
+        match packet:
+            case None:
+                self._ended(pair)
+            case packets.Offer(offer, record):
+                if offer in held or len(held) >= MOST_HELD:
+                    raise ChannelError(f"the offer {offer} twice, or more than {MOST_HELD} of them")
+                if self.refusing or not descriptors or not self._has_room(descriptors[0]):
+                    _close(descriptors)
+                    pair.say({"type": "refuse", "offer": offer})
+                    return
+                _check(descriptors)
+                held[offer] = (descriptors, TravelRecord.from_json(packets.members(record)))
+                self.idle.clear()
+                pair.say({"type": "take", "offer": offer})
+            case packets.Commit(offer) if offer in held:
+                _close(descriptors)
+                self._attach(*held.pop(offer))
+                self._note_idle()
+            case _:
+                _close(descriptors)
+
+    def _ended(self, pair: Pair) -> None:
+        pair.close()
+        del self._pairs[pair.number]
+        if self._alone or pair.broken:
+            self.verdict(pair.number, keep=False)
+        elif self._held[pair.number]:
+            self._orphaned(pair.number)
+        else:
+            del self._held[pair.number]
+
+    def _attach(self, descriptors: list[int], record: TravelRecord) -> None:
+        if len(descriptors) > 1:
+            record = record.with_leftover(_from_memory(descriptors[1]))
+        client = socket.socket(fileno=descriptors[0])
+        client.setblocking(False)
+        self._cells[Cell.TAKEN_OVER] += 1
+        self._arrived(client, record)
+
+    def _note_idle(self) -> None:
+        if not any(self._held.values()):
+            self.idle.set()
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _check(descriptors: list[int]) -> None:
+    """Raise ChannelError for what is no connection, and perhaps its leftover: whatever else could be read or closed.
+
+    A memfd is what has seals (F_GET_SEALS, fcntl(2)): reading one waits for no disk and for nobody.
+    """
+    try:
+        first = os.fstat(descriptors[0])
+        if not stat.S_ISSOCK(first.st_mode):
+            raise ChannelError("an offer of what is no socket")
+        with socket.socket(fileno=os.dup(descriptors[0])) as found:
+            stream = found.type == socket.SOCK_STREAM and found.family in _FAMILIES
+            if not stream or found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ChannelError("an offer of a socket that is no connection")
+        if len(descriptors) > 1:
+            fcntl.fcntl(descriptors[1], fcntl.F_GET_SEALS)
+            if os.fstat(descriptors[1]).st_size > MOST_LEFTOVER:
+                raise ChannelError("an offer with more leftover than any connection has")
+    except OSError as error:
+        raise ChannelError(f"an offer of what is no connection: {error}") from None
+
+
+_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6, socket.AF_UNIX})
+
+
+def _in_memory(data: bytes) -> int:
+    """A memfd (memfd_create(2)) that holds `data`; the caller owns it."""
+    descriptor = os.memfd_create("serve-leftover", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as memory:
+        memory.write(data)
+    return descriptor
+
+
+def _from_memory(descriptor: int) -> bytes:
+    """The content of a memfd, which is closed."""
+    with open(descriptor, "rb") as memory:
+        memory.seek(0)
+        return memory.read(MOST_LEFTOVER)
