@@ -304,7 +304,7 @@ def test_file_is_sent_without_a_descriptor_to_spare(serve: Serve, file: Path, mo
     def dup(fd: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(os, "dup", dup)
     client = serve(answering(start(), pathsend(file))).connect()
+    monkeypatch.setattr(os, "dup", dup)
     client.send(GET)
     assert client.answer()[2] == file.read_bytes()
