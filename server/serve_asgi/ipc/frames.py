@@ -22,6 +22,7 @@ MAX_PAYLOAD: Final = 128 * 1024
 """Bytes of a message's payload, encoded."""
 
 _LENGTH: Final = struct.Struct(">H")
+_PACK: Final = msgspec.msgpack.Encoder().encode
 _OPENED: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
@@ -48,7 +49,7 @@ def opened(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
             raise ValueError("it is longer than any")
         (length,) = _LENGTH.unpack_from(data)
         end = _LENGTH.size + length
-        kind, head = _OPENED.decode(memoryview(data)[_LENGTH.size : end])
+        kind, head = _OPENED.decode(data[2:end])
         if end > len(data):
             raise ValueError("it is shorter than it says")
     except (struct.error, *BAD) as error:
@@ -58,7 +59,7 @@ def opened(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
 
 def encode(kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> bytes:
     """A frame as bytes. Raises ChannelError if it is too large for a packet."""
-    packed: bytes = msgpack.packb([kind, head or {}])
+    packed = _PACK([kind, head or {}])
     if len(packed) > 0xFFFF or len(packed) + len(body) + _LENGTH.size > MAX_FRAME:
         raise ChannelError(f"a frame {kind!r} of {len(packed) + len(body)} bytes is too large for a packet")
     return b"".join((_LENGTH.pack(len(packed)), packed, body))

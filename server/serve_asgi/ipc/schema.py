@@ -8,7 +8,7 @@ Members that are not known are passed over, and so are types that are not known 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
@@ -94,12 +94,12 @@ class Heads:
     """The frames that one kind of peer may send: by kind, the struct of the head."""
 
     def __init__(self, kinds: Mapping[str, type]) -> None:
-        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        self._decoders: dict[str, Callable[[msgspec.Raw], Any]] = {}
         self.add(kinds)
 
     def add(self, kinds: Mapping[str, type]) -> None:
         """Know some more."""
-        self._decoders |= {kind: msgspec.msgpack.Decoder(head) for kind, head in kinds.items()}
+        self._decoders |= {kind: msgspec.msgpack.Decoder(head).decode for kind, head in kinds.items()}
 
     def decode(self, kind: str, head: msgspec.Raw) -> Any:
         """The head; None if the kind is not known. Raises ChannelError for nonsense."""
@@ -107,6 +107,6 @@ class Heads:
         if decoder is None:
             return None
         try:
-            return decoder.decode(head)
+            return decoder(head)
         except BAD as error:
             raise ChannelError(f"a frame {kind!r}: {why(error)}") from None

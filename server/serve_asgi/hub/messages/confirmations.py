@@ -35,9 +35,10 @@ class Senders:
         Raises ChannelError if the sender has sent one of this id already.
         """
         if send.stage is not Stage.SETTLED:
-            if send.key in self.waiting:
+            send.key = key = f"{send.sender}/{send.id}"
+            if key in self.waiting:
                 raise ChannelError(f"a second message {send.id!r}")
-            self.waiting[send.key] = send
+            self.waiting[key] = send
 
     def hold_up(self, send: Send) -> None:
         """It could not be accepted at once. Raises ChannelError for a sender that heeds no window."""
@@ -58,7 +59,7 @@ class Senders:
     def load(self, sends: Iterable[Send]) -> None:
         """What another program of the listener has taken."""
         for send in sends:
-            self.waiting[send.key] = send
+            self.expect(send)
             if send.stage is Stage.OFFERED:
                 self.hold_up(send)
 

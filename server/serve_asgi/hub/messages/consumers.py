@@ -63,7 +63,9 @@ class Desk:
     @property
     def window_open(self) -> bool:
         """Whether more may be given to it of what is no work."""
-        return self.held < WINDOW and self.bytes < WINDOW_BYTES and self.place.hand_free()
+        if self.held >= WINDOW or self.bytes >= WINDOW_BYTES:
+            return False
+        return self.place.bytes < HANDS_BYTES or self.place.hand_free()
 
 
 class Place:

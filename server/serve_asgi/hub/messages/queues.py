@@ -67,10 +67,7 @@ class Send:
     copies: int = 0
     missing: int = 0  # copies that have no place yet, and answers of the store that are due
     held_up: bool = False  # it counts as one of its sender's that are not accepted
-    key: str = ""  # what it is known by: its id is the sender's own word
-
-    def __post_init__(self) -> None:
-        self.key = f"{self.sender}/{self.id}"
+    key: str = ""  # what it is known by while its sender waits: its id is the sender's own word
 
     @property
     def again(self) -> bool:

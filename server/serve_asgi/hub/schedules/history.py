@@ -9,9 +9,13 @@ from __future__ import annotations
 import heapq
 from typing import Any, Final
 
+import msgspec
+
+from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub
-from serve_asgi.hub.schedules.schedule import HISTORY, Entry, Line, Outcome, plain
+from serve_asgi.hub.schedules.schedule import HISTORY, Entry, Kind, Line, Outcome, plain
 from serve_asgi.hub.state.part import SharedState
+from serve_asgi.ipc.schema import Bodies, Count, Seconds, Sentence, Short
 
 PAST: Final = "serve:history:"
 """Key of a schedule's history in the shared state, before its name."""
@@ -19,6 +23,26 @@ PAUSE: Final = 5.0
 """Seconds that are waited for more."""
 OWN: Final = 20
 """Entries of this server that are kept there."""
+
+
+class Kept(msgspec.Struct):
+    """An entry as `server.hub.schedule_line.plain` makes it."""
+
+    instant: Count
+    outcome: Outcome
+    kind: Kind
+    text: Sentence = ""
+    worker: Sentence = ""
+    slot: int = -1
+    generation: Count = 0
+    began: Count = 0
+    seconds: Seconds | None = None
+    attempt: Count = 1
+    count: Count = 1
+    last: Count = 0
+
+
+KEPT: Final[Bodies[list[tuple[Short, Kept]]]] = Bodies(list[tuple[Short, Kept]], "a history")
 
 
 class Past:
@@ -45,7 +69,8 @@ class Past:
         changed, self._changed = self._changed, {}
         for line in changed.values():
             own = [entry for entry in line.history if entry.outcome is not Outcome.RUNNING][-OWN:]
-            kept = [*self._others(line.name, server), *([f"{server:x}", plain(entry)] for entry in own)]
+            others = [(whose, plain(Entry.load(each))) for whose, each in self._others(line.name, server)]
+            kept = [*others, *((f"{server:x}", plain(entry)) for entry in own)]
             kept.sort(key=lambda each: int(each[1]["instant"]))
             self._state.put(PAST + line.name, kept[-HISTORY:])
 
@@ -58,6 +83,11 @@ class Past:
         found = sorted([*others, *line.history], key=lambda entry: entry.began or entry.last)
         return found[: -most - 1 : -1]
 
-    def _others(self, name: str, server: int) -> list[list[Any]]:
-        found = self._state.value(PAST + name)
-        return [each for each in found or () if each[0] != f"{server:x}"]
+    def _others(self, name: str, server: int) -> list[tuple[str, dict[str, Any]]]:
+        """What others have written; what cannot be read of it (a store may hold anything) is passed over."""
+        found = self._state.raw(PAST + name)
+        try:
+            told = () if found is None else KEPT.decode(found)
+        except ChannelError:
+            return []
+        return [(whose, msgspec.structs.asdict(each)) for whose, each in told if whose != f"{server:x}"]

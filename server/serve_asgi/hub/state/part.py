@@ -115,9 +115,17 @@ class SharedState(Part):
     # ---- for the other parts
 
     def value(self, key: str) -> Any:
-        """The value of a key, or None."""
+        """The value of a key, or None; also for one that cannot be read, which some store may hold."""
+        found = self.raw(key)
+        try:
+            return None if found is None else unpacked(found)
+        except ChannelError:
+            return None
+
+    def raw(self, key: str) -> bytes | None:
+        """The value of a key, encoded, or None."""
         entry = self._entries.get(key)
-        return None if entry is None else unpacked(entry.value)
+        return None if entry is None else entry.value
 
     def put(self, key: str, value: Any, then: Callable[[str], None] | None = None) -> None:
         """Write a key of the hub's own; None deletes it.
