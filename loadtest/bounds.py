@@ -104,7 +104,7 @@ class Worker:
         self.control = directory / "control"
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
-        command = f"-m server loadtest.bounds_app:app --bind 127.0.0.1:{self.port} --no-access-log --loop {loop}"
+        command = f"-m serve_asgi loadtest.bounds_app:app --bind 127.0.0.1:{self.port} --no-access-log --loop {loop}"
         self.process = subprocess.Popen(
             [sys.executable, *command.split(), "--app-dir", str(PROJECT), "--control", str(self.control)],
             cwd=checkout,

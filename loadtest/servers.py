@@ -48,7 +48,7 @@ class Start:
 def serve(start: Start) -> list[str]:
     """This project's server."""
     return (
-        f"-m server {APP} --bind {start.address} --workers {start.workers} --http {start.http} --loop {start.loop}"
+        f"-m serve_asgi {APP} --bind {start.address} --workers {start.workers} --http {start.http} --loop {start.loop}"
         f" --app-dir {start.directory} --no-access-log --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL}"
         f" --control {start.directory / 'control'}"
     ).split()

@@ -77,7 +77,7 @@ class RunningServer:
         pass_fds: Sequence[int] = (),
         command: Sequence[str] = (),
     ) -> None:
-        """`command` takes the place of `python -m server`."""
+        """`command` takes the place of `python -m serve_asgi`."""
         self._scratch = tempfile.TemporaryDirectory(prefix="serve-test-")
         scratch = Path(self._scratch.name)
         scratch.chmod(0o777)

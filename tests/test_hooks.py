@@ -132,7 +132,7 @@ def test_what_a_hook_is_told_and_where_it_runs(project: Path) -> None:
         "worker_died=callables:write",
         "post_reload=callables:write_later",
         "lame_duck_on=sh -c 'echo draining; exit 3'",
-        f'reload_started=sh -c "{sys.executable} -m server status --json > asked.part; mv asked.part asked"',
+        f'reload_started=sh -c "{sys.executable} -m serve_asgi status --json > asked.part; mv asked.part asked"',
     )
     with running("app:app", *options, directory=project) as server:
         server.reload()

@@ -14,7 +14,7 @@ DEPLOY = ROOT / "deploy"
 SERVE = """\
 #!/bin/sh
 export PYTHONPATH={root}
-exec {python} -m server "$@"
+exec {python} -m serve_asgi "$@"
 """
 
 

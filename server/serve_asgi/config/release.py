@@ -117,8 +117,8 @@ def program() -> str:
 def interpreter_flags(original: Sequence[str]) -> list[str]:
     """What the interpreter itself was told (`-O`, `-X dev`, `-W error`), out of `sys.orig_argv`.
 
-    What follows it is the program, `-m server`, a script or `-c`, and the program's own arguments. `-P` is left out,
-    which is found out anew.
+    What follows it is the program, `-m serve_asgi`, a script or `-c`, and the program's own arguments. `-P` is left
+    out, which is found out anew.
     """
     flags: list[str] = []
     rest = iter(original[1:])

@@ -2,8 +2,9 @@
 
 It owns the two zlib streams. Rules: a stream is made when the first message needs it, so that a socket that only waits
 holds none; nothing is unpacked beyond the room that the caller grants, and what it does not want yet stays packed, so
-that a bomb costs its own bytes until somebody asks for it, and no more than a message of the largest size then. It must
-not know frames, sockets or how the parameters were negotiated.
+that a bomb costs its own bytes until somebody asks for it, and no more than a message of the largest size then; one
+that does not end is refused as soon as it is too large nevertheless. It must not know frames, sockets or how the
+parameters were negotiated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ MEMORY_LEVEL: Final = 5
 """zlib's `memLevel`: with the window of 4 KiB that the server asks for, 32 KiB for each stream that compresses."""
 MAX_STREAMS: Final = 16
 """How many times a DEFLATE stream may end (BFINAL) within one message; each costs a new one of zlib's."""
+
+WEIGHED_AT_ONCE: Final = 16_384
+"""Bytes that are unpacked at a time only to be counted."""
 
 
 class TooLarge(Exception):
@@ -36,8 +40,10 @@ class Deflate:
         "_compressor",
         "_decompressor",
         "_ended",
+        "_scale",
         "_server_bits",
         "_server_takeover",
+        "_weighed",
         "rest",
     )
 
@@ -53,6 +59,9 @@ class Deflate:
         """What has come of a message and is still packed."""
         self._ended = 0
         """Streams that have ended within the message that is coming in."""
+        self._scale: zlib._Decompress | None = None
+        """Unpacks ahead what stays packed of a message without end, and keeps nothing of it."""
+        self._weighed = 0
 
     def compress(self, payload: bytes) -> bytes:
         """A whole message (RFC 7692 7.2.1)."""
@@ -75,11 +84,35 @@ class Deflate:
             piece += TAIL
         if self.rest or most <= 0:
             self.rest += piece
-            return b""
-        data = self._inflate(piece, room, most)
-        if last and not self.rest:
+            data = b""
+        else:
+            data = self._inflate(piece, room, most)
+            piece = bytes(self.rest)
+        if not last:
+            self._weigh(piece, room - len(data))
+        elif not self.rest:
             self._over()
         return data
+
+    def _weigh(self, piece: bytes, room: int) -> None:
+        """Refuse a message that has not come to its end as soon as what stays packed of it comes to more than `room`.
+
+        Each piece of such a message is unpacked twice: that is the price of holding it packed.
+        """
+        if not piece or (self._scale is not None and self._scale.eof):
+            return  # behind the end of a stream it is weighed when it is unpacked
+        if self._scale is None:
+            self._weighed = 0
+            now = self._decompressor
+            self._scale = zlib.decompressobj(-self._client_bits) if now is None else now.copy()
+        try:
+            while piece and not self._scale.eof:
+                self._weighed += len(self._scale.decompress(piece, WEIGHED_AT_ONCE))
+                piece = self._scale.unconsumed_tail
+                if self._weighed > room:
+                    raise TooLarge
+        except zlib.error as error:
+            raise Undecodable(str(error)) from None
 
     def unpack(self, room: int) -> bytes:
         """All that has stayed packed of a message that has come to its end. Raises as `inflate`."""
@@ -110,6 +143,7 @@ class Deflate:
     def _over(self) -> None:
         """The message has been unpacked to its end."""
         self._ended = 0
+        self._scale = None
         if not self._client_takeover:
             self._decompressor = None
 

@@ -26,7 +26,7 @@ OWN: Final = 20
 
 
 class Kept(msgspec.Struct):
-    """An entry as `server.hub.schedule_line.plain` makes it."""
+    """An entry as `serve_asgi.hub.schedules.schedule.plain` makes it."""
 
     instant: Count
     outcome: Outcome
