@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from serve_asgi.cli.leftovers import remove_leftovers
-from serve_asgi.listener.path_lock import PathLock
+from serve_asgi.ipc.path_lock import PathLock
 from tests.commands.serving import HANDSHAKE, SLOW, begin, serve, start
 from tests.running import PATIENCE, connect, request, running, state_of
 

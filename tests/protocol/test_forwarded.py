@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_asgi.http.forwarded import Forwarded, Forwarding, Networks, believed
+from serve_asgi.config.trusted_proxies import Networks, believed
+from serve_asgi.http.forwarded import Forwarded, Forwarding
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.address import Address
 from tests.protocol.http_server import Client, HttpServer, Log

@@ -25,7 +25,7 @@ from serve_asgi.admin.scoreboard_totals import DURATIONS, Reading, Words
 from serve_asgi.admin.server_view import View
 from serve_asgi.hub.metrics import FIGURES
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
-from serve_asgi.supervisor.lifecycles import ServerState, WorkerState
+from serve_asgi.ipc.states import ServerState, WorkerState
 
 NANO: Final = 1e9
 CLASSES: Final = (Cell.STATUS_1XX, Cell.STATUS_2XX, Cell.STATUS_3XX, Cell.STATUS_4XX, Cell.STATUS_5XX)

@@ -15,7 +15,7 @@ from serve_asgi.admin.accept_queues import Queue, queues
 from serve_asgi.admin.scoreboard_totals import Reading, Words, read
 from serve_asgi.ipc.channel import Packet
 from serve_asgi.ipc.scoreboard import Row, Scoreboard
-from serve_asgi.listener.history import OUTCOMES
+from serve_asgi.ipc.states import OUTCOMES
 
 RECORDS: Final = 200
 RELOADS: Final = 50

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from serve_asgi.errors import ServeError
-from serve_asgi.listener.path_lock import PathLock
+from serve_asgi.ipc.path_lock import PathLock
 from serve_asgi.listener.unix_socket import remove_dead
 
 

@@ -17,9 +17,9 @@ from typing import Final
 from serve_asgi.config.addresses import UnixAddress, parse_address
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.state_location import is_url, redis_address
+from serve_asgi.config.trusted_proxies import Networks, believed
 from serve_asgi.config.values import Tier, Value
 from serve_asgi.errors import UsageError
-from serve_asgi.http.forwarded import Networks, believed
 from serve_asgi.logs.access_format import NAMED, plan
 from serve_asgi.logs.request_ids import HEADER_NAME
 

@@ -15,31 +15,31 @@ It is pure but for a line in the debug log. It must not know connections or exch
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
+from serve_asgi.config.trusted_proxies import (
+    FORWARDED,
+    KEPT_NODES,
+    X_FOR,
+    X_HOST,
+    X_PREFIX,
+    X_PROTO,
+    Networks,
+    believed,
+    plain,
+)
 from serve_asgi.http.authority import is_authority
 from serve_asgi.ipc.address import Address
 from serve_asgi.logs.server_log import about
-
-ANYBODY: Final = "*"
-UNIX: Final = "unix"
-X_FOR: Final = b"x-forwarded-for"
-X_PROTO: Final = b"x-forwarded-proto"
-X_HOST: Final = b"x-forwarded-host"
-X_PREFIX: Final = b"x-forwarded-prefix"
-FORWARDED: Final = b"forwarded"
 
 MAX_NODE: Final = 64
 """Bytes of an address with its port; a longer one is none."""
 MAX_PREFIX: Final = 1024
 """Bytes of a path in front; a longer one is ignored."""
-KEPT_NODES: Final = 1024
-"""Addresses whose reading is kept, for each worker."""
 
 _SECURE: Final = {b"http": False, b"ws": False, b"https": True, b"wss": True}
 
@@ -63,71 +63,6 @@ _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f\\]|//|/\.\.?(?:/|\Z)")
 
 _log: Final = logging.getLogger("serve.error")
 _IGNORED: Final = about("forwarded_ignored")
-
-
-class Networks:
-    """Addresses that are trusted.
-
-    `text` holds addresses, networks (CIDR), `unix` for the peers of unix sockets, and `*` for every peer, separated by
-    commas or white space. Raises ValueError, with a sentence, for anything else.
-    """
-
-    __slots__ = ("_anybody", "_four", "_six", "_unix", "among")
-
-    def __init__(self, text: str) -> None:
-        entries = [entry for entry in re.split(r"[\s,]+", text) if entry]
-        self._anybody = ANYBODY in entries
-        self._unix = UNIX in entries
-        networks = [_network(entry) for entry in entries if entry not in (ANYBODY, UNIX)]
-        self._four = [_bounds(each) for each in networks if each.version == 4]
-        self._six = [_bounds(each) for each in networks if each.version == 6]
-        self.among = functools.lru_cache(KEPT_NODES)(self._among)
-        """Whether an address (of IPv4 or IPv6, as text) is in one of the networks; `*` names none."""
-
-    def trusts(self, peer: Address) -> bool:
-        """Whether the peer of a connection is trusted; None is that of a unix socket."""
-        if self._anybody:
-            return True
-        if peer is None or peer[1] is None:
-            return self._unix
-        return self.among(peer[0])
-
-    def _among(self, host: str) -> bool:
-        try:
-            address = _plain(host.partition("%")[0])
-        except ValueError:
-            return False
-        number = int(address)
-        return any(low <= number <= high for low, high in (self._four if address.version == 4 else self._six))
-
-
-def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    try:
-        return ipaddress.ip_network(entry)
-    except ValueError:
-        try:
-            wider = ipaddress.ip_network(entry, strict=False)
-        except ValueError:
-            raise ValueError(
-                f"{entry!r} is not an address; write addresses, networks such as 10.0.0.0/8, {UNIX} for unix sockets, "
-                f"or {ANYBODY} for all, separated by commas"
-            ) from None
-        raise ValueError(f"{entry!r} is an address within a network: write {wider} for the network") from None
-
-
-def _bounds(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[int, int]:
-    return int(network.network_address), int(network.broadcast_address)
-
-
-def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address; one of IPv4 that is written as IPv6 (a socket for both shows it so) is one of IPv4."""
-    address = ipaddress.ip_address(host)
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def plain_address(host: str) -> str:
-    """An address in its canonical form. Raises ValueError if it is none."""
-    return str(_plain(host))
 
 
 class Node(NamedTuple):
@@ -283,7 +218,7 @@ class Forwarding:
         try:
             if number > 65535 or (found is not None and found[1] and b":" not in host):
                 return None
-            address = str(_plain(host.decode()))
+            address = str(plain(host.decode()))
         except ValueError:
             return None
         return Node((address, number), self._networks.among(address))
@@ -291,24 +226,6 @@ class Forwarding:
 
 def _nobody(peer: Address) -> bool:
     return False
-
-
-def believed(text: str) -> frozenset[bytes]:
-    """The field names that `--forwarded-headers` says, in lower case; `none` is no field. Raises ValueError."""
-    names = frozenset(name.encode() for name in re.split(r"[\s,]+", text.lower()) if name)
-    if names == {b"none"}:
-        return frozenset()
-    for name in sorted(names - {X_FOR, X_PROTO, X_HOST, X_PREFIX, FORWARDED}):
-        raise ValueError(
-            f"{name.decode()!r} is not a field that this server knows; write some of x-forwarded-for, "
-            "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded, or none"
-        )
-    if FORWARDED in names and names & {X_FOR, X_PROTO, X_HOST}:
-        raise ValueError(
-            "forwarded cannot be believed together with x-forwarded-for, -proto or -host: name those that the proxy "
-            "sets itself, since the others come from the client"
-        )
-    return names
 
 
 def _from_the_right(lines: list[bytes]) -> Iterator[bytes]:

@@ -19,9 +19,9 @@ import logging
 from collections.abc import Callable
 from typing import Final, cast
 
+from serve_asgi.config.trusted_proxies import Networks
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_lifecycle import FLUSHING, IDLE, INFINITY, LEAVING, PEEK_TIME, Lifecycle, State
-from serve_asgi.http.forwarded import Networks
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.http.proxy_protocol_header import Kind, Malformed, ProxyHeader, parse
 from serve_asgi.http.worker_context import Phase, Service

@@ -13,7 +13,7 @@ import re
 import struct
 from typing import Final, NamedTuple
 
-from serve_asgi.http.forwarded import plain_address
+from serve_asgi.config.trusted_proxies import plain_address
 from serve_asgi.ipc.address import Address
 
 MAX_LINE: Final = 107

@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
-from serve_asgi.app.draining import Draining
-from serve_asgi.app.shared import shared
 from serve_asgi.config.options import Config
 from serve_asgi.http.forwarded import Forwarding
 from serve_asgi.http.head_cache import HeadReader, Repeats
@@ -59,6 +57,26 @@ class Phase(enum.Enum):
     SERVING = "serving"  # keep it
     TRAVELLING = "travelling"  # retiring: hand it over (`Service.departure` is called)
     CLOSING = "closing"  # retiring and nobody to hand over to: announce the end and close
+
+
+class Retiring(Protocol):
+    """Whether the worker retires, and why: "reload", "stop", "recycle", "scale"."""
+
+    @property
+    def reason(self) -> str | None: ...
+
+    def is_set(self) -> bool: ...
+
+
+class Replica(Protocol):
+    """How many changes of the shared state this process has applied."""
+
+    @property
+    def applied(self) -> int: ...
+
+
+class _NoReplica:
+    applied = 0
 
 
 class Connection(Protocol):
@@ -139,7 +157,7 @@ class Service:
         loop: asyncio.AbstractEventLoop,
         scoreboard: Scoreboard,
         cells: memoryview,
-        draining: Draining,
+        draining: Retiring,
     ) -> None:
         self.app = app
         self.config = config
@@ -158,7 +176,7 @@ class Service:
         self.durations = [0] * (len(DURATION_BOUNDS) + 1)
         """How many of them took as long as each bucket of `DURATION_BOUNDS` says."""
         self.draining = draining
-        self.shared = shared
+        self.shared: Replica = _NoReplica()
         """The shared state as this process has it; `shared.applied` is looked at before each request."""
         self.published = scoreboard.words[Header.STATE : Header.STATE + 1]
         """How many changes it has had: more than `shared.applied` means that this process is behind."""

@@ -9,6 +9,8 @@ import collections
 import time
 from typing import Any, Final
 
+from serve_asgi.ipc.states import OUTCOMES
+
 RECORDS: Final = 200
 RELOADS: Final = 50
 
@@ -16,7 +18,6 @@ Record = dict[str, Any]
 """`at` (unix time, s), `level`, `event`, `text`, `detail`, and what it is about; JSON-compatible."""
 
 KEPT_OF_RELOADS: Final = ("at", "seconds", "generation", "reason")
-OUTCOMES: Final = {"reload_done": "done", "reload_refused": "refused"}
 
 
 class History:

@@ -27,8 +27,8 @@ from serve_asgi.config.addresses import TcpAddress, UnixAddress, addresses, pars
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.ipc.listening_socket import Identity, Kind, arriving, shut_out, unlink_own
+from serve_asgi.ipc.path_lock import InUseError, PathLock
 from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_manager
-from serve_asgi.listener.path_lock import InUseError, PathLock
 from serve_asgi.listener.port_holder import holder_of_port
 from serve_asgi.listener.unix_socket import bind_unix
 

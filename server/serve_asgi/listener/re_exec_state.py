@@ -20,6 +20,7 @@ from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.channel import PROTOCOL, Channel, speaks
 from serve_asgi.ipc.listening_socket import Kind
+from serve_asgi.ipc.path_lock import PathLock
 from serve_asgi.ipc.scoreboard import Row, Scoreboard
 from serve_asgi.listener.admin_process import Admin
 from serve_asgi.listener.child import Child
@@ -29,7 +30,6 @@ from serve_asgi.listener.generation_plans import Plans
 from serve_asgi.listener.history import History
 from serve_asgi.listener.hub_links import Links
 from serve_asgi.listener.listening_sockets import Listening
-from serve_asgi.listener.path_lock import PathLock
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.stack_dumps import Window
 from serve_asgi.listener.store_process import Store

@@ -21,7 +21,7 @@ from serve_asgi.config.addresses import UnixAddress
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.listening_socket import Identity
-from serve_asgi.listener.path_lock import InUseError, PathLock, unusable
+from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
 
 
 def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Identity | None, PathLock | None]:

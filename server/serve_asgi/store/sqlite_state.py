@@ -19,8 +19,8 @@ from typing import Any, Final
 from serve_asgi.errors import UsageError
 from serve_asgi.hub.state.write import Change, Entry, Limits, Refused, Write, decide, size
 from serve_asgi.ipc.frames import Frame
+from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, Trouble
-from serve_asgi.listener.path_lock import InUseError, PathLock, unusable
 from serve_asgi.store import answers
 from serve_asgi.store.answers import Answer
 from serve_asgi.store.leases import Grant, Leases

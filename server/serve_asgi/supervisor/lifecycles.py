@@ -12,19 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Final, TypeAlias, TypeVar
 
-
-class WorkerState(enum.Enum):
-    """Where one worker process is in its life, as the listener knows it."""
-
-    PENDING = "pending"  # not started yet: others start first
-    STARTING = "starting"  # process started; importing, lifespan startup
-    READY = "ready"  # said ready; accepts nothing
-    SWITCHING = "switching"  # told to serve, has not yet said that it accepts
-    SERVING = "serving"
-    RETIRING = "retiring"  # told to retire; ends by itself or by the hammer
-    ENDING = "ending"  # told to quit or killed; nothing is expected of it but its end
-    GONE = "gone"  # reaped, or never started
-
+from serve_asgi.ipc.states import ServerState as ServerState
+from serve_asgi.ipc.states import WorkerState as WorkerState
 
 WORKER_TRANSITIONS: Final[Mapping[WorkerState, frozenset[WorkerState]]] = {
     WorkerState.PENDING: frozenset({WorkerState.STARTING, WorkerState.GONE}),
@@ -100,20 +89,6 @@ GENERATION_TRANSITIONS: Final[Mapping[GenerationState, frozenset[GenerationState
     GenerationState.FAILED: frozenset({GenerationState.GONE}),
     GenerationState.GONE: frozenset(),
 }
-
-
-class ServerState(enum.Enum):
-    """Where the whole server is."""
-
-    STARTING = "starting"  # no generation has been current yet; the ports do not listen
-    OPENING = "opening"  # the first generation is ready, listen() is being called
-    RUNNING = "running"
-    DRAINING = "draining"  # TERM came; in lame duck until the drain delay is over
-    SHUTTING_OUT = "shutting out"  # new connections are kept out, handshakes under way complete
-    AWAITING = "awaiting"  # nobody serves; a worker that is starting is awaited, to accept what the kernel has queued
-    STOPPING = "stopping"  # the workers retire, then the agent finishes
-    ENDING = "ending"  # the workers were told to quit at once, then the agent
-    STOPPED = "stopped"
 
 
 SERVER_TRANSITIONS: Final[Mapping[ServerState, frozenset[ServerState]]] = {

@@ -205,6 +205,7 @@ class Worker:
             detail = application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
         self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, draining)
+        service.shared = shared
         if self.hub is not None:
             service.catch_up = CatchingUp(self.hub, service.published)
         service.generation, service.slot = self.welcome["generation"], self.welcome["slot"]
