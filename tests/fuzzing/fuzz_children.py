@@ -407,11 +407,6 @@ def run(seconds: float, seed: int, directory: Path) -> Result:
     return Result(took, fuzzer.said, report.get("children", 0), report, memory, descriptors, died, tracebacks, killed)
 
 
-def starts(stall: dict[str, Any]) -> bool:
-    """Whether it waited for a process that was being started: the kernel has the parent wait (vfork(2))."""
-    return stall["kind"] == "waits" and any("spawn" in line or "processes.py" in line for line in stall["what"])
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=1800.0)
@@ -427,7 +422,9 @@ def main() -> int:
     print(f"seed {seed}, {result.seconds:.0f} s: {result.said} packets and frames of {result.children} children")
     print(f"the listener: {'died: ' + result.died if result.died else 'lives'}")
     print(f"longest callback: {result.report.get('worst_cpu', 0) * 1000:.1f} ms of CPU time")
-    stalls = [stall for stall in result.report.get("stalls", []) if not starts(stall)]
+    collected = result.report.get("worst_collection", 0) * 1000
+    print(f"of which the collector of cycles took {collected:.1f} ms at most")
+    stalls = [stall for stall in result.report.get("stalls", []) if stall["kind"] != "starts"]
     started = len(result.report.get("stalls", [])) - len(stalls)
     print(f"stalls over 50 ms: {len(stalls)}, besides {started} of starting processes")
     for stall in stalls[:10]:

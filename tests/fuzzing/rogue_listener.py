@@ -9,6 +9,7 @@ is a stall; one that is merely preempted by other processes is none.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -33,6 +34,9 @@ class Watch:
         self.callbacks = 0
         self._told = 0.0
         self.children = 0
+        self.worst_collection = 0.0
+        self._collects = 0.0
+        gc.callbacks.append(self._collected)
         self._since = 0.0
         self._schedstat = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
         self._stack: list[str] = []
@@ -42,6 +46,7 @@ class Watch:
 
         def watched(handle: asyncio.Handle) -> None:
             cpu, wall, preempted = time.thread_time(), time.perf_counter(), self._preempted()
+            children = self.children
             self._stack, self._since = [], wall
             run(handle)
             self._since = 0.0
@@ -51,7 +56,10 @@ class Watch:
             if took > LONG:
                 self._stall("cpu", took, lasted, handle)
             elif lasted - took > LONG and lasted - took - (self._preempted() - preempted) > LONG:
-                self._stall("waits", took, lasted, handle)
+                kind = (
+                    "waits" if children == self.children else "starts"
+                )  # a process: vfork(2) waits until it has begun
+                self._stall(kind, took, lasted, handle)
             if wall - self._told > 0.5:
                 self._told = wall
                 self.report()
@@ -61,6 +69,13 @@ class Watch:
     def _preempted(self) -> float:
         """For how long (s) the loop's thread has waited for a processor, which is no wait of ours (proc(5))."""
         return int(os.pread(self._schedstat, 100, 0).split()[1]) / 1e9
+
+    def _collected(self, phase: str, about: dict[str, Any]) -> None:
+        """How much CPU time (s) the collector of cycles takes at a time."""
+        if phase == "start":
+            self._collects = time.thread_time()
+        else:
+            self.worst_collection = max(self.worst_collection, time.thread_time() - self._collects)
 
     def _look(self, thread: int) -> None:
         """See where the loop's thread is when a callback takes long."""
@@ -82,6 +97,7 @@ class Watch:
             "rss": rss,
             "descriptors": len(os.listdir("/proc/self/fd")),
             "worst_cpu": round(self.worst_cpu, 4),
+            "worst_collection": round(self.worst_collection, 4),
             "callbacks": self.callbacks,
             "children": self.children,
             "stalls": self.stalls,

@@ -29,7 +29,7 @@ from serve_asgi.hub.schedules.commands import Answer, Asks
 from serve_asgi.hub.schedules.part import Ticks
 from serve_asgi.hub.state.part import SharedState
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener import agent_lock, service_manager
+from serve_asgi.listener import agent_lock, cycles, service_manager
 from serve_asgi.listener import file_changes as changes
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.listener import open_ports as ports
@@ -154,6 +154,8 @@ class Listener:
                 self._tasks.start_soon(self._tell_figures)
             self._tasks.start_soon(self.admin.end_earlier)
             self._tasks.start_soon(self.heartbeats.run)
+            cycles.begin()
+            self._tasks.start_soon(cycles.run)
             if self.settings.config.reload:
                 self._changes = changes.Changes(
                     self.settings,

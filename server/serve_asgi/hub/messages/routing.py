@@ -307,6 +307,8 @@ class Routing:
             self.senders.settle(send)
         self.senders.left(member.id)
         self.giving.gave_back(place)
+        place.desks.clear()  # each of which knows it: nothing is left for the collector of cycles
+        place.held.clear()
         self.review()
         if retired and not self.there.places:
             self._report_left()
