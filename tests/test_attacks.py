@@ -186,8 +186,8 @@ def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) 
 
 TAKES_AND_WAITS = """
 import os, time
-from serve_asgi import packets
-from serve_asgi.worker import handover
+from serve_asgi.ipc import packets
+from serve_asgi.worker import hand_over as handover
 
 def offered(arrivals, pair, packet, descriptors, original=handover.Arrivals._offered):
     if isinstance(packet, packets.Commit) and not os.path.exists("listener-dead"):

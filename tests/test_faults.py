@@ -24,7 +24,7 @@ from tests.running import PATIENCE, RunningServer, answer, connect, request, run
 
 TRAP = """
 import os, signal
-from serve_asgi.worker import handover
+from serve_asgi.worker import hand_over as handover
 
 def trap(owner, name, act, before=True):
     original = getattr(owner, name)

@@ -320,7 +320,7 @@ def test_output_is_not_waited_for() -> None:
     """A process ends although a child of it holds its pipe."""
     program = """
         import os, subprocess, sys
-        from serve_asgi import output
+        from serve_asgi.logs import output
         output.FINISH_TIME = 1000.0
         with output.guarded():
             print("before")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import serve_asgi
+
 SOURCE = Path(__file__).parents[1] / "server"
 PACKAGE = "serve_asgi"
 FLOORS = (
@@ -16,7 +18,7 @@ FLOORS = (
     {"cli", "demo"},
     {"listener"},
     {"supervisor"},
-    {"agent", "admin"},
+    {"agent_process", "admin"},
     {"worker", "store"},
     {"app"},
     {"hub"},
@@ -73,3 +75,8 @@ def test_no_module_comes_back_to_itself() -> None:
         TopologicalSorter(graph(False)).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_public_name_is_a_module_as_well() -> None:
+    """`from serve_asgi import agent` would give the module as soon as anything had imported that."""
+    assert not {name for name in serve_asgi.__all__ if f"{PACKAGE}.{name}" in MODULES}

@@ -14,7 +14,7 @@ from tests.running import PATIENCE, ROOT, RunningServer, connect, request
 
 APPLICATION = """
 import os, sys
-from serve_asgi import output
+from serve_asgi.logs import output
 
 async def app(scope, receive, send):
     if scope["path"] == "/block":  # its own way to the log is made one that waits

@@ -110,7 +110,9 @@ def handled(directory: Path) -> list[dict[str, Any]]:
 
 
 def agent_pid(server: RunningServer) -> int:
-    (found,) = [pid for pid in server.worker_pids() if b"serve_asgi.agent" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (found,) = [
+        pid for pid in server.worker_pids() if b"serve_asgi.agent_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     return found
 
 

@@ -1,7 +1,7 @@
 """Where the agents' lock of a server lies: the same path for the next server of the same addresses.
 
 Two servers cannot listen at one address at the same time, so that nobody else has the lock of these addresses but the
-server that was here before, of which an agent may be left (`serve_asgi.agent.lease`). Port 0 is no address: the
+server that was here before, of which an agent may be left (`serve_asgi.agent_process.lease`). Port 0 is no address: the
 ports that it became are.
 """
 

@@ -105,7 +105,7 @@ def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
     arguments = [
         release.python,
         *SAFE_PATH,
-        *("-m", "serve_asgi.worker" if own else "serve_asgi.agent"),
+        *("-m", "serve_asgi.worker" if own else "serve_asgi.agent_process"),
         *("--channel", str(theirs.fileno()), "--output", output.argument()),
         *("--generation", str(worker.generation.number), *own),
     ]

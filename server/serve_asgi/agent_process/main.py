@@ -1,4 +1,4 @@
-"""The agent process, from its first instruction to its exit; in between is `serve_asgi.agent.process`."""
+"""The agent process, from its first instruction to its exit; in between is `serve_asgi.agent_process.process`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import gc
 import logging
 import sys
 
-from serve_asgi.agent.lease import Lease
-from serve_asgi.agent.process import EXIT_TIME, AgentProcess
+from serve_asgi.agent_process.lease import Lease
+from serve_asgi.agent_process.process import EXIT_TIME, AgentProcess
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about
 from serve_asgi.worker.bootstrap import Beginning, leave_within
@@ -19,7 +19,7 @@ log = logging.getLogger("serve")
 def main() -> None:
     """Be the agent whose channel is the descriptor named on the command line; never returns."""
     begun = Beginning(
-        "serve_asgi.agent",
+        "serve_asgi.agent_process",
         lambda packet: (f"serve-agent.{packet['generation']}", f"agent {packet['generation']}"),
     )
     try:

@@ -1,6 +1,6 @@
 """The agent: what its process does between its channel's first packet and its exit.
 
-Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent.lease`), finish
+Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent_process.lease`), finish
 when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard. Nobody takes
 its place before its process has been reaped, so that nothing here needs to be certain about the end but that it comes:
 the listener kills it at the deadline, and without a listener `last_resort` ends it.
@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import anyio
 
-from serve_asgi.agent.lease import Lease
+from serve_asgi.agent_process.lease import Lease
 from serve_asgi.app import link
 from serve_asgi.app.agent_target import Subject, load
 from serve_asgi.app.agent_task import Life
