@@ -61,6 +61,20 @@ class Nameless(Exception, metaclass=Hidden):
     """Its kind cannot be named."""
 
 
+class Namespace(dict[str, Any]):
+    """Nothing can be asked of it either."""
+
+    get = __getitem__ = __setitem__ = __contains__ = __iter__ = _refuses
+
+
+class Unmarked(Exception):
+    """Nothing can be noted at it."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.__dict__ = Namespace()
+
+
 KINDS: Final[tuple[type[BaseException], ...]] = (
     ValueError,
     SyntaxError,
@@ -74,6 +88,7 @@ KINDS: Final[tuple[type[BaseException], ...]] = (
     HostileBase,
     Endless,
     Nameless,
+    Unmarked,
 )
 
 

@@ -10,6 +10,7 @@ has been and ends after `MOST` exceptions; kinds are told by the type. Nothing h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from types import TracebackType
 from typing import Any, Final
@@ -115,15 +116,17 @@ _TOLD: Final = "_serve_told"
 
 def mark_told(error: BaseException) -> None:
     """Its traceback is in the log, though it may be on its way to somebody who will want to log it."""
-    noted: dict[str, Any] = _slots["__dict__"].__get__(error)
-    noted[_TOLD] = time.monotonic()
+    with contextlib.suppress(BaseException):  # its namespace may be of a kind of the application's own
+        dict.__setitem__(_slots["__dict__"].__get__(error), _TOLD, time.monotonic())
 
 
 def was_told(error: BaseException, within: float = 1.0) -> bool:
     """Whether `mark_told` was called in the last `within` seconds: one object may be raised again and again."""
-    noted: dict[str, Any] = _slots["__dict__"].__get__(error)
-    at = noted.get(_TOLD)
-    return at is not None and time.monotonic() - at <= within
+    try:
+        at = dict.get(_slots["__dict__"].__get__(error), _TOLD)
+        return type(at) is float and time.monotonic() - at <= within
+    except BaseException:  # a key of the namespace that cannot be compared
+        return False
 
 
 def innermost(error: BaseException) -> str:
