@@ -58,6 +58,7 @@ AFTER: Final = frozenset(
         "logs_reopened",
         "config_changed",
         "listener_replaced",
+        "socket_shut_down",
         "stopping",
         "quick_stop",
         "stopped",

@@ -24,12 +24,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import errno
 import os
 import socket
 import struct
 from typing import Final
 
 SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
+SO_DETACH_FILTER: Final = 27
 IP_MINTTL: Final = 21  # linux/in.h
 IPV6_MINHOPCOUNT: Final = 73  # linux/in6.h
 UNREACHABLE_TTL: Final = 255
@@ -90,6 +92,27 @@ def filters_refused() -> bool:
         except PermissionError:
             return True
     return False
+
+
+def let_in(listening: socket.socket) -> bool:
+    """Undo `shut_out` of a TCP socket, whoever has done it; whether there was anything to undo.
+
+    Raises PermissionError for a filter that is locked (SO_LOCK_FILTER, socket(7)): that cannot be undone.
+    """
+    undone = False
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        undone = True
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    demands = [listening.getsockopt(socket.IPPROTO_IP, IP_MINTTL)]
+    if listening.family == socket.AF_INET6:
+        demands.append(listening.getsockopt(socket.IPPROTO_IPV6, IPV6_MINHOPCOUNT))
+    if any(demands):
+        _demand_ttl(listening, 0)
+        undone = True
+    return undone
 
 
 def admit(client: socket.socket) -> None:

@@ -91,7 +91,8 @@ class Child:
 def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
     """Start a worker or an agent as a fresh interpreter.
 
-    It leads its own process group, so that a signal for the foreground group (Ctrl-C) does not reach it.
+    It leads a session of its own: a signal for the foreground group (Ctrl-C) does not reach it, and the operator's
+    terminal is not its controlling one, so that it cannot put words into it (TIOCSTI, ioctl_tty(2)).
 
     Raises OSError if the interpreter cannot be started.
     """
@@ -116,7 +117,7 @@ def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
             arguments,
             release.environment,
             file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in inherited],
-            setpgroup=0,
+            setsid=True,
             setsigmask=LISTENER_SIGNALS,
             setsigdef=LISTENER_SIGNALS,  # what the listener ignores, no child of the application is to
         )

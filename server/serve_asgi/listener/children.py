@@ -42,6 +42,8 @@ MOST_UNREAD: Final = 1000
 """Packets that wait for a child that does not take them, beside those in the socket."""
 LAST_WORDS: Final = 1000
 """Packets that are read of a dead child; its socket holds fewer, but somebody else may have it."""
+LAST_TIME: Final = 0.03
+"""Seconds of CPU time that they may take."""
 
 NEIGHBOURS = 64
 """Workers that one of them knows when it begins to serve, at most: each costs a descriptor on the way there."""
@@ -308,9 +310,10 @@ class Crew:
 
     def _read_rest(self, child: Child) -> None:
         """What the child said last is handled before its death is."""
+        ends = time.thread_time() + LAST_TIME
         try:
             for _ in range(0 if child.broken else LAST_WORDS):
-                if (received := child.channel.try_receive_data()) is None:
+                if time.thread_time() > ends or (received := child.channel.try_receive_data()) is None:
                     break
                 self._take_packet(child, self._decoded(child, received[0]))
         except (EOFError, OSError):

@@ -2,7 +2,7 @@
 
 It owns their PIDs until they have been reaped. Nobody waits for one but over `Process.wait`: the listener reaps
 everything at one place (as PID 1 it gets what is left to it as well) and says here what it found. Each leads its own
-process group, so that what it starts can be ended with it.
+process group, so that what it starts can be ended with it, in a session of its own, as workers do (`child.spawn`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Processes:
         descriptors: Sequence[tuple[int, int]] = (),
         directory: str = "",
     ) -> Process:
-        """Start a program, named by its path, in a process group of its own, with all signals at their defaults.
+        """Start a program, named by its path, in a session of its own, with all signals at their defaults.
 
         `descriptors` are pairs (here, there), which stay the caller's; 0, 1 and 2 are the listener's own if they are
         not named. `directory` is entered by env(1), since posix_spawn(3) has no way to.
@@ -75,7 +75,7 @@ class Processes:
             list(arguments),
             dict(environment),
             file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in descriptors],
-            setpgroup=0,
+            setsid=True,
             setsigmask=[],
             setsigdef=LISTENER_SIGNALS | {signal.SIGPIPE},
         )

@@ -156,6 +156,7 @@ class Listener:
             self._tasks.start_soon(self.heartbeats.run)
             cycles.begin()
             self._tasks.start_soon(cycles.run)
+            self._tasks.start_soon(ports.keep_open, self.listening, self._backlog, self._is_open, self.telling.happened)
             if self.settings.config.reload:
                 self._changes = changes.Changes(
                     self.settings,
@@ -414,6 +415,12 @@ class Listener:
 
     async def _shut_out(self) -> None:
         self.post(await ports.shut_out(self.listening))
+
+    def _backlog(self) -> int:
+        return self.settings.config.backlog
+
+    def _is_open(self) -> bool:
+        return self.supervisor.state in (ServerState.RUNNING, ServerState.DRAINING)
 
     def _release(self) -> Release | None:
         """What hooks are run in: as the current generation is, or will be."""

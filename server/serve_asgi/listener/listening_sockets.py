@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import select
 import signal
 import socket
 import time
@@ -26,7 +27,7 @@ from typing import Any, Final
 from serve_asgi.config.addresses import TcpAddress, UnixAddress, addresses, parse_address
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.listening_socket import Identity, Kind, arriving, shut_out, unlink_own
+from serve_asgi.ipc.listening_socket import Identity, Kind, arriving, let_in, shut_out, unlink_own
 from serve_asgi.ipc.path_lock import InUseError, PathLock
 from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_manager
 from serve_asgi.listener.port_holder import holder_of_port
@@ -93,10 +94,41 @@ class Listening:
         if self.owned:
             shut_out(self.socket, self.kind, self.path, self.identity)
 
+    def is_shut_down(self) -> bool:
+        """Whether somebody who has a duplicate has called shutdown(2), which is for all of them."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def listen_again(self, backlog: int) -> None:
+        """Let clients in after that. Raises UsageError, and OSError if the port belongs to somebody else by now."""
+        if self.kind is Kind.UNIX:
+            raise UsageError("a unix socket cannot listen again: restart the server")  # af_unix.c: it remains shut down
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self.socket.bind(self.socket.getsockname())  # it has given back a port that the kernel had chosen
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # it has kept its port
+                raise
+        self.listen(backlog)
+
+    def let_in(self) -> bool:
+        """Undo a `shut_out` that was not this process's; whether there was one. Raises UsageError if it is for good."""
+        try:
+            return self.owned and self.kind is Kind.TCP and let_in(self.socket)
+        except PermissionError:
+            raise UsageError("it has locked that (SO_LOCK_FILTER): restart the server") from None
+
     def close(self) -> None:
-        """Close this process's copy, and remove the path of a unix socket if it is still ours."""
+        """Close this process's copy, and remove the path of a unix socket if it is still ours.
+
+        A port is free from here on, also if somebody has kept a duplicate: a library that has forked past Python.
+        """
         if self.owned and self.identity is not None:
             unlink_own(self.path, self.identity)
+        if self.owned and self.kind is Kind.TCP:
+            with contextlib.suppress(OSError):  # ENOTCONN: it never listened
+                self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
         if self.lock is not None:
             self.lock.release()

@@ -1,9 +1,11 @@
-"""Opening the ports once the first generation is ready, and shutting new connections out before the stop."""
+"""Opening the ports once the first generation is ready, keeping them open, and shutting new connections out before the
+stop.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio
@@ -14,6 +16,8 @@ from serve_asgi.supervisor import events as e
 
 HANDSHAKE_TIME: Final = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
+LOOK: Final = 1.0
+"""Seconds between two looks at whether the sockets still listen: for that there is an event, but in the workers."""
 
 log = logging.getLogger("serve")
 
@@ -39,3 +43,31 @@ async def shut_out(listening: Sequence[Listening]) -> e.ShutOutDone:
         while any(each.owned and each.handshakes_under_way() for each in listening):
             await anyio.sleep(0.01)  # the kernel has no event for this
     return e.ShutOutDone()
+
+
+async def keep_open(
+    listening: Sequence[Listening],
+    backlog: Callable[[], int],
+    is_open: Callable[[], bool],
+    say: Callable[[e.Say], None],
+) -> None:
+    """Undo what a worker does to a listening socket for all, by shutdown(2) or a filter, and tell of it."""
+    given_up: set[str] = set()
+    while True:
+        await anyio.sleep(LOOK)
+        for each in listening if is_open() else ():
+            if each.name in given_up:
+                continue
+            try:
+                if each.is_shut_down():
+                    what, then = "shut it down for all", "it listens again, without the clients that were not accepted"
+                    each.listen_again(backlog())
+                else:
+                    what, then = "kept new clients out of it", "they are let in again"
+                    if not each.let_in():
+                        continue
+            except (OSError, ServeError) as error:
+                given_up.add(each.name)
+                then = f"nobody gets in any more: {error}"
+            text = f"a process that has {each.name} as well, such as a worker, has {what}; {then}"
+            say(e.Say(logging.ERROR, "socket_shut_down", text, "", {"address": each.name}))

@@ -11,6 +11,7 @@ It owns the listener's end of this way, one `Window` for each child. Every wait 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import socket
@@ -35,7 +36,8 @@ PATIENCE_SHARE: Final = 0.9
 LOOK: Final = 0.05
 """Seconds between two looks at what faulthandler has written: that a file grows is no event."""
 DUMP_LIMIT: Final = 100_000
-"""Bytes of what faulthandler wrote that are read."""
+"""Bytes that faulthandler may write."""
+DUMP_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 ANSWER_LIMIT: Final = MAX_PACKET - 1000
 """Bytes of one worker's answer."""
 TOTAL_LIMIT: Final = LINE_LIMIT // 2
@@ -54,7 +56,9 @@ class Window:
         self._channel = Channel(ours, descriptors=0)
         self.dump = -1
         try:
-            self.dump = os.memfd_create("serve-stacks", os.MFD_CLOEXEC)
+            self.dump = os.memfd_create("serve-stacks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.truncate(self.dump, DUMP_LIMIT)  # and no more: giving gigabytes back would hold the listener up
+            fcntl.fcntl(self.dump, fcntl.F_ADD_SEALS, DUMP_SEALS)
         except OSError:
             self.close()
             raise
@@ -142,19 +146,23 @@ class Window:
         """What faulthandler writes within `timeout` when it is told to; None if it cannot be, or writes nothing."""
         if not self._signal or not catches(pid, self._signal):
             return None
-        os.ftruncate(self.dump, 0)
+        os.pwrite(self.dump, bytes(DUMP_LIMIT), 0)
         os.lseek(self.dump, 0, os.SEEK_SET)  # the position belongs to the open file, which both processes share
         os.kill(pid, self._signal)
         with anyio.move_on_after(timeout):
-            before = 0
-            while (size := os.fstat(self.dump).st_size) == 0 or size != before:
-                before = size
+            before = b""
+            while not (written := self._written()) or written != before:
+                before = written
                 await anyio.sleep(LOOK)
-        text = os.pread(self.dump, DUMP_LIMIT, 0).decode(errors="replace")
+        text = self._written().decode(errors="replace")
         if not text:
             return None
         reason = "its interpreter is busy: code of an extension keeps the interpreter lock"
         return {"how": "faulthandler", "reason": reason, "threads": self._parsed(text), "tasks": []}
+
+    def _written(self) -> bytes:
+        """What is in the memfd; nothing once the worker has been reaped."""
+        return os.pread(self.dump, DUMP_LIMIT, 0).partition(b"\0")[0] if self.dump >= 0 else b""
 
     def _parsed(self, text: str) -> list[dict[str, Any]]:
         """The threads in what faulthandler wrote; each innermost call last, as elsewhere."""
@@ -164,11 +172,12 @@ class Window:
                 is_loop = int(found[1], 16) == self._loop_thread
                 threads.append({"name": "event loop" if is_loop else found[2] or f"thread {found[1]}", "stack": []})
             elif line.startswith("  ") and threads:
-                threads[-1]["stack"].insert(0, line.strip())
+                threads[-1]["stack"].append(line.strip())
             elif line:
                 break  # the C stack, which newer versions of Python add
         threads = [each for each in threads if not any(own in line for line in each["stack"] for own in OWN_THREADS)]
         for each in threads:
+            each["stack"].reverse()  # once: thousands of lines that each go to the front held the listener up
             first = (n for n, line in enumerate(each["stack"]) if not any(part in line for part in MACHINERY))
             each["stack"] = each["stack"][next(first, 0) :]
         return sorted(threads, key=lambda each: each["name"] != "event loop")

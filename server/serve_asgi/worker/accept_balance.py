@@ -91,6 +91,11 @@ class WakeOrder:
         self._watched.clear()
         return watched
 
+    def part(self, listening: socket.socket) -> None:
+        """Be woken no more by this one; the others stay as they are."""
+        if self._watched.pop(listening, None) is not None:
+            self._loop.remove_reader(listening.fileno())
+
     def accepted(self, listening: socket.socket) -> None:
         """This worker has accepted a client: it goes to the end of the line."""
         if self._loop.time() >= self._look_again:

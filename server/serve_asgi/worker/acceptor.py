@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from serve_asgi.ipc.address import Address, unix_name
+from serve_asgi.ipc.channel import hung_up
 from serve_asgi.ipc.listening_socket import admit, filters_refused
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
@@ -30,6 +31,11 @@ PAUSE: Final = 0.1
 """Seconds without accepting when there is no memory, or no room left (`serve_asgi.worker.connection_limit`)."""
 WARN_EVERY: Final = 10.0
 """Seconds between two warnings that there are none: the log is not to fill the disk as well."""
+SHUT_DOWN: Final = -2
+"""In place of a descriptor: a unix socket that was shut out has no more, or whoever has a duplicate of a socket has
+called shutdown(2)."""
+LOOK_AGAIN: Final = 0.5
+"""Seconds until that is looked at again."""
 EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _ACCEPTED: Final = int(Cell.ACCEPTED)
@@ -178,21 +184,29 @@ class Acceptor:
                 self._order.accepted(listening)
             else:
                 self._rest()  # and not woken for the next one, who would have nobody else
+        elif taken == SHUT_DOWN:  # the loop would report that again and again
+            self._order.part(listening)
+            self._loop.call_later(LOOK_AGAIN, self._look_again, listening)
+
+    def _look_again(self, listening: socket.socket) -> None:
+        """The listener may have it listen again (`serve_asgi.listener.open_ports`)."""
+        if listening in self._sockets and self._pause is None:
+            self._order.join(listening, self._readable)
 
     def _accept(self, listening: socket.socket) -> int:
-        """Accept one connection; its descriptor, or -1 if there is none, or none can be taken now."""
+        """Accept one connection; its descriptor, or less than 0 if there is none, or none can be taken now."""
         self._short = False
         try:
             descriptor: int
             descriptor, name = listening._accept()  # type: ignore[attr-defined]  # accept() asks for it all again
-        except (BlockingIOError, InterruptedError):
-            return -1
+        except (BlockingIOError, InterruptedError):  # and so a unix socket says that it has been shut down
+            return SHUT_DOWN if listening.family == socket.AF_UNIX and hung_up(listening) else -1
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 self._short = True
                 self._no_descriptors(error.strerror or str(error))
                 return -1
-            return -1 if error.errno == errno.EINVAL else 0  # EINVAL: a unix socket that was shut out has no more
+            return SHUT_DOWN if error.errno == errno.EINVAL else 0
         common = self._common[listening]
         client = socket.socket(common.family, socket.SOCK_STREAM, common.protocol, descriptor)  # both loops unblock it
         self._cells[_ACCEPTED] += 1

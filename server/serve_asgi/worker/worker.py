@@ -61,6 +61,9 @@ UNREADY_TIME: Final = 1.0
 CLOSE_TIME: Final = 2.0
 """Seconds that connections have to flush and close after the hammer, and held offers to be settled."""
 
+PARENT_TIME: Final = 1.0
+"""Seconds in which a listener whose end of the channel has closed must have ended, or else it lives."""
+
 TOGETHER_TIME: Final = 1.0
 """Seconds that a retiring worker waits for the others of its generation to stop accepting before it tells anybody."""
 TOGETHER_LOOK: Final = 0.002
@@ -105,6 +108,7 @@ class Worker:
         self.loops = loops
         self.watchdog = watchdog
         self._link_end = link
+        self._parent = os.getppid()
         self.hub: HubSocket | None = None
         self.cells = cells
         self.neighbours = Neighbours(scoreboard, cells)
@@ -263,7 +267,7 @@ class Worker:
         draining.begin(self._reason)
         self._retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
-            if self.hub is not None:
+            if self.hub is not None and self._order is not Order.LISTENER_DIED:
                 await work.told()  # of which the hub has been told before this worker was told to retire
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hidden, self._leave_at_once, tasks.cancel_scope)
@@ -330,11 +334,12 @@ class Worker:
             connection.retire()
 
     async def _stop_accepting(self) -> None:
-        if self._order is Order.LISTENER_DIED:
+        alone = self._order is Order.LISTENER_DIED and await self._listener_has_ended()
+        if alone:
             for listening, described in zip(self.sockets, self.welcome["sockets"], strict=True):
                 if described["owned"]:
                     shut_out(listening, Kind(described["kind"]))
-        if self._order is Order.LISTENER_DIED or self._drain_queue:
+        if alone or self._drain_queue:
             with anyio.move_on_after(self.config.graceful_timeout * (1 - CLOSING_SHARE)):
                 while not self.acceptor.drain() and not self._quit.is_set():
                     draining.begin(self._reason)
@@ -342,6 +347,14 @@ class Worker:
                     await anyio.sleep(descriptors.PAUSE)
         self.acceptor.stop()
         await self.acceptor.settled()
+
+    async def _listener_has_ended(self) -> bool:
+        """Or the application has closed our channel: then what waits in the queue is for the others."""
+        with anyio.move_on_after(PARENT_TIME):
+            while os.getppid() == self._parent:  # a process that ends closes its files a moment earlier
+                await anyio.sleep(descriptors.PAUSE)
+            return True
+        return False
 
     def _hammer(self) -> None:
         """Cut what has not ended, and count it."""
