@@ -96,7 +96,7 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path: Path, monkeypatch: p
         (["-X", "dev"], ["-mserver"], ["-X", "dev"]),
         ([], ["/srv/env/bin/serve"], []),
         (["-sP"], ["/srv/env/bin/serve"], ["-s"]),
-        ([], ["-um", "server"], ["-u"]),
+        ([], ["-um", "serve_asgi"], ["-u"]),
         (["-Xdev", "-OP"], ["-c", "from serve_asgi.__main__ import main; main()"], ["-Xdev", "-O"]),
         (["-BW", "error"], ["-uc", "from serve_asgi.__main__ import main; main()"], ["-BW", "error", "-u"]),
         (["-O"], ["-m", "coverage", "run", "-m", "serve_asgi"], ["-O"]),

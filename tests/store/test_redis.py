@@ -456,7 +456,7 @@ def test_tls(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "redis.py").write_text("raise ModuleNotFoundError(name='redis')\n")
-    (tmp_path / "server").symlink_to(Path(__file__).parents[2] / "server")
+    (tmp_path / "serve_asgi").symlink_to(Path(__file__).parents[2] / "server" / "serve_asgi")
     with store("redis://:hunter2@localhost", modules=tmp_path) as process:
         text = process.failed()
     assert "pip install 'serve-asgi[redis]'" in text
