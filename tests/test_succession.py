@@ -308,7 +308,7 @@ def make_environment(place: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
     (packages,) = place.glob("lib/python3*/site-packages")
     own = [path for path in sys.path if path.endswith("site-packages")]
-    (packages / "tests.pth").write_text("\n".join([*own, str(ROOT)]) + "\n")
+    (packages / "tests.pth").write_text("\n".join([*own, str(ROOT / "server")]) + "\n")
     script = place / "bin" / "serve"
     script.write_text(f"#!{place}/bin/{VERSIONED}\nfrom serve_asgi.__main__ import main\nmain()\n")
     script.chmod(0o755)

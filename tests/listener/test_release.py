@@ -93,7 +93,7 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path: Path, monkeypatch: p
         ([], ["-m", "serve_asgi"], []),
         (["-P"], ["-m", "serve_asgi"], []),
         (["-O", "-X", "dev", "-P", "-W", "error"], ["-m", "serve_asgi"], ["-O", "-X", "dev", "-W", "error"]),
-        (["-X", "dev"], ["-mserver"], ["-X", "dev"]),
+        (["-X", "dev"], ["-mserve_asgi"], ["-X", "dev"]),
         ([], ["/srv/env/bin/serve"], []),
         (["-sP"], ["/srv/env/bin/serve"], ["-s"]),
         ([], ["-um", "serve_asgi"], ["-u"]),
