@@ -70,7 +70,7 @@ def parse_address(text: str) -> TcpAddress | UnixAddress:
         raise UsageError(
             f"the address {text!r} is ambiguous: write an IPv6 address in brackets, as in [::1]:{DEFAULT_PORT}"
         )
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:  # `int` refuses thousands of digits
         raise UsageError(f"the port of {text!r} is not a number from 0 to 65535: write HOST:PORT")
     return TcpAddress("" if host == "*" else host, int(port))
 
