@@ -187,6 +187,19 @@ def test_the_agent(tmp_path: Path, what: str) -> None:
         assert named(server, "internal_error") == []
 
 
+def test_an_agent_that_cancels_every_task(tmp_path: Path) -> None:
+    """It has failed itself, and the server's own tasks go on."""
+    source = "import os\nasync def agent():\n    while not os.path.exists('go'): await asyncio.sleep(0.02)\n"
+    source += "    for task in asyncio.all_tasks(): task.cancel()\n"
+    (tmp_path / "app.py").write_text(agent().split("@asynccontextmanager")[0] + source + "    await asyncio.sleep(9)\n")
+    with running("app:app", "--agent", "app:agent", directory=tmp_path, **JSON) as server:
+        server.wait_until(lambda status: [each["state"] for each in status["agents"]] == ["active"])
+        (tmp_path / "go").touch()
+        until(lambda: named(server, "agent_failed"))
+        assert server.stop() == 0
+        assert named(server, "internal_error", "agent_died") == []
+
+
 def test_hooks(tmp_path: Path) -> None:
     """A hook before a reload that raises, whatever it raises, has said no; one that exits well has said yes."""
     (tmp_path / "app.py").write_text(lifespan())

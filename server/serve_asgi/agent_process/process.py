@@ -12,8 +12,8 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Awaitable
-from typing import Final, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
 
 import anyio
 
@@ -34,7 +34,7 @@ from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
 from serve_asgi.worker import orphan_exit as last_resort
 from serve_asgi.worker.bootstrap import Beginning, failure, leave_within
-from serve_asgi.worker.event_loop import hidden
+from serve_asgi.worker.event_loop import hidden, hidden_task
 from serve_asgi.worker.housekeeping import PERIOD
 from serve_asgi.worker.hub_link import HubSocket
 from serve_asgi.worker.scoreboard_row import Gauges
@@ -171,7 +171,7 @@ class AgentProcess:
         """From having been entered until it is to finish. Raises StartError if it fails before."""
         self.hub.link.send("up")  # its handlers and schedules are told
         self.outbox.tell({"type": "entered"})
-        over = asyncio.ensure_future(life.over())
+        over = hidden_task(life.over())  # the agent may cancel every task, and means its own
         await self._unless_told(asyncio.wait({over}))
         if over.done():
             if (raised := over.result()) is not None:
@@ -196,10 +196,10 @@ class AgentProcess:
             text = "cut %d handlers of messages and runs of schedules that had not ended"
             log.warning(text, left, extra=about("work_cut", tasks=left))
 
-    async def _unless_told(self, do: Awaitable[T]) -> T | None:
+    async def _unless_told(self, do: Coroutine[Any, Any, T]) -> T | None:
         """Await it; once this process is told to leave, it is cancelled, and None returned."""
-        doing = asyncio.ensure_future(do)
-        told = asyncio.ensure_future(self._told.wait())
+        doing = hidden_task(do)
+        told = hidden_task(self._told.wait())
         try:
             await asyncio.wait({doing, told}, return_when=asyncio.FIRST_COMPLETED)
             if doing.done():

@@ -71,6 +71,13 @@ async def hidden(function: Callable[..., Coroutine[Any, Any, T]], *given: Any) -
     return await function(*given)
 
 
+def hidden_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task of the server's own, which `asyncio.all_tasks()` does not show either."""
+    task = asyncio.ensure_future(coroutine)
+    asyncio.tasks._unregister_task(task)
+    return task
+
+
 async def _cancel_the_rest() -> None:
     """Cancel what the application has left, and wait for it."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
