@@ -40,6 +40,7 @@ def test_forms(text: str, meant: TcpAddress | UnixAddress) -> None:
         ("a:http", "is not a number from 0 to 65535"),
         ("a:65536", "is not a number from 0 to 65535"),
         ("a:-1", "is not a number from 0 to 65535"),
+        ("a:" + "9" * 5000, "is not a number from 0 to 65535"),
         ("a:٣", "is not a number from 0 to 65535"),
         ("http://a:80", "a unix socket is written unix:/path"),
         ("unix:", "has no path"),
