@@ -28,11 +28,11 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], new_loop: Callable[[], async
     try:
         asyncio.set_event_loop(loop)
         uncaught.watch(loop)
-        return _complete(loop, hidden(main))
+        return complete(loop, hidden(main))
     finally:
         for wind_up in (_cancel_the_rest, loop.shutdown_asyncgens, loop.shutdown_default_executor):
             try:
-                _complete(loop, wind_up())
+                complete(loop, wind_up())
             except BaseException as error:
                 log.error(
                     "the event loop did not end in order", exc_info=exc_info(error), extra=about("internal_error")
@@ -42,7 +42,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], new_loop: Callable[[], async
         loop.close()
 
 
-def _complete(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+def complete(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
     """Run the loop until the coroutine has ended."""
     task = loop.create_task(coroutine)
     while not task.done():

@@ -27,6 +27,7 @@ import anyio
 from serve_asgi.http.request_head import Head
 from serve_asgi.ipc.schema import sayable
 from serve_asgi.logs.tracebacks import PACKAGE
+from serve_asgi.worker.event_loop import complete
 from serve_asgi.worker.lifespan import Lifespan
 
 APPLICATIONS: Final = (os.path.join(PACKAGE, "demo") + os.sep, os.path.join(PACKAGE, "admin") + os.sep)
@@ -52,7 +53,7 @@ TRIES: Final = 20
 DEPTH: Final = 200
 """Coroutines that wait for one another, as far as they are followed."""
 
-_RUNS_THE_LOOP: Final = asyncio.runners.Runner.run.__code__
+_RUNS_THE_LOOP: Final = (complete.__code__, asyncio.runners.Runner.run.__code__)
 _LIFESPAN_WAITS: Final = Lifespan._receive.__code__
 """Every application that has a lifespan waits here for its end."""
 
@@ -68,7 +69,7 @@ def idle(frame: FrameType | None) -> bool:
     if frame is None:
         return True
     code = frame.f_code
-    if code is _RUNS_THE_LOOP:
+    if code in _RUNS_THE_LOOP:
         return True
     return code.co_name == "select" and code.co_filename == selectors.__file__
 
@@ -85,7 +86,7 @@ def frames_of(frame: FrameType | None) -> Frames:
 
 def lines_of(frames: Frames) -> list[str]:
     """The stack as lines: from the application's first frame on; if there is none, from the loop's callback on."""
-    callback = next((index + 1 for index, (frame, _) in enumerate(frames) if frame.f_code is _RUNS_THE_LOOP), 0)
+    callback = next((index + 1 for index, (frame, _) in enumerate(frames) if frame.f_code in _RUNS_THE_LOOP), 0)
     first = next((index for index, (frame, _) in enumerate(frames) if not _is_machinery(frame)), callback)
     frames = frames[first:]
     left_out = len(frames) - OUTER_FRAMES - INNER_FRAMES
