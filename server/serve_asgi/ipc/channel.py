@@ -229,13 +229,13 @@ class Outbox:
         if self._closed:
             close_descriptors(given)
             return
-        if given and self._try_now(packet, lent, given):
+        if self._try_now(packet, lent, given):
             return
         self._packets.append((packet, lent, given))
         self._news.set()
 
     def _try_now(self, packet: Packet, lent: Sequence[int], given: Sequence[int]) -> bool:
-        """Send at once if nothing waits, so that as few descriptors as possible are held at a time."""
+        """Send at once if nothing waits, so that none waits behind it: few descriptors are to be held at a time."""
         try:
             sent = not self._packets and self._channel.try_send(packet, [*lent, *given])
         except (OSError, ChannelError):
