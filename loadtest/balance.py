@@ -29,7 +29,7 @@ import click
 from loadtest import bench_usage
 from loadtest.processes import MARK
 from loadtest.report import columns
-from loadtest.servers import COMMANDS, PROJECT, Server, Start, free_port
+from loadtest.servers import COMMANDS, PROJECT, Server, Start, free_port, sources
 
 APART = 0.002
 """Seconds from one connection to the next."""
@@ -134,7 +134,8 @@ class BalanceServer(Server):
             self.process = subprocess.Popen(
                 command,
                 cwd=PROJECT if name == "serve" else directory,
-                env=os.environ | {MARK: self.mark, "PYTHONPATH": str(PROJECT if name == "serve" else directory)},
+                env=os.environ
+                | {MARK: self.mark, "PYTHONPATH": sources(PROJECT) if name == "serve" else str(directory)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

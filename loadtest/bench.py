@@ -30,7 +30,7 @@ from loadtest import bench_report, bench_usage
 from loadtest.bench_cases import CASES, Case, Load, chosen, lua, read_wrk
 from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, SERVE, Findings, Round
 from loadtest.processes import MARK
-from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port
+from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port, sources
 
 START_TIMEOUT = 30.0
 WARM_UP = 1  # s, before the first round of each server
@@ -127,7 +127,7 @@ class BenchServer(Server):
 
     def environment(self) -> dict[str, str]:
         """What the server's processes inherit."""
-        return os.environ | {MARK: self.mark, "PYTHONPATH": str(self.tree if self.is_own else self.directory)}
+        return os.environ | {MARK: self.mark, "PYTHONPATH": sources(self.tree) if self.is_own else str(self.directory)}
 
     def wait_until_right(self, case: Case) -> None:
         """Wait until it gives the right answer to the case's request. Raises RuntimeError if it does not in time."""

@@ -25,8 +25,8 @@ from typing import Any
 import click
 
 from loadtest.report import columns
+from loadtest.servers import PROJECT, sources
 
-PROJECT = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 STILL = 0.5
 """Seconds without a byte taken from anybody, after which all is sent."""
@@ -108,6 +108,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, *command.split(), "--app-dir", str(PROJECT), "--control", str(self.control)],
             cwd=checkout,
+            env=os.environ | {"PYTHONPATH": sources(checkout)},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

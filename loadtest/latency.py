@@ -30,7 +30,7 @@ from loadtest.openloop import OpenLoop
 from loadtest.processes import MARK
 from loadtest.reload import START_TIMEOUT, on_uvloop, wait_until_up
 from loadtest.report import columns
-from loadtest.servers import COMMANDS, PROJECT, Server
+from loadtest.servers import COMMANDS, PROJECT, Server, sources
 
 SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 SETTLE = 1.0  # s between two rounds
@@ -100,7 +100,7 @@ class Importers:
             "loadtest.importers",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=server.environment() | {"PYTHONPATH": f"{PROJECT}:{server.directory}", MARK: "control"},
+            env=server.environment() | {"PYTHONPATH": f"{sources(PROJECT)}:{server.directory}", MARK: "control"},
         )
         importers = cls(process)
         concurrency = max(1, (os.cpu_count() or 1) // 2)

@@ -29,6 +29,11 @@ APP = "loadtest_app:app"
 PROJECT = Path(__file__).resolve().parent.parent
 
 
+def sources(tree: Path) -> str:
+    """The search path (PYTHONPATH) on which this server and its load tests are found in a checkout."""
+    return f"{tree / 'server'}:{tree}"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """What the command line of a server is made from."""
@@ -139,7 +144,7 @@ class Server:
         return os.environ | {
             loadtest.app.EXECUTIONS: str(self.executions),
             MARK: self.mark,
-            "PYTHONPATH": str(PROJECT if self.name == "serve" else self.directory),
+            "PYTHONPATH": sources(PROJECT) if self.name == "serve" else str(self.directory),
         }
 
     @property

@@ -94,7 +94,7 @@ def watch(directory: Path) -> Samples:
     control = directory / "control.sock"
     arguments = ["shop.web:application", "--workers", "4", "--bind", "127.0.0.1:8000", "--control", str(control)]
     arguments += ["--agent", "shop.web:stock"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "server")}
     server = subprocess.Popen(
         [sys.executable, "-m", "serve_asgi", *arguments, "--graceful-timeout", "120", "--keep-alive", "600"],
         cwd=directory,
