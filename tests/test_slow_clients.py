@@ -11,7 +11,7 @@ from loadtest.slow_clients import IDLE, LIMIT, Outcome, Round, Settings, documen
 from loadtest.slow_holder import KINDS, frame
 
 ROUNDS = 2
-TRIES = 4
+TRIES = 8
 
 
 @pytest.mark.timeout(400)
