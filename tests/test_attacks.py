@@ -187,6 +187,18 @@ def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) 
         check_serves(server, 8)
 
 
+def test_a_listener_at_its_limit_keeps_no_descriptor_of_what_it_could_not_tell(project: Path) -> None:
+    """Nearly all are in use while two generations live: who serves beside whom cannot be told to all of them."""
+    wrapper = ("bash", "-c", 'ulimit -n 97; exec "$@"', "bash")
+    with running("app:app", "--workers", "8", directory=project, wrapper=wrapper) as server:
+        at_rest = len(os.listdir(f"/proc/{server.pid}/fd"))
+        for _ in range(3):
+            server.reload()
+            server.wait_for_workers(8)
+        server.wait_until(lambda _: len(os.listdir(f"/proc/{server.pid}/fd")) <= at_rest)
+        check_serves(server, 8)
+
+
 TAKES_AND_WAITS = """
 import os, time
 from serve_asgi.ipc import packets

@@ -309,7 +309,6 @@ def test_zombies_of_others(tmp_path: Path, ended: list[int]) -> None:
         os.kill(child, signal.SIGTERM)
         until(lambda: state_of(child) == "", "it is reaped")
         server.wait_for_workers(2)  # the older ones may still be on their way out
-        assert [w["state"] for w in server.workers()] == ["serving"] * 2
         assert "worker_died" not in server.log()
         assert "ended unexpectedly" not in server.log()
 

@@ -11,25 +11,24 @@ from loadtest.slow_clients import IDLE, LIMIT, Outcome, Round, Settings, documen
 from loadtest.slow_holder import KINDS, frame
 
 ROUNDS = 2
-TRIES = 8
+TRIES = 5
 
 
 @pytest.mark.timeout(400)
 def test_hundreds_of_slow_clients_of_any_kind_disturb_nobody() -> None:
-    """Compared are the calmest rounds, since what else runs on the machine only adds; kinds without one come again."""
-    settings = Settings(count=200, rate=300.0, rounds=ROUNDS, seconds=0.7)
-    outcome = run(settings)
-    assert outcome.kinds() == list(KINDS)
-    assert not any(found.ended for found in outcome.rounds), "a limit was reached while it was measured"
+    """A kind is held to idle connections of the same run, and to the calmest rounds of both: what else runs on the
+    machine only adds. Kinds that it added to come again.
+    """
+    slow = tuple(KINDS)
     for _ in range(TRIES):
-        slow = tuple(kind for kind in KINDS if outcome.ratio(kind, min) > LIMIT)
+        outcome = run(Settings(count=200, rate=300.0, rounds=ROUNDS, seconds=0.7, kinds=slow))
+        assert set(outcome.kinds()) == {IDLE, *slow}
+        assert not any(found.ended for found in outcome.rounds), "a limit was reached while it was measured"
+        assert outcome.lost == 0
+        slow = tuple(kind for kind in slow if outcome.ratio(kind, min) > LIMIT)
         if not slow:
             break
-        again = run(Settings(count=200, rate=300.0, rounds=ROUNDS, seconds=0.7, kinds=slow))
-        outcome.rounds += again.rounds
-        outcome.lost += again.lost
-    assert all(outcome.ratio(kind, min) <= LIMIT for kind in KINDS), table(outcome)
-    assert outcome.lost == 0
+    assert not slow, table(outcome)
 
 
 @pytest.fixture

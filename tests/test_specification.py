@@ -143,7 +143,7 @@ def test_a_factory_that_fails_keeps_its_traceback(directory: Path) -> None:
 def test_the_demonstration_is_found_from_a_directory_that_holds_a_copy_of_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server" / "__init__.py").write_text("")
+    (tmp_path / "serve_asgi").mkdir()
+    (tmp_path / "serve_asgi" / "__init__.py").write_text("")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert callable(load("serve_asgi.demo:asgi", False))

@@ -22,7 +22,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
 from serve_asgi.errors import ChannelError, UsageError
 from serve_asgi.ipc import packets
-from serve_asgi.ipc.channel import PROTOCOL, Packet, speaks
+from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors, speaks
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
 from serve_asgi.listener import misbehaving_child as blame
 from serve_asgi.listener.agent_lock import agent_lock
@@ -233,7 +233,7 @@ class Crew:
         else:
             self._say(child, packet, given)
 
-    def _say(self, child: Child, packet: Packet, given: tuple[int, ...] = ()) -> None:
+    def _say(self, child: Child, packet: Packet, given: Sequence[int] = ()) -> None:
         child.outbox.tell(packet, given=given)
         if len(child.outbox) > MOST_UNREAD:
             self._end(child, f"it has not taken {MOST_UNREAD} packets of its channel")
@@ -279,9 +279,16 @@ class Crew:
         self._say(child, {"type": "serve"})
 
     def _make_known(self, to: Child, others: Sequence[Child]) -> None:
-        rows = [[each.row, each.serial] for each in others]
-        if rows:
-            self._say(to, {"type": "neighbours", "rows": rows}, tuple(each.counts.again() for each in others))
+        if not others:
+            return
+        given: list[int] = []
+        try:
+            for each in others:
+                given.append(each.counts.again())  # noqa: PERF401 (what was made before one fails is closed)
+        except OSError:
+            close_descriptors(given)
+            raise
+        self._say(to, {"type": "neighbours", "rows": [[each.row, each.serial] for each in others]}, given)
 
     async def _send_to(self, child: Child) -> None:
         """Send what lies in the child's outbox until it is closed."""
