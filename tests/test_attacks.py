@@ -170,9 +170,9 @@ def test_another_servers_control_socket_is_left_alone(project: Path) -> None:
 def test_a_listener_with_few_descriptors_introduces_all_the_same(project: Path) -> None:
     """Eight old workers and eight new ones are 64 pairs; no more than one of them is in the listener's hands.
 
-    It holds five descriptors for each worker and a dozen more, and lends a worker those of its neighbours' rows.
+    It holds five descriptors for each worker and a dozen more.
     """
-    wrapper = ("bash", "-c", 'ulimit -n 112; exec "$@"', "bash")
+    wrapper = ("bash", "-c", 'ulimit -n 98; exec "$@"', "bash")
     many = ("--workers", "8", "--start-concurrency", "8")
     with running("app:app", *many, directory=project, wrapper=wrapper) as server:
         connections = [connect(server) for _ in range(16)]
