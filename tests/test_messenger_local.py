@@ -7,10 +7,12 @@ import contextlib
 import logging
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 
 from serve_asgi import messenger
 from serve_asgi.app.link import Identity, Link
@@ -452,6 +454,39 @@ def test_who_cancels_has_no_more_under_way_than_others() -> None:
         link.close()
 
     asyncio.run(main())
+
+
+def test_nothing_is_withdrawn_before_it_is_sent() -> None:
+    """The time of many is over in one turn of the loop, and of some before the frame with their messages is full."""
+
+    async def main() -> None:
+        frames: list[bytes] = []
+        loop = asyncio.get_running_loop()
+        link = Link(Identity(Role.WORKER, 0, 1, 1), loop, frames.append)
+        sender = Sender(link)
+
+        def send(timeout: float) -> asyncio.Task[Any]:
+            return loop.create_task(sender.send(Kind.COPY, "t", b"", Want.PLACE, 1, 0, timeout))
+
+        tasks = [send(0.02) for _ in range(5)]
+        await until(lambda: bool(frames))
+        tasks += [send(0.002) for _ in range(20)]
+        loop.call_soon(time.sleep, 0.03)  # all are due in the next turn, of which uvloop deals with timers first
+        sent: list[str] = []
+        withdrawn: list[str] = []
+        while len(withdrawn) < len(tasks):
+            await asyncio.sleep(0.001)
+            for frame in map(decode, frames):
+                if frame.kind == "msg.send":
+                    sent += [entry[0] for entry in frame.head["m"]]
+                else:
+                    withdrawn += frame.head["m"]
+                    assert set(withdrawn) <= set(sent)
+            frames.clear()
+        link.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    uvloop.run(main())
 
 
 def test_a_message_that_comes_after_the_end_of_an_iteration_was_not_handled() -> None:

@@ -233,7 +233,7 @@ class Sender:
         try:
             return await sent.future
         except asyncio.CancelledError:
-            self._withdrawn.add(id)
+            self._withdraw(id)
             raise
         finally:
             sent.timer.cancel()
@@ -257,8 +257,12 @@ class Sender:
 
     def _expire(self, id: str) -> None:
         """Its time is over: have it withdrawn, and let the hub say what had become of it."""
-        self._withdrawn.add(id)
+        self._withdraw(id)
         self._sent[id].timer = self._loop.call_later(ANSWER_TIME, self._give_up, id)
+
+    def _withdraw(self, id: str) -> None:
+        self._messages.flush()  # it may be among them, and a full frame of withdrawals goes out at once
+        self._withdrawn.add(id)
 
     def _give_up(self, id: str) -> None:
         sent = self._sent.get(id)
