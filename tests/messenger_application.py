@@ -87,9 +87,11 @@ async def flood(payload: str) -> None:
     global FLOODED
     while True:
         await messenger.send_random("flood", payload, ack=True)
+        FLOODED += 1
         await messenger.broadcast("flood", payload)
+        FLOODED += 1
         await messenger.call("flood", payload)
-        FLOODED += 3
+        FLOODED += 1
 
 
 async def compute() -> None:

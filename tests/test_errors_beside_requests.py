@@ -13,6 +13,8 @@ from serve_asgi.cli.control_client import Refused
 from tests.running import connect, request, running, until
 from tests.test_application_errors import BEGINNING, JSON, LONGEST, RAISED, functions, named, written
 
+pytestmark = pytest.mark.once
+
 HANDLERS = (
     BEGINNING
     + functions("raised")

@@ -20,6 +20,8 @@ import pytest
 from tests.forking_application import WAYS
 from tests.running import PATIENCE, ROOT, RunningServer, children, connect, request, running, state_of, until
 
+pytestmark = pytest.mark.once
+
 APP = "tests.forking_application:app"
 LOOPS = ("uvloop", "asyncio")
 SEEN = [way for way in WAYS if way not in ("popen", "popen-open", "posix_spawn", "spawn", "forkserver")]

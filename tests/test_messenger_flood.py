@@ -99,6 +99,7 @@ def test_signals_are_handled_under_a_flood(tmp_path: Path) -> None:
         assert max(slowed(measure(server, word))) <= 3
         os.close(word.fd)
         assert server.stop() == 0
-    flooded = [int(line.split()[1]) for line in record.read_text().splitlines() if line.startswith("flooded")]
-    print(f"{max(flooded)} messages of one worker")
-    assert max(flooded) > 10 * SIGNALS
+    lines = [line.split() for line in record.read_text().splitlines() if line.startswith("flooded")]
+    flooded = {pid: int(count) for _, count, pid in lines}  # of each worker at the end
+    print(f"{sum(flooded.values())} messages, {len(flooded)} workers")
+    assert sum(flooded.values()) > 5 * SIGNALS

@@ -187,14 +187,14 @@ def checked(project: Path) -> str:
     """Wait for the first result of HAProxy's health check, and return it (L7OK is good)."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        with socket.socket(socket.AF_UNIX) as stats:
-            stats.connect(str(project / "stats"))
+        text = b""
+        with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as stats:
+            stats.connect(str(project / "stats"))  # which it makes about when it listens
             stats.sendall(b"show stat\n")
-            text = b""
             while data := stats.recv(65536):
                 text += data
         rows = [row.split(",") for row in text.decode().lstrip("# ").splitlines() if row]
-        column = rows[0].index("check_status")
+        column = rows[0].index("check_status") if rows else 0
         found = [row[column] for row in rows[1:] if row[1] == "app"]
         if found and found[0] and not found[0].startswith(("*", "INI")):
             return found[0]

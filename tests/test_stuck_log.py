@@ -12,6 +12,8 @@ import pytest
 
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request
 
+pytestmark = pytest.mark.once
+
 APPLICATION = """
 import os, sys
 from serve_asgi.logs import output

@@ -136,7 +136,10 @@ def test_a_store_process_that_dies_is_replaced(tmp_path: Path) -> None:
         asker = threading.Thread(target=lambda: answers.append(ask(server, "/set/kept/no")))
         asker.start()
         server.wait_until(lambda _: state_of(pid) == "T")
-        assert has(server, "/get/kept") == "yes"  # reading needs no store
+        server.wait_until(lambda status: any(worker["in_flight"] for worker in status["workers"]))
+        for _ in range(4):  # of each worker: the listener has long passed on what its application asks the store
+            assert has(server, "/get/kept") == "yes"  # reading needs no store
+            server.status()
         os.kill(pid, signal.SIGKILL)
         asker.join()
         assert answers[0][0] == 503
