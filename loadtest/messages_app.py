@@ -58,7 +58,7 @@ async def run(message: Message) -> dict[str, Any]:
                 case "to-all":
                     await messenger.send_to_workers("to-all", data)
                 case "acked":
-                    await messenger.send_random("work", data, ack=True)
+                    await messenger.send_to_any("work", data, ack=True)
                 case "call":
                     await messenger.call("work", data)
                 case "steady" | "quiet":

@@ -86,7 +86,7 @@ async def flood(payload: str) -> None:
     """Send as fast as the server takes it, in every manner."""
     global FLOODED
     while True:
-        await messenger.send_random("flood", payload, ack=True)
+        await messenger.send_to_any("flood", payload, ack=True)
         FLOODED += 1
         await messenger.broadcast("flood", payload)
         FLOODED += 1
@@ -153,7 +153,7 @@ async def answer(path: str, asked: dict[str, str]) -> Any:
     match path:
         case "/send":
             numbers = range(int(asked["first"]), int(asked["first"]) + int(asked["count"]))
-            sent = [outcome(messenger.send_random("work", n, ack=True, max_deliveries=99, timeout=60)) for n in numbers]
+            sent = [outcome(messenger.send_to_any("work", n, ack=True, max_deliveries=99, timeout=60)) for n in numbers]
             return [found for found in await asyncio.gather(*sent) if "error" in found]
         case "/agents":
             first, count = int(asked["first"]), int(asked["count"])
@@ -162,9 +162,9 @@ async def answer(path: str, asked: dict[str, str]) -> Any:
         case "/order":
             return [await outcome(messenger.send_to_workers("order", n)) for n in range(int(asked["count"]))]
         case "/acked":
-            return await outcome(messenger.send_random(topic, payload, ack=True, timeout=timeout))
+            return await outcome(messenger.send_to_any(topic, payload, ack=True, timeout=timeout))
         case "/success":
-            return await outcome(messenger.send_random(topic, payload, ack="success", timeout=timeout))
+            return await outcome(messenger.send_to_any(topic, payload, ack="success", timeout=timeout))
         case "/call":
             to = int(asked["to"]) if "to" in asked else None
             return await outcome(messenger.call(topic, payload, to=to, timeout=timeout))

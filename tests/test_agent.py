@@ -510,7 +510,7 @@ async def hands_out():
     note("enter")
     try:
         while True:
-            await messenger.send_random("errand", ack=True)
+            await messenger.send_to_any("errand", ack=True)
             note("beat")
     finally:
         note("leave")

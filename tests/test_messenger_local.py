@@ -46,8 +46,8 @@ def test_a_process_alone_sends_to_itself_in_each_way() -> None:
         assert await messenger.send_to_workers("t", 2) == 1
         await messenger.send_to(0, "t", 3)
         await messenger.send_to_agent("t", 4)
-        await messenger.send_random("t", 5)
-        receipt = await messenger.send_random("t", 6, ack=True)
+        await messenger.send_random("t", 5)  # the alias
+        receipt = await messenger.send_to_any("t", 6, ack=True)
         assert (receipt.attempts, receipt.handler) == (1, messenger.me)
         assert sorted(payload for _, payload in got) == [1, 2, 3, 4, 5, 6]
         await messenger.ready()
@@ -121,7 +121,7 @@ def test_a_handler_may_raise_what_has_no_text() -> None:
 
     async def main() -> None:
         messenger.on("t", bad)
-        assert (await messenger.send_random("t", ack=True, timeout=10)).attempts == 1
+        assert (await messenger.send_to_any("t", ack=True, timeout=10)).attempts == 1
         with pytest.raises(messenger.CallFailed, match="BadText: <exception str"):
             await messenger.call("t", timeout=10)
 
@@ -153,7 +153,7 @@ def test_a_handler_whose_inner_task_was_cancelled_has_failed() -> None:
         messenger.on("t", handler)
         with pytest.raises(messenger.CallFailed, match="CancelledError"):
             await messenger.call("t")
-        assert (await messenger.send_random("t", ack=True)).attempts == 1
+        assert (await messenger.send_to_any("t", ack=True)).attempts == 1
 
     asyncio.run(main())
 
@@ -165,7 +165,7 @@ def test_failures_are_logged_with_their_traceback(caplog: pytest.LogCaptureFixtu
     async def main() -> None:
         messenger.on("t", handler)
         with pytest.raises(messenger.DeadLettered, match="given up after 2 deliveries"):
-            await messenger.send_random("t", ack="success", max_deliveries=2)
+            await messenger.send_to_any("t", ack="success", max_deliveries=2)
 
     logger = logging.getLogger("serve.error")
     logger.addHandler(caplog.handler)
@@ -188,7 +188,7 @@ def test_a_dead_letter_says_what_it_was() -> None:
             raise ValueError
 
         with pytest.raises(messenger.DeadLettered):
-            await messenger.send_random("t", {"a": 1}, ack="success")
+            await messenger.send_to_any("t", {"a": 1}, ack="success")
         await until(lambda: bool(letters))
         (letter,) = letters
         assert (letter.topic, letter.payload, letter.attempt, letter.sender) == ("t", {"a": 1}, 3, messenger.me)
@@ -231,7 +231,7 @@ def test_so_many_run_at_a_time_and_begin_in_order(concurrency: int) -> None:
             await asyncio.sleep(0.001 * (message.payload % 3))
             running -= 1
 
-        await asyncio.gather(*(messenger.send_random("t", n, ack=True) for n in range(20)))
+        await asyncio.gather(*(messenger.send_to_any("t", n, ack=True) for n in range(20)))
         assert most == concurrency
         assert begun == list(range(20))
 
@@ -274,7 +274,7 @@ def test_messages_can_be_iterated_over() -> None:
         consumer = asyncio.ensure_future(consume())
         while not await messenger.broadcast("t", 0):
             await asyncio.sleep(0)
-        receipts = [await messenger.send_random("t", n, ack=True) for n in (1, 2)]
+        receipts = [await messenger.send_to_any("t", n, ack=True) for n in (1, 2)]
         assert {receipt.attempts for receipt in receipts} == {1}
         await messenger.broadcast("t", "end")
         async with asyncio.timeout(10):
@@ -332,7 +332,7 @@ def test_whatever_a_handler_raises_the_next_message_is_handled(handler: Callable
         messenger.on("t", handler)
         with pytest.raises(messenger.CallFailed, match=text):
             await messenger.call("t", "wrong", timeout=2)
-        assert (await messenger.send_random("t", "wrong", ack=True, timeout=2)).attempts == 1
+        assert (await messenger.send_to_any("t", "wrong", ack=True, timeout=2)).attempts == 1
         assert await messenger.call("t", "right", timeout=2) == "right"
 
     asyncio.run(main())
@@ -506,7 +506,7 @@ def test_what_an_earlier_loop_left_behind_counts_for_nothing() -> None:
 
     async def left_behind() -> None:
         messenger.on("t", lambda _: never.wait())
-        await messenger.send_random("t")
+        await messenger.send_to_any("t")
         await asyncio.sleep(0.01)
 
     loop.run_until_complete(left_behind())
@@ -526,7 +526,7 @@ def test_what_an_earlier_loop_left_behind_counts_for_nothing() -> None:
         await messenger.send_to_workers("t", 0)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*(messenger.send_random("t", n, ack=True) for n in range(1, 5)))
+        await asyncio.gather(*(messenger.send_to_any("t", n, ack=True) for n in range(1, 5)))
 
     asyncio.run(main())
     loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
@@ -546,7 +546,7 @@ def test_loops_that_take_turns_confirm_nothing_for_each_other() -> None:
         ended.append(message.payload)
 
     async def begin(name: str) -> list[asyncio.Task[Any]]:
-        sends = [asyncio.create_task(messenger.send_random("t", f"{name}{n}", ack=True)) for n in range(3)]
+        sends = [asyncio.create_task(messenger.send_to_any("t", f"{name}{n}", ack=True)) for n in range(3)]
         await asyncio.sleep(0.01)
         return sends
 

@@ -24,8 +24,8 @@ def test_it_reads_its_own_writes() -> None:
         version = await shared.set("k", {"a": [1, None, True, 2.5, "ä", b"\0"]})
         assert shared.get("k") == shared["k"] == {"a": [1, None, True, 2.5, "ä", b"\0"]}
         assert shared.version("k") == version
-        assert await shared.get_fresh("k", timeout=float("inf")) == shared["k"]
-        assert await shared.get_fresh("none", "default") == "default"
+        assert await shared.get_authoritative("k", timeout=float("inf")) == shared["k"]
+        assert await shared.get_authoritative("none", "default") == "default"
         assert await shared.delete("k")
         assert not await shared.delete("k")
         assert shared.get("k") is None
@@ -178,7 +178,7 @@ def test_sizes() -> None:
             with pytest.raises(shared.BadKey):
                 await shared.set(key, 1)
             with pytest.raises(shared.BadKey):
-                await shared.get_fresh(key)
+                await shared.get_authoritative(key)
         with pytest.raises(shared.NotAnInteger):
             await shared.set("k", 1, version=1.0)  # type: ignore[arg-type]
         with pytest.raises(shared.OutOfRange):

@@ -179,7 +179,7 @@ def test_what_is_set_is_everywhere_when_it_returns(kept: tuple[str, ...], direct
                 assert writer.call("version", "k") == version
                 assert writer.call("incr", "n", 2) == 2 * round + 2
                 assert [worker.call("get", "n") for worker in everyone] == [2 * round + 2] * 3
-            assert everyone[0].call("get_fresh", "n") == 60
+            assert everyone[0].call("get_authoritative", "n") == 60
             assert everyone[1].call("delete", "n") is True
             assert [worker.call("get", "n", "gone") for worker in everyone] == ["gone"] * 3
             assert everyone[2].call("delete", "n") is False
@@ -473,11 +473,11 @@ def test_two_servers_on_one_redis(directory: Path) -> None:
         for round in range(20):
             one[0].call("set", "k", round)
             assert [worker.call("get", "k") for worker in one] == [round] * 2
-            assert two[round % 2].call("get_fresh", "k") == round
+            assert two[round % 2].call("get_authoritative", "k") == round
             two[0].call("set", "l", round)
-            assert one[round % 2].call("get_fresh", "l") == round
+            assert one[round % 2].call("get_authoritative", "l") == round
         until(lambda: [worker.call("get", "l") for worker in one] == [19] * 2)
         until(lambda: [worker.call("get", "k") for worker in two] == [19] * 2)
         with ThreadPoolExecutor(4) as threads:
             assert list(threads.map(lambda worker: worker.call("many", "n", 50), one + two)) == [50] * 4
-        assert [worker.call("get_fresh", "n") for worker in one + two] == [200] * 4
+        assert [worker.call("get_authoritative", "n") for worker in one + two] == [200] * 4

@@ -65,15 +65,15 @@ def test_what_a_thread_asks(where: Callable[[Callable[[], None]], None]) -> None
         assert assert_type(shared.sync.set("k", {"a": 1}), int) == 1
         assert shared["k"] == {"a": 1}
         assert assert_type(shared.sync.incr("n", 5, timeout=3), int) == 5
-        assert shared.sync.get_fresh("n") == 5
+        assert shared.sync.get_authoritative("n") == 5
         assert assert_type(shared.sync.delete("k"), bool)
         assert not shared.sync.delete("k")
         assert assert_type(messenger.sync.broadcast("t", 1), int) == 1
         assert messenger.sync.send_to_workers("t", 2) == 1
         messenger.sync.send_to(0, "t", 3)
         messenger.sync.send_to_agent("t", 4)
-        messenger.sync.send_random("t", 5)
-        assert assert_type(messenger.sync.send_random("t", 6, ack=True), Receipt).attempts == 1
+        messenger.sync.send_to_any("t", 5)
+        assert assert_type(messenger.sync.send_to_any("t", 6, ack=True), Receipt).attempts == 1
         assert messenger.sync.call("t", 7) == [7]
         messenger.sync.ready(timeout=1)
         agent.sync.wait(timeout=1)
@@ -176,7 +176,7 @@ def test_loops_over_what_comes() -> None:
         assert messenger.me.slot in {peer.slot for peer in next(messenger.sync.presence())}
         messages = messenger.sync.messages("t")
         with ThreadPoolExecutor(1) as threads:
-            receipt = threads.submit(messenger.sync.send_random, "t", 1, ack=True)
+            receipt = threads.submit(messenger.sync.send_to_any, "t", 1, ack=True)
             assert next(messages).payload == 1
             assert not receipt.done()
             messages.close()
@@ -315,7 +315,7 @@ def test_a_loop_of_the_applications_takes_over_with_what_is_known() -> None:
         assert set(loops[1:]) == {asyncio.get_running_loop()}
 
     asyncio.run(main())
-    assert shared.sync.get_fresh("k") is None  # as any loop after another: it begins with nothing
+    assert shared.sync.get_authoritative("k") is None  # as any loop after another: it begins with nothing
 
     async def empty() -> None:
         assert not shared.keys()

@@ -138,7 +138,7 @@ async def hand_on(id: str, order: dict[str, str], redelivered: bool) -> None:
     ending = redis.pipeline(transaction=True)
     try:
         try:
-            await messenger.send_random("order", message, ack=True, timeout=PATIENCE)
+            await messenger.send_to_any("order", message, ack=True, timeout=PATIENCE)
         except (messenger.DeadLettered, messenger.TooLarge) as error:
             ending.xadd(DEAD, {"id": id, "order": json.dumps(order), "error": str(error)})
         # one that is only acknowledged stays in the stream; whoever has several groups trims it by time instead

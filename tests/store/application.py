@@ -27,7 +27,7 @@ async def _answer(path: list[str]) -> Any:
         case ["get", key]:
             return shared.get(key)
         case ["fresh", key]:
-            return await shared.get_fresh(key, timeout=TIMEOUT)
+            return await shared.get_authoritative(key, timeout=TIMEOUT)
         case ["set", key, value]:
             await shared.set(key, value, timeout=TIMEOUT)
             return value

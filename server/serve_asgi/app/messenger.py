@@ -106,7 +106,7 @@ class Messenger:
         await self._send(Kind.DIRECT, topic, payload, Want.PLACE, self._slot(worker), timeout)
 
     @overload
-    async def send_random(
+    async def send_to_any(
         self,
         topic: str,
         payload: Any = None,
@@ -117,7 +117,7 @@ class Messenger:
     ) -> None: ...
 
     @overload
-    async def send_random(
+    async def send_to_any(
         self,
         topic: str,
         payload: Any = None,
@@ -127,7 +127,7 @@ class Messenger:
         timeout: float = TIMEOUT,
     ) -> Receipt: ...
 
-    async def send_random(
+    async def send_to_any(
         self,
         topic: str,
         payload: Any = None,
@@ -155,6 +155,9 @@ class Messenger:
         id, (attempts, role, slot, generation) = told
         return Receipt(id, attempts, Origin(role, slot, generation))
 
+    send_random = send_to_any
+    """An alias of `send_to_any`, under the name that people who come from egg look for."""
+
     async def call(
         self,
         topic: str,
@@ -167,7 +170,7 @@ class Messenger:
 
         It is delivered once at most. Raises CallFailed if the handler raises or its process dies, NotHandled if it
         does not answer in time, NoReceiver, and as `broadcast`. What an agent asks of any worker at a stop waits as in
-        `send_random`.
+        `send_to_any`.
         """
         kind, slot = (Kind.WORK, 0) if to is None else (Kind.DIRECT, self._slot(to))
         return unpacked(await self._send(kind, topic, payload, Want.ANSWER, slot, timeout))
@@ -338,7 +341,8 @@ class MessengerSync:
         self.send_to_workers = asked(messenger.send_to_workers)
         self.send_to_agent = asked(messenger.send_to_agent)
         self.send_to = asked(messenger.send_to)
-        self.send_random = asked(messenger.send_random)
+        self.send_to_any = asked(messenger.send_to_any)
+        self.send_random = self.send_to_any
         self.call = asked(messenger.call)
         self.ready = asked(messenger.ready)
         self.messages = asked.iterating(messenger.messages)

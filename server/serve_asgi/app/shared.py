@@ -209,7 +209,7 @@ class Shared(Mapping[str, Any]):
                 self._many_watched = 2 * len(self._watches) + MANY_WATCHED
         return watch
 
-    async def get_fresh(self, key: str, default: Any = None, *, timeout: float = TIMEOUT) -> Any:
+    async def get_authoritative(self, key: str, default: Any = None, *, timeout: float = TIMEOUT) -> Any:
         """The value where it is decided: in the store (`--state`), or else in the listener.
 
         It differs from `get` only if other servers write (Redis), and then for a short time. Raises NotWritten if the
@@ -368,7 +368,7 @@ class SharedSync:
         self.delete = asked(shared.delete)
         self.incr = asked(shared.incr)
         self.update = asked.calling_back(shared.update)
-        self.get_fresh = asked(shared.get_fresh)
+        self.get_authoritative = asked(shared.get_authoritative)
         self.watch = asked.iterating(shared.watch)
 
 

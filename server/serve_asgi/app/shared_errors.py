@@ -41,7 +41,7 @@ class NotWritten(SharedError):
 class Unknown(SharedError):
     """It is not known whether the write stands: the answer did not come, or Redis may lose it in a fail-over.
 
-    Read the key (`get_fresh`) before writing again what must not be written twice.
+    Read the key (`get_authoritative`) before writing again what must not be written twice.
     """
 
 
