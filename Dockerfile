@@ -34,7 +34,7 @@ WORKDIR /app
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Alive, also in lame duck: whether it should be given traffic is another question, and /ping answers that.
+# Alive, also while it drains: whether it should be given traffic is another question, and /ping answers that.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
     CMD ["python", "-Ic", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), 2); c.request('GET', '/ping?live'); raise SystemExit(c.getresponse().status != 200)"]
 # Exec form: the server is PID 1, gets the signals itself and reaps what is left to it; no shell and no init is needed.

@@ -40,7 +40,7 @@ def start(life: str) -> None:
     pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
     outputs.started()
     os.waitpid(pid, 0)
-    outputs.drain_after_death()
+    outputs.read_rest()
 
 
 def child(life: str, argument: str) -> None:

@@ -32,7 +32,7 @@ KILLS = int(os.environ.get("AGENT_KILLS", "5"))
 
 APPLICATION = """
 import asyncio, contextlib, json, os, time
-from serve_asgi import agent as the_agent, draining, messenger
+from serve_asgi import agent as the_agent, retiring, messenger
 
 VERSION = {version!r}
 DIARY = os.open(os.path.dirname(__file__) + "/diary", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -517,7 +517,7 @@ async def hands_out():
 
 @messenger.on("linger")
 async def linger(message):
-    await draining.wait()
+    await retiring.wait()
     await asyncio.sleep(0.2)
     note("lingered")
 
@@ -526,7 +526,7 @@ asks = app
 async def app(scope, receive, send):
     if scope["type"] == "http" and scope["path"] == "/slow":
         note("slow")
-        await draining.wait()
+        await retiring.wait()
         await messenger.send_to_agent("linger")
         await asyncio.sleep(1.5)  # a message waits for 1 s where nobody can take it
     await asks(scope, receive, send)

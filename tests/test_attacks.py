@@ -131,7 +131,7 @@ def stubborn(project: Path) -> Path:
 
 @pytest.mark.parametrize(("path", "by"), [("/block", signal.SIGKILL), ("/ignore", signal.SIGTERM)])
 def test_a_worker_that_does_not_end_has_an_end(stubborn: Path, path: str, by: signal.Signals) -> None:
-    """Its listener's hammer ends it, or, with the listener dead, its own."""
+    """Its listener kills it at the timeout, or, with the listener dead, its own watch does."""
     with running("app:app", *SHORT, directory=stubborn) as server, connect(server) as connection:
         pids = server.worker_pids()
         connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())

@@ -185,7 +185,7 @@ def test_those_that_stay_blocked_are_ended_and_what_that_cost_is_counted(directo
             os.kill(stopped, signal.SIGSTOP)
             server.logged(r"(?=.*in until)(?=.*its process is stopped \(state T\))")
             with contextlib.suppress(OSError):
-                assert connection.recv(1000) == b""  # the hammer
+                assert connection.recv(1000) == b""  # cut at the graceful timeout
         server.wait_for_workers(2)
         assert not {*server.worker_pids()} & {*before}
         assert server.status()["lost"] == 1
@@ -206,7 +206,7 @@ def test_replacements_that_block_as_well_come_at_longer_and_longer_intervals(dir
             told_pid(connection)
 
 
-def test_a_worker_that_is_blocked_while_it_retires_is_left_to_the_hammer(directory: Path) -> None:
+def test_a_worker_that_is_blocked_while_it_retires_is_killed_after_the_graceful_timeout(directory: Path) -> None:
     options = (*REPLACE, "--graceful-timeout", "20")
     with running("app:app", *options, directory=directory) as server, connect(server) as connection:
         ask(connection, "/later/retiring")

@@ -164,7 +164,7 @@ def test_a_container_lives_reloads_lets_go_and_stops(container: Container) -> No
         os.kill(container.pid, signal.SIGUSR2)
         while request(client, "/ping")[0] != 503:
             pass
-        assert container.healthy(), "a node in lame duck is alive"
+        assert container.healthy(), "a node that drains is alive"
         assert json.loads(request(client, "/who")[1])["generation"] == told["generation"]
 
     os.kill(container.pid, signal.Signals[last("STOPSIGNAL").rest])

@@ -277,7 +277,7 @@ def test_a_stopped_worker_is_passed_over(tmp_path: Path) -> None:
                 told(connection)
         server.reload()
         assert alive(others) == len(others)
-        server.wait_for_workers(3)  # the hammer ends the stopped one
+        server.wait_for_workers(3)  # the stopped one is killed after its graceful timeout
         assert not state_of(victim)
         for connection in connections:
             connection.close()

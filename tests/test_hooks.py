@@ -131,7 +131,7 @@ def test_what_a_hook_is_told_and_where_it_runs(project: Path) -> None:
         f"post_reload={TELLS}",
         "worker_died=callables:write",
         "post_reload=callables:write_later",
-        "lame_duck_on=sh -c 'echo draining; exit 3'",
+        "drain_started=sh -c 'echo draining; exit 3'",
         f'reload_started=sh -c "{sys.executable} -m serve_asgi status --json > asked.part; mv asked.part asked"',
     )
     with running("app:app", *options, directory=project) as server:
@@ -208,7 +208,7 @@ def test_all_else_goes_on_while_a_hook_before_a_reload_hangs(project: Path) -> N
         server.signal(signal.SIGHUP)
         hook = pid_in(project / "hook")
         server.signal(signal.SIGUSR2)
-        server.wait_until(lambda status: status["lame_duck"] is not None)
+        server.wait_until(lambda status: status["draining"] is not None)
         worker = next(pid for pid in server.worker_pids() if pid != hook)
         os.kill(worker, signal.SIGKILL)
         until(lambda: "died: signal SIGKILL" in server.log())
@@ -247,27 +247,27 @@ def test_each_further_signal_ends_what_the_end_waits_for(project: Path) -> None:
         assert "quick stop" not in server.log()
 
 
-def test_a_lame_duck_waits_for_its_hooks_and_is_not_lost(project: Path) -> None:
+def test_a_drain_waits_for_its_hooks_and_is_not_lost(project: Path) -> None:
     os.mkfifo(project / "go")
     options = hooks('pre_drain=sh -c "echo x >> begun; cat go; exit 1"', f"post_drain={TELLS}")
     with running("app:app", *options, directory=project) as server:
         server.signal(signal.SIGUSR2)
         until((project / "begun").exists)
-        assert server.status()["lame_duck"] is None
+        assert server.status()["draining"] is None
         reload = threading.Thread(target=server.reload)
-        reload.start()  # asked for behind the lame duck, which it therefore ends
+        reload.start()  # asked for behind the drain, which it therefore ends
         (project / "go").write_text("done\n")
         reload.join()
         log = server.log()
-        assert log.index("lame duck: ") < log.index("reload: generation 2 starts") < log.index("lame duck ended: ")
-        assert log.count("lame duck: ") == 1
+        assert log.index("drain: ") < log.index("reload: generation 2 starts") < log.index("drain ended: ")
+        assert log.count("drain: ") == 1
         until(lambda: [event["event"] for event in told(project)] == ["post_drain"])
 
         writer = threading.Thread(target=(project / "go").write_text, args=("done\n",))
         writer.start()
         control_client.ask(server.control, "drain")
         writer.join()
-        assert server.status()["lame_duck"]["until"] == "told off"
+        assert server.status()["draining"]["until"] == "`serve drain --off`"
         assert server.stop() == 0
 
 

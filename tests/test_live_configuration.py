@@ -64,7 +64,7 @@ def test_workers_limits_and_timeouts_are_in_force_after_the_switch(project: Path
         assert b"keep-alive: timeout=7\r\n" in head.lower()
         assert ask(server, "/up")[0] == 200
         server.signal(signal.SIGUSR2)
-        server.wait_until(lambda status: bool(status["lame_duck"]))
+        server.wait_until(lambda status: bool(status["draining"]))
         assert ask(server, "/up")[0] == 410
         write(server, "workers = 2\n")
         reload(server)

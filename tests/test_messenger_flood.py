@@ -1,6 +1,6 @@
 """A flood of messages holds up no signal: USR2 is handled about as soon as by a listener with nothing else to do.
 
-How long it took is read from the scoreboard: the listener writes there when the lame duck began. A flood also uses the
+How long it took is read from the scoreboard: the listener writes there when the drain began. A flood also uses the
 processors, which is the machine's affair and not the listener's, and on two cores most of what is seen in single
 signals. So it is held to an idle listener while the same workers compute and while they do nothing: the worst of a
 flood to the worst of these, in one run.
@@ -28,8 +28,8 @@ SIGNALS = int(os.environ.get("SERVE_TEST_SIGNALS", "50"))
 """In each state; the whole test has 200."""
 
 
-class LameDuckWord:
-    """The listener's word for when the lame duck began, read in its memory file (proc(5), fd)."""
+class DrainFlag:
+    """The listener's word for when the drain began, read in its memory file (proc(5), fd)."""
 
     def __init__(self, server: RunningServer) -> None:
         self.server = server
@@ -40,7 +40,7 @@ class LameDuckWord:
         raise AssertionError("the listener has no scoreboard")
 
     def read(self) -> int:
-        return int.from_bytes(os.pread(self.fd, 8, Header.LAME_DUCK * 8), "little")
+        return int.from_bytes(os.pread(self.fd, 8, Header.DRAINING_SINCE * 8), "little")
 
     def delay(self) -> float:
         """Send USR2 and return how long it took the listener to deal with it, in seconds."""
@@ -62,7 +62,7 @@ STATES: Final = {"flood": ["/flood"], "computing": ["/computing"], "quiet": []}
 """What the workers are asked for; the listener has frames to forward in the first state alone."""
 
 
-def measure(server: RunningServer, word: LameDuckWord) -> dict[str, list[float]]:
+def measure(server: RunningServer, word: DrainFlag) -> dict[str, list[float]]:
     """The delays of signals in all states, in turn, since the machine is not the same all the time; sorted."""
     delays: dict[str, list[float]] = {state: [] for state in STATES}
     with connect(server) as connection:
@@ -95,7 +95,7 @@ def test_signals_are_handled_under_a_flood(tmp_path: Path) -> None:
     with running(
         "tests.messenger_application:app", "--workers", "2", directory=tmp_path, environment={"RECORD": str(record)}
     ) as server:
-        word = LameDuckWord(server)
+        word = DrainFlag(server)
         assert max(slowed(measure(server, word))) <= 3
         os.close(word.fd)
         assert server.stop() == 0

@@ -274,7 +274,7 @@ def test_what_a_dead_child_has_left_behind_holds_nobody_up(does: str) -> None:
         left = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=(stream.read_end, theirs))
         assert left.stdout is not None
         assert left.stdout.readline() == b"\n"
-        outputs.drain_after_death()
+        outputs.read_rest()
         assert b"last words\n" in os.read(read_end, 1 << 20)
     finally:
         left.kill()
@@ -323,6 +323,6 @@ def test_each_process_has_its_own_open_file_of_the_original() -> None:
     assert not shared
     os.set_blocking(given, True)
     assert not os.get_blocking(sink.fileno())
-    outputs.drain_after_death()
+    outputs.read_rest()
     sink.close()
     os.close(write_end)

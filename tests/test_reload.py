@@ -230,9 +230,9 @@ def test_a_stream_finishes_in_its_worker_and_its_connection_travels_then(project
         import asyncio
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
         await send({"type": "http.response.body", "body": b"hello", "more_body": True})
-        from serve_asgi import draining
-        reason = await draining.wait()
-        assert draining() and reason == "reload"
+        from serve_asgi import retiring
+        reason = await retiring.wait()
+        assert retiring() and reason == "reload"
         await send({"type": "http.response.body", "body": b"world"})
         return
     more = True

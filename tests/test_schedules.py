@@ -432,7 +432,7 @@ def test_without_the_listener_runs_end_and_questions_fail(caplog: pytest.LogCapt
     assert "the schedule 'job' has ended, outcome failed: RuntimeError: no luck" in caplog.text
 
 
-def test_the_hammer_cuts_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_graceful_timeout_cuts_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "cut", False)  # of this process, which goes on with other tests
 
     async def test() -> None:

@@ -33,9 +33,9 @@ NOBODY = 65534
 def test_another_mapping_sees_what_is_written() -> None:
     mine = Scoreboard.create(rows=4, slots=2)
     other = Scoreboard(mine.read_only())
-    mine.lame_duck = 123
+    mine.draining_since = 123
     mine.enter(3, 7, 2, 1, 9)
-    assert other.lame_duck == 123
+    assert other.draining_since == 123
     assert (other.place(3)[Place.PID], other.place(3)[Place.GENERATION], other.place(3)[Place.SLOT]) == (7, 2, 1)
     assert (other.serial(3), other.serial(2)) == (9, 0)
     assert (other.rows, other.slots) == (4, 2)
@@ -115,10 +115,10 @@ def test_who_only_reads_cannot_write() -> None:
         with pytest.raises(PermissionError):
             mmap.mmap(fd, 0)
     reader = Scoreboard(descriptor)
-    scoreboard.lame_duck = 5
-    assert reader.lame_duck == 5
+    scoreboard.draining_since = 5
+    assert reader.draining_since == 5
     with pytest.raises(TypeError, match="read-only"):
-        reader.lame_duck = 6
+        reader.draining_since = 6
     cells = mapped(own, writable=True)
     cells[Cell.REQUESTS] = 3
     assert row.word(Cell.REQUESTS) == 3

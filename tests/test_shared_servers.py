@@ -371,7 +371,7 @@ def test_sizes_are_an_error_at_the_writer(kept: tuple[str, ...], directory: Path
         assert writer.call("set", "serve:mine", 1)["error"] == "BadKey"
 
 
-def test_a_watch_goes_on_while_its_worker_drains(kept: tuple[str, ...], directory: Path) -> None:
+def test_a_watch_goes_on_while_its_worker_retires(kept: tuple[str, ...], directory: Path) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
             running("app:app", "--no-access-log", "--workers", "2", *kept, directory=directory)

@@ -41,21 +41,21 @@ def in_flight(status: dict[str, object]) -> bool:
     return any(worker["in_flight"] for worker in status["workers"])  # type: ignore[attr-defined]
 
 
-def test_lame_duck_until_the_next_deploy(project: Path) -> None:
+def test_drain_until_the_next_deploy(project: Path) -> None:
     with running("app:app", "--workers", "2", directory=project) as server:
         assert health(server) == 200
         server.signal(signal.SIGUSR2)
         server.signal(signal.SIGUSR2)
-        server.wait_until(lambda status: bool(status["lame_duck"]))
+        server.wait_until(lambda status: bool(status["draining"]))
         assert [health(server) for _ in range(10)] == [503] * 10
         assert health(server, "/ping?live") == 200
         assert health(server, "/") == 200
-        os.kill(server.worker_pids()[0], signal.SIGKILL)  # a worker born in lame duck is a lame duck
+        os.kill(server.worker_pids()[0], signal.SIGKILL)  # a worker that is born meanwhile drains as well
         server.wait_for_workers(2)
         assert [health(server) for _ in range(10)] == [503] * 10
         app = (project / "app.py").read_text()
         (project / "app.py").write_text("broken(")
-        with pytest.raises(Refused, match="still in lame duck"):
+        with pytest.raises(Refused, match="still draining"):
             server.reload()
         assert health(server) == 503
         (project / "app.py").write_text(app)
@@ -64,23 +64,23 @@ def test_lame_duck_until_the_next_deploy(project: Path) -> None:
         assert server.stop() == 0
 
 
-def test_a_lame_duck_of_the_control_command_holds_over_reloads(project: Path) -> None:
+def test_a_drain_of_the_control_command_holds_over_reloads(project: Path) -> None:
     with running("app:app", "--drain-status", "429", directory=project) as server:
         control_client.ask(server.control, "drain")
         server.reload()
         assert health(server) == 429
         control_client.ask(server.control, "drain", off=True)
-        server.wait_until(lambda status: not status["lame_duck"])
+        server.wait_until(lambda status: not status["draining"])
         assert health(server) == 200
         assert server.stop() == 0
 
 
-def test_a_long_lame_duck_closes_connections_politely(project: Path) -> None:
+def test_a_long_drain_closes_connections_politely(project: Path) -> None:
     with running("app:app", "--drain-close-after", "0", directory=project) as server:
         with connect(server) as connection:
             assert request(connection)[0] == 200
             server.signal(signal.SIGUSR2)
-            server.wait_until(lambda status: bool(status["lame_duck"]))
+            server.wait_until(lambda status: bool(status["draining"]))
             deadline = time.monotonic() + PATIENCE
             with contextlib.suppress(AssertionError):  # closed after an answer that said so
                 while time.monotonic() < deadline:
@@ -143,7 +143,7 @@ def test_stop_resets_nobody_who_got_in(project: Path) -> None:
 def test_stop_with_a_drain_delay_does_the_whole_dance(project: Path) -> None:
     with running("app:app", "--drain-delay", "1.5", directory=project) as server:
         server.signal(signal.SIGTERM)
-        server.wait_until(lambda status: bool(status["lame_duck"]))
+        server.wait_until(lambda status: bool(status["draining"]))
         assert health(server) == 503
         assert health(server, "/") == 200
         with pytest.raises(Refused, match="stopping"):
@@ -175,7 +175,7 @@ def test_a_quick_stop_cuts(project: Path, number: signal.Signals) -> None:
             assert slow.recv(100) == b""
 
 
-def test_the_hammer_cuts_and_counts(project: Path) -> None:
+def test_the_graceful_timeout_cuts_and_counts(project: Path) -> None:
     with running("app:app", "--graceful-timeout", "1", directory=project) as server, connect(server) as slow:
         slow.sendall(b"GET /slow100 HTTP/1.1\r\nhost: x\r\n\r\n")
         server.wait_until(in_flight)

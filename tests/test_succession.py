@@ -40,9 +40,9 @@ def replace(server: RunningServer) -> str:
 def same(status: dict[str, Any]) -> dict[str, Any]:
     """What must not change."""
     workers = [{name: worker[name] for name in ("slot", "generation", "state")} for worker in status["workers"]]
-    names = ("pid", "generation", "reloads", "failed_reloads", "listening", "lame_duck", "size", "state")
-    kept = {name: status[name] for name in names if name != "lame_duck"}
-    return {**kept, "workers": workers, "lame": bool(status["lame_duck"]), "requests": status["totals"]["requests"]}
+    names = ("pid", "generation", "reloads", "failed_reloads", "listening", "draining", "size", "state")
+    kept = {name: status[name] for name in names if name != "draining"}
+    return {**kept, "workers": workers, "drains": bool(status["draining"]), "requests": status["totals"]["requests"]}
 
 
 def test_everything_is_as_it_was(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_everything_is_as_it_was(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as kept:
             kept.connect(f"{tmp_path}/app.sock")
             assert request(kept)[0] == 200
-            before = same(server.wait_until(lambda status: status["lame_duck"] is not None))
+            before = same(server.wait_until(lambda status: status["draining"] is not None))
             workers = server.worker_pids()
             descriptors = len(os.listdir(f"/proc/{server.pid}/fd"))
             for _ in range(3):
@@ -71,7 +71,7 @@ def test_everything_is_as_it_was(tmp_path: Path) -> None:
         assert (tmp_path / "pid").read_text() == f"{server.pid}\n"
         server.signal(signal.SIGHUP)  # it still knows what each signal means, and how to start workers
         after = server.wait_until(lambda status: status["reloads"] == 2)
-        assert (after["generation"], after["lame_duck"]) == (3, None)
+        assert (after["generation"], after["draining"]) == (3, None)
         assert server.stop() == 0
         assert not (tmp_path / "pid").exists()
         assert not (tmp_path / "app.sock").exists()
@@ -151,7 +151,7 @@ def test_it_waits_for_hooks_and_no_longer(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     (tmp_path / "hook").write_text("#!/bin/sh\ntouch running\nuntil [ -e go ]; do sleep 0.01; done\n")
     (tmp_path / "hook").chmod(0o755)
-    with running("app:app", "--hook", f"lame_duck_on={tmp_path}/hook", directory=tmp_path) as server:
+    with running("app:app", "--hook", f"drain_started={tmp_path}/hook", directory=tmp_path) as server:
         server.signal(signal.SIGUSR2)
         server.wait_until(lambda _: (tmp_path / "running").exists())
         with control_client.Conversation(server.control, "reload-listener") as conversation:

@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from serve_asgi import Message, draining, messenger, shared
+from serve_asgi import Message, messenger, retiring, shared
 
 log = logging.getLogger("chat")
 
@@ -131,7 +131,7 @@ class Person:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen())
                 tasks.create_task(self._tell())
-                reason = await draining.wait()
+                reason = await retiring.wait()
                 async with self._saying:
                     raise Leave(GOING_AWAY if reason == "stop" else SERVICE_RESTART, f"this worker retires: {reason}")
         except* WebSocketDisconnect:

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from serve_asgi.app.agent import agent
-    from serve_asgi.app.draining import draining
     from serve_asgi.app.messenger import messenger
+    from serve_asgi.app.retiring import retiring
     from serve_asgi.app.schedule import schedule
     from serve_asgi.app.shared import shared
 
-__all__ = ["Message", "__version__", "agent", "draining", "messenger", "schedule", "shared"]
+__all__ = ["Message", "__version__", "agent", "messenger", "retiring", "schedule", "shared"]
 __version__ = "0.1.0"
 
 
@@ -24,10 +24,10 @@ def __getattr__(name: str) -> Any:
         from serve_asgi.app.agent import agent
 
         return agent
-    if name == "draining":
-        from serve_asgi.app.draining import draining
+    if name == "retiring":
+        from serve_asgi.app.retiring import retiring
 
-        return draining
+        return retiring
     if name == "Message":
         from serve_asgi.app.receiving import Message
 

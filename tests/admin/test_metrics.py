@@ -232,12 +232,12 @@ def test_the_state_is_told(server: RunningServer) -> None:
     address = admin_address(server)
     server.signal(signal.SIGUSR2)
     metrics = wait_for(
-        address, lambda now: value(now, "serve_lame_duck") == 1 and value(now, "serve_state", state="running") == 1
+        address, lambda now: value(now, "serve_draining") == 1 and value(now, "serve_state", state="running") == 1
     )
     assert value(metrics, "serve_workers", state="serving") == value(metrics, "serve_workers_wanted") == 2
     assert value(metrics, "serve_slot_degraded", slot="0") == 0
     server.reload()
-    wait_for(address, lambda now: value(now, "serve_lame_duck") == 0)
+    wait_for(address, lambda now: value(now, "serve_draining") == 0)
 
 
 def test_the_accept_queue_is_told(server: RunningServer) -> None:

@@ -75,9 +75,9 @@ def test_status_and_workers(server: RunningServer) -> None:
     assert lines[0].endswith(f"PID {server.pid}: running, healthy")
     assert lines[1].startswith(f"app:app on http://{host}:{port}, ")
     assert len(json.loads(serve(server, "workers", "--json").stdout)) == 2
-    assert serve(server, "drain").stdout == "in lame duck until told off\n"
-    assert "in lame duck for " in serve(server, "status").stdout
-    assert serve(server, "drain", "--off").stdout == "lame duck is off\n"
+    assert serve(server, "drain").stdout == "draining until `serve drain --off`\n"
+    assert "draining for " in serve(server, "status").stdout
+    assert serve(server, "drain", "--off").stdout == "drain ended\n"
 
 
 def test_no_pid_but_the_listeners_is_told(server: RunningServer) -> None:

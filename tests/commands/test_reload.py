@@ -26,7 +26,7 @@ BROKEN = "import missing_module\n"
 
 def test_each_step_is_a_line(server: RunningServer) -> None:
     after = server.status()["generation"] + 1
-    done = serve(server, "reload", "--drained")
+    done = serve(server, "reload", "--retired")
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
     assert lines[0] == f"reload: generation {after} starts, 2 workers"
@@ -36,18 +36,18 @@ def test_each_step_is_a_line(server: RunningServer) -> None:
     assert lines[-1] == "all older workers have ended; nothing was cut"
 
 
-def test_it_returns_when_the_new_generation_serves_and_tells_what_still_drains(server: RunningServer) -> None:
+def test_it_returns_when_the_new_generation_serves_and_tells_what_still_finishes(server: RunningServer) -> None:
     now = server.status()["generation"]
     with connect(server) as idle, begin(server, "/wait/6") as busy:
         request(idle)
         done = serve(server, "reload")
         assert done.returncode == 0
-        assert f"1 connection handed over; generation {now}: 1 request still drains" in done.stdout
-        drained = serve(server, "reload", "--drained", "--json")
+        assert f"1 connection handed over; generation {now} is finishing 1 request" in done.stdout
+        retired = serve(server, "reload", "--retired", "--json")
         assert busy.recv(10) == b"ne"
         assert request(idle)[0] == 200
-    records = [json.loads(line) for line in drained.stdout.splitlines()]
-    assert drained.returncode == 0
+    records = [json.loads(line) for line in retired.stdout.splitlines()]
+    assert retired.returncode == 0
     assert {"reload_started", "worker_ready", "reload_done"} <= {record["event"] for record in records}
     last = records[-1]
     assert (last["event"], last["ok"], last["generations"], last["requests"]) == ("outcome", True, [], 0)
@@ -212,7 +212,7 @@ def test_the_picture_while_the_agent_changes() -> None:
 def test_the_picture_after_the_switch() -> None:
     seen = {**STATUS, "generation": 8, "totals": {"handed_over": 108}}
     assert drawn(STATUS, seen)[-1] == (
-        "8 connections handed over; generation 7: 4 requests still drain, the oldest for…"
+        "8 connections handed over; generation 7 is finishing 4 requests, the oldest for…"
     )
     assert remains(STATUS, seen).oldest == 12.5
 

@@ -20,7 +20,7 @@ def write(directory: Path) -> None:
 
 
 def test_nothing_is_cut(tmp_path: Path) -> None:
-    """Lame duck, the delay, the drain: the request in progress ends well, and status 0 says so."""
+    """The drain, its delay, the stop: the request in progress ends well, and status 0 says so."""
     write(tmp_path)
     with running("app:app", "--workers", "2", directory=tmp_path) as server:
         with begin(server, "/wait/1") as connection:
@@ -29,7 +29,7 @@ def test_nothing_is_cut(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         lines = done.stdout.splitlines()
         assert lines[0].startswith(f"app:app, PID {server.pid}, on http://127.0.0.1:")
-        assert "stopping in 0.2 s; until then in lame duck" in lines
+        assert "stopping in 0.2 s; until then draining" in lines
         assert any(line.startswith("stopping: requests in progress have") for line in lines)
         assert lines[-1].startswith("stopped after ")
         assert lines[-1].endswith("; nothing was cut")
@@ -41,7 +41,7 @@ def test_in_the_delay_everything_is_served_but_the_health_endpoint_says_no(tmp_p
     with running("app:app", directory=tmp_path) as server:
         stopping = start(server, "stop", "--delay", "60")
         assert stopping.stdout is not None
-        while not stopping.stdout.readline().startswith("lame duck"):
+        while not stopping.stdout.readline().startswith("drain"):
             pass
         with connect(server) as connection:
             assert request(connection, "/ping")[0] == 503

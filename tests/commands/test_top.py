@@ -61,7 +61,7 @@ def status(second: int, generation: int = 1, workers: int = 2, **more: Any) -> d
         "state": "running",
         "uptime": float(second),
         "listening": ["http://127.0.0.1:8000"],
-        "lame_duck": None,
+        "draining": None,
         "generation": generation,
         "starting": None,
         "reload_waiting": False,
@@ -149,7 +149,7 @@ def test_a_frame_shows_reloads_as_marks_and_as_a_list() -> None:
 @pytest.mark.parametrize(
     ("more", "shown"),
     [
-        ({"lame_duck": {"since": 12.0, "until": "told off"}}, "lame duck for 12 s, until told off"),
+        ({"draining": {"since": 12.0, "until": "`serve drain --off`"}}, "draining for 12 s, until `serve drain --off`"),
         ({"degraded": {"1": "it died"}}, "slot 1 empty"),
         ({"state": "stopping"}, "stopping"),
         ({"starting": 2}, "reload: generation 2, 0 of 2 ready"),

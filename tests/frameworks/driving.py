@@ -36,7 +36,7 @@ def serving(app: str, directory: Path, *arguments: str, **more: Any) -> Iterator
     """The application `module:attribute` of tests/frameworks/applications, with `directory` to work in."""
     with running(
         app,
-        *("--app-dir", str(APPLICATIONS), "--no-access-log", "--ws-drain", "early", "--ws-drain-window", "0.1"),
+        *("--app-dir", str(APPLICATIONS), "--no-access-log", "--ws-retire", "early", "--ws-retire-window", "0.1"),
         *arguments,
         directory=directory,
         **more,

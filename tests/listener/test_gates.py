@@ -12,7 +12,7 @@ from serve_asgi.listener.hook_gates import Gates
 from serve_asgi.listener.hooks import Hooks
 from serve_asgi.supervisor import events as e
 
-ON, OFF, RELOAD = e.LameDuckAsked(on=True), e.LameDuckAsked(on=False), e.ReloadAsked()
+ON, OFF, RELOAD = e.DrainAsked(on=True), e.DrainAsked(on=False), e.ReloadAsked()
 
 
 class Asked:
@@ -44,7 +44,7 @@ class Queue:
                 self.handled.append(order)
 
 
-def test_what_was_asked_for_behind_a_lame_duck_never_comes_before_it() -> None:
+def test_what_was_asked_for_behind_a_drain_never_comes_before_it() -> None:
     async def main() -> None:
         hooks = Asked()
         queue = Queue(hooks)

@@ -69,7 +69,7 @@ def decide(state: ServerState, workers: list[tuple[str, float]], watchdog: float
         (ServerState.RUNNING, False, "", None),
         (ServerState.RUNNING, True, "", "reloading"),
         (ServerState.RUNNING, False, "pre_stop", "waiting for the hooks pre_stop"),
-        (ServerState.DRAINING, False, "", "in lame duck before the stop: 1 request in progress"),
+        (ServerState.DRAINING, False, "", "draining before the stop: 1 request in progress"),
         (ServerState.AWAITING, False, "", "stopping: 1 request in progress"),
         (ServerState.STOPPING, False, "", "stopping: 1 request in progress"),
     ],

@@ -23,7 +23,7 @@ from serve_asgi.supervisor.lifecycles import (
     advance,
 )
 from serve_asgi.supervisor.lifecycles import WORKER_TRANSITIONS as WORKERS
-from serve_asgi.supervisor.retiring import HAMMER_MARGIN
+from serve_asgi.supervisor.retiring import KILL_MARGIN
 from serve_asgi.supervisor.starting import SWITCH_TIMEOUT
 from serve_asgi.supervisor.supervisor import Supervisor
 
@@ -274,7 +274,7 @@ def test_a_reload_waits_while_too_many_generations_are_alive() -> None:
     assert shell.supervisor.candidate is not None
 
 
-def test_an_older_generation_that_still_drains_is_introduced_to_the_newest() -> None:
+def test_an_older_generation_that_still_retires_is_introduced_to_the_newest() -> None:
     shell = Shell().up()
     shell.reload()
     oldest = shell.workers(WorkerState.RETIRING)
@@ -285,10 +285,10 @@ def test_an_older_generation_that_still_drains_is_introduced_to_the_newest() -> 
         assert {i.receiver for i in shell.of(e.Introduce) if i.sender is worker} == set(newest)
 
 
-def test_the_hammer_falls_at_the_deadline() -> None:
+def test_what_has_not_ended_is_killed_at_the_deadline() -> None:
     shell = Shell().up()
     shell.reload()
-    shell.now += POLICY.graceful_timeout + POLICY.shutdown_timeout + HAMMER_MARGIN
+    shell.now += POLICY.graceful_timeout + POLICY.shutdown_timeout + KILL_MARGIN
     shell.send(e.Tick())
     assert {k.worker for k in shell.of(e.Kill)} == set(shell.workers(WorkerState.RETIRING))
 
@@ -416,50 +416,50 @@ def test_scaling_up_and_down() -> None:
     assert shell.supervisor.size == 1
 
 
-def test_the_signals_lame_duck_ends_with_a_reload_that_began_after_it() -> None:
+def test_the_signals_drain_ends_with_a_reload_that_began_after_it() -> None:
     shell = Shell().up()
-    shell.send(e.LameDuckAsked(on=True))
-    shell.send(e.LameDuckAsked(on=True))
-    assert [action.on for action in shell.of(e.SetLameDuck)] == [True]
+    shell.send(e.DrainAsked(on=True))
+    shell.send(e.DrainAsked(on=True))
+    assert [action.on for action in shell.of(e.SetDrain)] == [True]
     shell.reload()
-    assert [action.on for action in shell.of(e.SetLameDuck)] == [True, False]
+    assert [action.on for action in shell.of(e.SetDrain)] == [True, False]
 
 
-def test_a_reload_that_had_begun_before_does_not_end_the_lame_duck() -> None:
+def test_a_reload_that_had_begun_before_does_not_end_the_drain() -> None:
     shell = Shell().up()
     shell.send(e.ReloadAsked())
-    shell.send(e.LameDuckAsked(on=True))
+    shell.send(e.DrainAsked(on=True))
     shell.make_ready()
     shell.accept()
-    assert shell.supervisor.lame_duck.on is not None
+    assert shell.supervisor.drain.on is not None
 
 
-def test_a_failed_reload_leaves_the_lame_duck() -> None:
+def test_a_failed_reload_leaves_the_drain() -> None:
     shell = Shell().up()
-    shell.send(e.LameDuckAsked(on=True))
+    shell.send(e.DrainAsked(on=True))
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "ImportError"))
-    assert shell.supervisor.lame_duck.on is not None
-    assert "still in lame duck" in shell.of(e.Answer)[0].text
+    assert shell.supervisor.drain.on is not None
+    assert "still draining" in shell.of(e.Answer)[0].text
 
 
-def test_the_controls_lame_duck_holds_until_told_off() -> None:
+def test_the_controls_drain_holds_until_the_control_ends_it() -> None:
     shell = Shell().up()
-    shell.send(e.LameDuckAsked(on=True, by_control=True))
-    shell.send(e.LameDuckAsked(on=True))
+    shell.send(e.DrainAsked(on=True, by_control=True))
+    shell.send(e.DrainAsked(on=True))
     shell.reload()
-    assert shell.supervisor.lame_duck.on is not None
-    shell.send(e.LameDuckAsked(on=False, by_control=True))
-    assert shell.supervisor.lame_duck.on is None
+    assert shell.supervisor.drain.on is not None
+    shell.send(e.DrainAsked(on=False, by_control=True))
+    assert shell.supervisor.drain.on is None
 
 
-def test_stop_shuts_out_first_and_then_drains() -> None:
+def test_stop_shuts_out_first_and_then_retires() -> None:
     shell = Shell().up()
     shell.send(e.StopAsked())
     assert shell.of(e.ShutOut)
     assert not shell.of(e.TellRetire)
     shell.send(e.ShutOutDone())
-    assert all(action.drain_queue and action.reason == "stop" for action in shell.of(e.TellRetire))
+    assert all(action.accept_queued and action.reason == "stop" for action in shell.of(e.TellRetire))
     assert not shell.of(e.Introduce)
     shell.reap()
     assert shell.of(e.ClosePorts)
@@ -467,7 +467,7 @@ def test_stop_shuts_out_first_and_then_drains() -> None:
 
 
 def test_stop_while_nobody_serves_awaits_the_worker_that_starts() -> None:
-    """What the kernel has accepted is served: the queue is the replacement's to drain."""
+    """What the kernel has accepted is served: the queue is the replacement's to accept."""
     shell = Shell(workers=1).up()
     shell.send(e.WorkerDied(shell.workers()[0], "signal SIGKILL"))
     shell.send(e.StopAsked())
@@ -476,7 +476,7 @@ def test_stop_while_nobody_serves_awaits_the_worker_that_starts() -> None:
     shell.make_ready()
     assert shell.of(e.TellServe)
     shell.accept()
-    assert [action.drain_queue for action in shell.of(e.TellRetire)] == [True]
+    assert [action.accept_queued for action in shell.of(e.TellRetire)] == [True]
     shell.reap()
     assert shell.of(e.Exit) == [e.Exit(0)]
 
@@ -526,24 +526,24 @@ def test_the_last_word_about_the_size_counts(before: int | None, amid: int | Non
     assert sorted(worker.slot for worker in serving) == list(range(size))
 
 
-def test_stop_with_a_drain_delay_is_a_lame_duck_first() -> None:
+def test_stop_with_a_drain_delay_is_a_drain_first() -> None:
     shell = Shell(drain_delay=10.0).up()
     shell.send(e.StopAsked())
-    assert shell.of(e.SetLameDuck) == [e.SetLameDuck(True)]
+    assert shell.of(e.SetDrain) == [e.SetDrain(True)]
     assert not shell.of(e.ShutOut)
     assert shell.supervisor.next_deadline() == shell.now + 10.0
     shell.tick_at_deadline()
     assert shell.of(e.ShutOut)
 
 
-@pytest.mark.parametrize(("own", "asked", "lame_duck"), [(0.0, 5.0, 5.0), (10.0, 5.0, 5.0), (10.0, 0.0, 0.0)])
-def test_a_stop_may_bring_its_own_delay(own: float, asked: float, lame_duck: float) -> None:
+@pytest.mark.parametrize(("own", "asked", "drain"), [(0.0, 5.0, 5.0), (10.0, 5.0, 5.0), (10.0, 0.0, 0.0)])
+def test_a_stop_may_bring_its_own_delay(own: float, asked: float, drain: float) -> None:
     shell = Shell(drain_delay=own).up()
     shell.send(e.StopAsked(delay=asked))
-    assert bool(shell.of(e.SetLameDuck)) == bool(lame_duck)
-    assert bool(shell.of(e.ShutOut)) == (not lame_duck)
-    if lame_duck:
-        assert shell.supervisor.next_deadline() == shell.now + lame_duck
+    assert bool(shell.of(e.SetDrain)) == bool(drain)
+    assert bool(shell.of(e.ShutOut)) == (not drain)
+    if drain:
+        assert shell.supervisor.next_deadline() == shell.now + drain
 
 
 def test_stop_during_a_reload_gives_the_reload_up() -> None:
@@ -733,7 +733,7 @@ def settled(shell: Shell) -> tuple[object, ...]:
     """What an event without a meaning must not change."""
     supervisor = shell.supervisor
     workers = tuple((w.id, w.state, w.deadline) for w in supervisor.workers.values())
-    return supervisor.state, supervisor.size, supervisor.lame_duck.on, supervisor.requests.wanted, workers
+    return supervisor.state, supervisor.size, supervisor.drain.on, supervisor.requests.wanted, workers
 
 
 @pytest.mark.parametrize(
@@ -746,7 +746,7 @@ def settled(shell: Shell) -> tuple[object, ...]:
         lambda w: e.PairLost(w, 99),
         lambda _: e.PortsOpened(),
         lambda _: e.ShutOutDone(),
-        lambda _: e.LameDuckAsked(on=False),
+        lambda _: e.DrainAsked(on=False),
         lambda _: e.ScaleAsked(by=-1),
         lambda _: e.Tick(),
     ],
@@ -807,7 +807,7 @@ def test_a_quick_stop_amid_a_stop_does_not_wait_for_the_shut_out() -> None:
     assert len(shell.of(e.Kill)) == 2
 
 
-def test_a_stop_while_an_older_generation_drains_tells_it_that_its_receivers_leave() -> None:
+def test_a_stop_while_an_older_generation_retires_tells_it_that_its_receivers_leave() -> None:
     shell = Shell().up()
     shell.reload()
     old, new = shell.workers(WorkerState.RETIRING), shell.workers(WorkerState.SERVING)
@@ -815,7 +815,7 @@ def test_a_stop_while_an_older_generation_drains_tells_it_that_its_receivers_lea
     shell.forget()
     shell.send(e.StopAsked(), after=5.0)
     shell.send(e.ShutOutDone())
-    assert {(t.worker, t.reason, t.drain_queue) for t in shell.of(e.TellRetire)} == {
+    assert {(t.worker, t.reason, t.accept_queued) for t in shell.of(e.TellRetire)} == {
         *((worker, "stop", False) for worker in old),
         *((worker, "stop", True) for worker in new),
     }
@@ -916,16 +916,16 @@ def test_a_stop_gives_up_a_reload_that_is_prepared() -> None:
     assert not shell.of(e.Start)
 
 
-def test_a_lame_duck_that_began_while_its_reload_was_prepared_outlives_it() -> None:
+def test_a_drain_that_began_while_its_reload_was_prepared_outlives_it() -> None:
     shell = Shell().up()
     shell.prepares = False
     shell.send(e.ReloadAsked())
-    shell.send(e.LameDuckAsked(on=True))
+    shell.send(e.DrainAsked(on=True))
     shell.send(e.ReloadPrepared(shell.policy))
     shell.make_ready()
     shell.accept()
     assert shell.supervisor.requests.done == 1
-    assert shell.supervisor.lame_duck.on is not None
+    assert shell.supervisor.drain.on is not None
 
 
 def test_a_new_configuration_counts_from_the_switch_on_and_not_if_it_is_refused() -> None:

@@ -80,7 +80,7 @@ class SupervisedServer(RuleBasedStateMachine):
         self.asked: set[int] = set()
         self.answers: dict[int, bool] = {}
         self.exits: list[e.Exit] = []
-        self.lame_duck: tuple[bool, int] | None = None  # by control, the event's number
+        self.drain: tuple[bool, int] | None = None  # by control, the event's number
         self.pairs: dict[int, tuple[Worker, Worker]] = {}
         self.fates: dict[int, str] = {}
         self.questions: set[int] = set()
@@ -192,8 +192,8 @@ class SupervisedServer(RuleBasedStateMachine):
                 assert ticket in self.asked
                 assert ticket not in self.answers
                 self.answers[ticket] = ok
-            case e.SetLameDuck(on):
-                self.check_lame_duck_word(on, event)
+            case e.SetDrain(on):
+                self.check_drain_word(on, event)
             case e.TellRetire(worker, reason, _):
                 self.check_retire(worker, reason)
             case e.TellQuit(worker):
@@ -267,30 +267,30 @@ class SupervisedServer(RuleBasedStateMachine):
                 raise AssertionError(reason)
 
     def check_switch(self, before: Generation | None, current: Generation | None) -> None:
-        """A generation becomes current as a whole; the lame duck of a signal before it ends, and no other."""
+        """A generation becomes current as a whole; the drain of a signal before it ends, and no other."""
         assert current is not None
         workers = [w for w in self.supervisor.workers.values() if w.generation is current]
         assert {w.slot for w in workers if w.state in (WorkerState.SERVING, WorkerState.RETIRING)} == set(
             range(current.size)
         )
-        if before is not None and self.lame_duck is not None and not self.lame_duck[0]:
-            assert self.lame_duck[1] >= current.began, "the lame duck outlived the deploy that it was for"
+        if before is not None and self.drain is not None and not self.drain[0]:
+            assert self.drain[1] >= current.began, "the drain outlived the deploy that it was for"
 
-    def check_lame_duck_word(self, on: bool, event: e.Event | None) -> None:
+    def check_drain_word(self, on: bool, event: e.Event | None) -> None:
         if on:
-            assert self.lame_duck is None
+            assert self.drain is None
             draining = isinstance(event, e.StopAsked)
-            assert draining or isinstance(event, e.LameDuckAsked)
-            self.lame_duck = (draining or getattr(event, "by_control", False), self.count)
+            assert draining or isinstance(event, e.DrainAsked)
+            self.drain = (draining or getattr(event, "by_control", False), self.count)
         else:
-            assert self.lame_duck is not None
-            if not isinstance(event, e.LameDuckAsked):
-                assert not self.lame_duck[0], "a lame duck of the control command ended by itself"
+            assert self.drain is not None
+            if not isinstance(event, e.DrainAsked):
+                assert not self.drain[0], "a drain of the control command ended by itself"
                 current = self.supervisor.current
                 assert current is not None
-                assert current.began > self.lame_duck[1]
+                assert current.began > self.drain[1]
                 assert self.supervisor.requests.done == self.reloads_seen + 1
-            self.lame_duck = None
+            self.drain = None
 
     def processes(self) -> list[Process]:
         """All that the supervisor has not forgotten."""
@@ -327,12 +327,12 @@ class SupervisedServer(RuleBasedStateMachine):
         self.send(e.ReloadAsked(by="a.py has changed", supersedes=True))
 
     @rule(on=st.booleans(), by_control=st.booleans())
-    def ask_lame_duck(self, on: bool, by_control: bool) -> None:
-        held = self.lame_duck
+    def ask_drain(self, on: bool, by_control: bool) -> None:
+        held = self.drain
         stopped = self.supervisor.state is ServerState.STOPPED
-        self.send(e.LameDuckAsked(on, by_control))
+        self.send(e.DrainAsked(on, by_control))
         if not stopped and on and held is not None:
-            self.lame_duck = (held[0] or by_control, self.count)
+            self.drain = (held[0] or by_control, self.count)
 
     @rule(by=st.sampled_from([-1, 1]))
     def scale(self, by: int) -> None:
@@ -369,11 +369,11 @@ class SupervisedServer(RuleBasedStateMachine):
     @precondition(lambda self: self.count > 40)
     @rule(quick=st.integers(0, 9))
     def stop(self, quick: int) -> None:
-        held = self.lame_duck
+        held = self.drain
         before = self.supervisor.state
         self.send(e.StopAsked() if quick else e.QuickStopAsked())
         if before is ServerState.RUNNING and self.supervisor.state is ServerState.DRAINING and held is not None:
-            self.lame_duck = (True, self.count)
+            self.drain = (True, self.count)
 
     @rule(workers=st.integers(0, 6), agent=st.booleans())
     def reload_is_prepared(self, workers: int, agent: bool) -> None:
@@ -627,10 +627,10 @@ class SupervisedServer(RuleBasedStateMachine):
             assert supervisor.next_deadline() <= supervisor.agents.restart.not_before
 
     @invariant()
-    def the_lame_duck_is_as_modelled(self) -> None:
+    def the_drain_is_as_modelled(self) -> None:
         supervisor = getattr(self, "supervisor", None)
         if supervisor is not None:
-            assert (supervisor.lame_duck.on is None) == (self.lame_duck is None)
+            assert (supervisor.drain.on is None) == (self.drain is None)
 
     def teardown(self) -> None:
         """TERM, and then nobody does anything: workers hang, and only deadlines and SIGKILL are left."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from serve_asgi.app.draining import Draining
+from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http import connection as http1
 from serve_asgi.http import connection_lifecycle as lifecycle
@@ -91,7 +91,7 @@ class HttpServer:
         self.loop = LOOPS[loop_name]()
         self.scoreboard = Scoreboard.create(1, 1)
         row = cells()
-        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, Draining())
+        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, RetiringFlag())
         self.service.default_headers = DEFAULT_HEADERS
         self.errors: list[dict[str, Any]] = []
         self.attached: list[Http1Connection] = []

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final
 
-from serve_asgi.app.draining import Draining
+from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import TravelRecord
@@ -262,7 +262,7 @@ class Host:
         self.application = Application()
         config = {"http": http, "health": False, "ws_ping_interval": 0.0, **config}
         row = cells()
-        self.service = Service(self._call, Config(**config), self.loop, self._scoreboard, row, Draining())
+        self.service = Service(self._call, Config(**config), self.loop, self._scoreboard, row, RetiringFlag())
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.application(scope, receive, send)

@@ -325,7 +325,7 @@ def test_wrong_messages_behind_the_response_raise(serve: Serve) -> None:
     server.until(lambda: len(raised) == 3)
 
 
-def test_the_hammer_ends_a_call_that_is_never_told(serve: Serve) -> None:
+def test_the_graceful_timeout_ends_a_call_that_is_never_told(serve: Serve) -> None:
     """The worker cancels the tasks that are left, as after any response that is complete."""
     waiting = threading.Event()
 

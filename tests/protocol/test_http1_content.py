@@ -264,7 +264,7 @@ def test_client_that_uploads_on_reads_the_early_answer(serve: Serve) -> None:
     assert client.read_to_end().endswith(b"/")  # a reset would raise
 
 
-def test_drained_chunks_are_checked(serve: Serve) -> None:
+def test_discarded_chunks_are_checked(serve: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(start())
         await send(body(b"a", more=True))

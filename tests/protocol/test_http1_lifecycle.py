@@ -1,4 +1,4 @@
-"""A connection's life: persistence, health, time limits, ends that lose nothing, retiring, hand-over, the hammer."""
+"""A connection's life: persistence, health, time limits, ends that lose nothing, retiring, hand-over, the cut."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_health(serve: Serve, request_: bytes) -> None:
     assert content == (b"" if bodiless else b'{"status":"ok"}\n')
     assert (CLOSED in head + b"\r\n") == (b"1.0" in request_)
 
-    server.scoreboard.lame_duck = 1
+    server.scoreboard.draining_since = 1
     head, content = ask(request_)
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"content-length: 22" in head
@@ -267,7 +267,7 @@ def test_health_options(serve: Serve) -> None:
     assert client.answer()[2] == b"GET /ping "
     assert client.answer()[2] == b'{"status":"ok"}\n'
     assert client.answer()[2] == b"GET /up/ "
-    server.scoreboard.lame_duck = 1
+    server.scoreboard.draining_since = 1
     client.send(get(b"/up"))
     assert client.answer()[0] == 500
     off = serve(echo, health=False).connect()
@@ -675,7 +675,7 @@ def test_travelling_under_pipelined_load(serve: Serve) -> None:
     assert total == count
 
 
-# ---- the hammer
+# ---- the graceful timeout
 
 
 def test_cut_cancels_and_never_ends_the_answer_as_if_whole(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
@@ -753,7 +753,7 @@ def test_descriptors_do_not_leak(serve: Serve) -> None:
 
 
 def test_rest_of_an_answered_request_has_a_time_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "DRAIN_TIME", 0.1)
+    monkeypatch.setattr(http1, "DISCARD_TIME", 0.1)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, b"early")

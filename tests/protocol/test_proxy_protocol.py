@@ -567,7 +567,7 @@ def test_a_record_of_an_older_version_is_one_without_a_proxy() -> None:
     assert TravelRecord.from_json(values) == TravelRecord(b"", CLIENT, SERVER, 1.0, 2)
 
 
-def test_the_hammer_cuts_a_header_that_has_begun(start: Start) -> None:
+def test_the_graceful_timeout_cuts_a_header_that_has_begun(start: Start) -> None:
     server = start()
     client = server.connect()
     connection = server.first()

@@ -96,7 +96,7 @@ def test_worker_that_begins_to_retire_writes_what_is_held(serve: Serve) -> None:
     assert client.read_to_end().endswith(b"last")
 
 
-def test_hammer_amid_the_turn_cuts_no_answer_that_is_complete(serve: Serve) -> None:
+def test_graceful_timeout_amid_the_turn_cuts_no_answer_that_is_complete(serve: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, b"last")
         for connection in list(service.connections):

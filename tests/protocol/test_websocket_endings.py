@@ -1,4 +1,4 @@
-"""How a WebSocket ends: after the answers to what came before, while the worker retires, and under the hammer."""
+"""How a WebSocket ends: after the answers to earlier messages, while the worker retires, at the graceful timeout."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_client_that_vanishes_meanwhile(loop_name: str) -> None:
 
 def test_early_retiring_closes_over_the_window_with_1012(loop_name: str) -> None:
     app = Recorder()
-    with serving(app, loop_name, ws_drain="early", ws_drain_window=0.3) as server:
+    with serving(app, loop_name, ws_retire="early", ws_retire_window=0.3) as server:
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(connect(server.url())) for _ in range(5)]
             server.retire("reload", 30)
@@ -174,7 +174,7 @@ def test_early_retiring_closes_over_the_window_with_1012(loop_name: str) -> None
 
 
 def test_stopping_closes_with_1001(loop_name: str) -> None:
-    with serving(echo, loop_name, ws_drain="early", ws_drain_window=0) as server, connect(server.url()) as client:
+    with serving(echo, loop_name, ws_retire="early", ws_retire_window=0) as server, connect(server.url()) as client:
         server.retire("stop", 30)
         with pytest.raises(ConnectionClosed):
             client.recv(10)
@@ -182,21 +182,21 @@ def test_stopping_closes_with_1001(loop_name: str) -> None:
 
 
 def test_late_retiring_waits_for_the_window(loop_name: str) -> None:
-    with serving(echo, loop_name, ws_drain="late", ws_drain_window=1.5) as server, connect(server.url()) as client:
+    with serving(echo, loop_name, ws_retire="late", ws_retire_window=1.5) as server, connect(server.url()) as client:
         server.retire("reload", 2.0)
         client.send("served meanwhile")
         assert client.recv(10) == "served meanwhile"
         with pytest.raises(ConnectionClosed):
             client.recv(10)
         assert client.close_code == 1012
-        assert server.run(lambda: server.service.retire_deadline > server.loop.time())  # before the hammer
+        assert server.run(lambda: server.service.retire_deadline > server.loop.time())  # before the graceful timeout
 
 
 def test_application_that_knows_may_end_by_itself(loop_name: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "websocket.accept"})
-        await server.draining.wait()
+        await server.retiring.wait()
         await send({"type": "websocket.close", "code": 4100})
 
     with serving(app, loop_name) as server, connect(server.url()) as client:
@@ -207,7 +207,7 @@ def test_application_that_knows_may_end_by_itself(loop_name: str) -> None:
 
 
 def test_connection_that_comes_while_the_worker_retires_retires_too(loop_name: str) -> None:
-    with serving(echo, loop_name, ws_drain="early", ws_drain_window=0.1) as server:
+    with serving(echo, loop_name, ws_retire="early", ws_retire_window=0.1) as server:
         server.retire("reload", 30)
         with connect(server.url()) as client:
             with pytest.raises(ConnectionClosed):
@@ -222,7 +222,7 @@ def test_application_that_accepts_after_the_moment_is_closed_at_once(loop_name: 
         await go_on.wait()
         await echo(scope, receive, send)
 
-    with serving(app, loop_name, ws_drain="early", ws_drain_window=0) as server, RawClient(server.port) as client:
+    with serving(app, loop_name, ws_retire="early", ws_retire_window=0) as server, RawClient(server.port) as client:
         client.request()
         assert server.settled(lambda: len(server.service.connections) == 1)
         server.retire("reload", 30)
@@ -236,7 +236,7 @@ def test_cut_says_1012_and_cancels_the_application(loop_name: str) -> None:
     app = Recorder()
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()
-        server.draining.begin("reload")
+        server.retiring.begin("reload")
         (connection,) = server.run(lambda: list(server.service.connections))
         assert server.run(connection.cut) is True
         assert client.close_code() == 1012

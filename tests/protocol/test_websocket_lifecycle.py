@@ -54,7 +54,7 @@ def test_no_interval_means_no_pings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drain", "hammer", "earliest", "latest"),
+    ("retire", "deadline", "earliest", "latest"),
     [
         ("early", 1030, 1000, 1005),
         ("early", math.inf, 1000, 1005),
@@ -64,8 +64,8 @@ def test_no_interval_means_no_pings() -> None:
         ("late", math.inf, math.inf, math.inf),
     ],
 )
-def test_closing_moment(drain: str, hammer: float, earliest: float, latest: float) -> None:
-    config = Config(ws_drain=drain, ws_drain_window=5)
-    assert closing_moment(config, 1000, hammer, 0.0) == earliest
-    assert closing_moment(config, 1000, hammer, 1.0) == latest
-    assert earliest <= closing_moment(config, 1000, hammer) <= latest
+def test_closing_moment(retire: str, deadline: float, earliest: float, latest: float) -> None:
+    config = Config(ws_retire=retire, ws_retire_window=5)
+    assert closing_moment(config, 1000, deadline, 0.0) == earliest
+    assert closing_moment(config, 1000, deadline, 1.0) == latest
+    assert earliest <= closing_moment(config, 1000, deadline) <= latest

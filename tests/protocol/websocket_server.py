@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from serve_asgi.app.draining import Draining
+from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.worker_context import ASGIApplication, Service
@@ -53,12 +53,12 @@ class WebSocketServer:
     def __init__(self, app: ASGIApplication, loop_name: str, **config: Any) -> None:
         self.loop = LOOPS[loop_name]()
         self.scoreboard = Scoreboard.create(1, 1)
-        self.draining = Draining()
+        self.retiring = RetiringFlag()
         self.log = Log()
         self.errors: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
         row = cells()
-        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, self.draining)
+        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, self.retiring)
         self.service.access_log = self.log  # type: ignore[assignment]  # the same method, no file behind it
         self.service.default_headers = b"server: test\r\n"
         self.port = 0
@@ -159,7 +159,7 @@ class WebSocketServer:
         """What the worker does to its connections when it begins to retire."""
 
         def retire() -> None:
-            self.draining.begin(reason)
+            self.retiring.begin(reason)
             self.service.retire_deadline = self.loop.time() + deadline
             for connection in list(self.service.connections):
                 connection.retire()

@@ -40,7 +40,7 @@ NODE_APP = """
 import asyncio
 
 import loadtest_app
-from serve_asgi import draining
+from serve_asgi import retiring
 
 
 async def app(scope, receive, send):
@@ -50,8 +50,8 @@ async def app(scope, receive, send):
     number = int(dict(scope["headers"]).get(b"last-event-id", b"0"))
     headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    retires = asyncio.ensure_future(draining.wait())
-    while not draining():
+    retires = asyncio.ensure_future(retiring.wait())
+    while not retiring():
         number += 1
         await send({"type": "http.response.body", "body": b"id: %d\\n\\n" % number, "more_body": True})
         await asyncio.wait([retires], timeout=0.05)

@@ -21,12 +21,12 @@ pytestmark = pytest.mark.once
 
 CHECK = Check(interval=0.2, fall=3, timeout=0.5)
 LETS_GO = CHECK.interval * CHECK.fall + CHECK.timeout
-"""Seconds from the beginning of the lame duck until the balancer has let go of the node."""
+"""Seconds from the beginning of the drain until the balancer has let go of the node."""
 MARGIN = 1.0
 """For what is slower than it should be; not scaled, since this machine is not faster either."""
 CLOSE_AFTER = 0.5
 LOOK = 1.0
-"""Seconds between two looks of a worker at how long the lame duck has lasted."""
+"""Seconds between two looks of a worker at how long the drain has lasted."""
 PAUSE = 2.0
 """Longer than any client here leaves a kept connection alone."""
 KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow answer")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from loadtest.ledger import Left
-from serve_asgi.supervisor.retiring import HAMMER_MARGIN
+from serve_asgi.supervisor.retiring import KILL_MARGIN
 from tests.running import PATIENCE
 from tests.system.balancer import Balancer, Layer
 from tests.system.balancing import DEPLOY, Node, StrictLoad, pids_of, serving
@@ -31,7 +31,7 @@ SCALE = 3
 LAG = 6.0 / SCALE
 """Seconds from TERM until no kube-proxy or ingress sends anything new to the pod."""
 LOOK = 1.0
-"""Seconds between two looks of a worker at how long the lame duck has lasted."""
+"""Seconds between two looks of a worker at how long the drain has lasted."""
 KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow answer", "WebSocket")
 
 
@@ -52,7 +52,7 @@ def test_the_numbers_agree() -> None:
     delay, graceful, shutdown = (
         float(OPTIONS[f"{n}"]) for n in ("drain-delay", "graceful-timeout", "shutdown-timeout")
     )
-    assert delay + graceful + shutdown + HAMMER_MARGIN < POD["terminationGracePeriodSeconds"]
+    assert delay + graceful + shutdown + KILL_MARGIN < POD["terminationGracePeriodSeconds"]
     # From here on each answer ends its connection, and there is as much time again for each connection to be used.
     assert 2 * (float(OPTIONS["drain-close-after"]) + LOOK) <= delay
     assert BY_KIND["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
@@ -110,7 +110,7 @@ def test_a_rolling_update_as_kubernetes_does_it_loses_nothing(tmp_path: Path) ->
                 ends = time.monotonic() + grace
                 lagging = threading.Timer(LAG, service.remove, [0])
                 lagging.start()
-                load.until(lambda: not probed(old, "readiness"), "the lame duck")
+                load.until(lambda: not probed(old, "readiness"), "the drain")
                 assert probed(old, "liveness")
                 load.answered_by(leaving, 5)  # traffic keeps coming
                 lagging.join(PATIENCE)

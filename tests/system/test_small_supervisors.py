@@ -113,7 +113,7 @@ def test_hup_reloads_usr2_drains_and_term_stops(service: Service) -> None:
             service.wait_for(lambda number=number: generation(service.control) == number)  # type: ignore[misc]
     assert children(service.process.pid) == [pid]
     service.ask("drain")
-    service.wait_for(lambda: control_client.ask(service.control, "status")["status"]["lame_duck"])
+    service.wait_for(lambda: control_client.ask(service.control, "status")["status"]["draining"])
     with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as client:
         client.sendall(b"POST /echo?id=1000000&wait=1 HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n")
         service.wait_for(lambda: b"S 1000000 " in service.executions.read_bytes())

@@ -23,7 +23,7 @@ from typing import Any, Final
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 
-from serve_asgi import draining
+from serve_asgi import retiring
 from serve_asgi.admin.metrics import registry
 from serve_asgi.admin.samples import Samples
 from serve_asgi.admin.server_view import View
@@ -161,7 +161,7 @@ async def events(scope: Scope, receive: Receive, send: Send, samples: Samples) -
         await send({"type": "http.response.body"})
         return
     gone = asyncio.create_task(disconnected(receive))
-    retires = asyncio.create_task(draining.wait())
+    retires = asyncio.create_task(retiring.wait())
     try:
         await stream(send, samples, {gone, retires})
     finally:

@@ -141,7 +141,7 @@ class AdminServer:
         except (ChannelError, LookupError, TypeError, ValueError) as error:
             log.error("what the listener says cannot be understood: %r", error)
             self._status = 1
-        self._orders.tell({"type": "retire", "reason": "stop", "drain_queue": False})
+        self._orders.tell({"type": "retire", "reason": "stop", "accept_queued": False})
 
     async def _conduct(self) -> None:
         """Be the worker's listener: it may serve as soon as it is ready."""

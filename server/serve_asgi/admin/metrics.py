@@ -82,7 +82,7 @@ class ServerCollector(Collector):
             "Generations that have a living process.",
             len({w["generation"] for w in state["workers"]}),
         )
-        yield gauge("serve_lame_duck", "1 while the health endpoint says no.", bool(reading.lame_duck))
+        yield gauge("serve_draining", "1 while the health endpoint says no.", bool(reading.draining_since))
         yield gauge("serve_workers_wanted", "Workers that there should be.", state["size"])
         workers = GaugeMetricFamily("serve_workers", "Living workers by state.", labels=["state"])
         for name in LIVING:
@@ -121,7 +121,7 @@ class ServerCollector(Collector):
         yield connections
         yield gauge("serve_requests_in_flight", "Requests in progress.", reading.gauge(Cell.IN_FLIGHT))
         yield gauge("serve_oldest_request_seconds", "For how long the oldest request is in progress.", oldest(reading))
-        lost = "Requests and WebSockets that were cut by the hammer or were in the hands of a worker that died."
+        lost = "Requests and WebSockets that were cut at the graceful timeout, or were in flight in a worker that died."
         yield counter("serve_requests_lost", lost, self._view.state["lost"])
 
     def _named(self, slot: int) -> str:

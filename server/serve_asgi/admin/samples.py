@@ -116,7 +116,7 @@ class Samples:
             "degraded": state["degraded"],
             "agent_missing": view.agent_active() is False and not view.agent_returned(),
             "agent_returned": view.agent_returned(),
-            "lame_duck": bool(reading.lame_duck),
+            "draining": bool(reading.draining_since),
             "up": round(max(0.0, reading.at - view.about["since"]), 1),
             "oldest": round(oldest(reading), 2),
             "totals": {

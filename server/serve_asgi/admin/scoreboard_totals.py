@@ -45,7 +45,7 @@ class Reading:
     """The counters of each slot that ever had a process: what its dead left and its living have; gauges are 0."""
     total: Words
     """The same for the whole server."""
-    lame_duck: int
+    draining_since: int
 
     def gauge(self, cell: Cell) -> int:
         """The sum of a gauge over all living processes."""
@@ -81,7 +81,7 @@ def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: 
         for cell in counters:
             own[cell] += words[cell]
     total = [sum(words) for words in zip(*slots.values(), strict=True)] or [0] * width
-    return Reading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.LAME_DUCK])
+    return Reading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.DRAINING_SINCE])
 
 
 def quantile(share: float, counts: Words) -> float | None:

@@ -75,7 +75,7 @@ class View:
         if taken is not None:
             self._last = taken
         elif self._last is None:
-            self._last = Reading(0.0, 0.0, {}, {}, [0] * self._scoreboard.row_words, self._scoreboard.lame_duck)
+            self._last = Reading(0.0, 0.0, {}, {}, [0] * self._scoreboard.row_words, self._scoreboard.draining_since)
         return self._last
 
     def queues(self) -> dict[str, Queue]:

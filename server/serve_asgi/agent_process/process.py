@@ -22,8 +22,8 @@ from serve_asgi.app import link
 from serve_asgi.app.agent_target import Subject, load
 from serve_asgi.app.agent_task import Life
 from serve_asgi.app.background_work import work
-from serve_asgi.app.draining import draining
 from serve_asgi.app.link import Identity
+from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.hub.core import Role
@@ -183,7 +183,7 @@ class AgentProcess:
     async def _finish_handlers(self) -> None:
         """No new work comes from here on; what has begun has its time to end."""
         assert self._leaving is not None
-        draining.begin(self._leaving.reason)
+        retiring.begin(self._leaving.reason)
         with anyio.move_on_after(self._leaving.timeout * HANDLERS_SHARE):
             await work.told()  # of which the hub has been told before this agent was told to finish
             while work.tasks:

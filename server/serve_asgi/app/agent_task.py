@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 
 from serve_asgi.app.agent_target import Manager, Subject
-from serve_asgi.app.draining import draining
+from serve_asgi.app.retiring import retiring
 from serve_asgi.app.sending import NoReceiver
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.logs.exceptions import is_from_outside
@@ -74,7 +74,7 @@ class Life:
             return None if self._leave.is_set() and cancelled else error
         except NoReceiver as error:
             # at a stop no worker takes what it hands out: it ends a little before it is cancelled
-            return None if draining() and not self._inside and not self._leave.is_set() else error
+            return None if retiring() and not self._inside and not self._leave.is_set() else error
         except BaseException as error:
             forks.leave(error)
             if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it

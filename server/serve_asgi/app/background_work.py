@@ -1,6 +1,6 @@
 """What this process does for others at the moment: handlers of messages and runs of schedules, each a task.
 
-A worker that retires waits for them as it does for requests; the hammer cancels what has not ended.
+A worker that retires waits for them as it does for requests; at the graceful timeout what has not ended is cancelled.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Work:
         self.retiring = False
         """No new work comes any more: what has been given and not begun has been given back."""
         self.cut = False
-        """The hammer has fallen: what is cancelled now has not ended, and nothing is said of it."""
+        """The graceful timeout has passed: what is cancelled now has not ended, and nothing is reported of it."""
         self._told = asyncio.Event()
         self._at_retire: list[Callable[[], None]] = []
 
@@ -54,7 +54,7 @@ class Work:
         await self._told.wait()
 
     def cancel(self) -> int:
-        """The hammer: cancel all that has not ended; return how many handlers and runs that are."""
+        """At the graceful timeout: cancel all that has not ended; return how many handlers and runs that are."""
         self.cut = True
         for task in list(self.tasks):
             task.cancel()

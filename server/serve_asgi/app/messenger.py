@@ -15,10 +15,10 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
-from serve_asgi.app.draining import draining
 from serve_asgi.app.link import LinkClosed, current, over_there, present, register
 from serve_asgi.app.members import Peer, presence
 from serve_asgi.app.receiving import Handler, Incoming, Message, Origin, Receiver, Registration
+from serve_asgi.app.retiring import retiring
 from serve_asgi.app.schedule_call import asynchronous
 from serve_asgi.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivered, NotHandled, Sender
 from serve_asgi.app.sync_calls import Blocking
@@ -374,13 +374,13 @@ def _at_a_stop() -> bool:
 
 async def _workers_serve_again() -> bool:
     """Wait until a worker serves (the stop was none: a reload) or until this agent is to finish, then False."""
-    tasks = {asyncio.ensure_future(_worker_serves()), asyncio.ensure_future(draining.wait())}
+    tasks = {asyncio.ensure_future(_worker_serves()), asyncio.ensure_future(retiring.wait())}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
-    return not draining()
+    return not retiring()
 
 
 async def _worker_serves() -> None:

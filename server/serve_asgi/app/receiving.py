@@ -261,7 +261,7 @@ class Hands:
             work.start(handling, name)
 
     async def _handle(self, topic: Topic, delivery: Delivery, handlers: Sequence[Registration]) -> None:
-        """Run the handlers, and say that they have ended. Cut by the hammer it says nothing: the process dies."""
+        """Run the handlers, and report that they have ended; nothing if they are cut, since the process ends."""
         body, wrong = b"", ""
         task = asyncio.current_task()
         try:
@@ -308,7 +308,7 @@ class Hands:
         work.hold(self._until_last(), "messages that wait")
 
     async def _until_last(self) -> None:
-        """A process that retires waits for what was accepted for it before; its deadline is the hammer's."""
+        """A process that retires waits for what was accepted for it before; its deadline is the graceful timeout."""
         await self._last.wait()
 
 

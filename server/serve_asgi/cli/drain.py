@@ -1,4 +1,4 @@
-"""`serve drain`: the lame duck, on and off."""
+"""`serve drain`: have the health endpoint say no, or yes again."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def drain(control: str, pid: str, off: bool) -> int:
 
 
 COMMANDS: Final = {
-    "drain": command("drain", drain, click.Option(["--off"], is_flag=True, help="End the lame duck.")),
+    "drain": command("drain", drain, click.Option(["--off"], is_flag=True, help="End the drain.")),
 }

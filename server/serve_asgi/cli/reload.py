@@ -32,11 +32,11 @@ SETTLE: Final = 0.5
 """Seconds that the hand-over of idle connections may take until this command says what is left."""
 
 
-def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as_json: bool) -> int:
+def reload(control: str, pid: str, wait: bool, retired: bool, listener: bool, as_json: bool) -> int:
     """Replace every worker with fresh code; wait until it serves.
 
     On a terminal a live view shows who imports, who is ready, the switch, and what the old workers still have to do;
-    elsewhere each step is a line. The old generation finishes its requests after the switch: --drained waits for that
+    elsewhere each step is a line. The old generation finishes its requests after the switch: --retired waits for that
     as well.
 
     --listener has the listener, which outlives every reload, put the program of the present release in its own place:
@@ -47,7 +47,7 @@ def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as
     try:
         path = control_client.find(control, pid)
         if wait and not listener:
-            return _followed(path, drained=drained, as_json=as_json)
+            return _followed(path, retired=retired, as_json=as_json)
         if listener:
             text = control_client.ask(path, "reload-listener", patience=LISTENER_TIME)["text"]
         else:
@@ -63,7 +63,7 @@ def reload(control: str, pid: str, wait: bool, drained: bool, listener: bool, as
     return 0
 
 
-def _followed(path: Path, *, drained: bool, as_json: bool) -> int:
+def _followed(path: Path, *, retired: bool, as_json: bool) -> int:
     """Run the transaction and show it. Raises Refused if nothing came of it."""
     before = control_client.look(path)
     show = _show(before, as_json=as_json)
@@ -72,7 +72,7 @@ def _followed(path: Path, *, drained: bool, as_json: bool) -> int:
             answer = _transaction(path, show)
             show.outcome(answer)
             if answer["ok"]:
-                show.left(_afterwards(path, before, show, drained=drained))
+                show.left(_afterwards(path, before, show, retired=retired))
     except KeyboardInterrupt:
         complain("the reload goes on without this command; `serve status` tells its outcome")
         return INTERRUPTED
@@ -103,7 +103,7 @@ def _transaction(path: Path, show: Show) -> dict[str, Any]:
                 return message
 
 
-def _afterwards(path: Path, before: dict[str, Any], show: Show, *, drained: bool) -> Remains:
+def _afterwards(path: Path, before: dict[str, Any], show: Show, *, retired: bool) -> Remains:
     """Look on until idle connections have been handed over, or, if that is wanted, until the old workers have ended.
 
     Their own deadlines (--graceful-timeout of the server) end that wait.
@@ -117,9 +117,9 @@ def _afterwards(path: Path, before: dict[str, Any], show: Show, *, drained: bool
             return remains(before, found)  # it is being stopped; the reload itself has succeeded
         show.seen(found)
         left = remains(before, found)
-        if not left.generations or not (drained or (not settled(found) and time.monotonic() < settle)):
+        if not left.generations or not (retired or (not settled(found) and time.monotonic() < settle)):
             return left
-        time.sleep(min(FRAME, show.pause) if drained else 0.02)
+        time.sleep(min(FRAME, show.pause) if retired else 0.02)
 
 
 COMMANDS: Final = {
@@ -128,7 +128,7 @@ COMMANDS: Final = {
         reload,
         click.Option(["--wait/--no-wait"], default=True, show_default=True, help="Wait for the outcome."),
         click.Option(["--listener"], is_flag=True, help="Replace the listener's own program, not the workers."),
-        click.Option(["--drained"], is_flag=True, help="Wait until the old workers have ended as well."),
+        click.Option(["--retired"], is_flag=True, help="Wait until the old workers have ended as well."),
         as_json("One JSON object per step, the last one the outcome."),
     ),
 }

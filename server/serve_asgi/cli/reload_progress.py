@@ -40,12 +40,13 @@ class Remains:
         if not self.generations:
             lost = f"{counted(self.lost, 'request')} cut" if self.lost else "nothing was cut"
             return "; ".join([*parts, "all older workers have ended", lost])
-        which = "generation " + " and ".join(map(str, self.generations))
+        one = len(self.generations) == 1
+        which = ("generation " if one else "generations ") + " and ".join(map(str, self.generations))
         if not self.requests:
-            return "; ".join([*parts, f"{which} ends"])
-        verb = "drains" if self.requests == 1 else "drain"
+            return "; ".join([*parts, f"{which} {'ends' if one else 'end'}"])
+        verb = "is" if one else "are"
         oldest = f", the oldest for {span(self.oldest)}" if self.oldest else ""
-        return "; ".join([*parts, f"{which}: {counted(self.requests, 'request')} still {verb}{oldest}"])
+        return "; ".join([*parts, f"{which} {verb} finishing {counted(self.requests, 'request')}{oldest}"])
 
 
 def remains(before: dict[str, Any], seen: dict[str, Any]) -> Remains:

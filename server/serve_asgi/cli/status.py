@@ -31,9 +31,9 @@ def workers(control: str, pid: str, as_json: bool) -> int:
 
 def health(found: dict[str, Any]) -> str:
     """What load balancers are told, in words."""
-    if not found["lame_duck"]:
+    if not found["draining"]:
         return "healthy"
-    return f"in lame duck for {span(found['lame_duck']['since'])}, until {found['lame_duck']['until']}"
+    return f"draining for {span(found['draining']['since'])}, until {found['draining']['until']}"
 
 
 def agent_returned(found: dict[str, Any]) -> bool:

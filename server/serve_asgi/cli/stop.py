@@ -1,6 +1,6 @@
-"""`serve stop`: take a node away, from the lame duck to the last process, and tell what it cost.
+"""`serve stop`: take a node away, from draining to the last process, and tell what it cost.
 
-The steps are the listener's own (lame duck, keep new connections out, let requests finish, cut what has not); this
+The steps are the listener's own (drain, keep new connections out, let requests finish, cut what has not); this
 command asks for them, follows them on the control socket and watches the process itself by a pidfd, since the socket
 goes away with the server. Only if the server has not ended in time does it kill, the workers as well.
 """
@@ -45,7 +45,7 @@ CUT: Final = 1
 
 
 def stop(control: str, pid: str, delay: float | None, timeout: float | None, as_json: bool) -> int:
-    """Stop the server as a deploy does: lame duck, wait, let requests finish, end.
+    """Stop the server as a deploy does: drain, wait, let requests finish, end.
 
     The health endpoint fails at once; after --delay seconds, in which everything is served and load balancers find
     out, new connections are kept out and requests in progress finish (--graceful-timeout of the server). What has not
@@ -83,7 +83,7 @@ class Stopping:
         self._deadline = self._began
         """When (CLOCK_MONOTONIC, s) the server is killed."""
         self._timeout = 0.0
-        """How long (s) it has from the end of the lame duck on."""
+        """How long (s) it has from the end of the drain on."""
         self._told = False  # the server tells no more
         self._left: tuple[str, list[str]] = ("", [])
         """Its pid file, if it has one, and the unix sockets that it listens at."""
@@ -168,7 +168,7 @@ class Stopping:
         return not self._told
 
     def _happened(self, record: dict[str, Any]) -> None:
-        if record["event"] == "stopping" and "timeout" in record:  # lame duck and hooks are over: it begins now
+        if record["event"] == "stopping" and "timeout" in record:  # drain and hooks are over: it begins now
             self._deadline = time.monotonic() + self._timeout
             if self._timeout < record["timeout"]:  # what is in force is what is told
                 text = f"stopping: requests in progress have {self._timeout:g} s, then the server is killed (--timeout)"
@@ -194,7 +194,7 @@ class Stopping:
                 self._step("progress", text, in_progress=held)
 
     def _kill(self) -> None:
-        """End what has not ended in time: the listener, then its workers, which would drain on for a while."""
+        """End what has not ended in time: the listener, then its workers, which would serve on for a while."""
         self.held = None
         with contextlib.suppress(Refused, UsageError), Conversation(self.path, "status") as asked:
             found = asked.outcome(LAST_WORD)["status"]
@@ -253,7 +253,7 @@ COMMANDS: Final = {
     "stop": command(
         "stop",
         stop,
-        seconds("--delay", "Lame duck before the stop; by default the server's own --drain-delay."),
+        seconds("--delay", "How long to drain before the stop; by default the server's own --drain-delay."),
         seconds("--timeout", "From the stop until KILL; by default a little more than the server's own timeouts."),
         as_json("One JSON object per step."),
     ),

@@ -106,9 +106,9 @@ def _state(status: dict[str, Any]) -> Text:
     state = Text(" ")
     if status["state"] != "running":
         state.append(f"● {status['state']}", "yellow")
-    elif status["lame_duck"]:
-        duck = status["lame_duck"]
-        state.append(f"◐ lame duck for {span(duck['since'])}, until {duck['until']}", "yellow")
+    elif status["draining"]:
+        drain = status["draining"]
+        state.append(f"◐ draining for {span(drain['since'])}, until {drain['until']}", "yellow")
     elif status["degraded"]:
         state.append(f"● slot {', '.join(status['degraded'])} empty", "red")
     elif status.get("agent_trouble"):

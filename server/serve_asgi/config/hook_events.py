@@ -16,7 +16,7 @@ BEFORE: Final = frozenset({"pre_reload", "pre_drain", "pre_stop"})
 
 NAMES: Final = {
     "post_reload": "reload_done",
-    "post_drain": "lame_duck_on",
+    "post_drain": "drain_started",
     "post_stop": "stopped",
     "worker_recycled": "worker_recycling",
 }
@@ -52,8 +52,8 @@ AFTER: Final = frozenset(
         "agent_killed",
         "agent_died",
         "agent_failed",
-        "lame_duck_on",
-        "lame_duck_off",
+        "drain_started",
+        "drain_ended",
         "scaled",
         "logs_reopened",
         "config_changed",

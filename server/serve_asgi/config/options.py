@@ -278,19 +278,19 @@ class Config:
     # Deploys and health
     health_path: str = option(
         "/ping",
-        "Path that the worker answers itself: 200, or the drain status in lame duck; PATH?live is always 200.",
+        "Path that the worker answers itself: 200, or --drain-status while the node drains; PATH?live is always 200.",
         DEPLOY,
         unit="PATH",
     )
     health: bool = option(True, "Answer the health path.", DEPLOY)
     drain_status: int = option(
-        503, "Status of the health path in lame duck.", DEPLOY, unit="STATUS", minimum=400, maximum=599
+        503, "Status of the health path while the node drains.", DEPLOY, unit="STATUS", minimum=400, maximum=599
     )
     drain_close_after: float = option(
-        10.0, "Time in lame duck after which answers carry Connection: close.", DEPLOY, unit="SECONDS", minimum=0
+        10.0, "Time of draining after which responses carry Connection: close.", DEPLOY, unit="SECONDS", minimum=0
     )
     drain_delay: float = option(
-        0.0, "Time in lame duck that TERM waits before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0
+        0.0, "How long TERM drains the node before it shuts out new connections.", DEPLOY, unit="SECONDS", minimum=0
     )
 
     hook: tuple[str, ...] = option(
@@ -397,13 +397,13 @@ class Config:
         20.0, "How long the client may take to answer a ping.", WEBSOCKET, unit="SECONDS", minimum=0.1
     )
     ws_deflate: bool = option(True, "Offer permessage-deflate.", WEBSOCKET)
-    ws_drain: str = option(
+    ws_retire: str = option(
         "late",
         "When a retiring worker closes WebSockets (code 1012): early, at once; late, towards the graceful timeout.",
         WEBSOCKET,
         choices=("early", "late"),
     )
-    ws_drain_window: float = option(
+    ws_retire_window: float = option(
         5.0, "Window over which these closes are spread.", WEBSOCKET, unit="SECONDS", minimum=0
     )
 

@@ -1,6 +1,6 @@
 """The built-in application: `serve serve_asgi.demo:asgi --workers 4`, a page on which a reload can be watched.
 
-It is written as any application would be, against ASGI 3 and `from serve_asgi import draining` alone; it knows nothing
+It is written as any application would be, against ASGI 3 and `from serve_asgi import retiring` alone; it knows nothing
 else of the server that runs it, and also works under another one (generation and slot are 0 there).
 
     /         the page (page.html)
@@ -24,7 +24,7 @@ from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from serve_asgi import draining
+from serve_asgi import retiring
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -122,7 +122,7 @@ async def _events(scope: Scope, receive: Receive, send: Send) -> None:
     # A browser names the last event itself when it comes back; the query is for those who cannot set headers.
     seen = dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1") or _query(scope, "after")
     if await _tick(seen, receive, deliver):
-        pause = RETRY_OTHERWISE if draining.reason == "stop" else RETRY_RELOAD
+        pause = RETRY_OTHERWISE if retiring.reason == "stop" else RETRY_RELOAD
         await send({"type": "http.response.body", "body": b"retry: %d\n\n" % pause})
 
 
@@ -141,8 +141,8 @@ async def _socket(scope: Scope, receive: Receive, send: Send) -> None:
 
     if await _tick(_query(scope, "after"), receive, deliver):
         # With very many clients one would spread this over some seconds; the server's own closing does.
-        code = GOING_AWAY if draining.reason == "stop" else SERVICE_RESTART
-        await send({"type": "websocket.close", "code": code, "reason": f"this worker retires: {draining.reason}"})
+        code = GOING_AWAY if retiring.reason == "stop" else SERVICE_RESTART
+        await send({"type": "websocket.close", "code": code, "reason": f"this worker retires: {retiring.reason}"})
 
 
 async def _tick(seen: str, receive: Receive, deliver: Deliver) -> bool:
@@ -155,7 +155,7 @@ async def _tick(seen: str, receive: Receive, deliver: Deliver) -> bool:
     if not now - MEMORY <= after <= now:  # too old, or of a clock that has started anew
         after = now
     gone = asyncio.create_task(_disconnected(receive))
-    retires = asyncio.create_task(draining.wait())
+    retires = asyncio.create_task(retiring.wait())
     try:
         while not (gone.done() or retires.done()):
             if after < _current():

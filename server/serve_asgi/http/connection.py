@@ -36,7 +36,7 @@ READ_LIMIT: Final = 65536
 FRESH_TIME: Final = 2.0
 """A worker that retires with nobody to hand over to waits this long (s) for the first request of a new connection."""
 
-DRAIN_TIME: Final = 15.0
+DISCARD_TIME: Final = 15.0
 """How long (s) the rest of a request that was answered early may take to arrive."""
 
 BODY_WINDOW: Final = 15.0
@@ -61,7 +61,7 @@ _CR: Final = 13
 _P: Final = ord("P")
 IDLE: Final = State.IDLE
 REQUEST: Final = State.REQUEST
-DRAINING: Final = State.DRAINING
+DISCARDING: Final = State.DISCARDING
 FLUSHING: Final = State.FLUSHING
 LINGERING: Final = State.LINGERING
 LEAVING: Final = State.LEAVING
@@ -142,7 +142,7 @@ class Http1Connection(Lifecycle):
             self._advance()
             if self.write_paused:  # the last answer is not read: what follows it waits, and is bounded
                 self.mind_reading()
-        elif state is REQUEST or state is DRAINING:
+        elif state is REQUEST or state is DISCARDING:
             exchange = self.exchange
             assert exchange is not None
             if exchange.content is COMING:
@@ -333,7 +333,7 @@ class Http1Connection(Lifecycle):
             exchange.whole()
         elif not self._take_chunks(exchange, data):
             return
-        if self.state is DRAINING:
+        if self.state is DISCARDING:
             self.exchange = None
             self._rest()
 
@@ -390,9 +390,9 @@ class Http1Connection(Lifecycle):
             else:
                 self._close()  # the client has said that this was its last: nothing more comes that could be reset
         elif exchange.content is COMING:
-            if exchange.drainable():
-                self._become(DRAINING)
-                self.deadline = self.service.loop.time() + DRAIN_TIME
+            if exchange.discardable():
+                self._become(DISCARDING)
+                self.deadline = self.service.loop.time() + DISCARD_TIME
                 self.mind_reading()
             else:
                 self.exchange = None
@@ -453,7 +453,7 @@ class Http1Connection(Lifecycle):
     def _refuse_content(self, exchange: Exchange, refused: BadRequest) -> None:
         """The request's content is malformed: say so if nothing else has been said, and end the connection."""
         unanswered = exchange.state is WAITING or exchange.state is RESPONSE_STARTED
-        in_time = unanswered or self.state is DRAINING
+        in_time = unanswered or self.state is DISCARDING
         exchange.status = refused.status if unanswered else exchange.status
         if unanswered:
             text, with_body = refused.reason + "\n", exchange.head.method != "HEAD"

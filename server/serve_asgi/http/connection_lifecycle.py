@@ -1,7 +1,7 @@
 """The life of an HTTP/1.1 connection: its states, and the ways in which it ends.
 
 It owns the table of transitions, the write side's back-pressure and every end: the polite one (law 9: flush, shut down
-the write side, read to the end, close), the visibly broken one, the deadline, the hammer, and leaving for another
+the write side, read to the end, close), the visibly broken one, the deadline, the cut, and leaving for another
 worker. Rules: an answer is not destroyed by the way in which the connection closes, and one that is not whole never
 looks whole; a connection that leaves is neither read nor written. It must not know how requests are read or answered;
 that is `serve_asgi.http.connection`, which derives from it.
@@ -43,7 +43,7 @@ class State(enum.Enum):
     NEW = "new"  # not attached yet
     IDLE = "idle"  # no request in progress; half a head may be in the buffer
     REQUEST = "request"  # an exchange is in progress
-    DRAINING = "draining"  # answered; the rest of that request's content is read and dropped
+    DISCARDING = "discarding"  # answered; the rest of that request's content is read and dropped
     FLUSHING = "flushing"  # the last answer is being written
     LINGERING = "lingering"  # it is written and the write side shut down; reading until the client ends too
     LEAVING = "leaving"  # being handed over: neither reads nor writes
@@ -54,8 +54,8 @@ class State(enum.Enum):
 TRANSITIONS: Final = {
     State.NEW: {State.IDLE},
     State.IDLE: {State.REQUEST, State.FLUSHING, State.LEAVING, State.UPGRADED, State.CLOSED},
-    State.REQUEST: {State.IDLE, State.DRAINING, State.FLUSHING, State.CLOSED},
-    State.DRAINING: {State.IDLE, State.FLUSHING, State.CLOSED},
+    State.REQUEST: {State.IDLE, State.DISCARDING, State.FLUSHING, State.CLOSED},
+    State.DISCARDING: {State.IDLE, State.FLUSHING, State.CLOSED},
     State.FLUSHING: {State.LINGERING, State.CLOSED},
     State.LINGERING: {State.CLOSED},
     State.LEAVING: {State.IDLE, State.CLOSED},
@@ -66,7 +66,7 @@ TRANSITIONS: Final = {
 
 IDLE: Final = State.IDLE
 REQUEST: Final = State.REQUEST
-DRAINING: Final = State.DRAINING
+DISCARDING: Final = State.DISCARDING
 FLUSHING: Final = State.FLUSHING
 LINGERING: Final = State.LINGERING
 LEAVING: Final = State.LEAVING
@@ -270,7 +270,7 @@ class Lifecycle(WriteSide):
             self._expire_idle()
         elif state is REQUEST:
             self._expire_request()
-        elif state is DRAINING:
+        elif state is DISCARDING:
             self.exchange = None
             self._finish()
         elif state is FLUSHING:
@@ -298,7 +298,7 @@ class Lifecycle(WriteSide):
             probe.detach()
 
     def cut(self) -> bool:
-        """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
+        """At the graceful timeout: end at once, cancelling the application's task. True if anything was cut."""
         state, exchange = self.state, self.exchange
         if state is LEAVING or state is CLOSED or state is State.NEW or state is State.UPGRADED:
             return False

@@ -1,6 +1,6 @@
 """The health endpoint, answered by the worker itself.
 
-It owns the verdict and its bytes. It follows the lame-duck word alone: a worker that retires says nothing about its
+It owns the verdict and its bytes. It follows the drain flag alone: a worker that retires says nothing about its
 node, which still serves. It must not know the connection.
 """
 
@@ -20,8 +20,8 @@ _DRAINING: Final = b'{"status":"draining"}\n'
 
 
 def answer(service: Service, head: Head, close: bool) -> bytes:
-    """The whole response to a health request: 200 while serving and for `?live`, the drain status in lame duck."""
-    draining = service.scoreboard.lame_duck != 0
+    """The whole response to a health request: 200, or `--drain-status` while the node drains; 200 for `?live`."""
+    draining = service.scoreboard.draining_since != 0
     live = any(item == b"live" or item.startswith(b"live=") for item in head.query.split(b"&"))
     status = service.config.drain_status if draining and not live else 200
     body = _DRAINING if draining else _SERVING

@@ -45,7 +45,7 @@ waits for something to send, and `send` may raise where a background task was to
 HALF_CLOSED_TIME: Final = 1.0
 """A client that ends its side behind its request is taken for gone so much later (s), unless the connection ends."""
 
-DRAIN_LIMIT: Final = 65536
+DISCARD_LIMIT: Final = 65536
 """Unread request content up to this size (bytes) is read and dropped after the response; more ends the connection."""
 
 SMALL_PIECE: Final = 2048
@@ -292,10 +292,10 @@ class Exchange(Answer):
         if self._waiters:
             self.wake()
 
-    def drainable(self) -> bool:
+    def discardable(self) -> bool:
         """Whether the rest of the content is announced, small, and surely on its way.
 
         A client that expected 100 and got a final status may or may not send its content (RFC 9110 10.1.1), so that
         nobody knows where the next request begins.
         """
-        return self.left != CHUNKED and self.left <= DRAIN_LIMIT and not self.awaits_continue
+        return self.left != CHUNKED and self.left <= DISCARD_LIMIT and not self.awaits_continue

@@ -166,7 +166,7 @@ class Answer:
         """Let `receive` look again."""
         raise NotImplementedError
 
-    def drainable(self) -> bool:
+    def discardable(self) -> bool:
         """Whether what is outstanding of the request's content is worth reading to its end."""
         raise NotImplementedError
 
@@ -349,7 +349,7 @@ class Answer:
             or not service.config.keep_alive
             or wishes & _CLOSE != 0
             or self._framing is Framing.CLOSE
-            or (not (more and self._framing is not Framing.NONE) and self.content is COMING and not self.drainable())
+            or (not (more and self._framing is not Framing.NONE) and self.content is COMING and not self.discardable())
         )
         default = service.default_headers
         return b"".join(

@@ -95,7 +95,7 @@ class Connection(Protocol):
         """The worker's phase has left SERVING: leave as soon as that loses nothing."""
 
     def cut(self) -> bool:
-        """The hammer: end at once, cancelling the application's task. True if something unfinished was cut."""
+        """At the graceful timeout: end at once, cancelling the application's task. True if anything was cut."""
 
     def let_go(self, instead: Any) -> asyncio.Transport:
         """In a forked child: the transport, in place of which the connection has `instead` from now on."""
@@ -115,7 +115,6 @@ class Service:
         "connections",
         "context",
         "departure",
-        "draining",
         "durations",
         "early_hints",
         "emptied",
@@ -139,6 +138,7 @@ class Service:
         "request_ids",
         "response_fields",
         "retire_deadline",
+        "retiring",
         "root_path",
         "scoreboard",
         "sent",
@@ -157,7 +157,7 @@ class Service:
         loop: asyncio.AbstractEventLoop,
         scoreboard: Scoreboard,
         cells: memoryview,
-        draining: Retiring,
+        retiring: Retiring,
     ) -> None:
         self.app = app
         self.config = config
@@ -175,7 +175,7 @@ class Service:
         """Time (s) of the requests that have ended since the last tick."""
         self.durations = [0] * (len(DURATION_BOUNDS) + 1)
         """How many of them took as long as each bucket of `DURATION_BOUNDS` says."""
-        self.draining = draining
+        self.retiring = retiring
         self.shared: Replica = _NoReplica()
         """The shared state as this process has it; `shared.applied` is looked at before each request."""
         self.published = scoreboard.words[Header.STATE : Header.STATE + 1]
@@ -184,7 +184,7 @@ class Service:
         """Apply what is missing before the request goes on; returns in any case."""
         self.phase = Phase.SERVING
         self.retire_deadline = math.inf
-        """Loop time (s) at which the hammer falls; infinity until the worker retires (set before the phase changes)."""
+        """Loop time (s) of the graceful timeout; infinity until the worker retires (set before the phase changes)."""
         self._close_answers = False
         self._default_headers = b""
         self.persistent = b""
@@ -244,7 +244,8 @@ class Service:
 
     @property
     def close_answers(self) -> bool:
-        """Answers carry `Connection: close` (long in lame duck, or retiring without a receiver). Kept by the ticker."""
+        """Responses carry `Connection: close`: `--drain-close-after` has passed, or nobody takes a retiring worker's
+        connections. Kept by the ticker."""
         return self._close_answers
 
     @close_answers.setter

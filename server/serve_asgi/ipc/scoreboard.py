@@ -1,6 +1,6 @@
 """The scoreboard: shared memory through which the processes of one server tell each other numbers.
 
-It is made of memfds (memfd_create(2)) of 64-bit words. The board is the listener's: the lame-duck word, who has which
+It is made of memfds (memfd_create(2)) of 64-bit words. The board is the listener's: the drain flag, who has which
 place, and the totals of each slot; everybody else has it with the right to read alone. Each process has a row of its
 own, in a memfd of its own: it alone can write there (two writers on one counter lost half the counts when measured),
 the others have it to read, and add up. When a process has been reaped, the listener folds its row into its slot's
@@ -38,7 +38,7 @@ class Header(enum.IntEnum):
     """Words at the start of the board, written by the listener alone."""
 
     MAGIC = 0
-    LAME_DUCK = 1  # 0, or the CLOCK_MONOTONIC time in ns at which the lame duck began
+    DRAINING_SINCE = 1  # 0, or the CLOCK_MONOTONIC time in ns at which the drain began
     ROWS = 2
     SLOTS = 3
     ROW_WORDS = 4  # so that a later version may have longer rows
@@ -86,7 +86,7 @@ class Cell(enum.IntEnum):
     ACCEPTED = 14  # connections accepted from the kernel
     HANDED_OVER = 15  # connections passed to another worker
     TAKEN_OVER = 16  # connections received from another worker
-    CUT = 17  # requests and WebSockets ended by the hammer
+    CUT = 17  # requests and WebSockets cut at the graceful timeout
     DROPPED_OUTPUT = 18  # bytes of log output that nobody read
     BYTES_RECEIVED = 19  # of what clients sent, as it was on the wire
     BYTES_SENT = 20  # of what was written to clients, as it was on the wire
@@ -250,13 +250,13 @@ class Scoreboard:
         return cls(_memory("serve-scoreboard", words.tobytes()), writable=True)
 
     @property
-    def lame_duck(self) -> int:
-        """0, or the CLOCK_MONOTONIC time in ns at which the lame duck began."""
-        return self.words[Header.LAME_DUCK]
+    def draining_since(self) -> int:
+        """0, or the CLOCK_MONOTONIC time in ns at which the drain began."""
+        return self.words[Header.DRAINING_SINCE]
 
-    @lame_duck.setter
-    def lame_duck(self, since: int) -> None:
-        self.words[Header.LAME_DUCK] = since
+    @draining_since.setter
+    def draining_since(self, since: int) -> None:
+        self.words[Header.DRAINING_SINCE] = since
 
     def place(self, index: int) -> memoryview:
         """Whose row `index` is, indexed by `Place`."""

@@ -17,7 +17,7 @@ class WorkerState(enum.Enum):
     READY = "ready"  # said ready; accepts nothing
     SWITCHING = "switching"  # told to serve, has not yet said that it accepts
     SERVING = "serving"
-    RETIRING = "retiring"  # told to retire; ends by itself or by the hammer
+    RETIRING = "retiring"  # told to retire; ends by itself or at the graceful timeout
     ENDING = "ending"  # told to quit or killed; nothing is expected of it but its end
     GONE = "gone"  # reaped, or never started
 
@@ -28,7 +28,7 @@ class ServerState(enum.Enum):
     STARTING = "starting"  # no generation has been current yet; the ports do not listen
     OPENING = "opening"  # the first generation is ready, listen() is being called
     RUNNING = "running"
-    DRAINING = "draining"  # TERM came; in lame duck until the drain delay is over
+    DRAINING = "draining"  # TERM came; everything is served until the drain delay is over
     SHUTTING_OUT = "shutting out"  # new connections are kept out, handshakes under way complete
     AWAITING = "awaiting"  # nobody serves; a worker that is starting is awaited, to accept what the kernel has queued
     STOPPING = "stopping"  # the workers retire, then the agent finishes

@@ -60,7 +60,7 @@ def admin_state(
             for number, slot in supervisor.slots.all.items()
             if number < supervisor.size and number not in filled and slot.trouble
         ],
-        "lame_duck": supervisor.lame_duck.on is not None,
+        "draining": supervisor.drain.on is not None,
         "lost": supervisor.roster.lost,
         "reloads": dict(history.outcomes),
         "reload_seconds": dict(history.reload_seconds),

@@ -79,7 +79,7 @@ class Child:
 
     def close(self) -> None:
         """The child has been reaped: pass on its last words and close what is held for it."""
-        self.output.drain_after_death()
+        self.output.read_rest()
         self.counts.close()
         self.channel.close()
         self.outbox.close()
@@ -100,7 +100,7 @@ def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
     try:
         ours, theirs = pair()
     except OSError:
-        output.drain_after_death()
+        output.read_rest()
         raise
     own = ("--slot", str(worker.slot)) if isinstance(worker, Worker) else ()
     arguments = [
@@ -123,7 +123,7 @@ def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
         )
     except OSError:
         ours.close()
-        output.drain_after_death()
+        output.read_rest()
         raise
     finally:
         theirs.close()

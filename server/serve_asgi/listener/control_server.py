@@ -45,7 +45,7 @@ AT_LEAST: Final = 4
 FOLLOWED: Final = 1000
 """Records that wait for a follower at most."""
 LONGEST_DELAY: Final = 24 * 3600.0
-"""Seconds of lame duck before a stop that may be asked for at most."""
+"""Most seconds of draining that a stop may ask for."""
 STACKS_TIME: Final = 60.0
 """Seconds that may be asked for at most, for workers to tell their stacks."""
 
@@ -294,10 +294,10 @@ class ControlServer:
                 return {"ok": False, "text": "the listener was not replaced"}  # it has taken this task with it
             case "drain":
                 on = not request.off
-                self._server.post(e.LameDuckAsked(on=on, by_control=True))
+                self._server.post(e.DrainAsked(on=on, by_control=True))
                 if not await self._drained(on):
                     return {"ok": True, "text": "asked for; hooks that run before it are not done yet"}
-                return {"ok": True, "text": "in lame duck until told off" if on else "lame duck is off"}
+                return {"ok": True, "text": "draining until `serve drain --off`" if on else "drain ended"}
             case "stop":
                 return await self._stop(stream, request.delay, follows=follows)
             case "scale":
@@ -333,9 +333,9 @@ class ControlServer:
         return await self._tell(stream, asker)
 
     async def _drained(self, on: bool) -> bool:
-        """Wait until the lame duck is as it was told to be: the hooks pre_drain are done, or out of time."""
+        """Wait until the drain has begun or ended, as asked: the hooks pre_drain are done, or out of time."""
         with anyio.move_on_after(DRAIN_TIME):
-            while (status := self._server.status())["state"] == "running" and (status["lame_duck"] is None) is on:
+            while (status := self._server.status())["state"] == "running" and (status["draining"] is None) is on:
                 await self._news.wait()
             return True
         return False

@@ -3,7 +3,8 @@
 A worker writes the time into its row of the scoreboard once a second. One that has not done so for too long is asked
 for its stacks, over a way that does not need its loop; they are logged, and the supervisor is told, which has a
 replacement ready before it lets go of the worker. If its loop turns again by then, it retires as others do and loses
-nothing; if it never does, the hammer ends it. An agent is told to finish, and another one takes its place after it.
+nothing; if it never does, it is killed after the graceful timeout. An agent is told to finish, and another one takes
+its place after it.
 
 A worker is not blamed for the listener's own sleep: whatever stopped both (a suspended machine, a stopped control
 group, a machine without processor time) counts for nothing. One that a debugger holds is left alone.

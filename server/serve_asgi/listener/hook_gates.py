@@ -1,8 +1,8 @@
-"""Orders that wait for their hooks: the lame duck for pre_drain, a graceful stop for pre_stop.
+"""Orders that wait for their hooks: the drain for pre_drain, a graceful stop for pre_stop.
 
 It owns the orders that are held back meanwhile and gives each one back, in order, when its hooks are done or out of
 time: none is lost. Everything else passes at once: a second TERM ends the waiting, INT and QUIT wait for nothing. What
-was asked for behind a lame duck that waits (a reload, the end of the lame duck) stays behind it: until it has passed,
+was asked for behind a drain that waits (a reload, the end of the drain) stays behind it: until it has passed,
 later orders go to the end of the same queue.
 """
 
@@ -34,7 +34,7 @@ class Admitted(e.Event):
 
 
 class Gate(enum.Enum):
-    """CLOSED -> ASKING -> OPEN; that of the lame duck closes again behind the last order that was held."""
+    """CLOSED -> ASKING -> OPEN; that of the drain closes again behind the last order that was held."""
 
     CLOSED = "closed"
     ASKING = "asking"  # hooks are being run, orders are held
@@ -55,16 +55,16 @@ class Gates:
         self._stop_scope: anyio.CancelScope
         """Set with the gate of the stop ASKING."""
         self._held: list[e.Event] = []
-        """The lame duck that waits, and what was asked for behind it."""
+        """The drain that waits, and what was asked for behind it."""
         self._passing = 0
-        """Of these: how many are in the queue of events; the lame duck's gate is OPEN while there are any."""
+        """Of these: how many are in the queue of events; the drain's gate is OPEN while there are any."""
 
     @property
     def asking(self) -> str:
         """What orders are held for, pre_stop or pre_drain; "" if none are."""
         return "pre_stop" if self._stop is Gate.ASKING else "pre_drain" if self._drain is not Gate.CLOSED else ""
 
-    def admit(self, event: e.Event, in_lame_duck: bool) -> e.Event | None:
+    def admit(self, event: e.Event, draining: bool) -> e.Event | None:
         """The event that is to be handled now, or None: it is held and will come again."""
         if isinstance(event, Admitted):
             if event.by == "pre_drain":
@@ -76,8 +76,8 @@ class Gates:
         if isinstance(event, e.QuickStopAsked) and self._stop is Gate.ASKING:
             self._stop = Gate.OPEN
             self._stop_scope.cancel()
-        elif isinstance(event, (e.LameDuckAsked, e.ReloadAsked)):
-            return self._admit_to_drain(event, in_lame_duck)
+        elif isinstance(event, (e.DrainAsked, e.ReloadAsked)):
+            return self._admit_to_drain(event, draining)
         return event
 
     def _admit_stop(self, event: e.StopAsked) -> e.Event | None:
@@ -98,14 +98,14 @@ class Gates:
             self._stop = Gate.OPEN
             self._post(Admitted(event, "pre_stop"))
 
-    def _admit_to_drain(self, event: e.Event, in_lame_duck: bool) -> e.Event | None:
+    def _admit_to_drain(self, event: e.Event, draining: bool) -> e.Event | None:
         if self._drain is Gate.ASKING:
             self._held.append(event)
             return None
         if self._drain is Gate.OPEN:  # it was in the queue before what was held is
             self._pass(event)
             return None
-        begins = isinstance(event, e.LameDuckAsked) and event.on and not in_lame_duck
+        begins = isinstance(event, e.DrainAsked) and event.on and not draining
         if begins and self._running() and self._hooks.any("pre_drain"):
             self._drain = Gate.ASKING
             self._held = [event]
@@ -115,7 +115,7 @@ class Gates:
 
     async def _ask_before_drain(self) -> None:
         try:
-            await self._ask("pre_drain", "the server is about to be a lame duck")
+            await self._ask("pre_drain", "the server is about to drain")
         finally:
             held, self._held = self._held, []
             self._drain = Gate.OPEN

@@ -173,7 +173,7 @@ class Listener:
                 event: e.Event = e.Tick()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
-                if (order := self.gates.admit(event, self.supervisor.lame_duck.on is not None)) is not None:
+                if (order := self.gates.admit(event, self.supervisor.drain.on is not None)) is not None:
                     self._do(self._decide(order))
                 self.admin.changed()
                 if self.succession.due():
@@ -338,8 +338,8 @@ class Listener:
                     listening.close()
             case e.TellServe(worker):
                 self.crew.serve(worker)
-            case e.TellRetire(worker, reason, drain_queue):
-                self.crew.tell(worker, {"type": "retire", "reason": reason, "drain_queue": drain_queue})
+            case e.TellRetire(worker, reason, accept_queued):
+                self.crew.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
             case e.TellEnter(agent):
                 self.crew.tell(agent, {"type": "enter"})
             case e.TellFinish(agent, reason, timeout):
@@ -354,8 +354,8 @@ class Listener:
                 self.crew.introduce(sender, receiver, pair)
             case e.Kill(worker, why):
                 self._kill(worker, why)
-            case e.SetLameDuck(on):
-                self.crew.scoreboard.lame_duck = time.monotonic_ns() if on else 0
+            case e.SetDrain(on):
+                self.crew.scoreboard.draining_since = time.monotonic_ns() if on else 0
             case e.ReopenLogs():
                 logs.reopen()
                 self.admin.reopen()

@@ -48,7 +48,7 @@ def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Wo
 def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int) -> str | None:
     """What goes on at the moment that the manager has a timeout for, as a person reads it; None if nothing does.
 
-    `asking` says what hooks an order waits for, "" for none: it may be the stop, or a reload behind a lame duck;
+    `asking` says what hooks an order waits for, "" for none: it may be the stop, or a reload behind a drain;
     `in_progress` counts requests and WebSockets.
     """
     match state:
@@ -57,7 +57,7 @@ def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int
         case ServerState.RUNNING:
             return f"waiting for the hooks {asking}" if asking else "reloading" if reloading else None
         case ServerState.DRAINING:
-            return f"in lame duck before the stop: {counted(in_progress, 'request')} in progress"
+            return f"draining before the stop: {counted(in_progress, 'request')} in progress"
     return f"stopping: {counted(in_progress, 'request')} in progress"
 
 

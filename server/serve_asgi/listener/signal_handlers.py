@@ -16,7 +16,7 @@ from serve_asgi.supervisor import events as e
 _MEANINGS: Final[dict[signal.Signals, e.Event]] = {
     signal.SIGHUP: e.ReloadAsked(),
     signal.SIGUSR1: e.ReopenAsked(),
-    signal.SIGUSR2: e.LameDuckAsked(on=True),
+    signal.SIGUSR2: e.DrainAsked(on=True),
     signal.SIGTERM: e.StopAsked(),
     signal.SIGINT: e.QuickStopAsked(),
     signal.SIGQUIT: e.QuickStopAsked(),

@@ -15,7 +15,7 @@ from serve_asgi import __version__
 from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.history import History
-from serve_asgi.supervisor.drain import LameDuck
+from serve_asgi.supervisor.drain import Drain
 from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Worker
 from serve_asgi.supervisor.supervisor import Supervisor
 
@@ -57,7 +57,7 @@ def status(
         "state": supervisor.state.value,
         "uptime": round(now - started, 3),
         "listening": listening,
-        "lame_duck": _lame_duck(supervisor.lame_duck.on, scoreboard),
+        "draining": _drain(supervisor.drain.on, scoreboard),
         "generation": current,
         "starting": None if supervisor.candidate is None else supervisor.candidate.number,
         "reload_waiting": supervisor.requests.wanted is not None,
@@ -100,12 +100,12 @@ def _totals(scoreboard: Scoreboard, children: Mapping[int, Child]) -> Sequence[i
     return [sum(words) for words in zip(*known, strict=True)] or [0] * scoreboard.row_words
 
 
-def _lame_duck(lame_duck: LameDuck | None, scoreboard: Scoreboard) -> dict[str, Any] | None:
-    if lame_duck is None:
+def _drain(drain: Drain | None, scoreboard: Scoreboard) -> dict[str, Any] | None:
+    if drain is None:
         return None
     return {
-        "since": round((time.monotonic_ns() - scoreboard.lame_duck) / 1e9, 3),
-        "until": "told off" if lame_duck.by_control else "the next successful reload",
+        "since": round((time.monotonic_ns() - scoreboard.draining_since) / 1e9, 3),
+        "until": "`serve drain --off`" if drain.by_control else "the next successful reload",
     }
 
 

@@ -314,7 +314,7 @@ class Guard:
         self._siphon: Siphon | None = None
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if streams else -1
         self._moving = threading.Lock()  # held while anything moves out of a pipe or a sink
-        self._thread = threading.Thread(target=self._drain, name="serve-output", daemon=True)
+        self._thread = threading.Thread(target=self._write_queued, name="serve-output", daemon=True)
         for stream in streams:
             for target in stream.targets:
                 _by_lines(target)
@@ -399,7 +399,7 @@ class Guard:
         for stream in self._streams:
             stream.sink.write(pending.get(stream.sink.fileno(), b""))
 
-    def _drain(self) -> None:
+    def _write_queued(self) -> None:
         """The thread: until the pipes end, which a process's own descriptors 1 and 2 prevent while it lives."""
         reading = {stream.read_end: stream.sink for stream in self._streams}
         rest = 0.0  # until when (CLOCK_MONOTONIC, s) orphans are not looked at
@@ -572,7 +572,7 @@ class ChildOutput:
                 self._write_ends.append(write_end)
                 self._given.append(_opened_anew(stream.sink.fileno()))
         except BaseException:
-            self.drain_after_death()
+            self.read_rest()
             raise
 
     def child_fds(self) -> list[tuple[int, int]]:
@@ -611,7 +611,7 @@ class ChildOutput:
         self._write_ends.clear()
         self._given.clear()
 
-    def drain_after_death(self) -> None:
+    def read_rest(self) -> None:
         """The child has been reaped: pass on what it left in its pipes and close them. Waits for nothing.
 
         Processes that the child has left behind may hold both ends, clear O_NONBLOCK, and go on writing.

@@ -157,7 +157,7 @@ class Agents:
             text = (
                 f"{agent} has returned, and is not called again before a reload: its process stays for messages and "
                 "schedules alone. If it was to go on, look why it ended; if this is all that it has to do, let it end "
-                "with `await draining.wait()`"
+                "with `await retiring.wait()`"
             )
             self._say_of(agent, logging.WARNING, "agent_returned", text)
 

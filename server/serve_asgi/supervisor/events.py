@@ -40,8 +40,8 @@ class ReloadPrepared(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LameDuckAsked(Event):
-    """USR2 (until the next deploy), or the control command (until told off)."""
+class DrainAsked(Event):
+    """USR2 (until the next deploy), or the control command (until it ends it)."""
 
     on: bool
     by_control: bool = False
@@ -49,7 +49,7 @@ class LameDuckAsked(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StopAsked(Event):
-    """TERM: graceful; a second one is quick. `delay` (s) of lame duck before it, in place of --drain-delay."""
+    """TERM: graceful; a second one is quick. `delay` (s) of draining before it, in place of --drain-delay."""
 
     delay: float | None = None
 
@@ -273,11 +273,11 @@ class TellServe(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellRetire(Action):
-    """`drain_queue`: accept what is in the kernel's queue first, for nobody else will."""
+    """`accept_queued`: accept what is in the kernel's queue first, for nobody else will."""
 
     worker: Worker
     reason: str
-    drain_queue: bool
+    accept_queued: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -336,7 +336,7 @@ class Kill(Action):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SetLameDuck(Action):
+class SetDrain(Action):
     on: bool
 
 

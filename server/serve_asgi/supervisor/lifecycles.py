@@ -169,7 +169,7 @@ class Generation:
     number: int
     policy: Policy
     size: int
-    began: int  # the supervisor's event count at which its reload began, to compare with the lame duck's
+    began: int  # the supervisor's event count at which its reload began, to compare with the drain's
     tickets: list[int]  # requests that wait for its outcome
     began_at: float  # CLOCK_MONOTONIC, s
     state: GenerationState = GenerationState.STARTING

@@ -13,7 +13,7 @@ from typing import Any
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.agents import Agents
 from serve_asgi.supervisor.decisions import Decisions
-from serve_asgi.supervisor.drain import LameDuckSwitch
+from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import (
     Cause,
     Generation,
@@ -43,7 +43,7 @@ class Transaction:
         departures: Departures,
         slots: Slots,
         agents: Agents,
-        lame_duck: LameDuckSwitch,
+        drain: DrainSwitch,
     ) -> None:
         self._roster = roster
         self._decisions = decisions
@@ -52,7 +52,7 @@ class Transaction:
         self._departures = departures
         self._slots = slots
         self._agents = agents
-        self._lame_duck = lame_duck
+        self._drain_switch = drain
 
     # The beginning
 
@@ -67,7 +67,7 @@ class Transaction:
         if event.policy is not None:
             self._begin(preparation, event.policy)
         else:
-            self._requests.refused(event.trouble, event.detail, preparation, self._lame_duck.on is not None)
+            self._requests.refused(event.trouble, event.detail, preparation, self._drain_switch.on is not None)
 
     def _begin(self, preparation: Preparation, policy: Policy) -> None:
         roster = self._roster
@@ -143,7 +143,7 @@ class Transaction:
         if old is not None:
             old.become(GenerationState.RETIRING)
             self._requests.succeeded()
-            self._lame_duck.deployed(generation)
+            self._drain_switch.deployed(generation)
             self._departures.leave_all(old, "reload")
         else:
             roster.become(ServerState.RUNNING)
@@ -178,7 +178,7 @@ class Transaction:
         if roster.current is None:
             self._requests.give_up()
         else:
-            self._requests.refused(message, detail, generation, self._lame_duck.on is not None)
+            self._requests.refused(message, detail, generation, self._drain_switch.on is not None)
 
     def supersede(self) -> None:
         """Give up a generation that starts, for the reload that is wanted; who asked for it gets that one."""

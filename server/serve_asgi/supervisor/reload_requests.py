@@ -103,14 +103,14 @@ class ReloadRequests:
 
     # What comes of it
 
-    def refused(self, message: str, detail: str, since: Preparation | Generation, lame_duck: bool) -> None:
+    def refused(self, message: str, detail: str, since: Preparation | Generation, draining: bool) -> None:
         """All stays as it was, and those who asked are told why. `since` has their tickets."""
         assert self._roster.current is not None
         self.refusals += 1
         self.last_failure = message
         stays = f"generation {self._roster.current.number} serves on"
-        if lame_duck:
-            stays += ", still in lame duck"
+        if draining:
+            stays += ", still draining"
         text = f"reload refused, {stays}: {message}"
         about: dict[str, Any] = {"reason": message, "seconds": round(self._decisions.now - since.began_at, 3)}
         if isinstance(since, Generation):

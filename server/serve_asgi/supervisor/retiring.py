@@ -14,7 +14,7 @@ from serve_asgi.supervisor.hand_over_pairs import Introductions
 from serve_asgi.supervisor.lifecycles import Generation, Worker, WorkerState
 from serve_asgi.supervisor.state import Roster
 
-HAMMER_MARGIN: Final = 5.0
+KILL_MARGIN: Final = 5.0
 """Seconds that a retiring worker has on top of its own timeouts before the listener ends it with SIGKILL."""
 MAX_RECEIVERS: Final = 8
 """Receivers that a retiring worker is introduced to: n old times m new pairs would exhaust descriptors."""
@@ -45,13 +45,13 @@ class Departures:
     def retire(self, worker: Worker, reason: str) -> None:
         """Have it hand over, finish and end."""
         policy = worker.generation.policy
-        allowed = policy.graceful_timeout + policy.shutdown_timeout + HAMMER_MARGIN
+        allowed = policy.graceful_timeout + policy.shutdown_timeout + KILL_MARGIN
         worker.reason = reason
         worker.become(WorkerState.RETIRING, self._decisions.now + allowed)
         stopping = reason == "stop"
         if not stopping:
             self.introduce(worker)
-        self._decisions.do(e.TellRetire(worker, reason, drain_queue=stopping))
+        self._decisions.do(e.TellRetire(worker, reason, accept_queued=stopping))
         text = f"{worker} retires ({reason})"
         self._decisions.say_of(worker, logging.DEBUG, "worker_retiring", text, reason=reason)
 
@@ -59,7 +59,7 @@ class Departures:
         """Let go of a worker because the server stops: the receivers of those who retire already leave as well."""
         if worker.state is WorkerState.RETIRING:
             worker.reason = "stop"
-            self._decisions.do(e.TellRetire(worker, "stop", drain_queue=False))
+            self._decisions.do(e.TellRetire(worker, "stop", accept_queued=False))
         self.leave(worker, "stop")
 
     def cut_short(self, worker: Worker) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 from typing import Any, Final, TypeVar
 
-from serve_asgi.supervisor.drain import LameDuck
+from serve_asgi.supervisor.drain import Drain
 from serve_asgi.supervisor.hand_over_pairs import Fate, Introductions, Pair
 from serve_asgi.supervisor.lifecycles import (
     Agent,
@@ -60,7 +60,7 @@ def to_state(supervisor: Supervisor) -> State:
         "vacant_since": supervisor.agents.vacant_since,
         "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.all.items()},
         "current": supervisor.current.number,
-        "lame_duck": None if supervisor.lame_duck.on is None else _plain(supervisor.lame_duck.on),
+        "draining": None if supervisor.drain.on is None else _plain(supervisor.drain.on),
         "pairs": {str(number): _plain(pair) for number, pair in introductions.pairs.items()},
         "next_pair": introductions.next,
         "size": roster.size,
@@ -84,8 +84,8 @@ def from_state(state: State) -> Supervisor:
     supervisor.agents.restart = _made(Slot, state.get("agent_restart", {}))
     supervisor.agents.vacant_since = state.get("vacant_since", supervisor.agents.vacant_since)
     supervisor.slots.all = {int(number): _made(Slot, each) for number, each in state["slots"].items()}
-    if state["lame_duck"] is not None:
-        supervisor.lame_duck.on = _made(LameDuck, state["lame_duck"])
+    if state["draining"] is not None:
+        supervisor.drain.on = _made(Drain, state["draining"])
     _take_introductions(supervisor.departures.introductions, state, supervisor.roster.workers)
     supervisor.requests.done = state.get("reloads", 0)
     supervisor.requests.refusals = state.get("failed_reloads", 0)

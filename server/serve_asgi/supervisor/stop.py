@@ -1,5 +1,4 @@
-"""How the server ends: in lame duck for a while, new connections shut out, what is queued accepted, all retired; or at
-once.
+"""How the server ends: it drains, shuts new connections out, accepts queued ones, retires all workers; or at once.
 
 Its steps are the states of the server (`lifecycle.ServerState`) from DRAINING to STOPPED; each that waits has a
 deadline. The workers leave first, the agent after the last of them.
@@ -13,7 +12,7 @@ import math
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.agents import Agents
 from serve_asgi.supervisor.decisions import Decisions
-from serve_asgi.supervisor.drain import LameDuckSwitch
+from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import BEFORE_RUNNING, UP, ServerState, WorkerState, counted
 from serve_asgi.supervisor.reload import Transaction
 from serve_asgi.supervisor.retiring import Departures
@@ -31,14 +30,14 @@ class Stop:
         transaction: Transaction,
         departures: Departures,
         agents: Agents,
-        lame_duck: LameDuckSwitch,
+        drain: DrainSwitch,
     ) -> None:
         self._roster = roster
         self._decisions = decisions
         self._transaction = transaction
         self._departures = departures
         self._agents = agents
-        self._lame_duck = lame_duck
+        self._drain_switch = drain
         self.deadline = math.inf
         """Of the server's own state: the drain delay, or until nobody will come to serve."""
 
@@ -82,9 +81,9 @@ class Stop:
         self._roster.become(ServerState.DRAINING)
         self.deadline = self._decisions.now + delay
         self._transaction.give_up()
-        self._lame_duck.begin(by_control=True)
-        self._decisions.do(e.Announce("stopping", f"in lame duck for {delay:g} s before the stop"))
-        text = f"stopping in {delay:g} s; until then in lame duck"
+        self._drain_switch.begin(by_control=True, until="the stop")
+        self._decisions.do(e.Announce("stopping", f"draining for {delay:g} s before the stop"))
+        text = f"stopping in {delay:g} s; until then draining"
         self._decisions.say(logging.INFO, "stopping", text, delay=delay)
 
     def _shut_out(self) -> None:

@@ -6,7 +6,7 @@ retire, bad code takes nothing down, every wait has an end (each state's deadlin
 compares what is with what should be, so that no event needs to know what it interrupts.
 
 Who is there stands in `roster`, what one event leads to in `decisions`. Each subject has a part of its own, and those
-that come first know nothing of those after them: lame_duck, departures, arrivals, slots, agents, reload_requests,
+that come first know nothing of those after them: drain, departures, arrivals, slots, agents, reload_requests,
 transaction, stop. Here is what becomes of a single worker or agent, and the order in which the parts are asked.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Final
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.agents import Agents
 from serve_asgi.supervisor.decisions import Decisions
-from serve_asgi.supervisor.drain import LameDuckSwitch
+from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import (
     BEFORE_RUNNING,
     LEAVING,
@@ -55,7 +55,7 @@ class Supervisor:
     def __init__(self, policy: Policy) -> None:
         self.roster = roster = Roster(policy)
         self.decisions = decisions = Decisions()
-        self.lame_duck = LameDuckSwitch(decisions)
+        self.drain = DrainSwitch(decisions)
         self.departures = Departures(roster, decisions)
         self._arrivals = Arrivals(roster, decisions)
         self.slots = Slots(roster, decisions, self.departures)
@@ -69,14 +69,14 @@ class Supervisor:
             self.departures,
             self.slots,
             self.agents,
-            self.lame_duck,
+            self.drain,
         )
-        self._stop = Stop(roster, decisions, self._transaction, self.departures, self.agents, self.lame_duck)
+        self._stop = Stop(roster, decisions, self._transaction, self.departures, self.agents, self.drain)
         self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
             e.Tick: lambda _: None,
             e.ReloadAsked: self._on_reload,
             e.ReloadPrepared: self._transaction.prepared,
-            e.LameDuckAsked: self.lame_duck.asked,
+            e.DrainAsked: self.drain.asked,
             e.StopAsked: self._stop.asked,
             e.QuickStopAsked: lambda _: self._stop.quickly(),
             e.ScaleAsked: self._on_scale,
@@ -294,8 +294,8 @@ class Supervisor:
             case WorkerState.SWITCHING:
                 timeout = f"it did not begin to serve within {SWITCH_TIMEOUT:g} s"
             case state:
-                hammer = "the hammer: " if state is WorkerState.RETIRING else ""
-                self.departures.kill(worker, f"{hammer}it had not ended in time")
+                timeout = "the graceful timeout" if state is WorkerState.RETIRING else "its time to end"
+                self.departures.kill(worker, f"it had not ended when {timeout} was over")
                 return
         self.departures.kill(worker, timeout)
         worker.become(WorkerState.ENDING)

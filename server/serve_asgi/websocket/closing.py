@@ -1,8 +1,8 @@
 """The ends of a WebSocket, and the state, deadline and waiting that they need.
 
 It owns the state, the one deadline, and all that closes: the closing handshake, refusals, the keep-alive, a client that
-does not read, the worker's retiring and its hammer. What the application and the client say to each other is in
-`websocket`, which derives from this; states and timing are in `websocket_lifecycle`.
+does not read, the worker's retiring and the graceful timeout. What the application and the client say to each other is
+in `websocket`, which derives from this; states and timing are in `websocket_lifecycle`.
 
 How it ends, and what each side is told:
 
@@ -75,7 +75,6 @@ class Endings(asyncio.Protocol):
         "_client",
         "_denial",
         "_disconnect",
-        "_drains",
         "_end",
         "_eof",
         "_framing",
@@ -92,6 +91,7 @@ class Endings(asyncio.Protocol):
         "_task",
         "_transport",
         "_unsent",
+        "_write_waiters",
         "_writing_paused",
         "deadline",
     )
@@ -113,7 +113,7 @@ class Endings(asyncio.Protocol):
         self._receivers: list[asyncio.Future[None]] = []
         self._disconnect: Message | None = None
         """What `receive` returns once the messages before it are read; set when the connection stops being open."""
-        self._drains: list[asyncio.Future[None]] = []
+        self._write_waiters: list[asyncio.Future[None]] = []
         self._reading_paused = False
         self._writing_paused = False
         self._stalled = math.inf
@@ -215,7 +215,7 @@ class Endings(asyncio.Protocol):
             self.deadline = self._keep_alive.deadline
         elif self._state is DENYING:
             self.deadline = math.inf
-        self._wake(self._drains)
+        self._wake(self._write_waiters)
 
     # Ending
 
@@ -374,7 +374,7 @@ class Endings(asyncio.Protocol):
 
     def _retire_code(self) -> int:
         """RFC 6455 7.4.1 and the registry: going away for good, or a restart after which one may come back."""
-        return 1001 if self._service.draining.reason == "stop" else 1012
+        return 1001 if self._service.retiring.reason == "stop" else 1012
 
     def _cancel_retirement(self) -> None:
         if self._retire_timer is not None:
@@ -382,7 +382,7 @@ class Endings(asyncio.Protocol):
             self._retire_timer = None
 
     def cut(self) -> bool:
-        """The hammer: say the close code if that takes no waiting, cancel the application, drop the connection."""
+        """At the graceful timeout: send a close frame if nothing waits, cancel the application, cut the connection."""
         state = self._state
         if state is CLOSED:
             return False

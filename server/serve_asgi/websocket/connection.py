@@ -131,7 +131,7 @@ class WebSocketConnection(Endings):
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        if service.draining.is_set():  # the worker has told the connections that it retires before this one was there
+        if service.retiring.is_set():  # the worker has told the connections that it retires before this one was there
             self.retire()
         task = _start(service, self._run())
         if not task.done():
@@ -248,7 +248,7 @@ class WebSocketConnection(Endings):
         self.deadline = math.inf
         self._cancel_retirement()
         self._tell_disconnect(1006, "")
-        self._wake(self._drains)
+        self._wake(self._write_waiters)
         service.forget(self)
 
     def resume_writing(self) -> None:
@@ -416,7 +416,7 @@ class WebSocketConnection(Endings):
     async def _writable(self) -> None:
         """Wait until the transport has caught up. The client's end of it is `--write-timeout`."""
         while self._writing_paused and self._state is not CLOSED:
-            await self._wait(self._drains)
+            await self._wait(self._write_waiters)
 
     def _data_frame(self, message: Message) -> bytes:
         """The frame of a `websocket.send` whose content is not plainly bytes."""

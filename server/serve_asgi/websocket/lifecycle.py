@@ -22,7 +22,7 @@ LINGER_TIMEOUT: Final = 2.0
 LINGER_BYTES: Final = 256 * 1024
 """What is read and thrown away meanwhile; at more the connection is cut."""
 RETIRE_MARGIN: Final = 1.0
-"""The last close of a late drain comes this long before the hammer, in seconds, so that it can be answered."""
+"""With `--ws-retire late` the last close comes this long (s) before the graceful timeout: time for its answer."""
 
 
 class State(enum.Enum):
@@ -95,18 +95,18 @@ class KeepAlive:
         return Pulse.DEAD
 
 
-def closing_moment(config: Config, now: float, hammer: float, share: float | None = None) -> float:
+def closing_moment(config: Config, now: float, deadline: float, share: float | None = None) -> float:
     """When a retiring worker closes this WebSocket (loop time, s), so that the clients do not come back all at once.
 
-    `hammer` is when the graceful timeout ends; `share` (0 to 1, at random if None) is this connection's place in the
-    window. Infinity if there is no hammer to be early for.
+    `deadline` is when the graceful timeout ends; `share` (0 to 1, at random if None) is this connection's place in the
+        window. Infinity if there is no deadline to be early for.
     """
-    window = config.ws_drain_window
-    if config.ws_drain == "early":
+    window = config.ws_retire_window
+    if config.ws_retire == "early":
         first, last = now, now + window
-    elif math.isinf(hammer):
+    elif math.isinf(deadline):
         return math.inf
     else:
-        first = max(now, hammer - window)
-        last = max(first, hammer - RETIRE_MARGIN)
+        first = max(now, deadline - window)
+        last = max(first, deadline - RETIRE_MARGIN)
     return first + (last - first) * (random.random() if share is None else share)

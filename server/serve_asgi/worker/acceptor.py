@@ -122,7 +122,7 @@ class Acceptor:
             listening.close()
         self._sockets = []
 
-    def drain(self) -> bool:
+    def accept_queued(self) -> bool:
         """Accept all that is in the kernel's queues, with what is kept as well; False if even that is not enough."""
         for listening in self._sockets:
             while self._accept(listening) >= 0:

@@ -72,7 +72,7 @@ class Ticker:
         service.tick()
         self._write_gauges()
         self._surplus.tick(now, service.cells[Cell.RSS])
-        self._watch_lame_duck()
+        self._watch_drain()
         self._ticked()
         self._expire(now)
         if service.access_log is not None:
@@ -132,8 +132,8 @@ class Ticker:
             oldest = min([each.asked_at() for each in self._service.connections], default=math.inf)
         cells[Cell.OLDEST] = int(oldest * 1e9) if oldest < math.inf else 0
 
-    def _watch_lame_duck(self) -> None:
-        since = self._service.scoreboard.lame_duck
+    def _watch_drain(self) -> None:
+        since = self._service.scoreboard.draining_since
         late = bool(since) and time.monotonic_ns() - since >= self._config.drain_close_after * 1e9
         self._service.close_answers = late or self._service.phase is Phase.CLOSING
 

@@ -1,6 +1,6 @@
 """The worker's end when its listener is dead and its own loop does not turn.
 
-A worker whose listener dies drains and leaves by itself, if its loop turns; one that an import or a handler of the
+A worker whose listener dies retires by itself, if its loop turns; one that an import or a handler of the
 application blocks would live for ever and keep the port from the next server, since nobody is left to kill it. A
 thread waits for the end of the channel in its place (law 5: every wait has an end). It needs the interpreter lock:
 code of an extension that never gives it up cannot be ended this way.

@@ -264,7 +264,7 @@ class Watchdog:
             try:
                 for fd, _ in events:
                     if fd in (self._wake, self._timer.fd):
-                        _drain(fd)
+                        _empty(fd)
                     elif not self._serve_request():
                         poll.unregister(fd)
                 self._look(time.monotonic(), bool(events))
@@ -445,6 +445,6 @@ else:
         _library.timerfd_settime(fd, _TIMER_ABSTIME, when, None)
 
 
-def _drain(fd: int) -> None:
+def _empty(fd: int) -> None:
     with contextlib.suppress(BlockingIOError):
         os.read(fd, 8)

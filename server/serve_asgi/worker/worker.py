@@ -18,8 +18,8 @@ import anyio
 from serve_asgi.app import link
 from serve_asgi.app import loading as specification
 from serve_asgi.app.background_work import work
-from serve_asgi.app.draining import draining
 from serve_asgi.app.link import Identity
+from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, StartError, UsageError
@@ -59,7 +59,7 @@ EXIT_TIME: Final = 2.0
 UNREADY_TIME: Final = 1.0
 """Seconds that a worker which never was ready has to end when its listener is dead: it holds nothing but the port."""
 CLOSE_TIME: Final = 2.0
-"""Seconds that connections have to flush and close after the hammer, and held offers to be settled."""
+"""Seconds that connections have to flush and close after the graceful timeout, and held offers to be settled."""
 
 PARENT_TIME: Final = 1.0
 """Seconds in which a listener whose end of the channel has closed must have ended, or else it lives."""
@@ -77,7 +77,7 @@ class Order(enum.Enum):
 
     RETIRE = "retire"  # finish what is in progress, within the graceful timeout
     QUIT = "quit"  # at once
-    LISTENER_DIED = "listener died"  # as RETIRE, and nobody else drains the port's queue
+    LISTENER_DIED = "listener died"  # as RETIRE, and nobody else accepts what is in the port's queue
 
 
 class Worker:
@@ -117,7 +117,7 @@ class Worker:
         self._quit = anyio.Event()
         self._reason = ""
         self._ready = False
-        self._drain_queue = False
+        self._accept_queued = False
         self._cut = 0
         self._awaited = 0  # receivers whose introduction got lost and comes again
         self.access_log: access_log.AccessLog | None = None
@@ -208,7 +208,7 @@ class Worker:
             forks.leave(error)
             detail = application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
-        self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, draining)
+        self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, retiring)
         service.shared = shared
         if self.hub is not None:
             service.catch_up = CatchingUp(self.hub, service.published)
@@ -244,7 +244,7 @@ class Worker:
             await self._ordered.wait()
             if self._order is Order.QUIT:
                 self.acceptor.stop(last_look=False)
-                self._hammer()
+                self._cut_the_rest()
             else:
                 await self._retire()
             await self._settle_handovers()
@@ -264,7 +264,7 @@ class Worker:
         await self._stop_accepting()
         if self._reason == "reload":
             await self._generation_stopped()
-        draining.begin(self._reason)
+        retiring.begin(self._reason)
         self._retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
             if self.hub is not None and self._order is not Order.LISTENER_DIED:
@@ -274,7 +274,7 @@ class Worker:
                 tasks.start_soon(hidden, self._close_remaining)
                 await self._empty()
                 tasks.cancel_scope.cancel()
-        self._hammer()
+        self._cut_the_rest()
         with anyio.move_on_after(CLOSE_TIME):
             await self._empty()
 
@@ -304,7 +304,7 @@ class Worker:
                 return
 
     async def _close_remaining(self) -> None:
-        """If nobody can take connections, tell them of the end in time, so that the hammer finds none waiting."""
+        """If nobody can take connections, close them before the graceful timeout would cut them."""
         await anyio.sleep(self.config.graceful_timeout * (1 - CLOSING_SHARE))
         if not self.departures.can_go():
             self._give_up()
@@ -339,10 +339,10 @@ class Worker:
             for listening, described in zip(self.sockets, self.welcome["sockets"], strict=True):
                 if described["owned"]:
                     shut_out(listening, Kind(described["kind"]))
-        if alone or self._drain_queue:
+        if alone or self._accept_queued:
             with anyio.move_on_after(self.config.graceful_timeout * (1 - CLOSING_SHARE)):
-                while not self.acceptor.drain() and not self._quit.is_set():
-                    draining.begin(self._reason)
+                while not self.acceptor.accept_queued() and not self._quit.is_set():
+                    retiring.begin(self._reason)
                     self._retire_connections()  # the end of each makes room for one who waits
                     await anyio.sleep(descriptors.PAUSE)
         self.acceptor.stop()
@@ -356,7 +356,7 @@ class Worker:
             return True
         return False
 
-    def _hammer(self) -> None:
+    def _cut_the_rest(self) -> None:
         """Cut what has not ended, and count it."""
         for connection in list(self.service.connections):
             if connection.cut():
@@ -443,7 +443,7 @@ class Worker:
         except (EOFError, ChannelError, OSError) as error:
             if not isinstance(error, EOFError):
                 log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
-            log.warning("the listener is gone; this worker drains and leaves", extra=about("listener_died"))
+            log.warning("the listener is gone; this worker retires", extra=about("listener_died"))
             self.leave(Order.LISTENER_DIED, "the listener died")
             if hasattr(self, "arrivals"):
                 self.arrivals.expect_no_verdict()
@@ -466,7 +466,7 @@ class Worker:
                 self.acceptor.start()
                 self.outbox.tell({"type": "accepts"})
             case "retire":
-                self._drain_queue = packet["drain_queue"]
+                self._accept_queued = packet["accept_queued"]
                 self.leave(Order.RETIRE, packet["reason"])
             case "neighbours":
                 for (index, serial), row in zip(packet["rows"], received, strict=False):  # lost ones are done without

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from serve_asgi import draining
+from serve_asgi import retiring
 
 
 async def home(request):
@@ -17,10 +17,10 @@ async def home(request):
 
 async def events(request):
     async def generate():
-        while not draining():
+        while not retiring():
             yield {"data": "tick"}
             await asyncio.sleep(0.02)
-        yield {"event": "leaving", "data": draining.reason}
+        yield {"event": "leaving", "data": retiring.reason}
 
     return EventSourceResponse(generate())
 
@@ -28,10 +28,10 @@ async def events(request):
 async def stream(request):
     async def generate():
         yield "begun\n"
-        while not draining():
+        while not retiring():
             yield "on\n"
             await asyncio.sleep(0.02)
-        yield f"end: {draining.reason}\n"
+        yield f"end: {retiring.reason}\n"
 
     return StreamingResponse(generate())
 

@@ -236,7 +236,7 @@ function notes() {
   if (now.state !== "running") found.push(element("span", "chip warn", now.state));
   if (now.starting) found.push(element("span", "chip", `generation ${now.starting} starts`));
   if (now.reload_waiting) found.push(element("span", "chip", "a reload waits"));
-  if (now.lame_duck) found.push(element("span", "chip warn", "lame duck"));
+  if (now.draining) found.push(element("span", "chip warn", "draining"));
   for (const slot of now.degraded) found.push(element("span", "chip bad", `slot ${slot} degraded`));
   if (now.agent_missing) found.push(element("span", "chip bad", "no agent"));
   if (now.agent_returned) found.push(element("span", "chip warn", "the agent has returned"));

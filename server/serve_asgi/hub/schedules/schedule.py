@@ -43,7 +43,7 @@ class Outcome(enum.Enum):
     OK = "ok"
     FAILED = "failed"  # the function raised
     TIMEOUT = "timeout"
-    CUT = "cut"  # its process retired, and it had not ended by the hammer
+    CUT = "cut"  # its process retired, and it had not ended by the graceful timeout
     DIED = "died"  # its process died
     SKIPPED = "skipped"  # overlap
     PAUSED = "paused"

@@ -1,7 +1,7 @@
 """Knowing when this worker retires, so that a long answer (an event stream, a WebSocket) can end well.
 
-`draining` is one object per process: call it to ask, await `draining.wait()` to be told. Elsewhere (under another
-server, in a test) it never drains, so that code that uses it runs unchanged. The worker sets it, once, when it begins
+`retiring` is one object per process: call it to ask, await `retiring.wait()` to be told. Elsewhere (under another
+server, in a test) it is never set, so that code that uses it runs unchanged. The worker sets it, once, when it begins
 to retire.
 """
 
@@ -11,7 +11,7 @@ import asyncio
 from typing import Final
 
 
-class Draining:
+class RetiringFlag:
     """Whether the worker of this process has begun to retire."""
 
     __slots__ = ("_reason", "_waiters")
@@ -52,4 +52,4 @@ class Draining:
                 waiter.set_result(reason)
 
 
-draining: Final = Draining()
+retiring: Final = RetiringFlag()
