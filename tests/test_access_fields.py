@@ -87,7 +87,7 @@ def test_every_atom_of_gunicorn_is_understood(tmp_path: Path) -> None:
 
 
 def test_a_made_id_is_the_answers_own(tmp_path: Path) -> None:
-    assert written(tmp_path / "a", "%(request_id)s %(s)s", request_id="make") == ["made 200"]
+    assert written(tmp_path / "a", "%(request_id)s %(s)s", request_id="generate") == ["made 200"]
 
 
 def test_a_size_of_nothing(tmp_path: Path) -> None:

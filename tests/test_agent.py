@@ -673,7 +673,7 @@ late = Late()
 
 def test_one_that_is_told_to_finish_at_the_moment_when_it_is_entered_is_left_in_order(tmp_path: Path) -> None:
     write(tmp_path, more=ENTERS_LATE)
-    server = RunningServer("app:app", "--agent", "app:late", "--block-warn", "0", directory=tmp_path)
+    server = RunningServer("app:app", "--agent", "app:late", "--block-warning", "0", directory=tmp_path)
     try:
         wait_for(tmp_path, "enter")
         server.signal(signal.SIGTERM)

@@ -51,7 +51,7 @@ def test_a_worker_may_die_of_a_signal_without_a_name(project: Path) -> None:
 
 def test_signals_up_to_the_last_moment_change_nothing_about_the_end(project: Path) -> None:
     """HUP, USR1 and USR2 without a handler are death: the pid file would stay, and the exit status would lie."""
-    with running("app:app", "--pid", "server.pid", directory=project) as server:
+    with running("app:app", "--pid-file", "server.pid", directory=project) as server:
         server.signal(signal.SIGTERM)
         while server.process.poll() is None:
             for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

@@ -23,7 +23,7 @@ def within(mounts: str, *arguments: str) -> list[str]:
 
 @as_root
 @pytest.mark.parametrize(
-    "options", [("--pid", "small/pid"), ("--bind", "unix:small/socket"), ("--state", "small/state")]
+    "options", [("--pid-file", "small/pid"), ("--bind", "unix:small/socket"), ("--state", "small/state")]
 )
 def test_a_full_disk_at_the_start_is_a_sentence_and_nothing_is_left_there(
     tmp_path: Path, options: tuple[str, str]

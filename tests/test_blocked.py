@@ -71,8 +71,8 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": told})
 """
 
-WARN = ("--block-warn", "0.3", "--worker-timeout", "0")
-REPLACE = ("--block-warn", "0", "--worker-timeout", "1", "--graceful-timeout", "2", "--shutdown-timeout", "0")
+WARN = ("--block-warning", "0.3", "--worker-timeout", "0")
+REPLACE = ("--block-warning", "0", "--worker-timeout", "1", "--graceful-timeout", "2", "--shutdown-timeout", "0")
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_what_blocks_the_loop_is_logged_once_and_so_is_its_end(directory: Path, 
     with running("app:app", *WARN, "--loop", loop, directory=directory) as server, connect(server) as connection:
         ask(connection, "/sleep/1.5?secret=1")
         (warning,) = server.logged(r"warning: the event loop has been blocked.*?time.sleep\(float\(how\)\)")
-        assert "(--block-warn 0.3)" in warning
+        assert "(--block-warning 0.3)" in warning
         assert "GET /sleep/1.5\n" in warning  # and no query
         assert re.search(r'File ".*app.py", line \d+, in app\n', warning)
         assert "server/serve_asgi/worker" not in warning  # the application's frames alone
@@ -143,7 +143,7 @@ def test_a_process_that_was_stopped_says_so(directory: Path) -> None:
 
 def test_a_busy_loop_that_turns_is_not_told_of(directory: Path) -> None:
     """Many short blockings are none."""
-    with running("app:app", "--block-warn", "0.5", directory=directory) as server, connect(server) as connection:
+    with running("app:app", "--block-warning", "0.5", directory=directory) as server, connect(server) as connection:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
             assert request(connection, "/sleep/0.05")[0] == 200
@@ -239,7 +239,7 @@ def test_the_listeners_own_sleep_is_not_the_workers_fault(directory: Path) -> No
 
 def test_stacks_of_workers_that_wait_block_and_stand_still(directory: Path) -> None:
     with (
-        running("app:app", "--workers", "4", "--block-warn", "0", directory=directory) as server,
+        running("app:app", "--workers", "4", "--block-warning", "0", directory=directory) as server,
         contextlib.ExitStack() as connections,
     ):
         pids = {pid: connections.enter_context(held) for pid, held in one_connection_each(server).items()}
@@ -317,7 +317,7 @@ def test_no_worker_is_hurt_by_a_signal_that_it_cannot_take(directory: Path) -> N
     (directory / "bare.py").write_text(
         APP + "import faulthandler, signal\nfaulthandler.unregister(signal.SIGRTMIN + 9)\n"
     )
-    with running("bare:app", "--block-warn", "0", directory=directory) as server, connect(server) as connection:
+    with running("bare:app", "--block-warning", "0", directory=directory) as server, connect(server) as connection:
         ask(connection, "/keep/2")
         server.wait_until(lambda status: status["workers"][0]["in_flight"] == 1)
         (told,) = asked_stacks(server, timeout=1.0)

@@ -270,7 +270,7 @@ def test_a_save_while_the_application_is_imported_for_the_first_time_is_not_miss
 @pytest.mark.once
 def test_what_the_server_writes_itself_is_no_change(project: Path) -> None:
     """Although all files count: a reload is logged, and a log that counted would lead to the next one."""
-    files = ("--log-file", "server.log", "--access-log-file", "access.log", "--pid", "serve.pid")
+    files = ("--log-file", "server.log", "--access-log-file", "access.log", "--pid-file", "serve.pid")
     with running("app:app", "--reload", "--reload-include", "*", *files, directory=project) as server:
         server.wait_until(lambda _: "watching for changes" in (project / "server.log").read_text())
         (project / "app.py").write_text(version(2))

@@ -144,7 +144,14 @@ def test_the_next_start(tmp_path: Path, ended: list[int], where: str) -> None:
         fds = (free.fileno(),) if where == "fd" else ()
         pid_file = tmp_path / "pid"
         more: Any = {"directory": tmp_path, "bind": bind, "pass_fds": fds}
-        arguments: tuple[str, ...] = ("--workers", "2", "--pid", str(pid_file), "--control", str(tmp_path / "control"))
+        arguments: tuple[str, ...] = (
+            "--workers",
+            "2",
+            "--pid-file",
+            str(pid_file),
+            "--control",
+            str(tmp_path / "control"),
+        )
         if where == "fd":
             arguments += ("--fd", str(free.fileno()))
         file = tmp_path / "told"

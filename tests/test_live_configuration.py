@@ -289,8 +289,12 @@ def shown(server: RunningServer) -> dict[str, Any]:
 
 @pytest.mark.once
 def test_a_command_finds_the_server_by_the_file(project: Path) -> None:
-    with running("app:app", "--pid", "serve.pid", directory=project) as server:
-        for text in (f"control = '{server.control}'\n", "pid = 'serve.pid'\n", "pid = 'serve.pid'\ncontrol = 'gone'\n"):
+    with running("app:app", "--pid-file", "serve.pid", directory=project) as server:
+        for text in (
+            f"control = '{server.control}'\n",
+            "pid-file = 'serve.pid'\n",
+            "pid-file = 'serve.pid'\ncontrol = 'gone'\n",
+        ):
             write(server, text)
             command = [sys.executable, "-m", "serve_asgi", "status", "--json"]
             environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -303,7 +307,7 @@ def test_a_command_finds_the_server_by_the_file(project: Path) -> None:
 @pytest.mark.once
 def test_the_longest_times_are_no_mistake(project: Path) -> None:
     """People write them for "never"."""
-    write(project, "block-warn = 1e300\nworker-timeout = 1e300\nkeep-alive = 1e300\ngraceful-timeout = 1e300\n")
+    write(project, "block-warning = 1e300\nworker-timeout = 1e300\nkeep-alive = 1e300\ngraceful-timeout = 1e300\n")
     with running("app:app", directory=project) as server:
         reload(server)
         assert ask(server)[0] == 200

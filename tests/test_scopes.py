@@ -97,7 +97,7 @@ REQUESTS = (
 )
 
 
-@pytest.mark.parametrize("arguments", [(), ("--early-hints", "--request-id", "make", "--root-path", "/root")])
+@pytest.mark.parametrize("arguments", [(), ("--early-hints", "--request-id", "generate", "--root-path", "/root")])
 def test_a_scope_is_plain_data_and_the_calls_own_at_every_depth(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "app.py").write_text(APPLICATION)
     told = []

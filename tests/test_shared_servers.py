@@ -245,7 +245,7 @@ def blocked(worker: Worker, gate: Path) -> None:
 @every_kind
 def test_who_lags_is_named_and_catches_up_before_its_next_request(kept: tuple[str, ...], directory: Path) -> None:
     """Requests wait in the sockets of the blocked worker before the write; still they see what was written."""
-    arguments = ("--no-access-log", "--workers", "3", "--block-warn", "0", *kept)
+    arguments = ("--no-access-log", "--workers", "3", "--block-warning", "0", *kept)
     with running("app:app", *arguments, directory=directory) as server, workers(server, 3, each=4) as slots:
         one, other, third = slots
         one[0].call("set", "k", "old")
@@ -303,7 +303,7 @@ def frame(connection: socket.socket, handshake: bool = True) -> Any:
 
 def test_a_message_of_a_websocket_sees_what_was_written_before_it(directory: Path) -> None:
     """It waits in a socket of the blocked worker, with more changes than the worker reads in one turn of its loop."""
-    arguments = ("--no-access-log", "--workers", "2", "--block-warn", "0")
+    arguments = ("--no-access-log", "--workers", "2", "--block-warning", "0")
     with running("app:app", *arguments, directory=directory) as server, workers(server, 2, each=2) as slots:
         (writer, *_), (other, client, *_) = slots
         upgrade(client.connection)

@@ -47,7 +47,7 @@ def same(status: dict[str, Any]) -> dict[str, Any]:
 
 def test_everything_is_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
-    options = ("--workers", "2", "--pid", "pid", "--bind", f"unix:{tmp_path}/app.sock", "--bind", "127.0.0.1:0")
+    options = ("--workers", "2", "--pid-file", "pid", "--bind", f"unix:{tmp_path}/app.sock", "--bind", "127.0.0.1:0")
     command = [sys.executable, "-X", "whatever", "-um", "serve_asgi"]
     with running("app:app", *options, directory=tmp_path, bind="", command=command) as server:
         server.signal(signal.SIGHUP)

@@ -69,13 +69,13 @@ def test_what_an_id_is(value: bytes, valid: bool) -> None:
 
 
 def test_what_was_no_id_is_replaced() -> None:
-    ids = RequestIds(Config(request_id="make", request_id_header="X-Correlation"))
+    ids = RequestIds(Config(request_id="generate", request_id_header="X-Correlation"))
     headers = [(b"x-correlation", b"a b"), (b"host", b"x")]
-    made = ids.keep_or_make(headers)
+    made = ids.keep_or_generate(headers)
     assert re.fullmatch(MADE.decode(), made)
     assert headers == [(b"host", b"x"), (b"x-correlation", made.encode())]
-    assert ids.keep_or_make(headers) == made
-    assert len({ids.keep_or_make([]) for _ in range(100)}) == 100
+    assert ids.keep_or_generate(headers) == made
+    assert len({ids.keep_or_generate([]) for _ in range(100)}) == 100
 
 
 # ---- seen in a server
@@ -94,7 +94,7 @@ def exchange(server: RunningServer, *lines: bytes) -> bytes:
 
 def test_an_id_is_made_seen_by_the_application_logged_and_returned(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(ECHO)
-    options = ("--request-id", "return", "--access-log-format", "json", "--access-log-file", str(tmp_path / "access"))
+    options = ("--request-id", "echo", "--access-log-format", "json", "--access-log-file", str(tmp_path / "access"))
     with running("app:app", *options, directory=tmp_path) as server:
         answered = exchange(server, b"GET /made HTTP/1.1")
         made = re.findall(rb"\r\nx-request-id: (" + MADE + rb")\r\n", answered)
@@ -118,7 +118,7 @@ def test_an_id_is_made_seen_by_the_application_logged_and_returned(tmp_path: Pat
 def test_a_websocket_has_an_id_as_well(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(ECHO)
     style = "%(request_id)s %(scheme)s %(s)s"
-    options = ("--request-id", "return", "--access-log-format", style, "--access-log-file", str(tmp_path / "access"))
+    options = ("--request-id", "echo", "--access-log-format", style, "--access-log-file", str(tmp_path / "access"))
     with running("app:app", *options, directory=tmp_path) as server, connect(server) as connection:
         connection.sendall(
             b"GET / HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"

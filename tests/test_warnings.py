@@ -55,7 +55,7 @@ def test_a_whole_life(tmp_path: Path, loop: str) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        ("app:nothing", "--bind", "127.0.0.1:0", "--pid", "pid", "--admin", "127.0.0.1:0"),
+        ("app:nothing", "--bind", "127.0.0.1:0", "--pid-file", "pid", "--admin", "127.0.0.1:0"),
         ("app:app", "--bind", "127.0.0.1:0", "--state", "/nonexistent/state"),
         ("app:app", "--bind", "127.0.0.1:0", "--bind", "unix:/nonexistent/socket"),
         ("app:app", "--bind", "127.0.0.1:0", "--agent", "app:nothing"),

@@ -17,7 +17,7 @@ def shared_by_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runni
     directory = tmp_path_factory.mktemp("shared")
     (directory / "app.py").write_text(SLOW)
     (directory / "serve.toml").write_text("keep-alive = 33\n")
-    more = ("--workers", "2", "--log-file", "log", "--pid", "pid", "--bind", f"unix:{directory}/http.sock")
+    more = ("--workers", "2", "--log-file", "log", "--pid-file", "pid", "--bind", f"unix:{directory}/http.sock")
     with running("app:app", *more, directory=directory, environment={"SERVE_BACKLOG": "77"}) as server:
         yield server
         print((directory / "log").read_text())

@@ -31,7 +31,17 @@ def unnamed(directory: Path, *arguments: str) -> Iterator[int]:
     """A server that was told nothing of where its control socket should be; gives its PID."""
     pid_file = directory / "serve.pid"
     process = subprocess.Popen(
-        [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--pid", str(pid_file), *arguments],
+        [
+            sys.executable,
+            "-m",
+            "serve_asgi",
+            "app:app",
+            "--bind",
+            "127.0.0.1:0",
+            "--pid-file",
+            str(pid_file),
+            *arguments,
+        ],
         cwd=directory,
         env=environment(XDG_RUNTIME_DIR=str(directory)),
     )
@@ -71,7 +81,7 @@ def test_by_itself_and_by_its_pid_file(runtime: Path) -> None:
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert control_client.find() == path
         assert control_client.find(pid_file=str(runtime / "serve.pid")) == path
-        done = serve(None, "status", "--pid", str(runtime / "serve.pid"))  # wherever its socket is
+        done = serve(None, "status", "--pid-file", str(runtime / "serve.pid"))  # wherever its socket is
         assert f"PID {pid}: running, healthy" in done.stdout
     assert not path.exists()
     with pytest.raises(UsageError, match="cannot be read; is the server running"):
@@ -88,7 +98,7 @@ def test_several_are_told_apart(runtime: Path, server: RunningServer) -> None:
         for each in (server, other):
             host, port = each.address()
             assert f"PID {each.pid} (app:app on http://{host}:{port}" in str(caught.value)
-        assert str(caught.value).endswith("; name one with --control PATH or --pid PATH")
+        assert str(caught.value).endswith("; name one with --control PATH or --pid-file PATH")
         assert other.stop() == 0
         assert control_client.find().stem == str(server.pid)  # the other's socket is that of a dead server
 
@@ -97,18 +107,18 @@ def test_a_pid_file_finds_the_socket_wherever_it_is(server: RunningServer) -> No
     """Also beside a unix socket that the server serves on."""
     pid_file = str(server.directory / "pid")
     assert control_client.find(pid_file=pid_file) == server.control
-    assert serve(None, "status", "--pid", pid_file).returncode == 0
+    assert serve(None, "status", "--pid-file", pid_file).returncode == 0
 
 
 def test_a_pid_file_that_is_wrong_is_a_sentence(tmp_path: Path) -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     (tmp_path / "pid").write_text(f"{done.pid}\n")
-    told = serve(None, "status", "--pid", str(tmp_path / "pid"))
+    told = serve(None, "status", "--pid-file", str(tmp_path / "pid"))
     assert (told.returncode, told.stdout) == (2, "")
     assert f"no process has the PID {done.pid}" in told.stderr
     (tmp_path / "pid").write_text(f"{os.getpid()}\n")
-    told = serve(None, "status", "--pid", str(tmp_path / "pid"))
+    told = serve(None, "status", "--pid-file", str(tmp_path / "pid"))
     assert f"the server with PID {os.getpid()} has no control socket that answers" in told.stderr
 
 
@@ -121,7 +131,7 @@ def test_a_socket_that_is_no_control_socket_is_a_sentence(server: RunningServer)
 def test_without_a_control_socket(runtime: Path) -> None:
     with unnamed(runtime, "--no-control"):
         assert not list(runtime.glob("serve/*.sock"))
-        told = serve(None, "status", "--pid", str(runtime / "serve.pid"))
+        told = serve(None, "status", "--pid-file", str(runtime / "serve.pid"))
         assert (told.returncode, told.stdout) == (2, "")
         assert "has no control socket that answers" in told.stderr
 

@@ -105,7 +105,7 @@ def test_the_time_that_is_told_is_the_one_in_force_and_a_kill_leaves_nothing(tmp
         "unix:app.sock",
         "--bind",
         "unix:@serve-test-left",
-        "--pid",
+        "--pid-file",
         "serve.pid",
     )
     with running("app:app", *binds, directory=tmp_path, bind="") as server:
@@ -146,7 +146,7 @@ def test_what_is_no_dead_servers_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_server_that_was_killed_by_hand_is_followed_by_the_next_without_help(tmp_path: Path) -> None:
     write(tmp_path)
-    options = ("--workers", "2", "--pid", "serve.pid", "--bind", "unix:app.sock", "--control", "control.sock")
+    options = ("--workers", "2", "--pid-file", "serve.pid", "--bind", "unix:app.sock", "--control", "control.sock")
     with running("app:app", *options, directory=tmp_path, bind="") as server:
         for pid in (server.pid, *server.worker_pids()):
             os.kill(pid, signal.SIGKILL)

@@ -259,7 +259,7 @@ def wait_for_state(pid: int, letter: str) -> None:
 def test_a_server_that_is_started_again_is_found_again_and_one_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
     """By its pid file, whatever its PID is by then."""
     (tmp_path / "app.py").write_text(info())
-    arguments = ("--pid", str(tmp_path / "pid"))
+    arguments = ("--pid-file", str(tmp_path / "pid"))
     with running("app:app", *arguments, directory=tmp_path) as server:
         terminal = Terminal(None, "top", "--interval", "0.2", *arguments)
         with terminal:

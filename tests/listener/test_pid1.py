@@ -89,7 +89,7 @@ def wait_for_end(pid: int) -> None:
 
 
 def test_it_is_pid_1_and_term_stops_it(tmp_path: Path) -> None:
-    with contained(tmp_path, "--pid", str(tmp_path / "pid")) as (server, pid):
+    with contained(tmp_path, "--pid-file", str(tmp_path / "pid")) as (server, pid):
         assert pid_within(pid) == 1
         assert (tmp_path / "pid").read_text().split() == ["1"]
         assert told(server)["listener"] == 1

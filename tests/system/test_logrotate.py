@@ -40,7 +40,7 @@ def test_no_line_is_lost_over_rotations_and_in_a_reload(tmp_path: Path) -> None:
         assert "error:" not in done.stderr
 
     files = ("--access-log-file", str(logs / "access.log"), "--log-file", str(logs / "serve.log"))
-    options = ("--workers", "2", "--pid", str(pid), "--access-log-format", "common", *files)
+    options = ("--workers", "2", "--pid-file", str(pid), "--access-log-format", "common", *files)
     with running("app:app", *options, directory=tmp_path) as server:
         askers = Askers(server, 3)
         try:

@@ -136,7 +136,7 @@ class ServerCollector(Collector):
             "serve_event_loop_lag_seconds", "Time by which the event loop's ticks came late, added up.", labels=["slot"]
         )
         blocked = CounterMetricFamily(
-            "serve_event_loop_blocked", "Times that the event loop was blocked beyond --block-warn.", labels=["slot"]
+            "serve_event_loop_blocked", "Times that the event loop was blocked beyond --block-warning.", labels=["slot"]
         )
         for slot, words in reading.slots.items():
             requests.add_metric([self._named(slot)], words[Cell.REQUESTS])

@@ -119,7 +119,7 @@ class AgentProcess:
             return
         self._has_begun = True
         if await self._unless_told(self._take_lease()) and self._leaving is None:
-            self.watchdog.watch(self.cells, self.config.block_warn)
+            self.watchdog.watch(self.cells, self.config.block_warning)
             await self._enter_and_finish(subject)
             self.watchdog.unwatch()
         self.outbox.tell({"type": "finished"})

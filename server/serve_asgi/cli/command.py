@@ -63,7 +63,9 @@ def _reach() -> list[click.Parameter]:
         click.Option(
             ["--control"], metavar="PATH", type=place, default="", envvar="SERVE_CONTROL", help="Its control socket."
         ),
-        click.Option(["--pid"], metavar="PATH", type=place, default="", envvar="SERVE_PID", help="Its pid file."),
+        click.Option(
+            ["--pid-file"], metavar="PATH", type=place, default="", envvar="SERVE_PID_FILE", help="Its pid file."
+        ),
     ]
 
 

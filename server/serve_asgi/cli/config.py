@@ -11,9 +11,10 @@ from serve_asgi.cli.command import as_json, command, show
 from serve_asgi.cli.control_client import PATIENCE
 
 
-def config(control: str, pid: str, as_json: bool) -> int:
+def config(control: str, pid_file: str, as_json: bool) -> int:
     """Show the configuration that is in force, and where each value came from."""
-    found: dict[str, Any] = control_client.ask(control_client.find(control, pid), "config", patience=PATIENCE)["config"]
+    path = control_client.find(control, pid_file)
+    found: dict[str, Any] = control_client.ask(path, "config", patience=PATIENCE)["config"]
     show(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
     return 0
 

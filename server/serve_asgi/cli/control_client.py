@@ -163,10 +163,12 @@ def find(control: str = "", pid_file: str = "") -> Path:
         return configured
     living = [path for path in _sockets() if _answers(path)]
     if not living:
-        raise UsageError("no server was found; name its socket with --control PATH or its pid file with --pid PATH")
+        raise UsageError(
+            "no server was found; name its socket with --control PATH or its pid file with --pid-file PATH"
+        )
     if len(living) > 1:
         servers = "; ".join(_described(path) for path in living)
-        raise UsageError(f"several servers run: {servers}; name one with --control PATH or --pid PATH")
+        raise UsageError(f"several servers run: {servers}; name one with --control PATH or --pid-file PATH")
     return living[0]
 
 
@@ -177,8 +179,8 @@ def _of_configuration() -> Path | None:
         named = {name: str(entry.value) for name, entry in file.entries.items()} if file is not None else {}
         if "control" in named and _answers(Path(named["control"])):
             return Path(named["control"])
-        if "pid" in named:
-            return _of_process(_pid_in(named["pid"]))
+        if "pid_file" in named:
+            return _of_process(_pid_in(named["pid_file"]))
     return None
 
 

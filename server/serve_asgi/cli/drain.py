@@ -11,12 +11,12 @@ from serve_asgi.cli.command import command, tell
 from serve_asgi.cli.control_client import HOOK_PATIENCE
 
 
-def drain(control: str, pid: str, off: bool) -> int:
+def drain(control: str, pid_file: str, off: bool) -> int:
     """Make the health endpoint fail while real traffic is still served.
 
     It lasts, over reloads too, until `serve drain --off`.
     """
-    tell(control_client.ask(control_client.find(control, pid), "drain", off=off, patience=HOOK_PATIENCE)["text"])
+    tell(control_client.ask(control_client.find(control, pid_file), "drain", off=off, patience=HOOK_PATIENCE)["text"])
     return 0
 
 

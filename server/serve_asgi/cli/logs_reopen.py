@@ -9,9 +9,9 @@ from serve_asgi.cli.command import command, tell
 from serve_asgi.cli.control_client import PATIENCE
 
 
-def reopen(control: str, pid: str) -> int:
+def reopen(control: str, pid_file: str) -> int:
     """Open the log files anew, after they were moved away."""
-    tell(control_client.ask(control_client.find(control, pid), "logs-reopen", patience=PATIENCE)["text"])
+    tell(control_client.ask(control_client.find(control, pid_file), "logs-reopen", patience=PATIENCE)["text"])
     return 0
 
 

@@ -32,7 +32,7 @@ SETTLE: Final = 0.5
 """Seconds that the hand-over of idle connections may take until this command says what is left."""
 
 
-def reload(control: str, pid: str, wait: bool, retired: bool, listener: bool, as_json: bool) -> int:
+def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: bool, as_json: bool) -> int:
     """Replace every worker with fresh code; wait until it serves.
 
     On a terminal a live view shows who imports, who is ready, the switch, and what the old workers still have to do;
@@ -45,7 +45,7 @@ def reload(control: str, pid: str, wait: bool, retired: bool, listener: bool, as
     Exit status 0: the new generation (or listener) serves. 1: it was refused, with the reason; the old one serves on.
     """
     try:
-        path = control_client.find(control, pid)
+        path = control_client.find(control, pid_file)
         if wait and not listener:
             return _followed(path, retired=retired, as_json=as_json)
         if listener:

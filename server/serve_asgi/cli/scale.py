@@ -18,13 +18,13 @@ STEP_TIME: Final = 600.0
 """Seconds that nothing may change before this command gives up; what it asked for goes on."""
 
 
-def scale(control: str, pid: str, workers: int, wait: bool) -> int:
+def scale(control: str, pid_file: str, workers: int, wait: bool) -> int:
     """Serve with WORKERS workers; wait until it is so.
 
     Exit status 0: so many serve, and those too many accept no more and finish their requests. 1: a worker could not
     be started, with the reason; the server goes on trying.
     """
-    path = control_client.find(control, pid)
+    path = control_client.find(control, pid_file)
     tell(control_client.ask(path, "scale", to=workers, patience=PATIENCE)["text"])
     if not wait:
         return 0

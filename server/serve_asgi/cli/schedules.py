@@ -31,9 +31,9 @@ WIDE: Final = 160
 """Columns of what is not a terminal."""
 
 
-def schedules(control: str, pid: str, name: str | None, as_json: bool) -> int:
+def schedules(control: str, pid_file: str, name: str | None, as_json: bool) -> int:
     """Show all schedules: when they run next, what became of the last run. With NAME, the history of one."""
-    path = control_client.find(control, pid)
+    path = control_client.find(control, pid_file)
     found = control_client.ask(path, "schedules", name=name or "", patience=PATIENCE)["schedules"]
     if name and not found:
         raise UsageError(f"there is no schedule {name!r}; `serve schedules` shows those there are")
@@ -48,13 +48,13 @@ def schedules(control: str, pid: str, name: str | None, as_json: bool) -> int:
     return 0
 
 
-def schedule(control: str, pid: str, do: str, name: str, wait: bool, timeout: float | None) -> int:
+def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeout: float | None) -> int:
     """Pause a schedule, resume it, or run it now; in force for all workers when this returns.
 
     A pause lasts until it is resumed, over reloads too, and over restarts with --state. `run` waits for the end of the
     run. Exit status 0: done. 1: the run did not end well, or the state could not be written.
     """
-    path = control_client.find(control, pid)
+    path = control_client.find(control, pid_file)
     if do != "run":
         tell(control_client.ask(path, "schedule", do=do, name=name, patience=PATIENCE)["text"])
         return 0

@@ -16,12 +16,12 @@ NAMED: Final = 3
 """Tasks that are named of those that are told together."""
 
 
-def stacks(control: str, pid: str, timeout: float, as_json: bool) -> int:
+def stacks(control: str, pid_file: str, timeout: float, as_json: bool) -> int:
     """Show every worker's and the agent's Python stacks and running tasks, also of one that is blocked.
 
     Exit status 0: every worker has told them. 1: not every one did.
     """
-    path = control_client.find(control, pid)
+    path = control_client.find(control, pid_file)
     found: dict[str, Any] = control_client.ask(path, "stacks", timeout=timeout, patience=timeout + PATIENCE)["stacks"]
     show(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
     return 0 if all(worker["how"] != "none" for worker in found["workers"]) else 1

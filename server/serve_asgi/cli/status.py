@@ -15,16 +15,16 @@ STATES: Final = {"passing": "ready; the agent changes"}
 """States of a generation that need words of their own."""
 
 
-def status(control: str, pid: str, as_json: bool) -> int:
+def status(control: str, pid_file: str, as_json: bool) -> int:
     """Show what the server does: generations, workers, connections."""
-    found = control_client.look(control_client.find(control, pid))
+    found = control_client.look(control_client.find(control, pid_file))
     show(json.dumps(found, indent=2) if as_json else "\n".join([*_server(found), "", *_workers(found)]))
     return 0
 
 
-def workers(control: str, pid: str, as_json: bool) -> int:
+def workers(control: str, pid_file: str, as_json: bool) -> int:
     """Show what each worker does."""
-    found = control_client.look(control_client.find(control, pid))
+    found = control_client.look(control_client.find(control, pid_file))
     show(json.dumps(found["workers"], indent=2) if as_json else "\n".join(_workers(found)))
     return 0
 

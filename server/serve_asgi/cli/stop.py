@@ -44,7 +44,7 @@ CUT: Final = 1
 """Exit status if something was cut."""
 
 
-def stop(control: str, pid: str, delay: float | None, timeout: float | None, as_json: bool) -> int:
+def stop(control: str, pid_file: str, delay: float | None, timeout: float | None, as_json: bool) -> int:
     """Stop the server as a deploy does: drain, wait, let requests finish, end.
 
     The health endpoint fails at once; after --delay seconds, in which everything is served and load balancers find
@@ -54,7 +54,7 @@ def stop(control: str, pid: str, delay: float | None, timeout: float | None, as_
     Exit status 0: nothing was cut. 1: requests were cut, or the server was killed; the last line says how many.
     """
     try:
-        path = control_client.find(control, pid)
+        path = control_client.find(control, pid_file)
         with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
             found = control_client.look(path)  # it answers, so that the PID was its own when it was taken hold of
             return Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
@@ -115,7 +115,7 @@ class Stopping:
         resolved = {option["name"]: option.get("resolved", "") for option in config["options"]}
         paths = [name.removeprefix("unix:") for name in self.before["listening"] if name.startswith("unix:")]
         self._left = (
-            resolved.get("pid", ""),
+            resolved.get("pid-file", ""),
             [os.path.join(config["directory"], path) for path in paths if not path.startswith("@")],
         )
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN

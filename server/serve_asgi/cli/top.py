@@ -42,7 +42,7 @@ AWAY: Final = 5.0
 """Seconds for which a server that is gone is looked for, and three intervals at least."""
 
 
-def top(control: str, pid: str, interval: float, once: bool) -> int:
+def top(control: str, pid_file: str, interval: float, once: bool) -> int:
     """Watch the server live: generations, workers, rates, latencies, reloads.
 
     q quits. With --once, and where there is no terminal, one frame is printed after one interval.
@@ -52,7 +52,7 @@ def top(control: str, pid: str, interval: float, once: bool) -> int:
     from serve_asgi.cli.top_samples import Samples
 
     def find() -> Path:
-        return control_client.find(control, pid)
+        return control_client.find(control, pid_file)
 
     path = find()
     samples, console = Samples(), Console(highlight=False)

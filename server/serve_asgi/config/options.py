@@ -206,7 +206,7 @@ class Config:
     max_rss: int = option(
         0, "Replace a worker whose resident memory is larger; 0 means never.", PROCESSES, unit="MIB", minimum=0
     )
-    block_warn: float = option(
+    block_warning: float = option(
         1.0,
         "How long an event loop may be blocked until the stack that blocks it is logged; 0 logs none.",
         PROCESSES,
@@ -258,7 +258,7 @@ class Config:
     )
     group: str = option("", "Group (name or number) that the workers run as.", PROCESSES, live=False)
     umask: str = option("", "File mode mask of the workers, octal.", PROCESSES, unit="MODE")
-    pid: str = option(
+    pid_file: str = option(
         "",
         "File to write the listener's PID to; it is locked while the server lives.",
         PROCESSES,
@@ -433,13 +433,13 @@ class Config:
         unit="FORMAT",
     )
     request_id: str = option(
-        "take",
-        "What is done about request ids: take logs the one that a request carries; make gives one to a request that "
-        "carries none; return sends it back with the answer as well.",
+        "accept",
+        "What is done about request ids: accept logs the one that a request carries; generate gives one to a request "
+        "that carries none; echo also sends it with the response.",
         LOGGING,
-        choices=("off", "take", "make", "return"),
+        choices=("off", "accept", "generate", "echo"),
     )
-    request_id_header: str = option("x-request-id", "Header field that carries a request's id.", LOGGING, unit="NAME")
+    request_id_header: str = option("x-request-id", "Header that carries a request's id.", LOGGING, unit="NAME")
 
     # Development
     reload: bool = option(

@@ -78,7 +78,7 @@ class Http1Connection(Lifecycle):
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         super().__init__(service, record)
-        self._new_exchange = IdentifiedExchange if service.request_ids.makes else Exchange
+        self._new_exchange = IdentifiedExchange if service.request_ids.generates else Exchange
         self.read_paused = False
         self._scanned = 0  # bytes of the buffer that hold no end of a head
         self._content = 0  # bytes of chunked content so far

@@ -1,7 +1,7 @@
-"""Requests that are given an id where they carry none (`--request-id make`, `return`).
+"""Requests that are given an id where they carry none (`--request-id generate` and `echo`).
 
-The application sees the id where a proxy would have put it: in the field of the request. A class of its own, so that a
-server that does not make ids spends nothing on them.
+The application sees the id where a proxy would have put it: in the request's headers. A class of its own, so that a
+server that generates no ids spends nothing on them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class IdentifiedExchange(Exchange):
 
     def __init__(self, connection: Http1Connection, service: Service, head: Head) -> None:
         super().__init__(connection, service, head)
-        self._identity = service.request_ids.keep_or_make(self.scope["headers"])
+        self._identity = service.request_ids.keep_or_generate(self.scope["headers"])
 
     def identity(self) -> str:
         """The request's id."""
@@ -31,15 +31,15 @@ class IdentifiedExchange(Exchange):
 
     def _start(self, message: Message) -> None:
         super()._start(message)
-        self._block = returned(self.service, self._block, self._identity)
+        self._block = echoed(self.service, self._block, self._identity)
 
 
-def returned(service: Service, block: bytes, identity: str) -> bytes:
-    """The response fields `block` (each preceded by CRLF) with the request's id, if it is to be returned.
+def echoed(service: Service, block: bytes, identity: str) -> bytes:
+    """The response headers in `block` (each preceded by CRLF), with the request's id if it is to be echoed.
 
-    What the application has said itself stays.
+    One that the application has set itself stays.
     """
     start = b"\r\n" + service.request_ids.name + b": "
-    if not service.request_ids.returns or start in block:
+    if not service.request_ids.echoes or start in block:
         return block
     return block + start + identity.encode()

@@ -94,7 +94,7 @@ class Cell(enum.IntEnum):
     LAG_TOTAL = 22  # ns by which ticks came late, added up
     DURATION_TOTAL = 23  # ns that requests took, added up
     CPU = 24  # ns of processor time, written once per tick
-    BLOCKED = 25  # times that the event loop was blocked for longer than --block-warn; written by the watchdog alone
+    BLOCKED = 25  # times that the event loop was blocked for longer than --block-warning; written by the watchdog alone
     # gauges
     LAG = 28  # ns by which the last tick came late
     LAG_WORST = 29  # ns, the most of the last ten seconds

@@ -288,7 +288,7 @@ def own_config(config: Config) -> Config:
         health_path="/-/healthy",
         access_log=False,
         graceful_timeout=1.0,
-        block_warn=0.0,
+        block_warning=0.0,
         **{name: getattr(config, name) for name in kept},
     )
 

@@ -61,7 +61,7 @@ def watched(settings: Settings) -> dict[str, list[str]]:
     directories = directories or [resolve(config, start).app_dir]
     if "/" in directories:
         raise UsageError("--reload would watch the whole file system: name what to watch by --reload-dir")
-    own = (config.log_file, config.access_log_file, config.pid, config.control)
+    own = (config.log_file, config.access_log_file, config.pid_file, config.control)
     named = [name for name in (config.config, config.env_file) if name]
     files = [os.path.join(start, name) for name in (named if config.config else [*named, OWN, PROJECT])]
     return {

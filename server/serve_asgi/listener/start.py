@@ -49,7 +49,7 @@ def run(settings: Settings) -> int:
             log.warning(NO_PROC, extra=logs.about("no_proc"))
         for text in told_of(os.environ):
             log.warning("%s", text)
-        pid_file = PidFile(config.pid) if config.pid else None
+        pid_file = PidFile(config.pid_file) if config.pid_file else None
         listening: list[sockets.Listening] = []
         admin: list[sockets.Listening] = []
         try:

@@ -269,7 +269,7 @@ class FieldsLog(AccessLog):
         """How the field is found in the request alone; None if that is not all it takes."""
         if field.direction == "i":
             return _header(field.header)
-        if field.name == "request_id" and not self._ids.makes:
+        if field.name == "request_id" and not self._ids.generates:
             return lambda request: self._ids.carried(request.headers) or None
         return _OF_REQUEST.get(field.name) if not field.direction else None
 

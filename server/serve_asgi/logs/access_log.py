@@ -184,7 +184,7 @@ def open_access_log(config: Config, generation: int = 0, slot: int = 0) -> Acces
     if wanted == "combined":
         return CombinedLog(config)
     if wanted == "json":
-        if not RequestIds(config).makes:
+        if not RequestIds(config).generates:
             return JsonLog(config, generation, slot)
         wanted = JSON_FIELDS  # the id is not the head's, which equal requests share
     return FieldsLog(config, plan(wanted), generation, slot)

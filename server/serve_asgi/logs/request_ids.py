@@ -45,27 +45,27 @@ def traceparent(headers: Headers) -> str:
 class RequestIds:
     """What `--request-id` and `--request-id-header` ask for."""
 
-    __slots__ = ("_made", "makes", "name", "returns")
+    __slots__ = ("_random", "echoes", "generates", "name")
 
     def __init__(self, config: Config) -> None:
         mode = config.request_id
         self.name = config.request_id_header.lower().encode() if mode != "off" else b""
-        """The field that carries the id; empty if nobody looks."""
-        self.makes = mode in ("make", "return")
+        """The header that carries the id; empty if nobody looks."""
+        self.generates = mode in ("generate", "echo")
         """Whether a request without one is given one."""
-        self.returns = mode == "return"
-        """Whether the answer carries it."""
-        self._made = random.Random(_source.getrandbits(256))
+        self.echoes = mode == "echo"
+        """Whether the response carries it."""
+        self._random = random.Random(_source.getrandbits(256))
 
     def carried(self, headers: Headers) -> str:
         """The id that a request carries, if it is one: 1 to 128 visible characters of ASCII; else ""."""
         return _only(headers, self.name, _ID) if self.name else ""
 
-    def keep_or_make(self, headers: list[tuple[bytes, bytes]]) -> str:
+    def keep_or_generate(self, headers: list[tuple[bytes, bytes]]) -> str:
         """The id that the request carries, or a new one, which then stands in `headers` in place of what was no id."""
         found = self.carried(headers)
         if not found:
-            found = f"{self._made.getrandbits(128):032x}"
+            found = f"{self._random.getrandbits(128):032x}"
             name = self.name
             headers[:] = [field for field in headers if field[0] != name]
             headers.append((name, found.encode()))

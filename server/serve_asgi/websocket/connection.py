@@ -297,8 +297,8 @@ class WebSocketConnection(Endings):
             path = root_path + path
             raw_path = service.raw_root_path + raw_path
         headers = head.headers.copy()  # the head is shared with equal requests
-        if service.request_ids.makes:
-            self._identity = service.request_ids.keep_or_make(headers)
+        if service.request_ids.generates:
+            self._identity = service.request_ids.keep_or_generate(headers)
         scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
@@ -471,7 +471,7 @@ class WebSocketConnection(Endings):
         """The server's own fields of the answer: with the request's id, where that is returned."""
         service, identity = self._service, self._identity
         ids, given = service.request_ids, message.get("headers") or ()
-        if not ids.returns or any(bytes(name).lower() == ids.name for name, _ in given):
+        if not ids.echoes or any(bytes(name).lower() == ids.name for name, _ in given):
             return service.default_headers
         return service.default_headers + b"%b: %b\r\n" % (ids.name, identity.encode())
 

@@ -1,14 +1,14 @@
 """The watchdog: a thread that notices when the worker's event loop does not turn, and tells what the worker is doing.
 
-It serves two who cannot ask the loop: the operator's log (`--block-warn`: which code blocks the loop, and how long it
-did), and the listener (`serve stacks`, over a socket of its own).
+It serves two who cannot ask the loop: the operator's log (`--block-warning`: which code blocks the loop, and how long
+it did), and the listener (`serve stacks`, over a socket of its own).
 
 How it knows, for next to nothing. The loop ticks once a second. A tick before which the loop had done nothing else
 leaves a timer behind (timerfd_create(2)) that wakes the thread if the next tick does not come; while nothing happens
-the thread never wakes. After a tick before which the loop had work, the thread looks twice per `--block-warn` whether
-the loop's thread waits for events, which its innermost frame tells; only if it does not, the loop is asked to answer.
-A loop that has not answered for `--block-warn` is blocked. So a blocking that lasts longer than one and a half times
-that is told of (if it begins in a second of silence: that and one second more); a shorter one by chance.
+the thread never wakes. After a tick before which the loop had work, the thread looks twice per `--block-warning`
+whether the loop's thread waits for events, which its innermost frame tells; only if it does not, the loop is asked to
+answer. A loop that has not answered for `--block-warning` is blocked. So a blocking that lasts longer than one and a
+half times that is told of (if it begins in a second of silence: that and one second more); a shorter one by chance.
 
 Code that keeps the interpreter lock (a C library's) stops this thread too. When it runs again, it comes late, and
 says so: what it then shows of the loop's thread is the line that the C code was called from, since the loop's thread
@@ -71,7 +71,7 @@ class Phase(enum.Enum):
     PARKED = "parked"  # the loop has nothing to do: its next tick is waited for
     LOOKING = "looking"  # the loop has work: it is looked at from time to time
     ASKED = "asked"  # it was busy at a look, and asked to answer
-    BLOCKED = "blocked"  # it has not answered for --block-warn, which has been told
+    BLOCKED = "blocked"  # it has not answered for --block-warning, which has been told
 
 
 class Said(enum.Enum):
@@ -116,7 +116,7 @@ class Delay:
 class Watch:
     """The watch over one loop: what is seen at each look, and what follows from it. All times CLOCK_MONOTONIC, s."""
 
-    limit: float  # --block-warn
+    limit: float  # --block-warning
     phase: Phase = Phase.PARKED
     asked: float = 0.0  # since when the loop has owed an answer
     lasted: float = 0.0
@@ -218,12 +218,12 @@ class Watchdog:
 
     # In the loop's thread
 
-    def watch(self, cells: memoryview, block_warn: float) -> None:
-        """Watch the loop from now on, unless `block_warn` is 0; called in it. `cells` is this process's row."""
-        if block_warn > 0:
+    def watch(self, cells: memoryview, block_warning: float) -> None:
+        """Watch the loop from now on, unless `block_warning` is 0; called in it. `cells` is this process's row."""
+        if block_warning > 0:
             self._cells = cells
             self._turned = time.monotonic()
-            self._watch = Watch(block_warn)
+            self._watch = Watch(block_warning)
             os.eventfd_write(self._wake, 1)
 
     def unwatch(self) -> None:
@@ -362,7 +362,7 @@ class Watchdog:
         about = {"seconds": round(seconds, 3), "request": request, "task": task, "place": place}
         log.warning(
             "%s%s",
-            SENTENCES[culprit].format(f"{seconds:.1f} s (--block-warn {watch.limit:g})", by),
+            SENTENCES[culprit].format(f"{seconds:.1f} s (--block-warning {watch.limit:g})", by),
             self._shown(culprit, place, frames),
             extra={"event": "loop_blocked", "about": about},
         )

@@ -237,7 +237,7 @@ class Worker:
         return self.config.graceful_timeout + self.config.shutdown_timeout + CLOSE_TIME * 2 + EXIT_TIME
 
     async def _serve_and_retire(self) -> None:
-        self.watchdog.watch(self.cells, self.config.block_warn)
+        self.watchdog.watch(self.cells, self.config.block_warning)
         ticker = Ticker(self.service, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, ticker.run)
