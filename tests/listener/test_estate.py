@@ -26,7 +26,7 @@ def state() -> Iterator[dict[str, Any]]:
     listener = Listener(planned(read("app:app", {}, {}), os.getcwd()), [], None, [])
     supervisor = listener.supervisor
     supervisor.start(0.0)
-    supervisor.roster.current, supervisor.roster.candidate = supervisor.candidate, None
+    supervisor.processes.current, supervisor.processes.candidate = supervisor.candidate, None
     described, _ = estate.describe(listener, output.current(), [])
     yield described
     listener.crew.scoreboard.close()

@@ -22,7 +22,7 @@ from serve_asgi.listener import hook_process
 from serve_asgi.listener.helper_processes import Processes
 from serve_asgi.listener.hook_process import KEPT, Outcome, command_of, run
 from serve_asgi.listener.hooks import Hooks
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 from tests.running import PATIENCE, ROOT, state_of
 
 CALLABLES = """
@@ -176,7 +176,7 @@ def test_callables_that_cannot_be_called(release: Release, tmp_path: Path, name:
 
 def test_whatever_an_event_says_reaches_the_hook(release: Release, tmp_path: Path) -> None:
     """An exception's text has any length, and any characters; execve(2) does not take them all."""
-    said: list[e.Say] = []
+    said: list[actions.LogEvent] = []
     text = "\ud800\0\n" + 300_000 * "ü"
 
     async def main() -> None:
@@ -224,7 +224,7 @@ def test_when_the_server_has_ended_no_further_hook_is_asked(release: Release, tm
 
 
 def test_a_flood_of_events_and_a_slow_hook(release: Release, tmp_path: Path) -> None:
-    said: list[e.Say] = []
+    said: list[actions.LogEvent] = []
     commands = ("serving=sh -c 'touch begun; exec sleep 300'", "serving=sh -c 'cat >> told; echo >> told'")
     config = Config(app="app:app", hook=commands, hook_timeout=60.0)
 
@@ -250,7 +250,7 @@ def test_a_flood_of_events_and_a_slow_hook(release: Release, tmp_path: Path) -> 
 
 
 def test_the_end_waits_for_hooks_no_longer_than_their_time(release: Release, tmp_path: Path) -> None:
-    said: list[e.Say] = []
+    said: list[actions.LogEvent] = []
     stubborn = "stopped=sh -c \"trap '' TERM; echo $$ > stubborn; while :; do sleep 0.1; done\""
     config = Config(app="app:app", hook=(stubborn, "stopped=touch told"), hook_timeout=1.0)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serve_asgi.supervisor.events import Action, TellVerdict
-from serve_asgi.supervisor.hand_over_pairs import Introductions
+from serve_asgi.supervisor.actions import Action, TellVerdict
+from serve_asgi.supervisor.hand_over_pairs import HandOverPairs
 from serve_asgi.supervisor.lifecycles import Cause, Generation, Policy, Slot, Worker
 
 POLICY = Policy(3, 1, 3, 60.0, 30.0, 10.0, 0.0)
@@ -36,43 +36,43 @@ def worker(number: int) -> Worker:
 )
 def test_verdicts(history: list[str], keep: bool | None) -> None:
     """`keep` is the one verdict that is given, or None while there is none."""
-    introductions = Introductions()
+    pairs = HandOverPairs()
     sender, receiver, another = worker(1), worker(2), worker(3)
-    pair = introductions.introduce(sender, receiver)
+    pair = pairs.connect(sender, receiver)
     given: list[Action] = []
     for what in history:
         match what:
             case "asks":
-                given += introductions.orphaned(receiver, pair)
+                given += pairs.orphaned(receiver, pair)
             case "withdraws":
-                given += introductions.withdrawn(sender, pair)
+                given += pairs.withdrawn(sender, pair)
             case "another withdraws":
-                given += introductions.withdrawn(another, pair)
+                given += pairs.withdrawn(another, pair)
             case "sender dies":
-                given += introductions.died(sender)
+                given += pairs.died(sender)
             case "receiver dies":
-                given += introductions.died(receiver)
+                given += pairs.died(receiver)
             case "another dies":
-                given += introductions.died(another)
+                given += pairs.died(another)
     assert given == ([] if keep is None else [TellVerdict(receiver, pair, keep)])
 
 
 def test_a_question_about_a_pair_that_is_not_the_askers_is_answered_with_no() -> None:
-    introductions = Introductions()
+    pairs = HandOverPairs()
     sender, receiver = worker(1), worker(2)
-    pair = introductions.introduce(sender, receiver)
-    assert introductions.orphaned(sender, pair) == [TellVerdict(sender, pair, keep=False)]
-    assert introductions.orphaned(receiver, 99) == [TellVerdict(receiver, 99, keep=False)]
+    pair = pairs.connect(sender, receiver)
+    assert pairs.orphaned(sender, pair) == [TellVerdict(sender, pair, keep=False)]
+    assert pairs.orphaned(receiver, 99) == [TellVerdict(receiver, 99, keep=False)]
 
 
 def test_a_withdrawn_pair_no_longer_counts_as_an_introduction() -> None:
-    introductions = Introductions()
+    pairs = HandOverPairs()
     sender, receiver = worker(1), worker(2)
-    pair = introductions.introduce(sender, receiver)
-    assert introductions.introduced(sender, receiver)
-    assert not introductions.introduced(receiver, sender)
-    introductions.withdrawn(sender, pair)
-    assert not introductions.introduced(sender, receiver)
+    pair = pairs.connect(sender, receiver)
+    assert pairs.connected(sender, receiver)
+    assert not pairs.connected(receiver, sender)
+    pairs.withdrawn(sender, pair)
+    assert not pairs.connected(sender, receiver)
 
 
 @pytest.mark.parametrize(

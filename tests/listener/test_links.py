@@ -16,6 +16,7 @@ from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Part, Phase
 from serve_asgi.ipc.frames import Frame, Said, decode, encode
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener.hub_links import ROOM, Links
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import Policy, Worker, WorkerState
 from serve_asgi.supervisor.supervisor import Supervisor
@@ -70,7 +71,7 @@ class Setting:
     def __init__(self) -> None:
         self.board = Scoreboard.create(8, 4)
         self.broken: list[int] = []
-        self.said: list[e.Say] = []
+        self.said: list[actions.LogEvent] = []
         self.links = Links(HubSettings(), self.board, self.said.append, lambda member, why: self.broken.append(member))
         self.part = Counting(self.links.hub)
         self.links.hub.add(self.part)
@@ -167,7 +168,7 @@ def test_the_last_words_of_a_dead_process_are_taken_before_its_death() -> None:
         end.close()
         setting.links.read_rest(1)
         assert len(setting.part.taken) == 100
-        del setting.supervisor.roster.workers[1]
+        del setting.supervisor.processes.workers[1]
         setting.links.follow(setting.supervisor)
         assert 1 not in setting.links.hub.members
         setting.links.send(1, encode("echo"))  # nobody is there: dropped

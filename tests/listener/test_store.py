@@ -22,7 +22,7 @@ from serve_asgi.listener import store_requests as module
 from serve_asgi.listener.helper_processes import Processes
 from serve_asgi.listener.store_process import Store
 from serve_asgi.store.sqlite_state import StateFile
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 from tests.running import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ class Hub:
         self.processes = Processes()
         self.frames: list[Frame] = []
         self.troubles: list[str] = []
-        self.said: list[e.Say] = []
+        self.said: list[actions.LogEvent] = []
         self.news = anyio.Event()
         self.store = Store(
             Config(state=state), str(directory), self.processes, self.take, self.changed, self.said.append

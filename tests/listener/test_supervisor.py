@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import (
     END_TIMEOUT,
@@ -36,7 +37,7 @@ POLICY = Policy(
     shutdown_timeout=10.0,
     drain_delay=0.0,
 )
-A = TypeVar("A", bound=e.Action)
+A = TypeVar("A", bound=actions.Action)
 
 
 class Shell:
@@ -48,19 +49,19 @@ class Shell:
         """What the configuration says when it is read again."""
         self.prepares = True
         self.supervisor = Supervisor(self.policy)
-        self.done: list[e.Action] = self.supervisor.start(self.now)
+        self.done: list[actions.Action] = self.supervisor.start(self.now)
 
-    def send(self, event: e.Event, after: float = 0.0) -> list[e.Action]:
+    def send(self, event: e.Event, after: float = 0.0) -> list[actions.Action]:
         self.now += after
-        actions = self.supervisor.handle(event, self.now)
-        self.done += actions
-        if self.prepares and any(isinstance(action, e.PrepareReload) for action in actions):
-            actions += self.send(e.ReloadPrepared(self.policy))
-        return actions
+        decided = self.supervisor.handle(event, self.now)
+        self.done += decided
+        if self.prepares and any(isinstance(action, actions.PrepareReload) for action in decided):
+            decided += self.send(e.ReloadPrepared(self.policy))
+        return decided
 
-    def tick_at_deadline(self) -> list[e.Action]:
+    def tick_at_deadline(self) -> list[actions.Action]:
         self.now = max(self.now, self.supervisor.next_deadline())
-        return self.send(e.Tick())
+        return self.send(e.Wakeup())
 
     def of(self, kind: type[A]) -> list[A]:
         return [action for action in self.done if isinstance(action, kind)]
@@ -103,23 +104,23 @@ def test_ports_open_only_when_every_worker_is_ready() -> None:
     shell = Shell()
     first, second = shell.workers(WorkerState.STARTING)
     shell.send(e.WorkerReady(first))
-    assert not shell.of(e.OpenPorts)
+    assert not shell.of(actions.OpenPorts)
     shell.send(e.WorkerReady(second))
-    assert len(shell.of(e.OpenPorts)) == 1
-    assert not shell.of(e.TellServe)
+    assert len(shell.of(actions.OpenPorts)) == 1
+    assert not shell.of(actions.TellServe)
     shell.send(e.PortsOpened())
-    assert {action.worker for action in shell.of(e.TellServe)} == {first, second}
+    assert {action.worker for action in shell.of(actions.TellServe)} == {first, second}
     shell.send(e.WorkerAccepts(first))
-    assert not shell.of(e.Announce)
+    assert not shell.of(actions.Announce)
     shell.send(e.WorkerAccepts(second))
-    assert [action.what for action in shell.of(e.Announce)] == ["ready"]
+    assert [action.what for action in shell.of(actions.Announce)] == ["ready"]
 
 
 def test_workers_start_a_few_at_a_time() -> None:
     shell = Shell(workers=5, start_concurrency=2)
-    assert len(shell.of(e.Start)) == 2
+    assert len(shell.of(actions.Start)) == 2
     shell.send(e.WorkerReady(shell.workers(WorkerState.STARTING)[0]))
-    assert len(shell.of(e.Start)) == 3
+    assert len(shell.of(actions.Start)) == 3
     assert len(shell.workers(WorkerState.STARTING)) == 2
 
 
@@ -128,9 +129,9 @@ def test_a_failed_first_start_ends_the_server(usage: bool, status: int) -> None:
     shell = Shell()
     worker = shell.workers(WorkerState.STARTING)[0]
     shell.send(e.WorkerFailed(worker, "no such module", "Traceback", usage))
-    assert [action.worker for action in shell.of(e.TellQuit)] == [w for w in shell.workers() if w is not worker]
+    assert [action.worker for action in shell.of(actions.TellQuit)] == [w for w in shell.workers() if w is not worker]
     shell.reap()
-    (exit_,) = shell.of(e.Exit)
+    (exit_,) = shell.of(actions.Exit)
     assert (exit_.status, exit_.detail) == (status, "Traceback")
     assert "no such module" in exit_.message
 
@@ -140,7 +141,7 @@ def test_a_port_that_cannot_be_opened_ends_the_server() -> None:
     shell.make_ready()
     shell.send(e.PortsOpened("the port is taken"))
     shell.reap()
-    assert shell.of(e.Exit)[0].status == 2
+    assert shell.of(actions.Exit)[0].status == 2
 
 
 def test_a_reload_retires_the_old_only_when_every_new_one_accepts() -> None:
@@ -150,13 +151,13 @@ def test_a_reload_retires_the_old_only_when_every_new_one_accepts() -> None:
     new = [w for w in shell.workers() if w not in old]
     assert len(new) == 2
     shell.make_ready()
-    assert {action.worker for action in shell.of(e.TellServe)} == set(new)
+    assert {action.worker for action in shell.of(actions.TellServe)} == set(new)
     shell.send(e.WorkerAccepts(new[0]))
-    assert not shell.of(e.TellRetire)
+    assert not shell.of(actions.TellRetire)
     shell.send(e.WorkerAccepts(new[1]))
-    assert {action.worker for action in shell.of(e.TellRetire)} == set(old)
-    assert {(i.sender, i.receiver) for i in shell.of(e.Introduce)} == {(o, n) for o in old for n in new}
-    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(7, True)]
+    assert {action.worker for action in shell.of(actions.TellRetire)} == set(old)
+    assert {(i.sender, i.receiver) for i in shell.of(actions.ConnectPair)} == {(o, n) for o in old for n in new}
+    assert [(answer.ticket, answer.ok) for answer in shell.of(actions.AnswerReload)] == [(7, True)]
     shell.reap(WorkerState.RETIRING)
     assert set(shell.supervisor.generations) == {2}
 
@@ -194,13 +195,13 @@ def test_any_failure_before_the_switch_leaves_the_old_untouched(
         shell.send(e.WorkerAccepts(new[0]))
     assert new[0].state is state
     shell.send(event(new[0]))
-    assert not [a for a in shell.of(e.TellRetire) + shell.of(e.TellQuit) if a.worker in old]
+    assert not [a for a in shell.of(actions.TellRetire) + shell.of(actions.TellQuit) if a.worker in old]
     assert all(w.state is WorkerState.SERVING for w in old)
-    (answer,) = shell.of(e.Answer)
+    (answer,) = shell.of(actions.AnswerReload)
     assert not answer.ok
     assert "generation 1 serves on" in answer.text
-    for retiring in shell.of(e.TellRetire):  # what may have accepted hands over to the old ones
-        assert {i.receiver for i in shell.of(e.Introduce) if i.sender is retiring.worker} == set(old)
+    for retiring in shell.of(actions.TellRetire):  # what may have accepted hands over to the old ones
+        assert {i.receiver for i in shell.of(actions.ConnectPair) if i.sender is retiring.worker} == set(old)
     shell.reap(WorkerState.ENDING, WorkerState.RETIRING)
     assert set(shell.supervisor.generations) == {1}
     shell.reload()
@@ -212,9 +213,9 @@ def test_a_start_that_hangs_is_killed_at_its_deadline() -> None:
     shell = Shell().up()
     shell.send(e.ReloadAsked(ticket=1))
     shell.now += POLICY.startup_timeout
-    shell.send(e.Tick())
-    assert shell.of(e.Kill)
-    assert not shell.of(e.Answer)[0].ok
+    shell.send(e.Wakeup())
+    assert shell.of(actions.Kill)
+    assert not shell.of(actions.AnswerReload)[0].ok
 
 
 def test_a_worker_that_never_accepts_fails_the_reload() -> None:
@@ -222,27 +223,27 @@ def test_a_worker_that_never_accepts_fails_the_reload() -> None:
     shell.send(e.ReloadAsked(ticket=1))
     shell.make_ready()
     shell.now += SWITCH_TIMEOUT
-    shell.send(e.Tick())
-    assert shell.of(e.Kill)
-    assert not shell.of(e.Answer)[0].ok
+    shell.send(e.Wakeup())
+    assert shell.of(actions.Kill)
+    assert not shell.of(actions.AnswerReload)[0].ok
 
 
 def test_what_one_that_is_late_takes_along_has_time_to_end() -> None:
     """All of a generation are late at the same moment; no more than one of them is killed for it."""
     shell = Shell(start_concurrency=2).up()
     shell.send(e.ReloadAsked())
-    shell.send(e.Tick(), after=POLICY.startup_timeout)
+    shell.send(e.Wakeup(), after=POLICY.startup_timeout)
     late, other = (worker for worker in shell.workers() if worker.generation.number == 2)
-    assert [kill.worker for kill in shell.of(e.Kill)] == [late]
-    assert [quit.worker for quit in shell.of(e.TellQuit)] == [other]
+    assert [kill.worker for kill in shell.of(actions.Kill)] == [late]
+    assert [quit.worker for quit in shell.of(actions.TellQuit)] == [other]
     shell.reap(WorkerState.ENDING)
     shell.forget()
     shell.send(e.ReloadAsked())
     shell.make_ready()
-    shell.send(e.Tick(), after=SWITCH_TIMEOUT)
+    shell.send(e.Wakeup(), after=SWITCH_TIMEOUT)
     late, other = (worker for worker in shell.workers() if worker.generation.number == 3)
-    assert [kill.worker for kill in shell.of(e.Kill)] == [late]
-    assert [retire.worker for retire in shell.of(e.TellRetire)] == [other]  # it may have accepted connections
+    assert [kill.worker for kill in shell.of(actions.Kill)] == [late]
+    assert [retire.worker for retire in shell.of(actions.TellRetire)] == [other]  # it may have accepted connections
 
 
 def test_reloads_during_a_reload_become_one() -> None:
@@ -253,10 +254,10 @@ def test_reloads_during_a_reload_become_one() -> None:
     assert len(shell.supervisor.generations) == 2
     shell.make_ready()
     shell.accept()
-    assert [answer.ticket for answer in shell.of(e.Answer)] == [1]
+    assert [answer.ticket for answer in shell.of(actions.AnswerReload)] == [1]
     shell.make_ready()
     shell.accept()
-    assert len(shell.of(e.Answer)) == 499
+    assert len(shell.of(actions.AnswerReload)) == 499
     assert shell.supervisor.requests.done == 2
 
 
@@ -282,15 +283,15 @@ def test_an_older_generation_that_still_retires_is_introduced_to_the_newest() ->
     shell.reload()
     newest = shell.workers(WorkerState.SERVING)
     for worker in oldest:
-        assert {i.receiver for i in shell.of(e.Introduce) if i.sender is worker} == set(newest)
+        assert {i.receiver for i in shell.of(actions.ConnectPair) if i.sender is worker} == set(newest)
 
 
 def test_what_has_not_ended_is_killed_at_the_deadline() -> None:
     shell = Shell().up()
     shell.reload()
     shell.now += POLICY.graceful_timeout + POLICY.shutdown_timeout + KILL_MARGIN
-    shell.send(e.Tick())
-    assert {k.worker for k in shell.of(e.Kill)} == set(shell.workers(WorkerState.RETIRING))
+    shell.send(e.Wakeup())
+    assert {k.worker for k in shell.of(actions.Kill)} == set(shell.workers(WorkerState.RETIRING))
 
 
 def test_a_dead_worker_is_replaced_with_back_off() -> None:
@@ -335,7 +336,7 @@ def test_recycling_has_the_replacement_accept_first() -> None:
     assert worn in shell.workers(WorkerState.SERVING)
     shell.accept()
     assert worn in shell.workers(WorkerState.RETIRING)
-    assert len({i.receiver for i in shell.of(e.Introduce) if i.sender is worn}) == 2
+    assert len({i.receiver for i in shell.of(actions.ConnectPair) if i.sender is worn}) == 2
 
 
 def test_a_failed_replacement_leaves_the_worn_worker_serving() -> None:
@@ -344,7 +345,7 @@ def test_a_failed_replacement_leaves_the_worn_worker_serving() -> None:
     shell.send(e.WorkerWantsReplacement(worn, "old age"))
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "ImportError"))
     assert worn.state is WorkerState.SERVING
-    assert not shell.of(e.TellRetire)
+    assert not shell.of(actions.TellRetire)
 
 
 def test_workers_that_are_recycled_all_the_time_hold_up_no_reload() -> None:
@@ -359,7 +360,7 @@ def test_workers_that_are_recycled_all_the_time_hold_up_no_reload() -> None:
         shell.accept()
     shell.make_ready()
     shell.accept()
-    assert [answer.ok for answer in shell.of(e.Answer)] == [True]
+    assert [answer.ok for answer in shell.of(actions.AnswerReload)] == [True]
 
 
 def test_a_blocked_worker_is_replaced_with_back_off_and_retires_only_then() -> None:
@@ -420,9 +421,9 @@ def test_the_signals_drain_ends_with_a_reload_that_began_after_it() -> None:
     shell = Shell().up()
     shell.send(e.DrainAsked(on=True))
     shell.send(e.DrainAsked(on=True))
-    assert [action.on for action in shell.of(e.SetDrain)] == [True]
+    assert [action.on for action in shell.of(actions.SetDrain)] == [True]
     shell.reload()
-    assert [action.on for action in shell.of(e.SetDrain)] == [True, False]
+    assert [action.on for action in shell.of(actions.SetDrain)] == [True, False]
 
 
 def test_a_reload_that_had_begun_before_does_not_end_the_drain() -> None:
@@ -440,7 +441,7 @@ def test_a_failed_reload_leaves_the_drain() -> None:
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "ImportError"))
     assert shell.supervisor.drain.on is not None
-    assert "still draining" in shell.of(e.Answer)[0].text
+    assert "still draining" in shell.of(actions.AnswerReload)[0].text
 
 
 def test_the_controls_drain_holds_until_the_control_ends_it() -> None:
@@ -456,14 +457,14 @@ def test_the_controls_drain_holds_until_the_control_ends_it() -> None:
 def test_stop_shuts_out_first_and_then_retires() -> None:
     shell = Shell().up()
     shell.send(e.StopAsked())
-    assert shell.of(e.ShutOut)
-    assert not shell.of(e.TellRetire)
+    assert shell.of(actions.ShutOut)
+    assert not shell.of(actions.TellRetire)
     shell.send(e.ShutOutDone())
-    assert all(action.accept_queued and action.reason == "stop" for action in shell.of(e.TellRetire))
-    assert not shell.of(e.Introduce)
+    assert all(action.accept_queued and action.reason == "stop" for action in shell.of(actions.TellRetire))
+    assert not shell.of(actions.ConnectPair)
     shell.reap()
-    assert shell.of(e.ClosePorts)
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.ClosePorts)
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_stop_while_nobody_serves_awaits_the_worker_that_starts() -> None:
@@ -472,13 +473,13 @@ def test_stop_while_nobody_serves_awaits_the_worker_that_starts() -> None:
     shell.send(e.WorkerDied(shell.workers()[0], "signal SIGKILL"))
     shell.send(e.StopAsked())
     shell.send(e.ShutOutDone())
-    assert not shell.of(e.TellQuit)
+    assert not shell.of(actions.TellQuit)
     shell.make_ready()
-    assert shell.of(e.TellServe)
+    assert shell.of(actions.TellServe)
     shell.accept()
-    assert [action.accept_queued for action in shell.of(e.TellRetire)] == [True]
+    assert [action.accept_queued for action in shell.of(actions.TellRetire)] == [True]
     shell.reap()
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_stop_while_nobody_serves_ends_when_nobody_will() -> None:
@@ -488,7 +489,7 @@ def test_stop_while_nobody_serves_ends_when_nobody_will() -> None:
     shell.send(e.ShutOutDone())
     shell.send(e.WorkerFailed(shell.workers()[0], "ImportError"))
     shell.reap()
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_stop_while_nobody_serves_does_not_await_one_after_another_for_ever() -> None:
@@ -500,7 +501,7 @@ def test_stop_while_nobody_serves_does_not_await_one_after_another_for_ever() ->
     shell.send(e.ShutOutDone())
     began = shell.now
     while shell.supervisor.state is ServerState.AWAITING:
-        for kill in [action for action in shell.tick_at_deadline() if isinstance(action, e.Kill)]:
+        for kill in [action for action in shell.tick_at_deadline() if isinstance(action, actions.Kill)]:
             assert isinstance(kill.worker, Worker)
             shell.send(e.WorkerDied(kill.worker, "signal SIGKILL"))
     assert shell.supervisor.state is ServerState.STOPPING
@@ -529,19 +530,19 @@ def test_the_last_word_about_the_size_counts(before: int | None, amid: int | Non
 def test_stop_with_a_drain_delay_is_a_drain_first() -> None:
     shell = Shell(drain_delay=10.0).up()
     shell.send(e.StopAsked())
-    assert shell.of(e.SetDrain) == [e.SetDrain(True)]
-    assert not shell.of(e.ShutOut)
+    assert shell.of(actions.SetDrain) == [actions.SetDrain(True)]
+    assert not shell.of(actions.ShutOut)
     assert shell.supervisor.next_deadline() == shell.now + 10.0
     shell.tick_at_deadline()
-    assert shell.of(e.ShutOut)
+    assert shell.of(actions.ShutOut)
 
 
 @pytest.mark.parametrize(("own", "asked", "drain"), [(0.0, 5.0, 5.0), (10.0, 5.0, 5.0), (10.0, 0.0, 0.0)])
 def test_a_stop_may_bring_its_own_delay(own: float, asked: float, drain: float) -> None:
     shell = Shell(drain_delay=own).up()
     shell.send(e.StopAsked(delay=asked))
-    assert bool(shell.of(e.SetDrain)) == bool(drain)
-    assert bool(shell.of(e.ShutOut)) == (not drain)
+    assert bool(shell.of(actions.SetDrain)) == bool(drain)
+    assert bool(shell.of(actions.ShutOut)) == (not drain)
     if drain:
         assert shell.supervisor.next_deadline() == shell.now + drain
 
@@ -550,17 +551,17 @@ def test_stop_during_a_reload_gives_the_reload_up() -> None:
     shell = Shell().up()
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.StopAsked())
-    assert not shell.of(e.Answer)[0].ok
+    assert not shell.of(actions.AnswerReload)[0].ok
     shell.send(e.ShutOutDone())
     shell.reap()
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_stop_during_the_first_start() -> None:
     shell = Shell(start_concurrency=1)
     shell.send(e.StopAsked())
     shell.reap()
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 @pytest.mark.parametrize("second", [e.StopAsked(), e.QuickStopAsked()])
@@ -569,12 +570,12 @@ def test_a_second_signal_stops_at_once(second: e.Event) -> None:
     shell.send(e.StopAsked())
     shell.send(e.ShutOutDone())
     shell.send(second)
-    assert len(shell.of(e.TellQuit)) == 2
+    assert len(shell.of(actions.TellQuit)) == 2
     shell.now += END_TIMEOUT
-    shell.send(e.Tick())
-    assert len(shell.of(e.Kill)) == 2
+    shell.send(e.Wakeup())
+    assert len(shell.of(actions.Kill)) == 2
     shell.reap()
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_after_the_stop_nothing_counts() -> None:
@@ -588,36 +589,36 @@ def test_after_the_stop_nothing_counts() -> None:
 def test_an_orphaned_pair_gets_its_verdict_when_the_senders_fate_is_known() -> None:
     shell = Shell().up()
     shell.reload()
-    pair = shell.of(e.Introduce)[0]
+    pair = shell.of(actions.ConnectPair)[0]
     shell.send(e.PairOrphaned(pair.receiver, pair.pair))
-    assert not shell.of(e.TellVerdict)
+    assert not shell.of(actions.TellVerdict)
     shell.send(e.WorkerDied(pair.sender, "signal SIGKILL"))
-    assert shell.of(e.TellVerdict) == [e.TellVerdict(pair.receiver, pair.pair, keep=True)]
+    assert shell.of(actions.TellVerdict) == [actions.TellVerdict(pair.receiver, pair.pair, keep=True)]
 
 
 def test_a_withdrawn_pair_is_dropped_even_if_the_sender_dies_later() -> None:
     shell = Shell().up()
     shell.reload()
-    pair = shell.of(e.Introduce)[0]
+    pair = shell.of(actions.ConnectPair)[0]
     shell.send(e.PairWithdrawn(pair.sender, pair.pair))
     shell.send(e.WorkerDied(pair.sender, "signal SIGKILL"))
     shell.send(e.PairOrphaned(pair.receiver, pair.pair))
-    assert shell.of(e.TellVerdict) == [e.TellVerdict(pair.receiver, pair.pair, keep=False)]
+    assert shell.of(actions.TellVerdict) == [actions.TellVerdict(pair.receiver, pair.pair, keep=False)]
 
 
 @pytest.mark.parametrize("end", ["sender", "receiver"])
 def test_who_has_not_got_an_end_of_a_pair_is_introduced_again(end: str) -> None:
     shell = Shell().up()
     shell.reload()
-    pair = shell.of(e.Introduce)[0]
+    pair = shell.of(actions.ConnectPair)[0]
     shell.forget()
     shell.send(e.PairLost(getattr(pair, end), pair.pair))
-    again = shell.of(e.Introduce)
+    again = shell.of(actions.ConnectPair)
     assert [(each.sender, each.receiver) for each in again] == [(pair.sender, pair.receiver)]
     assert again[0].pair != pair.pair
     shell.forget()
     shell.send(e.PairLost(getattr(pair, end), pair.pair))  # once
-    assert not shell.of(e.Introduce)
+    assert not shell.of(actions.ConnectPair)
 
 
 def test_the_table_refuses_what_it_does_not_hold() -> None:
@@ -630,9 +631,9 @@ def test_a_reload_asked_for_during_a_first_start_that_fails_is_answered() -> Non
     shell = Shell(workers=1)
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.WorkerFailed(shell.workers()[0], "no such module"))
-    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, False)]
+    assert [(answer.ticket, answer.ok) for answer in shell.of(actions.AnswerReload)] == [(1, False)]
     shell.reap()
-    assert [end.again for end in shell.of(e.Exit)] == [True]
+    assert [end.again for end in shell.of(actions.Exit)] == [True]
 
 
 def test_a_change_of_files_gives_up_what_starts_with_the_old_ones() -> None:
@@ -644,11 +645,11 @@ def test_a_change_of_files_gives_up_what_starts_with_the_old_ones() -> None:
         (2, GenerationState.FAILED),
         (3, GenerationState.STARTING),
     ]
-    assert not shell.of(e.Answer)
+    assert not shell.of(actions.AnswerReload)
     shell.reap(WorkerState.ENDING)
     shell.make_ready()
     shell.accept()
-    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, True)]
+    assert [(answer.ticket, answer.ok) for answer in shell.of(actions.AnswerReload)] == [(1, True)]
     assert shell.supervisor.requests.refusals == 0
 
 
@@ -657,7 +658,7 @@ def test_who_waits_is_told_what_really_is_in_the_way() -> None:
     shell.send(e.ReloadAsked())
     shell.send(e.WorkerDied(shell.workers(WorkerState.STARTING)[0], "signal SIGKILL"))
     shell.send(e.ReloadAsked())
-    (waits,) = [say for say in shell.of(e.Say) if say.event == "reload_waiting"]
+    (waits,) = [say for say in shell.of(actions.LogEvent) if say.event == "reload_waiting"]
     assert waits.about["oldest"] == 2  # the first one serves
     assert "generation 2, which failed, has not ended" in waits.text
 
@@ -668,15 +669,15 @@ def test_what_changes_of_files_have_given_up_is_gone_before_long() -> None:
         shell.send(e.ReloadAsked(by="a.py has changed", supersedes=True))
     given_up = shell.workers(WorkerState.ENDING)
     assert {worker.generation.number for worker in given_up} == {2, 3}
-    shell.send(e.Tick(), after=SUPERSEDED_TIMEOUT)
-    assert {kill.worker for kill in shell.of(e.Kill)} == set(given_up)
+    shell.send(e.Wakeup(), after=SUPERSEDED_TIMEOUT)
+    assert {kill.worker for kill in shell.of(actions.Kill)} == set(given_up)
 
 
 def test_a_change_of_files_gives_up_a_first_start_for_another() -> None:
     shell = Shell()
     shell.send(e.ReloadAsked(by="a.py has changed", supersedes=True))
     shell.reap()
-    assert [end.again for end in shell.of(e.Exit)] == [True]
+    assert [end.again for end in shell.of(actions.Exit)] == [True]
 
 
 def test_a_worker_that_dies_in_the_delay_of_a_stop_is_replaced() -> None:
@@ -717,7 +718,7 @@ def test_a_worker_that_was_recycled_before_the_reload_is_introduced_to_the_new_o
     shell.forget()
     shell.reload()
     (new,) = shell.workers(WorkerState.SERVING)
-    assert new in [introduced.receiver for introduced in shell.of(e.Introduce) if introduced.sender is worn]
+    assert new in [introduced.receiver for introduced in shell.of(actions.ConnectPair) if introduced.sender is worn]
 
 
 def test_nobody_is_introduced_to_a_worker_that_is_about_to_leave() -> None:
@@ -726,7 +727,7 @@ def test_nobody_is_introduced_to_a_worker_that_is_about_to_leave() -> None:
     shell.send(e.ScaleAsked(by=-1))
     shell.make_ready()
     shell.accept()
-    assert {introduced.receiver.slot for introduced in shell.of(e.Introduce)} == {0}
+    assert {introduced.receiver.slot for introduced in shell.of(actions.ConnectPair)} == {0}
 
 
 def settled(shell: Shell) -> tuple[object, ...]:
@@ -748,13 +749,13 @@ def settled(shell: Shell) -> tuple[object, ...]:
         lambda _: e.ShutOutDone(),
         lambda _: e.DrainAsked(on=False),
         lambda _: e.ScaleAsked(by=-1),
-        lambda _: e.Tick(),
+        lambda _: e.Wakeup(),
     ],
 )
 def test_an_event_that_comes_at_the_wrong_time_changes_nothing(event: Callable[[Worker], e.Event]) -> None:
     shell = Shell(workers=1).up()
     before = settled(shell)
-    assert not [a for a in shell.send(event(shell.workers()[0])) if not isinstance(a, e.Say)]
+    assert not [a for a in shell.send(event(shell.workers()[0])) if not isinstance(a, actions.LogEvent)]
     assert settled(shell) == before
 
 
@@ -763,7 +764,7 @@ def test_a_worker_is_replaced_once_however_often_it_asks() -> None:
     (worn,) = shell.workers()
     for _ in range(2):
         shell.send(e.WorkerWantsReplacement(worn, "worn"))
-    assert len(shell.of(e.Start)) == 1
+    assert len(shell.of(actions.Start)) == 1
 
 
 @pytest.mark.parametrize("stop", [e.StopAsked(), e.QuickStopAsked()])
@@ -773,9 +774,9 @@ def test_once_the_stop_has_begun_reloads_are_refused_and_sizes_stay(stop: e.Even
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.ReloadAsked())
     shell.send(e.ScaleAsked(by=1))
-    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, False)]
+    assert [(answer.ticket, answer.ok) for answer in shell.of(actions.AnswerReload)] == [(1, False)]
     assert shell.supervisor.size == 2
-    assert not shell.of(e.Start)
+    assert not shell.of(actions.Start)
 
 
 def test_a_quick_stop_lets_go_of_everything_and_a_second_one_kills() -> None:
@@ -787,13 +788,13 @@ def test_a_quick_stop_lets_go_of_everything_and_a_second_one_kills() -> None:
     assert len(shell.workers(WorkerState.PENDING)) == 1
     shell.send(e.QuickStopAsked())
     assert not shell.workers(WorkerState.PENDING)
-    assert {quit_.worker for quit_ in shell.of(e.TellQuit)} == {starting, third}
+    assert {quit_.worker for quit_ in shell.of(actions.TellQuit)} == {starting, third}
     shell.send(e.QuickStopAsked())
-    assert {kill.worker for kill in shell.of(e.Kill)} == {starting, third}
+    assert {kill.worker for kill in shell.of(actions.Kill)} == {starting, third}
     shell.send(e.WorkerDied(starting, "signal SIGKILL"))
     shell.send(e.WorkerDied(third, "signal SIGKILL", in_flight=2))
-    assert any("cut: 2 requests" in said.text for said in shell.of(e.Say))
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert any("cut: 2 requests" in said.text for said in shell.of(actions.LogEvent))
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_a_quick_stop_amid_a_stop_does_not_wait_for_the_shut_out() -> None:
@@ -803,8 +804,8 @@ def test_a_quick_stop_amid_a_stop_does_not_wait_for_the_shut_out() -> None:
     shell.send(e.ShutOutDone())
     assert shell.supervisor.state is ServerState.ENDING
     shell.now += END_TIMEOUT
-    shell.send(e.Tick())
-    assert len(shell.of(e.Kill)) == 2
+    shell.send(e.Wakeup())
+    assert len(shell.of(actions.Kill)) == 2
 
 
 def test_a_stop_while_an_older_generation_retires_tells_it_that_its_receivers_leave() -> None:
@@ -815,33 +816,33 @@ def test_a_stop_while_an_older_generation_retires_tells_it_that_its_receivers_le
     shell.forget()
     shell.send(e.StopAsked(), after=5.0)
     shell.send(e.ShutOutDone())
-    assert {(t.worker, t.reason, t.accept_queued) for t in shell.of(e.TellRetire)} == {
+    assert {(t.worker, t.reason, t.accept_queued) for t in shell.of(actions.TellRetire)} == {
         *((worker, "stop", False) for worker in old),
         *((worker, "stop", True) for worker in new),
     }
     assert [worker.deadline for worker in old] == deadlines
     shell.forget()
     shell.send(e.PairWithdrawn(old[0], 1))
-    assert not shell.of(e.Introduce)
+    assert not shell.of(actions.ConnectPair)
 
 
 def test_a_death_before_the_ports_are_open_ends_the_start() -> None:
     shell = Shell()
     first, _ = shell.workers()
     shell.make_ready()
-    shell.send(e.Tick())
+    shell.send(e.Wakeup())
     shell.send(e.WorkerDied(first, "signal SIGSEGV"))
     shell.send(e.PortsOpened())
-    assert not shell.of(e.TellServe)
+    assert not shell.of(actions.TellServe)
     shell.reap()
-    assert shell.of(e.Exit)[0].status == 1
+    assert shell.of(actions.Exit)[0].status == 1
 
 
 def test_log_files_are_opened_anew_by_everybody_who_has_any() -> None:
     shell = Shell(workers=2, start_concurrency=1)
     shell.send(e.ReopenAsked())
-    assert len(shell.of(e.ReopenLogs)) == 1
-    assert [told.worker for told in shell.of(e.TellReopen)] == shell.workers(WorkerState.STARTING)
+    assert len(shell.of(actions.ReopenLogs)) == 1
+    assert [told.worker for told in shell.of(actions.TellReopen)] == shell.workers(WorkerState.STARTING)
 
 
 def test_what_dies_in_a_generation_that_was_given_up_is_counted() -> None:
@@ -853,7 +854,7 @@ def test_what_dies_in_a_generation_that_was_given_up_is_counted() -> None:
     shell.send(e.StopAsked())
     assert new.state is WorkerState.RETIRING
     shell.send(e.WorkerDied(new, "signal SIGSEGV", in_flight=1))
-    assert any("lost: 1 request" in said.text for said in shell.of(e.Say))
+    assert any("lost: 1 request" in said.text for said in shell.of(actions.LogEvent))
 
 
 def test_a_start_that_fails_once_the_stop_has_begun_is_passed_over() -> None:
@@ -863,7 +864,7 @@ def test_a_start_that_fails_once_the_stop_has_begun_is_passed_over() -> None:
     shell.send(e.StopAsked())
     shell.send(e.ShutOutDone())
     shell.send(e.WorkerFailed(replacement, "ImportError"))
-    assert not [said for said in shell.of(e.Say) if "ImportError" in said.text]
+    assert not [said for said in shell.of(actions.LogEvent) if "ImportError" in said.text]
     assert replacement.state is WorkerState.ENDING
 
 
@@ -874,36 +875,36 @@ def test_a_worker_that_is_ending_keeps_its_deadline_over_a_quick_stop() -> None:
     deadline = failed.deadline
     shell.send(e.QuickStopAsked(), after=1.0)
     assert failed.deadline == deadline == shell.supervisor.next_deadline()
-    assert [quit_.worker for quit_ in shell.of(e.TellQuit)] == [starting]
+    assert [quit_.worker for quit_ in shell.of(actions.TellQuit)] == [starting]
 
 
 def test_a_reload_is_prepared_before_anything_of_it_begins() -> None:
     shell = Shell().up()
     shell.prepares = False
     shell.send(e.ReloadAsked(ticket=1, by="serve reload"))
-    assert shell.of(e.PrepareReload) == [e.PrepareReload("serve reload")]
+    assert shell.of(actions.PrepareReload) == [actions.PrepareReload("serve reload")]
     shell.send(e.ReloadAsked(ticket=2))
-    assert len(shell.of(e.PrepareReload)) == 1
-    assert not shell.of(e.Start)
+    assert len(shell.of(actions.PrepareReload)) == 1
+    assert not shell.of(actions.Start)
     shell.send(e.ReloadPrepared(None, "the hook says no", "its output"))
-    assert shell.of(e.Answer) == [
-        e.Answer(1, False, "reload refused, generation 1 serves on: the hook says no", "its output")
+    assert shell.of(actions.AnswerReload) == [
+        actions.AnswerReload(1, False, "reload refused, generation 1 serves on: the hook says no", "its output")
     ]
     assert shell.supervisor.requests.refusals == 1
-    assert len(shell.of(e.PrepareReload)) == 2, "the second one was asked for while the first was prepared"
+    assert len(shell.of(actions.PrepareReload)) == 2, "the second one was asked for while the first was prepared"
 
 
 def test_the_service_manager_hears_of_a_reload_before_it_is_prepared_and_of_its_end_in_any_case() -> None:
     shell = Shell().up()
     shell.prepares = False
     shell.send(e.ReloadAsked())
-    assert [action.what for action in shell.of(e.Announce)] == ["reloading"]
+    assert [action.what for action in shell.of(actions.Announce)] == ["reloading"]
     shell.send(e.ReloadPrepared(None, "the hook says no"))
-    assert [action.what for action in shell.of(e.Announce)] == ["reloading", "ready"]
+    assert [action.what for action in shell.of(actions.Announce)] == ["reloading", "ready"]
     shell.forget()
     shell.prepares = True
     shell.reload()
-    assert [action.what for action in shell.of(e.Announce)] == ["reloading", "status", "ready"]
+    assert [action.what for action in shell.of(actions.Announce)] == ["reloading", "status", "ready"]
 
 
 def test_a_stop_gives_up_a_reload_that_is_prepared() -> None:
@@ -911,9 +912,9 @@ def test_a_stop_gives_up_a_reload_that_is_prepared() -> None:
     shell.prepares = False
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(e.StopAsked())
-    assert [(answer.ticket, answer.ok) for answer in shell.of(e.Answer)] == [(1, False)]
+    assert [(answer.ticket, answer.ok) for answer in shell.of(actions.AnswerReload)] == [(1, False)]
     shell.send(e.ReloadPrepared(shell.policy))
-    assert not shell.of(e.Start)
+    assert not shell.of(actions.Start)
 
 
 def test_a_drain_that_began_while_its_reload_was_prepared_outlives_it() -> None:
@@ -934,11 +935,11 @@ def test_a_new_configuration_counts_from_the_switch_on_and_not_if_it_is_refused(
     shell.send(e.ReloadAsked())
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "no such module"))
     shell.reap(WorkerState.STARTING, WorkerState.ENDING)
-    assert (shell.supervisor.size, shell.supervisor.roster.policy.graceful_timeout) == (2, 30.0)
-    assert not shell.of(e.Adopt)
+    assert (shell.supervisor.size, shell.supervisor.processes.policy.graceful_timeout) == (2, 30.0)
+    assert not shell.of(actions.Adopt)
     shell.reload()
-    assert (shell.supervisor.size, shell.supervisor.roster.policy.graceful_timeout) == (3, 5.0)
-    assert [adopted.generation for adopted in shell.of(e.Adopt)] == [shell.supervisor.current]
+    assert (shell.supervisor.size, shell.supervisor.processes.policy.graceful_timeout) == (3, 5.0)
+    assert [adopted.generation for adopted in shell.of(actions.Adopt)] == [shell.supervisor.current]
 
 
 def test_who_scaled_by_hand_keeps_that_size_over_a_reload_that_does_not_change_it() -> None:
@@ -964,7 +965,7 @@ def test_records_tell_what_they_are_about() -> None:
     shell = Shell().up()
     shell.reload()
     shell.reap(WorkerState.RETIRING)
-    said = [(each.event, each.about.get("generation"), each.about.get("slot")) for each in shell.of(e.Say)]
+    said = [(each.event, each.about.get("generation"), each.about.get("slot")) for each in shell.of(actions.LogEvent)]
     assert said[:2] == [("reload_asked", None, None), ("reload_started", 2, None)]
     for event in ("worker_started", "worker_ready", "worker_serving"):
         assert [each[1:] for each in said if each[0] == event] == [(2, 0), (2, 1)]

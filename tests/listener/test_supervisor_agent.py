@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import (
     AGENT_TRANSITIONS,
@@ -54,7 +55,7 @@ class AgentShell(Shell):
             self.send(e.AgentFinished(agent))
             self.end(agent)
 
-    def end(self, agent: Agent, how: str = "exit status 0") -> list[e.Action]:
+    def end(self, agent: Agent, how: str = "exit status 0") -> list[actions.Action]:
         return self.send(e.AgentDied(agent, how))
 
     def up(self) -> AgentShell:
@@ -73,8 +74,8 @@ class AgentShell(Shell):
         (new,) = [agent for agent in self.agents() if agent is not old]
         return old, new
 
-    def said(self, event: str) -> list[e.Say]:
-        return [say for say in self.of(e.Say) if say.event == event]
+    def said(self, event: str) -> list[actions.LogEvent]:
+        return [say for say in self.of(actions.LogEvent) if say.event == event]
 
 
 # The start and the stop
@@ -82,16 +83,16 @@ class AgentShell(Shell):
 
 def test_the_agent_is_entered_before_the_first_worker_starts() -> None:
     shell = AgentShell()
-    assert [type(action) for action in shell.done if not isinstance(action, e.Say)] == [
-        e.PrepareGeneration,
-        e.StartAgent,
+    assert [type(action) for action in shell.done if not isinstance(action, actions.LogEvent)] == [
+        actions.PrepareGeneration,
+        actions.StartAgent,
     ]
     agent = shell.one(AgentState.STARTING)
     shell.send(e.AgentPrepared(agent))
-    assert shell.of(e.TellEnter) == [e.TellEnter(agent)]
-    assert not shell.of(e.Start)
+    assert shell.of(actions.TellEnter) == [actions.TellEnter(agent)]
+    assert not shell.of(actions.Start)
     shell.send(e.AgentEntered(agent))
-    assert len(shell.of(e.Start)) == 2
+    assert len(shell.of(actions.Start)) == 2
     shell.make_ready()
     shell.send(e.PortsOpened())
     shell.accept()
@@ -140,9 +141,9 @@ def test_an_agent_that_fails_in_the_first_start_ends_the_server(
     shell.reap()
     for left in shell.agents():
         shell.end(left)
-    (end,) = shell.of(e.Exit)
+    (end,) = shell.of(actions.Exit)
     assert end.status == status
-    assert not shell.of(e.OpenPorts)
+    assert not shell.of(actions.OpenPorts)
 
 
 def test_the_workers_leave_before_the_agent() -> None:
@@ -150,13 +151,13 @@ def test_the_workers_leave_before_the_agent() -> None:
     agent = shell.one()
     shell.send(e.StopAsked())
     shell.send(e.ShutOutDone())
-    assert shell.of(e.TellRetire)
+    assert shell.of(actions.TellRetire)
     assert agent.state is AgentState.ACTIVE
     shell.reap()
-    assert shell.of(e.TellFinish) == [e.TellFinish(agent, "stop", ALLOWED)]
-    assert not shell.of(e.Exit)
+    assert shell.of(actions.TellFinish) == [actions.TellFinish(agent, "stop", ALLOWED)]
+    assert not shell.of(actions.Exit)
     shell.finish()
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_an_agent_that_hangs_in_a_stop_is_killed() -> None:
@@ -166,24 +167,24 @@ def test_an_agent_that_hangs_in_a_stop_is_killed() -> None:
     shell.send(e.ShutOutDone())
     shell.reap()
     shell.now += ALLOWED
-    shell.send(e.Tick())
-    assert [kill.worker for kill in shell.of(e.Kill)] == [agent]
-    assert not shell.of(e.Exit)
+    shell.send(e.Wakeup())
+    assert [kill.worker for kill in shell.of(actions.Kill)] == [agent]
+    assert not shell.of(actions.Exit)
     shell.end(agent, "signal SIGKILL")
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_a_quick_stop_hurries_the_agent_too_and_the_next_kills_it() -> None:
     shell = AgentShell().up()
     agent = shell.one()
     shell.send(e.QuickStopAsked())
-    assert not shell.of(e.TellFinish)
+    assert not shell.of(actions.TellFinish)
     shell.reap()
     # it is told the time that it has: it shares it out between its handlers and its own end
-    assert shell.of(e.TellFinish) == [e.TellFinish(agent, "stop", END_TIMEOUT)]
+    assert shell.of(actions.TellFinish) == [actions.TellFinish(agent, "stop", END_TIMEOUT)]
     assert shell.supervisor.next_deadline() <= shell.now + END_TIMEOUT
     shell.send(e.QuickStopAsked())
-    assert [kill.worker for kill in shell.of(e.Kill)] == [agent]
+    assert [kill.worker for kill in shell.of(actions.Kill)] == [agent]
 
 
 def test_a_quick_stop_hurries_an_agent_that_finishes_already() -> None:
@@ -194,8 +195,8 @@ def test_a_quick_stop_hurries_an_agent_that_finishes_already() -> None:
     shell.reap()
     shell.send(e.QuickStopAsked())
     shell.now += END_TIMEOUT
-    shell.send(e.Tick())
-    assert [(kill.worker, kill.why) for kill in shell.of(e.Kill)] == [
+    shell.send(e.Wakeup())
+    assert [(kill.worker, kill.why) for kill in shell.of(actions.Kill)] == [
         (agent, f"it had not finished after {END_TIMEOUT:g} s (quick stop)")
     ]
 
@@ -210,7 +211,7 @@ def test_a_stop_amid_the_first_start_ends_an_agent_that_has_not_begun_at_once(so
     shell.reap()
     assert agent.state is [AgentState.ENDING, AgentState.FINISHING, AgentState.FINISHING][so_far]
     shell.end(agent)
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 # The reload
@@ -224,29 +225,29 @@ def test_the_lease_passes_when_all_is_ready_and_the_old_agent_has_been_reaped() 
     shell.send(e.AgentPrepared(new))
     assert old.state is AgentState.ACTIVE  # the workers are not ready
     shell.make_ready()
-    assert shell.of(e.TellFinish) == [e.TellFinish(old, "reload", ALLOWED)]
-    assert not shell.of(e.TellServe)
+    assert shell.of(actions.TellFinish) == [actions.TellFinish(old, "reload", ALLOWED)]
+    assert not shell.of(actions.TellServe)
     shell.send(e.AgentFinished(old))
-    assert not shell.of(e.TellEnter)  # what it says does not count
+    assert not shell.of(actions.TellEnter)  # what it says does not count
     shell.end(old)
-    assert shell.of(e.TellEnter) == [e.TellEnter(new)]
-    assert not shell.of(e.TellServe)
+    assert shell.of(actions.TellEnter) == [actions.TellEnter(new)]
+    assert not shell.of(actions.TellServe)
     shell.send(e.AgentEntered(new))
-    assert len(shell.of(e.TellServe)) == 2
-    assert not shell.of(e.TellRetire)
+    assert len(shell.of(actions.TellServe)) == 2
+    assert not shell.of(actions.TellRetire)
     shell.accept()
-    assert [answer.ok for answer in shell.of(e.Answer)] == [True]
-    assert len(shell.of(e.TellRetire)) == 2
+    assert [answer.ok for answer in shell.of(actions.AnswerReload)] == [True]
+    assert len(shell.of(actions.TellRetire)) == 2
 
 
 def test_workers_that_are_ready_wait_for_the_agent_to_be_prepared() -> None:
     shell = AgentShell().up()
     shell.send(e.ReloadAsked())
     shell.make_ready()
-    assert not shell.of(e.TellFinish)
-    assert not shell.of(e.TellServe)
+    assert not shell.of(actions.TellFinish)
+    assert not shell.of(actions.TellServe)
     shell.prepare()
-    assert shell.of(e.TellFinish)
+    assert shell.of(actions.TellFinish)
 
 
 @pytest.mark.parametrize("event", [failed, misnamed, died])
@@ -257,9 +258,9 @@ def test_an_agent_that_cannot_be_prepared_fails_the_reload_and_the_old_one_never
     old = shell.one()
     shell.send(e.ReloadAsked(ticket=1))
     shell.send(event(shell.one(AgentState.STARTING)))
-    assert [answer.ok for answer in shell.of(e.Answer)] == [False]
+    assert [answer.ok for answer in shell.of(actions.AnswerReload)] == [False]
     assert old.state is AgentState.ACTIVE
-    assert not shell.of(e.TellFinish)
+    assert not shell.of(actions.TellFinish)
     shell.reap(WorkerState.ENDING)
     for ending in shell.agents(AgentState.ENDING):
         shell.end(ending)
@@ -272,7 +273,7 @@ def test_if_entering_fails_the_old_codes_agent_is_started_again(event: Callable[
     old, new = shell.to_passing()
     shell.end(old)
     shell.send(event(new))
-    (answer,) = shell.of(e.Answer)
+    (answer,) = shell.of(actions.AnswerReload)
     assert not answer.ok
     again = shell.one(AgentState.STARTING)
     assert (again.generation, again.cause) == (old.generation, Cause.RETURN)
@@ -280,8 +281,8 @@ def test_if_entering_fails_the_old_codes_agent_is_started_again(event: Callable[
     if new in shell.agents():  # it has the lease until it has been reaped
         assert again.state is AgentState.PREPARED
         shell.end(new)
-    assert shell.of(e.TellEnter)[-1] == e.TellEnter(again)
-    assert not shell.of(e.TellServe)
+    assert shell.of(actions.TellEnter)[-1] == actions.TellEnter(again)
+    assert not shell.of(actions.TellServe)
     shell.enter()
     assert shell.one() is again
     shell.reap(WorkerState.ENDING)
@@ -299,7 +300,7 @@ def test_if_a_worker_fails_the_switch_the_agents_change_back(state: WorkerState)
         shell.send(e.WorkerAccepts(shell.workers(WorkerState.SWITCHING)[0]))
     victim = next(w for w in shell.workers(state) if w.generation is new.generation)
     shell.send(e.WorkerDied(victim, "signal SIGKILL"))
-    assert not shell.of(e.Answer)[0].ok
+    assert not shell.of(actions.AnswerReload)[0].ok
     if state is WorkerState.READY:  # the new one had not begun
         assert new.state is AgentState.ENDING
         shell.end(old)
@@ -317,8 +318,8 @@ def test_an_old_agent_that_does_not_finish_is_killed_and_only_then_the_lease_pas
     shell = AgentShell().up()
     old, new = shell.to_passing()
     shell.now += ALLOWED
-    shell.send(e.Tick())
-    assert [kill.worker for kill in shell.of(e.Kill)] == [old]
+    shell.send(e.Wakeup())
+    assert [kill.worker for kill in shell.of(actions.Kill)] == [old]
     assert shell.agents(AgentState.PREPARED) == [new]
     shell.end(old, "signal SIGKILL")
     assert shell.agents(AgentState.ENTERING) == [new]
@@ -336,9 +337,9 @@ def test_a_new_agent_that_hangs_is_killed_and_the_reload_has_failed(entering: bo
         new, allowed = shell.one(AgentState.STARTING), STARTUP
         shell.make_ready()
     shell.now += allowed
-    shell.send(e.Tick())
-    assert new in [kill.worker for kill in shell.of(e.Kill)]
-    assert not shell.of(e.Answer)[0].ok
+    shell.send(e.Wakeup())
+    assert new in [kill.worker for kill in shell.of(actions.Kill)]
+    assert not shell.of(actions.AnswerReload)[0].ok
     assert new.state is (AgentState.KILLED if entering else AgentState.ENDING)
 
 
@@ -347,9 +348,9 @@ def test_an_agent_that_hangs_as_long_as_a_worker_of_its_generation_is_killed_wit
     shell.send(e.ReloadAsked(ticket=1))
     new = shell.one(AgentState.STARTING)
     shell.now += STARTUP
-    shell.send(e.Tick())
-    assert new in [kill.worker for kill in shell.of(e.Kill)]
-    assert [answer.ok for answer in shell.of(e.Answer)] == [False]
+    shell.send(e.Wakeup())
+    assert new in [kill.worker for kill in shell.of(actions.Kill)]
+    assert [answer.ok for answer in shell.of(actions.AnswerReload)] == [False]
     assert not shell.said("agent_failed")  # the active one is not lost, and the server does not stop
 
 
@@ -358,11 +359,11 @@ def test_the_agent_may_come_with_a_reload() -> None:
     shell.policy = dataclasses.replace(shell.policy, agent=True)
     shell.send(e.ReloadAsked(ticket=1))
     shell.make_ready()
-    assert not shell.of(e.TellServe)
+    assert not shell.of(actions.TellServe)
     shell.prepare()
     shell.enter()
     shell.accept()
-    assert shell.of(e.Answer)[0].ok
+    assert shell.of(actions.AnswerReload)[0].ok
     assert shell.one().state is AgentState.ACTIVE
 
 
@@ -373,10 +374,10 @@ def test_the_agent_may_go_with_a_reload() -> None:
     shell.send(e.ReloadAsked(ticket=1))
     shell.make_ready()
     assert old.state is AgentState.FINISHING
-    assert not shell.of(e.TellServe)
+    assert not shell.of(actions.TellServe)
     shell.finish()
     shell.accept()
-    assert shell.of(e.Answer)[0].ok
+    assert shell.of(actions.AnswerReload)[0].ok
     assert not shell.agents()
 
 
@@ -384,7 +385,7 @@ def test_a_reload_without_agents_switches_at_once() -> None:
     shell = AgentShell(agent=False).up()
     shell.send(e.ReloadAsked(ticket=1))
     shell.make_ready()
-    assert len(shell.of(e.TellServe)) == 2
+    assert len(shell.of(actions.TellServe)) == 2
     assert [g.state for g in shell.supervisor.generations.values()][-1] is GenerationState.SWITCHING
 
 
@@ -397,15 +398,15 @@ def test_a_stop_while_the_lease_passes_starts_no_agent_any_more(entered: bool) -
         shell.enter()
     shell.forget()
     shell.send(e.StopAsked())
-    assert not shell.of(e.Answer)[0].ok
-    assert not shell.of(e.StartAgent)
+    assert not shell.of(actions.AnswerReload)[0].ok
+    assert not shell.of(actions.StartAgent)
     assert new.state is (AgentState.ACTIVE if entered else AgentState.ENDING)
     shell.send(e.ShutOutDone())
     shell.reap()
     assert new.state is (AgentState.FINISHING if entered else AgentState.ENDING)
     for agent in shell.agents():
         shell.end(agent)
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_a_stop_with_a_delay_has_an_agent_meanwhile() -> None:
@@ -458,8 +459,8 @@ def test_one_that_fails_has_the_lease_until_it_has_been_reaped() -> None:
     shell.send(e.AgentPrepared(again))
     assert shell.agents(AgentState.PREPARED) == [again]
     shell.now += END_TIMEOUT
-    shell.send(e.Tick())
-    assert [kill.worker for kill in shell.of(e.Kill)] == [lost]
+    shell.send(e.Wakeup())
+    assert [kill.worker for kill in shell.of(actions.Kill)] == [lost]
     shell.end(lost)
     assert shell.agents(AgentState.ENTERING) == [again]
 
@@ -490,7 +491,7 @@ def test_a_reload_mends_a_lost_agent() -> None:
     shell.make_ready()
     shell.enter()
     shell.accept()
-    assert shell.of(e.Answer)[0].ok
+    assert shell.of(actions.AnswerReload)[0].ok
     assert shell.one().state is AgentState.ACTIVE
 
 
@@ -511,23 +512,23 @@ def test_a_lost_agent_is_not_started_again_once_the_workers_leave() -> None:
     shell.send(e.StopAsked())
     shell.forget()
     shell.send(failed(shell.one()))
-    assert not shell.of(e.StartAgent)
+    assert not shell.of(actions.StartAgent)
     assert shell.said("agent_failed")[0].detail
     shell.send(e.ShutOutDone())
     shell.reap()
     shell.end(shell.one())
-    assert shell.of(e.Exit) == [e.Exit(0)]
+    assert shell.of(actions.Exit) == [actions.Exit(0)]
 
 
 def test_one_whose_loop_is_blocked_makes_way_for_another() -> None:
     shell = AgentShell().up()
     blocked = shell.one()
     shell.send(e.AgentBlocked(blocked, "its event loop has been blocked for 60 s"))
-    assert shell.of(e.TellFinish) == [e.TellFinish(blocked, "blocked", ALLOWED)]
+    assert shell.of(actions.TellFinish) == [actions.TellFinish(blocked, "blocked", ALLOWED)]
     assert len(shell.agents(AgentState.STARTING)) == 1
     shell.now += ALLOWED
-    shell.send(e.Tick())
-    assert [kill.worker for kill in shell.of(e.Kill)] == [blocked]
+    shell.send(e.Wakeup())
+    assert [kill.worker for kill in shell.of(actions.Kill)] == [blocked]
     assert shell.send(e.AgentBlocked(blocked, "once more")) == []
 
 
@@ -542,7 +543,7 @@ def test_one_that_returns_stays() -> None:
     assert len(shell.said("agent_returned")) == 1
     assert len(shell.agents(AgentState.STARTING)) == 0
     shell.send(e.AgentBlocked(agent, "its event loop has been blocked for 60 s"))
-    assert shell.of(e.TellFinish)[-1].agent is agent
+    assert shell.of(actions.TellFinish)[-1].agent is agent
 
 
 def test_one_that_waits_for_another_servers_says_so() -> None:
@@ -554,14 +555,14 @@ def test_one_that_waits_for_another_servers_says_so() -> None:
     assert shell.supervisor.next_deadline() == shell.now + STARTUP + ALLOWED
     shell.tick_at_deadline()
     shell.end(agent)
-    (end,) = shell.of(e.Exit)
+    (end,) = shell.of(actions.Exit)
     assert "PID 4711, has not ended" in end.message
 
 
 def test_logs_are_opened_again() -> None:
     shell = AgentShell().up()
     shell.send(e.ReopenAsked())
-    assert shell.one() in [tell.worker for tell in shell.of(e.TellReopen)]
+    assert shell.one() in [tell.worker for tell in shell.of(actions.TellReopen)]
 
 
 @pytest.mark.parametrize("late", [prepared, entered, failed, misnamed])
@@ -576,7 +577,7 @@ def test_what_comes_too_late_changes_nothing(late: Callable[[Agent], e.Event], s
         agent, _ = shell.to_passing()
     if state is AgentState.KILLED:
         shell.now += ALLOWED
-        shell.send(e.Tick())
+        shell.send(e.Wakeup())
     assert agent.state is state
     assert shell.send(late(agent)) == []
     assert agent.state is state

@@ -15,16 +15,17 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import (
     LEASED,
     STANDING,
     Agent,
     AgentState,
+    AppProcess,
     Generation,
     GenerationState,
     Policy,
-    Process,
     ServerState,
     Worker,
     WorkerState,
@@ -70,7 +71,7 @@ class SupervisedServer(RuleBasedStateMachine):
         self.count = 0
         self.supervisor: Supervisor
         self.started: set[Worker] = set()
-        self.killed: set[Process] = set()
+        self.killed: set[AppProcess] = set()
         self.dead: set[Worker] = set()
         self.agents: set[Agent] = set()  # those that have been started and not reaped
         self.leased: Agent | None = None  # told to enter, and not reaped
@@ -79,7 +80,7 @@ class SupervisedServer(RuleBasedStateMachine):
         self.opening = self.shutting_out = self.preparing = False
         self.asked: set[int] = set()
         self.answers: dict[int, bool] = {}
-        self.exits: list[e.Exit] = []
+        self.exits: list[actions.Exit] = []
         self.drain: tuple[bool, int] | None = None  # by control, the event's number
         self.pairs: dict[int, tuple[Worker, Worker]] = {}
         self.fates: dict[int, str] = {}
@@ -122,12 +123,12 @@ class SupervisedServer(RuleBasedStateMachine):
         current = self.supervisor.current
         self.count += 1
         replaced = replacement(self.supervisor) if at_rest(self.supervisor) else None
-        actions = self.supervisor.handle(event, self.now)
+        wanted = self.supervisor.handle(event, self.now)
         if replaced is not None:
-            self.check_replacement(replaced, event, actions)
-        self.perform(actions, deadlines, current, event)
+            self.check_replacement(replaced, event, wanted)
+        self.perform(wanted, deadlines, current, event)
 
-    def check_replacement(self, replaced: Supervisor, event: e.Event, actions: list[e.Action]) -> None:
+    def check_replacement(self, replaced: Supervisor, event: e.Event, wanted: list[actions.Action]) -> None:
         """What a new program would have made of the event, had it taken this one's place just before."""
         values = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}  # type: ignore[arg-type]
         if isinstance(worker := values.get("worker"), Worker):
@@ -135,107 +136,107 @@ class SupervisedServer(RuleBasedStateMachine):
         if isinstance(agent := values.get("agent"), Agent):
             values["agent"] = replaced.agents.all[agent.id]
         decided = replaced.handle(type(event)(**values), self.now)
-        assert [plain(action) for action in decided] == [plain(action) for action in actions]
+        assert [plain(action) for action in decided] == [plain(action) for action in wanted]
         assert replaced.next_deadline() == self.supervisor.next_deadline()
         if at_rest(self.supervisor):
             assert to_state(replaced) == to_state(self.supervisor)
 
     def perform(
         self,
-        actions: list[e.Action],
-        deadlines: dict[Process, float],
+        wanted: list[actions.Action],
+        deadlines: dict[AppProcess, float],
         before: Generation | None,
         event: e.Event | None = None,
     ) -> None:
-        for action in actions:
+        for action in wanted:
             for name in ("worker", "sender", "receiver"):
                 worker = getattr(action, name, None)
                 if isinstance(worker, Worker):
                     assert worker.state is not WorkerState.GONE, action
-                    assert isinstance(action, e.Start) or worker in self.started, action
+                    assert isinstance(action, actions.Start) or worker in self.started, action
             self.perform_one(action, deadlines, event)
         current = self.supervisor.current
         if current is not before:
             self.check_switch(before, current)
         assert self.supervisor.next_deadline() > self.now, "the listener would spin"
 
-    def perform_one(self, action: e.Action, deadlines: dict[Process, float], event: e.Event | None) -> None:
+    def perform_one(self, action: actions.Action, deadlines: dict[AppProcess, float], event: e.Event | None) -> None:
         supervisor = self.supervisor
         match action:
-            case e.Start(worker):
+            case actions.Start(worker):
                 assert worker not in self.started
                 if supervisor.current is None and worker.generation.policy.agent:
                     assert self.leased in self.entered, "the agent comes before the first workers"
                 self.started.add(worker)
-            case e.StartAgent() | e.TellEnter() | e.TellFinish() | e.TellServe():
+            case actions.StartAgent() | actions.TellEnter() | actions.TellFinish() | actions.TellServe():
                 self.check_agents(action)
-            case e.TellQuit(Agent() as agent):
+            case actions.TellQuit(Agent() as agent):
                 assert agent in self.agents
                 assert agent is not self.leased
-            case e.TellReopen(Agent() as agent):
+            case actions.TellReopen(Agent() as agent):
                 assert agent in self.agents
-            case e.Kill(Agent() as agent, why):
+            case actions.Kill(Agent() as agent, why):
                 assert agent in self.agents
                 assert deadlines[agent] <= self.now or why == "told twice to stop quickly"
                 self.killed.add(agent)
-            case e.OpenPorts():
+            case actions.OpenPorts():
                 self.opened += 1
                 self.opening = True
-            case e.ShutOut():
+            case actions.ShutOut():
                 self.shutting_out = True
-            case e.PrepareReload():
+            case actions.PrepareReload():
                 assert not self.preparing, "one reload is prepared at a time"
                 self.preparing = True
-            case e.Exit():
+            case actions.Exit():
                 self.exits.append(action)
-            case e.Answer(ticket, ok, _):
+            case actions.AnswerReload(ticket, ok, _):
                 assert ticket in self.asked
                 assert ticket not in self.answers
                 self.answers[ticket] = ok
-            case e.SetDrain(on):
+            case actions.SetDrain(on):
                 self.check_drain_word(on, event)
-            case e.TellRetire(worker, reason, _):
+            case actions.TellRetire(worker, reason, _):
                 self.check_retire(worker, reason)
-            case e.TellQuit(worker):
+            case actions.TellQuit(worker):
                 assert (
                     supervisor.state in HURRIED
                     or worker.generation.state in (GenerationState.FAILED, GenerationState.RETIRING)
                     or worker.slot >= supervisor.size
                 )
-            case e.Kill(worker, _):
+            case actions.Kill(worker, _):
                 twice = isinstance(event, (e.QuickStopAsked, e.StopAsked)) and supervisor.state is ServerState.ENDING
                 assert twice or deadlines[worker] <= self.now
                 self.killed.add(worker)
-            case e.Introduce(sender, receiver, pair):
+            case actions.ConnectPair(sender, receiver, pair):
                 assert pair not in self.pairs
                 assert sender.state is WorkerState.RETIRING
                 assert receiver.state is WorkerState.SERVING
                 self.pairs[pair] = (sender, receiver)
                 self.fates[pair] = ""
-            case e.TellVerdict(worker, pair, keep):
+            case actions.TellVerdict(worker, pair, keep):
                 assert pair in self.questions
                 assert pair not in self.verdicts
                 assert self.pairs[pair][1] is worker
                 assert keep == (self.fates[pair] == "died")
                 self.verdicts[pair] = keep
 
-    def check_agents(self, action: e.Action) -> None:
+    def check_agents(self, action: actions.Action) -> None:
         """Never two agents between being told to enter and being reaped; and who serves has the right one."""
         supervisor = self.supervisor
         match action:
-            case e.StartAgent(agent):
+            case actions.StartAgent(agent):
                 assert agent not in self.agents
                 assert agent.generation in (supervisor.current, supervisor.candidate)
                 assert supervisor.state not in HURRIED
                 self.agents.add(agent)
-            case e.TellEnter(agent):
+            case actions.TellEnter(agent):
                 assert self.leased is None
                 assert agent in self.agents
                 self.leased = agent
-            case e.TellFinish(agent, reason):
+            case actions.TellFinish(agent, reason):
                 assert agent is self.leased
                 assert reason in ("reload", "blocked") or not supervisor.workers, "the agent leaves last"
-            case e.TellServe(worker) if worker.generation is supervisor.candidate:
+            case actions.TellServe(worker) if worker.generation is supervisor.candidate:
                 if not worker.generation.policy.agent:
                     assert self.leased is None
                 elif supervisor.current is not None or supervisor.state is ServerState.STARTING:
@@ -292,7 +293,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 assert self.supervisor.requests.done == self.reloads_seen + 1
             self.drain = None
 
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[AppProcess]:
         """All that the supervisor has not forgotten."""
         return [*self.supervisor.workers.values(), *self.supervisor.agents.all.values()]
 
@@ -380,7 +381,7 @@ class SupervisedServer(RuleBasedStateMachine):
         if self.preparing:
             self.preparing = False
             policy = (
-                dataclasses.replace(self.supervisor.roster.policy, workers=workers, agent=agent) if workers else None
+                dataclasses.replace(self.supervisor.processes.policy, workers=workers, agent=agent) if workers else None
             )
             self.send(e.ReloadPrepared(policy, "" if policy else "a hook says no"))
 
@@ -532,7 +533,7 @@ class SupervisedServer(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         """At most until the next deadline: the listener wakes up then."""
         self.now = min(self.now + seconds, self.supervisor.next_deadline())
-        self.send(e.Tick())
+        self.send(e.Wakeup())
 
     @rule(late=st.sampled_from([0.0, 0.001, 100.0]))
     def a_deadline_passes(self, late: float) -> None:
@@ -540,7 +541,7 @@ class SupervisedServer(RuleBasedStateMachine):
         deadline = self.supervisor.next_deadline()
         if deadline < math.inf:
             self.now = max(self.now, deadline) + late
-            self.send(e.Tick())
+            self.send(e.Wakeup())
 
     # The laws
 
@@ -556,10 +557,10 @@ class SupervisedServer(RuleBasedStateMachine):
         supervisor = getattr(self, "supervisor", None)
         if supervisor is None:
             return
-        assert len(supervisor.generations) <= supervisor.roster.policy.max_generations
+        assert len(supervisor.generations) <= supervisor.processes.policy.max_generations
         assert {w.generation.number for w in supervisor.workers.values()} <= set(supervisor.generations)
         starting = [w.generation for w in self.workers(WorkerState.STARTING)]
-        assert all(starting.count(each) <= supervisor.roster.policy.start_concurrency for each in starting)
+        assert all(starting.count(each) <= supervisor.processes.policy.start_concurrency for each in starting)
         assert self.opened <= 1
         self.reloads_seen = supervisor.requests.done
 

@@ -8,7 +8,7 @@ import pytest
 
 from serve_asgi.listener.event_records import Telling
 from serve_asgi.listener.history import Record
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 
 
 def test_all_are_told_the_same_in_order(caplog: pytest.LogCaptureFixture) -> None:
@@ -18,7 +18,9 @@ def test_all_are_told_the_same_in_order(caplog: pytest.LogCaptureFixture) -> Non
     telling.to += [lambda record: told.append(("first", record)), lambda record: told.append(("second", record))]
     with caplog.at_level(logging.INFO, "serve"):
         for worker in (7, 8):
-            telling.happened(e.Say(logging.WARNING, "worker_killed", "it is killed", "", {"worker": worker, "slot": 0}))
+            telling.happened(
+                actions.LogEvent(logging.WARNING, "worker_killed", "it is killed", "", {"worker": worker, "slot": 0})
+            )
     assert [who for who, _ in told] == ["first", "second"] * 2
     assert told[0][1] is told[1][1]
     records = [record for who, record in told if who == "first"]

@@ -61,7 +61,7 @@ def admin_state(
             if number < supervisor.size and number not in filled and slot.trouble
         ],
         "draining": supervisor.drain.on is not None,
-        "lost": supervisor.roster.lost,
+        "lost": supervisor.processes.lost,
         "reloads": dict(history.outcomes),
         "reload_seconds": dict(history.reload_seconds),
         "restarts": {cause: count for cause, count in history.starts.items() if cause != "generation"},

@@ -17,7 +17,7 @@ from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener.misbehaving_child import Allowance
 from serve_asgi.listener.stack_dumps import Window
 from serve_asgi.logs.output import ChildOutput, for_child
-from serve_asgi.supervisor.lifecycles import Process, Worker
+from serve_asgi.supervisor.lifecycles import AppProcess, Worker
 
 PACKETS_AT_ONCE: Final = 500
 PACKETS_PER_SECOND: Final = 50.0
@@ -42,7 +42,9 @@ def describe_code(code: int) -> str:
 class Child:
     """A started worker or agent process."""
 
-    def __init__(self, worker: Process, pid: int, channel: Channel, output: ChildOutput, row: int, counts: Row) -> None:
+    def __init__(
+        self, worker: AppProcess, pid: int, channel: Channel, output: ChildOutput, row: int, counts: Row
+    ) -> None:
         self.worker = worker
         self.pid = pid
         self.channel = channel
@@ -88,7 +90,7 @@ class Child:
         self.closed = True
 
 
-def spawn(worker: Process, release: Release, row: int, counts: Row) -> Child:
+def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
     """Start a worker or an agent as a fresh interpreter.
 
     It leads a session of its own: a signal for the foreground group (Ctrl-C) does not reach it, and the operator's

@@ -32,7 +32,7 @@ from serve_asgi.listener.listening_sockets import Listening
 from serve_asgi.listener.stack_dumps import Window
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.lifecycles import Agent, Process, Worker
+from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Worker
 
 ROWS = 1024
 """Processes that may be alive at once."""
@@ -51,7 +51,7 @@ NEIGHBOURS = 64
 log = logging.getLogger("serve")
 
 
-def row_slot(worker: Process) -> int:
+def row_slot(worker: AppProcess) -> int:
     """What the row of a process says of its slot, and where its counts go in the end."""
     return NO_SLOT if isinstance(worker, Agent) else worker.slot
 
@@ -65,7 +65,7 @@ class Crew:
         post: Callable[[e.Event], None],
         links: Links,
         scoreboard: Scoreboard,
-        broken: Callable[[Process, str], None],
+        broken: Callable[[AppProcess, str], None],
         children: Iterable[Child] = (),
     ) -> None:
         """`children` are those of an earlier program of this process, if there was one.
@@ -88,7 +88,7 @@ class Crew:
     def __iter__(self) -> Iterator[Child]:
         return iter(list(self.children.values()))
 
-    def of(self, worker: Process) -> Child | None:
+    def of(self, worker: AppProcess) -> Child | None:
         """The process of `worker`, if it has one."""
         return next((child for child in self.children.values() if child.worker is worker), None)
 
@@ -99,7 +99,7 @@ class Crew:
 
     # Beginning and end
 
-    def start(self, worker: Process, release: Release, config: Config) -> None:
+    def start(self, worker: AppProcess, release: Release, config: Config) -> None:
         """Start `worker`'s process; what prevents it is told as its failure and death."""
         try:
             what = self._what(worker)
@@ -134,7 +134,7 @@ class Crew:
         )
         self.links.linked(worker.id)
 
-    def _what(self, worker: Process) -> Packet:
+    def _what(self, worker: AppProcess) -> Packet:
         """What a process is told of its part. Raises UsageError."""
         if isinstance(worker, Worker):
             return {"slot": worker.slot}
@@ -158,7 +158,7 @@ class Crew:
         self.tasks.start_soon(self._send_to, child)
         self.tasks.start_soon(self._listen_to, child)
 
-    def _spawn_linked(self, worker: Process, release: Release) -> tuple[Child, socket.socket, int]:
+    def _spawn_linked(self, worker: AppProcess, release: Release) -> tuple[Child, socket.socket, int]:
         """The process, its end of a link to the hub (alone it would take itself for the whole server), and its row."""
         link = self.links.open(worker.id)
         try:
@@ -168,7 +168,7 @@ class Crew:
             link.close()
             raise
 
-    def _spawn(self, worker: Process, release: Release) -> tuple[Child, int]:
+    def _spawn(self, worker: AppProcess, release: Release) -> tuple[Child, int]:
         if not self._free_rows:
             raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
         counts, row = Row.create()
@@ -200,21 +200,21 @@ class Crew:
         self._died(child.worker, describe(wait_status), in_flight)
         return True
 
-    def _failed(self, worker: Process, message: str, detail: str = "", usage: bool = False) -> None:
+    def _failed(self, worker: AppProcess, message: str, detail: str = "", usage: bool = False) -> None:
         """It could not become what it was started for."""
         if isinstance(worker, Agent):
             self.post(e.AgentFailed(worker, message, detail, usage))
         else:
             self.post(e.WorkerFailed(worker, message, detail, usage))
 
-    def _died(self, worker: Process, how: str, in_flight: int = 0) -> None:
+    def _died(self, worker: AppProcess, how: str, in_flight: int = 0) -> None:
         """It is no more."""
         if isinstance(worker, Agent):
             self.post(e.AgentDied(worker, how))
         else:
             self.post(e.WorkerDied(worker, how, in_flight))
 
-    def kill(self, worker: Process) -> int:
+    def kill(self, worker: AppProcess) -> int:
         """SIGKILL; return how many requests and WebSockets are in its hands."""
         if (child := self.of(worker)) is None:
             return 0
@@ -224,7 +224,7 @@ class Crew:
 
     # What is said to them
 
-    def tell(self, worker: Process, packet: Packet, given: tuple[int, ...] = ()) -> None:
+    def tell(self, worker: AppProcess, packet: Packet, given: tuple[int, ...] = ()) -> None:
         """Say something to a process, with descriptors that are closed here once it has them."""
         child = self.of(worker)
         if child is None:
@@ -238,7 +238,7 @@ class Crew:
         if len(child.outbox) > MOST_UNREAD:
             self._end(child, f"it has not taken {MOST_UNREAD} packets of its channel")
 
-    def introduce(self, sender: Worker, receiver: Worker, pair: int) -> None:
+    def connect_pair(self, sender: Worker, receiver: Worker, pair: int) -> None:
         """Connect two workers for hand-overs."""
         there = self.of(receiver)
         if there is None or self.of(sender) is None:
@@ -252,7 +252,7 @@ class Crew:
                 raise
         except OSError as error:
             log.warning(
-                "cannot introduce %s to %s yet: %s; raise the open-files limit (ulimit -Hn)",
+                "cannot connect %s with %s for the hand-over yet: %s; raise the open-files limit (ulimit -Hn)",
                 sender,
                 receiver,
                 error.strerror,
@@ -368,7 +368,7 @@ class Crew:
             case _:
                 self._take_from_worker(worker, packet)
 
-    def _admit(self, process: Process, event: e.Event) -> None:
+    def _admit(self, process: AppProcess, event: e.Event) -> None:
         """It says that it is ready; it is not, if what it has told the hub contradicts what others have."""
         if trouble := self.links.trouble_with(process.id):
             self.tell(process, {"type": "quit"})

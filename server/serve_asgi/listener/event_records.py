@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from serve_asgi.listener.history import Record
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 
 log = logging.getLogger("serve")
 
@@ -21,7 +21,7 @@ class Telling:
         self.to: list[Callable[[Record], None]] = []
         """Who is told besides the log, in this order."""
 
-    def happened(self, said: e.Say) -> None:
+    def happened(self, said: actions.LogEvent) -> None:
         """Log it, and tell everybody who wants to know."""
         level = logging.getLevelName(said.level).lower()
         about = dict(said.about)

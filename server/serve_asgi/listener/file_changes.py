@@ -31,6 +31,7 @@ from serve_asgi.ipc.channel import Channel, pair
 from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import Process, Processes
 from serve_asgi.logs.output import say
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 
 FIRST_PAUSE: Final = 1.0
@@ -151,7 +152,7 @@ class Changes:
         settings: Settings,
         processes: Processes,
         post: Callable[[e.Event], None],
-        say: Callable[[e.Say], None],
+        say: Callable[[actions.LogEvent], None],
         *,
         missed: bool = False,
     ) -> None:
@@ -245,4 +246,4 @@ class Changes:
         self._post(e.ReloadAsked(by=text, supersedes=True))
 
     def _tell(self, level: int, event: str, text: str, **about: Any) -> None:
-        self._say(e.Say(level, event, text, "", about))
+        self._say(actions.LogEvent(level, event, text, "", about))

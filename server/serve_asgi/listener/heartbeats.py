@@ -24,6 +24,7 @@ from anyio.abc import TaskGroup
 from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.children import Crew
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, WorkerState
 
@@ -75,7 +76,11 @@ class Heartbeats:
     """Watches the crew of one listener."""
 
     def __init__(
-        self, crew: Crew, timeout: Callable[[], float], post: Callable[[e.Event], None], say: Callable[[e.Say], None]
+        self,
+        crew: Crew,
+        timeout: Callable[[], float],
+        post: Callable[[e.Event], None],
+        say: Callable[[actions.LogEvent], None],
     ) -> None:
         """`timeout()` is --worker-timeout as it is now; `post` takes events, `say` what has happened."""
         self._crew = crew
@@ -126,8 +131,8 @@ class Heartbeats:
         about |= {"reason": reason, "seconds": round(silent, 3)}
         text, stack = f"{worker}: {reason}", stacks.as_text(told)
         if isinstance(worker, Agent):
-            self._say(e.Say(logging.WARNING, "agent_blocked", text, stack, about))
+            self._say(actions.LogEvent(logging.WARNING, "agent_blocked", text, stack, about))
             self._post(e.AgentBlocked(worker, reason))
         else:
-            self._say(e.Say(logging.WARNING, "worker_blocked", text, stack, {**about, "slot": worker.slot}))
+            self._say(actions.LogEvent(logging.WARNING, "worker_blocked", text, stack, {**about, "slot": worker.slot}))
             self._post(e.WorkerWantsReplacement(worker, reason, blocked=silent))

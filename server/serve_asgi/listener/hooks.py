@@ -26,7 +26,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release
 from serve_asgi.listener.helper_processes import Processes
 from serve_asgi.listener.hook_process import REAP_TIME, TERM_TIME, Outcome, command_of, run
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 
 MOST_WAITING: Final = 100
 """Events that wait for one hook; further ones are left out, and the log says how many."""
@@ -58,7 +58,7 @@ class Hooks:
         self,
         config: Config,
         processes: Processes,
-        tell: Callable[[e.Say], None],
+        tell: Callable[[actions.LogEvent], None],
         release: Callable[[], Release | None],
         control: Callable[[], Path | None],
     ) -> None:
@@ -141,7 +141,9 @@ class Hooks:
             self._say(logging.DEBUG, "hook_done", f"the {hook} is done", hook)
 
     def _say(self, level: int, event: str, text: str, hook: Hook, detail: str = "", **about: Any) -> None:
-        self._tell(e.Say(level, event, text, detail, {"hook": hook.command, "hook_event": hook.event, **about}))
+        self._tell(
+            actions.LogEvent(level, event, text, detail, {"hook": hook.command, "hook_event": hook.event, **about})
+        )
 
     # Before something happens
 

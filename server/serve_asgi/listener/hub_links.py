@@ -32,8 +32,8 @@ from serve_asgi.ipc.link_socket import LinkSocket
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener import misbehaving_child as blame
 from serve_asgi.listener.misbehaving_child import Allowance
-from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.lifecycles import AT_WORK, AgentState, Process, ServerState, Worker, WorkerState
+from serve_asgi.supervisor import actions
+from serve_asgi.supervisor.lifecycles import AT_WORK, AgentState, AppProcess, ServerState, Worker, WorkerState
 from serve_asgi.supervisor.supervisor import Supervisor
 
 TURN_BUDGET: Final = 0.00005
@@ -85,7 +85,7 @@ class Links:
         self,
         settings: HubSettings,
         scoreboard: Scoreboard,
-        happened: Callable[[e.Say], None],
+        happened: Callable[[actions.LogEvent], None],
         broken: Callable[[int, str], None],
     ) -> None:
         """`broken(member, why)` is told of a member that sends nonsense: its process is to be killed."""
@@ -124,7 +124,7 @@ class Links:
     def follow(self, supervisor: Supervisor) -> None:
         """Let the hub's members be the supervisor's processes. New ones serve before old ones retire."""
         hub = self.hub
-        processes: list[Process] = [*supervisor.workers.values(), *supervisor.agents.all.values()]
+        processes: list[AppProcess] = [*supervisor.workers.values(), *supervisor.agents.all.values()]
         for each in sorted(processes, key=lambda process: process.id):
             if each.id not in hub.members:
                 role = Role.WORKER if isinstance(each, Worker) else Role.AGENT
@@ -204,7 +204,7 @@ class Links:
             self.store(data)
 
     def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
-        self._happened(e.Say(level, event, text, detail, about))
+        self._happened(actions.LogEvent(level, event, text, detail, about))
 
     def publish(self, applied: int) -> None:
         self._scoreboard.words[Header.STATE] = applied
@@ -381,7 +381,7 @@ def hub_settings(config: Config) -> HubSettings:
     return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
 
 
-def _order(worker: Process, supervisor: Supervisor) -> Order:
+def _order(worker: AppProcess, supervisor: Supervisor) -> Order:
     if not isinstance(worker, Worker):
         if worker.state in AT_WORK:
             return Order.SERVE

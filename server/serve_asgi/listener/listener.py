@@ -56,8 +56,9 @@ from serve_asgi.listener.signal_handlers import SignalOrders
 from serve_asgi.listener.status import past, status
 from serve_asgi.listener.store_process import Store
 from serve_asgi.logs import server_log as logs
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.lifecycles import Agent, Generation, Process, ServerState, counted
+from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Generation, ServerState, counted
 from serve_asgi.supervisor.supervisor import Supervisor
 
 FIGURES_PERIOD = 1.0
@@ -109,7 +110,7 @@ class Listener:
         self.when_running: list[Callable[[], object]] = []
         """What is to be done once signals and the control socket are served."""
         self.succession = Succession(self)
-        self.exit: e.Exit | None = None
+        self.exit: actions.Exit | None = None
         self._changes: changes.Changes | None = None
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
@@ -138,7 +139,7 @@ class Listener:
             self.crew, lambda: self.settings.config.worker_timeout, self.post, self.telling.happened
         )
 
-    async def run(self) -> e.Exit:
+    async def run(self) -> actions.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
             self.crew.tasks = self.hooks.tasks = self.gates.tasks = self._tasks
@@ -170,7 +171,7 @@ class Listener:
             if self.exit is None:
                 self._begin()
             while self.exit is None:
-                event: e.Event = e.Tick()
+                event: e.Event = e.Wakeup()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
                 if (order := self.gates.admit(event, self.supervisor.drain.on is not None)) is not None:
@@ -216,7 +217,7 @@ class Listener:
             wait.start_soon(self._end_at_stop, wait.cancel_scope)
             await store.first()
             if store.failure is not None:
-                self.exit = e.Exit(store.failure[1], store.failure[0])
+                self.exit = actions.Exit(store.failure[1], store.failure[0])
             wait.cancel_scope.cancel()
 
     async def _end_at_stop(self, scope: anyio.CancelScope) -> None:
@@ -225,7 +226,7 @@ class Listener:
         try:
             while not isinstance(event := await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
                 later.append(event)
-            self.exit = e.Exit(0)
+            self.exit = actions.Exit(0)
             scope.cancel()
         finally:
             for each in later:
@@ -241,7 +242,7 @@ class Listener:
         self._do([])  # whom the earlier program killed, the hub knows before they are reaped
         self._reap()
         text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._heirloom.predecessor}"
-        self.telling.happened(e.Say(logging.INFO, "listener_replaced", text))
+        self.telling.happened(actions.LogEvent(logging.INFO, "listener_replaced", text))
         for do in self.when_running:
             do()
 
@@ -264,7 +265,7 @@ class Listener:
         """Put the program of the present release in this one's place (`Succession.ask`)."""
         await self.succession.ask(asker)
 
-    def _decide(self, event: e.Event) -> list[e.Action]:
+    def _decide(self, event: e.Event) -> list[actions.Action]:
         """What the supervisor wants done; a bug in it must not take down what serves, but for who has found it."""
         try:
             return self.supervisor.handle(event, time.monotonic())
@@ -298,7 +299,7 @@ class Listener:
 
     # Actions
 
-    def _do(self, actions: list[e.Action]) -> None:
+    def _do(self, actions: list[actions.Action]) -> None:
         """The hub hears of what the supervisor has decided before those whom it concerns do."""
         try:
             self.links.follow(self.supervisor)
@@ -306,85 +307,85 @@ class Listener:
             log.exception("the hub could not follow; please report this")
         self._perform_all(actions)
 
-    def _perform_all(self, actions: list[e.Action]) -> None:
+    def _perform_all(self, actions: list[actions.Action]) -> None:
         for action in actions:
             try:
                 self._perform(action)
             except Exception:  # such as EMFILE: one thing is not done, the server goes on
                 log.exception("the listener could not do %s", type(action).__name__)
 
-    def _perform(self, action: e.Action) -> None:
+    def _perform(self, action: actions.Action) -> None:
         match action:
-            case e.PrepareReload(by):
+            case actions.PrepareReload(by):
                 self._tasks.start_soon(self._prepare_reload, by)
-            case e.PrepareGeneration(generation):
+            case actions.PrepareGeneration(generation):
                 self.plans.begin(generation)
-            case e.Adopt(generation):
+            case actions.Adopt(generation):
                 self._adopt(generation)
-            case e.ForgetGeneration(generation):
+            case actions.ForgetGeneration(generation):
                 if self.plans.forget(generation) and not self.supervisor.has_agent and not self.supervisor.agents.all:
                     self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
-            case e.Start(worker) | e.StartAgent(worker):
+            case actions.Start(worker) | actions.StartAgent(worker):
                 plan = self.plans.all[worker.generation]
                 self.crew.start(worker, plan.release, plan.settings.config)
-            case e.OpenPorts():
+            case actions.OpenPorts():
                 self.post(ports.open_ports(self.listening, self.settings.config.backlog))
-            case e.ShutOut():
+            case actions.ShutOut():
                 self._tasks.start_soon(self._shut_out)
-            case e.ClosePorts():
+            case actions.ClosePorts():
                 if self.settings.config.agent:
                     self._clear_lock_away()
                 for listening in self.listening:
                     listening.close()
-            case e.TellServe(worker):
+            case actions.TellServe(worker):
                 self.crew.serve(worker)
-            case e.TellRetire(worker, reason, accept_queued):
+            case actions.TellRetire(worker, reason, accept_queued):
                 self.crew.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
-            case e.TellEnter(agent):
+            case actions.TellEnter(agent):
                 self.crew.tell(agent, {"type": "enter"})
-            case e.TellFinish(agent, reason, timeout):
+            case actions.TellFinish(agent, reason, timeout):
                 self.crew.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
-            case e.TellQuit(worker):
+            case actions.TellQuit(worker):
                 self.crew.tell(worker, {"type": "quit"})
-            case e.TellReopen(worker):
+            case actions.TellReopen(worker):
                 self.crew.tell(worker, {"type": "reopen"})
-            case e.TellVerdict(worker, pair, keep):
+            case actions.TellVerdict(worker, pair, keep):
                 self.crew.tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
-            case e.Introduce(sender, receiver, pair):
-                self.crew.introduce(sender, receiver, pair)
-            case e.Kill(worker, why):
+            case actions.ConnectPair(sender, receiver, pair):
+                self.crew.connect_pair(sender, receiver, pair)
+            case actions.Kill(worker, why):
                 self._kill(worker, why)
-            case e.SetDrain(on):
+            case actions.SetDrain(on):
                 self.crew.scoreboard.draining_since = time.monotonic_ns() if on else 0
-            case e.ReopenLogs():
+            case actions.ReopenLogs():
                 logs.reopen()
                 self.admin.reopen()
                 if self.store is not None:
                     self.store.reopen()
-            case e.Say():
+            case actions.LogEvent():
                 self.telling.happened(action)
-            case e.Answer(ticket, ok, text, detail):
+            case actions.AnswerReload(ticket, ok, text, detail):
                 self.control.answer(ticket, ok, text, detail)
-            case e.Announce(what, text):
+            case actions.Announce(what, text):
                 self._announcements.announce(what, text)
-            case e.Exit():
+            case actions.Exit():
                 self.exit = action
 
     def _clear_lock_away(self) -> None:
         agent_lock.clear_away(listening.name for listening in self.listening)
 
-    def _kill(self, worker: Process, why: str, level: int = logging.WARNING) -> None:
+    def _kill(self, worker: AppProcess, why: str, level: int = logging.WARNING) -> None:
         in_flight = self.crew.kill(worker)
         if worker.generation.superseded:  # there is a newer one of its code
             level = logging.DEBUG
         if isinstance(worker, Agent):
             about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
-            self.telling.happened(e.Say(level, "agent_killed", f"{worker} is killed: {why}", "", about))
+            self.telling.happened(actions.LogEvent(level, "agent_killed", f"{worker} is killed: {why}", "", about))
             return
         text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
-        self.telling.happened(e.Say(level, "worker_killed", text, "", about))
+        self.telling.happened(actions.LogEvent(level, "worker_killed", text, "", about))
 
     def _member_broken(self, member: int, why: str) -> None:
         """A process has sent its hub nonsense."""
@@ -392,7 +393,7 @@ class Listener:
         if process is not None:
             self._broken(process, why)
 
-    def _broken(self, process: Process, why: str) -> None:
+    def _broken(self, process: AppProcess, why: str) -> None:
         """A process has said what it must not: it ends, which counts as any death does."""
         if not process.stuck and self.crew.of(process) is not None:
             process.stuck = why
@@ -434,7 +435,7 @@ class Listener:
         if changed := before.changed(settings):
             told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
             self.telling.happened(
-                e.Say(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
+                actions.LogEvent(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
             )
             self.hooks.use(settings.config)
             try:

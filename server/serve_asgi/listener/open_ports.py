@@ -12,6 +12,7 @@ import anyio
 
 from serve_asgi.errors import ServeError
 from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 
 HANDSHAKE_TIME: Final = 1.0
@@ -49,7 +50,7 @@ async def keep_open(
     listening: Sequence[Listening],
     backlog: Callable[[], int],
     is_open: Callable[[], bool],
-    say: Callable[[e.Say], None],
+    say: Callable[[actions.LogEvent], None],
 ) -> None:
     """Undo what a worker does to a listening socket for all, by shutdown(2) or a filter, and tell of it."""
     given_up: set[str] = set()
@@ -70,4 +71,4 @@ async def keep_open(
                 given_up.add(each.name)
                 then = f"nobody gets in any more: {error}"
             text = f"a process that has {each.name} as well, such as a worker, has {what}; {then}"
-            say(e.Say(logging.ERROR, "socket_shut_down", text, "", {"address": each.name}))
+            say(actions.LogEvent(logging.ERROR, "socket_shut_down", text, "", {"address": each.name}))

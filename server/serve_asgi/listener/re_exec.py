@@ -107,7 +107,7 @@ class Succession:
             with anyio.move_on_after(REST_TIME):
                 while wish.stage is Stage.WAITING:
                     self._refuse_at_stop()
-                    self._listener.post(e.Tick())
+                    self._listener.post(e.Wakeup())
                     with anyio.move_on_after(LOOK):
                         await wish.given_up.wait()
             trouble = wish.trouble or f"{self._in_the_way()} for {REST_TIME:g} s; try again"

@@ -35,7 +35,7 @@ from serve_asgi.listener.stack_dumps import Window
 from serve_asgi.listener.store_process import Store
 from serve_asgi.logs import output
 from serve_asgi.logs.output import Guard
-from serve_asgi.supervisor.lifecycles import Process
+from serve_asgi.supervisor.lifecycles import AppProcess
 from serve_asgi.supervisor.snapshot import from_state, to_state
 from serve_asgi.supervisor.supervisor import Supervisor
 
@@ -161,7 +161,7 @@ def examine(state: State) -> None:
 def take(state: State) -> Heirloom:
     """Take over the workers and what is known of them. Raises LookupError, TypeError or ValueError for nonsense."""
     supervisor = from_state(state["supervisor"])
-    processes: dict[int, Process] = {**supervisor.workers, **supervisor.agents.all}
+    processes: dict[int, AppProcess] = {**supervisor.workers, **supervisor.agents.all}
     return Heirloom(
         supervisor=supervisor,
         scoreboard=Scoreboard(state["scoreboard"], writable=True),
@@ -247,7 +247,7 @@ def _child(child: Child, descriptors: list[int]) -> State:
     }
 
 
-def _take_child(state: State, worker: Process) -> Child:
+def _take_child(state: State, worker: AppProcess) -> Child:
     channel = Channel(socket.socket(fileno=state["channel"]), descriptors=0)
     left, counts = output.ChildOutput.inherited(state["output"]), Row(state["counts"])
     child = Child(worker, state["pid"], channel, left, state["row"], counts)

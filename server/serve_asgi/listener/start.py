@@ -21,7 +21,7 @@ from serve_asgi.listener.listener import Listener
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.logs import output
 from serve_asgi.logs import server_log as logs
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 
 NO_PROC: Final = (
     "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, who is in the "
@@ -64,7 +64,7 @@ def run(settings: Settings) -> int:
     return conclude(end, settings)
 
 
-def serve(listener: Listener) -> e.Exit:
+def serve(listener: Listener) -> actions.Exit:
     """Run it until it ends, and give back what it owned."""
     try:
         end = anyio.run(listener.run)
@@ -83,7 +83,7 @@ def give_back(listening: list[sockets.Listening], pid_file: PidFile | None) -> N
         pid_file.remove()
 
 
-def conclude(end: e.Exit, settings: Settings) -> int:
+def conclude(end: actions.Exit, settings: Settings) -> int:
     """The exit status. Raises UsageError or StartError if the server has not ended in order."""
     if not end.status:
         return 0

@@ -64,7 +64,7 @@ def status(
         "reloads": supervisor.requests.done,
         "failed_reloads": supervisor.requests.refusals,
         "last_failure": supervisor.requests.last_failure,
-        "lost": supervisor.roster.lost,
+        "lost": supervisor.processes.lost,
         "size": supervisor.size,
         "degraded": {
             str(number): slot.trouble

@@ -37,7 +37,7 @@ from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import Process, Processes
 from serve_asgi.listener.store_requests import Questions
 from serve_asgi.store import answers
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
@@ -76,7 +76,7 @@ class Store:
         processes: Processes,
         take: Callable[[bytes], None],
         changed: Callable[[str], None],
-        happened: Callable[[e.Say], None],
+        happened: Callable[[actions.LogEvent], None],
         left: State | None = None,
         known: Callable[[], tuple[list[tuple[str, Entry]], int]] = lambda: ([], 0),
     ) -> None:
@@ -254,7 +254,7 @@ class Store:
             self._changed(text)
         if not said or (event == "store_died" and text != said):  # one line for one outage, unless there is more to say
             about = f"the shared state cannot be written at present: {text}"
-            self._happened(e.Say(logging.ERROR, event, about, "", {"state": self.shown, "reason": text}))
+            self._happened(actions.LogEvent(logging.ERROR, event, about, "", {"state": self.shown, "reason": text}))
 
     # What it is told
 
@@ -344,7 +344,7 @@ class Store:
             self._at = list(at)
         match frame.kind:
             case "store.say":
-                self._happened(e.Say(head.level, head.event, head.text, "", head.about))
+                self._happened(actions.LogEvent(head.level, head.event, head.text, "", head.about))
             case "store.failed":
                 self._failed = head.text
                 if self._stage is Stage.STARTING:
@@ -376,13 +376,15 @@ class Store:
 
     def _tell_up(self, again: str) -> None:
         text = f"the shared state is kept in {self.shown}{again}"
-        self._happened(e.Say(logging.INFO, "store_up", text, "", {"state": self.shown}))
+        self._happened(actions.LogEvent(logging.INFO, "store_up", text, "", {"state": self.shown}))
 
     def _told_of_refusals(self, why: str) -> None:
         before, self._refuses = self._refuses, why
         if why and not before:
             text = f"writes to the shared state are refused: {why}"
-            self._happened(e.Say(logging.ERROR, "store_refuses", text, "", {"state": self.shown, "reason": why}))
+            self._happened(
+                actions.LogEvent(logging.ERROR, "store_refuses", text, "", {"state": self.shown, "reason": why})
+            )
         elif before and not why:
             self._tell_up(" again")
 

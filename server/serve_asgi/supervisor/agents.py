@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.lifecycles import (
     AT_WORK,
     COMING,
@@ -31,7 +31,7 @@ from serve_asgi.supervisor.lifecycles import (
 class Agents:
     """All agents of one server that have not been reaped."""
 
-    def __init__(self, do: Callable[[e.Action], None], number: Callable[[], int]) -> None:
+    def __init__(self, do: Callable[[actions.Action], None], number: Callable[[], int]) -> None:
         """`do` takes what is to be done, `number()` gives a process its number."""
         self._do = do
         self._number = number
@@ -89,7 +89,7 @@ class Agents:
         if coming is not None and self.holder() is None:
             policy = coming.generation.policy  # the agent of a killed server may be in the way for its agent timeout
             coming.become(AgentState.ENTERING, now + policy.startup_timeout + policy.agent_timeout)
-            self._do(e.TellEnter(coming))
+            self._do(actions.TellEnter(coming))
 
     def begin_anew(self) -> None:
         """Another generation is current: no agent of it has been lost."""
@@ -117,7 +117,7 @@ class Agents:
         """Log files have been moved away."""
         for agent in self.all.values():
             if agent.state not in (AgentState.ENDING, AgentState.KILLED):
-                self._do(e.TellReopen(agent))
+                self._do(actions.TellReopen(agent))
 
     # What the agents say; a text that is returned is why one that was wanted is not there
 
@@ -246,7 +246,7 @@ class Agents:
     def _start(self, generation: Generation, cause: Cause, now: float) -> None:
         agent = Agent(self._number(), generation, cause, deadline=now + generation.policy.startup_timeout)
         self.all[agent.id] = agent
-        self._do(e.StartAgent(agent))
+        self._do(actions.StartAgent(agent))
         text = f"{agent} starts ({cause.value})"
         self._say_of(agent, logging.DEBUG, "agent_started", text, cause=cause.value)
 
@@ -259,18 +259,18 @@ class Agents:
         """End one that has not begun, have one finish that has; the others do already."""
         if agent.state in COMING:
             agent.become(AgentState.ENDING, now + agent.generation.end_timeout)
-            self._do(e.TellQuit(agent))
+            self._do(actions.TellQuit(agent))
         elif agent.state in STANDING:
             self._vacate(agent, now)
             timeout = self._allowed(agent)
             agent.become(AgentState.FINISHING, now + timeout)
             agent.reason = reason
-            self._do(e.TellFinish(agent, reason, timeout))
+            self._do(actions.TellFinish(agent, reason, timeout))
             self._say_of(agent, logging.DEBUG, "agent_finishing", f"{agent} is to finish ({reason})", reason=reason)
 
     def _kill(self, agent: Agent, why: str) -> None:
         agent.stuck = why
-        self._do(e.Kill(agent, why))
+        self._do(actions.Kill(agent, why))
         if agent.state in COMING:
             agent.become(AgentState.ENDING)
         elif agent.state in LEASED and agent.state is not AgentState.KILLED:
@@ -283,4 +283,4 @@ class Agents:
 
     def _say_of(self, agent: Agent, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         who = {"worker": agent.id, "generation": agent.generation.number}
-        self._do(e.Say(level, event, text, detail, who | about))
+        self._do(actions.LogEvent(level, event, text, detail, who | about))

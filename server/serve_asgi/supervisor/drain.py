@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.lifecycles import Generation
 
 
@@ -40,7 +41,7 @@ class DrainSwitch:
         """It is to be on; `until` says what ends one that no reload ends."""
         by_control = by_control or (self.on is not None and self.on.by_control)
         if self.on is None:
-            self._decisions.do(e.SetDrain(True))
+            self._decisions.do(actions.SetDrain(True))
             ends = until if by_control else "the next successful reload"
             text = f"drain: the health endpoint says no until {ends}; everything is served"
             self._decisions.say(logging.INFO, "drain_started", text, until=ends)
@@ -53,5 +54,5 @@ class DrainSwitch:
 
     def _end(self, why: str) -> None:
         self.on = None
-        self._decisions.do(e.SetDrain(False))
+        self._decisions.do(actions.SetDrain(False))
         self._decisions.say(logging.INFO, "drain_ended", f"drain ended: {why}", reason=why)

@@ -1,22 +1,21 @@
-"""What happens to the supervisor (events) and what it wants done (actions): plain values, to be tabled in tests."""
+"""What happens to the supervisor (events): plain values, to be tabled in tests."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from serve_asgi.supervisor.lifecycles import Agent, Generation, Policy, Process, Worker
+from serve_asgi.supervisor.lifecycles import Agent, Policy, Worker
 
 
 class Event:
-    """Something that happened. `Tick` is what is handled when a deadline has passed and nothing else happened."""
+    """Something that happened. `Wakeup` is what is handled when a deadline has passed and nothing else happened."""
 
     __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tick(Event):
+class Wakeup(Event):
     pass
 
 
@@ -212,177 +211,3 @@ class AgentDied(Event):
 
     agent: Agent
     how: str
-
-
-class Action:
-    """Something that the shell is to do, at once and without waiting."""
-
-    __slots__ = ()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PrepareReload(Action):
-    """Read the configuration again and ask the hooks; answer with ReloadPrepared."""
-
-    by: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PrepareGeneration(Action):
-    """This generation begins, with the configuration that was read last and what that has come to mean."""
-
-    generation: Generation
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Adopt(Action):
-    """This generation serves: what it was configured with is now the server's own."""
-
-    generation: Generation
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ForgetGeneration(Action):
-    generation: Generation
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Start(Action):
-    worker: Worker
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class OpenPorts(Action):
-    """Call listen(); answer with PortsOpened."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ShutOut(Action):
-    """Keep new connections out, resetting none; answer with ShutOutDone."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ClosePorts(Action):
-    pass
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TellServe(Action):
-    worker: Worker
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TellRetire(Action):
-    """`accept_queued`: accept what is in the kernel's queue first, for nobody else will."""
-
-    worker: Worker
-    reason: str
-    accept_queued: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TellQuit(Action):
-    worker: Process
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TellReopen(Action):
-    worker: Process
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StartAgent(Action):
-    agent: Agent
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TellEnter(Action):
-    """It has the lease."""
-
-    agent: Agent
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TellFinish(Action):
-    """`timeout` (s): how long it has until it is killed."""
-
-    agent: Agent
-    reason: str
-    timeout: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class TellVerdict(Action):
-    """To a receiver: `keep` the uncommitted connections of this pair (their sender is dead) or drop them."""
-
-    worker: Worker
-    pair: int
-    keep: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Introduce(Action):
-    """Connect a retiring worker with one that receives its connections."""
-
-    sender: Worker
-    receiver: Worker
-    pair: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Kill(Action):
-    worker: Process
-    why: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SetDrain(Action):
-    on: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ReopenLogs(Action):
-    pass
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Say(Action):
-    """What has happened: a line of the log, and a record for those who follow.
-
-    `level` is that of the logging module, `event` the name of the kind of thing (docs/events.md), `about` its
-    particulars, JSON-compatible.
-    """
-
-    level: int
-    event: str
-    text: str
-    detail: str = ""
-    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer(Action):
-    """The outcome of a reload, for whoever holds the ticket."""
-
-    ticket: int
-    ok: bool
-    text: str
-    detail: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Announce(Action):
-    """Tell the service manager: "ready", "reloading", "stopping"; or only the status text."""
-
-    what: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Exit(Action):
-    """`again`: a reload was asked for while the first start failed, so that another one may do better."""
-
-    status: int
-    message: str = ""
-    detail: str = ""
-    again: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from serve_asgi.supervisor.events import Action, TellVerdict
+from serve_asgi.supervisor.actions import Action, TellVerdict
 from serve_asgi.supervisor.lifecycles import Worker
 
 
@@ -24,36 +24,36 @@ class Fate(enum.Enum):
 
 
 @dataclasses.dataclass(slots=True)
-class Pair:
+class HandOverPair:
     sender: Worker
     receiver: Worker
     fate: Fate = Fate.OPEN
     asked: bool = False  # the receiver waits for the verdict
 
 
-class Introductions:
+class HandOverPairs:
     """All pairs whose receiver lives."""
 
-    __slots__ = ("next", "pairs")
+    __slots__ = ("all", "next")
 
     def __init__(self) -> None:
-        self.pairs: dict[int, Pair] = {}
+        self.all: dict[int, HandOverPair] = {}
         self.next = 1
 
-    def introduce(self, sender: Worker, receiver: Worker) -> int:
+    def connect(self, sender: Worker, receiver: Worker) -> int:
         """Note a new pair and return its number."""
         number = self.next
         self.next += 1
-        self.pairs[number] = Pair(sender, receiver)
+        self.all[number] = HandOverPair(sender, receiver)
         return number
 
-    def introduced(self, sender: Worker, receiver: Worker) -> bool:
+    def connected(self, sender: Worker, receiver: Worker) -> bool:
         """Whether an open pair from `sender` to `receiver` stands."""
-        return any(p.sender is sender and p.receiver is receiver and p.fate is Fate.OPEN for p in self.pairs.values())
+        return any(p.sender is sender and p.receiver is receiver and p.fate is Fate.OPEN for p in self.all.values())
 
     def withdrawn(self, worker: Worker, number: int) -> list[Action]:
         """The sender `worker` has withdrawn what it offered over the pair."""
-        pair = self.pairs.get(number)
+        pair = self.all.get(number)
         if pair is None or pair.sender is not worker or pair.fate is not Fate.OPEN:
             return []
         pair.fate = Fate.WITHDRAWN
@@ -61,15 +61,15 @@ class Introductions:
 
     def lost(self, worker: Worker, number: int) -> Worker | None:
         """An end of the pair has not reached `worker`, so that nothing was offered over it; its sender, if it stood."""
-        pair = self.pairs.get(number)
+        pair = self.all.get(number)
         if pair is None or worker not in (pair.sender, pair.receiver) or pair.asked or pair.fate is not Fate.OPEN:
             return None
-        del self.pairs[number]
+        del self.all[number]
         return pair.sender
 
     def orphaned(self, worker: Worker, number: int) -> list[Action]:
         """The receiver `worker` asks what to do with the uncommitted offers of the pair."""
-        pair = self.pairs.get(number)
+        pair = self.all.get(number)
         if pair is None or pair.receiver is not worker:
             return [TellVerdict(worker, number, keep=False)]
         pair.asked = True
@@ -78,16 +78,16 @@ class Introductions:
     def died(self, worker: Worker) -> list[Action]:
         """A worker has been reaped: as a sender it leaves orphans, as a receiver its pairs are over."""
         actions: list[Action] = []
-        for number, pair in list(self.pairs.items()):
+        for number, pair in list(self.all.items()):
             if pair.receiver is worker:
-                del self.pairs[number]
+                del self.all[number]
             elif pair.sender is worker and pair.fate is Fate.OPEN:
                 pair.fate = Fate.ORPHANED
                 actions += self._verdict(number, pair)
         return actions
 
-    def _verdict(self, number: int, pair: Pair) -> list[Action]:
+    def _verdict(self, number: int, pair: HandOverPair) -> list[Action]:
         if not pair.asked or pair.fate is Fate.OPEN:
             return []
-        del self.pairs[number]
+        del self.all[number]
         return [TellVerdict(pair.receiver, number, keep=pair.fate is Fate.ORPHANED)]

@@ -237,7 +237,7 @@ class Agent:
         return f"the agent of generation {self.generation.number}"
 
 
-Process: TypeAlias = Worker | Agent
+AppProcess: TypeAlias = Worker | Agent
 """A child of the listener's that runs the application's code."""
 
 

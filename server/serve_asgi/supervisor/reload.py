@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.agents import Agents
-from serve_asgi.supervisor.decisions import Decisions
 from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import (
     Cause,
@@ -24,32 +25,32 @@ from serve_asgi.supervisor.lifecycles import (
     WorkerState,
     counted,
 )
+from serve_asgi.supervisor.process_table import ProcessTable
 from serve_asgi.supervisor.reload_requests import Preparation, ReloadRequests
-from serve_asgi.supervisor.retiring import Departures
+from serve_asgi.supervisor.retiring import RetiringWorkers
 from serve_asgi.supervisor.slots import Slots
-from serve_asgi.supervisor.starting import Arrivals
-from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.starting import StartingWorkers
 
 
-class Transaction:
+class ReloadTransaction:
     """What becomes of one server's candidates, one after another."""
 
     def __init__(
         self,
-        roster: Roster,
+        processes: ProcessTable,
         decisions: Decisions,
         requests: ReloadRequests,
-        arrivals: Arrivals,
-        departures: Departures,
+        starting: StartingWorkers,
+        retiring: RetiringWorkers,
         slots: Slots,
         agents: Agents,
         drain: DrainSwitch,
     ) -> None:
-        self._roster = roster
+        self._processes = processes
         self._decisions = decisions
         self._requests = requests
-        self._arrivals = arrivals
-        self._departures = departures
+        self._starting = starting
+        self._retiring = retiring
         self._slots = slots
         self._agents = agents
         self._drain_switch = drain
@@ -58,7 +59,7 @@ class Transaction:
 
     def begin_first(self) -> None:
         """The server starts."""
-        self._begin(Preparation([], self._decisions.count, self._decisions.now), self._roster.policy)
+        self._begin(Preparation([], self._decisions.count, self._decisions.now), self._processes.policy)
 
     def prepared(self, event: e.ReloadPrepared) -> None:
         """The configuration of a reload has been read, or there will be no reload."""
@@ -70,20 +71,20 @@ class Transaction:
             self._requests.refused(event.trouble, event.detail, preparation, self._drain_switch.on is not None)
 
     def _begin(self, preparation: Preparation, policy: Policy) -> None:
-        roster = self._roster
-        same = policy.workers == roster.policy.workers
-        size = roster.size if same else policy.workers  # who scaled by hand meant it
-        number = roster.generation_number()
+        processes = self._processes
+        same = policy.workers == processes.policy.workers
+        size = processes.size if same else policy.workers  # who scaled by hand meant it
+        number = processes.generation_number()
         generation = Generation(number, policy, size, preparation.began, preparation.tickets, preparation.began_at)
-        roster.generations[number] = roster.candidate = generation
-        self._decisions.do(e.PrepareGeneration(generation))
+        processes.generations[number] = processes.candidate = generation
+        self._decisions.do(actions.PrepareGeneration(generation))
         for slot in range(size):
-            roster.add_worker(generation, slot, Cause.GENERATION)
-        if roster.current is not None:
+            processes.add_worker(generation, slot, Cause.GENERATION)
+        if processes.current is not None:
             text = f"reload: generation {number} starts, {counted(size, 'worker')}"
             about: dict[str, Any] = {"generation": number, "workers": size, "by": self._requests.by}
             self._decisions.say(logging.INFO, "reload_started", text, **about)
-            self._decisions.do(e.Announce("status", f"reloading: generation {number} starts"))
+            self._decisions.do(actions.Announce("status", f"reloading: generation {number} starts"))
 
     # The steps
 
@@ -92,10 +93,10 @@ class Transaction:
 
         The agents are, when the lease is to pass, and everything is once another generation is current.
         """
-        generation = self._roster.candidate
+        generation = self._processes.candidate
         if generation is None:
             return False
-        workers = self._roster.workers_of(generation)
+        workers = self._processes.workers_of(generation)
         match generation.state:
             case GenerationState.STARTING if all(w.state is WorkerState.READY for w in workers):
                 return self._all_are_ready(generation)
@@ -108,10 +109,10 @@ class Transaction:
 
     def _all_are_ready(self, generation: Generation) -> bool:
         """Open the ports; or, in a reload, let the agent that is active finish, then the new one be entered."""
-        if self._roster.state is ServerState.STARTING:
-            self._roster.become(ServerState.OPENING)
-            self._decisions.do(e.OpenPorts())
-        elif self._roster.state is ServerState.RUNNING and self._agents.is_prepared(generation):
+        if self._processes.state is ServerState.STARTING:
+            self._processes.become(ServerState.OPENING)
+            self._decisions.do(actions.OpenPorts())
+        elif self._processes.state is ServerState.RUNNING and self._agents.is_prepared(generation):
             if self._agents.all:
                 generation.become(GenerationState.PASSING)
                 return True
@@ -120,44 +121,44 @@ class Transaction:
 
     def ports_opened(self, event: e.PortsOpened) -> None:
         """The first generation may serve, or the server cannot."""
-        if self._roster.candidate is None or self._roster.state is not ServerState.OPENING:
+        if self._processes.candidate is None or self._processes.state is not ServerState.OPENING:
             return
         if event.trouble:
             self.fail(event.trouble, usage=True)
         else:
-            self._begin_switch(self._roster.candidate)
+            self._begin_switch(self._processes.candidate)
 
     def _begin_switch(self, generation: Generation) -> None:
         generation.become(GenerationState.SWITCHING)
-        self._arrivals.serve_all()
+        self._starting.serve_all()
 
     def _switch(self, generation: Generation) -> None:
         """Every worker of `generation` accepts: it is current from here on, and the older ones retire."""
-        roster = self._roster
-        old, roster.current, roster.candidate = roster.current, generation, None
+        processes = self._processes
+        old, processes.current, processes.candidate = processes.current, generation, None
         generation.become(GenerationState.CURRENT)
         self._slots.begin_anew(generation)
-        roster.policy = generation.policy
+        processes.policy = generation.policy
         self._agents.begin_anew()
-        self._decisions.do(e.Adopt(generation))
+        self._decisions.do(actions.Adopt(generation))
         if old is not None:
             old.become(GenerationState.RETIRING)
             self._requests.succeeded()
             self._drain_switch.deployed(generation)
-            self._departures.leave_all(old, "reload")
+            self._retiring.leave_all(old, "reload")
         else:
-            roster.become(ServerState.RUNNING)
+            processes.become(ServerState.RUNNING)
         self._say_switched(generation, "serving" if old is None else "reload_done")
-        self._departures.introduce_all()
+        self._retiring.connect_all()
 
     def _say_switched(self, generation: Generation, event: str) -> None:
         took = self._decisions.now - generation.began_at
         text = f"generation {generation.number} serves, {counted(generation.size, 'worker')}, after {took:.2f} s"
         about: dict[str, Any] = {"generation": generation.number, "workers": generation.size, "seconds": round(took, 3)}
         self._decisions.say(logging.INFO, event, text, **about)
-        self._decisions.do(e.Announce("ready", text))
+        self._decisions.do(actions.Announce("ready", text))
         for ticket in generation.tickets:
-            self._decisions.do(e.Answer(ticket, True, text))
+            self._decisions.do(actions.AnswerReload(ticket, True, text))
 
     # What ends it before the switch
 
@@ -167,41 +168,43 @@ class Transaction:
 
     def fail(self, message: str, detail: str = "", usage: bool = False) -> None:
         """The candidate has failed: it ends, and so does the server if there is no older generation."""
-        roster, generation = self._roster, self._roster.candidate
+        processes, generation = self._processes, self._processes.candidate
         assert generation is not None
-        roster.candidate = None
+        processes.candidate = None
         generation.become(GenerationState.FAILED)
-        if roster.current is None:
-            roster.outcome = e.Exit(2 if usage else 1, message, detail, again=self._requests.wanted is not None)
-            roster.become(ServerState.STOPPING)
-        self._departures.leave_all(generation, "failed")
-        if roster.current is None:
+        if processes.current is None:
+            processes.outcome = actions.Exit(
+                2 if usage else 1, message, detail, again=self._requests.wanted is not None
+            )
+            processes.become(ServerState.STOPPING)
+        self._retiring.leave_all(generation, "failed")
+        if processes.current is None:
             self._requests.give_up()
         else:
             self._requests.refused(message, detail, generation, self._drain_switch.on is not None)
 
     def supersede(self) -> None:
         """Give up a generation that starts, for the reload that is wanted; who asked for it gets that one."""
-        generation = self._roster.candidate
+        generation = self._processes.candidate
         if generation is None or generation.state is not GenerationState.STARTING:
             return
         text = f"generation {generation.number} is given up while it starts: {self._requests.by}"
-        if self._roster.current is None:
+        if self._processes.current is None:
             self.fail(text)
             return
-        self._roster.candidate = None
+        self._processes.candidate = None
         generation.become(GenerationState.FAILED)
         generation.superseded = True
         self._requests.wait_on(generation.tickets)
         self._decisions.say(logging.INFO, "reload_asked", text, by=self._requests.by)
-        self._departures.leave_all(generation, "failed")
+        self._retiring.leave_all(generation, "failed")
 
     def give_up(self) -> None:
         """The server stops: no reload goes on or begins any more."""
-        generation, self._roster.candidate = self._roster.candidate, None
+        generation, self._processes.candidate = self._processes.candidate, None
         if generation is not None:
             generation.become(GenerationState.FAILED)
-            self._departures.leave_all(generation, "failed")
+            self._retiring.leave_all(generation, "failed")
         self._requests.give_up()
         if generation is not None:
             self._requests.answer_given_up(generation.tickets)

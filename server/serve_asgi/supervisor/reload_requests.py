@@ -10,10 +10,11 @@ import dataclasses
 import logging
 from typing import Any
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.lifecycles import Generation, GenerationState
-from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.process_table import ProcessTable
 
 
 @dataclasses.dataclass(slots=True)
@@ -28,8 +29,8 @@ class Preparation:
 class ReloadRequests:
     """Those of one server, and how many came to what."""
 
-    def __init__(self, roster: Roster, decisions: Decisions) -> None:
-        self._roster = roster
+    def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
+        self._processes = processes
         self._decisions = decisions
         self.wanted: list[int] | None = None
         """The tickets of those who wait for a reload that has not begun; None if nobody wants one."""
@@ -48,7 +49,7 @@ class ReloadRequests:
         """Somebody wants a reload."""
         if self.wanted is None:
             self.wanted, self.by = [], event.by
-            if (candidate := self._roster.candidate) is not None:
+            if (candidate := self._processes.candidate) is not None:
                 text = f"reload asked for while generation {candidate.number} starts; another follows it"
                 self._decisions.say(logging.INFO, "reload_asked", text, by=event.by)
             else:
@@ -63,38 +64,40 @@ class ReloadRequests:
     def refuse_new(self, event: e.ReloadAsked) -> None:
         """It is too late for a reload."""
         for ticket in _tickets(event):
-            self._decisions.do(e.Answer(ticket, False, "the server is stopping; there is nothing to reload"))
+            self._decisions.do(
+                actions.AnswerReload(ticket, False, "the server is stopping; there is nothing to reload")
+            )
         text = "reload ignored: the server is stopping"
         self._decisions.say(logging.WARNING, "reload_refused", text, by=event.by)
 
     def begin_wanted(self) -> None:
         """Prepare the reload that is wanted, once no other is under way and there is room for one more generation."""
-        roster = self._roster
-        if self.wanted is None or roster.current is None:
+        processes = self._processes
+        if self.wanted is None or processes.current is None:
             return
-        if roster.candidate is not None or self.preparation is not None:
+        if processes.candidate is not None or self.preparation is not None:
             return
-        if len(roster.generations) >= roster.policy.max_generations:
+        if len(processes.generations) >= processes.policy.max_generations:
             self._say_waiting()
             return
         self._waiting_said = False
         self.preparation = Preparation(self.wanted, self._decisions.count, self._decisions.now)
         self.wanted = None
-        self._decisions.do(e.Announce("reloading", "reloading"), e.PrepareReload(self.by))
+        self._decisions.do(actions.Announce("reloading", "reloading"), actions.PrepareReload(self.by))
 
     def _say_waiting(self) -> None:
         if self._waiting_said:
             return
         self._waiting_said = True
-        alive = self._roster.generations.values()
-        oldest = min((each for each in alive if each is not self._roster.current), key=lambda each: each.number)
+        alive = self._processes.generations.values()
+        oldest = min((each for each in alive if each is not self._processes.current), key=lambda each: each.number)
         failed = oldest.state is GenerationState.FAILED
         text = (
             f"reload waits: {len(alive)} generations are alive (--max-generations); generation {oldest.number}"
             f"{', which failed, has not ended' if failed else ' still finishes its requests'}"
         )
         self._decisions.say(logging.WARNING, "reload_waiting", text, oldest=oldest.number)
-        self._decisions.do(e.Announce("status", text))
+        self._decisions.do(actions.Announce("status", text))
 
     def taken(self) -> Preparation | None:
         """What was prepared, which is now the caller's; None if the server stops."""
@@ -105,10 +108,10 @@ class ReloadRequests:
 
     def refused(self, message: str, detail: str, since: Preparation | Generation, draining: bool) -> None:
         """All stays as it was, and those who asked are told why. `since` has their tickets."""
-        assert self._roster.current is not None
+        assert self._processes.current is not None
         self.refusals += 1
         self.last_failure = message
-        stays = f"generation {self._roster.current.number} serves on"
+        stays = f"generation {self._processes.current.number} serves on"
         if draining:
             stays += ", still draining"
         text = f"reload refused, {stays}: {message}"
@@ -116,9 +119,9 @@ class ReloadRequests:
         if isinstance(since, Generation):
             about["generation"] = since.number
         self._decisions.say(logging.ERROR, "reload_refused", text, detail, **about)
-        self._decisions.do(e.Announce("ready", f"reload refused; {stays}"))
+        self._decisions.do(actions.Announce("ready", f"reload refused; {stays}"))
         for ticket in since.tickets:
-            self._decisions.do(e.Answer(ticket, False, text, detail))
+            self._decisions.do(actions.AnswerReload(ticket, False, text, detail))
 
     def succeeded(self) -> None:
         """A reload has come to its switch."""
@@ -136,7 +139,7 @@ class ReloadRequests:
     def answer_given_up(self, tickets: list[int]) -> None:
         """Tell those who wait that the server stops."""
         for ticket in tickets:
-            self._decisions.do(e.Answer(ticket, False, "reload given up: the server is stopping"))
+            self._decisions.do(actions.AnswerReload(ticket, False, "reload given up: the server is stopping"))
 
 
 def _tickets(event: e.ReloadAsked) -> list[int]:

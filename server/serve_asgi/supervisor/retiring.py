@@ -1,6 +1,6 @@
 """How the listener lets a worker go: never started, told to quit, retired with receivers for its connections, killed.
 
-It owns the introductions of those who retire to those who serve. Why a worker is to leave is decided elsewhere.
+It owns the pairs of those who retire to those who serve. Why a worker is to leave is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -8,30 +8,30 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.decisions import Decisions
-from serve_asgi.supervisor.hand_over_pairs import Introductions
+from serve_asgi.supervisor import actions
+from serve_asgi.supervisor.actions import Decisions
+from serve_asgi.supervisor.hand_over_pairs import HandOverPairs
 from serve_asgi.supervisor.lifecycles import Generation, Worker, WorkerState
-from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.process_table import ProcessTable
 
 KILL_MARGIN: Final = 5.0
 """Seconds that a retiring worker has on top of its own timeouts before the listener ends it with SIGKILL."""
 MAX_RECEIVERS: Final = 8
-"""Receivers that a retiring worker is introduced to: n old times m new pairs would exhaust descriptors."""
+"""Receivers that a retiring worker is connected with: n old times m new pairs would exhaust descriptors."""
 
 
-class Departures:
+class RetiringWorkers:
     """Those of one server's workers."""
 
-    def __init__(self, roster: Roster, decisions: Decisions) -> None:
-        self._roster = roster
+    def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
+        self._processes = processes
         self._decisions = decisions
-        self.introductions = Introductions()
+        self.pairs = HandOverPairs()
 
     def leave(self, worker: Worker, reason: str) -> None:
         """Let go of a worker in whatever state it is, losing nothing that it may have accepted."""
         if worker.state is WorkerState.PENDING:
-            self._roster.remove(worker)
+            self._processes.remove(worker)
         elif worker.state in (WorkerState.STARTING, WorkerState.READY):
             self._quit(worker)
         elif worker.state in (WorkerState.SWITCHING, WorkerState.SERVING):
@@ -39,7 +39,7 @@ class Departures:
 
     def leave_all(self, generation: Generation, reason: str) -> None:
         """Let go of a whole generation."""
-        for worker in self._roster.workers_of(generation):
+        for worker in self._processes.workers_of(generation):
             self.leave(worker, reason)
 
     def retire(self, worker: Worker, reason: str) -> None:
@@ -50,8 +50,8 @@ class Departures:
         worker.become(WorkerState.RETIRING, self._decisions.now + allowed)
         stopping = reason == "stop"
         if not stopping:
-            self.introduce(worker)
-        self._decisions.do(e.TellRetire(worker, reason, accept_queued=stopping))
+            self.connect(worker)
+        self._decisions.do(actions.TellRetire(worker, reason, accept_queued=stopping))
         text = f"{worker} retires ({reason})"
         self._decisions.say_of(worker, logging.DEBUG, "worker_retiring", text, reason=reason)
 
@@ -59,7 +59,7 @@ class Departures:
         """Let go of a worker because the server stops: the receivers of those who retire already leave as well."""
         if worker.state is WorkerState.RETIRING:
             worker.reason = "stop"
-            self._decisions.do(e.TellRetire(worker, "stop", accept_queued=False))
+            self._decisions.do(actions.TellRetire(worker, "stop", accept_queued=False))
         self.leave(worker, "stop")
 
     def cut_short(self, worker: Worker) -> None:
@@ -71,7 +71,7 @@ class Departures:
 
     def _quit(self, worker: Worker) -> None:
         self.ends_by_itself(worker)
-        self._decisions.do(e.TellQuit(worker))
+        self._decisions.do(actions.TellQuit(worker))
 
     def ends_by_itself(self, worker: Worker) -> None:
         """Nothing is expected of it any more but its end, which is not awaited for long."""
@@ -80,42 +80,44 @@ class Departures:
     def kill(self, worker: Worker, why: str) -> None:
         """Wait for it no longer."""
         worker.stuck = why
-        self._decisions.do(e.Kill(worker, why))
+        self._decisions.do(actions.Kill(worker, why))
 
     # Who receives what they hand over
 
-    def introduce(self, sender: Worker) -> None:
+    def connect(self, sender: Worker) -> None:
         """Connect a retiring worker with the workers that serve now, unless it retires for a stop."""
-        size = self._roster.size
-        serving = [w for w in self._roster.workers_in(WorkerState.SERVING) if w.generation is self._roster.current]
+        size = self._processes.size
+        serving = [
+            w for w in self._processes.workers_in(WorkerState.SERVING) if w.generation is self._processes.current
+        ]
         receivers = [w for w in serving if w is not sender and w.slot < size]
         receivers.sort(key=lambda w: (w.slot - sender.slot) % max(1, size))
         for receiver in receivers[:MAX_RECEIVERS]:
-            if sender.reason != "stop" and not self.introductions.introduced(sender, receiver):
-                pair = self.introductions.introduce(sender, receiver)
-                self._decisions.do(e.Introduce(sender, receiver, pair))
+            if sender.reason != "stop" and not self.pairs.connected(sender, receiver):
+                pair = self.pairs.connect(sender, receiver)
+                self._decisions.do(actions.ConnectPair(sender, receiver, pair))
 
-    def introduce_all(self) -> None:
+    def connect_all(self) -> None:
         """There is somebody new who can receive: all that retire are to know."""
-        for worker in self._roster.workers_in(WorkerState.RETIRING):
-            self.introduce(worker)
+        for worker in self._processes.workers_in(WorkerState.RETIRING):
+            self.connect(worker)
 
     def withdrawn(self, worker: Worker, pair: int) -> None:
         """The receiver did not take in time: it may do so later, over a pair of its own."""
-        self._decisions.do(*self.introductions.withdrawn(worker, pair))
+        self._decisions.do(*self.pairs.withdrawn(worker, pair))
         if worker.state is WorkerState.RETIRING:
-            self.introduce(worker)
+            self.connect(worker)
 
     def lost(self, worker: Worker, pair: int) -> None:
-        """One of the two has not got its end of the pair: they are introduced again, over another one."""
-        sender = self.introductions.lost(worker, pair)
+        """One of the two has not got its end of the pair: they are connected again, over another one."""
+        sender = self.pairs.lost(worker, pair)
         if sender is not None and sender.state is WorkerState.RETIRING:
-            self.introduce(sender)
+            self.connect(sender)
 
     def orphaned(self, worker: Worker, pair: int) -> None:
         """A receiver asks what to do with what it was offered."""
-        self._decisions.do(*self.introductions.orphaned(worker, pair))
+        self._decisions.do(*self.pairs.orphaned(worker, pair))
 
     def died(self, worker: Worker) -> None:
         """It has been reaped: what it had offered becomes the receivers'."""
-        self._decisions.do(*self.introductions.died(worker))
+        self._decisions.do(*self.pairs.died(worker))

@@ -1,7 +1,7 @@
 """The slots of the current generation: each is to have a worker that serves, whatever becomes of those it had.
 
 Scaling, recycling and the replacement of what died are one thing, `fill`: it compares the slots with the workers. A
-slot that loses one worker after another gets the next one later and later (`lifecycle.Slot`), alone: the others serve.
+slot that loses one worker after another gets the next one later and later (`lifecycles.Slot`), alone: the others serve.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import logging
 import math
 
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.lifecycles import UP, Cause, Generation, Slot, Worker, WorkerState
-from serve_asgi.supervisor.retiring import Departures
-from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.process_table import ProcessTable
+from serve_asgi.supervisor.retiring import RetiringWorkers
 
 
 class Slots:
     """Those of one server."""
 
-    def __init__(self, roster: Roster, decisions: Decisions, departures: Departures) -> None:
-        self._roster = roster
+    def __init__(self, processes: ProcessTable, decisions: Decisions, retiring: RetiringWorkers) -> None:
+        self._processes = processes
         self._decisions = decisions
-        self._departures = departures
+        self._retiring = retiring
         self.all: dict[int, Slot] = {}
         """By number; one that never had trouble may be missing."""
         self._scaled = 0
@@ -30,7 +30,7 @@ class Slots:
 
     def next_due(self) -> float:
         """When a worker is to be started that waits for its slot's delay; infinity if none does."""
-        empty = (self._of(number) for number in range(self._roster.size) if not self._roster.filling(number))
+        empty = (self._of(number) for number in range(self._processes.size) if not self._processes.filling(number))
         return min((slot.not_before for slot in empty if slot.not_before > self._decisions.now), default=math.inf)
 
     def _of(self, number: int) -> Slot:
@@ -40,12 +40,12 @@ class Slots:
 
     def scale(self, event: e.ScaleAsked) -> None:
         """Somebody wants more of them, or fewer."""
-        before = self._roster.size
+        before = self._processes.size
         size = max(1, event.to if event.to is not None else before + event.by)
         if size != before:
             text = f"workers: {before} -> {size}"
             self._decisions.say(logging.INFO, "scaled", text, workers=size, before=before)
-            self._roster.size, self._scaled = size, self._decisions.count
+            self._processes.size, self._scaled = size, self._decisions.count
         elif event.to is None:
             text = "one worker is the least there can be"
             self._decisions.say(logging.WARNING, "scaled", text, workers=size, before=size)
@@ -56,25 +56,25 @@ class Slots:
         Whoever scaled by hand while it started meant it.
         """
         self.all = {}
-        if generation.policy.workers != self._roster.policy.workers and self._scaled <= generation.began:
-            self._roster.size = generation.size
+        if generation.policy.workers != self._processes.policy.workers and self._scaled <= generation.began:
+            self._processes.size = generation.size
 
     # Who fills them
 
     def fill(self, current: Generation) -> None:
         """Give every slot that should have one a worker of the current generation; retire those of other slots."""
-        for number in range(self._roster.size):
-            if not self._roster.filling(number) and self._of(number).not_before <= self._decisions.now:
-                self._roster.add_worker(current, number, self._why_empty(number))
-        for worker in self._roster.workers_of(current):
-            if worker.slot >= self._roster.size and worker.state in UP:
-                self._departures.leave(worker, "scale")
+        for number in range(self._processes.size):
+            if not self._processes.filling(number) and self._of(number).not_before <= self._decisions.now:
+                self._processes.add_worker(current, number, self._why_empty(number))
+        for worker in self._processes.workers_of(current):
+            if worker.slot >= self._processes.size and worker.state in UP:
+                self._retiring.leave(worker, "scale")
 
     def _why_empty(self, number: int) -> Cause:
         replaced = [
             worker
-            for worker in self._roster.workers_in(*UP)
-            if worker.generation is self._roster.current and worker.slot == number
+            for worker in self._processes.workers_in(*UP)
+            if worker.generation is self._processes.current and worker.slot == number
         ]
         if any(worker.blocked for worker in replaced):
             return Cause.BLOCKED
@@ -96,7 +96,7 @@ class Slots:
 
     def _back_off(self, worker: Worker, reason: str, blocked: float) -> str:
         """If the replacement blocks at once as well, and so on, they come at longer and longer intervals."""
-        if worker.generation is not self._roster.current:
+        if worker.generation is not self._processes.current:
             return ""
         now = self._decisions.now
         served = max(0.0, now - worker.serving_since - blocked)
@@ -108,10 +108,10 @@ class Slots:
         self._of(worker.slot).trouble = ""
         text = f"{worker} serves (cause: {worker.cause.value})"
         self._decisions.say_of(worker, logging.INFO, "worker_serving", text, cause=worker.cause.value)
-        for other in self._roster.workers_in(WorkerState.SERVING):
-            if other is not worker and other.generation is self._roster.current and other.slot == worker.slot:
-                self._departures.retire(other, "recycle")
-        self._departures.introduce_all()
+        for other in self._processes.workers_in(WorkerState.SERVING):
+            if other is not worker and other.generation is self._processes.current and other.slot == worker.slot:
+                self._retiring.retire(other, "recycle")
+        self._retiring.connect_all()
 
     def failed(self, worker: Worker, trouble: str) -> None:
         """A worker of the current generation died, or could not start."""

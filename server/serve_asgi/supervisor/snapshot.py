@@ -12,7 +12,7 @@ import enum
 from typing import Any, Final, TypeVar
 
 from serve_asgi.supervisor.drain import Drain
-from serve_asgi.supervisor.hand_over_pairs import Fate, Introductions, Pair
+from serve_asgi.supervisor.hand_over_pairs import Fate, HandOverPair, HandOverPairs
 from serve_asgi.supervisor.lifecycles import (
     Agent,
     AgentState,
@@ -25,7 +25,7 @@ from serve_asgi.supervisor.lifecycles import (
     Worker,
     WorkerState,
 )
-from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.process_table import ProcessTable
 from serve_asgi.supervisor.supervisor import Supervisor
 
 State = dict[str, Any]
@@ -50,26 +50,26 @@ def at_rest(supervisor: Supervisor) -> bool:
 def to_state(supervisor: Supervisor) -> State:
     """All that a supervisor at rest knows."""
     assert supervisor.current is not None
-    roster, requests, introductions = supervisor.roster, supervisor.requests, supervisor.departures.introductions
+    processes, requests, pairs = supervisor.processes, supervisor.requests, supervisor.retiring.pairs
     return {
-        "policy": dataclasses.asdict(roster.policy),
-        "generations": [_plain(generation) for generation in roster.generations.values()],
-        "workers": [_plain(worker) for worker in roster.workers.values()],
+        "policy": dataclasses.asdict(processes.policy),
+        "generations": [_plain(generation) for generation in processes.generations.values()],
+        "workers": [_plain(worker) for worker in processes.workers.values()],
         "agents": [_plain(agent) for agent in supervisor.agents.all.values()],
         "agent_restart": _plain(supervisor.agents.restart),
         "vacant_since": supervisor.agents.vacant_since,
         "slots": {str(number): _plain(slot) for number, slot in supervisor.slots.all.items()},
         "current": supervisor.current.number,
         "draining": None if supervisor.drain.on is None else _plain(supervisor.drain.on),
-        "pairs": {str(number): _plain(pair) for number, pair in introductions.pairs.items()},
-        "next_pair": introductions.next,
-        "size": roster.size,
-        "lost": roster.lost,
+        "pairs": {str(number): _plain(pair) for number, pair in pairs.all.items()},
+        "next_pair": pairs.next,
+        "size": processes.size,
+        "lost": processes.lost,
         "reloads": requests.done,
         "failed_reloads": requests.refusals,
         "last_failure": requests.last_failure,
-        "_next_generation": roster.next_generation,
-        "_next_worker": roster.next_process,
+        "_next_generation": processes.next_generation,
+        "_next_worker": processes.next_process,
         "_count": supervisor.decisions.count,
     }
 
@@ -77,7 +77,7 @@ def to_state(supervisor: Supervisor) -> State:
 def from_state(state: State) -> Supervisor:
     """The supervisor that knows what `state` says. Raises LookupError, TypeError or ValueError if it is nonsense."""
     supervisor = Supervisor(_made(Policy, state["policy"]))
-    _take_roster(supervisor.roster, state)
+    _take_processes(supervisor.processes, state)
     for each in state.get("agents", []):
         agent = _made(Agent, {**each, "generation": supervisor.generations[each["generation"]]})
         supervisor.agents.all[agent.id] = agent
@@ -86,7 +86,7 @@ def from_state(state: State) -> Supervisor:
     supervisor.slots.all = {int(number): _made(Slot, each) for number, each in state["slots"].items()}
     if state["draining"] is not None:
         supervisor.drain.on = _made(Drain, state["draining"])
-    _take_introductions(supervisor.departures.introductions, state, supervisor.roster.workers)
+    _take_pairs(supervisor.retiring.pairs, state, supervisor.processes.workers)
     supervisor.requests.done = state.get("reloads", 0)
     supervisor.requests.refusals = state.get("failed_reloads", 0)
     supervisor.requests.last_failure = state.get("last_failure", "")
@@ -94,28 +94,28 @@ def from_state(state: State) -> Supervisor:
     return supervisor
 
 
-def _take_roster(roster: Roster, state: State) -> None:
-    roster.state = ServerState.RUNNING
+def _take_processes(processes: ProcessTable, state: State) -> None:
+    processes.state = ServerState.RUNNING
     for each in state["generations"]:
         policy = _made(Policy, each["policy"])
         generation = _made(Generation, {**each, "policy": policy})
-        roster.generations[generation.number] = generation
+        processes.generations[generation.number] = generation
     for each in state["workers"]:
-        worker = _made(Worker, {**each, "generation": roster.generations[each["generation"]]})
-        roster.workers[worker.id] = worker
-    roster.current = roster.generations[state["current"]]
-    roster.size, roster.lost = state["size"], state.get("lost", 0)
-    roster.next_generation, roster.next_process = state["_next_generation"], state["_next_worker"]
+        worker = _made(Worker, {**each, "generation": processes.generations[each["generation"]]})
+        processes.workers[worker.id] = worker
+    processes.current = processes.generations[state["current"]]
+    processes.size, processes.lost = state["size"], state.get("lost", 0)
+    processes.next_generation, processes.next_process = state["_next_generation"], state["_next_worker"]
 
 
-def _take_introductions(introductions: Introductions, state: State, workers: dict[int, Worker]) -> None:
-    introductions.next = state["next_pair"]
+def _take_pairs(pairs: HandOverPairs, state: State, workers: dict[int, Worker]) -> None:
+    pairs.next = state["next_pair"]
     for number, each in state["pairs"].items():
         sender = workers.get(each["sender"])
         if sender is None:  # long dead, but its orphans may still be asked for
             sender = Worker(each["sender"], next(iter(workers.values())).generation, 0, Cause.GENERATION)
-        pair = Pair(sender, workers[each["receiver"]], Fate(each["fate"]), each["asked"])
-        introductions.pairs[int(number)] = pair
+        pair = HandOverPair(sender, workers[each["receiver"]], Fate(each["fate"]), each["asked"])
+        pairs.all[int(number)] = pair
 
 
 def _plain(value: Any) -> State:

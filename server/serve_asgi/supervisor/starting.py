@@ -8,20 +8,20 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.decisions import Decisions
+from serve_asgi.supervisor import actions
+from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.lifecycles import Cause, Worker, WorkerState
-from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.process_table import ProcessTable
 
 SWITCH_TIMEOUT: Final = 10.0
 """Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
 
 
-class Arrivals:
+class StartingWorkers:
     """Those of one server's workers."""
 
-    def __init__(self, roster: Roster, decisions: Decisions) -> None:
-        self._roster = roster
+    def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
+        self._processes = processes
         self._decisions = decisions
 
     def start_pending(self) -> None:
@@ -30,13 +30,13 @@ class Arrivals:
         A new generation that hangs holds up no replacement; nor is it held up where there is always one more of them,
         since workers are recycled as fast as they start. (Those of workers that died come at longer intervals.)
         """
-        roster = self._roster
-        pending = roster.workers_in(WorkerState.PENDING)
-        pending.sort(key=lambda w: (w.generation is roster.candidate, w.slot))
+        processes = self._processes
+        pending = processes.workers_in(WorkerState.PENDING)
+        pending.sort(key=lambda w: (w.generation is processes.candidate, w.slot))
         for worker in pending:
-            starting = roster.workers_in(WorkerState.STARTING)
-            if worker.generation is roster.current:
-                starting = [w for w in starting if w.generation is roster.current]
+            starting = processes.workers_in(WorkerState.STARTING)
+            if worker.generation is processes.current:
+                starting = [w for w in starting if w.generation is processes.current]
             else:
                 starting = [w for w in starting if w.cause is not Cause.RECYCLE]
             if len(starting) < worker.generation.policy.start_concurrency:
@@ -44,7 +44,7 @@ class Arrivals:
 
     def _start(self, worker: Worker) -> None:
         worker.become(WorkerState.STARTING, self._decisions.now + worker.generation.policy.startup_timeout)
-        self._decisions.do(e.Start(worker))
+        self._decisions.do(actions.Start(worker))
         cause = worker.cause.value
         self._decisions.say_of(worker, logging.DEBUG, "worker_started", f"{worker} starts ({cause})", cause=cause)
 
@@ -56,15 +56,15 @@ class Arrivals:
 
     def serve_replacements(self) -> None:
         """Those of the current generation need not wait for each other."""
-        for worker in self._roster.workers_in(WorkerState.READY):
-            if worker.generation is self._roster.current:
+        for worker in self._processes.workers_in(WorkerState.READY):
+            if worker.generation is self._processes.current:
                 self._tell_serve(worker)
 
     def serve_all(self) -> None:
         """Let all that are ready serve: the switch of a generation begins."""
-        for worker in self._roster.workers_in(WorkerState.READY):
+        for worker in self._processes.workers_in(WorkerState.READY):
             self._tell_serve(worker)
 
     def _tell_serve(self, worker: Worker) -> None:
         worker.become(WorkerState.SWITCHING, self._decisions.now + SWITCH_TIMEOUT)
-        self._decisions.do(e.TellServe(worker))
+        self._decisions.do(actions.TellServe(worker))

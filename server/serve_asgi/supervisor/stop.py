@@ -1,6 +1,6 @@
 """How the server ends: it drains, shuts new connections out, accepts queued ones, retires all workers; or at once.
 
-Its steps are the states of the server (`lifecycle.ServerState`) from DRAINING to STOPPED; each that waits has a
+Its steps are the states of the server (`lifecycles.ServerState`) from DRAINING to STOPPED; each that waits has a
 deadline. The workers leave first, the agent after the last of them.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import math
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.agents import Agents
-from serve_asgi.supervisor.decisions import Decisions
 from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import BEFORE_RUNNING, UP, ServerState, WorkerState, counted
-from serve_asgi.supervisor.reload import Transaction
-from serve_asgi.supervisor.retiring import Departures
+from serve_asgi.supervisor.process_table import ProcessTable
+from serve_asgi.supervisor.reload import ReloadTransaction
+from serve_asgi.supervisor.retiring import RetiringWorkers
 from serve_asgi.supervisor.starting import SWITCH_TIMEOUT
-from serve_asgi.supervisor.state import Roster
 
 
 class Stop:
@@ -25,17 +26,17 @@ class Stop:
 
     def __init__(
         self,
-        roster: Roster,
+        processes: ProcessTable,
         decisions: Decisions,
-        transaction: Transaction,
-        departures: Departures,
+        reload: ReloadTransaction,
+        retiring: RetiringWorkers,
         agents: Agents,
         drain: DrainSwitch,
     ) -> None:
-        self._roster = roster
+        self._processes = processes
         self._decisions = decisions
-        self._transaction = transaction
-        self._departures = departures
+        self._reload = reload
+        self._retiring = retiring
         self._agents = agents
         self._drain_switch = drain
         self.deadline = math.inf
@@ -45,94 +46,94 @@ class Stop:
 
     def asked(self, event: e.StopAsked) -> None:
         """Stop with nothing lost; who asks twice wants it quickly."""
-        delay = self._roster.policy.drain_delay if event.delay is None else event.delay
-        if self._roster.state in BEFORE_RUNNING:
+        delay = self._processes.policy.drain_delay if event.delay is None else event.delay
+        if self._processes.state in BEFORE_RUNNING:
             self._leave_start("stopped before the first start was complete")
-        elif self._roster.state is ServerState.RUNNING and delay > 0:
+        elif self._processes.state is ServerState.RUNNING and delay > 0:
             self._drain(delay)
-        elif self._roster.state is ServerState.RUNNING:
+        elif self._processes.state is ServerState.RUNNING:
             self._shut_out()
         else:
             self.quickly()
 
     def quickly(self) -> None:
         """Stop at once; who asks twice waits for nothing."""
-        if self._roster.state is ServerState.ENDING:
-            for worker in self._roster.workers_in(WorkerState.ENDING):
-                self._departures.kill(worker, "told twice to stop quickly")
+        if self._processes.state is ServerState.ENDING:
+            for worker in self._processes.workers_in(WorkerState.ENDING):
+                self._retiring.kill(worker, "told twice to stop quickly")
             self._agents.kill_all("told twice to stop quickly")
             return
-        self._roster.become(ServerState.ENDING)
+        self._processes.become(ServerState.ENDING)
         self.deadline = math.inf
         self._decisions.say(logging.INFO, "quick_stop", "quick stop: what is in progress is cut")
-        self._decisions.do(e.Announce("stopping", "quick stop"))
-        for worker in list(self._roster.workers.values()):
-            self._departures.cut_short(worker)
-        self._transaction.give_up()
+        self._decisions.do(actions.Announce("stopping", "quick stop"))
+        for worker in list(self._processes.workers.values()):
+            self._retiring.cut_short(worker)
+        self._reload.give_up()
 
     # Its steps
 
     def _leave_start(self, text: str) -> None:
-        self._roster.become(ServerState.STOPPING)
+        self._processes.become(ServerState.STOPPING)
         self._decisions.say(logging.INFO, "stopping", text)
-        self._transaction.give_up()
+        self._reload.give_up()
 
     def _drain(self, delay: float) -> None:
-        self._roster.become(ServerState.DRAINING)
+        self._processes.become(ServerState.DRAINING)
         self.deadline = self._decisions.now + delay
-        self._transaction.give_up()
+        self._reload.give_up()
         self._drain_switch.begin(by_control=True, until="the stop")
-        self._decisions.do(e.Announce("stopping", f"draining for {delay:g} s before the stop"))
+        self._decisions.do(actions.Announce("stopping", f"draining for {delay:g} s before the stop"))
         text = f"stopping in {delay:g} s; until then draining"
         self._decisions.say(logging.INFO, "stopping", text, delay=delay)
 
     def _shut_out(self) -> None:
-        self._roster.become(ServerState.SHUTTING_OUT)
+        self._processes.become(ServerState.SHUTTING_OUT)
         self.deadline = math.inf
-        self._transaction.give_up()
-        self._decisions.do(e.Announce("stopping", "stopping"))
-        allowed = self._roster.policy.graceful_timeout
+        self._reload.give_up()
+        self._decisions.do(actions.Announce("stopping", "stopping"))
+        allowed = self._processes.policy.graceful_timeout
         text = f"stopping: requests in progress have {allowed:g} s"
         self._decisions.say(logging.INFO, "stopping", text, delay=0.0, timeout=allowed)
-        self._decisions.do(e.ShutOut())
+        self._decisions.do(actions.ShutOut())
 
     def shut_out_done(self) -> None:
         """No new connection can come into being any more."""
-        if self._roster.state is ServerState.SHUTTING_OUT:
-            self._roster.become(ServerState.AWAITING)
-            self.deadline = self._decisions.now + self._roster.policy.startup_timeout + SWITCH_TIMEOUT
+        if self._processes.state is ServerState.SHUTTING_OUT:
+            self._processes.become(ServerState.AWAITING)
+            self.deadline = self._decisions.now + self._processes.policy.startup_timeout + SWITCH_TIMEOUT
 
     def await_one_that_serves(self) -> None:
         """Let the workers retire as soon as one serves that can accept what the kernel has queued, or none will."""
-        coming = self._roster.workers_in(*UP - {WorkerState.SERVING})
-        if self.serves() or not any(worker.generation is self._roster.current for worker in coming):
+        coming = self._processes.workers_in(*UP - {WorkerState.SERVING})
+        if self.serves() or not any(worker.generation is self._processes.current for worker in coming):
             self._let_all_retire()
 
     def serves(self) -> bool:
         """Whether there is anybody who accepts."""
-        return bool(self._roster.workers_in(WorkerState.SERVING))
+        return bool(self._processes.workers_in(WorkerState.SERVING))
 
     def check_deadline(self) -> None:
         """Take the next step if this one has lasted long enough."""
         if self._decisions.now < self.deadline:
             return
-        if self._roster.state is ServerState.DRAINING:
+        if self._processes.state is ServerState.DRAINING:
             self._shut_out()
         else:
             self._let_all_retire()
 
     def _let_all_retire(self) -> None:
-        self._roster.become(ServerState.STOPPING)
+        self._processes.become(ServerState.STOPPING)
         self.deadline = math.inf
-        for worker in list(self._roster.workers.values()):
-            self._departures.retire_for_stop(worker)
+        for worker in list(self._processes.workers.values()):
+            self._retiring.retire_for_stop(worker)
 
     def conclude(self) -> None:
         """All has ended, if it has."""
-        if self._roster.workers or self._agents.all:
+        if self._processes.workers or self._agents.all:
             return
-        self._roster.become(ServerState.STOPPED)
-        self._decisions.do(e.ClosePorts())
-        lost = self._roster.lost
+        self._processes.become(ServerState.STOPPED)
+        self._decisions.do(actions.ClosePorts())
+        lost = self._processes.lost
         self._decisions.say(logging.DEBUG, "stopped", f"all has ended; lost: {counted(lost, 'request')}", lost=lost)
-        self._decisions.do(self._roster.outcome)
+        self._decisions.do(self._processes.outcome)

@@ -5,9 +5,9 @@
 retire, bad code takes nothing down, every wait has an end (each state's deadline). After every event `_reconcile`
 compares what is with what should be, so that no event needs to know what it interrupts.
 
-Who is there stands in `roster`, what one event leads to in `decisions`. Each subject has a part of its own, and those
-that come first know nothing of those after them: drain, departures, arrivals, slots, agents, reload_requests,
-transaction, stop. Here is what becomes of a single worker or agent, and the order in which the parts are asked.
+Who is there stands in `processes`, what one event leads to in `decisions`. Each subject has a part of its own, and
+those that come first know nothing of those after them: drain, retiring, starting, slots, agents, reload_requests,
+reload, stop. Here is what becomes of a single worker or agent, and the order in which the parts are asked.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.agents import Agents
-from serve_asgi.supervisor.decisions import Decisions
 from serve_asgi.supervisor.drain import DrainSwitch
 from serve_asgi.supervisor.lifecycles import (
     BEFORE_RUNNING,
@@ -27,21 +28,21 @@ from serve_asgi.supervisor.lifecycles import (
     RELOADABLE,
     SERVING,
     Agent,
+    AppProcess,
     Generation,
     GenerationState,
     Policy,
-    Process,
     ServerState,
     Worker,
     WorkerState,
     counted,
 )
-from serve_asgi.supervisor.reload import Transaction
+from serve_asgi.supervisor.process_table import ProcessTable
+from serve_asgi.supervisor.reload import ReloadTransaction
 from serve_asgi.supervisor.reload_requests import ReloadRequests
-from serve_asgi.supervisor.retiring import Departures
+from serve_asgi.supervisor.retiring import RetiringWorkers
 from serve_asgi.supervisor.slots import Slots
-from serve_asgi.supervisor.starting import SWITCH_TIMEOUT, Arrivals
-from serve_asgi.supervisor.state import Roster
+from serve_asgi.supervisor.starting import SWITCH_TIMEOUT, StartingWorkers
 from serve_asgi.supervisor.stop import Stop
 
 _WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
@@ -53,45 +54,45 @@ class Supervisor:
     """All state of one server's processes. `start` first; then `handle` every event, in order."""
 
     def __init__(self, policy: Policy) -> None:
-        self.roster = roster = Roster(policy)
+        self.processes = processes = ProcessTable(policy)
         self.decisions = decisions = Decisions()
         self.drain = DrainSwitch(decisions)
-        self.departures = Departures(roster, decisions)
-        self._arrivals = Arrivals(roster, decisions)
-        self.slots = Slots(roster, decisions, self.departures)
-        self.agents = Agents(decisions.do, roster.process_number)
-        self.requests = ReloadRequests(roster, decisions)
-        self._transaction = Transaction(
-            roster,
+        self.retiring = RetiringWorkers(processes, decisions)
+        self._starting = StartingWorkers(processes, decisions)
+        self.slots = Slots(processes, decisions, self.retiring)
+        self.agents = Agents(decisions.do, processes.process_number)
+        self.requests = ReloadRequests(processes, decisions)
+        self._reload = ReloadTransaction(
+            processes,
             decisions,
             self.requests,
-            self._arrivals,
-            self.departures,
+            self._starting,
+            self.retiring,
             self.slots,
             self.agents,
             self.drain,
         )
-        self._stop = Stop(roster, decisions, self._transaction, self.departures, self.agents, self.drain)
+        self._stop = Stop(processes, decisions, self._reload, self.retiring, self.agents, self.drain)
         self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
-            e.Tick: lambda _: None,
+            e.Wakeup: lambda _: None,
             e.ReloadAsked: self._on_reload,
-            e.ReloadPrepared: self._transaction.prepared,
+            e.ReloadPrepared: self._reload.prepared,
             e.DrainAsked: self.drain.asked,
             e.StopAsked: self._stop.asked,
             e.QuickStopAsked: lambda _: self._stop.quickly(),
             e.ScaleAsked: self._on_scale,
             e.ReopenAsked: lambda _: self._reopen(),
-            e.PortsOpened: self._transaction.ports_opened,
+            e.PortsOpened: self._reload.ports_opened,
             e.ShutOutDone: lambda _: self._stop.shut_out_done(),
-            e.WorkerReady: lambda event: self._arrivals.ready(event.worker),
+            e.WorkerReady: lambda event: self._starting.ready(event.worker),
             e.WorkerFailed: self._on_failed,
             e.WorkerAccepts: self._on_accepts,
             e.WorkerWantsReplacement: self.slots.wants_replacement,
             e.WorkerFinished: self._on_finished,
             e.WorkerDied: self._on_died,
-            e.PairWithdrawn: lambda event: self.departures.withdrawn(event.worker, event.pair),
-            e.PairLost: lambda event: self.departures.lost(event.worker, event.pair),
-            e.PairOrphaned: lambda event: self.departures.orphaned(event.worker, event.pair),
+            e.PairWithdrawn: lambda event: self.retiring.withdrawn(event.worker, event.pair),
+            e.PairLost: lambda event: self.retiring.lost(event.worker, event.pair),
+            e.PairOrphaned: lambda event: self.retiring.orphaned(event.worker, event.pair),
             e.AgentPrepared: lambda event: self.agents.prepared(event.agent),
             e.AgentWaits: lambda event: self.agents.waits(event.agent, event.holder),
             e.AgentEntered: lambda event: self.agents.entered(event.agent, decisions.now),
@@ -107,32 +108,32 @@ class Supervisor:
     @property
     def state(self) -> ServerState:
         """Where the whole server is."""
-        return self.roster.state
+        return self.processes.state
 
     @property
     def size(self) -> int:
         """Slots that are to be filled."""
-        return self.roster.size
+        return self.processes.size
 
     @property
     def current(self) -> Generation | None:
         """The generation that serves; None before the first one does."""
-        return self.roster.current
+        return self.processes.current
 
     @property
     def candidate(self) -> Generation | None:
         """The generation that is on its way to serve."""
-        return self.roster.candidate
+        return self.processes.candidate
 
     @property
     def generations(self) -> Mapping[int, Generation]:
         """All of which a process is left, by number."""
-        return self.roster.generations
+        return self.processes.generations
 
     @property
     def workers(self) -> Mapping[int, Worker]:
         """All that have not been reaped, by the number of the process."""
-        return self.roster.workers
+        return self.processes.workers
 
     @property
     def has_agent(self) -> bool:
@@ -142,14 +143,14 @@ class Supervisor:
 
     # The two ways in
 
-    def start(self, now: float) -> list[e.Action]:
+    def start(self, now: float) -> list[actions.Action]:
         """Begin the first generation."""
         self.decisions.begin(now)
-        self._transaction.begin_first()
+        self._reload.begin_first()
         self._reconcile()
         return self.decisions.actions
 
-    def handle(self, event: e.Event, now: float) -> list[e.Action]:
+    def handle(self, event: e.Event, now: float) -> list[actions.Action]:
         """Take one event at the time `now` (CLOCK_MONOTONIC, s); return what is to be done, in order."""
         self.decisions.count += 1
         self.decisions.begin(now)
@@ -175,25 +176,25 @@ class Supervisor:
             return
         self.requests.add(event)
         if event.supersedes:
-            self._transaction.supersede()
+            self._reload.supersede()
 
     def _on_scale(self, event: e.ScaleAsked) -> None:
         if self.state in RELOADABLE:
             self.slots.scale(event)
 
     def _reopen(self) -> None:
-        self.decisions.do(e.ReopenLogs())
+        self.decisions.do(actions.ReopenLogs())
         self.decisions.say(logging.DEBUG, "logs_reopened", "log files are opened again")
         for worker in self.workers.values():
             if worker.state not in (WorkerState.PENDING, WorkerState.ENDING):
-                self.decisions.do(e.TellReopen(worker))
+                self.decisions.do(actions.TellReopen(worker))
         self.agents.reopen()
 
     # Told by workers and the kernel
 
     def _on_failed(self, event: e.WorkerFailed) -> None:
         if event.worker.state in _NOT_YET_SERVING:
-            self.departures.ends_by_itself(event.worker)
+            self.retiring.ends_by_itself(event.worker)
             self._start_failed(event.worker, event.message, event.detail, event.usage)
 
     def _on_accepts(self, event: e.WorkerAccepts) -> None:
@@ -212,7 +213,7 @@ class Supervisor:
         worker.finished = True
         worker.generation.cut += cut
         worker.generation.handed_over += passed
-        self.roster.lost += cut
+        self.processes.lost += cut
         text = f"{worker} has ended: {counted(passed, 'connection')} handed over, {counted(cut, 'request')} cut"
         level = logging.WARNING if cut else logging.INFO
         about: dict[str, Any] = {"handed_over": passed, "cut": cut, "reason": worker.reason}
@@ -220,12 +221,12 @@ class Supervisor:
 
     def _on_died(self, event: e.WorkerDied) -> None:
         worker, before, say = event.worker, event.worker.state, self.decisions.say_of
-        self.roster.remove(worker)
-        self.departures.died(worker)
+        self.processes.remove(worker)
+        self.retiring.died(worker)
         how = event.how + (f" ({worker.stuck})" if worker.stuck else "")
         if not worker.finished:
             worker.generation.cut += event.in_flight
-            self.roster.lost += event.in_flight
+            self.processes.lost += event.in_flight
         about: dict[str, Any] = {"how": how, "in_flight": event.in_flight, "state": before.value}
         if before in _NOT_YET_SERVING:
             say(worker, logging.DEBUG, "worker_died", f"{worker} died before it served: {how}", **about)
@@ -234,7 +235,7 @@ class Supervisor:
             text = f"{worker} died: {how}; in its hands: {counted(event.in_flight, 'request')}"
             say(worker, logging.ERROR, "worker_died", text, **about)
             if worker.generation is self.candidate:
-                self._transaction.worker_lost(worker, f"it died before the switch: {how}")
+                self._reload.worker_lost(worker, f"it died before the switch: {how}")
             else:
                 self.slots.failed(worker, how)
         elif not worker.finished and before is WorkerState.RETIRING:
@@ -247,7 +248,7 @@ class Supervisor:
     def _start_failed(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
         """A worker did not come to serve: its generation has failed, or its slot stays empty for a while."""
         if worker.generation is self.candidate:
-            self._transaction.worker_lost(worker, message, detail, usage)
+            self._reload.worker_lost(worker, message, detail, usage)
         else:  # of the current generation, in a state that fills slots: all others have been told to quit by now
             self.slots.failed(worker, f"{message}\n{detail}" if detail else message)
 
@@ -269,7 +270,7 @@ class Supervisor:
         """One that was wanted is not there: its generation has failed, or another one takes its place."""
         if agent.generation is self.candidate:
             told = usage or detail  # by the agent itself, in a sentence that names it
-            self._transaction.fail(message if told else f"{agent}: {message}", detail, usage)
+            self._reload.fail(message if told else f"{agent}: {message}", detail, usage)
         elif agent.generation.state is not GenerationState.FAILED:  # in which case somebody else was faster
             again = agent.generation is self.current and self.state in _WITH_AGENT
             self.agents.lost(agent, message, detail, self.decisions.now if again else None)
@@ -295,9 +296,9 @@ class Supervisor:
                 timeout = f"it did not begin to serve within {SWITCH_TIMEOUT:g} s"
             case state:
                 timeout = "the graceful timeout" if state is WorkerState.RETIRING else "its time to end"
-                self.departures.kill(worker, f"it had not ended when {timeout} was over")
+                self.retiring.kill(worker, f"it had not ended when {timeout} was over")
                 return
-        self.departures.kill(worker, timeout)
+        self.retiring.kill(worker, timeout)
         worker.become(WorkerState.ENDING)
         self._start_failed(worker, timeout)
 
@@ -310,15 +311,15 @@ class Supervisor:
             self._tend_agents()
             self._fill_slots()
             self._start_pending()
-            if self._transaction.advance():
+            if self._reload.advance():
                 self._reconcile()
                 return
-            self._arrivals.serve_replacements()
+            self._starting.serve_replacements()
         if self.state is ServerState.AWAITING:
             if not self._stop.serves():
                 self._fill_slots()
             self._start_pending()
-            self._arrivals.serve_replacements()
+            self._starting.serve_replacements()
             self._stop.await_one_that_serves()
         if self.state in LEAVING:
             self._tend_agents()
@@ -332,7 +333,7 @@ class Supervisor:
         candidate = self.candidate
         if self.state in BEFORE_RUNNING and candidate is not None and not self.agents.has_passed(candidate):
             return  # the agent comes first
-        self._arrivals.start_pending()
+        self._starting.start_pending()
 
     def _tend_agents(self) -> None:
         """One agent while the server serves; it is there before the first workers, and leaves after the last."""
@@ -356,13 +357,13 @@ class Supervisor:
 
     def _forget_generations(self) -> None:
         """Those of which no process is left."""
-        processes: list[Process] = [*self.workers.values(), *self.agents.all.values()]
+        processes: list[AppProcess] = [*self.workers.values(), *self.agents.all.values()]
         alive = {each.generation.number for each in processes}
         ended = (GenerationState.RETIRING, GenerationState.FAILED)
         for generation in [g for g in self.generations.values() if g.number not in alive and g.state in ended]:
             generation.become(GenerationState.GONE)
-            del self.roster.generations[generation.number]
-            self.decisions.do(e.ForgetGeneration(generation))
+            del self.processes.generations[generation.number]
+            self.decisions.do(actions.ForgetGeneration(generation))
             cut, passed = generation.cut, generation.handed_over
             text = f"generation {generation.number} has ended: {counted(passed, 'connection')} handed over, "
             about: dict[str, Any] = {"generation": generation.number, "handed_over": passed, "cut": cut}

@@ -6,7 +6,7 @@ the parts whose subject that is, through the tables of `serve_asgi.supervisor.li
 
 from __future__ import annotations
 
-from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.lifecycles import (
     SERVER_TRANSITIONS,
     UP,
@@ -20,14 +20,14 @@ from serve_asgi.supervisor.lifecycles import (
 )
 
 
-class Roster:
+class ProcessTable:
     """All of one server's generations and workers that are not gone."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         """Of the current generation; of the first one before it is."""
         self.state = ServerState.STARTING
-        self.outcome = e.Exit(0)
+        self.outcome = actions.Exit(0)
         """How the server will have ended."""
         self.size = policy.workers
         """Slots that are to be filled."""
