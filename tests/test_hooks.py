@@ -78,7 +78,7 @@ def pid_in(path: Path) -> int:
         ("post_reload=notify --to 'a b'", "post_reload", ("notify", "--to", "a b")),
         (" pre-stop = x=1 ", "pre_stop", ("x=1",)),
         ("worker_died=hooks.chat:tell", "worker_died", ()),
-        ("serving=C:/x", "serving", ("C:/x",)),
+        ("server_started=C:/x", "server_started", ("C:/x",)),
     ],
 )
 def test_how_a_hook_is_written(text: str, event: str, arguments: tuple[str, ...]) -> None:
@@ -87,10 +87,10 @@ def test_how_a_hook_is_written(text: str, event: str, arguments: tuple[str, ...]
 
 
 def test_names_of_hooks_and_of_the_log() -> None:
-    assert read_hook("post_reload=x").wants("reload_done")
-    assert read_hook("reload_done=x").wants("reload_done")
-    assert read_hook("worker_recycled=x").wants("worker_recycling")
-    assert not read_hook("post_stop=x").wants("stopping")
+    assert read_hook("post_reload=x").wants("reload_finished")
+    assert read_hook("reload_finished=x").wants("reload_finished")
+    assert read_hook("worker_recycled=x").wants("worker_recycled")
+    assert not read_hook("post_stop=x").wants("stop_started")
 
 
 def test_one_that_is_missing_is_an_error_at_the_start(project: Path) -> None:
@@ -290,7 +290,7 @@ def test_hooks_of_the_file_are_those_of_the_last_reload(project: Path) -> None:
         server.reload()
         assert "  new\n" in server.log()
         control_client.ask(server.control, "scale", to=2)
-        until(lambda: [event["event"] for event in told(project)] == ["post_reload", "scaled"])
+        until(lambda: [event["event"] for event in told(project)] == ["post_reload", "workers_scaled"])
         assert server.stop() == 0
 
 

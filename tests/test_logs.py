@@ -124,7 +124,7 @@ def test_nothing_that_the_application_does_to_logging_reaches_the_log(log_file: 
         logging.disable(logging.CRITICAL)
         for made in (fails, claims):
             logging.setLogRecordFactory(made)
-            logging.getLogger("serve.error").error("still %s", "here", extra=logs.about("unanswered"))
+            logging.getLogger("serve.error").error("still %s", "here", extra=logs.about("request_unanswered"))
         logging.getLogger("serve").handlers[0].handle(
             logging.LogRecord("serve", logging.INFO, "", 0, "odd %s", (Odd(),), None)
         )
@@ -240,7 +240,7 @@ def test_lines_of_a_server_that_nobody_reads_along_are_json(tmp_path: Path) -> N
     assert failed["exception"].endswith("ZeroDivisionError: division by zero")
     assert not {"request_id", "traceparent"} & set(other)
     events = [line["event"] for line in lines if line.get("role") == "listener"]
-    assert {"serving", "worker_finished", "stopping"} <= set(events)
+    assert {"server_started", "worker_finished", "stop_started"} <= set(events)
     access = [line for line in lines if "target" in line]
     assert [(line["request_id"], line["traceparent"]) for line in access] == [("id-1", TRACE), (None, None)]
 

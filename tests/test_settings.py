@@ -40,7 +40,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "group": (str(os.getegid()), str(os.getegid())),
         "admin": ("127.0.0.1:9180", "127.0.0.1:9180"),
         "bind": (":1, unix:/a  [::1]:2", (":1", "unix:/a", "[::1]:2")),
-        "hook": ("post_reload=a b\n serving=c:d", ("post_reload=a b", "serving=c:d")),
+        "hook": ("post_reload=a b\n server_started=c:d", ("post_reload=a b", "server_started=c:d")),
         "health_path": ("/up", "/up"),
         "agent": ("app:consume", "app:consume"),
         "root_path": ("/api", "/api"),
@@ -117,7 +117,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
             "--hook: 'x' is no hook: write EVENT=COMMAND, for example post_reload=/usr/local/bin/tell-chat",
         ),
         (
-            {"hook": ("serving=a 'b",)},
+            {"hook": ("server_started=a 'b",)},
             {},
             "--hook: the command of the hook serving cannot be read: no closing quotation",
         ),

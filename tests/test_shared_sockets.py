@@ -161,7 +161,7 @@ def test_a_port_is_free_after_the_stop_though_a_fork_that_python_knows_nothing_o
 def test_no_child_shares_the_session_of_the_listener(tmp_path: Path) -> None:
     """Whose terminal it would be that a worker could put words into (TIOCSTI), run by another user's shell."""
     (tmp_path / "app.py").write_text(APPLICATION)
-    hook = "serving=sh -c 'ps -o sid= -p $$ > session'"
+    hook = "server_started=sh -c 'ps -o sid= -p $$ > session'"
     with running("app:app", *ARGUMENTS, "--hook", hook, directory=tmp_path) as server:
         for pid in server.worker_pids():
             assert os.getsid(pid) == pid

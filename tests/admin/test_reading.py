@@ -146,7 +146,7 @@ def test_each_reload_is_told_once_whatever_the_clock_says() -> None:
     board = Rows(rows=1, slots=1)
     view = view_of(board)
     view.take({"type": "reloads", "reloads": [{"at": 1000.0, "outcome": "done"}]})
-    view.take({"type": "happened", "record": {"at": 1000.0, "event": "reload_done"}, "past": True})
+    view.take({"type": "happened", "record": {"at": 1000.0, "event": "reload_finished"}, "past": True})
     view.take({"type": "happened", "record": {"at": 500.0, "event": "reload_refused"}})  # the clock was set back
     assert [each["outcome"] for each in view.reloads] == ["done", "refused"]
     assert view.recorded == 2

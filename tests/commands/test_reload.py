@@ -48,7 +48,7 @@ def test_it_returns_when_the_new_generation_serves_and_tells_what_still_finishes
         assert request(idle)[0] == 200
     records = [json.loads(line) for line in retired.stdout.splitlines()]
     assert retired.returncode == 0
-    assert {"reload_started", "worker_ready", "reload_done"} <= {record["event"] for record in records}
+    assert {"reload_started", "worker_ready", "reload_finished"} <= {record["event"] for record in records}
     last = records[-1]
     assert (last["event"], last["ok"], last["generations"], last["requests"]) == ("outcome", True, [], 0)
     assert last["text"].startswith(f"generation {now + 2} serves")
@@ -132,7 +132,7 @@ def test_a_script_may_follow_with_nothing_but_a_socket(server: RunningServer) ->
         connection.sendall(b'{"version": 1, "command": "reload", "follow": true}\n')
         connection.shutdown(socket.SHUT_WR)
         lines = [json.loads(line) for line in connection.makefile("rb")]
-    assert lines[0]["record"]["event"] == "reload_asked"
+    assert lines[0]["record"]["event"] == "reload_requested"
     assert lines[-1]["ok"] is True
 
 

@@ -79,7 +79,7 @@ def test_what_the_server_cuts_is_counted(tmp_path: Path) -> None:
         assert records[-1]["event"] == "outcome"
         assert (records[-1]["ok"], records[-1]["cut"], records[-1]["killed"]) == (False, 2, False)
         assert records[-1]["text"].endswith("; 2 requests cut")
-        assert {"stop_asked", "stopping", "worker_finished"} <= {record["event"] for record in records}
+        assert {"stop_requested", "stop_started", "worker_finished"} <= {record["event"] for record in records}
         server.wait()
 
 
@@ -114,9 +114,9 @@ def test_the_time_that_is_told_is_the_one_in_force_and_a_kill_leaves_nothing(tmp
             done = serve(server, "stop", "--timeout", "0.5", "--json")
         records = {record["event"]: record for record in map(json.loads, done.stdout.splitlines())}
         text = "stopping: requests in progress have 0.5 s, then the server is killed (--timeout)"
-        assert (records["stopping"]["text"], records["stopping"]["timeout"]) == (text, 0.5)
+        assert (records["stop_started"]["text"], records["stop_started"]["timeout"]) == (text, 0.5)
         assert server.wait() == -signal.SIGKILL
-        assert records["cleared"]["paths"] == [str(tmp_path / "serve.pid"), str(server.control)]
+        assert records["leftovers_removed"]["paths"] == [str(tmp_path / "serve.pid"), str(server.control)]
         assert not server.control.exists()
         assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["app.py"]
 

@@ -296,7 +296,11 @@ STORE: Final[tuple[Callable[[random.Random], Made], ...]] = (
     lambda draw: ("store.taken", {"id": draw.randrange(50), "why": draw.choice(("granted", "moon")), "text": ""}, b""),
     lambda draw: ("store.lost", {"name": "p1", "token": draw.randrange(99), "text": ""}, b""),
     lambda draw: ("store.renewed", {"name": "p1", "token": draw.randrange(99), "renewed_until": draw.random()}, b""),
-    lambda draw: ("store.say", {"level": 30, "event": draw.choice(("store_lost", "reload_done")), "text": "t"}, b""),
+    lambda draw: (
+        "store.say",
+        {"level": 30, "event": draw.choice(("store_data_lost", "reload_finished")), "text": "t"},
+        b"",
+    ),
     lambda draw: ("store.failed", {"text": "no", "status": draw.choice((0, 1, 2, 300))}, b""),
     lambda draw: (word(draw)[:100], {}, b""),
 )

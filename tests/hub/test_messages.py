@@ -64,7 +64,7 @@ def test_a_member_that_starts_never_holds_up_a_broadcast_and_is_told_what_was_no
     assert [each[1] for each in table.told[1]] == ["a"] * count
     assert table.events() == []
     table.up(3, a=1)
-    assert table.events() == ["messages_not_kept"]
+    assert table.events() == ["messages_dropped"]
     assert count < LIMIT_STARTING
 
 

@@ -185,7 +185,7 @@ def test_a_process_that_starts_has_so_many_topics_kept_for_it(table: Table) -> N
     table.replace()
     table.up(3, **{"topic 0": 1, "topic 2001": 1})
     assert len(table.ids(3)) == 2
-    assert table.events() == ["messages_not_kept"]
+    assert table.events() == ["messages_dropped"]
     assert "5 messages of more than" in table.port.records[-1][1]
 
 

@@ -224,7 +224,7 @@ def test_a_schedule_that_comes_after_the_switch_holds_at_once(server: Server) ->
     stray = Definition("stray", every=10_000, on=On.AGENT)
     for _ in range(2):
         server.say(member, "schedule.define", stray.to_head())
-    assert [event for event, *_ in server.port.records].count("schedule_without_process") == 1
+    assert [event for event, *_ in server.port.records].count("schedule_unassigned") == 1
     assert "stray" not in server.ticks.lines
     assert member.role is Role.WORKER
 

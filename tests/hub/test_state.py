@@ -125,7 +125,7 @@ def test_who_lags_is_named_at_the_deadline_and_the_write_stands(there: Fixture) 
     (failed,) = there.answers[1]
     assert (failed.head["code"], failed.head["lagging"]) == ("lagging", [["worker", 1, 1]])
     assert failed.head["version"] == 1
-    assert [(event, about["slot"]) for event, _, about in there.port.records] == [("state_lagging", 1)]
+    assert [(event, about["slot"]) for event, _, about in there.port.records] == [("replica_delayed", 1)]
     there.write(1, "set", "k", "w", timeout=2.0)
     there.catch_up(1, 3)
     there.later(2.0)

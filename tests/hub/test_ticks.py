@@ -74,14 +74,14 @@ def test_one_that_nobody_could_run_is_told(server: Server, on: On, agent: bool, 
     if agent:
         server.spawn(role=Role.AGENT, generation=1)
     server.switch(every(10, on=on))
-    (text,) = [text for event, text, _ in server.port.records if event == "schedule_without_process"]
+    (text,) = [text for event, text, _ in server.port.records if event == "schedule_unassigned"]
     assert part in text
 
 
 def test_one_that_only_the_agent_has_is_told(server: Server) -> None:
     server.spawn(every(10), role=Role.AGENT, generation=1)
     server.switch()
-    assert [event for event, *_ in server.port.records] == ["schedule_without_process"]
+    assert [event for event, *_ in server.port.records] == ["schedule_unassigned"]
 
 
 def test_two_of_one_name_in_workers_and_agent_are_told(server: Server) -> None:
@@ -103,7 +103,7 @@ def test_skip(server: Server) -> None:
     server.go(10)
     assert instants(server.given) == [10, 50]
     assert server.history("job") == [("ok", 1), ("skipped", 3), ("running", 1)]
-    assert [event for event, *_ in server.port.records] == ["schedule_skipped"] * 3 + ["schedule_ran"]
+    assert [event for event, *_ in server.port.records] == ["schedule_skipped"] * 3 + ["schedule_finished"]
 
 
 def test_queue(server: Server) -> None:
@@ -195,9 +195,9 @@ def test_a_run_in_progress_outlives_the_switch(server: Server) -> None:
 @pytest.mark.parametrize(
     ("retiring", "killed", "outcome", "event"),
     [
-        (False, False, "died", "schedule_died"),
-        (False, True, "died", "schedule_died"),  # it was blocked
-        (True, False, "died", "schedule_died"),
+        (False, False, "died", "schedule_aborted"),
+        (False, True, "died", "schedule_aborted"),  # it was blocked
+        (True, False, "died", "schedule_aborted"),
         (True, True, "cut", "schedule_cut"),
     ],
 )
@@ -425,7 +425,7 @@ def test_a_run_that_has_not_begun_is_withdrawn_by_a_pause(server: Server) -> Non
     assert server.history("job") == [("paused", 2)]
     assert server.line("job").counts == {"paused": 2}
     assert server.newest("job").began == 0
-    assert "schedule_ran" not in [event for event, *_ in server.port.records]
+    assert "schedule_finished" not in [event for event, *_ in server.port.records]
 
 
 def test_run_now_also_while_it_is_paused(server: Server) -> None:

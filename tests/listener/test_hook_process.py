@@ -190,7 +190,7 @@ def test_whatever_an_event_says_reaches_the_hook(release: Release, tmp_path: Pat
             await hooks.finish()
 
     anyio.run(main)
-    assert [(each.event, each.detail) for each in said] == 2 * [("hook_done", "")]
+    assert [(each.event, each.detail) for each in said] == 2 * [("hook_finished", "")]
     assert (tmp_path / "text").read_text().startswith("\\ud800 \nüü")
     assert json.loads((tmp_path / "event").read_bytes())["reason"] == text
 
@@ -225,7 +225,10 @@ def test_when_the_server_has_ended_no_further_hook_is_asked(release: Release, tm
 
 def test_a_flood_of_events_and_a_slow_hook(release: Release, tmp_path: Path) -> None:
     said: list[actions.LogEvent] = []
-    commands = ("serving=sh -c 'touch begun; exec sleep 300'", "serving=sh -c 'cat >> told; echo >> told'")
+    commands = (
+        "server_started=sh -c 'touch begun; exec sleep 300'",
+        "server_started=sh -c 'cat >> told; echo >> told'",
+    )
     config = Config(app="app:app", hook=commands, hook_timeout=60.0)
 
     async def main() -> None:
@@ -233,7 +236,7 @@ def test_a_flood_of_events_and_a_slow_hook(release: Release, tmp_path: Path) -> 
             hooks = Hooks(config, processes, said.append, lambda: release, lambda: None)
             hooks.tasks = tasks
             for number in range(150):
-                hooks.happened({"event": "serving", "number": number})
+                hooks.happened({"event": "server_started", "number": number})
                 assert len(processes.living()) <= 2
             while not (tmp_path / "begun").exists() or len(said) < 2 + 100:  # the quick one is held up by nothing
                 await anyio.sleep(0.01)
@@ -244,21 +247,21 @@ def test_a_flood_of_events_and_a_slow_hook(release: Release, tmp_path: Path) -> 
     slow = [each.text for each in said if each.about["hook"].startswith("sh -c 'touch")]
     assert slow[0].endswith("is too slow: 100 events wait for it, and further ones are left out")
     assert [text.rpartition(": ")[2] for text in slow[1:-1]] == ["it was ended with the server"]
-    assert re.match(r"(49|50) events were left out for the hook serving=sh", slow[-1])
+    assert re.match(r"(49|50) events were left out for the hook server_started=sh", slow[-1])
     lines = [json.loads(line)["number"] for line in (tmp_path / "told").read_text().splitlines() if line]
     assert lines == list(range(100))
 
 
 def test_the_end_waits_for_hooks_no_longer_than_their_time(release: Release, tmp_path: Path) -> None:
     said: list[actions.LogEvent] = []
-    stubborn = "stopped=sh -c \"trap '' TERM; echo $$ > stubborn; while :; do sleep 0.1; done\""
-    config = Config(app="app:app", hook=(stubborn, "stopped=touch told"), hook_timeout=1.0)
+    stubborn = "server_stopped=sh -c \"trap '' TERM; echo $$ > stubborn; while :; do sleep 0.1; done\""
+    config = Config(app="app:app", hook=(stubborn, "server_stopped=touch told"), hook_timeout=1.0)
 
     async def main() -> None:
         async with reaping() as processes, anyio.create_task_group() as tasks:
             hooks = Hooks(config, processes, said.append, lambda: release, lambda: None)
             hooks.tasks = tasks
-            hooks.happened({"event": "stopped"})
+            hooks.happened({"event": "server_stopped"})
             await hooks.finish()
             assert not processes.living()
 

@@ -177,7 +177,7 @@ async def test_a_dead_process_answers_nothing_and_its_successor_goes_on(tmp_path
         await hub.trouble(False)
         hub.write(1001)
         assert (await hub.answered(1001))[1001] == "written"
-        assert [said.event for said in hub.said] == ["store_up", "store_died", "store_up"]
+        assert [said.event for said in hub.said] == ["store_connected", "store_died", "store_connected"]
 
 
 async def test_the_end_waits_for_what_was_asked(tmp_path: Path) -> None:

@@ -658,7 +658,7 @@ def test_who_waits_is_told_what_really_is_in_the_way() -> None:
     shell.send(e.ReloadAsked())
     shell.send(e.WorkerDied(shell.workers(WorkerState.STARTING)[0], "signal SIGKILL"))
     shell.send(e.ReloadAsked())
-    (waits,) = [say for say in shell.of(actions.LogEvent) if say.event == "reload_waiting"]
+    (waits,) = [say for say in shell.of(actions.LogEvent) if say.event == "reload_delayed"]
     assert waits.about["oldest"] == 2  # the first one serves
     assert "generation 2, which failed, has not ended" in waits.text
 
@@ -966,9 +966,9 @@ def test_records_tell_what_they_are_about() -> None:
     shell.reload()
     shell.reap(WorkerState.RETIRING)
     said = [(each.event, each.about.get("generation"), each.about.get("slot")) for each in shell.of(actions.LogEvent)]
-    assert said[:2] == [("reload_asked", None, None), ("reload_started", 2, None)]
-    for event in ("worker_started", "worker_ready", "worker_serving"):
+    assert said[:2] == [("reload_requested", None, None), ("reload_started", 2, None)]
+    for event in ("worker_started", "worker_ready", "worker_activated"):
         assert [each[1:] for each in said if each[0] == event] == [(2, 0), (2, 1)]
-    assert ("reload_done", 2, None) in said
+    assert ("reload_finished", 2, None) in said
     assert [each[1:] for each in said if each[0] == "worker_finished"] == [(1, 0), (1, 1)]
     assert said[-1] == ("generation_ended", 1, None)

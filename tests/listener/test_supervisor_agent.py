@@ -448,7 +448,7 @@ def test_a_lost_agent_is_started_again_with_back_off_and_the_workers_serve_on(
     assert delays[-1] > 5.0
     assert all(w.state is WorkerState.SERVING for w in shell.workers())
     assert len(shell.said("agent_failed")) == 6
-    assert shell.said("agent_active")[-1].about["vacant"] == delays[-1]
+    assert shell.said("agent_activated")[-1].about["vacant"] == delays[-1]
 
 
 def test_one_that_fails_has_the_lease_until_it_has_been_reaped() -> None:
@@ -551,7 +551,7 @@ def test_one_that_waits_for_another_servers_says_so() -> None:
     shell.prepare()
     agent = shell.one(AgentState.ENTERING)
     shell.send(e.AgentWaits(agent, 4711))
-    assert "4711" in shell.said("agent_waits")[0].text
+    assert "4711" in shell.said("agent_delayed")[0].text
     assert shell.supervisor.next_deadline() == shell.now + STARTUP + ALLOWED
     shell.tick_at_deadline()
     shell.end(agent)

@@ -61,7 +61,7 @@ def test_what_is_sent_before_a_server_is_back_at_an_emptied_redis_arrives(tmp_pa
             _send(a, *range(100, 105))
         b.wait("store.up")
         assert _came(b, 104) == [100, 101, 102, 103, 104]
-        assert _said(b) == [("store_missed", None)]
+        assert _said(b) == [("store_messages_missed", None)]
         _send(b, 7)
         assert _came(a, 7) == [7]
 
@@ -109,7 +109,7 @@ def _fail_over(master: Redis, replica: Redis, a: StoreProcess, b: StoreProcess) 
         _send(a, 16, 17, 18, 19, 20)
     b.wait("store.up")
     assert _came(b, 20) == [16, 17, 18, 19, 20]
-    assert _said(b) == [("store_lost", 3)]
+    assert _said(b) == [("store_data_lost", 3)]
 
 
 @contextlib.contextmanager
@@ -155,4 +155,4 @@ def test_what_is_sent_while_a_store_process_is_replaced_arrives(tmp_path: Path) 
                     if replace:
                         replace(two.server)
             assert _heard(two, *payloads) == payloads
-        assert "store_missed" not in two.server.log()
+        assert "store_messages_missed" not in two.server.log()

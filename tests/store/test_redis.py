@@ -177,7 +177,11 @@ def test_a_redis_that_comes_back_empty_gets_the_state_again(tmp_path: Path) -> N
         server.start()
         assert a.up() == b.up() == {"kept": (version, {"x": [1, b"2"]})}
         said = [frame.head["event"] for process in (a, b) for frame in process.said if frame.kind == "store.say"]
-        assert sorted(said) == ["store_missed", "store_missed", "store_restored"]  # each may have missed broadcasts
+        assert sorted(said) == [
+            "store_messages_missed",
+            "store_messages_missed",
+            "store_restored",
+        ]  # each may have missed broadcasts
         assert a.set("new", 1).head["version"] > version
         assert b.grant("tick", 2.0).head["token"] > token
         assert b.wait("store.change", key="new").head["version"] > version
@@ -225,7 +229,7 @@ def test_a_fail_over_may_lose_what_no_replica_has(tmp_path: Path) -> None:
         assert process.wait("store.down")
         assert process.up() == {"early": (1, 1)}
         lost = process.wait("store.say", timeout=1.0)
-        assert (lost.head["event"], lost.head["about"]["changes"]) == ("store_lost", 1)
+        assert (lost.head["event"], lost.head["about"]["changes"]) == ("store_data_lost", 1)
         assert process.set("new", 3).head["version"] == late + 1
 
 
@@ -320,7 +324,7 @@ def test_messages_that_were_missed_are_told(url: str) -> None:
         while came + missed < count:
             frame = b.wait("store.message", "store.say")
             if frame.kind == "store.say":
-                assert frame.head["event"] == "store_missed"
+                assert frame.head["event"] == "store_messages_missed"
                 missed += frame.head["about"]["messages"]
             else:
                 came += 1

@@ -291,7 +291,7 @@ def test_a_full_disk_is_told_to_the_operator_once_and_its_end_too(tmp_path: Path
         wait_for_store(server)
         has(server, "/set/b/z")
         told = [record["event"] for record in server.status()["recent"] if record["event"].startswith("store_")]
-        assert told == ["store_up", "store_refuses", "store_up"]
+        assert told == ["store_connected", "store_write_refused", "store_connected"]
         assert server.log().count("the state could not be written to") == 1
         assert store_process(server) == pid
 

@@ -17,9 +17,9 @@ FRAME: Final = 0.15
 """Seconds between two looks at the server for a live view."""
 LOOK: Final = 5.0
 """Seconds without news after which the server is asked whether it is still there; between two lines of progress."""
-STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed", "agent_prepared", "agent_finishing"})
+STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed", "agent_prepared", "agent_finish_requested"})
 """What is shown of what the log does not show by default (records of level debug)."""
-ENDS: Final = frozenset({"reload_done", "reload_refused"})
+ENDS: Final = frozenset({"reload_finished", "reload_refused"})
 """What the outcome tells anyway."""
 
 

@@ -93,7 +93,7 @@ class Stopping:
     def run(self, delay: float | None, timeout: float | None) -> int:
         """Do all of it; return the exit status."""
         found = self.before
-        self._step("stop_asked", f"{found['app']}, PID {found['pid']}, on {', '.join(found['listening'])}")
+        self._step("stop_requested", f"{found['app']}, PID {found['pid']}, on {', '.join(found['listening'])}")
         try:
             with self._opened:
                 self._ask(delay, timeout)
@@ -123,7 +123,7 @@ class Stopping:
         with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
             answer = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
             if answer["text"] != "stopping":
-                self._step("stopping", answer["text"])
+                self._step("stop_followed", answer["text"])
         hooks = sum(hook.startswith("pre_stop=") for hook in own.get("hook", ()))
         hooks *= own.get("hook-timeout", 0.0) + MARGIN
         before = (own["drain-delay"] if delay is None else delay) + hooks
@@ -168,7 +168,7 @@ class Stopping:
         return not self._told
 
     def _happened(self, record: dict[str, Any]) -> None:
-        if record["event"] == "stopping" and "timeout" in record:  # drain and hooks are over: it begins now
+        if record["event"] == "stop_started" and "timeout" in record:  # drain and hooks are over: it begins now
             self._deadline = time.monotonic() + self._timeout
             if self._timeout < record["timeout"]:  # what is in force is what is told
                 text = f"stopping: requests in progress have {self._timeout:g} s, then the server is killed (--timeout)"
@@ -191,7 +191,7 @@ class Stopping:
                 text = f"still in progress: {counted(held, 'request')}" + (
                     f", the oldest {span(oldest)}" if oldest else ""
                 )
-                self._step("progress", text, in_progress=held)
+                self._step("progress_reported", text, in_progress=held)
 
     def _kill(self) -> None:
         """End what has not ended in time: the listener, then its workers, which would serve on for a while."""
@@ -200,7 +200,9 @@ class Stopping:
             found = asked.outcome(LAST_WORD)["status"]
             self.held, self.cut = in_hands(found), found["lost"]
         workers = children(self.process)
-        self._step("killing", f"not ended in time: killed, {counted(len(workers), 'worker')} as well", held=self.held)
+        self._step(
+            "server_killed", f"not ended in time: killed, {counted(len(workers), 'worker')} as well", held=self.held
+        )
         try:
             left = kill_all([self.process, *workers], KILL_TIME)
         except PermissionError:
@@ -211,7 +213,7 @@ class Stopping:
         if left:
             raise Refused(f"{counted(left, 'process')} cannot be ended even by SIGKILL; the kernel holds them")
         if removed := remove_leftovers(self.process.pid, self._left[0], str(self.path), self._left[1]):
-            self._step("cleared", f"removed what it had left: {', '.join(removed)}", paths=removed)
+            self._step("leftovers_removed", f"removed what it had left: {', '.join(removed)}", paths=removed)
 
     # Telling
 

@@ -46,5 +46,5 @@ class Mistakes:
             route,
             _SECTIONS[status],
             "This is said once for each route." if len(told) < MOST_ROUTES else "No more routes will be named.",
-            extra=about("content_dropped", method=head.method, path=path, status=status),
+            extra=about("body_dropped", method=head.method, path=path, status=status),
         )

@@ -149,11 +149,11 @@ class Exchange(Answer):
 
     def _abandoned(self) -> None:
         if self.connection.eof and self.content is TAKEN:  # `receive` has told it that the client is gone
-            _log.debug("The application ended because the client had gone.", extra=about("client_gone"))
+            _log.debug("The application ended because the client had gone.", extra=about("client_disconnected"))
         elif self.state is WAITING:
-            self._report("returned without answering", "unanswered")
+            self._report("returned without answering", "request_unanswered")
         else:
-            self._report("returned without completing its answer to", "unanswered")
+            self._report("returned without completing its answer to", "request_unanswered")
         self._end()
 
     def _failed(self, error: BaseException) -> None:
@@ -169,7 +169,7 @@ class Exchange(Answer):
         in_vain = self.content is COMING or cancelled or all_tell(error, ClientDisconnected)
         if self.state is LOST and in_vain:  # COMING: half a request, of which frameworks make errors of their own
             text = "The application ended because the client had gone."
-            _log.debug(text, exc_info=exc_info(error), extra=about("client_gone"))
+            _log.debug(text, exc_info=exc_info(error), extra=about("client_disconnected"))
         else:
             what = "was cancelled" if cancelled else "raised an exception"
             self._report(f"{what} while answering", "application_failed", error)

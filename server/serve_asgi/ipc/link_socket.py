@@ -102,6 +102,6 @@ class LinkSocket:
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
                 text = "a frame of %d bytes cannot be sent to another process of this server: raise net.core.wmem_max"
-                log.error(text, len(data), extra=about("frame_too_large", size=len(data)))
+                log.error(text, len(data), extra=about("frame_dropped", size=len(data)))
             return error.errno not in _ROOM_WILL_COME
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-OUTCOMES: Final = {"reload_done": "done", "reload_refused": "refused"}
+OUTCOMES: Final = {"reload_finished": "done", "reload_refused": "refused"}
 """What became of a reload, by the record that tells its end."""
 
 

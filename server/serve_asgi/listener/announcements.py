@@ -41,7 +41,7 @@ class Announcements:
 
     def _tell_addresses(self) -> None:
         where = ", ".join(self._addresses)
-        log.info("serving on %s", where, extra=logs.about("listening", addresses=where))
+        log.info("serving on %s", where, extra=logs.about("sockets_opened", addresses=where))
         if self._admin:
             log.info("metrics and the page that shows them: %s", ", ".join(self._admin))
 
@@ -50,4 +50,4 @@ class Announcements:
             if self._pid_file is not None:
                 self._pid_file.write()
         except UsageError as error:  # such as a full disk: the next reload tries again
-            log.error("the pid file is not written: %s", error, extra=logs.about("pid_file_not_written"))
+            log.error("the pid file is not written: %s", error, extra=logs.about("pid_file_failed"))

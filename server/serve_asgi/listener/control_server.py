@@ -189,7 +189,7 @@ class ControlServer:
             log.warning(
                 "no control socket: %s; give --control a path that can be written, or --no-control",
                 error,
-                extra=about("no_control_socket"),
+                extra=about("control_socket_failed"),
             )
             task_status.started()
             return

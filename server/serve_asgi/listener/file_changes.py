@@ -181,7 +181,7 @@ class Changes:
                 self._elsewhere = False
                 continue
             if self._pause == FIRST_PAUSE or trouble != told:
-                self._tell(logging.ERROR, "watcher_failed", trouble)
+                self._tell(logging.ERROR, "watch_failed", trouble)
             told = trouble
             await anyio.sleep(self._pause)
             self._pause = min(self._pause * 2, LONGEST_PAUSE)
@@ -231,7 +231,7 @@ class Changes:
 
     def _watching(self, directories: list[str]) -> None:
         told = ", ".join(directories)
-        self._tell(logging.INFO, "watching", f"watching for changes (--reload, for development): {told}")
+        self._tell(logging.INFO, "watch_started", f"watching for changes (--reload, for development): {told}")
         self._pause = FIRST_PAUSE
         if self._missed:
             self._missed = False

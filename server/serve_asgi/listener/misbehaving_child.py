@@ -26,7 +26,7 @@ def reason(who: object, where: str, error: Exception) -> str:
     if isinstance(error, ChannelError):
         return sayable(f"it broke the protocol of its {where}: {error}")[:MOST_REASON]
     text = "the listener could not deal with what came from %s over its %s; please report this"
-    log.error(text, who, where, exc_info=error, extra=about("packet_not_handled"))
+    log.error(text, who, where, exc_info=error, extra=about("packet_handling_failed"))
     return f"the listener could not deal with what it said over its {where}: {type(error).__name__}"
 
 

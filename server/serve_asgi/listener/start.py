@@ -46,7 +46,7 @@ def run(settings: Settings) -> int:
     with output.guarded():
         logs.configure(config, "listener")
         if not os.path.exists("/proc/self/fd"):
-            log.warning(NO_PROC, extra=logs.about("no_proc"))
+            log.warning(NO_PROC, extra=logs.about("proc_not_found"))
         for text in told_of(os.environ):
             log.warning("%s", text)
         pid_file = PidFile(config.pid_file) if config.pid_file else None
@@ -71,7 +71,7 @@ def serve(listener: Listener) -> actions.Exit:
     finally:
         give_back(listener.listening + listener.admin_listening, listener.pid_file)
     if not end.status:
-        log.info("stopped", extra=logs.about("stopped"))
+        log.info("stopped", extra=logs.about("server_stopped"))
     return end
 
 

@@ -351,7 +351,7 @@ class Store:
                     self.failure = head.text, head.status
             case "store.down":
                 self._take(data)
-                self._away(head.text, "store_down")
+                self._away(head.text, "store_disconnected")
             case "store.up":
                 self._take(data)
                 self._up()
@@ -376,14 +376,14 @@ class Store:
 
     def _tell_up(self, again: str) -> None:
         text = f"the shared state is kept in {self.shown}{again}"
-        self._happened(actions.LogEvent(logging.INFO, "store_up", text, "", {"state": self.shown}))
+        self._happened(actions.LogEvent(logging.INFO, "store_connected", text, "", {"state": self.shown}))
 
     def _told_of_refusals(self, why: str) -> None:
         before, self._refuses = self._refuses, why
         if why and not before:
             text = f"writes to the shared state are refused: {why}"
             self._happened(
-                actions.LogEvent(logging.ERROR, "store_refuses", text, "", {"state": self.shown, "reason": why})
+                actions.LogEvent(logging.ERROR, "store_write_refused", text, "", {"state": self.shown, "reason": why})
             )
         elif before and not why:
             self._tell_up(" again")

@@ -166,7 +166,7 @@ class LogFile:
                 "the log file %s cannot be opened again: %s; the old one stays in use",
                 self.path,
                 error.strerror,
-                extra=about("log_not_reopened", path=self.path),
+                extra=about("log_reopen_failed", path=self.path),
             )
             return
         old, self.sink = self.sink, fresh

@@ -178,7 +178,7 @@ class RemoteState:
         policy = await maxmemory_policy(client)
         if policy.startswith("allkeys"):
             text = f"Redis may throw away parts of the shared state (maxmemory-policy {policy}): set it to noeviction"
-            await self._lane.say(logging.WARNING, "store_evicts", text, policy=policy)
+            await self._lane.say(logging.WARNING, "store_eviction_enabled", text, policy=policy)
 
     # Asking
 

@@ -96,7 +96,7 @@ class Following:
             await self._lane.say(logging.WARNING, "store_restored", text, keys=len(self._entries))
         elif seq < self._highest:
             text = f"Redis came back without the latest changes of the shared state: {self._highest - seq} are lost"
-            await self._lane.say(logging.ERROR, "store_lost", text, changes=self._highest - seq)
+            await self._lane.say(logging.ERROR, "store_data_lost", text, changes=self._highest - seq)
 
     async def begin(self, client: aioredis.Redis) -> None:
         """Tell the hub all that there is; `up` follows, and then `follow`."""
@@ -119,13 +119,13 @@ class Following:
         key, messages = self._place.key("messages"), self._messages
         if messages.begin(self.epoch, last):
             text = "Redis has lost its data: the latest broadcasts of other servers before that may not have arrived"
-            await self._lane.say(logging.ERROR, "store_missed", text)
+            await self._lane.say(logging.ERROR, "store_messages_missed", text)
         elif gone := await messages.agree(lambda number: client.xrange(key, f"{number}-0", "+", 1)):
             text = f"Redis came back without the latest {gone} broadcasts: who had not taken them does not get them"
-            await self._lane.say(logging.ERROR, "store_lost", text, messages=gone)
+            await self._lane.say(logging.ERROR, "store_data_lost", text, messages=gone)
         if messages.cut(last):
             text = "Redis came back with less than this server remembers: broadcasts of other servers may be missing"
-            await self._lane.say(logging.ERROR, "store_missed", text)
+            await self._lane.say(logging.ERROR, "store_messages_missed", text)
 
     async def up(self) -> None:
         await self._lane.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
@@ -194,7 +194,7 @@ class Following:
             raise Lost("its data was replaced")
         if (missed := self._messages.take(number, fields)) > 0:
             text = f"{missed} messages of other servers were missed: they came faster than this server took them"
-            await self._lane.say(logging.ERROR, "store_missed", text, messages=missed)
+            await self._lane.say(logging.ERROR, "store_messages_missed", text, messages=missed)
         at = self._messages.at
         if fields[b"o"] != self._name.encode():
             head = {**unpacked(fields[b"h"]), "server": fields[b"o"].decode(), "at": at}

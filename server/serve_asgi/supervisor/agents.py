@@ -133,7 +133,7 @@ class Agents:
             who = f", PID {holder}," if holder else ""
             agent.in_the_way = f"that of a server that was here before{who} has not ended"
             text = f"{agent} waits: {agent.in_the_way}"
-            self._say_of(agent, logging.WARNING, "agent_waits", text, holder=holder)
+            self._say_of(agent, logging.WARNING, "agent_delayed", text, holder=holder)
 
     def entered(self, agent: Agent, now: float) -> None:
         """It is active."""
@@ -148,7 +148,7 @@ class Agents:
         if vacant < math.inf:
             about["vacant"] = round(vacant, 4)
             text += f", {vacant:.3f} s after the one before ceased to be"
-        self._say_of(agent, logging.INFO, "agent_active", text, **about)
+        self._say_of(agent, logging.INFO, "agent_activated", text, **about)
 
     def returned(self, agent: Agent) -> None:
         """Its function has returned."""
@@ -266,7 +266,9 @@ class Agents:
             agent.become(AgentState.FINISHING, now + timeout)
             agent.reason = reason
             self._do(actions.TellFinish(agent, reason, timeout))
-            self._say_of(agent, logging.DEBUG, "agent_finishing", f"{agent} is to finish ({reason})", reason=reason)
+            self._say_of(
+                agent, logging.DEBUG, "agent_finish_requested", f"{agent} is to finish ({reason})", reason=reason
+            )
 
     def _kill(self, agent: Agent, why: str) -> None:
         agent.stuck = why

@@ -148,7 +148,7 @@ class ReloadTransaction:
             self._retiring.leave_all(old, "reload")
         else:
             processes.become(ServerState.RUNNING)
-        self._say_switched(generation, "serving" if old is None else "reload_done")
+        self._say_switched(generation, "server_started" if old is None else "reload_finished")
         self._retiring.connect_all()
 
     def _say_switched(self, generation: Generation, event: str) -> None:
@@ -196,7 +196,7 @@ class ReloadTransaction:
         generation.become(GenerationState.FAILED)
         generation.superseded = True
         self._requests.wait_on(generation.tickets)
-        self._decisions.say(logging.INFO, "reload_asked", text, by=self._requests.by)
+        self._decisions.say(logging.INFO, "reload_requested", text, by=self._requests.by)
         self._retiring.leave_all(generation, "failed")
 
     def give_up(self) -> None:

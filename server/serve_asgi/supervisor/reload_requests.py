@@ -51,10 +51,10 @@ class ReloadRequests:
             self.wanted, self.by = [], event.by
             if (candidate := self._processes.candidate) is not None:
                 text = f"reload asked for while generation {candidate.number} starts; another follows it"
-                self._decisions.say(logging.INFO, "reload_asked", text, by=event.by)
+                self._decisions.say(logging.INFO, "reload_requested", text, by=event.by)
             else:
                 text = f"reload asked for ({event.by})"
-                self._decisions.say(logging.DEBUG, "reload_asked", text, by=event.by)
+                self._decisions.say(logging.DEBUG, "reload_requested", text, by=event.by)
         self.wanted += _tickets(event)
 
     def wait_on(self, tickets: list[int]) -> None:
@@ -96,7 +96,7 @@ class ReloadRequests:
             f"reload waits: {len(alive)} generations are alive (--max-generations); generation {oldest.number}"
             f"{', which failed, has not ended' if failed else ' still finishes its requests'}"
         )
-        self._decisions.say(logging.WARNING, "reload_waiting", text, oldest=oldest.number)
+        self._decisions.say(logging.WARNING, "reload_delayed", text, oldest=oldest.number)
         self._decisions.do(actions.Announce("status", text))
 
     def taken(self) -> Preparation | None:

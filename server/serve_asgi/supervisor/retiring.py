@@ -53,7 +53,7 @@ class RetiringWorkers:
             self.connect(worker)
         self._decisions.do(actions.TellRetire(worker, reason, accept_queued=stopping))
         text = f"{worker} retires ({reason})"
-        self._decisions.say_of(worker, logging.DEBUG, "worker_retiring", text, reason=reason)
+        self._decisions.say_of(worker, logging.DEBUG, "worker_retire_requested", text, reason=reason)
 
     def retire_for_stop(self, worker: Worker) -> None:
         """Let go of a worker because the server stops: the receivers of those who retire already leave as well."""

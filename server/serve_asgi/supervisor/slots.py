@@ -44,11 +44,11 @@ class Slots:
         size = max(1, event.to if event.to is not None else before + event.by)
         if size != before:
             text = f"workers: {before} -> {size}"
-            self._decisions.say(logging.INFO, "scaled", text, workers=size, before=before)
+            self._decisions.say(logging.INFO, "workers_scaled", text, workers=size, before=before)
             self._processes.size, self._scaled = size, self._decisions.count
         elif event.to is None:
             text = "one worker is the least there can be"
-            self._decisions.say(logging.WARNING, "scaled", text, workers=size, before=size)
+            self._decisions.say(logging.WARNING, "workers_scaled", text, workers=size, before=size)
 
     def begin_anew(self, generation: Generation) -> None:
         """`generation` serves: no slot of it has had trouble, and their number is the configuration's, if that changed.
@@ -92,7 +92,7 @@ class Slots:
                 worker.blocked = True
                 when = self._back_off(worker, event.reason, event.blocked)
             text = f"{worker} is to be replaced{when}: {event.reason}"
-            self._decisions.say_of(worker, logging.INFO, "worker_recycling", text, reason=event.reason)
+            self._decisions.say_of(worker, logging.INFO, "worker_recycled", text, reason=event.reason)
 
     def _back_off(self, worker: Worker, reason: str, blocked: float) -> str:
         """If the replacement blocks at once as well, and so on, they come at longer and longer intervals."""
@@ -107,7 +107,7 @@ class Slots:
         """A replacement serves: the one that it replaces retires, and those that retire already may hand over to it."""
         self._of(worker.slot).trouble = ""
         text = f"{worker} serves (cause: {worker.cause.value})"
-        self._decisions.say_of(worker, logging.INFO, "worker_serving", text, cause=worker.cause.value)
+        self._decisions.say_of(worker, logging.INFO, "worker_activated", text, cause=worker.cause.value)
         for other in self._processes.workers_in(WorkerState.SERVING):
             if other is not worker and other.generation is self._processes.current and other.slot == worker.slot:
                 self._retiring.retire(other, "recycle")

@@ -65,7 +65,7 @@ class Stop:
             return
         self._processes.become(ServerState.ENDING)
         self.deadline = math.inf
-        self._decisions.say(logging.INFO, "quick_stop", "quick stop: what is in progress is cut")
+        self._decisions.say(logging.INFO, "quick_stop_started", "quick stop: what is in progress is cut")
         self._decisions.do(actions.Announce("stopping", "quick stop"))
         for worker in list(self._processes.workers.values()):
             self._retiring.cut_short(worker)
@@ -75,7 +75,7 @@ class Stop:
 
     def _leave_start(self, text: str) -> None:
         self._processes.become(ServerState.STOPPING)
-        self._decisions.say(logging.INFO, "stopping", text)
+        self._decisions.say(logging.INFO, "stop_started", text)
         self._reload.give_up()
 
     def _drain(self, delay: float) -> None:
@@ -85,7 +85,7 @@ class Stop:
         self._drain_switch.begin(by_control=True, until="the stop")
         self._decisions.do(actions.Announce("stopping", f"draining for {delay:g} s before the stop"))
         text = f"stopping in {delay:g} s; until then draining"
-        self._decisions.say(logging.INFO, "stopping", text, delay=delay)
+        self._decisions.say(logging.INFO, "stop_delayed", text, delay=delay)
 
     def _shut_out(self) -> None:
         self._processes.become(ServerState.SHUTTING_OUT)
@@ -94,7 +94,7 @@ class Stop:
         self._decisions.do(actions.Announce("stopping", "stopping"))
         allowed = self._processes.policy.graceful_timeout
         text = f"stopping: requests in progress have {allowed:g} s"
-        self._decisions.say(logging.INFO, "stopping", text, delay=0.0, timeout=allowed)
+        self._decisions.say(logging.INFO, "stop_started", text, delay=0.0, timeout=allowed)
         self._decisions.do(actions.ShutOut())
 
     def shut_out_done(self) -> None:
@@ -135,5 +135,7 @@ class Stop:
         self._processes.become(ServerState.STOPPED)
         self._decisions.do(actions.ClosePorts())
         lost = self._processes.lost
-        self._decisions.say(logging.DEBUG, "stopped", f"all has ended; lost: {counted(lost, 'request')}", lost=lost)
+        self._decisions.say(
+            logging.DEBUG, "server_stopped", f"all has ended; lost: {counted(lost, 'request')}", lost=lost
+        )
         self._decisions.do(self._processes.outcome)

@@ -206,7 +206,7 @@ class Supervisor:
         if worker.generation is self.current:
             self.slots.taken_over(worker)
         else:
-            self.decisions.say_of(worker, logging.DEBUG, "worker_serving", f"{worker} accepts connections")
+            self.decisions.say_of(worker, logging.DEBUG, "worker_activated", f"{worker} accepts connections")
 
     def _on_finished(self, event: e.WorkerFinished) -> None:
         worker, cut, passed = event.worker, int(event.report.get("cut", 0)), int(event.report.get("handed_over", 0))

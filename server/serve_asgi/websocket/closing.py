@@ -273,7 +273,7 @@ class Endings(asyncio.Protocol):
         if self._state is OPEN or self._state is FINISHING:
             self._close(1000, "")
         elif self._state is HANDSHAKE or self._state is DENYING:
-            self._report("returned without answering", "unanswered")
+            self._report("returned without answering", "request_unanswered")
             self._application_failed()
 
     def _application_failed(self) -> None:

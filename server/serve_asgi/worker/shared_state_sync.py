@@ -36,4 +36,6 @@ class CatchingUp:
         elif not self._hub.link.closed and shared.applied != self._in_vain:
             self._in_vain = shared.applied
             text = "a request is served with a shared state that lacks %d changes: the listener does not send them"
-            log.warning(text, wanted - shared.applied, extra=about("state_behind", changes=wanted - shared.applied))
+            log.warning(
+                text, wanted - shared.applied, extra=about("stale_state_served", changes=wanted - shared.applied)
+            )

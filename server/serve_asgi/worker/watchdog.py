@@ -304,7 +304,7 @@ class Watchdog:
             log.info(
                 "the event loop turns again after %.1f s",
                 watch.lasted,
-                extra={"event": "loop_turns", "about": {"seconds": round(watch.lasted, 3)}},
+                extra={"event": "loop_resumed", "about": {"seconds": round(watch.lasted, 3)}},
             )
             said = watch.look(*seen)  # it may be blocked once more
         if said is Said.ASK or said is Said.BLOCKED:

@@ -82,7 +82,7 @@ class Losses:
                 what = f"topic {topic!r}" if topic else f"more than {TOPICS_STARTING} topics, if it handles them,"
                 text = f"{place.member} took long to start: {count} messages of {what} were not kept for it"
                 about: dict[str, Any] = {"topic": topic, "count": count, **_about(place.member)}
-                self._hub.port.say(logging.WARNING, "messages_not_kept", text, **about)
+                self._hub.port.say(logging.WARNING, "messages_dropped", text, **about)
         place.not_kept.clear()
 
     def dead(self, topic: str, id: str, attempts: int, why: str) -> str:

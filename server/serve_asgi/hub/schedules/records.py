@@ -9,11 +9,11 @@ from serve_asgi.hub.core import Hub, Member
 from serve_asgi.hub.schedules.schedule import Line, Missed, Outcome, Run
 
 ENDS: Final = {
-    Outcome.OK: (logging.DEBUG, "schedule_ran", "has run"),
+    Outcome.OK: (logging.DEBUG, "schedule_finished", "has run"),
     Outcome.FAILED: (logging.ERROR, "schedule_failed", "has failed"),
     Outcome.TIMEOUT: (logging.ERROR, "schedule_timed_out", "has taken too long"),
     Outcome.CUT: (logging.WARNING, "schedule_cut", "was cut"),
-    Outcome.DIED: (logging.ERROR, "schedule_died", "was lost"),
+    Outcome.DIED: (logging.ERROR, "schedule_aborted", "was lost"),
 }
 """How a run can end."""
 

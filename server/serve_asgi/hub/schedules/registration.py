@@ -138,7 +138,7 @@ class Offers:
             text += "it is for the agent, whose module does not import it"
         else:
             text += "it is for the agent, and there is none; start one with --agent"
-        self._hub.port.say(logging.ERROR, "schedule_without_process", text, name=definition.name)
+        self._hub.port.say(logging.ERROR, "schedule_unassigned", text, name=definition.name)
 
     def to_state(self) -> State:
         return {

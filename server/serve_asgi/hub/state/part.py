@@ -346,7 +346,7 @@ class SharedState(Part):
             text = f"{member} does not take the changes of the shared state in time: its event loop may be blocked"
             self.hub.port.say(
                 logging.WARNING,
-                "state_lagging",
+                "replica_delayed",
                 text,
                 role=member.role.value,
                 slot=member.slot,
