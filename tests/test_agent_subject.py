@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from serve_asgi import agent, messenger
-from serve_asgi.app.agent_target import Subject, load
-from serve_asgi.app.agent_task import Life
+from serve_asgi.app.agent_target import AgentTarget, load
+from serve_asgi.app.agent_task import AgentTask
 from serve_asgi.errors import UsageError
 
 MODULE = """
@@ -61,9 +61,9 @@ def test_what_an_agent_may_be(module: str, name: str) -> None:
     asyncio.run(prepared_entered_and_left(load(f"{module}:{name}")))
 
 
-async def prepared_entered_and_left(subject: Subject) -> None:
+async def prepared_entered_and_left(subject: AgentTarget) -> None:
     await subject.prepare()
-    life = Life(subject)
+    life = AgentTask(subject)
     if (raised := await life.enter()) is not None:
         raise raised
     assert await life.finish() is None
@@ -113,12 +113,12 @@ def test_its_own_prepare_comes_before_the_modules(module: str) -> None:
 
     of_module.__module__ = imported.__name__
     imported.prepare = of_module  # type: ignore[attr-defined]
-    asyncio.run(Subject(function, "app:agent", imported).prepare())
+    asyncio.run(AgentTarget(function, "app:agent", imported).prepare())
     function.prepare = own  # type: ignore[attr-defined]
-    asyncio.run(Subject(function, "app:agent", imported).prepare())
+    asyncio.run(AgentTarget(function, "app:agent", imported).prepare())
     of_module.__module__ = "elsewhere"  # an import of that name is not meant
     del function.prepare  # type: ignore[attr-defined]
-    asyncio.run(Subject(function, "app:agent", imported).prepare())
+    asyncio.run(AgentTarget(function, "app:agent", imported).prepare())
     assert called == ["module", "own"]
 
 
@@ -194,7 +194,7 @@ def test_an_entering_that_is_cancelled_is_ended_first() -> None:
             done.append("ended")
 
     async def run() -> None:
-        life = Life(Subject(never, "app:agent", None))
+        life = AgentTask(AgentTarget(never, "app:agent", None))
         entering = asyncio.ensure_future(life.enter())
         await asyncio.sleep(0.01)
         entering.cancel()
@@ -218,7 +218,7 @@ def test_whatever_the_application_raises_is_a_value_and_ends_no_loop(kind: type[
         raise kind
 
     async def run() -> None:
-        life = Life(Subject(leaves, "app:agent", None))
+        life = AgentTask(AgentTarget(leaves, "app:agent", None))
         # in a task of its own, out of which an exit would end the loop
         entered = await asyncio.ensure_future(life.enter())
         assert isinstance(await life.over() if later else entered, kind)
@@ -232,7 +232,7 @@ def test_one_that_is_to_finish_before_its_first_step_has_finished() -> None:
         raise AssertionError
 
     async def run() -> None:
-        life = Life(Subject(never, "app:agent", None))
+        life = AgentTask(AgentTarget(never, "app:agent", None))
         entering = asyncio.ensure_future(life.enter())
         await asyncio.sleep(0)  # the task has been made, and comes next
         assert await life.finish() is None

@@ -17,10 +17,10 @@ import uvloop
 from serve_asgi import messenger
 from serve_asgi.app.link import Identity, Link
 from serve_asgi.app.messenger import CONCURRENCY, Message
-from serve_asgi.app.receiving import Incoming, Origin
-from serve_asgi.app.sending import WINDOW, WINDOW_BYTES, Sender, Window
+from serve_asgi.app.receiving import MessageIteration, Origin
+from serve_asgi.app.sending import WINDOW, WINDOW_BYTES, MessageSender, SendWindow
 from serve_asgi.hub.core import Role
-from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc.frames import decode, encode
 
 
@@ -433,7 +433,7 @@ def test_who_cancels_has_no_more_under_way_than_others() -> None:
     async def main() -> None:
         frames: list[bytes] = []
         link = Link(Identity(Role.WORKER, 0, 1, 1), asyncio.get_running_loop(), frames.append)
-        sender = Sender(link)
+        sender = MessageSender(link)
 
         def under_way() -> list[str]:
             decoded = [decode(data) for data in frames]
@@ -443,7 +443,7 @@ def test_who_cancels_has_no_more_under_way_than_others() -> None:
             for _ in range(count):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.001):
-                        await sender.send(Kind.WORK, "t", b"", Want.HANDLED, 1, 0, 10.0)
+                        await sender.send(MessageKind.WORK, "t", b"", AckMode.HANDLED, 1, 0, 10.0)
 
         await given_up(WINDOW + 20)
         ids = under_way()
@@ -463,10 +463,10 @@ def test_nothing_is_withdrawn_before_it_is_sent() -> None:
         frames: list[bytes] = []
         loop = asyncio.get_running_loop()
         link = Link(Identity(Role.WORKER, 0, 1, 1), loop, frames.append)
-        sender = Sender(link)
+        sender = MessageSender(link)
 
         def send(timeout: float) -> asyncio.Task[Any]:
-            return loop.create_task(sender.send(Kind.COPY, "t", b"", Want.PLACE, 1, 0, timeout))
+            return loop.create_task(sender.send(MessageKind.COPY, "t", b"", AckMode.PLACE, 1, 0, timeout))
 
         tasks = [send(0.02) for _ in range(5)]
         await until(lambda: bool(frames))
@@ -491,7 +491,7 @@ def test_nothing_is_withdrawn_before_it_is_sent() -> None:
 
 def test_a_message_that_comes_after_the_end_of_an_iteration_was_not_handled() -> None:
     async def main() -> None:
-        incoming = Incoming()
+        incoming = MessageIteration()
         incoming.close()
         with pytest.raises(EOFError):
             await incoming.take(Message("t", None, "id", 1, Origin("worker", 0, 1)))
@@ -567,7 +567,7 @@ def test_a_large_message_is_not_passed_by_small_ones_for_ever() -> None:
     """A topic that has nothing under way waits for room before all who come later."""
 
     async def main() -> None:
-        window = Window(asyncio.get_running_loop())
+        window = SendWindow(asyncio.get_running_loop())
         for number in range(WINDOW_BYTES // 5_000 - 1):
             assert window.try_enter(f"small {number}", 5_000)
         large = asyncio.create_task(window.enter("large", 100_000))
@@ -595,10 +595,10 @@ def test_what_a_topic_cannot_get_rid_of_holds_up_other_topics_last() -> None:
     async def main() -> None:
         frames: list[bytes] = []
         link = Link(Identity(Role.WORKER, 0, 1, 1), asyncio.get_running_loop(), frames.append)
-        sender = Sender(link)
+        sender = MessageSender(link)
 
         def send(topic: str, size: int = 1) -> asyncio.Task[Any]:
-            return asyncio.create_task(sender.send(Kind.COPY, topic, b"x" * size, Want.PLACE, 1, -1, 30.0))
+            return asyncio.create_task(sender.send(MessageKind.COPY, topic, b"x" * size, AckMode.PLACE, 1, -1, 30.0))
 
         def came() -> list[list[Any]]:
             return [entry for data in frames for entry in decode(data).head["m"]]

@@ -18,7 +18,7 @@ from serve_asgi.app import schedule_call
 from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Identity, Link, LinkClosed, current
 from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING
-from serve_asgi.app.schedule import Ran, Run, Schedule, ScheduleRefused
+from serve_asgi.app.schedule import Run, RunRecord, Schedule, ScheduleRefused
 from serve_asgi.hub.core import Role
 from serve_asgi.hub.schedules.definition import ScheduleError
 from serve_asgi.ipc.frames import encode
@@ -41,7 +41,7 @@ def in_a_loop(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-async def ended(name: str, *outcomes: str) -> list[Ran]:
+async def ended(name: str, *outcomes: str) -> list[RunRecord]:
     """The history once it holds runs with these outcomes."""
     while True:
         found = await schedule.history(name)

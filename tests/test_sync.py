@@ -30,7 +30,7 @@ def nothing_stays() -> Iterator[None]:
     yield
     messenger.off("t")
     schedule._registered.clear()
-    stand_in.end()
+    stand_in.stop()
 
 
 def in_a_thread(do: Callable[[], T]) -> T:
@@ -320,7 +320,7 @@ def test_a_loop_of_the_applications_takes_over_with_what_is_known() -> None:
     async def empty() -> None:
         assert not shared.keys()
 
-    stand_in.end()
+    stand_in.stop()
     asyncio.run(empty())
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from serve_asgi.app.background_work import Work
+from serve_asgi.app.background_work import BackgroundWork
 
 
 def test_what_only_waits_is_cut_as_well_but_does_not_count() -> None:
     async def main() -> None:
-        work = Work()
+        work = BackgroundWork()
         handler = work.start(asyncio.Event().wait(), "message t")
         waits = work.hold(asyncio.Event().wait(), "messages that wait")
         assert work.tasks == {handler, waits}

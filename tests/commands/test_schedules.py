@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.cli import control_client, schedules
-from serve_asgi.hub.schedules.commands import MOST_SHOWN
+from serve_asgi.hub.schedules.commands import MAX_LISTED
 from tests.commands.serving import serve
 from tests.running import RunningServer, running
 from tests.schedule_application import APPLICATION, outcomes, until
@@ -86,12 +86,12 @@ def test_more_than_a_server_tells_of_at_once_are_not_left_out_in_silence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     each = {"name": "a", "when": "every 1h", "on": "one", "paused": None, "disabled": "", "runs": 0, "state": "waiting"}
-    told: dict[str, Any] = {"schedules": [{**each, "next": None, "history": [], "counts": {}}] * MOST_SHOWN}
+    told: dict[str, Any] = {"schedules": [{**each, "next": None, "history": [], "counts": {}}] * MAX_LISTED}
     monkeypatch.setattr(control_client, "find", lambda control, pid: None)
     monkeypatch.setattr(control_client, "ask", lambda *path, **given: told)
     assert schedules.schedules("", "", None, False) == 0
     shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) == MOST_SHOWN + 1
+    assert len(shown.out.splitlines()) == MAX_LISTED + 1
     assert "these are the first 1000 by name" in shown.err
 
 

@@ -10,8 +10,8 @@ import msgpack
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembly import assembled
-from serve_asgi.hub.core import Hub, HubSettings, Order, Role
+from serve_asgi.hub.assembly import create_hub
+from serve_asgi.hub.core import Hub, HubSettings, MemberOrder, Role
 from serve_asgi.ipc import packets
 from tests.fuzzing import grammar
 from tests.fuzzing.fuzz_children import run
@@ -26,7 +26,9 @@ class Server:
     def __init__(self, *, stored: bool) -> None:
         self.now = 1000.0
         self.port = RecordingPort()
-        self.hub: Hub = assembled(self.port, HubSettings(agent=True, stored=stored), lambda: self.now, lambda: self.now)
+        self.hub: Hub = create_hub(
+            self.port, HubSettings(agent=True, stored=stored), lambda: self.now, lambda: self.now
+        )
         self.next = 1
         self.ended = 0
         for _ in range(4):
@@ -37,7 +39,7 @@ class Server:
         role = Role.AGENT if id % 4 == 0 else Role.WORKER
         self.hub.join(id, role, 1, -1 if role is Role.AGENT else id % 3)
         self.hub.linked(id)
-        self.hub.order(id, Order.SERVE)
+        self.hub.order(id, MemberOrder.SERVE)
 
     def hear(self, member: int, data: bytes) -> None:
         try:

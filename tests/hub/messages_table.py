@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from serve_asgi.hub.core import Hub, HubSettings, Order, Role
-from serve_asgi.hub.messages.consumers import entries
-from serve_asgi.hub.messages.part import Messages
-from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.hub.core import Hub, HubSettings, MemberOrder, Role
+from serve_asgi.hub.messages.consumers import split_entries
+from serve_asgi.hub.messages.part import MessageBroker
+from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc.frames import Frame, encode
 from tests.hub.port import RecordingPort
 
@@ -43,20 +43,20 @@ class Table:
 
     def fresh(self) -> Hub:
         hub = Hub(self.port, self.settings, clock=lambda: self.now)
-        hub.add(Messages(hub))
+        hub.add(MessageBroker(hub))
         return hub
 
     @property
-    def part(self) -> Messages:
+    def part(self) -> MessageBroker:
         part = self.hub._parts[0]
-        assert isinstance(part, Messages)
+        assert isinstance(part, MessageBroker)
         return part
 
     def replace(self) -> None:
         """Another program of the listener takes over."""
-        from serve_asgi.ipc.frames import packed, unpacked
+        from serve_asgi.ipc.frames import pack_value, unpack_value
 
-        state = unpacked(packed(self.hub.to_state(), "the state"))
+        state = unpack_value(pack_value(self.hub.to_state(), "the state"))
         self.hub = self.fresh()
         self.hub.load(state)
 
@@ -72,11 +72,11 @@ class Table:
         self.take(id, "up", {})
 
     def serve(self, id: int) -> None:
-        self.hub.order(id, Order.SERVE)
+        self.hub.order(id, MemberOrder.SERVE)
         self.collect()
 
     def retire(self, id: int) -> None:
-        self.hub.order(id, Order.RETIRE)
+        self.hub.order(id, MemberOrder.RETIRE)
         self.collect()
 
     def leave(self, id: int) -> None:
@@ -98,10 +98,10 @@ class Table:
     def send(
         self,
         member: int,
-        kind: Kind,
+        kind: MessageKind,
         topic: str,
         body: bytes = b"",
-        want: Want = Want.PLACE,
+        want: AckMode = AckMode.PLACE,
         limit: int = 3,
         slot: int = -1,
     ) -> str:
@@ -110,8 +110,8 @@ class Table:
         self.take(member, "msg.send", {"m": [[id, int(kind), topic, int(want), limit, slot, len(body)]]}, body)
         return id
 
-    def work(self, member: int, topic: str, want: Want = Want.HANDLED, limit: int = 3, body: bytes = b"") -> str:
-        return self.send(member, Kind.WORK, topic, body, want, limit, 0)
+    def work(self, member: int, topic: str, want: AckMode = AckMode.HANDLED, limit: int = 3, body: bytes = b"") -> str:
+        return self.send(member, MessageKind.WORK, topic, body, want, limit, 0)
 
     def done(self, member: int, delivery: int, ok: bool = True, body: bytes = b"") -> None:
         self.take(member, "msg.done", {"m": [[delivery, ok, len(body)]]}, body)
@@ -140,7 +140,7 @@ class Table:
         if frame.kind == "msg.last":
             self.lasts[member] = len(self.given[member])
             return
-        for entry, body in entries(frame):
+        for entry, body in split_entries(frame):
             if frame.kind == "msg.told":
                 self.told[member].append([*entry[:3], body] if body else entry[:3])
             elif frame.kind == "msg.give":

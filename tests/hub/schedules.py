@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Role
-from serve_asgi.hub.schedules.definition import Definition
-from serve_asgi.hub.schedules.part import Ticks
-from serve_asgi.hub.schedules.schedule import Entry, Line
+from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder, Role
+from serve_asgi.hub.schedules.definition import ScheduleDefinition
+from serve_asgi.hub.schedules.part import Scheduler
+from serve_asgi.hub.schedules.schedule import HistoryEntry, ScheduleState
 from serve_asgi.hub.state.part import SharedState
 from serve_asgi.ipc.frames import encode
 from tests.hub.port import RecordingPort
@@ -33,7 +33,7 @@ class Server:
     def _make(self) -> None:
         self.hub = Hub(self.port, self.settings, lambda: self.clock, lambda: self.wall)
         state = SharedState(self.hub)
-        self.ticks = Ticks(self.hub, state)
+        self.ticks = Scheduler(self.hub, state)
         self.hub.add(state)
         self.hub.add(self.ticks)
 
@@ -43,7 +43,9 @@ class Server:
         self._make()
         self.hub.load(state)
 
-    def spawn(self, *definitions: Definition, slot: int = 0, role: Role = Role.WORKER, generation: int = 0) -> Member:
+    def spawn(
+        self, *definitions: ScheduleDefinition, slot: int = 0, role: Role = Role.WORKER, generation: int = 0
+    ) -> Member:
         """A process that has imported the application; it does not serve yet."""
         self._id += 1
         slot = -1 if role is Role.AGENT else slot
@@ -54,17 +56,17 @@ class Server:
         self.hub.take(member.id, encode("up"))
         return member
 
-    def switch(self, *definitions: Definition, workers: int = 2, agent: bool = False) -> list[Member]:
+    def switch(self, *definitions: ScheduleDefinition, workers: int = 2, agent: bool = False) -> list[Member]:
         """A new generation serves, and the one before retires."""
-        old = [m for m in self.hub.members.values() if m.order is Order.SERVE]
+        old = [m for m in self.hub.members.values() if m.order is MemberOrder.SERVE]
         self.generation += 1
         new = [self.spawn(*definitions, slot=slot) for slot in range(workers)]
         if agent:
             new.append(self.spawn(*definitions, role=Role.AGENT))
         for member in new:
-            self.hub.order(member.id, Order.SERVE)
+            self.hub.order(member.id, MemberOrder.SERVE)
         for member in old:
-            self.hub.order(member.id, Order.RETIRE)
+            self.hub.order(member.id, MemberOrder.RETIRE)
         self.hub.server_ready()
         self.look()
         return new
@@ -123,12 +125,12 @@ class Server:
 
     given_before = 0
 
-    def line(self, name: str) -> Line:
+    def line(self, name: str) -> ScheduleState:
         return self.ticks.lines[name]
 
     def history(self, name: str) -> list[tuple[str, int]]:
         """Outcomes and how many ticks each is of, oldest first."""
         return [(entry.outcome.value, entry.count) for entry in self.line(name).history]
 
-    def newest(self, name: str) -> Entry:
+    def newest(self, name: str) -> HistoryEntry:
         return self.line(name).history[-1]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_asgi.hub.schedules import definition as d
-from serve_asgi.hub.schedules.definition import Definition, On, Overlap, ScheduleError
+from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition, ScheduleError
 
 DAY = 86_400_000
 CHANGES = {
@@ -24,12 +24,12 @@ CHANGES = {
 }
 
 
-def cron(expression: str, tz: str = "UTC") -> Definition:
+def cron(expression: str, tz: str = "UTC") -> ScheduleDefinition:
     rules = d.zone_rules(tz)
-    return Definition("x", cron=d.checked_cron(expression, tz, rules), tz=tz, rules=rules)
+    return ScheduleDefinition("x", cron=d.checked_cron(expression, tz, rules), tz=tz, rules=rules)
 
 
-def between(definition: Definition, start: int, end: int) -> list[int]:
+def between(definition: ScheduleDefinition, start: int, end: int) -> list[int]:
     found, instant = [], definition.after(start)
     while instant is not None and instant < end:
         found.append(instant)
@@ -41,7 +41,7 @@ def at(year: int, month: int, day: int) -> int:
     return int(datetime.datetime(year, month, day, tzinfo=datetime.UTC).timestamp()) * 1000
 
 
-def local(definition: Definition, day: tuple[int, int, int], days: int = 3) -> list[str]:
+def local(definition: ScheduleDefinition, day: tuple[int, int, int], days: int = 3) -> list[str]:
     """The instants of some days as wall clocks show them, with the offset from UTC."""
     zone = ZoneInfo(definition.tz)
     found = between(definition, at(*day), at(*day) + days * DAY)
@@ -99,9 +99,9 @@ def test_wildcards_go_by_what_the_clock_shows(tz: str, expression: str) -> None:
         assert between(cron(expression, tz), start, start + 4 * DAY) == wanted
 
 
-@given(start=st.integers(0, 4_000_000_000_000), every=st.integers(d.SHORTEST, d.LONGEST))
+@given(start=st.integers(0, 4_000_000_000_000), every=st.integers(d.MIN_INTERVAL, d.MAX_INTERVAL))
 def test_every_counts_from_the_epoch(start: int, every: int) -> None:
-    found = Definition("x", every=every).after(start)
+    found = ScheduleDefinition("x", every=every).after(start)
     assert found is not None
     assert found % every == 0
     assert 0 < found - start <= every
@@ -156,21 +156,21 @@ def test_nicknames_are_written_out() -> None:
 
 
 def test_a_definition_travels() -> None:
-    made = Definition(
+    made = ScheduleDefinition(
         "x",
         cron="0 3 * * *",
         tz="Europe/Berlin",
         rules=d.zone_rules("Europe/Berlin"),
-        on=On.AGENT,
-        overlap=Overlap.QUEUE,
+        on=RunsOn.AGENT,
+        overlap=OverlapPolicy.QUEUE,
     )
-    assert Definition.from_head(made.to_head() | {"later": 1}, made.rules) == made
+    assert ScheduleDefinition.from_head(made.to_head() | {"later": 1}, made.rules) == made
     with pytest.raises(ValueError, match="without ticks"):
-        Definition.from_head(Definition("x", every=5).to_head(), b"")
+        ScheduleDefinition.from_head(ScheduleDefinition("x", every=5).to_head(), b"")
 
 
 def test_a_disabled_one_has_no_ticks() -> None:
-    assert Definition("x", every=1000, disabled="enabled is false").after(0) is None
+    assert ScheduleDefinition("x", every=1000, disabled="enabled is false").after(0) is None
 
 
 def test_the_rules_of_zones_may_come_from_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Part, Phase, Role
-from serve_asgi.hub.membership import Presence
-from serve_asgi.ipc.frames import MAX_FRAME, Frame, NotSendable, decode, encode, packed, unpacked
+from serve_asgi.hub.core import Hub, HubComponent, HubSettings, Member, MemberOrder, MemberPhase, Role
+from serve_asgi.hub.membership import PresenceBroadcast
+from serve_asgi.ipc.frames import MAX_FRAME, Frame, NotSendable, decode, encode, pack_value, unpack_value
 from tests.hub.port import RecordingPort
 
 
@@ -19,7 +19,7 @@ def port() -> RecordingPort:
 @pytest.fixture
 def hub(port: RecordingPort) -> Hub:
     made = Hub(port, HubSettings())
-    made.add(Presence(made))
+    made.add(PresenceBroadcast(made))
     return made
 
 
@@ -32,32 +32,32 @@ def joined(hub: Hub, id: int, slot: int = 0, generation: int = 1, role: Role = R
 @pytest.mark.parametrize(
     ("order", "up", "phase"),
     [
-        (Order.START, False, Phase.EXPECTED),
-        (Order.SERVE, False, Phase.EXPECTED),  # its handlers are not known yet
-        (Order.RETIRE, False, Phase.RETIRING),
-        (Order.START, True, Phase.UP),
-        (Order.SERVE, True, Phase.SERVING),
-        (Order.RETIRE, True, Phase.RETIRING),
+        (MemberOrder.START, False, MemberPhase.EXPECTED),
+        (MemberOrder.SERVE, False, MemberPhase.EXPECTED),  # its handlers are not known yet
+        (MemberOrder.RETIRE, False, MemberPhase.RETIRING),
+        (MemberOrder.START, True, MemberPhase.UP),
+        (MemberOrder.SERVE, True, MemberPhase.SERVING),
+        (MemberOrder.RETIRE, True, MemberPhase.RETIRING),
     ],
 )
-def test_a_phase_is_made_of_what_both_sides_said(order: Order, up: bool, phase: Phase) -> None:
+def test_a_phase_is_made_of_what_both_sides_said(order: MemberOrder, up: bool, phase: MemberPhase) -> None:
     assert Member(1, Role.WORKER, 1, 0, order, up).phase is phase
 
 
 def test_a_part_hears_of_each_change_once(hub: Hub) -> None:
     heard: list[tuple[str, str]] = []
 
-    class Listening(Part):
-        def changed(self, member: Member, before: Phase) -> None:
+    class Listening(HubComponent):
+        def changed(self, member: Member, before: MemberPhase) -> None:
             heard.append((before.value, member.phase.value))
 
     hub.add(Listening(hub))
     joined(hub, 1)
-    hub.order(1, Order.SERVE)  # not up: nothing changes yet
+    hub.order(1, MemberOrder.SERVE)  # not up: nothing changes yet
     hub.take(1, encode("up"))
     hub.take(1, encode("up"))
-    hub.order(1, Order.SERVE)
-    hub.order(1, Order.RETIRE)
+    hub.order(1, MemberOrder.SERVE)
+    hub.order(1, MemberOrder.RETIRE)
     assert heard == [("expected", "serving"), ("serving", "retiring")]
 
 
@@ -66,7 +66,7 @@ def test_everybody_is_told_who_is_there(hub: Hub, port: RecordingPort) -> None:
     joined(hub, 2, slot=1)
     hub.take(1, encode("up"))
     assert [frame.head["members"] for frame in port.take(2, "present")][-1] == [[1, "worker", 1, 0, "up"]]
-    hub.order(1, Order.SERVE)
+    hub.order(1, MemberOrder.SERVE)
     hub.leave(1)
     assert port.take(2, "present")[-1].head == {"ready": False, "members": []}
     hub.server_ready()
@@ -77,8 +77,8 @@ def test_everybody_is_told_who_is_there(hub: Hub, port: RecordingPort) -> None:
 def test_who_retires_is_told_after_all_that_came_before(hub: Hub, port: RecordingPort) -> None:
     joined(hub, 1)
     hub.take(1, encode("up"))
-    hub.order(1, Order.SERVE)
-    hub.order(1, Order.RETIRE)
+    hub.order(1, MemberOrder.SERVE)
+    hub.order(1, MemberOrder.RETIRE)
     assert [frame.kind for frame in port.take(1)][-2:] == ["retire", "present"]
 
 
@@ -88,7 +88,7 @@ def test_who_has_no_room_is_told_the_newest_later(hub: Hub, port: RecordingPort)
     port.take(1)
     port.without_room.add(1)
     hub.take(2, encode("up"))
-    hub.order(2, Order.SERVE)
+    hub.order(2, MemberOrder.SERVE)
     assert port.take(1) == []
     port.without_room.clear()
     hub.room(1)
@@ -99,20 +99,20 @@ def test_who_has_no_room_is_told_the_newest_later(hub: Hub, port: RecordingPort)
 def test_a_new_program_knows_what_the_old_one_knew(hub: Hub, port: RecordingPort) -> None:
     joined(hub, 1)
     hub.take(1, encode("up"))
-    hub.order(1, Order.SERVE)
+    hub.order(1, MemberOrder.SERVE)
     hub.server_ready()
     joined(hub, 2, role=Role.AGENT, slot=-1)
-    left = unpacked(packed(hub.to_state(), "state"))
+    left = unpack_value(pack_value(hub.to_state(), "state"))
     after = Hub(port, HubSettings())
-    after.add(Presence(after))
+    after.add(PresenceBroadcast(after))
     after.load(left)
     assert [(m.id, m.role, m.phase) for m in after.members.values()] == [
-        (1, Role.WORKER, Phase.SERVING),
-        (2, Role.AGENT, Phase.EXPECTED),
+        (1, Role.WORKER, MemberPhase.SERVING),
+        (2, Role.AGENT, MemberPhase.EXPECTED),
     ]
     assert after.ready
     port.take(1)
-    after.order(1, Order.RETIRE)
+    after.order(1, MemberOrder.RETIRE)
     assert [frame.kind for frame in port.take(1)] == ["retire", "present"]
 
 
@@ -139,7 +139,7 @@ def test_a_frame_travels_whole() -> None:
 
 @pytest.mark.parametrize("value", [None, True, -1, 2**63, 1.5, "ä", b"\x00\xff", [1, [2]], {"a": {"b": b""}}, {1: 2}])
 def test_values_travel(value: object) -> None:
-    assert unpacked(packed(value, "it")) == value
+    assert unpack_value(pack_value(value, "it")) == value
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_values_travel(value: object) -> None:
 )
 def test_what_cannot_travel_is_said_so(value: object, sentence: str) -> None:
     with pytest.raises(NotSendable, match=sentence):
-        packed(value, "it")
+        pack_value(value, "it")
 
 
 def test_what_holds_itself_cannot_travel() -> None:
     value: list[object] = []
     value.append(value)
     with pytest.raises(NotSendable):
-        packed(value, "it")
+        pack_value(value, "it")

@@ -15,10 +15,10 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serve_asgi.hub.core import Phase, Role
-from serve_asgi.hub.messages.candidates import GRACE, STRANDED
-from serve_asgi.hub.messages.consumers import Desk, Waiting
-from serve_asgi.hub.messages.queues import COPY_BYTES, Kind, Stage, Want
+from serve_asgi.hub.core import MemberPhase, Role
+from serve_asgi.hub.messages.candidates import NO_CONSUMER_GRACE, STRANDED_TIME
+from serve_asgi.hub.messages.consumers import Consumer, SharedQueue
+from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, AckMode, MessageKind, MessageStage
 from tests.hub.messages_table import AGENT, Given, Table
 
 SLOTS = 2
@@ -34,9 +34,9 @@ class Sent:
 
     number: int
     sender: int
-    kind: Kind
+    kind: MessageKind
     topic: str
-    want: Want
+    want: AckMode
     limit: int
 
 
@@ -73,10 +73,10 @@ class Processes(RuleBasedStateMachine):
 
     # What the processes do
 
-    def phase(self, id: int) -> Phase:
+    def phase(self, id: int) -> MemberPhase:
         return self.table.hub.members[id].phase
 
-    def some(self, chosen: int, *phases: Phase) -> int | None:
+    def some(self, chosen: int, *phases: MemberPhase) -> int | None:
         found = [id for id in self.alive if not phases or self.phase(id) in phases]
         return found[chosen % len(found)] if found else None
 
@@ -89,7 +89,7 @@ class Processes(RuleBasedStateMachine):
         self.next_id += 1
         role = Role.AGENT if slot < 0 else Role.WORKER
         agents = [id for id, role in self.alive.items() if role is Role.AGENT]
-        if slot < 0 and any(self.phase(id) is not Phase.RETIRING for id in agents):
+        if slot < 0 and any(self.phase(id) is not MemberPhase.RETIRING for id in agents):
             return
         self.alive[self.next_id] = role
         self.handlers[self.next_id] = {}
@@ -97,25 +97,25 @@ class Processes(RuleBasedStateMachine):
 
     @rule(chosen=which, handled=st.dictionaries(topics, st.integers(1, 3)))
     def come_up(self, chosen: int, handled: dict[str, int]) -> None:
-        if (id := self.some(chosen, Phase.EXPECTED)) is not None:
+        if (id := self.some(chosen, MemberPhase.EXPECTED)) is not None:
             self.handlers[id] = handled
             self.table.up(id, **handled)
 
     @rule(chosen=which)
     def serve(self, chosen: int) -> None:
-        if (id := self.some(chosen, Phase.UP, Phase.EXPECTED)) is not None:
+        if (id := self.some(chosen, MemberPhase.UP, MemberPhase.EXPECTED)) is not None:
             self.table.serve(id)
 
     @rule(chosen=which)
     def retire(self, chosen: int) -> None:
-        if (id := self.some(chosen, Phase.SERVING, Phase.UP, Phase.EXPECTED)) is not None:
+        if (id := self.some(chosen, MemberPhase.SERVING, MemberPhase.UP, MemberPhase.EXPECTED)) is not None:
             self.table.retire(id)
 
     @rule(chosen=which, kept=st.integers(0, 2))
     def give_back(self, chosen: int, kept: int) -> None:
         """A process that has been told to retire keeps what it has begun."""
-        if (id := self.some(chosen, Phase.RETIRING)) is not None:
-            given = [each for each in self.hands(id)[kept:] if self.sent[each.id].kind is not Kind.COPY]
+        if (id := self.some(chosen, MemberPhase.RETIRING)) is not None:
+            given = [each for each in self.hands(id)[kept:] if self.sent[each.id].kind is not MessageKind.COPY]
             for each in given:
                 self.settled.add((id, each.delivery))
                 self.may_repeat[each.id] += 1
@@ -131,30 +131,30 @@ class Processes(RuleBasedStateMachine):
 
     @rule(chosen=which, topic=topics, concurrency=st.integers(0, 2))
     def handle(self, chosen: int, topic: str, concurrency: int) -> None:
-        if (id := self.some(chosen, Phase.SERVING, Phase.UP)) is not None:
+        if (id := self.some(chosen, MemberPhase.SERVING, MemberPhase.UP)) is not None:
             self.handlers[id][topic] = concurrency
             self.table.take(id, "msg.topics", {"topics": {topic: concurrency}})
 
     @rule(
         chosen=which,
-        kind=st.sampled_from(Kind),
+        kind=st.sampled_from(MessageKind),
         topic=topics,
-        want=st.sampled_from(Want),
+        want=st.sampled_from(AckMode),
         limit=st.integers(1, 3),
         slot=st.integers(-1, SLOTS),
         size=st.integers(0, 3),
         count=st.integers(1, 4),
     )
     def send(
-        self, chosen: int, kind: Kind, topic: str, want: Want, limit: int, slot: int, size: int, count: int
+        self, chosen: int, kind: MessageKind, topic: str, want: AckMode, limit: int, slot: int, size: int, count: int
     ) -> None:
         id = self.some(chosen)
         if id is None:
             return
-        if kind is Kind.COPY:
-            want, slot = Want.PLACE, min(slot, 0)
-        elif kind is Kind.DIRECT:
-            want = min(want, Want.ANSWER)
+        if kind is MessageKind.COPY:
+            want, slot = AckMode.PLACE, min(slot, 0)
+        elif kind is MessageKind.DIRECT:
+            want = min(want, AckMode.ANSWER)
         for _ in range(count):
             name = f"m{self.table.count + 1}"  # told, perhaps, within the call
             self.sent[name] = Sent(self.table.count, id, kind, topic, want, limit)
@@ -170,9 +170,9 @@ class Processes(RuleBasedStateMachine):
     def end(self, id: int, given: Given, ok: bool) -> None:
         self.settled.add((id, given.delivery))
         sent = self.sent.get(given.id)
-        if sent is not None and sent.kind is not Kind.COPY:
+        if sent is not None and sent.kind is not MessageKind.COPY:
             self.ended[given.id] += 1
-            if sent.want is Want.SUCCESS and not ok:
+            if sent.want is AckMode.SUCCESS and not ok:
                 self.may_repeat[given.id] += 1
                 self.ended[given.id] -= 1
         self.table.done(id, given.delivery, ok, b"answer")
@@ -194,7 +194,7 @@ class Processes(RuleBasedStateMachine):
             else:
                 self.table.port.without_room.add(id)
 
-    @rule(seconds=st.sampled_from([GRACE / 2, GRACE, STRANDED]))
+    @rule(seconds=st.sampled_from([NO_CONSUMER_GRACE / 2, NO_CONSUMER_GRACE, STRANDED_TIME]))
     def pass_time(self, seconds: float) -> None:
         self.table.pass_time(seconds)
 
@@ -207,30 +207,30 @@ class Processes(RuleBasedStateMachine):
     @invariant()
     def bounds_are_kept(self) -> None:
         routing = self.table.part.routing
-        owners: list[Desk | Waiting] = [*routing.there.pools.values(), *routing.there.vacant.values()]
+        owners: list[Consumer | SharedQueue] = [*routing.there.pools.values(), *routing.there.vacant.values()]
         for place in routing.there.places.values():
             owners += place.desks.values()
             for desk in place.desks.values():
                 held = [copy for there, copy in place.held.values() if there is desk]
                 assert (desk.held, desk.bytes) == (len(held), sum(len(copy.send.body) for copy in held))
-                others = [copy for copy in held if copy.send.kind is not Kind.WORK]
+                others = [copy for copy in held if copy.send.kind is not MessageKind.WORK]
                 assert len(others) <= WINDOW
         placed = [copy for owner in owners for copy in owner.lane.placed]
-        assert routing.there.budget.bytes == sum(len(copy.send.body) + COPY_BYTES for copy in placed)
+        assert routing.there.budget.bytes == sum(len(copy.send.body) + DELIVERY_OVERHEAD for copy in placed)
         missing = collections.Counter(c.send.id for owner in owners for c in owner.lane.offered)
         for send in routing.senders.waiting.values():
             assert send.missing == missing[send.id]
-            assert (send.stage is Stage.OFFERED) == (send.missing > 0)
+            assert (send.stage is MessageStage.OFFERED) == (send.missing > 0)
         assert all(pool.lane for pool in routing.there.pools.values())
 
     @invariant()
     def nobody_is_given_what_is_not_his(self) -> None:
         for id, given in self.table.given.items():
-            orders: dict[tuple[int, str, Kind], int] = collections.defaultdict(lambda: -1)
+            orders: dict[tuple[int, str, MessageKind], int] = collections.defaultdict(lambda: -1)
             seen = set[str]()
             for each in given:
                 sent = self.sent.get(each.id)
-                if sent is None or sent.kind is Kind.WORK:
+                if sent is None or sent.kind is MessageKind.WORK:
                     continue
                 assert each.id not in seen
                 seen.add(each.id)
@@ -244,9 +244,9 @@ class Processes(RuleBasedStateMachine):
         for given in self.table.given.values():
             for each in given:
                 sent = self.sent.get(each.id)
-                if sent is not None and sent.kind is not Kind.COPY:
+                if sent is not None and sent.kind is not MessageKind.COPY:
                     times[each.id] += 1
-                    assert each.attempt <= max(sent.limit, 1) or sent.want < Want.HANDLED
+                    assert each.attempt <= max(sent.limit, 1) or sent.want < AckMode.HANDLED
         for name, count in times.items():
             assert count <= 1 + self.may_repeat[name], name
 
@@ -257,7 +257,7 @@ class Processes(RuleBasedStateMachine):
             for id, outcome, *_ in told:
                 said[id] += outcome
             for id, outcomes in said.items():
-                final = "a" if self.sent[id].want is Want.PLACE else "hrxf"
+                final = "a" if self.sent[id].want is AckMode.PLACE else "hrxf"
                 ok = outcomes in ("a", "f") if final == "a" else outcomes in ("a", "f", "ah", "ar", "ax", "af")
                 assert ok, (id, outcomes)
 
@@ -289,7 +289,7 @@ class Processes(RuleBasedStateMachine):
             raise AssertionError("there is no end to it")
         for id in [id for id in self.alive if id < AGENT - 1]:
             table.leave(id)
-        table.pass_time(STRANDED)  # dead letters that nobody wants
+        table.pass_time(STRANDED_TIME)  # dead letters that nobody wants
         self.bounds_are_kept()
         routing = table.part.routing
         assert (routing.there.budget.bytes, routing.senders.waiting) == (0, {})
@@ -300,11 +300,11 @@ class Processes(RuleBasedStateMachine):
         open_ends = acknowledged = 0
         for name, sent in self.sent.items():
             outcomes = [told[1] for told in table.told.get(sent.sender, []) if told[0] == name]
-            if sent.kind is Kind.COPY or sent.want is Want.ANSWER or "a" not in outcomes:
+            if sent.kind is MessageKind.COPY or sent.want is AckMode.ANSWER or "a" not in outcomes:
                 continue
             if not (self.ended[name] or dead[name]):
                 open_ends += 1
-                acknowledged += sent.want >= Want.HANDLED
+                acknowledged += sent.want >= AckMode.HANDLED
         assert open_ends <= lost, "messages were lost and nobody was told"
         assert acknowledged <= at_the_end, "acknowledged messages were accepted and have no end"
 

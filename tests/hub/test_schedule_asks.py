@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.core import Member, Order, Role
+from serve_asgi.hub.core import Member, MemberOrder, Role
 from serve_asgi.hub.schedules import part as ticks
-from serve_asgi.hub.schedules.definition import Definition, On
-from serve_asgi.ipc.frames import encode, unpacked
+from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
+from serve_asgi.ipc.frames import encode, unpack_value
 from tests.hub.schedules import BEGIN, Server
 
-JOB = Definition("job", every=10_000)
+JOB = ScheduleDefinition("job", every=10_000)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def ask(server: Server, member: Member, do: str, name: str = "", id: int = 1) ->
 
 
 def answers(server: Server, member: Member) -> list[tuple[dict[str, Any], Any]]:
-    return [(frame.head, unpacked(frame.body)) for frame in server.port.take(member.id, "schedule.answer")]
+    return [(frame.head, unpack_value(frame.body)) for frame in server.port.take(member.id, "schedule.answer")]
 
 
 def test_a_process_is_answered(server: Server) -> None:
@@ -70,7 +70,7 @@ def test_who_asks_for_a_run_is_answered_by_a_new_program_too(server: Server) -> 
 
 
 def test_a_new_program_answers_nobody_with_the_run_of_another(server: Server) -> None:
-    server.switch(JOB, Definition("other", every=10_000))
+    server.switch(JOB, ScheduleDefinition("other", every=10_000))
     gone = server.ask("run", "job")  # a command, whose connection ends with the program
     server.replace()
     answered = server.ask("run", "other")
@@ -83,7 +83,7 @@ def test_a_new_program_answers_nobody_with_the_run_of_another(server: Server) ->
 
 
 def test_who_has_gone_is_not_answered(server: Server) -> None:
-    member, _ = server.switch(JOB, Definition("other", every=10_000))
+    member, _ = server.switch(JOB, ScheduleDefinition("other", every=10_000))
     ask(server, member, "run", "job")
     server.look()
     server.hub.leave(member.id)
@@ -174,7 +174,7 @@ def test_a_lease_is_renewed_or_lost() -> None:
 
 
 def test_without_an_agent_its_ticks_are_missed(server: Server) -> None:
-    *_, agent = server.switch(Definition("job", every=60_000, on=On.AGENT), agent=True)
+    *_, agent = server.switch(ScheduleDefinition("job", every=60_000, on=RunsOn.AGENT), agent=True)
     server.hub.leave(agent.id)
     server.go(100)
     assert server.history("job") == [("missed", 1)]
@@ -182,19 +182,19 @@ def test_without_an_agent_its_ticks_are_missed(server: Server) -> None:
 
 
 def test_all_while_nobody_serves_waits(server: Server) -> None:
-    definition = Definition("job", every=60_000, on=On.ALL)
+    definition = ScheduleDefinition("job", every=60_000, on=RunsOn.ALL)
     (worker,) = server.switch(definition, workers=1)
     server.hub.leave(worker.id)
     server.go(70)
     assert server.given == []
-    server.hub.order(server.spawn(definition).id, Order.SERVE)
+    server.hub.order(server.spawn(definition).id, MemberOrder.SERVE)
     server.look()
     assert len(server.given) == 1
 
 
 def test_figures_only_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ticks, "MOST_SCHEDULES", 1)
-    server.switch(JOB, Definition("gone", every=10_000), Definition("too", every=10_000))
+    server.switch(JOB, ScheduleDefinition("gone", every=10_000), ScheduleDefinition("too", every=10_000))
     server.go(10)
     for run in (1, 2, 3):
         server.ran(run, "failed" if run == 2 else "ok")
@@ -207,7 +207,7 @@ def test_figures_only_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_one_that_breaks_later_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.switch(JOB, Definition("cron", cron="* * * * *"))
+    server.switch(JOB, ScheduleDefinition("cron", cron="* * * * *"))
     monkeypatch.setattr("serve_asgi.hub.schedules.definition.CronSim", None)
     server.go(100)
     assert "cannot be computed" in server.ticks.asks.report("cron")[0]["disabled"]
@@ -217,11 +217,11 @@ def test_one_that_breaks_later_is_told(server: Server, monkeypatch: pytest.Monke
 
 def test_a_schedule_that_comes_after_the_switch_holds_at_once(server: Server) -> None:
     (member,) = server.switch(JOB, workers=1)
-    late = Definition("late", every=10_000, immediate=True)
+    late = ScheduleDefinition("late", every=10_000, immediate=True)
     server.say(member, "schedule.define", late.to_head())
     server.look()
     assert [head["name"] for _, head in server.given] == ["late"]
-    stray = Definition("stray", every=10_000, on=On.AGENT)
+    stray = ScheduleDefinition("stray", every=10_000, on=RunsOn.AGENT)
     for _ in range(2):
         server.say(member, "schedule.define", stray.to_head())
     assert [event for event, *_ in server.port.records].count("schedule_unassigned") == 1
@@ -231,7 +231,7 @@ def test_a_schedule_that_comes_after_the_switch_holds_at_once(server: Server) ->
 
 def test_a_later_version_may_say_what_this_one_does_not_know(server: Server) -> None:
     (member,) = server.switch(JOB, workers=1)
-    server.say(member, "schedule.define", Definition("new", every=1000).to_head() | {"on": "moon"})
+    server.say(member, "schedule.define", ScheduleDefinition("new", every=1000).to_head() | {"on": "moon"})
     (text,) = [text for event, text, _ in server.port.records if event == "schedule_refused"]
     assert "'new' of worker 0 of generation 1 is not understood" in text
     server.go(10)
@@ -239,23 +239,29 @@ def test_a_later_version_may_say_what_this_one_does_not_know(server: Server) -> 
     assert server.history("job") == [("failed", 1)]
 
 
-def named(function: str, on: On = On.ONE, where: str = "") -> Definition:
-    return Definition("job", every=10_000, on=on, function=function, where=where or function.split(":")[0] + ".py:1")
+def named(function: str, on: RunsOn = RunsOn.ONE, where: str = "") -> ScheduleDefinition:
+    return ScheduleDefinition(
+        "job", every=10_000, on=on, function=function, where=where or function.split(":")[0] + ".py:1"
+    )
 
 
 @pytest.mark.parametrize(
     ("agents", "workers", "clash"),
     [
         (named("a:job"), named("b:job"), "a:job (a.py:1) of the agent and b:job (b.py:1) of worker 0"),
-        (named("a:job", On.AGENT), named("b:job"), "a:job (a.py:1) of the agent and b:job (b.py:1) of worker 0"),
-        (named("b:job", On.AGENT), named("b:jobs.<locals>.job", On.AGENT, "b.py:9"), "b:jobs.<locals>.job (b.py:9)"),
+        (named("a:job", RunsOn.AGENT), named("b:job"), "a:job (a.py:1) of the agent and b:job (b.py:1) of worker 0"),
+        (
+            named("b:job", RunsOn.AGENT),
+            named("b:jobs.<locals>.job", RunsOn.AGENT, "b.py:9"),
+            "b:jobs.<locals>.job (b.py:9)",
+        ),
         (named("b:job"), named("b:job", where="b.py:9"), ""),  # the file has been edited meanwhile
         (named("b:job"), named("package.b:job", where="b.py:1"), ""),  # it is imported by two names
         (named("b:job"), named("", where="c.py:1"), ""),  # told by an earlier version
     ],
 )
 def test_two_functions_of_one_name_keep_a_generation_from_serving(
-    server: Server, agents: Definition, workers: Definition, clash: str
+    server: Server, agents: ScheduleDefinition, workers: ScheduleDefinition, clash: str
 ) -> None:
     server.switch(JOB)
     agent = server.spawn(agents, role=Role.AGENT, generation=2)
@@ -279,7 +285,7 @@ def test_a_name_may_move_with_a_reload_and_a_process_that_is_replaced_may_have_e
 
 def test_what_a_generation_that_never_served_told_is_forgotten(server: Server) -> None:
     server.switch(JOB)
-    new = [server.spawn(named("a:job"), Definition("new", every=1000), generation=2) for _ in range(2)]
+    new = [server.spawn(named("a:job"), ScheduleDefinition("new", every=1000), generation=2) for _ in range(2)]
     assert server.ask("pause", "new")[0][0]
     for member in new:
         server.hub.leave(member.id)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.app.replica import Replica
-from serve_asgi.hub.assembly import assembled
-from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Role
-from serve_asgi.hub.messages.part import Messages
+from serve_asgi.app.replica import StateReplica
+from serve_asgi.hub.assembly import create_hub
+from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder, Role
+from serve_asgi.hub.messages.part import MessageBroker
 from serve_asgi.hub.state.part import SharedState
 from serve_asgi.hub.state.write import OVERHEAD
-from serve_asgi.ipc.frames import Frame, encode, packed, unpacked
+from serve_asgi.ipc.frames import Frame, encode, pack_value, unpack_value
 from tests.hub.port import RecordingPort
 
 
@@ -25,17 +25,17 @@ class Fixture:
         self.hub = Hub(self.port, HubSettings(**settings), lambda: self.now)
         self.state = SharedState(self.hub)
         self.hub.add(self.state)
-        self.replicas: dict[int, Replica] = {}
+        self.replicas: dict[int, StateReplica] = {}
         self.answers: dict[int, list[Frame]] = {}
         self.id = 0
 
     def join(self, id: int, slot: int = 0, generation: int = 1, *, up: bool = True, role: Role = Role.WORKER) -> None:
         self.hub.join(id, role, generation, slot)
-        self.replicas[id], self.answers[id] = Replica(), []
+        self.replicas[id], self.answers[id] = StateReplica(), []
         self.hub.linked(id)
         if up:
             self.catch_up(id)
-            self.hub.order(id, Order.SERVE)
+            self.hub.order(id, MemberOrder.SERVE)
             self.hub.take(id, encode("up"))
 
     def receive(self, id: int) -> None:
@@ -57,7 +57,7 @@ class Fixture:
     def write(self, id: int, op: str, key: str, value: Any = None, timeout: float = 5.0, **more: Any) -> int:
         self.id += 1
         head = {"id": self.id, "op": op, "key": key, "timeout": timeout, **more}
-        self.hub.take(id, encode("state.write", head, b"" if op in ("delete", "incr") else packed(value, "")))
+        self.hub.take(id, encode("state.write", head, b"" if op in ("delete", "incr") else pack_value(value, "")))
         return self.id
 
     def has(self, id: int) -> dict[str, Any]:
@@ -107,8 +107,12 @@ def test_the_operations(there: Fixture) -> None:
         ("state.done", 1, None),
         ("state.done", 0, None),
     ]
-    assert unpacked(there.answers[1][0].body) == 3
-    assert [(f.head["version"], f.body and unpacked(f.body)) for f in there.answers[2]] == [(2, 3), (3, 9), (4, b"")]
+    assert unpack_value(there.answers[1][0].body) == 3
+    assert [(f.head["version"], f.body and unpack_value(f.body)) for f in there.answers[2]] == [
+        (2, 3),
+        (3, 9),
+        (4, b""),
+    ]
     assert there.has(1) == there.has(2) == {}
 
 
@@ -163,7 +167,7 @@ def test_who_has_said_that_it_ends_is_not_waited_for(there: Fixture) -> None:
 
 
 def test_who_retires_is_waited_for(there: Fixture) -> None:
-    there.hub.order(2, Order.RETIRE)
+    there.hub.order(2, MemberOrder.RETIRE)
     there.write(1, "set", "k", "v")
     there.catch_up(1)
     assert there.answers[1] == []
@@ -193,7 +197,7 @@ def test_who_starts_gets_everything_and_is_waited_for_once_it_is_up(there: Fixtu
 
 def test_who_is_told_to_leave_before_it_is_up_is_not_waited_for(there: Fixture) -> None:
     there.join(3, slot=1, generation=2, up=False)
-    there.hub.order(3, Order.RETIRE)  # it is being imported, and says nothing for long
+    there.hub.order(3, MemberOrder.RETIRE)  # it is being imported, and says nothing for long
     there.write(1, "set", "k", "v")
     there.catch_up(1, 2)
     there.receive(1)
@@ -223,7 +227,10 @@ def test_who_does_not_read_is_sent_the_newest_of_each_key_in_one_step(there: Fix
     there.port.without_room.clear()
     there.hub.room(2)
     (frame,) = there.port.take(2)
-    assert [(key, value and unpacked(value)) for key, _, value in unpacked(frame.body)] == [("b", 9), ("a", None)]
+    assert [(key, value and unpack_value(value)) for key, _, value in unpack_value(frame.body)] == [
+        ("b", 9),
+        ("a", None),
+    ]
     assert frame.head == {"seq": 21}
 
 
@@ -240,13 +247,13 @@ def test_keys_that_come_and_go_while_a_process_stands_still_do_not_pile_up(there
         if number % 200 == 199:  # who writes waits no longer
             there.now += 2.0
             there.hub.tick()
-    assert len(packed(there.state.to_state()["copies"], "")) < 200_000
+    assert len(pack_value(there.state.to_state()["copies"], "")) < 200_000
     there.write(1, "set", "last", "v")
-    left = unpacked(packed(there.hub.to_state(), ""))
+    left = unpack_value(pack_value(there.hub.to_state(), ""))
     for hub in (Fixture(), there):  # in another program of the listener as well
         if hub is not there:
             hub.hub.load(left)
-            hub.replicas, hub.answers = {2: Replica()}, {2: []}
+            hub.replicas, hub.answers = {2: StateReplica()}, {2: []}
         hub.port.without_room.clear()
         hub.hub.room(2)
         hub.catch_up(2)
@@ -341,10 +348,10 @@ def test_what_the_state_counts(there: Fixture) -> None:
 
 
 def test_a_copy_that_is_sent_whole_once_more_tells_what_is_different() -> None:
-    replica = Replica()
+    replica = StateReplica()
     for version in (1, 2):
         items = [["same", 1, b"\x01"], ["new" if version == 2 else "old", version, b"\x02"]]
-        changed = replica.take(Frame("state.changes", {"seq": version, "whole": True}, packed(items, "")))
+        changed = replica.take(Frame("state.changes", {"seq": version, "whole": True}, pack_value(items, "")))
     assert [(item.key, item.value) for item in changed] == [("old", None), ("new", b"\x02")]
     assert {key: held.value for key, held in replica.held.items()} == {"same": 1, "new": 2}
 
@@ -355,7 +362,7 @@ def test_reading_the_truth(there: Fixture) -> None:
     there.hub.take(2, encode("state.read", {"id": 8, "key": "none", "timeout": 1.0}))
     there.receive(2)
     found = [(frame.head["id"], frame.head["version"], frame.body) for frame in there.answers[2]]
-    assert found == [(7, 1, packed("v", "")), (8, 0, b"")]
+    assert found == [(7, 1, pack_value("v", "")), (8, 0, b"")]
 
 
 def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
@@ -363,7 +370,7 @@ def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
     there.port.without_room.add(2)
     there.write(1, "set", "l", "v", timeout=3.0)
     there.write(2, "set", "m", "v")
-    left = unpacked(packed(there.hub.to_state(), ""))
+    left = unpack_value(pack_value(there.hub.to_state(), ""))
     members = left["members"]
     there.hub.leave(2)
     other = Fixture()  # that knows the members of now: the dead one's are dropped
@@ -396,20 +403,20 @@ def test_messages_do_not_take_all_the_room(monkeypatch: pytest.MonkeyPatch) -> N
                 self.without_room.add(member)
 
     port = Narrow()
-    hub = assembled(port, HubSettings())
+    hub = create_hub(port, HubSettings())
     for id in (1, 2):
         hub.join(id, Role.WORKER, 1, id - 1)
         hub.linked(id)
-        hub.order(id, Order.SERVE)
+        hub.order(id, MemberOrder.SERVE)
         hub.take(id, encode("up"))
     port.without_room.add(2)
     hub.take(1, encode("state.write", {"id": 1, "op": "set", "key": "k", "timeout": 5.0}, b"\x01"))
 
-    def fill(messages: Messages, member: Member) -> None:
+    def fill(messages: MessageBroker, member: Member) -> None:
         for _ in range(8):
             port.send(member.id, encode("message"))
 
-    monkeypatch.setattr(Messages, "room", fill)
+    monkeypatch.setattr(MessageBroker, "room", fill)
     port.without_room.clear()
     port.sent.clear()
     hub.room(2)
@@ -422,7 +429,9 @@ def test_messages_do_not_take_all_the_room(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def stored() -> Fixture:
     made = Fixture(stored=True)
-    made.from_store("store.snapshot", packed([["old", 3, packed("o", "")], ["serve:x", 4, packed(1, "")]], ""))
+    made.from_store(
+        "store.snapshot", pack_value([["old", 3, pack_value("o", "")], ["serve:x", 4, pack_value(1, "")]], "")
+    )
     made.from_store("store.up", server="s", shared=True)
     made.join(1)
     return made
@@ -433,20 +442,20 @@ def test_the_store_has_the_last_word(stored: Fixture) -> None:
     assert stored.state.value("serve:x") == 1
     stored.write(1, "set", "k", "v")
     (asked,) = stored.port.to_store
-    assert asked == Frame("store.write", {"id": asked.head["id"], "op": "set", "key": "k"}, packed("v", ""))
+    assert asked == Frame("store.write", {"id": asked.head["id"], "op": "set", "key": "k"}, pack_value("v", ""))
     assert stored.port.take(1, "state.changes") == []
-    stored.from_store("store.change", packed("other", ""), key="l", version=9, deleted=False)
-    stored.from_store("store.written", packed("v", ""), id=asked.head["id"], key="k", version=10, deleted=False)
+    stored.from_store("store.change", pack_value("other", ""), key="l", version=9, deleted=False)
+    stored.from_store("store.written", pack_value("v", ""), id=asked.head["id"], key="k", version=10, deleted=False)
     stored.catch_up(1)
     assert stored.has(1) == {"old": "o", "k": "v", "l": "other"}
     assert stored.answers[1][0].head == {"id": 1, "version": 10}
 
 
 def test_what_the_store_tells_late_changes_nothing(stored: Fixture) -> None:
-    stored.from_store("store.change", packed("new", ""), key="k", version=9, deleted=False)
-    stored.from_store("store.change", packed("old", ""), key="k", version=8, deleted=False)
+    stored.from_store("store.change", pack_value("new", ""), key="k", version=9, deleted=False)
+    stored.from_store("store.change", pack_value("old", ""), key="k", version=8, deleted=False)
     stored.from_store("store.change", key="k", version=10, deleted=True)
-    stored.from_store("store.change", packed("old", ""), key="k", version=9, deleted=False)
+    stored.from_store("store.change", pack_value("old", ""), key="k", version=9, deleted=False)
     stored.catch_up(1)
     assert stored.has(1) == {"old": "o"}
     assert stored.state.seq == 1 + 2  # the snapshot, and two changes
@@ -464,11 +473,11 @@ def test_what_the_store_refuses(stored: Fixture) -> None:
     stored.write(1, "cas", "old", "v", version=1)
     stored.write(1, "delete", "none")
     first, second = (frame.head["id"] for frame in stored.port.to_store)
-    stored.from_store("store.refused", packed("o", ""), id=first, code="conflict", text="it was written", version=3)
+    stored.from_store("store.refused", pack_value("o", ""), id=first, code="conflict", text="it was written", version=3)
     stored.from_store("store.refused", id=second, code="absent", text="", version=0)
     stored.catch_up(1)
     assert [(f.kind, f.head["version"], f.body) for f in stored.answers[1]] == [
-        ("state.failed", 3, packed("o", "")),
+        ("state.failed", 3, pack_value("o", "")),
         ("state.done", 0, b""),
     ]
 
@@ -484,7 +493,7 @@ def test_the_loss_of_the_store_is_told_and_what_it_knows_afterwards_holds(stored
     assert [frame.head["code"] for frame in stored.answers[1]] == ["unknown", "away", "away"]
     assert "Redis is away" in stored.answers[1][1].head["text"]
     assert "Redis is away" in told[0]
-    stored.from_store("store.snapshot", packed([["k", 5, packed("v", "")]], ""))
+    stored.from_store("store.snapshot", pack_value([["k", 5, pack_value("v", "")]], ""))
     stored.from_store("store.up", server="s", shared=True)
     stored.catch_up(1)
     assert stored.has(1) == {"k": "v"}  # it stood after all; the others are gone
@@ -496,10 +505,10 @@ def test_the_loss_of_the_store_is_told_and_what_it_knows_afterwards_holds(stored
 def test_a_snapshot_that_is_broken_off_leaves_nothing(stored: Fixture) -> None:
     """Redis is lost again in the middle of its snapshot, as before; a key of that piece is deleted meanwhile."""
     stored.from_store("store.down", text="Redis is away")
-    stored.from_store("store.snapshot", packed([["deleted", 5, packed("v", "")]], ""), first=True)
+    stored.from_store("store.snapshot", pack_value([["deleted", 5, pack_value("v", "")]], ""), first=True)
     stored.from_store("store.down", text="Redis is away")
-    stored.from_store("store.snapshot", packed([["k", 7, packed("v", "")]], ""), first=True)
-    stored.from_store("store.snapshot", packed([["l", 8, packed("v", "")]], ""))
+    stored.from_store("store.snapshot", pack_value([["k", 7, pack_value("v", "")]], ""), first=True)
+    stored.from_store("store.snapshot", pack_value([["l", 8, pack_value("v", "")]], ""))
     stored.from_store("store.up", server="s", shared=True)
     stored.catch_up(1)
     assert stored.has(1) == {"k": "v", "l": "v"}
@@ -511,8 +520,8 @@ def test_much_that_has_changed_meanwhile_is_sent_as_the_whole_state(stored: Fixt
     stored.state.follow("serve:", lambda key, value: followed.append((key, value)))
     stored.join(2)
     stored.from_store("store.down", text="Redis is away")
-    rows = [[f"k{number}", 10 + number, packed(number, "")] for number in range(5000)]
-    stored.from_store("store.snapshot", packed([*rows, ["serve:y", 6000, packed(1, "")]], ""), first=True)
+    rows = [[f"k{number}", 10 + number, pack_value(number, "")] for number in range(5000)]
+    stored.from_store("store.snapshot", pack_value([*rows, ["serve:y", 6000, pack_value(1, "")]], ""), first=True)
     stored.from_store("store.up", server="s", shared=True)
     assert sum(len(frames) for frames in stored.port.sent.values()) < 20
     assert stored.port.applied == stored.state.seq == 1 + 5001  # "old" is gone
@@ -523,7 +532,7 @@ def test_much_that_has_changed_meanwhile_is_sent_as_the_whole_state(stored: Fixt
     assert followed == [("serve:x", None), ("serve:y", 1)]
     stored.write(1, "set", "k0", "v")
     (asked,) = stored.port.to_store
-    stored.from_store("store.written", packed("v", ""), id=asked.head["id"], key="k0", version=6001, deleted=False)
+    stored.from_store("store.written", pack_value("v", ""), id=asked.head["id"], key="k0", version=6001, deleted=False)
     stored.catch_up(1, 2)
     assert stored.has(2)["k0"] == "v"
     assert [frame.kind for frame in stored.answers[1]] == ["state.done"]
@@ -532,8 +541,8 @@ def test_much_that_has_changed_meanwhile_is_sent_as_the_whole_state(stored: Fixt
 def test_much_that_has_other_values_with_the_same_versions_is_taken_over(stored: Fixture) -> None:
     """After a fail-over: another server may have written before this one was back."""
     for value in ("before", "after"):
-        rows = [[f"k{number}", 10 + number, packed(value, "")] for number in range(3000)]
-        stored.from_store("store.snapshot", packed(rows, ""), first=True)
+        rows = [[f"k{number}", 10 + number, pack_value(value, "")] for number in range(3000)]
+        stored.from_store("store.snapshot", pack_value(rows, ""), first=True)
         stored.from_store("store.up", server="s", shared=True)
         for _ in range(10):
             stored.hub.tick()
@@ -545,9 +554,9 @@ def test_an_answer_that_is_older_than_the_snapshot_brings_nothing_back(stored: F
     """The key has been deleted by another server, before the snapshot was taken."""
     stored.write(1, "set", "k", "v")
     number = stored.port.to_store[0].head["id"]
-    stored.from_store("store.snapshot", packed([["l", 12, packed("v", "")]], ""), first=True)
+    stored.from_store("store.snapshot", pack_value([["l", 12, pack_value("v", "")]], ""), first=True)
     stored.from_store("store.up", server="s", shared=True)
-    stored.from_store("store.written", packed("v", ""), id=number, key="k", version=10, deleted=False)
+    stored.from_store("store.written", pack_value("v", ""), id=number, key="k", version=10, deleted=False)
     stored.catch_up(1)
     assert stored.has(1) == {"l": "v"}
     assert stored.answers[1][0].head == {"id": 1, "version": 10}
@@ -559,7 +568,7 @@ def test_a_store_that_does_not_answer(stored: Fixture) -> None:
     stored.receive(1)
     assert stored.answers[1][0].head["code"] == "unknown"
     number = stored.port.to_store[0].head["id"]
-    stored.from_store("store.written", packed("v", ""), id=number, key="k", version=10, deleted=False)
+    stored.from_store("store.written", pack_value("v", ""), id=number, key="k", version=10, deleted=False)
     stored.catch_up(1)
     assert stored.has(1)["k"] == "v"
     assert len(stored.answers[1]) == 1
@@ -569,9 +578,9 @@ def test_the_truth_is_the_stores(stored: Fixture) -> None:
     stored.hub.take(1, encode("state.read", {"id": 9, "key": "old", "timeout": 1.0}))
     (asked,) = stored.port.to_store
     assert (asked.kind, asked.head["key"]) == ("store.read", "old")
-    stored.from_store("store.value", packed("new", ""), id=asked.head["id"], key="old", version=20, exists=True)
+    stored.from_store("store.value", pack_value("new", ""), id=asked.head["id"], key="old", version=20, exists=True)
     stored.receive(1)
-    assert (stored.answers[1][0].head["version"], unpacked(stored.answers[1][0].body)) == (20, "new")
+    assert (stored.answers[1][0].head["version"], unpack_value(stored.answers[1][0].body)) == (20, "new")
 
 
 def test_much_is_sent_in_several_turns(there: Fixture) -> None:

@@ -9,23 +9,31 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serve_asgi.app.replica import Replica
-from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Role
+from serve_asgi.app.replica import StateReplica
+from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder, Role
 from serve_asgi.hub.state import part as state
 from serve_asgi.hub.state import replica as copies
 from serve_asgi.hub.state import replication as feeding
 from serve_asgi.hub.state.part import SharedState
-from serve_asgi.hub.state.write import OVERHEAD, Change, Entry, Limits, Write, decide, size
-from serve_asgi.ipc.frames import decode, encode, packed, unpacked
+from serve_asgi.hub.state.write import (
+    OVERHEAD,
+    AcceptedWrite,
+    StateEntry,
+    StateLimits,
+    Write,
+    entry_size,
+    evaluate_write,
+)
+from serve_asgi.ipc.frames import decode, encode, pack_value, unpack_value
 from tests.hub.port import RecordingPort
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "40"))
 KEYS = ["a", "b", "c"]
 WRITES = st.tuples(st.sampled_from(["set", "cas", "incr", "delete"]), st.sampled_from(KEYS), st.integers(0, 5))
-LIMITS = Limits(64, 200 + 3 * OVERHEAD)
-PIECE = copies.PIECE
-FRAMES_AT_ONCE = feeding.FRAMES_AT_ONCE
-MANY = state.MANY
+LIMITS = StateLimits(64, 200 + 3 * OVERHEAD)
+PIECE = copies.FRAME_SIZE
+FRAMES_AT_ONCE = feeding.FRAMES_PER_TURN
+MANY = state.RESEND_ABOVE
 
 
 class WatchingPort(RecordingPort):
@@ -57,15 +65,15 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        feeding.FRAMES_AT_ONCE = 2  # type: ignore[misc]
-        state.MANY = 2  # type: ignore[misc]
-        copies.PIECE = 40  # type: ignore[misc]  # bytes: so that a batch may be several frames
+        feeding.FRAMES_PER_TURN = 2  # type: ignore[misc]
+        state.RESEND_ABOVE = 2  # type: ignore[misc]
+        copies.FRAME_SIZE = 40  # type: ignore[misc]  # bytes: so that a batch may be several frames
         self.now = 0.0
         self.next = 1
-        self.replicas: dict[int, Replica] = {}
+        self.replicas: dict[int, StateReplica] = {}
         self.asked: dict[int, tuple[int, int]] = {}  # by id: who, and how many changes there were after it
         self.history: dict[int, dict[str, Any]] = {0: {}}
-        self.entries: dict[str, Entry] = {}  # of the store, if there is one
+        self.entries: dict[str, StateEntry] = {}  # of the store, if there is one
         self.version = 0
         self.port = WatchingPort()
         self.port.machine = self
@@ -84,7 +92,7 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     def remember(self) -> None:
         """Called after everything that may have changed the state by one step."""
-        there = {key: unpacked(value or b"") for key, _, value in self.state._entries}
+        there = {key: unpack_value(value or b"") for key, _, value in self.state._entries}
         assert self.history.setdefault(self.state.seq, there) == there
 
     def living(self) -> list[Member]:
@@ -104,15 +112,15 @@ class SharedStateMachine(RuleBasedStateMachine):
     def join(self, agent: bool, serves: bool) -> int:
         id, self.next = self.next, self.next + 1
         self.hub.join(id, Role.AGENT if agent else Role.WORKER, 1, -1 if agent else id)
-        self.replicas[id] = Replica()
+        self.replicas[id] = StateReplica()
         self.hub.linked(id)
         if serves:
             self.read(id, 1000, True)
-            self.go_on(id, Order.SERVE, True)
+            self.go_on(id, MemberOrder.SERVE, True)
         return id
 
-    @rule(id=members, order=st.sampled_from(Order), up=st.booleans())
-    def go_on(self, id: int, order: Order, up: bool) -> None:
+    @rule(id=members, order=st.sampled_from(MemberOrder), up=st.booleans())
+    def go_on(self, id: int, order: MemberOrder, up: bool) -> None:
         if id in self.hub.members:
             self.hub.order(id, order)
             if up and self.replicas[id].whole:
@@ -138,7 +146,7 @@ class SharedStateMachine(RuleBasedStateMachine):
                 head["version"] = 0 if held is None else held.version
             self.asked[self.next] = id, self.state.seq  # if it is answered at once, it has changed nothing
             self.next += 1
-            body = packed(number if number % 2 else "x" * 7 * number, "") if op in ("set", "cas") else b""
+            body = pack_value(number if number % 2 else "x" * 7 * number, "") if op in ("set", "cas") else b""
             self.hub.take(id, encode("state.write", head, body))
             if head["id"] in self.asked:
                 self.asked[head["id"]] = id, self.state.seq
@@ -179,14 +187,14 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     @rule()
     def replace_the_listeners_program(self) -> None:
-        left = unpacked(packed(self.hub.to_state(), ""))
+        left = unpack_value(pack_value(self.hub.to_state(), ""))
         self.make_hub()
         self.hub.load(left)
         self.remember()
 
     # What holds
 
-    def look_at(self, replica: Replica) -> None:
+    def look_at(self, replica: StateReplica) -> None:
         if replica.whole:
             there = {key: held.value for key, held in replica.held.items()}
             assert there == self.history[replica.applied]
@@ -197,9 +205,9 @@ class SharedStateMachine(RuleBasedStateMachine):
         assert self.state._entries.used <= LIMITS.total
 
     def teardown(self) -> None:
-        feeding.FRAMES_AT_ONCE = FRAMES_AT_ONCE  # type: ignore[misc]
-        state.MANY = MANY  # type: ignore[misc]
-        copies.PIECE = PIECE  # type: ignore[misc]
+        feeding.FRAMES_PER_TURN = FRAMES_AT_ONCE  # type: ignore[misc]
+        state.RESEND_ABOVE = MANY  # type: ignore[misc]
+        copies.FRAME_SIZE = PIECE  # type: ignore[misc]
         if not hasattr(self, "hub"):
             return
         self.settle()
@@ -225,14 +233,14 @@ class StoredMachine(SharedStateMachine):
 
     def perform(self, write: Write, number: int | None) -> None:
         """The store decides; `number` is None if another server asks."""
-        used = sum(size(key, entry.value) for key, entry in self.entries.items())
-        outcome = decide(write, self.entries.get(write.key), LIMITS, used, self.version + 1)
-        if isinstance(outcome, Change):
+        used = sum(entry_size(key, entry.value) for key, entry in self.entries.items())
+        outcome = evaluate_write(write, self.entries.get(write.key), LIMITS, used, self.version + 1)
+        if isinstance(outcome, AcceptedWrite):
             self.version = outcome.version
             if outcome.value is None:
                 del self.entries[write.key]
             else:
-                self.entries[write.key] = Entry(outcome.version, outcome.value)
+                self.entries[write.key] = StateEntry(outcome.version, outcome.value)
             head = {"key": write.key, "version": outcome.version, "deleted": outcome.value is None}
             if number is None:
                 self.tell("store.change", head, outcome.value or b"")
@@ -257,7 +265,7 @@ class StoredMachine(SharedStateMachine):
     def hear_of_another_servers(self, write: tuple[str, str, int]) -> None:
         op, key, number = write
         head = {"op": op, "key": key, "by": number, "version": None if op != "cas" else 0}
-        self.perform(Write.of(head, packed(number, "")), None)
+        self.perform(Write.of(head, pack_value(number, "")), None)
 
     @rule(writes=st.lists(WRITES, max_size=3), applied=st.integers(0, 2))
     def lose_the_store(self, writes: list[tuple[str, str, int]], applied: int) -> None:
@@ -272,14 +280,14 @@ class StoredMachine(SharedStateMachine):
             self.perform(Write.of(frame.head, frame.body), None)
         for op, key, number in writes:
             head = {"op": op, "key": key, "by": number, "version": 0 if op == "cas" else None}
-            self.perform(Write.of(head, packed(number, "")), None)
+            self.perform(Write.of(head, pack_value(number, "")), None)
         self.hub, self.state, self.history = hub, shared, history
         for key, entry in self.entries.items():
-            self.tell("store.snapshot", {}, packed([[key, *entry]], ""))
+            self.tell("store.snapshot", {}, pack_value([[key, *entry]], ""))
         self.hub.take_from_store(encode("store.up", {"server": "s", "shared": True}))
         self.remember()
 
-    def look_at(self, replica: Replica) -> None:
+    def look_at(self, replica: StateReplica) -> None:
         if replica.applied in self.history:
             super().look_at(replica)
 

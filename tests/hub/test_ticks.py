@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.core import Order, Role
-from serve_asgi.hub.schedules.definition import Definition, On, Overlap
-from serve_asgi.hub.schedules.schedule import COUNTED, HISTORY, MOST_WAITING
-from serve_asgi.ipc.frames import encode, packed, unpacked
+from serve_asgi.hub.core import MemberOrder, Role
+from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.schedule import HISTORY_LENGTH, MAX_COUNTED, MAX_QUEUED_TICKS
+from serve_asgi.ipc.frames import encode, pack_value, unpack_value
 from tests.hub.schedules import BEGIN, Server
 
 
-def every(seconds: float = 10, name: str = "job", **more: Any) -> Definition:
-    return Definition(name, every=int(seconds * 1000), **more)
+def every(seconds: float = 10, name: str = "job", **more: Any) -> ScheduleDefinition:
+    return ScheduleDefinition(name, every=int(seconds * 1000), **more)
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def test_who_has_the_least_in_hand_gets_the_next(server: Server) -> None:
 
 
 def test_all_means_each_worker_that_serves(server: Server) -> None:
-    workers = server.switch(every(10, on=On.ALL), workers=3)
-    starting = server.spawn(every(10, on=On.ALL), slot=3)
+    workers = server.switch(every(10, on=RunsOn.ALL), workers=3)
+    starting = server.spawn(every(10, on=RunsOn.ALL), slot=3)
     server.go(10)
     assert sorted(member for member, _ in server.given) == [worker.id for worker in workers]
     assert starting.id not in dict(server.given)
 
 
 def test_the_overlap_of_all_is_each_slots_own(server: Server) -> None:
-    slow, quick = server.switch(every(10, on=On.ALL))
+    slow, quick = server.switch(every(10, on=RunsOn.ALL))
     server.go(10)
     server.ran(next(head["run"] for member, head in server.given if member == quick.id))
     server.go(10)
@@ -62,15 +62,15 @@ def test_the_overlap_of_all_is_each_slots_own(server: Server) -> None:
 
 
 def test_the_agent_runs_what_is_for_it(server: Server) -> None:
-    *_, agent = server.switch(every(10, on=On.AGENT), agent=True)
+    *_, agent = server.switch(every(10, on=RunsOn.AGENT), agent=True)
     server.go(10)
     assert [member for member, _ in server.given] == [agent.id]
 
 
 @pytest.mark.parametrize(
-    ("on", "agent", "part"), [(On.AGENT, False, "there is none"), (On.AGENT, True, "does not import it")]
+    ("on", "agent", "part"), [(RunsOn.AGENT, False, "there is none"), (RunsOn.AGENT, True, "does not import it")]
 )
-def test_one_that_nobody_could_run_is_told(server: Server, on: On, agent: bool, part: str) -> None:
+def test_one_that_nobody_could_run_is_told(server: Server, on: RunsOn, agent: bool, part: str) -> None:
     if agent:
         server.spawn(role=Role.AGENT, generation=1)
     server.switch(every(10, on=on))
@@ -85,7 +85,7 @@ def test_one_that_only_the_agent_has_is_told(server: Server) -> None:
 
 
 def test_two_of_one_name_in_workers_and_agent_are_told(server: Server) -> None:
-    server.spawn(every(10, on=On.AGENT, where="jobs.py:1"), role=Role.AGENT, generation=1)
+    server.spawn(every(10, on=RunsOn.AGENT, where="jobs.py:1"), role=Role.AGENT, generation=1)
     server.switch(every(10, where="app.py:7"))
     (text,) = [text for event, text, _ in server.port.records if event == "schedule_refused"]
     assert "jobs.py:1" in text
@@ -107,17 +107,17 @@ def test_skip(server: Server) -> None:
 
 
 def test_queue(server: Server) -> None:
-    server.switch(every(10, overlap=Overlap.QUEUE))
-    server.go(10 * (MOST_WAITING + 3))
+    server.switch(every(10, overlap=OverlapPolicy.QUEUE))
+    server.go(10 * (MAX_QUEUED_TICKS + 3))
     assert instants(server.given) == [10]
     assert server.history("job") == [("running", 1), ("skipped", 2)]
-    for run in range(1, MOST_WAITING + 2):
+    for run in range(1, MAX_QUEUED_TICKS + 2):
         server.ran(run)
-    assert instants(server.given) == [10.0 * n for n in range(1, MOST_WAITING + 2)]  # in order, none doubled
+    assert instants(server.given) == [10.0 * n for n in range(1, MAX_QUEUED_TICKS + 2)]  # in order, none doubled
 
 
 def test_allow(server: Server) -> None:
-    server.switch(every(10, overlap=Overlap.ALLOW))
+    server.switch(every(10, overlap=OverlapPolicy.ALLOW))
     server.go(30)
     assert instants(server.given) == [10, 20, 30]
 
@@ -209,7 +209,7 @@ def test_a_run_whose_process_ends_is_run_again_only_with_retry(
     server.go(10)
     member = server.given[0][0]
     if retiring:
-        server.hub.order(member, Order.RETIRE)
+        server.hub.order(member, MemberOrder.RETIRE)
     server.hub.members[member].killed = killed
     server.hub.leave(member)
     server.look()
@@ -241,11 +241,11 @@ def test_a_tick_waits_for_a_worker_and_then_is_missed(server: Server) -> None:
     server.hub.leave(worker.id)
     server.go(35)
     assert server.history("job") == [("missed", 2)]
-    server.hub.order(server.spawn(every(10)).id, Order.SERVE)
+    server.hub.order(server.spawn(every(10)).id, MemberOrder.SERVE)
     server.look()
     assert instants(server.given) == [30]  # it is late, but not too late; those before it were overtaken
     server.ran(1)
-    (worker,) = [m for m in server.hub.members.values() if m.order is Order.SERVE]
+    (worker,) = [m for m in server.hub.members.values() if m.order is MemberOrder.SERVE]
     server.hub.leave(worker.id)
     server.go(40)
     assert server.history("job")[-1] == ("missed", 3)
@@ -255,7 +255,7 @@ def test_a_tick_waits_for_a_worker_and_then_is_missed(server: Server) -> None:
 def test_what_held_ticks_up_ends_in_no_burst() -> None:
     server = Server(stored=True)
     server.hub.store_changed("")
-    server.switch(every(1, overlap=Overlap.ALLOW))
+    server.switch(every(1, overlap=OverlapPolicy.ALLOW))
     server.hub.store_changed("the store is away")
     server.go(20.5)
     server.hub.store_changed("")
@@ -299,7 +299,7 @@ def test_what_came_due_while_the_server_stood_still_is_missed_but_for_the_newest
 
 
 def test_a_tick_that_is_too_late_is_missed(server: Server) -> None:
-    server.switch(Definition("job", cron="0 * * * *"))
+    server.switch(ScheduleDefinition("job", cron="0 * * * *"))
     server.shift(3600 - BEGIN % 3600 + 31)
     server.look()
     assert server.given == []
@@ -307,11 +307,11 @@ def test_a_tick_that_is_too_late_is_missed(server: Server) -> None:
 
 
 def test_years_that_the_clock_jumps_cost_no_time(server: Server) -> None:
-    server.switch(every(0.1), Definition("cron", cron="* * * * * *"))
+    server.switch(every(0.1), ScheduleDefinition("cron", cron="* * * * * *"))
     server.wall += 50 * 366 * 86400
     server.go(1)
     assert {head["name"] for _, head in server.given} == {"job", "cron"}
-    assert server.line("cron").counts["missed"] >= COUNTED - 1
+    assert server.line("cron").counts["missed"] >= MAX_COUNTED - 1
     assert server.line("job").counts["missed"] > 50 * 366 * 863_000
 
 
@@ -333,7 +333,7 @@ def test_what_is_asked_for_or_run_again_waits_for_no_clock(server: Server) -> No
     server.hub.leave(worker.id)
     server.ask("run", "job")
     server.wall -= 3600
-    server.hub.order(server.spawn(every(10, retry=1)).id, Order.SERVE)
+    server.hub.order(server.spawn(every(10, retry=1)).id, MemberOrder.SERVE)
     server.go(1)
     assert [head["attempt"] for _, head in server.given] == [1, 2]
     server.ran(2)
@@ -342,7 +342,7 @@ def test_what_is_asked_for_or_run_again_waits_for_no_clock(server: Server) -> No
 
 
 def test_jitter_is_within_its_bound_and_in_order(server: Server) -> None:
-    server.switch(every(10, jitter=8000, overlap=Overlap.ALLOW))
+    server.switch(every(10, jitter=8000, overlap=OverlapPolicy.ALLOW))
     began = []
     for _ in range(3000):
         server.go(0.1)
@@ -365,11 +365,11 @@ def test_immediate_is_once_per_server_start(server: Server) -> None:
 
 def test_the_history_is_bounded(server: Server) -> None:
     server.switch(every(1))
-    for run in range(1, HISTORY + 20):
+    for run in range(1, HISTORY_LENGTH + 20):
         server.go(1)
         server.ran(run)
-    assert len(server.line("job").history) == HISTORY
-    assert server.line("job").counts["ok"] == HISTORY + 19
+    assert len(server.line("job").history) == HISTORY_LENGTH
+    assert server.line("job").counts["ok"] == HISTORY_LENGTH + 19
 
 
 # ---- pauses, and what is asked
@@ -441,7 +441,7 @@ def test_run_now_also_while_it_is_paused(server: Server) -> None:
 
 
 def test_run_now_answers_when_all_have_ended(server: Server) -> None:
-    server.switch(every(10, on=On.ALL))
+    server.switch(every(10, on=RunsOn.ALL))
     answer = server.ask("run", "job")
     server.ran(1)
     assert answer == []
@@ -476,7 +476,7 @@ def test_a_disabled_one_has_no_ticks_and_can_be_run(server: Server) -> None:
 
 
 def test_a_new_program_goes_on_where_the_old_one_was(server: Server) -> None:
-    server.switch(every(10), every(10, "queued", overlap=Overlap.QUEUE), every(10, "paused"))
+    server.switch(every(10), every(10, "queued", overlap=OverlapPolicy.QUEUE), every(10, "paused"))
     server.ask("pause", "paused")
     server.go(20)
     server.replace()
@@ -517,15 +517,15 @@ def test_the_store_is_asked_for_each_tick(stored: Server) -> None:
 @pytest.mark.parametrize(
     ("why", "overlap", "history"),
     [
-        ("granted", Overlap.SKIP, [("elsewhere", 1)]),
-        ("running", Overlap.SKIP, [("skipped", 1)]),
-        ("clock", Overlap.SKIP, [("missed", 1)]),
-        ("running", Overlap.QUEUE, []),
-        ("trouble", Overlap.SKIP, []),
+        ("granted", OverlapPolicy.SKIP, [("elsewhere", 1)]),
+        ("running", OverlapPolicy.SKIP, [("skipped", 1)]),
+        ("clock", OverlapPolicy.SKIP, [("missed", 1)]),
+        ("running", OverlapPolicy.QUEUE, []),
+        ("trouble", OverlapPolicy.SKIP, []),
     ],
 )
 def test_a_tick_that_the_store_does_not_grant(
-    stored: Server, why: str, overlap: Overlap, history: list[tuple[str, int]]
+    stored: Server, why: str, overlap: OverlapPolicy, history: list[tuple[str, int]]
 ) -> None:
     stored.switch(every(100, overlap=overlap))
     stored.go(100)
@@ -609,7 +609,7 @@ def test_what_was_asked_of_the_store_is_asked_again_by_a_new_program(stored: Ser
 
 
 def test_the_history_is_kept_in_the_store(stored: Server) -> None:
-    stored.switch(every(10, on=On.ALL))
+    stored.switch(every(10, on=RunsOn.ALL))
     stored.go(10)
     stored.ran(1)
     stored.ran(2, "failed")
@@ -621,10 +621,10 @@ def test_the_history_is_kept_in_the_store(stored: Server) -> None:
     )
     again = Server(stored=True)
     again.hub.take_from_store(
-        encode("store.snapshot", {}, packed([["serve:history:job", 1, frame.body]], "a snapshot"))
+        encode("store.snapshot", {}, pack_value([["serve:history:job", 1, frame.body]], "a snapshot"))
     )
     again.hub.take_from_store(encode("store.up", {}))
-    again.switch(every(10, on=On.ALL))
+    again.switch(every(10, on=RunsOn.ALL))
     (told,) = again.ticks.asks.report("job")
     assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]
     (told,) = stored.ticks.asks.report("job")
@@ -635,10 +635,10 @@ def test_ticks_without_a_run_are_kept_in_the_store(stored: Server) -> None:
     def written() -> list[list[tuple[str, int]]]:
         frames = [frame for frame in stored.port.to_store if frame.kind == "store.write"]
         stored.port.to_store.clear()
-        kept = [unpacked(frame.body) for frame in frames if "history" in frame.head["key"]]
+        kept = [unpack_value(frame.body) for frame in frames if "history" in frame.head["key"]]
         return [[(entry["outcome"], entry["count"]) for _, entry in each] for each in kept]
 
-    workers = stored.switch(every(10, on=On.ALL))
+    workers = stored.switch(every(10, on=RunsOn.ALL))
     stored.ask("pause", "job")
     pause = stored.port.to_store.pop()
     stored.hub.take_from_store(
@@ -654,18 +654,18 @@ def test_ticks_without_a_run_are_kept_in_the_store(stored: Server) -> None:
 
 
 def test_what_an_earlier_program_had_not_written_of_the_history_the_next_one_writes(stored: Server) -> None:
-    stored.switch(every(100, on=On.ALL))
+    stored.switch(every(100, on=RunsOn.ALL))
     stored.go(100)
     stored.ran(1)
     stored.replace()
     stored.hub.store_changed("")
     stored.go(6)
     (frame,) = [frame for frame in stored.port.to_store if frame.kind == "store.write"]
-    assert [entry["outcome"] for _, entry in unpacked(frame.body)] == ["ok"]
+    assert [entry["outcome"] for _, entry in unpack_value(frame.body)] == ["ok"]
 
 
 def test_one_whose_instants_cannot_be_computed_harms_no_other(server: Server) -> None:
-    server.switch(Definition("broken", cron="* * * * *", tz="X/Y", rules=b"no rules"), every(10))
+    server.switch(ScheduleDefinition("broken", cron="* * * * *", tz="X/Y", rules=b"no rules"), every(10))
     server.go(10)
     assert instants(server.given) == [10]
     assert "cannot be computed" in server.ticks.asks.report("broken")[0]["disabled"]

@@ -10,21 +10,21 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serve_asgi.hub.core import Member, Order
-from serve_asgi.hub.schedules.definition import Definition, On, Overlap
+from serve_asgi.hub.core import Member, MemberOrder
+from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
 from tests.hub.schedules import BEGIN, Server
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "60"))
 STEADY = [
-    Definition("skip", every=1000),
-    Definition("queue", every=2500, overlap=Overlap.QUEUE),
-    Definition("allow", every=700, overlap=Overlap.ALLOW, jitter=600),
-    Definition("cron", cron="* * * * *"),
+    ScheduleDefinition("skip", every=1000),
+    ScheduleDefinition("queue", every=2500, overlap=OverlapPolicy.QUEUE),
+    ScheduleDefinition("allow", every=700, overlap=OverlapPolicy.ALLOW, jitter=600),
+    ScheduleDefinition("cron", cron="* * * * *"),
 ]
 """In every generation."""
-RETRIED = Definition("retried", every=3000, retry=2)
-EVERYWHERE = Definition("everywhere", every=4000, on=On.ALL)
-ODD = Definition("odd", every=1500)
+RETRIED = ScheduleDefinition("retried", every=3000, retry=2)
+EVERYWHERE = ScheduleDefinition("everywhere", every=4000, on=RunsOn.ALL)
+ODD = ScheduleDefinition("odd", every=1500)
 """In each other generation."""
 SPACE = {"skip": 1000, "queue": 2500, "allow": 700, "cron": 60_000}
 UNBEGUN = ("skipped", "paused", "missed", "removed")
@@ -42,11 +42,11 @@ class TicksMachine(RuleBasedStateMachine):
         self.answers: list[tuple[str, list[tuple[bool, str, Any]]]] = []
         self.reload()
 
-    def definitions(self) -> list[Definition]:
+    def definitions(self) -> list[ScheduleDefinition]:
         return [*STEADY, RETRIED, EVERYWHERE, *([ODD] if self.server.generation % 2 else [])]
 
     def serving(self) -> list[Member]:
-        return [member for member in self.server.hub.members.values() if member.order is Order.SERVE]
+        return [member for member in self.server.hub.members.values() if member.order is MemberOrder.SERVE]
 
     def end(self, member: Member) -> None:
         for run in [run for run in self.open if self.members[run] == member.id]:
@@ -96,12 +96,12 @@ class TicksMachine(RuleBasedStateMachine):
         if any(member.slot == slot for member in self.serving()):
             return
         member = self.server.spawn(*self.definitions(), slot=slot)
-        self.server.hub.order(member.id, Order.SERVE)
+        self.server.hub.order(member.id, MemberOrder.SERVE)
         self.server.look()
 
     @rule()
     def the_old_ones_end(self) -> None:
-        for member in [m for m in self.server.hub.members.values() if m.order is Order.RETIRE]:
+        for member in [m for m in self.server.hub.members.values() if m.order is MemberOrder.RETIRE]:
             self.end(member)
 
     @rule(name=st.sampled_from([*SPACE, "retried"]), do=st.sampled_from(["pause", "resume", "run"]))

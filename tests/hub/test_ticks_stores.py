@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.schedules.definition import Definition, Overlap
-from serve_asgi.store.leases import Leases
+from serve_asgi.hub.schedules.definition import OverlapPolicy, ScheduleDefinition
+from serve_asgi.store.leases import LeaseTable
 from tests.hub.schedules import BEGIN, Server
 
 
 class Together:
     """Servers whose clocks differ by `apart` seconds, and the store, which goes by the first one's."""
 
-    def __init__(self, *definitions: Definition, apart: float) -> None:
+    def __init__(self, *definitions: ScheduleDefinition, apart: float) -> None:
         self.servers = [Server(stored=True), Server(stored=True)]
-        self.leases = Leases()
+        self.leases = LeaseTable()
         self.answered = [0, 0]
         self.given: list[tuple[float, int, dict[str, Any]]] = []
         self.servers[1].wall += apart
@@ -69,7 +69,7 @@ class Together:
 
 @pytest.mark.parametrize("apart", [0.0, 0.3, 7.0, -7.0, 40.0])
 def test_each_tick_runs_once_however_far_clocks_are_apart(apart: float) -> None:
-    both = Together(Definition("job", every=2000), apart=apart)
+    both = Together(ScheduleDefinition("job", every=2000), apart=apart)
     both.go(60.5)
     found = both.ticks()
     assert len(found) == len(set(found))
@@ -88,18 +88,18 @@ def test_each_tick_runs_once_however_far_clocks_are_apart(apart: float) -> None:
 
 
 def test_a_clock_that_is_far_ahead_is_granted_nothing() -> None:
-    both = Together(Definition("job", every=2000), apart=100)
+    both = Together(ScheduleDefinition("job", every=2000), apart=100)
     both.go(20.5)
     assert {number for _, number, _ in both.given} == {0}
     assert ("missed", 10) in both.servers[1].history("job")
 
 
 def test_overlap_holds_over_both() -> None:
-    both = Together(Definition("job", every=2000), apart=0)
+    both = Together(ScheduleDefinition("job", every=2000), apart=0)
     both.go(10.5, finish=False)
     assert len(both.given) == 1
     assert sum(server.line("job").counts["skipped"] for server in both.servers) == 8  # each server notes its own
-    both = Together(Definition("job", every=2000, overlap=Overlap.ALLOW), apart=0)
+    both = Together(ScheduleDefinition("job", every=2000, overlap=OverlapPolicy.ALLOW), apart=0)
     both.go(10.5, finish=False)
     assert both.ticks() == [2, 4, 6, 8, 10]
 
@@ -107,7 +107,7 @@ def test_overlap_holds_over_both() -> None:
 @pytest.mark.parametrize("long", [9.5, 75.5])
 def test_ticks_that_wait_for_a_run_on_another_server_run_in_order(long: float) -> None:
     """Ten of them; none is passed over because a later one was faster, or missed because it waited."""
-    both = Together(Definition("job", every=2000, overlap=Overlap.QUEUE), apart=0)
+    both = Together(ScheduleDefinition("job", every=2000, overlap=OverlapPolicy.QUEUE), apart=0)
     both.go(long, finish=False)
     ((_, number, head),) = both.given
     both.servers[number].ran(head["run"])
@@ -125,8 +125,8 @@ def test_ticks_that_wait_for_a_run_on_another_server_run_in_order(long: float) -
 def test_a_name_may_be_like_what_the_store_is_asked_about() -> None:
     server = Server(stored=True)
     server.hub.store_changed("")
-    named = (Definition(name, every=2000) for name in ("job asked", "job immediate"))
-    server.switch(Definition("job", every=60_000, immediate=True), *named)
+    named = (ScheduleDefinition(name, every=2000) for name in ("job asked", "job immediate"))
+    server.switch(ScheduleDefinition("job", every=60_000, immediate=True), *named)
     grant = next(frame.head for frame in server.port.to_store if frame.kind == "store.grant")
     server.store_says("store.granted", id=grant["id"], token=1, renewed_until=server.clock + 30)
     server.ran(1)
@@ -138,7 +138,7 @@ def test_a_name_may_be_like_what_the_store_is_asked_about() -> None:
 
 def test_a_store_that_forgets_may_grant_a_tick_again_with_a_larger_token() -> None:
     """A fail-over to a replica that did not have the last write."""
-    both = Together(Definition("job", every=10_000), apart=0.05)
+    both = Together(ScheduleDefinition("job", every=10_000), apart=0.05)
     both.go(9)
     replica = copy.deepcopy(both.leases)
     both.go(1)

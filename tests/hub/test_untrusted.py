@@ -10,9 +10,9 @@ import msgpack
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembly import assembled
-from serve_asgi.hub.core import Hub, HubSettings, Order, Role
-from serve_asgi.hub.messages.confirmations import MOST_OFFERED
+from serve_asgi.hub.assembly import create_hub
+from serve_asgi.hub.core import Hub, HubSettings, MemberOrder, Role
+from serve_asgi.hub.messages.confirmations import MAX_UNACCEPTED
 from serve_asgi.ipc.frames import encode
 from tests.hub.port import RecordingPort
 
@@ -21,12 +21,12 @@ DEFINED = {"name": "s", "on": "one", "overlap": "skip", "every": 1000}
 
 @pytest.fixture
 def hub() -> Hub:
-    made = assembled(RecordingPort(), HubSettings())
+    made = create_hub(RecordingPort(), HubSettings())
     for id in (1, 2):
         made.join(id, Role.WORKER, 1, id - 1)
         made.linked(id)
         made.take(id, encode("up"))
-        made.order(id, Order.SERVE)
+        made.order(id, MemberOrder.SERVE)
     return made
 
 
@@ -115,4 +115,4 @@ def test_what_a_later_version_says_is_passed_over(hub: Hub) -> None:
 def test_windows_leave_room_for_what_is_taken_back_late() -> None:
     from serve_asgi.app.sending import WINDOW
 
-    assert MOST_OFFERED >= 4 * WINDOW
+    assert MAX_UNACCEPTED >= 4 * WINDOW

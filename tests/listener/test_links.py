@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from serve_asgi.hub.core import Hub, HubSettings, Member, Order, Part, Phase
-from serve_asgi.ipc.frames import Frame, Said, decode, encode
+from serve_asgi.hub.core import Hub, HubComponent, HubSettings, Member, MemberOrder, MemberPhase
+from serve_asgi.ipc.frames import Frame, ValidatedFrame, decode, encode
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener.hub_links import ROOM, Links
 from serve_asgi.supervisor import actions
@@ -32,7 +32,7 @@ class Count(msgspec.Struct):
     echo: bool = False
 
 
-class Counting(Part):
+class Counting(HubComponent):
     """Takes `count` frames, and sends an `echo` back to the member that sent one with `echo`."""
 
     kinds: ClassVar[Mapping[str, type]] = {"count": Count}
@@ -45,14 +45,14 @@ class Counting(Part):
         self.enough = asyncio.Event()
         self.wanted = 0
 
-    def take(self, member: Member, frame: Said) -> None:
+    def take(self, member: Member, frame: ValidatedFrame) -> None:
         self.taken.append((member.id, frame.head.n))
         if frame.head.echo:
             self.hub.send(member, "echo", {"n": frame.head.n}, frame.body)
         if len(self.taken) >= self.wanted:
             self.enough.set()
 
-    def changed(self, member: Member, before: Phase) -> None:
+    def changed(self, member: Member, before: MemberPhase) -> None:
         self.phases.append((member.id, member.phase.value))
 
     def room(self, member: Member) -> None:
@@ -255,13 +255,13 @@ def test_another_program_goes_on_with_the_links() -> None:
         links.start()
         await part.until(1)
         assert part.taken == [(1, 7)]
-        assert links.hub.members[1].phase is Phase.UP
+        assert links.hub.members[1].phase is MemberPhase.UP
         numbers: list[int] = []
         while len(numbers) < 30:
             numbers += [frame.head["n"] for frame in received(setting.ends[1])]
             await asyncio.sleep(0)
         assert numbers == list(range(30))
-        links.hub.order(1, Order.SERVE)
+        links.hub.order(1, MemberOrder.SERVE)
         links.close()
 
     setting = Setting()

@@ -14,14 +14,14 @@ import anyio
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.hub.state.write import Limits
+from serve_asgi.hub.state.write import StateLimits
 from serve_asgi.ipc.channel import pair
-from serve_asgi.ipc.frames import Frame, decode, encode, packed
+from serve_asgi.ipc.frames import Frame, decode, encode, pack_value
 from serve_asgi.listener import store_process as store_module
 from serve_asgi.listener import store_requests as module
 from serve_asgi.listener.helper_processes import Processes
 from serve_asgi.listener.store_process import Store
-from serve_asgi.store.sqlite_state import StateFile
+from serve_asgi.store.sqlite_state import SqliteState
 from serve_asgi.supervisor import actions
 from tests.running import PATIENCE
 
@@ -140,7 +140,7 @@ async def test_the_largest_values_pass_where_the_kernels_default_is_small(
 
     monkeypatch.setattr(store_module, "pair", narrow)
     async with running(tmp_path) as hub:
-        value = packed("x" * 60_000, "a value")
+        value = pack_value("x" * 60_000, "a value")
         hub.store.send(encode("store.write", {"id": 1, "op": "set", "key": "k"}, value))
         assert await hub.answered(1) == {1: "written"}
         hub.write(2)
@@ -187,7 +187,7 @@ async def test_the_end_waits_for_what_was_asked(tmp_path: Path) -> None:
         assert set((await hub.answered(500)).values()) == {"written"}
         hub.write(500)
         assert (await hub.answered(501))[500] == "away"
-    state = StateFile(str(tmp_path / "state.db"), Limits(1000, 1000))
+    state = SqliteState(str(tmp_path / "state.db"), StateLimits(1000, 1000))
     assert state.version == 500
     state.close()
 

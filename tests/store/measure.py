@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from serve_asgi.ipc.frames import packed
+from serve_asgi.ipc.frames import pack_value
 from tests.store.stores import StoreProcess, own_redis, store
 
 WRITES = 2_000
@@ -57,7 +57,7 @@ def _show(label: str, process: StoreProcess) -> None:
 def _behind(process: StoreProcess, other: StoreProcess) -> list[float]:
     took = []
     for number in range(WRITES):
-        id = process.ask("store.write", {"op": "set", "key": "key"}, packed(number, "a value"))
+        id = process.ask("store.write", {"op": "set", "key": "key"}, pack_value(number, "a value"))
         process.wait("store.written", id=id)
         confirmed = time.perf_counter()
         other.wait("store.change")

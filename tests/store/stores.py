@@ -20,7 +20,7 @@ from redis.retry import Retry
 
 from serve_asgi.config.options import Config
 from serve_asgi.ipc.channel import PROTOCOL, pair
-from serve_asgi.ipc.frames import MAX_FRAME, Frame, decode, encode, packed, unpacked
+from serve_asgi.ipc.frames import MAX_FRAME, Frame, decode, encode, pack_value, unpack_value
 from tests.running import PATIENCE, ROOT
 
 VALUE_LIMIT, TOTAL_LIMIT = 64 * 1024, 1024 * 1024
@@ -49,7 +49,7 @@ class StoreProcess:
             )
         head = {"protocol": list(PROTOCOL), "location": str(location), "again": again, "name": self.name}
         head |= {"value_limit": VALUE_LIMIT, "total_limit": total_limit}
-        self.send("store.open", head, packed(Config().to_json(), "the configuration"))
+        self.send("store.open", head, pack_value(Config().to_json(), "the configuration"))
 
     def send(self, kind: str, head: dict[str, Any], body: bytes = b"") -> None:
         self._end.sendall(encode(kind, head, body))
@@ -86,8 +86,8 @@ class StoreProcess:
         self.wait("store.up")
         pieces = [frame for frame in self.said if frame.kind == "store.snapshot"]
         self.said = [frame for frame in self.said if frame.kind != "store.snapshot"]
-        rows = [row for piece in pieces for row in unpacked(piece.body)]
-        return {key: (version, unpacked(value)) for key, version, value in rows}
+        rows = [row for piece in pieces for row in unpack_value(piece.body)]
+        return {key: (version, unpack_value(value)) for key, version, value in rows}
 
     def ask(self, kind: str, head: dict[str, Any], body: bytes = b"") -> int:
         self._count += 1
@@ -96,7 +96,7 @@ class StoreProcess:
 
     def write(self, op: str, key: str, value: Any = None, **more: Any) -> Frame:
         """Write and wait for the answer."""
-        body = packed(value, "a value") if op in ("set", "cas") else b""
+        body = pack_value(value, "a value") if op in ("set", "cas") else b""
         return self.wait(
             "store.written", "store.refused", id=self.ask("store.write", {"op": op, "key": key, **more}, body)
         )
@@ -110,7 +110,7 @@ class StoreProcess:
         """The truth."""
         frame = self.wait("store.value", "store.refused", id=self.ask("store.read", {"key": key}))
         assert frame.kind == "store.value", frame
-        return unpacked(frame.body) if frame.head["exists"] else None
+        return unpack_value(frame.body) if frame.head["exists"] else None
 
     def grant(self, name: str, tick: float, lease: float = 30.0, **more: Any) -> Frame:
         head = {"name": name, "tick": tick, "lease": lease, "holder": self.name, **more}

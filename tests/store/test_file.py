@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.hub.state.write import Limits
-from serve_asgi.ipc.frames import Frame, packed
+from serve_asgi.hub.state.write import StateLimits
+from serve_asgi.ipc.frames import Frame, pack_value
 from serve_asgi.store import sqlite_state as module
-from serve_asgi.store.sqlite_state import StateFile
+from serve_asgi.store.sqlite_state import SqliteState
 from tests.running import PATIENCE
 from tests.store.stores import StoreProcess, scaled, store
 
-LIMITS = Limits(64 * 1024, 1024 * 1024)
+LIMITS = StateLimits(64 * 1024, 1024 * 1024)
 
 
 def test_what_was_written_is_there_again(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_what_was_written_is_there_again(tmp_path: Path) -> None:
         first = process.set("a", {"nested": [1, b"2", None]})
         process.set("gone", 1)
         assert process.write("delete", "gone").head["deleted"] is True
-        assert process.write("incr", "n", by=5).body == packed(5, "n")
+        assert process.write("incr", "n", by=5).body == pack_value(5, "n")
         process.leave()
     assert not (tmp_path / "state.db-wal").exists()
     with store(path) as process:
@@ -261,11 +261,11 @@ def test_a_full_disk_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return base
 
     monkeypatch.setattr(module, "_open", small)
-    state = StateFile(str(tmp_path / "state.db"), LIMITS)
+    state = SqliteState(str(tmp_path / "state.db"), LIMITS)
     try:
         (fine,) = state.answer([_set(1, "a", b"\x01")])
         assert fine.kind == "store.written"
-        told, *both = state.answer([_set(2, "b", packed("x" * 60_000, "b")), _set(3, "c", b"\x01")])
+        told, *both = state.answer([_set(2, "b", pack_value("x" * 60_000, "b")), _set(3, "c", b"\x01")])
         assert (told.kind, told.head["text"]) == ("store.refuses", both[0].head["text"])
         assert [(each.kind, each.head["id"], each.head["code"]) for each in both] == [
             ("store.refused", 2, "storage"),
@@ -285,12 +285,12 @@ def test_a_full_disk_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_log_shrinks_when_nobody_reads_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that stays, such as a backup, lets the write-ahead log grow."""
     monkeypatch.setattr(module, "LOG_BYTES", 100_000)
-    state = StateFile(str(tmp_path / "state.db"), LIMITS)
+    state = SqliteState(str(tmp_path / "state.db"), LIMITS)
     log = tmp_path / "state.db-wal"
 
     def write(count: int) -> None:
         for number in range(count):
-            state.answer([_set(number, "a", packed(chr(97 + number % 20) * 60_000, "a"))])
+            state.answer([_set(number, "a", pack_value(chr(97 + number % 20) * 60_000, "a"))])
 
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -307,7 +307,7 @@ def test_a_file_that_somebody_else_writes_to_is_an_error_of_the_writer(
 ) -> None:
     """Such as an operator in the midst of a transaction: nothing is written, and that is known."""
     monkeypatch.setattr(module, "LOCK_TIME", 0.05)
-    state = StateFile(str(tmp_path / "state.db"), LIMITS)
+    state = SqliteState(str(tmp_path / "state.db"), LIMITS)
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         told, refused = state.answer([_set(1, "a", b"\x01")])

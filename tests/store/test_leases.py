@@ -7,61 +7,61 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.ipc.store_frames import Taken
-from serve_asgi.store.leases import AHEAD, Grant, Leases
+from serve_asgi.ipc.store_frames import GrantRefusal
+from serve_asgi.store.leases import MAX_AHEAD, LeaseTable, TickGrant
 from tests.store.stores import StoreProcess, store
 
 NOW = 1_000_000.0
 
 
 def test_a_tick_is_granted_once_and_time_goes_forward() -> None:
-    leases = Leases()
+    leases = LeaseTable()
     first = leases.grant("report", NOW, "a", 10, False, NOW)
-    assert isinstance(first, Grant)
-    assert leases.grant("report", NOW, "b", 10, False, NOW) == (Taken.GRANTED, _any_text(first))
+    assert isinstance(first, TickGrant)
+    assert leases.grant("report", NOW, "b", 10, False, NOW) == (GrantRefusal.GRANTED, _any_text(first))
     assert isinstance(leases.grant("report", NOW - 1, "a", 10, False, NOW), tuple)
     assert leases.grant("report", NOW, "a", 10, False, NOW) == first  # asked again: the same grant
     second = leases.grant("report", NOW + 1, "b", 10, False, NOW)
-    assert isinstance(second, Grant)
+    assert isinstance(second, TickGrant)
     assert second.token > first.token
-    assert isinstance(leases.grant("other", NOW, "b", 10, False, NOW), Grant)
+    assert isinstance(leases.grant("other", NOW, "b", 10, False, NOW), TickGrant)
 
 
 def test_a_clock_that_is_wrong_takes_no_ticks_of_the_future() -> None:
-    leases = Leases()
-    found = leases.grant("report", NOW + AHEAD + 1, "a", 10, False, NOW)
+    leases = LeaseTable()
+    found = leases.grant("report", NOW + MAX_AHEAD + 1, "a", 10, False, NOW)
     assert isinstance(found, tuple)
-    assert found[0] is Taken.CLOCK
-    assert isinstance(leases.grant("report", NOW, "b", 10, False, NOW), Grant)
+    assert found[0] is GrantRefusal.CLOCK
+    assert isinstance(leases.grant("report", NOW, "b", 10, False, NOW), TickGrant)
 
 
 def test_an_exclusive_tick_waits_for_the_run_before_it() -> None:
-    leases = Leases()
+    leases = LeaseTable()
     first = leases.grant("report", NOW, "a", 10, True, NOW)
-    assert isinstance(first, Grant)
+    assert isinstance(first, TickGrant)
     found = leases.grant("report", NOW + 5, "b", 10, True, NOW + 5)
     assert isinstance(found, tuple)
-    assert found[0] is Taken.RUNNING
+    assert found[0] is GrantRefusal.RUNNING
     leases.release("report", first.token)
-    assert isinstance(leases.grant("report", NOW + 5, "b", 10, True, NOW + 5), Grant)
+    assert isinstance(leases.grant("report", NOW + 5, "b", 10, True, NOW + 5), TickGrant)
 
 
 def test_a_lease_that_was_not_renewed_is_over() -> None:
-    leases = Leases()
+    leases = LeaseTable()
     grant = leases.grant("report", NOW, "a", 10, True, NOW)
-    assert isinstance(grant, Grant)
+    assert isinstance(grant, TickGrant)
     assert leases.renew("report", grant.token, 10, NOW + 9)
     assert leases.renew("report", grant.token, 10, NOW + 18)
     assert not leases.renew("report", grant.token, 10, NOW + 28)
     assert not leases.renew("report", grant.token, 10, NOW + 28)
-    assert isinstance(leases.grant("report", NOW + 28, "b", 10, True, NOW + 28), Grant)
+    assert isinstance(leases.grant("report", NOW + 28, "b", 10, True, NOW + 28), TickGrant)
 
 
 def test_what_is_undone_was_never_granted() -> None:
-    leases = Leases()
+    leases = LeaseTable()
     copied = leases.copy()
-    assert isinstance(leases.grant("report", NOW, "a", 10, True, NOW), Grant)
-    assert isinstance(copied.grant("report", NOW, "b", 10, True, NOW), Grant)
+    assert isinstance(leases.grant("report", NOW, "a", 10, True, NOW), TickGrant)
+    assert isinstance(copied.grant("report", NOW, "b", 10, True, NOW), TickGrant)
 
 
 def test_a_file_grants_by_these_rules(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def _follow_the_rules(process: StoreProcess) -> None:
     assert again.head["token"] == first.head["token"]
     assert process.grant("rules", now, holder="another").head["why"] == "granted"
     assert process.grant("rules", now - 0.5).head["why"] == "granted"
-    assert process.grant("rules", now + 2 * AHEAD).head["why"] == "clock"
+    assert process.grant("rules", now + 2 * MAX_AHEAD).head["why"] == "clock"
     assert process.grant("rules", now + 0.5, exclusive=True).head["why"] == "running"
     both = process.grant("rules", now + 0.25)
     assert both.head["token"] > first.head["token"]
@@ -110,5 +110,5 @@ def _follow_the_rules(process: StoreProcess) -> None:
     assert process.grant("rules", now + 0.75, exclusive=True).kind == "store.granted"
 
 
-def _any_text(grant: Grant) -> str:
+def _any_text(grant: TickGrant) -> str:
     return "this tick of report, or a later one, has been granted already"

@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.state.write import OVERHEAD, Change, Entry, Limits, Op, Refused, Write, decide
-from serve_asgi.ipc.frames import Frame, packed, unpacked
+from serve_asgi.hub.state.write import (
+    OVERHEAD,
+    AcceptedWrite,
+    StateEntry,
+    StateLimits,
+    Write,
+    WriteOp,
+    WriteRefusal,
+    evaluate_write,
+)
+from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
 from tests.store.stores import VALUE_LIMIT, StoreProcess, scaled, store
 
 LIMIT = 3_000 + 5 * OVERHEAD  # small, so that it is reached
@@ -24,29 +33,33 @@ class Model:
     """The core itself, with a dictionary."""
 
     def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, StateEntry] = {}
         self.version = self.used = 0
 
-    def write(self, write: Write) -> Change | Refused:
-        found = decide(write, self.entries.get(write.key), Limits(VALUE_LIMIT, LIMIT), self.used, self.version + 1)
-        if isinstance(found, Change):
+    def write(self, write: Write) -> AcceptedWrite | WriteRefusal:
+        found = evaluate_write(
+            write, self.entries.get(write.key), StateLimits(VALUE_LIMIT, LIMIT), self.used, self.version + 1
+        )
+        if isinstance(found, AcceptedWrite):
             self.version, self.used = found.version, self.used + found.grows
             self.entries.pop(found.key, None)
             if found.value is not None:
-                self.entries[found.key] = Entry(found.version, found.value)
+                self.entries[found.key] = StateEntry(found.version, found.value)
         return found
 
 
 def _writes(model: Model, rng: random.Random, count: int) -> Iterator[Write]:
     for _ in range(count):
         key = rng.choice(KEYS[:5]) if rng.random() < 0.95 else rng.choice(KEYS)
-        op = rng.choice([Op.SET, Op.SET, Op.INCR, Op.INCR, Op.INCR, Op.CAS, Op.DELETE])
+        op = rng.choice(
+            [WriteOp.SET, WriteOp.SET, WriteOp.INCR, WriteOp.INCR, WriteOp.INCR, WriteOp.CAS, WriteOp.DELETE]
+        )
         now = model.entries[key].version if key in model.entries else 0
-        version = rng.choice([now, now, now, 0, 1, model.version]) if op is Op.CAS or rng.random() < 0.2 else None
-        value = packed(rng.choice(VALUES if rng.random() < 0.4 else NUMBERS), "a value")
+        version = rng.choice([now, now, now, 0, 1, model.version]) if op is WriteOp.CAS or rng.random() < 0.2 else None
+        value = pack_value(rng.choice(VALUES if rng.random() < 0.4 else NUMBERS), "a value")
         if rng.random() < 0.02:
-            value = packed("x" * VALUE_LIMIT, "a value")
-        yield Write(op, key, value if op in (Op.SET, Op.CAS) else b"", version, rng.choice(NUMBERS))
+            value = pack_value("x" * VALUE_LIMIT, "a value")
+        yield Write(op, key, value if op in (WriteOp.SET, WriteOp.CAS) else b"", version, rng.choice(NUMBERS))
 
 
 def _compare(process: StoreProcess, seed: int, count: int) -> Model:
@@ -58,9 +71,9 @@ def _compare(process: StoreProcess, seed: int, count: int) -> Model:
     return model
 
 
-def _told(decided: Change | Refused, id: int) -> tuple[str, dict[str, Any], bytes]:
+def _told(decided: AcceptedWrite | WriteRefusal, id: int) -> tuple[str, dict[str, Any], bytes]:
     head: dict[str, Any]
-    if isinstance(decided, Change):
+    if isinstance(decided, AcceptedWrite):
         head = {"id": id, "key": decided.key, "version": decided.version, "deleted": decided.value is None}
         return Frame("store.written", head, decided.value or b"")
     head = {"id": id, "code": decided.code.value, "text": decided.text, "version": decided.version}
@@ -68,7 +81,7 @@ def _told(decided: Change | Refused, id: int) -> tuple[str, dict[str, Any], byte
 
 
 def _same(state: dict[str, tuple[int, Any]], model: Model) -> None:
-    assert state == {key: (entry.version, unpacked(entry.value)) for key, entry in model.entries.items()}
+    assert state == {key: (entry.version, unpack_value(entry.value)) for key, entry in model.entries.items()}
 
 
 def test_a_file_decides_as_the_core_does(tmp_path: Path) -> None:
@@ -100,13 +113,13 @@ def test_every_sum_of_two_numbers_is_exact(url: str) -> None:
         asked = []
         for value in [*NUMBERS, 2**63, 2**64 - 1]:
             for by in NUMBERS:
-                process.ask("store.write", {"op": "set", "key": "n"}, packed(value, "a value"))
+                process.ask("store.write", {"op": "set", "key": "n"}, pack_value(value, "a value"))
                 asked.append((process.ask("store.write", {"op": "incr", "key": "n", "by": by}), value, by))
             for id, start, by in asked:
                 found = process.wait("store.written", "store.refused", id=id)
                 total = start + by
                 if -(2**63) <= total < 2**63:
-                    assert found.body == packed(total, "a sum"), (start, by)
+                    assert found.body == pack_value(total, "a sum"), (start, by)
                 else:
                     assert found.head["code"] == "range", (start, by)
             asked.clear()

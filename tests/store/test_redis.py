@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config.state_location import redis_address
-from serve_asgi.hub.state.write import Change, Entry, Limits
+from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits
 from serve_asgi.ipc.channel import pair
-from serve_asgi.ipc.frames import Frame, decode, packed, unpacked
+from serve_asgi.ipc.frames import Frame, decode, pack_value, unpack_value
 from serve_asgi.store import answers
-from serve_asgi.store.link import Lane
-from serve_asgi.store.redis_requests import Lost
-from serve_asgi.store.redis_state import RemoteState
+from serve_asgi.store.link import StoreLink
+from serve_asgi.store.redis_requests import SessionLost
+from serve_asgi.store.redis_state import RedisState
 from tests.running import PATIENCE
 from tests.store.stores import Redis, StoreProcess, free_port, own_redis, scaled, store
 
@@ -41,7 +41,7 @@ def _changes(process: StoreProcess, count: int) -> list[tuple[int, str, object]]
     while len(found) < count:
         frame = process.wait("store.written", "store.change")
         if not found or frame.head["version"] > found[-1][0]:  # else it is only the answer
-            found.append((frame.head["version"], frame.head["key"], unpacked(frame.body) if frame.body else None))
+            found.append((frame.head["version"], frame.head["key"], unpack_value(frame.body) if frame.body else None))
     return found
 
 
@@ -50,7 +50,7 @@ def test_both_servers_see_all_changes_in_one_order(url: str) -> None:
         count = 50  # as much as the sockets hold: this end reads later
         for number in range(count):
             for name, process in (("a", a), ("b", b)):
-                process.ask("store.write", {"op": "set", "key": f"{name}{number % 7}"}, packed(number, "a value"))
+                process.ask("store.write", {"op": "set", "key": f"{name}{number % 7}"}, pack_value(number, "a value"))
                 process.ask("store.write", {"op": "incr", "key": "n", "by": 1})
         seen = _changes(a, 4 * count), _changes(b, 4 * count)
         assert seen[0] == seen[1]
@@ -63,7 +63,7 @@ def test_an_answer_comes_after_the_changes_that_it_is_about(url: str) -> None:
     with pair_of(url) as (a, b):
         for _ in range(50):
             a.set("k", 1)
-            id = b.ask("store.write", {"op": "cas", "key": "k", "version": 0}, packed(2, "a value"))
+            id = b.ask("store.write", {"op": "cas", "key": "k", "version": 0}, pack_value(2, "a value"))
             kinds: list[tuple[str, int]] = []
             while not kinds or kinds[-1][0] != "store.refused":
                 frame = b.receive()
@@ -79,7 +79,7 @@ def test_another_server_hears_of_a_change_soon(url: str, record_property: Callab
     with pair_of(url) as (a, b):
         took = []
         for number in range(scaled(100)):
-            id = a.ask("store.write", {"op": "set", "key": "k"}, packed(number, "a value"))
+            id = a.ask("store.write", {"op": "set", "key": "k"}, pack_value(number, "a value"))
             a.wait("store.written", id=id)
             confirmed = time.monotonic()
             b.wait("store.change")
@@ -132,16 +132,16 @@ def test_a_killed_redis_is_told_and_recovers_by_itself(tmp_path: Path) -> None:
 def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_lost() -> None:
     """No process gets a later change without the earlier ones."""
 
-    async def main(lane: Lane) -> None:
-        state = RemoteState(lane, redis_address("redis://nowhere"), Limits(100, 1000), "n")
-        await state._following.answer_at(2, answers.written(7, Change("k", 2, b"\x01", 3)))
-        await state._following.answer_at(3, answers.value(8, "k", Entry(2, b"\x01")))
+    async def main(lane: StoreLink) -> None:
+        state = RedisState(lane, redis_address("redis://nowhere"), StateLimits(100, 1000), "n")
+        await state._following.answer_at(2, answers.written(7, AcceptedWrite("k", 2, b"\x01", 3)))
+        await state._following.answer_at(3, answers.value(8, "k", StateEntry(2, b"\x01")))
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
-        await state._away(Lost("it is gone"))
+        await state._away(SessionLost("it is gone"))
 
     ours, theirs = pair()
-    with contextlib.closing(Lane(ours)) as lane, theirs:
+    with contextlib.closing(StoreLink(ours)) as lane, theirs:
         theirs.setblocking(False)
         asyncio.run(main(lane))
         found = [decode(theirs.recv(10_000)) for _ in range(3)]

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from serve_asgi.admin.scoreboard_totals import DURATIONS, Reading, Words
 from serve_asgi.admin.server_view import View
-from serve_asgi.hub.metrics import FIGURES
+from serve_asgi.hub.metrics import METRICS
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
 from serve_asgi.ipc.states import ServerState, WorkerState
 
@@ -192,7 +192,7 @@ class ServerCollector(Collector):
     def _hub(self) -> Iterator[Metric]:
         """What the application's processes tell each other, as the listener counts it."""
         figures = self._view.state.get("hub", {})
-        for name, meaning in FIGURES.items():
+        for name, meaning in METRICS.items():
             make = counter if name.endswith("_total") else gauge
             yield make(f"serve_{name.removesuffix('_total')}", meaning, figures.get(name, 0))
 

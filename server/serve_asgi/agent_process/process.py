@@ -19,8 +19,8 @@ import anyio
 
 from serve_asgi.agent_process.lease import Lease
 from serve_asgi.app import link
-from serve_asgi.app.agent_target import Subject, load
-from serve_asgi.app.agent_task import Life
+from serve_asgi.app.agent_target import AgentTarget, load
+from serve_asgi.app.agent_task import AgentTask
 from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Identity
 from serve_asgi.app.retiring import retiring
@@ -124,7 +124,7 @@ class AgentProcess:
             self.watchdog.unwatch()
         self.outbox.tell({"type": "finished"})
 
-    async def _prepare(self) -> Subject:
+    async def _prepare(self) -> AgentTarget:
         """Import it and run its `prepare()`."""
         await shared.ready()  # so that the application may read it while it is imported
         name = self.config.agent
@@ -151,8 +151,8 @@ class AgentProcess:
             raise UsageError(f"the lock of the agent, {self.welcome['lock']}, cannot be taken: {error}") from None
         return True
 
-    async def _enter_and_finish(self, subject: Subject) -> None:
-        life = Life(subject)
+    async def _enter_and_finish(self, subject: AgentTarget) -> None:
+        life = AgentTask(subject)
         match await self._unless_told(life.enter()):
             case None:
                 pass
@@ -167,7 +167,7 @@ class AgentProcess:
             detail = about("agent_finish_failed", detail=application_traceback(raised))
             log.error(text, subject.name, error_text(raised), extra=detail)
 
-    async def _be_active(self, life: Life, name: str) -> None:
+    async def _be_active(self, life: AgentTask, name: str) -> None:
         """From having been entered until it is to finish. Raises StartError if it fails before."""
         self.hub.link.send("up")  # its handlers and schedules are told
         self.outbox.tell({"type": "entered"})
@@ -221,7 +221,7 @@ class AgentProcess:
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
         self.hub.link.take("retire", lambda _: work.retire())
         self.hub.link.at_close(work.retire)
-        link.enter(self.hub.link)
+        link.set_current(self.hub.link)
         forks.in_child(self.hub.link.let_go)
 
     async def _beat(self) -> None:

@@ -11,13 +11,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from serve_asgi.app.agent_target import Subject
-from serve_asgi.app.agent_task import Life
-from serve_asgi.app.link import current, over_there
-from serve_asgi.app.link import present as link_present
+from serve_asgi.app.agent_target import AgentTarget
+from serve_asgi.app.agent_task import AgentTask
+from serve_asgi.app.link import current, run_on_link_loop
+from serve_asgi.app.link import current_or_none as link_present
 from serve_asgi.app.members import presence
 from serve_asgi.app.messenger import TIMEOUT, NotDelivered, messenger
-from serve_asgi.app.sync_calls import Blocking
+from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.hub.core import Role
 
 
@@ -44,7 +44,7 @@ class AgentAccess:
         """Wait until an agent is active (without `--agent`: never). At `timeout` (s) raises TimeoutError."""
         link = current()
         if link.loop is not asyncio.get_running_loop():
-            await over_there(link, self.wait(timeout=timeout))
+            await run_on_link_loop(link, self.wait(timeout=timeout))
             return
         async with asyncio.timeout(timeout):
             while not self.present:
@@ -68,7 +68,7 @@ class AgentAccess:
         if not current().identity.local:
             raise RuntimeError("this server runs the agent itself: name it with --agent")
         name = getattr(agent, "__qualname__", None) or f"the {type(agent).__name__}"
-        life = Life(subject := Subject(agent, name, None))
+        life = AgentTask(subject := AgentTarget(agent, name, None))
         await subject.prepare()
         if (raised := await life.enter()) is not None:
             raise raised
@@ -84,7 +84,7 @@ class AgentSync:
     """`agent.sync`: what `agent` is asked with `await`, for threads that may wait: the same results and errors."""
 
     def __init__(self, agent: AgentAccess) -> None:
-        asked = Blocking("agent", _late)
+        asked = SyncCalls("agent", _late)
         self.wait = asked(agent.wait)
         self.send = asked(agent.send)
         self.call = asked(agent.call)

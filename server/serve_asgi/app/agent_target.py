@@ -22,7 +22,7 @@ WHAT: Final = "an async function without arguments, or an async context manager"
 Manager = AbstractAsyncContextManager[Any]
 
 
-class Subject:
+class AgentTarget:
     """The agent of an application, imported."""
 
     def __init__(self, found: Any, name: str, module: ModuleType | None) -> None:
@@ -52,11 +52,11 @@ class Subject:
         return cast("Manager | Awaitable[object]", made)
 
 
-def load(specification: str) -> Subject:
+def load(specification: str) -> AgentTarget:
     """Import the agent that `specification` names. Raises UsageError, and what the application's own code raises."""
     name, path = parse(specification, "an agent", "app:agent")
     found, module = find(name, path, _looks_like_agent, "an agent")
-    return Subject(found, specification, module)
+    return AgentTarget(found, specification, module)
 
 
 def is_manager(value: Any) -> bool:

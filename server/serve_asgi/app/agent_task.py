@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from serve_asgi.app.agent_target import Manager, Subject
+from serve_asgi.app.agent_target import AgentTarget, Manager
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.sending import NoReceiver
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.logs.exceptions import is_from_outside
 
 
-class Life:
+class AgentTask:
     """Entered once, finished once."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: AgentTarget) -> None:
         self._subject = subject
         self._begun = asyncio.Event()
         self._leave = asyncio.Event()

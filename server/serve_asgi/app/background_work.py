@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 
-class Work:
+class BackgroundWork:
     """The tasks of one process."""
 
     def __init__(self) -> None:
@@ -61,4 +61,4 @@ class Work:
         return len(self.tasks - self._held)
 
 
-work: Final = Work()
+work: Final = BackgroundWork()

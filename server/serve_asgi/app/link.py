@@ -97,14 +97,14 @@ class Link:
                 do()
 
 
-class Bound(Protocol):
+class LinkUser(Protocol):
     """Something of an application's that works over the link."""
 
     def bind(self, link: Link) -> None:
         """Use this link from here on; tell it what was registered before. Called again for another loop's link."""
 
 
-_bound: Final[list[Bound]] = []
+_bound: Final[list[LinkUser]] = []
 _link: Link | None = None
 _making: Final = threading.RLock()
 """Held by who makes a link for this process, or takes a stand-in away: the first uses of several threads are one."""
@@ -114,14 +114,14 @@ with contextlib.suppress(RuntimeError):
     _imported_in = asyncio.get_running_loop()
 
 
-def register(part: Bound) -> None:
+def register(part: LinkUser) -> None:
     """Have `part` bound to the link, now if there is one, and to each that comes."""
     _bound.append(part)
     if _link is not None:
         part.bind(_link)
 
 
-def enter(link: Link) -> None:
+def set_current(link: Link) -> None:
     """This process's link is `link` from here on."""
     global _link
     _link = link
@@ -147,20 +147,20 @@ def current() -> Link:
 
     loop = asyncio.get_running_loop()
     if _only_asks(loop):
-        return for_threads()
+        return link_for_thread()
     with _making:
         before = _open_stand_in()
         if before is not None and _serves(before):
             from serve_asgi.app import thread_loop as stand_in
 
-            stand_in.end()
-        made = local.link(loop, before)
-        enter(made)
+            stand_in.stop()
+        made = local.create_local_link(loop, before)
+        set_current(made)
         made.begin()
     return made
 
 
-def for_threads() -> Link:
+def link_for_thread() -> Link:
     """The link for a thread that has no event loop of its own and may wait for that of the link.
 
     Where no server made one, it is that of the loop which the thread works for, as far as that can be known; or else of
@@ -176,12 +176,12 @@ def for_threads() -> Link:
         return asyncio.run_coroutine_threadsafe(_current(), loop).result(stand_in.PATIENCE)
     with _making:
         if _link is None or not _serves(_link):
-            stand_in.begin(_open_stand_in())
+            stand_in.start(_open_stand_in())
         assert _link is not None
         return _link
 
 
-async def over_there(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
+async def run_on_link_loop(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
     """Await `coroutine` on the link's loop, from another one: a thread that has called `asyncio.run`."""
     try:
         asked = asyncio.run_coroutine_threadsafe(coroutine, link.loop)
@@ -212,6 +212,6 @@ def _serves(link: Link) -> bool:
     return link.loop.is_running() and link.process == os.getpid()
 
 
-def present() -> Link | None:
+def current_or_none() -> Link | None:
     """The link of this process if one stands, without making one."""
     return _link

@@ -13,8 +13,8 @@ import math
 from typing import Any
 
 from serve_asgi.app.link import Identity, Link
-from serve_asgi.hub.assembly import assembled
-from serve_asgi.hub.core import Hub, HubSettings, Order, Role
+from serve_asgi.hub.assembly import create_hub
+from serve_asgi.hub.core import Hub, HubSettings, MemberOrder, Role
 from serve_asgi.hub.state.part import SharedState
 from serve_asgi.logs.server_log import about as particulars
 
@@ -26,7 +26,7 @@ MEMBER = 1
 class LocalLink(Link):
     """The link of a process on its own, and its hub."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, port: LocalPort) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: LocalHubPort) -> None:
         super().__init__(Identity(Role.WORKER, 0, 0, MEMBER, local=True), loop, port.transmit)
         self.hub = port.hub
         self._port = port
@@ -36,7 +36,7 @@ class LocalLink(Link):
         self._port.begin()
 
 
-class LocalPort:
+class LocalHubPort:
     """Sends to the one member by way of its event loop, and keeps the hub's deadlines."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -91,15 +91,15 @@ class LocalPort:
         self.look()
 
 
-def link(loop: asyncio.AbstractEventLoop, before: Link | None = None) -> LocalLink:
+def create_local_link(loop: asyncio.AbstractEventLoop, before: Link | None = None) -> LocalLink:
     """A link to a new hub, both of this process and loop; with the shared state that the hub of `before` had."""
-    port = LocalPort(loop)
-    port.hub = hub = assembled(port, HubSettings(agent=True))
+    port = LocalHubPort(loop)
+    port.hub = hub = create_hub(port, HubSettings(agent=True))
     if isinstance(before, LocalLink):
         hub.part(SharedState).begin_with(*before.hub.part(SharedState).known())
     port.link = made = LocalLink(loop, port)
     hub.join(MEMBER, Role.WORKER, 0, 0)
-    hub.order(MEMBER, Order.SERVE)
+    hub.order(MEMBER, MemberOrder.SERVE)
     hub.linked(MEMBER)
     hub.server_ready()
     # what is registered when the link is entered is told before this

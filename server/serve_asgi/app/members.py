@@ -20,7 +20,7 @@ class Peer:
     role: Role
     generation: int
     slot: int  # -1 for the agent
-    phase: str  # up, serving or retiring (`serve_asgi.hub.core.Phase`)
+    phase: str  # up, serving or retiring (`serve_asgi.hub.core.MemberPhase`)
 
 
 class Presence:

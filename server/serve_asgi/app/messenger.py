@@ -15,17 +15,17 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
-from serve_asgi.app.link import LinkClosed, current, over_there, present, register
+from serve_asgi.app.link import LinkClosed, current, current_or_none, register, run_on_link_loop
 from serve_asgi.app.members import Peer, presence
-from serve_asgi.app.receiving import Handler, Incoming, Message, Origin, Receiver, Registration
+from serve_asgi.app.receiving import Handler, HandlerRegistration, Message, MessageIteration, MessageReceiver, Origin
 from serve_asgi.app.retiring import retiring
-from serve_asgi.app.schedule_call import asynchronous
-from serve_asgi.app.sending import CallFailed, DeadLettered, NoReceiver, NotDelivered, NotHandled, Sender
-from serve_asgi.app.sync_calls import Blocking
+from serve_asgi.app.schedule_call import is_asynchronous
+from serve_asgi.app.sending import CallFailed, DeadLettered, MessageSender, NoReceiver, NotDelivered, NotHandled
+from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.hub.core import Role
-from serve_asgi.hub.messages.candidates import DEAD
-from serve_asgi.hub.messages.queues import Kind, Want
-from serve_asgi.ipc.frames import MAX_PAYLOAD, NotSendable, sendable, unpacked
+from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC
+from serve_asgi.hub.messages.queues import AckMode, MessageKind
+from serve_asgi.ipc.frames import MAX_PAYLOAD, NotSendable, pack_sendable, unpack_value
 
 TIMEOUT: Final = 10.0
 """Seconds until a send that was not accepted, or a call without an answer, raises."""
@@ -39,7 +39,7 @@ SLOTS: Final = 1_000_000
 F = TypeVar("F", bound=Handler)
 
 
-class TooLarge(ValueError):
+class MessageTooLarge(ValueError):
     """The payload has more bytes than can be sent; put it elsewhere, and send where it is."""
 
 
@@ -63,17 +63,17 @@ class Messenger:
     NotDelivered: ClassVar = NotDelivered
     NotHandled: ClassVar = NotHandled
     NotSendable: ClassVar = NotSendable
-    TooLarge: ClassVar = TooLarge
+    TooLarge: ClassVar = MessageTooLarge
 
     def __init__(self) -> None:
-        self._receiver = Receiver()
-        self._sender: Sender
+        self._receiver = MessageReceiver()
+        self._sender: MessageSender
         self.sync = MessengerSync(self)
         """The calls that wait, for code that is not asynchronous."""
 
     def bind(self, link: Any) -> None:
         """For the link alone."""
-        self._sender = Sender(link)
+        self._sender = MessageSender(link)
         self._receiver.bind(link)
 
     # Sending
@@ -83,12 +83,12 @@ class Messenger:
 
         Processes that start get it when they are up. Raises NotSendable, TooLarge, NotDelivered, LinkClosed.
         """
-        copies: int = await self._send(Kind.COPY, topic, payload, Want.PLACE, -1, timeout)
+        copies: int = await self._send(MessageKind.COPY, topic, payload, AckMode.PLACE, -1, timeout)
         return copies
 
     async def send_to_workers(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
         """As `broadcast`, without the agent."""
-        copies: int = await self._send(Kind.COPY, topic, payload, Want.PLACE, 0, timeout)
+        copies: int = await self._send(MessageKind.COPY, topic, payload, AckMode.PLACE, 0, timeout)
         return copies
 
     async def send_to_agent(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
@@ -96,14 +96,14 @@ class Messenger:
 
         Raises NoReceiver if there is no agent or it does not handle the topic, and as `broadcast`.
         """
-        await self._send(Kind.DIRECT, topic, payload, Want.PLACE, self._slot("agent"), timeout)
+        await self._send(MessageKind.DIRECT, topic, payload, AckMode.PLACE, self._slot("agent"), timeout)
 
     async def send_to(self, worker: int | Peer, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
         """Send to the worker of a slot, or of the slot of one of `peers`; one that is being replaced gets it then.
 
         Raises NoReceiver if there is none, or it does not handle the topic, and as `broadcast`.
         """
-        await self._send(Kind.DIRECT, topic, payload, Want.PLACE, self._slot(worker), timeout)
+        await self._send(MessageKind.DIRECT, topic, payload, AckMode.PLACE, self._slot(worker), timeout)
 
     @overload
     async def send_to_any(
@@ -148,8 +148,8 @@ class Messenger:
             raise ValueError(f'ack is False, True or "success", not {ack!r}')
         if not isinstance(max_deliveries, int) or not 0 < max_deliveries < 1_000:
             raise ValueError(f"max_deliveries is between 1 and 999, not {max_deliveries!r}")
-        want = {False: Want.PLACE, True: Want.HANDLED, "success": Want.SUCCESS}[ack]
-        told = await self._send(Kind.WORK, topic, payload, want, 0, timeout, max_deliveries)
+        want = {False: AckMode.PLACE, True: AckMode.HANDLED, "success": AckMode.SUCCESS}[ack]
+        told = await self._send(MessageKind.WORK, topic, payload, want, 0, timeout, max_deliveries)
         if not ack:
             return None
         id, (attempts, role, slot, generation) = told
@@ -172,8 +172,8 @@ class Messenger:
         does not answer in time, NoReceiver, and as `broadcast`. What an agent asks of any worker at a stop waits as in
         `send_to_any`.
         """
-        kind, slot = (Kind.WORK, 0) if to is None else (Kind.DIRECT, self._slot(to))
-        return unpacked(await self._send(kind, topic, payload, Want.ANSWER, slot, timeout))
+        kind, slot = (MessageKind.WORK, 0) if to is None else (MessageKind.DIRECT, self._slot(to))
+        return unpack_value(await self._send(kind, topic, payload, AckMode.ANSWER, slot, timeout))
 
     # Receiving
 
@@ -209,11 +209,11 @@ class Messenger:
             raise TypeError(f"a handler is a function that takes a message, not {handler!r}")
         if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
             raise TypeError(f"a handler is no generator: nothing would run {handler!r}, which has a `yield`")
-        if thread and asynchronous(handler):
+        if thread and is_asynchronous(handler):
             raise TypeError(
                 f"{handler!r} is async and runs in the event loop: thread=True is for a handler that is not"
             )
-        self._receiver.on(topic, Registration(handler, concurrency, once, thread))
+        self._receiver.on(topic, HandlerRegistration(handler, concurrency, once, thread))
         return handler
 
     @overload
@@ -238,7 +238,7 @@ class Messenger:
         """
         _check_topic(topic)
         _check_loop("messenger.sync.messages(…)")
-        incoming = Incoming()
+        incoming = MessageIteration()
         self.on(topic, incoming.take, concurrency=concurrency)
         try:
             while True:
@@ -257,14 +257,14 @@ class Messenger:
         Without one they are in the log alone (`message_dead_lettered`). A handler that raises gets it again, three
         times in all.
         """
-        return self._registered(DEAD, handler)
+        return self._registered(DEAD_LETTER_TOPIC, handler)
 
     # Who is there
 
     @property
     def me(self) -> Origin:
         """Which process this is: as `sender` of what it sends. Asked for anywhere, in threads as well."""
-        link = present()
+        link = current_or_none()
         if link is None:
             return Origin(Role.WORKER.value, 0, 0)  # as in local mode, which begins with the first event loop
         return Origin(link.identity.role.value, link.identity.slot, link.identity.generation)
@@ -283,7 +283,7 @@ class Messenger:
         """Wait until the server is ready: its first generation serves. At `timeout` (s) raises TimeoutError."""
         link = current()
         if link.loop is not asyncio.get_running_loop():
-            await over_there(link, self.ready(timeout=timeout))
+            await run_on_link_loop(link, self.ready(timeout=timeout))
             return
         async with asyncio.timeout(timeout):
             while not presence.ready:
@@ -292,30 +292,30 @@ class Messenger:
     # Within
 
     async def _send(
-        self, kind: Kind, topic: str, payload: Any, want: Want, slot: int, timeout: float, limit: int = 1
+        self, kind: MessageKind, topic: str, payload: Any, want: AckMode, slot: int, timeout: float, limit: int = 1
     ) -> Any:
         _check_topic(topic)
         if not 0 < timeout < math.inf:
             raise ValueError(f"timeout is a number of seconds above 0, not {timeout!r}")
-        body = sendable(payload, f"the payload of a message of topic {topic!r}")
+        body = pack_sendable(payload, f"the payload of a message of topic {topic!r}")
         if len(body) > MAX_PAYLOAD:
-            raise TooLarge(
+            raise MessageTooLarge(
                 f"the payload of a message of topic {topic!r} has {len(body)} bytes, {MAX_PAYLOAD} at most can be "
                 "sent: put it elsewhere, and send where it is"
             )
         link = current()  # binds this to the link of the running loop, where there was none
         if link.loop is not asyncio.get_running_loop():
-            return await over_there(link, self._deliver(kind, topic, body, want, limit, slot, timeout))
+            return await run_on_link_loop(link, self._deliver(kind, topic, body, want, limit, slot, timeout))
         return await self._deliver(kind, topic, body, want, limit, slot, timeout)
 
     async def _deliver(
-        self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float
+        self, kind: MessageKind, topic: str, body: bytes, want: AckMode, limit: int, slot: int, timeout: float
     ) -> Any:
         while True:
             try:
                 return await self._sender.send(kind, topic, body, want, limit, slot, timeout)
             except NoReceiver:
-                if kind is not Kind.WORK or not _at_a_stop() or not await _workers_serve_again():
+                if kind is not MessageKind.WORK or not _at_a_stop() or not await _workers_serve_again():
                     raise
 
     def _slot(self, to: int | Peer | Literal["agent"]) -> int:
@@ -336,7 +336,7 @@ class MessengerSync:
     """
 
     def __init__(self, messenger: Messenger) -> None:
-        asked = Blocking("messenger", _late)
+        asked = SyncCalls("messenger", _late)
         self.broadcast = asked(messenger.broadcast)
         self.send_to_workers = asked(messenger.send_to_workers)
         self.send_to_agent = asked(messenger.send_to_agent)
@@ -406,6 +406,7 @@ __all__ = [
     "DeadLettered",
     "LinkClosed",
     "Message",
+    "MessageTooLarge",
     "Messenger",
     "NoReceiver",
     "NotDelivered",
@@ -413,6 +414,5 @@ __all__ = [
     "NotSendable",
     "Origin",
     "Receipt",
-    "TooLarge",
     "messenger",
 ]

@@ -17,20 +17,20 @@ from typing import Any, Final
 
 from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Link
-from serve_asgi.app.schedule_call import in_a_thread
-from serve_asgi.app.sending import Outbox
+from serve_asgi.app.schedule_call import call_in_thread
+from serve_asgi.app.sending import FrameOutbox
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.messages.consumers import entries
-from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.hub.messages.consumers import split_entries
+from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc import forked_children as forks
-from serve_asgi.ipc.frames import MAX_PAYLOAD, Frame, NotSendable, sendable, unpacked
+from serve_asgi.ipc.frames import MAX_PAYLOAD, Frame, NotSendable, pack_sendable, unpack_value
 from serve_asgi.logs.exceptions import exc_info, is_from_outside
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import error_text
 
-TOPICS: Final = 1_000
+MAX_TOPICS: Final = 1_000
 """Topics that one process handles, at most."""
-TOGETHER: Final = 5_000
+MAX_RETURNED: Final = 5_000
 """Messages that are given back in one frame, so that they keep their order; a process hardly ever has more."""
 ERROR_TEXT: Final = 4_000
 """Characters of an exception that the caller is told."""
@@ -66,7 +66,7 @@ Handler = Callable[[Message], Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Registration:
+class HandlerRegistration:
     """A handler of a topic."""
 
     handler: Handler
@@ -76,12 +76,12 @@ class Registration:
     """It is not async, and is called in a thread."""
 
 
-class Handlers:
+class TopicHandlers:
     """Who handles a topic, and what follows from that: worked out at each change, not for each message."""
 
     __slots__ = ("all", "concurrency", "once")
 
-    def __init__(self, registrations: Iterable[Registration] = ()) -> None:
+    def __init__(self, registrations: Iterable[HandlerRegistration] = ()) -> None:
         self.all = tuple(registrations)
         self.concurrency = max((each.concurrency for each in self.all), default=0)
         """How many messages are handled at a time; 0 if nobody handles any."""
@@ -89,18 +89,18 @@ class Handlers:
         """Some of them want one message and no more."""
 
 
-NOBODY: Final = Handlers()
+NO_HANDLERS: Final = TopicHandlers()
 
 
 @dataclasses.dataclass(slots=True)
-class Delivery:
+class ReceivedMessage:
     """A message in this process's hands."""
 
     number: int
     id: str
     attempt: int
-    kind: Kind
-    want: Want
+    kind: MessageKind
+    want: AckMode
     origin: list[Any]
     subject: list[Any] | None
     body: bytes
@@ -112,43 +112,43 @@ class Delivery:
         id, attempt, reason = self.id, self.attempt, ""
         if self.subject is not None:
             topic, id, attempt, reason = self.subject
-        return Message(topic, unpacked(self.body), id, attempt, Origin(*self.origin), reason)
+        return Message(topic, unpack_value(self.body), id, attempt, Origin(*self.origin), reason)
 
 
-class Topic:
+class TopicState:
     """One topic in the hands of one link: what has come and has not begun, and how many run."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.title = f"message {name}"
-        self.queue: collections.deque[Delivery] = collections.deque()
+        self.queue: collections.deque[ReceivedMessage] = collections.deque()
         self.running = 0
 
 
-class Receiver:
+class MessageReceiver:
     """What this process handles. Registrations outlive the link."""
 
     def __init__(self) -> None:
-        self._handlers: dict[str, Handlers] = {}
-        self._hands: Hands | None = None
+        self._handlers: dict[str, TopicHandlers] = {}
+        self._hands: LinkReceiver | None = None
         work.at_retire(self._give_back)
 
     def bind(self, link: Link) -> None:
         """Take messages from this link; what comes over an earlier one stays between that one and its handlers."""
-        self._hands = Hands(self, link)
+        self._hands = LinkReceiver(self, link)
         names = list(self._handlers)
         for start in range(0, len(names), 100):
             some = {name: self._handlers[name].concurrency for name in names[start : start + 100]}
             link.send("msg.topics", {"topics": some})
 
-    def handlers(self, topic: str) -> Handlers:
+    def handlers(self, topic: str) -> TopicHandlers:
         """Who handles a topic."""
-        return self._handlers.get(topic, NOBODY)
+        return self._handlers.get(topic, NO_HANDLERS)
 
-    def on(self, topic: str, registration: Registration) -> None:
+    def on(self, topic: str, registration: HandlerRegistration) -> None:
         """Have the messages of a topic handled. Raises ValueError for too many topics."""
-        if topic not in self._handlers and len(self._handlers) >= TOPICS:
-            raise ValueError(f"one process handles {TOPICS} topics at most: put what differs into the payload")
+        if topic not in self._handlers and len(self._handlers) >= MAX_TOPICS:
+            raise ValueError(f"one process handles {MAX_TOPICS} topics at most: put what differs into the payload")
         self._change(topic, [*self.handlers(topic).all, registration])
 
     def off(self, topic: str, handler: Handler | None) -> None:
@@ -162,9 +162,9 @@ class Receiver:
         """One message of a topic is handled: who wanted no more than one gets no other."""
         self._change(topic, [each for each in self.handlers(topic).all if not each.once])
 
-    def _change(self, topic: str, registrations: list[Registration]) -> None:
+    def _change(self, topic: str, registrations: list[HandlerRegistration]) -> None:
         """These handle a topic from here on; the hub is told of a change that is one for it."""
-        before, now = self.handlers(topic), Handlers(registrations)
+        before, now = self.handlers(topic), TopicHandlers(registrations)
         if registrations:
             self._handlers[topic] = now
         else:
@@ -177,14 +177,14 @@ class Receiver:
             self._hands.give_back()
 
 
-class Hands:
+class LinkReceiver:
     """What came over one link and has not been handled."""
 
-    def __init__(self, receiver: Receiver, link: Link) -> None:
+    def __init__(self, receiver: MessageReceiver, link: Link) -> None:
         self._receiver = receiver
         self._link = link
-        self._done, self._back = Outbox(link, "msg.done"), Outbox(link, "msg.back", TOGETHER)
-        self._topics: dict[str, Topic] = {}
+        self._done, self._back = FrameOutbox(link, "msg.done"), FrameOutbox(link, "msg.back", MAX_RETURNED)
+        self._topics: dict[str, TopicState] = {}
         self._last = asyncio.Event()
         """This process retires, and has been given all that it waits for."""
         self._late: set[asyncio.Task[None]] = set()
@@ -214,31 +214,33 @@ class Hands:
             return self._link.loop.is_running()
 
     def _take(self, frame: Frame) -> None:
-        touched: dict[str, Topic] = {}
+        touched: dict[str, TopicState] = {}
         late = self._last.is_set()
-        for (number, name, id, attempt, kind, want, origin, subject, _), body in entries(frame):
-            delivery = Delivery(number, id, attempt, Kind(kind), Want(want), origin, subject, body, late)
+        for (number, name, id, attempt, kind, want, origin, subject, _), body in split_entries(frame):
+            delivery = ReceivedMessage(
+                number, id, attempt, MessageKind(kind), AckMode(want), origin, subject, body, late
+            )
             if not self._receiver.handlers(name).all:
                 self._not_wanted(delivery)
-            elif work.retiring and delivery.kind is not Kind.COPY:
+            elif work.retiring and delivery.kind is not MessageKind.COPY:
                 self._back.add(number)
             else:
                 topic = self._topics.get(name)
                 if topic is None:
-                    topic = self._topics[name] = Topic(name)
+                    topic = self._topics[name] = TopicState(name)
                 topic.queue.append(delivery)
                 touched[name] = topic
         for topic in touched.values():
             self._next(topic)
 
-    def _not_wanted(self, delivery: Delivery) -> None:
+    def _not_wanted(self, delivery: ReceivedMessage) -> None:
         """Nobody handles its topic here any more."""
-        if delivery.kind is Kind.COPY:
+        if delivery.kind is MessageKind.COPY:
             self._done.add([delivery.number, True, 0])
         else:
             self._back.add(delivery.number)
 
-    def _next(self, topic: Topic) -> None:
+    def _next(self, topic: TopicState) -> None:
         """Begin with what may begin."""
         receiver, name = self._receiver, topic.name
         while topic.queue and topic.running < (handlers := receiver.handlers(name)).concurrency:
@@ -260,7 +262,9 @@ class Hands:
         else:
             work.start(handling, name)
 
-    async def _handle(self, topic: Topic, delivery: Delivery, handlers: Sequence[Registration]) -> None:
+    async def _handle(
+        self, topic: TopicState, delivery: ReceivedMessage, handlers: Sequence[HandlerRegistration]
+    ) -> None:
         """Run the handlers, and report that they have ended; nothing if they are cut, since the process ends."""
         body, wrong = b"", ""
         task = asyncio.current_task()
@@ -268,7 +272,7 @@ class Hands:
             message = delivery.message(topic.name)
             for each in handlers:
                 result, wrong = await _run(each, message, wrong)
-                if delivery.want is Want.ANSWER and not wrong and not body:
+                if delivery.want is AckMode.ANSWER and not wrong and not body:
                     body, wrong = _answer(result, message)
         except asyncio.CancelledError as error:
             if work.cut:
@@ -287,7 +291,7 @@ class Hands:
         finally:
             topic.running -= 1
         if wrong:
-            body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.want is Want.ANSWER else b""
+            body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.want is AckMode.ANSWER else b""
         self._done.add([delivery.number, not wrong, len(body)], body)
         self._next(topic)
 
@@ -296,9 +300,9 @@ class Hands:
         if self._link.closed:
             return
         for topic in self._topics.values():
-            kept: collections.deque[Delivery] = collections.deque()
+            kept: collections.deque[ReceivedMessage] = collections.deque()
             for delivery in topic.queue:
-                if delivery.kind is Kind.COPY:
+                if delivery.kind is MessageKind.COPY:
                     kept.append(delivery)
                 else:
                     self._back.add(delivery.number)
@@ -312,7 +316,7 @@ class Hands:
         await self._last.wait()
 
 
-async def _run(registered: Registration, message: Message, wrong: str) -> tuple[Any, str]:
+async def _run(registered: HandlerRegistration, message: Message, wrong: str) -> tuple[Any, str]:
     """Run one handler; return its result, and what went wrong with it or with one before.
 
     Whatever it raises is its own failure, `sys.exit()` as well: the process has other things to do. Raises
@@ -322,7 +326,7 @@ async def _run(registered: Registration, message: Message, wrong: str) -> tuple[
     try:
         if registered.thread:
             call = functools.partial(registered.handler, message)
-            result = await in_a_thread(call, f"message {message.topic}")
+            result = await call_in_thread(call, f"message {message.topic}")
         else:
             result = registered.handler(message)
         if inspect.isawaitable(result):
@@ -354,7 +358,7 @@ def _failed(message: Message, error: BaseException) -> str:
 def _answer(result: Any, message: Message) -> tuple[bytes, str]:
     """The answer to a call, or why it cannot be sent."""
     try:
-        body = sendable(result, "its answer")
+        body = pack_sendable(result, "its answer")
     except NotSendable as error:
         return b"", _failed(message, error)
     if len(body) > MAX_PAYLOAD:
@@ -365,7 +369,7 @@ def _answer(result: Any, message: Message) -> tuple[bytes, str]:
 _ENDED: Final = "the iteration over the messages ended before it came to this one"
 
 
-class Incoming:
+class MessageIteration:
     """Messages for an iteration: each is handled when the iteration goes on."""
 
     def __init__(self) -> None:

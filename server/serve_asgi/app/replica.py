@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from serve_asgi.hub.state.replica import Item
-from serve_asgi.ipc.frames import Frame, unpacked
+from serve_asgi.hub.state.replica import KeyChange
+from serve_asgi.ipc.frames import Frame, unpack_value
 
 _UNREAD: Final = object()
 
 
-class Held:
+class ReplicaEntry:
     """The value of a key, with its version."""
 
     __slots__ = ("_value", "raw", "version")
@@ -30,30 +30,30 @@ class Held:
         """The value; a list or dict is the caller's own."""
         if self._value is not _UNREAD:
             return self._value
-        value = unpacked(self.raw)
+        value = unpack_value(self.raw)
         if not isinstance(value, list | dict):
             self._value = value
         return value
 
 
-class Replica:
+class StateReplica:
     """The copy itself; only to be read, but for `take`."""
 
     def __init__(self) -> None:
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, ReplicaEntry] = {}
         self.applied = 0
         """How many changes of the state this copy has."""
         self.whole = False
         """The first batch, which is the whole state, has been applied."""
-        self._batch: list[Item] = []
+        self._batch: list[KeyChange] = []
         self._renews = False
 
-    def take(self, frame: Frame) -> list[Item]:
+    def take(self, frame: Frame) -> list[KeyChange]:
         """A frame `state.changes` came: apply the batch if this is its end; return what has changed.
 
         Raises LookupError, TypeError, ValueError or ChannelError for nonsense.
         """
-        self._batch += [Item(*each) for each in unpacked(frame.body)]
+        self._batch += [KeyChange(*each) for each in unpack_value(frame.body)]
         self._renews = self._renews or bool(frame.head.get("whole"))
         if frame.head.get("more"):
             return []
@@ -61,16 +61,16 @@ class Replica:
         if self._renews:
             self._renews, self.whole = False, True
             there = {item.key for item in batch}
-            batch = [Item(key, 0, None) for key in self.held if key not in there] + [*self._different(batch)]
+            batch = [KeyChange(key, 0, None) for key in self.held if key not in there] + [*self._different(batch)]
         for key, version, value in batch:
             if value is None:
                 self.held.pop(key, None)
             else:
-                self.held[key] = Held(version, value)
+                self.held[key] = ReplicaEntry(version, value)
         self.applied = frame.head["seq"]
         return batch
 
-    def _different(self, batch: list[Item]) -> Iterator[Item]:
+    def _different(self, batch: list[KeyChange]) -> Iterator[KeyChange]:
         for item in batch:
             held = self.held.get(item.key)
             if held is None or (held.version, held.raw) != (item.version, item.value):

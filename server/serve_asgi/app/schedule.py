@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from serve_asgi.app.background_work import work
-from serve_asgi.app.link import Link, LinkClosed, current, over_there, register
-from serve_asgi.app.schedule_call import call, cancelled
-from serve_asgi.app.schedule_definition import Span, code_of, defined
-from serve_asgi.app.sync_calls import Blocking
+from serve_asgi.app.link import Link, LinkClosed, current, register, run_on_link_loop
+from serve_asgi.app.schedule_call import call_within, is_cancelled
+from serve_asgi.app.schedule_definition import Span, code_of, definition_of
+from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.errors import ServeError
-from serve_asgi.hub.schedules.definition import Definition, On, ScheduleError
-from serve_asgi.hub.schedules.schedule import Outcome
+from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition, ScheduleError
+from serve_asgi.hub.schedules.schedule import RunOutcome
 from serve_asgi.ipc import forked_children as forks
-from serve_asgi.ipc.frames import Frame, unpacked
+from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.logs.exceptions import is_from_outside
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
@@ -64,12 +64,12 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Ran:
+class RunRecord:
     """A line of the history: a run, or ticks in a row that had none."""
 
     name: str
     instant: datetime.datetime  # the tick, in UTC
-    outcome: str  # of `serve_asgi.hub.schedules.schedule.Outcome`
+    outcome: str  # of `serve_asgi.hub.schedules.schedule.RunOutcome`
     text: str
     worker: str  # in words; "" for ticks that had no run
     began: datetime.datetime | None
@@ -79,7 +79,7 @@ class Ran:
     count: int  # of ticks
 
     @classmethod
-    def of(cls, name: str, told: dict[str, Any]) -> Ran:
+    def of(cls, name: str, told: dict[str, Any]) -> RunRecord:
         """From what the hub tells."""
         began = told["began"]
         return cls(
@@ -98,7 +98,7 @@ class Ran:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Registered:
-    definition: Definition
+    definition: ScheduleDefinition
     function: Callable[[], Any]
 
 
@@ -143,12 +143,12 @@ class Schedule:
         del given["self"]
 
         def decorate(function: Function) -> Function:
-            self._add(defined(function, **given), function)
+            self._add(definition_of(function, **given), function)
             return function
 
         return decorate
 
-    def _add(self, definition: Definition, function: Callable[[], Any]) -> None:
+    def _add(self, definition: ScheduleDefinition, function: Callable[[], Any]) -> None:
         known = self._registered.get(definition.name)
         if known is not None and known.definition.where != definition.where:
             raise ScheduleError(
@@ -201,25 +201,25 @@ class Schedule:
         """End a pause. Raises as `pause`."""
         await self._ask("resume", name)
 
-    async def run(self, name: str, *, timeout: float | None = None) -> list[Ran]:
+    async def run(self, name: str, *, timeout: float | None = None) -> list[RunRecord]:
         """Run it now, also if it is paused or disabled; return what became of it when it has ended.
 
         One element for each worker that ran it. At `timeout` (s) raises TimeoutError, and the run goes on. Raises
         ScheduleRefused if there is none of this name; LinkClosed.
         """
         answer = await self._ask("run", name, timeout=timeout)
-        return [Ran.of(name, told) for told in unpacked(answer.body) or ()]
+        return [RunRecord.of(name, told) for told in unpack_value(answer.body) or ()]
 
-    async def history(self, name: str) -> list[Ran]:
+    async def history(self, name: str) -> list[RunRecord]:
         """Its last runs, the newest first, and ticks without one. Raises as `pause`."""
-        found = unpacked((await self._ask("list", name)).body)
-        return [Ran.of(name, told) for told in found[0]["history"]]
+        found = unpack_value((await self._ask("list", name)).body)
+        return [RunRecord.of(name, told) for told in found[0]["history"]]
 
     async def list(self) -> list[dict[str, Any]]:
         """All schedules, as `serve schedules --json` shows them. Raises TimeoutError, LinkClosed."""
         found: list[dict[str, Any]] = []
         while True:
-            piece = unpacked((await self._ask("next", found[-1]["name"] if found else "")).body)
+            piece = unpack_value((await self._ask("next", found[-1]["name"] if found else "")).body)
             if not piece:
                 return found
             found += piece
@@ -231,7 +231,7 @@ class Schedule:
     async def _ask(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:
         link = current()
         if link.loop is not asyncio.get_running_loop():  # a thread asks
-            return await over_there(link, self._ask(do, name, timeout))
+            return await run_on_link_loop(link, self._ask(do, name, timeout))
         self._number += 1
         number, answered = self._number, asyncio.get_running_loop().create_future()
         self._asked[number] = answered
@@ -243,7 +243,7 @@ class Schedule:
             raise TimeoutError(f"the listener has not answered for {timeout:g} s: {do} {name}") from None
         finally:
             del self._asked[number]
-        if not answer.head["ok"] and not (do == "run" and unpacked(answer.body)):
+        if not answer.head["ok"] and not (do == "run" and unpack_value(answer.body)):
             raise ScheduleRefused(answer.head["text"])
         return answer
 
@@ -261,9 +261,9 @@ class Schedule:
         for each in self._registered.values():
             self._tell(link, each.definition)
 
-    def _tell(self, link: Link, definition: Definition) -> None:
-        if link.identity.local and definition.on is On.AGENT:
-            definition = dataclasses.replace(definition, on=On.ONE)  # the one process is the agent as well
+    def _tell(self, link: Link, definition: ScheduleDefinition) -> None:
+        if link.identity.local and definition.on is RunsOn.AGENT:
+            definition = dataclasses.replace(definition, on=RunsOn.ONE)  # the one process is the agent as well
         with contextlib.suppress(LinkClosed):
             link.send("schedule.define", definition.to_head(), definition.rules)
 
@@ -287,7 +287,12 @@ class Schedule:
         head = frame.head
         registered = self._registered.get(head["name"])
         if registered is None:  # a test has forgotten it meanwhile
-            told = {"run": head["run"], "outcome": Outcome.FAILED.value, "seconds": 0.0, "text": "the function is gone"}
+            told = {
+                "run": head["run"],
+                "outcome": RunOutcome.FAILED.value,
+                "seconds": 0.0,
+                "text": "the function is gone",
+            }
             link.send("schedule.ran", told)
             return
         instant = _time(head["instant"] / 1000)
@@ -301,30 +306,32 @@ class Schedule:
         task = asyncio.current_task()
         began, limit = time.monotonic(), registered.definition.timeout / 1000 or None
 
-        def tell(outcome: Outcome, text: str = "", detail: str = "") -> None:
+        def tell(outcome: RunOutcome, text: str = "", detail: str = "") -> None:
             seconds = round(time.monotonic() - began, 6)
             self._ended(link, id, run, outcome, seconds, text, detail)
 
         if id not in self._unbegun:
-            tell(Outcome.PAUSED)
+            tell(RunOutcome.PAUSED)
             del self._runs[id]
             return
         self._unbegun.remove(id)
         try:
-            late = await call(registered.function, f"schedule {run.name}", limit, lambda: self._overdue(link, id))
+            late = await call_within(
+                registered.function, f"schedule {run.name}", limit, lambda: self._overdue(link, id)
+            )
         except asyncio.CancelledError as error:
-            if not cancelled():
-                tell(Outcome.FAILED, "CancelledError", application_traceback(error))
+            if not is_cancelled():
+                tell(RunOutcome.FAILED, "CancelledError", application_traceback(error))
                 return
-            tell(Outcome.CUT, "it had not ended when its process had to")
+            tell(RunOutcome.CUT, "it had not ended when its process had to")
             raise
         except BaseException as error:  # also SystemExit: a schedule ends no worker
             forks.leave(error)
             if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
                 raise
-            tell(Outcome.FAILED, error_text(error)[:500], application_traceback(error))
+            tell(RunOutcome.FAILED, error_text(error)[:500], application_traceback(error))
         else:
-            tell(Outcome.TIMEOUT if late else Outcome.OK, f"it may take {limit:g} s" if late else "")
+            tell(RunOutcome.TIMEOUT if late else RunOutcome.OK, f"it may take {limit:g} s" if late else "")
         finally:
             self._runs.pop(id, None)
 
@@ -332,12 +339,14 @@ class Schedule:
         with contextlib.suppress(LinkClosed):
             link.send("schedule.overdue", {"run": id})
 
-    def _ended(self, link: Link, id: int, run: Run, outcome: Outcome, seconds: float, text: str, detail: str) -> None:
+    def _ended(
+        self, link: Link, id: int, run: Run, outcome: RunOutcome, seconds: float, text: str, detail: str
+    ) -> None:
         body = detail[-16_000:].encode(errors="replace")
         try:
             link.send("schedule.ran", {"run": id, "outcome": outcome.value, "seconds": seconds, "text": text}, body)
         except LinkClosed:
-            if outcome is not Outcome.OK:
+            if outcome is not RunOutcome.OK:
                 said = f"the schedule {run.name!r} has ended, outcome {outcome.value}: {text}"
                 log.error("%s", said, extra=about("schedule_failed", detail=detail))
 
@@ -346,7 +355,7 @@ class ScheduleSync:
     """`schedule.sync`: what `schedule` is asked with `await`, for threads that may wait, with the same results."""
 
     def __init__(self, schedule: Schedule) -> None:
-        asked = Blocking("schedule", _late)
+        asked = SyncCalls("schedule", _late)
         self.pause = asked(schedule.pause)
         self.resume = asked(schedule.resume)
         self.run = asked(schedule.run)

@@ -16,14 +16,14 @@ TIDYING: Final = 1.0
 """Seconds that a coroutine whose time is over has for its `finally`; then it is told of as one that goes on."""
 
 
-async def call(function: Callable[[], Any], name: str, limit: float | None, overdue: Callable[[], None]) -> bool:
+async def call_within(function: Callable[[], Any], name: str, limit: float | None, overdue: Callable[[], None]) -> bool:
     """Call the function; return whether it took longer than `limit` (s; None: no limit). Raises what it raises.
 
     A thread cannot be ended: of one that takes too long `overdue` is called, and it is waited for all the same, since
     it still runs. The same goes for a coroutine that does not end within a while of being cancelled.
     """
-    if not asynchronous(function):
-        thread = in_a_thread(function, name)
+    if not is_asynchronous(function):
+        thread = call_in_thread(function, name)
         try:
             async with asyncio.timeout(limit) as timeout:
                 found = await asyncio.shield(thread)
@@ -48,7 +48,7 @@ async def call(function: Callable[[], Any], name: str, limit: float | None, over
     return timeout.expired()
 
 
-def in_a_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
+def call_in_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
     """Call a function in a thread of its own, which does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[Any] = loop.create_future()
@@ -78,13 +78,13 @@ def in_a_thread(function: Callable[[], Any], name: str) -> asyncio.Future[Any]:
     return found
 
 
-def cancelled() -> bool:
+def is_cancelled() -> bool:
     """Whether somebody has cancelled this task, and not its own code raised CancelledError."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-def asynchronous(function: Callable[..., Any]) -> bool:
+def is_asynchronous(function: Callable[..., Any]) -> bool:
     """Whether calling it makes a coroutine, as far as can be told before."""
-    call = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked at, not asked for
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    call_within = getattr(type(function), "__call__", None)  # noqa: B004 - it is looked at, not asked for
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call_within)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from serve_asgi.hub.schedules.definition import (
-    LONGEST,
-    Definition,
-    On,
-    Overlap,
+    MAX_INTERVAL,
+    OverlapPolicy,
+    RunsOn,
+    ScheduleDefinition,
     ScheduleError,
     checked_cron,
     checked_every,
@@ -31,13 +31,13 @@ Span = str | float | datetime.timedelta
 
 ENVIRONMENT: Final = "SERVE_ENVIRONMENT"
 """The variable that `env` is compared with; the option --environment sets it."""
-MOST_RETRIES: Final = 100
-MOST_CRON: Final = 1_000
-MOST_TOLD: Final = 1_000
+MAX_RETRIES: Final = 100
+MAX_CRON: Final = 1_000
+MAX_TEXT: Final = 1_000
 """Characters of what is told for people to read: the end of a path, of the name of a function."""
 
 
-def defined(
+def definition_of(
     function: Callable[[], Any],
     *,
     cron: str | None,
@@ -52,7 +52,7 @@ def defined(
     retry: int,
     enabled: bool,
     env: str | Iterable[str] | None,
-) -> Definition:
+) -> ScheduleDefinition:
     """The definition of a function. Raises ScheduleError."""
     where = _where(function)
     try:
@@ -62,32 +62,32 @@ def defined(
             raise ScheduleError('give it cron="…" or every="…", one of the two')
         zone = _zone(tz)
         rules = zone_rules(zone)
-        made = Definition(
+        made = ScheduleDefinition(
             name=named,
             cron="" if cron is None else checked_cron(cron, zone, rules),
             every=0 if every is None else checked_every(every),
             tz=zone,
             rules=rules,
-            on=_one_of(On, on, "on"),
+            on=_one_of(RunsOn, on, "on"),
             immediate=bool(immediate),
-            overlap=_one_of(Overlap, overlap, "overlap"),
+            overlap=_one_of(OverlapPolicy, overlap, "overlap"),
             timeout=0 if timeout is None else milliseconds(timeout, "timeout"),
             jitter=milliseconds(jitter, "jitter"),
             retry=retry,
-            disabled=_disabled(enabled, env)[:MOST_TOLD],
+            disabled=_disabled(enabled, env)[:MAX_TEXT],
             where=where,
             function=_qualified(function),
         )
         if timeout is not None and made.timeout <= 0:
             raise ScheduleError(f"timeout is {timeout!r}: it has to be more than nothing; leave it out for none")
-        if max(made.timeout, made.jitter) > LONGEST:
-            raise ScheduleError(f"timeout and jitter can be {span(LONGEST)} at most")
-        if len(made.cron) > MOST_CRON:
-            raise ScheduleError(f"cron has {len(made.cron)} characters, {MOST_CRON} are the most")
+        if max(made.timeout, made.jitter) > MAX_INTERVAL:
+            raise ScheduleError(f"timeout and jitter can be {span(MAX_INTERVAL)} at most")
+        if len(made.cron) > MAX_CRON:
+            raise ScheduleError(f"cron has {len(made.cron)} characters, {MAX_CRON} are the most")
         if made.jitter < 0 or (made.every and made.jitter >= made.every):
             raise ScheduleError(f"jitter is {jitter!r}: it has to be less than the time between two ticks")
-        if not isinstance(retry, int) or not 0 <= retry <= MOST_RETRIES:
-            raise ScheduleError(f"retry is {retry!r}: it is a number of further attempts, from 0 to {MOST_RETRIES}")
+        if not isinstance(retry, int) or not 0 <= retry <= MAX_RETRIES:
+            raise ScheduleError(f"retry is {retry!r}: it is a number of further attempts, from 0 to {MAX_RETRIES}")
     except ScheduleError as error:
         raise ScheduleError(f"the schedule {name or _name_of(function)!r} ({where}) cannot be: {error}") from None
     return made
@@ -111,7 +111,7 @@ def _qualified(function: Callable[[], Any]) -> str:
     """Module and qualified name of a function, or of the class of what is called."""
     inner = _inner(function)
     named = inner if hasattr(inner, "__qualname__") else type(inner)
-    return f"{named.__module__}:{named.__qualname__}".encode(errors="backslashreplace").decode()[-MOST_TOLD:]
+    return f"{named.__module__}:{named.__qualname__}".encode(errors="backslashreplace").decode()[-MAX_TEXT:]
 
 
 def _where(function: Callable[[], Any]) -> str:
@@ -120,7 +120,7 @@ def _where(function: Callable[[], Any]) -> str:
     if code is None:
         return "somewhere"
     file = code.co_filename.encode(errors="backslashreplace").decode()  # a path may hold what is no character
-    return f"{file}:{code.co_firstlineno}"[-MOST_TOLD:]
+    return f"{file}:{code.co_firstlineno}"[-MAX_TEXT:]
 
 
 def code_of(function: Callable[[], Any]) -> types.CodeType | None:

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from serve_asgi.app.link import Link, LinkClosed
 from serve_asgi.errors import ServeError
-from serve_asgi.hub.messages.consumers import FRAME_BYTES, FRAME_MESSAGES, Batch, entries
-from serve_asgi.hub.messages.queues import Kind, Want
+from serve_asgi.hub.messages.consumers import FRAME_BYTES, FRAME_MESSAGES, EntryBatch, split_entries
+from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc.frames import Frame
 
 WINDOW: Final = 256
@@ -58,18 +58,18 @@ _ERRORS: Final[dict[str, type[ServeError]]] = {
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Sent:
+class UnconfirmedMessage:
     """A message whose sender waits."""
 
     future: asyncio.Future[Any]
     size: int
     topic: str
-    want: Want
+    want: AckMode
     in_window: bool = True
     timer: asyncio.TimerHandle | None = None
 
 
-class Window:
+class SendWindow:
     """Who may send now: so many messages and bytes at a time.
 
     Of one topic there are no more under way than there is room for others: what receivers do not take of some topics
@@ -159,13 +159,13 @@ class Window:
                 waiter.set_exception(error)
 
 
-class Outbox:
+class FrameOutbox:
     """Entries of one kind of frame: those of one turn of the loop travel together."""
 
     def __init__(self, link: Link, kind: str, limit: int = FRAME_MESSAGES) -> None:
         self._link = link
         self._limit = limit
-        self._batch = Batch(kind)
+        self._batch = EntryBatch(kind)
 
     def add(self, entry: Any, body: bytes = b"") -> None:
         """Have an entry sent, after those before it."""
@@ -186,12 +186,12 @@ class Outbox:
             self._send()
 
     def _send(self) -> None:
-        batch, self._batch = self._batch, Batch(self._batch.kind)
+        batch, self._batch = self._batch, EntryBatch(self._batch.kind)
         if not self._link.closed:
             self._link.send(batch.kind, {"m": batch.entries}, b"".join(batch.bodies))
 
 
-class Sender:
+class MessageSender:
     """What this process sends over one link."""
 
     def __init__(self, link: Link) -> None:
@@ -199,14 +199,16 @@ class Sender:
         self._loop = link.loop
         self._token = f"{link.identity.member:x}.{secrets.token_hex(4)}"  # no other's of this server, nor of others
         self._count = 0
-        self._window = Window(link.loop)
-        self._sent: dict[str, Sent] = {}
-        self._messages = Outbox(link, "msg.send")
-        self._withdrawn = Outbox(link, "msg.withdraw")
+        self._window = SendWindow(link.loop)
+        self._sent: dict[str, UnconfirmedMessage] = {}
+        self._messages = FrameOutbox(link, "msg.send")
+        self._withdrawn = FrameOutbox(link, "msg.withdraw")
         link.take("msg.told", self._take)
         link.at_close(self._close)
 
-    async def send(self, kind: Kind, topic: str, body: bytes, want: Want, limit: int, slot: int, timeout: float) -> Any:
+    async def send(
+        self, kind: MessageKind, topic: str, body: bytes, want: AckMode, limit: int, slot: int, timeout: float
+    ) -> Any:
         """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it.
 
         On the link's loop.
@@ -227,7 +229,7 @@ class Sender:
             raise LinkClosed("the listener of this server is gone: other processes cannot be reached any more")
         self._count += 1
         id = f"{self._token}-{self._count:x}"
-        sent = self._sent[id] = Sent(self._loop.create_future(), size, topic, want)
+        sent = self._sent[id] = UnconfirmedMessage(self._loop.create_future(), size, topic, want)
         self._messages.add([id, int(kind), topic, int(want), limit, slot, size], body)
         sent.timer = self._loop.call_at(began + timeout, self._expire, id)
         try:
@@ -250,7 +252,7 @@ class Sender:
                 sent.timer.cancel()
             self._accepted(sent)
 
-    def _accepted(self, sent: Sent) -> None:
+    def _accepted(self, sent: UnconfirmedMessage) -> None:
         if sent.in_window:
             sent.in_window = False
             self._window.leave(sent.topic, sent.size)
@@ -271,7 +273,7 @@ class Sender:
             sent.future.set_exception(NotDelivered(text))
 
     def _take(self, frame: Frame) -> None:
-        for (id, outcome, value, _), body in entries(frame):
+        for (id, outcome, value, _), body in split_entries(frame):
             sent = self._sent.get(id)
             if sent is None:
                 continue
@@ -282,7 +284,7 @@ class Sender:
             self._accepted(sent)
             match outcome:
                 case "a":
-                    if sent.want is Want.PLACE:
+                    if sent.want is AckMode.PLACE:
                         sent.future.set_result(value)
                 case "h":
                     sent.future.set_result((id, value))

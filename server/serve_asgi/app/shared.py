@@ -17,15 +17,15 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from serve_asgi.app import shared_errors as errors
-from serve_asgi.app.link import Link, LinkClosed, current, over_there, register
-from serve_asgi.app.replica import Replica
-from serve_asgi.app.sync_calls import Blocking
-from serve_asgi.app.watch import Watch
+from serve_asgi.app.link import Link, LinkClosed, current, register, run_on_link_loop
+from serve_asgi.app.replica import StateReplica
+from serve_asgi.app.sync_calls import SyncCalls
+from serve_asgi.app.watch import StateWatch
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.state.entries import RESERVED
-from serve_asgi.hub.state.replica import Item
-from serve_asgi.hub.state.write import MAX_KEY, Op, Write
-from serve_asgi.ipc.frames import Frame, packed, unpacked
+from serve_asgi.hub.state.replica import KeyChange
+from serve_asgi.hub.state.write import MAX_KEY, Write, WriteOp
+from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
 
 TIMEOUT: Final = 5.0
 """How long (s) a write waits until every live worker has it."""
@@ -55,7 +55,7 @@ class Shared(Mapping[str, Any]):
     Conflict: ClassVar = errors.Conflict
     NotWritten: ClassVar = errors.NotWritten
     Unknown: ClassVar = errors.Unknown
-    TooLarge: ClassVar = errors.TooLarge
+    TooLarge: ClassVar = errors.ValueTooLarge
     BadKey: ClassVar = errors.BadKey
     NotAnInteger: ClassVar = errors.NotAnInteger
     OutOfRange: ClassVar = errors.OutOfRange
@@ -66,14 +66,14 @@ class Shared(Mapping[str, Any]):
         self.applied = 0
         """How many changes of the state this process has applied."""
         self._link: Link | None = None
-        self._replica = Replica()
+        self._replica = StateReplica()
         self._limit = VALUE_LIMIT
         self._told = False  # the hub is to be told what is applied, in a later turn of the loop
         self._whole = asyncio.Event()
         self._window = asyncio.Semaphore(WINDOW)
         self._number = 0
         self._asked: dict[int, asyncio.Future[Frame]] = {}
-        self._watches: defaultdict[str | None, weakref.WeakSet[Watch]] = defaultdict(weakref.WeakSet)
+        self._watches: defaultdict[str | None, weakref.WeakSet[StateWatch]] = defaultdict(weakref.WeakSet)
         self._many_watched = MANY_WATCHED
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.sync = SharedSync(self)
@@ -126,13 +126,13 @@ class Shared(Mapping[str, Any]):
         With `version`, only if the key still has that version (0: if it is not there); otherwise raises Conflict.
         At `timeout` (s) raises Lagging, the write standing. Raises NotSendable, TooLarge, BadKey, NotWritten, Unknown.
         """
-        op = Op.SET if version is None else Op.CAS
+        op = WriteOp.SET if version is None else WriteOp.CAS
         answer = await self._write(Write(op, _checked(key), self._encoded(key, value), version), timeout)
         return int(answer.head["version"])
 
     async def delete(self, key: str, *, version: int | None = None, timeout: float = TIMEOUT) -> bool:
         """Delete; return whether there was something. Otherwise as `set`."""
-        answer = await self._write(Write(Op.DELETE, _checked(key), version=version), timeout)
+        answer = await self._write(Write(WriteOp.DELETE, _checked(key), version=version), timeout)
         return bool(answer.head["version"])
 
     async def incr(self, key: str, by: int = 1, *, timeout: float = TIMEOUT) -> int:
@@ -140,8 +140,8 @@ class Shared(Mapping[str, Any]):
 
         Raises NotAnInteger, OutOfRange.
         """
-        answer = await self._write(Write(Op.INCR, _checked(key), by=_integer(by, "what incr adds")), timeout)
-        return int(unpacked(answer.body))
+        answer = await self._write(Write(WriteOp.INCR, _checked(key), by=_integer(by, "what incr adds")), timeout)
+        return int(unpack_value(answer.body))
 
     async def update(
         self,
@@ -160,7 +160,7 @@ class Shared(Mapping[str, Any]):
         link = current()
         end = link.loop.time() + min(timeout, LONGEST)
         if link.loop is not asyncio.get_running_loop():
-            return await over_there(link, self.update(key, function, default, timeout=timeout))
+            return await run_on_link_loop(link, self.update(key, function, default, timeout=timeout))
         turn = self._turns.setdefault(_checked(key), asyncio.Lock())
         try:
             async with asyncio.timeout_at(end):
@@ -180,7 +180,7 @@ class Shared(Mapping[str, Any]):
             made = function(value if version else default)
             if inspect.isawaitable(made):
                 made = await made
-            write = Write(Op.CAS, key, self._encoded(key, made), version)
+            write = Write(WriteOp.CAS, key, self._encoded(key, made), version)
             try:
                 await self._write(write, max(0.001, end - asyncio.get_running_loop().time()))
             except errors.Conflict as conflict:
@@ -188,17 +188,17 @@ class Shared(Mapping[str, Any]):
                     raise
                 version, value = conflict.version, conflict.value
             else:
-                return unpacked(write.value)
+                return unpack_value(write.value)
 
     # ---- what is new, and what is true
 
-    def watch(self, key: str | None = None) -> Watch:
+    def watch(self, key: str | None = None) -> StateWatch:
         """The changes of `key` (None: of all keys) from now on: `async for change in shared.watch("k")`.
 
         To have the present value as well, make the watch first and then `get`.
         """
         self._look()
-        watch = Watch(None if self._link is None else self._link.loop)
+        watch = StateWatch(None if self._link is None else self._link.loop)
         if self._link is not None and self._link.closed:
             watch.end()
         else:
@@ -216,7 +216,7 @@ class Shared(Mapping[str, Any]):
         store cannot be reached, Unknown if no answer comes within `timeout` (s).
         """
         answer = await self._ask("state.read", {"key": _checked(key)}, b"", timeout)
-        return unpacked(answer.body) if answer.head["version"] else default
+        return unpack_value(answer.body) if answer.head["version"] else default
 
     async def ready(self) -> None:
         """Wait until this process has its copy. An application's code never has to."""
@@ -243,7 +243,7 @@ class Shared(Mapping[str, Any]):
         if self._link is not None:
             self._close()
         self._link = link
-        self._replica, self.applied = Replica(), 0
+        self._replica, self.applied = StateReplica(), 0
         self._whole, self._window = asyncio.Event(), asyncio.Semaphore(WINDOW)
         self._turns.clear()
         self._told = False
@@ -277,7 +277,7 @@ class Shared(Mapping[str, Any]):
         if self._told:
             self.acknowledge()
 
-    def _tell(self, item: Item) -> None:
+    def _tell(self, item: KeyChange) -> None:
         for key in (item.key, None):
             if (watches := self._watches.get(key)) is not None:
                 for watch in list(watches):
@@ -307,16 +307,16 @@ class Shared(Mapping[str, Any]):
     # ---- asking the hub
 
     def _encoded(self, key: str, value: Any) -> bytes:
-        data = packed(value, f"the value of {key!r}")
+        data = pack_value(value, f"the value of {key!r}")
         if isinstance(value, list | tuple | dict):
             try:
-                unpacked(data)
+                unpack_value(data)
             except ChannelError:  # a dict with a tuple among its keys, which would arrive as a list
                 raise errors.NotSendable(
                     f"the value of {key!r} cannot be read again: keys of dicts are strings, bytes or numbers"
                 ) from None
         if len(data) > self._limit:
-            raise errors.TooLarge(
+            raise errors.ValueTooLarge(
                 f"the value of {key!r} has {len(data)} bytes, more than {self._limit} (--state-value-limit)"
             )
         return data
@@ -332,7 +332,7 @@ class Shared(Mapping[str, Any]):
         running = asyncio.get_running_loop()
         timeout = min(max(0.0, timeout), LONGEST)
         if link.loop is not running:
-            return await over_there(link, self._ask(kind, head, body, timeout))
+            return await run_on_link_loop(link, self._ask(kind, head, body, timeout))
         end = running.time() + timeout
         sent = False
         try:
@@ -352,7 +352,7 @@ class Shared(Mapping[str, Any]):
                 raise errors.NotWritten(f"nothing is written: {WINDOW} writes of this process are under way") from None
             raise errors.Unknown("it is not known whether this is written: the listener has not answered") from None
         if answer.kind == "state.failed":
-            raise errors.failure(answer.head, answer.body)
+            raise errors.error_of(answer.head, answer.body)
         return answer
 
 
@@ -363,7 +363,7 @@ class SharedSync:
     """
 
     def __init__(self, shared: Shared) -> None:
-        asked = Blocking("shared", _late)
+        asked = SyncCalls("shared", _late)
         self.set = asked(shared.set)
         self.delete = asked(shared.delete)
         self.incr = asked(shared.incr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_asgi.errors import ServeError
-from serve_asgi.ipc.frames import NotSendable, unpacked
+from serve_asgi.ipc.frames import NotSendable, unpack_value
 
 
 class SharedError(ServeError):
@@ -45,7 +45,7 @@ class Unknown(SharedError):
     """
 
 
-class TooLarge(SharedError, ValueError):
+class ValueTooLarge(SharedError, ValueError):
     """Nothing is written: the value, or the state as a whole, would be larger than allowed."""
 
 
@@ -61,22 +61,22 @@ class OutOfRange(SharedError, OverflowError):
     """Nothing is written: `incr` beyond 64 bits."""
 
 
-def failure(head: dict[str, Any], body: bytes) -> SharedError:
+def error_of(head: dict[str, Any], body: bytes) -> SharedError:
     """The error that a frame `state.failed` tells of."""
     code, text, version = head["code"], head["text"], head["version"]
     if code == "lagging":
         slots = tuple(sorted(slot for _, slot, _ in head["lagging"]))
-        return Lagging(text, slots, version, unpacked(body) if body else None)
+        return Lagging(text, slots, version, unpack_value(body) if body else None)
     if code == "conflict":
-        return Conflict(text, version, unpacked(body) if body else None)
+        return Conflict(text, version, unpack_value(body) if body else None)
     return _PLAIN.get(code, NotWritten)(text)
 
 
 _PLAIN: dict[str, type[SharedError]] = {
     "unknown": Unknown,
     "replicas": Unknown,
-    "value": TooLarge,
-    "full": TooLarge,
+    "value": ValueTooLarge,
+    "full": ValueTooLarge,
     "key": BadKey,
     "type": NotAnInteger,
     "range": OutOfRange,
@@ -92,6 +92,6 @@ __all__ = [
     "NotWritten",
     "OutOfRange",
     "SharedError",
-    "TooLarge",
     "Unknown",
+    "ValueTooLarge",
 ]

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
-from serve_asgi.app.link import Link, LinkClosed, for_threads
+from serve_asgi.app.link import Link, LinkClosed, link_for_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +37,7 @@ _UNKNOWN: Final = "it is not known what became of {}: the event loop of this pro
 _OVER: Final = "the event loop of this process has ended, and the process ends: it is not known what became of {}"
 
 
-class Blocking:
+class SyncCalls:
     """Makes the calls of one `sync` object out of those that are asynchronous."""
 
     def __init__(self, part: str, late: Late) -> None:
@@ -64,7 +64,9 @@ class Blocking:
             async def made() -> AsyncIterator[T]:
                 return make(*args, **kwargs)
 
-            return _steps(link, name, self._late, Asked[AsyncIterator[T]](link, name, PATIENCE, self._late).wait(made))
+            return _steps(
+                link, name, self._late, ThreadCall[AsyncIterator[T]](link, name, PATIENCE, self._late).wait(made)
+            )
 
         return call
 
@@ -76,7 +78,7 @@ class Blocking:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            asked: Asked[T] = Asked(_link_of_a_thread(name), name, kwargs.get("timeout", limit), self._late)
+            asked: ThreadCall[T] = ThreadCall(_link_of_a_thread(name), name, kwargs.get("timeout", limit), self._late)
             if not here:
                 return asked.wait(lambda: function(*args, **kwargs))
             given = signature.bind(*args, **kwargs)
@@ -86,7 +88,7 @@ class Blocking:
         return call
 
 
-class Asked(Generic[T]):
+class ThreadCall(Generic[T]):
     """One call of a thread's."""
 
     def __init__(self, link: Link, name: str, timeout: Any, late: Late) -> None:
@@ -177,7 +179,7 @@ def _link_of_a_thread(name: str) -> Link:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return for_threads()
+        return link_for_thread()
     part, _, method = name.partition(".")
     raise RuntimeError(
         f"{part}.sync.{method} waits, and this is the thread of an event loop, which would stand still: write "
@@ -200,7 +202,7 @@ def _steps(link: Link, name: str, late: Late, source: AsyncIterator[T]) -> Gener
             return []
 
     try:
-        while found := Asked[list[T]](link, name, None, late).wait(step):
+        while found := ThreadCall[list[T]](link, name, None, late).wait(step):
             yield found[0]
     except LinkClosed:
         return

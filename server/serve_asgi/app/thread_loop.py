@@ -29,7 +29,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 _thread: threading.Thread | None = None
 
 
-def begin(before: Link | None) -> None:
+def start(before: Link | None) -> None:
     """Begin the loop, and enter a link of its own with the shared state of `before`. For `serve_asgi.app.link`."""
     global _loop, _thread
     begun: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -39,7 +39,7 @@ def begin(before: Link | None) -> None:
     begun.result(PATIENCE)
 
 
-def end() -> None:
+def stop() -> None:
     """End it; who waits for something there is told that the link is closed. For `serve_asgi.app.link`."""
     global _loop, _thread
     loop, thread, _loop, _thread = _loop, _thread, None, None
@@ -48,7 +48,7 @@ def end() -> None:
         thread.join(END_TIME)
 
 
-atexit.register(end)
+atexit.register(stop)
 
 
 def loop_of_this_thread(imported_in: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop | None:
@@ -70,9 +70,9 @@ def _run(loop: asyncio.AbstractEventLoop, before: Link | None, begun: concurrent
     made: list[Link] = []
 
     def enter() -> None:
-        new = local.link(loop, before)
+        new = local.create_local_link(loop, before)
         new.stand_in = True
-        link.enter(new)
+        link.set_current(new)
         new.begin()
         made.append(new)
         begun.set_result(None)

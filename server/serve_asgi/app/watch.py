@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
-from serve_asgi.hub.state.replica import Item
-from serve_asgi.ipc.frames import unpacked
+from serve_asgi.hub.state.replica import KeyChange
+from serve_asgi.ipc.frames import unpack_value
 
 
 class Change(NamedTuple):
@@ -19,7 +19,7 @@ class Change(NamedTuple):
     deleted: bool
 
 
-class Watch(AsyncIterator[Change]):
+class StateWatch(AsyncIterator[Change]):
     """The changes of a key (or of all) from the moment at which it was made; ends when no more can come.
 
     Who is slower than the writers gets of each key the newest.
@@ -28,7 +28,7 @@ class Watch(AsyncIterator[Change]):
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """`loop` is the one on which `tell` and `end` are called."""
         self._loop = loop
-        self._waiting: dict[str, Item] = {}
+        self._waiting: dict[str, KeyChange] = {}
         self._news = asyncio.Event()
         self._ended = False
 
@@ -44,7 +44,7 @@ class Watch(AsyncIterator[Change]):
             self._news.clear()
             await self._news.wait()  # perhaps one of several
         item = self._waiting.pop(next(iter(self._waiting)))
-        value = None if item.value is None else unpacked(item.value)
+        value = None if item.value is None else unpack_value(item.value)
         return Change(item.key, value, item.version, item.value is None)
 
     async def aclose(self) -> None:
@@ -52,7 +52,7 @@ class Watch(AsyncIterator[Change]):
         self._waiting.clear()
         self.end()
 
-    def tell(self, item: Item) -> None:
+    def tell(self, item: KeyChange) -> None:
         """For `shared`: this has changed."""
         if not self._ended:
             self._waiting.pop(item.key, None)

@@ -26,7 +26,7 @@ COLOURS: Final = {
     **dict.fromkeys(("failed", "timeout", "cut", "died"), "red"),
 }
 MOST: Final = 1000
-"""What a server tells of at once (`serve_asgi.hub.schedules.commands.MOST_SHOWN`)."""
+"""What a server tells of at once (`serve_asgi.hub.schedules.commands.MAX_LISTED`)."""
 WIDE: Final = 160
 """Columns of what is not a terminal."""
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from serve_asgi.hub.core import Hub, HubSettings, Port
-from serve_asgi.hub.membership import Presence
-from serve_asgi.hub.messages.part import Messages
-from serve_asgi.hub.schedules.part import Ticks
+from serve_asgi.hub.core import Hub, HubPort, HubSettings
+from serve_asgi.hub.membership import PresenceBroadcast
+from serve_asgi.hub.messages.part import MessageBroker
+from serve_asgi.hub.schedules.part import Scheduler
 from serve_asgi.hub.state.part import SharedState
 
 
-def assembled(
-    port: Port,
+def create_hub(
+    port: HubPort,
     settings: HubSettings,
     clock: Callable[[], float] = time.monotonic,
     wall: Callable[[], float] = time.time,
@@ -22,6 +22,6 @@ def assembled(
     hub = Hub(port, settings, clock, wall)
     state = SharedState(hub)
     # the state before the messages, which would take all the room that there is for a process
-    for part in (Presence(hub), state, Messages(hub), Ticks(hub, state)):
+    for part in (PresenceBroadcast(hub), state, MessageBroker(hub), Scheduler(hub, state)):
         hub.add(part)
     return hub

@@ -1,7 +1,7 @@
 """The hub: who takes part in one server, and which part of the hub a frame is for.
 
 It owns the members (a worker or agent process each, from the decision to start it until it has been reaped) and the
-parts (presence, messages, shared state, schedules). It knows no sockets and no processes: a `Port` sends for it, and
+parts (presence, messages, shared state, schedules). It knows no sockets and no processes: a `HubPort` sends for it, and
 whoever runs it says what happens, one thing after another. Nothing here waits. The listener runs one over the sockets
 of its children (`serve_asgi.listener.hub_links`), a process on its own runs one for itself
 (`serve_asgi.app.local_mode`).
@@ -19,8 +19,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import msgspec
 
-from serve_asgi.errors import ChannelError
-from serve_asgi.ipc.frames import Said, encode, opened
+from serve_asgi.ipc.frames import ValidatedFrame, encode, split_frame
 from serve_asgi.ipc.schema import Heads
 from serve_asgi.ipc.store_schema import FROM_STORE
 
@@ -34,7 +33,7 @@ class Role(enum.StrEnum):
     AGENT = "agent"
 
 
-class Order(enum.Enum):
+class MemberOrder(enum.Enum):
     """What the listener has told a process last."""
 
     START = "start"
@@ -42,7 +41,7 @@ class Order(enum.Enum):
     RETIRE = "retire"
 
 
-class Phase(enum.Enum):
+class MemberPhase(enum.Enum):
     """Where a member is: what may be sent to it."""
 
     EXPECTED = "expected"  # it starts: what is for it waits
@@ -59,17 +58,17 @@ class Member:
     role: Role
     generation: int
     slot: int  # of a worker; -1 for an agent
-    order: Order = Order.START
+    order: MemberOrder = MemberOrder.START
     up: bool = False  # it has said that its handlers and schedules are told
     killed: bool = False  # the listener did it, since it had not ended in time
 
     @property
-    def phase(self) -> Phase:
-        if self.order is Order.RETIRE:
-            return Phase.RETIRING
+    def phase(self) -> MemberPhase:
+        if self.order is MemberOrder.RETIRE:
+            return MemberPhase.RETIRING
         if not self.up:
-            return Phase.EXPECTED
-        return Phase.SERVING if self.order is Order.SERVE else Phase.UP
+            return MemberPhase.EXPECTED
+        return MemberPhase.SERVING if self.order is MemberOrder.SERVE else MemberPhase.UP
 
     def __str__(self) -> str:
         if self.role is Role.AGENT:
@@ -77,7 +76,7 @@ class Member:
         return f"worker {self.slot} of generation {self.generation}"
 
 
-class Port(Protocol):
+class HubPort(Protocol):
     """What the hub needs of whoever runs it; each call returns at once."""
 
     def send(self, member: int, data: bytes) -> None:
@@ -96,9 +95,11 @@ class Port(Protocol):
         """The shared state has had so many changes: every process can see this number at once."""
 
 
-class Part:
+class HubComponent:
     """One subject of the hub. A part takes the frames of its kinds and is told what becomes of the members."""
 
+    name: ClassVar[str]
+    """By which its state is found in a snapshot."""
     kinds: ClassVar[Mapping[str, type]] = {}
     """Kinds of frames from members, and the struct of each one's head: a member is not trusted."""
     store_kinds: ClassVar[frozenset[str]] = frozenset()
@@ -107,10 +108,10 @@ class Part:
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
 
-    def take(self, member: Member, frame: Said) -> None:
+    def take(self, member: Member, frame: ValidatedFrame) -> None:
         """A frame of one of `kinds` came. Raises ChannelError for what no member may say."""
 
-    def take_from_store(self, frame: Said) -> None:
+    def take_from_store(self, frame: ValidatedFrame) -> None:
         """A frame of one of `store_kinds` came. Raises ChannelError for what no store may say."""
 
     def joined(self, member: Member) -> None:
@@ -119,7 +120,7 @@ class Part:
     def linked(self, member: Member) -> None:
         """The member's process has been started: frames may be sent to it, and it reads them before its imports."""
 
-    def changed(self, member: Member, before: Phase) -> None:
+    def changed(self, member: Member, before: MemberPhase) -> None:
         """The member's phase has changed."""
 
     def left(self, member: Member) -> None:
@@ -154,7 +155,7 @@ class Part:
         """The reverse, called before anything else; the members are those of before, linked and with their phases."""
 
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=HubComponent)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,11 +165,11 @@ class HubSettings:
     agent: bool = False  # there is one, or will be
     stored: bool = False  # a store process keeps the state
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
-    state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write.size`)
+    state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write.entry_size`)
     shared: bool = False  # the store is Redis: broadcasts go to other servers as well
 
 
-class Up(msgspec.Struct):
+class UpFrame(msgspec.Struct):
     """A member's handlers and schedules are told."""
 
 
@@ -180,7 +181,7 @@ class Hub:
 
     def __init__(
         self,
-        port: Port,
+        port: HubPort,
         settings: HubSettings,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -195,13 +196,13 @@ class Hub:
         """The server serves: said once, after the first start."""
         self.store_trouble = NO_STORE if settings.stored else ""
         """Why the store cannot be used at present; "" if it can, or if there is none."""
-        self._parts: list[Part] = []
-        self._by_kind: dict[str, Part] = {}
-        self._by_store_kind: dict[str, Part] = {}
-        self._heads = Heads({"up": Up})
+        self._parts: list[HubComponent] = []
+        self._by_kind: dict[str, HubComponent] = {}
+        self._by_store_kind: dict[str, HubComponent] = {}
+        self._heads = Heads({"up": UpFrame})
         self._store_heads = Heads(FROM_STORE)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: HubComponent) -> None:
         """Make `part` one of the hub's."""
         self._parts.append(part)
         self._by_kind |= dict.fromkeys(part.kinds, part)
@@ -225,7 +226,7 @@ class Hub:
         """Send a frame to the store process."""
         self.port.send_to_store(encode(kind, head, body))
 
-    def in_phase(self, *phases: Phase, role: Role | None = None) -> Iterator[Member]:
+    def in_phase(self, *phases: MemberPhase, role: Role | None = None) -> Iterator[Member]:
         """The members in one of these phases, oldest first; of one role, if it is named."""
         return (m for m in list(self.members.values()) if m.phase in phases and role in (None, m.role))
 
@@ -243,7 +244,7 @@ class Hub:
         for part in self._parts:
             part.linked(self.members[id])
 
-    def order(self, id: int, order: Order) -> None:
+    def order(self, id: int, order: MemberOrder) -> None:
         """The listener has told it to serve or to retire."""
         member = self.members[id]
         if order is not member.order:
@@ -268,10 +269,10 @@ class Hub:
         Raises ChannelError for what no member may say.
         """
         member = self.members[id]
-        kind, raw, body = opened(data)
+        kind, raw, body = split_frame(data)
         head = self._heads.decode(kind, raw)
         if (part := self._by_kind.get(kind)) is not None:
-            part.take(member, Said(kind, head, body))
+            part.take(member, ValidatedFrame(kind, head, body))
         elif head is None:
             log.debug("%s sent a frame of kind %.100r, which this version does not know", member, kind)
             return False
@@ -281,9 +282,9 @@ class Hub:
 
     def take_from_store(self, data: bytes) -> None:
         """A frame came from the store process. Raises as `take`."""
-        kind, raw, body = opened(data)
+        kind, raw, body = split_frame(data)
         if (part := self._by_store_kind.get(kind)) is not None:
-            part.take_from_store(Said(kind, self._store_heads.decode(kind, raw), body))
+            part.take_from_store(ValidatedFrame(kind, self._store_heads.decode(kind, raw), body))
 
     def store_changed(self, trouble: str) -> None:
         """The store can be used (""), or `trouble` says why not."""
@@ -314,7 +315,7 @@ class Hub:
         for part in self._parts:
             part.tick()
 
-    def _change(self, member: Member, *, order: Order | None = None, up: bool = False) -> None:
+    def _change(self, member: Member, *, order: MemberOrder | None = None, up: bool = False) -> None:
         before = member.phase
         member.order, member.up = order or member.order, member.up or up
         if member.phase is not before:
@@ -328,17 +329,14 @@ class Hub:
         return {
             "members": [[m.id, m.role.value, m.generation, m.slot, m.order.value, m.up] for m in self.members.values()],
             "ready": self.ready,
-            "parts": {type(part).__name__: part.to_state() for part in self._parts},
+            "parts": {part.name: part.to_state() for part in self._parts},
         }
 
     def load(self, state: State) -> None:
         """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
         for id, role, generation, slot, order, up in state["members"]:
-            self.members[id] = Member(id, Role(role), generation, slot, Order(order), up)
+            self.members[id] = Member(id, Role(role), generation, slot, MemberOrder(order), up)
         self.ready = state["ready"]
         for part in self._parts:
-            if (left := state["parts"].get(type(part).__name__)) is not None:
+            if (left := state["parts"].get(part.name)) is not None:
                 part.load(left)
-
-
-__all__ = ["ChannelError", "Hub", "HubSettings", "Member", "Order", "Part", "Phase", "Port", "Role", "State"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from serve_asgi.hub.core import Hub, Member, Part, Phase, State
+from serve_asgi.hub.core import Hub, HubComponent, Member, MemberPhase, State
 
 
-class Presence(Part):
+class PresenceBroadcast(HubComponent):
     """Sends `present` {ready, members: [[id, role, generation, slot, phase], …]} to every linked member."""
+
+    name = "presence"
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
@@ -19,15 +21,15 @@ class Presence(Part):
         self._linked.add(member.id)
         self._tell(member)
 
-    def changed(self, member: Member, before: Phase) -> None:
-        if member.phase is Phase.RETIRING:
+    def changed(self, member: Member, before: MemberPhase) -> None:
+        if member.phase is MemberPhase.RETIRING:
             self.hub.send(member, "retire")
         self._tell_all()
 
     def left(self, member: Member) -> None:
         self._linked.discard(member.id)
         self._behind.discard(member.id)
-        if member.phase is not Phase.EXPECTED:
+        if member.phase is not MemberPhase.EXPECTED:
             self._tell_all()
 
     def room(self, member: Member) -> None:
@@ -60,6 +62,6 @@ class Presence(Part):
         there = [
             [each.id, each.role.value, each.generation, each.slot, each.phase.value]
             for each in self.hub.members.values()
-            if each.phase is not Phase.EXPECTED
+            if each.phase is not MemberPhase.EXPECTED
         ]
         self.hub.send(member, "present", {"ready": self.hub.ready, "members": there})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-FIGURES: Final = {
+METRICS: Final = {
     "messages_accepted_total": "Messages that processes of the application sent and the listener accepted.",
     "messages_delivered_total": "Copies of messages that were given to a process.",
     "messages_failed_total": "Copies whose handler raised.",

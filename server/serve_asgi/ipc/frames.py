@@ -34,7 +34,7 @@ class Frame(NamedTuple):
     body: bytes = b""
 
 
-class Said(NamedTuple):
+class ValidatedFrame(NamedTuple):
     """A frame of a process that is not trusted; `head` is the struct of its kind (`serve_asgi.ipc.schema.Heads`)."""
 
     kind: str
@@ -42,7 +42,7 @@ class Said(NamedTuple):
     body: bytes = b""
 
 
-def opened(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
+def split_frame(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
     """A frame's kind, its head as it came, and its body. Raises ChannelError for what is no frame."""
     try:
         if len(data) > MAX_FRAME:
@@ -59,10 +59,10 @@ def opened(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
 
 def encode(kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> bytes:
     """A frame as bytes. Raises ChannelError if it is too large for a packet."""
-    packed = _PACK([kind, head or {}])
-    if len(packed) > 0xFFFF or len(packed) + len(body) + _LENGTH.size > MAX_FRAME:
-        raise ChannelError(f"a frame {kind!r} of {len(packed) + len(body)} bytes is too large for a packet")
-    return b"".join((_LENGTH.pack(len(packed)), packed, body))
+    pack_value = _PACK([kind, head or {}])
+    if len(pack_value) > 0xFFFF or len(pack_value) + len(body) + _LENGTH.size > MAX_FRAME:
+        raise ChannelError(f"a frame {kind!r} of {len(pack_value) + len(body)} bytes is too large for a packet")
+    return b"".join((_LENGTH.pack(len(pack_value)), pack_value, body))
 
 
 def decode(data: bytes) -> Frame:
@@ -82,7 +82,7 @@ class NotSendable(TypeError):
     """A value that cannot travel between processes: the message says which part of it, and what can."""
 
 
-def packed(value: Any, what: str) -> bytes:
+def pack_value(value: Any, what: str) -> bytes:
     """`value` as MessagePack; `what` names it in the error.
 
     Tuples arrive as lists. Raises NotSendable for what is not None, bool, int (64 bits), float, str, bytes, list or
@@ -99,9 +99,9 @@ def packed(value: Any, what: str) -> bytes:
     return found
 
 
-def sendable(value: Any, what: str) -> bytes:
-    """As `packed`, for a value of an application's: what is sent can also be read. Raises NotSendable."""
-    found = packed(value, what)
+def pack_sendable(value: Any, what: str) -> bytes:
+    """As `pack_value`, for a value of an application's: what is sent can also be read. Raises NotSendable."""
+    found = pack_value(value, what)
     if isinstance(value, dict | list | tuple):
         try:
             msgpack.unpackb(found, strict_map_key=False)
@@ -112,8 +112,8 @@ def sendable(value: Any, what: str) -> bytes:
     return found
 
 
-def unpacked(data: bytes) -> Any:
-    """The reverse of `packed`. Raises ChannelError for what is no value."""
+def unpack_value(data: bytes) -> Any:
+    """The reverse of `pack_value`. Raises ChannelError for what is no value."""
     try:
         return msgpack.unpackb(data, strict_map_key=False)
     except (ValueError, TypeError, msgpack.UnpackException):

@@ -8,7 +8,7 @@ hub -> store
     store.snapshot {} body=[[key, version, value], …]         what the hub has from an earlier store process, in pieces;
     store.known    {version}                                  and the version of its last change: for a Redis that comes
                                                               back empty. Only if `store.open` says so
-    store.write   {id, op, key, version?, by?} body=value     as `decide.Write.head`; -> written | refused
+    store.write   {id, op, key, version?, by?} body=value     as `Write.head`; -> written | refused
     store.read    {id, key}                                   the truth, not this server's copy; -> value | refused
     store.send    {id, …} body                                to the hubs of all other servers; -> sent | unsent
     store.grant   {id, name, tick, holder, lease, exclusive?} may this server run the tick?; -> granted | taken
@@ -27,17 +27,17 @@ store -> hub
                                                               full disk); "": they are taken again. Told when it
                                                               changes; of what was before `store.up`, nothing is left
     store.written   {id, key, version, deleted} body=value    the write stands; `version` is that of the change
-    store.refused   {id, code, text, version, exists?} body   answer to write and read: `decide.Code` or `Trouble`; for
-                                                              "conflict" the present version and value (`exists`)
+    store.refused   {id, code, text, version, exists?} body   answer to write and read: `RefusalCode` or `StoreFailure`;
+                                                              for "conflict" the present version and value (`exists`)
     store.change    {key, version, deleted} body=value        a write that this hub did not ask for, or that it was told
                                                               to be refused with code "unknown" or "replicas"
     store.value     {id, key, version, exists} body=value     answer to read
     store.sent      {id}                                      every server that follows gets it
-    store.unsent    {id, code, text}                          `Trouble`
+    store.unsent    {id, code, text}                          `StoreFailure`
     store.message   {server, at, …} body                      what another server's hub has sent: its head without `id`
     store.at        {at}                                      this hub's own have come by; now and then
     store.granted   {id, token, renewed_until}
-    store.taken     {id, why, text}                           `Taken`
+    store.taken     {id, why, text}                           `GrantRefusal`
     store.renewed   {name, token, renewed_until}
     store.lost      {name, token, text}                       the lease is over: another server may run it now
 
@@ -58,14 +58,14 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-SNAPSHOT_PIECE: Final = 120_000
+SNAPSHOT_FRAME_SIZE: Final = 120_000
 """Bytes of values in one piece of a snapshot, unless a single value is larger."""
 LEASE_MARGIN: Final = 0.05
 """Part of a lease that is not used by its holder."""
 
 
-class Trouble(enum.Enum):
-    """Why something is refused that `decide` has nothing against; the values travel as `code`."""
+class StoreFailure(enum.Enum):
+    """Why something is refused that `evaluate_write` has nothing against; the values travel as `code`."""
 
     UNKNOWN = "unknown"  # nobody knows whether it stands: the answer did not come
     AWAY = "away"  # Redis or the store process cannot be reached: it was not written
@@ -74,7 +74,7 @@ class Trouble(enum.Enum):
     REPLICAS = "replicas"  # it stands, but too few replicas have it: a fail-over may lose it
 
 
-class Taken(enum.Enum):
+class GrantRefusal(enum.Enum):
     """Why a tick is not granted; the values travel as `why`."""
 
     GRANTED = "granted"  # this tick, or a later one, has been granted already

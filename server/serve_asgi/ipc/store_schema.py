@@ -15,31 +15,31 @@ from serve_asgi.ipc.schema import Bodies, Count, Seconds, Sentence, Short
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
 """Of the state, also the server's own."""
-At = tuple[Short, Count]
+StreamPositionPair = tuple[Short, Count]
 """A place in the stream of messages."""
 
 
-class Piece(msgspec.Struct):
-    """`store.snapshot`; the body is some `ENTRIES`."""
+class StoreSnapshotFrame(msgspec.Struct):
+    """`store.snapshot`; the body is some `SNAPSHOT_ENTRIES`."""
 
     first: bool = False
 
 
-class Up(msgspec.Struct):
+class StoreUpFrame(msgspec.Struct):
     """`store.up`."""
 
     server: Short = ""
     shared: bool = False
-    at: At | None = None
+    at: StreamPositionPair | None = None
 
 
-class Trouble(msgspec.Struct):
+class StoreProblemFrame(msgspec.Struct):
     """`store.down`, `store.refuses`."""
 
     text: Sentence
 
 
-class Change(msgspec.Struct):
+class StoreChangeFrame(msgspec.Struct):
     """`store.change`; the body is the value."""
 
     key: Key
@@ -47,13 +47,13 @@ class Change(msgspec.Struct):
     deleted: bool = False
 
 
-class Written(Change, kw_only=True):
+class StoreWrittenFrame(StoreChangeFrame, kw_only=True):
     """`store.written`."""
 
     id: Count
 
 
-class Refused(msgspec.Struct):
+class StoreRefusedFrame(msgspec.Struct):
     """`store.refused`; the body is the present value."""
 
     id: Count
@@ -62,20 +62,20 @@ class Refused(msgspec.Struct):
     version: Count = 0
 
 
-class Value(msgspec.Struct):
+class StoreValueFrame(msgspec.Struct):
     """`store.value`; the body is the value."""
 
     id: Count
     version: Count
 
 
-class Sent(msgspec.Struct):
+class StoreSentFrame(msgspec.Struct):
     """`store.sent`."""
 
     id: Short
 
 
-class Unsent(msgspec.Struct):
+class StoreUnsentFrame(msgspec.Struct):
     """`store.unsent`."""
 
     id: Short
@@ -86,23 +86,23 @@ Origin = tuple[Short, int, int]
 """Of a message: role, slot and generation of the process that has sent it."""
 
 
-class Message(msgspec.Struct):
+class StoreMessageFrame(msgspec.Struct):
     """`store.message`, from another server; the body is the payload."""
 
     topic: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     workers: bool
     origin: Origin
     message: Short = ""
-    at: At | None = None
+    at: StreamPositionPair | None = None
 
 
-class Place(msgspec.Struct):
+class StorePositionFrame(msgspec.Struct):
     """`store.at`."""
 
-    at: At
+    at: StreamPositionPair
 
 
-class Granted(msgspec.Struct):
+class StoreGrantedFrame(msgspec.Struct):
     """`store.granted`."""
 
     id: Count
@@ -110,7 +110,7 @@ class Granted(msgspec.Struct):
     renewed_until: Seconds
 
 
-class Taken(msgspec.Struct):
+class StoreTakenFrame(msgspec.Struct):
     """`store.taken`."""
 
     id: Count
@@ -118,20 +118,20 @@ class Taken(msgspec.Struct):
     text: Sentence
 
 
-class Renewed(msgspec.Struct):
+class StoreRenewedFrame(msgspec.Struct):
     """`store.renewed`."""
 
     token: Count
     renewed_until: Seconds
 
 
-class Lost(msgspec.Struct):
+class StoreLostFrame(msgspec.Struct):
     """`store.lost`."""
 
     token: Count
 
 
-class Say(msgspec.Struct):
+class StoreLogFrame(msgspec.Struct):
     """`store.say`: a record of the log (docs/events.md), of an event that is the store's to tell."""
 
     level: Annotated[int, msgspec.Meta(ge=0, le=50)]
@@ -140,7 +140,7 @@ class Say(msgspec.Struct):
     about: Annotated[dict[Short, bool | int | float | Sentence | None], msgspec.Meta(max_length=20)] = {}
 
 
-class Failed(msgspec.Struct):
+class StoreFailedFrame(msgspec.Struct):
     """`store.failed`: it could not start."""
 
     text: Sentence
@@ -148,24 +148,24 @@ class Failed(msgspec.Struct):
 
 
 FROM_STORE: Final[Mapping[str, type]] = {
-    "store.snapshot": Piece,
-    "store.up": Up,
-    "store.down": Trouble,
-    "store.refuses": Trouble,
-    "store.written": Written,
-    "store.refused": Refused,
-    "store.change": Change,
-    "store.value": Value,
-    "store.sent": Sent,
-    "store.unsent": Unsent,
-    "store.message": Message,
-    "store.at": Place,
-    "store.granted": Granted,
-    "store.taken": Taken,
-    "store.renewed": Renewed,
-    "store.lost": Lost,
-    "store.say": Say,
-    "store.failed": Failed,
+    "store.snapshot": StoreSnapshotFrame,
+    "store.up": StoreUpFrame,
+    "store.down": StoreProblemFrame,
+    "store.refuses": StoreProblemFrame,
+    "store.written": StoreWrittenFrame,
+    "store.refused": StoreRefusedFrame,
+    "store.change": StoreChangeFrame,
+    "store.value": StoreValueFrame,
+    "store.sent": StoreSentFrame,
+    "store.unsent": StoreUnsentFrame,
+    "store.message": StoreMessageFrame,
+    "store.at": StorePositionFrame,
+    "store.granted": StoreGrantedFrame,
+    "store.taken": StoreTakenFrame,
+    "store.renewed": StoreRenewedFrame,
+    "store.lost": StoreLostFrame,
+    "store.say": StoreLogFrame,
+    "store.failed": StoreFailedFrame,
 }
-ENTRIES: Final[Bodies[list[tuple[Key, Count, bytes]]]] = Bodies(list[tuple[Key, Count, bytes]], "a snapshot")
+SNAPSHOT_ENTRIES: Final[Bodies[list[tuple[Key, Count, bytes]]]] = Bodies(list[tuple[Key, Count, bytes]], "a snapshot")
 """Keys, each with its version and value."""

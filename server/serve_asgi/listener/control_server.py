@@ -26,7 +26,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 
 from serve_asgi.config.options import MOST_WORKERS
 from serve_asgi.errors import ServeError
-from serve_asgi.hub.schedules.commands import Answer, Asks
+from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.ipc import control_protocol
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.listening_socket import Identity, unlink_own
@@ -88,10 +88,10 @@ class Controlled(Protocol):
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows: each option's value and where it came from."""
 
-    def schedules(self) -> Asks:
+    def schedules(self) -> ScheduleCommands:
         """The schedules of the hub."""
 
-    def ask_schedule(self, do: str, name: str, answer: Answer) -> None:
+    def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
         """Pause, resume or run one; `answer` is called when it is done."""
 
     async def stacks(self, timeout: float) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from typing import Any, Final
 from serve_asgi.config.options import Config
 from serve_asgi.config.state_location import is_url
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembly import assembled
-from serve_asgi.hub.core import HubSettings, Order, Role
+from serve_asgi.hub.assembly import create_hub
+from serve_asgi.hub.core import HubSettings, MemberOrder, Role
 from serve_asgi.ipc.channel import pair, refuse_descriptors
-from serve_asgi.ipc.frames import packed, unpacked
+from serve_asgi.ipc.frames import pack_value, unpack_value
 from serve_asgi.ipc.link_socket import LinkSocket
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener import misbehaving_child as blame
@@ -79,7 +79,7 @@ class MemberLink(LinkSocket):
 
 
 class Links:
-    """All links of one listener, and its hub (a `serve_asgi.hub.core.Port`)."""
+    """All links of one listener, and its hub (a `serve_asgi.hub.core.HubPort`)."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Links:
         broken: Callable[[int, str], None],
     ) -> None:
         """`broken(member, why)` is told of a member that sends nonsense: its process is to be killed."""
-        self.hub = assembled(self, settings)
+        self.hub = create_hub(self, settings)
         self.store: Callable[[bytes], None] | None = None
         """Takes frames for the store process, where there is one."""
         self._scoreboard = scoreboard
@@ -133,7 +133,7 @@ class Links:
         orders = {each.id: _order(each, supervisor) for each in processes}
         if hub.settings.agent != (agent := supervisor.has_agent):
             hub.settings = dataclasses.replace(hub.settings, agent=agent)
-        for order in (Order.SERVE, Order.RETIRE):
+        for order in (MemberOrder.SERVE, MemberOrder.RETIRE):
             for id, wanted in orders.items():
                 if wanted is order:
                     hub.order(id, order)
@@ -381,24 +381,24 @@ def hub_settings(config: Config) -> HubSettings:
     return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
 
 
-def _order(worker: AppProcess, supervisor: Supervisor) -> Order:
+def _order(worker: AppProcess, supervisor: Supervisor) -> MemberOrder:
     if not isinstance(worker, Worker):
         if worker.state in AT_WORK:
-            return Order.SERVE
-        return Order.RETIRE if worker.state in _AGENT_LEAVES else Order.START
+            return MemberOrder.SERVE
+        return MemberOrder.RETIRE if worker.state in _AGENT_LEAVES else MemberOrder.START
     if worker.state in (WorkerState.RETIRING, WorkerState.ENDING):
-        return Order.RETIRE
+        return MemberOrder.RETIRE
     serves = worker.state is WorkerState.SERVING and worker.generation is supervisor.current
-    return Order.SERVE if serves else Order.START
+    return MemberOrder.SERVE if serves else MemberOrder.START
 
 
 _AGENT_LEAVES: Final = frozenset({AgentState.FINISHING, AgentState.KILLED, AgentState.ENDING})
 
 
 def _as_text(state: State) -> str:
-    return base64.b64encode(packed(state, "the state of the hub")).decode()
+    return base64.b64encode(pack_value(state, "the state of the hub")).decode()
 
 
 def _from_text(text: str) -> State:
-    state: State = unpacked(base64.b64decode(text))
+    state: State = unpack_value(base64.b64decode(text))
     return state

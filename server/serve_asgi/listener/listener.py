@@ -25,8 +25,8 @@ from serve_asgi.config.options import flag
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings, written
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.schedules.commands import Answer, Asks
-from serve_asgi.hub.schedules.part import Ticks
+from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
+from serve_asgi.hub.schedules.part import Scheduler
 from serve_asgi.hub.state.part import SharedState
 from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener import agent_lock, cycles, service_manager
@@ -477,11 +477,11 @@ class Listener:
         size = self.supervisor.size
         return in_force(self.settings, found, names, self.admin.names, self.control.path, size)
 
-    def schedules(self) -> Asks:
+    def schedules(self) -> ScheduleCommands:
         """The schedules of the hub."""
-        return self.links.hub.part(Ticks).asks
+        return self.links.hub.part(Scheduler).asks
 
-    def ask_schedule(self, do: str, name: str, answer: Answer) -> None:
+    def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
         """Pause, resume or run one; `answer` is called when it is done."""
         self.schedules().do(do, name, answer, by="the command line")
         self.links.look()

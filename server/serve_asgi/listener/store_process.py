@@ -25,12 +25,12 @@ import anyio
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
 from serve_asgi.config.state_location import START_TIME, is_url, redis_address, shown
-from serve_asgi.hub.state.write import Entry
+from serve_asgi.hub.state.write import StateEntry
 from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
-from serve_asgi.ipc.frames import Said, decode, encode, opened, packed
+from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, split_frame
 from serve_asgi.ipc.link_socket import make_room, receive
 from serve_asgi.ipc.schema import Heads
-from serve_asgi.ipc.store_frames import Trouble
+from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.ipc.store_schema import FROM_STORE
 from serve_asgi.listener import misbehaving_child as blame
 from serve_asgi.listener.child import SAFE_PATH, describe_code
@@ -78,7 +78,7 @@ class Store:
         changed: Callable[[str], None],
         happened: Callable[[actions.LogEvent], None],
         left: State | None = None,
-        known: Callable[[], tuple[list[tuple[str, Entry]], int]] = lambda: ([], 0),
+        known: Callable[[], tuple[list[tuple[str, StateEntry]], int]] = lambda: ([], 0),
     ) -> None:
         """`take` gets what the process says, `changed` why nothing can be asked ("": it can).
 
@@ -130,7 +130,7 @@ class Store:
     def send(self, data: bytes) -> None:
         """Have the process get a frame, or the asker a refusal in a later turn of the loop; returns at once."""
         if self._stage in (Stage.STARTING, Stage.ENDED) or (self._stage is Stage.AWAY and self._process is None):
-            self._questions.refuse(decode(data), Trouble.AWAY, self.trouble or "the store process has not started")
+            self._questions.refuse(decode(data), StoreFailure.AWAY, self.trouble or "the store process has not started")
         else:
             self._questions.put(data)
         self._news.set()
@@ -235,7 +235,7 @@ class Store:
             "name": self._name,
             "at": self._at,
         }
-        return encode("store.open", head, packed(self._config.to_json(), "the configuration"))
+        return encode("store.open", head, pack_value(self._config.to_json(), "the configuration"))
 
     def _gone(self, how: str, turned: bool) -> None:
         """The process has ended: nobody else will answer what it was asked."""
@@ -328,9 +328,9 @@ class Store:
         if not data and hung_up(ours):
             raise EOFError
         try:
-            kind, raw, body = opened(data)
+            kind, raw, body = split_frame(data)
             if (head := self._heads.decode(kind, raw)) is not None:
-                self._took(Said(kind, head, body), data)
+                self._took(ValidatedFrame(kind, head, body), data)
         except Exception as error:
             self._broken = blame.reason("the store process", "lane", error)
             if self._process is not None:
@@ -338,7 +338,7 @@ class Store:
             return False
         return True
 
-    def _took(self, frame: Said, data: bytes) -> None:
+    def _took(self, frame: ValidatedFrame, data: bytes) -> None:
         head = frame.head
         if (at := getattr(head, "at", None)) is not None:
             self._at = list(at)

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.ipc.frames import Frame, Said, decode, encode
-from serve_asgi.ipc.store_frames import Trouble
+from serve_asgi.ipc.frames import Frame, ValidatedFrame, decode, encode
+from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.store import answers
 
 QUEUED: Final = 20_000
@@ -40,7 +40,7 @@ class Questions:
         self._bytes = 0
         self._asked: dict[tuple[str, Any], Frame] = {}  # what has not been answered, in the order of asking
         self._given: set[tuple[str, Any]] = set()  # of these, what the process has got
-        self._refusals: list[answers.Answer] = []
+        self._refusals: list[answers.StoreReply] = []
 
     # What comes from the hub
 
@@ -49,7 +49,7 @@ class Questions:
         frame = decode(data)
         if len(self._waiting) >= QUEUED or self._bytes + len(data) > QUEUED_BYTES:
             text = f"{len(self._waiting)} requests wait for the store already; try again later"
-            self.refuse(frame, Trouble.BUSY, text)
+            self.refuse(frame, StoreFailure.BUSY, text)
             return
         if (key := _asked(frame)) is not None:
             self._asked[key] = frame._replace(body=b"")
@@ -61,9 +61,9 @@ class Questions:
         self._waiting.append(data)
         self._bytes += len(data)
 
-    def refuse(self, frame: Frame, why: Trouble, text: str) -> None:
+    def refuse(self, frame: Frame, why: StoreFailure, text: str) -> None:
         """Answer in the process's place, in a later turn of the loop."""
-        if (found := answers.trouble(frame.kind, frame.head, why, text)) is not None:
+        if (found := answers.failed(frame.kind, frame.head, why, text)) is not None:
             self._refusals.append(found)
             if len(self._refusals) == 1:
                 asyncio.get_running_loop().call_soon(self.give_refusals)
@@ -87,7 +87,7 @@ class Questions:
         if (key := _asked(decode(data))) is not None and key in self._asked:
             self._given.add(key)
 
-    def answered(self, frame: Said) -> None:
+    def answered(self, frame: ValidatedFrame) -> None:
         """The process has said something; perhaps it is an answer. Raises ChannelError if nobody has asked for it."""
         if (family := _FAMILIES.get(frame.kind)) is not None:
             key = (family, frame.head.id)
@@ -104,9 +104,9 @@ class Questions:
         """The process has ended; what it has not got waits on, if another one takes its place."""
         for key in list(self._asked):
             if key in self._given:
-                self.refuse(self._asked.pop(key), Trouble.UNKNOWN, f"{text}: nobody knows whether it was done")
+                self.refuse(self._asked.pop(key), StoreFailure.UNKNOWN, f"{text}: nobody knows whether it was done")
             elif not another_comes:
-                self.refuse(self._asked.pop(key), Trouble.AWAY, text)
+                self.refuse(self._asked.pop(key), StoreFailure.AWAY, text)
         self._given.clear()
         if not another_comes:
             self._waiting.clear()
@@ -135,7 +135,7 @@ class Questions:
             self.put_order(data)
             if (key := _asked(frame := decode(data))) is not None:
                 self._asked[key] = frame._replace(body=b"")
-        self._refusals = [answers.Answer(*decode(base64.b64decode(text))) for text in left["refusals"]]
+        self._refusals = [answers.StoreReply(*decode(base64.b64decode(text))) for text in left["refusals"]]
 
 
 def _asked(frame: Frame) -> tuple[str, Any] | None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from serve_asgi.ipc.store_frames import Taken
+from serve_asgi.ipc.store_frames import GrantRefusal
 
-AHEAD: Final = 60.0
+MAX_AHEAD: Final = 60.0
 """Seconds that a tick may lie ahead of the store's clock: were it granted, no tick before it ever would be again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Grant:
+class TickGrant:
     """The last one of a name."""
 
     tick: float
@@ -24,37 +24,40 @@ class Grant:
     token: int
 
 
-class Leases:
+class LeaseTable:
     """Of one store. Times are unix times (s) of the store's clock."""
 
-    def __init__(self, last: dict[str, Grant] | None = None, token: int = 0) -> None:
-        self.last: dict[str, Grant] = last or {}
+    def __init__(self, last: dict[str, TickGrant] | None = None, token: int = 0) -> None:
+        self.last: dict[str, TickGrant] = last or {}
         self.token = token
         """The largest that there has been."""
         self._until: dict[tuple[str, int], float] = {}
 
     def grant(
         self, name: str, tick: float, holder: str, lease: float, exclusive: bool, now: float
-    ) -> Grant | tuple[Taken, str]:
+    ) -> TickGrant | tuple[GrantRefusal, str]:
         """Grant a tick for `lease` seconds, or say why not."""
         before = self.last.get(name)
         if before is not None and tick <= before.tick:
             if (tick, holder) == (before.tick, before.holder):
                 self._until[name, before.token] = now + lease
                 return before
-            return Taken.GRANTED, f"this tick of {name}, or a later one, has been granted already"
-        if tick > now + AHEAD:
-            return Taken.CLOCK, f"the tick of {name} lies {tick - now:.0f} s ahead of the store's clock: set the clocks"
+            return GrantRefusal.GRANTED, f"this tick of {name}, or a later one, has been granted already"
+        if tick > now + MAX_AHEAD:
+            return (
+                GrantRefusal.CLOCK,
+                f"the tick of {name} lies {tick - now:.0f} s ahead of the store's clock: set the clocks",
+            )
         if exclusive and any(each == name and until > now for (each, _), until in self._until.items()):
-            return Taken.RUNNING, f"a run of {name} has not ended"
+            return GrantRefusal.RUNNING, f"a run of {name} has not ended"
         self.token = max(self.token + 1, int(now * 1_000_000))
-        found = self.last[name] = Grant(tick, holder, self.token)
+        found = self.last[name] = TickGrant(tick, holder, self.token)
         self._until[name, self.token] = now + lease
         return found
 
-    def copy(self) -> Leases:
+    def copy(self) -> LeaseTable:
         """What `grant` changes may have to be undone."""
-        copied = Leases(dict(self.last), self.token)
+        copied = LeaseTable(dict(self.last), self.token)
         copied._until = dict(self._until)
         return copied
 

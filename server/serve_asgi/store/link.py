@@ -14,13 +14,13 @@ import anyio
 
 from serve_asgi.ipc.frames import Frame, decode, encode
 from serve_asgi.ipc.link_socket import make_room, receive
-from serve_asgi.store.answers import Answer
+from serve_asgi.store.answers import StoreReply
 
-BATCH: Final = 256
+MAX_FRAMES: Final = 256
 """Frames that are taken at a time at most."""
 
 
-class Lane:
+class StoreLink:
     """One end. `receive` may be waited for by one task, `send` by several."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -31,7 +31,7 @@ class Lane:
         self._sending = anyio.Lock()
 
     async def receive(self) -> list[Frame]:
-        """Wait for frames; return all that are there, up to `BATCH`.
+        """Wait for frames; return all that are there, up to `MAX_FRAMES`.
 
         Raises EOFError when the listener is gone, ChannelError for what is no frame.
         """
@@ -41,7 +41,7 @@ class Lane:
 
     def _there(self) -> list[Frame]:
         frames: list[Frame] = []
-        while len(frames) < BATCH:
+        while len(frames) < MAX_FRAMES:
             data = receive(self._socket)
             if data is None:
                 break
@@ -64,7 +64,7 @@ class Lane:
                 else:
                     return
 
-    async def tell(self, found: Iterable[Answer]) -> None:
+    async def tell(self, found: Iterable[StoreReply]) -> None:
         """Send frames, one after another, as they are asked for."""
         for each in found:
             await self.send(*each)

@@ -17,13 +17,13 @@ import anyio
 from serve_asgi.config.options import Config
 from serve_asgi.config.state_location import is_url, redis_address, shown
 from serve_asgi.errors import ChannelError, UsageError
-from serve_asgi.hub.state.write import Entry, Limits
+from serve_asgi.hub.state.write import StateEntry, StateLimits
 from serve_asgi.ipc.channel import PROTOCOL, speaks
-from serve_asgi.ipc.frames import Frame, unpacked
+from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.logs import server_log as logs
-from serve_asgi.store.link import Lane
-from serve_asgi.store.sqlite_state import StateFile
-from serve_asgi.store.stream_position import NOWHERE, At
+from serve_asgi.store.link import StoreLink
+from serve_asgi.store.sqlite_state import SqliteState
+from serve_asgi.store.stream_position import NOWHERE, StreamPosition
 from serve_asgi.worker import orphan_exit as last_resort
 from serve_asgi.worker.bootstrap import ignore_signals, name_process, take_account
 
@@ -44,13 +44,13 @@ def main() -> None:
     end.set_inheritable(False)
     name_process("serve-store")
     last_resort.watch(end.fileno(), lambda: LAST)
-    lane = Lane(end)
+    lane = StoreLink(end)
     status = anyio.run(_run, lane)
     lane.close()
     sys.exit(status)
 
 
-async def _run(lane: Lane) -> int:
+async def _run(lane: StoreLink) -> int:
     try:
         with anyio.fail_after(WELCOME_TIME):
             first, *rest = await lane.receive()
@@ -66,7 +66,7 @@ async def _run(lane: Lane) -> int:
     return 0
 
 
-async def _serve(lane: Lane, first: Frame, rest: list[Frame]) -> None:
+async def _serve(lane: StoreLink, first: Frame, rest: list[Frame]) -> None:
     """Open what the listener names and serve it to the end of the lane, which raises EOFError.
 
     `first` is `store.open` {protocol, location, again, knows?, at?, value_limit, total_limit, name} body=configuration;
@@ -76,21 +76,21 @@ async def _serve(lane: Lane, first: Frame, rest: list[Frame]) -> None:
     head = first.head
     if first.kind != "store.open" or not speaks(head["protocol"]):
         raise ChannelError(f"the listener speaks another version than {PROTOCOL}")
-    config = Config.from_json(unpacked(first.body))
+    config = Config.from_json(unpack_value(first.body))
     logs.configure(config, "store")
     try:
         take_account(config)
     except (OSError, KeyError) as error:
         raise UsageError(f"the store process cannot become user {config.user} {config.group}: {error}") from None
-    limits = Limits(head["value_limit"], head["total_limit"])
+    limits = StateLimits(head["value_limit"], head["total_limit"])
     if is_url(head["location"]):
         await _serve_redis(lane, head, limits, rest)
     else:
         await _serve_file(lane, head, limits, rest)
 
 
-async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
-    file = StateFile(head["location"], limits, again=head["again"])
+async def _serve_file(lane: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
+    file = SqliteState(head["location"], limits, again=head["again"])
     try:
         for piece in file.snapshot():
             await lane.send(*piece)
@@ -105,12 +105,12 @@ async def _serve_file(lane: Lane, head: dict[str, Any], limits: Limits, frames: 
         file.close()
 
 
-async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames: list[Frame]) -> None:
+async def _serve_redis(lane: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
     address = redis_address(head["location"])
     try:
-        from serve_asgi.store.redis_connection import Place
-        from serve_asgi.store.redis_state import RemoteState
-        from serve_asgi.store.stream_following import NOTHING, Known
+        from serve_asgi.store.redis_connection import RedisConnector
+        from serve_asgi.store.redis_state import RedisState
+        from serve_asgi.store.stream_following import NOTHING_KNOWN, KnownState
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise
@@ -118,19 +118,19 @@ async def _serve_redis(lane: Lane, head: dict[str, Any], limits: Limits, frames:
             f"--state {shown(head['location'])} needs the package redis, which is not installed: "
             "pip install 'serve-asgi[redis]'"
         ) from None
-    Place(address, head["name"]).check()
-    known = NOTHING
+    RedisConnector(address, head["name"]).check()
+    known = NOTHING_KNOWN
     if head.get("knows"):
-        entries: dict[str, Entry] = {}
+        entries: dict[str, StateEntry] = {}
         while True:
             while not frames:
                 frames = await lane.receive()
             frame, *frames = frames
             if frame.kind == "store.known":
                 break
-            entries |= {key: Entry(version, value) for key, version, value in unpacked(frame.body)}
-        known = Known(entries, frame.head["version"], At(*head.get("at", NOWHERE)))
-    await RemoteState(lane, address, limits, head["name"], known).serve(frames)
+            entries |= {key: StateEntry(version, value) for key, version, value in unpack_value(frame.body)}
+        known = KnownState(entries, frame.head["version"], StreamPosition(*head.get("at", NOWHERE)))
+    await RedisState(lane, address, limits, head["name"], known).serve(frames)
 
 
 def passed_over(frame: Frame) -> bool:

@@ -21,7 +21,7 @@ from serve_asgi.store import redis_scripts as scripts
 _SCRIPTS: Final = ("HELLO", "SNAPSHOT", "READ", "WRITE", "SEND", "GRANT", "RENEW", "RELEASE")
 
 
-class Place:
+class RedisConnector:
     """Of one server, by its address."""
 
     def __init__(self, address: RedisAddress, server: str) -> None:

@@ -10,27 +10,29 @@ from typing import Any, Final
 from redis import exceptions
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.write import Entry, Limits, Op, Write
-from serve_asgi.ipc.frames import Frame, packed
-from serve_asgi.ipc.store_frames import LEASE_MARGIN, Taken
+from serve_asgi.hub.state.write import StateEntry, StateLimits, Write, WriteOp
+from serve_asgi.ipc.frames import Frame, pack_value
+from serve_asgi.ipc.store_frames import LEASE_MARGIN, GrantRefusal
 from serve_asgi.store import answers
-from serve_asgi.store.answers import Answer
+from serve_asgi.store.answers import StoreReply
 
 _NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
 """What Redis and redis-py say of a password; not always by a class of its own."""
 
 
-class Lost(Exception):
+class SessionLost(Exception):
     """The conversation has to begin anew; nothing of what is under way is known."""
 
 
 CHANGING: Final = frozenset({"store.write", "store.send", "store.grant"})
 """Frames that Redis refuses when it takes no writes."""
-_NOT_DONE: Final = (Lost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
+_NOT_DONE: Final = (SessionLost, exceptions.ReadOnlyError, exceptions.NoScriptError, exceptions.BusyLoadingError)
 """Answers after which the conversation begins anew, and that say that nothing was done."""
 
 
-def question(frame: Frame, prefix: str, epoch: str, server: str, limits: Limits) -> tuple[str, list[str], list[Any]]:
+def question(
+    frame: Frame, prefix: str, epoch: str, server: str, limits: StateLimits
+) -> tuple[str, list[str], list[Any]]:
     """The script that a frame asks for (its name in `serve_asgi.store.redis_scripts`), its keys and arguments.
 
     Raises LookupError, TypeError, ValueError or ChannelError for nonsense.
@@ -43,14 +45,14 @@ def question(frame: Frame, prefix: str, epoch: str, server: str, limits: Limits)
     match frame.kind:
         case "store.write":
             write = Write.of(head, frame.body)
-            value = packed(write.by, "the step") if write.op is Op.INCR else write.value
+            value = pack_value(write.by, "the step") if write.op is WriteOp.INCR else write.value
             version = "" if write.version is None else str(write.version)
             names = ("about", "state", "log")
             return asked("WRITE", names, server, write.op.value, write.key, version, value, *limits)
         case "store.read":
             return asked("READ", ("about", "state"), head["key"])
         case "store.send":
-            told = packed({name: value for name, value in head.items() if name != "id"}, "a message's head")
+            told = pack_value({name: value for name, value in head.items() if name != "id"}, "a message's head")
             return asked("SEND", ("about", "messages"), server, told, frame.body)
         case "store.grant":
             tick, exclusive = repr(float(head["tick"])), int(bool(head.get("exclusive")))
@@ -63,15 +65,15 @@ def question(frame: Frame, prefix: str, epoch: str, server: str, limits: Limits)
     raise ChannelError(f"the listener asks for {frame.kind!r}, which this version does not know")
 
 
-def granted(head: dict[str, Any], found: Any, began: float) -> Answer:
+def granted(head: dict[str, Any], found: Any, began: float) -> StoreReply:
     """The answer to a frame `store.grant` that was asked at `began` (s, monotonic)."""
     if found[0]:
         return answers.granted(head["id"], found[1], lease_until(head["lease"], began))
-    why, name = Taken(found[1].decode()), head["name"]
+    why, name = GrantRefusal(found[1].decode()), head["name"]
     text = {
-        Taken.GRANTED: f"this tick of {name}, or a later one, has been granted already",
-        Taken.RUNNING: f"a run of {name} has not ended",
-        Taken.CLOCK: f"the tick of {name} lies {found[2].decode()} s ahead of Redis's clock: set the clocks",
+        GrantRefusal.GRANTED: f"this tick of {name}, or a later one, has been granted already",
+        GrantRefusal.RUNNING: f"a run of {name} has not ended",
+        GrantRefusal.CLOCK: f"the tick of {name} lies {found[2].decode()} s ahead of Redis's clock: set the clocks",
     }[why]
     return answers.taken(head["id"], why, text)
 
@@ -85,21 +87,21 @@ def _microseconds(seconds: Any) -> int:
     return math.ceil(float(seconds) * 1_000_000)
 
 
-def stored(entry: Entry) -> bytes:
+def stored(entry: StateEntry) -> bytes:
     """An entry as Redis has it."""
     return b"%d:%b" % entry
 
 
-def entry(text: bytes) -> Entry:
+def entry(text: bytes) -> StateEntry:
     """The reverse of `stored`."""
     version, _, value = text.partition(b":")
-    return Entry(int(version), value)
+    return StateEntry(int(version), value)
 
 
 def sentence(error: Exception, where: str) -> str:
     """What keeps this server from Redis."""
     match error:
-        case Lost():
+        case SessionLost():
             return f"Redis at {where}: {error}"
         case exceptions.TimeoutError() | TimeoutError():
             return f"Redis at {where} did not answer in time"
@@ -123,4 +125,4 @@ def not_done(found: Any) -> Exception | None:
     """Why the conversation has to begin anew, if that is what an answer says."""
     if isinstance(found, _NOT_DONE):
         return found
-    return Lost("its data was replaced") if isinstance(found, list) and found[0] == -1 else None
+    return SessionLost("its data was replaced") if isinstance(found, list) and found[0] == -1 else None

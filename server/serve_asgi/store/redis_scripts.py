@@ -1,9 +1,8 @@
 """What a Redis does in one step: the scripts (Lua, https://redis.io/docs/latest/develop/programmability/eval-intro/).
 
 A script runs while nothing else does, so that each is one decision and its effects. `WRITE` decides as
-`serve_asgi.hub.state.write` does, byte for byte; of a refusal it returns what there is, and the sentence is made by
-`decide` itself. Numbers in Lua are doubles: versions and tokens stay below 2**53, and the integers of INCR are added as
-bytes.
+`serve_asgi.hub.state.write` does, byte for byte; of a refusal it returns what there is, and `evaluate_write` makes the
+sentence. Numbers in Lua are doubles: versions and tokens stay below 2**53, and the integers of INCR are added as bytes.
 
 All keys begin with a prefix:
     PREFIX:about     hash: format, epoch (names this life of the data), seq (version of the last change), used
@@ -20,7 +19,7 @@ from __future__ import annotations
 from typing import Final
 
 from serve_asgi.hub.state.write import MAX_KEY, OVERHEAD
-from serve_asgi.store.leases import AHEAD
+from serve_asgi.store.leases import MAX_AHEAD
 
 FORMAT: Final = 1
 LOG_BYTES: Final = 16 * 1024 * 1024
@@ -242,7 +241,7 @@ local token = text(math.max(get('token') + 1, now))
 redis.call('HSET', about, 'token', token)
 redis.call('HSET', KEYS[2], name, token .. ' ' .. ARGV[3] .. ' ' .. holder)
 return lease(token)
-""".replace("AHEAD", f"{AHEAD:.0f}")
+""".replace("AHEAD", f"{MAX_AHEAD:.0f}")
 )
 
 RENEW: Final = (

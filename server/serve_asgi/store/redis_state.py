@@ -22,17 +22,25 @@ from redis import exceptions
 
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.write import Change, Entry, Limits, Op, Refused, Write, decide
+from serve_asgi.hub.state.write import (
+    AcceptedWrite,
+    StateEntry,
+    StateLimits,
+    Write,
+    WriteOp,
+    WriteRefusal,
+    evaluate_write,
+)
 from serve_asgi.ipc.frames import Frame
-from serve_asgi.ipc.store_frames import Trouble
+from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.logs import server_log as logs
 from serve_asgi.store import answers
 from serve_asgi.store import redis_scripts as scripts
-from serve_asgi.store.link import Lane
-from serve_asgi.store.redis_connection import Place, maxmemory_policy
+from serve_asgi.store.link import StoreLink
+from serve_asgi.store.redis_connection import RedisConnector, maxmemory_policy
 from serve_asgi.store.redis_requests import (
     CHANGING,
-    Lost,
+    SessionLost,
     granted,
     lease_until,
     not_done,
@@ -40,8 +48,8 @@ from serve_asgi.store.redis_requests import (
     reason,
     sentence,
 )
-from serve_asgi.store.stream_following import LOOK, NOTHING, Following, Known
-from serve_asgi.store.write_refusals import Refusals
+from serve_asgi.store.stream_following import LOOK, NOTHING_KNOWN, KnownState, StreamFollower
+from serve_asgi.store.write_refusals import WriteRefusals
 
 BATCH: Final = 64
 """Questions that are under way together."""
@@ -58,10 +66,12 @@ WAIT_PART: Final = 0.5
 log = logging.getLogger("serve")
 
 
-class RemoteState:
+class RedisState:
     """The conversation; `serve` holds it until the listener is gone."""
 
-    def __init__(self, lane: Lane, address: RedisAddress, limits: Limits, name: str, known: Known = NOTHING) -> None:
+    def __init__(
+        self, lane: StoreLink, address: RedisAddress, limits: StateLimits, name: str, known: KnownState = NOTHING_KNOWN
+    ) -> None:
         """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
         self._lane = lane
         self._address = address
@@ -72,9 +82,9 @@ class RemoteState:
         self._room = asyncio.Event()
         self._asking: list[Frame] = []  # the batch under way
         self._trouble = ""
-        self._refusals = Refusals()
-        self._place = Place(address, name)
-        self._following = Following(lane, self._place, address, name, known)
+        self._refusals = WriteRefusals()
+        self._place = RedisConnector(address, name)
+        self._following = StreamFollower(lane, self._place, address, name, known)
 
     async def serve(self, first: Sequence[Frame]) -> None:
         """Answer until the end of the lane. Raises EOFError then, and UsageError if Redis can never be used so."""
@@ -95,7 +105,7 @@ class RemoteState:
                 if frame.kind == "store.reopen":
                     logs.reopen()
                 elif self._trouble:
-                    await self._refuse(frame, Trouble.AWAY, f"it was not done: {self._trouble}")
+                    await self._refuse(frame, StoreFailure.AWAY, f"it was not done: {self._trouble}")
                 else:
                     self._inbox.append(frame)
             self._news.set()
@@ -103,8 +113,8 @@ class RemoteState:
                 self._room.clear()
                 await self._room.wait()
 
-    async def _refuse(self, frame: Frame, why: Trouble, text: str) -> None:
-        if (found := answers.trouble(frame.kind, frame.head, why, text)) is not None:
+    async def _refuse(self, frame: Frame, why: StoreFailure, text: str) -> None:
+        if (found := answers.failed(frame.kind, frame.head, why, text)) is not None:
             await self._lane.send(*found)
 
     # The conversation
@@ -115,7 +125,7 @@ class RemoteState:
             began = time.monotonic()
             try:
                 await self._session()
-            except (exceptions.RedisError, OSError, TimeoutError, Lost) as error:
+            except (exceptions.RedisError, OSError, TimeoutError, SessionLost) as error:
                 log.debug("the conversation with Redis", exc_info=True)
                 await self._away(error)
             if time.monotonic() - began > LONGEST_DELAY:
@@ -127,13 +137,13 @@ class RemoteState:
         """Nothing can be asked until another session stands; whoever waits is told."""
         trouble = self._sentence(error)
         await self._lane.tell(self._following.held.broken_off(trouble))
-        self._refusals = Refusals()
+        self._refusals = WriteRefusals()
         asked, self._asking = self._asking, []
         for frame in asked:
-            await self._refuse(frame, Trouble.UNKNOWN, f"it is not known whether it was done: {trouble}")
+            await self._refuse(frame, StoreFailure.UNKNOWN, f"it is not known whether it was done: {trouble}")
         changed, self._trouble = trouble != self._trouble, trouble
         while self._inbox:
-            await self._refuse(self._inbox.popleft(), Trouble.AWAY, f"it was not done: {trouble}")
+            await self._refuse(self._inbox.popleft(), StoreFailure.AWAY, f"it was not done: {trouble}")
         self._room.set()
         if changed:
             await self._lane.send("store.down", {"text": trouble})
@@ -161,7 +171,7 @@ class RemoteState:
 
     async def _reach(self) -> tuple[aioredis.Redis, str]:
         """The first address that takes writes. Raises what the last one said."""
-        trouble: Exception = Lost("there is no address")
+        trouble: Exception = SessionLost("there is no address")
         for url in self._address.urls:
             client = self._place.client(url, self._address.timeout)
             try:
@@ -212,7 +222,7 @@ class RemoteState:
             for frame, found in zip(frames, said, strict=False):  # WAIT's answer comes last
                 if (trouble := not_done(found)) is not None:
                     ends = trouble
-                    await self._refuse(frame, Trouble.AWAY, f"it was not done: {self._sentence(trouble)}")
+                    await self._refuse(frame, StoreFailure.AWAY, f"it was not done: {self._sentence(trouble)}")
                 else:
                     await self._heard(frame, found, began, too_few)
                 self._asking.pop(0)
@@ -234,7 +244,7 @@ class RemoteState:
             text = f"Redis refused it: {reason(found)}"
             if frame.kind in CHANGING:
                 await self._lane.tell(self._refusals.refused(text))
-            await self._refuse(frame, Trouble.STORAGE, text)
+            await self._refuse(frame, StoreFailure.STORAGE, text)
             return
         if isinstance(found, Exception):
             raise found
@@ -244,7 +254,7 @@ class RemoteState:
                 await self._wrote(frame, found, too_few)
             case "store.read":
                 seq, version, value = found
-                entry = None if value is None else Entry(version, value)
+                entry = None if value is None else StateEntry(version, value)
                 await self._following.answer_at(seq, answers.value(head["id"], head["key"], entry))
             case "store.send":
                 await self._lane.send("store.sent", {"id": head["id"]})
@@ -261,18 +271,20 @@ class RemoteState:
         id, write = frame.head["id"], Write.of(frame.head, frame.body)
         if not found[0]:
             _, seq, used, version, value = found
-            decided = decide(write, None if value is None else Entry(version, value), self._limits, used, seq + 1)
-            if not isinstance(decided, Refused):
+            decided = evaluate_write(
+                write, None if value is None else StateEntry(version, value), self._limits, used, seq + 1
+            )
+            if not isinstance(decided, WriteRefusal):
                 raise ChannelError(f"Redis refused {write.op.value} of {write.key!r}, which is in order")
             await self._following.answer_at(seq, answers.refused(id, decided))
         elif too_few:
             text = f"it stands, but fewer than {self._address.replicas} replicas have it: a fail-over may lose it"
-            answer = answers.trouble(frame.kind, frame.head, Trouble.REPLICAS, text)
+            answer = answers.failed(frame.kind, frame.head, StoreFailure.REPLICAS, text)
             assert answer is not None
             await self._following.answer_at(found[1], answer)
         else:
-            value = None if write.op is Op.DELETE else found[2]
-            await self._following.answer_at(found[1], answers.written(id, Change(write.key, found[1], value, 0)))
+            value = None if write.op is WriteOp.DELETE else found[2]
+            await self._following.answer_at(found[1], answers.written(id, AcceptedWrite(write.key, found[1], value, 0)))
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:

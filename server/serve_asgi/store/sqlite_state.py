@@ -17,14 +17,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.state.write import Change, Entry, Limits, Refused, Write, decide, size
+from serve_asgi.hub.state.write import (
+    AcceptedWrite,
+    StateEntry,
+    StateLimits,
+    Write,
+    WriteRefusal,
+    entry_size,
+    evaluate_write,
+)
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
-from serve_asgi.ipc.store_frames import LEASE_MARGIN, Trouble
+from serve_asgi.ipc.store_frames import LEASE_MARGIN, StoreFailure
 from serve_asgi.store import answers
-from serve_asgi.store.answers import Answer
-from serve_asgi.store.leases import Grant, Leases
-from serve_asgi.store.write_refusals import Refusals
+from serve_asgi.store.answers import StoreReply
+from serve_asgi.store.leases import LeaseTable, TickGrant
+from serve_asgi.store.write_refusals import WriteRefusals
 
 APPLICATION: Final = 0x53525645
 """`PRAGMA application_id`, "SRVE": how file(1) and we know such a file (https://sqlite.org/fileformat.html, 1.3.17)."""
@@ -61,20 +69,20 @@ class _Batch:
     def __init__(self, version: int, used: int) -> None:
         self.version = version
         self.used = used
-        self.changes: dict[str, Change] = {}
+        self.changes: dict[str, AcceptedWrite] = {}
         self.names: set[str] = set()  # of schedules with a new grant
 
 
-class StateFile:
+class SqliteState:
     """One file. `answer` is the whole of its service."""
 
-    def __init__(self, path: str, limits: Limits, *, again: bool = False) -> None:
+    def __init__(self, path: str, limits: StateLimits, *, again: bool = False) -> None:
         """Open the file at `path`, or make it unless it has been served before (`again`).
 
         Raises UsageError, a sentence, if it cannot be, or is not ours.
         """
         self.path = os.path.realpath(path)
-        self.refusals = Refusals()
+        self.refusals = WriteRefusals()
         self._limits = limits
         self._lock = _locked(self.path)
         try:
@@ -105,18 +113,18 @@ class StateFile:
         about = dict(self._base.execute("SELECT name, number FROM about"))
         self.version: int = about["version"]
         self.entries = {
-            key: Entry(version, value)
+            key: StateEntry(version, value)
             for key, version, value in self._base.execute("SELECT key, version, value FROM entries")
         }
-        self.used = sum(size(key, entry.value) for key, entry in self.entries.items())
+        self.used = sum(entry_size(key, entry.value) for key, entry in self.entries.items())
         grants = self._base.execute("SELECT name, tick, holder, token FROM ticks")
-        self._leases = Leases({name: Grant(*rest) for name, *rest in grants}, about["token"])
+        self._leases = LeaseTable({name: TickGrant(*rest) for name, *rest in grants}, about["token"])
 
-    def snapshot(self) -> Iterator[Answer]:
+    def snapshot(self) -> Iterator[StoreReply]:
         """The whole state."""
         return answers.snapshot(self.entries.items())
 
-    def answer(self, frames: Sequence[Frame]) -> list[Answer]:
+    def answer(self, frames: Sequence[Frame]) -> list[StoreReply]:
         """Do what the frames ask for, durably, and return the answers.
 
         Raises LookupError, TypeError or ValueError for nonsense.
@@ -136,11 +144,11 @@ class StateFile:
             if change.value is None:
                 self.entries.pop(change.key, None)
             else:
-                self.entries[change.key] = Entry(change.version, change.value)
+                self.entries[change.key] = StateEntry(change.version, change.value)
         self.version, self.used = batch.version, batch.used
         return [*self.refusals.taken(), *found]
 
-    def look(self) -> list[Answer]:
+    def look(self) -> list[StoreReply]:
         """Where writes were refused: try whether they would be still, if it is time to."""
         if not self.refusals.due():
             return []
@@ -151,7 +159,7 @@ class StateFile:
             return [*self.refusals.refused(self._sentence(error))]
         return [*self.refusals.taken()]
 
-    def _one(self, frame: Frame, batch: _Batch) -> Iterator[Answer]:
+    def _one(self, frame: Frame, batch: _Batch) -> Iterator[StoreReply]:
         head, now = frame.head, time.time()
         match frame.kind:
             case "store.write":
@@ -159,12 +167,12 @@ class StateFile:
             case "store.read":
                 yield answers.value(head["id"], head["key"], self._entry(head["key"], batch))
             case "store.send":
-                yield Answer("store.sent", {"id": head["id"]})  # to no one: there is one server
+                yield StoreReply("store.sent", {"id": head["id"]})  # to no one: there is one server
             case "store.grant":
                 lease = float(head["lease"])
                 name, exclusive = head["name"], bool(head.get("exclusive"))
                 found = self._leases.grant(name, float(head["tick"]), head["holder"], lease, exclusive, now)
-                if isinstance(found, Grant):
+                if isinstance(found, TickGrant):
                     batch.names.add(name)
                     yield answers.granted(head["id"], found.token, _until(lease))
                 else:
@@ -178,19 +186,19 @@ class StateFile:
             case "store.release":
                 self._leases.release(head["name"], head["token"])
 
-    def _write(self, id: Any, write: Write, batch: _Batch) -> Answer:
-        decided = decide(write, self._entry(write.key, batch), self._limits, batch.used, batch.version + 1)
-        if isinstance(decided, Refused):
+    def _write(self, id: Any, write: Write, batch: _Batch) -> StoreReply:
+        decided = evaluate_write(write, self._entry(write.key, batch), self._limits, batch.used, batch.version + 1)
+        if isinstance(decided, WriteRefusal):
             return answers.refused(id, decided)
         batch.changes[write.key] = decided
         batch.version, batch.used = decided.version, batch.used + decided.grows
         return answers.written(id, decided)
 
-    def _entry(self, key: str, batch: _Batch) -> Entry | None:
+    def _entry(self, key: str, batch: _Batch) -> StateEntry | None:
         change = batch.changes.get(key)
         if change is None:
             return self.entries.get(key)
-        return None if change.value is None else Entry(change.version, change.value)
+        return None if change.value is None else StateEntry(change.version, change.value)
 
     def _commit(self, batch: _Batch) -> None:
         base = self._base
@@ -210,12 +218,12 @@ class StateFile:
             if _identity(name) != identity:
                 raise OSError(0, f"{name} has been removed or replaced; put it back, or restart the server")
 
-    def _refuse(self, frames: Sequence[Frame], error: sqlite3.Error | OSError) -> list[Answer]:
+    def _refuse(self, frames: Sequence[Frame], error: sqlite3.Error | OSError) -> list[StoreReply]:
         """Nothing of a transaction stands that failed; unless the disk failed, which nobody can know."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF  # the primary one of an extended code
-        why = Trouble.STORAGE if code in _NOTHING_DONE else Trouble.UNKNOWN
+        why = StoreFailure.STORAGE if code in _NOTHING_DONE else StoreFailure.UNKNOWN
         text = self._sentence(error)
-        found = [answers.trouble(frame.kind, frame.head, why, text) for frame in frames]
+        found = [answers.failed(frame.kind, frame.head, why, text) for frame in frames]
         return [*self.refusals.refused(text), *(each for each in found if each is not None)]
 
     def _sentence(self, error: sqlite3.Error | OSError) -> str:

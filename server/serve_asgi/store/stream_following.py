@@ -19,16 +19,16 @@ from redis import exceptions
 
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.state.write import Change, Entry
-from serve_asgi.ipc.frames import unpacked
+from serve_asgi.hub.state.write import AcceptedWrite, StateEntry
+from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.store import answers
 from serve_asgi.store import redis_scripts as scripts
-from serve_asgi.store.answers import Answer
-from serve_asgi.store.held_answers import Held
-from serve_asgi.store.link import Lane
-from serve_asgi.store.redis_connection import Place
-from serve_asgi.store.redis_requests import Lost, entry, stored
-from serve_asgi.store.stream_position import NOWHERE, At, Followed, number_of
+from serve_asgi.store.answers import StoreReply
+from serve_asgi.store.held_answers import HeldReplies
+from serve_asgi.store.link import StoreLink
+from serve_asgi.store.redis_connection import RedisConnector
+from serve_asgi.store.redis_requests import SessionLost, entry, stored
+from serve_asgi.store.stream_position import NOWHERE, FollowedMessages, StreamPosition, number_of
 
 FOLLOWED: Final = 64
 """Entries of the streams that are read at a time."""
@@ -36,21 +36,28 @@ LOOK: Final = 1.0
 """Seconds without news after which the follower looks whether Redis still has the same data."""
 
 
-class Known(NamedTuple):
+class KnownState(NamedTuple):
     """What there is of the state already."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, StateEntry]
     version: int  # of the last change
-    at: At = NOWHERE  # the last message
+    at: StreamPosition = NOWHERE  # the last message
 
 
-NOTHING: Final = Known({}, 0)
+NOTHING_KNOWN: Final = KnownState({}, 0)
 
 
-class Following:
+class StreamFollower:
     """Of one server's Redis, over all its conversations."""
 
-    def __init__(self, lane: Lane, place: Place, address: RedisAddress, name: str, known: Known = NOTHING) -> None:
+    def __init__(
+        self,
+        lane: StoreLink,
+        place: RedisConnector,
+        address: RedisAddress,
+        name: str,
+        known: KnownState = NOTHING_KNOWN,
+    ) -> None:
         """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
         self._lane = lane
         self._place = place
@@ -58,11 +65,11 @@ class Following:
         self._name = name
         self.epoch = ""
         """Names this life of the data."""
-        self.held = Held()
+        self.held = HeldReplies()
         """Answers until the changes that they are about have gone to the hub."""
         self._seq = 0  # version of the last change that the hub has been told
         self._highest = known.version  # of all that were ever told
-        self._messages = Followed(known.at)
+        self._messages = FollowedMessages(known.at)
         self._entries = known.entries
 
     # The beginning of a conversation
@@ -106,7 +113,7 @@ class Following:
         """Tell the hub the whole state, and follow from there; return the number of the last message."""
         found = await self._place.run(client, "SNAPSHOT", self._place.keys("about", "state"), self.epoch)
         if found[0] == -1:
-            raise Lost("its data was replaced")
+            raise SessionLost("its data was replaced")
         seq, sent = int(found[0]), int(found[1])
         self._entries = {key.decode(): entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
         for piece in answers.snapshot(self._entries.items()):
@@ -131,7 +138,7 @@ class Following:
         await self._lane.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
         await self._release_held()
 
-    async def answer_at(self, seq: int, answer: Answer) -> None:
+    async def answer_at(self, seq: int, answer: StoreReply) -> None:
         """Answer when the hub has been told all changes up to this one."""
         self.held.add(seq, answer)
         await self._release_held()
@@ -158,10 +165,10 @@ class Following:
         Redis ends the wait of those who read in the moment in which it becomes a replica, and of nobody else's.
         """
         if await client.hget(self._place.key("about"), "epoch") != self.epoch.encode():
-            raise Lost("its data was replaced")
+            raise SessionLost("its data was replaced")
         with contextlib.suppress(exceptions.NoPermissionError):
             if (await client.execute_command("ROLE"))[0] != b"master":
-                raise Lost("it has become a replica")
+                raise SessionLost("it has become a replica")
 
     async def _take_entries(
         self, client: aioredis.Redis, take: Callable[[int, dict[bytes, bytes]], Awaitable[bool]], entries: Any
@@ -183,21 +190,21 @@ class Following:
         if value is None:
             self._entries.pop(key, None)
         else:
-            self._entries[key] = Entry(version, value)
+            self._entries[key] = StateEntry(version, value)
         if not self.held.tells(version):
-            await self._lane.send(*answers.changed(Change(key, version, value, 0)))
+            await self._lane.send(*answers.changed(AcceptedWrite(key, version, value, 0)))
         await self._release_held()
         return True
 
     async def _take_message(self, number: int, fields: dict[bytes, bytes]) -> bool:
         if not self._messages.fits(fields):
-            raise Lost("its data was replaced")
+            raise SessionLost("its data was replaced")
         if (missed := self._messages.take(number, fields)) > 0:
             text = f"{missed} messages of other servers were missed: they came faster than this server took them"
             await self._lane.say(logging.ERROR, "store_messages_missed", text, messages=missed)
         at = self._messages.at
         if fields[b"o"] != self._name.encode():
-            head = {**unpacked(fields[b"h"]), "server": fields[b"o"].decode(), "at": at}
+            head = {**unpack_value(fields[b"h"]), "server": fields[b"o"].decode(), "at": at}
             await self._lane.send("store.message", head, fields[b"b"])
         elif not number % FOLLOWED:
             await self._lane.send("store.at", {"at": at})

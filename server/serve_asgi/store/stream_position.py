@@ -16,17 +16,17 @@ REMEMBERED: Final = 10_000
 """The latest messages that are known again."""
 
 Fields = Mapping[bytes, bytes]
-Entry = tuple[bytes, Fields]
+StreamEntry = tuple[bytes, Fields]
 
 
-class At(NamedTuple):
+class StreamPosition(NamedTuple):
     """A place in the stream of messages."""
 
     epoch: str
     number: int  # of the last message that was taken
 
 
-NOWHERE: Final = At("", 0)
+NOWHERE: Final = StreamPosition("", 0)
 
 
 def number_of(id: bytes) -> int:
@@ -34,10 +34,10 @@ def number_of(id: bytes) -> int:
     return int(id.partition(b"-")[0])
 
 
-class Followed:
+class FollowedMessages:
     """The place of one server."""
 
-    def __init__(self, at: At = NOWHERE) -> None:
+    def __init__(self, at: StreamPosition = NOWHERE) -> None:
         """`at` is where an earlier store process of this server was."""
         self.at = at
         self._marks: collections.deque[tuple[int, int]] = collections.deque(maxlen=REMEMBERED)
@@ -50,11 +50,11 @@ class Followed:
         if epoch == self.at.epoch:
             return False
         replaced = self.at != NOWHERE
-        self.at = At(epoch, 0 if replaced else last)
+        self.at = StreamPosition(epoch, 0 if replaced else last)
         self._marks.clear()
         return replaced
 
-    async def agree(self, entry_from: Callable[[int], Awaitable[list[Entry]]]) -> int:
+    async def agree(self, entry_from: Callable[[int], Awaitable[list[StreamEntry]]]) -> int:
         """Go back to the newest message that the stream still has as it was; return how many it has lost.
 
         `entry_from` returns the first entry from this number on, if there is one.

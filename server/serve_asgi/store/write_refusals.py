@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from serve_asgi.store.answers import Answer
+from serve_asgi.store.answers import StoreReply
 
 LOOK: Final = 1.0
 """Seconds between two looks at whether writes are taken again."""
@@ -20,7 +20,7 @@ QUIET: Final = 2.0
 not."""
 
 
-class Refusals:
+class WriteRefusals:
     """Of one place. Times are those of time.monotonic()."""
 
     def __init__(self) -> None:
@@ -28,18 +28,18 @@ class Refusals:
         """Why writes are refused; "": they are taken."""
         self._last = self._looked = -math.inf
 
-    def refused(self, why: str) -> Iterator[Answer]:
+    def refused(self, why: str) -> Iterator[StoreReply]:
         """The place has refused a write; what there is to tell."""
         self._last = time.monotonic()
         if why != self.why:
             self.why = why
-            yield Answer("store.refuses", {"text": why})
+            yield StoreReply("store.refuses", {"text": why})
 
-    def taken(self) -> Iterator[Answer]:
+    def taken(self) -> Iterator[StoreReply]:
         """The place has taken a write."""
         if self.why and time.monotonic() - self._last >= QUIET:
             self.why = ""
-            yield Answer("store.refuses", {"text": ""})
+            yield StoreReply("store.refuses", {"text": ""})
 
     def due(self) -> bool:
         """Whether to write something now, to see; asked for, it counts as done."""

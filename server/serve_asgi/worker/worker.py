@@ -180,7 +180,7 @@ class Worker:
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
         self.hub.link.take("retire", lambda _: work.retire())
         self.hub.link.at_close(work.retire)
-        link.enter(self.hub.link)
+        link.set_current(self.hub.link)
         forks.in_child(self.hub.link.let_go)
 
     def _let_go(self) -> list[int]:

@@ -11,51 +11,53 @@ import random
 from collections.abc import Iterator
 from typing import Final
 
-from serve_asgi.hub.core import Hub, Phase, Role
-from serve_asgi.hub.messages.consumers import Desk, Place, Waiting
-from serve_asgi.hub.messages.queues import Budget
+from serve_asgi.hub.core import Hub, MemberPhase, Role
+from serve_asgi.hub.messages.consumers import Consumer, MemberState, SharedQueue
+from serve_asgi.hub.messages.queues import QueueBudget
 
-GRACE: Final = 1.0
+NO_CONSUMER_GRACE: Final = 1.0
 """Seconds that a message waits for a handler where all are up and none handles its topic."""
-STRANDED: Final = 60.0
+STRANDED_TIME: Final = 60.0
 """Seconds that an accepted message waits where nobody is there who might take it."""
-DEAD: Final = "serve:dead"
+DEAD_LETTER_TOPIC: Final = "serve:dead"
 """The topic under which dead letters are delivered."""
 
 
-class Prospects:
+class Consumers:
     """The places and queues of one hub."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.budget = Budget()
-        self.places: dict[int, Place] = {}
-        self.pools: dict[str, Waiting] = {}
+        self.budget = QueueBudget()
+        self.places: dict[int, MemberState] = {}
+        self.pools: dict[str, SharedQueue] = {}
         """Work that waits for a worker, by topic."""
-        self.vacant: dict[int, Waiting] = {}
+        self.vacant: dict[int, SharedQueue] = {}
         """What waits for a slot whose process has died and has no successor yet."""
-        self.blocked: dict[Desk | Waiting, None] = {}
+        self.blocked: dict[Consumer | SharedQueue, None] = {}
         """Whose lanes have copies without a place."""
-        self._hopeless: dict[Desk | Waiting, None] = {}
+        self._hopeless: dict[Consumer | SharedQueue, None] = {}
         """Whose lanes nobody would take from."""
-        self._handlers: dict[str, dict[int, Desk]] = {}
+        self._handlers: dict[str, dict[int, Consumer]] = {}
 
     # Who is there
 
-    def successor(self, slot: int) -> Place | None:
+    def successor(self, slot: int) -> MemberState | None:
         """The process that is for a slot: the one that serves, or the first that will."""
-        there = [p for p in self.places.values() if p.is_for(slot) and p.member.phase is not Phase.RETIRING]
-        return next((p for p in there if p.member.phase is Phase.SERVING), there[0] if there else None)
+        there = [p for p in self.places.values() if p.is_for(slot) and p.member.phase is not MemberPhase.RETIRING]
+        return next((p for p in there if p.member.phase is MemberPhase.SERVING), there[0] if there else None)
 
-    def free_desk(self, topic: str) -> Desk | None:
+    def free_desk(self, topic: str) -> Consumer | None:
         """Where work of this topic may go now: to who has the fewest in its hands, any of those."""
-        best: Desk | None = None
+        best: Consumer | None = None
         least, ties = math.inf, 0
         for desk in self._handlers.get(topic, {}).values():
             member = desk.place.member
             if desk.held >= desk.concurrency or desk.held > least or desk.lane.placed:
                 continue
-            if member.phase is not Phase.SERVING or not (member.role is Role.WORKER or topic == DEAD):
+            if member.phase is not MemberPhase.SERVING or not (
+                member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC
+            ):
                 continue
             if not self.hub.port.room(member.id) or not desk.place.hand_free():
                 continue
@@ -68,10 +70,10 @@ class Prospects:
         """Whether there is a process that handles work of this topic, or may once it is up."""
         for place in self.places.values():
             member = place.member
-            if member.phase is Phase.RETIRING or not (member.role is Role.WORKER or topic == DEAD):
+            if member.phase is MemberPhase.RETIRING or not (member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC):
                 continue
             desk = place.desks.get(topic)
-            if member.phase is Phase.EXPECTED or (desk is not None and desk.concurrency):
+            if member.phase is MemberPhase.EXPECTED or (desk is not None and desk.concurrency):
                 return True
         return False
 
@@ -82,9 +84,9 @@ class Prospects:
     def serves(self, generation: int) -> bool:
         """Whether this is the generation whose workers serve."""
         members = [place.member for place in self.places.values() if place.member.role is Role.WORKER]
-        return any(each.generation == generation and each.phase is Phase.SERVING for each in members)
+        return any(each.generation == generation and each.phase is MemberPhase.SERVING for each in members)
 
-    def handles(self, place: Place, topic: str, concurrency: int) -> Desk:
+    def handles(self, place: MemberState, topic: str, concurrency: int) -> Consumer:
         """The process handles a topic with so many messages at a time; with none it handles it no more."""
         desk = place.desk(topic, self.budget)
         desk.concurrency = concurrency
@@ -95,7 +97,7 @@ class Prospects:
         self.review_desk(desk)
         return desk
 
-    def forget_handler(self, desk: Desk) -> None:
+    def forget_handler(self, desk: Consumer) -> None:
         """Nothing more is given here."""
         there = self._handlers.get(desk.topic)
         if there is not None and there.pop(desk.place.member.id, None) is not None and not there:
@@ -103,52 +105,52 @@ class Prospects:
 
     # Queues
 
-    def pool(self, topic: str) -> Waiting:
+    def pool(self, topic: str) -> SharedQueue:
         """The queue of a topic's work."""
         pool = self.pools.get(topic)
         if pool is None:
-            pool = self.pools[topic] = Waiting(topic, self.budget)
+            pool = self.pools[topic] = SharedQueue(topic, self.budget)
             self.review_pool(pool)
         return pool
 
-    def vacate(self, slot: int) -> Waiting:
+    def vacate(self, slot: int) -> SharedQueue:
         """The queue of a slot that has no process."""
-        waiting = self.vacant.setdefault(slot, Waiting(slot, self.budget))
+        waiting = self.vacant.setdefault(slot, SharedQueue(slot, self.budget))
         if waiting.lane.since is None:
             waiting.lane.since = self.hub.clock()
         return waiting
 
-    def vacancy(self, slot: int) -> Waiting | None:
+    def vacancy(self, slot: int) -> SharedQueue | None:
         """The same, if a process is to be expected there."""
         if slot < 0 and self.hub.settings.agent:
             return self.vacate(slot)
         return self.vacant.get(slot)
 
-    def forget(self, owner: Desk | Waiting) -> None:
+    def forget(self, owner: Consumer | SharedQueue) -> None:
         """Its lane is empty, or nobody's any more."""
         self._hopeless.pop(owner, None)
         self.blocked.pop(owner, None)
-        if isinstance(owner, Desk):
+        if isinstance(owner, Consumer):
             owner.place.tidy(owner)
         elif isinstance(owner.key, str) and self.pools.get(owner.key) is owner:
             del self.pools[owner.key]
 
     # Hope
 
-    def review_pool(self, pool: Waiting) -> None:
+    def review_pool(self, pool: SharedQueue) -> None:
         """Who is there has changed: is there anybody for this work?"""
         assert isinstance(pool.key, str)
         hope = self.someone_for(pool.key)
         phases = {place.member.phase for place in self.places.values() if place.member.role is Role.WORKER}
-        ends = phases == {Phase.RETIRING} and not any(slot >= 0 for slot in self.vacant)
-        self._hope(pool, hope, closed=not hope and (Phase.SERVING in phases or ends))
+        ends = phases == {MemberPhase.RETIRING} and not any(slot >= 0 for slot in self.vacant)
+        self._hope(pool, hope, closed=not hope and (MemberPhase.SERVING in phases or ends))
 
-    def review_desk(self, desk: Desk) -> None:
+    def review_desk(self, desk: Consumer) -> None:
         """Does this process handle the topic, or may it once it is up?"""
-        hope = bool(desk.concurrency) or desk.place.member.phase is Phase.EXPECTED
+        hope = bool(desk.concurrency) or desk.place.member.phase is MemberPhase.EXPECTED
         self._hope(desk, hope, closed=not hope)
 
-    def _hope(self, owner: Desk | Waiting, hope: bool, closed: bool) -> None:
+    def _hope(self, owner: Consumer | SharedQueue, hope: bool, closed: bool) -> None:
         owner.lane.closed = closed
         if hope:
             owner.lane.since = None
@@ -158,7 +160,7 @@ class Prospects:
             owner.lane.since = self.hub.clock()
         self.watch(owner)
 
-    def watch(self, owner: Desk | Waiting) -> None:
+    def watch(self, owner: Consumer | SharedQueue) -> None:
         """Something waits here: if there is no hope for it, its time runs."""
         if owner.lane.since is not None and owner.lane:
             self._hopeless[owner] = None
@@ -169,15 +171,15 @@ class Prospects:
         for owner in self._hopeless:
             lane = owner.lane
             if lane.since is not None and lane:
-                due = min(due, lane.since + (GRACE if lane.closed and lane.offered else STRANDED))
+                due = min(due, lane.since + (NO_CONSUMER_GRACE if lane.closed and lane.offered else STRANDED_TIME))
         return due
 
-    def given_up(self) -> Iterator[tuple[Desk | Waiting, bool]]:
+    def given_up(self) -> Iterator[tuple[Consumer | SharedQueue, bool]]:
         """Whose lanes have had no hope for long enough: for what has no place, and whether also for what has one."""
         now = self.hub.clock()
         for owner in list(self._hopeless):
             since = owner.lane.since
-            if since is not None and now >= since + (GRACE if owner.lane.closed else STRANDED):
-                yield owner, now >= since + STRANDED
+            if since is not None and now >= since + (NO_CONSUMER_GRACE if owner.lane.closed else STRANDED_TIME):
+                yield owner, now >= since + STRANDED_TIME
                 if not owner.lane:
                     self.forget(owner)

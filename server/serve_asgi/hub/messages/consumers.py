@@ -9,33 +9,33 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Member, Phase, Port, Role
-from serve_asgi.hub.messages.queues import LIMIT, LIMIT_STARTING, Budget, Copy, Lane
+from serve_asgi.hub.core import HubPort, Member, MemberPhase, Role
+from serve_asgi.hub.messages.queues import QUEUE_LIMIT, STARTING_QUEUE_LIMIT, BoundedQueue, Delivery, QueueBudget
 from serve_asgi.ipc.frames import Frame, encode
 
 FRAME_MESSAGES: Final = 8
 """Messages in one frame at most."""
 FRAME_BYTES: Final = 60_000
 """Bytes of payload in one frame, unless a single payload is larger."""
-WINDOW: Final = 64
+CONSUMER_WINDOW: Final = 64
 """Messages of one topic, other than work, in a process's hands."""
-WINDOW_BYTES: Final = 512 * 1024
+CONSUMER_WINDOW_BYTES: Final = 512 * 1024
 """Bytes of their payloads, unless a single one is larger."""
-HANDS_BYTES: Final = 16 * 1024 * 1024
+IN_FLIGHT_BYTES: Final = 16 * 1024 * 1024
 """Bytes of all that is in a process's hands, with `COPY_BYTES` for each message: then no more before some end."""
 
-TOPICS_STARTING: Final = 2_000
+STARTING_TOPICS: Final = 2_000
 """Topics that copies are kept of for a process that starts; it will handle 1,000 at most, not known yet which."""
 
 
-class Waiting:
+class SharedQueue:
     """What waits for nobody in particular: a topic's work, or what is for a slot (agent: -1) without a process."""
 
     __slots__ = ("key", "lane")
 
-    def __init__(self, key: str | int, budget: Budget) -> None:
+    def __init__(self, key: str | int, budget: QueueBudget) -> None:
         self.key = key
-        self.lane = Lane(budget, LIMIT)
+        self.lane = BoundedQueue(budget, QUEUE_LIMIT)
 
     def __str__(self) -> str:
         if isinstance(self.key, str):
@@ -43,19 +43,21 @@ class Waiting:
         return "the agent" if self.key < 0 else f"worker {self.key}"
 
 
-class Desk:
+class Consumer:
     """One topic at one member: what waits for it, and how much it has in its hands."""
 
     __slots__ = ("bytes", "concurrency", "held", "lane", "place", "rest", "topic")
 
-    def __init__(self, place: Place, topic: str, budget: Budget) -> None:
+    def __init__(self, place: MemberState, topic: str, budget: QueueBudget) -> None:
         self.place = place
         self.topic = topic
         self.concurrency = 0  # of its handlers; 0: there is none
         self.held = 0
         self.bytes = 0
         self.rest = 0  # of what waits: so many had their places before its process began to retire
-        self.lane = Lane(budget, LIMIT_STARTING if place.member.phase is Phase.EXPECTED else LIMIT)
+        self.lane = BoundedQueue(
+            budget, STARTING_QUEUE_LIMIT if place.member.phase is MemberPhase.EXPECTED else QUEUE_LIMIT
+        )
 
     def __str__(self) -> str:
         return str(self.place.member)
@@ -63,28 +65,28 @@ class Desk:
     @property
     def window_open(self) -> bool:
         """Whether more may be given to it of what is no work."""
-        if self.held >= WINDOW or self.bytes >= WINDOW_BYTES:
+        if self.held >= CONSUMER_WINDOW or self.bytes >= CONSUMER_WINDOW_BYTES:
             return False
-        return self.place.bytes < HANDS_BYTES or self.place.hand_free()
+        return self.place.bytes < IN_FLIGHT_BYTES or self.place.hand_free()
 
 
-class Place:
+class MemberState:
     """One member, as messages go."""
 
     __slots__ = ("bytes", "desks", "held", "last", "member", "not_kept", "was_full")
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.desks: dict[str, Desk] = {}
+        self.desks: dict[str, Consumer] = {}
         self.bytes = 0
         """What it has in its hands counts as."""
         self.was_full = False
         """Something may wait until that is less."""
-        self.held: dict[int, tuple[Desk, Copy]] = {}
+        self.held: dict[int, tuple[Consumer, Delivery]] = {}
         """What is in its hands, by the delivery's number, oldest first."""
         self.not_kept: dict[str, int] = {}
         """Copies that had no place while it started, or that have none while it retires, by topic; by "" those of
-        topics beyond `TOPICS_STARTING`."""
+        topics beyond `STARTING_TOPICS`."""
         self.last: int | None = None
         """While it retires: the delivery after which it is given only what was sent since, once that is so."""
 
@@ -94,22 +96,22 @@ class Place:
 
     def hand_free(self) -> bool:
         """Whether it may get more."""
-        if self.bytes < HANDS_BYTES:
+        if self.bytes < IN_FLIGHT_BYTES:
             return True
         self.was_full = True
         return False
 
-    def desk(self, topic: str, budget: Budget) -> Desk:
+    def desk(self, topic: str, budget: QueueBudget) -> Consumer:
         """The desk of a topic, a new one if there is none."""
         desk = self.desks.get(topic)
         if desk is None:
-            desk = self.desks[topic] = Desk(self, topic, budget)
+            desk = self.desks[topic] = Consumer(self, topic, budget)
         return desk
 
-    def keep(self, copy: Copy, budget: Budget) -> bool:
+    def keep(self, copy: Delivery, budget: QueueBudget) -> bool:
         """While it starts: have a copy wait for it, or count it as not kept; return which."""
         topic = copy.send.topic
-        if topic not in self.desks and len(self.desks) >= TOPICS_STARTING:
+        if topic not in self.desks and len(self.desks) >= STARTING_TOPICS:
             self.not_kept[""] = self.not_kept.get("", 0) + 1
             return False
         if self.desk(topic, budget).lane.put_if_room(copy):
@@ -117,7 +119,7 @@ class Place:
         self.not_kept[topic] = self.not_kept.get(topic, 0) + 1
         return False
 
-    def tidy(self, desk: Desk) -> None:
+    def tidy(self, desk: Consumer) -> None:
         """Forget a desk that has nothing to do."""
         if not desk.concurrency and not desk.held and not desk.lane:
             self.desks.pop(desk.topic, None)
@@ -132,7 +134,7 @@ class Place:
         return self.slot == slot
 
 
-class Batch:
+class EntryBatch:
     """Entries for one member, to be sent as few frames."""
 
     __slots__ = ("bodies", "entries", "kind", "size")
@@ -144,13 +146,13 @@ class Batch:
         self.size = 0
 
 
-class Outgoing:
+class FrameBatcher:
     """Frames `msg.give` and `msg.told`, collected until what has happened has been dealt with."""
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: HubPort) -> None:
         self._port = port
-        self._give: dict[int, Batch] = {}
-        self._told: dict[int, Batch] = {}
+        self._give: dict[int, EntryBatch] = {}
+        self._told: dict[int, EntryBatch] = {}
         self._last: list[int] = []
 
     def give(self, member: int, entry: list[Any], body: bytes) -> None:
@@ -175,34 +177,34 @@ class Outgoing:
         while self._last:
             self._port.send(self._last.pop(), encode("msg.last"))
 
-    def _add(self, batches: dict[int, Batch], kind: str, member: int, entry: list[Any], body: bytes) -> None:
+    def _add(self, batches: dict[int, EntryBatch], kind: str, member: int, entry: list[Any], body: bytes) -> None:
         batch = batches.get(member)
         if batch is None:
-            batch = batches[member] = Batch(kind)
+            batch = batches[member] = EntryBatch(kind)
         elif len(batch.entries) >= FRAME_MESSAGES or batch.size + len(body) > FRAME_BYTES:
             self._send(member, batch)
-            batch = batches[member] = Batch(kind)
+            batch = batches[member] = EntryBatch(kind)
         entry.append(len(body))
         batch.entries.append(entry)
         if body:
             batch.bodies.append(body)
             batch.size += len(body)
 
-    def _send(self, member: int, batch: Batch) -> None:
+    def _send(self, member: int, batch: EntryBatch) -> None:
         self._port.send(member, encode(batch.kind, {"m": batch.entries}, b"".join(batch.bodies)))
 
 
-class Sized(Protocol):
+class SizedEntry(Protocol):
     """An entry whose payload has this size."""
 
     @property
     def size(self) -> int: ...
 
 
-S = TypeVar("S", bound=Sized)
+S = TypeVar("S", bound=SizedEntry)
 
 
-def bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
+def split_bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
     """The entries of a member's frame, each with its payload. Raises ChannelError if the sizes are not those."""
     at = 0
     for entry in found:
@@ -213,7 +215,7 @@ def bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
         at = end
 
 
-def entries(frame: Frame) -> list[tuple[list[Any], bytes]]:
+def split_entries(frame: Frame) -> list[tuple[list[Any], bytes]]:
     """The entries of a frame with many of them, each with its payload. Raises LookupError, TypeError or ValueError."""
     body, at = frame.body, 0
     found: list[tuple[list[Any], bytes]] = []

@@ -26,44 +26,44 @@ from typing import Annotated, Any, ClassVar, Final
 import msgspec
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, Member, Part, Phase, State
-from serve_asgi.hub.messages.candidates import DEAD
-from serve_asgi.hub.messages.consumers import Place, Waiting, bodies
-from serve_asgi.hub.messages.queues import Copy, Kind, Lane, Send, Stage, Want
-from serve_asgi.hub.messages.routing import Routing
-from serve_asgi.ipc.frames import MAX_PAYLOAD, Said
+from serve_asgi.hub.core import Hub, HubComponent, Member, MemberPhase, State
+from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC
+from serve_asgi.hub.messages.consumers import MemberState, SharedQueue, split_bodies
+from serve_asgi.hub.messages.queues import AckMode, BoundedQueue, Delivery, MessageKind, MessageStage, QueuedMessage
+from serve_asgi.hub.messages.routing import MessageRouter
+from serve_asgi.ipc.frames import MAX_PAYLOAD, ValidatedFrame
 from serve_asgi.ipc.schema import Count, Short
 
 _TO_ALL: Final = (-1, 0)
 RESERVED: Final = "serve:"
 """Topics that begin so are the server's own: messages of theirs are sent by nobody."""
-MOST_TOPICS: Final = 2_000
+MAX_TOPICS: Final = 2_000
 """Topics that one process may have desks for; `serve_asgi.app.receiving` lets it handle half of that."""
-MOST_AT_ONCE: Final = 200
+MAX_TOPICS_PER_FRAME: Final = 200
 """Topics in one frame; `serve_asgi.app.receiving` tells of half as many."""
 
 Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
-class Message(msgspec.Struct, array_like=True, gc=False):
+class SendEntry(msgspec.Struct, array_like=True, gc=False):
     """One of `msg.send`."""
 
     id: Short
-    kind: Kind
+    kind: MessageKind
     topic: Topic
-    want: Want
+    want: AckMode
     limit: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
     slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)]
     size: Count
 
 
-class Sent(msgspec.Struct):
+class SendFrame(msgspec.Struct):
     """`msg.send`."""
 
-    m: Annotated[list[Message], msgspec.Meta(max_length=100)]
+    m: Annotated[list[SendEntry], msgspec.Meta(max_length=100)]
 
 
-class Done(msgspec.Struct, array_like=True, gc=False):
+class DoneEntry(msgspec.Struct, array_like=True, gc=False):
     """One of `msg.done`."""
 
     delivery: Count
@@ -71,48 +71,49 @@ class Done(msgspec.Struct, array_like=True, gc=False):
     size: Count
 
 
-class AllDone(msgspec.Struct):
+class DoneFrame(msgspec.Struct):
     """`msg.done`."""
 
-    m: Annotated[list[Done], msgspec.Meta(max_length=500)]
+    m: Annotated[list[DoneEntry], msgspec.Meta(max_length=500)]
 
 
-class Back(msgspec.Struct):
+class ReturnFrame(msgspec.Struct):
     """`msg.back`."""
 
     m: Annotated[list[Count], msgspec.Meta(max_length=20_000)]
     all: bool = False
 
 
-class Topics(msgspec.Struct):
+class TopicsFrame(msgspec.Struct):
     """`msg.topics`."""
 
     topics: Annotated[
-        dict[Topic, Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]], msgspec.Meta(max_length=MOST_AT_ONCE)
+        dict[Topic, Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]], msgspec.Meta(max_length=MAX_TOPICS_PER_FRAME)
     ]
 
 
-class Withdrawn(msgspec.Struct):
+class WithdrawFrame(msgspec.Struct):
     """`msg.withdraw`."""
 
     m: Annotated[list[Short], msgspec.Meta(max_length=2_000)]
 
 
-class Messages(Part):
+class MessageBroker(HubComponent):
     """The part of the hub that messages are."""
 
+    name = "messages"
     kinds: ClassVar[Mapping[str, type]] = {
-        "msg.topics": Topics,
-        "msg.send": Sent,
-        "msg.withdraw": Withdrawn,
-        "msg.done": AllDone,
-        "msg.back": Back,
+        "msg.topics": TopicsFrame,
+        "msg.send": SendFrame,
+        "msg.withdraw": WithdrawFrame,
+        "msg.done": DoneFrame,
+        "msg.back": ReturnFrame,
     }
     store_kinds: ClassVar[frozenset[str]] = frozenset({"store.sent", "store.unsent", "store.message"})
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
-        self.routing = Routing(hub)
+        self.routing = MessageRouter(hub)
 
     def figures(self) -> dict[str, float]:
         counts = self.routing.counts
@@ -126,18 +127,20 @@ class Messages(Part):
             "messages_waiting": self.routing.there.budget.copies,
         }
 
-    def take(self, member: Member, frame: Said) -> None:
+    def take(self, member: Member, frame: ValidatedFrame) -> None:
         routing, place, head = self.routing, self.routing.there.places[member.id], frame.head
         match frame.kind:
             case "msg.send":
                 origin = [member.role.value, member.slot, member.generation]
-                for each, body in bodies(head.m, frame.body):
+                for each, body in split_bodies(head.m, frame.body):
                     id, topic = each.id, each.topic
                     if each.size > MAX_PAYLOAD or topic.startswith(RESERVED):
                         raise ChannelError(f"a message of {each.size} bytes of topic {topic!r}")
-                    routing.offer(Send(id, member.id, origin, topic, body, each.kind, each.want, each.limit, each.slot))
+                    routing.offer(
+                        QueuedMessage(id, member.id, origin, topic, body, each.kind, each.want, each.limit, each.slot)
+                    )
             case "msg.done":
-                for done, body in bodies(head.m, frame.body):
+                for done, body in split_bodies(head.m, frame.body):
                     routing.done(place, done.delivery, done.ok, body)
             case "msg.back":
                 for delivery in reversed(head.m):  # each is put before the others again
@@ -146,16 +149,16 @@ class Messages(Part):
                     routing.giving.gave_back(place)
             case "msg.topics":
                 for topic, concurrency in head.topics.items():
-                    if topic.startswith(RESERVED) and topic != DEAD:
+                    if topic.startswith(RESERVED) and topic != DEAD_LETTER_TOPIC:
                         raise ChannelError(f"the topic {topic!r}, which is the server's own")
                     routing.handles(place, topic, concurrency)
-                if len(place.desks) > MOST_TOPICS and place.handled() > MOST_TOPICS:
-                    raise ChannelError(f"more than {MOST_TOPICS} topics")
+                if len(place.desks) > MAX_TOPICS and place.handled() > MAX_TOPICS:
+                    raise ChannelError(f"more than {MAX_TOPICS} topics")
             case "msg.withdraw":
                 routing.withdraw(head.m, member.id)
         self._settle()
 
-    def take_from_store(self, frame: Said) -> None:
+    def take_from_store(self, frame: ValidatedFrame) -> None:
         head = frame.head
         match frame.kind:
             case "store.sent":
@@ -166,8 +169,10 @@ class Messages(Part):
                 if head.topic.startswith(RESERVED):
                     raise ChannelError(f"a message of topic {head.topic!r}, which is the server's own")
                 slot = _TO_ALL[head.workers]
-                send = Send("", 0, list(head.origin), head.topic, frame.body, Kind.COPY, Want.PLACE, 1, slot)
-                send.id, send.stage = head.message, Stage.SETTLED
+                send = QueuedMessage(
+                    "", 0, list(head.origin), head.topic, frame.body, MessageKind.COPY, AckMode.PLACE, 1, slot
+                )
+                send.id, send.stage = head.message, MessageStage.SETTLED
                 self.routing.offer(send)
         self._settle()
 
@@ -175,11 +180,11 @@ class Messages(Part):
         self.routing.joined(member)
         self._settle()
 
-    def changed(self, member: Member, before: Phase) -> None:
+    def changed(self, member: Member, before: MemberPhase) -> None:
         place = self.routing.there.places[member.id]
-        if member.phase is Phase.RETIRING:
+        if member.phase is MemberPhase.RETIRING:
             self.routing.retires(place)
-        if before is Phase.EXPECTED and member.up:
+        if before is MemberPhase.EXPECTED and member.up:
             self.routing.came_up(place)
         self.routing.giving.pump_place(place)
         self.routing.review()
@@ -208,9 +213,9 @@ class Messages(Part):
 
     def to_state(self) -> State:
         routing = self.routing
-        sends: dict[int, Send] = {}
+        sends: dict[int, QueuedMessage] = {}
 
-        def copies(lane: Lane) -> list[Any]:
+        def copies(lane: BoundedQueue) -> list[Any]:
             for copy in (*lane.placed, *lane.offered):
                 sends[id(copy.send)] = copy.send
             return [[[id(c.send), c.attempt] for c in each] for each in (lane.placed, lane.offered)]
@@ -242,27 +247,27 @@ class Messages(Part):
         routing.giving.retiring = {slot: set(members) for slot, members in state["retiring"]}
         routing.counts |= state["counts"]
         routing.losses.load(state.get("overrun", {}))
-        routing.senders.load(send for send in sends.values() if send.stage is not Stage.SETTLED)
+        routing.senders.load(send for send in sends.values() if send.stage is not MessageStage.SETTLED)
 
         def fill(owner: Any, left: Any) -> None:
-            placed, offered = ([Copy(sends[number], attempt) for number, attempt in each] for each in left)
+            placed, offered = ([Delivery(sends[number], attempt) for number, attempt in each] for each in left)
             routing.restore(owner, placed, offered)
 
         for member in self.hub.members.values():
-            routing.there.places[member.id] = Place(member)
+            routing.there.places[member.id] = MemberState(member)
         for member_id, desks, held, not_kept, last in state["places"]:
             place = routing.there.places[member_id]
             place.not_kept, place.last = dict(not_kept), last
             for topic, concurrency, *_ in desks:
                 routing.handles(place, topic, concurrency) if concurrency else place.desk(topic, routing.there.budget)
             for delivery, topic, number, attempt in held:
-                routing.giving.hold(place, topic, delivery, Copy(sends[number], attempt))
+                routing.giving.hold(place, topic, delivery, Delivery(sends[number], attempt))
             for topic, _, left, rest in desks:
                 desk = place.desk(topic, routing.there.budget)
                 fill(desk, left)
                 desk.rest = rest
         for key, left in state["waiting"]:
-            waiting = Waiting(key, routing.there.budget)
+            waiting = SharedQueue(key, routing.there.budget)
             if isinstance(key, str):
                 routing.there.pools[key] = waiting
             else:
@@ -271,18 +276,17 @@ class Messages(Part):
         routing.out.flush()
 
 
-def _send_to_state(send: Send) -> list[Any]:
+def _send_to_state(send: QueuedMessage) -> list[Any]:
     return [
         *(send.id, send.sender, send.origin, send.topic, send.body, int(send.kind), int(send.want)),
         *(send.limit, send.slot, send.subject, send.stage.value, send.copies, send.missing),
     ]
 
 
-def _send_from_state(state: list[Any]) -> Send:
+def _send_from_state(state: list[Any]) -> QueuedMessage:
     id, sender, origin, topic, body, kind, want, limit, slot, subject, stage, copies, missing = state
-    send = Send(id, sender, origin, topic, body, Kind(kind), Want(want), limit, slot, subject, Stage(stage))
+    send = QueuedMessage(
+        id, sender, origin, topic, body, MessageKind(kind), AckMode(want), limit, slot, subject, MessageStage(stage)
+    )
     send.copies, send.missing = copies, missing
     return send
-
-
-__all__ = ["Messages"]

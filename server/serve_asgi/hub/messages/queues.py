@@ -12,19 +12,19 @@ import enum
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-LIMIT: Final = 1_000
+QUEUE_LIMIT: Final = 1_000
 """Messages that have a place in one lane."""
-LIMIT_STARTING: Final = 10_000
+STARTING_QUEUE_LIMIT: Final = 10_000
 """The same for a process that starts: it takes none before it is up."""
-LANE_BYTES: Final = 4 * 1024 * 1024
+QUEUE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of payload in the places of one lane."""
-ALL_BYTES: Final = 64 * 1024 * 1024
+TOTAL_BYTES: Final = 64 * 1024 * 1024
 """Bytes in the places of all lanes together; a payload counts for each copy."""
-COPY_BYTES: Final = 512
+DELIVERY_OVERHEAD: Final = 512
 """Bytes that a copy counts in that, beside its payload: many small ones take memory as well."""
 
 
-class Kind(enum.IntEnum):
+class MessageKind(enum.IntEnum):
     """Whom a message is for."""
 
     COPY = 0  # for everyone, or every worker, who handles the topic
@@ -32,7 +32,7 @@ class Kind(enum.IntEnum):
     WORK = 2  # for any one worker
 
 
-class Want(enum.IntEnum):
+class AckMode(enum.IntEnum):
     """What the sender waits for."""
 
     PLACE = 0  # each destination has a place for it
@@ -41,7 +41,7 @@ class Want(enum.IntEnum):
     SUCCESS = 3  # the handler has ended well; it is delivered again if it raises, too
 
 
-class Stage(enum.Enum):
+class MessageStage(enum.Enum):
     """What the sender of a message has been told."""
 
     OFFERED = "offered"  # nothing: not every copy has a place
@@ -50,7 +50,7 @@ class Stage(enum.Enum):
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Send:
+class QueuedMessage:
     """One message, as it was sent."""
 
     id: str
@@ -58,12 +58,12 @@ class Send:
     origin: list[Any]  # [role, slot, generation] of the sender
     topic: str
     body: bytes
-    kind: Kind
-    want: Want
+    kind: MessageKind
+    want: AckMode
     limit: int = 1  # how often it is delivered at most
     slot: int = -1  # of DIRECT; -1 for the agent
     subject: list[Any] | None = None  # of a dead letter: [topic, id, attempts, reason]
-    stage: Stage = Stage.OFFERED
+    stage: MessageStage = MessageStage.OFFERED
     copies: int = 0
     missing: int = 0  # copies that have no place yet, and answers of the store that are due
     held_up: bool = False  # it counts as one of its sender's that are not accepted
@@ -72,21 +72,21 @@ class Send:
     @property
     def again(self) -> bool:
         """Whether it is delivered again if the process that had it dies."""
-        return self.want >= Want.HANDLED
+        return self.want >= AckMode.HANDLED
 
 
-class Copy:
+class Delivery:
     """One message on its way to one process."""
 
     __slots__ = ("attempt", "send")
 
-    def __init__(self, send: Send, attempt: int = 0) -> None:
+    def __init__(self, send: QueuedMessage, attempt: int = 0) -> None:
         self.send = send
         self.attempt = attempt
         """How often it has been given to a process."""
 
 
-class Budget:
+class QueueBudget:
     """What is in the places of all lanes."""
 
     __slots__ = ("bytes", "copies")
@@ -96,14 +96,14 @@ class Budget:
         self.copies = 0
 
 
-class Lane:
+class BoundedQueue:
     """Copies in order. Those in `placed` have their place, those in `offered` wait for one."""
 
     __slots__ = ("_budget", "bytes", "closed", "limit", "offered", "placed", "since")
 
-    def __init__(self, budget: Budget, limit: int) -> None:
-        self.placed: collections.deque[Copy] = collections.deque()
-        self.offered: collections.deque[Copy] = collections.deque()
+    def __init__(self, budget: QueueBudget, limit: int) -> None:
+        self.placed: collections.deque[Delivery] = collections.deque()
+        self.offered: collections.deque[Delivery] = collections.deque()
         self.bytes = 0
         self.limit = limit
         self.closed = False
@@ -119,18 +119,18 @@ class Lane:
         return (
             not self.closed
             and len(self.placed) < self.limit
-            and self.bytes < LANE_BYTES
-            and self._budget.bytes < ALL_BYTES
+            and self.bytes < QUEUE_BYTES
+            and self._budget.bytes < TOTAL_BYTES
         )
 
-    def _place(self, copy: Copy) -> None:
+    def _place(self, copy: Delivery) -> None:
         size = len(copy.send.body)
         self.bytes += size
-        self._budget.bytes += size + COPY_BYTES
+        self._budget.bytes += size + DELIVERY_OVERHEAD
         self._budget.copies += 1
         self.placed.append(copy)
 
-    def put(self, copy: Copy) -> bool:
+    def put(self, copy: Delivery) -> bool:
         """Give the copy a place, or let it wait for one; return which."""
         if self.offered or not self._room():
             self.offered.append(copy)
@@ -138,39 +138,39 @@ class Lane:
         self._place(copy)
         return True
 
-    def put_if_room(self, copy: Copy) -> bool:
+    def put_if_room(self, copy: Delivery) -> bool:
         """Give the copy a place if there is one; of all there are, those without a sender to wait get half at most."""
-        if self.offered or not self._room() or self._budget.bytes >= ALL_BYTES // 2:
+        if self.offered or not self._room() or self._budget.bytes >= TOTAL_BYTES // 2:
             return False
         self._place(copy)
         return True
 
-    def put_placed(self, copy: Copy) -> None:
+    def put_placed(self, copy: Delivery) -> None:
         """Give a place to what has had one elsewhere: the bound was its sender's."""
         self._place(copy)
 
-    def put_back(self, copy: Copy) -> None:
+    def put_back(self, copy: Delivery) -> None:
         """Put what was taken before all others again."""
         size = len(copy.send.body)
         self.bytes += size
-        self._budget.bytes += size + COPY_BYTES
+        self._budget.bytes += size + DELIVERY_OVERHEAD
         self._budget.copies += 1
         self.placed.appendleft(copy)
 
-    def take(self) -> Copy:
+    def take(self) -> Delivery:
         """The first one that has a place. Raises IndexError if there is none."""
         copy = self.placed.popleft()
         self._left(copy)
         return copy
 
-    def refill(self) -> Iterator[Copy]:
+    def refill(self) -> Iterator[Delivery]:
         """Give places to those that wait for one, as far as there are some; yield them."""
         while self.offered and self._room():
             copy = self.offered.popleft()
             self._place(copy)
             yield copy
 
-    def take_placed(self, which: Callable[[Send], bool]) -> list[Copy]:
+    def take_placed(self, which: Callable[[QueuedMessage], bool]) -> list[Delivery]:
         """Take out the copies with a place whose sends are meant."""
         taken = [copy for copy in self.placed if which(copy.send)]
         if taken:
@@ -179,15 +179,15 @@ class Lane:
                 self._left(copy)
         return taken
 
-    def take_offered(self, which: Callable[[Send], bool]) -> list[Copy]:
+    def take_offered(self, which: Callable[[QueuedMessage], bool]) -> list[Delivery]:
         """Take out the copies without a place whose sends are meant."""
         taken = [copy for copy in self.offered if which(copy.send)]
         if taken:
             self.offered = collections.deque(copy for copy in self.offered if not which(copy.send))
         return taken
 
-    def _left(self, copy: Copy) -> None:
+    def _left(self, copy: Delivery) -> None:
         size = len(copy.send.body)
         self.bytes -= size
-        self._budget.bytes -= size + COPY_BYTES
+        self._budget.bytes -= size + DELIVERY_OVERHEAD
         self._budget.copies -= 1

@@ -12,7 +12,7 @@ It owns every message between its acceptance and the end of its handling. The ru
 
 When something is given `serve_asgi.hub.messages.delivery` knows, what senders are told
 `serve_asgi.hub.messages.confirmations`, and what is said of messages that are lost
-`serve_asgi.hub.messages.undelivered`. Nothing here does I/O; frames are collected in `Outgoing` and flushed by
+`serve_asgi.hub.messages.undelivered`. Nothing here does I/O; frames are collected in `FrameBatcher` and flushed by
 `serve_asgi.hub.messages.part`.
 """
 
@@ -23,19 +23,19 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from serve_asgi.hub.core import Hub, Member, Phase, Role
-from serve_asgi.hub.messages.candidates import DEAD, Prospects
-from serve_asgi.hub.messages.confirmations import Senders
-from serve_asgi.hub.messages.consumers import Desk, Outgoing, Place, Waiting
-from serve_asgi.hub.messages.delivery import Giving
-from serve_asgi.hub.messages.queues import LIMIT, Copy, Kind, Send, Stage, Want
-from serve_asgi.hub.messages.undelivered import Losses, named, topic_of
+from serve_asgi.hub.core import Hub, Member, MemberPhase, Role
+from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC, Consumers
+from serve_asgi.hub.messages.confirmations import SenderConfirmations
+from serve_asgi.hub.messages.consumers import Consumer, FrameBatcher, MemberState, SharedQueue
+from serve_asgi.hub.messages.delivery import Dispatcher
+from serve_asgi.hub.messages.queues import QUEUE_LIMIT, AckMode, Delivery, MessageKind, MessageStage, QueuedMessage
+from serve_asgi.hub.messages.undelivered import LossReports, described, names_of
 
-LETTER_DELIVERIES: Final = 3
+DEAD_LETTER_DELIVERIES: Final = 3
 """How often a dead letter is delivered, at most."""
 
 
-class Had(enum.Enum):
+class RequeuedFrom(enum.Enum):
     """What a message that looks for a process had before."""
 
     NONE = "none"
@@ -43,34 +43,34 @@ class Had(enum.Enum):
     HANDS = "hands"  # another one had it, and has not begun with it
 
 
-class Routing:
+class MessageRouter:
     """The messages of one hub."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.out = Outgoing(hub.port)
-        self.there = Prospects(hub)
+        self.out = FrameBatcher(hub.port)
+        self.there = Consumers(hub)
         self.counts = dict.fromkeys(("accepted", "given", "handled", "failed", "again", "dead", "lost"), 0)
-        self.senders = Senders(self.out, self.counts)
-        self.losses = Losses(hub, self.counts)
-        self.giving = Giving(hub, self.there, self.out, self.counts)
+        self.senders = SenderConfirmations(self.out, self.counts)
+        self.losses = LossReports(hub, self.counts)
+        self.giving = Dispatcher(hub, self.there, self.out, self.counts)
 
     # Sending
 
-    def offer(self, send: Send) -> None:
+    def offer(self, send: QueuedMessage) -> None:
         """A message was sent."""
         self.senders.expect(send)
-        if send.kind is Kind.COPY:
+        if send.kind is MessageKind.COPY:
             self._offer_copies(send)
-        elif send.kind is Kind.DIRECT:
-            self._route(Copy(send))
+        elif send.kind is MessageKind.DIRECT:
+            self._route(Delivery(send))
         else:
-            self._put(self.there.pool(send.topic), Copy(send))
+            self._put(self.there.pool(send.topic), Delivery(send))
         self.senders.look_if_placed(send)
-        if send.stage is Stage.OFFERED:
+        if send.stage is MessageStage.OFFERED:
             self.senders.hold_up(send)
 
-    def _offer_copies(self, send: Send) -> None:
+    def _offer_copies(self, send: QueuedMessage) -> None:
         if self.hub.settings.shared and send.sender:
             send.missing += 1
             head = {
@@ -85,29 +85,29 @@ class Routing:
             if send.slot >= 0 and place.member.role is Role.AGENT:
                 continue  # for workers alone
             phase = place.member.phase
-            if phase is Phase.EXPECTED:
-                send.copies += place.keep(Copy(send), self.there.budget)
+            if phase is MemberPhase.EXPECTED:
+                send.copies += place.keep(Delivery(send), self.there.budget)
                 continue
             desk = place.desks.get(send.topic)
             if desk is None or not desk.concurrency:
                 continue
-            if phase is not Phase.RETIRING and send.sender:
+            if phase is not MemberPhase.RETIRING and send.sender:
                 send.copies += 1
-                self._put(desk, Copy(send))
+                self._put(desk, Delivery(send))
                 continue
-            if desk.lane.put_if_room(Copy(send)):
-                send.copies += phase is not Phase.RETIRING  # which may end before it comes to it
+            if desk.lane.put_if_room(Delivery(send)):
+                send.copies += phase is not MemberPhase.RETIRING  # which may end before it comes to it
                 self.giving.pump_desk(desk)
-            elif phase is Phase.RETIRING:
+            elif phase is MemberPhase.RETIRING:
                 place.not_kept[send.topic] = place.not_kept.get(send.topic, 0) + 1
             else:  # another server's sender cannot be held up
                 self.losses.overran(send.topic)
 
-    def _put(self, owner: Desk | Waiting, copy: Copy, had: Had = Had.NONE) -> None:
+    def _put(self, owner: Consumer | SharedQueue, copy: Delivery, had: RequeuedFrom = RequeuedFrom.NONE) -> None:
         """Have a copy wait with `owner`; what had a place elsewhere keeps one."""
-        if had is Had.HANDS:
+        if had is RequeuedFrom.HANDS:
             owner.lane.put_back(copy)
-        elif had is Had.PLACE:
+        elif had is RequeuedFrom.PLACE:
             owner.lane.put_placed(copy)
         elif not owner.lane.put(copy):
             copy.send.missing += 1
@@ -121,16 +121,16 @@ class Routing:
         """The senders wait no longer: what has no place is taken back, what is accepted stands."""
         waiting = self.senders.waiting
         sends = {s for id in ids if (s := waiting.get(f"{member}/{id}")) is not None}
-        takers = self._take_back({send for send in sends if send.stage is Stage.OFFERED})
+        takers = self._take_back({send for send in sends if send.stage is MessageStage.OFFERED})
         for send in sends:
-            if send.stage is Stage.OFFERED:
-                self.senders.fail(send, "full", f"not taken in time by {named(takers.get(send, []))}")
+            if send.stage is MessageStage.OFFERED:
+                self.senders.fail(send, "full", f"not taken in time by {names_of(takers.get(send, []))}")
             else:
                 self.senders.fail(send, "late", "it was accepted, but its handler has not ended in time")
 
-    def _take_back(self, sends: set[Send]) -> dict[Send, list[str]]:
+    def _take_back(self, sends: set[QueuedMessage]) -> dict[QueuedMessage, list[str]]:
         """Take out their copies that have no place; return who did not take each."""
-        found: dict[Send, list[str]] = {}
+        found: dict[QueuedMessage, list[str]] = {}
         if sends:
             for owner in list(self.there.blocked):
                 for copy in owner.lane.take_offered(sends.__contains__):
@@ -139,7 +139,7 @@ class Routing:
 
     # Who gets it
 
-    def _route(self, copy: Copy, had: Had = Had.NONE) -> None:
+    def _route(self, copy: Delivery, had: RequeuedFrom = RequeuedFrom.NONE) -> None:
         """Find the process of the slot that a message is for: the one that serves, or the first that will."""
         send = copy.send
         place = self.there.successor(send.slot)
@@ -154,44 +154,44 @@ class Routing:
         else:
             self._refuse(copy, f"there is no worker {send.slot}")
 
-    def _refuse(self, copy: Copy, text: str) -> None:
+    def _refuse(self, copy: Delivery, text: str) -> None:
         """Nobody is there for it, and nobody will be."""
-        if copy.send.stage is Stage.OFFERED:
+        if copy.send.stage is MessageStage.OFFERED:
             self.senders.fail(copy.send, "nobody", text)
         else:
             self._dead(copy, text)
 
     # What becomes of it
 
-    def done(self, place: Place, delivery: int, ok: bool, body: bytes) -> None:
+    def done(self, place: MemberState, delivery: int, ok: bool, body: bytes) -> None:
         """Its handler has ended; `body` is the answer to a call, or what went wrong."""
         if delivery not in place.held:
             return
         desk, copy = self.giving.out_of_hands(place, delivery)
         send = copy.send
         self.counts["handled" if ok else "failed"] += 1
-        if send.want is Want.SUCCESS and not ok:
+        if send.want is AckMode.SUCCESS and not ok:
             self._again(copy, "its handler raised")
-        elif send.want is Want.ANSWER:
+        elif send.want is AckMode.ANSWER:
             self.senders.answered(send, ok, body)
         elif send.again:
             member = place.member
             self.senders.handled(send, copy.attempt, member.role.value, member.slot, member.generation)
         self.giving.pump_topic(desk)
 
-    def back(self, place: Place, delivery: int) -> None:
+    def back(self, place: MemberState, delivery: int) -> None:
         """The process has not begun with it, and will not."""
         if delivery not in place.held:
             return
         desk, copy = self.giving.out_of_hands(place, delivery)
         copy.attempt -= 1
-        if copy.send.kind is Kind.WORK:
+        if copy.send.kind is MessageKind.WORK:
             self._pool_again(copy)
-        elif copy.send.kind is Kind.DIRECT:
-            self._route(copy, Had.HANDS)
+        elif copy.send.kind is MessageKind.DIRECT:
+            self._route(copy, RequeuedFrom.HANDS)
         self.giving.pump_topic(desk)
 
-    def _again(self, copy: Copy, why: str) -> None:
+    def _again(self, copy: Delivery, why: str) -> None:
         """Deliver it once more, unless that has been done often enough."""
         if copy.attempt >= copy.send.limit:
             self._dead(copy, why)
@@ -199,45 +199,54 @@ class Routing:
             self.counts["again"] += 1
             self._pool_again(copy)
 
-    def _pool_again(self, copy: Copy) -> None:
+    def _pool_again(self, copy: Delivery) -> None:
         pool = self.there.pool(copy.send.topic)
         pool.lane.put_back(copy)
         self.there.watch(pool)
 
-    def _dead(self, copy: Copy, why: str) -> None:
+    def _dead(self, copy: Delivery, why: str) -> None:
         """Nobody could handle it: say so, tell its sender, and give it to a handler of dead letters if there is one."""
         send = copy.send
-        if send.topic == DEAD and not copy.attempt:
+        if send.topic == DEAD_LETTER_TOPIC and not copy.attempt:
             return  # nobody wants dead letters after all, and of the message it has been said
         topic, id, attempts = (send.topic, send.id, copy.attempt)
-        letter = topic != DEAD
+        letter = topic != DEAD_LETTER_TOPIC
         if not letter and send.subject is not None:
             topic, id = send.subject[:2]
             why = f"the handler of dead letters could not deal with it: {why}"
         self.senders.fail(send, "dead", self.losses.dead(topic, id, attempts, why))
-        if letter and self.there.someone_for(DEAD):
+        if letter and self.there.someone_for(DEAD_LETTER_TOPIC):
             subject = [topic, id, attempts, why]
-            about_it = Send(f"{id}!", 0, send.origin, DEAD, send.body, Kind.WORK, Want.SUCCESS, LETTER_DELIVERIES)
-            about_it.subject, about_it.stage = subject, Stage.SETTLED
-            pool = self.there.pool(DEAD)
-            pool.lane.put_if_room(Copy(about_it))  # else there are more of them than anyone deals with; it was said
+            about_it = QueuedMessage(
+                f"{id}!",
+                0,
+                send.origin,
+                DEAD_LETTER_TOPIC,
+                send.body,
+                MessageKind.WORK,
+                AckMode.SUCCESS,
+                DEAD_LETTER_DELIVERIES,
+            )
+            about_it.subject, about_it.stage = subject, MessageStage.SETTLED
+            pool = self.there.pool(DEAD_LETTER_TOPIC)
+            pool.lane.put_if_room(Delivery(about_it))  # else there are more of them than anyone deals with; it was said
             self.giving.pump_pool(pool)
 
     # Members
 
     def joined(self, member: Member) -> None:
         """A process is to be started: it gets what waits for its slot, and what is sent to all from now on."""
-        self.there.places[member.id] = Place(member)
+        self.there.places[member.id] = MemberState(member)
         slot = self.there.places[member.id].slot
         if (vacant := self.there.vacant.pop(slot, None)) is not None:
             self.there.forget(vacant)
             self._reroute(vacant, lambda _: True)
         self.review()
 
-    def handles(self, place: Place, topic: str, concurrency: int) -> None:
+    def handles(self, place: MemberState, topic: str, concurrency: int) -> None:
         """The process handles a topic with so many messages at a time; with none it handles it no more."""
         desk = self.there.handles(place, topic, concurrency)
-        if not concurrency and place.member.phase is not Phase.EXPECTED:
+        if not concurrency and place.member.phase is not MemberPhase.EXPECTED:
             self._drop_copies(desk)
         self.giving.pump_desk(desk)
         place.tidy(desk)
@@ -245,26 +254,26 @@ class Routing:
             self.there.review_pool(pool)
             self.giving.pump_pool(pool)
 
-    def came_up(self, place: Place) -> None:
+    def came_up(self, place: MemberState) -> None:
         """Its application is loaded and its handlers are known: what it does not handle was not for it."""
         self.losses.not_kept(place)
         for desk in list(place.desks.values()):
-            desk.lane.limit = LIMIT
+            desk.lane.limit = QUEUE_LIMIT
             self.there.review_desk(desk)
             if not desk.concurrency:
                 self._drop_copies(desk)
             place.tidy(desk)
 
-    def retires(self, place: Place) -> None:
+    def retires(self, place: MemberState) -> None:
         """It gets no new work; what was sent to all it gets, and what is sent from now on if there is room."""
         self.giving.retires(place)
         for desk in list(place.desks.values()):
-            for copy in desk.lane.take_offered(lambda send: send.kind is Kind.COPY):
+            for copy in desk.lane.take_offered(lambda send: send.kind is MessageKind.COPY):
                 copy.send.missing -= 1
                 copy.send.copies -= 1
                 place.not_kept[desk.topic] = place.not_kept.get(desk.topic, 0) + 1
                 self.senders.look_if_placed(copy.send)
-            self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
+            self._reroute(desk, lambda send: send.kind is MessageKind.DIRECT)
             place.tidy(desk)
         self.giving.count_rest(place)
 
@@ -274,7 +283,7 @@ class Routing:
         for desk in list(place.desks.values()):
             self.there.forget_handler(desk)
         slot = place.slot
-        retired = member.phase is Phase.RETIRING
+        retired = member.phase is MemberPhase.RETIRING
         replaced = self.there.serves(member.generation)  # it was to take a place there, and its copies were counted
         if not retired and self.there.successor(slot) is None:
             self.there.vacate(slot)
@@ -283,12 +292,12 @@ class Routing:
             send = copy.send
             if send.again:
                 self._again(copy, "the process that had it died")
-            elif send.want is Want.ANSWER:
+            elif send.want is AckMode.ANSWER:
                 self.senders.fail(send, "lost", f"{member} ended before it had answered")
-            elif send.kind is not Kind.COPY or not retired or place.last is None or delivery <= place.last:
+            elif send.kind is not MessageKind.COPY or not retired or place.last is None or delivery <= place.last:
                 lost[desk.topic] += 1
         for desk in list(place.desks.values()):
-            self._reroute(desk, lambda send: send.kind is Kind.DIRECT)
+            self._reroute(desk, lambda send: send.kind is MessageKind.DIRECT)
             rest, desk.rest = desk.rest, 0
             waited = self._drop_copies(desk)
             if rest:
@@ -302,7 +311,7 @@ class Routing:
             text = f"{member} retired, and {{}} came faster to all than it handled them"
             self.losses.lost(text, late, member)
         theirs = self.senders.of(member.id)
-        self._take_back({send for send in theirs if send.stage is Stage.OFFERED})
+        self._take_back({send for send in theirs if send.stage is MessageStage.OFFERED})
         for send in theirs:
             self.senders.settle(send)
         self.senders.left(member.id)
@@ -317,30 +326,30 @@ class Routing:
         """The server ends: say what nobody has handled."""
         left = collections.Counter[str]()
         for waiting in [*self.there.pools.values(), *self.there.vacant.values()]:
-            for copy in waiting.lane.take_placed(lambda send: send.topic != DEAD):
+            for copy in waiting.lane.take_placed(lambda send: send.topic != DEAD_LETTER_TOPIC):
                 left[copy.send.topic] += 1
             if not waiting.lane:
                 self.there.forget(waiting)
         if left:
             self.losses.lost("the server ends with {} that nobody has handled", left)
 
-    def _reroute(self, owner: Desk | Waiting, which: Callable[[Send], bool]) -> None:
+    def _reroute(self, owner: Consumer | SharedQueue, which: Callable[[QueuedMessage], bool]) -> None:
         """Find other processes for what waits with one that will not take it."""
         placed = owner.lane.take_placed(which)
         offered = owner.lane.take_offered(which)
         for copy in placed:
-            self._route(copy, Had.PLACE)
+            self._route(copy, RequeuedFrom.PLACE)
         for copy in offered:
             copy.send.missing -= 1
             self._route(copy)
             self.senders.look_if_placed(copy.send)
 
-    def _drop_copies(self, desk: Desk) -> int:
+    def _drop_copies(self, desk: Consumer) -> int:
         """Forget what was sent to all and waits for a process that does not want it; return how many."""
-        dropped = desk.lane.take_placed(lambda send: send.kind is Kind.COPY)
+        dropped = desk.lane.take_placed(lambda send: send.kind is MessageKind.COPY)
         if desk.rest:
             self.giving.rests(desk, 0)
-        offered = desk.lane.take_offered(lambda send: send.kind is Kind.COPY)
+        offered = desk.lane.take_offered(lambda send: send.kind is MessageKind.COPY)
         for copy in offered:
             copy.send.missing -= 1
             copy.send.copies -= 1
@@ -349,14 +358,14 @@ class Routing:
 
     # A new program of the listener
 
-    def restore(self, owner: Desk | Waiting, placed: list[Copy], offered: list[Copy]) -> None:
+    def restore(self, owner: Consumer | SharedQueue, placed: list[Delivery], offered: list[Delivery]) -> None:
         """Let these wait with `owner` as they did; nothing is given before something happens."""
         for copy in placed:
             owner.lane.put_placed(copy)
         owner.lane.offered.extend(offered)
         if offered:
             self.there.blocked[owner] = None
-        if isinstance(owner, Desk):
+        if isinstance(owner, Consumer):
             self.there.review_desk(owner)
         elif isinstance(owner.key, str):
             self.there.review_pool(owner)
@@ -379,7 +388,7 @@ class Routing:
         """Refuse what nobody has wanted for long enough."""
         self.losses.tick()
         for owner, placed_too in self.there.given_up():
-            nobody = f"nobody who is there handles {topic_of(owner)}: see `messenger.on`"
+            nobody = f"nobody who is there handles {described(owner)}: see `messenger.on`"
             for copy in owner.lane.take_offered(lambda _: True):
                 self.senders.fail(copy.send, "nobody", nobody)
             if placed_too:

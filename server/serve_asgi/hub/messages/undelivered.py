@@ -11,18 +11,18 @@ import math
 from typing import Any, Final
 
 from serve_asgi.hub.core import Hub, Member, Role
-from serve_asgi.hub.messages.candidates import GRACE
-from serve_asgi.hub.messages.consumers import TOPICS_STARTING, Desk, Place, Waiting
+from serve_asgi.hub.messages.candidates import NO_CONSUMER_GRACE
+from serve_asgi.hub.messages.consumers import STARTING_TOPICS, Consumer, MemberState, SharedQueue
 
-TAKERS_NAMED: Final = 10
+MAX_NAMED_RECEIVERS: Final = 10
 """Processes that one error names, at most."""
-TOLD_SINGLY: Final = 100
-"""Dead letters that have a record each within `GRACE`; of further ones there is one record, with their count."""
-TOPICS_NAMED: Final = 10
+MAX_SINGLE_RECORDS: Final = 100
+"""Dead letters that get a record each within `NO_CONSUMER_GRACE`; further ones share one record with their count."""
+MAX_NAMED_TOPICS: Final = 10
 """Topics that one record names, at most."""
 
 
-class Losses:
+class LossReports:
     """Those of one hub."""
 
     def __init__(self, hub: Hub, counts: dict[str, int]) -> None:
@@ -39,7 +39,7 @@ class Losses:
 
     def lost(self, text: str, lost: collections.Counter[str], member: Member | None = None) -> None:
         """Report messages, counted by topic; `text` has a place for how many, `member` is whose they were."""
-        count, topics = lost.total(), sorted(lost)[:TOPICS_NAMED]
+        count, topics = lost.total(), sorted(lost)[:MAX_NAMED_TOPICS]
         said = f"{text.format(f'{count} messages' if count > 1 else 'a message')} (topics: {', '.join(topics)})"
         self._counts["lost"] += count
         about = {} if member is None else _about(member)
@@ -48,7 +48,7 @@ class Losses:
     def overran(self, topic: str) -> None:
         """A copy from another server had no place; those of some time are reported together."""
         self._overrun[topic] += 1
-        self.due = min(self.due, self._hub.clock() + GRACE)
+        self.due = min(self.due, self._hub.clock() + NO_CONSUMER_GRACE)
 
     def tick(self) -> None:
         """Report what is due."""
@@ -57,7 +57,7 @@ class Losses:
                 self.lost("{} of other servers came faster than they are handled", self._overrun)
                 self._overrun.clear()
             if self._untold:
-                count, topics = self._untold.total(), sorted(self._untold)[:TOPICS_NAMED]
+                count, topics = self._untold.total(), sorted(self._untold)[:MAX_NAMED_TOPICS]
                 text = f"{count} further messages were given up (topics: {', '.join(topics)})"
                 about: dict[str, Any] = {"topics": topics, "count": count}
                 self._hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
@@ -72,14 +72,14 @@ class Losses:
         """The reverse; it is reported after the time that is usual."""
         if state:
             self._overrun.update(state)
-            self.due = self._hub.clock() + GRACE
+            self.due = self._hub.clock() + NO_CONSUMER_GRACE
 
-    def not_kept(self, place: Place) -> None:
+    def not_kept(self, place: MemberState) -> None:
         """Report what a process that is up now handles and was not kept for it, and forget it."""
         for topic, count in place.not_kept.items():
             handled = topic in place.desks and place.desks[topic].concurrency
             if handled or not topic:
-                what = f"topic {topic!r}" if topic else f"more than {TOPICS_STARTING} topics, if it handles them,"
+                what = f"topic {topic!r}" if topic else f"more than {STARTING_TOPICS} topics, if it handles them,"
                 text = f"{place.member} took long to start: {count} messages of {what} were not kept for it"
                 about: dict[str, Any] = {"topic": topic, "count": count, **_about(place.member)}
                 self._hub.port.say(logging.WARNING, "messages_dropped", text, **about)
@@ -90,27 +90,27 @@ class Losses:
         self._counts["dead"] += 1
         text = f"message {id} of topic {topic!r} was given up after {attempts} deliveries: {why}"
         now = self._hub.clock()
-        if now >= self._since + GRACE:
+        if now >= self._since + NO_CONSUMER_GRACE:
             self._since, self._told = now, 0
         self._told += 1
-        if self._told > TOLD_SINGLY:
+        if self._told > MAX_SINGLE_RECORDS:
             self._untold[topic] += 1
-            self.due = min(self.due, now + GRACE)
+            self.due = min(self.due, now + NO_CONSUMER_GRACE)
             return text
         about: dict[str, Any] = {"topic": topic, "id": id, "attempts": attempts, "reason": why}
         self._hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
         return text
 
 
-def named(takers: list[str]) -> str:
+def names_of(takers: list[str]) -> str:
     """Those who have not taken a message, some of them if they are many; nobody here: the other servers."""
-    more = f" and {len(takers) - TAKERS_NAMED} others" if len(takers) > TAKERS_NAMED else ""
-    return (", ".join(takers[:TAKERS_NAMED]) or "the other servers") + more
+    more = f" and {len(takers) - MAX_NAMED_RECEIVERS} others" if len(takers) > MAX_NAMED_RECEIVERS else ""
+    return (", ".join(takers[:MAX_NAMED_RECEIVERS]) or "the other servers") + more
 
 
-def topic_of(owner: Desk | Waiting) -> str:
+def described(owner: Consumer | SharedQueue) -> str:
     """What waits there, in an error's words."""
-    if isinstance(owner, Desk):
+    if isinstance(owner, Consumer):
         return f"topic {owner.topic!r} as {owner}"
     return f"topic {owner.key!r}" if isinstance(owner.key, str) else f"what is sent to {owner}"
 

@@ -24,9 +24,9 @@ from cronsim import CronSim, CronSimError
 
 from serve_asgi.errors import UsageError
 
-SHORTEST: Final = 100
+MIN_INTERVAL: Final = 100
 """Milliseconds between two ticks at least: what is due more often is a loop, not a schedule."""
-LONGEST: Final = 366 * 86_400_000
+MAX_INTERVAL: Final = 366 * 86_400_000
 """Milliseconds of `every` at most."""
 HALF_HOUR: Final = 1_800_000
 DAY: Final = 86_400_000
@@ -50,7 +50,7 @@ class ScheduleError(UsageError, ValueError):
     """A schedule that cannot be: the message says what to change."""
 
 
-class On(enum.Enum):
+class RunsOn(enum.Enum):
     """Who runs it."""
 
     ONE = "one"  # one worker, chosen by the server
@@ -58,7 +58,7 @@ class On(enum.Enum):
     AGENT = "agent"
 
 
-class Overlap(enum.Enum):
+class OverlapPolicy(enum.Enum):
     """What becomes of a tick while the run of another one has not ended."""
 
     SKIP = "skip"
@@ -67,7 +67,7 @@ class Overlap(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Definition:
+class ScheduleDefinition:
     """One schedule as its function's decorator gave it. Times are in milliseconds."""
 
     name: str
@@ -75,9 +75,9 @@ class Definition:
     every: int = 0
     tz: str = "UTC"
     rules: bytes = b""  # of the zone; none for UTC
-    on: On = On.ONE
+    on: RunsOn = RunsOn.ONE
     immediate: bool = False  # runs once when the server has started, too
-    overlap: Overlap = Overlap.SKIP
+    overlap: OverlapPolicy = OverlapPolicy.SKIP
     timeout: int = 0  # of one run; 0 means none
     jitter: int = 0  # a tick begins up to so much later
     retry: int = 0  # how often a run that was cut, or whose process died, is run again
@@ -93,7 +93,7 @@ class Definition:
             return instant // self.every * self.every + self.every
         return _cron_after(self.cron, _zone(self.tz, self.rules), instant)
 
-    def same_function(self, other: Definition) -> bool:
+    def same_function(self, other: ScheduleDefinition) -> bool:
         """Whether both are of one function, as far as is known; its line may differ where a file has been edited."""
         return self.function == other.function or not (self.function and other.function) or self.where == other.where
 
@@ -112,11 +112,11 @@ class Definition:
         return head | {"on": self.on.value, "overlap": self.overlap.value}
 
     @classmethod
-    def from_head(cls, head: dict[str, Any], rules: bytes) -> Definition:
+    def from_head(cls, head: dict[str, Any], rules: bytes) -> ScheduleDefinition:
         """The reverse; what a later version knows besides is passed over. Raises KeyError, TypeError or ValueError."""
         known = {field.name: head[field.name] for field in dataclasses.fields(cls) if field.name in head}
-        made = cls(**known | {"rules": rules, "on": On(head["on"]), "overlap": Overlap(head["overlap"])})
-        if not isinstance(made.name, str) or not (made.disabled or made.every >= SHORTEST or made.cron):
+        made = cls(**known | {"rules": rules, "on": RunsOn(head["on"]), "overlap": OverlapPolicy(head["overlap"])})
+        if not isinstance(made.name, str) or not (made.disabled or made.every >= MIN_INTERVAL or made.cron):
             raise ValueError("a definition without a name or without ticks")
         return made
 
@@ -149,8 +149,8 @@ def span(time: int) -> str:
 def checked_every(given: str | float | datetime.timedelta) -> int:
     """`every` in milliseconds. Raises ScheduleError."""
     every = milliseconds(given, "every")
-    if not SHORTEST <= every <= LONGEST:
-        raise ScheduleError(f"every is {given!r}: it can be from {span(SHORTEST)} to {span(LONGEST)}")
+    if not MIN_INTERVAL <= every <= MAX_INTERVAL:
+        raise ScheduleError(f"every is {given!r}: it can be from {span(MIN_INTERVAL)} to {span(MAX_INTERVAL)}")
     return every
 
 

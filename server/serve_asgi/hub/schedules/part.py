@@ -1,9 +1,9 @@
 """Schedules in the hub: who runs which tick, once.
 
-It owns the definitions that hold (those of the newest generation that serves: from the switch on, the new ones), one
-`Line` for each name, and the runs. A tick is decided here and nowhere else, so that a reload, a dying process or a
-clock that is set neither doubles nor silently skips one; with a store the store is asked first, since other servers may
-have the same schedules. A run is given to one process and never again, unless `retry` says so.
+It owns the definitions in force (those of the newest generation that serves: from the switch on, the new ones), one
+`ScheduleState` per name, and the runs. A tick is decided here and nowhere else, so that neither a reload, a dying
+process nor a clock that is set duplicates or silently skips one; with a store the store is asked first, since other
+servers may have the same schedules. A run is given to one process and never again, unless `retry` says so.
 
 It runs nothing itself, and reads no file: zones come with the definitions. `serve_asgi.hub.schedules.commands` is what
 people and code ask of it.
@@ -22,52 +22,52 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, Member, Part, Phase, Role, State
-from serve_asgi.hub.schedules.commands import Asks
-from serve_asgi.hub.schedules.definition import LONGEST, Definition, On, Overlap
-from serve_asgi.hub.schedules.history import Past
-from serve_asgi.hub.schedules.leases import Leases
-from serve_asgi.hub.schedules.records import ENDS, Records
-from serve_asgi.hub.schedules.registration import Offers
-from serve_asgi.hub.schedules.runs import Runs
+from serve_asgi.hub.core import Hub, HubComponent, Member, MemberPhase, Role, State
+from serve_asgi.hub.schedules.commands import ScheduleCommands
+from serve_asgi.hub.schedules.definition import MAX_INTERVAL, OverlapPolicy, RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.history import StoredHistory
+from serve_asgi.hub.schedules.leases import LeaseRequests
+from serve_asgi.hub.schedules.records import END_RECORDS, ScheduleLog
+from serve_asgi.hub.schedules.registration import ScheduleRegistry
+from serve_asgi.hub.schedules.runs import ActiveRuns
 from serve_asgi.hub.schedules.schedule import (
-    ABANDONED,
-    UNBEGUN,
-    Entry,
-    Kind,
-    Line,
-    Missed,
-    Outcome,
-    Run,
-    Tick,
-    outcome_of,
+    NOT_STARTED,
+    RETRIED,
+    ActiveRun,
+    HistoryEntry,
+    MissedTicks,
+    PendingTick,
+    RunKind,
+    RunOutcome,
+    ScheduleState,
+    reported_outcome,
 )
 from serve_asgi.hub.state.part import SharedState
-from serve_asgi.ipc.frames import Said
+from serve_asgi.ipc.frames import ValidatedFrame
 from serve_asgi.ipc.schema import Count, Seconds, Sentence, Short
 
-LOOK: Final = 1.0
+CLOCK_INTERVAL: Final = 1.0
 """Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
-TURN: Final = 0.02
+TURN_TIME: Final = 0.02
 """Seconds of CPU time that the schedules have of one turn of the loop: a thousand that are due take more."""
-MOST_SCHEDULES: Final = 1000
+MAX_FORGOTTEN: Final = 1000
 """Names that are remembered after the code has them no more."""
-MOST_TEXT: Final = 500
+MAX_TEXT: Final = 500
 """Characters that the history keeps of why a run failed."""
-MOST_DETAIL: Final = 16_000
+MAX_DETAIL: Final = 16_000
 """Characters of its traceback, which is in the record alone."""
 
 
-MOST_DEFINED: Final = 4_000
+MAX_DEFINITIONS: Final = 4_000
 """Definitions that one process may tell in its life."""
-MOST_RULES: Final = 32_768
+MAX_RULES: Final = 32_768
 """Bytes of the rules of a time zone; the largest has about 3,500."""
 
-Span = Annotated[int, msgspec.Meta(ge=0, le=LONGEST)]
+Span = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTERVAL)]
 """Milliseconds."""
 
 
-class Define(msgspec.Struct):
+class ScheduleDefineFrame(msgspec.Struct):
     """`schedule.define`; the body is the rules of the zone."""
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -85,7 +85,7 @@ class Define(msgspec.Struct):
     function: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
 
 
-class Ran(msgspec.Struct):
+class RunEndedFrame(msgspec.Struct):
     """`schedule.ran`; the body is a traceback."""
 
     run: Count
@@ -94,13 +94,13 @@ class Ran(msgspec.Struct):
     text: Sentence
 
 
-class Overdue(msgspec.Struct):
+class RunOverdueFrame(msgspec.Struct):
     """`schedule.overdue`."""
 
     run: Count
 
 
-class Question(msgspec.Struct):
+class ScheduleRequestFrame(msgspec.Struct):
     """`schedule.ask`."""
 
     id: Count
@@ -108,14 +108,15 @@ class Question(msgspec.Struct):
     name: Sentence
 
 
-class Ticks(Part):
+class Scheduler(HubComponent):
     """The part itself."""
 
+    name = "schedules"
     kinds: ClassVar[Mapping[str, type]] = {
-        "schedule.define": Define,
-        "schedule.ran": Ran,
-        "schedule.overdue": Overdue,
-        "schedule.ask": Question,
+        "schedule.define": ScheduleDefineFrame,
+        "schedule.ran": RunEndedFrame,
+        "schedule.overdue": RunOverdueFrame,
+        "schedule.ask": ScheduleRequestFrame,
     }
     store_kinds = frozenset({"store.granted", "store.taken", "store.renewed", "store.lost"})
 
@@ -123,13 +124,13 @@ class Ticks(Part):
         super().__init__(hub)
         self.seed = random.getrandbits(63)
         """Names this server for the store, and is what jitters are drawn with."""
-        self.lines: dict[str, Line] = {}
-        self.runs = Runs(hub)
-        self.asks = Asks(self, state)
-        self.past = Past(hub, state)
-        self._offers = Offers(hub)
-        self._leases = Leases(hub)
-        self._records = Records(hub)
+        self.lines: dict[str, ScheduleState] = {}
+        self.runs = ActiveRuns(hub)
+        self.asks = ScheduleCommands(self, state)
+        self.past = StoredHistory(hub, state)
+        self._offers = ScheduleRegistry(hub)
+        self._leases = LeaseRequests(hub)
+        self._records = ScheduleLog(hub)
         self._told: collections.Counter[int] = collections.Counter()  # definitions, by member
         self._started: set[str] = set()  # whose immediate run is behind them
         self._first = -1  # the generation whose definitions may run immediately
@@ -157,7 +158,7 @@ class Ticks(Part):
 
     # ---- definitions
 
-    def take(self, member: Member, frame: Said) -> None:
+    def take(self, member: Member, frame: ValidatedFrame) -> None:
         head = frame.head
         if frame.kind == "schedule.define":
             self._define(member, frame)
@@ -169,33 +170,33 @@ class Ticks(Part):
             if run.overdue:
                 raise ChannelError("a run whose time is over twice")
             run.overdue = True
-            self._records.ended(self.runs.line(run), run, Outcome.TIMEOUT, "it cannot be ended, and goes on")
+            self._records.ended(self.runs.line(run), run, RunOutcome.TIMEOUT, "it cannot be ended, and goes on")
         else:
-            detail = frame.body[-MOST_DETAIL:].decode(errors="replace")
-            self._end(run, outcome_of(head.outcome), head.text, head.seconds, detail)
+            detail = frame.body[-MAX_DETAIL:].decode(errors="replace")
+            self._end(run, reported_outcome(head.outcome), head.text, head.seconds, detail)
 
-    def _define(self, member: Member, frame: Said) -> None:
+    def _define(self, member: Member, frame: ValidatedFrame) -> None:
         self._told[member.id] += 1
-        if self._told[member.id] > MOST_DEFINED or len(frame.body) > MOST_RULES:
+        if self._told[member.id] > MAX_DEFINITIONS or len(frame.body) > MAX_RULES:
             raise ChannelError(f"{self._told[member.id]} schedules, the last with rules of {len(frame.body)} bytes")
         try:
-            definition = Definition.from_head(msgspec.structs.asdict(frame.head), frame.body)
+            definition = ScheduleDefinition.from_head(msgspec.structs.asdict(frame.head), frame.body)
         except (LookupError, TypeError, ValueError) as error:
             self._records.unknown(member, frame.head.name, error)
         else:
             if self._offers.take(member, definition):
                 self._adopt(definition.name, definition, self.now)
 
-    def _adopt(self, name: str, definition: Definition | None, now: int) -> None:
+    def _adopt(self, name: str, definition: ScheduleDefinition | None, now: int) -> None:
         line = self.lines.get(name)
         if line is None:
-            line = self.lines[name] = Line(name, now, self.seed)
+            line = self.lines[name] = ScheduleState(name, now, self.seed)
         line.paused = self.asks.pause_of(name)
         self._define_line(line, definition, now)
         self._immediately(line)
         self._hurry()
 
-    def _define_line(self, line: Line, definition: Definition | None, now: int) -> None:
+    def _define_line(self, line: ScheduleState, definition: ScheduleDefinition | None, now: int) -> None:
         try:
             line.adopt(definition, now)
         except Exception as error:
@@ -213,12 +214,12 @@ class Ticks(Part):
         for name in {**self.lines, **offers}:
             self._adopt(name, offers.get(name), now)
         idle = [line for line in self.lines.values() if line.definition is None and not line.runs]
-        for line in idle[:-MOST_SCHEDULES]:
+        for line in idle[:-MAX_FORGOTTEN]:
             self._past.update(line.counts)
             del self.lines[line.name]
         self.asks.begin()
 
-    def _immediately(self, line: Line) -> None:
+    def _immediately(self, line: ScheduleState) -> None:
         """Have the run that comes with the start of the server, once."""
         definition = line.definition
         if definition is None or not (
@@ -229,12 +230,16 @@ class Ticks(Part):
             self._started.add(line.name)
             if line.paused is None and not definition.disabled:
                 now = self.now
-                line.waiting.append(Tick(now, now, Kind.IMMEDIATE))
+                line.waiting.append(PendingTick(now, now, RunKind.IMMEDIATE))
 
     # ---- members
 
-    def changed(self, member: Member, before: Phase) -> None:
-        if member.phase is Phase.SERVING and member.role is Role.WORKER and member.generation > self._offers.generation:
+    def changed(self, member: Member, before: MemberPhase) -> None:
+        if (
+            member.phase is MemberPhase.SERVING
+            and member.role is Role.WORKER
+            and member.generation > self._offers.generation
+        ):
             self._switch(member.generation)
         self._hurry()
 
@@ -243,10 +248,10 @@ class Ticks(Part):
         self._told.pop(member.id, None)
         self.asks.left(member)
         for run in self.runs.left(member):
-            if member.phase is Phase.RETIRING and member.killed:  # it could not say so itself, as most do
-                self._end(run, Outcome.CUT, f"{member} had to end before it", None)
+            if member.phase is MemberPhase.RETIRING and member.killed:  # it could not say so itself, as most do
+                self._end(run, RunOutcome.CUT, f"{member} had to end before it", None)
             else:
-                self._end(run, Outcome.DIED, f"{member} died", None)
+                self._end(run, RunOutcome.DIED, f"{member} died", None)
         if not self.hub.members:
             for line in self.lines.values():
                 if (newest := line.newest()) is not None and newest.count > 1:  # of which the first was written
@@ -280,12 +285,12 @@ class Ticks(Part):
         self.past.write(self.seed)
         wake = min((at for line in self.lines.values() if (at := line.wake(now)) is not None), default=None)
         if wake is not None or self.runs.all:
-            wait = LOOK if wake is None else min(LOOK, (wake - now) / 1000)
+            wait = CLOCK_INTERVAL if wake is None else min(CLOCK_INTERVAL, (wake - now) / 1000)
             self._due = min(self._due, self.hub.clock() + max(0.0, wait))
 
     def _look_at_lines(self, now: int) -> bool:
         """Decide what is due, as much as one turn of the loop has time for; False if there is more."""
-        ends = time.thread_time() + TURN
+        ends = time.thread_time() + TURN_TIME
         lines = list(self.lines.values())
         for number, line in enumerate(lines[self._looked_at :], self._looked_at + 1):
             self._immediately(line)
@@ -297,7 +302,7 @@ class Ticks(Part):
         self._looked_at = 0
         return True
 
-    def advance(self, line: Line, now: int) -> None:
+    def advance(self, line: ScheduleState, now: int) -> None:
         """Take the instants up to `now` off a schedule, and tell of those that were missed."""
         newest = line.newest()
         try:
@@ -310,7 +315,7 @@ class Ticks(Part):
             if missed is not None:
                 self._records.missed(line, missed)
 
-    def _disable(self, line: Line, error: Exception) -> None:
+    def _disable(self, line: ScheduleState, error: Exception) -> None:
         """Its instants cannot be computed, though whoever defined it could: the others go on."""
         if line.definition is not None:
             line.definition = dataclasses.replace(
@@ -321,12 +326,12 @@ class Ticks(Part):
 
     # ---- granting
 
-    def add(self, line: Line, tick: Tick) -> None:
+    def add(self, line: ScheduleState, tick: PendingTick) -> None:
         """One more is to run, as somebody has asked."""
         line.waiting.append(tick)
         self._hurry()
 
-    def _serve(self, line: Line, now: int) -> None:
+    def _serve(self, line: ScheduleState, now: int) -> None:
         """Decide the ticks of a line that can be decided."""
         waiting, line.waiting = line.waiting, []
         for tick in waiting:
@@ -334,33 +339,33 @@ class Ticks(Part):
                 line.waiting.append(tick)
         for tick in line.overtaken(now):
             assert line.definition is not None
-            self._give_up(line, tick, Outcome.MISSED, self._why(line, line.definition))
+            self._give_up(line, tick, RunOutcome.MISSED, self._why(line, line.definition))
 
-    def _decide(self, line: Line, tick: Tick, now: int) -> bool:
+    def _decide(self, line: ScheduleState, tick: PendingTick, now: int) -> bool:
         """Begin a tick's run, or say why it has none; False if it has to wait."""
         definition = line.definition
-        if definition is None or (definition.disabled and tick.kind is not Kind.ASKED):
+        if definition is None or (definition.disabled and tick.kind is not RunKind.ASKED):
             why = "the new code does not have this schedule" if definition is None else definition.disabled
-            self._give_up(line, tick, Outcome.REMOVED, why)
-        elif tick.kind is not Kind.ASKED and tick.attempt == 1 and line.paused is not None:
-            self._give_up(line, tick, Outcome.PAUSED)
+            self._give_up(line, tick, RunOutcome.REMOVED, why)
+        elif tick.kind is not RunKind.ASKED and tick.attempt == 1 and line.paused is not None:
+            self._give_up(line, tick, RunOutcome.PAUSED)
         elif tick.early(now):
             return False
         elif tick.late(now):
-            self._give_up(line, tick, Outcome.MISSED, self._why(line, definition))
-        elif definition.on is On.ALL and tick.slot < 0:
+            self._give_up(line, tick, RunOutcome.MISSED, self._why(line, definition))
+        elif definition.on is RunsOn.ALL and tick.slot < 0:
             return self._spread(line, definition, tick)
         elif line.asked is not None:
             return False  # one question after the other
         elif (hindrance := line.hindrance(definition, tick)) is not None:
             if not hindrance:
                 return False
-            self._give_up(line, tick, Outcome.SKIPPED, hindrance)
+            self._give_up(line, tick, RunOutcome.SKIPPED, hindrance)
         else:
             return self._grant(line, definition, tick, now)
         return True
 
-    def _spread(self, line: Line, definition: Definition, tick: Tick) -> bool:
+    def _spread(self, line: ScheduleState, definition: ScheduleDefinition, tick: PendingTick) -> bool:
         """on="all": a tick for each worker that serves."""
         slots = sorted({member.slot for member in self._offers.candidates(definition)})
         for slot in slots:
@@ -372,7 +377,7 @@ class Ticks(Part):
             self.asks.less(tick.ask)
         return bool(slots)
 
-    def _grant(self, line: Line, definition: Definition, tick: Tick, now: int) -> bool:
+    def _grant(self, line: ScheduleState, definition: ScheduleDefinition, tick: PendingTick, now: int) -> bool:
         """Begin the run if there is who can run it, and the store, if there is one, has granted it."""
         if tick.queued:
             tick.queued, tick.due = False, now
@@ -381,7 +386,7 @@ class Ticks(Part):
         ]
         if not members:
             return False
-        if definition.on is not On.ALL and self._leases.needed(tick):
+        if definition.on is not RunsOn.ALL and self._leases.needed(tick):
             if self.hub.store_trouble:
                 return False
             self._leases.ask(line, tick, self.seed)
@@ -389,43 +394,43 @@ class Ticks(Part):
         self.runs.give(line, tick, members, now)
         return True
 
-    def _why(self, line: Line, definition: Definition) -> str:
+    def _why(self, line: ScheduleState, definition: ScheduleDefinition) -> str:
         if self.hub.settings.shared and self.hub.store_trouble:
             return self.hub.store_trouble
         if line.asked is not None:
             return "the store had not answered"
-        if definition.on is On.AGENT:
+        if definition.on is RunsOn.AGENT:
             return "there was no agent that has this schedule"
         return "there was no worker that could run it"
 
-    def _give_up(self, line: Line, tick: Tick, outcome: Outcome, text: str = "") -> None:
+    def _give_up(self, line: ScheduleState, tick: PendingTick, outcome: RunOutcome, text: str = "") -> None:
         """A tick that does not begin."""
         first = line.note(outcome, tick.instant, text)
         if first:
             self.past.changed(line)
         self._leases.release(line, tick)
-        if outcome is Outcome.MISSED:
-            self._records.missed(line, Missed(1, tick.instant, tick.instant, text), first=first)
-        elif outcome is Outcome.SKIPPED:
+        if outcome is RunOutcome.MISSED:
+            self._records.missed(line, MissedTicks(1, tick.instant, tick.instant, text), first=first)
+        elif outcome is RunOutcome.SKIPPED:
             self._records.skipped(line, tick.instant, text, first=first)
-        self.asks.ended(tick, Entry(tick.instant, outcome, text))
+        self.asks.ended(tick, HistoryEntry(tick.instant, outcome, text))
 
     # ---- runs
 
-    def _end(self, run: Run, outcome: Outcome, text: str, seconds: float | None, detail: str = "") -> None:
+    def _end(self, run: ActiveRun, outcome: RunOutcome, text: str, seconds: float | None, detail: str = "") -> None:
         """A run has ended, or nobody runs it any more."""
         line = self.runs.remove(run)
         tick, entry = run.tick, run.entry
-        entry.outcome, entry.text, entry.seconds = outcome, text[:MOST_TEXT], seconds
-        if outcome in UNBEGUN:
+        entry.outcome, entry.text, entry.seconds = outcome, text[:MAX_TEXT], seconds
+        if outcome in NOT_STARTED:
             entry.worker, entry.slot, entry.generation, entry.began, entry.seconds = "", -1, 0, 0, None
             entry.last = entry.instant
         line.counts[outcome.value] += 1
         self.past.changed(line)
-        again = outcome in ABANDONED and line.definition is not None and tick.attempt <= line.definition.retry
-        if outcome not in UNBEGUN and (outcome is not Outcome.TIMEOUT or not run.overdue):
+        again = outcome in RETRIED and line.definition is not None and tick.attempt <= line.definition.retry
+        if outcome not in NOT_STARTED and (outcome is not RunOutcome.TIMEOUT or not run.overdue):
             self._records.ended(
-                line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MOST_DETAIL]
+                line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MAX_DETAIL]
             )
         if again:
             line.waiting.append(dataclasses.replace(tick, attempt=tick.attempt + 1, due=self.now, queued=False))
@@ -436,7 +441,7 @@ class Ticks(Part):
 
     # ---- the store
 
-    def take_from_store(self, frame: Said) -> None:
+    def take_from_store(self, frame: ValidatedFrame) -> None:
         if frame.kind in ("store.renewed", "store.lost"):
             self._leases.heard(frame, self.lines.values())
         elif (found := self._leases.answered(frame)) is not None:
@@ -447,8 +452,8 @@ class Ticks(Part):
             else:
                 self._taken(line, tick, frame.head.why, frame.head.text)
 
-    def _taken(self, line: Line, tick: Tick, why: str, text: str) -> None:
-        if why == "running" and line.definition is not None and line.definition.overlap is Overlap.QUEUE:
+    def _taken(self, line: ScheduleState, tick: PendingTick, why: str, text: str) -> None:
+        if why == "running" and line.definition is not None and line.definition.overlap is OverlapPolicy.QUEUE:
             tick.queued, tick.due = True, self.now + 1000  # it may have ended by then
             line.waiting.insert(0, tick)
         elif self._leases.again(tick, why):
@@ -456,7 +461,7 @@ class Ticks(Part):
             if why != "trouble":  # of which there will be as much in a moment: at the next look
                 self._hurry()
         else:
-            outcome = {"granted": Outcome.ELSEWHERE, "running": Outcome.SKIPPED}.get(why, Outcome.MISSED)
+            outcome = {"granted": RunOutcome.ELSEWHERE, "running": RunOutcome.SKIPPED}.get(why, RunOutcome.MISSED)
             self._give_up(line, tick, outcome, text)
             self._hurry()
 
@@ -465,11 +470,11 @@ class Ticks(Part):
 
     def figures(self) -> dict[str, float]:
         counts = sum((line.counts for line in self.lines.values()), self._past)
-        failures = sum(counts[outcome.value] for outcome in ENDS if outcome is not Outcome.OK)
+        failures = sum(counts[outcome.value] for outcome in END_RECORDS if outcome is not RunOutcome.OK)
         return {
-            "schedule_runs_total": counts[Outcome.OK.value] + failures,
+            "schedule_runs_total": counts[RunOutcome.OK.value] + failures,
             "schedule_failures_total": failures,
-            "schedule_missed_total": counts[Outcome.MISSED.value],
+            "schedule_missed_total": counts[RunOutcome.MISSED.value],
             "schedules_running": len(self.runs.all),
         }
 
@@ -496,7 +501,7 @@ class Ticks(Part):
         self._past.update(state["past"])
         self._offers.load(state["offers"])
         for each in state["lines"]:
-            line = self.lines[each["name"]] = Line.from_state(each, self.seed)
+            line = self.lines[each["name"]] = ScheduleState.from_state(each, self.seed)
             self._define_line(line, self._offers.current().get(line.name), line.decided)
             if line.newest() is not None:
                 self.past.changed(line)  # it may not have been written yet

@@ -6,19 +6,19 @@ import logging
 from typing import Any, Final
 
 from serve_asgi.hub.core import Hub, Member
-from serve_asgi.hub.schedules.schedule import Line, Missed, Outcome, Run
+from serve_asgi.hub.schedules.schedule import ActiveRun, MissedTicks, RunOutcome, ScheduleState
 
-ENDS: Final = {
-    Outcome.OK: (logging.DEBUG, "schedule_finished", "has run"),
-    Outcome.FAILED: (logging.ERROR, "schedule_failed", "has failed"),
-    Outcome.TIMEOUT: (logging.ERROR, "schedule_timed_out", "has taken too long"),
-    Outcome.CUT: (logging.WARNING, "schedule_cut", "was cut"),
-    Outcome.DIED: (logging.ERROR, "schedule_aborted", "was lost"),
+END_RECORDS: Final = {
+    RunOutcome.OK: (logging.DEBUG, "schedule_finished", "has run"),
+    RunOutcome.FAILED: (logging.ERROR, "schedule_failed", "has failed"),
+    RunOutcome.TIMEOUT: (logging.ERROR, "schedule_timed_out", "has taken too long"),
+    RunOutcome.CUT: (logging.WARNING, "schedule_cut", "was cut"),
+    RunOutcome.DIED: (logging.ERROR, "schedule_aborted", "was lost"),
 }
 """How a run can end."""
 
 
-class Records:
+class ScheduleLog:
     """Says them through a hub's port."""
 
     def __init__(self, hub: Hub) -> None:
@@ -31,7 +31,7 @@ class Records:
         )
         self._hub.port.say(logging.WARNING, "schedule_clock_set_back", text, seconds=seconds)
 
-    def broken(self, line: Line) -> None:
+    def broken(self, line: ScheduleState) -> None:
         assert line.definition is not None
         text = f"the schedule {line.name!r} has no ticks any more: {line.definition.disabled}; please report this"
         self._hub.port.say(logging.ERROR, "schedule_refused", text, name=line.name)
@@ -43,22 +43,22 @@ class Records:
         )
         self._hub.port.say(logging.ERROR, "schedule_refused", text, name=name)
 
-    def missed(self, line: Line, missed: Missed, *, first: bool = True) -> None:
+    def missed(self, line: ScheduleState, missed: MissedTicks, *, first: bool = True) -> None:
         """`first`: the ticks before these were not missed."""
         ticks = "a tick" if missed.number == 1 else f"{missed.number} ticks"
         text = f"{ticks} of the schedule {line.name!r} missed: {missed.text}"
         span: dict[str, Any] = {"first": missed.first / 1000, "last": missed.last / 1000}
         self._hub.port.say(_level(first), "schedule_missed", text, name=line.name, count=missed.number, **span)
 
-    def skipped(self, line: Line, instant: int, why: str, *, first: bool) -> None:
+    def skipped(self, line: ScheduleState, instant: int, why: str, *, first: bool) -> None:
         """`first`: the tick before this one was not skipped."""
         text = f"a tick of the schedule {line.name!r} is skipped: {why}"
         self._hub.port.say(_level(first), "schedule_skipped", text, name=line.name, instant=instant / 1000)
 
-    def ended(self, line: Line, run: Run, outcome: Outcome, text: str, detail: str = "") -> None:
+    def ended(self, line: ScheduleState, run: ActiveRun, outcome: RunOutcome, text: str, detail: str = "") -> None:
         """A run has ended so; `detail` is a traceback."""
         entry = run.entry
-        level, event, said = ENDS[outcome]
+        level, event, said = END_RECORDS[outcome]
         text = f"the schedule {line.name!r} {said} in {entry.worker}" + (f": {text}" if text else "")
         about = {"instant": entry.instant / 1000, "attempt": entry.attempt, "seconds": entry.seconds}
         where = {"slot": entry.slot, "generation": entry.generation}

@@ -10,28 +10,28 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from serve_asgi.hub.core import Hub, Member, Phase, Role, State
-from serve_asgi.hub.schedules.definition import Definition, On
+from serve_asgi.hub.core import Hub, Member, MemberPhase, Role, State
+from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
 
-MOST_NAMES: Final = 400
+MAX_SCHEDULES: Final = 400
 """Schedules that the processes of one generation may have; further ones are left out."""
 
 
-class Offers:
+class ScheduleRegistry:
     """What was told, by generation, and who has which function."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self.generation = -1
         """Whose definitions hold; -1 before any serves."""
-        self._offers: dict[int, dict[str, Definition]] = {}
-        self._told: dict[int, dict[str, tuple[Member, Definition]]] = {}  # who was the first, before the switch
+        self._offers: dict[int, dict[str, ScheduleDefinition]] = {}
+        self._told: dict[int, dict[str, tuple[Member, ScheduleDefinition]]] = {}  # who was the first, before the switch
         self._clashes: dict[int, str] = {}  # what keeps a generation from serving
-        self._strays: dict[int, dict[str, Definition]] = {}  # told by those that are not to run them
+        self._strays: dict[int, dict[str, ScheduleDefinition]] = {}  # told by those that are not to run them
         self._refused: set[tuple[int, str]] = set()  # what was told of, by generation and name
         self._names: dict[int, set[str]] = {}  # by member
 
-    def take(self, member: Member, definition: Definition) -> bool:
+    def take(self, member: Member, definition: ScheduleDefinition) -> bool:
         """A member has this schedule; return whether it holds from now on."""
         if not self._room(member.generation, definition.name):
             return False
@@ -53,15 +53,17 @@ class Offers:
     def _room(self, generation: int, name: str) -> bool:
         """Whether a generation may have a schedule of this name; who has too many is told of once."""
         there = (self._offers.get(generation, {}), self._strays.get(generation, {}), self._told.get(generation, {}))
-        if any(name in each for each in there) or max(len(each) for each in there) < MOST_NAMES:
+        if any(name in each for each in there) or max(len(each) for each in there) < MAX_SCHEDULES:
             return True
         if (generation, "") not in self._refused:
             self._refused.add((generation, ""))
-            text = f"the schedule {name!r} and further ones are left out: {MOST_NAMES} are the most that there can be"
+            text = (
+                f"the schedule {name!r} and further ones are left out: {MAX_SCHEDULES} are the most that there can be"
+            )
             self._hub.port.say(logging.ERROR, "schedule_refused", text, name=name)
         return False
 
-    def _compare(self, member: Member, definition: Definition) -> None:
+    def _compare(self, member: Member, definition: ScheduleDefinition) -> None:
         """Note if another process of its generation has another function of this name."""
         told = self._told.setdefault(member.generation, {})
         first, known = told.setdefault(definition.name, (member, definition))
@@ -76,7 +78,7 @@ class Offers:
         """Why this generation cannot serve; "" if it can."""
         return self._clashes.get(generation, "")
 
-    def _refuse(self, generation: int, known: Definition, definition: Definition) -> None:
+    def _refuse(self, generation: int, known: ScheduleDefinition, definition: ScheduleDefinition) -> None:
         if (generation, definition.name) in self._refused:
             return
         self._refused.add((generation, definition.name))
@@ -96,7 +98,7 @@ class Offers:
         self._strays = {number: strays for number, strays in self._strays.items() if number >= generation}
         self._say_strays()
 
-    def current(self) -> dict[str, Definition]:
+    def current(self) -> dict[str, ScheduleDefinition]:
         """Those that hold."""
         return self._offers.get(self.generation, {})
 
@@ -104,12 +106,12 @@ class Offers:
         """Whether a generation that serves, or that starts, has it."""
         return any(name in offers for offers in self._offers.values())
 
-    def candidates(self, definition: Definition) -> list[Member]:
+    def candidates(self, definition: ScheduleDefinition) -> list[Member]:
         """Who serves, has the function and is of the right kind."""
         role = _role(definition)
         return [
             member
-            for member in self._hub.in_phase(Phase.SERVING, role=role)
+            for member in self._hub.in_phase(MemberPhase.SERVING, role=role)
             if definition.name in self._names.get(member.id, ())
             and (role is Role.AGENT or member.generation == self.generation)
         ]
@@ -129,7 +131,7 @@ class Offers:
                 self._refused.add((self.generation, name))
                 self._say_stray(definition)
 
-    def _say_stray(self, definition: Definition) -> None:
+    def _say_stray(self, definition: ScheduleDefinition) -> None:
         """The processes that are to run it do not have it."""
         text = f"the schedule {definition.name!r} ({definition.where}) runs nowhere: "
         if _role(definition) is Role.WORKER:
@@ -154,14 +156,14 @@ class Offers:
         self.generation = state["generation"]
         self._names = {id: set(names) for id, names in state["names"]}
         for number, offers in state["offers"]:
-            made = (Definition.from_head(head, rules) for head, rules in offers)
+            made = (ScheduleDefinition.from_head(head, rules) for head, rules in offers)
             self._offers[number] = {definition.name: definition for definition in made}
 
 
-def _described(member: Member, definition: Definition) -> str:
+def _described(member: Member, definition: ScheduleDefinition) -> str:
     whose = "the agent" if member.role is Role.AGENT else f"worker {member.slot}"
     return f"{definition.function} ({definition.where}) of {whose}"
 
 
-def _role(definition: Definition) -> Role:
-    return Role.AGENT if definition.on is On.AGENT else Role.WORKER
+def _role(definition: ScheduleDefinition) -> Role:
+    return Role.AGENT if definition.on is RunsOn.AGENT else Role.WORKER

@@ -1,8 +1,8 @@
 """One schedule's life in the hub: which of its ticks are to be decided, what runs, what became of the others.
 
-A tick is (name, instant). `Line` takes each instant off the definition once, in order, and never goes back: what the
-clock does cannot bring one back that was taken. Each that was taken is run or has an entry in the history that says
-why not. No process, no clock, no frame is known here; times are unix times in milliseconds.
+A tick is (name, instant). `ScheduleState` takes each instant off the definition once, in order, and never goes back:
+whatever the clock does cannot bring back one that was taken. Each that was taken is run, or has an entry in the history
+that says why not. No process, no clock, no frame is known here; times are unix times in milliseconds.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import enum
 import hashlib
 from typing import Any, Final, NamedTuple
 
-from serve_asgi.hub.schedules.definition import Definition, Overlap
+from serve_asgi.hub.schedules.definition import OverlapPolicy, ScheduleDefinition
 
-GRACE: Final = 30_000
+TICK_GRACE: Final = 30_000
 """Milliseconds that a tick may begin late; after that it is missed."""
-MOST_WAITING: Final = 10
+MAX_QUEUED_TICKS: Final = 10
 """Ticks that wait for the run before them (overlap="queue") at most."""
-MOST_RUNS: Final = 100
+MAX_PARALLEL_RUNS: Final = 100
 """Runs of one schedule at the same time (overlap="allow") at most."""
-HISTORY: Final = 50
+HISTORY_LENGTH: Final = 50
 """Entries of one schedule that are kept."""
-LATE: Final = "the server did not run at that time, or its clock was set"
-COUNTED: Final = 200
+MISSED_REASON: Final = "the server did not run at that time, or its clock was set"
+MAX_COUNTED: Final = 200
 """Instants of a cron expression that are counted one by one when the clock has passed many at once."""
 
 
-class Kind(enum.Enum):
+class RunKind(enum.Enum):
     """Why a run begins."""
 
     TICK = "tick"
@@ -36,7 +36,7 @@ class Kind(enum.Enum):
     ASKED = "asked"  # `serve schedule run`, `schedule.run`
 
 
-class Outcome(enum.Enum):
+class RunOutcome(enum.Enum):
     """What became of a tick. Those from SKIPPED on did not begin."""
 
     RUNNING = "running"
@@ -52,24 +52,29 @@ class Outcome(enum.Enum):
     ELSEWHERE = "elsewhere"  # another server of the same state has it
 
 
-def outcome_of(told: str) -> Outcome:
+def reported_outcome(told: str) -> RunOutcome:
     """What a process tells, which may be of a later version."""
-    return _TOLD.get(told, Outcome.FAILED)
+    return _TOLD.get(told, RunOutcome.FAILED)
 
 
-_TOLD: Final = {each.value: each for each in (Outcome.OK, Outcome.FAILED, Outcome.TIMEOUT, Outcome.CUT, Outcome.PAUSED)}
+_TOLD: Final = {
+    each.value: each
+    for each in (RunOutcome.OK, RunOutcome.FAILED, RunOutcome.TIMEOUT, RunOutcome.CUT, RunOutcome.PAUSED)
+}
 """How a run can end, by the word of who runs it."""
-UNBEGUN: Final = frozenset({Outcome.SKIPPED, Outcome.PAUSED, Outcome.MISSED, Outcome.REMOVED, Outcome.ELSEWHERE})
-ABANDONED: Final = frozenset({Outcome.CUT, Outcome.DIED})
+NOT_STARTED: Final = frozenset(
+    {RunOutcome.SKIPPED, RunOutcome.PAUSED, RunOutcome.MISSED, RunOutcome.REMOVED, RunOutcome.ELSEWHERE}
+)
+RETRIED: Final = frozenset({RunOutcome.CUT, RunOutcome.DIED})
 """What `retry` is for."""
 
 
 @dataclasses.dataclass(slots=True)
-class Entry:
+class HistoryEntry:
     """A line of the history: a run, or ticks in a row that had the same outcome and no run."""
 
     instant: int  # of the first one
-    outcome: Outcome
+    outcome: RunOutcome
     text: str = ""
     worker: str = ""  # who, in words
     slot: int = -1
@@ -77,14 +82,14 @@ class Entry:
     began: int = 0
     seconds: float | None = None
     attempt: int = 1
-    kind: Kind = Kind.TICK
+    kind: RunKind = RunKind.TICK
     count: int = 1
     last: int = 0  # instant of the last one
 
     @classmethod
-    def load(cls, told: dict[str, Any]) -> Entry:
-        """The reverse of `plain`."""
-        return cls(**_known(cls, told) | {"outcome": Outcome(told["outcome"]), "kind": Kind(told["kind"])})
+    def load(cls, told: dict[str, Any]) -> HistoryEntry:
+        """The reverse of `to_plain`."""
+        return cls(**_known(cls, told) | {"outcome": RunOutcome(told["outcome"]), "kind": RunKind(told["kind"])})
 
     def shown(self) -> dict[str, Any]:
         """As `serve schedules --json` has it: times in unix seconds."""
@@ -105,12 +110,12 @@ class Entry:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Tick:
+class PendingTick:
     """One that is to run."""
 
     instant: int
     due: int  # `instant`, and the jitter
-    kind: Kind = Kind.TICK
+    kind: RunKind = RunKind.TICK
     slot: int = -1  # of on="all": whose; -1 until that is known
     attempt: int = 1
     token: int | None = None  # the store's, once it has granted this tick
@@ -123,42 +128,42 @@ class Tick:
 
     def early(self, now: int) -> bool:
         """Whether its time has not come; what is asked for, or run again, waits for no clock (which may be set)."""
-        return self.due > now and self.kind is Kind.TICK and self.attempt == 1
+        return self.due > now and self.kind is RunKind.TICK and self.attempt == 1
 
     def late(self, now: int) -> bool:
         """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
-        return now - self.due > GRACE and not self.queued and (self.token is not None or not self.unsettled)
+        return now - self.due > TICK_GRACE and not self.queued and (self.token is not None or not self.unsettled)
 
     @classmethod
-    def load(cls, told: dict[str, Any]) -> Tick:
-        """The reverse of `plain`."""
-        return cls(**_known(cls, told) | {"kind": Kind(told["kind"])})
+    def load(cls, told: dict[str, Any]) -> PendingTick:
+        """The reverse of `to_plain`."""
+        return cls(**_known(cls, told) | {"kind": RunKind(told["kind"])})
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Run:
+class ActiveRun:
     """One that runs."""
 
     id: int
-    tick: Tick
+    tick: PendingTick
     member: int
     slot: int  # of on="all": whose; -1 otherwise
-    entry: Entry
+    entry: HistoryEntry
     overdue: bool = False  # its time is over; it is a thread's, so that it goes on
     lost: bool = False  # the lease is over: another server may run it
 
 
-def plain(each: Entry | Tick) -> dict[str, Any]:
+def to_plain(each: HistoryEntry | PendingTick) -> dict[str, Any]:
     """As MessagePack can hold it; a later version may add members."""
     found = {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
     return {name: value.value if isinstance(value, enum.Enum) else value for name, value in found.items()}
 
 
-def _known(kind: type[Entry | Tick], told: dict[str, Any]) -> dict[str, Any]:
+def _known(kind: type[HistoryEntry | PendingTick], told: dict[str, Any]) -> dict[str, Any]:
     return {field.name: told[field.name] for field in dataclasses.fields(kind) if field.name in told}
 
 
-class Missed(NamedTuple):
+class MissedTicks(NamedTuple):
     """Ticks in a row that were missed."""
 
     number: int
@@ -167,7 +172,7 @@ class Missed(NamedTuple):
     text: str
 
 
-class Line:
+class ScheduleState:
     """One name: its definition, its ticks, its runs, its history."""
 
     def __init__(self, name: str, decided: int, seed: int = 0) -> None:
@@ -175,19 +180,19 @@ class Line:
         self.name = name
         self.seed = seed
         self._latest = 0  # when the last tick was to begin
-        self.definition: Definition | None = None
+        self.definition: ScheduleDefinition | None = None
         self.since = decided
         self.decided = decided
         self.next: int | None = None
         self.paused: dict[str, Any] | None = None  # since when, and by whom
         self._passed = 0  # ticks that pauses before this one have let pass
-        self.waiting: list[Tick] = []  # by instant
-        self.asked: Tick | None = None  # the store has been asked for it
-        self.runs: dict[int, Run] = {}
-        self.history: collections.deque[Entry] = collections.deque(maxlen=HISTORY)
+        self.waiting: list[PendingTick] = []  # by instant
+        self.asked: PendingTick | None = None  # the store has been asked for it
+        self.runs: dict[int, ActiveRun] = {}
+        self.history: collections.deque[HistoryEntry] = collections.deque(maxlen=HISTORY_LENGTH)
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def adopt(self, definition: Definition | None, now: int) -> None:
+    def adopt(self, definition: ScheduleDefinition | None, now: int) -> None:
         """This definition holds from now on; what came due before was decided by the one before."""
         self.decided = max(self.decided, now)
         before, self.definition = self.definition, definition
@@ -196,7 +201,7 @@ class Line:
         elif self.next <= self.decided:
             self.next = definition.after(self.decided)
 
-    def advance(self, now: int) -> Missed | None:
+    def advance(self, now: int) -> MissedTicks | None:
         """Take the instants up to `now`; return those of them that were missed.
 
         The newest that is due can still run, and those that are not due yet (jitter); the others are missed, since the
@@ -208,17 +213,17 @@ class Line:
         self.decided = instants[-1]
         self.next = self.definition.after(self.decided)
         if self.paused is not None:
-            self.note(Outcome.PAUSED, first, count=len(instants) + passed, last=self.decided)
+            self.note(RunOutcome.PAUSED, first, count=len(instants) + passed, last=self.decided)
             return None
-        ticks = [Tick(instant, self._due(instant)) for instant in instants]
+        ticks = [PendingTick(instant, self._due(instant)) for instant in instants]
         due = [tick for tick in ticks if tick.due <= now]
-        if due and now - due[-1].due <= GRACE:
+        if due and now - due[-1].due <= TICK_GRACE:
             due.pop()
         self.waiting += ticks[len(due) :]
         if not passed and not due:
             return None
-        missed = Missed(passed + len(due), first, due[-1].instant if due else first, LATE)
-        self.note(Outcome.MISSED, first, LATE, count=missed.number, last=missed.last)
+        missed = MissedTicks(passed + len(due), first, due[-1].instant if due else first, MISSED_REASON)
+        self.note(RunOutcome.MISSED, first, MISSED_REASON, count=missed.number, last=missed.last)
         return missed
 
     def _due(self, instant: int) -> int:
@@ -231,40 +236,40 @@ class Line:
         self._latest = max(self._latest, instant + delay)
         return self._latest
 
-    def _take(self, definition: Definition, now: int) -> tuple[list[int], int]:
+    def _take(self, definition: ScheduleDefinition, now: int) -> tuple[list[int], int]:
         """The last instants up to `now`, and how many came before them."""
         assert self.next is not None
         if definition.every:
             newest = now // definition.every * definition.every
             count = (newest - self.next) // definition.every + 1
-            kept = min(count, COUNTED)
+            kept = min(count, MAX_COUNTED)
             return [newest - definition.every * back for back in range(kept - 1, -1, -1)], count - kept
         found: list[int] = []
         instant: int | None = self.next
         while instant is not None and instant <= now:
             found.append(instant)
-            if len(found) == COUNTED:
-                instant = max(instant, now - GRACE)  # those between are not counted: `at least`
+            if len(found) == MAX_COUNTED:
+                instant = max(instant, now - TICK_GRACE)  # those between are not counted: `at least`
             instant = definition.after(instant)
         return found, 0
 
-    def note(self, outcome: Outcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
+    def note(self, outcome: RunOutcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
         """Ticks that did not begin; return whether the tick before them had another outcome."""
         self.counts[outcome.value] += count
         newest = self.newest()
         if newest is not None and newest.outcome is outcome:
             newest.count, newest.last, newest.text = newest.count + count, last or instant, text
             return False
-        self.history.append(Entry(instant, outcome, text, count=count, last=last or instant))
+        self.history.append(HistoryEntry(instant, outcome, text, count=count, last=last or instant))
         return True
 
-    def newest(self) -> Entry | None:
+    def newest(self) -> HistoryEntry | None:
         """The last one of the history."""
         return self.history[-1] if self.history else None
 
     def pause(self, pause: dict[str, Any] | None) -> int:
         """It is paused, or not any more; return how many ticks passed by since this was called last."""
-        passed = self.counts[Outcome.PAUSED.value]
+        passed = self.counts[RunOutcome.PAUSED.value]
         since, self._passed, self.paused = self._passed, passed, pause
         return passed - since
 
@@ -272,27 +277,27 @@ class Line:
         """How many runs there are, with those the store is asked for; of one slot, if it is not -1."""
         return sum(slot in (-1, run.slot) for run in self.runs.values()) + (self.asked is not None)
 
-    def hindrance(self, definition: Definition, tick: Tick) -> str | None:
+    def hindrance(self, definition: ScheduleDefinition, tick: PendingTick) -> str | None:
         """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
         busy = self.busy(tick.slot)
         before = sum(each.queued and each.slot == tick.slot for each in self.waiting)
         if busy == 0 and not before:  # those before it may wait for a run on another server
             return None
-        if definition.overlap is Overlap.SKIP:
+        if definition.overlap is OverlapPolicy.SKIP:
             return "the run before it had not ended"
-        if definition.overlap is Overlap.ALLOW:
-            return f"{busy} runs had not ended" if busy >= MOST_RUNS else None
-        if not tick.queued and before >= MOST_WAITING:
-            return f"{MOST_WAITING} ticks wait for the run before them already"
+        if definition.overlap is OverlapPolicy.ALLOW:
+            return f"{busy} runs had not ended" if busy >= MAX_PARALLEL_RUNS else None
+        if not tick.queued and before >= MAX_QUEUED_TICKS:
+            return f"{MAX_QUEUED_TICKS} ticks wait for the run before them already"
         tick.queued = True
         return ""
 
-    def overtaken(self, now: int) -> list[Tick]:
+    def overtaken(self, now: int) -> list[PendingTick]:
         """Take out the ticks that could not begin until the next one was due: what held them up ends in no burst."""
-        newest: dict[int, Tick] = {}
+        newest: dict[int, PendingTick] = {}
         found = []
         for tick in self.waiting:
-            if tick.kind is Kind.TICK and tick.attempt == 1 and tick.due <= now and not tick.queued:
+            if tick.kind is RunKind.TICK and tick.attempt == 1 and tick.due <= now and not tick.queued:
                 before = newest.get(tick.slot)
                 newest[tick.slot] = tick if before is None or before.instant < tick.instant else before
                 if not tick.unsettled:
@@ -305,7 +310,7 @@ class Line:
     def wake(self, now: int) -> int | None:
         """When something is to be decided even if nothing happens."""
         waiting = [tick for tick in self.waiting if not tick.unsettled and (tick.due > now or not tick.queued)]
-        times = [tick.due if tick.due > now else tick.due + GRACE + 1 for tick in waiting]
+        times = [tick.due if tick.due > now else tick.due + TICK_GRACE + 1 for tick in waiting]
         return min(times if self.next is None else [*times, self.next], default=None)
 
     def state(self) -> str:
@@ -327,23 +332,25 @@ class Line:
             "latest": self._latest,
             "paused": self.paused,
             "passed": self._passed,
-            "waiting": [plain(tick) for tick in asked + self.waiting],
-            "runs": [[run.id, plain(run.tick), run.member, run.slot, plain(run.entry)] for run in self.runs.values()],
-            "history": [plain(entry) for entry in self.history if entry.outcome is not Outcome.RUNNING],
+            "waiting": [to_plain(tick) for tick in asked + self.waiting],
+            "runs": [
+                [run.id, to_plain(run.tick), run.member, run.slot, to_plain(run.entry)] for run in self.runs.values()
+            ],
+            "history": [to_plain(entry) for entry in self.history if entry.outcome is not RunOutcome.RUNNING],
             "counts": dict(self.counts),
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], seed: int) -> Line:
+    def from_state(cls, state: dict[str, Any], seed: int) -> ScheduleState:
         """The reverse, but for the definition."""
         line = cls(state["name"], state["decided"], seed)
         line.since = state["since"]
         line._latest, line.paused = state["latest"], state["paused"]
         line._passed = state.get("passed", 0)  # which an earlier version did not keep
-        line.waiting = [Tick.load(tick) for tick in state["waiting"]]
-        line.history.extend(Entry.load(entry) for entry in state["history"])
+        line.waiting = [PendingTick.load(tick) for tick in state["waiting"]]
+        line.history.extend(HistoryEntry.load(entry) for entry in state["history"])
         line.counts.update(state["counts"])
         for id, tick, member, slot, entry in state["runs"]:
-            run = line.runs[id] = Run(id, Tick.load(tick), member, slot, Entry.load(entry))
+            run = line.runs[id] = ActiveRun(id, PendingTick.load(tick), member, slot, HistoryEntry.load(entry))
             line.history.append(run.entry)
         return line

@@ -22,27 +22,36 @@ from typing import Annotated, Any, ClassVar, Final
 import msgspec
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, Member, Part, Phase, State
-from serve_asgi.hub.state.entries import RESERVED, Entries
-from serve_asgi.hub.state.pending import WITH_STORE, Ask, Asks
-from serve_asgi.hub.state.replica import Item
-from serve_asgi.hub.state.replication import Feeding
-from serve_asgi.hub.state.store_changes import Told
-from serve_asgi.hub.state.write import INT64, Code, Entry, Limits, Op, Refused, Write, decide
-from serve_asgi.ipc.frames import Said, packed, unpacked
+from serve_asgi.hub.core import Hub, HubComponent, Member, MemberPhase, State
+from serve_asgi.hub.state.entries import RESERVED, StateEntries
+from serve_asgi.hub.state.pending import AT_STORE, PendingRequest, PendingRequests
+from serve_asgi.hub.state.replica import KeyChange
+from serve_asgi.hub.state.replication import Replication
+from serve_asgi.hub.state.store_changes import StoreChanges
+from serve_asgi.hub.state.write import (
+    INT64,
+    RefusalCode,
+    StateEntry,
+    StateLimits,
+    Write,
+    WriteOp,
+    WriteRefusal,
+    evaluate_write,
+)
+from serve_asgi.ipc.frames import ValidatedFrame, pack_value, unpack_value
 from serve_asgi.ipc.schema import Count
 
-PUT_TIME: Final = 10.0
+PUT_TIMEOUT: Final = 10.0
 """How long (s) a store may take to answer a write of the hub's own."""
-SLOW: Final = 1.0
+LAG_REPORTED_AFTER: Final = 1.0
 """A process that lags is told of in the log if a write has waited for it for so long (s)."""
-MANY: Final = 2000
+RESEND_ABOVE: Final = 2000
 """So many changes at once, which a store tells when it comes back, are sent as the whole state: one by one they would
 hold the listener's loop up."""
 
 LAGGING: Final = "lagging"
 """A code of `state.failed`: the write stands, and some have not applied it. The others are those of
-`serve_asgi.hub.state.write.Code` and of `serve_asgi.ipc.store_frames.Trouble`."""
+`serve_asgi.hub.state.write.RefusalCode` and of `serve_asgi.ipc.store_frames.StoreFailure`."""
 UNKNOWN: Final = "unknown"
 AWAY: Final = "away"
 
@@ -52,7 +61,7 @@ Key = Annotated[str, msgspec.Meta(max_length=1_000)]
 Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
-class Reads(msgspec.Struct):
+class StateReadFrame(msgspec.Struct):
     """`state.read`."""
 
     id: Count
@@ -60,35 +69,36 @@ class Reads(msgspec.Struct):
     timeout: Timeout
 
 
-class Writes(msgspec.Struct):
+class StateWriteFrame(msgspec.Struct):
     """`state.write`; the body is the value."""
 
     id: Count
-    op: Op
+    op: WriteOp
     key: Key
     timeout: Timeout
     version: Count | None = None
     by: Annotated[int, msgspec.Meta(ge=INT64[0], le=INT64[-1])] = 0
 
 
-class Seen(msgspec.Struct):
+class StateSeenFrame(msgspec.Struct):
     """`state.seen`."""
 
     seq: Count
 
 
-class Leaves(msgspec.Struct):
+class StateLeaveFrame(msgspec.Struct):
     """`state.leave`."""
 
 
-class SharedState(Part):
+class SharedState(HubComponent):
     """The part itself; `put`, `value` and `follow` are for the other parts."""
 
+    name = "state"
     kinds: ClassVar[Mapping[str, type]] = {
-        "state.write": Writes,
-        "state.seen": Seen,
-        "state.read": Reads,
-        "state.leave": Leaves,
+        "state.write": StateWriteFrame,
+        "state.seen": StateSeenFrame,
+        "state.read": StateReadFrame,
+        "state.leave": StateLeaveFrame,
     }
     store_kinds = frozenset(
         {
@@ -101,15 +111,15 @@ class SharedState(Part):
         super().__init__(hub)
         self.seq = 0
         """Changes that the processes of this server have been sent, in the server's life."""
-        self._limits = Limits(hub.settings.value_limit, hub.settings.state_limit)
-        self._entries = Entries()
+        self._limits = StateLimits(hub.settings.value_limit, hub.settings.state_limit)
+        self._entries = StateEntries()
         self._version = 0
-        self._told = Told(hub.settings.state_limit)
-        self._feeding = Feeding(hub, self._entries.to_send)
+        self._told = StoreChanges(hub.settings.state_limit)
+        self._feeding = Replication(hub, self._entries.to_send)
         self._lagged = 0  # writes that were answered with the names of those who lag
-        self._asks = Asks()
+        self._asks = PendingRequests()
         # those that wait for processes, in order of `seq`; answered ones may be among them
-        self._waiting: deque[Ask] = deque()
+        self._waiting: deque[PendingRequest] = deque()
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
 
     # ---- for the other parts
@@ -118,7 +128,7 @@ class SharedState(Part):
         """The value of a key, or None; also for one that cannot be read, which some store may hold."""
         found = self.raw(key)
         try:
-            return None if found is None else unpacked(found)
+            return None if found is None else unpack_value(found)
         except ChannelError:
             return None
 
@@ -134,8 +144,8 @@ class SharedState(Part):
         once where no store has to be asked. A program that takes the listener's place does not call it any more.
         Raises NotSendable for a value that is not MessagePack's.
         """
-        write = Write(Op.DELETE, key) if value is None else Write(Op.SET, key, packed(value, repr(key)))
-        self._submit(write, self._ask(PUT_TIME, then=then))
+        write = Write(WriteOp.DELETE, key) if value is None else Write(WriteOp.SET, key, pack_value(value, repr(key)))
+        self._submit(write, self._ask(PUT_TIMEOUT, then=then))
 
     def follow(self, prefix: str, callback: Callable[[str, Any], None]) -> None:
         """Have `callback` called with key and value (None: deleted) after each change of a key that begins so."""
@@ -145,16 +155,16 @@ class SharedState(Part):
         """The keys that begin so."""
         return [item.key for item in self._entries if item.key.startswith(prefix)]
 
-    def known(self) -> tuple[list[tuple[str, Entry]], int]:
+    def known(self) -> tuple[list[tuple[str, StateEntry]], int]:
         """All that there is, the server's own keys as well, and the version of the last change."""
-        entries = [(item.key, Entry(item.version, item.value)) for item in self._entries if item.value is not None]
+        entries = [(item.key, StateEntry(item.version, item.value)) for item in self._entries if item.value is not None]
         return entries, self._version
 
-    def begin_with(self, entries: list[tuple[str, Entry]], version: int) -> None:
+    def begin_with(self, entries: list[tuple[str, StateEntry]], version: int) -> None:
         """Have what another one knew, before anybody is linked: the reverse of `known`."""
         self._version = version
         for key, entry in entries:
-            self._apply(Item(key, *entry))
+            self._apply(KeyChange(key, *entry))
 
     def figures(self) -> dict[str, float]:
         return {
@@ -173,7 +183,7 @@ class SharedState(Part):
     def room(self, member: Member) -> None:
         self._feeding.room(member)
 
-    def changed(self, member: Member, before: Phase) -> None:
+    def changed(self, member: Member, before: MemberPhase) -> None:
         self._answer()
 
     def left(self, member: Member) -> None:
@@ -181,7 +191,7 @@ class SharedState(Part):
         self._asks.forget(member)
         self._answer()
 
-    def take(self, member: Member, frame: Said) -> None:
+    def take(self, member: Member, frame: ValidatedFrame) -> None:
         head = frame.head
         if frame.kind == "state.seen":
             if head.seq > self.seq:
@@ -194,12 +204,12 @@ class SharedState(Part):
         elif frame.kind == "state.read":
             self._read(head.key, self._ask(head.timeout, member, head.id))
         else:
-            if head.op is Op.CAS and head.version is None:
+            if head.op is WriteOp.CAS and head.version is None:
                 raise ChannelError("a compare-and-set without a version")
             write = Write(head.op, head.key, frame.body, head.version, head.by)
             ask = self._ask(head.timeout, member, head.id)
             if write.key.startswith(RESERVED):
-                self._fail(ask, Code.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
+                self._fail(ask, RefusalCode.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
             else:
                 self._submit(write, ask)
 
@@ -211,32 +221,34 @@ class SharedState(Part):
         member: Member | None = None,
         id: int = 0,
         then: Callable[[str], None] | None = None,
-    ) -> Ask:
+    ) -> PendingRequest:
         return self._asks.open(self.hub.clock(), timeout, member, id, then)
 
-    def _submit(self, write: Write, ask: Ask) -> None:
+    def _submit(self, write: Write, ask: PendingRequest) -> None:
         if not self.hub.settings.stored:
-            outcome = decide(write, self._entries.get(write.key), self._limits, self._entries.used, self._version + 1)
-            if isinstance(outcome, Refused):
+            outcome = evaluate_write(
+                write, self._entries.get(write.key), self._limits, self._entries.used, self._version + 1
+            )
+            if isinstance(outcome, WriteRefusal):
                 self._refuse(ask, outcome.code.value, outcome.text, outcome.version, outcome.value)
             else:
-                self._apply(Item(outcome.key, outcome.version, outcome.value))
+                self._apply(KeyChange(outcome.key, outcome.version, outcome.value))
                 self._stands(ask, outcome.version, outcome.value)
         elif self.hub.store_trouble:
             self._fail(ask, AWAY, f"nothing is written: {self.hub.store_trouble}")
         else:
             self.hub.send_to_store("store.write", {"id": ask.number, **write.head()}, write.value)
 
-    def _apply(self, item: Item) -> None:
+    def _apply(self, item: KeyChange) -> None:
         """A change stands: it is the next one of all."""
         if self._take_over(item):
             self._feeding.change(item, self.seq, len(self._entries))
             self.hub.port.publish(self.seq)  # after it was sent: who sees that it is behind finds it in its socket
         self._tell_followers(item)
 
-    def _apply_all(self, items: list[Item]) -> None:
+    def _apply_all(self, items: list[KeyChange]) -> None:
         """Many changes stand, of which nobody waits for one; the order is theirs."""
-        if len(items) < MANY:
+        if len(items) < RESEND_ABOVE:
             for item in items:
                 self._apply(item)
             return
@@ -247,7 +259,7 @@ class SharedState(Part):
         for item in items:
             self._tell_followers(item)
 
-    def _take_over(self, item: Item) -> bool:
+    def _take_over(self, item: KeyChange) -> bool:
         """Have a change; return whether the processes are to have it."""
         self._entries.apply(item)
         if item.value is None and item.version and self.hub.settings.stored:
@@ -257,18 +269,18 @@ class SharedState(Part):
         self.seq += sent
         return sent
 
-    def _tell_followers(self, item: Item) -> None:
+    def _tell_followers(self, item: KeyChange) -> None:
         for prefix, callback in self._followers:
             if item.key.startswith(prefix):
-                callback(item.key, None if item.value is None else unpacked(item.value))
+                callback(item.key, None if item.value is None else unpack_value(item.value))
 
-    def _stands(self, ask: Ask, version: int, value: bytes | None) -> None:
+    def _stands(self, ask: PendingRequest, version: int, value: bytes | None) -> None:
         """The write is applied here: its answer waits for the others."""
         ask.version = version
         self._asks.keep(ask, value or b"")
         self._wait(ask)
 
-    def _wait(self, ask: Ask) -> None:
+    def _wait(self, ask: PendingRequest) -> None:
         if ask.member is None:
             self._done(ask)
             return
@@ -276,8 +288,10 @@ class SharedState(Part):
         self._waiting.append(ask)
         self._answer()
 
-    def _refuse(self, ask: Ask, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
-        if code == Code.ABSENT.value:  # nothing to delete: so it is done, once the others have seen it gone as well
+    def _refuse(self, ask: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
+        if (
+            code == RefusalCode.ABSENT.value
+        ):  # nothing to delete: so it is done, once the others have seen it gone as well
             self._wait(ask)
         else:
             self._fail(ask, code, text, version, value)
@@ -286,7 +300,7 @@ class SharedState(Part):
 
     def _answer(self) -> None:
         """Answer the writes that all who live have applied."""
-        late: list[Ask] = []
+        late: list[PendingRequest] = []
         while self._waiting:
             ask = self._waiting[0]
             if ask in self._asks:
@@ -300,14 +314,16 @@ class SharedState(Part):
             self._waiting.popleft()
         self._waiting.extendleft(reversed(late))
 
-    def _done(self, ask: Ask) -> None:
+    def _done(self, ask: PendingRequest) -> None:
         self._asks.close(ask)
         if ask.then is not None:
             ask.then("")
         elif ask.member is not None:
             self.hub.send(ask.member, "state.done", {"id": ask.id, "version": ask.version}, ask.value)
 
-    def _fail(self, ask: Ask, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any) -> None:
+    def _fail(
+        self, ask: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any
+    ) -> None:
         self._asks.close(ask)
         if ask.then is not None:
             ask.then(text)
@@ -322,19 +338,19 @@ class SharedState(Part):
         self._feeding.go_on()
         now = self.hub.clock()
         for ask in self._asks.due(now):
-            if ask.seq == WITH_STORE:
+            if ask.seq == AT_STORE:
                 self._fail(ask, UNKNOWN, "the store has not answered in time: it is not known whether this is written")
             else:
                 self._name_who_lags(ask, now)
 
-    def _name_who_lags(self, ask: Ask, now: float) -> None:
+    def _name_who_lags(self, ask: PendingRequest, now: float) -> None:
         """Somebody has not applied the write in time."""
         self._lagged += 1
         lagging = list(self._feeding.behind_by(ask.seq))
         assert ask.member is not None
         if ask.member not in lagging and not self._feeding.has(ask.member, ask.seq):
             lagging.append(ask.member)  # a writer that starts
-        if now - ask.begun >= SLOW:
+        if now - ask.begun >= LAG_REPORTED_AFTER:
             for member in lagging:
                 self._accuse(member)
         text = f"it stands, but has not arrived at {', '.join(map(str, lagging))} in time"
@@ -355,7 +371,7 @@ class SharedState(Part):
 
     # ---- reading the truth
 
-    def _read(self, key: str, ask: Ask) -> None:
+    def _read(self, key: str, ask: PendingRequest) -> None:
         if self.hub.settings.stored:
             if self.hub.store_trouble:
                 self._fail(ask, AWAY, f"it cannot be read: {self.hub.store_trouble}")
@@ -369,7 +385,7 @@ class SharedState(Part):
 
     # ---- the store
 
-    def take_from_store(self, frame: Said) -> None:
+    def take_from_store(self, frame: ValidatedFrame) -> None:
         head, kind = frame.head, frame.kind
         if kind == "store.snapshot":
             self._told.piece(frame)
@@ -383,7 +399,7 @@ class SharedState(Part):
         else:
             self._take_answer(frame, self._asks.get(head.id))
 
-    def _take_answer(self, frame: Said, ask: Ask | None) -> None:
+    def _take_answer(self, frame: ValidatedFrame, ask: PendingRequest | None) -> None:
         head = frame.head
         if frame.kind == "store.written":
             item = _item(frame)
@@ -399,7 +415,7 @@ class SharedState(Part):
             self._asks.keep(ask, frame.body)
             self._done(ask)
 
-    def _hear(self, item: Item) -> None:
+    def _hear(self, item: KeyChange) -> None:
         """The store says that a change stands."""
         if self._told.newer(item, self._entries):
             self._apply(item)
@@ -428,13 +444,13 @@ class SharedState(Part):
         self.seq, self._version = state["seq"], state["version"]
         self._lagged = state["lagged"]
         for item in state["entries"]:
-            self._entries.apply(Item(*item))
+            self._entries.apply(KeyChange(*item))
         self._told.load(state)
         self._feeding.load(state["copies"])
         self._waiting = deque(self._asks.load(state["asks"], self.hub.members))
         self.hub.port.publish(self.seq)
 
 
-def _item(frame: Said) -> Item:
+def _item(frame: ValidatedFrame) -> KeyChange:
     head = frame.head
-    return Item(head.key, head.version, None if head.deleted else frame.body)
+    return KeyChange(head.key, head.version, None if head.deleted else frame.body)

@@ -12,15 +12,15 @@ from typing import Any, Final
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Member
 
-WITH_STORE: Final = -1
-MOST_OPEN: Final = 1_024
-MOST_KEPT: Final = 32 * 1024 * 1024
+AT_STORE: Final = -1
+MAX_PENDING: Final = 1_024
+MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
 """What one process has asked and has not been answered, and the bytes of the values that wait for it: four times the
 window of `serve_asgi.app.shared`, and twice what that may hold of the largest values that are usual."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Ask:
+class PendingRequest:
     """A write or a reading. Times are the hub's clock."""
 
     number: int
@@ -29,17 +29,17 @@ class Ask:
     member: Member | None = None  # who asked; None: the hub itself
     id: int = 0  # the asker's number for it
     then: Callable[[str], None] | None = None
-    seq: int = WITH_STORE  # wait until so many changes are applied
+    seq: int = AT_STORE  # wait until so many changes are applied
     version: int = 0
     value: bytes = b""  # of the answer
 
 
-class Asks:
+class PendingRequests:
     """Those that are open, by number. An ask is answered by whoever closes it."""
 
     def __init__(self) -> None:
         self._number = 0
-        self._open: dict[int, Ask] = {}
+        self._open: dict[int, PendingRequest] = {}
         self._by_member: collections.Counter[int] = collections.Counter()
         self._kept: collections.Counter[int] = collections.Counter()
         self._deadlines: list[tuple[float, int]] = []  # a heap; of closed ones as well
@@ -51,51 +51,51 @@ class Asks:
         member: Member | None = None,
         id: int = 0,
         then: Callable[[str], None] | None = None,
-    ) -> Ask:
+    ) -> PendingRequest:
         """A new one, to be answered within `timeout` s. Raises ChannelError for a process that heeds no window."""
         self._number += 1
-        ask = Ask(self._number, now, now + max(0.0, timeout), member, id, then)
+        ask = PendingRequest(self._number, now, now + max(0.0, timeout), member, id, then)
         self._add(ask)
         return ask
 
-    def keep(self, ask: Ask, value: bytes) -> None:
+    def keep(self, ask: PendingRequest, value: bytes) -> None:
         """Its answer is to have this value. Raises ChannelError if too much waits for a process."""
         if ask.member is not None and ask.number in self._open:
             self._kept[ask.member.id] += len(value) - len(ask.value)
-            if self._kept[ask.member.id] > MOST_KEPT:
-                raise ChannelError(f"writes of {MOST_KEPT} bytes that are not answered: it heeds no window")
+            if self._kept[ask.member.id] > MAX_PENDING_BYTES:
+                raise ChannelError(f"writes of {MAX_PENDING_BYTES} bytes that are not answered: it heeds no window")
         ask.value = value
 
-    def _add(self, ask: Ask) -> None:
+    def _add(self, ask: PendingRequest) -> None:
         self._open[ask.number] = ask
         if ask.member is not None:
             self._by_member[ask.member.id] += 1
             self._kept[ask.member.id] += len(ask.value)
-            if self._by_member[ask.member.id] > MOST_OPEN:
-                raise ChannelError(f"{MOST_OPEN} questions about the state that are not answered: it heeds no window")
+            if self._by_member[ask.member.id] > MAX_PENDING:
+                raise ChannelError(f"{MAX_PENDING} questions about the state that are not answered: it heeds no window")
         if len(self._deadlines) > 2 * len(self._open) + 64:
             self._deadlines = [(each.deadline, each.number) for each in self._open.values()]
             heapq.heapify(self._deadlines)
         else:
             heapq.heappush(self._deadlines, (ask.deadline, ask.number))
 
-    def close(self, ask: Ask) -> None:
+    def close(self, ask: PendingRequest) -> None:
         """It is answered."""
         del self._open[ask.number]
         if ask.member is not None:
             self._by_member[ask.member.id] -= 1
             self._kept[ask.member.id] -= len(ask.value)
 
-    def get(self, number: int) -> Ask | None:
+    def get(self, number: int) -> PendingRequest | None:
         """An open one."""
         return self._open.get(number)
 
-    def __contains__(self, ask: Ask) -> bool:
+    def __contains__(self, ask: PendingRequest) -> bool:
         return ask.number in self._open
 
-    def with_store(self) -> list[Ask]:
+    def with_store(self) -> list[PendingRequest]:
         """Those that the store has to answer."""
-        return [ask for ask in self._open.values() if ask.seq == WITH_STORE]
+        return [ask for ask in self._open.values() if ask.seq == AT_STORE]
 
     def forget(self, member: Member) -> None:
         """Nobody is there any more to be answered."""
@@ -109,7 +109,7 @@ class Asks:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf
 
-    def due(self, now: float) -> Iterator[Ask]:
+    def due(self, now: float) -> Iterator[PendingRequest]:
         """Those whose deadlines have passed; the caller answers each."""
         while self.deadline() <= now:
             yield self._open[heapq.heappop(self._deadlines)[1]]
@@ -123,11 +123,11 @@ class Asks:
         ]
         return [self._number, asks]
 
-    def load(self, state: list[Any], members: dict[int, Member]) -> Iterable[Ask]:
+    def load(self, state: list[Any], members: dict[int, Member]) -> Iterable[PendingRequest]:
         """The reverse; returns those that wait for processes, in order of `seq`."""
         self._number, asks = state
         for number, begun, deadline, member, id, seq, version, value in asks:
             if member in members:
-                self._add(Ask(number, begun, deadline, members[member], id, None, seq, version, value))
-        waiting = [ask for ask in self._open.values() if ask.seq != WITH_STORE]
+                self._add(PendingRequest(number, begun, deadline, members[member], id, None, seq, version, value))
+        waiting = [ask for ask in self._open.values() if ask.seq != AT_STORE]
         return sorted(waiting, key=lambda ask: ask.seq)

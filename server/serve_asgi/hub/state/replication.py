@@ -10,26 +10,26 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from serve_asgi.hub.core import Hub, Member
-from serve_asgi.hub.state.replica import Copy, Item
+from serve_asgi.hub.state.replica import KeyChange, MemberReplica
 
-FRAMES_AT_ONCE: Final = 4
+FRAMES_PER_TURN: Final = 4
 """So many frames are sent to one process before the listener's loop gets on with other things."""
 
 
-class Feeding:
+class Replication:
     """The copies of one hub's members."""
 
-    def __init__(self, hub: Hub, entire: Callable[[], Iterable[Item]]) -> None:
+    def __init__(self, hub: Hub, entire: Callable[[], Iterable[KeyChange]]) -> None:
         """`entire` tells the whole state."""
         self._hub = hub
         self._entire = entire
-        self._copies: dict[int, Copy] = {}
+        self._copies: dict[int, MemberReplica] = {}
         self._unfed: set[int] = set()  # members that are to be sent more at the next `go_on`
         self._laggard = -1  # the member that was behind when it was last looked at
 
     def begin(self, member: Member, changes: int) -> None:
         """A member is linked, and gets the whole state, which has had so many changes."""
-        copy = self._copies[member.id] = Copy(self._entire, changes)
+        copy = self._copies[member.id] = MemberReplica(self._entire, changes)
         self._feed(member, copy)
 
     def forget(self, member: Member) -> None:
@@ -37,7 +37,7 @@ class Feeding:
         self._copies.pop(member.id, None)
         self._unfed.discard(member.id)
 
-    def change(self, item: Item, changes: int, keys: int) -> None:
+    def change(self, item: KeyChange, changes: int, keys: int) -> None:
         """The state has changed, and has had so many changes now; it has so many keys."""
         for id, copy in self._copies.items():
             copy.add(item, changes, keys)
@@ -64,8 +64,8 @@ class Feeding:
         for id in list(self._unfed):
             self._feed(self._hub.members[id], self._copies[id])
 
-    def _feed(self, member: Member, copy: Copy) -> None:
-        for _ in range(FRAMES_AT_ONCE):
+    def _feed(self, member: Member, copy: MemberReplica) -> None:
+        for _ in range(FRAMES_PER_TURN):
             if not copy.waits or not self._hub.port.room(member.id):
                 self._unfed.discard(member.id)
                 return
@@ -118,5 +118,5 @@ class Feeding:
 
     def load(self, state: list[Any]) -> None:
         """The reverse. Raises LookupError, TypeError or ValueError for nonsense."""
-        self._copies = {id: Copy.load(copy, self._entire) for id, copy in state if id in self._hub.members}
+        self._copies = {id: MemberReplica.load(copy, self._entire) for id, copy in state if id in self._hub.members}
         self._unfed = set(self._copies)

@@ -11,7 +11,7 @@ import enum
 from typing import Any, Final, NamedTuple
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.ipc.frames import packed, unpacked
+from serve_asgi.ipc.frames import pack_value, unpack_value
 
 MAX_KEY: Final = 512
 """Bytes of a key in UTF-8."""
@@ -21,7 +21,7 @@ OVERHEAD: Final = 256
 INT64: Final = range(-(2**63), 2**63)
 
 
-class Op(enum.Enum):
+class WriteOp(enum.Enum):
     """What a write does; the values travel in frames (`op`)."""
 
     SET = "set"  # the value, whatever was there
@@ -30,7 +30,7 @@ class Op(enum.Enum):
     CAS = "cas"  # set, if the key still has the version that the writer has seen (0: is not there)
 
 
-class Code(enum.Enum):
+class RefusalCode(enum.Enum):
     """Why a write is refused; the values travel in frames (`code`)."""
 
     CONFLICT = "conflict"  # the key has another version: `version` and `value` of the refusal are the present ones
@@ -45,7 +45,7 @@ class Code(enum.Enum):
 class Write(NamedTuple):
     """A write as it was asked for."""
 
-    op: Op
+    op: WriteOp
     key: str
     value: bytes = b""  # of SET and CAS: MessagePack
     version: int | None = None  # CAS must have it, the others may: refuse if the key's version is another
@@ -57,10 +57,10 @@ class Write(NamedTuple):
 
         Raises LookupError, TypeError or ValueError if it is none.
         """
-        op, key, version, by = Op(head["op"]), head["key"], head.get("version"), head.get("by", 0)
+        op, key, version, by = WriteOp(head["op"]), head["key"], head.get("version"), head.get("by", 0)
         if not isinstance(key, str) or not isinstance(version, int | None) or not isinstance(by, int):
             raise TypeError("a write with a key, version or step of the wrong type")
-        if op is Op.CAS and version is None:
+        if op is WriteOp.CAS and version is None:
             raise ValueError("compare-and-set without a version")
         return cls(op, key, body, version, by)
 
@@ -69,26 +69,26 @@ class Write(NamedTuple):
         head: dict[str, Any] = {"op": self.op.value, "key": self.key}
         if self.version is not None:
             head["version"] = self.version
-        if self.op is Op.INCR:
+        if self.op is WriteOp.INCR:
             head["by"] = self.by
         return head
 
 
-class Entry(NamedTuple):
+class StateEntry(NamedTuple):
     """What a key has at present."""
 
     version: int
     value: bytes
 
 
-class Limits(NamedTuple):
-    """In bytes: of one value, and of all entries together (`size`)."""
+class StateLimits(NamedTuple):
+    """In bytes: of one value, and of all entries together (`entry_size`)."""
 
     value: int
     total: int
 
 
-class Change(NamedTuple):
+class AcceptedWrite(NamedTuple):
     """The write stands: the key has this value from here on."""
 
     key: str
@@ -97,65 +97,67 @@ class Change(NamedTuple):
     grows: int  # bytes by which the whole has grown (or shrunk, if negative)
 
 
-class Refused(NamedTuple):
+class WriteRefusal(NamedTuple):
     """The write has changed nothing."""
 
-    code: Code
+    code: RefusalCode
     text: str  # a sentence for whoever reads the writer's traceback
     version: int = 0  # the key's present version
     value: bytes = b""  # for CONFLICT: its present value, if it is there
 
 
-def size(key: str, value: bytes) -> int:
+def entry_size(key: str, value: bytes) -> int:
     """Bytes that an entry counts as, of `Limits.total`."""
     return len(key.encode()) + len(value) + OVERHEAD
 
 
-def decide(write: Write, entry: Entry | None, limits: Limits, used: int, version: int) -> Change | Refused:
+def evaluate_write(
+    write: Write, entry: StateEntry | None, limits: StateLimits, used: int, version: int
+) -> AcceptedWrite | WriteRefusal:
     """What comes of `write` to a key that has `entry` (None: it is not there).
 
-    `used` is what all entries count as at present (`size`), `version` what the change gets: one more than the last
+    `used` is the present size of all entries (`entry_size`), `version` what the change gets: one more than the last
     change of any key had. If the write is refused, that number is free for the next one.
     """
     key, now = write.key, entry.version if entry is not None else 0
     if not 0 < len(key.encode()) <= MAX_KEY:
-        return Refused(Code.KEY, f"a key has 1 to {MAX_KEY} bytes, this one has {len(key.encode())}", now)
+        return WriteRefusal(RefusalCode.KEY, f"a key has 1 to {MAX_KEY} bytes, this one has {len(key.encode())}", now)
     if write.version is not None and write.version != now:
         text = f"{key!r} has version {now}, not {write.version}: it was written meanwhile"
-        return Refused(Code.CONFLICT, text, now, entry.value if entry is not None else b"")
-    before = 0 if entry is None else size(key, entry.value)
-    if write.op is Op.DELETE:
+        return WriteRefusal(RefusalCode.CONFLICT, text, now, entry.value if entry is not None else b"")
+    before = 0 if entry is None else entry_size(key, entry.value)
+    if write.op is WriteOp.DELETE:
         if entry is None:
-            return Refused(Code.ABSENT, f"there is no {key!r}")
-        return Change(key, version, None, -before)
-    value = _added(write, entry) if write.op is Op.INCR else write.value
-    if isinstance(value, Refused):
+            return WriteRefusal(RefusalCode.ABSENT, f"there is no {key!r}")
+        return AcceptedWrite(key, version, None, -before)
+    value = _added(write, entry) if write.op is WriteOp.INCR else write.value
+    if isinstance(value, WriteRefusal):
         return value
     if len(value) > limits.value:
         text = f"the value of {key!r} has {len(value)} bytes, more than {limits.value} (--state-value-limit)"
-        return Refused(Code.VALUE, text, now)
-    grows = size(key, value) - before
+        return WriteRefusal(RefusalCode.VALUE, text, now)
+    grows = entry_size(key, value) - before
     if grows > 0 and used + grows > limits.total:
         text = (
             f"with {key!r} the shared state would have {used + grows} bytes, more than {limits.total} (--state-limit)"
         )
-        return Refused(Code.FULL, text, now)
-    return Change(key, version, value, grows)
+        return WriteRefusal(RefusalCode.FULL, text, now)
+    return AcceptedWrite(key, version, value, grows)
 
 
-def _added(write: Write, entry: Entry | None) -> bytes | Refused:
+def _added(write: Write, entry: StateEntry | None) -> bytes | WriteRefusal:
     """The value that INCR makes, encoded."""
     if entry is None:
         found: Any = 0
     else:
         try:
-            found = unpacked(entry.value)
+            found = unpack_value(entry.value)
         except ChannelError:
             found = None
         if isinstance(found, bool) or not isinstance(found, int):
-            return Refused(Code.TYPE, f"{write.key!r} is no integer: it cannot be added to", entry.version)
+            return WriteRefusal(RefusalCode.TYPE, f"{write.key!r} is no integer: it cannot be added to", entry.version)
     total = found + write.by
     if total not in INT64:
         text = f"{write.key!r} would leave the range of 64-bit integers"
-        return Refused(Code.RANGE, text, entry.version if entry is not None else 0)
-    return packed(total, write.key)
+        return WriteRefusal(RefusalCode.RANGE, text, entry.version if entry is not None else 0)
+    return pack_value(total, write.key)
