@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
 from serve_asgi.cli import control_client
-from serve_asgi.cli.top_samples import Samples
+from serve_asgi.cli.top_samples import TopSamples
 from serve_asgi.cli.top_view import frame
 from serve_asgi.errors import ServeError
 
@@ -86,7 +86,7 @@ def main() -> None:
         photograph(page, given.picture, given.columns, given.lines)
 
 
-def watch(directory: Path) -> Samples:
+def watch(directory: Path) -> TopSamples:
     """Run a server under load, reload it now and then; return what was seen of it."""
     package = directory / "shop"
     package.mkdir()
@@ -112,9 +112,9 @@ def watch(directory: Path) -> Samples:
         server.wait(30)
 
 
-def sampled(control: Path, code: Path) -> Samples:
+def sampled(control: Path, code: Path) -> TopSamples:
     """Take a status once per second."""
-    samples, began, due = Samples(), time.monotonic(), dict(RELOADS)
+    samples, began, due = TopSamples(), time.monotonic(), dict(RELOADS)
     with control_client.Conversation(control, "status") as first:
         samples.add(first.outcome()["status"])
     while (now := time.monotonic() - began) < END:
@@ -181,7 +181,7 @@ def _request(line: str, *headers: str) -> socket.socket:
     return connection
 
 
-def drawn(samples: Samples, columns: int, lines: int) -> str:
+def drawn(samples: TopSamples, columns: int, lines: int) -> str:
     """The frame as a page."""
     console = Console(
         record=True, width=columns, height=lines, file=io.StringIO(), force_terminal=True, color_system="truecolor"

@@ -135,7 +135,7 @@ class RunningServer:
         self.process.send_signal(number)
 
     def reload(self) -> str:
-        """Reload through the control socket and return what it says; raises control_client.Refused."""
+        """Reload through the control socket and return what it says; raises control_client.RequestRefused."""
         return str(control_client.ask(self.control, "reload")["text"])
 
     def workers(self, *states: str) -> list[dict[str, Any]]:

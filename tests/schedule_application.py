@@ -90,5 +90,5 @@ def outcomes(server: RunningServer, name: str) -> list[str]:
 
 
 def do(server: RunningServer, what: str, name: str) -> str:
-    """`serve schedule`, in short. Raises control_client.Refused."""
+    """`serve schedule`, in short. Raises control_client.RequestRefused."""
     return str(control_client.ask(server.control, "schedule", do=what, name=name)["text"])

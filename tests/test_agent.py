@@ -241,7 +241,7 @@ def test_a_reload_whose_agent_cannot_be_entered_fails_and_the_old_one_comes_back
     write(tmp_path)
     with running("app:app", "--agent", "app:inside", directory=tmp_path) as server:
         write(tmp_path, "2", "inside = fails_to_enter")
-        with pytest.raises(control_client.Refused, match="could not be entered") as refused:
+        with pytest.raises(control_client.RequestRefused, match="could not be entered") as refused:
             server.reload()
         assert "the door is shut" in refused.value.detail
         assert "server/" not in refused.value.detail  # the traceback is of the application's own code
@@ -264,7 +264,7 @@ def test_new_code_that_cannot_be_prepared_harms_nothing(tmp_path: Path) -> None:
             ("del inside", "has no attribute 'inside'"),
         ]:
             (tmp_path / "agents.py").write_text(f"from app import *\n{more}\n")
-            with pytest.raises(control_client.Refused) as refused:
+            with pytest.raises(control_client.RequestRefused) as refused:
                 server.reload()
             assert said in f"{refused.value}\n{refused.value.detail}"
         server.wait_until(lambda status: agent_states(status) == ["active"])  # the new one has ended
@@ -578,7 +578,7 @@ def test_the_agent_comes_and_goes_with_the_configuration(tmp_path: Path) -> None
         assert server.status()["agents"] == []
         server.wait_until(lambda _: not lock.exists())
         file.write_text('agent = "app:no_such"\n')
-        with pytest.raises(control_client.Refused, match="no_such"):
+        with pytest.raises(control_client.RequestRefused, match="no_such"):
             server.reload()
         server.wait_until(lambda _: not lock.exists())
         assert server.stop() == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from tests.applications import info
 from tests.running import RunningServer, connect, request, running, state_of, until
 
@@ -101,7 +101,7 @@ def test_a_flood_of_the_control_socket_leaves_descriptors_for_a_reload(project: 
 def test_a_long_traceback_in_any_script_reaches_the_operator(project: Path) -> None:
     with running("app:app", directory=project) as server:
         (project / "app.py").write_text("raise RuntimeError('\u00fc\u4e2d\U0001f426' * 40_000 + 'the last words')\n")
-        with pytest.raises(Refused, match="cannot be imported") as refused:
+        with pytest.raises(RequestRefused, match="cannot be imported") as refused:
             server.reload()
         assert "the last words" in refused.value.detail
         check_serves(server, 1)

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.ipc.channel import MAX_PACKET, Channel, Outbox, TruncatedDescriptors, pair, speaks
+from serve_asgi.ipc.channel import MAX_PACKET, Channel, SendQueue, TruncatedDescriptors, pair, speaks
 
 
 @pytest.fixture
@@ -107,24 +107,24 @@ def test_versions(version: object, understood: bool) -> None:
 def test_an_outbox_keeps_the_order_and_ends_with_its_child() -> None:
     async def main() -> None:
         a, b = map(Channel, pair())
-        outbox = Outbox(a)
+        send_queue = SendQueue(a)
         reading, writing = os.pipe()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(outbox.run)
+            tasks.start_soon(send_queue.run)
             for number in range(2000):  # more than the kernel's queue takes
-                outbox.tell({"type": "n", "n": number})
-            outbox.tell({"type": "given"}, given=[writing])
-            assert not outbox.try_tell({"type": "not now"})
+                send_queue.put({"type": "n", "n": number})
+            send_queue.put({"type": "given"}, given=[writing])
+            assert not send_queue.try_send_now({"type": "not now"})
             for number in range(2000):
                 assert (await b.receive())[0]["n"] == number
             _, (descriptor,) = await b.receive()
             with anyio.fail_after(10):
-                await outbox.flushed()
+                await send_queue.flushed()
             os.close(descriptor)
             assert os.read(reading, 1) == b""  # nobody else holds the writing end: the given one was closed
-            assert outbox.try_tell({"type": "now"})
-            outbox.close()
-            outbox.tell({"type": "late"})
+            assert send_queue.try_send_now({"type": "now"})
+            send_queue.close()
+            send_queue.put({"type": "late"})
             a.close()
         b.close()
         os.close(reading)
@@ -158,12 +158,12 @@ def test_closing_while_the_outbox_waits_for_room_ends_it(turns: int) -> None:
     async def run() -> None:
         ours, theirs = pair()
         channel = Channel(ours)
-        outbox = Outbox(channel)
+        send_queue = SendQueue(channel)
         while channel.try_send({"type": "filler"}):
             pass
-        outbox.tell({"type": "waits"})
+        send_queue.put({"type": "waits"})
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(outbox.run)
+            tasks.start_soon(send_queue.run)
             await anyio.wait_all_tasks_blocked()
             theirs.close()
             for _ in range(turns):

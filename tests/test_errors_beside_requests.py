@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from serve_asgi.cli import control_client
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from tests.running import connect, request, running, until
 from tests.test_application_errors import BEGINNING, JSON, LONGEST, RAISED, functions, named, written
 
@@ -80,7 +80,7 @@ def test_schedules(tmp_path: Path) -> None:
     with running("app:app", directory=tmp_path, **JSON) as server:
         pids = server.worker_pids()
         for name in [*RAISED, "thread"]:
-            with pytest.raises(Refused, match="failed in worker 0"):
+            with pytest.raises(RequestRefused, match="failed in worker 0"):
                 control_client.ask(server.control, "schedule", do="run", name=name)
         assert server.worker_pids() == pids
         assert server.stop() == 0
@@ -121,12 +121,12 @@ def test_the_startup_of_a_lifespan(tmp_path: Path) -> None:
         pids = server.worker_pids()
         for what, statements in LIFESPANS.items():
             (tmp_path / "app.py").write_text(lifespan(startup=statements))
-            with pytest.raises(Refused, match="raised an exception in its lifespan startup") as refused:
+            with pytest.raises(RequestRefused, match="raised an exception in its lifespan startup") as refused:
                 server.reload()
             assert "Traceback" in refused.value.detail, what
             assert len(refused.value.detail) < LONGEST
         (tmp_path / "app.py").write_text("import sys\nraise KeyboardInterrupt('at the import')\n")
-        with pytest.raises(Refused, match="cannot be imported"):
+        with pytest.raises(RequestRefused, match="cannot be imported"):
             server.reload()
         until(lambda: server.worker_pids() == pids)
         assert server.stop() == 0
@@ -178,7 +178,7 @@ def test_the_agent(tmp_path: Path, what: str) -> None:
     with running("app:app", "--agent", "app:agent", directory=tmp_path, **JSON) as server:
         server.wait_until(lambda status: [each["state"] for each in status["agents"]] == ["active"])
         (tmp_path / "app.py").write_text(agent(before=RAISED[what]))
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RequestRefused) as refused:
             server.reload()
         assert "Traceback" in refused.value.detail
         (tmp_path / "app.py").write_text(agent(after=RAISED[what]))
@@ -212,7 +212,7 @@ def test_hooks(tmp_path: Path) -> None:
     with running("app:app", "--config", "serve.toml", directory=tmp_path, **JSON) as server:
         for name in names:
             (tmp_path / "serve.toml").write_text(f'hook = ["pre_reload=hooks:{name}"]\n')
-            with pytest.raises(Refused):
+            with pytest.raises(RequestRefused):
                 server.reload()
         (tmp_path / "serve.toml").write_text('hook = ["pre_reload=hooks:well"]\n')
         server.reload()

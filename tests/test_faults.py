@@ -18,13 +18,13 @@ from typing import BinaryIO
 
 import pytest
 
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, answer, connect, request, running, state_of
 
 TRAP = """
 import os, signal
-from serve_asgi.worker import hand_over as handover
+from serve_asgi.worker.hand_over import HandOverReceiver, HandOverSender
 
 def trap(owner, name, act, before=True):
     original = getattr(owner, name)
@@ -60,7 +60,7 @@ def after(count, act):
     return acted
 
 def packet(kind, act):
-    def acted(arrivals, pair, packet, descriptors):
+    def acted(receiver, pair, packet, descriptors):
         if packet and packet.__struct_config__.tag == kind:
             act()
     return acted
@@ -109,12 +109,12 @@ def check_serves(server: RunningServer, workers: int) -> None:
 
 
 SENDER_DIES = {
-    "when asked to retire": "trap(handover.Departures, 'depart', die)",
-    "after the first offer": "trap(handover.Departures, '_offer', once(die), before=False)",
-    "after several offers": "trap(handover.Departures, '_offer', after(5, die), before=False)",
-    "on the first take": "trap(handover.Departures, '_answered', once(die))",
-    "after the first commit": "trap(handover.Departures, '_committed', once(die), before=False)",
-    "after several commits": "trap(handover.Departures, '_committed', after(5, die), before=False)",
+    "when asked to retire": "trap(HandOverSender, 'hand_over', die)",
+    "after the first offer": "trap(HandOverSender, '_offer', once(die), before=False)",
+    "after several offers": "trap(HandOverSender, '_offer', after(5, die), before=False)",
+    "on the first take": "trap(HandOverSender, '_answered', once(die))",
+    "after the first commit": "trap(HandOverSender, '_committed', once(die), before=False)",
+    "after several commits": "trap(HandOverSender, '_committed', after(5, die), before=False)",
 }
 """Where the old worker dies; what it had not offered dies with it, what it had offered lives."""
 
@@ -135,10 +135,10 @@ def test_the_old_worker_dies_during_the_hand_over(tmp_path: Path, step: str) -> 
 
 
 RECEIVER_DIES = {
-    "on the first offer": ("trap(handover.Arrivals, '_offered', once(die))", 10),
-    "after the first take": ("trap(handover.Arrivals, '_offered', once(die), before=False)", 9),
-    "on the first commit": ("trap(handover.Arrivals, '_offered', packet('commit', once(die)))", 0),
-    "after the first commit": ("trap(handover.Arrivals, '_attach', once(die), before=False)", 0),
+    "on the first offer": ("trap(HandOverReceiver, '_offered', once(die))", 10),
+    "after the first take": ("trap(HandOverReceiver, '_offered', once(die), before=False)", 9),
+    "on the first commit": ("trap(HandOverReceiver, '_offered', packet('commit', once(die)))", 0),
+    "after the first commit": ("trap(HandOverReceiver, '_attach', once(die), before=False)", 0),
 }
 """Where the new worker dies, and how many of ten connections must live: those that it had not been committed."""
 
@@ -161,7 +161,7 @@ def test_the_new_worker_dies_during_the_hand_over(tmp_path: Path, step: str) -> 
 NEW_DIES_EARLY = {
     "at import": "die()",
     "in startup": "trap(Lifespan, '_send', die)",
-    "after ready": "trap(Worker, '_serve_and_retire', die)",
+    "after ready": "trap(WorkerProcess, '_serve_and_retire', die)",
     "when told to serve": "trap(Acceptor, 'start', die)",
     "when it accepts": "trap(Acceptor, 'start', die, before=False)",
 }
@@ -173,12 +173,12 @@ def test_the_new_worker_dies_before_the_switch(tmp_path: Path, step: str) -> Non
     imports = (
         "from serve_asgi.worker.lifespan import Lifespan\n"
         "from serve_asgi.worker.acceptor import Acceptor\n"
-        "from serve_asgi.worker.worker import Worker\n"
+        "from serve_asgi.worker.worker import WorkerProcess\n"
     )
     with running("app:app", "--workers", "2", directory=tmp_path) as server:
         connections = opened(server, 10)
         (tmp_path / "app.py").write_text(trapped("2", imports + NEW_DIES_EARLY[step]))
-        with pytest.raises(Refused, match="SIGKILL"):
+        with pytest.raises(RequestRefused, match="SIGKILL"):
             server.reload()
         assert alive(connections) == 10
         assert told(connections[0])["version"] == "1"
@@ -190,10 +190,10 @@ def test_the_new_worker_dies_before_the_switch(tmp_path: Path, step: str) -> Non
 
 
 STOPS = {
-    "on the first offer": "trap(handover.Arrivals, '_offered', packet('offer', once(stop)))",
-    "after the first take": "trap(handover.Arrivals, '_offered', packet('offer', once(stop)), before=False)",
-    "on the first commit": "trap(handover.Arrivals, '_offered', packet('commit', once(stop)))",
-    "after the first commit": "trap(handover.Arrivals, '_offered', packet('commit', once(stop)), before=False)",
+    "on the first offer": "trap(HandOverReceiver, '_offered', packet('offer', once(stop)))",
+    "after the first take": "trap(HandOverReceiver, '_offered', packet('offer', once(stop)), before=False)",
+    "on the first commit": "trap(HandOverReceiver, '_offered', packet('commit', once(stop)))",
+    "after the first commit": "trap(HandOverReceiver, '_offered', packet('commit', once(stop)), before=False)",
 }
 
 

@@ -281,10 +281,10 @@ def test_hooks_of_the_file_are_those_of_the_last_reload(project: Path) -> None:
         server.reload()
         until(lambda: len(told(project)) == 1)
         file.write_text('[hooks]\npost_reload = "no-such-program"\n')
-        with pytest.raises(control_client.Refused, match="there is no program no-such-program"):
+        with pytest.raises(control_client.RequestRefused, match="there is no program no-such-program"):
             server.reload()
         file.write_text('[hooks]\npost_relaod = "true"\n')
-        with pytest.raises(control_client.Refused, match="did you mean post_reload"):
+        with pytest.raises(control_client.RequestRefused, match="did you mean post_reload"):
             server.reload()
         file.write_text(f'[hooks]\npre_reload = "sh -c \'echo new\'"\nscaled = "{TELLS}"\n')
         server.reload()
@@ -329,7 +329,7 @@ def test_the_example_posts_to_a_chat(project: Path) -> None:
         with running("app:app", *options, directory=project, environment=environment) as server:
             server.reload()
             (project / "app.py").write_text("1 / 0\n")
-            with pytest.raises(control_client.Refused):
+            with pytest.raises(control_client.RequestRefused):
                 server.reload()
             until(lambda: len(posted) == 2)
             assert server.stop() == 0

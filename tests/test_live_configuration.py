@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.cli import control_client
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from tests.applications import info
 from tests.running import ROOT, RunningServer, connect, request, running
 
@@ -37,7 +37,7 @@ def reload(server: RunningServer) -> None:
 
 
 def refused(server: RunningServer) -> str:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         server.reload()
     return str(caught.value)
 

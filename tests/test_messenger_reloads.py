@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from tests.running import PATIENCE, RunningServer, running
 
 pytestmark = pytest.mark.once
@@ -142,7 +142,7 @@ def test_every_acknowledged_message_is_handled_though_workers_are_killed(tmp_pat
                 try:
                     print(server.reload())
                     return
-                except Refused as refused:  # the victim was one of the new generation
+                except RequestRefused as refused:  # the victim was one of the new generation
                     print(refused)
             pytest.fail("no reload succeeded")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from serve_asgi.config.sources import Given, read
 from serve_asgi.errors import UsageError
 from tests.applications import info
@@ -216,7 +216,7 @@ def test_a_reload_is_refused_and_the_old_configuration_stays(tmp_path: Path) -> 
         lines = {line: sentence for line, sentence in LINES.items() if not line.startswith(("host", "control"))}
         for number, (line, sentence) in enumerate(lines.items(), start=1):
             file.write_text("# a comment\n" + line + "\n")
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(RequestRefused) as refused:
                 server.reload()
             told = str(refused.value)
             assert f"refused, generation 1 serves on: {file}:" in told

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.cli import control_client
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from tests.applications import info
 from tests.running import RunningServer, answer, connect, request, running, state_of, until
 
@@ -111,7 +111,7 @@ def test_bad_code_is_refused_with_its_traceback_and_the_old_serves_on(project: P
     with running("app:app", "--workers", "2", directory=project) as server, connect(server) as connection:
         told(connection)
         (project / "app.py").write_text(BROKEN[how])
-        with pytest.raises(Refused, match="generation 1 serves on") as refused:
+        with pytest.raises(RequestRefused, match="generation 1 serves on") as refused:
             server.reload()
         wanted = {"syntax": "SyntaxError", "import": "a_module_that_is_not_there", "startup": "no database"}
         assert wanted.get(how, "") in str(refused.value) + refused.value.detail
@@ -133,7 +133,7 @@ def test_a_hanging_start_ends_at_its_timeout(project: Path) -> None:
                 1,
             )
         )
-        with pytest.raises(Refused, match="--startup-timeout"):
+        with pytest.raises(RequestRefused, match="--startup-timeout"):
             server.reload()
         assert told(connection)["generation"] == 1
         assert server.stop() == 0
@@ -195,11 +195,11 @@ def test_the_environment_file_is_read_anew(project: Path) -> None:
             ("RELEASE\n", 1),
         ):
             (project / "env").write_text(text)
-            with pytest.raises(Refused, match=f"refused.*/env:{line}: ") as refused:
+            with pytest.raises(RequestRefused, match=f"refused.*/env:{line}: ") as refused:
                 server.reload()
             assert "three" not in str(refused.value) + server.log()
         (project / "env").unlink()
-        with pytest.raises(Refused, match="env"):
+        with pytest.raises(RequestRefused, match="env"):
             server.reload()
         server.wait_for_workers(1)
         assert told(connection)["version"] == "two"

@@ -220,7 +220,7 @@ def test_a_reload_with_one_that_cannot_be_is_refused_and_the_old_ones_go_on(tmp_
     write(tmp_path, RUNS)
     with running("app:app", directory=tmp_path) as server:
         write(tmp_path, TWICE)
-        with pytest.raises(control_client.Refused, match="two schedules have the name"):
+        with pytest.raises(control_client.RequestRefused, match="two schedules have the name"):
             server.reload()
         before = len(notes(tmp_path))
         until(lambda: len(notes(tmp_path)) > before, "it goes on")
@@ -257,7 +257,9 @@ def test_a_reload_that_brings_two_functions_of_one_name_is_refused(tmp_path: Pat
         for late in ("agent", "worker"):
             (tmp_path / "apart.py").write_text(JOB + LATE * (late == "agent"))
             write(tmp_path, RUNS + LATE * (late == "worker"))
-            with pytest.raises(control_client.Refused, match=r"name 'job': .*app:job \(.*of worker 0") as refused:
+            with pytest.raises(
+                control_client.RequestRefused, match=r"name 'job': .*app:job \(.*of worker 0"
+            ) as refused:
                 server.reload()
             assert "apart:job" in str(refused.value)
         before = len(notes(tmp_path))

@@ -20,8 +20,8 @@ from serve_asgi.ipc.scoreboard import (
     WORD,
     Cell,
     Header,
-    Place,
     Row,
+    RowOwner,
     Scoreboard,
     mapped,
 )
@@ -36,7 +36,11 @@ def test_another_mapping_sees_what_is_written() -> None:
     mine.draining_since = 123
     mine.enter(3, 7, 2, 1, 9)
     assert other.draining_since == 123
-    assert (other.place(3)[Place.PID], other.place(3)[Place.GENERATION], other.place(3)[Place.SLOT]) == (7, 2, 1)
+    assert (other.place(3)[RowOwner.PID], other.place(3)[RowOwner.GENERATION], other.place(3)[RowOwner.SLOT]) == (
+        7,
+        2,
+        1,
+    )
     assert (other.serial(3), other.serial(2)) == (9, 0)
     assert (other.rows, other.slots) == (4, 2)
     mine.close()

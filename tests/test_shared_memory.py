@@ -13,7 +13,7 @@ from tests.running import PATIENCE, ROOT, connect, request, running, until
 
 APPLICATION = """
 import gc, os
-from serve_asgi.worker.worker import Worker
+from serve_asgi.worker.worker import WorkerProcess
 
 def memfds():
     for name in os.listdir("/proc/self/fd"):
@@ -24,9 +24,9 @@ def memfds():
             pass
 
 def spoil():
-    worker = next(each for each in gc.get_objects() if isinstance(each, Worker))
+    worker = next(each for each in gc.get_objects() if isinstance(each, WorkerProcess))
     refused = []
-    for memory in [worker.scoreboard.words, *(row for _, row in worker.neighbours._rows.values())]:
+    for memory in [worker.scoreboard.words, *(row for _, row in worker.others._rows.values())]:
         try:
             memory[0] = 2**64 - 1
         except TypeError as error:

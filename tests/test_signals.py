@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.cli import control_client
-from serve_asgi.cli.control_client import Refused
+from serve_asgi.cli.control_client import RequestRefused
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, answer, connect, request, running, state_of
 
@@ -55,7 +55,7 @@ def test_drain_until_the_next_deploy(project: Path) -> None:
         assert [health(server) for _ in range(10)] == [503] * 10
         app = (project / "app.py").read_text()
         (project / "app.py").write_text("broken(")
-        with pytest.raises(Refused, match="still draining"):
+        with pytest.raises(RequestRefused, match="still draining"):
             server.reload()
         assert health(server) == 503
         (project / "app.py").write_text(app)
@@ -146,7 +146,7 @@ def test_stop_with_a_drain_delay_does_the_whole_dance(project: Path) -> None:
         server.wait_until(lambda status: bool(status["draining"]))
         assert health(server) == 503
         assert health(server, "/") == 200
-        with pytest.raises(Refused, match="stopping"):
+        with pytest.raises(RequestRefused, match="stopping"):
             server.reload()
         assert server.wait() == 0
 

@@ -20,7 +20,7 @@ from loadtest.reload import run
 from loadtest.report import table
 from loadtest.result import Settings
 from serve_asgi.cli import control_client
-from serve_asgi.cli.process_handle import Process
+from serve_asgi.cli.process_handle import ProcessHandle
 from serve_asgi.cli.stop import Stopping
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from tests.applications import info
@@ -142,7 +142,7 @@ def test_whoever_is_being_answered_gets_the_answer_first(tmp_path: Path) -> None
         with begun(server), control_client.Conversation(server.control, "reload-listener") as conversation:
             assert conversation.receive(1.0) is None
             server.signal(signal.SIGTERM)
-            with pytest.raises(control_client.Refused, match="stopping"):
+            with pytest.raises(control_client.RequestRefused, match="stopping"):
                 conversation.outcome()
         assert server.wait() == 0
 
@@ -177,7 +177,7 @@ def test_a_log_file_that_cannot_be_opened_any_more_is_found_out_before(tmp_path:
     (tmp_path / "logs").mkdir()
     with running("app:app", "--log-file", "logs/log", directory=tmp_path) as server:
         (tmp_path / "logs").rename(tmp_path / "elsewhere")
-        with pytest.raises(control_client.Refused, match="log file"):
+        with pytest.raises(control_client.RequestRefused, match="log file"):
             replace(server)
         (tmp_path / "elsewhere").rename(tmp_path / "logs")
         assert "the listener runs serve" in replace(server)
@@ -200,7 +200,7 @@ def test_who_stops_a_server_whose_program_changes_just_before_hears_its_last_wor
     with running("app:app", "--workers", "1", directory=tmp_path) as server:
         path = control_client.find(control=str(server.control))
         with control_client.Conversation(path, "follow") as following:
-            process = Process(following.pid)
+            process = ProcessHandle(following.pid)
             stopping = Stopping(path, following, process, control_client.look(path), as_json=True)
             replace(server)
             assert stopping.run(0.0, None) == 0
@@ -257,7 +257,7 @@ def test_a_program_that_cannot_take_over_is_refused_and_nothing_changes(tmp_path
                     server.wait_until(lambda status, size=size: status["size"] == size)  # type: ignore[misc]
                     server.wait_for_workers(size)
                 (tmp_path / "go").touch()
-            with pytest.raises(control_client.Refused) as refused:
+            with pytest.raises(control_client.RequestRefused) as refused:
                 conversation.outcome()
         assert "goes on as it is" in str(refused.value) or "cannot be run" in str(refused.value), refused.value
         assert same(server.status()) == before
@@ -282,7 +282,7 @@ def test_a_stop_while_the_new_program_is_asked_is_told_and_leaves_nothing(tmp_pa
         with control_client.Conversation(server.control, "reload-listener") as conversation:
             server.wait_until(lambda _: (tmp_path / "asked").exists())
             server.signal(signal.SIGTERM)
-            with pytest.raises(control_client.Refused, match="the server is stopping"):
+            with pytest.raises(control_client.RequestRefused, match="the server is stopping"):
                 conversation.outcome(PATIENCE)
         assert server.wait() == 0
         assert not Path("/proc", (tmp_path / "asked").read_text().strip()).exists()
@@ -358,7 +358,7 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
         with begun(server), control_client.Conversation(server.control, "reload-listener") as conversation:
             assert conversation.receive(1.0) is None  # checked by now
             point(current, tmp_path / "releases" / "2")
-            with pytest.raises(control_client.Refused, match="another release is current"):
+            with pytest.raises(control_client.RequestRefused, match="another release is current"):
                 conversation.outcome()
         point(current, tmp_path / "releases" / "3")
         assert str(current / "env/bin/python") in replace(server)

@@ -85,7 +85,7 @@ def play(server: RunningServer, application: Path) -> None:
     for share, good in RELOADS:
         time.sleep(max(0.0, began + share * LENGTH - time.monotonic()))
         application.write_text(SHOP if good else f"from settings import PRICES\n{SHOP}")
-        with contextlib.suppress(control_client.Refused):
+        with contextlib.suppress(control_client.RequestRefused):
             server.reload()
     time.sleep(max(0.0, began + LENGTH - time.monotonic()))
 

@@ -14,9 +14,9 @@ import pytest
 
 from serve_asgi.admin.accept_queues import queues
 from serve_asgi.admin.metrics import connections_by_state
-from serve_asgi.admin.samples import Samples, by_generation
-from serve_asgi.admin.scoreboard_totals import Reading, quantile, read
-from serve_asgi.admin.server_view import View
+from serve_asgi.admin.samples import MetricSamples, by_generation
+from serve_asgi.admin.scoreboard_totals import ScoreboardReading, quantile, read
+from serve_asgi.admin.server_view import ServerView
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header
 from serve_asgi.listener.admin_state import admin_state
 from serve_asgi.listener.history import History
@@ -45,14 +45,14 @@ def worker(rows: Rows, row: int, slot: int, generation: int, requests: int) -> m
     return cells
 
 
-def taken(rows: Rows) -> Reading:
+def taken(rows: Rows) -> ScoreboardReading:
     reading = read(rows.board, rows.read)
     assert reading is not None
     return reading
 
 
-def view_of(rows: Rows) -> View:
-    view = View(rows.board, ABOUT, STATE)
+def view_of(rows: Rows) -> ServerView:
+    view = ServerView(rows.board, ABOUT, STATE)
     view._rows = rows.read
     return view
 
@@ -155,7 +155,7 @@ def test_each_reload_is_told_once_whatever_the_clock_says() -> None:
 
 def test_samples_are_kept_and_given_to_who_comes_later() -> None:
     board = Rows(rows=1, slots=1)
-    samples = Samples(view_of(board))
+    samples = MetricSamples(view_of(board))
     worker(board, 0, 0, 1, 10)
     for _ in range(3):
         board.row(0)[Cell.REQUESTS] += 7
@@ -168,7 +168,7 @@ def test_samples_are_kept_and_given_to_who_comes_later() -> None:
 
 def test_what_workers_write_once_a_second_is_no_zigzag() -> None:
     board = Rows(rows=1, slots=1)
-    samples = Samples(view_of(board))
+    samples = MetricSamples(view_of(board))
     cells = worker(board, 0, 0, 1, 0)
     for ticks in (1, 1, 1, 0, 2, 0, 2, 1):  # between two samples
         samples.take()
@@ -180,7 +180,7 @@ def test_what_workers_write_once_a_second_is_no_zigzag() -> None:
 
 def test_samples_stay_in_order_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     board = Rows(rows=1, slots=1)
-    samples = Samples(view_of(board))
+    samples = MetricSamples(view_of(board))
     for now in (0.0, 100.0, 101.0, 100.5, 102.0):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         samples.take()

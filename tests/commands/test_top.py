@@ -16,7 +16,7 @@ from rich.console import Console
 
 from serve_asgi.cli.command import harmless
 from serve_asgi.cli.top_charts import Column, bar, columns, marks, rounded_up
-from serve_asgi.cli.top_samples import Samples, percentile
+from serve_asgi.cli.top_samples import TopSamples, percentile
 from serve_asgi.cli.top_view import frame
 from tests.applications import info
 from tests.commands.serving import serve
@@ -82,14 +82,14 @@ def status(second: int, generation: int = 1, workers: int = 2, **more: Any) -> d
     }
 
 
-def samples(statuses: list[dict[str, Any]]) -> Samples:
-    taken = Samples()
+def samples(statuses: list[dict[str, Any]]) -> TopSamples:
+    taken = TopSamples()
     for each in statuses:
         taken.add(each)
     return taken
 
 
-def drawn(taken: Samples, width: int, height: int | None) -> list[str]:
+def drawn(taken: TopSamples, width: int, height: int | None) -> list[str]:
     console = Console(width=width, height=height or 100, file=io.StringIO(), color_system=None)
     with console.capture() as capture:
         console.print(frame(taken, width, height))

@@ -113,7 +113,7 @@ def main() -> None:
 
     from serve_asgi.ipc.channel import Channel, pair
     from serve_asgi.listener import admin_process as admin
-    from serve_asgi.listener import children as crew
+    from serve_asgi.listener import children as children
     from serve_asgi.listener import store_process as store
     from serve_asgi.listener.child import Child
     from serve_asgi.logs import output
@@ -139,9 +139,9 @@ def main() -> None:
 
         return started
 
-    crew.spawn = spawn  # type: ignore[attr-defined]
-    store.Store._start = start("store")  # type: ignore[method-assign]
-    admin.Admin._start = start("admin")  # type: ignore[method-assign]
+    children.spawn = spawn  # type: ignore[attr-defined]
+    store.StoreProcess._start = start("store")  # type: ignore[method-assign]
+    admin.AdminProcess._start = start("admin")  # type: ignore[method-assign]
     Slot.FIRST_DELAY, Slot.LONGEST_DELAY = 0.01, 0.2
     store.FIRST_DELAY, store.LONGEST_DELAY = 0.01, 0.2  # type: ignore[misc]
     admin.FIRST_DELAY, admin.LONGEST_DELAY = 0.01, 0.2  # type: ignore[misc]

@@ -14,8 +14,8 @@ from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release
 from serve_asgi.hub.core import HubSettings
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener.children import Crew
-from serve_asgi.listener.hub_links import Links
+from serve_asgi.listener.children import Children
+from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import Policy
 from serve_asgi.supervisor.supervisor import Supervisor
@@ -36,13 +36,13 @@ def descriptors(spare: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def crew_of(posted: list[e.Event]) -> tuple[Crew, Supervisor]:
+def children_of(posted: list[e.Event]) -> tuple[Children, Supervisor]:
     board = Scoreboard.create(8, 4)
-    links = Links(HubSettings(), board, lambda said: None, lambda member, why: None)
+    links = HubLinks(HubSettings(), board, lambda said: None, lambda member, why: None)
     supervisor = Supervisor(POLICY)
     supervisor.start(0.0)
     links.follow(supervisor)
-    return Crew([], posted.append, links, board, lambda process, why: None), supervisor
+    return Children([], posted.append, links, board, lambda process, why: None), supervisor
 
 
 @pytest.mark.parametrize("spare", range(16))
@@ -51,22 +51,22 @@ def test_no_process_is_started_without_its_link(spare: int) -> None:
 
     async def main() -> None:
         posted: list[e.Event] = []
-        crew, supervisor = crew_of(posted)
+        children, supervisor = children_of(posted)
         (worker,) = supervisor.workers.values()
         release = Release(python="/bin/true", directory="/", app_dir="/", environment={})
-        async with anyio.create_task_group() as crew.tasks:
+        async with anyio.create_task_group() as children.tasks:
             with descriptors(spare):
-                crew.start(worker, release, Config())
-            if crew.children:
-                (child,) = crew.children.values()
-                assert str(worker.id) in crew.links.to_state([])["links"]
-                crew.reaped(*os.waitpid(child.pid, 0))  # noqa: ASYNC222, it ends at once
+                children.start(worker, release, Config())
+            if children.by_pid:
+                (child,) = children.by_pid.values()
+                assert str(worker.id) in children.links.to_state([])["links"]
+                children.reaped(*os.waitpid(child.pid, 0))  # noqa: ASYNC222, it ends at once
             assert isinstance(posted[-1], e.WorkerDied)
-            crew.tasks.cancel_scope.cancel()
+            children.tasks.cancel_scope.cancel()
         for event in posted:
             supervisor.handle(event, 1.0)
-        crew.links.follow(supervisor)
-        crew.links.close()
-        crew.scoreboard.close()
+        children.links.follow(supervisor)
+        children.links.close()
+        children.scoreboard.close()
 
     anyio.run(main)

@@ -13,9 +13,9 @@ import pytest
 from serve_asgi.config.sources import read
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.listener import re_exec_resume as successor
 from serve_asgi.listener import re_exec_state as estate
-from serve_asgi.listener import re_exec_successor as successor
-from serve_asgi.listener.generation_plan import planned
+from serve_asgi.listener.generation_plan import resolve_config
 from serve_asgi.listener.listener import Listener
 from serve_asgi.logs import output
 
@@ -23,13 +23,13 @@ from serve_asgi.logs import output
 @pytest.fixture
 def state() -> Iterator[dict[str, Any]]:
     """That of a server whose only worker has been decided on and not been started."""
-    listener = Listener(planned(read("app:app", {}, {}), os.getcwd()), [], None, [])
+    listener = Listener(resolve_config(read("app:app", {}, {}), os.getcwd()), [], None, [])
     supervisor = listener.supervisor
     supervisor.start(0.0)
     supervisor.processes.current, supervisor.processes.candidate = supervisor.candidate, None
     described, _ = estate.describe(listener, output.current(), [])
     yield described
-    listener.crew.scoreboard.close()
+    listener.children.scoreboard.close()
     listener._post.close()
     listener._events.close()
 

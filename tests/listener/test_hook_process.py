@@ -19,8 +19,8 @@ from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release, resolve
 from serve_asgi.listener import hook_process
-from serve_asgi.listener.helper_processes import Processes
-from serve_asgi.listener.hook_process import KEPT, Outcome, command_of, run
+from serve_asgi.listener.helper_processes import HelperProcesses
+from serve_asgi.listener.hook_process import KEPT, HookOutcome, command_of, run
 from serve_asgi.listener.hooks import Hooks
 from serve_asgi.supervisor import actions
 from tests.running import PATIENCE, ROOT, state_of
@@ -54,9 +54,9 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
 
 
 @contextlib.asynccontextmanager
-async def reaping() -> AsyncIterator[Processes]:
+async def reaping() -> AsyncIterator[HelperProcesses]:
     """Processes that are reaped as the listener does it."""
-    processes = Processes()
+    processes = HelperProcesses()
 
     def reap() -> None:
         for process in processes.living():
@@ -76,8 +76,8 @@ async def reaping() -> AsyncIterator[Processes]:
         tasks.cancel_scope.cancel()
 
 
-def run_hook(release: Release, command: str, timeout: float = PATIENCE, **variables: str) -> Outcome:
-    async def main() -> Outcome:
+def run_hook(release: Release, command: str, timeout: float = PATIENCE, **variables: str) -> HookOutcome:
+    async def main() -> HookOutcome:
         async with reaping() as processes:
             hook = read_hook(f"post_reload={command}")
             found = command_of(hook, release, Config(app="app:app"))
@@ -105,7 +105,7 @@ def test_a_daemon_that_keeps_the_output_open_holds_up_nothing(release: Release, 
     outcome = run_hook(release, 'sh -c "setsid sleep 300 & echo $! > daemon; echo started"')
     daemon = pid_in(tmp_path / "daemon")
     try:
-        assert outcome == Outcome("", "started")
+        assert outcome == HookOutcome("", "started")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(daemon, signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_a_daemon_that_keeps_the_output_open_holds_up_nothing(release: Release, 
 def test_one_that_ignores_what_it_is_told_is_killed_with_its_group(release: Release, tmp_path: Path) -> None:
     script = "trap '' TERM; sleep 300 & echo $! > child; echo here; exec <&-; while :; do sleep 0.05; done"
     outcome = run_hook(release, f'sh -c "{script}"', 1.0)
-    assert outcome == Outcome("it had not ended after 1 s (--hook-timeout)", "here")
+    assert outcome == HookOutcome("it had not ended after 1 s (--hook-timeout)", "here")
     child = pid_in(tmp_path / "child")
     deadline = time.monotonic() + PATIENCE
     while state_of(child) not in ("", "Z"):  # it has been killed; a busy machine takes its time with that
@@ -132,11 +132,11 @@ def test_a_script_without_its_first_line(release: Release, tmp_path: Path, direc
     script.parent.mkdir()
     script.write_text('echo "$1 in $(pwd)"; exit 3\n')
     script.chmod(0o755)
-    assert run_hook(release, f"{script} 'x  y'") == Outcome("exit status 3", f"x  y in {tmp_path}")
+    assert run_hook(release, f"{script} 'x  y'") == HookOutcome("exit status 3", f"x  y in {tmp_path}")
 
 
 def test_one_that_is_gone_by_now(release: Release, tmp_path: Path) -> None:
-    async def main() -> Outcome:
+    async def main() -> HookOutcome:
         async with reaping() as processes:
             return await run([str(tmp_path / "gone")], processes, release, {}, {}, PATIENCE)
 
@@ -147,7 +147,7 @@ def test_one_that_is_gone_by_now(release: Release, tmp_path: Path) -> None:
 
 def test_what_a_callable_prints_is_kept_in_order_when_it_is_ended(release: Release) -> None:
     outcome = run_hook(release, "callables:says_and_is_ended")
-    assert outcome == Outcome("signal SIGKILL", "first\nsecond\nthird \\udc80")
+    assert outcome == HookOutcome("signal SIGKILL", "first\nsecond\nthird \\udc80")
 
 
 def test_a_callable_that_fails_shows_its_own_frames(release: Release) -> None:
@@ -170,7 +170,7 @@ def test_a_callable_that_fails_shows_its_own_frames(release: Release) -> None:
 def test_callables_that_cannot_be_called(release: Release, tmp_path: Path, name: str, sentence: str) -> None:
     (tmp_path / "exits.py").write_text("import sys\nsys.exit(0)\n")
     outcome = run_hook(release, name)
-    assert outcome.output.endswith(sentence) if sentence else outcome == Outcome("", "")
+    assert outcome.output.endswith(sentence) if sentence else outcome == HookOutcome("", "")
     assert bool(outcome.trouble) is bool(sentence)
 
 

@@ -15,7 +15,7 @@ import msgspec
 from serve_asgi.hub.core import Hub, HubComponent, HubSettings, Member, MemberOrder, MemberPhase
 from serve_asgi.ipc.frames import Frame, ValidatedFrame, decode, encode
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
-from serve_asgi.listener.hub_links import ROOM, Links
+from serve_asgi.listener.hub_links import ROOM, HubLinks
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import Policy, Worker, WorkerState
@@ -72,7 +72,9 @@ class Setting:
         self.board = Scoreboard.create(8, 4)
         self.broken: list[int] = []
         self.said: list[actions.LogEvent] = []
-        self.links = Links(HubSettings(), self.board, self.said.append, lambda member, why: self.broken.append(member))
+        self.links = HubLinks(
+            HubSettings(), self.board, self.said.append, lambda member, why: self.broken.append(member)
+        )
         self.part = Counting(self.links.hub)
         self.links.hub.add(self.part)
         self.supervisor = Supervisor(POLICY)
@@ -246,7 +248,7 @@ def test_another_program_goes_on_with_the_links() -> None:
         return state
 
     async def after(setting: Setting, state: Any) -> None:
-        links = Links(
+        links = HubLinks(
             HubSettings(), setting.board, setting.said.append, lambda member, why: setting.broken.append(member)
         )
         part = Counting(links.hub)

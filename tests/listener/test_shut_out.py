@@ -12,7 +12,7 @@ import pytest
 
 from serve_asgi.config.options import Config
 from serve_asgi.ipc import listening_socket as way_in
-from serve_asgi.ipc.listening_socket import Kind, admit, arriving, shut_out
+from serve_asgi.ipc.listening_socket import SocketKind, admit, arriving, shut_out
 from serve_asgi.listener.listening_sockets import Listening, bind
 
 CLIENTS = 6
@@ -82,13 +82,17 @@ def refused(_: socket.socket) -> None:
     raise PermissionError
 
 
-@pytest.mark.parametrize(("kind", "filters"), [(Kind.TCP, True), (Kind.TCP, False), (Kind.UNIX, True)])
-def test_nobody_who_got_in_is_reset(kind: Kind, filters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "filters"), [(SocketKind.TCP, True), (SocketKind.TCP, False), (SocketKind.UNIX, True)]
+)
+def test_nobody_who_got_in_is_reset(
+    kind: SocketKind, filters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not filters:
         monkeypatch.setattr(way_in, "_drop_syn", refused)  # as for unprivileged users of some kernels
     answered = 0
     for number in range(ROUNDS):
-        address = "127.0.0.1:0" if kind is Kind.TCP else f"unix:{tmp_path}/{number}"
+        address = "127.0.0.1:0" if kind is SocketKind.TCP else f"unix:{tmp_path}/{number}"
         (listening,) = bind(Config(bind=(address,)))
         listening.listen(2048)
         storm = Storm(listening)
@@ -130,15 +134,15 @@ def test_a_worker_can_shut_a_bare_socket(tmp_path: Path) -> None:
 def test_what_is_arriving_is_counted() -> None:
     (listening,) = bind(Config(bind=("127.0.0.1:0",)))
     listening.listen(8)
-    assert arriving(listening.socket, Kind.TCP) == 0
+    assert arriving(listening.socket, SocketKind.TCP) == 0
     assert not listening.handshakes_under_way()
     with (
         socket.create_connection(listening.socket.getsockname()),
         socket.create_connection(listening.socket.getsockname()),
     ):
-        assert arriving(listening.socket, Kind.TCP) == 2
+        assert arriving(listening.socket, SocketKind.TCP) == 2
         assert serve_nothing(listening) == 2
-        assert arriving(listening.socket, Kind.TCP) == 0
+        assert arriving(listening.socket, SocketKind.TCP) == 0
     listening.close()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
-from serve_asgi.ipc.listening_socket import Kind
+from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.listener.listening_sockets import Listening, StoppedError, bind
 
 BACKLOG = 64
@@ -60,7 +60,7 @@ def test_a_port_is_taken_at_once_and_opened_later(bound: list[Listening]) -> Non
     (first,) = take(bound, "127.0.0.1:0")
     port = port_of(first)
     assert first.name == f"http://127.0.0.1:{port}"
-    assert (first.owned, first.kind) == (True, Kind.TCP)
+    assert (first.owned, first.kind) == (True, SocketKind.TCP)
     assert not first.socket.getblocking()
     assert not first.socket.get_inheritable()
     assert not connects(socket.AF_INET, ("127.0.0.1", port))
@@ -123,7 +123,7 @@ def test_a_name_takes_all_its_addresses_with_one_port(bound: list[Listening], mo
 
 def test_several_addresses(bound: list[Listening], tmp_path: Path) -> None:
     made = take(bound, "127.0.0.1:0", f"unix:{tmp_path}/a", "127.0.0.2:0")
-    assert [listening.kind for listening in made] == [Kind.TCP, Kind.UNIX, Kind.TCP]
+    assert [listening.kind for listening in made] == [SocketKind.TCP, SocketKind.UNIX, SocketKind.TCP]
 
 
 def test_addresses_that_cover_each_other(bound: list[Listening], tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_an_abstract_socket_is_no_file_and_is_one_servers(
     monkeypatch.chdir(tmp_path)
     name = f"serve-test-{os.getpid()}-{tmp_path.name}"
     (listening,) = take(bound, f"unix:@{name}")
-    assert (listening.name, listening.kind, listening.identity) == (f"unix:@{name}", Kind.UNIX, None)
+    assert (listening.name, listening.kind, listening.identity) == (f"unix:@{name}", SocketKind.UNIX, None)
     assert not connects(socket.AF_UNIX, f"\0{name}")
     assert f"unix:@{name} is in use by another server" in refused(f"unix:@{name}")
     listening.listen(BACKLOG)

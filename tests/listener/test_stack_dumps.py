@@ -9,12 +9,12 @@ import anyio
 import pytest
 
 from serve_asgi.listener import stack_dumps
-from serve_asgi.listener.stack_dumps import DUMP_LIMIT, Window
+from serve_asgi.listener.stack_dumps import DUMP_LIMIT, WatchdogChannel
 
 
 def test_a_worker_cannot_make_the_file_longer_or_shorter() -> None:
     """To give back gigabytes took the listener seconds."""
-    window = Window()
+    window = WatchdogChannel()
     _, dump = window.hand_out()
     try:
         assert os.pwrite(dump, b"x" * DUMP_LIMIT, 0) == DUMP_LIMIT
@@ -32,7 +32,7 @@ def test_a_worker_cannot_make_the_file_longer_or_shorter() -> None:
 
 
 def test_nonsense_in_the_file_costs_as_much_as_its_length() -> None:
-    window = Window()
+    window = WatchdogChannel()
 
     def took(lines: int) -> float:
         text = "Thread 0x1 (most recent call first):\n" + "  x\n" * lines
@@ -48,7 +48,7 @@ def test_nonsense_in_the_file_costs_as_much_as_its_length() -> None:
 
 
 def test_a_worker_may_be_reaped_while_it_is_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    window = Window()
+    window = WatchdogChannel()
     window.agree(10, 1)
     monkeypatch.setattr(stack_dumps, "catches", lambda pid, number: True)
     monkeypatch.setattr(os, "kill", lambda pid, number: window.close())

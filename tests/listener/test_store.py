@@ -19,8 +19,8 @@ from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, encode, pack_value
 from serve_asgi.listener import store_process as store_module
 from serve_asgi.listener import store_requests as module
-from serve_asgi.listener.helper_processes import Processes
-from serve_asgi.listener.store_process import Store
+from serve_asgi.listener.helper_processes import HelperProcesses
+from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.store.sqlite_state import SqliteState
 from serve_asgi.supervisor import actions
 from tests.running import PATIENCE
@@ -37,12 +37,12 @@ class Hub:
     """What a store is given, and all that it says."""
 
     def __init__(self, directory: Path, state: str = "state.db") -> None:
-        self.processes = Processes()
+        self.processes = HelperProcesses()
         self.frames: list[Frame] = []
         self.troubles: list[str] = []
         self.said: list[actions.LogEvent] = []
         self.news = anyio.Event()
-        self.store = Store(
+        self.store = StoreProcess(
             Config(state=state), str(directory), self.processes, self.take, self.changed, self.said.append
         )
 

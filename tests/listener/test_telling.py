@@ -6,19 +6,19 @@ import logging
 
 import pytest
 
-from serve_asgi.listener.event_records import Telling
+from serve_asgi.listener.event_records import EventRecorder
 from serve_asgi.listener.history import Record
 from serve_asgi.supervisor import actions
 
 
 def test_all_are_told_the_same_in_order(caplog: pytest.LogCaptureFixture) -> None:
     """The number of a process within its listener means nothing to anybody else; its PID does, while it has one."""
-    telling = Telling({7: 4711}.get)
+    recorder = EventRecorder({7: 4711}.get)
     told: list[tuple[str, Record]] = []
-    telling.to += [lambda record: told.append(("first", record)), lambda record: told.append(("second", record))]
+    recorder.to += [lambda record: told.append(("first", record)), lambda record: told.append(("second", record))]
     with caplog.at_level(logging.INFO, "serve"):
         for worker in (7, 8):
-            telling.happened(
+            recorder.record(
                 actions.LogEvent(logging.WARNING, "worker_killed", "it is killed", "", {"worker": worker, "slot": 0})
             )
     assert [who for who, _ in told] == ["first", "second"] * 2

@@ -20,7 +20,7 @@ from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker import hand_over as handover
 from serve_asgi.worker.bootstrap import loop_factory
-from serve_asgi.worker.hand_over import Arrivals, Departures
+from serve_asgi.worker.hand_over import HandOverReceiver, HandOverSender
 from tests.rows import cells
 
 LOOPS = ["asyncio", "uvloop"]
@@ -44,7 +44,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
 
 
 class Connection:
-    """A traveller over a real socket; `client` is the other end."""
+    """A connection over a real socket; `client` is the other end."""
 
     def __init__(self, leftover: bytes = b"") -> None:
         self.client, self.socket = map(closing.enter_context, socket.socketpair())
@@ -75,17 +75,17 @@ class Connection:
 class Side:
     """One receiving worker."""
 
-    arrivals: Arrivals
+    receiver: HandOverReceiver
     arrived: list[tuple[socket.socket, TravelRecord]]
     orphaned: list[int]
     end: int
 
     def take_part(self, number: int = 1) -> None:
-        self.arrivals.introduce(number, self.end)
+        self.receiver.add_sender(number, self.end)
         self.end = -1
 
     def close(self) -> None:
-        self.arrivals.close()
+        self.receiver.close()
         if self.end >= 0:
             os.close(self.end)
         for arrived, _ in self.arrived:
@@ -102,12 +102,12 @@ class World:
         self.withdrawn: list[int] = []
         self.again = 0
         self.listener_hears = True
-        self.departures = Departures(self.loop, self.rows[0], self._withdraw, self._go_again)
+        self.sender = HandOverSender(self.loop, self.rows[0], self._withdraw, self._go_again)
         self.pairs = 0
         self.sides: list[Side] = []
 
     def close(self) -> None:
-        self.departures.close()
+        self.sender.close()
         for side in self.sides:
             side.close()
 
@@ -126,9 +126,9 @@ class World:
         orphaned: list[int] = []
         self.rows.append(row := cells())
         row[Cell.HEARTBEAT] = time.monotonic_ns()
-        arrivals = Arrivals(self.loop, row, orphaned.append, lambda s, r: arrived.append((s, r)))
-        self.departures.introduce(self.pairs, ours.detach(), row)
-        self.sides.append(Side(arrivals, arrived, orphaned, theirs.detach()))
+        receiver = HandOverReceiver(self.loop, row, orphaned.append, lambda s, r: arrived.append((s, r)))
+        self.sender.add_receiver(self.pairs, ours.detach(), row)
+        self.sides.append(Side(receiver, arrived, orphaned, theirs.detach()))
         return self.sides[-1]
 
 
@@ -144,7 +144,7 @@ def test_hundreds_travel_with_what_was_read(run: Callable[[Coroutine[Any, Any, N
         side.take_part()
         connections = [Connection(b"GET / HT" if n % 2 else b"") for n in range(400)]
         for connection in connections:
-            world.departures.depart(connection)
+            world.sender.hand_over(connection)
         await until(lambda: len(side.arrived) == 400)
         assert all(connection.events == ["leave", "gone"] for connection in connections)
         assert sorted(r.leftover for _, r in side.arrived) == [b""] * 200 + [b"GET / HT"] * 200
@@ -154,7 +154,7 @@ def test_hundreds_travel_with_what_was_read(run: Callable[[Coroutine[Any, Any, N
             assert arrived.recv(1) == b"x"
         assert world.rows[0][Cell.HANDED_OVER] == 400
         assert world.rows[1][Cell.TAKEN_OVER] == 400
-        assert world.departures.idle.is_set()
+        assert world.sender.idle.is_set()
 
     run(main())
 
@@ -165,7 +165,7 @@ def test_a_long_leftover_travels(run: Callable[[Coroutine[Any, Any, None]], None
         side = world.receiver()
         side.take_part()
         leftover = os.urandom(300_000)
-        world.departures.depart(Connection(leftover))
+        world.sender.hand_over(Connection(leftover))
         await until(lambda: bool(side.arrived))
         assert side.arrived[0][1].leftover == leftover
 
@@ -177,11 +177,11 @@ def test_a_refused_connection_goes_to_another(run: Callable[[Coroutine[Any, Any,
         world = World()
         first, second = world.receiver(), world.receiver()
         first.take_part()
-        first.arrivals.refuse()
+        first.receiver.refuse()
         second.take_part(2)
         world.rows[2][Cell.CONNECTIONS] = 10  # so that the first is asked first
         connection = Connection()
-        world.departures.depart(connection)
+        world.sender.hand_over(connection)
         await until(lambda: bool(second.arrived))
         assert connection.events == ["leave", "stay", "leave", "gone"]
 
@@ -193,14 +193,14 @@ def test_a_connection_that_nobody_takes_stays(run: Callable[[Coroutine[Any, Any,
         world = World()
         side = world.receiver()
         side.take_part()
-        side.arrivals.refuse()
+        side.receiver.refuse()
         connection = Connection()
-        world.departures.depart(connection)
+        world.sender.hand_over(connection)
         await until(lambda: bool(connection.remained))
         assert connection.events == ["leave", "stay"]
         await until(lambda: bool(world.again))  # it is tried again, and taken this time
-        side.arrivals.refusing = False
-        world.departures.depart(connection)
+        side.receiver.refusing = False
+        world.sender.hand_over(connection)
         await until(lambda: bool(side.arrived))
 
     run(main())
@@ -214,7 +214,7 @@ def test_a_receiver_whose_loop_is_blocked_is_offered_nothing(
         world.receiver()
         world.rows[1][Cell.HEARTBEAT] -= int(10e9)
         connection = Connection()
-        world.departures.depart(connection)
+        world.sender.hand_over(connection)
         assert connection.events == []
         assert connection.remained
         await until(lambda: bool(world.again))
@@ -229,7 +229,7 @@ def test_the_end_of_the_receiver_gives_back_what_was_not_committed(
         world = World()
         side = world.receiver()
         connection = Connection()
-        world.departures.depart(connection)
+        world.sender.hand_over(connection)
         assert connection.events == ["leave"]
         os.close(side.end)
         side.end = -1
@@ -246,14 +246,14 @@ def test_a_stopped_receiver_is_withdrawn_from_and_drops_what_it_finds_later(
         world = World()
         side = world.receiver()
         connection = Connection()
-        world.departures.depart(connection)  # the receiver does not read: it is stopped
+        world.sender.hand_over(connection)  # the receiver does not read: it is stopped
         await until(lambda: bool(connection.remained))
         assert world.withdrawn == [1]
         assert connection.events == ["leave", "stay"]
         side.take_part()  # it goes on: finds the offer, the end of the pair, and no commit
         await until(lambda: bool(side.orphaned))
         assert not side.arrived
-        side.arrivals.verdict(1, keep=False)
+        side.receiver.verdict(1, keep=False)
         connection.client.send(b"x")
         assert connection.socket.recv(1) == b"x"
         assert not side.arrived
@@ -266,12 +266,12 @@ def test_the_connections_of_a_sender_that_died_are_kept(run: Callable[[Coroutine
         world = World()
         side = world.receiver()
         connection = Connection()
-        world.departures.depart(connection)
-        world.departures.close()  # as by its death: no commit, no withdrawal
+        world.sender.hand_over(connection)
+        world.sender.close()  # as by its death: no commit, no withdrawal
         side.take_part()
         await until(lambda: bool(side.orphaned))
         assert not side.arrived
-        side.arrivals.verdict(1, keep=True)
+        side.receiver.verdict(1, keep=True)
         (arrived, _) = side.arrived[0]
         connection.client.send(b"x")
         assert arrived.recv(1) == b"x"
@@ -284,7 +284,7 @@ def test_a_receiver_out_of_descriptors_refuses(run: Callable[[Coroutine[Any, Any
         world = World()
         side = world.receiver()
         connection = Connection()
-        world.departures.depart(connection)
+        world.sender.hand_over(connection)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         side.take_part()
         lowest_free = os.dup(0)
@@ -306,8 +306,8 @@ def test_give_up_brings_everything_back(run: Callable[[Coroutine[Any, Any, None]
         world.receiver()
         connections = [Connection() for _ in range(handover.MAX_IN_FLIGHT + 10)]
         for connection in connections:
-            world.departures.depart(connection)
-        world.departures.give_up()
+            world.sender.hand_over(connection)
+        world.sender.give_up()
         assert world.withdrawn == [1]
         assert all(connection.can_leave() and connection.remained for connection in connections)
 
@@ -331,7 +331,7 @@ def test_a_sender_out_of_descriptors_tries_again(
         os.close(highest)  # the next free number; all below are in use
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + spare, hard))
         try:
-            world.departures.depart(connection)
+            world.sender.hand_over(connection)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await until(lambda: len(side.arrived) == 1)
@@ -350,9 +350,9 @@ def test_nothing_is_read_again_before_the_listener_has_been_told(
         world = World()
         world.receiver()
         connection = Connection()
-        world.departures.depart(connection)
+        world.sender.hand_over(connection)
         world.listener_hears = False
-        world.departures.give_up()
+        world.sender.give_up()
         assert connection.events == ["leave"]
         world.listener_hears = True
         await until(lambda: bool(world.withdrawn))

@@ -18,7 +18,7 @@ PAGES = 256 * 1024 // os.sysconf("SC_PAGE_SIZE")
 
 FAULTS = f"""
 import resource
-from serve_asgi.worker.malloc_tuning import Surplus, keep_large_blocks
+from serve_asgi.worker.malloc_tuning import MemoryTrimmer, keep_large_blocks
 
 def reads(count):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,7 +36,7 @@ keep_large_blocks()
 reads(1)
 kept = reads({READS})
 
-surplus = Surplus()
+surplus = MemoryTrimmer()
 surplus.tick(0.0, resident())
 blocks = [bytearray(b"x") * 256000 for _ in range(200)]
 pin = bytearray(b"x") * 4000

@@ -11,7 +11,7 @@ import pytest
 from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell
 from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
 from serve_asgi.worker.bootstrap import loop_factory
-from serve_asgi.worker.other_workers import Neighbours
+from serve_asgi.worker.other_workers import OtherWorkers
 from tests.rows import Rows, cells
 
 PATIENCE = 20.0
@@ -69,16 +69,16 @@ def test_clients_come_whether_or_not_the_epoll_is_known(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert loops.epoll is not None
-        neighbours = Neighbours(rows.board, cells())
-        order = WakeOrder(loop, loops.epoll if known else None, neighbours)
+        others = OtherWorkers(rows.board, cells())
+        order = WakeOrder(loop, loops.epoll if known else None, others)
         rows.enter(5, slot=1, generation=1)[Cell.ACCEPTS] = 1  # somebody else, so that there is a line
         serial, row = rows.read[5]
-        neighbours.add(5, serial, row.again())
+        others.add(5, serial, row.again())
         for _ in range(3):
             await accept_next(order, listening)
-            assert neighbours.own[Cell.ACCEPTS] == 1
+            assert others.own[Cell.ACCEPTS] == 1
             assert order.leave() == [listening]
-            assert neighbours.own[Cell.ACCEPTS] == 0
+            assert others.own[Cell.ACCEPTS] == 0
         assert order.leave() == []
 
     run(loops, main)
@@ -87,7 +87,7 @@ def test_clients_come_whether_or_not_the_epoll_is_known(
 def test_who_has_left_is_not_woken(loops: LoopFactory, rows: Rows, listening: socket.socket) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        order = WakeOrder(loop, loops.epoll, Neighbours(rows.board, cells()))
+        order = WakeOrder(loop, loops.epoll, OtherWorkers(rows.board, cells()))
         await accept_next(order, listening)
         order.leave()
         with socket.create_connection(listening.getsockname()):
@@ -105,7 +105,7 @@ def test_who_has_left_is_not_woken(loops: LoopFactory, rows: Rows, listening: so
 
 def test_a_tick_looks_into_the_queue(loops: LoopFactory, rows: Rows, listening: socket.socket) -> None:
     async def main() -> None:
-        order = WakeOrder(asyncio.get_running_loop(), loops.epoll, Neighbours(rows.board, cells()))
+        order = WakeOrder(asyncio.get_running_loop(), loops.epoll, OtherWorkers(rows.board, cells()))
         looked: list[socket.socket] = []
         order.join(listening, looked.append)
         order.tick()
@@ -116,16 +116,16 @@ def test_a_tick_looks_into_the_queue(loops: LoopFactory, rows: Rows, listening: 
 
 
 def test_neighbours_are_counted_while_they_live_and_accept(rows: Rows) -> None:
-    neighbours = Neighbours(rows.board, cells())
+    others = OtherWorkers(rows.board, cells())
     for index in range(3):
         row = rows.enter(index, slot=index, generation=1)
         row[Cell.ACCEPTS], row[Cell.CONNECTIONS] = 1, 10 + index
         serial, read = rows.read[index]
-        neighbours.add(index, serial, read.again())
-    assert neighbours.accepting() == [10, 11, 12]
+        others.add(index, serial, read.again())
+    assert others.accepting() == [10, 11, 12]
     rows.row(1)[Cell.ACCEPTS] = 0
     rows.row(2)[Cell.CONNECTIONS] = 2**64 - 1  # whatever it writes there
     rows.fold(0)
-    assert neighbours.accepting() == [MOST_AT_ONCE]
+    assert others.accepting() == [MOST_AT_ONCE]
     rows.enter(0, slot=0, generation=1)[Cell.ACCEPTS] = 1  # another one, which has not been made known
-    assert neighbours.accepting() == [MOST_AT_ONCE]
+    assert others.accepting() == [MOST_AT_ONCE]

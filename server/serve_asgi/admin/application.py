@@ -25,8 +25,8 @@ from prometheus_client.registry import CollectorRegistry
 
 from serve_asgi import retiring
 from serve_asgi.admin.metrics import registry
-from serve_asgi.admin.samples import Samples
-from serve_asgi.admin.server_view import View
+from serve_asgi.admin.samples import MetricSamples
+from serve_asgi.admin.server_view import ServerView
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -62,7 +62,7 @@ JSON: Final = "application/json"
 class Application:
     """The application; the admin process sets `samples` before the first request."""
 
-    samples: Samples
+    samples: MetricSamples
     only_local = False
     """Whether it is bound to loopback addresses, where it can only be asked for by the names of this machine."""
 
@@ -123,7 +123,7 @@ def encoder(accepted: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
         return choose_encoder("")
 
 
-def about(view: View) -> dict[str, Any]:
+def about(view: ServerView) -> dict[str, Any]:
     """What does not change while the server lives."""
     told = view.about
     return {
@@ -148,7 +148,7 @@ async def answer(
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-async def events(scope: Scope, receive: Receive, send: Send, samples: Samples) -> None:
+async def events(scope: Scope, receive: Receive, send: Send, samples: MetricSamples) -> None:
     """Server-sent events until the client has gone or the process leaves; a slow client misses no sample."""
     headers = [
         (b"content-type", b"text/event-stream"),
@@ -171,7 +171,7 @@ async def events(scope: Scope, receive: Receive, send: Send, samples: Samples) -
         await send({"type": "http.response.body"})
 
 
-async def stream(send: Send, samples: Samples, ends: set[asyncio.Task[Any]]) -> None:
+async def stream(send: Send, samples: MetricSamples, ends: set[asyncio.Task[Any]]) -> None:
     """Send what was, then what is, until one of `ends` is done."""
     view = samples.view
     number, recorded = samples.taken, view.recorded

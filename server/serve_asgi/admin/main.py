@@ -18,14 +18,14 @@ from typing import Final
 import anyio
 
 from serve_asgi.admin.application import application
-from serve_asgi.admin.samples import Samples
-from serve_asgi.admin.server_view import View
+from serve_asgi.admin.samples import MetricSamples
+from serve_asgi.admin.server_view import ServerView
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, UsageError
-from serve_asgi.ipc.channel import Channel, Outbox, close_descriptors, pair
+from serve_asgi.ipc.channel import Channel, SendQueue, close_descriptors, pair
 from serve_asgi.ipc.scoreboard import Row, Scoreboard, mapped
 from serve_asgi.logs import server_log as logs
-from serve_asgi.worker import orphan_exit as last_resort
+from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.accept_balance import LoopFactory
 from serve_asgi.worker.bootstrap import (
     ignore_signals,
@@ -36,7 +36,7 @@ from serve_asgi.worker.bootstrap import (
     welcome,
 )
 from serve_asgi.worker.watchdog import Watchdog
-from serve_asgi.worker.worker import Worker
+from serve_asgi.worker.worker import WorkerProcess
 
 LAST: Final = 2.5
 """Seconds that the process has when its listener is gone; then it ends, whatever it does."""
@@ -60,11 +60,11 @@ def main() -> None:
     except (UsageError, OSError, KeyError) as error:
         log.error("the admin process could not be set up: %s", error)
         sys.exit(1)
-    view = View(Scoreboard(descriptors[0]), packet["about"], packet["state"])
+    view = ServerView(Scoreboard(descriptors[0]), packet["about"], packet["state"])
     sockets = [listening_socket(descriptor) for descriptor in descriptors[1:]]
     loops = LoopFactory(loop_factory(config.loop))
     admin = AdminServer(config, Channel(end), view, packet["sockets"], sockets, loops)
-    last_resort.watch(end.fileno(), lambda: LAST)
+    orphan_exit.watch(end.fileno(), lambda: LAST)
     status = anyio.run(admin.run, backend_options={"loop_factory": loops})
     admin.let_go()
     sys.exit(status)
@@ -77,24 +77,24 @@ class AdminServer:
         self,
         config: Config,
         channel: Channel,
-        view: View,
+        view: ServerView,
         described: list[dict[str, object]],
         sockets: list[socket.socket],
         loops: LoopFactory,
     ) -> None:
         self._channel = channel
         self._view = view
-        self._samples = application.samples = Samples(view)
+        self._samples = application.samples = MetricSamples(view)
         application.only_local = all(
             each.family != socket.AF_UNIX and ipaddress.ip_address(each.getsockname()[0]).is_loopback
             for each in sockets
         )
         ours, theirs = pair()
         self._inner = Channel(ours)
-        self._orders = Outbox(self._inner)
+        self._orders = SendQueue(self._inner)
         private, (_, row) = Scoreboard.create(rows=1, slots=1), Row.create()
         told = {"generation": 0, "slot": 0, "row": 0, "sockets": described}
-        self._worker = Worker(
+        self._worker = WorkerProcess(
             config,
             Channel(theirs),
             private,
@@ -141,7 +141,7 @@ class AdminServer:
         except (ChannelError, LookupError, TypeError, ValueError) as error:
             log.error("what the listener says cannot be understood: %r", error)
             self._status = 1
-        self._orders.tell({"type": "retire", "reason": "stop", "accept_queued": False})
+        self._orders.put({"type": "retire", "reason": "stop", "accept_queued": False})
 
     async def _conduct(self) -> None:
         """Be the worker's listener: it may serve as soon as it is ready."""
@@ -150,7 +150,7 @@ class AdminServer:
                 packet, _ = await self._inner.receive()
                 match packet["type"]:
                     case "ready":
-                        self._orders.tell({"type": "serve"})
+                        self._orders.put({"type": "serve"})
                     case "failed":
                         log.error("the page cannot be served: %s\n%s", packet["message"], packet.get("detail", ""))
         except (EOFError, OSError, ChannelError):

@@ -21,8 +21,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from serve_asgi.admin.scoreboard_totals import DURATIONS, Reading, Words
-from serve_asgi.admin.server_view import View
+from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
+from serve_asgi.admin.server_view import ServerView
 from serve_asgi.hub.metrics import METRICS
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
 from serve_asgi.ipc.states import ServerState, WorkerState
@@ -49,7 +49,7 @@ SIMPLE: Final = (
 class ServerCollector(Collector):
     """All metrics of one server."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: ServerView) -> None:
         self._view = view
 
     def describe(self) -> Iterable[Metric]:
@@ -67,7 +67,7 @@ class ServerCollector(Collector):
             self._hub(),
         )
 
-    def _server(self, reading: Reading) -> Iterator[Metric]:
+    def _server(self, reading: ScoreboardReading) -> Iterator[Metric]:
         about, state = self._view.about, self._view.state
         build = {"version": about["version"], "python": about["python"]}
         yield InfoMetricFamily("serve_build", "The server and the interpreter of its listener.", build)
@@ -102,7 +102,7 @@ class ServerCollector(Collector):
             yield counter("serve_listener_cpu_seconds", "Processor time of the listener.", listener[0])
             yield gauge("serve_listener_resident_memory_bytes", "Resident memory of the listener.", listener[1])
 
-    def _traffic(self, reading: Reading) -> Iterator[Metric]:
+    def _traffic(self, reading: ScoreboardReading) -> Iterator[Metric]:
         total = reading.total
         for name, cell, meaning in SIMPLE:
             yield counter(name, meaning, total[cell])
@@ -129,7 +129,7 @@ class ServerCollector(Collector):
         last = self._view.slots - 1
         return "agent" if slot == NO_SLOT or slot == last >= self._view.state["size"] else str(slot)
 
-    def _slots(self, reading: Reading) -> Iterator[Metric]:
+    def _slots(self, reading: ScoreboardReading) -> Iterator[Metric]:
         requests = CounterMetricFamily("serve_slot_requests", "Requests by the slot of their worker.", labels=["slot"])
         cpu = CounterMetricFamily("serve_worker_cpu_seconds", "Processor time of the slot's workers.", labels=["slot"])
         late = CounterMetricFamily(
@@ -146,7 +146,7 @@ class ServerCollector(Collector):
         yield from (requests, cpu, late, blocked)
         yield from self._gauges_of_slots(reading)
 
-    def _gauges_of_slots(self, reading: Reading) -> Iterator[Metric]:
+    def _gauges_of_slots(self, reading: ScoreboardReading) -> Iterator[Metric]:
         state = self._view.state
         memory = GaugeMetricFamily(
             "serve_worker_resident_memory_bytes", "Resident memory of the slot's processes.", labels=["slot"]
@@ -205,7 +205,7 @@ class ServerCollector(Collector):
         yield from (waiting, limit)
 
 
-def registry(view: View) -> CollectorRegistry:
+def registry(view: ServerView) -> CollectorRegistry:
     """What prometheus_client writes out for a scrape."""
     made = CollectorRegistry(auto_describe=False)
     made.register(ServerCollector(view))
@@ -233,7 +233,7 @@ def durations(total: Words) -> HistogramMetricFamily:
     )
 
 
-def connections_by_state(reading: Reading) -> dict[str, int]:
+def connections_by_state(reading: ScoreboardReading) -> dict[str, int]:
     """How many connections are idle, active, and WebSockets."""
     sockets = active = idle = 0
     for words in reading.rows.values():
@@ -245,7 +245,7 @@ def connections_by_state(reading: Reading) -> dict[str, int]:
     return {"idle": idle, "active": active, "websocket": sockets}
 
 
-def oldest(reading: Reading) -> float:
+def oldest(reading: ScoreboardReading) -> float:
     """For how long (s) the oldest request is in progress; 0 if there is none."""
     began = [words[Cell.OLDEST] for words in reading.rows.values() if words[Cell.OLDEST]]
     return max(0.0, reading.at - min(began) / NANO) if began else 0.0

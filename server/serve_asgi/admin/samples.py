@@ -14,8 +14,8 @@ from typing import Any, Final
 import anyio
 
 from serve_asgi.admin.metrics import CLASSES, NANO, connections_by_state, oldest, silence
-from serve_asgi.admin.scoreboard_totals import DURATIONS, Reading, Words, quantile
-from serve_asgi.admin.server_view import View
+from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words, quantile
+from serve_asgi.admin.server_view import ServerView
 from serve_asgi.ipc.scoreboard import Cell
 
 PERIOD: Final = 1.0
@@ -30,15 +30,15 @@ log = logging.getLogger("serve")
 Sample = dict[str, Any]
 
 
-class Samples:
+class MetricSamples:
     """Takes a sample each second, for as long as `run` runs."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: ServerView) -> None:
         self.view = view
         self.kept: collections.deque[Sample] = collections.deque(maxlen=KEPT)
         self.taken = 0
         """How many there have been: the number of the newest."""
-        self._readings: collections.deque[Reading] = collections.deque(maxlen=SMOOTH + 1)
+        self._readings: collections.deque[ScoreboardReading] = collections.deque(maxlen=SMOOTH + 1)
         self._news = anyio.Event()
 
     async def run(self) -> None:
@@ -73,7 +73,7 @@ class Samples:
         news, self._news = self._news, anyio.Event()
         news.set()
 
-    def _sample(self, before: Reading, now: Reading) -> Sample:
+    def _sample(self, before: ScoreboardReading, now: ScoreboardReading) -> Sample:
         seconds = now.at - before.at
         made = [after - earlier for after, earlier in zip(now.total, before.total, strict=True)]
         earlier = self._readings[-min(2, len(self._readings))]  # durations are written once per second, too
@@ -134,7 +134,7 @@ class Samples:
             "workers": self._workers(reading),
         }
 
-    def _workers(self, reading: Reading) -> list[dict[str, Any]]:
+    def _workers(self, reading: ScoreboardReading) -> list[dict[str, Any]]:
         before = self._readings[0]
         return [
             {
@@ -164,7 +164,7 @@ class Samples:
         }
 
 
-def by_generation(before: Reading, now: Reading) -> dict[int, int]:
+def by_generation(before: ScoreboardReading, now: ScoreboardReading) -> dict[int, int]:
     """Requests between two readings by the generation that answered them.
 
     What a process did that ended in between is only known together: it counts for the newest generation that lost one.

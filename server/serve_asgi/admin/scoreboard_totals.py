@@ -15,7 +15,7 @@ from serve_asgi.ipc.scoreboard import (
     COUNTERS,
     DURATION_BOUNDS,
     HEADER_WORDS,
-    PLACE_WORDS,
+    ROW_OWNER_WORDS,
     Cell,
     Header,
     Row,
@@ -32,7 +32,7 @@ Words = list[int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Reading:
+class ScoreboardReading:
     """What the scoreboard said at one moment."""
 
     at: float
@@ -52,7 +52,7 @@ class Reading:
         return sum(words[cell] for words in self.rows.values())
 
 
-def read(scoreboard: Scoreboard, rows: Mapping[int, tuple[int, Row]]) -> Reading | None:
+def read(scoreboard: Scoreboard, rows: Mapping[int, tuple[int, Row]]) -> ScoreboardReading | None:
     """Take a reading; None if the listener was folding a row all the time (it has been stopped amid it).
 
     `rows` are those that can be read, by the numbers of their places and with their serials.
@@ -66,11 +66,11 @@ def read(scoreboard: Scoreboard, rows: Mapping[int, tuple[int, Row]]) -> Reading
     return None
 
 
-def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: float) -> Reading:
+def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: float) -> ScoreboardReading:
     width, last = scoreboard.row_words, scoreboard.slots - 1
     counters = [cell for cell in COUNTERS if cell < width]
 
-    totals = copy[HEADER_WORDS + scoreboard.rows * PLACE_WORDS :]
+    totals = copy[HEADER_WORDS + scoreboard.rows * ROW_OWNER_WORDS :]
     slots: dict[int, Words] = {}
     signs = (Cell.CPU, Cell.ACCEPTED, Cell.TAKEN_OVER, Cell.REQUESTS)
     for slot, left in enumerate(zip(*(totals[cell::width].tolist() for cell in signs), strict=True)):
@@ -81,7 +81,7 @@ def _read(scoreboard: Scoreboard, copy: memoryview, rows: dict[int, Words], at: 
         for cell in counters:
             own[cell] += words[cell]
     total = [sum(words) for words in zip(*slots.values(), strict=True)] or [0] * width
-    return Reading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.DRAINING_SINCE])
+    return ScoreboardReading(at, time.time(), rows, dict(sorted(slots.items())), total, copy[Header.DRAINING_SINCE])
 
 
 def quantile(share: float, counts: Words) -> float | None:

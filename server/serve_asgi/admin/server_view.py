@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from serve_asgi.admin.accept_queues import Queue, queues
-from serve_asgi.admin.scoreboard_totals import Reading, Words, read
+from serve_asgi.admin.scoreboard_totals import ScoreboardReading, Words, read
 from serve_asgi.ipc.channel import Packet
 from serve_asgi.ipc.scoreboard import Row, Scoreboard
 from serve_asgi.ipc.states import OUTCOMES
@@ -23,7 +23,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-class View:
+class ServerView:
     """One server as the admin process sees it."""
 
     def __init__(self, scoreboard: Scoreboard, about: dict[str, Any], state: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class View:
         self._scoreboard = scoreboard
         self._rows: dict[int, tuple[int, Row]] = {}
         """Those of the processes, by the numbers of their places and with their serials."""
-        self._last: Reading | None = None
+        self._last: ScoreboardReading | None = None
 
     def take_rows(self, packet: Packet, descriptors: Sequence[int]) -> None:
         """Rows of processes that have begun; the descriptors are taken over."""
@@ -69,13 +69,15 @@ class View:
             case "reloads":
                 self.reloads.extend(packet["reloads"])
 
-    def reading(self) -> Reading:
+    def reading(self) -> ScoreboardReading:
         """The scoreboard now; if the listener has been stopped amid a change of it, as it was last."""
         taken = read(self._scoreboard, self._rows)
         if taken is not None:
             self._last = taken
         elif self._last is None:
-            self._last = Reading(0.0, 0.0, {}, {}, [0] * self._scoreboard.row_words, self._scoreboard.draining_since)
+            self._last = ScoreboardReading(
+                0.0, 0.0, {}, {}, [0] * self._scoreboard.row_words, self._scoreboard.draining_since
+            )
         return self._last
 
     def queues(self) -> dict[str, Queue]:
@@ -102,7 +104,7 @@ class View:
         """Whether the function of the agent has returned: its process is there, and does not do its work."""
         return any(each["state"] == "returned" for each in self.state.get("agents", []))
 
-    def workers(self, reading: Reading) -> list[tuple[dict[str, Any], Words]]:
+    def workers(self, reading: ScoreboardReading) -> list[tuple[dict[str, Any], Words]]:
         """Each living worker and agent that the listener told of, with its row of `reading`."""
         return [
             (worker, words)

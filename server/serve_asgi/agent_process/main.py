@@ -10,7 +10,7 @@ from serve_asgi.agent_process.lease import Lease
 from serve_asgi.agent_process.process import EXIT_TIME, AgentProcess
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about
-from serve_asgi.worker.bootstrap import Beginning, leave_within
+from serve_asgi.worker.bootstrap import Bootstrap, leave_within
 from serve_asgi.worker.event_loop import run
 
 log = logging.getLogger("serve")
@@ -18,24 +18,24 @@ log = logging.getLogger("serve")
 
 def main() -> None:
     """Be the agent whose channel is the descriptor named on the command line; never returns."""
-    begun = Beginning(
+    bootstrap = Bootstrap(
         "serve_asgi.agent_process",
         lambda packet: (f"serve-agent.{packet['generation']}", f"agent {packet['generation']}"),
     )
     try:
-        lease = Lease(begun.packet["lock"])  # before the account is taken, which may not be allowed to
+        lease = Lease(bootstrap.packet["lock"])  # before the account is taken, which may not be allowed to
     except OSError as error:
-        begun.refuse(f"the lock of the agent, {begun.packet['lock']}, cannot be opened: {error.strerror}")
-    loops = begun.move_in()
+        bootstrap.refuse(f"the lock of the agent, {bootstrap.packet['lock']}, cannot be opened: {error.strerror}")
+    loops = bootstrap.move_in()
     try:
-        status = run(AgentProcess(begun, lease).run, loops)
+        status = run(AgentProcess(bootstrap, lease).run, loops)
     except BaseException as error:
         status = 1
         text = "the agent ends by an error of the server's own; please report this"
         log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
         leave_within(EXIT_TIME, status)
-    begun.guard.finish()
-    begun.let_go()
+    bootstrap.guard.finish()
+    bootstrap.let_go()
     # The next agent waits for the end of this process: looking for cyclic garbage that ends anyway takes most of it.
     gc.freeze()
     gc.disable()

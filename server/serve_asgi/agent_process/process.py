@@ -3,7 +3,7 @@
 Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent_process.lease`), finish
 when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard. Nobody takes
 its place before its process has been reaped, so that nothing here needs to be certain about the end but that it comes:
-the listener kills it at the deadline, and without a listener `last_resort` ends it.
+the listener kills it at the deadline, and without a listener `orphan_exit` ends it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from serve_asgi.app.shared import shared
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.hub.core import Role
 from serve_asgi.ipc import forked_children as forks
-from serve_asgi.ipc.channel import Outbox, Packet, close_descriptors
+from serve_asgi.ipc.channel import Packet, SendQueue, close_descriptors
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
-from serve_asgi.worker import orphan_exit as last_resort
-from serve_asgi.worker.bootstrap import Beginning, failure, leave_within
+from serve_asgi.worker import orphan_exit
+from serve_asgi.worker.bootstrap import Bootstrap, failure, leave_within
 from serve_asgi.worker.event_loop import hidden, hidden_task
 from serve_asgi.worker.housekeeping import PERIOD
 from serve_asgi.worker.hub_link import HubSocket
-from serve_asgi.worker.scoreboard_row import Gauges
+from serve_asgi.worker.scoreboard_row import RowWriter
 
 T = TypeVar("T")
 
@@ -64,15 +64,15 @@ class Leaving:
 class AgentProcess:
     """One agent process's work."""
 
-    def __init__(self, begun: Beginning, lease: Lease) -> None:
-        self.config = begun.config
-        self.welcome = begun.packet
-        self.channel = begun.channel
-        self.outbox = Outbox(begun.channel)
-        self.watchdog = begun.watchdog
+    def __init__(self, bootstrap: Bootstrap, lease: Lease) -> None:
+        self.config = bootstrap.config
+        self.welcome = bootstrap.packet
+        self.channel = bootstrap.channel
+        self.send_queue = SendQueue(bootstrap.channel)
+        self.watchdog = bootstrap.watchdog
         self.lease = lease
-        self.cells = begun.cells
-        self._link_end = begun.link
+        self.cells = bootstrap.cells
+        self._link_end = bootstrap.link
         self.hub: HubSocket
         self._leaving: Leaving | None = None
         self._told = asyncio.Event()
@@ -82,25 +82,25 @@ class AgentProcess:
 
     async def run(self) -> int:
         """Live; return the exit status."""
-        last_resort.watch(self.channel.fileno(), self._time_to_leave)
+        orphan_exit.watch(self.channel.fileno(), self._time_to_leave)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
         forks.claim(asyncio.get_running_loop())
         status = 0
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, self._obey)
-            tasks.start_soon(hidden, self.outbox.run)
+            tasks.start_soon(hidden, self.send_queue.run)
             tasks.start_soon(hidden, self._beat)
             try:
                 await self._live()
             except (StartError, UsageError) as error:
                 status = 1
-                self.outbox.tell(failure(error))
+                self.send_queue.put(failure(error))
                 self._cut_work()  # its time was over with the agent: as if it had died, others may do it again
             with anyio.move_on_after(CLOSE_TIME):
                 shared.leave()
                 await self.hub.flushed()
-                await self.outbox.flushed()
+                await self.send_queue.flushed()
             tasks.cancel_scope.cancel()
         leave_within(EXIT_TIME, status)
         return status
@@ -113,7 +113,7 @@ class AgentProcess:
         if subject is None:
             return
         await self._unless_told(self.hub.flushed())  # so that the listener knows all of it before it hears of this
-        self.outbox.tell({"type": "prepared"})
+        self.send_queue.put({"type": "prepared"})
         await self._unless_told(self._may_begin.wait())
         if not self._may_begin.is_set():
             return
@@ -122,7 +122,7 @@ class AgentProcess:
             self.watchdog.watch(self.cells, self.config.block_warning)
             await self._enter_and_finish(subject)
             self.watchdog.unwatch()
-        self.outbox.tell({"type": "finished"})
+        self.send_queue.put({"type": "finished"})
 
     async def _prepare(self) -> AgentTarget:
         """Import it and run its `prepare()`."""
@@ -146,7 +146,7 @@ class AgentProcess:
 
     async def _take_lease(self) -> bool:
         try:
-            await self.lease.take(lambda holder: self.outbox.tell({"type": "waits", "holder": holder}))
+            await self.lease.take(lambda holder: self.send_queue.put({"type": "waits", "holder": holder}))
         except OSError as error:
             raise UsageError(f"the lock of the agent, {self.welcome['lock']}, cannot be taken: {error}") from None
         return True
@@ -170,13 +170,13 @@ class AgentProcess:
     async def _be_active(self, life: AgentTask, name: str) -> None:
         """From having been entered until it is to finish. Raises StartError if it fails before."""
         self.hub.link.send("up")  # its handlers and schedules are told
-        self.outbox.tell({"type": "entered"})
+        self.send_queue.put({"type": "entered"})
         over = hidden_task(life.over())  # the agent may cancel every task, and means its own
         await self._unless_told(asyncio.wait({over}))
         if over.done():
             if (raised := over.result()) is not None:
                 raise _failed(f"the agent {name} failed", raised)
-            self.outbox.tell({"type": "returned"})
+            self.send_queue.put({"type": "returned"})
             await self._told.wait()
         await self._finish_handlers()
 
@@ -226,13 +226,13 @@ class AgentProcess:
 
     async def _beat(self) -> None:
         """Once per second: that this process lives, and what it uses."""
-        gauges = Gauges(self.cells)
+        row = RowWriter(self.cells)
         while True:
-            gauges.write()
+            row.write()
             self.watchdog.tick()
             due = time.monotonic() + PERIOD
             await anyio.sleep(PERIOD)
-            gauges.write_lag(time.monotonic() - due)
+            row.write_lag(time.monotonic() - due)
 
     def _time_to_leave(self) -> float:
         """Seconds that this agent has to end once the listener is dead; then it is ended, whatever it does."""

@@ -31,15 +31,15 @@ LOOK_TIME: Final = 2.0
 """Seconds that a server has to say what it is, when several are there."""
 
 
-class Refused(StartError):
+class RequestRefused(StartError):
     """The server did not do what was asked; `detail` is the new code's traceback, if that was why."""
 
 
-class Gone(Refused):
+class Gone(RequestRefused):
     """The server ended, or closed the conversation, before it answered."""
 
 
-class Unanswered(Refused):
+class Unanswered(RequestRefused):
     """It did not answer in time."""
 
 
@@ -102,7 +102,7 @@ class Conversation:
         return message
 
     def outcome(self, timeout: float | None = None) -> dict[str, Any]:
-        """The answer, records passed over. Raises Refused if the server did not do it, or does not answer in time."""
+        """The answer, records passed over. Raises RequestRefused if it was not done, or none comes in time."""
         while True:
             message = self.receive(timeout)
             if message is None:
@@ -121,16 +121,17 @@ class Conversation:
 
 
 def checked(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, if it is a good one; raises Refused otherwise."""
+    """The answer, if it is a good one; raises RequestRefused otherwise."""
     if not answer["ok"]:
-        raise Refused(answer["text"], answer.get("detail", ""))
+        raise RequestRefused(answer["text"], answer.get("detail", ""))
     return answer
 
 
 def ask(path: Path, command: str, *, patience: float | None = None, **parameters: Any) -> dict[str, Any]:
     """Send one command and wait for its outcome, `patience` seconds at most, or as long as that takes.
 
-    Raises UsageError if the server cannot be reached, Refused if it did not do it, went away or did not answer in time.
+    Raises UsageError if the server cannot be reached, RequestRefused if it did not do it, went away or did not answer
+    in time.
     """
     with Conversation(path, command, **parameters) as conversation:
         answer = conversation.outcome(patience)
@@ -140,7 +141,7 @@ def ask(path: Path, command: str, *, patience: float | None = None, **parameters
 
 
 def look(path: Path) -> dict[str, Any]:
-    """The server's status (`serve_asgi.listener.status`). Raises UsageError or Refused, also if it does not answer."""
+    """The server's status (`serve_asgi.listener.status`). Raises UsageError, RequestRefused (no answer)."""
     with Conversation(path, "status") as conversation:
         found: dict[str, Any] = conversation.outcome(PATIENCE)["status"]
         return found
@@ -201,7 +202,7 @@ def _pid_in(pid_file: str) -> int:
 def _of_process(pid: int) -> Path:
     """The control socket of the listener `pid`: in its usual place, or wherever the kernel says that it has one."""
     for path in (*_usual(pid), *_bound_by(pid)):
-        with contextlib.suppress(UsageError, Refused), Conversation(path, "status") as conversation:
+        with contextlib.suppress(UsageError, RequestRefused), Conversation(path, "status") as conversation:
             if conversation.outcome(LOOK_TIME)["status"]["pid"] == conversation.pid:
                 return path
     raise UsageError(f"the server with PID {pid} has no control socket that answers; name it with --control PATH")
@@ -241,7 +242,7 @@ def _directories() -> list[Path]:
 
 def _described(path: Path) -> str:
     """One of several servers, as a person tells it from the others."""
-    with contextlib.suppress(UsageError, Refused, KeyError), Conversation(path, "status") as conversation:
+    with contextlib.suppress(UsageError, RequestRefused, KeyError), Conversation(path, "status") as conversation:
         found = conversation.outcome(LOOK_TIME)["status"]
         return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}, --control {path})"
     return f"PID {path.stem} (it does not answer, --control {path})"

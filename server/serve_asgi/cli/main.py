@@ -173,7 +173,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
 def go_on() -> int:
     """Be the listener whose earlier program has put this one in its place; return the exit status."""
-    from serve_asgi.listener.re_exec_successor import inherited, resume
+    from serve_asgi.listener.re_exec_resume import inherited, resume
 
     try:
         return resume(inherited())

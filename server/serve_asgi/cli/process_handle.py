@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-class Process:
+class ProcessHandle:
     """One process that is not our child. To be closed by whoever opened it."""
 
     __slots__ = ("fd", "pid")
@@ -39,12 +39,12 @@ class Process:
             signal.pidfd_send_signal(self.fd, signal.SIGKILL)
 
 
-def children(parent: Process) -> list[Process]:
+def children(parent: ProcessHandle) -> list[ProcessHandle]:
     """The living children of `parent`, each to be closed; none that only has the PID of one."""
     found = []
     for pid in _children_of(parent.pid):
         with contextlib.suppress(ProcessLookupError):
-            child = Process(pid)
+            child = ProcessHandle(pid)
             if _parent_of(pid) == parent.pid and not parent.ended():
                 found.append(child)
             else:
@@ -52,7 +52,7 @@ def children(parent: Process) -> list[Process]:
     return found
 
 
-def kill_all(processes: list[Process], timeout: float) -> int:
+def kill_all(processes: list[ProcessHandle], timeout: float) -> int:
     """Kill them all, wait until they have ended; return how many have not after so many seconds."""
     for process in processes:
         process.kill()

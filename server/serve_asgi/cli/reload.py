@@ -22,7 +22,7 @@ from serve_asgi.cli.command import (
     tell,
     tell_outcome,
 )
-from serve_asgi.cli.control_client import PATIENCE, Conversation, Refused
+from serve_asgi.cli.control_client import PATIENCE, Conversation, RequestRefused
 from serve_asgi.cli.reload_progress import FRAME, Lines, Objects, Remains, Show, remains, settled
 from serve_asgi.errors import UsageError
 
@@ -52,7 +52,7 @@ def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: boo
             text = control_client.ask(path, "reload-listener", patience=LISTENER_TIME)["text"]
         else:
             text = control_client.ask(path, "reload", wait=False, patience=PATIENCE)["text"]
-    except (Refused, UsageError) as error:
+    except (RequestRefused, UsageError) as error:
         if as_json:
             return failed_as_json(error)
         raise
@@ -64,7 +64,7 @@ def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: boo
 
 
 def _followed(path: Path, *, retired: bool, as_json: bool) -> int:
-    """Run the transaction and show it. Raises Refused if nothing came of it."""
+    """Run the transaction and show it. Raises RequestRefused if nothing came of it."""
     before = control_client.look(path)
     show = _show(before, as_json=as_json)
     try:
@@ -84,9 +84,9 @@ def _show(before: dict[str, Any], *, as_json: bool) -> Show:
     if as_json:
         return Objects()
     if lively():
-        from serve_asgi.cli.reload_live_view import View
+        from serve_asgi.cli.reload_live_view import ReloadView
 
-        return View(before)
+        return ReloadView(before)
     return Lines(before)
 
 
@@ -113,7 +113,7 @@ def _afterwards(path: Path, before: dict[str, Any], show: Show, *, retired: bool
     while True:
         try:
             found = control_client.look(path)
-        except (Refused, UsageError):
+        except (RequestRefused, UsageError):
             return remains(before, found)  # it is being stopped; the reload itself has succeeded
         show.seen(found)
         left = remains(before, found)

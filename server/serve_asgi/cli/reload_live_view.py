@@ -1,6 +1,6 @@
 """The live view of a reload: generations as rows of workers that change colour, drawn by rich.
 
-`picture` is a pure function of what the server told; `View` draws it again and again in place.
+`picture` is a pure function of what the server told; `ReloadView` draws it again and again in place.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Te
     return signs, words or Text("gone", "dim")
 
 
-class View:
+class ReloadView:
     """Draws a reload on the terminal, in place, and leaves the last picture standing."""
 
     pause = FRAME
@@ -95,7 +95,7 @@ class View:
         self._console = console or Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> ReloadView:
         self._live.__enter__()
         self._draw()
         return self

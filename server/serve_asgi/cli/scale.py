@@ -10,7 +10,7 @@ import click
 
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import INTERRUPTED, command, complain, counted, tell
-from serve_asgi.cli.control_client import PATIENCE, Refused
+from serve_asgi.cli.control_client import PATIENCE, RequestRefused
 
 LOOK: Final = 0.1
 """Seconds between two looks at how far it is."""
@@ -36,25 +36,25 @@ def scale(control: str, pid_file: str, workers: int, wait: bool) -> int:
 
 
 def _follow(path: Path, workers: int) -> int:
-    """Wait until so many workers serve. Raises Refused when a slot cannot be filled."""
+    """Wait until so many workers serve. Raises RequestRefused when a slot cannot be filled."""
     seen: tuple[int, ...] = ()
     deadline = time.monotonic() + STEP_TIME
     while True:
         found = control_client.look(path)
         if found["size"] != workers and seen:
-            raise Refused(f"somebody else has asked for {counted(found['size'], 'worker')} meanwhile")
+            raise RequestRefused(f"somebody else has asked for {counted(found['size'], 'worker')} meanwhile")
         serving = {w["slot"] for w in _current(found) if w["state"] == "serving"}
         surplus = [w for w in _current(found) if w["slot"] >= workers]
         if serving == set(range(workers)) and all(w["state"] != "serving" for w in surplus):
             tell(_outcome(workers, surplus))
             return 0
         for slot, trouble in found["degraded"].items():
-            raise Refused(f"slot {slot} cannot be filled, the server goes on trying: {trouble}")
+            raise RequestRefused(f"slot {slot} cannot be filled, the server goes on trying: {trouble}")
         now = (len(serving), len(surplus), found["size"])
         if now != seen:
             seen, deadline = now, time.monotonic() + STEP_TIME
         elif time.monotonic() >= deadline:
-            raise Refused(f"nothing has changed for {STEP_TIME:g} s; `serve status` tells how far it is")
+            raise RequestRefused(f"nothing has changed for {STEP_TIME:g} s; `serve status` tells how far it is")
         time.sleep(LOOK)
 
 

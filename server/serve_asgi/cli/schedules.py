@@ -11,7 +11,7 @@ import click
 
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import as_json, command, complain, harmless, seconds, show, span, tell
-from serve_asgi.cli.control_client import PATIENCE, Gone, Refused, Unanswered
+from serve_asgi.cli.control_client import PATIENCE, Gone, RequestRefused, Unanswered
 from serve_asgi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,15 +62,17 @@ def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeou
         with control_client.Conversation(path, "schedule", do=do, name=name) as conversation:
             answer = conversation.receive(SOON)
         if answer is not None and not answer["ok"]:
-            raise Refused(answer["text"])
+            raise RequestRefused(answer["text"])
         tell(f"{name} is asked for; {_SHOWS.format(name)}")
         return 0
     try:
         tell(control_client.ask(path, "schedule", do=do, name=name, patience=timeout)["text"])
     except Gone as error:
-        raise Refused(f"the listener was replaced or has ended; {_SHOWS.format(name)}") from error
+        raise RequestRefused(f"the listener was replaced or has ended; {_SHOWS.format(name)}") from error
     except Unanswered as error:
-        raise Refused(f"{name} has not ended within {timeout:g} s, and goes on; {_SHOWS.format(name)}") from error
+        raise RequestRefused(
+            f"{name} has not ended within {timeout:g} s, and goes on; {_SHOWS.format(name)}"
+        ) from error
     except KeyboardInterrupt:
         complain(f"the run goes on; {_SHOWS.format(name)}")
         raise

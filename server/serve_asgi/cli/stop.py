@@ -27,9 +27,9 @@ from serve_asgi.cli.command import (
     span,
     tell,
 )
-from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, Refused
+from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, RequestRefused
 from serve_asgi.cli.leftovers import remove_leftovers
-from serve_asgi.cli.process_handle import Process, children, kill_all
+from serve_asgi.cli.process_handle import ProcessHandle, children, kill_all
 from serve_asgi.errors import UsageError
 
 PROGRESS: Final = 5.0
@@ -58,7 +58,7 @@ def stop(control: str, pid_file: str, delay: float | None, timeout: float | None
         with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
             found = control_client.look(path)  # it answers, so that the PID was its own when it was taken hold of
             return Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
-    except (Refused, UsageError) as error:
+    except (RequestRefused, UsageError) as error:
         if as_json:
             return failed_as_json(error)
         raise
@@ -68,7 +68,7 @@ class Stopping:
     """One server on its way out."""
 
     def __init__(
-        self, path: Path, following: Conversation, process: Process, found: dict[str, Any], *, as_json: bool
+        self, path: Path, following: Conversation, process: ProcessHandle, found: dict[str, Any], *, as_json: bool
     ) -> None:
         self.path = path
         self.following = following
@@ -183,7 +183,7 @@ class Stopping:
         if time.monotonic() < self._next_progress or self._told:
             return
         self._next_progress = time.monotonic() + PROGRESS
-        with contextlib.suppress(Refused, UsageError):
+        with contextlib.suppress(RequestRefused, UsageError):
             found = control_client.look(self.path)
             if found["state"] not in ("running", "draining"):
                 held = in_hands(found)
@@ -196,7 +196,7 @@ class Stopping:
     def _kill(self) -> None:
         """End what has not ended in time: the listener, then its workers, which would serve on for a while."""
         self.held = None
-        with contextlib.suppress(Refused, UsageError), Conversation(self.path, "status") as asked:
+        with contextlib.suppress(RequestRefused, UsageError), Conversation(self.path, "status") as asked:
             found = asked.outcome(LAST_WORD)["status"]
             self.held, self.cut = in_hands(found), found["lost"]
         workers = children(self.process)
@@ -206,12 +206,14 @@ class Stopping:
         try:
             left = kill_all([self.process, *workers], KILL_TIME)
         except PermissionError:
-            raise Refused("the server has not ended in time, and only its own user or root may kill it") from None
+            raise RequestRefused(
+                "the server has not ended in time, and only its own user or root may kill it"
+            ) from None
         finally:
             for worker in workers:
                 worker.close()
         if left:
-            raise Refused(f"{counted(left, 'process')} cannot be ended even by SIGKILL; the kernel holds them")
+            raise RequestRefused(f"{counted(left, 'process')} cannot be ended even by SIGKILL; the kernel holds them")
         if removed := remove_leftovers(self.process.pid, self._left[0], str(self.path), self._left[1]):
             self._step("leftovers_removed", f"removed what it had left: {', '.join(removed)}", paths=removed)
 
@@ -241,10 +243,10 @@ def in_hands(found: dict[str, Any]) -> int:
     return sum(w["in_flight"] + w["websockets"] for w in found["workers"])
 
 
-def _process(following: Conversation) -> Process:
+def _process(following: Conversation) -> ProcessHandle:
     """The listener's process. Raises UsageError if it cannot be watched from here."""
     try:
-        return Process(following.pid)
+        return ProcessHandle(following.pid)
     except (OSError, ValueError):
         raise UsageError(
             "the server's process cannot be watched from here; run serve stop where the server runs (in its container)"

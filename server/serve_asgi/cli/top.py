@@ -24,14 +24,14 @@ import click
 
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import command, harmless
-from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, Refused, checked
+from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, RequestRefused, checked
 from serve_asgi.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
-    from serve_asgi.cli.top_samples import Samples
+    from serve_asgi.cli.top_samples import TopSamples
 
 QUIT: Final = frozenset("qQ\x1b\x03\x04")
 """Keys that end it: q, Escape, Ctrl-C, Ctrl-D."""
@@ -49,13 +49,13 @@ def top(control: str, pid_file: str, interval: float, once: bool) -> int:
     """
     from rich.console import Console
 
-    from serve_asgi.cli.top_samples import Samples
+    from serve_asgi.cli.top_samples import TopSamples
 
     def find() -> Path:
         return control_client.find(control, pid_file)
 
     path = find()
-    samples, console = Samples(), Console(highlight=False)
+    samples, console = TopSamples(), Console(highlight=False)
     samples.add(harmless(control_client.look(path)))
     if once or not (sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal):
         time.sleep(interval)
@@ -67,7 +67,7 @@ def top(control: str, pid_file: str, interval: float, once: bool) -> int:
     return 0
 
 
-def _print(samples: Samples, console: Console) -> None:
+def _print(samples: TopSamples, console: Console) -> None:
     from serve_asgi.cli.top_view import frame
 
     console.print(frame(samples, console.width, None), soft_wrap=False)
@@ -80,7 +80,7 @@ class _Top:
         self,
         path: Path,
         find: Callable[[], Path],
-        samples: Samples,
+        samples: TopSamples,
         console: Console,
         found: list[Any],
         signals: int,
@@ -95,7 +95,7 @@ class _Top:
         self._keys = sys.stdin.fileno()
 
     def run(self, interval: float) -> None:
-        """Draw until a key ends it. Raises Refused or UsageError when the server is gone."""
+        """Draw until a key ends it. Raises RequestRefused or UsageError when the server is gone."""
         from rich.live import Live
 
         with Live(console=self._console, screen=True, auto_refresh=False, redirect_stderr=False) as live:
@@ -128,7 +128,7 @@ class _Top:
             if not self._wait(live, deadline, conversation):
                 return None
             if time.monotonic() >= deadline:
-                raise Refused(f"the server has not answered for {PATIENCE:g} s; is its process stopped?")
+                raise RequestRefused(f"the server has not answered for {PATIENCE:g} s; is its process stopped?")
         return answer
 
     def _wait(self, live: Live, until: float, conversation: Conversation | None = None) -> bool:

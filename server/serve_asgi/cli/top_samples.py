@@ -56,7 +56,7 @@ class WorkerRate:
 NO_CONNECTIONS: Final = {"requests": 0, "in_flight": 0, "connections": 0, "websockets": 0, "oldest": None}
 
 
-class Samples:
+class TopSamples:
     """The statuses seen so far. `add` each new one."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from serve_asgi.cli.command import counted, memory, span
 from serve_asgi.cli.reload_live_view import STYLES
 from serve_asgi.cli.status import agent_returned
 from serve_asgi.cli.top_charts import Column, bar, columns, marks, rounded_up
-from serve_asgi.cli.top_samples import Samples, WorkerRate, processes
+from serve_asgi.cli.top_samples import TopSamples, WorkerRate, processes
 
 COLOURS: Final = ("cyan", "green", "magenta", "blue", "yellow")
 """Of the generations, in turn."""
@@ -46,7 +46,7 @@ CHARTED: Final = 3
 """Samples from which on there is something to chart."""
 
 
-def frame(samples: Samples, width: int, height: int | None) -> Group:
+def frame(samples: TopSamples, width: int, height: int | None) -> Group:
     """A whole frame of at most `width` columns and `height` lines; None: as many as it takes."""
     status = samples.status
     airy = height is None or height >= AIRY
@@ -77,7 +77,7 @@ def colour(generation: int) -> str:
 # The two lines at the top
 
 
-def _head(samples: Samples, width: int) -> Table:
+def _head(samples: TopSamples, width: int) -> Table:
     status = samples.status
     head = Table.grid(expand=True)
     head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -131,7 +131,7 @@ def _state(status: dict[str, Any]) -> Text:
 # Figures
 
 
-def _figures(samples: Samples, width: int) -> Table:
+def _figures(samples: TopSamples, width: int) -> Table:
     """Two rows of figures with their names above them."""
     last = samples.samples[-1] if samples.samples else None
     first, totals = samples.first, samples.status["totals"]
@@ -187,7 +187,7 @@ def duration(value: float | None) -> str:
 # Charts
 
 
-def _charts(samples: Samples, width: int, lines: int) -> RenderableType:
+def _charts(samples: TopSamples, width: int, lines: int) -> RenderableType:
     if width < WIDE:
         return _requests(samples, width, lines)
     half = width // 2
@@ -196,14 +196,14 @@ def _charts(samples: Samples, width: int, lines: int) -> RenderableType:
     return side
 
 
-def _requests(samples: Samples, width: int, lines: int) -> Panel:
+def _requests(samples: TopSamples, width: int, lines: int) -> Panel:
     inner = width - 4 - SCALE
     top = rounded_up(max([sample.requests for sample in samples.samples][-inner:]), 10)
     shown = [Column(sample.requests, colour(sample.generation)) for sample in samples.samples]
     return _boxed_chart("requests/s", columns(shown, inner, lines, top), _marks(samples, inner), number, top, width)
 
 
-def _latency(samples: Samples, width: int, lines: int) -> Panel:
+def _latency(samples: TopSamples, width: int, lines: int) -> Panel:
     inner = width - 4 - SCALE
     high, low = samples.percentiles(0.99), samples.percentiles(0.5)
     top = rounded_up(max([value for value in high[-inner:] if value is not None], default=0.0), 0.001)
@@ -228,7 +228,7 @@ def _boxed_chart(
     return _panel(body, title, width)
 
 
-def _marks(samples: Samples, width: int) -> Text:
+def _marks(samples: TopSamples, width: int) -> Text:
     """Each switch with the number of its generation, each refusal as a cross."""
     last = list(samples.samples)[-width:]
     start = width - len(last)
@@ -248,7 +248,7 @@ def _marks(samples: Samples, width: int) -> Text:
 # Workers
 
 
-def _workers(samples: Samples, width: int, shown: int) -> Panel:
+def _workers(samples: TopSamples, width: int, shown: int) -> Panel:
     """The table of workers, the newest generation first; what does not fit is told as one line."""
     wide = width >= WIDE
     workers = processes(samples.status)

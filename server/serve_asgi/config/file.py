@@ -34,7 +34,7 @@ _HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]]*?)\s*\]\]?\s*(?:#.*)?$")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class FileEntry:
     """One value of the file, as TOML has read it."""
 
     value: object
@@ -46,7 +46,7 @@ class ConfigFile:
     """What one file says; entries by field name."""
 
     path: str
-    entries: dict[str, Entry]
+    entries: dict[str, FileEntry]
 
 
 def load(named: str, directory: str) -> ConfigFile | None:
@@ -118,7 +118,7 @@ def _read(path: str) -> _Table | None:
 
 
 def _entries(path: str, table: _Table) -> ConfigFile:
-    entries: dict[str, Entry] = {}
+    entries: dict[str, FileEntry] = {}
     for written, value in table.values.items():
         source = Source(Tier.FILE, written, path, table.line(written))
         name = written.replace("-", "_")
@@ -130,7 +130,7 @@ def _entries(path: str, table: _Table) -> ConfigFile:
             raise UsageError(_unknown(written, name, value, source))
         if name in entries:
             raise UsageError(f"{source.place}: {written} and {entries[name].source.name} are the same; leave one out")
-        entries[name] = Entry(value, source)
+        entries[name] = FileEntry(value, source)
     return ConfigFile(path, entries)
 
 

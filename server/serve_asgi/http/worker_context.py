@@ -234,7 +234,7 @@ class Service:
 
     @property
     def default_headers(self) -> bytes:
-        """`date: …\\r\\nserver: …\\r\\n` as configured, made anew each second by the ticker."""
+        """`date: …\\r\\nserver: …\\r\\n` as configured, made anew each second by the housekeeping."""
         return self._default_headers
 
     @default_headers.setter
@@ -245,7 +245,7 @@ class Service:
     @property
     def close_answers(self) -> bool:
         """Responses carry `Connection: close`: `--drain-close-after` has passed, or nobody takes a retiring worker's
-        connections. Kept by the ticker."""
+        connections. Kept by the housekeeping."""
         return self._close_answers
 
     @close_answers.setter

@@ -212,7 +212,7 @@ class Channel:
             self._socket.close()
 
 
-class Outbox:
+class SendQueue:
     """What is to be sent over a channel, in order, by a task that waits in place of those who have something to say."""
 
     __slots__ = ("_channel", "_closed", "_empty", "_news", "_packets")
@@ -224,7 +224,7 @@ class Outbox:
         self._empty = anyio.Event()
         self._closed = False
 
-    def tell(self, packet: Packet, lent: Sequence[int] = (), given: Sequence[int] = ()) -> None:
+    def put(self, packet: Packet, lent: Sequence[int] = (), given: Sequence[int] = ()) -> None:
         """Have a packet sent with descriptors: `lent` ones stay the caller's, `given` ones are closed once sent."""
         if self._closed:
             close_descriptors(given)
@@ -248,7 +248,7 @@ class Outbox:
         """How many packets wait to be sent."""
         return len(self._packets)
 
-    def try_tell(self, packet: Packet) -> bool:
+    def try_send_now(self, packet: Packet) -> bool:
         """Send a packet now; False if it would have to wait. Raises as `Channel.try_send`."""
         return not self._packets and self._channel.try_send(packet)
 

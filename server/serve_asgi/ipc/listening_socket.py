@@ -44,7 +44,7 @@ Identity = tuple[int, int]
 """Device and inode of a unix socket's path."""
 
 
-class Kind(enum.StrEnum):
+class SocketKind(enum.StrEnum):
     """What a listening socket is made of."""
 
     TCP = "tcp"
@@ -66,13 +66,13 @@ DROP_SYN: Final = (
 )
 
 
-def shut_out(listening: socket.socket, kind: Kind, path: str = "", identity: Identity | None = None) -> None:
+def shut_out(listening: socket.socket, kind: SocketKind, path: str = "", identity: Identity | None = None) -> None:
     """Let nobody new in; whoever is in already can still be accepted.
 
     The path of a unix socket is removed as well if its `identity`, taken after it was bound, still holds. Without one
     it stays: it refuses connections, and the next server replaces it. Raises OSError if the kernel refuses.
     """
-    if kind is Kind.UNIX:
+    if kind is SocketKind.UNIX:
         if identity is not None:
             unlink_own(path, identity)
         with contextlib.suppress(OSError):  # ENOTCONN: it never listened
@@ -136,12 +136,12 @@ def _demand_ttl(sock: socket.socket, least: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MINHOPCOUNT, least)
 
 
-def arriving(listening: socket.socket, kind: Kind) -> int:
+def arriving(listening: socket.socket, kind: SocketKind) -> int:
     """How many clients of a TCP socket the kernel holds: in the queue or amid their handshake (exact once shut out).
 
     Always 0 for a unix socket: accept from it until that fails, which is exact once it is shut out.
     """
-    if kind is Kind.UNIX:
+    if kind is SocketKind.UNIX:
         return 0
     information = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_UNACKED + 4)
     queued: int = struct.unpack_from("I", information, TCP_INFO_UNACKED)[0]

@@ -56,7 +56,7 @@ class Recycle(Packet, frozen=True, tag="recycle"):
     reason: Sentence
 
 
-class WorkerFinished(Packet, frozen=True, tag="finished"):
+class WorkerEnded(Packet, frozen=True, tag="finished"):
     """A worker has ended in order."""
 
     cut: Count = 0
@@ -99,15 +99,15 @@ class Returned(Packet, frozen=True, tag="returned"):
     """An agent's function has returned."""
 
 
-class AgentFinished(Packet, frozen=True, tag="finished"):
+class AgentEnded(Packet, frozen=True, tag="finished"):
     """An agent has ended in order."""
 
 
 FROM_WORKER: Final[Packets[Packet]] = Packets(
-    *(Hello, Failed, Ready, Accepts, Recycle, WorkerFinished, Withdrawn, Lost, Orphaned)
+    *(Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Withdrawn, Lost, Orphaned)
 )
-FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentFinished)
-ONCE: Final = (Hello, Failed, Ready, Accepts, Recycle, WorkerFinished, Prepared, Entered, Returned, AgentFinished)
+FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded)
+ONCE: Final = (Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Prepared, Entered, Returned, AgentEnded)
 """What a process says once in its life."""
 
 

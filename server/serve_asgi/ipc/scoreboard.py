@@ -49,7 +49,7 @@ class Header(enum.IntEnum):
 HEADER_WORDS: Final = 8
 
 
-class Place(enum.IntEnum):
+class RowOwner(enum.IntEnum):
     """Words of the board for each row, written by the listener alone: whose it is. All 0 while it is nobody's."""
 
     PID = 0
@@ -58,7 +58,7 @@ class Place(enum.IntEnum):
     SERIAL = 3  # which of the processes that ever had this place: no two have the same number
 
 
-PLACE_WORDS: Final = 4
+ROW_OWNER_WORDS: Final = 4
 
 
 class Cell(enum.IntEnum):
@@ -67,7 +67,7 @@ class Cell(enum.IntEnum):
     A word keeps its number for good: listener and workers may be of different versions. Times are CLOCK_MONOTONIC.
     """
 
-    # 0 to 2 are those of Place: readers find them here, and nobody writes them
+    # 0 to 2 are those of RowOwner: readers find them here, and nobody writes them
     PID = 0
     GENERATION = 1
     SLOT = 2
@@ -242,7 +242,7 @@ class Scoreboard:
     @classmethod
     def create(cls, rows: int, slots: int) -> Scoreboard:
         """Make a new scoreboard with room for `rows` processes and the totals of `slots` slots."""
-        words = memoryview(bytearray((HEADER_WORDS + rows * PLACE_WORDS + slots * ROW_WORDS) * WORD)).cast("Q")
+        words = memoryview(bytearray((HEADER_WORDS + rows * ROW_OWNER_WORDS + slots * ROW_WORDS) * WORD)).cast("Q")
         words[Header.MAGIC] = MAGIC
         words[Header.ROWS] = rows
         words[Header.SLOTS] = slots
@@ -259,23 +259,23 @@ class Scoreboard:
         self.words[Header.DRAINING_SINCE] = since
 
     def place(self, index: int) -> memoryview:
-        """Whose row `index` is, indexed by `Place`."""
-        start = HEADER_WORDS + index * PLACE_WORDS
-        return self.words[start : start + PLACE_WORDS]
+        """Whose row `index` is, indexed by `RowOwner`."""
+        start = HEADER_WORDS + index * ROW_OWNER_WORDS
+        return self.words[start : start + ROW_OWNER_WORDS]
 
     def serial(self, index: int) -> int:
         """Which process has the place now; 0 if nobody does."""
-        return self.words[HEADER_WORDS + index * PLACE_WORDS + Place.SERIAL]
+        return self.words[HEADER_WORDS + index * ROW_OWNER_WORDS + RowOwner.SERIAL]
 
     def enter(self, index: int, pid: int, generation: int, slot: int, serial: int) -> None:
         """A process has the place from now on."""
         place = self.place(index)
-        place[Place.PID], place[Place.GENERATION], place[Place.SLOT] = pid, generation, slot
-        place[Place.SERIAL] = serial
+        place[RowOwner.PID], place[RowOwner.GENERATION], place[RowOwner.SLOT] = pid, generation, slot
+        place[RowOwner.SERIAL] = serial
 
     def totals(self, slot: int) -> memoryview:
         """The folded counters of `slot` (written by the listener); slots beyond the table share the last one."""
-        start = HEADER_WORDS + self.rows * PLACE_WORDS + min(slot, self.slots - 1) * self.row_words
+        start = HEADER_WORDS + self.rows * ROW_OWNER_WORDS + min(slot, self.slots - 1) * self.row_words
         return self.words[start : start + self.row_words]
 
     def fold(self, index: int, slot: int, words: Words) -> None:
@@ -284,7 +284,7 @@ class Scoreboard:
         self.words[Header.FOLDS] += 1
         for cell in COUNTERS:
             totals[cell] = min(totals[cell] + words[cell], LARGEST)
-        for cell in range(PLACE_WORDS):
+        for cell in range(ROW_OWNER_WORDS):
             place[cell] = 0
         self.words[Header.FOLDS] += 1
 
@@ -298,10 +298,10 @@ class Scoreboard:
         copy = memoryview(bytes(self.words)).cast("Q")
         found = {}
         for index, (serial, row) in rows.items():
-            start = HEADER_WORDS + index * PLACE_WORDS
-            if copy[start + Place.SERIAL] == serial:
+            start = HEADER_WORDS + index * ROW_OWNER_WORDS
+            if copy[start + RowOwner.SERIAL] == serial:
                 words = found[index] = row.words()
-                words[: PLACE_WORDS - 1] = copy[start : start + PLACE_WORDS - 1]
+                words[: ROW_OWNER_WORDS - 1] = copy[start : start + ROW_OWNER_WORDS - 1]
         return None if before % 2 or self.words[Header.FOLDS] != before else (copy, found)
 
     def read_only(self) -> int:

@@ -27,10 +27,10 @@ from serve_asgi.config.options import Config
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, pair
-from serve_asgi.ipc.listening_socket import Kind
+from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener.child import SAFE_PATH, Child, describe_code
-from serve_asgi.listener.helper_processes import Process, Processes
+from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.history import History, Record
 from serve_asgi.listener.listening_sockets import Listening
 
@@ -55,7 +55,7 @@ log = logging.getLogger("serve")
 State = dict[str, Any]
 
 
-class Admin:
+class AdminProcess:
     """The admin process of one server."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Admin:
         listening: Sequence[Listening],
         served: Sequence[Listening],
         scoreboard: Scoreboard,
-        processes: Processes,
+        processes: HelperProcesses,
         children: Callable[[], Iterable[Child]],
         state: Callable[[], State],
         history: History,
@@ -99,7 +99,7 @@ class Admin:
         self._news = anyio.Event()
         self._end = anyio.Event()
         self._ended = anyio.Event()
-        self._process: Process | None = None
+        self._process: HelperProcess | None = None
         self._earlier = processes.adopt(earlier) if earlier else None
         self._reopen = False
 
@@ -180,7 +180,7 @@ class Admin:
             if process is not None:
                 await self._kill(process)
 
-    async def _kill(self, process: Process) -> None:
+    async def _kill(self, process: HelperProcess) -> None:
         process.signal(signal.SIGKILL)
         with anyio.move_on_after(END_TIME):
             await process.wait()
@@ -202,7 +202,7 @@ class Admin:
         self._process = None
         return describe_code(status)
 
-    def _start(self, theirs: socket.socket) -> Process:
+    def _start(self, theirs: socket.socket) -> HelperProcess:
         environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
         arguments = [own_program(), *SAFE_PATH, "-m", "serve_asgi.admin", "--channel", str(theirs.fileno())]
         return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
@@ -300,6 +300,6 @@ def _shown(record: Record) -> Record:
 
 
 def _local(listening: Listening) -> bool:
-    if listening.kind is Kind.UNIX:
+    if listening.kind is SocketKind.UNIX:
         return True
     return ipaddress.ip_address(listening.socket.getsockname()[0]).is_loopback

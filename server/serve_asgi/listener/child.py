@@ -1,7 +1,7 @@
 """One child process as the listener holds it: PID, channel, scoreboard row, and what is still to be said to it.
 
 It owns the listener's end of the channel, its window (`serve_asgi.listener.stack_dumps`) and the row. The listener
-never waits for a child: what cannot be sent now lies in the outbox, so that a stopped child delays nobody else.
+never waits for a child: what cannot be sent now lies in the send queue, so that a stopped child delays nobody else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import signal
 from typing import Final
 
 from serve_asgi.config.release import Release
-from serve_asgi.ipc.channel import Channel, Outbox, pair
+from serve_asgi.ipc.channel import Channel, SendQueue, pair
 from serve_asgi.ipc.scoreboard import Cell, Row
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
-from serve_asgi.listener.misbehaving_child import Allowance
-from serve_asgi.listener.stack_dumps import Window
+from serve_asgi.listener.misbehaving_child import RateLimit
+from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.logs.output import ChildOutput, for_child
 from serve_asgi.supervisor.lifecycles import AppProcess, Worker
 
@@ -48,7 +48,7 @@ class Child:
         self.worker = worker
         self.pid = pid
         self.channel = channel
-        self.outbox = Outbox(channel)
+        self.send_queue = SendQueue(channel)
         self.output = output
         self.row = row
         """The number of its place in the scoreboard."""
@@ -57,10 +57,10 @@ class Child:
         """It has been told to serve, and with whom."""
         self.said: set[type] = set()
         """What it has said of that which is said once."""
-        self.allowance = Allowance(PACKETS_AT_ONCE, PACKETS_PER_SECOND)
+        self.allowance = RateLimit(PACKETS_AT_ONCE, PACKETS_PER_SECOND)
         self.broken = False
         """It has broken the protocol, and is heard no more."""
-        self.window: Window | None = None
+        self.watchdog: WatchdogChannel | None = None
         """The way into the worker that needs no event loop; None if there was no descriptor to spare."""
         self.closed = False
 
@@ -84,9 +84,9 @@ class Child:
         self.output.read_rest()
         self.counts.close()
         self.channel.close()
-        self.outbox.close()
-        if self.window is not None:
-            self.window.close()
+        self.send_queue.close()
+        if self.watchdog is not None:
+            self.watchdog.close()
         self.closed = True
 
 

@@ -1,9 +1,9 @@
 """The worker and agent processes as the listener holds them: started, spoken to, reaped.
 
 It owns the children, their channels and their rows of the scoreboard. What a child says is turned into events, and
-nothing waits for a child: what is said to one lies in its outbox. What is to be done, and when, the supervisor decides.
-A child is not trusted: it is heard through `serve_asgi.ipc.packets`, one packet in each turn of the loop, and ends if
-it says what it must not, too much of it, or takes nothing of what it is told.
+nothing waits for a child: what is said to one lies in its send queue. What is to be done, and when, the supervisor
+decides. A child is not trusted: it is heard through `serve_asgi.ipc.packets`, one packet in each turn of the loop, and
+ends if it says what it must not, too much of it, or takes nothing of what it is told.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from serve_asgi.errors import ChannelError, UsageError
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors, speaks
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
-from serve_asgi.listener import misbehaving_child as blame
+from serve_asgi.listener import misbehaving_child
 from serve_asgi.listener.agent_lock import agent_lock
 from serve_asgi.listener.child import Child, describe, handover_pair, spawn
-from serve_asgi.listener.hub_links import Links
+from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import Listening
-from serve_asgi.listener.stack_dumps import Window
+from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Worker
@@ -56,14 +56,14 @@ def row_slot(worker: AppProcess) -> int:
     return NO_SLOT if isinstance(worker, Agent) else worker.slot
 
 
-class Crew:
+class Children:
     """The children of one listener."""
 
     def __init__(
         self,
         listening: Sequence[Listening],
         post: Callable[[e.Event], None],
-        links: Links,
+        links: HubLinks,
         scoreboard: Scoreboard,
         broken: Callable[[AppProcess, str], None],
         children: Iterable[Child] = (),
@@ -81,16 +81,16 @@ class Crew:
         self.scoreboard = scoreboard
         self._board = scoreboard.read_only()
         """What children get of it."""
-        self.children: dict[int, Child] = {child.pid: child for child in children}
-        taken = {child.row for child in self.children.values()}
+        self.by_pid: dict[int, Child] = {child.pid: child for child in children}
+        taken = {child.row for child in self.by_pid.values()}
         self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
 
     def __iter__(self) -> Iterator[Child]:
-        return iter(list(self.children.values()))
+        return iter(list(self.by_pid.values()))
 
     def of(self, worker: AppProcess) -> Child | None:
         """The process of `worker`, if it has one."""
-        return next((child for child in self.children.values() if child.worker is worker), None)
+        return next((child for child in self.by_pid.values() if child.worker is worker), None)
 
     def silent_for(self, child: Child) -> float:
         """Seconds since the child's event loop was last heard of, 0.0 if it never was."""
@@ -110,11 +110,11 @@ class Crew:
             self._failed(worker, str(error), usage=isinstance(error, UsageError))
             self._died(worker, "it was never started")
             return
-        self.children[child.pid] = child
+        self.by_pid[child.pid] = child
         self.attend(child)
-        given = {"link": link.detach(), "row": row, **self._open_window(child)}
+        given = {"link": link.detach(), "row": row, **self._open_watchdog_channel(child)}
         listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves nobody
-        child.outbox.tell(
+        child.send_queue.put(
             {
                 "type": "welcome",
                 "given": list(given),
@@ -140,14 +140,14 @@ class Crew:
             return {"slot": worker.slot}
         return {"role": "agent", "lock": agent_lock(each.name for each in self.listening)}
 
-    def _open_window(self, child: Child) -> dict[str, int]:
+    def _open_watchdog_channel(self, child: Child) -> dict[str, int]:
         """The process's ends of a window, by the names that its welcome has for them.
 
         Without a descriptor to spare it does without.
         """
         try:
-            child.window = Window()
-            asked_over, dump = child.window.hand_out()
+            child.watchdog = WatchdogChannel()
+            asked_over, dump = child.watchdog.hand_out()
         except OSError as error:
             log.warning("%s will not be able to tell its stacks: %s", child.worker, error)
             return {}
@@ -185,7 +185,7 @@ class Crew:
 
     def reaped(self, pid: int, wait_status: int) -> bool:
         """A process has ended; False if it was no child of ours."""
-        child = self.children.pop(pid, None)
+        child = self.by_pid.pop(pid, None)
         if child is None:
             return False
         in_flight = child.in_hands
@@ -234,8 +234,8 @@ class Crew:
             self._say(child, packet, given)
 
     def _say(self, child: Child, packet: Packet, given: Sequence[int] = ()) -> None:
-        child.outbox.tell(packet, given=given)
-        if len(child.outbox) > MOST_UNREAD:
+        child.send_queue.put(packet, given=given)
+        if len(child.send_queue) > MOST_UNREAD:
             self._end(child, f"it has not taken {MOST_UNREAD} packets of its channel")
 
     def connect_pair(self, sender: Worker, receiver: Worker, pair: int) -> None:
@@ -267,7 +267,7 @@ class Crew:
         """Tell a worker to serve, make those that do known to it, and it to those of its generation."""
         if (child := self.of(worker)) is None:
             return
-        others = [each for each in self.children.values() if each.serves and each is not child][-NEIGHBOURS:]
+        others = [each for each in self.by_pid.values() if each.serves and each is not child][-NEIGHBOURS:]
         child.serves = True
         try:
             self._make_known(child, others)
@@ -291,12 +291,12 @@ class Crew:
         self._say(to, {"type": "neighbours", "rows": [[each.row, each.serial] for each in others]}, given)
 
     async def _send_to(self, child: Child) -> None:
-        """Send what lies in the child's outbox until it is closed."""
+        """Send what lies in the child's send queue until it is closed."""
         try:
-            await child.outbox.run()
+            await child.send_queue.run()
         except Exception:
             log.exception("%s cannot be spoken to and is killed", child.worker)
-            if child.pid in self.children:
+            if child.pid in self.by_pid:
                 child.kill()
 
     # What they say
@@ -342,12 +342,12 @@ class Crew:
 
     def _blame(self, child: Child, error: Exception) -> None:
         """What the child has said is wrong, or more than we can deal with: it ends, and nothing else does."""
-        self._end(child, blame.reason(child.worker, "channel", error))
+        self._end(child, misbehaving_child.reason(child.worker, "channel", error))
 
     def _end(self, child: Child, why: str) -> None:
         if not child.broken:
             child.broken = True
-            if child.pid in self.children:
+            if child.pid in self.by_pid:
                 self._broken(child.worker, why)
 
     def _take_packet(self, child: Child, packet: packets.Packet | None) -> None:
@@ -359,8 +359,8 @@ class Crew:
                 if not speaks(protocol):
                     text = f"it speaks version {protocol} of the channel, this listener {PROTOCOL}"
                     self._failed(worker, f"{text}; restart the server to change to that version")
-                elif child.window is not None and window is not None:
-                    child.window.agree(window.signal, window.loop_thread)
+                elif child.watchdog is not None and window is not None:
+                    child.watchdog.agree(window.signal, window.loop_thread)
             case packets.Failed(message, detail, usage):
                 self._failed(worker, message, detail, usage)
             case _ if isinstance(worker, Agent):
@@ -386,7 +386,7 @@ class Crew:
                 self.post(e.AgentEntered(agent))
             case packets.Returned():
                 self.post(e.AgentReturned(agent))
-            case packets.AgentFinished():
+            case packets.AgentEnded():
                 self.post(e.AgentFinished(agent))
 
     def _take_from_worker(self, worker: Worker, packet: packets.Packet) -> None:
@@ -397,7 +397,7 @@ class Crew:
                 self.post(e.WorkerAccepts(worker))
             case packets.Recycle(reason):
                 self.post(e.WorkerWantsReplacement(worker, reason))
-            case packets.WorkerFinished():
+            case packets.WorkerEnded():
                 self.post(e.WorkerFinished(worker, packets.members(packet)))
             case packets.Withdrawn(pair):
                 self.post(e.PairWithdrawn(worker, pair))

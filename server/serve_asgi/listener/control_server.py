@@ -52,7 +52,7 @@ STACKS_TIME: Final = 60.0
 log = logging.getLogger("serve")
 
 
-class Request(msgspec.Struct):
+class ControlRequest(msgspec.Struct):
     """What may be asked; members that are not known are passed over."""
 
     version: int
@@ -67,7 +67,7 @@ class Request(msgspec.Struct):
     do: Sentence = ""
 
 
-_REQUEST: Final = msgspec.json.Decoder(Request)
+_REQUEST: Final = msgspec.json.Decoder(ControlRequest)
 
 
 class Controlled(Protocol):
@@ -98,7 +98,7 @@ class Controlled(Protocol):
         """What `serve stacks --json` shows: every worker's Python stacks and tasks, waiting so many seconds at most."""
 
 
-class _Asker:
+class _PendingAnswer:
     """Somebody who waits for an outcome, and perhaps for the records on the way to it."""
 
     __slots__ = ("_changed", "_records", "follows", "outcome")
@@ -138,8 +138,8 @@ class ControlServer:
         """`path` of the socket, or None for the default."""
         self._wanted_path = path
         self._server = server
-        self._tickets: dict[int, _Asker] = {}
-        self._askers: set[_Asker] = set()
+        self._tickets: dict[int, _PendingAnswer] = {}
+        self._askers: set[_PendingAnswer] = set()
         self._next_ticket = 1
         self._path: Path | None = None
         self._listening: SocketListener | None = None
@@ -282,7 +282,7 @@ class ControlServer:
             answer = {"ok": False, "text": "the request was not understood; use the serve command of this version"}
         await _send(stream, answer)
 
-    async def _answer(self, request: Request, stream: SocketStream) -> dict[str, Any]:
+    async def _answer(self, request: ControlRequest, stream: SocketStream) -> dict[str, Any]:
         if request.version != control_protocol.VERSION:
             return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
         follows = request.follow
@@ -318,12 +318,12 @@ class ControlServer:
             case "schedule":
                 return await self._schedule(stream, request.do, request.name)
             case "follow":
-                return await self._tell(stream, _Asker(follows=True))
+                return await self._tell(stream, _PendingAnswer(follows=True))
             case other:
                 return {"ok": False, "text": f"this server does not know the command {other!r}"}
 
     async def _reload(self, stream: SocketStream, *, wait: bool, follows: bool) -> dict[str, Any]:
-        ticket, asker = self._next_ticket, _Asker(follows=follows)
+        ticket, asker = self._next_ticket, _PendingAnswer(follows=follows)
         self._next_ticket += 1
         if not wait:
             self._server.post(e.ReloadAsked(ticket, by="serve reload"))
@@ -350,11 +350,11 @@ class ControlServer:
             text = f"the server is {state} already"
         if not follows:
             return {"ok": True, "text": text}
-        return await self._tell(stream, _Asker(follows=True))
+        return await self._tell(stream, _PendingAnswer(follows=True))
 
     async def _schedule(self, stream: SocketStream, do: str, name: str) -> dict[str, Any]:
         """Pause or resume one, or run it and wait for the end of that."""
-        asker = _Asker(follows=False)
+        asker = _PendingAnswer(follows=False)
 
         def answer(ok: bool, text: str, found: Any) -> None:
             asker.end({"ok": ok, "text": text, "runs": found})
@@ -373,7 +373,7 @@ class ControlServer:
         self._server.post(e.ScaleAsked(to=to))
         return {"ok": True, "text": f"workers: {found['size']} -> {to}"}
 
-    async def _tell(self, stream: SocketStream, asker: _Asker) -> dict[str, Any]:
+    async def _tell(self, stream: SocketStream, asker: _PendingAnswer) -> dict[str, Any]:
         """Send what happens as it happens, if that was asked for; return the outcome when it is known.
 
         Raises anyio.EndOfStream if the peer leaves before.

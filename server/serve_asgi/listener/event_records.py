@@ -12,7 +12,7 @@ from serve_asgi.supervisor import actions
 log = logging.getLogger("serve")
 
 
-class Telling:
+class EventRecorder:
     """That of one listener."""
 
     def __init__(self, pid_of: Callable[[int], int | None]) -> None:
@@ -21,7 +21,7 @@ class Telling:
         self.to: list[Callable[[Record], None]] = []
         """Who is told besides the log, in this order."""
 
-    def happened(self, said: actions.LogEvent) -> None:
+    def record(self, said: actions.LogEvent) -> None:
         """Log it, and tell everybody who wants to know."""
         level = logging.getLevelName(said.level).lower()
         about = dict(said.about)
@@ -30,6 +30,6 @@ class Telling:
         extra = {"event": said.event, "about": {**about, "detail": said.detail.rstrip()}}
         log.log(said.level, "%s", said.text, extra=extra)
         what = {"at": round(time.time(), 3), "level": level, "event": said.event, "text": said.text}
-        record: Record = {**about, **what, "detail": said.detail}
+        made: Record = {**about, **what, "detail": said.detail}
         for tell in self.to:
-            tell(record)
+            tell(made)

@@ -29,7 +29,7 @@ from serve_asgi.config.sources import Settings
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc.channel import Channel, pair
 from serve_asgi.listener.child import SAFE_PATH, describe_code
-from serve_asgi.listener.helper_processes import Process, Processes
+from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.logs.output import say
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
@@ -80,8 +80,8 @@ def _in_directory(path: str) -> str:
 
 
 def start(
-    processes: Processes, what: dict[str, list[str]], since: int, *, once: bool = False
-) -> tuple[Process, Channel]:
+    processes: HelperProcesses, what: dict[str, list[str]], since: int, *, once: bool = False
+) -> tuple[HelperProcess, Channel]:
     """Start a watcher, which ends after one change if `once`. Raises OSError if that cannot be.
 
     What has changed since then (Unix time, ns) counts as well.
@@ -116,7 +116,7 @@ def _wait_for_change(settings: Settings) -> bool:
     """Wait for a change of a file or HUP, for as long as it takes; False if told to stop, or if nothing watches."""
     signals = {signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    processes = Processes()
+    processes = HelperProcesses()
     process, channel = start(processes, watched(settings), STARTED, once=True)
     try:
         select.select([channel], [], [], WATCHING_TIMEOUT)  # until it watches, so that no change from here on is missed
@@ -150,7 +150,7 @@ class Changes:
     def __init__(
         self,
         settings: Settings,
-        processes: Processes,
+        processes: HelperProcesses,
         post: Callable[[e.Event], None],
         say: Callable[[actions.LogEvent], None],
         *,
@@ -162,7 +162,7 @@ class Changes:
         self._post = post
         self._say = say
         self._pause = FIRST_PAUSE
-        self._process: Process | None = None
+        self._process: HelperProcess | None = None
         self._what: dict[str, list[str]] = {}
         """What is watched at present."""
         self._elsewhere = False

@@ -26,7 +26,7 @@ READ_TIME: Final = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class GenerationConfig:
     """What one generation is made with."""
 
     settings: Settings
@@ -53,25 +53,25 @@ def policy_of(config: Config) -> Policy:
     )
 
 
-def planned(settings: Settings, start_directory: str) -> Plan:
+def resolve_config(settings: Settings, start_directory: str) -> GenerationConfig:
     """The plan that `settings` make. Raises UsageError for what they name and is not there; reads files."""
-    return Plan(settings, release.resolve(settings.config, start_directory))
+    return GenerationConfig(settings, release.resolve(settings.config, start_directory))
 
 
-async def planned_anew(settings: Settings, start_directory: str) -> Plan:
+async def resolve_anew(settings: Settings, start_directory: str) -> GenerationConfig:
     """The plan of the next generation: the configuration is read again, and links are followed anew.
 
     Raises UsageError for what is wrong with it, what cannot change while the server runs, and if it takes longer than
     `READ_TIME`.
     """
 
-    def plan() -> Plan:
+    def plan() -> GenerationConfig:
         # A thread may take no signal: one taken there just before execve(2) would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
         fresh = settings.again()
         if trouble := settings.not_live(fresh):
             raise UsageError(trouble)
-        return planned(fresh, start_directory)
+        return resolve_config(fresh, start_directory)
 
     with anyio.move_on_after(READ_TIME):
         return await anyio.to_thread.run_sync(plan, abandon_on_cancel=True)

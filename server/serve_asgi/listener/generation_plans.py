@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.generation_plan import Plan, planned_anew
-from serve_asgi.listener.helper_processes import Processes
+from serve_asgi.listener.generation_plan import GenerationConfig, resolve_anew
+from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.history import Record
 from serve_asgi.listener.hooks import Hooks, trouble_at_reload
 from serve_asgi.supervisor import events as e
@@ -23,10 +23,12 @@ from serve_asgi.supervisor.lifecycles import Generation
 log = logging.getLogger("serve")
 
 
-class Plans:
+class GenerationConfigs:
     """Those of one listener."""
 
-    def __init__(self, plan: Plan, start_directory: str, begun: Mapping[Generation, Plan]) -> None:
+    def __init__(
+        self, plan: GenerationConfig, start_directory: str, begun: Mapping[Generation, GenerationConfig]
+    ) -> None:
         """`plan` is that of the generation that begins, or serves already; `begun` are all that have begun before."""
         self.settings = plan.settings
         """What the current generation was made with."""
@@ -34,7 +36,7 @@ class Plans:
         self._upcoming = plan
         self._start_directory = start_directory
 
-    def of(self, generation: Generation | None) -> Plan | None:
+    def of(self, generation: Generation | None) -> GenerationConfig | None:
         """The plan of a generation that is alive."""
         return self.all.get(generation) if generation is not None else None
 
@@ -58,12 +60,12 @@ class Plans:
         return plan is not None and bool(plan.settings.config.agent)
 
     async def prepare(
-        self, by: str, current: Generation | None, hooks: Hooks, processes: Processes
+        self, by: str, current: Generation | None, hooks: Hooks, processes: HelperProcesses
     ) -> e.ReloadPrepared:
         """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
         trouble, detail = "", ""
         try:
-            plan = await planned_anew(self.settings, self._start_directory)
+            plan = await resolve_anew(self.settings, self._start_directory)
             if plan.settings.config.hook:
                 trouble, detail = await _ask_before_reload(plan, by, current, hooks, processes)
             if not trouble:
@@ -78,7 +80,7 @@ class Plans:
 
 
 async def _ask_before_reload(
-    plan: Plan, by: str, current: Generation | None, hooks: Hooks, processes: Processes
+    plan: GenerationConfig, by: str, current: Generation | None, hooks: Hooks, processes: HelperProcesses
 ) -> tuple[str, str]:
     """Look whether the hooks of the new configuration are there, and run those before a reload."""
     config = plan.settings.config

@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 
 from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.child import Child
-from serve_asgi.listener.children import Crew
+from serve_asgi.listener.children import Children
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, WorkerState
@@ -73,17 +73,17 @@ class Silence:
 
 
 class Heartbeats:
-    """Watches the crew of one listener."""
+    """Watches the children of one listener."""
 
     def __init__(
         self,
-        crew: Crew,
+        children: Children,
         timeout: Callable[[], float],
         post: Callable[[e.Event], None],
         say: Callable[[actions.LogEvent], None],
     ) -> None:
         """`timeout()` is --worker-timeout as it is now; `post` takes events, `say` what has happened."""
-        self._crew = crew
+        self._children = children
         self._timeout = timeout
         self._post = post
         self._say = say
@@ -101,16 +101,16 @@ class Heartbeats:
 
     def _look(self, period: float, timeout: float, tasks: TaskGroup) -> None:
         now = time.monotonic()
-        heard = {child.pid: now - self._crew.silent_for(child) for child in self._serving()}
+        heard = {child.pid: now - self._children.silent_for(child) for child in self._serving()}
         for pid in self._silence.look(now, period, timeout, heard):
-            child = self._crew.children[pid]
+            child = self._children.by_pid[pid]
             if stacks.traced(pid):
                 self._silence.forget(pid)
             else:
                 tasks.start_soon(self._report, child, timeout)
 
     def _serving(self) -> Iterable[Child]:
-        return [child for child in self._crew if child.worker.state in WATCHED]
+        return [child for child in self._children if child.worker.state in WATCHED]
 
     async def _report(self, child: Child, timeout: float) -> None:
         """Have its stacks logged and its replacement begun, unless its loop turns again meanwhile."""
@@ -119,7 +119,7 @@ class Heartbeats:
         except Exception:  # a bug there must not take the server down, nor keep a blocked worker
             log.exception("%s could not be asked for its stacks; please report this", child.worker)
             told = stacks.nothing("it could not be asked")
-        silent = self._crew.silent_for(child)
+        silent = self._children.silent_for(child)
         worker = child.worker
         if child.closed or worker.state not in WATCHED or silent < timeout:
             self._silence.forget(child.pid)

@@ -1,6 +1,6 @@
 """Processes beside the workers: hooks, and whoever serves the operator.
 
-It owns their PIDs until they have been reaped. Nobody waits for one but over `Process.wait`: the listener reaps
+It owns their PIDs until they have been reaped. Nobody waits for one but over `HelperProcess.wait`: the listener reaps
 everything at one place (as PID 1 it gets what is left to it as well) and says here what it found. Each leads its own
 process group, so that what it starts can be ended with it, in a session of its own, as workers do (`child.spawn`).
 """
@@ -17,7 +17,7 @@ import anyio
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 
 
-class Process:
+class HelperProcess:
     """A started process."""
 
     def __init__(self, pid: int) -> None:
@@ -46,11 +46,11 @@ class Process:
         self._ended.set()
 
 
-class Processes:
+class HelperProcesses:
     """Those of one listener."""
 
     def __init__(self) -> None:
-        self._living: dict[int, Process] = {}
+        self._living: dict[int, HelperProcess] = {}
 
     def start(
         self,
@@ -58,7 +58,7 @@ class Processes:
         environment: Mapping[str, str],
         descriptors: Sequence[tuple[int, int]] = (),
         directory: str = "",
-    ) -> Process:
+    ) -> HelperProcess:
         """Start a program, named by its path, in a session of its own, with all signals at their defaults.
 
         `descriptors` are pairs (here, there), which stay the caller's; 0, 1 and 2 are the listener's own if they are
@@ -79,12 +79,12 @@ class Processes:
             setsigmask=[],
             setsigdef=LISTENER_SIGNALS | {signal.SIGPIPE},
         )
-        process = self._living[pid] = Process(pid)
+        process = self._living[pid] = HelperProcess(pid)
         return process
 
-    def adopt(self, pid: int) -> Process:
+    def adopt(self, pid: int) -> HelperProcess:
         """Go on with one that an earlier program of this process has started and has not reaped."""
-        process = self._living[pid] = Process(pid)
+        process = self._living[pid] = HelperProcess(pid)
         return process
 
     def reaped(self, pid: int, wait_status: int) -> bool:
@@ -95,7 +95,7 @@ class Processes:
         process._reaped(wait_status)
         return True
 
-    def living(self) -> list[Process]:
+    def living(self) -> list[HelperProcess]:
         """Those that have not been reaped."""
         return list(self._living.values())
 

@@ -21,7 +21,7 @@ from serve_asgi.config.hook_events import Hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
 from serve_asgi.listener.child import SAFE_PATH, describe_code
-from serve_asgi.listener.helper_processes import Process, Processes
+from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 
 TERM_TIME: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -33,7 +33,7 @@ READ: Final = 65_536
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class HookOutcome:
     """How a hook ended: `trouble` says why it counts as failed, "" if it does not."""
 
     trouble: str
@@ -60,12 +60,12 @@ def command_of(hook: Hook, release: Release, config: Config) -> list[str]:
 
 async def run(
     command: list[str],
-    processes: Processes,
+    processes: HelperProcesses,
     release: Release,
     variables: Mapping[str, str],
     event: Mapping[str, Any] | None,
     timeout: float,
-) -> Outcome:
+) -> HookOutcome:
     """Run a hook to its end, which is at the latest `timeout` (s) and the times above later.
 
     If this is cancelled the hook is killed.
@@ -73,12 +73,12 @@ async def run(
     try:
         said = _Said()
     except OSError as error:
-        return Outcome(f"it cannot be started: {error.strerror}", "")
+        return HookOutcome(f"it cannot be started: {error.strerror}", "")
     with contextlib.closing(said):
         try:
             process = _start(command, processes, release, variables, event, said)
         except OSError as error:
-            return Outcome(f"it cannot be started: {error.strerror or error}", "")
+            return HookOutcome(f"it cannot be started: {error.strerror or error}", "")
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(said.read)
@@ -87,17 +87,17 @@ async def run(
         finally:
             await _end(process)
         said.take()
-        return Outcome(trouble, said.text())
+        return HookOutcome(trouble, said.text())
 
 
 def _start(
     command: list[str],
-    processes: Processes,
+    processes: HelperProcesses,
     release: Release,
     variables: Mapping[str, str],
     event: Mapping[str, Any] | None,
     said: _Said,
-) -> Process:
+) -> HelperProcess:
     given = os.memfd_create("serve-event", os.MFD_CLOEXEC)  # not a pipe, which would have to be filled
     try:
         with open(os.dup(given), "wb") as file:
@@ -110,7 +110,7 @@ def _start(
         said.given()
 
 
-async def _until_end(process: Process, timeout: float) -> str:
+async def _until_end(process: HelperProcess, timeout: float) -> str:
     with anyio.move_on_after(timeout):
         status = await process.wait()
         return "" if status == 0 else describe_code(status)
@@ -120,7 +120,7 @@ async def _until_end(process: Process, timeout: float) -> str:
     return f"it had not ended after {timeout:g} s (--hook-timeout)"
 
 
-async def _end(process: Process) -> None:
+async def _end(process: HelperProcess) -> None:
     """End it and what is left of its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -24,8 +24,8 @@ from anyio.abc import TaskGroup
 from serve_asgi.config.hook_events import Hook, read_hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release
-from serve_asgi.listener.helper_processes import Processes
-from serve_asgi.listener.hook_process import REAP_TIME, TERM_TIME, Outcome, command_of, run
+from serve_asgi.listener.helper_processes import HelperProcesses
+from serve_asgi.listener.hook_process import REAP_TIME, TERM_TIME, HookOutcome, command_of, run
 from serve_asgi.supervisor import actions
 
 MOST_WAITING: Final = 100
@@ -57,7 +57,7 @@ class Hooks:
     def __init__(
         self,
         config: Config,
-        processes: Processes,
+        processes: HelperProcesses,
         tell: Callable[[actions.LogEvent], None],
         release: Callable[[], Release | None],
         control: Callable[[], Path | None],
@@ -131,7 +131,7 @@ class Hooks:
             self._working.discard(line)
             self._tell_less()
 
-    def _report(self, hook: Hook, outcome: Outcome) -> None:
+    def _report(self, hook: Hook, outcome: HookOutcome) -> None:
         if outcome.trouble:
             text = f"the {hook} failed: {outcome.trouble}"
             self._say(logging.ERROR, "hook_failed", text, hook, outcome.output, reason=outcome.trouble)
@@ -160,7 +160,7 @@ class Hooks:
         for hook in map(read_hook, config.hook):
             if not hook.wants(event):
                 continue
-            outcome = Outcome("it was ended with the server", "")
+            outcome = HookOutcome("it was ended with the server", "")
             with self._counted(self._asking) as scope:
                 outcome = await self._run(hook, {**record, "event": event}, release, config)
             if event == "pre_reload" and outcome.trouble:
@@ -174,18 +174,18 @@ class Hooks:
 
     # Running
 
-    async def _run(self, hook: Hook, record: Record, release: Release | None, config: Config) -> Outcome:
+    async def _run(self, hook: Hook, record: Record, release: Release | None, config: Config) -> HookOutcome:
         if release is None:
-            return Outcome("there is no release to run it in", "")
+            return HookOutcome("there is no release to run it in", "")
         try:
             command = command_of(hook, release, config)
         except LookupError as error:
-            return Outcome(str(error), "")
+            return HookOutcome(str(error), "")
         with self._counted(self._running):
             server = {"pid": os.getpid(), "app": config.app, "host": socket.gethostname()}
             event, variables = {**record, "event": hook.event, "server": server}, self._variables(hook, record)
             return await run(command, self._processes, release, variables, event, config.hook_timeout)
-        return Outcome("it was ended with the server", "")
+        return HookOutcome("it was ended with the server", "")
 
     def _variables(self, hook: Hook, record: Record) -> dict[str, str]:
         """What a shell script wants to know without reading JSON."""
@@ -283,7 +283,7 @@ def trouble_at_start(config: Config, release: Release) -> str:
     return ""
 
 
-async def trouble_at_reload(config: Config, release: Release, processes: Processes) -> tuple[str, str]:
+async def trouble_at_reload(config: Config, release: Release, processes: HelperProcesses) -> tuple[str, str]:
     """As `trouble_at_start`, without holding up the listener; and what an import that failed said."""
     if text := missing(config.hook, release, config):
         return text, ""

@@ -30,8 +30,8 @@ from serve_asgi.ipc.channel import pair, refuse_descriptors
 from serve_asgi.ipc.frames import pack_value, unpack_value
 from serve_asgi.ipc.link_socket import LinkSocket
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
-from serve_asgi.listener import misbehaving_child as blame
-from serve_asgi.listener.misbehaving_child import Allowance
+from serve_asgi.listener import misbehaving_child
+from serve_asgi.listener.misbehaving_child import RateLimit
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.lifecycles import AT_WORK, AgentState, AppProcess, ServerState, Worker, WorkerState
 from serve_asgi.supervisor.supervisor import Supervisor
@@ -72,13 +72,13 @@ class MemberLink(LinkSocket):
         refuse_descriptors(end)
         self.broken = False
         """It is heard no more."""
-        self.unknown = Allowance(UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND)
+        self.unknown = RateLimit(UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND)
         self.full = False
         """It has had no room since `Hub.room` was called last."""
         self.reading = False
 
 
-class Links:
+class HubLinks:
     """All links of one listener, and its hub (a `serve_asgi.hub.core.HubPort`)."""
 
     def __init__(
@@ -287,7 +287,7 @@ class Links:
                 raise ChannelError("more of kinds that are not known than any version sends")
         except Exception as error:
             who = self.hub.members.get(member, f"member {member} of the hub")
-            self._break(member, link, blame.reason(who, "link", error))
+            self._break(member, link, misbehaving_child.reason(who, "link", error))
             return False
         return True
 

@@ -1,7 +1,7 @@
 """The listener's shell: it performs what the supervisor decides and feeds back what comes of it.
 
-It owns the sockets, the crew of workers and the one loop through which every event passes, one after another. Nothing
-in the loop waits for a child, a disk or a client: sends lie in outboxes, deaths come as SIGCHLD, and what takes time
+It owns the sockets, the children and the one loop through which every event passes, one after another. Nothing in the
+loop waits for a child, a disk or a client: packets lie in send queues, deaths come as SIGCHLD, and what takes time
 (keeping new connections out, asking hooks) is a task that posts an event. It never imports the application.
 """
 
@@ -29,32 +29,32 @@ from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.hub.schedules.part import Scheduler
 from serve_asgi.hub.state.part import SharedState
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener import agent_lock, cycles, service_manager
+from serve_asgi.listener import agent_lock, garbage_collection, service_manager
 from serve_asgi.listener import file_changes as changes
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.listener import open_ports as ports
 from serve_asgi.listener import stack_dumps as stacks
-from serve_asgi.listener.admin_process import Admin
+from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.admin_state import admin_state
 from serve_asgi.listener.announcements import Announcements
-from serve_asgi.listener.children import ROWS, SLOTS, Crew
+from serve_asgi.listener.blocking_hooks import BlockingHooks
+from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
 from serve_asgi.listener.effective_config import in_force
-from serve_asgi.listener.event_records import Telling
-from serve_asgi.listener.generation_plan import Plan, policy_of
-from serve_asgi.listener.generation_plans import Plans
+from serve_asgi.listener.event_records import EventRecorder
+from serve_asgi.listener.generation_plan import GenerationConfig, policy_of
+from serve_asgi.listener.generation_plans import GenerationConfigs
 from serve_asgi.listener.heartbeats import Heartbeats
-from serve_asgi.listener.helper_processes import Processes
+from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.history import History
-from serve_asgi.listener.hook_gates import Gates
 from serve_asgi.listener.hooks import Hooks
-from serve_asgi.listener.hub_links import Links, hub_settings
+from serve_asgi.listener.hub_links import HubLinks, hub_settings
 from serve_asgi.listener.pid_file import PidFile
-from serve_asgi.listener.re_exec import Succession
-from serve_asgi.listener.re_exec_state import Heirloom
-from serve_asgi.listener.signal_handlers import SignalOrders
+from serve_asgi.listener.re_exec import ReExec
+from serve_asgi.listener.re_exec_state import InheritedState
+from serve_asgi.listener.signal_handlers import SignalHandlers
 from serve_asgi.listener.status import past, status
-from serve_asgi.listener.store_process import Store
+from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
@@ -72,80 +72,84 @@ class Listener:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: GenerationConfig,
         listening: list[sockets.Listening],
         pid_file: PidFile | None,
         admin: list[sockets.Listening],
-        heirloom: Heirloom | None = None,
+        inherited: InheritedState | None = None,
     ) -> None:
         """`plan` is that of the generation that begins, or serves already.
 
         `listening` are the application's sockets, `admin` those of --admin.
-        `heirloom` is what an earlier program of this process had, if there was one.
+        `inherited` is what an earlier program of this process had, if there was one.
         """
         config = plan.settings.config
         self.listening = listening
         self.pid_file = pid_file
         self.admin_listening = admin
-        self.processes = Processes()
-        self.telling = Telling(self._pid_of)
-        board = Scoreboard.create(ROWS, SLOTS) if heirloom is None else heirloom.scoreboard
-        self.links = Links(hub_settings(config), board, self.telling.happened, self._member_broken)
-        if heirloom is None:
+        self.processes = HelperProcesses()
+        self.recorder = EventRecorder(self._pid_of)
+        board = Scoreboard.create(ROWS, SLOTS) if inherited is None else inherited.scoreboard
+        self.links = HubLinks(hub_settings(config), board, self.recorder.record, self._member_broken)
+        if inherited is None:
             self.started = time.monotonic()
             self.start_directory = release.logical_directory()
             self.supervisor = Supervisor(policy_of(config))
-            self.crew = Crew(listening, self.post, self.links, board, self._broken)
+            self.children = Children(listening, self.post, self.links, board, self._broken)
             self.history = History()
         else:
-            self.started, self.start_directory = heirloom.started, heirloom.start_directory
-            self.supervisor = heirloom.supervisor
-            self.crew = Crew(listening, self.post, self.links, board, self._broken, heirloom.children)
-            self.history = heirloom.history
-            self.links.load(heirloom.links)
-        self._heirloom = heirloom
-        begun = {} if heirloom is None else heirloom.plans
+            self.started, self.start_directory = inherited.started, inherited.start_directory
+            self.supervisor = inherited.supervisor
+            self.children = Children(listening, self.post, self.links, board, self._broken, inherited.children)
+            self.history = inherited.history
+            self.links.load(inherited.links)
+        self._inherited = inherited
+        begun = {} if inherited is None else inherited.configs
         generations = self.supervisor.generations
-        self.plans = Plans(plan, self.start_directory, {generations[n]: Plan(*each) for n, each in begun.items()})
+        self.configs = GenerationConfigs(
+            plan, self.start_directory, {generations[n]: GenerationConfig(*each) for n, each in begun.items()}
+        )
         self.when_running: list[Callable[[], object]] = []
         """What is to be done once signals and the control socket are served."""
-        self.succession = Succession(self)
+        self.re_exec = ReExec(self)
         self.exit: actions.Exit | None = None
         self._changes: changes.Changes | None = None
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self._tasks: TaskGroup
-        self.admin = Admin(
+        self.admin = AdminProcess(
             config,
             admin,
             listening,
             board,
             self.processes,
-            lambda: self.crew,
+            lambda: self.children,
             self._admin_state,
             self.history,
             self.started,
-            earlier=0 if heirloom is None else heirloom.admin_process,
+            earlier=0 if inherited is None else inherited.admin_process,
         )
         self.store = self._make_store() if config.state else None
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
-        self.hooks = Hooks(config, self.processes, self.telling.happened, self._release, lambda: self.control.path)
-        self.telling.to += [self.history.add, self.control.happened, self.admin.happened, self.hooks.happened]
+        self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
+        self.recorder.to += [self.history.add, self.control.happened, self.admin.happened, self.hooks.happened]
         addresses = [each.name for each in listening]
-        self._announcements = Announcements(pid_file, addresses, self.admin.names, told=heirloom is not None)
-        self._signals = SignalOrders(self.post, self._reap, config.reload)
-        self.gates = Gates(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
+        self._announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
+        self._signals = SignalHandlers(self.post, self._reap, config.reload)
+        self.blocking_hooks = BlockingHooks(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
         self.heartbeats = Heartbeats(
-            self.crew, lambda: self.settings.config.worker_timeout, self.post, self.telling.happened
+            self.children, lambda: self.settings.config.worker_timeout, self.post, self.recorder.record
         )
 
     async def run(self) -> actions.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self._tasks:
-            self.crew.tasks = self.hooks.tasks = self.gates.tasks = self._tasks
+            self.children.tasks = self.hooks.tasks = self.blocking_hooks.tasks = self._tasks
             if self.settings.config.control_socket:
                 # Before the signals: threads made on the way inherit that they are blocked.
-                await self._tasks.start(self.control.serve, None if self._heirloom is None else self._heirloom.control)
+                await self._tasks.start(
+                    self.control.serve, None if self._inherited is None else self._inherited.control
+                )
             self.links.start()
             await self._tasks.start(self._signals.watch)
             if self.store is not None:
@@ -155,30 +159,32 @@ class Listener:
                 self._tasks.start_soon(self._tell_figures)
             self._tasks.start_soon(self.admin.end_earlier)
             self._tasks.start_soon(self.heartbeats.run)
-            cycles.begin()
-            self._tasks.start_soon(cycles.run)
-            self._tasks.start_soon(ports.keep_open, self.listening, self._backlog, self._is_open, self.telling.happened)
+            garbage_collection.begin()
+            self._tasks.start_soon(garbage_collection.run)
+            self._tasks.start_soon(ports.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record)
             if self.settings.config.reload:
                 self._changes = changes.Changes(
                     self.settings,
                     self.processes,
                     self.post,
-                    self.telling.happened,
-                    missed=self._heirloom is not None,
+                    self.recorder.record,
+                    missed=self._inherited is not None,
                 )
                 self._tasks.start_soon(self._changes.run)
-            self._tasks.start_soon(service_manager.keep_informed, self.supervisor, self.crew, lambda: self.gates.asking)
+            self._tasks.start_soon(
+                service_manager.keep_informed, self.supervisor, self.children, lambda: self.blocking_hooks.asking
+            )
             if self.exit is None:
                 self._begin()
             while self.exit is None:
                 event: e.Event = e.Wakeup()
                 with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
                     event = await self._events.receive()
-                if (order := self.gates.admit(event, self.supervisor.drain.on is not None)) is not None:
+                if (order := self.blocking_hooks.admit(event, self.supervisor.drain.on is not None)) is not None:
                     self._do(self._decide(order))
                 self.admin.changed()
-                if self.succession.due():
-                    await self.succession.attempt()
+                if self.re_exec.due():
+                    await self.re_exec.attempt()
             await self._finish_hooks()
             await self.control.finish()
             await self.admin.finish()
@@ -191,9 +197,9 @@ class Listener:
         assert self.exit is not None
         return self.exit
 
-    def _make_store(self) -> Store:
+    def _make_store(self) -> StoreProcess:
         """The store process, which --state asks for, and the hub that it is for."""
-        config, left = self.settings.config, None if self._heirloom is None else self._heirloom.store
+        config, left = self.settings.config, None if self._inherited is None else self._inherited.store
 
         def take(data: bytes) -> None:
             self.links.hub.take_from_store(data)
@@ -204,14 +210,16 @@ class Listener:
             self.links.look()
 
         known = self.links.hub.part(SharedState).known
-        store = Store(config, self.start_directory, self.processes, take, changed, self.telling.happened, left, known)
+        store = StoreProcess(
+            config, self.start_directory, self.processes, take, changed, self.recorder.record, left, known
+        )
         self.links.store = store.send
         return store
 
-    async def _have_state(self, store: Store) -> None:
+    async def _have_state(self, store: StoreProcess) -> None:
         """Start the store and, in a server that begins, wait for the state; whoever stops the server ends the wait."""
         self._tasks.start_soon(store.run)
-        if self._heirloom is not None:
+        if self._inherited is not None:
             return
         async with anyio.create_task_group() as wait:
             wait.start_soon(self._end_at_stop, wait.cancel_scope)
@@ -234,26 +242,26 @@ class Listener:
 
     def _begin(self) -> None:
         """Start the first generation, or go on with the workers that an earlier program of this process has started."""
-        if self._heirloom is None:
+        if self._inherited is None:
             self._do(self.supervisor.start(time.monotonic()))
             return
-        for child in self.crew:
-            self.crew.attend(child)
+        for child in self.children:
+            self.children.attend(child)
         self._do([])  # whom the earlier program killed, the hub knows before they are reaped
         self._reap()
-        text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._heirloom.predecessor}"
-        self.telling.happened(actions.LogEvent(logging.INFO, "listener_replaced", text))
+        text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._inherited.predecessor}"
+        self.recorder.record(actions.LogEvent(logging.INFO, "listener_replaced", text))
         for do in self.when_running:
             do()
 
     @property
     def settings(self) -> Settings:
         """What the current generation was made with."""
-        return self.plans.settings
+        return self.configs.settings
 
     def busy(self) -> str:
         """What is under way that only this program can bring to its end; "" if nothing is."""
-        if self.hooks.busy or self.gates.asking:
+        if self.hooks.busy or self.blocking_hooks.asking:
             return "hooks were running"
         return "answers to control commands were under way" if self.control.answering > 1 else ""
 
@@ -262,8 +270,8 @@ class Listener:
         return self._events.statistics().current_buffer_used > 0
 
     async def replace(self, asker: int) -> None:
-        """Put the program of the present release in this one's place (`Succession.ask`)."""
-        await self.succession.ask(asker)
+        """Put the program of the present release in this one's place (`ReExec.ask`)."""
+        await self.re_exec.ask(asker)
 
     def _decide(self, event: e.Event) -> list[actions.Action]:
         """What the supervisor wants done; a bug in it must not take down what serves, but for who has found it."""
@@ -291,11 +299,11 @@ class Listener:
                 return
             if pid == 0:
                 return
-            if not self.crew.reaped(pid, wait_status) and not self.processes.reaped(pid, wait_status):
+            if not self.children.reaped(pid, wait_status) and not self.processes.reaped(pid, wait_status):
                 log.debug("reaped an adopted process, PID %d", pid)
 
     def _pid_of(self, number: int) -> int | None:
-        return next((child.pid for child in self.crew if child.worker.id == number), None)
+        return next((child.pid for child in self.children if child.worker.id == number), None)
 
     # Actions
 
@@ -319,15 +327,15 @@ class Listener:
             case actions.PrepareReload(by):
                 self._tasks.start_soon(self._prepare_reload, by)
             case actions.PrepareGeneration(generation):
-                self.plans.begin(generation)
+                self.configs.begin(generation)
             case actions.Adopt(generation):
                 self._adopt(generation)
             case actions.ForgetGeneration(generation):
-                if self.plans.forget(generation) and not self.supervisor.has_agent and not self.supervisor.agents.all:
+                if self.configs.forget(generation) and not self.supervisor.has_agent and not self.supervisor.agents.all:
                     self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
             case actions.Start(worker) | actions.StartAgent(worker):
-                plan = self.plans.all[worker.generation]
-                self.crew.start(worker, plan.release, plan.settings.config)
+                plan = self.configs.all[worker.generation]
+                self.children.start(worker, plan.release, plan.settings.config)
             case actions.OpenPorts():
                 self.post(ports.open_ports(self.listening, self.settings.config.backlog))
             case actions.ShutOut():
@@ -338,32 +346,32 @@ class Listener:
                 for listening in self.listening:
                     listening.close()
             case actions.TellServe(worker):
-                self.crew.serve(worker)
+                self.children.serve(worker)
             case actions.TellRetire(worker, reason, accept_queued):
-                self.crew.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
+                self.children.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
             case actions.TellEnter(agent):
-                self.crew.tell(agent, {"type": "enter"})
+                self.children.tell(agent, {"type": "enter"})
             case actions.TellFinish(agent, reason, timeout):
-                self.crew.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
+                self.children.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
             case actions.TellQuit(worker):
-                self.crew.tell(worker, {"type": "quit"})
+                self.children.tell(worker, {"type": "quit"})
             case actions.TellReopen(worker):
-                self.crew.tell(worker, {"type": "reopen"})
+                self.children.tell(worker, {"type": "reopen"})
             case actions.TellVerdict(worker, pair, keep):
-                self.crew.tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
+                self.children.tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
             case actions.ConnectPair(sender, receiver, pair):
-                self.crew.connect_pair(sender, receiver, pair)
+                self.children.connect_pair(sender, receiver, pair)
             case actions.Kill(worker, why):
                 self._kill(worker, why)
             case actions.SetDrain(on):
-                self.crew.scoreboard.draining_since = time.monotonic_ns() if on else 0
+                self.children.scoreboard.draining_since = time.monotonic_ns() if on else 0
             case actions.ReopenLogs():
                 logs.reopen()
                 self.admin.reopen()
                 if self.store is not None:
                     self.store.reopen()
             case actions.LogEvent():
-                self.telling.happened(action)
+                self.recorder.record(action)
             case actions.AnswerReload(ticket, ok, text, detail):
                 self.control.answer(ticket, ok, text, detail)
             case actions.Announce(what, text):
@@ -375,17 +383,17 @@ class Listener:
         agent_lock.clear_away(listening.name for listening in self.listening)
 
     def _kill(self, worker: AppProcess, why: str, level: int = logging.WARNING) -> None:
-        in_flight = self.crew.kill(worker)
+        in_flight = self.children.kill(worker)
         if worker.generation.superseded:  # there is a newer one of its code
             level = logging.DEBUG
         if isinstance(worker, Agent):
             about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
-            self.telling.happened(actions.LogEvent(level, "agent_killed", f"{worker} is killed: {why}", "", about))
+            self.recorder.record(actions.LogEvent(level, "agent_killed", f"{worker} is killed: {why}", "", about))
             return
         text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
-        self.telling.happened(actions.LogEvent(level, "worker_killed", text, "", about))
+        self.recorder.record(actions.LogEvent(level, "worker_killed", text, "", about))
 
     def _member_broken(self, member: int, why: str) -> None:
         """A process has sent its hub nonsense."""
@@ -395,7 +403,7 @@ class Listener:
 
     def _broken(self, process: AppProcess, why: str) -> None:
         """A process has said what it must not: it ends, which counts as any death does."""
-        if not process.stuck and self.crew.of(process) is not None:
+        if not process.stuck and self.children.of(process) is not None:
             process.stuck = why
             self._kill(process, why, logging.ERROR)
 
@@ -412,7 +420,7 @@ class Listener:
                 self.hooks.hurry()
 
     async def _prepare_reload(self, by: str) -> None:
-        self.post(await self.plans.prepare(by, self.supervisor.current, self.hooks, self.processes))
+        self.post(await self.configs.prepare(by, self.supervisor.current, self.hooks, self.processes))
 
     async def _shut_out(self) -> None:
         self.post(await ports.shut_out(self.listening))
@@ -425,16 +433,16 @@ class Listener:
 
     def _release(self) -> Release | None:
         """What hooks are run in: as the current generation is, or will be."""
-        return self.plans.release_of(self.supervisor.current)
+        return self.configs.release_of(self.supervisor.current)
 
     def _adopt(self, generation: Generation) -> None:
         """It serves: what it was configured with counts for the server from here on."""
-        before, settings = self.plans.adopt(generation), self.settings
+        before, settings = self.configs.adopt(generation), self.settings
         if self._changes is not None:
             self._changes.use(settings)
         if changed := before.changed(settings):
             told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
-            self.telling.happened(
+            self.recorder.record(
                 actions.LogEvent(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
             )
             self.hooks.use(settings.config)
@@ -445,7 +453,7 @@ class Listener:
 
     def _admin_state(self) -> dict[str, Any]:
         """What the admin process is told of the present state."""
-        return admin_state(self.supervisor, self.crew, self.history, self.links.hub.figures())
+        return admin_state(self.supervisor, self.children, self.history, self.links.hub.figures())
 
     async def _tell_figures(self) -> None:
         """The hub's figures change without an event of the supervisor's."""
@@ -460,7 +468,12 @@ class Listener:
         """What `serve status --json` shows."""
         names = [listening.name for listening in self.listening]
         shown = status(
-            self.supervisor, self.crew.scoreboard, self.crew.children, names, self.started, self.settings.config.app
+            self.supervisor,
+            self.children.scoreboard,
+            self.children.by_pid,
+            names,
+            self.started,
+            self.settings.config.app,
         )
         return {
             **shown,
@@ -471,7 +484,7 @@ class Listener:
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""
-        plan = self.plans.of(self.supervisor.current)
+        plan = self.configs.of(self.supervisor.current)
         found = plan.release if plan is not None else None
         names = [listening.name for listening in self.listening]
         size = self.supervisor.size
@@ -488,4 +501,4 @@ class Listener:
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""
-        return await stacks.survey(self.crew, timeout, self.crew.silent_for)
+        return await stacks.survey(self.children, timeout, self.children.silent_for)

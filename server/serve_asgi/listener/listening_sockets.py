@@ -27,7 +27,7 @@ from typing import Any, Final
 from serve_asgi.config.addresses import TcpAddress, UnixAddress, addresses, parse_address
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.listening_socket import Identity, Kind, arriving, let_in, shut_out, unlink_own
+from serve_asgi.ipc.listening_socket import Identity, SocketKind, arriving, let_in, shut_out, unlink_own
 from serve_asgi.ipc.path_lock import InUseError, PathLock
 from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_manager
 from serve_asgi.listener.port_holder import holder_of_port
@@ -53,7 +53,7 @@ class Listening:
     socket: socket.socket
     name: str
     """What the operator is told: http://127.0.0.1:8000, http://[::1]:8000, unix:/run/app.sock, fd:3."""
-    kind: Kind
+    kind: SocketKind
     owned: bool = True
     """False for a socket that was inherited: the service manager keeps it and uses it again."""
     path: str = ""
@@ -64,7 +64,7 @@ class Listening:
         """Begin to let clients in. Raises UsageError if another server listens on the port by now."""
         if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return  # inherited, and the service manager chose its backlog
-        if self.kind is Kind.TCP:
+        if self.kind is SocketKind.TCP:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.socket.listen(backlog)
@@ -102,7 +102,7 @@ class Listening:
 
     def listen_again(self, backlog: int) -> None:
         """Let clients in after that. Raises UsageError, and OSError if the port belongs to somebody else by now."""
-        if self.kind is Kind.UNIX:
+        if self.kind is SocketKind.UNIX:
             raise UsageError("a unix socket cannot listen again: restart the server")  # af_unix.c: it remains shut down
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -115,7 +115,7 @@ class Listening:
     def let_in(self) -> bool:
         """Undo a `shut_out` that was not this process's; whether there was one. Raises UsageError if it is for good."""
         try:
-            return self.owned and self.kind is Kind.TCP and let_in(self.socket)
+            return self.owned and self.kind is SocketKind.TCP and let_in(self.socket)
         except PermissionError:
             raise UsageError("it has locked that (SO_LOCK_FILTER): restart the server") from None
 
@@ -126,7 +126,7 @@ class Listening:
         """
         if self.owned and self.identity is not None:
             unlink_own(self.path, self.identity)
-        if self.owned and self.kind is Kind.TCP:
+        if self.owned and self.kind is SocketKind.TCP:
             with contextlib.suppress(OSError):  # ENOTCONN: it never listened
                 self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
@@ -164,7 +164,7 @@ def bind_admin(config: Config, others: list[Listening]) -> list[Listening]:
 
 def _inherited(made: socket.socket, label: str) -> Listening:
     made.setblocking(False)
-    return Listening(made, label, Kind.UNIX if made.family == socket.AF_UNIX else Kind.TCP, owned=False)
+    return Listening(made, label, SocketKind.UNIX if made.family == socket.AF_UNIX else SocketKind.TCP, owned=False)
 
 
 def _bind_until(
@@ -177,7 +177,7 @@ def _bind_until(
 
         def attempt() -> list[Listening]:
             made, identity, lock = bind_unix(unix, config)
-            return [Listening(made, str(unix), Kind.UNIX, True, unix.path, identity, lock)]
+            return [Listening(made, str(unix), SocketKind.UNIX, True, unix.path, identity, lock)]
     else:
         tcp, resolved = address, _resolve(address)
 
@@ -200,7 +200,7 @@ def _same(address: TcpAddress | UnixAddress, other: Listening) -> bool:
     """Whether a socket that this server has bound already stands in the way of `address`."""
     if isinstance(address, UnixAddress):
         return other.path == address.path
-    if other.kind is not Kind.TCP or other.socket.getsockname()[1] != address.port:
+    if other.kind is not SocketKind.TCP or other.socket.getsockname()[1] != address.port:
         return False
     hosts = {str(resolved.where[0]) for resolved in _resolve(address)}
     return bool(hosts & EVERY) or other.socket.getsockname()[0] in hosts | EVERY
@@ -300,7 +300,7 @@ def _bind_one(one: _Resolved, port: int) -> Listening:
     except BaseException:
         made.close()
         raise
-    return Listening(made, f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}", Kind.TCP)
+    return Listening(made, f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}", SocketKind.TCP)
 
 
 def _refused(address: TcpAddress, error: OSError) -> ServeError:

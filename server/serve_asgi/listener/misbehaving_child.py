@@ -30,7 +30,7 @@ def reason(who: object, where: str, error: Exception) -> str:
     return f"the listener could not deal with what it said over its {where}: {type(error).__name__}"
 
 
-class Allowance:
+class RateLimit:
     """So much may be said at once, and so much of it is there again after each second."""
 
     __slots__ = ("_at", "_left", "_most", "_per_second")

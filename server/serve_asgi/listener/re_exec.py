@@ -2,7 +2,7 @@
 
 `serve reload --listener` asks for it. The program of the release that is current now is found through the link that the
 server was started through, and asked beforehand, in a process of its own, whether it can take over what there is
-(`serve_asgi.listener.re_exec_successor`); any trouble until then, and one of execve(2) itself, leaves everything as it
+(`serve_asgi.listener.re_exec_resume`); any trouble until then, and one of execve(2) itself, leaves everything as it
 was. Then, once no reload is under way, signals are held back, what they have said so far is handled, and between two
 events execve(2) puts the new program in this one's place. It finds all that there was in a memfd and in descriptors
 that stay open (`serve_asgi.listener.re_exec_state`), and goes on. Meanwhile workers serve; a signal or the death of a
@@ -26,7 +26,7 @@ from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener import re_exec_state as estate
 from serve_asgi.listener.child import SAFE_PATH
-from serve_asgi.listener.helper_processes import Process, Processes
+from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.logs import output
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import ServerState
@@ -48,7 +48,7 @@ SAID: Final = 2_000
 log = logging.getLogger("serve")
 
 
-class Stage(enum.Enum):
+class ReExecStage(enum.Enum):
     """CHECKING -> WAITING -> GIVEN_UP, or the program is replaced."""
 
     CHECKING = "checking"  # the new program is asked whether it can take over
@@ -57,22 +57,22 @@ class Stage(enum.Enum):
 
 
 @dataclasses.dataclass(slots=True)
-class Wish:
+class PendingReExec:
     """A replacement that somebody has asked for."""
 
     program: list[str]
     place: str
     """The program's directory when it was checked, links resolved."""
     askers: list[int]
-    stage: Stage = Stage.CHECKING
+    stage: ReExecStage = ReExecStage.CHECKING
     given_up: anyio.Event = dataclasses.field(default_factory=anyio.Event)
     trouble: str = ""
 
 
-class Replaceable(estate.Leaver, Protocol):
+class ReExecutable(estate.Leaver, Protocol):
     """The listener, as far as its replacing needs it."""
 
-    processes: Processes
+    processes: HelperProcesses
 
     def post(self, event: e.Event) -> None:
         """Add an event to those that are handled, in order."""
@@ -84,36 +84,36 @@ class Replaceable(estate.Leaver, Protocol):
         """Whether something has happened that has not been handled."""
 
 
-class Succession:
+class ReExec:
     """The replacing of one listener."""
 
-    def __init__(self, listener: Replaceable) -> None:
+    def __init__(self, listener: ReExecutable) -> None:
         self._listener = listener
-        self._wish: Wish | None = None
+        self._pending: PendingReExec | None = None
 
     async def ask(self, asker: int) -> None:
         """Replace the program; whoever has the socket `asker` is told by the new one.
 
         Raises ServeError, a sentence, if it cannot be, and does not return otherwise.
         """
-        if self._wish is not None:
+        if self._pending is not None:
             raise ServeError("the listener is being replaced already; wait for that")
         flags = release.interpreter_flags(sys.orig_argv)
         program = [release.program(), *flags, *SAFE_PATH, "-m", "serve_asgi"]
-        wish = self._wish = Wish([*program, *sys.argv[1:]], _place(program[0]), [asker])
+        pending = self._pending = PendingReExec([*program, *sys.argv[1:]], _place(program[0]), [asker])
         try:
-            await self._check([*program[:-1], "serve_asgi.listener.re_exec_successor"])
-            wish.stage = Stage.WAITING
+            await self._check([*program[:-1], "serve_asgi.listener.re_exec_resume"])
+            pending.stage = ReExecStage.WAITING
             with anyio.move_on_after(REST_TIME):
-                while wish.stage is Stage.WAITING:
+                while pending.stage is ReExecStage.WAITING:
                     self._refuse_at_stop()
                     self._listener.post(e.Wakeup())
                     with anyio.move_on_after(LOOK):
-                        await wish.given_up.wait()
-            trouble = wish.trouble or f"{self._in_the_way()} for {REST_TIME:g} s; try again"
+                        await pending.given_up.wait()
+            trouble = pending.trouble or f"{self._in_the_way()} for {REST_TIME:g} s; try again"
             raise ServeError(f"the listener goes on as it is: {trouble}")
         finally:
-            self._wish = None
+            self._pending = None
 
     def _in_the_way(self) -> str:
         return self._listener.busy() or "a reload was under way"
@@ -125,7 +125,7 @@ class Succession:
             state, _ = estate.describe(self._listener, output.current(), [])
             files.append(fd := estate.save(state))
             files.append(said := os.memfd_create("serve-said", os.MFD_CLOEXEC))
-            files.append(board := self._listener.crew.scoreboard.read_only())
+            files.append(board := self._listener.children.scoreboard.read_only())
             environment = {name: text for name, text in os.environ.items() if name not in release.PRIVATE_VARIABLES}
             descriptors = [(fd, fd), (board, board), (said, 1), (said, 2)]
             arguments = [*program, "--check", str(fd), "--scoreboard", str(board)]
@@ -139,7 +139,7 @@ class Succession:
             for file in files:
                 os.close(file)
 
-    async def _checked(self, process: Process) -> int:
+    async def _checked(self, process: HelperProcess) -> int:
         """The exit status of the new program that looks. Raises ServeError if it takes too long or the server stops."""
         try:
             with anyio.move_on_after(CHECK_TIME):
@@ -158,7 +158,7 @@ class Succession:
 
     def due(self) -> bool:
         """Whether it is to be done now, between two events."""
-        waits = self._wish is not None and self._wish.stage is Stage.WAITING
+        waits = self._pending is not None and self._pending.stage is ReExecStage.WAITING
         return waits and at_rest(self._listener.supervisor) and not self._listener.busy()
 
     async def attempt(self) -> None:
@@ -168,30 +168,30 @@ class Succession:
             for _ in range(TURNS):
                 await anyio.lowlevel.checkpoint()
             if self.due() and not self._listener.has_events():
-                assert self._wish is not None
-                self._exec(self._wish)
+                assert self._pending is not None
+                self._exec(self._pending)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
 
-    def _exec(self, wish: Wish) -> None:
+    def _exec(self, pending: PendingReExec) -> None:
         """Never returns, unless it fails: then everything is as it was."""
         guard = output.current()
         guard.stand_still()
         descriptors: list[int] = []
         fd = -1
         try:
-            if _place(wish.program[0]) != wish.place:
+            if _place(pending.program[0]) != pending.place:
                 raise UsageError("another release is current by now; try again")
-            state, descriptors = estate.describe(self._listener, guard, wish.askers)
+            state, descriptors = estate.describe(self._listener, guard, pending.askers)
             fd = estate.save({**state, "descriptors": descriptors})
             for descriptor in [*descriptors, fd]:
                 os.set_inheritable(descriptor, True)
-            os.execve(wish.program[0], wish.program, {**os.environ, estate.VARIABLE: str(fd)})
+            os.execve(pending.program[0], pending.program, {**os.environ, estate.VARIABLE: str(fd)})
         except Exception as error:
             log.debug("the listener could not be replaced", exc_info=True)
-            wish.trouble = f"{wish.program[0]} could not be started in its place: {error}"
-            wish.stage = Stage.GIVEN_UP
-            wish.given_up.set()
+            pending.trouble = f"{pending.program[0]} could not be started in its place: {error}"
+            pending.stage = ReExecStage.GIVEN_UP
+            pending.given_up.set()
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
             if fd >= 0:

@@ -19,20 +19,20 @@ from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.channel import PROTOCOL, Channel, speaks
-from serve_asgi.ipc.listening_socket import Kind
+from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.ipc.path_lock import PathLock
 from serve_asgi.ipc.scoreboard import Row, Scoreboard
-from serve_asgi.listener.admin_process import Admin
+from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.child import Child
-from serve_asgi.listener.children import Crew
+from serve_asgi.listener.children import Children
 from serve_asgi.listener.control_server import ControlServer
-from serve_asgi.listener.generation_plans import Plans
+from serve_asgi.listener.generation_plans import GenerationConfigs
 from serve_asgi.listener.history import History
-from serve_asgi.listener.hub_links import Links
+from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import Listening
 from serve_asgi.listener.pid_file import PidFile
-from serve_asgi.listener.stack_dumps import Window
-from serve_asgi.listener.store_process import Store
+from serve_asgi.listener.stack_dumps import WatchdogChannel
+from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.logs import output
 from serve_asgi.logs.output import Guard
 from serve_asgi.supervisor.lifecycles import AppProcess
@@ -48,13 +48,13 @@ State = dict[str, Any]
 
 
 @dataclasses.dataclass(slots=True)
-class Heirloom:
+class InheritedState:
     """What a new listener takes over instead of making it."""
 
     supervisor: Supervisor
     scoreboard: Scoreboard
     children: list[Child]
-    plans: dict[int, tuple[Settings, Release]]
+    configs: dict[int, tuple[Settings, Release]]
     """By the number of the generation: the settings and what it runs on."""
     history: History
     started: float
@@ -72,16 +72,16 @@ class Heirloom:
 class Leaver(Protocol):
     """Who leaves an estate: the listener."""
 
-    plans: Plans
+    configs: GenerationConfigs
     supervisor: Supervisor
-    crew: Crew
-    links: Links
-    store: Store | None
+    children: Children
+    links: HubLinks
+    store: StoreProcess | None
     listening: list[Listening]
     admin_listening: list[Listening]
     pid_file: PidFile | None
     control: ControlServer
-    admin: Admin
+    admin: AdminProcess
     history: History
     started: float
     start_directory: str
@@ -89,16 +89,16 @@ class Leaver(Protocol):
 
 def describe(listener: Leaver, guard: Guard, askers: list[int]) -> tuple[State, list[int]]:
     """All that `listener` has, and the descriptors that must stay open; `askers` are those who wait for an answer."""
-    descriptors = [listener.crew.scoreboard.fd, *askers]
+    descriptors = [listener.children.scoreboard.fd, *askers]
     state: State = {
         "version": VERSION,
         "server": __version__,
         "protocol": PROTOCOL,
-        "settings": listener.plans.settings.to_state(),
-        "plans": {str(g.number): _plan(plan.settings, plan.release) for g, plan in listener.plans.all.items()},
+        "settings": listener.configs.settings.to_state(),
+        "plans": {str(g.number): _plan(plan.settings, plan.release) for g, plan in listener.configs.all.items()},
         "supervisor": to_state(listener.supervisor),
-        "scoreboard": listener.crew.scoreboard.fd,
-        "children": [_child(child, descriptors) for child in listener.crew],
+        "scoreboard": listener.children.scoreboard.fd,
+        "children": [_child(child, descriptors) for child in listener.children],
         "links": listener.links.to_state(descriptors),
         "store": None if listener.store is None else listener.store.to_state(descriptors),
         "listening": [_listening(each, descriptors) for each in listener.listening],
@@ -155,18 +155,18 @@ def examine(state: State) -> None:
     for plan in state["plans"].values():
         _take_plan(plan)
     for each in [*state["listening"], *state["admin"]]:
-        Kind(each["kind"])
+        SocketKind(each["kind"])
 
 
-def take(state: State) -> Heirloom:
+def take(state: State) -> InheritedState:
     """Take over the workers and what is known of them. Raises LookupError, TypeError or ValueError for nonsense."""
     supervisor = from_state(state["supervisor"])
     processes: dict[int, AppProcess] = {**supervisor.workers, **supervisor.agents.all}
-    return Heirloom(
+    return InheritedState(
         supervisor=supervisor,
         scoreboard=Scoreboard(state["scoreboard"], writable=True),
         children=[_take_child(each, processes[each["worker"]]) for each in state["children"]],
-        plans={int(number): _take_plan(each) for number, each in state["plans"].items()},
+        configs={int(number): _take_plan(each) for number, each in state["plans"].items()},
         history=History.from_state(state["history"]),
         started=state["started"],
         admin_process=state.get("admin_process", 0),
@@ -184,7 +184,7 @@ def take_listening(state: list[State]) -> list[Listening]:
         Listening(
             socket=socket.socket(fileno=each["fd"]),
             name=each["name"],
-            kind=Kind(each["kind"]),
+            kind=SocketKind(each["kind"]),
             owned=each["owned"],
             path=each["path"],
             identity=None if each["identity"] is None else (each["identity"][0], each["identity"][1]),
@@ -241,9 +241,9 @@ def _child(child: Child, descriptors: list[int]) -> State:
         "counts": child.counts.fd,
         "serves": child.serves,
         "channel": child.channel.fileno(),
-        "outbox": child.outbox.to_state(descriptors),
+        "outbox": child.send_queue.to_state(descriptors),
         "output": child.output.to_state(descriptors),
-        "window": None if child.window is None else child.window.to_state(descriptors),
+        "window": None if child.watchdog is None else child.watchdog.to_state(descriptors),
     }
 
 
@@ -253,7 +253,7 @@ def _take_child(state: State, worker: AppProcess) -> Child:
     child = Child(worker, state["pid"], channel, left, state["row"], counts)
     child.serves = state["serves"]
     for packet, lent, given in state["outbox"]:
-        child.outbox.tell(packet, lent, given)
+        child.send_queue.put(packet, lent, given)
     if state["window"] is not None:
-        child.window = Window.inherited(state["window"])
+        child.watchdog = WatchdogChannel.inherited(state["window"])
     return child

@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 
 from serve_asgi.listener import sd_notify as notify
-from serve_asgi.listener.children import Crew
+from serve_asgi.listener.children import Children
 from serve_asgi.supervisor.lifecycles import ServerState, Worker, WorkerState, counted
 from serve_asgi.supervisor.supervisor import Supervisor
 
@@ -61,7 +61,7 @@ def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int
     return f"stopping: {counted(in_progress, 'request')} in progress"
 
 
-async def keep_informed(supervisor: Supervisor, crew: Crew, asking: Callable[[], str]) -> None:
+async def keep_informed(supervisor: Supervisor, children: Children, asking: Callable[[], str]) -> None:
     """Tell the service manager until cancelled; return at once if there is none.
 
     `asking` says what hooks an order waits for.
@@ -71,13 +71,13 @@ async def keep_informed(supervisor: Supervisor, crew: Crew, asking: Callable[[],
     watchdog = notify.watchdog_period()
 
     def silent_for(worker: Worker) -> float:
-        child = crew.of(worker)
-        return math.inf if child is None else crew.silent_for(child)
+        child = children.of(worker)
+        return math.inf if child is None else children.silent_for(child)
 
     while True:
         steps = (supervisor.requests.wanted, supervisor.requests.preparation, supervisor.candidate)
         reloading = any(step is not None for step in steps)
-        text = under_way(supervisor.state, reloading, asking(), _in_progress(crew))
+        text = under_way(supervisor.state, reloading, asking(), _in_progress(children))
         if text is not None:
             notify.extend(text)
         if watchdog and well(supervisor.state, supervisor.workers.values(), silent_for, watchdog):
@@ -85,5 +85,5 @@ async def keep_informed(supervisor: Supervisor, crew: Crew, asking: Callable[[],
         await anyio.sleep(min(PERIOD, watchdog / 2 or PERIOD))
 
 
-def _in_progress(crew: Crew) -> int:
-    return sum(child.in_hands for child in crew)
+def _in_progress(children: Children) -> int:
+    return sum(child.in_hands for child in children)

@@ -26,7 +26,7 @@ _MEANINGS: Final[dict[signal.Signals, e.Event]] = {
 """What each signal says; SIGCHLD is the kernel's, and SIGWINCH says nothing."""
 
 
-class SignalOrders:
+class SignalHandlers:
     """Those of one listener."""
 
     def __init__(self, post: Callable[[e.Event], None], reap: Callable[[], None], in_development: bool) -> None:

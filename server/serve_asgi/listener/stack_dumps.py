@@ -6,7 +6,7 @@ the handler of a signal. The signal goes only to a process that catches it: the 
 it goes only to one that has not answered, since faulthandler reads the frames of threads without asking them to stand
 still, which is safe only as long as they do. Of a stopped process nothing can be learned but that.
 
-It owns the listener's end of this way, one `Window` for each child. Every wait ends at the caller's timeout.
+It owns the listener's end of this way, one `WatchdogChannel` for each child. Every wait ends at the caller's timeout.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STOPPED: Final = {"T": "stopped (state T)", "t": "held by a debugger (state t)"}
 _THREAD = re.compile(r"^(?:Current thread|Thread) (0x[0-9a-f]+)(?: \[(.*)\])? \(most recent call first\):$")
 
 
-class Window:
+class WatchdogChannel:
     """The way into one worker that does not need its event loop."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Window:
         return {"channel": self._channel.fileno(), "dump": self.dump, **agreed}
 
     @classmethod
-    def inherited(cls, state: dict[str, Any]) -> Window:
+    def inherited(cls, state: dict[str, Any]) -> WatchdogChannel:
         """A window that this very process has opened before; the worker has its end of it."""
         window = cls.__new__(cls)
         window._channel, window._theirs = Channel(socket.socket(fileno=state["channel"]), 0), socket.socket()
@@ -240,9 +240,9 @@ async def survey(children: Iterable[Child], timeout: float, silent_for: Callable
 
 async def look(child: Child, timeout: float, limit: int = ANSWER_LIMIT) -> dict[str, Any]:
     """What one worker is doing."""
-    if child.window is None:
+    if child.watchdog is None:
         return nothing("the listener had no descriptor to spare for asking it")
-    return await child.window.look(child.pid, timeout, limit, lambda: not child.closed)
+    return await child.watchdog.look(child.pid, timeout, limit, lambda: not child.closed)
 
 
 def nothing(reason: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.listener import file_changes as changes
 from serve_asgi.listener import listening_sockets as sockets
-from serve_asgi.listener.generation_plan import planned
+from serve_asgi.listener.generation_plan import resolve_config
 from serve_asgi.listener.hooks import trouble_at_start
 from serve_asgi.listener.listener import Listener
 from serve_asgi.listener.pid_file import PidFile
@@ -38,7 +38,7 @@ def run(settings: Settings) -> int:
     """
     config = settings.config
     descriptors.raise_limit()
-    plan = planned(settings, release.logical_directory())
+    plan = resolve_config(settings, release.logical_directory())
     if trouble := trouble_at_start(config, plan.release):
         raise UsageError(trouble)
     if config.reload:

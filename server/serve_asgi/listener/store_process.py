@@ -32,10 +32,10 @@ from serve_asgi.ipc.link_socket import make_room, receive
 from serve_asgi.ipc.schema import Heads
 from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.ipc.store_schema import FROM_STORE
-from serve_asgi.listener import misbehaving_child as blame
+from serve_asgi.listener import misbehaving_child
 from serve_asgi.listener.child import SAFE_PATH, describe_code
-from serve_asgi.listener.helper_processes import Process, Processes
-from serve_asgi.listener.store_requests import Questions
+from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
+from serve_asgi.listener.store_requests import StoreRequests
 from serve_asgi.store import answers
 from serve_asgi.supervisor import actions
 
@@ -56,7 +56,7 @@ log = logging.getLogger("serve")
 State = dict[str, Any]
 
 
-class Stage(enum.Enum):
+class StoreStage(enum.Enum):
     """STARTING -> UP <-> AWAY; UP -> TURNING -> UP (another process); any -> ENDED."""
 
     STARTING = "starting"  # no process of this server has been up
@@ -66,14 +66,14 @@ class Stage(enum.Enum):
     ENDED = "ended"
 
 
-class Store:
+class StoreProcess:
     """The store of one server."""
 
     def __init__(
         self,
         config: Config,
         directory: str,
-        processes: Processes,
+        processes: HelperProcesses,
         take: Callable[[bytes], None],
         changed: Callable[[str], None],
         happened: Callable[[actions.LogEvent], None],
@@ -93,13 +93,13 @@ class Store:
         self._happened = happened
         self._known = known
         self._name: str = uuid.uuid4().hex if left is None else left["name"]
-        self._stage = Stage.STARTING if left is None else Stage(left["stage"])
-        self._questions = Questions(self._pass_on)
+        self._stage = StoreStage.STARTING if left is None else StoreStage(left["stage"])
+        self._questions = StoreRequests(self._pass_on)
         self._news = anyio.Event()
         self._first = anyio.Event()
         self._end = anyio.Event()
         self._ended = anyio.Event()
-        self._process: Process | None = None
+        self._process: HelperProcess | None = None
         self._socket: socket.socket | None = None
         self._adopted = left is not None and left["pid"] != 0
         self._failed = ""  # why the last process could not start
@@ -113,7 +113,7 @@ class Store:
         """Why the server cannot start, and its exit status."""
         if left is not None:
             self._load(left)
-            if self._stage is not Stage.STARTING:
+            if self._stage is not StoreStage.STARTING:
                 changed(self.trouble)  # the hub is a new one, and hears from its members before `run` begins
 
     @property
@@ -129,7 +129,9 @@ class Store:
 
     def send(self, data: bytes) -> None:
         """Have the process get a frame, or the asker a refusal in a later turn of the loop; returns at once."""
-        if self._stage in (Stage.STARTING, Stage.ENDED) or (self._stage is Stage.AWAY and self._process is None):
+        if self._stage in (StoreStage.STARTING, StoreStage.ENDED) or (
+            self._stage is StoreStage.AWAY and self._process is None
+        ):
             self._questions.refuse(decode(data), StoreFailure.AWAY, self.trouble or "the store process has not started")
         else:
             self._questions.put(data)
@@ -137,7 +139,7 @@ class Store:
 
     def reopen(self) -> None:
         """Log files have been moved away."""
-        if self._stage is Stage.UP:
+        if self._stage is StoreStage.UP:
             self._questions.put_order(encode("store.reopen"))
             self._news.set()
 
@@ -162,7 +164,7 @@ class Store:
             with anyio.move_on_after(delay):
                 await self._end.wait()
             delay = min(LONGEST_DELAY, delay * 2)
-        self._stage = Stage.ENDED
+        self._stage = StoreStage.ENDED
         self._first.set()
         self._ended.set()
 
@@ -171,7 +173,7 @@ class Store:
         limit = redis_address(self._location).start if is_url(self._location) else START_TIME
         with anyio.move_on_after(limit):
             await self._first.wait()
-        if self._stage is not Stage.UP and self.failure is None:
+        if self._stage is not StoreStage.UP and self.failure is None:
             why = self.trouble or f"the store process said nothing for {limit:g} s"
             self.failure = f"the shared state cannot be had from {self.shown}: {why}", 1
 
@@ -188,7 +190,7 @@ class Store:
 
     async def _live(self) -> str:
         """Start a process (or go on with that of an earlier program), serve it, and return how it ended."""
-        knows = self._stage is not Stage.STARTING and is_url(self._location)  # the hub, what a Redis may lose
+        knows = self._stage is not StoreStage.STARTING and is_url(self._location)  # the hub, what a Redis may lose
         if not self._adopted:
             self._socket, theirs = pair()
         ours = self._socket
@@ -218,7 +220,7 @@ class Store:
             self._process = self._socket = None
         return self._broken or describe_code(status)
 
-    def _start(self, theirs: socket.socket) -> Process:
+    def _start(self, theirs: socket.socket) -> HelperProcess:
         environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
         arguments = [own_program(), *SAFE_PATH, "-m", "serve_asgi.store", "--channel", str(theirs.fileno())]
         return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
@@ -228,7 +230,7 @@ class Store:
         head = {
             "protocol": list(PROTOCOL),
             "location": self._location,
-            "again": self._stage is not Stage.STARTING,
+            "again": self._stage is not StoreStage.STARTING,
             "knows": knows,
             "value_limit": self._config.state_value_limit,
             "total_limit": self._config.state_limit,
@@ -239,7 +241,7 @@ class Store:
 
     def _gone(self, how: str, turned: bool) -> None:
         """The process has ended: nobody else will answer what it was asked."""
-        if self._stage is Stage.STARTING and self.failure is None and not self._end.is_set():
+        if self._stage is StoreStage.STARTING and self.failure is None and not self._end.is_set():
             self.failure = f"the store process ended ({how}), which it should not: see the lines above", 1
         self._questions.forsaken(f"the store process ended ({how}) before it had answered", another_comes=turned)
         if self._end.is_set() or turned or self.failure is not None:
@@ -249,8 +251,8 @@ class Store:
 
     def _away(self, text: str, event: str) -> None:
         said, self.trouble, self._refuses = self.trouble, text, ""
-        if self._stage is not Stage.STARTING:
-            self._stage = Stage.AWAY
+        if self._stage is not StoreStage.STARTING:
+            self._stage = StoreStage.AWAY
             self._changed(text)
         if not said or (event == "store_died" and text != said):  # one line for one outage, unless there is more to say
             about = f"the shared state cannot be written at present: {text}"
@@ -258,7 +260,7 @@ class Store:
 
     # What it is told
 
-    async def _feed(self, ours: socket.socket, process: Process, knows: bool) -> None:
+    async def _feed(self, ours: socket.socket, process: HelperProcess, knows: bool) -> None:
         """Give the process what waits; at the end, or for a successor, let it finish what it has."""
         try:
             if self._adopted:
@@ -281,8 +283,8 @@ class Store:
         await _send(ours, encode("store.known", {"version": version}))
 
     async def _let_finish(self) -> None:
-        if self._stage is Stage.UP:
-            self._stage = Stage.TURNING
+        if self._stage is StoreStage.UP:
+            self._stage = StoreStage.TURNING
         with anyio.move_on_after(END_TIME):
             while self._questions.under_way:
                 self._news = anyio.Event()
@@ -332,7 +334,7 @@ class Store:
             if (head := self._heads.decode(kind, raw)) is not None:
                 self._took(ValidatedFrame(kind, head, body), data)
         except Exception as error:
-            self._broken = blame.reason("the store process", "lane", error)
+            self._broken = misbehaving_child.reason("the store process", "lane", error)
             if self._process is not None:
                 self._process.signal(signal.SIGKILL)
             return False
@@ -347,7 +349,7 @@ class Store:
                 self._happened(actions.LogEvent(head.level, head.event, head.text, "", head.about))
             case "store.failed":
                 self._failed = head.text
-                if self._stage is Stage.STARTING:
+                if self._stage is StoreStage.STARTING:
                     self.failure = head.text, head.status
             case "store.down":
                 self._take(data)
@@ -361,17 +363,17 @@ class Store:
                 self._told_of_refusals(head.text)
             case _:
                 self._questions.answered(frame)
-                if self._stage is Stage.TURNING:
+                if self._stage is StoreStage.TURNING:
                     self._news.set()
                 self._take(data)
 
     def _up(self) -> None:
-        before, self._stage = self._stage, Stage.UP
+        before, self._stage = self._stage, StoreStage.UP
         trouble, self.trouble, self._refuses = self.trouble or self._refuses, "", ""
         self._first.set()
         self._news.set()
         self._changed("")
-        if trouble or before is Stage.STARTING:
+        if trouble or before is StoreStage.STARTING:
             self._tell_up(" again" if trouble else "")
 
     def _tell_up(self, again: str) -> None:

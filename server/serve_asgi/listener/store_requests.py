@@ -30,7 +30,7 @@ _FAMILIES: Final = {
 """Questions and their answers; ids are unique within a family."""
 
 
-class Questions:
+class StoreRequests:
     """Those of one store."""
 
     def __init__(self, give: Callable[[bytes], None]) -> None:

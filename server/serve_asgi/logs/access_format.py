@@ -22,7 +22,7 @@ from serve_asgi.logs.access_lines import (
     NOBODY,
     AccessLog,
     Answered,
-    Request,
+    LoggedRequest,
     Texts,
     common_time,
     complain,
@@ -64,7 +64,7 @@ _HEADER: Final = re.compile(r"\{([^{}]*)\}([a-zA-Z])")
 
 Value = str | int | float | None
 """Of a field: what JSON has. None is written as null, and as "-" in a line; a float is a duration (s)."""
-OfRequest = Callable[[Request], Value]
+OfRequest = Callable[[LoggedRequest], Value]
 Ask = Callable[[Answered], str | None]
 
 
@@ -85,14 +85,14 @@ class Field:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class CompiledFormat:
     """A format that was read: literal texts and fields, in turn."""
 
     as_json: bool
     parts: tuple[str | Field, ...]
 
 
-def plan(text: str) -> Plan:
+def plan(text: str) -> CompiledFormat:
     """Read a format. Raises ValueError with a sentence for one that cannot be used."""
     if text.startswith("json:"):
         fields = [_field(name.strip()) for name in re.split(r",(?![^{]*\})", text.removeprefix("json:"))]
@@ -101,7 +101,7 @@ def plan(text: str) -> Plan:
             parts += [("," if index else "{") + f"{to_json(field.key)}:", field]
         if len({field.key for field in fields}) < len(fields):
             raise ValueError(f"{text!r} names a field twice")
-        return Plan(True, (*parts, "}\n"))
+        return CompiledFormat(True, (*parts, "}\n"))
     if "%(" not in text:
         raise ValueError(
             f"{text!r} is no format of the access log: write {', '.join(NAMED)}, a line such as '%(h)s %(s)s', or "
@@ -109,7 +109,7 @@ def plan(text: str) -> Plan:
         )
     if not text.isprintable():
         raise ValueError("the access log's format holds a character that cannot be printed, such as a line's end")
-    return Plan(False, (*_parts(text), "\n"))
+    return CompiledFormat(False, (*_parts(text), "\n"))
 
 
 def _parts(text: str) -> list[str | Field]:
@@ -161,7 +161,7 @@ def _text(value: bytes) -> str | None:
 def _header(name: str) -> OfRequest:
     raw = name.encode()
 
-    def find(request: Request) -> Value:
+    def find(request: LoggedRequest) -> Value:
         found = [value for field, value in request.headers if field == raw]
         return _text(b", ".join(found))  # RFC 9110 5.3
 
@@ -207,7 +207,7 @@ class FieldsLog(AccessLog):
 
     __slots__ = ("_as_json", "_asks", "_between", "_ids", "_moments", "_pick", "_since", "_stamp", "_texts", "_write")
 
-    def __init__(self, config: Config, plan: Plan, generation: int, slot: int) -> None:
+    def __init__(self, config: Config, plan: CompiledFormat, generation: int, slot: int) -> None:
         super().__init__(config)
         self._as_json = plan.as_json
         self._write: Callable[[Value], str] = to_json if plan.as_json else _in_line
@@ -240,7 +240,7 @@ class FieldsLog(AccessLog):
         self._pick = operator.itemgetter(*picked) if len(picked) > 1 else _few(picked)
 
     def record(
-        self, client: Address, request: Request, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
     ) -> None:
         """See AccessLog."""
         try:
@@ -257,7 +257,7 @@ class FieldsLog(AccessLog):
         except Exception:
             complain()
 
-    def _describe(self, request: Request) -> tuple[str]:
+    def _describe(self, request: LoggedRequest) -> tuple[str]:
         write = self._write
         template = "".join(
             [part if isinstance(part, str) else _literal(write(part(request))) for part in self._between]

@@ -21,7 +21,7 @@ from serve_asgi.logs.server_log import LogFile, about
 if TYPE_CHECKING:
     from serve_asgi.ipc.address import Address
 
-FLUSH_AT: Final = 32768  # characters held until a write, if the ticker does not come before
+FLUSH_AT: Final = 32768  # characters held until a write, if the housekeeping does not come before
 KEPT: Final = 2048  # texts kept of each kind
 TELL_EVERY: Final = 60.0  # seconds between two warnings that lines are lost
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -32,7 +32,7 @@ to_json: Final = json.JSONEncoder().encode
 T = TypeVar("T")
 
 
-class Request(Protocol):
+class LoggedRequest(Protocol):
     """The request as the access log sees it."""
 
     @property
@@ -158,7 +158,7 @@ class AccessLog(abc.ABC):
 
     @abc.abstractmethod
     def record(
-        self, client: Address, request: Request, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
     ) -> None:
         """Note one answer: `size` in bytes of body, `begun` the time.perf_counter() when it was asked for."""
 

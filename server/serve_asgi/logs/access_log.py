@@ -22,8 +22,8 @@ from serve_asgi.logs.access_lines import (
     NOBODY,
     AccessLog,
     Answered,
+    LoggedRequest,
     NoRequest,
-    Request,
     Texts,
     Unheard,
     common_time,
@@ -54,7 +54,7 @@ class CommonLog(AccessLog):
         self._durations = Texts[int](lambda microseconds: seconds(microseconds) + "\n")
 
     def record(
-        self, client: Address, request: Request, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
     ) -> None:
         """See AccessLog."""
         try:
@@ -74,7 +74,7 @@ class CommonLog(AccessLog):
         except Exception:
             complain()
 
-    def _describe(self, request: Request) -> tuple[str, str]:
+    def _describe(self, request: LoggedRequest) -> tuple[str, str]:
         """What stands before status and size, and behind them."""
         said = f"{request.method} {str(request.target, 'latin-1')} HTTP/{request.version}"
         if not said.isascii() or not said.isprintable() or '"' in said or "\\" in said:
@@ -82,7 +82,7 @@ class CommonLog(AccessLog):
         request.logged = logged = said, self._further(request)
         return logged
 
-    def _further(self, request: Request) -> str:
+    def _further(self, request: LoggedRequest) -> str:
         return ""
 
     def _new_second(self, now: float) -> None:
@@ -96,7 +96,7 @@ class CombinedLog(CommonLog):
 
     __slots__ = ()
 
-    def _further(self, request: Request) -> str:
+    def _further(self, request: LoggedRequest) -> str:
         referer, agent = _two_headers(request.headers)
         return f'"{escape(referer) or "-"}" "{escape(agent) or "-"}" '
 
@@ -118,7 +118,7 @@ class JsonLog(AccessLog):
         self._durations = Texts[int](lambda microseconds: f'"seconds":{seconds(microseconds)},')
 
     def record(
-        self, client: Address, request: Request, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
     ) -> None:
         """See AccessLog."""
         try:
@@ -134,7 +134,7 @@ class JsonLog(AccessLog):
         except Exception:
             complain()
 
-    def _describe(self, request: Request) -> tuple[str, str]:
+    def _describe(self, request: LoggedRequest) -> tuple[str, str]:
         target = to_json(str(request.target, "latin-1"))
         referer, agent = _two_headers(request.headers)
         request_id, trace = self._ids.carried(request.headers), traceparent(request.headers)

@@ -24,7 +24,7 @@ from serve_asgi.logs import server_log as logs
 from serve_asgi.store.link import StoreLink
 from serve_asgi.store.sqlite_state import SqliteState
 from serve_asgi.store.stream_position import NOWHERE, StreamPosition
-from serve_asgi.worker import orphan_exit as last_resort
+from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.bootstrap import ignore_signals, name_process, take_account
 
 WELCOME_TIME: Final = 30.0
@@ -43,7 +43,7 @@ def main() -> None:
     end = socket.socket(fileno=parser.parse_args().channel)
     end.set_inheritable(False)
     name_process("serve-store")
-    last_resort.watch(end.fileno(), lambda: LAST)
+    orphan_exit.watch(end.fileno(), lambda: LAST)
     lane = StoreLink(end)
     status = anyio.run(_run, lane)
     lane.close()

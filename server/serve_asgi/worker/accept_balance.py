@@ -25,7 +25,7 @@ from typing import Final
 
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
-from serve_asgi.worker.other_workers import Neighbours
+from serve_asgi.worker.other_workers import OtherWorkers
 
 LOOK_AGAIN: Final = 0.05
 """Seconds between two looks at the other workers while clients come."""
@@ -59,12 +59,12 @@ class LoopFactory:
 class WakeOrder:
     """This worker's place among those that wait for the same listening sockets."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: int | None, neighbours: Neighbours) -> None:
-        """`epoll` is what `loop` waits on (None if that is not known), `neighbours` who waits as well."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: int | None, others: OtherWorkers) -> None:
+        """`epoll` is what `loop` waits on (None if that is not known), `others` who waits as well."""
         self._loop = loop
         self._epoll = None if epoll is None else select.epoll.fromfd(os.dup(epoll))  # which it closes
-        self._neighbours = neighbours
-        self._own = neighbours.own
+        self._others = others
+        self._own = others.own
         self._watched: dict[socket.socket, Callable[[socket.socket], object]] = {}
         self._events = IN_LINE
         self._fewer = False
@@ -138,7 +138,7 @@ class WakeOrder:
     def _look(self) -> None:
         """See who else accepts, and how many connections there are."""
         self._look_again = self._loop.time() + LOOK_AGAIN
-        others, own = self._neighbours.accepting(), self._own[Cell.CONNECTIONS]
+        others, own = self._others.accepting(), self._own[Cell.CONNECTIONS]
         self._alone = not others
         self._fewer = own < (sum(others) + own) / (len(others) + 1) * 3 / 4 - NOTICEABLE
 

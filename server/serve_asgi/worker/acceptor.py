@@ -25,7 +25,7 @@ from serve_asgi.ipc.listening_socket import admit, filters_refused
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
 from serve_asgi.worker.accept_balance import WakeOrder
-from serve_asgi.worker.connection_limit import Room
+from serve_asgi.worker.connection_limit import ConnectionLimit
 
 PAUSE: Final = 0.1
 """Seconds without accepting when there is no memory, or no room left (`serve_asgi.worker.connection_limit`)."""
@@ -74,11 +74,11 @@ class Acceptor:
         sockets: list[socket.socket],
         cells: memoryview,
         order: WakeOrder,
-        room: Room,
+        limit: ConnectionLimit,
         make_protocol: Callable[[Address, Address], asyncio.Protocol],
         attached: Callable[[asyncio.Protocol], None],
     ) -> None:
-        """While there is no `room`, clients wait in the kernel's queue, for this worker or a sibling.
+        """While `limit` leaves no room, clients wait in the kernel's queue, for this worker or a sibling.
 
         `make_protocol` gets the client's and the server's address as far as they are known without asking. `attached`
         is told of each protocol once its transport stands.
@@ -87,7 +87,7 @@ class Acceptor:
         self._sockets = sockets
         self._cells = cells
         self._order = order
-        self._room = room
+        self._limit = limit
         self._make_protocol = make_protocol
         self._attached = attached
         self._common = {listening: _Listening.of(listening) for listening in sockets}
@@ -102,7 +102,7 @@ class Acceptor:
         """Begin to accept."""
         self._pause = None
         self._short = False
-        self._room.look()
+        self._limit.look()
         for listening in self._sockets:
             self._order.join(listening, self._readable)
 
@@ -175,12 +175,12 @@ class Acceptor:
 
     def _readable(self, listening: socket.socket) -> None:
         """A client waits, if no other worker was faster."""
-        if not self._room.for_clients(len(self._attaching)):
+        if not self._limit.for_clients(len(self._attaching)):
             self._rest()
         elif (taken := self._accept(listening)) >= 0:  # one: the loop reports it again at once if there are more
-            if taken >= self._room.mark:
+            if taken >= self._limit.mark:
                 self._no_descriptors()
-            elif self._room.for_clients(len(self._attaching)):
+            elif self._limit.for_clients(len(self._attaching)):
                 self._order.accepted(listening)
             else:
                 self._rest()  # and not woken for the next one, who would have nobody else
@@ -220,7 +220,7 @@ class Acceptor:
         """There are none for clients: what is left of them is kept for what must not fail. Warn, but not often."""
         if self._pause is None and (now := self._loop.time()) >= self._next_warning:
             self._next_warning = now + WARN_EVERY
-            what = error or f"of {self._room.limit} open files the rest is kept for reloads, logs and the application"
+            what = error or f"of {self._limit.limit} open files the rest is kept for reloads, logs and the application"
             log.warning(
                 "cannot accept connections: %s; new clients wait; raise the open-files limit (ulimit -Hn)",
                 what,
@@ -235,7 +235,7 @@ class Acceptor:
             self._pause = self._loop.call_later(PAUSE, self._rested)
 
     def _rested(self) -> None:
-        if self._room.for_clients(len(self._attaching)) and self._room.again():
+        if self._limit.for_clients(len(self._attaching)) and self._limit.again():
             self.start()
         else:
             self._pause = self._loop.call_later(PAUSE, self._rested)

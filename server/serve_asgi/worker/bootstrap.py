@@ -47,7 +47,7 @@ MESSAGE_LIMIT: Final = 4_000
 """Characters of a message in that packet; at most twelve bytes each (JSON's escapes)."""
 
 
-class Beginning:
+class Bootstrap:
     """What a process has before it does anything: taken from its command line and the listener's first packet."""
 
     def __init__(self, program: str, names: Callable[[Packet], tuple[str, str]]) -> None:

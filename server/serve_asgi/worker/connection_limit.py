@@ -11,25 +11,25 @@ from typing import Final
 
 from serve_asgi.http.worker_context import Service
 from serve_asgi.ipc import open_files_limit as descriptors
-from serve_asgi.worker.other_workers import Neighbours
+from serve_asgi.worker.other_workers import OtherWorkers
 
 AT_LEAST: Final = 16
 """Clients that are accepted whatever is still to come over, if the limit allows as many."""
 
 
-class Room:
+class ConnectionLimit:
     """What one worker has left."""
 
-    def __init__(self, service: Service, neighbours: Neighbours, generation: int, slot: int) -> None:
+    def __init__(self, service: Service, others: OtherWorkers, generation: int, slot: int) -> None:
         """`generation` and `slot` are this worker's."""
         self._service = service
-        self._neighbours = neighbours
+        self._others = others
         self._generation = generation
         self._slot = slot
         self._base = _lowest_free()
         self.mark = 0
         """The first client whose descriptor has this number, or a higher one, is the last that is accepted for now."""
-        self.arrivals_mark = 0
+        self.taken_over_mark = 0
         """A connection that arrives with this number, or a higher one, is refused: another worker may have room."""
         self.limit = 0
         self.look()
@@ -40,7 +40,7 @@ class Room:
         kept = descriptors.reserve(limit)
         floor = min(self._base + AT_LEAST, limit - kept)
         self.mark = max(limit - kept - self._to_come(), floor, self._base)
-        self.arrivals_mark = limit - kept // 2
+        self.taken_over_mark = limit - kept // 2
 
     def for_clients(self, coming: int) -> bool:
         """Whether one more client may be accepted as far as --max-connections goes; `coming` are not attached yet."""
@@ -51,14 +51,14 @@ class Room:
         self.look()
         return descriptors.available(self.mark)
 
-    def for_arrival(self, descriptor: int) -> bool:
+    def for_taken_over(self, descriptor: int) -> bool:
         """Whether a connection that has arrived as this descriptor may stay."""
-        return descriptor < self.arrivals_mark
+        return descriptor < self.taken_over_mark
 
     def _to_come(self) -> int:
         """This worker's share of the idle connections that older workers are about to hand over."""
         idle, takers = 0, 1
-        for generation, slot, theirs in self._neighbours.idle():
+        for generation, slot, theirs in self._others.idle():
             if generation == self._generation and slot != self._slot:
                 takers += 1
             elif generation <= self._generation:  # an older one, or the one whose slot this one fills

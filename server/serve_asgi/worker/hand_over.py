@@ -1,11 +1,11 @@
 """Hand-over: passing idle client connections to workers that serve, by SCM_RIGHTS, with offer, take and commit.
 
-Departures is the sender's side, Arrivals the receiver's; both run in the worker's loop over SEQPACKET pairs that the
-listener made. The rules (DESIGN.md, "Hand-over is offer, take, commit"): the sender has stopped reading; the receiver
-reads nothing before commit; the sender keeps its copy until commit is sent. Before that it may withdraw: it tells the
-listener first, then closes the pair, and only then reads again. A receiver that finds a pair closed with offers that
-were not committed asks the listener, who knows whether the sender withdrew or died. So a connection never has two
-readers.
+HandOverSender is the sender's side, HandOverReceiver the receiver's; both run in the worker's loop over SEQPACKET pairs
+that the listener made. The rules (DESIGN.md, "Hand-over is offer, take, commit"): the sender has stopped reading; the
+receiver reads nothing before commit; the sender keeps its copy until commit is sent. Before that it may withdraw: it
+tells the listener first, then closes the pair, and only then reads again. A receiver that finds a pair closed with
+offers that were not committed asks the listener, who knows whether the sender withdrew or died. So a connection never
+has two readers.
 
 The other worker is not trusted: what it says comes through `serve_asgi.ipc.packets`, what it sends must be a
 connection, and one that breaks these rules loses the pair, not its peer more than that.
@@ -55,7 +55,7 @@ RETRY: Final = 0.05
 log = logging.getLogger("serve")
 
 
-class Traveller(Protocol):
+class MovableConnection(Protocol):
     """A connection that can be handed over."""
 
     def can_leave(self) -> bool: ...
@@ -65,7 +65,7 @@ class Traveller(Protocol):
     def gone(self) -> None: ...
 
 
-class Pair:
+class PairEnd:
     """One end of a pair on the loop: packets in by callback, packets out in order, also when the kernel is full."""
 
     __slots__ = ("_loop", "_outgoing", "_taken", "_takes", "_writing", "broken", "channel", "number")
@@ -77,7 +77,7 @@ class Pair:
         descriptor: int,
         takes: Packets[Packet],
         descriptors: int,
-        taken: Callable[[Pair, Packet | None, list[int]], None],
+        taken: Callable[[PairEnd, Packet | None, list[int]], None],
     ) -> None:
         """`taken` gets each packet, and None at the end; the pair owns `descriptor`.
 
@@ -171,15 +171,15 @@ class Pair:
             self.channel.close()
 
 
-class Receiver:
+class ReceivingWorker:
     """A worker that takes connections, as the sender sees it."""
 
     __slots__ = ("cells", "full", "offers", "pair", "taken")
 
-    def __init__(self, pair: Pair, cells: memoryview) -> None:
+    def __init__(self, pair: PairEnd, cells: memoryview) -> None:
         self.pair = pair
         self.cells = cells
-        self.offers: dict[int, tuple[Traveller, float]] = {}
+        self.offers: dict[int, tuple[MovableConnection, float]] = {}
         self.taken: set[int] = set()  # of these: the commit is on its way
         self.full = False  # it refused; it is asked again only when nobody else is there
 
@@ -190,7 +190,7 @@ class Receiver:
         return now - self.cells[Cell.HEARTBEAT] / 1e9 < STALE_HEARTBEAT
 
 
-class Departures:
+class HandOverSender:
     """The sender's side. `depart` takes an idle connection; one that nobody can take now remains and is served here."""
 
     def __init__(
@@ -209,17 +209,17 @@ class Departures:
         self._withdraw = withdraw
         self._again = again
         self._again_at = math.inf
-        self._receivers: list[Receiver] = []
-        self._queue: collections.deque[Traveller] = collections.deque()
+        self._receivers: list[ReceivingWorker] = []
+        self._queue: collections.deque[MovableConnection] = collections.deque()
         self._next_offer = 1
         self._timer: asyncio.TimerHandle | None = None
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def introduce(self, number: int, descriptor: int, cells: memoryview) -> None:
+    def add_receiver(self, number: int, descriptor: int, cells: memoryview) -> None:
         """A receiver has been introduced over the pair `number`."""
         self._receivers.append(
-            Receiver(Pair(self._loop, number, descriptor, packets.FROM_RECEIVER, 0, self._answered), cells)
+            ReceivingWorker(PairEnd(self._loop, number, descriptor, packets.FROM_RECEIVER, 0, self._answered), cells)
         )
         self._pump()
 
@@ -231,9 +231,9 @@ class Departures:
         """Whether somebody would take a connection now."""
         return self._choose() is not None
 
-    def depart(self, traveller: Traveller) -> None:
+    def hand_over(self, connection: MovableConnection) -> None:
         """Hand an idle connection over as soon as possible."""
-        self._queue.append(traveller)
+        self._queue.append(connection)
         self._pump()
 
     def give_up(self) -> None:
@@ -263,14 +263,14 @@ class Departures:
     def _pump(self) -> None:
         """Offer what waits, as far as the kernel and the receivers allow."""
         while self._queue and self._in_flight() < MAX_IN_FLIGHT:
-            traveller = self._queue.popleft()
-            if not traveller.can_leave():
+            connection = self._queue.popleft()
+            if not connection.can_leave():
                 continue  # a request came or the client left before its turn; it will call again
             receiver = self._choose()
             if receiver is None:
-                self._keep(traveller)
-            elif not self._offer(receiver, traveller):
-                self._queue.appendleft(traveller)
+                self._keep(connection)
+            elif not self._offer(receiver, connection):
+                self._queue.appendleft(connection)
                 self._wake_at(self._loop.time() + RETRY)
                 break
         if self._queue or self._in_flight():
@@ -278,25 +278,25 @@ class Departures:
         else:
             self.idle.set()
 
-    def _choose(self) -> Receiver | None:
+    def _choose(self) -> ReceivingWorker | None:
         """The least loaded receiver that has not refused and whose loop turns."""
         now = time.monotonic()
         return min(
             (each for each in self._receivers if each.pair.open and not each.full and each.ticking(now)),
-            key=Receiver.load,
+            key=ReceivingWorker.load,
             default=None,
         )
 
-    def _keep(self, traveller: Traveller) -> None:
+    def _keep(self, connection: MovableConnection) -> None:
         """Nobody can take it now: serve it here, and try again a little later if there is anybody to ask."""
-        traveller.remain()
+        connection.remain()
         if self._receivers and self._again_at == math.inf:
             self._again_at = self._loop.time() + AGAIN
             self._wake_at(self._again_at)
 
-    def _offer(self, receiver: Receiver, traveller: Traveller) -> bool:
+    def _offer(self, receiver: ReceivingWorker, connection: MovableConnection) -> bool:
         try:
-            descriptor, record = traveller.leave()
+            descriptor, record = connection.leave()
         except OSError:  # no descriptor left to duplicate into: again later
             return False
         descriptors = [descriptor]
@@ -314,14 +314,14 @@ class Departures:
             for each in descriptors:
                 os.close(each)
         if not sent:
-            traveller.stay()
+            connection.stay()
             return False
         now = self._loop.time()
-        receiver.offers[offer] = (traveller, now)
+        receiver.offers[offer] = (connection, now)
         self._wake_at(now + TAKE_TIMEOUT)
         return True
 
-    def _answered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
+    def _answered(self, pair: PairEnd, packet: Packet | None, descriptors: list[int]) -> None:
         receiver = next((each for each in self._receivers if each.pair is pair), None)
         if receiver is None:
             return
@@ -339,28 +339,28 @@ class Departures:
                 raise ChannelError(f"an answer to offer {offer}, which it has not, or has answered")
         self._pump()
 
-    def _committed(self, receiver: Receiver, offer: int) -> None:
+    def _committed(self, receiver: ReceivingWorker, offer: int) -> None:
         """The commit is with the kernel: the receiver reads it even if we die now, so that our copy can go."""
-        traveller, _ = receiver.offers.pop(offer)
+        connection, _ = receiver.offers.pop(offer)
         receiver.taken.discard(offer)
-        traveller.gone()
+        connection.gone()
         self._cells[Cell.HANDED_OVER] += 1
 
-    def _drop(self, receiver: Receiver) -> None:
+    def _drop(self, receiver: ReceivingWorker) -> None:
         """The receiver's end is closed or withdrawn from: what it had not taken stays ours and is offered elsewhere."""
         self._receivers.remove(receiver)
         receiver.pair.close()
         offers = list(receiver.offers.values())
         receiver.offers.clear()
         receiver.taken.clear()
-        for traveller, _ in offers:
-            self._come_back(traveller)
+        for connection, _ in offers:
+            self._come_back(connection)
         self._pump()
 
-    def _come_back(self, traveller: Traveller) -> None:
+    def _come_back(self, connection: MovableConnection) -> None:
         """An offer came to nothing: offer the connection to somebody else, or keep it if there is nobody."""
-        traveller.stay()
-        self._queue.append(traveller)
+        connection.stay()
+        self._queue.append(connection)
 
     def _wake_at(self, when: float) -> None:
         if self._timer is None or self._timer.cancelled() or self._timer.when() > when:
@@ -395,7 +395,7 @@ class Departures:
         self._pump()
 
 
-class Arrivals:
+class HandOverReceiver:
     """The receiver's side. `arrived` gets each committed connection's socket and record."""
 
     def __init__(
@@ -416,16 +416,16 @@ class Arrivals:
         self._arrived = arrived
         self._has_room = has_room
         self._held: dict[int, dict[int, tuple[list[int], TravelRecord]]] = {}
-        self._pairs: dict[int, Pair] = {}
+        self._pairs: dict[int, PairEnd] = {}
         self.refusing = False
         self._alone = False
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def introduce(self, number: int, descriptor: int) -> None:
+    def add_sender(self, number: int, descriptor: int) -> None:
         """A sender has been introduced over the pair `number`."""
         self._held[number] = {}
-        self._pairs[number] = Pair(self._loop, number, descriptor, packets.FROM_SENDER, 2, self._offered)
+        self._pairs[number] = PairEnd(self._loop, number, descriptor, packets.FROM_SENDER, 2, self._offered)
 
     def refuse(self) -> None:
         """Take nothing more; what has been taken is still waited for (`idle`)."""
@@ -461,7 +461,7 @@ class Arrivals:
         held = [each for offers in self._held.values() for descriptors, _ in offers.values() for each in descriptors]
         return held + [pair.channel.fileno() for pair in self._pairs.values()]
 
-    def _offered(self, pair: Pair, packet: Packet | None, descriptors: list[int]) -> None:
+    def _offered(self, pair: PairEnd, packet: Packet | None, descriptors: list[int]) -> None:
         held = self._held[pair.number]
         match packet:
             case None:
@@ -484,7 +484,7 @@ class Arrivals:
             case _:
                 _close(descriptors)
 
-    def _ended(self, pair: Pair) -> None:
+    def _ended(self, pair: PairEnd) -> None:
         pair.close()
         del self._pairs[pair.number]
         if self._alone or pair.broken:

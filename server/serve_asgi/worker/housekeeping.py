@@ -23,8 +23,8 @@ from serve_asgi.config.options import Config
 from serve_asgi.http.worker_context import Connection, Phase, Service
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
-from serve_asgi.worker.malloc_tuning import Surplus
-from serve_asgi.worker.scoreboard_row import Gauges
+from serve_asgi.worker.malloc_tuning import MemoryTrimmer
+from serve_asgi.worker.scoreboard_row import RowWriter
 
 PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""
@@ -36,7 +36,7 @@ MIB: Final = 1024 * 1024
 log = logging.getLogger("serve")
 
 
-class Ticker:
+class Housekeeping:
     """Ticks for one service."""
 
     def __init__(
@@ -53,8 +53,8 @@ class Ticker:
         self._seen = (0, 0, 0, 0)
         self._max_requests = config.max_requests and config.max_requests + random.randint(0, config.max_requests_jitter)
         self._end_of_life = time.monotonic() + config.max_lifetime * random.uniform(0.9, 1.0)
-        self._surplus = Surplus()
-        self._gauges = Gauges(service.cells)
+        self._trimmer = MemoryTrimmer()
+        self._row = RowWriter(service.cells)
         self.tick()
 
     async def run(self) -> None:
@@ -62,7 +62,7 @@ class Ticker:
         while True:
             due = time.monotonic() + PERIOD
             await anyio.sleep(PERIOD)
-            self._gauges.write_lag(time.monotonic() - due)
+            self._row.write_lag(time.monotonic() - due)
             self.tick()
 
     def tick(self) -> None:
@@ -70,8 +70,8 @@ class Ticker:
         service, now = self._service, asyncio.get_running_loop().time()
         service.default_headers = self._headers()
         service.tick()
-        self._write_gauges()
-        self._surplus.tick(now, service.cells[Cell.RSS])
+        self._write_row()
+        self._trimmer.tick(now, service.cells[Cell.RSS])
         self._watch_drain()
         self._ticked()
         self._expire(now)
@@ -124,9 +124,9 @@ class Ticker:
             lines.append("server: serve\r\n")
         return "".join(lines).encode()
 
-    def _write_gauges(self) -> None:
+    def _write_row(self) -> None:
         cells = self._service.cells
-        self._gauges.write()
+        self._row.write()
         oldest = math.inf
         if cells[Cell.IN_FLIGHT]:
             oldest = min([each.asked_at() for each in self._service.connections], default=math.inf)

@@ -10,33 +10,33 @@ import sys
 
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about
-from serve_asgi.worker.bootstrap import Beginning, leave_within
+from serve_asgi.worker.bootstrap import Bootstrap, leave_within
 from serve_asgi.worker.event_loop import run
-from serve_asgi.worker.worker import EXIT_TIME, Worker
+from serve_asgi.worker.worker import EXIT_TIME, WorkerProcess
 
 log = logging.getLogger("serve")
 
 
 def main() -> None:
     """Be the worker whose channel is the descriptor named on the command line; never returns."""
-    begun = Beginning(
+    bootstrap = Bootstrap(
         "serve_asgi.worker",
         lambda packet: (
             f"serve-w{packet['slot']}.{packet['generation']}",
             f"worker {packet['slot']}.{packet['generation']}",
         ),
     )
-    loops = begun.move_in()
-    worker = Worker(
-        begun.config,
-        begun.channel,
-        begun.scoreboard,
-        begun.cells,
-        begun.packet,
-        begun.sockets,
+    loops = bootstrap.move_in()
+    worker = WorkerProcess(
+        bootstrap.config,
+        bootstrap.channel,
+        bootstrap.scoreboard,
+        bootstrap.cells,
+        bootstrap.packet,
+        bootstrap.sockets,
         loops,
-        begun.watchdog,
-        begun.link,
+        bootstrap.watchdog,
+        bootstrap.link,
     )
     try:
         status = run(worker.run, loops)
@@ -49,6 +49,6 @@ def main() -> None:
         worker.flush_access_log()
         if worker.access_log is not None:
             worker.access_log.close()
-        begun.guard.finish()
-    begun.let_go()
+        bootstrap.guard.finish()
+    bootstrap.let_go()
     sys.exit(status)

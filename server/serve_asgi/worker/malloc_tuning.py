@@ -30,7 +30,7 @@ def keep_large_blocks() -> None:
         bytes(LARGEST)
 
 
-class Surplus:
+class MemoryTrimmer:
     """Gives unused memory back to the kernel."""
 
     __slots__ = ("_least", "_next", "_trim")

@@ -27,7 +27,7 @@ def watch(channel: int, allowed: Callable[[], float], last: Callable[[], None] =
     `allowed` is asked again and again, since the worker may begin to serve meanwhile; `last` is called before the end.
     """
     own = os.dup(channel)  # stays valid whatever becomes of the original
-    threading.Thread(target=_wait, args=(own, allowed, last), name="serve-last-resort", daemon=True).start()
+    threading.Thread(target=_wait, args=(own, allowed, last), name="serve-orphan-exit", daemon=True).start()
 
 
 def _wait(channel: int, allowed: Callable[[], float], last: Callable[[], None]) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell, Place, Scoreboard, mapped
+from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell, RowOwner, Scoreboard, mapped
 
 
-class Neighbours:
-    """This worker's row and those of its neighbours."""
+class OtherWorkers:
+    """This worker's row and those of the others."""
 
     __slots__ = ("_rows", "_scoreboard", "own")
 
@@ -35,14 +35,14 @@ class Neighbours:
         return [
             min(row[Cell.CONNECTIONS], MOST_AT_ONCE)
             for place, row in self._living()
-            if row[Cell.ACCEPTS] and generation in (None, place[Place.GENERATION])
+            if row[Cell.ACCEPTS] and generation in (None, place[RowOwner.GENERATION])
         ]
 
     def idle(self) -> Iterator[tuple[int, int, int]]:
         """Of each neighbour its generation, its slot, and how many of its connections are idle."""
         for place, row in self._living():
             idle = row[Cell.CONNECTIONS] - row[Cell.WEBSOCKETS] - row[Cell.IN_FLIGHT]
-            yield place[Place.GENERATION], place[Place.SLOT], min(max(0, idle), MOST_AT_ONCE)
+            yield place[RowOwner.GENERATION], place[RowOwner.SLOT], min(max(0, idle), MOST_AT_ONCE)
 
     def _living(self) -> Iterator[tuple[memoryview, memoryview]]:
         """Each neighbour's place and its row."""

@@ -16,7 +16,7 @@ LAGS: Final = 10
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-class Gauges:
+class RowWriter:
     """The row's owner's hand on it."""
 
     def __init__(self, cells: memoryview) -> None:

@@ -20,7 +20,7 @@ PATIENCE: Final = 1.0
 log = logging.getLogger("serve")
 
 
-class CatchingUp:
+class SharedStateSync:
     """Call it when `published[0]` is more than `shared.applied`."""
 
     def __init__(self, hub: HubSocket, published: memoryview) -> None:

@@ -65,7 +65,7 @@ ANSWER_LIMIT: Final = MAX_PACKET - 1000
 log = logging.getLogger("serve")
 
 
-class Phase(enum.Enum):
+class WatchPhase(enum.Enum):
     """What the watch is doing."""
 
     PARKED = "parked"  # the loop has nothing to do: its next tick is waited for
@@ -74,7 +74,7 @@ class Phase(enum.Enum):
     BLOCKED = "blocked"  # it has not answered for --block-warning, which has been told
 
 
-class Said(enum.Enum):
+class Finding(enum.Enum):
     """What a look found out."""
 
     NOTHING = "nothing"
@@ -105,7 +105,7 @@ SENTENCES: Final = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Delay:
+class LateLook:
     """By how much (s) a look was late, if that means anything, and why."""
 
     late: float
@@ -113,50 +113,50 @@ class Delay:
 
 
 @dataclasses.dataclass(slots=True)
-class Watch:
+class LoopWatch:
     """The watch over one loop: what is seen at each look, and what follows from it. All times CLOCK_MONOTONIC, s."""
 
     limit: float  # --block-warning
-    phase: Phase = Phase.PARKED
+    phase: WatchPhase = WatchPhase.PARKED
     asked: float = 0.0  # since when the loop has owed an answer
     lasted: float = 0.0
 
-    def look(self, now: float, turned: float, idle: bool, quiet: bool, late: float) -> Said:
+    def look(self, now: float, turned: float, idle: bool, quiet: bool, late: float) -> Finding:
         """Take what is seen at `now`.
 
         `turned`: when the loop turned last, as far as it said; `idle`: its thread waits for events; `quiet`: it had
         nothing to do before its last tick; `late`: by how much this look is later than it was meant to be.
         """
-        if self.phase is Phase.BLOCKED:
+        if self.phase is WatchPhase.BLOCKED:
             if turned < self.asked:
-                return Said.NOTHING
-            self.phase, self.lasted = Phase.LOOKING, turned - self.asked
-            return Said.TURNS
+                return Finding.NOTHING
+            self.phase, self.lasted = WatchPhase.LOOKING, turned - self.asked
+            return Finding.TURNS
         if late >= self.limit and turned < now - late:  # nothing of this process's Python code ran
-            self.asked = min(self.asked, now - late) if self.phase is Phase.ASKED else now - late
-            self.phase = Phase.BLOCKED
-            return Said.BLOCKED
-        if self.phase is Phase.ASKED:
+            self.asked = min(self.asked, now - late) if self.phase is WatchPhase.ASKED else now - late
+            self.phase = WatchPhase.BLOCKED
+            return Finding.BLOCKED
+        if self.phase is WatchPhase.ASKED:
             if turned < self.asked:
                 if now - self.asked < self.limit:
-                    return Said.NOTHING
-                self.phase = Phase.BLOCKED
-                return Said.BLOCKED
-            self.phase = Phase.LOOKING
-        if self.phase is Phase.PARKED:
+                    return Finding.NOTHING
+                self.phase = WatchPhase.BLOCKED
+                return Finding.BLOCKED
+            self.phase = WatchPhase.LOOKING
+        if self.phase is WatchPhase.PARKED:
             if now - turned < TICK + self.limit / 2 and quiet:
-                return Said.NOTHING
-            self.phase = Phase.LOOKING
+                return Finding.NOTHING
+            self.phase = WatchPhase.LOOKING
         if idle:
             if quiet and now - turned < TICK:
-                self.phase = Phase.PARKED
-            return Said.NOTHING
-        self.phase, self.asked = Phase.ASKED, now
-        return Said.ASK
+                self.phase = WatchPhase.PARKED
+            return Finding.NOTHING
+        self.phase, self.asked = WatchPhase.ASKED, now
+        return Finding.ASK
 
     def next_look(self, now: float, turned: float) -> float:
         """When the next look is due."""
-        if self.phase is Phase.PARKED:
+        if self.phase is WatchPhase.PARKED:
             return max(now, turned + TICK + self.limit / 2)
         return now + max(SHORTEST, self.limit / 2)
 
@@ -170,7 +170,7 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = threading.get_ident()
         self._cells: memoryview | None = None
-        self._watch: Watch | None = None
+        self._watch: LoopWatch | None = None
         self._turned = 0.0
         self._quiet = False
         self._overslept = 0.0  # by how much the last tick was late, if that is worth telling
@@ -179,7 +179,7 @@ class Watchdog:
         self._used = (0.0, 0.0, 0.0)  # processor time of the process and of the loop's thread at the last look
         self._shown_at: dict[str, float] = {}  # when the stacks of which places were shown
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._timer = Timer()
+        self._timer = WakeTimer()
         try:  # kept: there may be none left later
             self._schedstat = os.open(
                 f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC
@@ -223,7 +223,7 @@ class Watchdog:
         if block_warning > 0:
             self._cells = cells
             self._turned = time.monotonic()
-            self._watch = Watch(block_warning)
+            self._watch = LoopWatch(block_warning)
             os.eventfd_write(self._wake, 1)
 
     def unwatch(self) -> None:
@@ -241,7 +241,7 @@ class Watchdog:
         before, self._turned = self._turned, time.monotonic()
         if self._turned - before - TICK >= max(watch.limit, STOOD_STILL):
             self._overslept = self._turned - before - TICK
-        if watch.phase is Phase.PARKED:
+        if watch.phase is WatchPhase.PARKED:
             if not self._quiet or self._overslept:
                 os.eventfd_write(self._wake, 1)
             else:
@@ -275,7 +275,7 @@ class Watchdog:
     def _patience(self) -> float | None:
         """Milliseconds until the next look; None where the timer or another event wakes the thread."""
         watch = self._watch
-        if watch is None or (watch.phase is Phase.PARKED and self._timer.fd is not None):
+        if watch is None or (watch.phase is WatchPhase.PARKED and self._timer.fd is not None):
             return None
         return math.ceil(min(max(0.0, self._due - time.monotonic()), LONGEST_PATIENCE) * 1000)
 
@@ -285,7 +285,7 @@ class Watchdog:
         if watch is None or loop is None:
             self._due = math.inf
             return
-        parked = watch.phase is Phase.PARKED
+        parked = watch.phase is WatchPhase.PARKED
         # All that belongs together is read at once: any call of the system lets the loop go on.
         frame, turned, overslept = sys._current_frames().get(self._loop_thread), self._turned, self._overslept
         due = watch.next_look(0.0, turned) if parked else self._due
@@ -296,29 +296,31 @@ class Watchdog:
         delay = self._delay(max(0.0, now - due, overslept))
         if overslept:
             self._overslept = 0.0
-            if watch.phase is not Phase.BLOCKED:
+            if watch.phase is not WatchPhase.BLOCKED:
                 self._say_over(loop, overslept, frames, delay)
         seen = (now, turned, idle, self._quiet, delay.late)
         said = watch.look(*seen)
-        if said is Said.TURNS:
+        if said is Finding.TURNS:
             log.info(
                 "the event loop turns again after %.1f s",
                 watch.lasted,
                 extra={"event": "loop_resumed", "about": {"seconds": round(watch.lasted, 3)}},
             )
             said = watch.look(*seen)  # it may be blocked once more
-        if said is Said.ASK or said is Said.BLOCKED:
+        if said is Finding.ASK or said is Finding.BLOCKED:
             self._ask(loop)
-        if said is Said.BLOCKED:
+        if said is Finding.BLOCKED:
             self._say_blocked(loop, now - watch.asked, frames, delay)
         self._due = watch.next_look(time.monotonic(), self._turned)
-        if watch.phase is Phase.PARKED:
+        if watch.phase is WatchPhase.PARKED:
             self._timer.set(self._due)
 
-    def _say_over(self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: Delay) -> None:
+    def _say_over(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: LateLook
+    ) -> None:
         """Tell of what is over already, because the loop came to its late tick before this thread could run."""
         culprit = Culprit.UNSEEN if delay.culprit is Culprit.LOOP else delay.culprit
-        self._say_blocked(loop, seconds, frames, Delay(seconds, culprit))
+        self._say_blocked(loop, seconds, frames, LateLook(seconds, culprit))
 
     def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -326,16 +328,16 @@ class Watchdog:
         except RuntimeError:  # the loop is closed
             self._watch = None
 
-    def _delay(self, late: float) -> Delay:
+    def _delay(self, late: float) -> LateLook:
         """What a look that comes so late (s) means, from who has used the processor since the last one."""
         since = late + (0.0 if self._watch is None else self._watch.limit / 2)
         before, self._used = self._used, self._time_used()
         process, running, waiting = (now - then for now, then in zip(self._used, before, strict=True))
         if running + waiting >= since * BUSY_SHARE:
-            return Delay(late, Culprit.LOOP)
+            return LateLook(late, Culprit.LOOP)
         if process - running >= since * OTHERS_SHARE:
-            return Delay(late, Culprit.ANOTHER)
-        return Delay(late if late >= STOOD_STILL else 0.0, Culprit.NOBODY)
+            return LateLook(late, Culprit.ANOTHER)
+        return LateLook(late if late >= STOOD_STILL else 0.0, Culprit.NOBODY)
 
     def _time_used(self) -> tuple[float, float, float]:
         """Seconds that all threads ran, that the loop's did, and for which that one waited for a processor."""
@@ -346,7 +348,7 @@ class Watchdog:
         return time.process_time(), int(running) / 1e9, int(waiting) / 1e9
 
     def _say_blocked(
-        self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: Delay
+        self, loop: asyncio.AbstractEventLoop, seconds: float, frames: stacks.Frames, delay: LateLook
     ) -> None:
         """Log it, and with it what the loop's thread is doing."""
         watch, cells = self._watch, self._cells
@@ -402,12 +404,14 @@ class Watchdog:
 
     def _snapshot(self, now: float, limit: int) -> dict[str, Any]:
         watch = self._watch
-        owing = watch is not None and watch.phase in (Phase.ASKED, Phase.BLOCKED) and self._turned < watch.asked
+        owing = (
+            watch is not None and watch.phase in (WatchPhase.ASKED, WatchPhase.BLOCKED) and self._turned < watch.asked
+        )
         blocked = now - watch.asked if watch is not None and owing else 0.0
         return stacks.snapshot(self._loop, self._loop_thread, limit, blocked)
 
 
-class Timer:
+class WakeTimer:
     """Wakes the thread at a time, if it is not set anew before (timerfd_create(2))."""
 
     def __init__(self) -> None:

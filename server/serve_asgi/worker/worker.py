@@ -31,25 +31,25 @@ from serve_asgi.hub.core import Role
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.address import Address
-from serve_asgi.ipc.channel import Channel, Outbox, Packet, TruncatedDescriptors
-from serve_asgi.ipc.listening_socket import Kind, shut_out
+from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescriptors
+from serve_asgi.ipc.listening_socket import SocketKind, shut_out
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
 from serve_asgi.logs import access_log
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback
-from serve_asgi.worker import orphan_exit as last_resort
+from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
 from serve_asgi.worker.acceptor import Acceptor
 from serve_asgi.worker.bootstrap import failure, leave_within
-from serve_asgi.worker.connection_limit import Room
+from serve_asgi.worker.connection_limit import ConnectionLimit
 from serve_asgi.worker.event_loop import hidden
-from serve_asgi.worker.hand_over import Arrivals, Departures
-from serve_asgi.worker.housekeeping import Ticker
+from serve_asgi.worker.hand_over import HandOverReceiver, HandOverSender
+from serve_asgi.worker.housekeeping import Housekeeping
 from serve_asgi.worker.hub_link import HubSocket
 from serve_asgi.worker.lifespan import Lifespan
-from serve_asgi.worker.other_workers import Neighbours
-from serve_asgi.worker.shared_state_sync import CatchingUp
+from serve_asgi.worker.other_workers import OtherWorkers
+from serve_asgi.worker.shared_state_sync import SharedStateSync
 from serve_asgi.worker.watchdog import Watchdog
 
 CLOSING_SHARE: Final = 0.2
@@ -72,7 +72,7 @@ TOGETHER_LOOK: Final = 0.002
 log = logging.getLogger("serve")
 
 
-class Order(enum.Enum):
+class LeaveOrder(enum.Enum):
     """How the worker was told to leave."""
 
     RETIRE = "retire"  # finish what is in progress, within the graceful timeout
@@ -80,7 +80,7 @@ class Order(enum.Enum):
     LISTENER_DIED = "listener died"  # as RETIRE, and nobody else accepts what is in the port's queue
 
 
-class Worker:
+class WorkerProcess:
     """One worker process's work."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Worker:
         """
         self.config = config
         self.channel = channel
-        self.outbox = Outbox(channel)
+        self.send_queue = SendQueue(channel)
         self.scoreboard = scoreboard
         self.welcome = welcome
         self.sockets = sockets
@@ -111,8 +111,8 @@ class Worker:
         self._parent = os.getppid()
         self.hub: HubSocket | None = None
         self.cells = cells
-        self.neighbours = Neighbours(scoreboard, cells)
-        self._order: Order | None = None
+        self.others = OtherWorkers(scoreboard, cells)
+        self._order: LeaveOrder | None = None
         self._ordered = anyio.Event()
         self._quit = anyio.Event()
         self._reason = ""
@@ -124,21 +124,21 @@ class Worker:
         self.service: Service
         self.lifespan: Lifespan
         self.order: WakeOrder
-        self.room: Room
+        self.connection_limit: ConnectionLimit
         self.acceptor: Acceptor
-        self.departures: Departures
-        self.arrivals: Arrivals
+        self.sender: HandOverSender
+        self.receiver: HandOverReceiver
 
     async def run(self) -> int:
         """Live; return the exit status."""
-        last_resort.watch(self.channel.fileno(), self._time_to_leave, self.flush_access_log)
+        orphan_exit.watch(self.channel.fileno(), self._time_to_leave, self.flush_access_log)
         self.watchdog.know(asyncio.get_running_loop())
         self._join_hub()
         forks.claim(asyncio.get_running_loop())
         forks.own(self._let_go)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, self._obey)
-            tasks.start_soon(hidden, self.outbox.run)
+            tasks.start_soon(hidden, self.send_queue.run)
             status = 0
             try:
                 with anyio.CancelScope() as starting:
@@ -148,18 +148,18 @@ class Worker:
                     self._ready = True
                     if self.hub is not None:
                         self.hub.link.send("up")
-                    self.outbox.tell({"type": "ready"})
+                    self.send_queue.put({"type": "ready"})
                     await self._serve_and_retire()
                 elif not starting.cancelled_caught:  # told to leave at the very moment at which it had started
                     await self._finish_lifespan()
             except (StartError, UsageError) as error:
                 status = 1
-                self.outbox.tell(failure(error))
+                self.send_queue.put(failure(error))
             with anyio.move_on_after(CLOSE_TIME):
                 if self.hub is not None:
                     shared.leave()
                     await self.hub.flushed()
-                await self.outbox.flushed()
+                await self.send_queue.flushed()
             tasks.cancel_scope.cancel()
         leave_within(EXIT_TIME, status)
         self.flush_access_log()  # what the application has left behind may use up that time
@@ -185,7 +185,7 @@ class Worker:
 
     def _let_go(self) -> list[int]:
         """In a forked child: what was opened after the application's first code had run."""
-        parts = (self.order, self.acceptor, self.departures, self.arrivals) if hasattr(self, "arrivals") else ()
+        parts = (self.order, self.acceptor, self.sender, self.receiver) if hasattr(self, "receiver") else ()
         clients = self.service.let_go(forks.Ended()) if hasattr(self, "service") else []
         return [*clients, *(each for part in parts for each in part.descriptors())]
 
@@ -211,18 +211,22 @@ class Worker:
         self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, retiring)
         service.shared = shared
         if self.hub is not None:
-            service.catch_up = CatchingUp(self.hub, service.published)
+            service.catch_up = SharedStateSync(self.hub, service.published)
         service.generation, service.slot = self.welcome["generation"], self.welcome["slot"]
         service.access_log = self.access_log = access_log.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
         )
-        self.room = Room(service, self.neighbours, self.welcome["generation"], self.welcome["slot"])
-        self.order = WakeOrder(loop, self.loops.epoll, self.neighbours)
+        self.connection_limit = ConnectionLimit(service, self.others, self.welcome["generation"], self.welcome["slot"])
+        self.order = WakeOrder(loop, self.loops.epoll, self.others)
         self._opening = opening(service)
-        self.acceptor = Acceptor(loop, self.sockets, self.cells, self.order, self.room, self._accepted, self._attached)
-        self.departures = Departures(loop, self.cells, self._withdraw, self._retire_connections)
-        self.arrivals = Arrivals(loop, self.cells, self._orphaned, self._arrived, self.room.for_arrival)
-        service.departure = self.departures.depart
+        self.acceptor = Acceptor(
+            loop, self.sockets, self.cells, self.order, self.connection_limit, self._accepted, self._attached
+        )
+        self.sender = HandOverSender(loop, self.cells, self._withdraw, self._retire_connections)
+        self.receiver = HandOverReceiver(
+            loop, self.cells, self._orphaned, self._arrived, self.connection_limit.for_taken_over
+        )
+        service.departure = self.sender.hand_over
         self.lifespan = Lifespan(app, self.config.lifespan, service.state)
         await self.lifespan.startup()
         if self.hub is not None:
@@ -238,11 +242,11 @@ class Worker:
 
     async def _serve_and_retire(self) -> None:
         self.watchdog.watch(self.cells, self.config.block_warning)
-        ticker = Ticker(self.service, self.config, self._ticked, self._want_replacement)
+        housekeeping = Housekeeping(self.service, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(hidden, ticker.run)
+            tasks.start_soon(hidden, housekeeping.run)
             await self._ordered.wait()
-            if self._order is Order.QUIT:
+            if self._order is LeaveOrder.QUIT:
                 self.acceptor.stop(last_look=False)
                 self._cut_the_rest()
             else:
@@ -251,15 +255,15 @@ class Worker:
             await self._finish_lifespan()
             self.watchdog.unwatch()
             tasks.cancel_scope.cancel()
-        ticker.tick()
+        housekeeping.tick()
         report = {"handed_over": self.cells[Cell.HANDED_OVER], "cut": self._cut}
-        self.outbox.tell({"type": "finished", **report})
+        self.send_queue.put({"type": "finished", **report})
 
     async def _retire(self) -> None:
         """Leave without losing anything: stop accepting, let connections go, finish requests, cut what is left."""
         config, service = self.config, self.service
         service.retire_deadline = service.loop.time() + config.graceful_timeout
-        self.arrivals.refuse()
+        self.receiver.refuse()
         self._set_phase()
         await self._stop_accepting()
         if self._reason == "reload":
@@ -267,7 +271,7 @@ class Worker:
         retiring.begin(self._reason)
         self._retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
-            if self.hub is not None and self._order is not Order.LISTENER_DIED:
+            if self.hub is not None and self._order is not LeaveOrder.LISTENER_DIED:
                 await work.told()  # of which the hub has been told before this worker was told to retire
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hidden, self._leave_at_once, tasks.cancel_scope)
@@ -285,14 +289,14 @@ class Worker:
         worker it would be sent away a second time.
         """
         with anyio.move_on_after(TOGETHER_TIME):
-            while self.neighbours.accepting(self.welcome["generation"]):
+            while self.others.accepting(self.welcome["generation"]):
                 await anyio.sleep(TOGETHER_LOOK)  # shared memory knows no event
 
     async def _empty(self) -> None:
         """Wait until no connection, no hand-over and no application task is left; the caller sets the deadline."""
         service = self.service
         while True:
-            await self.arrivals.idle.wait()
+            await self.receiver.idle.wait()
             await self.acceptor.settled()
             if service.connections:
                 emptied = asyncio.Event()
@@ -300,19 +304,19 @@ class Worker:
                 await emptied.wait()
             elif service.tasks or work.tasks:
                 await asyncio.wait(service.tasks | work.tasks)
-            elif self.arrivals.idle.is_set():
+            elif self.receiver.idle.is_set():
                 return
 
     async def _close_remaining(self) -> None:
         """If nobody can take connections, close them before the graceful timeout would cut them."""
         await anyio.sleep(self.config.graceful_timeout * (1 - CLOSING_SHARE))
-        if not self.departures.can_go():
+        if not self.sender.can_go():
             self._give_up()
 
     def _give_up(self) -> None:
         """Nobody takes the connections that are left: they are told of the end."""
         self._awaited = 0
-        self.departures.give_up()
+        self.sender.give_up()
         self._set_phase()
         self._retire_connections()
 
@@ -323,7 +327,7 @@ class Worker:
 
     def _set_phase(self) -> None:
         """Connections travel if there is anybody to travel to; otherwise they are told of the end."""
-        travels = self.departures.has_receivers() or self._awaited
+        travels = self.sender.has_receivers() or self._awaited
         phase = Phase.TRAVELLING if travels else Phase.CLOSING
         self.service.phase = phase
         self.service.close_answers = phase is Phase.CLOSING
@@ -334,11 +338,11 @@ class Worker:
             connection.retire()
 
     async def _stop_accepting(self) -> None:
-        alone = self._order is Order.LISTENER_DIED and await self._listener_has_ended()
+        alone = self._order is LeaveOrder.LISTENER_DIED and await self._listener_has_ended()
         if alone:
             for listening, described in zip(self.sockets, self.welcome["sockets"], strict=True):
                 if described["owned"]:
-                    shut_out(listening, Kind(described["kind"]))
+                    shut_out(listening, SocketKind(described["kind"]))
         if alone or self._accept_queued:
             with anyio.move_on_after(self.config.graceful_timeout * (1 - CLOSING_SHARE)):
                 while not self.acceptor.accept_queued() and not self._quit.is_set():
@@ -378,12 +382,12 @@ class Worker:
 
     async def _settle_handovers(self) -> None:
         """Take no more; wait for what has been taken, and for what we offered to be answered."""
-        self.arrivals.refuse()
+        self.receiver.refuse()
         with anyio.move_on_after(CLOSE_TIME):
-            await self.departures.idle.wait()
-            await self.arrivals.idle.wait()
-        self.departures.close()
-        self.arrivals.close()
+            await self.sender.idle.wait()
+            await self.receiver.idle.wait()
+        self.sender.close()
+        self.receiver.close()
 
     async def _finish_lifespan(self) -> None:
         timeout = min(self.config.shutdown_timeout, CLOSE_TIME) if self._quit.is_set() else self.config.shutdown_timeout
@@ -413,20 +417,20 @@ class Worker:
 
     def _withdraw(self, pair: int) -> bool:
         try:
-            return self.outbox.try_tell({"type": "withdrawn", "pair": pair})
+            return self.send_queue.try_send_now({"type": "withdrawn", "pair": pair})
         except OSError:
             return True  # the listener is dead, and so nobody asks it
 
     def _orphaned(self, pair: int) -> None:
-        self.outbox.tell({"type": "orphaned", "pair": pair})
+        self.send_queue.put({"type": "orphaned", "pair": pair})
 
     def _ticked(self) -> None:
-        self.room.look()
+        self.connection_limit.look()
         self.order.tick()
         self.watchdog.tick()
 
     def _want_replacement(self, reason: str) -> None:
-        self.outbox.tell({"type": "recycle", "reason": reason})
+        self.send_queue.put({"type": "recycle", "reason": reason})
 
     # The channel
 
@@ -444,9 +448,9 @@ class Worker:
             if not isinstance(error, EOFError):
                 log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
             log.warning("the listener is gone; this worker retires", extra=about("listener_died"))
-            self.leave(Order.LISTENER_DIED, "the listener died")
-            if hasattr(self, "arrivals"):
-                self.arrivals.expect_no_verdict()
+            self.leave(LeaveOrder.LISTENER_DIED, "the listener died")
+            if hasattr(self, "receiver"):
+                self.receiver.expect_no_verdict()
 
     def _ask_for_another(self, packet: Packet) -> None:
         """Our end of this pair got lost, or could not be made: ask for another pair, when its end can be taken."""
@@ -456,7 +460,7 @@ class Worker:
 
     def _ask_again(self, pair: int) -> None:
         if descriptors.available():
-            self.outbox.tell({"type": "lost", "pair": pair})
+            self.send_queue.put({"type": "lost", "pair": pair})
         else:
             self.service.loop.call_later(descriptors.PAUSE, self._ask_again, pair)
 
@@ -464,15 +468,15 @@ class Worker:
         match packet["type"]:
             case "serve":
                 self.acceptor.start()
-                self.outbox.tell({"type": "accepts"})
+                self.send_queue.put({"type": "accepts"})
             case "retire":
                 self._accept_queued = packet["accept_queued"]
-                self.leave(Order.RETIRE, packet["reason"])
+                self.leave(LeaveOrder.RETIRE, packet["reason"])
             case "neighbours":
                 for (index, serial), row in zip(packet["rows"], received, strict=False):  # lost ones are done without
-                    self.neighbours.add(index, serial, row)
+                    self.others.add(index, serial, row)
                 received = []
-                self.room.look()
+                self.connection_limit.look()
             case "receiver" | "receive" if not received:
                 self._ask_for_another(packet)
             case "receiver":
@@ -485,29 +489,29 @@ class Worker:
                     os.close(end)
                     self._ask_for_another(packet)
                 else:
-                    self.departures.introduce(packet["pair"], end, cells)
-                if self._order is Order.RETIRE and self._reason != "stop":
+                    self.sender.add_receiver(packet["pair"], end, cells)
+                if self._order is LeaveOrder.RETIRE and self._reason != "stop":
                     self._set_phase()
                     self._retire_connections()
             case "receive":
-                self.arrivals.introduce(packet["pair"], received.pop())
+                self.receiver.add_sender(packet["pair"], received.pop())
             case "verdict":
-                self.arrivals.verdict(packet["pair"], packet["keep"])
+                self.receiver.verdict(packet["pair"], packet["keep"])
             case "reopen":
                 logs.reopen()
                 if self.access_log is not None:
                     self.access_log.reopen()
             case "quit":
                 self._quit.set()
-                self.leave(Order.QUIT, "stop")
+                self.leave(LeaveOrder.QUIT, "stop")
         for descriptor in received:
             os.close(descriptor)
 
-    def leave(self, order: Order, reason: str) -> None:
+    def leave(self, order: LeaveOrder, reason: str) -> None:
         """Begin to leave; a later order to stop ends hand-overs, and the listener's death changes nothing more."""
         if self._order is None:
             self._order, self._reason = order, reason
             self._ordered.set()
-        elif reason != self._reason and self._order is Order.RETIRE and order is not Order.QUIT:
+        elif reason != self._reason and self._order is LeaveOrder.RETIRE and order is not LeaveOrder.QUIT:
             self._reason = reason
             self._give_up()

@@ -24,7 +24,7 @@ from serve_asgi.errors import UsageError
 from serve_asgi.ipc import control_protocol
 from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener import re_exec_state as estate
-from serve_asgi.listener.generation_plan import Plan
+from serve_asgi.listener.generation_plan import GenerationConfig
 from serve_asgi.listener.listener import Listener
 from serve_asgi.listener.start import conclude, serve
 from serve_asgi.logs import server_log as logs
@@ -47,10 +47,10 @@ def resume(fd: int) -> int:
         settings = Settings.from_state(state["settings"])
         _open_log(settings.config)
         listening, admin = estate.take_listening(state["listening"]), estate.take_listening(state["admin"])
-        pid_file, heirloom = estate.take_pid_file(state), estate.take(state)
-        plan = Plan(*heirloom.plans[state["supervisor"]["current"]])
-        listener = Listener(plan, listening, pid_file, admin, heirloom)
-        listener.when_running += [functools.partial(tell, asker, heirloom.predecessor) for asker in state["askers"]]
+        pid_file, inherited = estate.take_pid_file(state), estate.take(state)
+        plan = GenerationConfig(*inherited.configs[state["supervisor"]["current"]])
+        listener = Listener(plan, listening, pid_file, admin, inherited)
+        listener.when_running += [functools.partial(tell, asker, inherited.predecessor) for asker in state["askers"]]
         end = serve(listener)
     finally:
         guard.finish()
@@ -89,7 +89,7 @@ def check(fd: int, board: int) -> None:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(
-        prog="serve_asgi.listener.re_exec_successor", description="Asked by the listener alone."
+        prog="serve_asgi.listener.re_exec_resume", description="Asked by the listener alone."
     )
     parser.add_argument("--check", type=int, required=True, metavar="DESCRIPTOR")
     parser.add_argument("--scoreboard", type=int, required=True, metavar="DESCRIPTOR")
