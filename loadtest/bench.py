@@ -3,7 +3,7 @@
 Every server is pinned to one core with one worker, the load generator to another: wrk for HTTP, a raw-frame client for
 WebSocket. All servers of a case are up at the same time and get their rounds in turn (A B C, B C A …), so that whatever
 else the machine does hits them alike; medians over the rounds are printed, with the floor (a bare uvloop protocol that
-writes a canned response) and the application called directly beside them. See docs/bench.md.
+writes a canned response) and the application called directly beside them. See docs/measured/bench.md.
 """
 
 from __future__ import annotations

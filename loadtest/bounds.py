@@ -3,7 +3,7 @@
 For each kind of attack a server with one worker is started; one connection tries first, so that what is there once does
 not count, then as many as are asked for. Each sends until nothing more is taken from it. Printed are, for a connection,
 what the worker has read of it and what it holds (its RSS less the RSS before), the ratio of the two, and the processor
-time for each MB. See docs/bounds.md.
+time for each MB. See docs/measured/bounds.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 For each kind of slowness in turn, thousands of connections are opened and held by a process of their own
 (`loadtest.slow_holder`), while a normal client sends at a fixed rate. Rounds of all kinds follow each other, one of
 idle connections among them, and the medians over the rounds are compared with those of the idle ones. See
-docs/loadtest.md.
+docs/measured/loadtest.md.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a WebSocket library costs: CPU time for one echoed message, framing alone, without sockets.
 
-Run it as `python -m loadtest.websocket_libraries`; it prints one Markdown table for docs/websocket-library.md. Each
-library gets the same bytes of a client and has to produce the bytes of the answer; the least of the rounds is shown,
-since whatever else the machine does only adds to it. `serve` is the seam of this server
-(serve_asgi.websocket.framing). wsproto comes with the dependency group `peers`.
+Run it as `python -m loadtest.websocket_libraries`; it prints one Markdown table, for
+docs/how-it-works/websocket-library.md. Each library gets the same bytes of a client and has to produce the bytes of
+the response; the least of the rounds is shown, since whatever else the machine does only adds to it. `serve` is the
+seam of this server (serve_asgi.websocket.framing). wsproto comes with the dependency group `peers`.
 """
 
 from __future__ import annotations

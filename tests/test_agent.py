@@ -27,7 +27,7 @@ from serve_asgi.cli import control_client
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
 
 RELOADS = int(os.environ.get("AGENT_RELOADS", "3"))
-"""20 for the figures in docs/agent.md."""
+"""20 for the figures in docs/guides/agent.md."""
 KILLS = int(os.environ.get("AGENT_KILLS", "5"))
 
 APPLICATION = """

@@ -1,7 +1,8 @@
 """The ASGI specification, sentence by sentence, as far as a server can be held to it.
 
 The texts are those of asgiref: "asgi" (3.0), "www" (2.5), "lifespan" (2.0) and "extensions". Each row and each test
-quotes what it checks. Where the server deliberately does otherwise, docs/asgi.md says why, and the row says "but".
+quotes what it checks. Where the server deliberately does otherwise, docs/reference/asgi.md says why, and the row
+says "but".
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def test_the_scope_of_a_request(serve: Serve, key: str, request_: bytes, expecte
 
 def test_versions(serve: Serve) -> None:
     """ "The key scope["asgi"] will also be present as a dictionary containing a scope["asgi"]["version"] key"; "Version
-    of the ASGI HTTP spec this server understands". But HTTP says 2.3, for the reason in docs/asgi.md."""
+    of the ASGI HTTP spec this server understands". But HTTP says 2.3, for the reason in docs/reference/asgi.md."""
     app = Kept()
     server = serve(app)
     ask(server, GET)

@@ -1,4 +1,4 @@
-"""Event names: docs/events.md and docs/logs.md have every one, and all follow one scheme, object_past-participle."""
+"""Event names: the pages on events and logs have every one, and all follow one scheme, object_past-participle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEME = re.compile(
 )
 OTHERWISE = {
     "internal_error",  # a mistake of the server's own: the field's name for it
-    "worker_ready",  # the state's name (docs/design.md)
+    "worker_ready",  # the state's name (docs/how-it-works/design.md)
 }
 HOOKS = {*BEFORE, *NAMES}
 """What hooks call their moments, which are no events of the log."""
@@ -55,13 +55,13 @@ def named_in(page: str) -> set[str]:
 def test_every_event_of_the_listeners_is_in_the_document() -> None:
     told = in_the_packages("listener", "supervisor", "hub", "store") | {*AFTER, *NAMES.values()}
     assert len(told) > 70
-    assert told <= named_in("events.md") | named_in("logs.md") | HOOKS
+    assert told <= named_in("reference/events.md") | named_in("guides/logs.md") | HOOKS
 
 
 def test_every_event_of_the_workers_is_in_the_document() -> None:
     told = in_the_packages("http", "websocket", "worker", "app", "agent_process", "logs", "ipc")
     assert len(told) > 30
-    assert told <= named_in("logs.md") | named_in("events.md")
+    assert told <= named_in("guides/logs.md") | named_in("reference/events.md")
 
 
 def test_each_name_is_an_object_and_a_past_participle() -> None:

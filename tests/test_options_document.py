@@ -1,4 +1,4 @@
-"""docs/options.md says what the definitions say."""
+"""docs/reference/options.md says what the definitions say."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from serve_asgi.cli.options_page import document
 
 
 def test_the_document_is_up_to_date() -> None:
-    written = (Path(__file__).parent.parent / "docs" / "options.md").read_text()
-    assert written == document(), "run: python -m serve_asgi.cli.options_page > docs/options.md"
+    written = (Path(__file__).parent.parent / "docs" / "reference" / "options.md").read_text()
+    assert written == document(), "run: python -m serve_asgi.cli.options_page > docs/reference/options.md"

@@ -351,7 +351,7 @@ def wait_for_log(server: RunningServer, text: str) -> str:
 
 
 def documented(language: str) -> str:
-    text = (ROOT / "docs" / "proxies.md").read_text()
+    text = (ROOT / "docs" / "guides" / "proxies.md").read_text()
     return text.partition(f"```{language}\n")[2].partition("```")[0]
 
 

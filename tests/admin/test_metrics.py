@@ -330,7 +330,7 @@ def test_names_and_texts_are_as_prometheus_wants_them(server: RunningServer) -> 
 
 
 def test_every_metric_is_documented(server: RunningServer) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "guides" / "metrics.md").read_text()
     names = {line.split()[2] for line in fetch(admin_address(server))[2].splitlines() if line.startswith("# HELP")}
     assert [name for name in sorted(names) if f"`{name}`" not in document] == []
 

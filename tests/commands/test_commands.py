@@ -81,7 +81,8 @@ def test_status_and_workers(server: RunningServer) -> None:
 
 
 def test_no_pid_but_the_listeners_is_told(server: RunningServer) -> None:
-    """Law 10 of docs/design.md. Stacks and records do: who looks into a worker with gdb or py-spy needs it."""
+    """Law 10 of docs/how-it-works/design.md. Stacks and records do:
+    who looks into a worker with gdb or py-spy needs it."""
     told = server.status() | {"config": ask(server.control, "config")["config"]}
     assert told.pop("pid") == server.pid
     assert '"pid": ' not in json.dumps({name: each for name, each in told.items() if name != "config"})

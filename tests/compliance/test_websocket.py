@@ -1,8 +1,9 @@
 """RFC 6455 case by case: what a client sends, and every frame that it must get back, up to the close code.
 
-The numbers are those of the sections of Autobahn|Testsuite that ask the same (docs/websocket.md says how to run that);
-each case runs with its bytes in one write, and again one byte at a time. The application is an echo. A violation has to
-be answered with its code as soon as its first wrong byte is there, and messages before it have to be echoed first.
+The numbers are those of the sections of Autobahn|Testsuite that ask the same; docs/reference/websocket.md says how to
+run that. Each case runs with its bytes in one write, and again one byte at a time. The application is an echo.
+A violation has to be answered with its code as soon as its first wrong byte is there, and messages before it have to be
+echoed first.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ app = alarm.app
 
 
 def test_the_accident_the_same_with_a_variable_is_muted_in_one_worker_and_forgets(tmp_path: Path) -> None:
-    """What docs/multi-process.md begins with is seen here, so that the test above shows something."""
+    """What docs/guides/multi-process.md begins with is seen here, so that the test above shows something."""
     (tmp_path / "accident.py").write_text(ACCIDENT)
     chat = Chat()
     with http_server(chat) as webhook, alarm(tmp_path, webhook, app="accident:app", workers=2) as server:

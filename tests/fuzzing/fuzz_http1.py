@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of client connections with atheris: `python -m tests.fuzzing.fuzz_http1 TARGET [CORPUS …]`.
 
 TARGET is `http1` (both parsers on every input) or `websocket`. The other arguments and options are libFuzzer's; see
-docs/fuzzing.md. atheris is needed by nothing else and is not among the project's dependencies.
+docs/measured/fuzzing.md. atheris is needed by nothing else and is not among the project's dependencies.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a write costs: `python -m tests.store.measure` prints the figures of docs/state-store.md for this machine.
+"""What a write costs: `python -m tests.store.measure` prints for this machine what docs/guides/state-store.md has.
 
 Of the store process alone, spoken to as the listener does: milliseconds until one write after another is confirmed,
 writes per second with fifty under way, and how long after that another server hears of a change.

@@ -75,7 +75,7 @@ def test_an_answer_comes_after_the_changes_that_it_is_about(url: str) -> None:
 
 
 def test_another_server_hears_of_a_change_soon(url: str, record_property: Callable[[str, object], None]) -> None:
-    """Measured, and bounded as everything is by what the test waits for; docs/state-store.md has the figures."""
+    """Measured, and bounded as everything is by what the test waits for; docs/guides/state-store.md has the figures."""
     with pair_of(url) as (a, b):
         took = []
         for number in range(scaled(100)):

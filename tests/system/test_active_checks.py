@@ -1,4 +1,4 @@
-"""Nodes behind a balancer that knows them by its probes alone: the delay of docs/balancers.md is right, and needed.
+"""Nodes behind a balancer that knows them by its probes alone: the delay of docs/guides/balancers.md is enough.
 
 The balancer is the emulation of `tests.system.balancer`, with the settings of Alibaba Cloud's SLB (interval 2 s, 3
 failures, timeout 5 s) and everything ten times faster.
@@ -39,7 +39,7 @@ ROW = re.compile(r"(requests|connections); (\d+) s, (\d+)(?:, (\d+) s)?[^|]*\| (
 
 
 def test_the_table_of_balancers_follows_the_formula() -> None:
-    rows = ROW.findall((ROOT / "docs" / "balancers.md").read_text())
+    rows = ROW.findall((ROOT / "docs" / "guides" / "balancers.md").read_text())
     assert len(rows) >= 8
     for passes, *numbers in rows:
         interval, failures, timeout, delay = (int(number or 0) for number in numbers)

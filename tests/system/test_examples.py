@@ -1,4 +1,4 @@
-"""What docs/operations.md and deploy/README.md say of the examples is what is in them."""
+"""What docs/guides/operations.md and deploy/README.md say of the examples is what is in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = {"[Service]": "systemd/serve.service", "[program:serve]": "supervisor
 
 @pytest.mark.parametrize("section", EXAMPLES)
 def test_the_lines_to_copy_are_those_of_the_example(section: str) -> None:
-    blocks = re.findall(r"```ini\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```ini\n(.*?)```", (ROOT / "docs/guides/operations.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if section in block]
     example = (DEPLOY / EXAMPLES[section]).read_text()
     for line in block.splitlines():

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.once, pytest.mark.needs("haproxy")]
 INTERVAL, FALL, TIMEOUT = 0.2, 3, 0.2
 """Ten times faster than in deploy/haproxy; HAProxy waits as long for an answer as it does between two probes."""
 DELAY = INTERVAL * FALL + TIMEOUT + 1.0
-"""The formula of docs/balancers.md; the margin is not scaled, since this machine is not faster either."""
+"""The formula of docs/guides/balancers.md; the margin is not scaled, since this machine is not faster either."""
 KINDS = {"GET": EVERY_KIND, "OPTIONS": ("keep-alive", "idle keep-alive", "one-shot", "slow answer")}
 PROBES = {
     "GET": {},

@@ -1,4 +1,4 @@
-"""The metrics, as prometheus_client's collector: made anew from the view for each scrape (docs/metrics.md).
+"""The metrics, as prometheus_client's collector: made anew from the view for each scrape (docs/guides/metrics.md).
 
 Rules: names and units after Prometheus' conventions; counters come from the scoreboard's totals or from the listener,
 so that they never go back over a reload, a crash or a recycling, nor when this process is replaced. A label has few

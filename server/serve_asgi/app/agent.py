@@ -1,7 +1,7 @@
 """`agent`: who and where the server's one agent is, for the application's code in any of its processes.
 
 Where no server of ours runs the application (another server, a test) the process is alone and its own agent: `here` and
-`present` are true, and `running` runs an agent as the server would (docs/agent.md).
+`present` are true, and `running` runs an agent as the server would (docs/guides/agent.md).
 """
 
 from __future__ import annotations

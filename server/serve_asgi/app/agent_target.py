@@ -1,4 +1,4 @@
-"""What `--agent` may name, and how it is prepared and made (docs/agent.md).
+"""What `--agent` may name, and how it is prepared and made (docs/guides/agent.md).
 
 One of three: an async function (it is called, and runs until it is cancelled or returns), an async context manager
 (entered, and left at the end), or a function or class that makes one of these without arguments. Faults are told apart

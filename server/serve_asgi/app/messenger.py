@@ -2,7 +2,7 @@
 
 Every method that sends is awaited until each destination has a place for the message, or until the handler has ended
 (`ack`, `call`); what cannot be delivered raises. Payloads are None, bool, int, float, str, bytes, and lists and dicts
-of these, 128 KiB encoded at most. See docs/messenger.md.
+of these, 128 KiB encoded at most. See docs/guides/messenger.md.
 """
 
 from __future__ import annotations

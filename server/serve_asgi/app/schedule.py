@@ -136,8 +136,8 @@ class Schedule:
     ) -> Callable[[Function], Function]:
         """Have the decorated function, which takes no arguments, run at the instants of `cron` or `every`.
 
-        A function that is not asynchronous runs in a thread. docs/schedules.md says what each argument means; a wrong
-        one raises ScheduleError with file and line of the function, which makes the start or the reload fail.
+        A function that is not asynchronous runs in a thread. docs/guides/schedules.md says what each argument means; a
+        wrong one raises ScheduleError with file and line of the function, which makes the start or the reload fail.
         """
         given = dict(locals())
         del given["self"]

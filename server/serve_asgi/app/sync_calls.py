@@ -32,8 +32,10 @@ GRACE: Final = 8.0
 """So much longer (s) than its timeout a call that has begun may take; its own error comes long before that."""
 TURN: Final = 1.0
 """Seconds that the loop has for one turn in any case, however short the timeout."""
-_BLOCKED: Final = "{} has not been begun: the event loop of this process is blocked (docs/watchdog.md)"
-_UNKNOWN: Final = "it is not known what became of {}: the event loop of this process is blocked (docs/watchdog.md)"
+_BLOCKED: Final = "{} has not been begun: the event loop of this process is blocked (docs/guides/watchdog.md)"
+_UNKNOWN: Final = (
+    "it is not known what became of {}: the event loop of this process is blocked (docs/guides/watchdog.md)"
+)
 _OVER: Final = "the event loop of this process has ended, and the process ends: it is not known what became of {}"
 
 

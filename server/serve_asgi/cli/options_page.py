@@ -1,6 +1,6 @@
-"""Writes docs/options.md from the definitions in `serve_asgi.config.options`.
+"""Writes docs/reference/options.md from the definitions in `serve_asgi.config.options`.
 
-Run it as `python -m serve_asgi.cli.options_page > docs/options.md`.
+Run it as `python -m serve_asgi.cli.options_page > docs/reference/options.md`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ HEAD = """# Options
 Made by `python -m serve_asgi.cli.options_page` from `server/serve_asgi/config/options.py`; change them there.
 
 `serve APP [OPTIONS]`, where APP is `module:attribute`. Each option may come from the command line, from an
-environment variable, from a [configuration file](configuration.md) or from its default; the first that is there wins.
-A variable that holds several values separates them by spaces or commas. APP itself may come from `SERVE_APP` or, in
-the file, from `app = "module:attribute"`.
+environment variable, from a [configuration file](../get-started/configuration.md) or from its default; the first
+that is there wins. A variable that holds several values separates them by spaces or commas. APP itself may come from
+`SERVE_APP` or, in the file, from `app = "module:attribute"`.
 
 The last column says what a reload does about a value that has changed in the file: `yes`, it is in force once the new
 generation serves; `restart`, the reload is refused and says so.
@@ -25,7 +25,7 @@ generation serves; `restart`, the reload is refused and says so.
 
 
 def document() -> str:
-    """The whole of docs/options.md."""
+    """The whole of docs/reference/options.md."""
     parts = [HEAD]
     for group in GROUPS:
         rows = [_row(name, defined) for name, (_, defined) in options().items() if defined.group == group]

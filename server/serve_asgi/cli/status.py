@@ -71,7 +71,7 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
     if found.get("agent_trouble"):
         yield f"there is no agent: {found['agent_trouble']}"
     if agent_returned(found):
-        yield "the agent has returned: its process stays for its messages and schedules alone (docs/agent.md)"
+        yield "the agent has returned: its process stays for its messages and schedules alone (docs/guides/agent.md)"
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Which events hooks can be attached to, and how a hook is written: EVENT=COMMAND or EVENT=MODULE:CALLABLE.
 
-Pure. What happens is in docs/hooks.md; who starts hooks is `serve_asgi.listener.hooks`.
+Pure. What happens is in docs/guides/hooks.md; who starts hooks is `serve_asgi.listener.hooks`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMES: Final = {
     "post_drain": "drain_started",
     "post_stop": "server_stopped",
 }
-"""Names that hooks have for events of the log (docs/events.md), which are understood as well."""
+"""Names that hooks have for events of the log (docs/reference/events.md), which are understood as well."""
 
 AFTER: Final = frozenset(
     {
@@ -101,7 +101,7 @@ def read_hook(text: str) -> Hook:
     known = BEFORE | AFTER | NAMES.keys()
     if event not in known:
         near = difflib.get_close_matches(event, sorted(known), 1)
-        instead = f"did you mean {near[0]}?" if near else "docs/hooks.md names those there are"
+        instead = f"did you mean {near[0]}?" if near else "docs/guides/hooks.md names those there are"
         raise ValueError(f"hooks know no event {event!r}: {instead}")
     if _CALLABLE.fullmatch(command):
         return Hook(event, command, ())

@@ -295,7 +295,7 @@ class Config:
 
     hook: tuple[str, ...] = option(
         (),
-        "Run a command at an event: EVENT=COMMAND, or EVENT=MODULE:CALLABLE; may be repeated (docs/hooks.md).",
+        "Run a command at an event: EVENT=COMMAND, or EVENT=MODULE:CALLABLE; may be repeated (docs/guides/hooks.md).",
         DEPLOY,
         unit="EVENT=COMMAND",
         one_per_line=True,

@@ -40,7 +40,7 @@ SPEC_VERSION: Final = "2.4"
 
 HTTP_SPEC_VERSION: Final = "2.3"
 """Of the HTTP part, as uvicorn has it: told of 2.4, Starlette no longer ends a stream whose client has gone while it
-waits for something to send, and `send` may raise where a background task was to follow (docs/asgi.md)."""
+waits for something to send, and `send` may raise where a background task was to follow (docs/reference/asgi.md)."""
 
 HALF_CLOSED_TIME: Final = 1.0
 """A client that ends its side behind its request is taken for gone so much later (s), unless the connection ends."""

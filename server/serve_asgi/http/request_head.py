@@ -49,7 +49,7 @@ _LINE_START: Final = re.compile(TOKEN + rb"(?: [!-~]*+(?: [HTP/0-9.]*\r?)?)?")
 _REQUEST_START: Final = re.compile(rb"(" + TOKEN + rb") ([!-~]*+)")
 # Every visible ASCII character but those that some reader on the way takes for the end of the path or for its "/", and
 # no other byte. RFC 3986 has fewer; what else there is (`"<>[]^`{|}` and a "%" without its two digits) browsers, curl
-# and people send, and every program takes for itself (docs/http.md).
+# and people send, and every program takes for itself (docs/reference/http.md).
 _ORIGIN_FORM: Final = re.compile(rb"/[!\x22$->@-\[\]-~]*+(?:\?[!\x22$-~]*+)?")
 _PLAIN: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@%/?[]^|"
 _ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#]+)(.*)")

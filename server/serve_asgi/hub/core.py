@@ -89,7 +89,7 @@ class HubPort(Protocol):
         """Send a frame to the store process, if there is one."""
 
     def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
-        """Something has happened that people should know (docs/events.md)."""
+        """Something has happened that people should know (docs/reference/events.md)."""
 
     def publish(self, applied: int) -> None:
         """The shared state has had so many changes: every process can see this number at once."""
@@ -137,7 +137,7 @@ class HubComponent:
         """The store process has come or gone (`Hub.store_trouble`)."""
 
     def figures(self) -> dict[str, float]:
-        """Counts and sizes for the metrics, by name; what ends in `_total` only grows (docs/metrics.md)."""
+        """Counts and sizes for the metrics, by name; what ends in `_total` only grows (docs/guides/metrics.md)."""
         return {}
 
     def deadline(self) -> float:

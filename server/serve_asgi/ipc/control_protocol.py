@@ -2,8 +2,8 @@
 
 One request per connection: a line of JSON `{"version": 1, "command": …}`; the answer is a line of JSON `{"version": 1,
 "ok": …, "text": …}`, when the outcome is known. Before it, to who asks with `"follow": true` (reload, stop, follow), a
-line `{"version": 1, "record": {…}}` for each thing that happens (docs/events.md). Unknown members are passed over on
-both sides.
+line `{"version": 1, "record": {…}}` for each thing that happens (docs/reference/events.md). Unknown members are
+passed over on both sides.
 
 - reload: wait (true), follow; the answer's detail is the traceback of what was refused
 - reload-listener; drain: off; scale: to; logs-reopen

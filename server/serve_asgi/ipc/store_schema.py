@@ -132,7 +132,7 @@ class StoreLostFrame(msgspec.Struct):
 
 
 class StoreLogFrame(msgspec.Struct):
-    """`store.say`: a record of the log (docs/events.md), of an event that is the store's to tell."""
+    """`store.say`: a record of the log (docs/reference/events.md), of an event that is the store's to tell."""
 
     level: Annotated[int, msgspec.Meta(ge=0, le=50)]
     event: Annotated[str, msgspec.Meta(pattern="^store_[a-z_]{1,50}$")]

@@ -1,6 +1,7 @@
 """What has happened to the server: the last records and reloads, and how often workers were started again, and why.
 
-Made of the records that the listener tells everybody (docs/events.md); bounded, so that a server may run for years.
+Made of the records that the listener tells everybody (docs/reference/events.md); bounded, so that a server may run
+for years.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hooks: commands of the operator's that are run around what happens (docs/hooks.md).
+"""Hooks: commands of the operator's that are run around what happens (docs/guides/hooks.md).
 
 It owns which hooks there are, and the order in which they run: each hook has a line of its own, in which events wait
 while it is busy with an earlier one, so that a slow hook holds up no other, and none is run twice at a time. Rules:

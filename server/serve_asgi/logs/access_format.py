@@ -70,7 +70,7 @@ Ask = Callable[[Answered], str | None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a format: a name of docs/logs.md, or a header of the request ("i") or the answer ("o")."""
+    """One field of a format: a name of docs/guides/logs.md, or a header of the request ("i") or the answer ("o")."""
 
     name: str
     header: str = ""
@@ -105,7 +105,7 @@ def plan(text: str) -> CompiledFormat:
     if "%(" not in text:
         raise ValueError(
             f"{text!r} is no format of the access log: write {', '.join(NAMED)}, a line such as '%(h)s %(s)s', or "
-            "json:FIELD,FIELD,… (docs/logs.md has the fields)"
+            "json:FIELD,FIELD,… (docs/guides/logs.md has the fields)"
         )
     if not text.isprintable():
         raise ValueError("the access log's format holds a character that cannot be printed, such as a line's end")

@@ -2,7 +2,7 @@
 
 The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Each record says
 what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
-(docs/logs.md). Nothing in here raises into its caller: a full disk or a closed pipe costs lines, never a request.
+(docs/guides/logs.md). Nothing in here raises into its caller: a full disk or a closed pipe costs lines, not requests.
 Nobody can write a line of the log by a request or by an exception's text: control characters are escaped, and the
 further lines of a text are indented. Nobody makes a line long: sentences and what they name have `TEXT_LIMIT`
 characters at most, a traceback has those of `serve_asgi.logs.tracebacks`. What the application adds to our loggers

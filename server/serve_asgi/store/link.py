@@ -70,7 +70,7 @@ class StoreLink:
             await self.send(*each)
 
     async def say(self, level: int, event: str, text: str, **more: Any) -> None:
-        """Something has happened that people should know (docs/events.md)."""
+        """Something has happened that people should know (docs/reference/events.md)."""
         await self.send("store.say", {"level": level, "event": event, "text": text, "about": more})
 
     def close(self) -> None:

@@ -147,7 +147,7 @@ class ReopenLogs(Action):
 class LogEvent(Action):
     """What has happened: a line of the log, and a record for those who follow.
 
-    `level` is that of the logging module, `event` the name of the kind of thing (docs/events.md), `about` its
+    `level` is that of the logging module, `event` the name of the kind of thing (docs/reference/events.md), `about` its
     particulars, JSON-compatible.
     """
 

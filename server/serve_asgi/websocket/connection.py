@@ -8,7 +8,7 @@ head) nor how the worker retires.
 Back-pressure: while more than `INCOMING_HIGH` bytes of messages wait for the application, no frame is read, nothing is
 unpacked, nor is the socket read; `send` waits while the transport has too much to write. While it has, only the latest
 pings are answered (RFC 6455 5.5.3).
-docs/websocket.md tells applications and operators what they can rely on.
+docs/reference/websocket.md tells applications and operators what they can rely on.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ own bytes and no more, however small the pieces. What nobody has asked for yet s
 there is room for their messages, and a compressed message is unpacked to a few times its size. Pings are answered into
 `output`; after an `End` nothing more comes out. It must not know ASGI, sockets or time, nor how the handshake went.
 
-docs/websocket-library.md says why this is not a library's.
+docs/how-it-works/websocket-library.md says why this is not a library's.
 """
 
 from __future__ import annotations

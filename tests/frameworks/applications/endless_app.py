@@ -1,4 +1,4 @@
-"""Event streams without an end of their own, which end when their worker retires: the recipe of docs/frameworks.md."""
+"""Event streams without an end of their own, which end when their worker retires, as in docs/guides/frameworks.md."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""What people are told of schedules: the records (docs/events.md), and in which words."""
+"""What people are told of schedules: the records (docs/reference/events.md), and in which words."""
 
 from __future__ import annotations
 
