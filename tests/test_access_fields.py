@@ -142,12 +142,12 @@ def test_no_request_writes_a_line_of_its_own(tmp_path: Path, style: str) -> None
 @pytest.mark.parametrize(
     ("style", "sentence"),
     [
-        ("comon", "'comon' is no format of the access log: write auto, common, combined, json, a line"),
-        ("%(z)s", "'z' is no field of the access log; there are: client, "),
+        ("comon", "'comon' is not a format of the access log: write auto, common, combined, json, a line"),
+        ("%(z)s", "'z' is not a field of the access log; there are: client, "),
         ("%(h)d", "'%(h)d' is no field"),
-        ("%(h)s 100%", "'%' is no field of the access log: write %"),
-        ("%({a b}i)s", "no field of the access log: {NAME}i is a request"),
-        ("%({x}e)s", "no field of the access log: {NAME}i is a request"),
+        ("%(h)s 100%", "'%' is not a field of the access log: write %"),
+        ("%({a b}i)s", "not a field of the access log: {NAME}i is a request"),
+        ("%({x}e)s", "not a field of the access log: {NAME}i is a request"),
         ("json:", "'' is no field"),
         ("json:client,client", "names a field twice"),
         ("%(h)s\n", "holds a character that cannot be printed"),

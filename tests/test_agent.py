@@ -494,7 +494,7 @@ def test_who_waits_for_an_agent_that_fails_hears_that_it_has_ended(tmp_path: Pat
         with contextlib.closing(connect(server)) as client:
             client.sendall(b"GET /ask HTTP/1.1\r\nhost: test\r\n\r\n")
             client.recv(65536)
-        wait_for_log(server, "cut 1 handlers of messages")
+        wait_for_log(server, "cut 1 message handlers")
         assert "handler of topic 'who' raised" not in server.log()
         server.wait_until(lambda status: agent_states(status) == ["active"])
         assert server.stop() == 0
@@ -608,7 +608,7 @@ def test_what_goes_wrong_when_an_agent_finishes_is_logged(tmp_path: Path, name: 
     write(tmp_path, more=FINISHES_BADLY)
     with running("app:app", "--agent", f"app:{name}", directory=tmp_path) as server:
         assert "generation 2 serves" in server.reload()
-        assert f"the agent app:{name} did not finish in order: ValueError: the door is stuck" in server.log()
+        assert f"the agent app:{name} did not finish cleanly: ValueError: the door is stuck" in server.log()
         assert "server/" not in server.log().partition("did not finish")[2].partition("has finished")[0]
         assert server.stop() == 0
 

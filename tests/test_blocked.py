@@ -114,7 +114,7 @@ def test_what_blocks_the_loop_is_logged_once_and_so_is_its_end(directory: Path, 
         assert re.search(r'File ".*app.py", line \d+, in app\n', warning)
         assert "server/serve_asgi/worker" not in warning  # the application's frames alone
         assert answer(connection)[0] == 200
-        server.logged(r"the event loop turns again after [12]\.\d s")
+        server.logged(r"the event loop runs again after [12]\.\d s")
         assert server.log().count("has been blocked") == 1
         assert blocked_count(server) == 1
 
@@ -127,7 +127,7 @@ def test_code_that_keeps_the_interpreter_lock_is_told_of_when_it_gives_it_up(dir
             ("/thread/2.5", "another thread ran code that kept the interpreter lock", r"thread\.py"),
         )
         for number, (path, how, line) in enumerate(cases):
-            server.logged("turns again", number)  # or the next blocking would be one with this
+            server.logged("runs again", number)  # or the next blocking would be one with this
             assert request(connection, path)[0] == 200
             server.logged(f"warning: [^\n]*{re.escape(how)}.*?(?:{line})")
 
@@ -199,7 +199,7 @@ def test_replacements_that_block_as_well_come_at_longer_and_longer_intervals(dir
     with running("app:app", *REPLACE, "--workers", "2", directory=directory) as server:
         (directory / "app.py").write_text(APP + blocks)
         os.kill(server.worker_pids()[0], signal.SIGKILL)
-        first, second = server.logged(r"is to be replaced[^:]*:", 2)[:2]
+        first, second = server.logged(r"will be replaced[^:]*:", 2)[:2]
         assert float(second.split()[-2]) > float(first.split()[-2])
         assert len(server.worker_pids()) <= 4
         with connect(server) as connection:
@@ -216,7 +216,7 @@ def test_a_worker_that_is_blocked_while_it_retires_is_killed_after_the_graceful_
         assert answer(connection)[0] == 200
         server.wait_for_workers(1)
         assert server.status()["lost"] == 0
-        assert "to be replaced" not in server.log()
+        assert "will be replaced" not in server.log()
 
 
 def test_the_listeners_own_sleep_is_not_the_workers_fault(directory: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_listeners_own_sleep_is_not_the_workers_fault(directory: Path) -> No
             os.kill(pid, signal.SIGCONT)
         server.wait_until(lambda status: all(w["heard"] < 1.5 for w in status["workers"]))
         assert server.worker_pids() == pids
-        assert "to be replaced" not in server.log()
+        assert "will be replaced" not in server.log()
 
 
 # serve stacks

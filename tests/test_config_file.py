@@ -236,9 +236,9 @@ def test_what_cannot_be_read(directory: Path) -> None:
 
 def test_what_would_be_waited_for_or_never_ends_is_not_read(directory: Path) -> None:
     os.mkfifo("pipe")
-    assert refused({"config": "pipe"}).endswith("pipe cannot be read: it is no regular file")
+    assert refused({"config": "pipe"}).endswith("pipe cannot be read: it is not a regular file")
     assert refused({"config": "/dev/zero"}).endswith("/dev/zero cannot be read: it is larger than 1 MiB")
-    assert refused({"config": "."}).endswith("cannot be read: it is no regular file")
+    assert refused({"config": "."}).endswith("cannot be read: it is not a regular file")
     for name in ("pipe", "/dev/zero"):
         with pytest.raises(UsageError, match=r"environment file .* cannot be read: it is "):
             resolve(Config(env_file=name), str(directory))

@@ -100,7 +100,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         (
             {"forwarded_headers": "x-real-ip"},
             {},
-            "--forwarded-headers: 'x-real-ip' is not a field that this server knows; write some of x-forwarded-for, "
+            "--forwarded-headers: 'x-real-ip' is not a header that this server knows; write some of x-forwarded-for, "
             "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded, or none",
         ),
         (
@@ -114,7 +114,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         (
             {"hook": ("x",)},
             {},
-            "--hook: 'x' is no hook: write EVENT=COMMAND, for example post_reload=/usr/local/bin/tell-chat",
+            "--hook: 'x' is not a hook: write EVENT=COMMAND, for example post_reload=/usr/local/bin/tell-chat",
         ),
         (
             {"hook": ("server_started=a 'b",)},
@@ -143,8 +143,8 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         (
             {"control": "@a"},
             {},
-            "--control: '@a' is no path, and the control socket is a file, whose mode keeps others out: write a path, "
-            "such as /run/app/control.sock",
+            "--control: '@a' is not a path, and the control socket is a file, whose mode keeps others out: write a "
+            "path, such as /run/app/control.sock",
         ),
         ({"log_file": "a\0b"}, {}, "--log-file holds a NUL character, which no name or path may"),
     ],

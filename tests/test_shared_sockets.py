@@ -91,13 +91,13 @@ def test_a_filter_of_a_worker_keeps_nobody_out_for_long(tmp_path: Path) -> None:
     with running("app:app", *ARGUMENTS, directory=tmp_path) as server:
         with connect(server) as client:
             assert json.loads(request(client, "/filter")[1])[1] == 1
-        server.logged("has kept new clients out of it; they are let in again")
+        server.logged("has kept new clients out of it; clients can connect again")
         for _ in range(5):
             with connect(server) as client:
                 assert request(client)[0] == 200
         with connect(server) as client:
             assert json.loads(request(client, "/filter?lock")[1])[1] == 1
-        server.logged("has kept new clients out of it; nobody gets in any more: it has locked that")
+        server.logged("has kept new clients out of it; no client can connect any more: it has locked that")
         assert server.stop() == 0
 
 
@@ -125,7 +125,9 @@ def test_of_a_unix_socket_that_a_worker_shuts_down_the_log_tells_and_nobody_spin
             status, body = request(client, "/shut")
             assert status == 200
             assert json.loads(body)[1] == 2
-        server.logged(r"sock as well, .* has shut it down for all; nobody gets in any more: .* restart the server")
+        server.logged(
+            r"sock as well, .* has shut it down for all; no client can connect any more: .* restart the server"
+        )
         server.logged(r"has shut it down for all; it listens again")
         before = [cpu(pid) for pid in server.worker_pids()]
         begin = time.monotonic()
@@ -135,7 +137,7 @@ def test_of_a_unix_socket_that_a_worker_shuts_down_the_log_tells_and_nobody_spin
                 time.sleep(0.1)
         spent = [after - early for after, early in zip(map(cpu, server.worker_pids()), before, strict=True)]
         assert max(spent) < (time.monotonic() - begin) / 2
-        assert len(server.logged("nobody gets in any more")) == 1
+        assert len(server.logged("no client can connect any more")) == 1
         assert server.stop() == 0
 
 

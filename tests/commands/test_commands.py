@@ -107,9 +107,9 @@ def test_status_tells_what_went_wrong(server: RunningServer) -> None:
             os.kill(pid, signal.SIGKILL)
         server.wait_until(lambda s: s["lost"] == lost + 1 and s["starts"].get("crash", 0) >= crashes + 2)
     told = serve(server, "status").stdout.splitlines()
-    assert any(re.fullmatch(r"workers started again: \d+ after a crash", line) for line in told)
+    assert any(re.fullmatch(r"workers replaced: \d+ after a crash", line) for line in told)
     requests = "1 request" if lost == 0 else f"{lost + 1} requests"
-    assert f"{requests} lost: cut, or in the hands of a worker that died" in told
+    assert f"{requests} lost: cut, or in flight in a worker that died" in told
 
 
 def test_output_that_cannot_be_written(server: RunningServer) -> None:
@@ -188,7 +188,7 @@ def test_config_tells_each_value_and_its_place(server: RunningServer) -> None:
 def test_log_files_are_opened_anew(server: RunningServer) -> None:
     (server.directory / "log").rename(server.directory / "log.1")
     done = serve(server, "logs-reopen")
-    assert (done.returncode, done.stdout) == (0, "the log files are opened anew\n")
+    assert (done.returncode, done.stdout) == (0, "the log files are opened again\n")
     server.reload()
     assert f"generation {server.status()['generation']} serves" in (server.directory / "log").read_text()
 
@@ -239,7 +239,7 @@ def test_stacks_of_many_tasks_are_told_together() -> None:
         "  and 3 more tasks",
     ]
     gone = worker | {"reason": "its process is stopped (state T)", "threads": [], "tasks": [], "how": "none"}
-    assert list(lines({"workers": [gone]}))[1] == "  its process is stopped (state T); nothing is known of it"
+    assert list(lines({"workers": [gone]}))[1] == "  its process is stopped (state T); nothing is known about it"
 
 
 def test_numbers_as_people_write_them() -> None:

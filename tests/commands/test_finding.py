@@ -125,7 +125,7 @@ def test_a_pid_file_that_is_wrong_is_a_sentence(tmp_path: Path) -> None:
 def test_a_socket_that_is_no_control_socket_is_a_sentence(server: RunningServer) -> None:
     told = serve(None, "status", "--control", f"{server.directory}/http.sock")
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr == ("serve: what answers there is not a server's control socket; name it with --control\n")
+    assert told.stderr == ("serve: that is not a server's control socket; name it with --control\n")
 
 
 def test_without_a_control_socket(runtime: Path) -> None:

@@ -105,7 +105,7 @@ def test_without_a_server_the_last_line_is_the_outcome_as_well(tmp_path: Path) -
 def test_without_waiting(server: RunningServer) -> None:
     now = server.status()["generation"]
     done = serve(server, "reload", "--no-wait")
-    assert (done.returncode, done.stdout) == (0, "reload asked for\n")
+    assert (done.returncode, done.stdout) == (0, "reload requested\n")
     server.wait_until(lambda status: status["generation"] == now + 1)
 
 

@@ -59,7 +59,7 @@ def test_in_the_delay_everything_is_served_but_the_health_endpoint_says_no(tmp_p
         server.signal(signal.SIGKILL)  # somebody else does; its workers drain on
         outcome = json.loads(following.communicate(timeout=PATIENCE)[0].splitlines()[-1])
         assert (following.returncode, outcome["ok"], outcome["cut"], outcome["killed"]) == (1, False, None, False)
-        assert "ended without its last word after" in outcome["text"]
+        assert "ended without reporting after" in outcome["text"]
 
 
 def test_what_the_server_cuts_is_counted(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 assert agent in self.agents
             case actions.Kill(Agent() as agent, why):
                 assert agent in self.agents
-                assert deadlines[agent] <= self.now or why == "told twice to stop quickly"
+                assert deadlines[agent] <= self.now or why == "asked twice to stop quickly"
                 self.killed.add(agent)
             case actions.OpenPorts():
                 self.opened += 1

@@ -132,7 +132,7 @@ def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path: Path, content: bytes
     path = tmp_path / "diary"
     path.write_bytes(content)
     with store(path) as process:
-        assert "is no state file of this server, and is left as it is" in process.failed()
+        assert "is not a state file of this server, and is left as it is" in process.failed()
     assert path.read_bytes() == content
     assert [each.name for each in tmp_path.iterdir()] == ["diary"]
 

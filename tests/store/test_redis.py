@@ -245,7 +245,7 @@ def test_replicas_may_have_to_confirm(tmp_path: Path) -> None:
                 client.replicaof("NO", "ONE")
             refused = process.write("set", "unsafe", 2)
             assert refused.head["code"] == "replicas"
-            assert "it stands, but fewer than 1 replicas have it" in refused.head["text"]
+            assert "it is written, but fewer than 1 replicas have it" in refused.head["text"]
             assert process.read("unsafe") == 2
             master.kill()
             process.wait("store.down")

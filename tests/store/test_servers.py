@@ -214,7 +214,7 @@ def test_a_second_server_on_the_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("diary", "is no state file of this server, and is left as it is"),
+        ("diary", "is not a state file of this server, and is left as it is"),
         ("nowhere/state.db", "there is no directory"),
         ("memcached://h", "names no store that there is"),
         (

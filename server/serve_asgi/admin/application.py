@@ -74,7 +74,9 @@ class Application:
             await receive()
             await send({"type": "websocket.close"})
         elif self.only_local and not local_name(host := header(scope, b"host")):
-            text = f"{host!r} is no name of this machine: ask for 127.0.0.1 or localhost; a proxy has to do so, too\n"
+            text = (
+                f"{host!r} is not a name of this machine: ask for 127.0.0.1 or localhost; a proxy has to do so, too\n"
+            )
             await answer(scope, send, text.encode(), "text/plain; charset=utf-8", 421)
         elif path not in PAGES and path not in ("/metrics", "/status.json", "/events"):
             await answer(scope, send, b"There is nothing here; the page is at /\n", "text/plain; charset=utf-8", 404)

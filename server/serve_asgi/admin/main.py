@@ -139,7 +139,7 @@ class AdminServer:
         except (EOFError, OSError):
             pass
         except (ChannelError, LookupError, TypeError, ValueError) as error:
-            log.error("what the listener says cannot be understood: %r", error)
+            log.error("a packet from the listener cannot be decoded: %r", error)
             self._status = 1
         self._orders.put({"type": "retire", "reason": "stop", "accept_queued": False})
 

@@ -34,7 +34,7 @@ OUTCOMES: Final = ("done", "refused")
 LIVING: Final = tuple(state.value for state in WorkerState if state not in (WorkerState.PENDING, WorkerState.GONE))
 
 SIMPLE: Final = (
-    ("serve_requests", Cell.REQUESTS, "Requests answered or cut; health checks are not counted."),
+    ("serve_requests", Cell.REQUESTS, "Requests completed or cut; health checks are not counted."),
     ("serve_connections_accepted", Cell.ACCEPTED, "Connections accepted from the kernel."),
     ("serve_connections_handed_over", Cell.HANDED_OVER, "Open connections that a retiring worker passed to another."),
     ("serve_connections_taken_over", Cell.TAKEN_OVER, "Open connections that a worker received from a retiring one."),
@@ -79,12 +79,12 @@ class ServerCollector(Collector):
         yield gauge("serve_generation", "The generation that serves.", state["generation"])
         yield gauge(
             "serve_generations",
-            "Generations that have a living process.",
+            "Generations that have a live process.",
             len({w["generation"] for w in state["workers"]}),
         )
         yield gauge("serve_draining", "1 while the health endpoint says no.", bool(reading.draining_since))
         yield gauge("serve_workers_wanted", "Workers that there should be.", state["size"])
-        workers = GaugeMetricFamily("serve_workers", "Living workers by state.", labels=["state"])
+        workers = GaugeMetricFamily("serve_workers", "Live workers by state.", labels=["state"])
         for name in LIVING:
             workers.add_metric([name], sum(each["state"] == name for each in state["workers"]))
         yield workers
@@ -106,7 +106,7 @@ class ServerCollector(Collector):
         total = reading.total
         for name, cell, meaning in SIMPLE:
             yield counter(name, meaning, total[cell])
-        responses = CounterMetricFamily("serve_responses", "Answers by the class of their status.", labels=["class"])
+        responses = CounterMetricFamily("serve_responses", "Responses by the class of their status.", labels=["class"])
         for number, cell in enumerate(CLASSES, start=1):
             responses.add_metric([f"{number}xx"], total[cell])
         yield responses
@@ -227,7 +227,7 @@ def durations(total: Words) -> HistogramMetricFamily:
     buckets = [(bound, float(count)) for bound, count in zip(bounds, added, strict=True)]
     return HistogramMetricFamily(
         "serve_request_duration_seconds",
-        "From the end of a request's head to the end of its answer.",
+        "From the end of a request's head to the end of its response.",
         buckets,
         total[Cell.DURATION_TOTAL] / NANO,
     )

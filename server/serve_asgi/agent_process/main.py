@@ -31,7 +31,7 @@ def main() -> None:
         status = run(AgentProcess(bootstrap, lease).run, loops)
     except BaseException as error:
         status = 1
-        text = "the agent ends by an error of the server's own; please report this"
+        text = "the agent ends because of an internal error; please report this"
         log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
         leave_within(EXIT_TIME, status)
     bootstrap.guard.finish()

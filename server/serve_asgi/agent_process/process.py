@@ -163,7 +163,7 @@ class AgentProcess:
         if self._leaving is None:
             await self._be_active(life, subject.name)
         if (raised := await life.finish()) is not None:
-            text = "the agent %s did not finish in order: %s"
+            text = "the agent %s did not finish cleanly: %s"
             detail = about("agent_finish_failed", detail=application_traceback(raised))
             log.error(text, subject.name, error_text(raised), extra=detail)
 
@@ -193,7 +193,7 @@ class AgentProcess:
     def _cut_work(self) -> None:
         """End the handlers of messages and runs of schedules that have not ended."""
         if left := work.cancel():
-            text = "cut %d handlers of messages and runs of schedules that had not ended"
+            text = "cut %d message handlers and schedule runs that had not ended"
             log.warning(text, left, extra=about("work_cut", tasks=left))
 
     async def _unless_told(self, do: Coroutine[Any, Any, T]) -> T | None:

@@ -48,7 +48,7 @@ class AgentTarget:
         """What is entered, or awaited; made anew each time if a function makes it. Raises UsageError for neither."""
         made = self._found if is_manager(self._found) else self._found()
         if not is_manager(made) and not inspect.isawaitable(made):
-            raise UsageError(f"{self.name} returned what is {kind(made)} and no agent: make it {WHAT}")
+            raise UsageError(f"{self.name} returned {kind(made)}, which is not an agent: make it {WHAT}")
         return cast("Manager | Awaitable[object]", made)
 
 
@@ -69,11 +69,11 @@ def _check_callable(found: Any, name: str) -> None:
     if is_manager(found):
         return
     if inspect.isasyncgenfunction(found):
-        raise UsageError(f"{name} is an async generator, which is no agent: put @asynccontextmanager above it")
+        raise UsageError(f"{name} is an async generator, which is not an agent: put @asynccontextmanager above it")
     if hasattr(type(found), "__enter__"):
         raise UsageError(f"{name} is a context manager that is not async: make it {WHAT}")
     if not callable(found):
-        raise UsageError(f"{name} is {kind(found)}, which is no agent: name {WHAT}")
+        raise UsageError(f"{name} is {kind(found)}, which is not an agent: name {WHAT}")
     try:
         inspect.signature(found).bind()
     except TypeError:

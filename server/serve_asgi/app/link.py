@@ -81,9 +81,9 @@ class Link:
             if taker is not None:
                 taker(frame)
             else:
-                log.debug("a frame of kind %r came, which this version does not know", frame.kind)
+                log.debug("received a frame of unknown kind %r", frame.kind)
         except (LookupError, TypeError, ValueError, ChannelError) as error:
-            log.error("a frame of the listener's could not be taken: %r", error, extra=about("frame_refused"))
+            log.error("a frame from the listener could not be decoded: %r", error, extra=about("frame_refused"))
 
     def let_go(self) -> None:
         """In a forked child: nothing comes or goes."""
@@ -138,7 +138,7 @@ def current() -> Link:
     if _link is not None:
         if not _link.identity.local:
             if _link.process != os.getpid():
-                raise LinkClosed("this process was forked from one of the server's and is none itself")
+                raise LinkClosed("this process was forked from a server process and is not one itself")
             return _link
         running = asyncio.get_running_loop()
         if _link.loop is running or (_serves(_link) and not _link.stand_in):

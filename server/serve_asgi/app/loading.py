@@ -134,13 +134,13 @@ def _call_factory(factory: Any, specification: str) -> Any:
         raise UsageError(f"{specification} is {kind(factory)}, not a function: leave --factory out")
     if inspect.iscoroutinefunction(factory):
         raise UsageError(
-            f"{specification} is an async function, so no factory: leave --factory out, or use a plain def"
+            f"{specification} is an async function, so it is not a factory: leave --factory out, or use a plain def"
         )
     try:
         inspect.signature(factory).bind()
     except TypeError:
         raise UsageError(
-            f"{specification} needs arguments, so no factory: leave --factory out if it is the application itself"
+            f"{specification} needs arguments, so it is not a factory: leave --factory out if it is the application"
         ) from None
     except ValueError:
         pass  # a builtin without a signature: calling it will show

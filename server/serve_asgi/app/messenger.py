@@ -208,7 +208,7 @@ class Messenger:
         if not callable(handler):
             raise TypeError(f"a handler is a function that takes a message, not {handler!r}")
         if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
-            raise TypeError(f"a handler is no generator: nothing would run {handler!r}, which has a `yield`")
+            raise TypeError(f"a handler cannot be a generator: nothing would run {handler!r}, which has a `yield`")
         if thread and is_asynchronous(handler):
             raise TypeError(
                 f"{handler!r} is async and runs in the event loop: thread=True is for a handler that is not"

@@ -145,7 +145,7 @@ def _call(function: object) -> object:
 
 def _check_function(function: Callable[[], Any]) -> None:
     if not callable(function):
-        raise ScheduleError("what is decorated is no function")
+        raise ScheduleError("what is decorated is not a function")
     called = (function, _call(function))
     if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in called):
         raise ScheduleError("a generator does nothing when it is called: make it a function")

@@ -382,7 +382,7 @@ def _checked(key: str) -> str:
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise errors.BadKey("a key holds half a surrogate pair, which is no text") from None
+        raise errors.BadKey("a key holds half a surrogate pair, which is not text") from None
     if not 0 < size <= MAX_KEY:
         raise errors.BadKey(f"a key has 1 to {MAX_KEY} bytes, this one has {size}")
     if key.startswith(RESERVED):

@@ -48,7 +48,7 @@ def _in_words(act: Callable[..., int]) -> Callable[..., int]:
             return act(**given)
         except KeyError as error:
             raise StartError(
-                f"the server did not tell {error}: it is of another version; use the serve command of its own release"
+                f"the server's answer lacks {error}: it is another version; use the serve command of its own release"
             ) from error
         except OSError as error:
             raise StartError(f"this command cannot go on: {error.strerror or error}") from error
@@ -83,7 +83,7 @@ def seconds(name: str, what: str, default: float | None = None) -> click.Option:
 def tell(text: str) -> None:
     """Print a line now: a step. If it cannot be written, that is said once, and no further step is written."""
     if (trouble := _print(text)) is not None and trouble.errno != errno.EPIPE:
-        complain(f"{_unwritten(trouble)}; what was asked for is followed to its end without a word")
+        complain(f"{_unwritten(trouble)}; the command goes on without printing")
 
 
 def show(text: str) -> None:

@@ -91,14 +91,14 @@ class Conversation:
             except OSError:
                 piece = b""
             if not piece or len(self._buffer) > control_protocol.LINE_LIMIT:
-                raise Gone("the server went away before it answered; look at its log")
+                raise Gone("the server ended before it answered; look at its log")
             self._buffer += piece
         try:
             message: dict[str, Any] = json.loads(line)
             if "record" not in message and not isinstance(message["ok"], bool):
                 raise ValueError
         except (ValueError, KeyError, TypeError):
-            raise UsageError("what answers there is not a server's control socket; name it with --control") from None
+            raise UsageError("that is not a server's control socket; name it with --control") from None
         return message
 
     def outcome(self, timeout: float | None = None) -> dict[str, Any]:

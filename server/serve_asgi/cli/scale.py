@@ -76,6 +76,6 @@ COMMANDS: Final = {
         "scale",
         scale,
         click.Argument(["workers"], type=click.IntRange(min=1)),
-        click.Option(["--wait/--no-wait"], default=True, help="Wait until so many serve.", show_default=True),
+        click.Option(["--wait/--no-wait"], default=True, help="Wait until that many workers serve.", show_default=True),
     ),
 }

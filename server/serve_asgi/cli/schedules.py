@@ -201,6 +201,6 @@ COMMANDS: Final = {
         click.Argument(["do"], type=click.Choice(["pause", "resume", "run"])),
         click.Argument(["name"]),
         click.Option(["--wait/--no-wait"], default=True, help="Wait for the end of the run.", show_default=True),
-        seconds("--timeout", "Wait no longer than that; the run goes on."),
+        seconds("--timeout", "How long to wait; the run goes on."),
     ),
 }

@@ -42,7 +42,7 @@ def _worker(worker: dict[str, Any]) -> Iterator[str]:
         state += f", its event loop blocked for {span(worker['blocked'])}"
     yield state
     if worker["reason"]:
-        yield f"  {worker['reason']}" + ("" if worker["threads"] else "; nothing is known of it")
+        yield f"  {worker['reason']}" + ("" if worker["threads"] else "; nothing is known about it")
     for thread in worker["threads"]:
         what = [thread["name"], thread.get("request", ""), thread.get("note", "")]
         yield from _place("  " + ", ".join(filter(None, what)), thread["stack"])

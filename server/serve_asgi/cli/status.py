@@ -9,7 +9,7 @@ from typing import Any, Final
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
 
-AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was worn out or blocked"}
+AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was recycled or blocked"}
 """Why workers are started beside those of a generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
 STATES: Final = {"passing": "ready; the agent changes"}
 """States of a generation that need words of their own."""
@@ -48,16 +48,16 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
         yield f"metrics and a page on {', '.join(found['admin'])}"
     if state := found.get("state_store"):
         yield f"shared state in {state['place']}" + (
-            f": not to be written, {state['trouble']}" if state["trouble"] else ""
+            f": cannot be written, {state['trouble']}" if state["trouble"] else ""
         )
     totals = found["totals"]
     reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
     yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} answered"
     again = {cause: count for cause, count in found.get("starts", {}).items() if cause in AGAIN}
     if again:
-        yield "workers started again: " + ", ".join(f"{count} {AGAIN[cause]}" for cause, count in again.items())
+        yield "workers replaced: " + ", ".join(f"{count} {AGAIN[cause]}" for cause, count in again.items())
     if found.get("lost"):
-        yield f"{counted(found['lost'], 'request')} lost: cut, or in the hands of a worker that died"
+        yield f"{counted(found['lost'], 'request')} lost: cut, or in flight in a worker that died"
     for generation in found["generations"]:
         if generation["number"] != found["generation"]:
             state = STATES.get(generation["state"], generation["state"])

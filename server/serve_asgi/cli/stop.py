@@ -224,7 +224,7 @@ class Stopping:
         cut = (self.held or 0) + max(0, (self.cut or 0) - self.before["lost"])
         took = time.monotonic() - self._began
         clean = known and not cut and not killed
-        how = "killed" if killed else "stopped" if self.cut is not None else "ended without its last word"
+        how = "killed" if killed else "stopped" if self.cut is not None else "ended without reporting"
         lost = (
             (f"{counted(cut, 'request')} cut" if cut else "nothing was cut") if known else "what was cut is not known"
         )

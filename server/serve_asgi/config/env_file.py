@@ -55,7 +55,7 @@ def _read(binding: Binding) -> tuple[str, str]:
     if "\0" in name or "\0" in value:
         raise ValueError("there is a NUL character, which no variable may hold: take it out")
     if not _NAME.fullmatch(name):
-        raise ValueError(f"what stands before the equals sign is no name: {_HOW}, and # in front of a comment")
+        raise ValueError(f"what stands before the equals sign is not a name: {_HOW}, and # in front of a comment")
     return name, value
 
 
@@ -64,7 +64,7 @@ def _why_not(written: str) -> str:
     before, equals, value = written.partition("=")
     name = before.strip().removeprefix("export").strip()
     if not equals:
-        return f"this is no variable: {_HOW}"
+        return f"this is not a variable: {_HOW}"
     if not _NAME.fullmatch(name):
         return f"there is no name before the equals sign, or more than one: {_HOW}"
     if (quote := value.strip()[:1]) in ("'", '"'):

@@ -97,7 +97,9 @@ def read_hook(text: str) -> Hook:
     event, equals, command = (part.strip() for part in text.partition("="))
     event = event.replace("-", "_")
     if not equals or not event or not command:
-        raise ValueError(f"{text!r} is no hook: write EVENT=COMMAND, for example post_reload=/usr/local/bin/tell-chat")
+        raise ValueError(
+            f"{text!r} is not a hook: write EVENT=COMMAND, for example post_reload=/usr/local/bin/tell-chat"
+        )
     known = BEFORE | AFTER | NAMES.keys()
     if event not in known:
         near = difflib.get_close_matches(event, sorted(known), 1)
@@ -110,5 +112,5 @@ def read_hook(text: str) -> Hook:
     except ValueError as error:
         raise ValueError(f"the command of the hook {event} cannot be read: {str(error).lower()}") from None
     if not words:
-        raise ValueError(f"{text!r} is no hook: its command is empty")
+        raise ValueError(f"{text!r} is not a hook: its command is empty")
     return Hook(event, command, words)

@@ -155,7 +155,7 @@ class Config:
         (), "Inherited descriptor of a socket to listen on; may be repeated.", LISTENING, minimum=0, live=False
     )
     backlog: int = option(
-        2048, "Connections that the kernel keeps waiting.", LISTENING, minimum=1, maximum=2**31 - 1, live=False
+        2048, "Connections that the kernel queues.", LISTENING, minimum=1, maximum=2**31 - 1, live=False
     )
     unix_mode: str = option("0660", "Mode of unix sockets, octal.", LISTENING, unit="MODE", live=False)
     admin: str = option(
@@ -322,22 +322,22 @@ class Config:
     )
     min_body_rate: int = option(
         100,
-        "Slowest arrival of a request's content, averaged over 15 s (slower: 408); 0 allows any.",
+        "Slowest arrival of a request body, averaged over 15 s (slower: 408); 0 allows any.",
         HTTP,
         unit="BYTES/S",
         minimum=0,
     )
     write_timeout: float = option(
         60.0,
-        "How long a client may take no byte of what is written to it (longer: cut).",
+        "How long a client may accept no byte of what is written to it (longer: cut).",
         HTTP,
         unit="SECONDS",
         minimum=1,
     )
     max_head_size: int = option(65536, "Largest request head (larger: 431).", HTTP, unit="BYTES", minimum=1024)
-    max_headers: int = option(128, "Most fields in a request head (more: 431).", HTTP, minimum=1)
+    max_headers: int = option(128, "Most headers in a request (more: 431).", HTTP, minimum=1)
     max_target_size: int = option(16384, "Longest request target (longer: 414).", HTTP, unit="BYTES", minimum=64)
-    max_body_size: int = option(0, "Largest request content (larger: 413); 0 means any.", HTTP, unit="BYTES", minimum=0)
+    max_body_size: int = option(0, "Largest request body (larger: 413); 0 means any.", HTTP, unit="BYTES", minimum=0)
     max_concurrency: int = option(
         0,
         "Requests in progress in one worker, WebSockets not counted (more: 503 with Retry-After); 0 means any.",
@@ -348,7 +348,7 @@ class Config:
         0, "Connections open at a time in one worker (more wait to be accepted); 0 means any.", HTTP, minimum=0
     )
     early_hints: bool = option(
-        False, "Offer http.response.early_hint (103), which some HTTP/1.1 clients take for the answer.", HTTP
+        False, "Offer http.response.early_hint (103), which some HTTP/1.1 clients take for the response.", HTTP
     )
     server_header: bool = option(True, "Send a Server header.", HTTP)
     date_header: bool = option(True, "Send a Date header.", HTTP)
@@ -356,7 +356,7 @@ class Config:
     # Behind proxies
     forwarded_allow_ips: str = option(
         "127.0.0.1,::1,unix",
-        "Proxies whose word is taken for the client's address and scheme: addresses, networks (10.0.0.0/8), unix for "
+        "Proxies that are believed about the client's address and scheme: addresses, networks (10.0.0.0/8), unix for "
         "the peers of unix sockets, or * for every peer; separated by commas.",
         PROXIES,
         separated=True,
@@ -365,7 +365,7 @@ class Config:
     )
     forwarded_headers: str = option(
         "x-forwarded-for,x-forwarded-proto",
-        "Header fields that are believed; name those that your proxy sets itself: some of x-forwarded-for, "
+        "Headers that are believed; name those that your proxy sets itself: some of x-forwarded-for, "
         "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded (RFC 7239), or none.",
         PROXIES,
         separated=True,
@@ -409,7 +409,7 @@ class Config:
 
     # Logging
     log_level: str = option(
-        "info", "Least level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error")
+        "info", "Lowest level of the server's own log lines.", LOGGING, choices=("debug", "info", "warning", "error")
     )
     log_format: str = option(
         "auto",

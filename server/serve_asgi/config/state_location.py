@@ -59,10 +59,10 @@ def redis_address(state: str) -> RedisAddress:
         parts = urlsplit(state)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
     except ValueError:
-        raise UsageError(f"--state {shown(state)} is no URL: write redis://HOST:PORT/DB") from None
+        raise UsageError(f"--state {shown(state)} is not a URL: write redis://HOST:PORT/DB") from None
     if parts.scheme not in SCHEMES:
         raise UsageError(
-            f"--state {shown(state)} names no store that there is: write a path, redis://HOST:PORT/DB, "
+            f"--state {shown(state)} names no known store: write a path, redis://HOST:PORT/DB, "
             "rediss://HOST:PORT/DB (TLS) or unix:///PATH"
         )
     prefix, replicas = query.pop("prefix", PREFIX), _number(state, query, "replicas", 0)

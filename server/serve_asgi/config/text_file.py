@@ -22,7 +22,7 @@ def read_small(path: str) -> str:
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # what is read again at a reload must be there again
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", path)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
     with open(descriptor, "rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:

@@ -96,7 +96,7 @@ def believed(text: str) -> frozenset[bytes]:
         return frozenset()
     for name in sorted(names - {X_FOR, X_PROTO, X_HOST, X_PREFIX, FORWARDED}):
         raise ValueError(
-            f"{name.decode()!r} is not a field that this server knows; write some of x-forwarded-for, "
+            f"{name.decode()!r} is not a header that this server knows; write some of x-forwarded-for, "
             "x-forwarded-proto, x-forwarded-host and x-forwarded-prefix, or forwarded, or none"
         )
     if FORWARDED in names and names & {X_FOR, X_PROTO, X_HOST}:

@@ -125,7 +125,7 @@ def _check_host(found: Found) -> None:
         plain = False
     if not plain or re.search(r"[\s/\[\]]", text):
         raise UsageError(
-            f"{host.source}: {host.value!r} is no host: write a name or an address alone; its port is given by "
+            f"{host.source}: {host.value!r} is not a host: write a name or an address alone; its port is given by "
             f"{'port' if host.source.path else '--port'}"
         )
 
@@ -139,7 +139,7 @@ def _check_health(found: Found) -> None:
         raise UsageError(f"{path.source} is empty: write {off} to answer no such path")
     if re.search(r"[\x00-\x20\x7f-\U0010ffff?#]", path.value):
         raise UsageError(
-            f"{path.source}: {path.value!r} is asked for by no client: write a path of ASCII characters, without "
+            f"{path.source}: {path.value!r} cannot be requested by a client: write a path of ASCII characters, without "
             "spaces, ? and #, as in /ping"
         )
 
@@ -156,7 +156,7 @@ def _check_unix(found: Found) -> None:
         )
     if control is not None and control.value.startswith(("@", "unix:")):
         raise UsageError(
-            f"{control.source}: {control.value!r} is no path, and the control socket is a file, whose mode keeps "
+            f"{control.source}: {control.value!r} is not a path, and the control socket is a file, whose mode keeps "
             "others out: write a path, such as /run/app/control.sock"
         )
 
@@ -204,7 +204,7 @@ def _check_logging(found: Found) -> None:
         except ValueError as error:
             raise UsageError(f"{style.source}: {error}") from None
     if name is not None and not HEADER_NAME.fullmatch(name.value):
-        raise UsageError(f"{name.source}: {name.value!r} is not the name of a header field; write one: x-request-id")
+        raise UsageError(f"{name.source}: {name.value!r} is not the name of a header; write one: x-request-id")
 
 
 def _check_paths(found: Found, directory: str) -> None:

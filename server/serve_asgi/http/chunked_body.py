@@ -142,18 +142,18 @@ class ChunkReader:
             return position + 2, _END
         field = FIELD_LINE.match(data, position, position + MAX_LINE)
         if field is None:
-            self._wait_for_line(data, position, _FIELD_START, "A trailer field is malformed.")
+            self._wait_for_line(data, position, _FIELD_START, "A trailer is malformed.")
             return position, _TRAILERS
         self._count(field.end() - position)
         if field[1].lower() in _FRAMING:
-            raise BadRequest(400, "A trailer field frames or routes the message, which only the head can do.")
+            raise BadRequest(400, "A trailer frames or routes the message, which only the head may do.")
         return field.end(), _TRAILERS
 
     def _count(self, size: int) -> None:
         """So many bytes more, or fewer, around the content. Raises BadRequest (RFC 9112 7.1.1: a limit ought to be)."""
         self._overhead = max(self._overhead + size, 0)
         if self._overhead > self._limit:
-            raise BadRequest(400, "The chunked content has too much around it.")
+            raise BadRequest(400, "The chunks of the body have too much overhead.")
 
     def _wait_for_line(self, data: bytes, position: int, start: re.Pattern[bytes], reason: str) -> None:
         """Keep the part of a line that has arrived. Raises BadRequest if it cannot become a valid one."""

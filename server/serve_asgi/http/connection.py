@@ -351,7 +351,7 @@ class Http1Connection(Lifecycle):
             exchange.push(content)
         largest = self.service.config.max_body_size
         if largest and self._content > largest:
-            self._refuse_content(exchange, BadRequest(413, f"The request's content is larger than {largest} bytes."))
+            self._refuse_content(exchange, BadRequest(413, f"The request body is larger than {largest} bytes."))
             return False
         if leftover is None:
             return False
@@ -575,7 +575,7 @@ class Http1Connection(Lifecycle):
         elif self.read_paused or exchange.awaits_continue or exchange.content is not COMING:
             self.expect_content()
         elif self._arrived < self.service.config.min_body_rate * BODY_WINDOW:
-            self._refuse_content(exchange, BadRequest(408, "The request's content arrives too slowly."))
+            self._refuse_content(exchange, BadRequest(408, "The request body arrives too slowly."))
         else:
             self.expect_content()
 

@@ -45,16 +45,16 @@ def _what_is_wrong(data: bytes, position: int) -> str:
     """A sentence about the malformed field line at `position`."""
     line = data[position : data.index(b"\r\n", position)]
     if line[:1] in (b" ", b"\t"):
-        return "A header field is folded over several lines, or there is white space before the first."
+        return "A header is folded over several lines, or there is whitespace before the first."
     if b"\0" in line:
-        return "A header field contains a NUL byte."
+        return "A header contains a NUL byte."
     if b"\n" in line:
-        return "Lines of the request head end without carriage return."
+        return "Lines of the request head end without a carriage return."
     if b"\r" in line:
-        return "A header field contains a carriage return."
+        return "A header contains a carriage return."
     name, colon, _ = line.partition(b":")
     if not colon:
         return "A line of the request head has no colon."
     if name[-1:] in (b" ", b"\t"):
-        return "There is white space between the name of a header field and its colon."
-    return "A header field has a name or a value with characters that cannot be there."
+        return "There is whitespace between the name of a header and its colon."
+    return "A header has a name or a value with characters that are not allowed."

@@ -39,12 +39,12 @@ class Mistakes:
             return
         told.add((head.method, route, status))
         _log.warning(
-            "The application sent content in its %d response to %s %s. Such a response has none (RFC 9110 %s), so it "
+            "The application sent a body in its %d response to %s %s. Such a response has none (RFC 9110 %s), so it "
             "was dropped; answer without content, or with another status. %s",
             status,
             head.method,
             route,
             _SECTIONS[status],
-            "This is said once for each route." if len(told) < MOST_ROUTES else "No more routes will be named.",
+            "This is logged once for each route." if len(told) < MOST_ROUTES else "No more routes will be named.",
             extra=about("body_dropped", method=head.method, path=path, status=status),
         )

@@ -181,7 +181,7 @@ class ProxyConnection(Lifecycle):
         if self._readable():
             self.deadline = self.service.loop.time() + PEEK_TIME
         else:
-            self._turn_away("its PROXY protocol header has not come in time (--proxy-protocol-timeout)")
+            self._turn_away("its PROXY protocol header did not arrive in time (--proxy-protocol-timeout)")
 
     # ---- hand-over
 

@@ -153,14 +153,14 @@ class Exchange(Answer):
         elif self.state is WAITING:
             self._report("returned without answering", "request_unanswered")
         else:
-            self._report("returned without completing its answer to", "request_unanswered")
+            self._report("returned without completing its response to", "request_unanswered")
         self._end()
 
     def _failed(self, error: BaseException) -> None:
         try:
             self._tell_of(error)
         except BaseException:  # the application has the scope, and may have put anything into it
-            _log.error("The application failed; at which request cannot be said.", extra=about("application_failed"))
+            _log.error("The application failed; it is not known in which request.", extra=about("application_failed"))
         finally:
             self._end()
 
@@ -181,7 +181,7 @@ class Exchange(Answer):
         except BaseException as error:
             self.lose()
             self.connection.transport.abort()
-            text = "an answer could not be ended, and its connection is closed; please report this"
+            text = "a response could not be completed, and its connection was closed; please report this"
             logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
 
     def _report(self, what: str, event: str, error: BaseException | None = None) -> None:

@@ -175,7 +175,7 @@ def _is_plain(head: Head, headers: list[tuple[bytes, bytes]], version: str) -> b
 
 
 def _connect() -> BadRequest:
-    return BadRequest(501, "This server is no proxy: it does not know CONNECT.")
+    return BadRequest(501, "This server is not a proxy: it does not support CONNECT.")
 
 
 def _split_target(method: str, target: bytes) -> tuple[bytes, bytes, bytes | None]:
@@ -218,7 +218,7 @@ def _understand(head: Head, watched: list[tuple[bytes, bytes]]) -> None:
     head.keep_alive = b"close" not in connection
     expectations = _tokens(fields.get(b"expect", ()))
     if expectations - _EXPECTATIONS:
-        raise BadRequest(417, "The only expectation that this server can meet is 100-continue.")
+        raise BadRequest(417, "The only expectation that this server meets is 100-continue.")
     head.expect_continue = head.body != 0 and b"100-continue" in expectations
     head.te_trailers = b"trailers" in _tokens(fields.get(b"te", ()))
     head.websocket = (
@@ -236,14 +236,14 @@ def _check_host(version: str, hosts: list[bytes]) -> None:
     if not hosts:
         if version == "1.0":
             return
-        raise BadRequest(400, "An HTTP/1.1 request needs a Host field.")
+        raise BadRequest(400, "An HTTP/1.1 request needs a Host header.")
     if len(hosts) > 1:
-        raise BadRequest(400, "The request has more than one Host field.")
+        raise BadRequest(400, "The request has more than one Host header.")
     host = hosts[0]
     if host in _valid_hosts:
         return
     if not is_authority(host):
-        raise BadRequest(400, "The Host field is not a host with an optional port.")
+        raise BadRequest(400, "The Host header is not a host with an optional port.")
     if len(_valid_hosts) >= _MAX_VALID_HOSTS:
         _valid_hosts.clear()
     _valid_hosts.add(host)
@@ -261,7 +261,7 @@ def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None
     if lengths is None:
         return 0
     if len(lengths) > 1:
-        raise BadRequest(400, "The request has more than one Content-Length field.")
+        raise BadRequest(400, "The request has more than one Content-Length header.")
     digits = lengths[0]
     if not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
         raise BadRequest(400, "The Content-Length is not a decimal number of bytes.")
@@ -278,7 +278,7 @@ def _raise_for_coding(codings: list[bytes]) -> None:
         return
     *others, last = [coding.strip(b" \t") for coding in b",".join(codings).lower().split(b",")]
     if last != b"chunked":
-        raise BadRequest(400, "The last transfer coding is not chunked, so that the content has no known length.")
+        raise BadRequest(400, "The last transfer coding is not chunked, so the length of the body is unknown.")
     if any(not _CODING.fullmatch(other) or other == b"chunked" for other in others):
         raise BadRequest(400, "The Transfer-Encoding is malformed.")
     raise BadRequest(501, "The only transfer coding that this server understands is chunked.")
@@ -348,5 +348,5 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
         except BadRequest as refused:
             return refused
     if start.find(b"\n\n", max(known - 1, 0)) >= 0:
-        return BadRequest(400, "Lines of the request head end without carriage return.")
+        return BadRequest(400, "Lines of the request head end without a carriage return.")
     return None

@@ -611,7 +611,7 @@ class Answer:
 
 def _wrong_length(size: int, length: int) -> str:
     than = "longer" if size > length else "shorter"
-    return f"The response's content is {than} than its Content-Length: {size} bytes, announced {length}."
+    return f"The response body is {than} than its Content-Length: {size} bytes, announced {length}."
 
 
 def _immutable(headers: tuple[Iterable[bytes], ...]) -> bool:

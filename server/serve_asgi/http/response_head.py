@@ -113,7 +113,7 @@ def encode_trailers(headers: Iterable[Iterable[bytes]]) -> bytes:
     fields = [(name, value) for name, value in headers]
     for name, _ in fields:
         if isinstance(name, bytes) and name.lower() in _FORBIDDEN_TRAILERS:
-            raise ValueError(f"The field {name.decode('latin-1')} cannot be sent as a trailer.")
+            raise ValueError(f"The header {name.decode('latin-1')} cannot be sent as a trailer.")
     block, _, _ = encode_fields(fields, bodiless=False)
     return block[2:] + b"\r\n" if block else b""
 

@@ -264,9 +264,9 @@ class Service:
         if len(head.target) > config.max_target_size:
             raise BadRequest(414, f"The request target is longer than {config.max_target_size} bytes.")
         if len(head.headers) > config.max_headers:
-            raise BadRequest(431, f"The request head has more than {config.max_headers} fields.")
+            raise BadRequest(431, f"The request head has more than {config.max_headers} headers.")
         if config.max_body_size and head.body > config.max_body_size:
-            raise BadRequest(413, f"The request's content is larger than {config.max_body_size} bytes.")
+            raise BadRequest(413, f"The request body is larger than {config.max_body_size} bytes.")
 
     def tick(self) -> None:
         """Once per second."""

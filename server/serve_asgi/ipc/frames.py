@@ -51,7 +51,7 @@ def split_frame(data: bytes) -> tuple[str, msgspec.Raw, bytes]:
         end = _LENGTH.size + length
         kind, head = _OPENED.decode(data[2:end])
         if end > len(data):
-            raise ValueError("it is shorter than it says")
+            raise ValueError("it is shorter than announced")
     except (struct.error, *BAD) as error:
         raise ChannelError(f"a packet that holds no frame: {why(error)}") from None
     return kind, head, data[end:]

@@ -232,9 +232,9 @@ class AdminProcess:
         except (OSError, anyio.ClosedResourceError):
             pass  # it is gone, which SIGCHLD tells
         except ChannelError as error:
-            log.error("the admin process is not told any more what happens: %s", error)
+            log.error("the admin process gets no more events: %s", error)
         except Exception:  # a bug here must cost the server nothing more
-            log.exception("the admin process is not told any more what happens; please report this")
+            log.exception("the admin process gets no more events; please report this")
 
     async def _welcome(self, channel: Channel) -> State:
         """All that it has to know before it may show anything; return the state that it was told."""

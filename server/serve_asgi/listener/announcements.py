@@ -43,11 +43,11 @@ class Announcements:
         where = ", ".join(self._addresses)
         log.info("serving on %s", where, extra=logs.about("sockets_opened", addresses=where))
         if self._admin:
-            log.info("metrics and the page that shows them: %s", ", ".join(self._admin))
+            log.info("metrics and dashboard: %s", ", ".join(self._admin))
 
     def _write_pid_file(self) -> None:
         try:
             if self._pid_file is not None:
                 self._pid_file.write()
         except UsageError as error:  # such as a full disk: the next reload tries again
-            log.error("the pid file is not written: %s", error, extra=logs.about("pid_file_failed"))
+            log.error("the pid file cannot be written: %s", error, extra=logs.about("pid_file_failed"))

@@ -149,7 +149,7 @@ class Children:
             child.watchdog = WatchdogChannel()
             asked_over, dump = child.watchdog.hand_out()
         except OSError as error:
-            log.warning("%s will not be able to tell its stacks: %s", child.worker, error)
+            log.warning("%s will not be able to report its stacks: %s", child.worker, error)
             return {}
         return {"asked over": asked_over, "dump": dump}
 
@@ -196,7 +196,7 @@ class Children:
             self._free_rows.append(child.row)
             child.close()
         except Exception:
-            log.exception("not all that belonged to %s could be given back", child.worker)
+            log.exception("some resources of %s could not be released", child.worker)
         self._died(child.worker, describe(wait_status), in_flight)
         return True
 
@@ -236,7 +236,7 @@ class Children:
     def _say(self, child: Child, packet: Packet, given: Sequence[int] = ()) -> None:
         child.send_queue.put(packet, given=given)
         if len(child.send_queue) > MOST_UNREAD:
-            self._end(child, f"it has not taken {MOST_UNREAD} packets of its channel")
+            self._end(child, f"it has not read {MOST_UNREAD} packets from its channel")
 
     def connect_pair(self, sender: Worker, receiver: Worker, pair: int) -> None:
         """Connect two workers for hand-overs."""
@@ -275,7 +275,7 @@ class Children:
                 if each.worker.generation is worker.generation:
                     self._make_known(each, [child])
         except OSError as error:  # without descriptors to spare only evenness is lost
-            log.debug("%s cannot be told who serves beside it: %s", worker, error)
+            log.debug("%s cannot be told which workers serve beside it: %s", worker, error)
         self._say(child, {"type": "serve"})
 
     def _make_known(self, to: Child, others: Sequence[Child]) -> None:
@@ -295,7 +295,7 @@ class Children:
         try:
             await child.send_queue.run()
         except Exception:
-            log.exception("%s cannot be spoken to and is killed", child.worker)
+            log.exception("%s cannot be reached over its channel and is killed", child.worker)
             if child.pid in self.by_pid:
                 child.kill()
 
@@ -331,7 +331,7 @@ class Children:
     def _decoded(self, child: Child, data: bytes) -> packets.Packet | None:
         """What the child says. Raises ChannelError if it must not."""
         if not child.allowance.use():
-            raise ChannelError("more of them than any child has to say")
+            raise ChannelError("more of them than any child sends")
         allowed = packets.FROM_AGENT if isinstance(child.worker, Agent) else packets.FROM_WORKER
         packet = allowed.decode(data)
         if packet is not None and (kind := type(packet)) in packets.ONCE:

@@ -260,7 +260,7 @@ class ControlServer:
         ):
             pass  # the peer left; what it asked for goes on
         except Exception:
-            log.exception("a control request was not answered; the server serves on")
+            log.exception("a control request could not be answered; the server serves on")
         finally:
             self._busy -= 1
             if not self._busy:
@@ -296,7 +296,7 @@ class ControlServer:
                 on = not request.off
                 self._server.post(e.DrainAsked(on=on, by_control=True))
                 if not await self._drained(on):
-                    return {"ok": True, "text": "asked for; hooks that run before it are not done yet"}
+                    return {"ok": True, "text": "requested; the hooks before it have not finished yet"}
                 return {"ok": True, "text": "draining until `serve drain --off`" if on else "drain ended"}
             case "stop":
                 return await self._stop(stream, request.delay, follows=follows)
@@ -304,7 +304,7 @@ class ControlServer:
                 return self._scale(request.to)
             case "logs-reopen":
                 self._server.post(e.ReopenAsked())
-                return {"ok": True, "text": "the log files are opened anew"}
+                return {"ok": True, "text": "the log files are opened again"}
             case "status":
                 return {"ok": True, "text": "", "status": self._server.status()}
             case "config":
@@ -327,7 +327,7 @@ class ControlServer:
         self._next_ticket += 1
         if not wait:
             self._server.post(e.ReloadAsked(ticket, by="serve reload"))
-            return {"ok": True, "text": "reload asked for"}
+            return {"ok": True, "text": "reload requested"}
         self._tickets[ticket] = asker
         self._server.post(e.ReloadAsked(ticket, by="serve reload"))
         return await self._tell(stream, asker)
@@ -364,12 +364,12 @@ class ControlServer:
 
     def _scale(self, to: object) -> dict[str, Any]:
         if not isinstance(to, int) or isinstance(to, bool) or to < 1:
-            return {"ok": False, "text": f"{to!r} is not a number of workers; one is the least there can be"}
+            return {"ok": False, "text": f"{to!r} is not a number of workers; there must be at least one"}
         if to > MOST_WORKERS:
             return {"ok": False, "text": f"{to} workers are too many; the most is {MOST_WORKERS}"}
         found = self._server.status()
         if found["state"] not in _NOT_STOPPING:
-            return {"ok": False, "text": f"the server is {found['state']}; it takes no other number of workers"}
+            return {"ok": False, "text": f"the server is {found['state']}; the number of workers cannot be changed"}
         self._server.post(e.ScaleAsked(to=to))
         return {"ok": True, "text": f"workers: {found['size']} -> {to}"}
 

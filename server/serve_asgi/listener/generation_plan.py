@@ -75,4 +75,4 @@ async def resolve_anew(settings: Settings, start_directory: str) -> GenerationCo
 
     with anyio.move_on_after(READ_TIME):
         return await anyio.to_thread.run_sync(plan, abandon_on_cancel=True)
-    raise UsageError(f"the configuration could not be read within {READ_TIME:g} s; is its disk well?")
+    raise UsageError(f"the configuration could not be read within {READ_TIME:g} s; is the disk all right?")

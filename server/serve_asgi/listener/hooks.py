@@ -136,9 +136,9 @@ class Hooks:
             text = f"the {hook} failed: {outcome.trouble}"
             self._say(logging.ERROR, "hook_failed", text, hook, outcome.output, reason=outcome.trouble)
         elif outcome.output:
-            self._say(logging.INFO, "hook_finished", f"the {hook} says", hook, outcome.output)
+            self._say(logging.INFO, "hook_finished", f"the {hook} printed", hook, outcome.output)
         else:
-            self._say(logging.DEBUG, "hook_finished", f"the {hook} is done", hook)
+            self._say(logging.DEBUG, "hook_finished", f"the {hook} has finished", hook)
 
     def _say(self, level: int, event: str, text: str, hook: Hook, detail: str = "", **about: Any) -> None:
         self._tell(

@@ -284,7 +284,7 @@ class HubLinks:
                     raise ChannelError("it has no bytes")
                 return False
             if not self.hub.take(member, data) and not link.unknown.use():
-                raise ChannelError("more of kinds that are not known than any version sends")
+                raise ChannelError("more of unknown kinds than any version sends")
         except Exception as error:
             who = self.hub.members.get(member, f"member {member} of the hub")
             self._break(member, link, misbehaving_child.reason(who, "link", error))

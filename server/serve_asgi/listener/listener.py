@@ -278,10 +278,10 @@ class Listener:
         try:
             return self.supervisor.handle(event, time.monotonic())
         except Exception as error:
-            log.exception("the listener could not deal with %s; please report this", type(event).__name__)
+            log.exception("the listener could not handle %s; please report this", type(event).__name__)
             process = getattr(event, "worker", None) or getattr(event, "agent", None)
             if process is not None:
-                self._broken(process, f"the listener could not deal with {type(event).__name__}: {error!r:.100}")
+                self._broken(process, f"the listener could not handle {type(event).__name__}: {error!r:.100}")
             return []
 
     def post(self, event: e.Event) -> None:
@@ -390,7 +390,7 @@ class Listener:
             about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
             self.recorder.record(actions.LogEvent(level, "agent_killed", f"{worker} is killed: {why}", "", about))
             return
-        text = f"{worker} is killed: {why}; in its hands: {counted(in_flight, 'request')}"
+        text = f"{worker} is killed: {why}; lost: {counted(in_flight, 'request')}"
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         about = {**who, "reason": why, "in_flight": in_flight}
         self.recorder.record(actions.LogEvent(level, "worker_killed", text, "", about))

@@ -24,10 +24,10 @@ log = logging.getLogger("serve")
 def reason(who: object, where: str, error: Exception) -> str:
     """Why this child ends, of which something that it said (over its "channel") has raised `error`."""
     if isinstance(error, ChannelError):
-        return sayable(f"it broke the protocol of its {where}: {error}")[:MOST_REASON]
-    text = "the listener could not deal with what came from %s over its %s; please report this"
+        return sayable(f"it violated the protocol of its {where}: {error}")[:MOST_REASON]
+    text = "the listener could not handle what %s sent over its %s; please report this"
     log.error(text, who, where, exc_info=error, extra=about("packet_handling_failed"))
-    return f"the listener could not deal with what it said over its {where}: {type(error).__name__}"
+    return f"the listener could not handle what it sent over its {where}: {type(error).__name__}"
 
 
 class RateLimit:

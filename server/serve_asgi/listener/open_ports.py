@@ -64,11 +64,11 @@ async def keep_open(
                     what, then = "shut it down for all", "it listens again, without the clients that were not accepted"
                     each.listen_again(backlog())
                 else:
-                    what, then = "kept new clients out of it", "they are let in again"
+                    what, then = "kept new clients out of it", "clients can connect again"
                     if not each.let_in():
                         continue
             except (OSError, ServeError) as error:
                 given_up.add(each.name)
-                then = f"nobody gets in any more: {error}"
+                then = f"no client can connect any more: {error}"
             text = f"a process that has {each.name} as well, such as a worker, has {what}; {then}"
             say(actions.LogEvent(logging.ERROR, "socket_shut_down", text, "", {"address": each.name}))

@@ -121,7 +121,7 @@ class WatchdogChannel:
         if found is not None:
             return found
         if deadline.cancelled_caught and self._asking.locked():
-            return nothing("somebody else is asking it at this moment")
+            return nothing("somebody else is asking it now")
         state = state_of(pid)
         if not state or state in "ZX" or not lives():
             return nothing("its process has ended")
@@ -241,7 +241,7 @@ async def survey(children: Iterable[Child], timeout: float, silent_for: Callable
 async def look(child: Child, timeout: float, limit: int = ANSWER_LIMIT) -> dict[str, Any]:
     """What one worker is doing."""
     if child.watchdog is None:
-        return nothing("the listener had no descriptor to spare for asking it")
+        return nothing("the listener had no descriptor left to ask it with")
     return await child.watchdog.look(child.pid, timeout, limit, lambda: not child.closed)
 
 

@@ -175,7 +175,7 @@ class StoreProcess:
             await self._first.wait()
         if self._stage is not StoreStage.UP and self.failure is None:
             why = self.trouble or f"the store process said nothing for {limit:g} s"
-            self.failure = f"the shared state cannot be had from {self.shown}: {why}", 1
+            self.failure = f"the shared state cannot be read from {self.shown}: {why}", 1
 
     async def finish(self) -> None:
         """The server has ended: let the process write what waits and end, by force if need be."""
@@ -394,7 +394,7 @@ class StoreProcess:
         try:
             self._take(data)
         except Exception:
-            log.exception("the hub could not deal with a frame of the store process; please report this")
+            log.exception("the hub could not handle a frame from the store process; please report this")
 
     # A new program of the listener
 

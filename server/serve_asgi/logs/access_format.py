@@ -104,7 +104,7 @@ def plan(text: str) -> CompiledFormat:
         return CompiledFormat(True, (*parts, "}\n"))
     if "%(" not in text:
         raise ValueError(
-            f"{text!r} is no format of the access log: write {', '.join(NAMED)}, a line such as '%(h)s %(s)s', or "
+            f"{text!r} is not a format of the access log: write {', '.join(NAMED)}, a line such as '%(h)s %(s)s', or "
             "json:FIELD,FIELD,… (docs/guides/logs.md has the fields)"
         )
     if not text.isprintable():
@@ -125,7 +125,7 @@ def _parts(text: str) -> list[str | Field]:
             parts.append("%")
         else:
             raise ValueError(
-                f"{text[found.start() :][:20]!r} is no field of the access log: write %(NAME)s, or %% for %"
+                f"{text[found.start() :][:20]!r} is not a field of the access log: write %(NAME)s, or %% for %"
             )
     return [*parts, text[end:]]
 
@@ -137,12 +137,12 @@ def _field(name: str) -> Field:
         if direction in ("i", "o") and HEADER_NAME.fullmatch(field):
             return Field("header", field, direction)
         raise ValueError(
-            f"{name!r} is no field of the access log: {{NAME}}i is a request's header, {{NAME}}o an answer's"
+            f"{name!r} is not a field of the access log: {{NAME}}i is a request's header, {{NAME}}o an answer's"
         )
     known = ATOMS.get(name, name).replace("-", "_")
     if known not in _CONSTANTS and known not in _OF_REQUEST and known not in _MOVING:
         raise ValueError(
-            f"{name!r} is no field of the access log; there are: "
+            f"{name!r} is not a field of the access log; there are: "
             + ", ".join(sorted({*_CONSTANTS, *_OF_REQUEST, *_MOVING}))
             + ", {NAME}i and {NAME}o"
         )

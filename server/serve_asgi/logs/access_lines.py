@@ -183,7 +183,7 @@ class AccessLog(abc.ABC):
     def _tell_of_loss(self) -> None:
         lost = self._sink.dropped - self._told
         logging.getLogger("serve").warning(
-            "nobody takes the access log (a pipe that is not read, or a full disk): %d bytes are lost",
+            "the access log cannot be written (nobody reads the pipe, or the disk is full): %d bytes are lost",
             lost,
             extra=about("access_log_lost", bytes=lost),
         )

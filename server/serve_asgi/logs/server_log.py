@@ -212,7 +212,9 @@ class _Happening:
         try:
             self.text = shortened(record.getMessage(), TEXT_LIMIT)
         except BaseException:  # whatever an application's object does when it is asked for its text
-            self.text = shortened(record.msg, TEXT_LIMIT) if type(record.msg) is str else "(a text that cannot be had)"
+            self.text = (
+                shortened(record.msg, TEXT_LIMIT) if type(record.msg) is str else "(a text that cannot be rendered)"
+            )
         self.detail = shortened(detail, DETAIL_LIMIT) if type(detail) is str else ""
         if record.exc_info and record.exc_info[1] is not None:
             self.detail = traceback_text(record.exc_info[1])

@@ -126,7 +126,7 @@ class RedisState:
             try:
                 await self._session()
             except (exceptions.RedisError, OSError, TimeoutError, SessionLost) as error:
-                log.debug("the conversation with Redis", exc_info=True)
+                log.debug("the connection to Redis", exc_info=True)
                 await self._away(error)
             if time.monotonic() - began > LONGEST_DELAY:
                 delay = FIRST_DELAY
@@ -278,7 +278,7 @@ class RedisState:
                 raise ChannelError(f"Redis refused {write.op.value} of {write.key!r}, which is in order")
             await self._following.answer_at(seq, answers.refused(id, decided))
         elif too_few:
-            text = f"it stands, but fewer than {self._address.replicas} replicas have it: a fail-over may lose it"
+            text = f"it is written, but fewer than {self._address.replicas} replicas have it: a fail-over may lose it"
             answer = answers.failed(frame.kind, frame.head, StoreFailure.REPLICAS, text)
             assert answer is not None
             await self._following.answer_at(found[1], answer)

@@ -293,7 +293,7 @@ def _check_head(path: str) -> None:
         head = file.read(100)
     if head[:16] != MAGIC or len(head) < 100 or int.from_bytes(head[68:72], "big") != APPLICATION:
         raise UsageError(
-            f"{path} is no state file of this server, and is left as it is: give --state another path"
+            f"{path} is not a state file of this server, and is left as it is: give --state another path"
         ) from None
     if (version := int.from_bytes(head[60:64], "big")) > VERSION:
         raise UsageError(

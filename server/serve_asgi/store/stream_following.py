@@ -128,7 +128,7 @@ class StreamFollower:
             text = "Redis has lost its data: the latest broadcasts of other servers before that may not have arrived"
             await self._lane.say(logging.ERROR, "store_messages_missed", text)
         elif gone := await messages.agree(lambda number: client.xrange(key, f"{number}-0", "+", 1)):
-            text = f"Redis came back without the latest {gone} broadcasts: who had not taken them does not get them"
+            text = f"Redis came back without the latest {gone} broadcasts: who had not read them will not get them"
             await self._lane.say(logging.ERROR, "store_data_lost", text, messages=gone)
         if messages.cut(last):
             text = "Redis came back with less than this server remembers: broadcasts of other servers may be missing"
@@ -200,7 +200,7 @@ class StreamFollower:
         if not self._messages.fits(fields):
             raise SessionLost("its data was replaced")
         if (missed := self._messages.take(number, fields)) > 0:
-            text = f"{missed} messages of other servers were missed: they came faster than this server took them"
+            text = f"{missed} messages of other servers were missed: they came faster than this server read them"
             await self._lane.say(logging.ERROR, "store_messages_missed", text, messages=missed)
         at = self._messages.at
         if fields[b"o"] != self._name.encode():

@@ -156,8 +156,8 @@ class Agents:
             agent.become(AgentState.RETURNED)
             text = (
                 f"{agent} has returned, and is not called again before a reload: its process stays for messages and "
-                "schedules alone. If it was to go on, look why it ended; if this is all that it has to do, let it end "
-                "with `await retiring.wait()`"
+                "schedules only. If it should have gone on, find out why it ended; if it has nothing else to do, end "
+                "it with `await retiring.wait()`"
             )
             self._say_of(agent, logging.WARNING, "agent_returned", text)
 

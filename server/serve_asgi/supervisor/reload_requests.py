@@ -50,10 +50,10 @@ class ReloadRequests:
         if self.wanted is None:
             self.wanted, self.by = [], event.by
             if (candidate := self._processes.candidate) is not None:
-                text = f"reload asked for while generation {candidate.number} starts; another follows it"
+                text = f"reload requested while generation {candidate.number} starts; another one will follow"
                 self._decisions.say(logging.INFO, "reload_requested", text, by=event.by)
             else:
-                text = f"reload asked for ({event.by})"
+                text = f"reload requested ({event.by})"
                 self._decisions.say(logging.DEBUG, "reload_requested", text, by=event.by)
         self.wanted += _tickets(event)
 

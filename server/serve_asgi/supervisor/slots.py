@@ -47,7 +47,7 @@ class Slots:
             self._decisions.say(logging.INFO, "workers_scaled", text, workers=size, before=before)
             self._processes.size, self._scaled = size, self._decisions.count
         elif event.to is None:
-            text = "one worker is the least there can be"
+            text = "there must be at least one worker"
             self._decisions.say(logging.WARNING, "workers_scaled", text, workers=size, before=size)
 
     def begin_anew(self, generation: Generation) -> None:
@@ -91,7 +91,7 @@ class Slots:
             if event.blocked is not None:
                 worker.blocked = True
                 when = self._back_off(worker, event.reason, event.blocked)
-            text = f"{worker} is to be replaced{when}: {event.reason}"
+            text = f"{worker} will be replaced{when}: {event.reason}"
             self._decisions.say_of(worker, logging.INFO, "worker_recycled", text, reason=event.reason)
 
     def _back_off(self, worker: Worker, reason: str, blocked: float) -> str:

@@ -60,8 +60,8 @@ class Stop:
         """Stop at once; who asks twice waits for nothing."""
         if self._processes.state is ServerState.ENDING:
             for worker in self._processes.workers_in(WorkerState.ENDING):
-                self._retiring.kill(worker, "told twice to stop quickly")
-            self._agents.kill_all("told twice to stop quickly")
+                self._retiring.kill(worker, "asked twice to stop quickly")
+            self._agents.kill_all("asked twice to stop quickly")
             return
         self._processes.become(ServerState.ENDING)
         self.deadline = math.inf
@@ -136,6 +136,6 @@ class Stop:
         self._decisions.do(actions.ClosePorts())
         lost = self._processes.lost
         self._decisions.say(
-            logging.DEBUG, "server_stopped", f"all has ended; lost: {counted(lost, 'request')}", lost=lost
+            logging.DEBUG, "server_stopped", f"everything has ended; lost: {counted(lost, 'request')}", lost=lost
         )
         self._decisions.do(self._processes.outcome)

@@ -232,7 +232,7 @@ class Supervisor:
             say(worker, logging.DEBUG, "worker_died", f"{worker} died before it served: {how}", **about)
             self._start_failed(worker, f"it died before it served: {how}")
         elif before is WorkerState.SERVING:
-            text = f"{worker} died: {how}; in its hands: {counted(event.in_flight, 'request')}"
+            text = f"{worker} died: {how}; lost: {counted(event.in_flight, 'request')}"
             say(worker, logging.ERROR, "worker_died", text, **about)
             if worker.generation is self.candidate:
                 self._reload.worker_lost(worker, f"it died before the switch: {how}")

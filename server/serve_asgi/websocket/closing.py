@@ -286,7 +286,7 @@ class Endings(asyncio.Protocol):
                 self._transport.abort()
         except BaseException as error:
             self._transport.abort()
-            text = "a WebSocket could not be ended, and its connection is closed; please report this"
+            text = "a WebSocket could not be ended, and its connection was closed; please report this"
             logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
 
     def _linger(self) -> None:

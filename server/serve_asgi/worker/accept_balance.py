@@ -130,7 +130,7 @@ class WakeOrder:
         try:
             self._epoll.register(listening, self._events)
         except OSError as error:  # an old kernel, or something that only looks like one
-            log.debug("the workers cannot stand in line for clients: %s", error, extra=about("wake_order_failed"))
+            log.debug("the workers cannot take turns at accepting clients: %s", error, extra=about("wake_order_failed"))
             self._epoll.register(listening, BEFORE_IT)
             self._epoll = None
         return True

@@ -155,7 +155,7 @@ class Acceptor:
             self._end(attempt)
             self._attached(ended.value[1])
         except OSError as error:
-            log.debug("a connection was gone before it was attached: %s", error, extra=about("connection_lost"))
+            log.debug("a connection was lost before it was attached: %s", error, extra=about("connection_lost"))
             self._end(attempt)
             client.close()
         except Exception:

@@ -35,7 +35,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]], new_loop: Callable[[], async
                 complete(loop, wind_up())
             except BaseException as error:
                 log.error(
-                    "the event loop did not end in order", exc_info=exc_info(error), extra=about("internal_error")
+                    "the event loop did not close cleanly", exc_info=exc_info(error), extra=about("internal_error")
                 )
                 break  # the loop itself cannot run
         asyncio.set_event_loop(None)

@@ -125,7 +125,7 @@ class PairEnd:
         """The other worker has said what it must not: the pair is over, and nothing else."""
         close_descriptors(descriptors)
         unforeseen = None if isinstance(error, ChannelError) else error
-        text = "another worker broke the protocol of the hand-over, which ends: %s"
+        text = "another worker violated the hand-over protocol, and their pair is closed: %s"
         log.error(text, error, exc_info=unforeseen, extra=about("handover_broken", reason=str(error)))
         self.broken = True
         self._taken(self, None, [])

@@ -101,7 +101,7 @@ class Housekeeping:
             try:
                 connection.expire()
             except Exception:
-                log.exception("a connection could not be ended at its deadline", extra=about("internal_error"))
+                log.exception("a connection could not be closed at its deadline", extra=about("internal_error"))
         if len(some) == AT_ONCE:
             loop.call_soon(self._end, due)
 

@@ -141,13 +141,13 @@ class Lifespan:
             self._become(LifespanState.UNSUPPORTED)
         elif state is not LifespanState.FAILED:
             if state is LifespanState.ENDING:
-                self._tell_unanswered("lifespan.shutdown", "it is taken for ended")
+                self._tell_unanswered("lifespan.shutdown", "it is considered ended")
             self._become(LifespanState.ENDED)
 
     @staticmethod
     def _tell_unanswered(event: str, what: str) -> None:
         log.warning(
-            "the application took %s and returned without answering it by %s.complete: %s",
+            "the application received %s and returned without sending %s.complete: %s",
             *(event, event, what),
             extra=about("lifespan_unanswered", received=event),
         )

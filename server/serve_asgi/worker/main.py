@@ -42,7 +42,7 @@ def main() -> None:
         status = run(worker.run, loops)
     except BaseException as error:
         status = 1
-        text = "the worker ends by an error of the server's own; please report this"
+        text = "the worker ends because of an internal error; please report this"
         log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
         leave_within(EXIT_TIME, status)
     finally:  # every end that is not a kill writes the logs

@@ -35,7 +35,7 @@ class SharedStateSync:
             shared.acknowledge()  # now: the request may block the loop again
         elif not self._hub.link.closed and shared.applied != self._in_vain:
             self._in_vain = shared.applied
-            text = "a request is served with a shared state that lacks %d changes: the listener does not send them"
+            text = "a request was served with stale shared state, %d changes behind: the listener was late"
             log.warning(
                 text, wanted - shared.applied, extra=about("stale_state_served", changes=wanted - shared.applied)
             )

@@ -302,7 +302,7 @@ class Watchdog:
         said = watch.look(*seen)
         if said is Finding.TURNS:
             log.info(
-                "the event loop turns again after %.1f s",
+                "the event loop runs again after %.1f s",
                 watch.lasted,
                 extra={"event": "loop_resumed", "about": {"seconds": round(watch.lasted, 3)}},
             )

@@ -370,10 +370,10 @@ class WorkerProcess:
         for task in behind:
             task.cancel()
         if behind:
-            text = "cut %d calls of the application that went on behind their responses"
+            text = "cut %d application calls that went on after their responses"
             log.warning(text, len(behind), extra=about("calls_cut", calls=len(behind)))
         if left := work.cancel():
-            text = "cut %d handlers of messages and runs of schedules that had not ended"
+            text = "cut %d message handlers and schedule runs that had not ended"
             log.warning(text, left, extra=about("work_cut", tasks=left))
         if self._cut:
             log.warning(

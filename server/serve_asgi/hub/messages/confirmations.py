@@ -48,7 +48,7 @@ class SenderConfirmations:
         account[1] += len(send.body) + DELIVERY_OVERHEAD
         if account[0] > MAX_UNACCEPTED or account[1] > MAX_UNACCEPTED_BYTES:
             count, size = account
-            raise ChannelError(f"{count} messages of {size} bytes that are not accepted yet: it heeds no window")
+            raise ChannelError(f"{count} messages of {size} bytes that are not accepted yet: it ignores its window")
 
     def _goes_on(self, send: QueuedMessage) -> None:
         send.held_up = False

@@ -210,7 +210,7 @@ def split_bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
     for entry in found:
         end = at + entry.size
         if end > len(body):
-            raise ChannelError("the payloads of a frame are not as long as it says")
+            raise ChannelError("the payloads of a frame do not have the announced lengths")
         yield entry, body[at:end]
         at = end
 

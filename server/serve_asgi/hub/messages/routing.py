@@ -124,9 +124,9 @@ class MessageRouter:
         takers = self._take_back({send for send in sends if send.stage is MessageStage.OFFERED})
         for send in sends:
             if send.stage is MessageStage.OFFERED:
-                self.senders.fail(send, "full", f"not taken in time by {names_of(takers.get(send, []))}")
+                self.senders.fail(send, "full", f"not delivered in time to {names_of(takers.get(send, []))}")
             else:
-                self.senders.fail(send, "late", "it was accepted, but its handler has not ended in time")
+                self.senders.fail(send, "late", "it was accepted, but its handler did not end in time")
 
     def _take_back(self, sends: set[QueuedMessage]) -> dict[QueuedMessage, list[str]]:
         """Take out their copies that have no place; return who did not take each."""
@@ -213,7 +213,7 @@ class MessageRouter:
         letter = topic != DEAD_LETTER_TOPIC
         if not letter and send.subject is not None:
             topic, id = send.subject[:2]
-            why = f"the handler of dead letters could not deal with it: {why}"
+            why = f"the handler of dead letters failed: {why}"
         self.senders.fail(send, "dead", self.losses.dead(topic, id, attempts, why))
         if letter and self.there.someone_for(DEAD_LETTER_TOPIC):
             subject = [topic, id, attempts, why]

@@ -54,11 +54,11 @@ class LossReports:
         """Report what is due."""
         if self._hub.clock() >= self.due:
             if self._overrun:
-                self.lost("{} of other servers came faster than they are handled", self._overrun)
+                self.lost("{} from other servers came faster than they are handled", self._overrun)
                 self._overrun.clear()
             if self._untold:
                 count, topics = self._untold.total(), sorted(self._untold)[:MAX_NAMED_TOPICS]
-                text = f"{count} further messages were given up (topics: {', '.join(topics)})"
+                text = f"{count} more messages were given up (topics: {', '.join(topics)})"
                 about: dict[str, Any] = {"topics": topics, "count": count}
                 self._hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
                 self._untold.clear()
@@ -80,7 +80,7 @@ class LossReports:
             handled = topic in place.desks and place.desks[topic].concurrency
             if handled or not topic:
                 what = f"topic {topic!r}" if topic else f"more than {STARTING_TOPICS} topics, if it handles them,"
-                text = f"{place.member} took long to start: {count} messages of {what} were not kept for it"
+                text = f"{place.member} took long to start: {count} messages of {what} were dropped"
                 about: dict[str, Any] = {"topic": topic, "count": count, **_about(place.member)}
                 self._hub.port.say(logging.WARNING, "messages_dropped", text, **about)
         place.not_kept.clear()

@@ -40,7 +40,7 @@ MAX_REQUESTS: Final = 1000
 """Runs that one process may have asked for, and questions before there is an answer to any."""
 MAX_PER_FRAME: Final = 10
 """Schedules in one report that goes to a process: it has to fit into a frame."""
-NOT_SERVING_YET: Final = "the server does not serve yet: ask when it is ready"
+NOT_SERVING_YET: Final = "the server does not serve yet: ask again when it is ready"
 PAUSE_PREFIX: Final = "serve:schedule:"
 """Key of a schedule's pause in the shared state, before its name."""
 CommandReply = Callable[[bool, str, Any], None]

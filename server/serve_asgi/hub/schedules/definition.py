@@ -165,7 +165,7 @@ def checked_cron(expression: str, tz: str, rules: bytes) -> str:
             'of week, such as "*/10 * * * *", or these with the seconds before them'
         ) from None
     if found is None:
-        raise ScheduleError(f"cron is {expression!r}: no day is like that")
+        raise ScheduleError(f"cron is {expression!r}: no day matches")
     return " ".join(written.split())
 
 

@@ -112,7 +112,7 @@ class LeaseRequests:
 
     def _lose(self, line: ScheduleState, run: ActiveRun) -> None:
         run.lost = True
-        text = f"the lease of a run of the schedule {line.name!r} is lost: another server may run it as well"
+        text = f"the lease of a run of the schedule {line.name!r} is lost: another server may run it too"
         self._hub.port.say(logging.WARNING, "schedule_lease_lost", text, name=line.name, token=run.tick.token)
         self._hub.send(self._hub.members[run.member], "schedule.lost", {"run": run.id})
 

@@ -26,8 +26,8 @@ class ScheduleLog:
 
     def clock_set_back(self, seconds: float) -> None:
         text = (
-            f"the clock was set back by {seconds:.0f} s: schedules go on when it has come to where it was, since no "
-            "instant has two runs"
+            f"the clock was set back by {seconds:.0f} s: schedules go on when it has caught up, since no instant "
+            "has two runs"
         )
         self._hub.port.say(logging.WARNING, "schedule_clock_set_back", text, seconds=seconds)
 
@@ -38,8 +38,8 @@ class ScheduleLog:
 
     def unknown(self, member: Member, name: str, error: Exception) -> None:
         text = (
-            f"the schedule {name!r} of {member} is not understood by this listener ({error}): it is left out; if the "
-            "workers are of a later version, put the listener of that in place as well (serve reload --listener)"
+            f"the schedule {name!r} of {member} is not understood by this listener ({error}) and is left out; if the "
+            "workers are of a later version, replace the listener too (serve reload --listener)"
         )
         self._hub.port.say(logging.ERROR, "schedule_refused", text, name=name)
 

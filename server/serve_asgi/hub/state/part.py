@@ -353,7 +353,7 @@ class SharedState(HubComponent):
         if now - ask.begun >= LAG_REPORTED_AFTER:
             for member in lagging:
                 self._accuse(member)
-        text = f"it stands, but has not arrived at {', '.join(map(str, lagging))} in time"
+        text = f"it is written, but has not arrived at {', '.join(map(str, lagging))} in time"
         found = [[member.role.value, member.slot, member.generation] for member in lagging]
         self._fail(ask, LAGGING, text, ask.version, ask.value, lagging=found)
 

@@ -63,7 +63,7 @@ class PendingRequests:
         if ask.member is not None and ask.number in self._open:
             self._kept[ask.member.id] += len(value) - len(ask.value)
             if self._kept[ask.member.id] > MAX_PENDING_BYTES:
-                raise ChannelError(f"writes of {MAX_PENDING_BYTES} bytes that are not answered: it heeds no window")
+                raise ChannelError(f"writes of {MAX_PENDING_BYTES} bytes that are not answered: it ignores its window")
         ask.value = value
 
     def _add(self, ask: PendingRequest) -> None:
@@ -72,7 +72,9 @@ class PendingRequests:
             self._by_member[ask.member.id] += 1
             self._kept[ask.member.id] += len(ask.value)
             if self._by_member[ask.member.id] > MAX_PENDING:
-                raise ChannelError(f"{MAX_PENDING} questions about the state that are not answered: it heeds no window")
+                raise ChannelError(
+                    f"{MAX_PENDING} questions about the state that are not answered: it ignores its window"
+                )
         if len(self._deadlines) > 2 * len(self._open) + 64:
             self._deadlines = [(each.deadline, each.number) for each in self._open.values()]
             heapq.heapify(self._deadlines)

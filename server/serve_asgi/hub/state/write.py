@@ -155,7 +155,9 @@ def _added(write: Write, entry: StateEntry | None) -> bytes | WriteRefusal:
         except ChannelError:
             found = None
         if isinstance(found, bool) or not isinstance(found, int):
-            return WriteRefusal(RefusalCode.TYPE, f"{write.key!r} is no integer: it cannot be added to", entry.version)
+            return WriteRefusal(
+                RefusalCode.TYPE, f"{write.key!r} is not an integer: it cannot be added to", entry.version
+            )
     total = found + write.by
     if total not in INT64:
         text = f"{write.key!r} would leave the range of 64-bit integers"
