@@ -118,7 +118,7 @@ class Accounts:
     lost: list[Entry]
     lost_executed: int
     """Of the lost ones: executed, but the answer did not arrive."""
-    doubled: list[int]
+    duplicated: list[int]
     """Ids that were executed more than once."""
     phantom: list[int]
     """Ids that were executed and never sent."""
@@ -158,7 +158,7 @@ def settle(entries: Sequence[Entry], executions: Iterable[Execution]) -> Account
         answered=len(answered),
         lost=lost,
         lost_executed=sum(entry.number in starts for entry in lost),
-        doubled=[number for number, pids in starts.items() if len(pids) > 1],
+        duplicated=[number for number, pids in starts.items() if len(pids) > 1],
         phantom=[number for number in starts if number not in numbers],
         unexecuted=[entry.number for entry in answered if entry.number not in starts],
         unfinished=[entry.number for entry in answered if entry.number in starts and entry.number not in ended],

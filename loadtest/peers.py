@@ -74,13 +74,13 @@ def told(server: Server) -> str:
 
 def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
     """The table, as Markdown."""
-    rows = [["", "lost", "of", "doubled", "keep-alive reconnects", "p99 ms", "p99.9 ms", "code that fails to import"]]
+    rows = [["", "lost", "of", "duplicated", "keep-alive reconnects", "p99 ms", "p99.9 ms", "code that fails to import"]]
     for result, fate in zip(results, fates, strict=True):
         latencies = sorted(e.latency * 1000 for e in result.ledger.entries if e.cause is None and e.kind in PROMPT)
         rows.append(
             [
                 result.settings.server,
-                *map(number, (result.lost, result.accounts.sent, result.doubled, result.reconnects)),
+                *map(number, (result.lost, result.accounts.sent, result.duplicated, result.reconnects)),
                 *(f"{percentile(latencies, share):.1f}" for share in (0.99, 0.999)),
                 fate,
             ]

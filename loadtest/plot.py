@@ -93,7 +93,7 @@ def head(figure: Any, result: Result) -> None:
         f"{settings.workers} workers, {parser(settings.server, settings.http)}, {settings.loop}; "
         f"{result.accounts.sent:,} requests and messages in {result.ended - result.began:.0f} s, nothing retried"
     )
-    bad = result.lost or result.doubled
+    bad = result.lost or result.duplicated
     figure.suptitle(verdict, x=0.01, ha="left", fontsize=17, fontweight="bold", color=LOST if bad else INK)
     figure.text(0.012, 0.938, setting, fontsize=10, color="#666666")
     figure.get_layout_engine().set(rect=(0, 0, 1, 0.96))

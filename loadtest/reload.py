@@ -140,7 +140,7 @@ def stop(server: Server, problems: list[str]) -> int | None:
 
 
 def odd_accounts(accounts: Accounts) -> list[str]:
-    """Sentences about what does not agree, besides what is lost or doubled."""
+    """Sentences about what does not agree, besides what is lost or duplicated."""
     kinds = {
         "executed but never sent": accounts.phantom,
         "answered but never executed": accounts.unexecuted,

@@ -66,7 +66,7 @@ def verdict(result: Result) -> str:
     """The sentence that matters."""
     done = sum(1 for reload in result.reloads if reload.complete)
     return (
-        f"{number(result.lost)} lost, {number(result.doubled)} doubled, "
+        f"{number(result.lost)} lost, {number(result.duplicated)} duplicated, "
         f"{number(result.reconnects)} keep-alive reconnects, "
         f"{number(done)} of {number(len(result.reloads))} reloads complete: "
         + ("nothing was noticed" if result.spotless else "NOT SPOTLESS")
@@ -117,7 +117,7 @@ def as_json(result: Result) -> str:
                 | {"sent": e.sent - result.began, "failed": e.done - result.began}
                 for e in accounts.lost
             ],
-            "doubled": accounts.doubled,
+            "duplicated": accounts.duplicated,
             "reconnects": result.reconnects,
             "told_to_come_back": len(result.ledger.told_to_come_back),
             "kinds": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]],

@@ -72,9 +72,9 @@ class Result:
         return len(self.accounts.lost)
 
     @property
-    def doubled(self) -> int:
+    def duplicated(self) -> int:
         """Ids that were executed more than once."""
-        return len(self.accounts.doubled)
+        return len(self.accounts.duplicated)
 
     @property
     def reconnects(self) -> int:
@@ -83,5 +83,5 @@ class Result:
 
     @property
     def spotless(self) -> bool:
-        """Nothing lost, doubled, reconnected, odd."""
-        return not (self.lost or self.doubled or self.reconnects or self.problems)
+        """Nothing lost, duplicated, reconnected, odd."""
+        return not (self.lost or self.duplicated or self.reconnects or self.problems)

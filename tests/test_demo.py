@@ -110,10 +110,10 @@ def test_in_a_browser_two_reloads_change_the_generation_and_nothing_else(tmp_pat
         browser.wait_for(f"+document.getElementById('fetches').textContent > {before['fetches'] + 8}")
         assert browser.number("connection") == connection
         assert browser.text("unchanged") == "unchanged for 3 generations"
-        assert {name: browser.number(name) for name in ("failed", "missed", "doubled")} == {
+        assert {name: browser.number(name) for name in ("failed", "missed", "duplicated")} == {
             "failed": 0,
             "missed": 0,
-            "doubled": 0,
+            "duplicated": 0,
         }
         assert browser.evaluate("document.querySelectorAll('#generations li').length") == 3
         assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")

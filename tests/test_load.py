@@ -16,5 +16,5 @@ from loadtest.result import Settings
 )
 def test_reloads_under_load_are_noticed_by_nobody(workers: int, http: str, loop: str, reloads: int) -> None:
     result = run(Settings(reloads=reloads, interval=0.2, workers=workers, http=http, loop=loop))
-    outcome = (result.lost, result.doubled, result.reconnects, result.problems)
+    outcome = (result.lost, result.duplicated, result.reconnects, result.problems)
     assert outcome == (0, 0, 0, []), table(result)

@@ -373,4 +373,4 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
 @pytest.mark.timeout(300)
 def test_nobody_under_load_notices() -> None:
     result = run(Settings(reloads=3, interval=0.1, workers=2, listener=True))
-    assert (result.lost, result.doubled, result.reconnects, result.problems) == (0, 0, 0, []), table(result)
+    assert (result.lost, result.duplicated, result.reconnects, result.problems) == (0, 0, 0, []), table(result)

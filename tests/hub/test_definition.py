@@ -79,7 +79,7 @@ def test_gaps_and_folds(
 ) -> None:
     found = local(cron(expression, tz), day, days)
     if wanted is None:
-        assert len(found) == 23  # no hour is lost or doubled
+        assert len(found) == 23  # no hour is lost or duplicated
     else:
         assert found == wanted
 

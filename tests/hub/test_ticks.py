@@ -113,7 +113,7 @@ def test_queue(server: Server) -> None:
     assert server.history("job") == [("running", 1), ("skipped", 2)]
     for run in range(1, MAX_QUEUED_TICKS + 2):
         server.ran(run)
-    assert instants(server.given) == [10.0 * n for n in range(1, MAX_QUEUED_TICKS + 2)]  # in order, none doubled
+    assert instants(server.given) == [10.0 * n for n in range(1, MAX_QUEUED_TICKS + 2)]  # in order, none twice
 
 
 def test_allow(server: Server) -> None:

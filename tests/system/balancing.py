@@ -345,7 +345,7 @@ class Verdict:
         if accounts.lost:
             found.insert(0, f"{len(accounts.lost)} of {accounts.sent} lost, {accounts.lost_executed} of them executed")
         odd = {
-            what: getattr(accounts, what) for what in ("doubled", "phantom", "unexecuted", "unfinished", "mismatched")
+            what: getattr(accounts, what) for what in ("duplicated", "phantom", "unexecuted", "unfinished", "mismatched")
         }
         found += [f"{len(ids)} {what}: {ids[:5]}" for what, ids in odd.items() if ids]
         found += [f"{count} times {what}" for what, count in self.ledger.oddities.items()]
@@ -356,7 +356,7 @@ class Verdict:
     def text(self) -> str:
         """For a person."""
         ends = Counter(reconnect.left.value for reconnect in self.ledger.reconnects)
-        text = f"{self.accounts.sent} sent, {self.lost} lost, {len(self.accounts.doubled)} executed twice"
+        text = f"{self.accounts.sent} sent, {self.lost} lost, {len(self.accounts.duplicated)} executed twice"
         return "\n".join(
             [f"{text}, reconnects {dict(ends)}, {dict(self.streams)}", *self.faults(reconnects=list(Left))]
         )

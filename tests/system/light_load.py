@@ -37,7 +37,7 @@ def put_application(directory: Path, name: str = "app.py") -> dict[str, str]:
 def light_load(
     port: int, executions: Path | None = None, kinds: tuple[str, ...] = KINDS, scale: float = 1.0
 ) -> Iterator[Ledger]:
-    """Load on 127.0.0.1 while the block runs; afterwards nothing may have been lost, doubled, reconnected or odd.
+    """Load on 127.0.0.1 while the block runs; afterwards nothing may have been lost, duplicated, reconnected or odd.
 
     `executions` is the application's file, where the test has it.
     """
@@ -75,4 +75,4 @@ def light_load(
     assert (lost, ledger.reconnects, dict(ledger.oddities)) == ([], [], {})
     if executions is not None:
         accounts = settle(ledger.entries, parse_executions(executions.read_bytes()))
-        assert (accounts.doubled, accounts.phantom, accounts.unexecuted) == ([], [], [])
+        assert (accounts.duplicated, accounts.phantom, accounts.unexecuted) == ([], [], [])

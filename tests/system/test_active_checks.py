@@ -81,7 +81,7 @@ def test_the_documented_delay_is_right_and_a_shorter_one_is_not(tmp_path: Path, 
             load.until(lambda: load.verdict().lost > 0, "what is lost by the shorter delay")
             verdict = load.finish()
         print(verdict.text())
-        assert verdict.accounts.doubled == []
+        assert verdict.accounts.duplicated == []
 
 
 def test_connections_that_nobody_ends_are_ended_by_surprise(tmp_path: Path) -> None:

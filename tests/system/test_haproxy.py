@@ -103,7 +103,7 @@ def test_a_restart_without_the_delay_is_noticed(tmp_path: Path) -> None:
                 load.until(lambda: not haproxy.up(nodes[0]), "HAProxy to find that the node has gone")
                 verdict = load.finish()
             assert verdict.lost > 0
-            assert verdict.accounts.doubled == []
+            assert verdict.accounts.duplicated == []
 
 
 def test_a_node_that_dies_beside_a_reload_takes_what_it_had_and_no_more(tmp_path: Path) -> None:
@@ -128,5 +128,5 @@ def test_a_node_that_dies_beside_a_reload_takes_what_it_had_and_no_more(tmp_path
         executed = {e.number: e.pid for e in parse_executions(nodes[0].executions.read_bytes())}
         assert [entry for entry in verdict.accounts.lost if entry.number > sent] == []
         assert {executed[e.number] for e in verdict.accounts.lost if e.number in executed} <= dying
-        assert verdict.accounts.doubled == []
+        assert verdict.accounts.duplicated == []
         assert nodes[0].server.status()["reloads"] == 1
