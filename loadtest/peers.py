@@ -74,7 +74,9 @@ def told(server: Server) -> str:
 
 def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
     """The table, as Markdown."""
-    rows = [["", "lost", "of", "duplicated", "keep-alive reconnects", "p99 ms", "p99.9 ms", "code that fails to import"]]
+    rows = [
+        ["", "lost", "of", "duplicated", "keep-alive reconnects", "p99 ms", "p99.9 ms", "code that fails to import"],
+    ]
     for result, fate in zip(results, fates, strict=True):
         latencies = sorted(e.latency * 1000 for e in result.ledger.entries if e.cause is None and e.kind in PROMPT)
         rows.append(

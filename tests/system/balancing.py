@@ -344,9 +344,8 @@ class Verdict:
         found = [f"lost {e.number} ({e.kind}): {e.cause and e.cause.value} {e.detail}" for e in accounts.lost[:10]]
         if accounts.lost:
             found.insert(0, f"{len(accounts.lost)} of {accounts.sent} lost, {accounts.lost_executed} of them executed")
-        odd = {
-            what: getattr(accounts, what) for what in ("duplicated", "phantom", "unexecuted", "unfinished", "mismatched")
-        }
+        kinds = ("duplicated", "phantom", "unexecuted", "unfinished", "mismatched")
+        odd = {what: getattr(accounts, what) for what in kinds}
         found += [f"{len(ids)} {what}: {ids[:5]}" for what, ids in odd.items() if ids]
         found += [f"{count} times {what}" for what, count in self.ledger.oddities.items()]
         ends = Counter(r.left for r in self.ledger.reconnects if r.left not in reconnects)
