@@ -27,7 +27,7 @@ from serve_asgi.cli.command import (
     span,
     tell,
 )
-from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, RequestRefused
+from serve_asgi.cli.control_client import PATIENCE, ControlConversation, RequestRefused, ServerEnded
 from serve_asgi.cli.leftovers import remove_leftovers
 from serve_asgi.cli.process_handle import ProcessHandle, children, kill_all
 from serve_asgi.errors import UsageError
@@ -55,20 +55,26 @@ def stop(control: str, pid_file: str, delay: float | None, timeout: float | None
     """
     try:
         path = control_client.find(control, pid_file)
-        with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
+        with ControlConversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
             found = control_client.look(path)  # it answers, so that the PID was its own when it was taken hold of
-            return Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
+            return ServerStop(path, following, process, found, as_json=as_json).run(delay, timeout)
     except (RequestRefused, UsageError) as error:
         if as_json:
             return failed_as_json(error)
         raise
 
 
-class Stopping:
+class ServerStop:
     """One server on its way out."""
 
     def __init__(
-        self, path: Path, following: Conversation, process: ProcessHandle, found: dict[str, Any], *, as_json: bool
+        self,
+        path: Path,
+        following: ControlConversation,
+        process: ProcessHandle,
+        found: dict[str, Any],
+        *,
+        as_json: bool,
     ) -> None:
         self.path = path
         self.following = following
@@ -120,7 +126,7 @@ class Stopping:
         )
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
         self._timeout = patience if timeout is None else timeout
-        with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
+        with contextlib.suppress(ServerEnded, UsageError):  # it has ended by itself meanwhile
             answer = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
             if answer["text"] != "stopping":
                 self._step("stop_followed", answer["text"])
@@ -136,7 +142,7 @@ class Stopping:
         """
         if not self._take() and not self.process.ended():
             with contextlib.suppress(UsageError):  # it has ended by itself meanwhile
-                self.following = self._opened.enter_context(Conversation(self.path, "follow"))
+                self.following = self._opened.enter_context(ControlConversation(self.path, "follow"))
                 self._told = False
 
     def _wait(self) -> bool:
@@ -163,7 +169,7 @@ class Stopping:
                     self._happened(message["record"])
                 else:
                     self.cut = int(message.get("cut", 0))
-        except Gone:
+        except ServerEnded:
             self._told = True
         return not self._told
 
@@ -196,7 +202,7 @@ class Stopping:
     def _kill(self) -> None:
         """End what has not ended in time: the listener, then its workers, which would serve on for a while."""
         self.held = None
-        with contextlib.suppress(RequestRefused, UsageError), Conversation(self.path, "status") as asked:
+        with contextlib.suppress(RequestRefused, UsageError), ControlConversation(self.path, "status") as asked:
             found = asked.outcome(LAST_WORD)["status"]
             self.held, self.cut = in_hands(found), found["lost"]
         workers = children(self.process)
@@ -243,7 +249,7 @@ def in_hands(found: dict[str, Any]) -> int:
     return sum(w["in_flight"] + w["websockets"] for w in found["workers"])
 
 
-def _process(following: Conversation) -> ProcessHandle:
+def _process(following: ControlConversation) -> ProcessHandle:
     """The listener's process. Raises UsageError if it cannot be watched from here."""
     try:
         return ProcessHandle(following.pid)

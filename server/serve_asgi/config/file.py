@@ -18,7 +18,7 @@ from typing import Any, Final
 from serve_asgi.config.options import flag_off, key, kind, options
 from serve_asgi.config.other_servers import key_of_another_server
 from serve_asgi.config.text_file import read_small
-from serve_asgi.config.values import Source, Tier
+from serve_asgi.config.values import Source, SourcePriority
 from serve_asgi.errors import UsageError
 
 OWN: Final = "serve.toml"
@@ -120,7 +120,7 @@ def _read(path: str) -> _Table | None:
 def _entries(path: str, table: _Table) -> ConfigFile:
     entries: dict[str, FileEntry] = {}
     for written, value in table.values.items():
-        source = Source(Tier.FILE, written, path, table.line(written))
+        source = Source(SourcePriority.FILE, written, path, table.line(written))
         name = written.replace("-", "_")
         if name == HOOKS and isinstance(value, dict):
             name, value = "hook", _hooks(value, source)

@@ -63,7 +63,7 @@ def dropped() -> int:
     return _dropped_by_closed + sum(sink.dropped for sink in list(_sinks))
 
 
-class Siphon:
+class SplicePipe:
     """A pipe of our own, through which bytes move out of a pipe or into one without waiting, whatever its mode is."""
 
     __slots__ = ("_read_end", "_write_end")
@@ -123,7 +123,7 @@ class Sink:
         self._is_socket = stat.S_ISSOCK(mode)
         self._in_pieces = blocks(fd)
         self._unblocks = self._in_pieces and not self._is_socket and not shared
-        self._siphon = Siphon() if shared and stat.S_ISFIFO(mode) else None
+        self._siphon = SplicePipe() if shared and stat.S_ISFIFO(mode) else None
         self._needs_poll = self._in_pieces and shared and not self._is_socket and self._siphon is None
         self._gone = False
         self._mid_line = False
@@ -295,7 +295,7 @@ def _opened_anew(fd: int) -> tuple[int, bool]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Stream:
+class GuardedStream:
     """One pipe of ours: it stands at the descriptors `targets` of its process, and what comes out goes to `sink`."""
 
     targets: tuple[int, ...]
@@ -303,15 +303,15 @@ class _Stream:
     sink: Sink
 
 
-class Guard:
+class OutputGuard:
     """The pipes of one process, and the thread that empties them."""
 
     __slots__ = ("_moving", "_news", "_orphans", "_siphon", "_streams", "_thread")
 
-    def __init__(self, streams: list[_Stream]) -> None:
+    def __init__(self, streams: list[GuardedStream]) -> None:
         self._streams = streams
         self._orphans: dict[int, Sink] = {}
-        self._siphon: Siphon | None = None
+        self._siphon: SplicePipe | None = None
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if streams else -1
         self._moving = threading.Lock()  # held while anything moves out of a pipe or a sink
         self._thread = threading.Thread(target=self._write_queued, name="serve-output", daemon=True)
@@ -322,7 +322,7 @@ class Guard:
             self._thread.start()
 
     @property
-    def streams(self) -> list[_Stream]:
+    def streams(self) -> list[GuardedStream]:
         return self._streams
 
     def finish(self) -> None:
@@ -346,7 +346,7 @@ class Guard:
         if not self._streams or len(self._orphans) >= MOST_ORPHANS:
             return False
         try:
-            self._siphon = self._siphon or Siphon()
+            self._siphon = self._siphon or SplicePipe()
         except OSError:  # EMFILE
             return False
         with self._moving:
@@ -492,15 +492,15 @@ def _targets() -> list[tuple[int, ...]]:
     return [(fd,) for fd in needed]
 
 
-_current: Guard | None = None
+_current: OutputGuard | None = None
 
 
-def current() -> Guard:
+def current() -> OutputGuard:
     """This process's guard; one without any streams, if its output is not guarded."""
-    return _current if _current is not None else Guard([])
+    return _current if _current is not None else OutputGuard([])
 
 
-def _argument(streams: list[_Stream]) -> str:
+def _argument(streams: list[GuardedStream]) -> str:
     """The streams as `adopt` reads them."""
     return ",".join(_as_text(each.targets, each.read_end, each.sink.fileno(), each.sink.shared) for each in streams)
 
@@ -509,7 +509,7 @@ def _as_text(targets: tuple[int, ...], read_end: int, sink: int, shared: bool) -
     return f"{'+'.join(map(str, targets))}{SHARED if shared else ''}:{read_end}:{sink}"
 
 
-def guard_self() -> Guard:
+def guard_self() -> OutputGuard:
     """Guard this process's descriptors 1 and 2 from here on."""
     global _current
     last_moment.cache_clear()
@@ -521,8 +521,8 @@ def guard_self() -> Guard:
         for target in targets:
             os.dup2(write_end, target)
         os.close(write_end)
-        streams.append(_Stream(targets, read_end, sink))
-    _current = Guard(streams)
+        streams.append(GuardedStream(targets, read_end, sink))
+    _current = OutputGuard(streams)
     return _current
 
 
@@ -532,7 +532,7 @@ def original(fd: int) -> Sink:
     return Sink.onto(fd) if stream is None else stream.sink.again()
 
 
-def _stream_of(fd: int) -> _Stream | None:
+def _stream_of(fd: int) -> GuardedStream | None:
     streams = [] if _current is None else _current.streams
     return next((stream for stream in streams if fd in stream.targets), None)
 
@@ -544,7 +544,7 @@ def is_terminal(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[Guard]:
+def guarded() -> Iterator[OutputGuard]:
     """Guard this process's output inside the block; all of it is written, or dropped, when it ends."""
     guard = guard_self()
     try:
@@ -558,9 +558,9 @@ class ChildOutput:
 
     __slots__ = ("_given", "_streams", "_write_ends")
 
-    def __init__(self, guard: Guard | None) -> None:
+    def __init__(self, guard: OutputGuard | None) -> None:
         """Raises OSError (EMFILE)."""
-        self._streams: list[_Stream] = []
+        self._streams: list[GuardedStream] = []
         self._write_ends: list[int] = []
         self._given: list[tuple[int, bool]] = []
         """What the child writes to, by stream: a descriptor, and whether its open file is shared."""
@@ -568,7 +568,7 @@ class ChildOutput:
             for stream in guard.streams if guard else ():
                 _siphon()
                 read_end, write_end = _pipe()
-                self._streams.append(_Stream(stream.targets, read_end, stream.sink))
+                self._streams.append(GuardedStream(stream.targets, read_end, stream.sink))
                 self._write_ends.append(write_end)
                 self._given.append(_opened_anew(stream.sink.fileno()))
         except BaseException:
@@ -601,7 +601,7 @@ class ChildOutput:
         for targets, read_end, sink in state:
             _siphon()
             os.set_inheritable(read_end, False)
-            output._streams.append(_Stream(tuple(targets), read_end, sinks[sink]))
+            output._streams.append(GuardedStream(tuple(targets), read_end, sinks[sink]))
         return output
 
     def started(self) -> None:
@@ -631,9 +631,9 @@ class ChildOutput:
 
 
 @functools.cache
-def _siphon() -> Siphon:
+def _siphon() -> SplicePipe:
     """For the pipes of children that have died; made with the first child: later there may be no descriptor left."""
-    return Siphon()
+    return SplicePipe()
 
 
 def for_child() -> ChildOutput:
@@ -694,7 +694,7 @@ def _restore(original: int, target: int) -> None:
     os.close(fresh)
 
 
-def adopt(argument: str) -> Guard:
+def adopt(argument: str) -> OutputGuard:
     """In the child: empty the pipes that the listener made, from here on. `argument` is `ChildOutput.argument()`."""
     global _current
     streams = []
@@ -704,6 +704,6 @@ def adopt(argument: str) -> Guard:
             os.set_inheritable(fd, False)
         sink = Sink(int(original), shared=targets.endswith(SHARED))
         numbers = targets.removesuffix(SHARED).split("+")
-        streams.append(_Stream(tuple(map(int, numbers)), int(read_end), sink))
-    _current = Guard(streams)
+        streams.append(GuardedStream(tuple(map(int, numbers)), int(read_end), sink))
+    _current = OutputGuard(streams)
     return _current
