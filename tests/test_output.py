@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.logs.output import LIMIT, ChildOutput, GuardedStream, OutputGuard, Sink
+from serve_asgi.logs.child_output import ChildOutput
+from serve_asgi.logs.output import GuardedStream, OutputGuard
+from serve_asgi.logs.sink import LIMIT, Sink
 from tests.output_process import LINES
 
 PROCESS = Path(__file__).with_name("output_process.py")

@@ -34,6 +34,7 @@ from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.logs import output
+from serve_asgi.logs.child_output import ChildOutput
 from serve_asgi.logs.output import OutputGuard
 from serve_asgi.supervisor.lifecycles import AppProcess
 from serve_asgi.supervisor.snapshot import from_state, to_state
@@ -249,7 +250,7 @@ def _child(child: Child, descriptors: list[int]) -> State:
 
 def _take_child(state: State, worker: AppProcess) -> Child:
     channel = Channel(socket.socket(fileno=state["channel"]), descriptors=0)
-    left, counts = output.ChildOutput.inherited(state["output"]), Row(state["counts"])
+    left, counts = ChildOutput.inherited(state["output"]), Row(state["counts"])
     child = Child(worker, state["pid"], channel, left, state["row"], counts)
     child.serves = state["serves"]
     for packet, lent, given in state["outbox"]:

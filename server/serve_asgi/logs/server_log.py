@@ -25,7 +25,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
 from serve_asgi.logs import output
 from serve_asgi.logs.exceptions import exc_info, name_of, shortened
-from serve_asgi.logs.output import Sink
+from serve_asgi.logs.sink import Sink, last_moment
 from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
 
 TEXT_LIMIT: Final = 8192
@@ -385,5 +385,5 @@ def finish() -> None:
     """Close the log file, if there is one; what is logged later goes to stderr."""
     if _handler is not None and isinstance(_handler.file, LogFile):
         file, _handler.file = _handler.file, None
-        file.sink.finish(output.last_moment())
+        file.sink.finish(last_moment())
         file.sink.close()
