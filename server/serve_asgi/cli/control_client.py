@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from serve_asgi.config import file as config_file
+from serve_asgi.config import config_file
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import control_protocol
 

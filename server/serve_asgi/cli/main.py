@@ -22,8 +22,8 @@ from serve_asgi import __version__
 from serve_asgi.cli import MODULES, load
 from serve_asgi.cli.command import CONTEXT, INTERRUPTED, WIDTH, harmless
 from serve_asgi.config.options import GROUPS, Option, flag, flag_off, options
-from serve_asgi.config.other_servers import of_another_server
 from serve_asgi.config.sources import Given, kind, read, several
+from serve_asgi.config.unknown_options import of_another_server
 from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.logs.sink import say
 

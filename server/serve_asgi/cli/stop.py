@@ -12,6 +12,7 @@ import json
 import os
 import select
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,9 +29,10 @@ from serve_asgi.cli.command import (
     tell,
 )
 from serve_asgi.cli.control_client import PATIENCE, ControlConversation, RequestRefused, ServerEnded
-from serve_asgi.cli.leftovers import remove_leftovers
 from serve_asgi.cli.process_handle import ProcessHandle, children, kill_all
-from serve_asgi.errors import UsageError
+from serve_asgi.errors import ServeError, UsageError
+from serve_asgi.ipc.path_lock import PathLock
+from serve_asgi.listener.unix_socket import remove_dead
 
 PROGRESS: Final = 5.0
 """Seconds between two lines about what is still in progress."""
@@ -257,6 +259,43 @@ def _process(following: ControlConversation) -> ProcessHandle:
         raise UsageError(
             "the server's process cannot be watched from here; run serve stop where the server runs (in its container)"
         ) from None
+
+
+# What a killed server leaves behind. The next start does without this (`serve_asgi.listener.pid_file`,
+# `serve_asgi.listener.unix_socket`); scripts and people who look for the files do not. Only what is provably the dead
+# server's goes: nobody holds its lock, it names that PID, it refuses connections.
+
+
+def remove_leftovers(pid: int, pid_file: str, control: str, sockets: Iterable[str]) -> list[str]:
+    """Remove those of these files ("": none) that the dead server `pid` has left; return their paths."""
+    removed = [pid_file] if pid_file and _removed(pid_file, pid, _remove_pid_file) else []
+    removed += [path for path in sockets if _removed(path, pid, lambda path, _: remove_dead(path))]
+    with contextlib.suppress(OSError, ServeError):  # which has no lock
+        if remove_dead(control):
+            removed.append(control)
+    return removed
+
+
+def _removed(path: str, pid: int, remove: Callable[[str, int], bool]) -> bool:
+    """Whether `remove` has removed it, under its lock; not if another server has that, or this user may not."""
+    try:
+        lock = PathLock(path, pid)
+    except (OSError, ServeError):
+        return False
+    try:
+        return remove(path, pid)
+    except (OSError, ServeError):
+        return False
+    finally:
+        lock.release()
+
+
+def _remove_pid_file(path: str, pid: int) -> bool:
+    with open(path, encoding="ascii", errors="replace") as file:
+        if file.read(32).strip() != str(pid):
+            return False
+    os.unlink(path)
+    return True
 
 
 COMMANDS: Final = {

@@ -2,7 +2,7 @@
 
 It owns the precedence: command line, then SERVE_<NAME>, then the variables that platforms set (PORT, WEB_CONCURRENCY),
 then the configuration file, then the default; and the memory of where each value came from. It must not know click.
-Single values are read by `serve_asgi.config.values`, the file by `serve_asgi.config.file`;
+Single values are read by `serve_asgi.config.values`, the file by `serve_asgi.config.config_file`;
 `serve_asgi.config.validation` refuses what cannot be.
 """
 
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serve_asgi.config import file as config_file
+from serve_asgi.config import config_file
 from serve_asgi.config.options import Config, Option, environment_names, flag, flag_off, key, kind, options, several
 from serve_asgi.config.release import logical_directory
 from serve_asgi.config.state_location import shown

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import anyio
 
-from serve_asgi.config.file import OWN, PROJECT
+from serve_asgi.config.config_file import OWN, PROJECT
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program, resolve
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import ChannelError, StartError, UsageError
