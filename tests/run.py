@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
+LOCK = "requirements-dev.txt"
+"""The packages of the tests with their versions and the hashes of their files: a run next month is the run of today."""
 PROGRAMS = {
     "chromium": "chromium",
     "dumb-init": "dumb-init",
@@ -137,25 +139,14 @@ def candidates() -> Iterator[Path]:
 
 
 def environment(interpreter: Path, version: tuple[int, int]) -> Path:
-    """A virtual environment of `interpreter` with the server and the tests' packages; return its interpreter."""
+    """A virtual environment of `interpreter` with the server and what the lock file names; return its interpreter."""
     place = ROOT / f".venv-{version[0]}.{version[1]}"
     python = place / "bin" / "python"
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", place], check=True)
-    subprocess.run(
-        [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-e",
-            ".[test,loadtest,frameworks,examples]",
-        ],
-        cwd=ROOT,
-        check=True,
-    )
+    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    subprocess.run([*pip, "--require-hashes", "-r", LOCK], cwd=ROOT, check=True)
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", "."], cwd=ROOT, check=True)
     return python
 
 

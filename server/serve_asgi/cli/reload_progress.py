@@ -24,7 +24,7 @@ ENDS: Final = frozenset({"reload_finished", "reload_refused"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class OlderGenerations:
+class Remains:
     """What is left of the generations before, and what has become of the rest."""
 
     generations: tuple[int, ...]
@@ -49,10 +49,10 @@ class OlderGenerations:
         return "; ".join([*parts, f"{which} {verb} finishing {counted(self.requests, 'request')}{oldest}"])
 
 
-def remains(before: dict[str, Any], seen: dict[str, Any]) -> OlderGenerations:
+def remains(before: dict[str, Any], seen: dict[str, Any]) -> Remains:
     """What is left of the older generations in `seen`, compared with the status before the reload."""
     older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
-    return OlderGenerations(
+    return Remains(
         tuple(sorted({w["generation"] for w in older})),
         seen["totals"]["handed_over"] - before["totals"]["handed_over"],
         sum(w["in_flight"] + w["websockets"] for w in older),
@@ -67,7 +67,7 @@ def settled(seen: dict[str, Any]) -> bool:
     return all(w["connections"] <= w["in_flight"] + w["websockets"] for w in older)
 
 
-class ReloadDisplay(Protocol):
+class Show(Protocol):
     """Somebody who shows how a reload goes; used as a context manager around it."""
 
     pause: float
@@ -86,11 +86,11 @@ class ReloadDisplay(Protocol):
     def outcome(self, answer: dict[str, Any]) -> None:
         """The new generation serves, or was refused."""
 
-    def left(self, remains: OlderGenerations) -> None:
+    def left(self, remains: Remains) -> None:
         """What is left, when this command is about to end."""
 
 
-class ReloadLines:
+class Lines:
     """One plain line for each step."""
 
     pause = LOOK
@@ -100,7 +100,7 @@ class ReloadLines:
         self._next = time.monotonic() + LOOK
         self._told = ""
 
-    def __enter__(self) -> ReloadLines:
+    def __enter__(self) -> Lines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,7 +120,7 @@ class ReloadLines:
         if answer["ok"]:
             tell(answer["text"])
 
-    def left(self, remains: OlderGenerations) -> None:
+    def left(self, remains: Remains) -> None:
         self._tell_once(remains.text())
 
     def _tell_once(self, text: str) -> None:
@@ -129,12 +129,12 @@ class ReloadLines:
             tell(text)
 
 
-class ReloadRecords:
+class Objects:
     """One JSON object per line: the records, then the outcome."""
 
     pause = LOOK
 
-    def __enter__(self) -> ReloadRecords:
+    def __enter__(self) -> Objects:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,5 +149,5 @@ class ReloadRecords:
     def outcome(self, answer: dict[str, Any]) -> None:
         self._answer = answer
 
-    def left(self, remains: OlderGenerations) -> None:
+    def left(self, remains: Remains) -> None:
         tell_outcome(True, self._answer["text"], detail="", **dataclasses.asdict(remains))

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.output import original
+from serve_asgi.logs.output import last_moment, original
 from serve_asgi.logs.server_log import LogFile, about
-from serve_asgi.logs.sink import last_moment
 
 if TYPE_CHECKING:
     from serve_asgi.ipc.address import Address
@@ -56,8 +55,8 @@ class LoggedRequest(Protocol):
     """The access log's own note of what it writes of this request; None at first."""
 
 
-class RefusedRequest:
-    """A request that was refused before it could be parsed."""
+class NoRequest:
+    """What has been refused before it was a request."""
 
     method = "-"
     target = b"-"
@@ -66,8 +65,8 @@ class RefusedRequest:
     logged: tuple[str, ...] | None = None
 
 
-class LoggedResponse(Protocol):
-    """What only some formats ask for, besides the request (which equal requests share)."""
+class Answered(Protocol):
+    """What only some formats ask for: beyond the request, which equal requests share."""
 
     def peer(self) -> Address:
         """Who is connected: the client, or the proxy that speaks for it."""
@@ -78,12 +77,12 @@ class LoggedResponse(Protocol):
     def identity(self) -> str:
         """The request's id, "" if it has none."""
 
-    def response_header(self, name: bytes) -> bytes:
-        """The value of a header that the application has set, b"" if it has not."""
+    def response_field(self, name: bytes) -> bytes:
+        """The value of a field that the application answered with, b"" if it did not."""
 
 
-class ServerResponse:
-    """A response that the server made without the application."""
+class Unheard:
+    """Of an answer that the server gave without asking the application."""
 
     __slots__ = ("_peer", "_scheme")
 
@@ -92,27 +91,27 @@ class ServerResponse:
         self._scheme = scheme
 
     def peer(self) -> Address:
-        """See LoggedResponse."""
+        """See Answered."""
         return self._peer
 
     def client_scheme(self) -> str:
-        """See LoggedResponse."""
+        """See Answered."""
         return self._scheme
 
     def identity(self) -> str:
-        """See LoggedResponse."""
+        """See Answered."""
         return ""
 
-    def response_header(self, name: bytes) -> bytes:
-        """See LoggedResponse."""
+    def response_field(self, name: bytes) -> bytes:
+        """See Answered."""
         return b""
 
 
-NOBODY: Final = ServerResponse(None, "")
+NOBODY: Final = Unheard(None, "")
 
 
-class TextCache(dict[T, str]):
-    """Rendered texts by value, made when they are first needed."""
+class Texts(dict[T, str]):
+    """Texts by what they say, made when they are first asked for."""
 
     __slots__ = ("_make",)
 
@@ -153,21 +152,15 @@ class AccessLog(abc.ABC):
         self._until = 0.0
         """CLOCK_MONOTONIC (time.perf_counter(), s) at which the time that lines say is over."""
         self._told = 0
-        """How many of the bytes that the sink has dropped the server's own log has reported."""
+        """Of the bytes that the sink has dropped: how many the server's own log has told of."""
         self._tell_at = 0.0
-        """CLOCK_MONOTONIC (s) before which it reports no more."""
+        """CLOCK_MONOTONIC (s) before which it does not tell of more."""
 
     @abc.abstractmethod
     def record(
-        self,
-        client: Address,
-        request: LoggedRequest,
-        status: int,
-        size: int,
-        begun: float,
-        answered: LoggedResponse = NOBODY,
+        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
     ) -> None:
-        """Note one response: `size` in bytes of body, `begun` the time.perf_counter() at which its request came."""
+        """Note one answer: `size` in bytes of body, `begun` the time.perf_counter() when it was asked for."""
 
     def _add(self, line: str) -> None:
         self._lines.append(line)
@@ -176,7 +169,7 @@ class AccessLog(abc.ABC):
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been collected; what cannot be written now is kept, within bounds, for the next time."""
+        """Write what has been collected; what nobody takes now is kept, within bounds, for the next time."""
         if self._lines:
             data = "".join(self._lines).encode(errors="backslashreplace")
             self._lines.clear()
@@ -215,7 +208,7 @@ class AccessLog(abc.ABC):
 
 
 def complain() -> None:
-    """Report that a line could not be made; its request has been answered."""
+    """A line could not be made: say so; the request has been answered."""
     logging.getLogger("serve").exception("a line of the access log could not be written", extra=about("internal_error"))
 
 
