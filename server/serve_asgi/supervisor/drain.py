@@ -1,4 +1,4 @@
-"""Draining: while it lasts, everything is served and only the health endpoint says no.
+"""Draining: while it lasts, everything is served and only the health endpoint fails.
 
 Set by USR2 it lasts until the next successful reload that began after it; set by the control command, or for a stop, it
 lasts until the control command or the end of the server. Setting it again never shortens it.
@@ -43,7 +43,7 @@ class DrainSwitch:
         if self.on is None:
             self._decisions.do(actions.SetDrain(True))
             ends = until if by_control else "the next successful reload"
-            text = f"drain: the health endpoint says no until {ends}; everything is served"
+            text = f"drain: the health endpoint fails until {ends}; everything is served"
             self._decisions.say(logging.INFO, "drain_started", text, until=ends)
         self.on = Drain(by_control, self._decisions.count)
 
