@@ -82,7 +82,9 @@ class ServerCollector(Collector):
             "Generations that have a live process.",
             len({w["generation"] for w in state["workers"]}),
         )
-        yield gauge("serve_draining", "1 while the node drains: the health endpoint fails.", bool(reading.draining_since))
+        yield gauge(
+            "serve_draining", "1 while the node drains (the health endpoint fails).", bool(reading.draining_since)
+        )
         yield gauge("serve_workers_wanted", "Workers that there should be.", state["size"])
         workers = GaugeMetricFamily("serve_workers", "Live workers by state.", labels=["state"])
         for name in LIVING:
