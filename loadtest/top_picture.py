@@ -115,7 +115,7 @@ def watch(directory: Path) -> TopSamples:
 def sampled(control: Path, code: Path) -> TopSamples:
     """Take a status once per second."""
     samples, began, due = TopSamples(), time.monotonic(), dict(RELOADS)
-    with control_client.Conversation(control, "status") as first:
+    with control_client.ControlConversation(control, "status") as first:
         samples.add(first.outcome()["status"])
     while (now := time.monotonic() - began) < END:
         if due and now >= min(due):

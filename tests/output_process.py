@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from serve_asgi.logs import output
+from serve_asgi.logs import child_output, output, sink
 
 LINES = 40_000  # of 100 bytes: more than pipe and buffer hold together
 
@@ -23,7 +23,7 @@ def main(what: str, *arguments: str) -> None:
         with output.guarded():
             for number in range(LINES):
                 os.write(1, b"%099d\n" % number)
-            report = f"dropped {output.dropped()}"
+            report = f"dropped {sink.dropped()}"
         os.write(int(arguments[0]), report.encode())
     elif what == "parent":
         with output.guarded():
@@ -34,7 +34,7 @@ def main(what: str, *arguments: str) -> None:
 
 def start(life: str) -> None:
     """Start a child, wait until it is dead, read what it left."""
-    outputs = output.for_child()
+    outputs = child_output.for_child()
     command = [sys.executable, __file__, "child", life, outputs.argument()]
     actions = [(os.POSIX_SPAWN_DUP2, here, there) for here, there in outputs.child_fds()]
     pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.access_format import ATOMS, plan
-from serve_asgi.logs.access_log import AccessLog, NoRequest, open_access_log
+from serve_asgi.logs.access_format import ATOMS, compile_format
+from serve_asgi.logs.access_log import AccessLog, RefusedRequest, open_access_log
 from tests.applications import info
 from tests.running import connect, request, running
 from tests.test_access_log import AT, CLIENT, Asked, ago
@@ -38,7 +38,7 @@ class Answer:
     def identity(self) -> str:
         return "made"
 
-    def response_field(self, name: bytes) -> bytes:
+    def response_header(self, name: bytes) -> bytes:
         return b"text/plain" if name == b"content-type" else b""
 
 
@@ -125,14 +125,14 @@ def test_no_request_writes_a_line_of_its_own(tmp_path: Path, style: str) -> None
     bad = b'/\n\r\x1b"\\\x85\xff'
 
     class Echo(Answer):
-        def response_field(self, name: bytes) -> bytes:
+        def response_header(self, name: bytes) -> bytes:
             return bad
 
     log = open_log(tmp_path / "a", style)
     asked = Asked(bad.decode("latin-1"), headers=[(b"x", bad)])
     for _ in range(2):
         log.record((bad.decode("latin-1"), 1), asked, 200, 1, ago(0), Echo())
-    log.record(None, NoRequest(), 400, 1, ago(0))
+    log.record(None, RefusedRequest(), 400, 1, ago(0))
     log.close()
     data = (tmp_path / "a").read_bytes()
     assert data.count(b"\n") == 3
@@ -155,7 +155,7 @@ def test_no_request_writes_a_line_of_its_own(tmp_path: Path, style: str) -> None
 )
 def test_a_format_that_cannot_be(style: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        plan(style)
+        compile_format(style)
 
 
 def test_a_chosen_line_of_a_server_behind_a_proxy(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.access_log import AccessLog, NoRequest, open_access_log
+from serve_asgi.logs.access_log import AccessLog, RefusedRequest, open_access_log
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, until
 
@@ -52,7 +52,7 @@ def test_the_common_format(tmp_path: Path) -> None:
     log.record(CLIENT, asked, 200, 12, ago(0.00125))
     log.record(None, Asked("/", "HEAD", "1.0"), 304, 0, ago(1.5))
     log.record(("::1", 1), asked, 404, 100_000, ago(0))
-    log.record(CLIENT, NoRequest(), 400, 5, ago(0))
+    log.record(CLIENT, RefusedRequest(), 400, 5, ago(0))
     assert (tmp_path / "a").read_text() == ""  # collected, not written
     log.flush()
     first, second, third, fourth = (tmp_path / "a").read_text().splitlines()

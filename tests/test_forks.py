@@ -329,8 +329,8 @@ def test_output_is_not_waited_for() -> None:
     """A process ends although a child of it holds its pipe."""
     program = """
         import os, subprocess, sys
-        from serve_asgi.logs import output
-        output.FINISH_TIME = 1000.0
+        from serve_asgi.logs import output, sink
+        sink.FINISH_TIME = 1000.0
         with output.guarded():
             print("before")
             child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.config.misspelt_variables import misspelt, told_of
 from serve_asgi.config.options import environment_names, options
+from serve_asgi.config.unknown_options import misspelt, told_of
 from tests.applications import info
 from tests.running import running
 

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.logs.output import LIMIT, ChildOutput, Guard, Sink, _Stream
+from serve_asgi.logs.child_output import ChildOutput
+from serve_asgi.logs.output import GuardedStream, OutputGuard
+from serve_asgi.logs.sink import LIMIT, Sink
 from tests.output_process import LINES
 
 PROCESS = Path(__file__).with_name("output_process.py")
@@ -243,10 +245,10 @@ def test_what_a_full_disk_does_not_take_is_written_when_there_is_room_again(tmp_
     assert ends == "True"
 
 
-class Streams(Guard):
+class Streams(OutputGuard):
     """What a guarded process writes to, without the thread that empties its own pipes."""
 
-    def __init__(self, streams: list[_Stream]) -> None:
+    def __init__(self, streams: list[GuardedStream]) -> None:
         self._streams = streams
 
 
@@ -266,7 +268,7 @@ def test_what_a_dead_child_has_left_behind_holds_nobody_up(does: str) -> None:
     """It holds both ends of the pipe, has cleared O_NONBLOCK, and perhaps goes on writing."""
     read_end, write_end = os.pipe()
     try:
-        outputs = ChildOutput(Streams([_Stream((), read_end, Sink.onto(write_end))]))
+        outputs = ChildOutput(Streams([GuardedStream((), read_end, Sink.onto(write_end))]))
         (stream,) = outputs._streams
         (theirs,) = outputs._write_ends
         os.write(theirs, b"last words\n")
@@ -318,7 +320,7 @@ def test_a_shared_pipe_that_is_read_gets_everything() -> None:
 def test_each_process_has_its_own_open_file_of_the_original() -> None:
     read_end, write_end = os.pipe()
     sink = Sink.onto(write_end)
-    outputs = ChildOutput(Streams([_Stream((), read_end, sink)]))
+    outputs = ChildOutput(Streams([GuardedStream((), read_end, sink)]))
     ((given, shared),) = outputs._given
     assert not shared
     os.set_blocking(given, True)

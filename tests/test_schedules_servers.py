@@ -133,7 +133,10 @@ def thread():
 """,
     )
     with running("app:app", "--graceful-timeout", "1", directory=tmp_path) as server:
-        asked = [control_client.Conversation(server.control, "schedule", do="run", name=n) for n in ("again", "thread")]
+        asked = [
+            control_client.ControlConversation(server.control, "schedule", do="run", name=n)
+            for n in ("again", "thread")
+        ]
         until(lambda: len(notes(tmp_path)) == 2, "both run")
         server.reload()
         (again, thread) = [conversation.receive(PATIENCE) for conversation in asked]
@@ -144,7 +147,7 @@ def thread():
         assert outcomes(server, "thread") == ["cut"]
         for conversation in asked:
             conversation.__exit__()
-        asked_again = control_client.Conversation(server.control, "schedule", do="run", name="thread")
+        asked_again = control_client.ControlConversation(server.control, "schedule", do="run", name="thread")
         until(lambda: len(notes(tmp_path, "thread")) == 2, "it runs")
         os.kill(notes(tmp_path, "thread")[-1].pid, signal.SIGKILL)
         answer = asked_again.receive(PATIENCE)
@@ -166,7 +169,7 @@ async def job():
 """,
     )
     with running("app:app", directory=tmp_path) as server:
-        with control_client.Conversation(server.control, "schedule", do="run", name="job") as asked:
+        with control_client.ControlConversation(server.control, "schedule", do="run", name="job") as asked:
             until(lambda: notes(tmp_path), "it runs")
             server.reload()
             os.kill(notes(tmp_path)[0].pid, signal.SIGKILL)
@@ -337,7 +340,7 @@ async def long():
 """,
     )
     with running("app:app", directory=tmp_path) as server:
-        asked = control_client.Conversation(server.control, "schedule", do="run", name="long")
+        asked = control_client.ControlConversation(server.control, "schedule", do="run", name="long")
         until(lambda: notes(tmp_path, "long") and notes(tmp_path, "job"), "they run")
         do(server, "pause", "long")
         control_client.ask(server.control, "reload-listener")

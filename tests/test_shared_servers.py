@@ -382,7 +382,7 @@ def test_a_watch_goes_on_while_its_worker_retires(kept: tuple[str, ...], directo
             wait_for(lines, b"begun")
             slots[0][0].call("set", "k", 1)
             wait_for(lines, b"1")
-            with control_client.Conversation(server.control, "reload") as conversation:
+            with control_client.ControlConversation(server.control, "reload") as conversation:
                 conversation.outcome()
             with workers(server, 2) as new:
                 assert {there[0].pid for there in new}.isdisjoint(there[0].pid for there in slots)

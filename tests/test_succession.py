@@ -21,7 +21,7 @@ from loadtest.report import table
 from loadtest.result import Settings
 from serve_asgi.cli import control_client
 from serve_asgi.cli.process_handle import ProcessHandle
-from serve_asgi.cli.stop import Stopping
+from serve_asgi.cli.stop import ServerStop
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from tests.applications import info
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running
@@ -89,7 +89,7 @@ def test_what_comes_in_the_middle_is_not_lost(tmp_path: Path) -> None:
         for number in range(3):
             victim = server.worker_pids()[0]
             path = control_client.find(control=str(server.control))
-            with control_client.Conversation(path, "reload-listener") as conversation:
+            with control_client.ControlConversation(path, "reload-listener") as conversation:
                 for moment in range(20):
                     time.sleep(0.01)  # spread over the check, the change of programs and what comes after
                     if moment == 5 * number:
@@ -134,12 +134,15 @@ def begun(server: RunningServer) -> socket.socket:
 def test_whoever_is_being_answered_gets_the_answer_first(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     with running("app:app", "--workers", "1", directory=tmp_path) as server:
-        with begun(server) as other, control_client.Conversation(server.control, "reload-listener") as conversation:
+        with (
+            begun(server) as other,
+            control_client.ControlConversation(server.control, "reload-listener") as conversation,
+        ):
             assert conversation.receive(1.0) is None
             other.sendall(b'"command":"status"}\n')
             assert json.loads(other.makefile().readline())["status"]["pid"] == server.pid
             assert "the listener runs serve" in conversation.outcome()["text"]
-        with begun(server), control_client.Conversation(server.control, "reload-listener") as conversation:
+        with begun(server), control_client.ControlConversation(server.control, "reload-listener") as conversation:
             assert conversation.receive(1.0) is None
             server.signal(signal.SIGTERM)
             with pytest.raises(control_client.RequestRefused, match="stopping"):
@@ -154,7 +157,7 @@ def test_it_waits_for_hooks_and_no_longer(tmp_path: Path) -> None:
     with running("app:app", "--hook", f"drain_started={tmp_path}/hook", directory=tmp_path) as server:
         server.signal(signal.SIGUSR2)
         server.wait_until(lambda _: (tmp_path / "running").exists())
-        with control_client.Conversation(server.control, "reload-listener") as conversation:
+        with control_client.ControlConversation(server.control, "reload-listener") as conversation:
             assert conversation.receive(1.0) is None
             (tmp_path / "go").touch()
             assert conversation.outcome(PATIENCE)["ok"]
@@ -189,7 +192,7 @@ def test_a_stop_in_the_middle_is_a_stop(tmp_path: Path, delay: float) -> None:
     (tmp_path / "app.py").write_text(info())
     with running("app:app", "--workers", "1", directory=tmp_path) as server:
         path = control_client.find(control=str(server.control))
-        with control_client.Conversation(path, "reload-listener"):
+        with control_client.ControlConversation(path, "reload-listener"):
             time.sleep(delay)  # no event tells where in the change it falls: any place will do
             server.signal(signal.SIGTERM)
             assert server.wait() == 0
@@ -199,9 +202,9 @@ def test_who_stops_a_server_whose_program_changes_just_before_hears_its_last_wor
     (tmp_path / "app.py").write_text(info())
     with running("app:app", "--workers", "1", directory=tmp_path) as server:
         path = control_client.find(control=str(server.control))
-        with control_client.Conversation(path, "follow") as following:
+        with control_client.ControlConversation(path, "follow") as following:
             process = ProcessHandle(following.pid)
-            stopping = Stopping(path, following, process, control_client.look(path), as_json=True)
+            stopping = ServerStop(path, following, process, control_client.look(path), as_json=True)
             replace(server)
             assert stopping.run(0.0, None) == 0
             assert stopping.cut == 0
@@ -249,7 +252,7 @@ def test_a_program_that_cannot_take_over_is_refused_and_nothing_changes(tmp_path
         if (broken / "python").exists() and fault != "it has no such module":
             (broken / "python").chmod(0o755)
         point(tmp_path / "current", broken.parent.parent)
-        with control_client.Conversation(server.control, "reload-listener") as conversation:
+        with control_client.ControlConversation(server.control, "reload-listener") as conversation:
             if fault == "it does not run":  # whatever happens meanwhile, its word is waited for
                 server.wait_until(lambda _: (tmp_path / "asked").exists())
                 for number, size in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
@@ -279,7 +282,7 @@ def test_a_stop_while_the_new_program_is_asked_is_told_and_leaves_nothing(tmp_pa
         (slow / "python").chmod(0o755)
         os.mkfifo(tmp_path / "never")
         point(tmp_path / "current", slow.parent.parent)
-        with control_client.Conversation(server.control, "reload-listener") as conversation:
+        with control_client.ControlConversation(server.control, "reload-listener") as conversation:
             server.wait_until(lambda _: (tmp_path / "asked").exists())
             server.signal(signal.SIGTERM)
             with pytest.raises(control_client.RequestRefused, match="the server is stopping"):
@@ -355,7 +358,7 @@ def test_the_new_release_is_found_through_the_link_and_the_old_one_may_go(tmp_pa
         (first,) = admins(server)
         os.kill(first, signal.SIGKILL)
         server.wait_until(lambda _: bool(admins(server) - {first}))  # it does not need what it came from, either
-        with begun(server), control_client.Conversation(server.control, "reload-listener") as conversation:
+        with begun(server), control_client.ControlConversation(server.control, "reload-listener") as conversation:
             assert conversation.receive(1.0) is None  # checked by now
             point(current, tmp_path / "releases" / "2")
             with pytest.raises(control_client.RequestRefused, match="another release is current"):

@@ -163,7 +163,7 @@ def test_other_users_are_not_answered(server: RunningServer) -> None:
     server.control.chmod(0o666)
     os.seteuid(NOBODY)  # the credentials at the time of connect(2) count (unix(7))
     try:
-        with pytest.raises(control_client.Gone):
+        with pytest.raises(control_client.ServerEnded):
             control_client.ask(server.control, "stop")
     finally:
         os.seteuid(0)

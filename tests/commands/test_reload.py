@@ -224,7 +224,7 @@ def test_what_is_left_is_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     before = {"generation": 1, "totals": totals}
     worker = {"generation": 1, "in_flight": 0, "websockets": 0}
     status = {"generation": 2, "totals": totals, "workers": [worker]}
-    show = reload_progress.Lines(before)
+    show = reload_progress.ReloadLines(before)
     show.seen(status)
     show.left(remains(before, status))
     assert capsys.readouterr().out == "generation 1 ends\n"

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from serve_asgi.cli.command import harmless
-from serve_asgi.cli.top_charts import Column, bar, columns, marks, rounded_up
+from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_up
 from serve_asgi.cli.top_samples import TopSamples, percentile
 from serve_asgi.cli.top_view import frame
 from tests.applications import info
@@ -166,16 +166,19 @@ def test_a_frame_says_what_the_matter_is(more: dict[str, Any], shown: str) -> No
 
 
 def test_charts() -> None:
-    assert [line.plain for line in columns([Column(8, "red"), Column(4, "red"), Column(0.01, "red")], 4, 2, 8)] == [
+    assert [
+        line.plain
+        for line in columns([ChartColumn(8, "red"), ChartColumn(4, "red"), ChartColumn(0.01, "red")], 4, 2, 8)
+    ] == [
         " █  ",
         " ██▁",
     ]
-    assert [line.plain for line in columns([Column(8, "red", 2, "blue")], 1, 2, 8)] == ["█", "▄"]
+    assert [line.plain for line in columns([ChartColumn(8, "red", 2, "blue")], 1, 2, 8)] == ["█", "▄"]
     assert marks([(0, "▲12", ""), (1, "▲13", ""), (7, "▲14", "")], 8).plain == "▲12    ▲"
     assert [rounded_up(value, 10) for value in (0, 11, 31, 52, 999)] == [10, 15, 40, 60, 1000]
     assert bar(0.5, 3, "").plain == "━╸ "
     noise = random.Random(1)
-    shown = [Column(noise.uniform(0, 9), "red", noise.uniform(0, 5), "blue") for _ in range(300)]
+    shown = [ChartColumn(noise.uniform(0, 9), "red", noise.uniform(0, 5), "blue") for _ in range(300)]
     assert all(len(line.plain) == 40 for line in columns(shown, 40, 5, 8))
 
 

@@ -116,7 +116,7 @@ def main() -> None:
     from serve_asgi.listener import children as children
     from serve_asgi.listener import store_process as store
     from serve_asgi.listener.child import Child
-    from serve_asgi.logs import output
+    from serve_asgi.logs import child_output
     from serve_asgi.supervisor.lifecycles import Slot, Worker
 
     def hand_over(end: socket.socket, **about: object) -> None:
@@ -125,7 +125,7 @@ def main() -> None:
 
     def spawn(worker: Any, release: Any, row: int, counts: Any) -> Child:
         ours, theirs = pair()
-        made = output.for_child()
+        made = child_output.for_child()
         pid = os.posix_spawn(IDLE[0], IDLE, {}, setpgroup=0)
         made.started()
         with theirs:

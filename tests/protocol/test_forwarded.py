@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_asgi.config.trusted_proxies import Networks, believed
+from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
 from serve_asgi.http.forwarded import Forwarded, Forwarding
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.address import Address
@@ -75,7 +75,7 @@ def by_forwarded(*values: bytes, networks: str = LOCAL) -> tuple[Address, bool |
     ],
 )
 def test_trust_is_by_address_network_and_kind(networks: str, peer: Address, trusted: bool) -> None:
-    assert Networks(networks).trusts(peer) is trusted
+    assert TrustedNetworks(networks).trusts(peer) is trusted
     assert Forwarding(networks, ALL_X).trusts(peer) is trusted
 
 
@@ -84,7 +84,7 @@ def test_trust_is_by_address_network_and_kind(networks: str, peer: Address, trus
 )
 def test_what_is_no_network_is_refused_with_a_sentence(wrong: str) -> None:
     with pytest.raises(ValueError, match="write ") as caught:
-        Networks(f"127.0.0.1, {wrong}")
+        TrustedNetworks(f"127.0.0.1, {wrong}")
     assert repr(wrong) in str(caught.value)
 
 

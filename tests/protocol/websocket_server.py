@@ -22,7 +22,7 @@ from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.worker_context import ASGIApplication, Service
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
-from serve_asgi.logs.access_lines import NOBODY, Answered, LoggedRequest
+from serve_asgi.logs.access_lines import NOBODY, LoggedRequest, LoggedResponse
 from tests.rows import cells
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -40,7 +40,13 @@ class Log:
         self.records: list[tuple[Any, ...]] = []
 
     def record(
-        self, client: Address, head: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self,
+        client: Address,
+        head: LoggedRequest,
+        status: int,
+        size: int,
+        begun: float,
+        answered: LoggedResponse = NOBODY,
     ) -> None:
         seconds = time.perf_counter() - begun
         target = head.target.decode("latin-1")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from serve_asgi.config import file as config_file
+from serve_asgi.config import config_file
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import control_protocol
 
@@ -35,15 +35,15 @@ class RequestRefused(StartError):
     """The server did not do what was asked; `detail` is the new code's traceback, if that was why."""
 
 
-class Gone(RequestRefused):
+class ServerEnded(RequestRefused):
     """The server ended, or closed the conversation, before it answered."""
 
 
-class Unanswered(RequestRefused):
+class ServerSilent(RequestRefused):
     """It did not answer in time."""
 
 
-class Conversation:
+class ControlConversation:
     """One request to a server and its answer, line by line. To be closed by whoever made it (`with`)."""
 
     pid: int
@@ -73,14 +73,14 @@ class Conversation:
     def fileno(self) -> int:
         return self._connection.fileno()
 
-    def __enter__(self) -> Conversation:
+    def __enter__(self) -> ControlConversation:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
     def receive(self, timeout: float | None = PATIENCE) -> dict[str, Any] | None:
-        """The next line; None if none has come after `timeout` seconds. Raises Gone at the end."""
+        """The next line; None if none has come after `timeout` seconds. Raises ServerEnded at the end."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while (line := self._line()) is None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -91,7 +91,7 @@ class Conversation:
             except OSError:
                 piece = b""
             if not piece or len(self._buffer) > control_protocol.LINE_LIMIT:
-                raise Gone("the server ended before it answered; look at its log")
+                raise ServerEnded("the server ended before it answered; look at its log")
             self._buffer += piece
         try:
             message: dict[str, Any] = json.loads(line)
@@ -106,7 +106,7 @@ class Conversation:
         while True:
             message = self.receive(timeout)
             if message is None:
-                raise Unanswered(
+                raise ServerSilent(
                     f"the server (PID {self.pid}) has not answered for {timeout:g} s; is its process stopped?"
                 )
             if "record" not in message:
@@ -133,16 +133,16 @@ def ask(path: Path, command: str, *, patience: float | None = None, **parameters
     Raises UsageError if the server cannot be reached, RequestRefused if it did not do it, went away or did not answer
     in time.
     """
-    with Conversation(path, command, **parameters) as conversation:
+    with ControlConversation(path, command, **parameters) as conversation:
         answer = conversation.outcome(patience)
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(ServerEnded):
             conversation.receive(1.0)  # its end: nothing of this conversation is left in the listener then
         return answer
 
 
 def look(path: Path) -> dict[str, Any]:
     """The server's status (`serve_asgi.listener.status`). Raises UsageError, RequestRefused (no answer)."""
-    with Conversation(path, "status") as conversation:
+    with ControlConversation(path, "status") as conversation:
         found: dict[str, Any] = conversation.outcome(PATIENCE)["status"]
         return found
 
@@ -202,7 +202,7 @@ def _pid_in(pid_file: str) -> int:
 def _of_process(pid: int) -> Path:
     """The control socket of the listener `pid`: in its usual place, or wherever the kernel says that it has one."""
     for path in (*_usual(pid), *_bound_by(pid)):
-        with contextlib.suppress(UsageError, RequestRefused), Conversation(path, "status") as conversation:
+        with contextlib.suppress(UsageError, RequestRefused), ControlConversation(path, "status") as conversation:
             if conversation.outcome(LOOK_TIME)["status"]["pid"] == conversation.pid:
                 return path
     raise UsageError(f"the server with PID {pid} has no control socket that answers; name it with --control PATH")
@@ -242,7 +242,7 @@ def _directories() -> list[Path]:
 
 def _described(path: Path) -> str:
     """One of several servers, as a person tells it from the others."""
-    with contextlib.suppress(UsageError, RequestRefused, KeyError), Conversation(path, "status") as conversation:
+    with contextlib.suppress(UsageError, RequestRefused, KeyError), ControlConversation(path, "status") as conversation:
         found = conversation.outcome(LOOK_TIME)["status"]
         return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}, --control {path})"
     return f"PID {path.stem} (it does not answer, --control {path})"

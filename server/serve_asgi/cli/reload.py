@@ -22,8 +22,16 @@ from serve_asgi.cli.command import (
     tell,
     tell_outcome,
 )
-from serve_asgi.cli.control_client import PATIENCE, Conversation, RequestRefused
-from serve_asgi.cli.reload_progress import FRAME, Lines, Objects, Remains, Show, remains, settled
+from serve_asgi.cli.control_client import PATIENCE, ControlConversation, RequestRefused
+from serve_asgi.cli.reload_progress import (
+    FRAME,
+    OlderGenerations,
+    ReloadDisplay,
+    ReloadLines,
+    ReloadRecords,
+    remains,
+    settled,
+)
 from serve_asgi.errors import UsageError
 
 LISTENER_TIME: Final = 120.0
@@ -80,19 +88,19 @@ def _followed(path: Path, *, retired: bool, as_json: bool) -> int:
     return 0
 
 
-def _show(before: dict[str, Any], *, as_json: bool) -> Show:
+def _show(before: dict[str, Any], *, as_json: bool) -> ReloadDisplay:
     if as_json:
-        return Objects()
+        return ReloadRecords()
     if lively():
-        from serve_asgi.cli.reload_live_view import ReloadView
+        from serve_asgi.cli.reload_live_view import ReloadLiveView
 
-        return ReloadView(before)
-    return Lines(before)
+        return ReloadLiveView(before)
+    return ReloadLines(before)
 
 
-def _transaction(path: Path, show: Show) -> dict[str, Any]:
+def _transaction(path: Path, show: ReloadDisplay) -> dict[str, Any]:
     """Ask for the reload and follow it; return the answer. The listener sees to it that there is one in time."""
-    with Conversation(path, "reload", follow=True) as conversation:
+    with ControlConversation(path, "reload", follow=True) as conversation:
         while True:
             message = conversation.receive(show.pause)
             if message is None:
@@ -103,7 +111,7 @@ def _transaction(path: Path, show: Show) -> dict[str, Any]:
                 return message
 
 
-def _afterwards(path: Path, before: dict[str, Any], show: Show, *, retired: bool) -> Remains:
+def _afterwards(path: Path, before: dict[str, Any], show: ReloadDisplay, *, retired: bool) -> OlderGenerations:
     """Look on until idle connections have been handed over, or, if that is wanted, until the old workers have ended.
 
     Their own deadlines (--graceful-timeout of the server) end that wait.

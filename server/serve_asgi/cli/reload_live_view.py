@@ -1,6 +1,6 @@
 """The live view of a reload: generations as rows of workers that change colour, drawn by rich.
 
-`picture` is a pure function of what the server told; `ReloadView` draws it again and again in place.
+`picture` is a pure function of what the server told; `ReloadLiveView` draws it again and again in place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_asgi.cli.command import counted, harmless, span
-from serve_asgi.cli.reload_progress import FRAME, STEPS, Remains, remains
+from serve_asgi.cli.reload_progress import FRAME, STEPS, OlderGenerations, remains
 
 STYLES: Final = {
     "pending": ("·", "dim", "waiting"),
@@ -81,7 +81,7 @@ def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Te
     return signs, words or Text("gone", "dim")
 
 
-class ReloadView:
+class ReloadLiveView:
     """Draws a reload on the terminal, in place, and leaves the last picture standing."""
 
     pause = FRAME
@@ -95,7 +95,7 @@ class ReloadView:
         self._console = console or Console(highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
 
-    def __enter__(self) -> ReloadView:
+    def __enter__(self) -> ReloadLiveView:
         self._live.__enter__()
         self._draw()
         return self
@@ -123,7 +123,7 @@ class ReloadView:
             self._note = "refused"
         self._draw()
 
-    def left(self, remains: Remains) -> None:
+    def left(self, remains: OlderGenerations) -> None:
         self._draw()
         took = f" after {span(self._took)}" if self._took is not None else ""
         number, size = self._seen["generation"], self._seen["size"]

@@ -24,7 +24,7 @@ ENDS: Final = frozenset({"reload_finished", "reload_refused"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Remains:
+class OlderGenerations:
     """What is left of the generations before, and what has become of the rest."""
 
     generations: tuple[int, ...]
@@ -49,10 +49,10 @@ class Remains:
         return "; ".join([*parts, f"{which} {verb} finishing {counted(self.requests, 'request')}{oldest}"])
 
 
-def remains(before: dict[str, Any], seen: dict[str, Any]) -> Remains:
+def remains(before: dict[str, Any], seen: dict[str, Any]) -> OlderGenerations:
     """What is left of the older generations in `seen`, compared with the status before the reload."""
     older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
-    return Remains(
+    return OlderGenerations(
         tuple(sorted({w["generation"] for w in older})),
         seen["totals"]["handed_over"] - before["totals"]["handed_over"],
         sum(w["in_flight"] + w["websockets"] for w in older),
@@ -67,7 +67,7 @@ def settled(seen: dict[str, Any]) -> bool:
     return all(w["connections"] <= w["in_flight"] + w["websockets"] for w in older)
 
 
-class Show(Protocol):
+class ReloadDisplay(Protocol):
     """Somebody who shows how a reload goes; used as a context manager around it."""
 
     pause: float
@@ -86,11 +86,11 @@ class Show(Protocol):
     def outcome(self, answer: dict[str, Any]) -> None:
         """The new generation serves, or was refused."""
 
-    def left(self, remains: Remains) -> None:
+    def left(self, remains: OlderGenerations) -> None:
         """What is left, when this command is about to end."""
 
 
-class Lines:
+class ReloadLines:
     """One plain line for each step."""
 
     pause = LOOK
@@ -100,7 +100,7 @@ class Lines:
         self._next = time.monotonic() + LOOK
         self._told = ""
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> ReloadLines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,7 +120,7 @@ class Lines:
         if answer["ok"]:
             tell(answer["text"])
 
-    def left(self, remains: Remains) -> None:
+    def left(self, remains: OlderGenerations) -> None:
         self._tell_once(remains.text())
 
     def _tell_once(self, text: str) -> None:
@@ -129,12 +129,12 @@ class Lines:
             tell(text)
 
 
-class Objects:
+class ReloadRecords:
     """One JSON object per line: the records, then the outcome."""
 
     pause = LOOK
 
-    def __enter__(self) -> Objects:
+    def __enter__(self) -> ReloadRecords:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,5 +149,5 @@ class Objects:
     def outcome(self, answer: dict[str, Any]) -> None:
         self._answer = answer
 
-    def left(self, remains: Remains) -> None:
+    def left(self, remains: OlderGenerations) -> None:
         tell_outcome(True, self._answer["text"], detail="", **dataclasses.asdict(remains))

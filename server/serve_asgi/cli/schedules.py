@@ -11,7 +11,7 @@ import click
 
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import as_json, command, complain, harmless, seconds, show, span, tell
-from serve_asgi.cli.control_client import PATIENCE, Gone, RequestRefused, Unanswered
+from serve_asgi.cli.control_client import PATIENCE, RequestRefused, ServerEnded, ServerSilent
 from serve_asgi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeou
         tell(control_client.ask(path, "schedule", do=do, name=name, patience=PATIENCE)["text"])
         return 0
     if not wait:
-        with control_client.Conversation(path, "schedule", do=do, name=name) as conversation:
+        with control_client.ControlConversation(path, "schedule", do=do, name=name) as conversation:
             answer = conversation.receive(SOON)
         if answer is not None and not answer["ok"]:
             raise RequestRefused(answer["text"])
@@ -67,9 +67,9 @@ def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeou
         return 0
     try:
         tell(control_client.ask(path, "schedule", do=do, name=name, patience=timeout)["text"])
-    except Gone as error:
+    except ServerEnded as error:
         raise RequestRefused(f"the listener was replaced or has ended; {_SHOWS.format(name)}") from error
-    except Unanswered as error:
+    except ServerSilent as error:
         raise RequestRefused(
             f"{name} has not ended within {timeout:g} s, and goes on; {_SHOWS.format(name)}"
         ) from error

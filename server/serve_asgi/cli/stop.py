@@ -12,6 +12,7 @@ import json
 import os
 import select
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,11 @@ from serve_asgi.cli.command import (
     span,
     tell,
 )
-from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, RequestRefused
-from serve_asgi.cli.leftovers import remove_leftovers
+from serve_asgi.cli.control_client import PATIENCE, ControlConversation, RequestRefused, ServerEnded
 from serve_asgi.cli.process_handle import ProcessHandle, children, kill_all
-from serve_asgi.errors import UsageError
+from serve_asgi.errors import ServeError, UsageError
+from serve_asgi.ipc.path_lock import PathLock
+from serve_asgi.listener.unix_socket import remove_dead
 
 PROGRESS: Final = 5.0
 """Seconds between two lines about what is still in progress."""
@@ -55,20 +57,26 @@ def stop(control: str, pid_file: str, delay: float | None, timeout: float | None
     """
     try:
         path = control_client.find(control, pid_file)
-        with Conversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
+        with ControlConversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
             found = control_client.look(path)  # it answers, so that the PID was its own when it was taken hold of
-            return Stopping(path, following, process, found, as_json=as_json).run(delay, timeout)
+            return ServerStop(path, following, process, found, as_json=as_json).run(delay, timeout)
     except (RequestRefused, UsageError) as error:
         if as_json:
             return failed_as_json(error)
         raise
 
 
-class Stopping:
+class ServerStop:
     """One server on its way out."""
 
     def __init__(
-        self, path: Path, following: Conversation, process: ProcessHandle, found: dict[str, Any], *, as_json: bool
+        self,
+        path: Path,
+        following: ControlConversation,
+        process: ProcessHandle,
+        found: dict[str, Any],
+        *,
+        as_json: bool,
     ) -> None:
         self.path = path
         self.following = following
@@ -120,7 +128,7 @@ class Stopping:
         )
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
         self._timeout = patience if timeout is None else timeout
-        with contextlib.suppress(Gone, UsageError):  # it has ended by itself meanwhile
+        with contextlib.suppress(ServerEnded, UsageError):  # it has ended by itself meanwhile
             answer = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
             if answer["text"] != "stopping":
                 self._step("stop_followed", answer["text"])
@@ -136,7 +144,7 @@ class Stopping:
         """
         if not self._take() and not self.process.ended():
             with contextlib.suppress(UsageError):  # it has ended by itself meanwhile
-                self.following = self._opened.enter_context(Conversation(self.path, "follow"))
+                self.following = self._opened.enter_context(ControlConversation(self.path, "follow"))
                 self._told = False
 
     def _wait(self) -> bool:
@@ -163,7 +171,7 @@ class Stopping:
                     self._happened(message["record"])
                 else:
                     self.cut = int(message.get("cut", 0))
-        except Gone:
+        except ServerEnded:
             self._told = True
         return not self._told
 
@@ -196,7 +204,7 @@ class Stopping:
     def _kill(self) -> None:
         """End what has not ended in time: the listener, then its workers, which would serve on for a while."""
         self.held = None
-        with contextlib.suppress(RequestRefused, UsageError), Conversation(self.path, "status") as asked:
+        with contextlib.suppress(RequestRefused, UsageError), ControlConversation(self.path, "status") as asked:
             found = asked.outcome(LAST_WORD)["status"]
             self.held, self.cut = in_hands(found), found["lost"]
         workers = children(self.process)
@@ -243,7 +251,7 @@ def in_hands(found: dict[str, Any]) -> int:
     return sum(w["in_flight"] + w["websockets"] for w in found["workers"])
 
 
-def _process(following: Conversation) -> ProcessHandle:
+def _process(following: ControlConversation) -> ProcessHandle:
     """The listener's process. Raises UsageError if it cannot be watched from here."""
     try:
         return ProcessHandle(following.pid)
@@ -251,6 +259,43 @@ def _process(following: Conversation) -> ProcessHandle:
         raise UsageError(
             "the server's process cannot be watched from here; run serve stop where the server runs (in its container)"
         ) from None
+
+
+# What a killed server leaves behind. The next start does without this (`serve_asgi.listener.pid_file`,
+# `serve_asgi.listener.unix_socket`); scripts and people who look for the files do not. Only what is provably the dead
+# server's goes: nobody holds its lock, it names that PID, it refuses connections.
+
+
+def remove_leftovers(pid: int, pid_file: str, control: str, sockets: Iterable[str]) -> list[str]:
+    """Remove those of these files ("": none) that the dead server `pid` has left; return their paths."""
+    removed = [pid_file] if pid_file and _removed(pid_file, pid, _remove_pid_file) else []
+    removed += [path for path in sockets if _removed(path, pid, lambda path, _: remove_dead(path))]
+    with contextlib.suppress(OSError, ServeError):  # which has no lock
+        if remove_dead(control):
+            removed.append(control)
+    return removed
+
+
+def _removed(path: str, pid: int, remove: Callable[[str, int], bool]) -> bool:
+    """Whether `remove` has removed it, under its lock; not if another server has that, or this user may not."""
+    try:
+        lock = PathLock(path, pid)
+    except (OSError, ServeError):
+        return False
+    try:
+        return remove(path, pid)
+    except (OSError, ServeError):
+        return False
+    finally:
+        lock.release()
+
+
+def _remove_pid_file(path: str, pid: int) -> bool:
+    with open(path, encoding="ascii", errors="replace") as file:
+        if file.read(32).strip() != str(pid):
+            return False
+    os.unlink(path)
+    return True
 
 
 COMMANDS: Final = {

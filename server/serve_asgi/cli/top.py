@@ -24,7 +24,7 @@ import click
 
 from serve_asgi.cli import control_client
 from serve_asgi.cli.command import command, harmless
-from serve_asgi.cli.control_client import PATIENCE, Conversation, Gone, RequestRefused, checked
+from serve_asgi.cli.control_client import PATIENCE, ControlConversation, RequestRefused, ServerEnded, checked
 from serve_asgi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def top(control: str, pid_file: str, interval: float, once: bool) -> int:
         _print(samples, console)
         return 0
     with contextlib.suppress(KeyboardInterrupt), _cbreak() as found, _signals() as signals:
-        _Top(path, find, samples, console, found, signals).run(interval)
+        TopScreen(path, find, samples, console, found, signals).run(interval)
     return 0
 
 
@@ -73,7 +73,7 @@ def _print(samples: TopSamples, console: Console) -> None:
     console.print(frame(samples, console.width, None), soft_wrap=False)
 
 
-class _Top:
+class TopScreen:
     """A terminal, and what is drawn on it."""
 
     def __init__(
@@ -107,9 +107,9 @@ class _Top:
                 try:
                     if self._samples.gone:
                         self._path = self._find()
-                    with Conversation(self._path, "status") as conversation:
+                    with ControlConversation(self._path, "status") as conversation:
                         answer = self._answer(live, conversation)
-                except (Gone, UsageError):
+                except (ServerEnded, UsageError):
                     self._samples.gone = time.monotonic() - heard
                     if self._samples.gone > max(AWAY, 3 * interval):
                         raise
@@ -121,7 +121,7 @@ class _Top:
                 self._samples.add(harmless(checked(answer)["status"]))
                 self._draw(live)
 
-    def _answer(self, live: Live, conversation: Conversation) -> dict[str, Any] | None:
+    def _answer(self, live: Live, conversation: ControlConversation) -> dict[str, Any] | None:
         """The server's answer; None if a key has ended it all."""
         deadline = time.monotonic() + PATIENCE
         while (answer := conversation.receive(0.0)) is None:
@@ -131,7 +131,7 @@ class _Top:
                 raise RequestRefused(f"the server has not answered for {PATIENCE:g} s; is its process stopped?")
         return answer
 
-    def _wait(self, live: Live, until: float, conversation: Conversation | None = None) -> bool:
+    def _wait(self, live: Live, until: float, conversation: ControlConversation | None = None) -> bool:
         """Wait until then, or until something comes in the conversation; return whether to go on."""
         watched = [self._keys, self._signals, *([conversation] if conversation else [])]
         while (left := until - time.monotonic()) > 0:

@@ -16,7 +16,7 @@ EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Column:
+class ChartColumn:
     """One column: `low` of `high` is drawn strongly, the rest up to `high` weakly."""
 
     high: float
@@ -25,7 +25,7 @@ class Column:
     weak: str = ""
 
 
-def columns(shown: Sequence[Column], width: int, height: int, top: float) -> list[Text]:
+def columns(shown: Sequence[ChartColumn], width: int, height: int, top: float) -> list[Text]:
     """The last `width` columns as `height` lines, the present at the right; `top` is the value of the upper edge."""
     last = shown[-width:] if width else []
     lines = []
@@ -38,7 +38,7 @@ def columns(shown: Sequence[Column], width: int, height: int, top: float) -> lis
     return lines
 
 
-def _cell(column: Column, bottom: int, height: int, top: float) -> tuple[str, str]:
+def _cell(column: ChartColumn, bottom: int, height: int, top: float) -> tuple[str, str]:
     """The character and its colours at one place, `bottom` lines above the axis."""
     high = _filled(column.high, bottom, height, top)
     if column.low is None:

@@ -19,7 +19,7 @@ from rich.text import Text
 from serve_asgi.cli.command import counted, memory, span
 from serve_asgi.cli.reload_live_view import STYLES
 from serve_asgi.cli.status import agent_returned
-from serve_asgi.cli.top_charts import Column, bar, columns, marks, rounded_up
+from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_up
 from serve_asgi.cli.top_samples import TopSamples, WorkerRate, processes
 
 COLOURS: Final = ("cyan", "green", "magenta", "blue", "yellow")
@@ -199,7 +199,7 @@ def _charts(samples: TopSamples, width: int, lines: int) -> RenderableType:
 def _requests(samples: TopSamples, width: int, lines: int) -> Panel:
     inner = width - 4 - SCALE
     top = rounded_up(max([sample.requests for sample in samples.samples][-inner:]), 10)
-    shown = [Column(sample.requests, colour(sample.generation)) for sample in samples.samples]
+    shown = [ChartColumn(sample.requests, colour(sample.generation)) for sample in samples.samples]
     return _boxed_chart("requests/s", columns(shown, inner, lines, top), _marks(samples, inner), number, top, width)
 
 
@@ -208,7 +208,7 @@ def _latency(samples: TopSamples, width: int, lines: int) -> Panel:
     high, low = samples.percentiles(0.99), samples.percentiles(0.5)
     top = rounded_up(max([value for value in high[-inner:] if value is not None], default=0.0), 0.001)
     shown = [
-        Column(upper or 0.0, colour(sample.generation), lower or 0.0, "grey35")
+        ChartColumn(upper or 0.0, colour(sample.generation), lower or 0.0, "grey35")
         for upper, lower, sample in zip(high, low, samples.samples, strict=True)
     ]
     title = "latency: p50, p99 in grey"

@@ -15,7 +15,7 @@ from typing import Final
 from dotenv.parser import Binding, parse_stream
 from dotenv.variables import Variable, parse_variables
 
-from serve_asgi.config.text_file import read_small
+from serve_asgi.config.config_file import read_small
 from serve_asgi.errors import UsageError
 
 LONGEST: Final = 128 * 1024

@@ -2,7 +2,7 @@
 
 It owns the precedence: command line, then SERVE_<NAME>, then the variables that platforms set (PORT, WEB_CONCURRENCY),
 then the configuration file, then the default; and the memory of where each value came from. It must not know click.
-Single values are read by `serve_asgi.config.values`, the file by `serve_asgi.config.file`;
+Single values are read by `serve_asgi.config.values`, the file by `serve_asgi.config.config_file`;
 `serve_asgi.config.validation` refuses what cannot be.
 """
 
@@ -12,18 +12,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serve_asgi.config import file as config_file
+from serve_asgi.config import config_file
 from serve_asgi.config.options import Config, Option, environment_names, flag, flag_off, key, kind, options, several
 from serve_asgi.config.release import logical_directory
 from serve_asgi.config.state_location import shown
 from serve_asgi.config.validation import Found, check, check_application, settle_addresses
-from serve_asgi.config.values import Given, Source, Tier, Value, from_given, from_toml, from_variable
+from serve_asgi.config.values import FoundValue, Given, Source, SourcePriority, from_given, from_toml, from_variable
 from serve_asgi.errors import UsageError
 
-__all__ = ["Given", "Settings", "Source", "Tier", "build", "kind", "read", "several"]
+__all__ = ["Given", "Settings", "Source", "SourcePriority", "build", "kind", "read", "several"]
 
 NO_APPLICATION: Final = "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"
-DEFAULT: Final = Source(Tier.DEFAULT, "default")
+DEFAULT: Final = Source(SourcePriority.DEFAULT, "default")
 RELOAD_DEFAULTS: Final = {"graceful_timeout": 1.0, "shutdown_timeout": 5.0, "max_generations": 16}
 """Defaults of `--reload`, by field name: streams that browsers hold open end soon, and none of them makes a change wait
 for its reload."""
@@ -71,7 +71,11 @@ class Settings:
     def from_state(cls, state: dict[str, Any]) -> Settings:
         """The reverse of `to_state`; what another version had and this one does not know is passed over."""
         names = {field.name for field in dataclasses.fields(Config)}
-        sources = {name: Source(Tier(tier), *rest) for name, (tier, *rest) in state["sources"].items() if name in names}
+        sources = {
+            name: Source(SourcePriority(tier), *rest)
+            for name, (tier, *rest) in state["sources"].items()
+            if name in names
+        }
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in state["given"].items()}
         return cls(
             config=Config.from_json(state["config"]),
@@ -99,9 +103,9 @@ class Settings:
 
     def _change(self, other: Settings, name: str) -> str:
         now, then = self.sources[name], other.sources[name]
-        if then.tier is Tier.FILE:
+        if then.tier is SourcePriority.FILE:
             where = str(then)
-        elif now.tier is Tier.FILE:  # the line is gone, or another place has taken over
+        elif now.tier is SourcePriority.FILE:  # the line is gone, or another place has taken over
             where = f"{now.path}: {now.name}"
         else:
             where = key(name)
@@ -139,11 +143,11 @@ class Settings:
 
 _DEFAULTS: Final = Config()
 _TIERS: Final = {
-    Tier.COMMAND_LINE: "command line",
-    Tier.ENVIRONMENT: "environment",
-    Tier.PLATFORM: "environment",
-    Tier.FILE: "file",
-    Tier.DEFAULT: "default",
+    SourcePriority.COMMAND_LINE: "command line",
+    SourcePriority.ENVIRONMENT: "environment",
+    SourcePriority.PLATFORM: "environment",
+    SourcePriority.FILE: "file",
+    SourcePriority.DEFAULT: "default",
 }
 
 
@@ -173,7 +177,7 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
             found.setdefault(name, from_file)
     if "reload" in found and found["reload"].value:
         for name, number in RELOAD_DEFAULTS.items():
-            found.setdefault(name, Value(number, Source(Tier.DEFAULT, "--reload")))
+            found.setdefault(name, FoundValue(number, Source(SourcePriority.DEFAULT, "--reload")))
     settle_addresses(found, environ)
     check(found, directory)
     if "root_path" in found:
@@ -191,28 +195,28 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
     )
 
 
-def _from_near(name: str, defined: Option, given: Mapping[str, Given], environ: Mapping[str, str]) -> Value | None:
+def _from_near(name: str, defined: Option, given: Mapping[str, Given], environ: Mapping[str, str]) -> FoundValue | None:
     """The option's value from the command line or the environment."""
     if name in given:
         said = flag_off(name, defined) if given[name] is False else flag(name)
-        return from_given(name, defined, given[name], Source(Tier.COMMAND_LINE, said))
+        return from_given(name, defined, given[name], Source(SourcePriority.COMMAND_LINE, said))
     for number, variable in enumerate(environment_names(name, defined)):
         text = environ.get(variable, "").strip()
         # Kubernetes sets SERVE_PORT=tcp://… in every pod beside a service that is called "serve".
         if text and not (variable == "SERVE_PORT" and text.startswith("tcp://")):
-            source = Source(Tier.PLATFORM if number else Tier.ENVIRONMENT, variable)
+            source = Source(SourcePriority.PLATFORM if number else SourcePriority.ENVIRONMENT, variable)
             return from_variable(name, defined, text, source)
     return None
 
 
-def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigFile | None) -> Value:
+def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigFile | None) -> FoundValue:
     if app:
-        value = Value(app, Source(Tier.COMMAND_LINE, "APP"))
+        value = FoundValue(app, Source(SourcePriority.COMMAND_LINE, "APP"))
     elif variable := environ.get("SERVE_APP", "").strip():
-        value = Value(variable, Source(Tier.ENVIRONMENT, "SERVE_APP"))
+        value = FoundValue(variable, Source(SourcePriority.ENVIRONMENT, "SERVE_APP"))
     elif file is not None and config_file.APP in file.entries:
         entry = file.entries[config_file.APP]
-        value = Value(entry.value, entry.source)
+        value = FoundValue(entry.value, entry.source)
     else:
         raise UsageError(NO_APPLICATION)
     check_application(value)

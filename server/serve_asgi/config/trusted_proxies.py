@@ -24,7 +24,7 @@ KEPT_NODES: Final = 1024
 """Addresses whose reading is kept, for each worker."""
 
 
-class Networks:
+class TrustedNetworks:
     """Addresses that are trusted.
 
     `text` holds addresses, networks (CIDR), `unix` for the peers of unix sockets, and `*` for every peer, separated by

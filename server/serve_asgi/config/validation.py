@@ -17,16 +17,16 @@ from typing import Final
 from serve_asgi.config.addresses import UnixAddress, parse_address
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.state_location import is_url, redis_address
-from serve_asgi.config.trusted_proxies import Networks, believed
-from serve_asgi.config.values import Tier, Value
+from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
+from serve_asgi.config.values import FoundValue, SourcePriority
 from serve_asgi.errors import UsageError
-from serve_asgi.logs.access_format import NAMED, plan
+from serve_asgi.logs.access_format import NAMED, compile_format
 from serve_asgi.logs.request_ids import HEADER_NAME
 
 IMPORTED: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 """module.sub:attribute.sub."""
 
-Found = dict[str, Value]
+Found = dict[str, FoundValue]
 """The values that were found, by field name."""
 
 
@@ -51,7 +51,7 @@ def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
             found.pop("port", None)
     inherits = "fd" in found or environ.get("LISTEN_PID") == str(os.getpid())
     port = found.get("port")
-    if inherits and port is not None and port.source.tier is Tier.PLATFORM and "host" not in found:
+    if inherits and port is not None and port.source.tier is SourcePriority.PLATFORM and "host" not in found:
         del found["port"]
 
 
@@ -79,7 +79,7 @@ def check(found: Found, directory: str) -> None:
         _check_agent(found["agent"])
 
 
-def check_application(app: Value) -> None:
+def check_application(app: FoundValue) -> None:
     """Refuse what cannot be an application. Raises UsageError."""
     text = str(app.value)
     module, _, attribute = text.partition(":")
@@ -96,7 +96,7 @@ def check_application(app: Value) -> None:
     )
 
 
-def _check_agent(agent: Value) -> None:
+def _check_agent(agent: FoundValue) -> None:
     if not IMPORTED.fullmatch(agent.value):
         raise UsageError(
             f"{agent.source}: {agent.value!r} is not an agent: write module:attribute, for example app:agent"
@@ -173,9 +173,9 @@ def _check_state(found: Found) -> None:
 
 def _check_proxies(found: Found) -> None:
     read: dict[str, Callable[[str], object]] = {
-        "forwarded_allow_ips": Networks,
+        "forwarded_allow_ips": TrustedNetworks,
         "forwarded_headers": believed,
-        "proxy_protocol_allow_ips": Networks,
+        "proxy_protocol_allow_ips": TrustedNetworks,
     }
     for name, reader in read.items():
         if name in found:
@@ -200,7 +200,7 @@ def _check_logging(found: Found) -> None:
     style, name = found.get("access_log_format"), found.get("request_id_header")
     if style is not None and style.value not in NAMED:
         try:
-            plan(style.value)
+            compile_format(style.value)
         except ValueError as error:
             raise UsageError(f"{style.source}: {error}") from None
     if name is not None and not HEADER_NAME.fullmatch(name.value):

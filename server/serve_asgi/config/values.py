@@ -27,7 +27,7 @@ SHOWN: Final = 100
 UNITS: Final = frozenset({"SECONDS", "BYTES", "MIB"})
 
 
-class Tier(enum.IntEnum):
+class SourcePriority(enum.IntEnum):
     """The kinds of places that a value is found in, the one that wins first."""
 
     COMMAND_LINE = 0
@@ -43,7 +43,7 @@ class Tier(enum.IntEnum):
 class Source:
     """Where a value was found. As text it is what an error begins with: `--workers`, `/srv/serve.toml:3: workers`."""
 
-    tier: Tier
+    tier: SourcePriority
     name: str
     """What it is called there: `--workers`, `SERVE_WORKERS`, `workers`."""
     path: str = ""
@@ -61,23 +61,23 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Value:
+class FoundValue:
     """A value that was read, and where it was found."""
 
     value: Any
     source: Source
 
 
-def from_given(name: str, defined: Option, raw: Given, source: Source) -> Value:
+def from_given(name: str, defined: Option, raw: Given, source: Source) -> FoundValue:
     """Read what the command line gives. Raises UsageError."""
     if isinstance(raw, bool):
-        return Value(raw, source)
+        return FoundValue(raw, source)
     if isinstance(raw, tuple):
-        return Value(tuple(_from_text(name, defined, _item(text, source), source) for text in raw), source)
-    return Value(_from_text(name, defined, raw, source), source)
+        return FoundValue(tuple(_from_text(name, defined, _item(text, source), source) for text in raw), source)
+    return FoundValue(_from_text(name, defined, raw, source), source)
 
 
-def from_variable(name: str, defined: Option, text: str, source: Source) -> Value:
+def from_variable(name: str, defined: Option, text: str, source: Source) -> FoundValue:
     """Read the text of an environment variable; several values are separated by spaces or commas,
     or by line breaks if they hold spaces. Raises UsageError.
     """
@@ -88,14 +88,14 @@ def from_variable(name: str, defined: Option, text: str, source: Source) -> Valu
     return from_given(name, defined, raw, source)
 
 
-def from_toml(name: str, defined: Option, raw: object, source: Source) -> Value:
+def from_toml(name: str, defined: Option, raw: object, source: Source) -> FoundValue:
     """Read a value of a configuration file, which has types already. Raises UsageError."""
     if several(name):
         items = raw if isinstance(raw, list) else [raw]
-        return Value(tuple(_from_toml(name, defined, _item(item, source), source) for item in items), source)
+        return FoundValue(tuple(_from_toml(name, defined, _item(item, source), source) for item in items), source)
     if defined.separated and isinstance(raw, list):
-        return Value(",".join(_from_toml(name, defined, _item(item, source), source) for item in raw), source)
-    return Value(_from_toml(name, defined, raw, source), source)
+        return FoundValue(",".join(_from_toml(name, defined, _item(item, source), source) for item in raw), source)
+    return FoundValue(_from_toml(name, defined, raw, source), source)
 
 
 def _item(item: Any, source: Source) -> Any:

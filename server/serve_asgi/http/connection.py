@@ -27,7 +27,7 @@ from serve_asgi.http.response_head import CLOSE, plain_answer
 from serve_asgi.http.worker_context import Phase, Service
 from serve_asgi.ipc.address import own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.logs.access_lines import NoRequest, Unheard
+from serve_asgi.logs.access_lines import RefusedRequest, ServerResponse
 from serve_asgi.websocket.connection import WebSocketConnection
 
 READ_LIMIT: Final = 65536
@@ -446,8 +446,8 @@ class Http1Connection(Lifecycle):
         self.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
         if service.access_log is not None:
             size = len(text) if with_body else 0
-            unheard = Unheard(self.client, self.scheme)
-            service.access_log.record(self.client, NoRequest(), refused.status, size, time.perf_counter(), unheard)
+            unheard = ServerResponse(self.client, self.scheme)
+            service.access_log.record(self.client, RefusedRequest(), refused.status, size, time.perf_counter(), unheard)
         self._finish()
 
     def _refuse_content(self, exchange: Exchange, refused: BadRequest) -> None:
@@ -503,7 +503,7 @@ class Http1Connection(Lifecycle):
         text, with_body = "The server is busy; try again soon.\n", head.method != "HEAD"
         self.write(plain_answer(503, text, service.default_headers, lines, with_body))
         if service.access_log is not None:
-            size, unheard = len(text) if with_body else 0, Unheard(self.client, self.scheme)
+            size, unheard = len(text) if with_body else 0, ServerResponse(self.client, self.scheme)
             service.access_log.record(self.client, head, 503, size, time.perf_counter(), unheard)
         self._answered_at_once(close, rest)
 

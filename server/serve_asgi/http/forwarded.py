@@ -28,7 +28,7 @@ from serve_asgi.config.trusted_proxies import (
     X_HOST,
     X_PREFIX,
     X_PROTO,
-    Networks,
+    TrustedNetworks,
     believed,
     plain,
 )
@@ -125,7 +125,7 @@ class Forwarding:
     __slots__ = ("_fields", "_host", "_networks", "_node", "trusts")
 
     def __init__(self, networks: str, fields: str) -> None:
-        self._networks = Networks(networks)
+        self._networks = TrustedNetworks(networks)
         self._fields = believed(fields)
         self.trusts = self._networks.trusts if self._fields else _nobody
         """Whether what this peer says is believed: asked once for each connection."""

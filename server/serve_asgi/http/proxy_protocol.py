@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, cast
 
-from serve_asgi.config.trusted_proxies import Networks
+from serve_asgi.config.trusted_proxies import TrustedNetworks
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_lifecycle import FLUSHING, IDLE, INFINITY, LEAVING, PEEK_TIME, Lifecycle, State
 from serve_asgi.http.hand_over_record import TravelRecord
@@ -59,7 +59,7 @@ class Balancers:
     __slots__ = ("_loop", "_next_line", "_unsaid", "may_connect")
 
     def __init__(self, service: Service) -> None:
-        self.may_connect = Networks(service.config.proxy_protocol_allow_ips).trusts
+        self.may_connect = TrustedNetworks(service.config.proxy_protocol_allow_ips).trusts
         self._loop = service.loop
         self._next_line = -INFINITY
         self._unsaid = 0

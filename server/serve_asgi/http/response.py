@@ -588,7 +588,7 @@ class Answer:
         if service.access_log is not None:
             service.access_log.record(self.client, self.head, self.status or CLIENT_GONE, self.sent, self.begun, self)
 
-    # ---- what some formats of the access log ask for (serve_asgi.logs.access_lines.Answered)
+    # ---- what some formats of the access log ask for (serve_asgi.logs.access_lines.LoggedResponse)
 
     def peer(self) -> Address:
         """Who is connected."""
@@ -602,7 +602,7 @@ class Answer:
         """The request's id, or ""."""
         return self.service.request_ids.carried(self.head.headers)
 
-    def response_field(self, name: bytes) -> bytes:
+    def response_header(self, name: bytes) -> bytes:
         """The value of a field that the application answered with, or b""."""
         block = self._block if self.status else b""
         _, found, after = block.partition(b"\r\n" + name + b": ")

@@ -23,14 +23,14 @@ from typing import Any, Final
 
 import anyio
 
-from serve_asgi.config.file import OWN, PROJECT
+from serve_asgi.config.config_file import OWN, PROJECT
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program, resolve
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc.channel import Channel, pair
 from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.logs.output import say
+from serve_asgi.logs.sink import say
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 

@@ -34,7 +34,8 @@ from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.logs import output
-from serve_asgi.logs.output import Guard
+from serve_asgi.logs.child_output import ChildOutput
+from serve_asgi.logs.output import OutputGuard
 from serve_asgi.supervisor.lifecycles import AppProcess
 from serve_asgi.supervisor.snapshot import from_state, to_state
 from serve_asgi.supervisor.supervisor import Supervisor
@@ -87,7 +88,7 @@ class Leaver(Protocol):
     start_directory: str
 
 
-def describe(listener: Leaver, guard: Guard, askers: list[int]) -> tuple[State, list[int]]:
+def describe(listener: Leaver, guard: OutputGuard, askers: list[int]) -> tuple[State, list[int]]:
     """All that `listener` has, and the descriptors that must stay open; `askers` are those who wait for an answer."""
     descriptors = [listener.children.scoreboard.fd, *askers]
     state: State = {
@@ -194,7 +195,7 @@ def take_listening(state: list[State]) -> list[Listening]:
     ]
 
 
-def take_output(state: State) -> Guard:
+def take_output(state: State) -> OutputGuard:
     """Empty the pipes that stand at descriptors 1 and 2, beginning with what had not been written."""
     guard = output.adopt(state["output"])
     guard.restore({int(number): base64.b64decode(data) for number, data in state["pending"].items()})
@@ -249,7 +250,7 @@ def _child(child: Child, descriptors: list[int]) -> State:
 
 def _take_child(state: State, worker: AppProcess) -> Child:
     channel = Channel(socket.socket(fileno=state["channel"]), descriptors=0)
-    left, counts = output.ChildOutput.inherited(state["output"]), Row(state["counts"])
+    left, counts = ChildOutput.inherited(state["output"]), Row(state["counts"])
     child = Child(worker, state["pid"], channel, left, state["row"], counts)
     child.serves = state["serves"]
     for packet, lent, given in state["outbox"]:

@@ -9,8 +9,8 @@ from typing import Final
 import anyio
 
 from serve_asgi.config import release
-from serve_asgi.config.misspelt_variables import told_of
 from serve_asgi.config.sources import Settings
+from serve_asgi.config.unknown_options import told_of
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.listener import file_changes as changes

@@ -1,8 +1,8 @@
 """Access log formats that a person puts together: a line with gunicorn's atoms, or JSON with a list of fields.
 
-`plan` reads the format; `FieldsLog` writes it. A format is cut at the fields that differ from one answer to the next
-("moving": client, time, status, size, duration …); what stands between them depends on the request alone and is kept
-with its head. Rule: every value is escaped where its text is made; a format cannot be chosen that would let a
+`compile_format` reads the format; `CustomLog` writes it. A format is cut at the fields that differ from response to
+response ("moving": client, time, status, size, duration …); what stands between them depends on the request alone and
+is kept with its head. Rule: every value is escaped where its text is made; a format cannot be chosen that would let a
 request write a line of its own.
 """
 
@@ -21,9 +21,9 @@ from serve_asgi.logs.access_lines import (
     MILLISECONDS,
     NOBODY,
     AccessLog,
-    Answered,
     LoggedRequest,
-    Texts,
+    LoggedResponse,
+    TextCache,
     common_time,
     complain,
     escape,
@@ -65,12 +65,12 @@ _HEADER: Final = re.compile(r"\{([^{}]*)\}([a-zA-Z])")
 Value = str | int | float | None
 """Of a field: what JSON has. None is written as null, and as "-" in a line; a float is a duration (s)."""
 OfRequest = Callable[[LoggedRequest], Value]
-Ask = Callable[[Answered], str | None]
+Ask = Callable[[LoggedResponse], str | None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Field:
-    """One field of a format: a name of docs/guides/logs.md, or a header of the request ("i") or the answer ("o")."""
+class LogField:
+    """One field of a format: a name of docs/guides/logs.md, or a header of the request ("i") or the response ("o")."""
 
     name: str
     header: str = ""
@@ -89,14 +89,14 @@ class CompiledFormat:
     """A format that was read: literal texts and fields, in turn."""
 
     as_json: bool
-    parts: tuple[str | Field, ...]
+    parts: tuple[str | LogField, ...]
 
 
-def plan(text: str) -> CompiledFormat:
+def compile_format(text: str) -> CompiledFormat:
     """Read a format. Raises ValueError with a sentence for one that cannot be used."""
     if text.startswith("json:"):
         fields = [_field(name.strip()) for name in re.split(r",(?![^{]*\})", text.removeprefix("json:"))]
-        parts: list[str | Field] = []
+        parts: list[str | LogField] = []
         for index, field in enumerate(fields):
             parts += [("," if index else "{") + f"{to_json(field.key)}:", field]
         if len({field.key for field in fields}) < len(fields):
@@ -112,8 +112,8 @@ def plan(text: str) -> CompiledFormat:
     return CompiledFormat(False, (*_parts(text), "\n"))
 
 
-def _parts(text: str) -> list[str | Field]:
-    parts: list[str | Field] = []
+def _parts(text: str) -> list[str | LogField]:
+    parts: list[str | LogField] = []
     end = 0
     for found in _ATOM.finditer(text):
         parts.append(text[end : found.start()])
@@ -130,12 +130,12 @@ def _parts(text: str) -> list[str | Field]:
     return [*parts, text[end:]]
 
 
-def _field(name: str) -> Field:
+def _field(name: str) -> LogField:
     header = _HEADER.fullmatch(name)
     if header is not None:
         field, direction = header[1].lower(), header[2].lower()
         if direction in ("i", "o") and HEADER_NAME.fullmatch(field):
-            return Field("header", field, direction)
+            return LogField("header", field, direction)
         raise ValueError(
             f"{name!r} is not a field of the access log: {{NAME}}i is a request's header, {{NAME}}o an answer's"
         )
@@ -146,7 +146,7 @@ def _field(name: str) -> Field:
             + ", ".join(sorted({*_CONSTANTS, *_OF_REQUEST, *_MOVING}))
             + ", {NAME}i and {NAME}o"
         )
-    return Field(known, empty_size="-" if name == "b" else "0")
+    return LogField(known, empty_size="-" if name == "b" else "0")
 
 
 # ---- where values come from
@@ -198,8 +198,8 @@ _MOVING: Final = frozenset(
 )
 
 
-class FieldsLog(AccessLog):
-    """Writes what a plan says.
+class CustomLog(AccessLog):
+    """Writes what a compiled format says.
 
     Of each request a template is kept, with a `%s` where a field moves; what moves is looked up among texts that have
     been made before.
@@ -207,25 +207,25 @@ class FieldsLog(AccessLog):
 
     __slots__ = ("_as_json", "_asks", "_between", "_ids", "_moments", "_pick", "_since", "_stamp", "_texts", "_write")
 
-    def __init__(self, config: Config, plan: CompiledFormat, generation: int, slot: int) -> None:
+    def __init__(self, config: Config, compiled: CompiledFormat, generation: int, slot: int) -> None:
         super().__init__(config)
-        self._as_json = plan.as_json
-        self._write: Callable[[Value], str] = to_json if plan.as_json else _in_line
+        self._as_json = compiled.as_json
+        self._write: Callable[[Value], str] = to_json if compiled.as_json else _in_line
         self._ids = RequestIds(config)
         self._stamp = ""
         self._since = 0.0
-        self._moments = Texts[int](self._moment)
+        self._moments = TextCache[int](self._moment)
         """Times of the present second, by the millisecond; in a line there is but one."""
         constants: dict[str, Value] = {"generation": generation, "slot": slot, "pid": os.getpid()}
         self._between: list[str | OfRequest] = []
         """What a template is made of: texts (in which a moving field is `%s`), and what depends on the request."""
-        self._texts: list[Texts[Any]] = []
+        self._texts: list[TextCache[Any]] = []
         """Of each moving field, by its value."""
         self._asks: list[Ask] = []
         """What is asked of the answer, beyond what every line is given."""
         picked: list[int] = []
         """Of each moving field: where its value stands in what a line is given."""
-        for part in plan.parts:
+        for part in compiled.parts:
             if isinstance(part, str):
                 self._between.append(_literal(part))
             elif part.name in constants:
@@ -240,7 +240,13 @@ class FieldsLog(AccessLog):
         self._pick = operator.itemgetter(*picked) if len(picked) > 1 else _few(picked)
 
     def record(
-        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self,
+        client: Address,
+        request: LoggedRequest,
+        status: int,
+        size: int,
+        begun: float,
+        answered: LoggedResponse = NOBODY,
     ) -> None:
         """See AccessLog."""
         try:
@@ -265,7 +271,7 @@ class FieldsLog(AccessLog):
         request.logged = logged = (template,)
         return logged
 
-    def _of_request(self, field: Field) -> OfRequest | None:
+    def _of_request(self, field: LogField) -> OfRequest | None:
         """How the field is found in the request alone; None if that is not all it takes."""
         if field.direction == "i":
             return _header(field.header)
@@ -273,22 +279,22 @@ class FieldsLog(AccessLog):
             return lambda request: self._ids.carried(request.headers) or None
         return _OF_REQUEST.get(field.name) if not field.direction else None
 
-    def _moving(self, field: Field) -> tuple[int, Texts[Any]]:
+    def _moving(self, field: LogField) -> tuple[int, TextCache[Any]]:
         """Where the value of a moving field stands in what a line is given, and the texts for it."""
         name, write = field.name, self._write
         if name == "client":
-            return _CLIENT, Texts[str | None](write)
+            return _CLIENT, TextCache[str | None](write)
         if name == "time":
             return _TIME, self._moments
         if name == "status":
-            return _STATUS, Texts[int](str)
+            return _STATUS, TextCache[int](str)
         if name == "size":
             empty = "0" if self._as_json else field.empty_size
-            return _SIZE, Texts[int](lambda size: str(size) if size else empty)
+            return _SIZE, TextCache[int](lambda size: str(size) if size else empty)
         if name in _UNITS:
-            return _DURATION, Texts[int](_UNITS[name])
+            return _DURATION, TextCache[int](_UNITS[name])
         self._asks.append(_ask(field))
-        return _DURATION + len(self._asks), Texts[str | None](write)
+        return _DURATION + len(self._asks), TextCache[str | None](write)
 
     def _moment(self, millisecond: int) -> str:
         return f'{self._stamp}{MILLISECONDS[millisecond]}Z"' if self._as_json else self._stamp
@@ -315,10 +321,10 @@ def _few(picked: list[int]) -> Callable[[tuple[Any, ...]], Any]:
     return lambda given: tuple([given[place] for place in picked])
 
 
-def _ask(field: Field) -> Ask:
+def _ask(field: LogField) -> Ask:
     if field.direction == "o":
         header = field.header.encode()
-        return lambda answered: _text(answered.response_field(header))
+        return lambda answered: _text(answered.response_header(header))
     if field.name == "peer":
         return lambda answered: peer[0] if (peer := answered.peer()) else None
     if field.name == "scheme":

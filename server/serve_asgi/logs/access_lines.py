@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.output import last_moment, original
+from serve_asgi.logs.output import original
 from serve_asgi.logs.server_log import LogFile, about
+from serve_asgi.logs.sink import last_moment
 
 if TYPE_CHECKING:
     from serve_asgi.ipc.address import Address
@@ -55,8 +56,8 @@ class LoggedRequest(Protocol):
     """The access log's own note of what it writes of this request; None at first."""
 
 
-class NoRequest:
-    """What has been refused before it was a request."""
+class RefusedRequest:
+    """A request that was refused before it could be parsed."""
 
     method = "-"
     target = b"-"
@@ -65,8 +66,8 @@ class NoRequest:
     logged: tuple[str, ...] | None = None
 
 
-class Answered(Protocol):
-    """What only some formats ask for: beyond the request, which equal requests share."""
+class LoggedResponse(Protocol):
+    """What only some formats ask for, besides the request (which equal requests share)."""
 
     def peer(self) -> Address:
         """Who is connected: the client, or the proxy that speaks for it."""
@@ -77,12 +78,12 @@ class Answered(Protocol):
     def identity(self) -> str:
         """The request's id, "" if it has none."""
 
-    def response_field(self, name: bytes) -> bytes:
-        """The value of a field that the application answered with, b"" if it did not."""
+    def response_header(self, name: bytes) -> bytes:
+        """The value of a header that the application has set, b"" if it has not."""
 
 
-class Unheard:
-    """Of an answer that the server gave without asking the application."""
+class ServerResponse:
+    """A response that the server made without the application."""
 
     __slots__ = ("_peer", "_scheme")
 
@@ -91,27 +92,27 @@ class Unheard:
         self._scheme = scheme
 
     def peer(self) -> Address:
-        """See Answered."""
+        """See LoggedResponse."""
         return self._peer
 
     def client_scheme(self) -> str:
-        """See Answered."""
+        """See LoggedResponse."""
         return self._scheme
 
     def identity(self) -> str:
-        """See Answered."""
+        """See LoggedResponse."""
         return ""
 
-    def response_field(self, name: bytes) -> bytes:
-        """See Answered."""
+    def response_header(self, name: bytes) -> bytes:
+        """See LoggedResponse."""
         return b""
 
 
-NOBODY: Final = Unheard(None, "")
+NOBODY: Final = ServerResponse(None, "")
 
 
-class Texts(dict[T, str]):
-    """Texts by what they say, made when they are first asked for."""
+class TextCache(dict[T, str]):
+    """Rendered texts by value, made when they are first needed."""
 
     __slots__ = ("_make",)
 
@@ -152,15 +153,21 @@ class AccessLog(abc.ABC):
         self._until = 0.0
         """CLOCK_MONOTONIC (time.perf_counter(), s) at which the time that lines say is over."""
         self._told = 0
-        """Of the bytes that the sink has dropped: how many the server's own log has told of."""
+        """How many of the bytes that the sink has dropped the server's own log has reported."""
         self._tell_at = 0.0
-        """CLOCK_MONOTONIC (s) before which it does not tell of more."""
+        """CLOCK_MONOTONIC (s) before which it reports no more."""
 
     @abc.abstractmethod
     def record(
-        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self,
+        client: Address,
+        request: LoggedRequest,
+        status: int,
+        size: int,
+        begun: float,
+        answered: LoggedResponse = NOBODY,
     ) -> None:
-        """Note one answer: `size` in bytes of body, `begun` the time.perf_counter() when it was asked for."""
+        """Note one response: `size` in bytes of body, `begun` the time.perf_counter() at which its request came."""
 
     def _add(self, line: str) -> None:
         self._lines.append(line)
@@ -169,7 +176,7 @@ class AccessLog(abc.ABC):
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been collected; what nobody takes now is kept, within bounds, for the next time."""
+        """Write what has been collected; what cannot be written now is kept, within bounds, for the next time."""
         if self._lines:
             data = "".join(self._lines).encode(errors="backslashreplace")
             self._lines.clear()
@@ -208,7 +215,7 @@ class AccessLog(abc.ABC):
 
 
 def complain() -> None:
-    """A line could not be made: say so; the request has been answered."""
+    """Report that a line could not be made; its request has been answered."""
     logging.getLogger("serve").exception("a line of the access log could not be written", extra=about("internal_error"))
 
 

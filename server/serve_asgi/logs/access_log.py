@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 from serve_asgi.config.options import Config
 from serve_asgi.logs import server_log as logs
-from serve_asgi.logs.access_format import FieldsLog, plan
+from serve_asgi.logs.access_format import CustomLog, compile_format
 from serve_asgi.logs.access_lines import (
     FLUSH_AT,
     MILLISECONDS,
     NOBODY,
     AccessLog,
-    Answered,
     LoggedRequest,
-    NoRequest,
-    Texts,
-    Unheard,
+    LoggedResponse,
+    RefusedRequest,
+    ServerResponse,
+    TextCache,
     common_time,
     complain,
     escape,
@@ -37,7 +37,7 @@ from serve_asgi.logs.request_ids import RequestIds, traceparent
 if TYPE_CHECKING:
     from serve_asgi.ipc.address import Address
 
-__all__ = ["AccessLog", "Answered", "NoRequest", "Unheard", "open_access_log"]
+__all__ = ["AccessLog", "LoggedResponse", "RefusedRequest", "ServerResponse", "open_access_log"]
 
 
 class CommonLog(AccessLog):
@@ -48,13 +48,19 @@ class CommonLog(AccessLog):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self._stamp = ""
-        self._clients = Texts[str](escape)
-        self._statuses = Texts[int](lambda status: f'" {status} ')  # with the quote that ends the request
-        self._sizes = Texts[int](lambda size: f"{size or '-'} ")
-        self._durations = Texts[int](lambda microseconds: seconds(microseconds) + "\n")
+        self._clients = TextCache[str](escape)
+        self._statuses = TextCache[int](lambda status: f'" {status} ')  # with the quote that ends the request
+        self._sizes = TextCache[int](lambda size: f"{size or '-'} ")
+        self._durations = TextCache[int](lambda microseconds: seconds(microseconds) + "\n")
 
     def record(
-        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self,
+        client: Address,
+        request: LoggedRequest,
+        status: int,
+        size: int,
+        begun: float,
+        answered: LoggedResponse = NOBODY,
     ) -> None:
         """See AccessLog."""
         try:
@@ -112,13 +118,19 @@ class JsonLog(AccessLog):
         self._since = 0.0
         self._ids = RequestIds(config)
         self._end = f'"generation":{generation},"slot":{slot},"pid":{os.getpid()}}}\n'
-        self._clients = Texts[str](to_json)
-        self._statuses = Texts[int](lambda status: f'"status":{status},')
-        self._sizes = Texts[int](lambda size: f'"size":{size},')
-        self._durations = Texts[int](lambda microseconds: f'"seconds":{seconds(microseconds)},')
+        self._clients = TextCache[str](to_json)
+        self._statuses = TextCache[int](lambda status: f'"status":{status},')
+        self._sizes = TextCache[int](lambda size: f'"size":{size},')
+        self._durations = TextCache[int](lambda microseconds: f'"seconds":{seconds(microseconds)},')
 
     def record(
-        self, client: Address, request: LoggedRequest, status: int, size: int, begun: float, answered: Answered = NOBODY
+        self,
+        client: Address,
+        request: LoggedRequest,
+        status: int,
+        size: int,
+        begun: float,
+        answered: LoggedResponse = NOBODY,
     ) -> None:
         """See AccessLog."""
         try:
@@ -187,4 +199,4 @@ def open_access_log(config: Config, generation: int = 0, slot: int = 0) -> Acces
         if not RequestIds(config).generates:
             return JsonLog(config, generation, slot)
         wanted = JSON_FIELDS  # the id is not the head's, which equal requests share
-    return FieldsLog(config, plan(wanted), generation, slot)
+    return CustomLog(config, compile_format(wanted), generation, slot)

@@ -3,7 +3,7 @@
 The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Each record says
 what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
 (docs/guides/logs.md). Nothing in here raises into its caller: a full disk or a closed pipe costs lines, not requests.
-Nobody can write a line of the log by a request or by an exception's text: control characters are escaped, and the
+Nobody can forge a line of the log by a request or by an exception's text: control characters are escaped, and the
 further lines of a text are indented. Nobody makes a line long: sentences and what they name have `TEXT_LIMIT`
 characters at most, a traceback has those of `serve_asgi.logs.tracebacks`. What the application adds to our loggers
 (handlers, filters) may fail, and costs nothing but what it would have written. Files are opened for appending and
@@ -25,7 +25,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
 from serve_asgi.logs import output
 from serve_asgi.logs.exceptions import exc_info, name_of, shortened
-from serve_asgi.logs.output import Sink
+from serve_asgi.logs.sink import Sink, last_moment
 from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
 
 TEXT_LIMIT: Final = 8192
@@ -175,8 +175,8 @@ class LogFile:
         old.close()
 
 
-class _Anew:
-    """The log file of a forked child, which opens it for each of its few lines, so that it keeps no old one open."""
+class ForkedLogFile:
+    """The log file of a forked child, opened for each of its few lines, so that no rotated file is kept open."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -192,8 +192,8 @@ class _Anew:
         file.sink.close()
 
 
-class _Happening:
-    """One log record, taken apart: what both formats are made from."""
+class LogEntry:
+    """One log record in parts, from which both formats are made."""
 
     __slots__ = ("at", "detail", "event", "level", "text", "whom")
 
@@ -224,7 +224,7 @@ class _LineHandler(logging.Handler):
     """Writes each record as one write of whole lines, to stderr or a file."""
 
     def __init__(
-        self, role: str, file: LogFile | _Anew | None, as_json: bool, colour: bool, always: dict[str, object]
+        self, role: str, file: LogFile | ForkedLogFile | None, as_json: bool, colour: bool, always: dict[str, object]
     ) -> None:
         super().__init__()
         self.role = role
@@ -244,7 +244,7 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Whatever is wrong with a record or the disk: the caller's work goes on.
         with contextlib.suppress(BaseException):
-            happening = _Happening(record)
+            happening = LogEntry(record)
             line = self._object(happening) if self._as_json else self._line(happening)
             self._meanwhile.append((line + "\n").encode(errors="backslashreplace"))
             if not self._writing:
@@ -260,7 +260,7 @@ class _LineHandler(logging.Handler):
         """In a forked child: the file is its parent's, as is what another thread was about to write."""
         self._writing, self._meanwhile = False, []
         if self.file is not None:
-            self.file = _Anew(self.file.path)
+            self.file = ForkedLogFile(self.file.path)
 
     def forget(self) -> None:
         """Begin anew in a child."""
@@ -283,7 +283,7 @@ class _LineHandler(logging.Handler):
             finally:
                 self._writing = False
 
-    def _object(self, happening: _Happening) -> str:
+    def _object(self, happening: LogEntry) -> str:
         seconds, fraction = divmod(happening.at, 1)
         made: dict[str, object] = {
             "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03d}Z",
@@ -298,7 +298,7 @@ class _LineHandler(logging.Handler):
             made["exception"] = happening.detail.rstrip()
         return json.dumps(made, default=str, separators=(",", ":"))
 
-    def _line(self, happening: _Happening) -> str:
+    def _line(self, happening: LogEntry) -> str:
         seconds, fraction = divmod(happening.at, 1)
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
         start = f"{at}.{int(fraction * 1000):03d} {self.role}[{os.getpid()}]"
@@ -385,5 +385,5 @@ def finish() -> None:
     """Close the log file, if there is one; what is logged later goes to stderr."""
     if _handler is not None and isinstance(_handler.file, LogFile):
         file, _handler.file = _handler.file, None
-        file.sink.finish(output.last_moment())
+        file.sink.finish(last_moment())
         file.sink.close()

@@ -333,7 +333,7 @@ class Endings(asyncio.Protocol):
             extra=about(event, **of_request(self._head.method, path, request_id, trace)),
         )
 
-    # What some formats of the access log ask for (serve_asgi.logs.access_lines.Answered)
+    # What some formats of the access log ask for (serve_asgi.logs.access_lines.LoggedResponse)
 
     def peer(self) -> Address:
         """Who is connected."""
@@ -347,7 +347,7 @@ class Endings(asyncio.Protocol):
         """The request's id, or ""."""
         return self._service.request_ids.carried(self._head.headers)
 
-    def response_field(self, name: bytes) -> bytes:
+    def response_header(self, name: bytes) -> bytes:
         """Not kept for WebSockets."""
         return b""
 

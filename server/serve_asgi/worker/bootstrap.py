@@ -30,7 +30,7 @@ from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors,
 from serve_asgi.ipc.schema import sayable
 from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
-from serve_asgi.logs import output
+from serve_asgi.logs import output, sink
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.exceptions import shortened
 from serve_asgi.worker import uncaught_exceptions as uncaught
@@ -74,7 +74,7 @@ class Bootstrap:
         self.watchdog = Watchdog(None if asked_over is None else Channel(socket.socket(fileno=asked_over)), dump)
         self.watchdog.start()
         forks.in_child(output.let_go)
-        forks.own(output.descriptors)
+        forks.own(sink.descriptors)
         forks.in_child(logs.let_go)
         forks.in_child(self.watchdog.let_go)
         tell(self.channel, {"type": "hello", "protocol": PROTOCOL, "window": self.watchdog.abilities})

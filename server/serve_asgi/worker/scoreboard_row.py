@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.logs import output
+from serve_asgi.logs import sink
 
 LAGS: Final = 10
 """Ticks of which the worst lag is told."""
@@ -31,7 +31,7 @@ class RowWriter:
         """That it lives, and what it uses."""
         cells = self._cells
         cells[Cell.HEARTBEAT] = time.monotonic_ns()
-        cells[Cell.DROPPED_OUTPUT] = output.dropped()
+        cells[Cell.DROPPED_OUTPUT] = sink.dropped()
         cells[Cell.RSS] = self._resident()
         cells[Cell.CPU] = time.process_time_ns()
 

@@ -1,7 +1,7 @@
-"""The configuration file: where it is looked for, how it is read, and what is said about each mistake in it.
+"""The configuration file: where it is looked for, how it is read, and the error for each mistake in it.
 
 It is the file that --config names, else serve.toml, else the table [tool.serve] of pyproject.toml, in the directory
-that the server was started in, by the name under which it was entered: links are followed anew each time, so that a
+that the server was started in, by the name under which it was entered: links are resolved again each time, so that a
 release directory behind a link brings its own file. It knows names and places; what a value must be is for
 `serve_asgi.config.values`.
 """
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import os
 import re
+import stat
 import tomllib
 from typing import Any, Final
 
 from serve_asgi.config.options import flag_off, key, kind, options
-from serve_asgi.config.other_servers import key_of_another_server
-from serve_asgi.config.text_file import read_small
-from serve_asgi.config.values import Source, Tier
+from serve_asgi.config.unknown_options import key_of_another_server
+from serve_asgi.config.values import Source, SourcePriority
 from serve_asgi.errors import UsageError
 
 OWN: Final = "serve.toml"
@@ -28,6 +29,8 @@ OTHERS: Final = frozenset({"serve-asgi", "serve_asgi"})
 """Tables that nobody else can have meant."""
 HOOKS: Final = "hooks"
 """The table [hooks], which may stand in place of the option `hook`."""
+LARGEST: Final = 1 << 20
+"""Bytes of a file that is written by hand; nobody writes more."""
 APP: Final = "app"
 """The key that names the application."""
 _HEADER: Final = re.compile(r"\s*\[\[?\s*([^\[\]]*?)\s*\]\]?\s*(?:#.*)?$")
@@ -120,7 +123,7 @@ def _read(path: str) -> _Table | None:
 def _entries(path: str, table: _Table) -> ConfigFile:
     entries: dict[str, FileEntry] = {}
     for written, value in table.values.items():
-        source = Source(Tier.FILE, written, path, table.line(written))
+        source = Source(SourcePriority.FILE, written, path, table.line(written))
         name = written.replace("-", "_")
         if name == HOOKS and isinstance(value, dict):
             name, value = "hook", _hooks(value, source)
@@ -158,3 +161,21 @@ def _unknown(written: str, name: str, value: object, source: Source) -> str:
     if isinstance(value, dict):
         return f"{source.place}: there is no table {written!r}: all options stand in one table, as `serve --help` names"
     return f"{source.place}: there is no option {written!r}: `serve --help` shows those there are"
+
+
+def read_small(path: str) -> str:
+    """The text of a file, UTF-8 with or without a byte order mark. Raises OSError or UnicodeDecodeError.
+
+    Whatever stands in the file's place, reading it does not wait nor exhaust memory: the listener reads it at a reload.
+    """
+    # O_NONBLOCK for a named pipe, which would be waited for; O_NOCTTY for a terminal.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode)):  # what is read again at a reload must be there again
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    with open(descriptor, "rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB", path)
+    return content.decode("utf-8-sig")
