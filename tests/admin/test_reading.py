@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.admin.accept_queues import queues
 from serve_asgi.admin.metrics import connections_by_state
 from serve_asgi.admin.samples import MetricSamples, by_generation
 from serve_asgi.admin.scoreboard_totals import ScoreboardReading, quantile, read
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header
+from serve_asgi.ipc.sock_diag import accept_queues
 from serve_asgi.listener.admin_state import admin_state
 from serve_asgi.listener.history import History
 from serve_asgi.supervisor.supervisor import Supervisor
@@ -216,5 +216,5 @@ def test_accept_queues_of_both_kinds_are_known_by_inode(tmp_path: Path) -> None:
         inodes = [os.fstat(each.fileno()).st_ino for each in (tcp, unix)]
         with socket.create_connection(tcp.getsockname()), socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / "socket"))
-            assert queues(frozenset(inodes)) == {inodes[0]: (1, 7), inodes[1]: (1, 9)}
-        assert queues(frozenset({1})) == {}
+            assert accept_queues(frozenset(inodes)) == {inodes[0]: (1, 7), inodes[1]: (1, 9)}
+        assert accept_queues(frozenset({1})) == {}

@@ -35,6 +35,7 @@ class Count(msgspec.Struct):
 class Counting(HubComponent):
     """Takes `count` frames, and sends an `echo` back to the member that sent one with `echo`."""
 
+    name = "counting"
     kinds: ClassVar[Mapping[str, type]] = {"count": Count}
 
     def __init__(self, hub: Hub) -> None:

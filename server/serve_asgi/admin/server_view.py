@@ -11,10 +11,10 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from serve_asgi.admin.accept_queues import Queue, queues
 from serve_asgi.admin.scoreboard_totals import ScoreboardReading, Words, read
 from serve_asgi.ipc.channel import Packet
 from serve_asgi.ipc.scoreboard import Row, Scoreboard
+from serve_asgi.ipc.sock_diag import Queue, accept_queues
 from serve_asgi.ipc.states import OUTCOMES
 
 RECORDS: Final = 200
@@ -83,7 +83,7 @@ class ServerView:
     def queues(self) -> dict[str, Queue]:
         """The accept queues of the application's sockets by name, as far as they can be known."""
         by_inode = {each["inode"]: each["name"] for each in self.about["listening"]}
-        return {by_inode[inode]: queue for inode, queue in queues(frozenset(by_inode)).items()}
+        return {by_inode[inode]: queue for inode, queue in accept_queues(frozenset(by_inode)).items()}
 
     def listener(self) -> tuple[float, int] | None:
         """The listener's processor time (s) and resident memory (bytes; proc(5)); None if that is hidden from us."""

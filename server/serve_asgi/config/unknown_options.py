@@ -63,7 +63,7 @@ def key_of_another_server(written: str) -> str:
     return re.sub(r"(?<!\S)--(?=[a-z])", "", told)
 
 
-OTHERS: Final = ("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_ESTATE")
+OTHERS: Final = ("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_RE_EXEC")
 """Names of ours that are no options: the application, and what hooks and a listener's new program are given."""
 NEAR: Final = 0.75
 """From which likeness on (`difflib`, 0 to 1) a name was meant to be another one."""

@@ -30,6 +30,8 @@ import socket
 import struct
 from typing import Final
 
+from serve_asgi.ipc import sock_diag
+
 SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
 SO_DETACH_FILTER: Final = 27
 IP_MINTTL: Final = 21  # linux/in.h
@@ -145,11 +147,14 @@ def arriving(listening: socket.socket, kind: SocketKind) -> int:
         return 0
     information = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_UNACKED + 4)
     queued: int = struct.unpack_from("I", information, TCP_INFO_UNACKED)[0]
-    return queued + _handshakes(listening.getsockname()[1])
+    port = listening.getsockname()[1]
+    v6 = listening.family == socket.AF_INET6  # and perhaps IPv4 as well
+    under_way = sock_diag.handshakes(port, (socket.AF_INET, socket.AF_INET6) if v6 else (socket.AF_INET,))
+    return queued + (_handshakes_of_proc(port) if under_way is None else under_way)
 
 
-def _handshakes(port: int) -> int:
-    """Connections to local `port` in state SYN_RECV, from the tables of this network namespace (proc(5))."""
+def _handshakes_of_proc(port: int) -> int:
+    """The same from the tables of this network namespace (proc(5)): microseconds for each connection that there is."""
     wanted = f":{port:04X}"
     count = 0
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

@@ -66,12 +66,12 @@ class PathLock:
         return False
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
         descriptors.append(self._fd)
         return {"fd": self._fd, "path": self._path}
 
     @classmethod
-    def inherited(cls, state: dict[str, Any]) -> PathLock:
+    def from_state(cls, state: dict[str, Any]) -> PathLock:
         """The lock of this very process, which held it before: flock(2) locks outlive execve(2)."""
         lock = cls.__new__(cls)
         lock._fd, lock._path = state["fd"], state["path"]

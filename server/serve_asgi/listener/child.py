@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Final
+import socket
+from typing import Any, Final
 
 from serve_asgi.config.release import Release
 from serve_asgi.ipc.channel import Channel, SendQueue, pair
@@ -63,6 +64,34 @@ class Child:
         self.watchdog: WatchdogChannel | None = None
         """The way into the worker that needs no event loop; None if there was no descriptor to spare."""
         self.closed = False
+
+    def to_state(self, descriptors: list[int]) -> dict[str, Any]:
+        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        descriptors += [self.channel.fileno(), self.counts.fd]
+        return {
+            "worker": self.worker.id,
+            "pid": self.pid,
+            "row": self.row,
+            "counts": self.counts.fd,
+            "serves": self.serves,
+            "channel": self.channel.fileno(),
+            "send_queue": self.send_queue.to_state(descriptors),
+            "output": self.output.to_state(descriptors),
+            "watchdog": None if self.watchdog is None else self.watchdog.to_state(descriptors),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], worker: AppProcess) -> Child:
+        """The process of `worker`, which an earlier program of this process has started."""
+        channel = Channel(socket.socket(fileno=state["channel"]), descriptors=0)
+        output, counts = ChildOutput.from_state(state["output"]), Row(state["counts"])
+        child = cls(worker, state["pid"], channel, output, state["row"], counts)
+        child.serves = state["serves"]
+        for packet, lent, given in state["send_queue"]:
+            child.send_queue.put(packet, lent, given)
+        if state["watchdog"] is not None:
+            child.watchdog = WatchdogChannel.from_state(state["watchdog"])
+        return child
 
     @property
     def serial(self) -> int:

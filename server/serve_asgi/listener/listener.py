@@ -42,8 +42,7 @@ from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
 from serve_asgi.listener.effective_config import in_force
 from serve_asgi.listener.event_records import EventRecorder
-from serve_asgi.listener.generation_plan import GenerationConfig, policy_of
-from serve_asgi.listener.generation_plans import GenerationConfigs
+from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs, policy_of
 from serve_asgi.listener.heartbeats import Heartbeats
 from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.history import History
@@ -51,7 +50,7 @@ from serve_asgi.listener.hooks import Hooks
 from serve_asgi.listener.hub_links import HubLinks, hub_settings
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.re_exec import ReExec
-from serve_asgi.listener.re_exec_state import InheritedState
+from serve_asgi.listener.re_exec_registry import InheritedState
 from serve_asgi.listener.signal_handlers import SignalHandlers
 from serve_asgi.listener.status import past, status
 from serve_asgi.listener.store_process import StoreProcess
@@ -72,18 +71,18 @@ class Listener:
 
     def __init__(
         self,
-        plan: GenerationConfig,
+        first: GenerationConfig,
         listening: list[sockets.Listening],
         pid_file: PidFile | None,
         admin: list[sockets.Listening],
         inherited: InheritedState | None = None,
     ) -> None:
-        """`plan` is that of the generation that begins, or serves already.
+        """`first` is that of the generation that begins, or serves already.
 
         `listening` are the application's sockets, `admin` those of --admin.
         `inherited` is what an earlier program of this process had, if there was one.
         """
-        config = plan.settings.config
+        config = first.settings.config
         self.listening = listening
         self.pid_file = pid_file
         self.admin_listening = admin
@@ -107,7 +106,7 @@ class Listener:
         begun = {} if inherited is None else inherited.configs
         generations = self.supervisor.generations
         self.configs = GenerationConfigs(
-            plan, self.start_directory, {generations[n]: GenerationConfig(*each) for n, each in begun.items()}
+            first, self.start_directory, {generations[number]: each for number, each in begun.items()}
         )
         self.when_running: list[Callable[[], object]] = []
         """What is to be done once signals and the control socket are served."""
@@ -334,8 +333,8 @@ class Listener:
                 if self.configs.forget(generation) and not self.supervisor.has_agent and not self.supervisor.agents.all:
                     self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
             case actions.Start(worker) | actions.StartAgent(worker):
-                plan = self.configs.all[worker.generation]
-                self.children.start(worker, plan.release, plan.settings.config)
+                made_with = self.configs.all[worker.generation]
+                self.children.start(worker, made_with.release, made_with.settings.config)
             case actions.OpenPorts():
                 self.post(ports.open_ports(self.listening, self.settings.config.backlog))
             case actions.ShutOut():
@@ -484,8 +483,8 @@ class Listener:
 
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows."""
-        plan = self.configs.of(self.supervisor.current)
-        found = plan.release if plan is not None else None
+        current = self.configs.of(self.supervisor.current)
+        found = None if current is None else current.release
         names = [listening.name for listening in self.listening]
         size = self.supervisor.size
         return in_force(self.settings, found, names, self.admin.names, self.control.path, size)

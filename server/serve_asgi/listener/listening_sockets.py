@@ -75,6 +75,37 @@ class Listening:
                 f"another program listens on {self.name} by now: stop it, or choose another port"
             ) from None
 
+    def to_state(self, descriptors: list[int]) -> dict[str, Any]:
+        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        descriptors.append(self.socket.fileno())
+        return {
+            "fd": self.socket.fileno(),
+            "name": self.name,
+            "kind": self.kind.value,
+            "owned": self.owned,
+            "path": self.path,
+            "identity": self.identity,
+            "lock": None if self.lock is None else self.lock.to_state(descriptors),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Listening:
+        """The socket, which belongs to the caller from here on."""
+        return cls(
+            socket=socket.socket(fileno=state["fd"]),
+            name=state["name"],
+            kind=SocketKind(state["kind"]),
+            owned=state["owned"],
+            path=state["path"],
+            identity=None if state["identity"] is None else (state["identity"][0], state["identity"][1]),
+            lock=None if state["lock"] is None else PathLock.from_state(state["lock"]),
+        )
+
+    @staticmethod
+    def examine(state: dict[str, Any]) -> None:
+        """Raise ValueError or LookupError if it is of a kind that is not known here."""
+        SocketKind(state["kind"])
+
     def describe(self) -> dict[str, Any]:
         """What a worker is told about its duplicate; JSON-compatible."""
         return {"name": self.name, "kind": self.kind.value, "owned": self.owned}

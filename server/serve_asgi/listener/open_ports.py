@@ -5,18 +5,22 @@ stop.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import anyio
 
 from serve_asgi.errors import ServeError
+from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener.listening_sockets import Listening
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 
 HANDSHAKE_TIME: Final = 1.0
 """Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
+LOOK_FOR_HANDSHAKES: Final = 0.01
+"""Seconds between two looks at whether one is still under way."""
 LOOK: Final = 1.0
 """Seconds between two looks at whether the sockets still listen: for that there is an event, but in the workers."""
 
@@ -41,9 +45,15 @@ async def shut_out(listening: Sequence[Listening]) -> e.ShutOutDone:
         except OSError as error:
             log.error("new connections to %s cannot be kept out before the stop: %s", each.name, error)
     with anyio.move_on_after(HANDSHAKE_TIME):
-        while any(each.owned and each.handshakes_under_way() for each in listening):
-            await anyio.sleep(0.01)  # the kernel has no event for this
+        while await anyio.to_thread.run_sync(_under_way, listening, abandon_on_cancel=True):
+            await anyio.sleep(LOOK_FOR_HANDSHAKES)  # the kernel has no event for this
     return e.ShutOutDone()
+
+
+def _under_way(listening: Sequence[Listening]) -> bool:
+    """Whether a client amid its handshake is waited for. In a thread: the kernel looks at all connections there are."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)  # they are the main thread's
+    return any(each.owned and each.handshakes_under_way() for each in listening)
 
 
 async def keep_open(

@@ -74,17 +74,17 @@ class PidFile:
         self._identity = (status.st_dev, status.st_ino)
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
         if self._fd >= 0:
             descriptors.append(self._fd)
         lock = self._lock.to_state(descriptors)
         return {"fd": self._fd, "path": self._path, "identity": self._identity, "lock": lock}
 
     @classmethod
-    def inherited(cls, state: dict[str, Any]) -> PidFile:
+    def from_state(cls, state: dict[str, Any]) -> PidFile:
         """The pid file of this very process, which made it before."""
         file = cls.__new__(cls)
-        file._fd, file._path, file._lock = state["fd"], state["path"], PathLock.inherited(state["lock"])
+        file._fd, file._path, file._lock = state["fd"], state["path"], PathLock.from_state(state["lock"])
         file._identity = None if state["identity"] is None else (state["identity"][0], state["identity"][1])
         if file._fd >= 0:
             os.set_inheritable(file._fd, False)

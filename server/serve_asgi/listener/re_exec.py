@@ -5,8 +5,8 @@ server was started through, and asked beforehand, in a process of its own, wheth
 (`serve_asgi.listener.re_exec_resume`); any trouble until then, and one of execve(2) itself, leaves everything as it
 was. Then, once no reload is under way, signals are held back, what they have said so far is handled, and between two
 events execve(2) puts the new program in this one's place. It finds all that there was in a memfd and in descriptors
-that stay open (`serve_asgi.listener.re_exec_state`), and goes on. Meanwhile workers serve; a signal or the death of a
-child waits in the kernel.
+that stay open (`serve_asgi.listener.re_exec_registry`), and goes on. Meanwhile workers serve; a signal or the death of
+a child waits in the kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import anyio
 from serve_asgi.config import release
 from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
-from serve_asgi.listener import re_exec_state as estate
+from serve_asgi.listener import re_exec_registry as registry
 from serve_asgi.listener.child import SAFE_PATH
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.logs import output
@@ -63,13 +63,14 @@ class PendingReExec:
     program: list[str]
     place: str
     """The program's directory when it was checked, links resolved."""
-    askers: list[int]
+    waiting: list[int]
+    """The sockets of those who wait for an answer."""
     stage: ReExecStage = ReExecStage.CHECKING
     given_up: anyio.Event = dataclasses.field(default_factory=anyio.Event)
     trouble: str = ""
 
 
-class ReExecutable(estate.Leaver, Protocol):
+class ReExecutable(registry.Carrier, Protocol):
     """The listener, as far as its replacing needs it."""
 
     processes: HelperProcesses
@@ -102,7 +103,7 @@ class ReExec:
         program = [release.program(), *flags, *SAFE_PATH, "-m", "serve_asgi"]
         pending = self._pending = PendingReExec([*program, *sys.argv[1:]], _place(program[0]), [asker])
         try:
-            await self._check([*program[:-1], "serve_asgi.listener.re_exec_resume"])
+            await self._check([*program[:-1], registry.CHECK_MODULE])
             pending.stage = ReExecStage.WAITING
             with anyio.move_on_after(REST_TIME):
                 while pending.stage is ReExecStage.WAITING:
@@ -122,8 +123,7 @@ class ReExec:
         """Let the new program look at what it would take over. Raises ServeError with what it said."""
         files: list[int] = []
         try:
-            state, _ = estate.describe(self._listener, output.current(), [])
-            files.append(fd := estate.save(state))
+            files.append(fd := registry.save(registry.describe(self._listener, [])))
             files.append(said := os.memfd_create("serve-said", os.MFD_CLOEXEC))
             files.append(board := self._listener.children.scoreboard.read_only())
             environment = {name: text for name, text in os.environ.items() if name not in release.PRIVATE_VARIABLES}
@@ -182,11 +182,12 @@ class ReExec:
         try:
             if _place(pending.program[0]) != pending.place:
                 raise UsageError("another release is current by now; try again")
-            state, descriptors = estate.describe(self._listener, guard, pending.askers)
-            fd = estate.save({**state, "descriptors": descriptors})
+            state = registry.describe(self._listener, pending.waiting)
+            descriptors = state["descriptors"]
+            fd = registry.save(state)
             for descriptor in [*descriptors, fd]:
                 os.set_inheritable(descriptor, True)
-            os.execve(pending.program[0], pending.program, {**os.environ, estate.VARIABLE: str(fd)})
+            os.execve(pending.program[0], pending.program, {**os.environ, registry.VARIABLE: str(fd)})
         except Exception as error:
             log.debug("the listener could not be replaced", exc_info=True)
             pending.trouble = f"{pending.program[0]} could not be started in its place: {error}"

@@ -1,7 +1,7 @@
 """The program that takes an earlier one's place in the listener's process (`serve_asgi.listener.re_exec`).
 
-It finds what there was in the estate whose descriptor the environment names, and goes on. Beforehand it is asked, in a
-process of its own (`--check`), whether it could.
+It finds what there was in the snapshot whose descriptor the environment names (`serve_asgi.listener.re_exec_registry`),
+and goes on. Beforehand it is asked, in a process of its own (`--check`), whether it could.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc import control_protocol
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener import re_exec_state as estate
-from serve_asgi.listener.generation_plan import GenerationConfig
+from serve_asgi.listener import re_exec_registry as registry
 from serve_asgi.listener.listener import Listener
 from serve_asgi.listener.start import conclude, serve
 from serve_asgi.logs import server_log as logs
@@ -33,28 +32,28 @@ log = logging.getLogger("serve")
 
 
 def inherited() -> int:
-    """The descriptor of what the earlier program of this process passes on; no child is to see the variable."""
-    return int(os.environ.pop(estate.VARIABLE))
+    """The descriptor of the snapshot of the earlier program of this process; no child is to see the variable."""
+    return int(os.environ.pop(registry.VARIABLE))
 
 
 def resume(fd: int) -> int:
     """Go on where another program of this process stopped; return the exit status as `listener.listener.run`."""
-    state = estate.load(fd)
+    state = registry.read(fd)
     for descriptor in state["descriptors"]:
         os.set_inheritable(descriptor, False)
-    guard = estate.take_output(state)
+    guard = registry.take_output(state)
     try:
-        settings = Settings.from_state(state["settings"])
-        _open_log(settings.config)
-        listening, admin = estate.take_listening(state["listening"]), estate.take_listening(state["admin"])
-        pid_file, inherited = estate.take_pid_file(state), estate.take(state)
-        plan = GenerationConfig(*inherited.configs[state["supervisor"]["current"]])
-        listener = Listener(plan, listening, pid_file, admin, inherited)
-        listener.when_running += [functools.partial(tell, asker, inherited.predecessor) for asker in state["askers"]]
+        inherited = registry.take(state)
+        _open_log(inherited.settings.config)
+        current = inherited.supervisor.current
+        assert current is not None
+        config = inherited.configs[current.number]
+        listener = Listener(config, inherited.listening, inherited.pid_file, inherited.admin_listening, inherited)
+        listener.when_running += [functools.partial(tell, fd, inherited.predecessor) for fd in state["waiting"]]
         end = serve(listener)
     finally:
         guard.finish()
-    return conclude(end, settings)
+    return conclude(end, inherited.settings)
 
 
 def _open_log(config: Config) -> None:
@@ -66,11 +65,11 @@ def _open_log(config: Config) -> None:
         log.error("the listener logs to standard error now: %s", error)
 
 
-def tell(asker: int, predecessor: str) -> None:
-    """Answer who asked the program that was here before."""
+def tell(waiting: int, before: str) -> None:
+    """Answer who asked the program that was here before, which was of version `before`."""
     text = f"the listener runs serve {__version__} from {sys.executable}"
-    answer = {"version": control_protocol.VERSION, "ok": True, "text": text, "before": predecessor}
-    with socket.socket(fileno=asker) as end, contextlib.suppress(OSError):
+    answer = {"version": control_protocol.VERSION, "ok": True, "text": text, "before": before}
+    with socket.socket(fileno=waiting) as end, contextlib.suppress(OSError):
         end.setblocking(False)
         end.send(json.dumps(answer).encode() + b"\n")
 
@@ -81,8 +80,8 @@ def check(fd: int, board: int) -> None:
     Raises UsageError, LookupError, TypeError or ValueError.
     """
     importlib.import_module("serve_asgi.cli.main")  # all that will be needed can be imported
-    state = estate.load(fd)
-    estate.examine(state)
+    state = registry.read(fd)
+    registry.examine(state)
     Scoreboard(board)
     logs.configure(Settings.from_state(state["settings"]).config, "listener")
 

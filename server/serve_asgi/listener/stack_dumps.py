@@ -79,13 +79,13 @@ class WatchdogChannel:
         return self._channel.fileno()
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
         descriptors += [self._channel.fileno(), self.dump]
         agreed = {"signal": self._signal, "loop_thread": self._loop_thread, "asked": self._asked}
         return {"channel": self._channel.fileno(), "dump": self.dump, **agreed}
 
     @classmethod
-    def inherited(cls, state: dict[str, Any]) -> WatchdogChannel:
+    def from_state(cls, state: dict[str, Any]) -> WatchdogChannel:
         """A window that this very process has opened before; the worker has its end of it."""
         window = cls.__new__(cls)
         window._channel, window._theirs = Channel(socket.socket(fileno=state["channel"]), 0), socket.socket()

@@ -15,7 +15,7 @@ from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.listener import file_changes as changes
 from serve_asgi.listener import listening_sockets as sockets
-from serve_asgi.listener.generation_plan import resolve_config
+from serve_asgi.listener.generation_config import resolve_config
 from serve_asgi.listener.hooks import trouble_at_start
 from serve_asgi.listener.listener import Listener
 from serve_asgi.listener.pid_file import PidFile
@@ -38,8 +38,8 @@ def run(settings: Settings) -> int:
     """
     config = settings.config
     descriptors.raise_limit()
-    plan = resolve_config(settings, release.logical_directory())
-    if trouble := trouble_at_start(config, plan.release):
+    first = resolve_config(settings, release.logical_directory())
+    if trouble := trouble_at_start(config, first.release):
         raise UsageError(trouble)
     if config.reload:
         changes.require(settings)
@@ -55,7 +55,7 @@ def run(settings: Settings) -> int:
         try:
             listening = sockets.bind(config)
             admin = sockets.bind_admin(config, listening)
-            listener = Listener(plan, listening, pid_file, admin)
+            listener = Listener(first, listening, pid_file, admin)
             listener.admin.listen()
         except BaseException:
             give_back(listening + admin, pid_file)

@@ -52,12 +52,12 @@ class ChildOutput:
         return ",".join(as_text(each.targets, each.read_end, *given) for each, given in streams)
 
     def to_state(self, descriptors: list[int]) -> list[tuple[list[int], int, int]]:
-        """What `inherited` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
         descriptors += [stream.read_end for stream in self._streams]
         return [(list(stream.targets), stream.read_end, stream.sink.fileno()) for stream in self._streams]
 
     @classmethod
-    def inherited(cls, state: list[tuple[list[int], int, int]]) -> ChildOutput:
+    def from_state(cls, state: list[tuple[list[int], int, int]]) -> ChildOutput:
         """The output of a child that this very process has started before; its sinks are those of the guard."""
         sinks = {stream.sink.fileno(): stream.sink for stream in current().streams}
         output = cls(None)

@@ -1,15 +1,16 @@
-"""How many clients wait in the kernel's accept queues, asked of the kernel by sock_diag(7).
+"""What the kernel tells of sockets by sock_diag(7): clients in accept queues, and handshakes under way.
 
-The sockets are known by their inodes: the admin process holds no duplicate of them, which would keep the server's port
-taken after its end. Where the kernel or a sandbox grants no such socket (systemd's RestrictAddressFamilies without
-AF_NETLINK), nothing is known, and nothing is told.
+It answers for the sockets that are asked about and sends no others, where reading /proc/net/tcp has every connection of
+the machine written out as text. Sockets are known by their inodes or their port, so that who asks (the admin process)
+need hold no duplicate of them, which would keep the server's port taken after its end. Where the kernel or a sandbox
+grants no such socket (systemd's RestrictAddressFamilies without AF_NETLINK), nothing is known.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 NETLINK_SOCK_DIAG: Final = 4  # linux/netlink.h
@@ -17,6 +18,7 @@ SOCK_DIAG_BY_FAMILY: Final = 20  # linux/sock_diag.h
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 LISTENING: Final = 1 << 10  # TCP_LISTEN of tcp_states.h, used by unix sockets too
+SYN_RECEIVED: Final = 1 << 3  # TCP_SYN_RECV
 UDIAG_SHOW_RQLEN: Final = 0x10  # linux/unix_diag.h
 UNIX_DIAG_RQLEN: Final = 4
 ANY: Final = 0xFFFFFFFF
@@ -27,7 +29,7 @@ Queue = tuple[int, int]
 """Clients that wait, and how many may."""
 
 
-def queues(wanted: frozenset[int]) -> dict[int, Queue]:
+def accept_queues(wanted: frozenset[int]) -> dict[int, Queue]:
     """The accept queues of the listening sockets with these inodes; those that are not told of are missing."""
     found: dict[int, Queue] = {}
     try:
@@ -35,14 +37,33 @@ def queues(wanted: frozenset[int]) -> dict[int, Queue]:
             asked.settimeout(TIMEOUT)
             for family in (socket.AF_INET, socket.AF_INET6):
                 if found.keys() < wanted:
-                    request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, LISTENING) + bytes(48)
-                    found |= {inode: queue for inode, queue in _inet(asked, request) if inode in wanted}
+                    of_all = _inet(asked, _inet_request(family, LISTENING))
+                    found |= {inode: queue for inode, queue in of_all if inode in wanted}
             if found.keys() < wanted:
                 request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, LISTENING, 0, UDIAG_SHOW_RQLEN, ANY, ANY)
                 found |= {inode: queue for inode, queue in _unix(asked, request) if inode in wanted}
     except OSError:
         pass
     return found
+
+
+def handshakes(port: int, families: Sequence[int]) -> int | None:
+    """How many clients are in the middle of their handshake with the local TCP `port`; None if that is not known.
+
+    Each of the `families` (AF_INET, AF_INET6) has the kernel walk once over all connections of the machine, some 100 ns
+    for each.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as asked:
+            asked.settimeout(TIMEOUT)
+            return sum(1 for each in families for _ in _dump(asked, _inet_request(each, SYN_RECEIVED, port)))
+    except OSError:
+        return None
+
+
+def _inet_request(family: int, states: int, port: int = 0) -> bytes:
+    """struct inet_diag_req_v2 of linux/inet_diag.h; 0 is any port."""
+    return struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, states) + struct.pack(">H", port) + bytes(46)
 
 
 def _inet(asked: socket.socket, request: bytes) -> Iterator[tuple[int, Queue]]:

@@ -1,0 +1,168 @@
+"""What each generation is made with: its settings and what they name on this machine, known before it begins.
+
+Finding it out reads files and follows links, which may lie on a disk that does not answer: in a reload that happens in
+a thread, with a deadline, so that the listener never waits for a disk. What was found out last is the next generation's
+when it begins, and the server's own (`settings`) when it serves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import anyio
+
+from serve_asgi.config import release
+from serve_asgi.config.options import Config
+from serve_asgi.config.release import Release
+from serve_asgi.config.sources import Settings
+from serve_asgi.errors import UsageError
+from serve_asgi.ipc.signals import LISTENER_SIGNALS
+from serve_asgi.listener.helper_processes import HelperProcesses
+from serve_asgi.listener.history import Record
+from serve_asgi.listener.hooks import Hooks, trouble_at_reload
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import Generation, Policy
+
+READ_TIME: Final = 10.0
+"""Seconds that reading the configuration may take in a reload; then the reload is refused."""
+
+log = logging.getLogger("serve")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """What one generation is made with."""
+
+    settings: Settings
+    release: Release
+
+    def to_state(self) -> dict[str, Any]:
+        """All of it, JSON-compatible, for a program that takes this one's place."""
+        return {"settings": self.settings.to_state(), "release": dataclasses.asdict(self.release)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> GenerationConfig:
+        """The reverse; what another version had and this one does not know is passed over."""
+        known = {field.name for field in dataclasses.fields(Release)}
+        found = {name: value for name, value in state["release"].items() if name in known}
+        return cls(Settings.from_state(state["settings"]), Release(**found))
+
+    @property
+    def policy(self) -> Policy:
+        """The supervisor's numbers."""
+        return policy_of(self.settings.config)
+
+
+def policy_of(config: Config) -> Policy:
+    """The supervisor's numbers out of the configuration."""
+    return Policy(
+        workers=config.workers,
+        start_concurrency=config.start_concurrency or max(1, len(os.sched_getaffinity(0)) // 2),
+        max_generations=config.max_generations,
+        startup_timeout=config.startup_timeout,
+        graceful_timeout=config.graceful_timeout,
+        shutdown_timeout=config.shutdown_timeout,
+        drain_delay=config.drain_delay,
+        agent=bool(config.agent),
+        agent_timeout=config.agent_timeout,
+    )
+
+
+def resolve_config(settings: Settings, start_directory: str) -> GenerationConfig:
+    """What `settings` make. Raises UsageError for what they name and is not there; reads files."""
+    return GenerationConfig(settings, release.resolve(settings.config, start_directory))
+
+
+async def resolve_anew(settings: Settings, start_directory: str) -> GenerationConfig:
+    """That of the next generation: the configuration is read again, and links are followed anew.
+
+    Raises UsageError for what is wrong with it, what cannot change while the server runs, and if it takes longer than
+    `READ_TIME`.
+    """
+
+    def resolve() -> GenerationConfig:
+        # A thread may take no signal: one taken there just before execve(2) would be lost.
+        signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
+        fresh = settings.again()
+        if trouble := settings.not_live(fresh):
+            raise UsageError(trouble)
+        return resolve_config(fresh, start_directory)
+
+    with anyio.move_on_after(READ_TIME):
+        return await anyio.to_thread.run_sync(resolve, abandon_on_cancel=True)
+    raise UsageError(f"the configuration could not be read within {READ_TIME:g} s; is the disk all right?")
+
+
+class GenerationConfigs:
+    """Those of one listener's generations that are alive, and of the next one."""
+
+    def __init__(
+        self, first: GenerationConfig, start_directory: str, begun: Mapping[Generation, GenerationConfig]
+    ) -> None:
+        """`first` is that of the generation that begins, or serves already; `begun` are all that have begun before."""
+        self.settings = first.settings
+        """What the current generation was made with."""
+        self.all = dict(begun)
+        self._next = first
+        self._start_directory = start_directory
+
+    def of(self, generation: Generation | None) -> GenerationConfig | None:
+        """That of a generation that is alive."""
+        return self.all.get(generation) if generation is not None else None
+
+    def release_of(self, current: Generation | None) -> Release | None:
+        """What the current generation runs on, or will."""
+        found = self.of(current) if current is not None else self._next
+        return found.release if found is not None else None
+
+    def begin(self, generation: Generation) -> None:
+        """It is made with what was found out last."""
+        self.all[generation] = self._next
+
+    def adopt(self, generation: Generation) -> Settings:
+        """It serves: its settings are the server's own; return those that were so before."""
+        before, self.settings = self.settings, self.all[generation].settings
+        return before
+
+    def forget(self, generation: Generation) -> bool:
+        """No process of it is left. Whether it was to have an agent."""
+        found = self.all.pop(generation, None)
+        return found is not None and bool(found.settings.config.agent)
+
+    async def prepare(
+        self, by: str, current: Generation | None, hooks: Hooks, processes: HelperProcesses
+    ) -> e.ReloadPrepared:
+        """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
+        trouble, detail = "", ""
+        try:
+            config = await resolve_anew(self.settings, self._start_directory)
+            if config.settings.config.hook:
+                trouble, detail = await _ask_before_reload(config, by, current, hooks, processes)
+            if not trouble:
+                self._next = config
+                return e.ReloadPrepared(config.policy)
+        except UsageError as error:
+            trouble = str(error)
+        except Exception as error:
+            log.exception("the reload could not be prepared")
+            trouble = f"it could not be prepared: {error!r}"
+        return e.ReloadPrepared(None, trouble, detail)
+
+
+async def _ask_before_reload(
+    found: GenerationConfig, by: str, current: Generation | None, hooks: Hooks, processes: HelperProcesses
+) -> tuple[str, str]:
+    """Look whether the hooks of the new configuration are there, and run those before a reload."""
+    config = found.settings.config
+    trouble, detail = await trouble_at_reload(config, found.release, processes)
+    if trouble:
+        return trouble, detail
+    record: Record = {"at": round(time.time(), 3), "level": "info", "event": "pre_reload", "by": by}
+    record |= {"text": "the server is about to reload", "generation": current.number if current else 0}
+    return await hooks.before("pre_reload", record, config, found.release)

@@ -1,0 +1,402 @@
+"""What a listener carries over to the program that takes its place in the same process: the registry of all of it.
+
+The snapshot is plain values, each under the name of a `Piece`, and open descriptors. A descriptor keeps its number over
+execve(2), so that the values name it by that; `descriptors` lists all that must stay open. Nothing is closed or given
+up by taking a snapshot. What has a life of its own (the admin process, a watcher of files) is not carried over: it ends
+with its channel and is started anew.
+
+How a part is written and read is the part's own business (`to_state` and what reverses it). Here is which parts there
+are, and of each what is deliberately left out (`MADE_ANEW`, `CARRIED`); a test compares both with the classes, so that
+what is added to one cannot be forgotten here. The rules of the format, since a listener and the next may be two minor
+versions apart in either direction (law 11): a member may be added if a program without it can do without it (its
+`Piece` then has a `default`); no member goes or changes its meaning while a version that needs it may be the other one.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from serve_asgi import __version__
+from serve_asgi.config.sources import Settings
+from serve_asgi.errors import UsageError
+from serve_asgi.hub.core import Hub, HubComponent
+from serve_asgi.hub.membership import PresenceBroadcast
+from serve_asgi.hub.messages.part import MessageBroker
+from serve_asgi.hub.messages.undelivered import LossReports
+from serve_asgi.hub.schedules.commands import ScheduleCommands
+from serve_asgi.hub.schedules.part import Scheduler
+from serve_asgi.hub.schedules.registration import ScheduleRegistry
+from serve_asgi.hub.schedules.schedule import ScheduleState
+from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.state.pending import PendingRequests
+from serve_asgi.hub.state.replica import MemberReplica
+from serve_asgi.hub.state.replication import Replication
+from serve_asgi.hub.state.store_changes import StoreChanges
+from serve_asgi.ipc.channel import PROTOCOL, SendQueue, speaks
+from serve_asgi.ipc.path_lock import PathLock
+from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.listener.admin_process import AdminProcess
+from serve_asgi.listener.child import Child
+from serve_asgi.listener.children import Children
+from serve_asgi.listener.control_server import ControlServer
+from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs
+from serve_asgi.listener.history import History
+from serve_asgi.listener.hub_links import HubLinks
+from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.pid_file import PidFile
+from serve_asgi.listener.stack_dumps import WatchdogChannel
+from serve_asgi.listener.store_process import StoreProcess
+from serve_asgi.listener.store_requests import StoreRequests
+from serve_asgi.logs import output
+from serve_asgi.logs.child_output import ChildOutput
+from serve_asgi.logs.output import OutputGuard
+from serve_asgi.supervisor import snapshot
+from serve_asgi.supervisor.actions import Decisions
+from serve_asgi.supervisor.agents import Agents
+from serve_asgi.supervisor.drain import DrainSwitch
+from serve_asgi.supervisor.hand_over_pairs import HandOverPairs
+from serve_asgi.supervisor.lifecycles import AppProcess
+from serve_asgi.supervisor.process_table import ProcessTable
+from serve_asgi.supervisor.reload_requests import ReloadRequests
+from serve_asgi.supervisor.retiring import RetiringWorkers
+from serve_asgi.supervisor.slots import Slots
+from serve_asgi.supervisor.supervisor import Supervisor
+
+VARIABLE: Final = "SERVE_RE_EXEC"
+"""Names the descriptor of the snapshot, in the environment of the new program."""
+CHECK_MODULE: Final = "serve_asgi.listener.re_exec_resume"
+"""What is run of the new program beforehand, to see whether it can take over."""
+VERSION: Final = 4
+"""Of the snapshot that this program writes."""
+OLDEST_VERSION: Final = 4
+"""Of those that it understands; others are refused before anything is given up."""
+
+State = dict[str, Any]
+Descriptors = list[int]
+
+
+class Carrier(Protocol):
+    """Who is carried over: the listener."""
+
+    configs: GenerationConfigs
+    supervisor: Supervisor
+    children: Children
+    links: HubLinks
+    store: StoreProcess | None
+    listening: list[Listening]
+    admin_listening: list[Listening]
+    pid_file: PidFile | None
+    control: ControlServer
+    admin: AdminProcess
+    history: History
+    started: float
+    start_directory: str
+
+
+@dataclasses.dataclass(slots=True)
+class InheritedState:
+    """What a new listener takes over instead of making it: the pieces, each under its name."""
+
+    settings: Settings
+    configs: dict[int, GenerationConfig]
+    """By the number of the generation."""
+    supervisor: Supervisor
+    scoreboard: Scoreboard
+    children: list[Child]
+    links: State
+    store: State | None
+    """What there was of the store process, if there was one."""
+    listening: list[Listening]
+    admin_listening: list[Listening]
+    pid_file: PidFile | None
+    control: State | None
+    history: History
+    started: float
+    admin_process: int
+    """The PID of the admin process, which ends with its channel, or 0."""
+    start_directory: str
+    predecessor: str
+    """The version of the server that it was."""
+
+
+_REQUIRED: Final = object()
+
+
+def _as_it_is(value: Any, _: Mapping[str, Any]) -> Any:
+    return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """One piece of what is carried over: a member of the snapshot."""
+
+    name: str
+    attribute: str
+    """Of the listener, that has it."""
+    save: Callable[[Carrier, Descriptors], Any]
+    """Makes the JSON-compatible value, and adds the descriptors that must stay open."""
+    load: Callable[[Any, Mapping[str, Any]], Any] = _as_it_is
+    """The reverse; it is also given the pieces before it, by name. Raises LookupError, TypeError or ValueError."""
+    default: Any = _REQUIRED
+    """What stands for it in a snapshot of a version that had no such piece."""
+    owns_descriptors: bool = False
+    """Loading it takes descriptors over, which only the program that takes the place can do."""
+
+
+PIECES: Final = (
+    Piece(
+        "settings",
+        "configs",
+        lambda one, _: one.configs.settings.to_state(),
+        lambda value, _: Settings.from_state(value),
+    ),
+    Piece(
+        "configs",
+        "configs",
+        lambda one, _: {str(generation.number): each.to_state() for generation, each in one.configs.all.items()},
+        lambda value, _: {int(number): GenerationConfig.from_state(each) for number, each in value.items()},
+    ),
+    Piece(
+        "supervisor",
+        "supervisor",
+        lambda one, _: snapshot.to_state(one.supervisor),
+        lambda value, _: snapshot.from_state(value),
+    ),
+    Piece(
+        "scoreboard",
+        "children",
+        lambda one, descriptors: _kept(one.children.scoreboard.fd, descriptors),
+        lambda value, _: Scoreboard(value, writable=True),
+        owns_descriptors=True,
+    ),
+    Piece(
+        "children",
+        "children",
+        lambda one, descriptors: [child.to_state(descriptors) for child in one.children],
+        lambda value, loaded: _load_children(value, loaded["supervisor"]),
+        owns_descriptors=True,
+    ),
+    Piece("links", "links", lambda one, descriptors: one.links.to_state(descriptors)),
+    Piece("store", "store", lambda one, descriptors: _saved(one.store, descriptors)),
+    Piece(
+        "listening",
+        "listening",
+        lambda one, descriptors: [each.to_state(descriptors) for each in one.listening],
+        lambda value, _: [Listening.from_state(each) for each in value],
+        owns_descriptors=True,
+    ),
+    Piece(
+        "admin_listening",
+        "admin_listening",
+        lambda one, descriptors: [each.to_state(descriptors) for each in one.admin_listening],
+        lambda value, _: [Listening.from_state(each) for each in value],
+        owns_descriptors=True,
+    ),
+    Piece(
+        "pid_file",
+        "pid_file",
+        lambda one, descriptors: _saved(one.pid_file, descriptors),
+        lambda value, _: None if value is None else PidFile.from_state(value),
+        owns_descriptors=True,
+    ),
+    Piece("control", "control", lambda one, descriptors: one.control.to_state(descriptors)),
+    Piece("history", "history", lambda one, _: one.history.to_state(), lambda value, _: History.from_state(value)),
+    Piece("started", "started", lambda one, _: one.started),
+    Piece("admin_process", "admin", lambda one, _: one.admin.pid),
+    Piece("start_directory", "start_directory", lambda one, _: one.start_directory),
+)
+"""In the order in which they are loaded."""
+
+MADE_ANEW: Final = frozenset(
+    {
+        "processes",  # hooks have ended by then; whoever else is among them is adopted by its owner, or ends
+        "hooks",
+        "blocking_hooks",
+        "heartbeats",
+        "recorder",
+        "when_running",
+        "re_exec",
+        "exit",
+        "_announcements",
+        "_changes",  # the new one looks for what has changed meanwhile
+        "_events",  # empty: else the program is not replaced
+        "_post",
+        "_inherited",
+        "_signals",
+        "_tasks",
+    }
+)
+"""Attributes of the listener that are not carried over."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Carried:
+    """A class whose instances are carried over, in a piece or in what a piece holds."""
+
+    kind: type
+    save: Callable[..., Any]
+    anew: frozenset[str] | None = frozenset()
+    """Attributes that `save` leaves out: they are made anew, or mean nothing later. None: the hub's tests compare."""
+
+
+HUB: Final = (
+    *(Hub, HubComponent, PresenceBroadcast, LossReports, MessageBroker, ScheduleCommands, ScheduleRegistry),
+    *(ScheduleState, Scheduler, MemberReplica, PendingRequests, Replication, SharedState, StoreChanges),
+)
+"""What the hub carries over (`links`): the hub itself writes and reads it."""
+CARRIED: Final = (
+    Carried(Settings, Settings.to_state),
+    Carried(GenerationConfig, GenerationConfig.to_state),
+    Carried(ProcessTable, snapshot.to_state, frozenset({"state", "candidate", "outcome"})),  # at rest: running, none
+    Carried(Decisions, snapshot.to_state, frozenset({"now", "actions"})),  # of one event
+    Carried(DrainSwitch, snapshot.to_state, frozenset({"_decisions"})),
+    Carried(RetiringWorkers, snapshot.to_state, frozenset({"_processes", "_decisions"})),
+    Carried(HandOverPairs, snapshot.to_state),
+    Carried(Slots, snapshot.to_state, frozenset({"_processes", "_decisions", "_retiring", "_scaled"})),
+    Carried(Agents, snapshot.to_state, frozenset({"_do", "_number", "_hurried"})),  # no stop is under way
+    Carried(
+        ReloadRequests,  # none waits, and none is being prepared
+        snapshot.to_state,
+        frozenset({"_processes", "_decisions", "wanted", "by", "preparation", "_waiting_said"}),
+    ),
+    Carried(
+        Child, Child.to_state, frozenset({"said", "allowance", "broken", "closed"})
+    ),  # who is broken is being killed
+    Carried(WatchdogChannel, WatchdogChannel.to_state, frozenset({"_theirs", "_asking"})),  # the child has its end
+    Carried(ChildOutput, ChildOutput.to_state, frozenset({"_write_ends", "_given"})),  # the child has them
+    Carried(SendQueue, SendQueue.to_state, frozenset({"_channel", "_news", "_empty", "_closed"})),
+    Carried(
+        HubLinks,
+        HubLinks.to_state,
+        frozenset(
+            {
+                *("store", "_scoreboard", "_happened", "_broken", "_loop", "_timer", "_due"),
+                *("_rest", "_turn_ends", "_passed", "_starving", "_deferred"),  # of a few turns of the loop
+            }
+        ),
+    ),
+    Carried(
+        StoreProcess,
+        StoreProcess.to_state,
+        frozenset(
+            {
+                *("_config", "_location", "_processes", "_take", "_changed", "_happened", "_known"),
+                *("_news", "_first", "_end", "_ended", "_adopted", "_failed", "_heads", "_broken", "failure"),
+            }
+        ),
+    ),
+    Carried(StoreRequests, StoreRequests.to_state, frozenset({"_give", "_bytes"})),
+    Carried(Listening, Listening.to_state),
+    Carried(PathLock, PathLock.to_state),
+    Carried(PidFile, PidFile.to_state),
+    Carried(
+        ControlServer,  # who waits for a reload: none is under way; who follows sees the connection end, and asks again
+        ControlServer.to_state,
+        frozenset({"_wanted_path", "_server", "_tickets", "_askers", "_next_ticket", "_busy", "_idle", "_news"}),
+    ),
+    Carried(History, History.to_state),
+    *(Carried(kind, kind.to_state, None) for kind in HUB),
+)
+
+
+def describe(listener: Carrier, waiting: list[int]) -> State:
+    """The snapshot of `listener`; `waiting` are the descriptors of those who wait for an answer of the new program."""
+    descriptors = list(waiting)
+    pieces = {piece.name: piece.save(listener, descriptors) for piece in PIECES}
+    guard = output.current()
+    descriptors += guard.descriptors()
+    return {
+        "version": VERSION,
+        "server": __version__,
+        "protocol": PROTOCOL,
+        "waiting": waiting,
+        "output": guard.argument(),
+        "pending": {str(number): base64.b64encode(data).decode() for number, data in guard.pending().items()},
+        **pieces,
+        "descriptors": descriptors,
+    }
+
+
+def save(state: State) -> int:
+    """Write it to a memfd that survives execve(2); the caller closes it."""
+    data = json.dumps(state).encode()
+    fd = os.memfd_create("serve-re-exec", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def read(fd: int) -> State:
+    """Read what `save` wrote and close `fd`. Raises UsageError if this program does not understand it."""
+    os.lseek(fd, 0, os.SEEK_SET)  # the position belongs to the open file, which others may have read
+    with open(fd, "rb") as file:
+        state: State = json.loads(file.read())
+    version = state.get("version")
+    if not isinstance(version, int) or not OLDEST_VERSION <= version <= VERSION:
+        understood = f"{VERSION}" if OLDEST_VERSION == VERSION else f"{OLDEST_VERSION} to {VERSION}"
+        raise UsageError(
+            f"the listener passes on version {version} of its state, and serve {__version__} takes {understood}: "
+            "restart the server to change to it"
+        )
+    return state
+
+
+def examine(state: State) -> None:
+    """Load all that can be loaded without the descriptors.
+
+    Raises UsageError, LookupError, TypeError or ValueError if another program had better not try.
+    """
+    if not speaks(state["protocol"]):
+        raise UsageError(
+            f"serve {__version__} speaks {PROTOCOL}, another version of the channel than the workers that there are, "
+            f"{state['protocol']}: restart the server to change to it"
+        )
+    loaded: State = {}
+    for piece in PIECES:
+        value = _value(piece, state)
+        if not piece.owns_descriptors:
+            loaded[piece.name] = piece.load(value, loaded)
+    for each in [*state["listening"], *state["admin_listening"]]:
+        Listening.examine(each)
+
+
+def take_output(state: State) -> OutputGuard:
+    """Empty the pipes that stand at descriptors 1 and 2, beginning with what had not been written.
+
+    It comes before all else, so that whatever goes wrong later can be read.
+    """
+    guard = output.adopt(state["output"])
+    guard.restore({int(number): base64.b64decode(data) for number, data in state["pending"].items()})
+    return guard
+
+
+def take(state: State) -> InheritedState:
+    """Take over all pieces. Raises LookupError, TypeError or ValueError for nonsense."""
+    loaded: State = {}
+    for piece in PIECES:
+        loaded[piece.name] = piece.load(_value(piece, state), loaded)
+    return InheritedState(**loaded, predecessor=state["server"])
+
+
+def _value(piece: Piece, state: State) -> Any:
+    return state[piece.name] if piece.default is _REQUIRED else state.get(piece.name, piece.default)
+
+
+def _kept(fd: int, descriptors: Descriptors) -> int:
+    descriptors.append(fd)
+    return fd
+
+
+def _saved(part: StoreProcess | PidFile | None, descriptors: Descriptors) -> State | None:
+    return None if part is None else part.to_state(descriptors)
+
+
+def _load_children(state: list[State], supervisor: Supervisor) -> list[Child]:
+    processes: dict[int, AppProcess] = {**supervisor.workers, **supervisor.agents.all}
+    return [Child.from_state(each, processes[each["worker"]]) for each in state]
