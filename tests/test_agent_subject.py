@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from serve_asgi import agent, messenger
-from serve_asgi.app.agent_target import AgentTarget, load
-from serve_asgi.app.agent_task import AgentTask
+from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
 from serve_asgi.errors import UsageError
 
 MODULE = """

@@ -19,9 +19,9 @@ from serve_asgi.app.link import Identity, Link
 from serve_asgi.app.messenger import CONCURRENCY, Message
 from serve_asgi.app.receiving import MessageIteration, Origin
 from serve_asgi.app.sending import WINDOW, WINDOW_BYTES, MessageSender, SendWindow
-from serve_asgi.hub.core import Role
-from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc.frames import decode, encode
+from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.message_frames import AckMode, MessageKind
 
 
 @pytest.fixture(autouse=True)
@@ -443,12 +443,12 @@ def test_who_cancels_has_no_more_under_way_than_others() -> None:
             for _ in range(count):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.001):
-                        await sender.send(MessageKind.WORK, "t", b"", AckMode.HANDLED, 1, 0, 10.0)
+                        await sender.send(MessageKind.ANY_WORKER, "t", b"", AckMode.HANDLED, 1, 0, 10.0)
 
         await given_up(WINDOW + 20)
         ids = under_way()
         assert len(ids) == WINDOW // 2
-        link.receive(encode("msg.told", {"m": [[id, "f", ["full", ""], 0] for id in ids[:5]]}))
+        link.receive(encode("msg.confirm", {"m": [[id, "f", ["full", ""], 0] for id in ids[:5]]}))
         await given_up(20)
         assert len(under_way()) == WINDOW // 2 + 5
         link.close()
@@ -466,7 +466,7 @@ def test_nothing_is_withdrawn_before_it_is_sent() -> None:
         sender = MessageSender(link)
 
         def send(timeout: float) -> asyncio.Task[Any]:
-            return loop.create_task(sender.send(MessageKind.COPY, "t", b"", AckMode.PLACE, 1, 0, timeout))
+            return loop.create_task(sender.send(MessageKind.BROADCAST, "t", b"", AckMode.ACCEPTED, 1, 0, timeout))
 
         tasks = [send(0.02) for _ in range(5)]
         await until(lambda: bool(frames))
@@ -598,7 +598,9 @@ def test_what_a_topic_cannot_get_rid_of_holds_up_other_topics_last() -> None:
         sender = MessageSender(link)
 
         def send(topic: str, size: int = 1) -> asyncio.Task[Any]:
-            return asyncio.create_task(sender.send(MessageKind.COPY, topic, b"x" * size, AckMode.PLACE, 1, -1, 30.0))
+            return asyncio.create_task(
+                sender.send(MessageKind.BROADCAST, topic, b"x" * size, AckMode.ACCEPTED, 1, -1, 30.0)
+            )
 
         def came() -> list[list[Any]]:
             return [entry for data in frames for entry in decode(data).head["m"]]
@@ -613,7 +615,7 @@ def test_what_a_topic_cannot_get_rid_of_holds_up_other_topics_last() -> None:
             await asyncio.sleep(0)
             id, _, topic, *_ = came()[-1]
             assert topic == "other"
-            link.receive(encode("msg.told", {"m": [[id, "a", 1, 0]]}))
+            link.receive(encode("msg.confirm", {"m": [[id, "a", 1, 0]]}))
             assert await other == 1, number
         for task in stuck:
             task.cancel()

@@ -14,14 +14,14 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from serve_asgi import schedule
-from serve_asgi.app import schedule_call
+from serve_asgi.app import function_calls as schedule_call
 from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Identity, Link, LinkClosed, current
 from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING
 from serve_asgi.app.schedule import Run, RunRecord, Schedule, ScheduleRefused
-from serve_asgi.hub.core import Role
 from serve_asgi.hub.schedules.definition import ScheduleError
 from serve_asgi.ipc.frames import encode
+from serve_asgi.ipc.member_frames import Role
 from tests.running import PATIENCE
 
 
@@ -400,7 +400,7 @@ def test_a_pause_withdraws_what_was_given_and_has_not_begun() -> None:
             head = {"run": 77, "name": "job", "instant": 0, "attempt": 1, "kind": "tick", "token": None}
             link.receive(encode("schedule.run", head))
             link.receive(encode("schedule.withdraw", {"run": 77}))  # both lay there when the process woke up
-            assert await told == ("schedule.ran", "paused")
+            assert await told == ("schedule.ended", "paused")
         assert began == []
         assert not schedule._unbegun
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_asgi import shared
-from serve_asgi.app.watch import Change
+from serve_asgi.app.replica import Change
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

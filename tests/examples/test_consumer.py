@@ -202,7 +202,7 @@ def test_what_cannot_be_handed_on_is_put_aside_and_a_stop_hands_on_nothing_more(
                 put(queue, range(1, 100))
                 time.sleep(
                     1.5
-                )  # after a second without a receiver a message is given up (serve_asgi.hub.messages.candidates)
+                )  # after a second without a receiver a message is given up (serve_asgi.hub.messages.consumers)
                 (tmp_path / "end").touch()
                 assert answer(connection)[0] == 200
             assert server.wait() == 0

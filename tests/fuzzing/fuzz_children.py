@@ -166,7 +166,7 @@ class Child:
                 self.tell("up", {})
                 self.say(type="entered")
             case "retire" | "finish" | "quit" if self.draw.random() < 0.9:
-                self.tell("msg.back", {"m": [], "all": True})
+                self.tell("msg.return", {"m": [], "all": True})
                 self.say(type="finished", cut=0, handed_over=0)
         _close(descriptors)
 
@@ -190,12 +190,12 @@ class Child:
                 frame = decode(data)
                 if frame.kind == "state.changes" and not frame.head.get("more"):
                     self.tell("state.seen", {"seq": frame.head["seq"]})
-                elif frame.kind == "msg.give" and self.draw.random() < 0.95:
+                elif frame.kind == "msg.deliver" and self.draw.random() < 0.95:
                     for entry in frame.head["m"]:
                         self.tell("msg.done", {"m": [[entry[0], True, 0]]})
                 elif frame.kind == "schedule.run":
                     told = {"run": frame.head["run"], "outcome": "ok", "seconds": 0.1, "text": ""}
-                    self.tell("schedule.ran", told)
+                    self.tell("schedule.ended", told)
 
     # A store process
 

@@ -213,7 +213,7 @@ LINK: Final[tuple[Callable[[random.Random, int], Made], ...]] = (
     lambda draw, _: ("msg.topics", {"topics": {t: draw.choice((0, 1, 64, 10_000)) for t in "abcd"}}, b""),
     lambda draw, _: ("msg.topics", {"topics": {f"t{draw.randrange(4_000)}": 1 for _ in range(100)}}, b""),
     lambda draw, _: ("msg.done", {"m": [[draw.randrange(300), draw.random() < 0.5, 0] for _ in range(8)]}, b""),
-    lambda draw, _: ("msg.back", {"m": [draw.randrange(300) for _ in range(8)], "all": draw.random() < 0.1}, b""),
+    lambda draw, _: ("msg.return", {"m": [draw.randrange(300) for _ in range(8)], "all": draw.random() < 0.1}, b""),
     lambda draw, member: ("msg.withdraw", {"m": [f"{member:x}.{draw.getrandbits(32):x}"]}, b""),
     lambda draw, _: (
         "state.write",
@@ -231,7 +231,7 @@ LINK: Final[tuple[Callable[[random.Random, int], Made], ...]] = (
     lambda draw, _: ("state.seen", {"seq": rarely(draw, 10**6, 0)}, b""),
     lambda draw, _: ("state.leave", {}, b""),
     lambda draw, _: (
-        "schedule.ask",
+        "schedule.request",
         {
             "id": draw.randrange(9999),
             "do": draw.choice(("pause", "resume", "run", "list", "next", "fly")),
@@ -240,7 +240,7 @@ LINK: Final[tuple[Callable[[random.Random, int], Made], ...]] = (
         b"",
     ),
     lambda draw, _: (
-        "schedule.ran",
+        "schedule.ended",
         {
             "run": draw.randrange(99),
             "outcome": draw.choice(("ok", "failed", "cut", "running", "died", "moon")),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from serve_asgi.hub.core import Hub, HubSettings, MemberOrder, Role
-from serve_asgi.hub.messages.consumers import split_entries
-from serve_asgi.hub.messages.part import MessageBroker
-from serve_asgi.hub.messages.queues import AckMode, MessageKind
+from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
+from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.ipc.frames import Frame, encode
+from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.message_frames import AckMode, MessageKind, split_entries
 from tests.hub.port import RecordingPort
 
 AGENT = 100
@@ -101,7 +101,7 @@ class Table:
         kind: MessageKind,
         topic: str,
         body: bytes = b"",
-        want: AckMode = AckMode.PLACE,
+        want: AckMode = AckMode.ACCEPTED,
         limit: int = 3,
         slot: int = -1,
     ) -> str:
@@ -111,13 +111,13 @@ class Table:
         return id
 
     def work(self, member: int, topic: str, want: AckMode = AckMode.HANDLED, limit: int = 3, body: bytes = b"") -> str:
-        return self.send(member, MessageKind.WORK, topic, body, want, limit, 0)
+        return self.send(member, MessageKind.ANY_WORKER, topic, body, want, limit, 0)
 
     def done(self, member: int, delivery: int, ok: bool = True, body: bytes = b"") -> None:
         self.take(member, "msg.done", {"m": [[delivery, ok, len(body)]]}, body)
 
     def back(self, member: int, *deliveries: int, all: bool = True) -> None:
-        self.take(member, "msg.back", {"m": list(deliveries), "all": all})
+        self.take(member, "msg.return", {"m": list(deliveries), "all": all})
 
     def withdraw(self, member: int, *ids: str) -> None:
         self.take(member, "msg.withdraw", {"m": list(ids)})
@@ -141,9 +141,9 @@ class Table:
             self.lasts[member] = len(self.given[member])
             return
         for entry, body in split_entries(frame):
-            if frame.kind == "msg.told":
+            if frame.kind == "msg.confirm":
                 self.told[member].append([*entry[:3], body] if body else entry[:3])
-            elif frame.kind == "msg.give":
+            elif frame.kind == "msg.deliver":
                 delivery, topic, id, attempt, _, _, _, subject, _ = entry
                 self.given[member].append(Given(delivery, topic, id, attempt, subject, body))
 

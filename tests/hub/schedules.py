@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder, Role
+from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
 from serve_asgi.hub.schedules.definition import ScheduleDefinition
-from serve_asgi.hub.schedules.part import Scheduler
 from serve_asgi.hub.schedules.schedule import HistoryEntry, ScheduleState
-from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.schedules.scheduler import Scheduler
+from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import encode
+from serve_asgi.ipc.member_frames import Role
 from tests.hub.port import RecordingPort
 
 BEGIN = 1_800_000_000.0
@@ -77,7 +78,9 @@ class Server:
     def ran(self, run: int, outcome: str = "ok") -> None:
         """A run has ended."""
         member = next(member for member, head in self.given if head["run"] == run)
-        self.say(self.hub.members[member], "schedule.ran", {"run": run, "outcome": outcome, "text": "", "seconds": 0.1})
+        self.say(
+            self.hub.members[member], "schedule.ended", {"run": run, "outcome": outcome, "text": "", "seconds": 0.1}
+        )
         self.look()
 
     def store_says(self, kind: str, **head: Any) -> None:

@@ -11,21 +11,18 @@ import pytest
 
 from serve_asgi.app.replica import StateReplica
 from serve_asgi.hub.state.entries import StateEntries
-from serve_asgi.hub.state.replica import KeyChange
 from serve_asgi.hub.state.write import (
-    MAX_KEY,
     OVERHEAD,
     AcceptedWrite,
     RefusalCode,
     StateEntry,
     StateLimits,
-    Write,
-    WriteOp,
     WriteRefusal,
     entry_size,
     evaluate_write,
 )
 from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
+from serve_asgi.ipc.state_frames import MAX_KEY, KeyChange, Write, WriteOp
 
 LIMITS = StateLimits(value=100, total=1000 + OVERHEAD)
 FIVE = StateEntry(7, pack_value(5, ""))

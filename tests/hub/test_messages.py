@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from serve_asgi.hub.core import Role
-from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC, NO_CONSUMER_GRACE, STRANDED_TIME
-from serve_asgi.hub.messages.consumers import CONSUMER_WINDOW
-from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, STARTING_QUEUE_LIMIT, AckMode, MessageKind
+from serve_asgi.hub.messages.consumers import CONSUMER_WINDOW, NO_CONSUMER_GRACE, STRANDED_TIME
+from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, STARTING_QUEUE_LIMIT
 from serve_asgi.ipc.frames import encode
+from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
 from tests.hub.messages_table import AGENT, Table
 
 
@@ -27,7 +27,7 @@ def table() -> Table:
 def test_a_broadcast_reaches_all_who_handle_the_topic_and_says_how_many(table: Table) -> None:
     table.join(3, 2)
     table.up(3, b=1)
-    id = table.send(1, MessageKind.COPY, "a", b"body")
+    id = table.send(1, MessageKind.BROADCAST, "a", b"body")
     assert [table.ids(m) for m in (1, 2, 3)] == [[id], [id], []]
     assert table.told[1] == [[id, "a", 2]]
     assert table.given[2][0].body == b"body"
@@ -37,16 +37,16 @@ def test_the_agent_gets_broadcasts_but_not_what_is_for_the_workers(table: Table)
     table.join(AGENT, -1, Role.AGENT)
     table.up(AGENT, a=1)
     table.serve(AGENT)
-    first = table.send(AGENT, MessageKind.COPY, "a", slot=-1)
-    second = table.send(AGENT, MessageKind.COPY, "a", slot=0)
+    first = table.send(AGENT, MessageKind.BROADCAST, "a", slot=-1)
+    second = table.send(AGENT, MessageKind.BROADCAST, "a", slot=0)
     assert table.told[AGENT] == [[first, "a", 3], [second, "a", 2]]
     assert table.ids(AGENT) == [first]
 
 
 def test_who_starts_gets_what_was_sent_meanwhile_once_it_is_up_if_it_handles_it(table: Table) -> None:
     table.join(3, 0, generation=2)
-    a = [table.send(1, MessageKind.COPY, "a") for _ in range(3)]
-    table.send(1, MessageKind.COPY, "c")
+    a = [table.send(1, MessageKind.BROADCAST, "a") for _ in range(3)]
+    table.send(1, MessageKind.BROADCAST, "c")
     assert table.told[1][0] == [a[0], "a", 3]
     assert table.ids(3) == []
     table.up(3, a=1, b=1)
@@ -58,7 +58,7 @@ def test_a_member_that_starts_never_holds_up_a_broadcast_and_is_told_what_was_no
     body = b"x" * 1000
     count = QUEUE_BYTES // 1000 + 10
     for _ in range(count):
-        table.send(1, MessageKind.COPY, "a", body)
+        table.send(1, MessageKind.BROADCAST, "a", body)
         for member in (1, 2):
             table.done(member, table.given[member][-1].delivery)
     assert [each[1] for each in table.told[1]] == ["a"] * count
@@ -70,7 +70,7 @@ def test_a_member_that_starts_never_holds_up_a_broadcast_and_is_told_what_was_no
 
 def test_the_copies_of_a_generation_that_fails_are_forgotten(table: Table) -> None:
     table.join(3, 0, generation=2)
-    table.send(1, MessageKind.COPY, "a")
+    table.send(1, MessageKind.BROADCAST, "a")
     table.retire(3)
     table.leave(3)
     assert table.events() == []
@@ -98,7 +98,7 @@ def test_work_is_not_given_to_who_does_not_serve(table: Table) -> None:
 
 def test_work_is_not_given_behind_other_messages_of_its_topic(table: Table) -> None:
     for _ in range(3):
-        table.send(1, MessageKind.COPY, "a")
+        table.send(1, MessageKind.BROADCAST, "a")
     id = table.work(1, "a")
     assert id not in table.ids(1) + table.ids(2)
     for given in list(table.given[1]):
@@ -164,7 +164,7 @@ def test_a_slot_that_was_scaled_away_is_not_there(table: Table) -> None:
     assert table.told[1][0][1] == "f"
 
 
-@pytest.mark.parametrize(("kind", "slot"), [(MessageKind.WORK, 0), (MessageKind.DIRECT, 1)])
+@pytest.mark.parametrize(("kind", "slot"), [(MessageKind.ANY_WORKER, 0), (MessageKind.DIRECT, 1)])
 def test_a_topic_that_nobody_handles_is_refused_after_a_grace(table: Table, kind: MessageKind, slot: int) -> None:
     id = table.send(1, kind, "nothing", slot=slot)
     table.pass_time(NO_CONSUMER_GRACE / 2)
@@ -175,7 +175,7 @@ def test_a_topic_that_nobody_handles_is_refused_after_a_grace(table: Table, kind
     assert not table.part.routing.there.pools
 
 
-@pytest.mark.parametrize(("kind", "slot"), [(MessageKind.WORK, 0), (MessageKind.DIRECT, 1)])
+@pytest.mark.parametrize(("kind", "slot"), [(MessageKind.ANY_WORKER, 0), (MessageKind.DIRECT, 1)])
 def test_a_handler_that_comes_within_the_grace_gets_it(table: Table, kind: MessageKind, slot: int) -> None:
     id = table.send(1, kind, "late", slot=slot)
     table.take(2, "msg.topics", {"topics": {"late": 1}})
@@ -233,10 +233,10 @@ def test_a_full_queue_holds_up_the_sender_and_nobody_else(table: Table) -> None:
 
 
 def test_what_was_not_taken_in_time_is_withdrawn_and_says_by_whom(table: Table) -> None:
-    ids = [table.send(1, MessageKind.COPY, "a") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT)]
+    ids = [table.send(1, MessageKind.BROADCAST, "a") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT)]
     for given in list(table.given[1]):
         table.done(1, given.delivery)
-    late = table.send(1, MessageKind.COPY, "a")
+    late = table.send(1, MessageKind.BROADCAST, "a")
     assert late not in [told[0] for told in table.told[1]]
     table.withdraw(1, late, ids[0], "unknown")
     assert table.told[1][-1] == [late, "f", ["full", "not taken in time by worker 1 of generation 1"]]
@@ -258,7 +258,7 @@ def test_bytes_count_as_well(table: Table) -> None:
 
 
 def test_work_that_nobody_takes_holds_up_its_senders(table: Table) -> None:
-    ids = [table.work(1, "a", AckMode.PLACE) for _ in range(QUEUE_LIMIT + 3)]
+    ids = [table.work(1, "a", AckMode.ACCEPTED) for _ in range(QUEUE_LIMIT + 3)]
     assert [told[0] for told in table.told[1]] == ids[: QUEUE_LIMIT + 2]
     table.withdraw(1, ids[-1])
     assert table.told[1][-1][2][0] == "full"
@@ -266,7 +266,7 @@ def test_work_that_nobody_takes_holds_up_its_senders(table: Table) -> None:
 
 def test_nothing_is_given_to_who_has_no_room(table: Table) -> None:
     table.port.without_room = {1}
-    copy = table.send(2, MessageKind.COPY, "a")
+    copy = table.send(2, MessageKind.BROADCAST, "a")
     work = table.work(2, "a")
     assert (table.ids(1), table.ids(2)) == ([], [copy])
     table.port.without_room = set()
@@ -278,13 +278,13 @@ def test_nothing_is_given_to_who_has_no_room(table: Table) -> None:
 
 
 def test_retiring_ones_hold_up_nobody(table: Table) -> None:
-    ids = [table.send(2, MessageKind.COPY, "a") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT)]
+    ids = [table.send(2, MessageKind.BROADCAST, "a") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT)]
     for given in list(table.given[2]):
         table.done(2, given.delivery)
-    held_up = table.send(2, MessageKind.COPY, "a")
+    held_up = table.send(2, MessageKind.BROADCAST, "a")
     table.retire(1)
     assert table.told[2][-1][:2] == [held_up, "a"]
-    assert table.send(2, MessageKind.COPY, "a") == table.told[2][-1][0]
+    assert table.send(2, MessageKind.BROADCAST, "a") == table.told[2][-1][0]
     assert table.ids(1) == ids[:CONSUMER_WINDOW]
 
 
@@ -355,7 +355,7 @@ def test_what_a_dead_sender_was_not_told_of_is_withdrawn(table: Table) -> None:
 
 
 def test_unacknowledged_messages_in_the_hands_of_the_dead_are_reported(table: Table) -> None:
-    table.send(2, MessageKind.COPY, "a")
+    table.send(2, MessageKind.BROADCAST, "a")
     table.send(2, MessageKind.DIRECT, "a", slot=0)
     waiting = table.send(2, MessageKind.DIRECT, "a", slot=0)
     assert waiting
@@ -367,7 +367,7 @@ def test_unacknowledged_messages_in_the_hands_of_the_dead_are_reported(table: Ta
 
 def test_what_is_left_when_the_server_ends_is_reported(table: Table) -> None:
     for _ in range(5):
-        table.work(1, "a", AckMode.PLACE)
+        table.work(1, "a", AckMode.ACCEPTED)
     for member in (1, 2):
         table.retire(member)
         table.back(member, table.given[member][0].delivery)
@@ -393,10 +393,10 @@ def test_what_the_agent_sends_before_there_are_workers_waits() -> None:
 
 
 def test_what_is_sent_to_all_while_a_worker_retires_is_no_loss_if_it_ends(table: Table) -> None:
-    table.send(2, MessageKind.COPY, "a")
+    table.send(2, MessageKind.BROADCAST, "a")
     table.retire(1)
     for _ in range(CONSUMER_WINDOW + 1):
-        table.send(2, MessageKind.COPY, "a")
+        table.send(2, MessageKind.BROADCAST, "a")
     table.done(1, table.given[1][0].delivery)
     table.leave(1)
     assert table.events() == []
@@ -407,10 +407,10 @@ def test_what_was_sent_to_all_before_a_worker_retired_it_handles_or_it_is_report
         for number in range(most):
             table.done(member, table.given[member][number].delivery)
 
-    ids = [table.send(2, MessageKind.COPY, "a") for _ in range(2 * CONSUMER_WINDOW + 3)]
+    ids = [table.send(2, MessageKind.BROADCAST, "a") for _ in range(2 * CONSUMER_WINDOW + 3)]
     handled(2, CONSUMER_WINDOW)
     table.retire(1)
-    late = table.send(2, MessageKind.COPY, "a")
+    late = table.send(2, MessageKind.BROADCAST, "a")
     handled(1, 2)
     assert table.lasts == {}
     table.replace()
@@ -422,11 +422,11 @@ def test_what_was_sent_to_all_before_a_worker_retired_it_handles_or_it_is_report
 
 
 def test_a_worker_that_retires_with_nothing_that_waits_is_told_so_at_once(table: Table) -> None:
-    table.send(2, MessageKind.COPY, "a")
+    table.send(2, MessageKind.BROADCAST, "a")
     table.retire(1)
     assert table.lasts == {1: 1}
     for _ in range(CONSUMER_WINDOW + 1):
-        table.send(1, MessageKind.COPY, "a")
+        table.send(1, MessageKind.BROADCAST, "a")
     table.retire(2)
     assert 2 not in table.lasts
     table.take(2, "msg.topics", {"topics": {"a": 0}})
@@ -434,25 +434,25 @@ def test_a_worker_that_retires_with_nothing_that_waits_is_told_so_at_once(table:
 
 
 def test_a_call_is_answered_and_fails_if_its_worker_dies(table: Table) -> None:
-    call = table.work(1, "a", AckMode.ANSWER)
+    call = table.work(1, "a", AckMode.REPLY)
     holder = 1 if table.ids(1) else 2
     table.done(holder, table.given[holder][0].delivery, True, b"answer")
     assert table.told[1][-1] == [call, "r", None, b"answer"]
-    call = table.send(1, MessageKind.DIRECT, "a", want=AckMode.ANSWER, slot=1)
+    call = table.send(1, MessageKind.DIRECT, "a", want=AckMode.REPLY, slot=1)
     table.leave(2)
     assert table.told[1][-1][:2] == [call, "f"]
     assert table.told[1][-1][2][0] == "lost"
 
 
 def test_a_handler_that_raises_tells_the_caller(table: Table) -> None:
-    call = table.send(1, MessageKind.DIRECT, "a", want=AckMode.ANSWER, slot=1)
+    call = table.send(1, MessageKind.DIRECT, "a", want=AckMode.REPLY, slot=1)
     table.done(2, table.given[2][0].delivery, False, b"ValueError: no")
     assert table.told[1][-1] == [call, "x", None, b"ValueError: no"]
 
 
 def test_a_call_whose_caller_waits_no_more_is_not_begun(table: Table) -> None:
     slow = [table.work(1, "a") for _ in range(2)]
-    call = table.work(1, "a", AckMode.ANSWER)
+    call = table.work(1, "a", AckMode.REPLY)
     table.withdraw(1, call)
     assert table.told[1][-1][2][0] == "late"
     for member in (1, 2):
@@ -506,7 +506,7 @@ def test_a_poison_message_kills_no_more_than_its_deliveries_and_is_a_dead_letter
 
 
 def test_what_nobody_handles_any_more_is_a_dead_letter_in_the_end(table: Table) -> None:
-    ids = [table.work(1, "a", AckMode.PLACE) for _ in range(3)]
+    ids = [table.work(1, "a", AckMode.ACCEPTED) for _ in range(3)]
     table.take(1, "msg.topics", {"topics": {"a": 0}})
     table.take(2, "msg.topics", {"topics": {"a": 0}})
     table.pass_time(STRANDED_TIME / 2)
@@ -524,9 +524,9 @@ def test_what_waits_for_a_slot_that_stays_empty_is_a_dead_letter_in_the_end(tabl
 
 def test_a_handler_that_is_taken_away_gets_no_more(table: Table) -> None:
     for _ in range(3):
-        table.send(1, MessageKind.COPY, "a")
+        table.send(1, MessageKind.BROADCAST, "a")
     table.take(2, "msg.topics", {"topics": {"a": 0}})
-    last = table.send(1, MessageKind.COPY, "a")
+    last = table.send(1, MessageKind.BROADCAST, "a")
     assert table.told[1][-1] == [last, "a", 1]
     assert last not in table.ids(2)
 
@@ -552,7 +552,7 @@ def test_order_is_kept_though_some_wait_for_a_place(table: Table) -> None:
 def test_a_broadcast_goes_to_other_servers_and_waits_for_their_store() -> None:
     table = Table(shared=True)
     table.worker(1, a=1)
-    id = table.send(1, MessageKind.COPY, "a", b"x", slot=0)
+    id = table.send(1, MessageKind.BROADCAST, "a", b"x", slot=0)
     (frame,) = table.port.to_store
     assert (frame.kind, frame.body) == ("store.send", b"x")
     key = frame.head["id"]
@@ -561,7 +561,7 @@ def test_a_broadcast_goes_to_other_servers_and_waits_for_their_store() -> None:
     table.hub.take_from_store(encode("store.sent", {"id": key}))
     table.collect()
     assert table.told[1] == [[id, "a", 1]]
-    table.send(1, MessageKind.COPY, "a")
+    table.send(1, MessageKind.BROADCAST, "a")
     key = table.port.to_store[-1].head["id"]
     table.hub.take_from_store(encode("store.unsent", {"id": key, "code": "away", "text": "Redis is away"}))
     table.collect()

@@ -15,10 +15,10 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from serve_asgi.hub.core import MemberPhase, Role
-from serve_asgi.hub.messages.candidates import NO_CONSUMER_GRACE, STRANDED_TIME
-from serve_asgi.hub.messages.consumers import Consumer, SharedQueue
-from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, AckMode, MessageKind, MessageStage
+from serve_asgi.hub.messages.consumers import NO_CONSUMER_GRACE, STRANDED_TIME, Consumer, SharedQueue
+from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, MessageStage
+from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.message_frames import AckMode, MessageKind
 from tests.hub.messages_table import AGENT, Given, Table
 
 SLOTS = 2
@@ -47,10 +47,10 @@ class Processes(RuleBasedStateMachine):
         super().__init__()
         self.patches = contextlib.ExitStack()
         for where, name, bound in (
-            ("serve_asgi.hub.messages.consumers", "LIMIT", LIMIT),
-            ("serve_asgi.hub.messages.routing", "LIMIT", LIMIT),
-            ("serve_asgi.hub.messages.consumers", "LIMIT_STARTING", STARTING),
-            ("serve_asgi.hub.messages.consumers", "WINDOW", WINDOW),
+            ("serve_asgi.hub.messages.consumers", "QUEUE_LIMIT", LIMIT),
+            ("serve_asgi.hub.messages.routing", "QUEUE_LIMIT", LIMIT),
+            ("serve_asgi.hub.messages.consumers", "STARTING_QUEUE_LIMIT", STARTING),
+            ("serve_asgi.hub.messages.consumers", "CONSUMER_WINDOW", WINDOW),
         ):
             self.patches.enter_context(mock.patch(f"{where}.{name}", bound))
         self.table = Table(agent=True)
@@ -115,7 +115,7 @@ class Processes(RuleBasedStateMachine):
     def give_back(self, chosen: int, kept: int) -> None:
         """A process that has been told to retire keeps what it has begun."""
         if (id := self.some(chosen, MemberPhase.RETIRING)) is not None:
-            given = [each for each in self.hands(id)[kept:] if self.sent[each.id].kind is not MessageKind.COPY]
+            given = [each for each in self.hands(id)[kept:] if self.sent[each.id].kind is not MessageKind.BROADCAST]
             for each in given:
                 self.settled.add((id, each.delivery))
                 self.may_repeat[each.id] += 1
@@ -151,10 +151,10 @@ class Processes(RuleBasedStateMachine):
         id = self.some(chosen)
         if id is None:
             return
-        if kind is MessageKind.COPY:
-            want, slot = AckMode.PLACE, min(slot, 0)
+        if kind is MessageKind.BROADCAST:
+            want, slot = AckMode.ACCEPTED, min(slot, 0)
         elif kind is MessageKind.DIRECT:
-            want = min(want, AckMode.ANSWER)
+            want = min(want, AckMode.REPLY)
         for _ in range(count):
             name = f"m{self.table.count + 1}"  # told, perhaps, within the call
             self.sent[name] = Sent(self.table.count, id, kind, topic, want, limit)
@@ -170,7 +170,7 @@ class Processes(RuleBasedStateMachine):
     def end(self, id: int, given: Given, ok: bool) -> None:
         self.settled.add((id, given.delivery))
         sent = self.sent.get(given.id)
-        if sent is not None and sent.kind is not MessageKind.COPY:
+        if sent is not None and sent.kind is not MessageKind.BROADCAST:
             self.ended[given.id] += 1
             if sent.want is AckMode.SUCCESS and not ok:
                 self.may_repeat[given.id] += 1
@@ -213,7 +213,7 @@ class Processes(RuleBasedStateMachine):
             for desk in place.desks.values():
                 held = [copy for there, copy in place.held.values() if there is desk]
                 assert (desk.held, desk.bytes) == (len(held), sum(len(copy.send.body) for copy in held))
-                others = [copy for copy in held if copy.send.kind is not MessageKind.WORK]
+                others = [copy for copy in held if copy.send.kind is not MessageKind.ANY_WORKER]
                 assert len(others) <= WINDOW
         placed = [copy for owner in owners for copy in owner.lane.placed]
         assert routing.there.budget.bytes == sum(len(copy.send.body) + DELIVERY_OVERHEAD for copy in placed)
@@ -230,7 +230,7 @@ class Processes(RuleBasedStateMachine):
             seen = set[str]()
             for each in given:
                 sent = self.sent.get(each.id)
-                if sent is None or sent.kind is MessageKind.WORK:
+                if sent is None or sent.kind is MessageKind.ANY_WORKER:
                     continue
                 assert each.id not in seen
                 seen.add(each.id)
@@ -244,7 +244,7 @@ class Processes(RuleBasedStateMachine):
         for given in self.table.given.values():
             for each in given:
                 sent = self.sent.get(each.id)
-                if sent is not None and sent.kind is not MessageKind.COPY:
+                if sent is not None and sent.kind is not MessageKind.BROADCAST:
                     times[each.id] += 1
                     assert each.attempt <= max(sent.limit, 1) or sent.want < AckMode.HANDLED
         for name, count in times.items():
@@ -257,7 +257,7 @@ class Processes(RuleBasedStateMachine):
             for id, outcome, *_ in told:
                 said[id] += outcome
             for id, outcomes in said.items():
-                final = "a" if self.sent[id].want is AckMode.PLACE else "hrxf"
+                final = "a" if self.sent[id].want is AckMode.ACCEPTED else "hrxf"
                 ok = outcomes in ("a", "f") if final == "a" else outcomes in ("a", "f", "ah", "ar", "ax", "af")
                 assert ok, (id, outcomes)
 
@@ -300,7 +300,7 @@ class Processes(RuleBasedStateMachine):
         open_ends = acknowledged = 0
         for name, sent in self.sent.items():
             outcomes = [told[1] for told in table.told.get(sent.sender, []) if told[0] == name]
-            if sent.kind is MessageKind.COPY or sent.want is AckMode.ANSWER or "a" not in outcomes:
+            if sent.kind is MessageKind.BROADCAST or sent.want is AckMode.REPLY or "a" not in outcomes:
                 continue
             if not (self.ended[name] or dead[name]):
                 open_ends += 1

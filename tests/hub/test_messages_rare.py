@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Role
-from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC, NO_CONSUMER_GRACE, STRANDED_TIME
-from serve_asgi.hub.messages.consumers import CONSUMER_WINDOW, STARTING_TOPICS
-from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, TOTAL_BYTES, AckMode, MessageKind
-from serve_asgi.hub.messages.undelivered import MAX_SINGLE_RECORDS
+from serve_asgi.hub.messages.consumers import CONSUMER_WINDOW, NO_CONSUMER_GRACE, STARTING_TOPICS, STRANDED_TIME
+from serve_asgi.hub.messages.outcomes import MAX_SINGLE_RECORDS
+from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, TOTAL_BYTES
 from serve_asgi.ipc.frames import encode
+from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
 from tests.hub.messages_table import AGENT, Table
 
 
@@ -24,7 +24,7 @@ def table() -> Table:
 
 
 def test_what_is_said_of_messages_that_are_over_is_passed_over(table: Table) -> None:
-    table.send(1, MessageKind.COPY, "a")
+    table.send(1, MessageKind.BROADCAST, "a")
     before = (table.told, table.given)
     table.done(2, 999)
     table.back(2, 999)
@@ -81,7 +81,7 @@ def test_what_follows_waits_for_all_that_retire_in_a_slot(table: Table) -> None:
 
 def test_a_call_to_a_slot_whose_caller_has_gone_is_not_begun(table: Table) -> None:
     ids = [table.send(1, MessageKind.DIRECT, "a", slot=1) for _ in range(CONSUMER_WINDOW)]
-    call = table.send(1, MessageKind.DIRECT, "a", want=AckMode.ANSWER, slot=1)
+    call = table.send(1, MessageKind.DIRECT, "a", want=AckMode.REPLY, slot=1)
     after = table.send(1, MessageKind.DIRECT, "a", slot=1)
     table.withdraw(1, call)
     table.done(2, table.given[2][0].delivery)
@@ -89,10 +89,10 @@ def test_a_call_to_a_slot_whose_caller_has_gone_is_not_begun(table: Table) -> No
 
 
 def test_copies_that_a_process_does_not_want_are_no_loss(table: Table) -> None:
-    ids = [table.send(1, MessageKind.COPY, "a") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT)]
+    ids = [table.send(1, MessageKind.BROADCAST, "a") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT)]
     for given in list(table.given[1]):
         table.done(1, given.delivery)
-    held_up = table.send(1, MessageKind.COPY, "a")
+    held_up = table.send(1, MessageKind.BROADCAST, "a")
     assert table.told[1][-1][0] == ids[-1]
     table.take(2, "msg.topics", {"topics": {"a": 0}})
     assert table.told[1][-1] == [held_up, "a", 1]
@@ -102,7 +102,7 @@ def test_copies_that_a_process_does_not_want_are_no_loss(table: Table) -> None:
 
 def test_copies_that_wait_for_a_process_that_dies_are_reported_with_those_in_its_hands(table: Table) -> None:
     for _ in range(CONSUMER_WINDOW + 5):
-        table.send(1, MessageKind.COPY, "a")
+        table.send(1, MessageKind.BROADCAST, "a")
     table.leave(2)
     assert [about["count"] for _, _, about in table.port.records] == [CONSUMER_WINDOW + 5]
 
@@ -132,7 +132,7 @@ def test_a_process_that_starts_and_handles_something_else_is_not_told_what_was_n
     table.join(3, 2)
     body = b"x" * 100_000
     for _ in range(50):
-        table.send(1, MessageKind.COPY, "a", body)
+        table.send(1, MessageKind.BROADCAST, "a", body)
     table.up(3, b=1)
     assert table.events() == []
 
@@ -142,7 +142,7 @@ def test_what_waits_outlives_the_program_in_each_queue() -> None:
     table.worker(1, 0, a=1)
     direct = [table.send(1, MessageKind.DIRECT, "a", slot=0) for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT + 1)]
     agent = table.send(1, MessageKind.DIRECT, "x", slot=-1)
-    work = table.work(1, "b", AckMode.PLACE)
+    work = table.work(1, "b", AckMode.ACCEPTED)
     table.join(2, 1)
     table.replace()
     assert direct[-1] not in [told[0] for told in table.told[1]]
@@ -178,8 +178,8 @@ def test_what_waits_for_a_vacant_slot_at_the_end_is_reported(table: Table) -> No
 def test_a_process_that_starts_has_so_many_topics_kept_for_it(table: Table) -> None:
     table.join(3, 2)
     for number in range(STARTING_TOPICS + 5):
-        table.send(1, MessageKind.COPY, f"topic {number}")
-    table.send(1, MessageKind.COPY, "topic 0")
+        table.send(1, MessageKind.BROADCAST, f"topic {number}")
+    table.send(1, MessageKind.BROADCAST, "topic 0")
     place = table.part.routing.there.places[3]
     assert (len(place.desks), place.not_kept) == (STARTING_TOPICS, {"": 5})
     table.replace()
@@ -195,18 +195,18 @@ def test_a_slow_start_leaves_room_for_the_others(table: Table) -> None:
     sent = 0
     for number in range(TOTAL_BYTES // QUEUE_BYTES + 4):
         for _ in range(QUEUE_BYTES // len(body) + 1):
-            table.send(1, MessageKind.COPY, f"topic {number}", body)
+            table.send(1, MessageKind.BROADCAST, f"topic {number}", body)
             sent += 1
     assert len(table.told[1]) == sent
     assert table.part.routing.there.budget.bytes < TOTAL_BYTES * 0.6
-    id = table.work(1, "a", AckMode.PLACE)
+    id = table.work(1, "a", AckMode.ACCEPTED)
     assert table.told[1][-1] == [id, "a", 0]
 
 
 def test_an_error_names_only_some_of_many(table: Table) -> None:
     for member in range(10, 30):
         table.worker(member, member, b=1)
-    ids = [table.send(1, MessageKind.COPY, "b") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT + 1)]
+    ids = [table.send(1, MessageKind.BROADCAST, "b") for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT + 1)]
     table.withdraw(1, ids[-1])
     _, outcome, (code, text) = table.told[1][-1]
     assert (outcome, code) == ("f", "full")
@@ -220,16 +220,16 @@ def test_what_a_retiring_worker_had_no_room_for_is_reported_and_not_counted_as_a
             table.done(1, given.delivery)
 
     for _ in range(CONSUMER_WINDOW + QUEUE_LIMIT):
-        table.send(1, MessageKind.COPY, "a")
+        table.send(1, MessageKind.BROADCAST, "a")
         handled_by_first()
-    offered = table.send(1, MessageKind.COPY, "a")
+    offered = table.send(1, MessageKind.BROADCAST, "a")
     handled_by_first()
     table.join(3, 1, generation=2)
     table.up(3, b=1)
     table.serve(3)
     table.retire(2)
     assert table.told[1][-1] == [offered, "a", 1]
-    later = table.send(1, MessageKind.COPY, "a")
+    later = table.send(1, MessageKind.BROADCAST, "a")
     handled_by_first()
     assert table.told[1][-1] == [later, "a", 1]
     assert table.events() == []
@@ -244,7 +244,7 @@ def test_what_waits_for_a_replacement_that_never_comes_up_is_reported(table: Tab
     table.join(3, 1)
     table.join(4, 0, generation=2)
     for _ in range(3):
-        table.send(1, MessageKind.COPY, "a")
+        table.send(1, MessageKind.BROADCAST, "a")
     table.leave(4)
     assert table.events() == []
     table.leave(3)
@@ -262,14 +262,14 @@ def test_what_other_servers_sent_too_fast_is_reported_by_the_next_program(table:
 
 def test_a_call_to_a_slot_is_given_when_it_can_begin_so_that_its_caller_may_go(table: Table) -> None:
     """What lies in a process's hands would be begun there, whoever waits."""
-    first, second = (table.send(2, MessageKind.DIRECT, "a", want=AckMode.ANSWER, slot=0) for _ in range(2))
-    news = table.send(2, MessageKind.COPY, "a")
+    first, second = (table.send(2, MessageKind.DIRECT, "a", want=AckMode.REPLY, slot=0) for _ in range(2))
+    news = table.send(2, MessageKind.BROADCAST, "a")
     assert table.ids(1) == [first]
     table.withdraw(2, second)
     assert table.told[2][-1][:2] == [second, "f"]
     table.done(1, table.given[1][0].delivery)
     assert table.ids(1) == [first, news]
-    third = table.send(2, MessageKind.DIRECT, "a", want=AckMode.ANSWER, slot=0)
+    third = table.send(2, MessageKind.DIRECT, "a", want=AckMode.REPLY, slot=0)
     assert table.ids(1) == [first, news]
     table.done(1, table.given[1][1].delivery)
     assert table.ids(1) == [first, news, third]
@@ -278,6 +278,6 @@ def test_a_call_to_a_slot_is_given_when_it_can_begin_so_that_its_caller_may_go(t
 def test_who_retires_gets_what_is_sent_to_all_and_is_not_counted_among_those_who_get_it(table: Table) -> None:
     table.join(3, 0, generation=2)
     table.retire(1)
-    id = table.send(2, MessageKind.COPY, "a")
+    id = table.send(2, MessageKind.BROADCAST, "a")
     assert table.told[2] == [[id, "a", 2]]  # the one that starts and this one
     assert table.ids(1) == [id]

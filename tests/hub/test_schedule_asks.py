@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.core import Member, MemberOrder, Role
-from serve_asgi.hub.schedules import part as ticks
+from serve_asgi.hub.core import Member, MemberOrder
+from serve_asgi.hub.schedules import scheduler as ticks
 from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
 from serve_asgi.ipc.frames import encode, unpack_value
+from serve_asgi.ipc.member_frames import Role
 from tests.hub.schedules import BEGIN, Server
 
 JOB = ScheduleDefinition("job", every=10_000)
@@ -22,11 +23,11 @@ def server() -> Server:
 
 def ask(server: Server, member: Member, do: str, name: str = "", id: int = 1) -> None:
     server.port.take(member.id)
-    server.say(member, "schedule.ask", {"id": id, "do": do, "name": name})
+    server.say(member, "schedule.request", {"id": id, "do": do, "name": name})
 
 
 def answers(server: Server, member: Member) -> list[tuple[dict[str, Any], Any]]:
-    return [(frame.head, unpack_value(frame.body)) for frame in server.port.take(member.id, "schedule.answer")]
+    return [(frame.head, unpack_value(frame.body)) for frame in server.port.take(member.id, "schedule.reply")]
 
 
 def test_a_process_is_answered(server: Server) -> None:
@@ -193,7 +194,7 @@ def test_all_while_nobody_serves_waits(server: Server) -> None:
 
 
 def test_figures_only_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ticks, "MOST_SCHEDULES", 1)
+    monkeypatch.setattr(ticks, "MAX_FORGOTTEN", 1)
     server.switch(JOB, ScheduleDefinition("gone", every=10_000), ScheduleDefinition("too", every=10_000))
     server.go(10)
     for run in (1, 2, 3):

@@ -8,11 +8,12 @@ import pytest
 
 from serve_asgi.app.replica import StateReplica
 from serve_asgi.hub.assembly import create_hub
-from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder, Role
-from serve_asgi.hub.messages.part import MessageBroker
-from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
+from serve_asgi.hub.messages.broker import MessageBroker
+from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.hub.state.write import OVERHEAD
 from serve_asgi.ipc.frames import Frame, encode, pack_value, unpack_value
+from serve_asgi.ipc.member_frames import Role
 from tests.hub.port import RecordingPort
 
 
@@ -462,7 +463,7 @@ def test_what_the_store_tells_late_changes_nothing(stored: Fixture) -> None:
 
 
 def test_only_so_many_deleted_keys_are_remembered(stored: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.hub.state.store_changes.MAX_TOMBSTONES", 2)
+    monkeypatch.setattr("serve_asgi.hub.state.entries.MAX_TOMBSTONES", 2)
     for number in range(4):
         stored.from_store("store.change", b"\x01", key=f"k{number}", version=10 + number, deleted=False)
         stored.from_store("store.change", key=f"k{number}", version=20 + number, deleted=True)

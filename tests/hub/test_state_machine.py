@@ -10,21 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serve_asgi.app.replica import StateReplica
-from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder, Role
-from serve_asgi.hub.state import part as state
-from serve_asgi.hub.state import replica as copies
+from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
+from serve_asgi.hub.state import replication as copies
 from serve_asgi.hub.state import replication as feeding
-from serve_asgi.hub.state.part import SharedState
-from serve_asgi.hub.state.write import (
-    OVERHEAD,
-    AcceptedWrite,
-    StateEntry,
-    StateLimits,
-    Write,
-    entry_size,
-    evaluate_write,
-)
+from serve_asgi.hub.state import shared_state as state
+from serve_asgi.hub.state.shared_state import SharedState
+from serve_asgi.hub.state.write import OVERHEAD, AcceptedWrite, StateEntry, StateLimits, entry_size, evaluate_write
 from serve_asgi.ipc.frames import decode, encode, pack_value, unpack_value
+from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.state_frames import Write
 from tests.hub.port import RecordingPort
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "40"))

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.core import MemberOrder, Role
+from serve_asgi.hub.core import MemberOrder
 from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
 from serve_asgi.hub.schedules.schedule import HISTORY_LENGTH, MAX_COUNTED, MAX_QUEUED_TICKS
 from serve_asgi.ipc.frames import encode, pack_value, unpack_value
+from serve_asgi.ipc.member_frames import Role
 from tests.hub.schedules import BEGIN, Server
 
 
@@ -280,8 +281,8 @@ def test_what_a_stranger_says_of_a_run_is_passed_over(server: Server) -> None:
     first, second = server.switch(every(10))
     server.go(10)
     other = second if server.given[0][0] == first.id else first
-    server.say(other, "schedule.ran", {"run": 1, "outcome": "ok", "text": "", "seconds": 0.1})
-    server.say(other, "schedule.ran", {"run": 77, "outcome": "ok", "text": "", "seconds": 0.1})
+    server.say(other, "schedule.ended", {"run": 1, "outcome": "ok", "text": "", "seconds": 0.1})
+    server.say(other, "schedule.ended", {"run": 77, "outcome": "ok", "text": "", "seconds": 0.1})
     assert server.history("job") == [("running", 1)]
 
 

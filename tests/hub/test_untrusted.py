@@ -11,9 +11,10 @@ import pytest
 
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.assembly import create_hub
-from serve_asgi.hub.core import Hub, HubSettings, MemberOrder, Role
-from serve_asgi.hub.messages.confirmations import MAX_UNACCEPTED
+from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
+from serve_asgi.hub.messages.outcomes import MAX_UNACCEPTED
 from serve_asgi.ipc.frames import encode
+from serve_asgi.ipc.member_frames import Role
 from tests.hub.port import RecordingPort
 
 DEFINED = {"name": "s", "on": "one", "overlap": "skip", "every": 1000}
@@ -82,7 +83,7 @@ def test_an_id_is_its_senders_own(hub: Hub) -> None:
         ("msg.send", {"m": [["a", 9, "t", 0, 1, 1, 0]]}, b""),
         ("msg.topics", {"topics": {"t": -1}}, b""),
         ("msg.topics", {"topics": {f"t{n}": 1 for n in range(1_000)}}, b""),
-        ("schedule.ran", {"run": 1, "outcome": "ok", "seconds": float("nan"), "text": ""}, b""),
+        ("schedule.ended", {"run": 1, "outcome": "ok", "seconds": float("nan"), "text": ""}, b""),
         ("up", [], b""),
     ],
 )

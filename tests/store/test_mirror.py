@@ -9,17 +9,9 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.state.write import (
-    OVERHEAD,
-    AcceptedWrite,
-    StateEntry,
-    StateLimits,
-    Write,
-    WriteOp,
-    WriteRefusal,
-    evaluate_write,
-)
+from serve_asgi.hub.state.write import OVERHEAD, AcceptedWrite, StateEntry, StateLimits, WriteRefusal, evaluate_write
 from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
+from serve_asgi.ipc.state_frames import Write, WriteOp
 from tests.store.stores import VALUE_LIMIT, StoreProcess, scaled, store
 
 LIMIT = 3_000 + 5 * OVERHEAD  # small, so that it is reached

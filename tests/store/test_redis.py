@@ -17,7 +17,7 @@ from serve_asgi.config.state_location import redis_address
 from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, pack_value, unpack_value
-from serve_asgi.store import answers
+from serve_asgi.store import replies as answers
 from serve_asgi.store.link import StoreLink
 from serve_asgi.store.redis_requests import SessionLost
 from serve_asgi.store.redis_state import RedisState

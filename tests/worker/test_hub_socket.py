@@ -11,9 +11,9 @@ import pytest
 import uvloop
 
 from serve_asgi.app.link import Identity, LinkClosed
-from serve_asgi.hub.core import Role
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, encode
+from serve_asgi.ipc.member_frames import Role
 from serve_asgi.worker.hub_link import HubSocket
 
 IDENTITY = Identity(Role.WORKER, 0, 1, 1)

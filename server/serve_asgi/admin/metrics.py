@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
 from serve_asgi.admin.server_view import ServerView
-from serve_asgi.hub.metrics import METRICS
+from serve_asgi.hub.core import METRICS
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
 from serve_asgi.ipc.states import ServerState, WorkerState
 

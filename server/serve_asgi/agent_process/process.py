@@ -19,16 +19,15 @@ import anyio
 
 from serve_asgi.agent_process.lease import Lease
 from serve_asgi.app import link
-from serve_asgi.app.agent_target import AgentTarget, load
-from serve_asgi.app.agent_task import AgentTask
+from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
 from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Identity
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
 from serve_asgi.errors import ChannelError, StartError, UsageError
-from serve_asgi.hub.core import Role
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import Packet, SendQueue, close_descriptors
+from serve_asgi.ipc.member_frames import Role
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text

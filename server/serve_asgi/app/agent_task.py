@@ -1,19 +1,32 @@
-"""One agent's work, from being entered to its end, in a task of its own: whoever enters a context manager leaves it.
+"""The agent: what `--agent` may name, and the task in which it lives (docs/guides/agent.md).
 
-What the application's code raises is a value here, whatever it is: SystemExit and KeyboardInterrupt would end the loop
-if a task raised them.
+It is one of three: an async function (it is called, and runs until it is cancelled or returns), an async context
+manager (entered, and left at the end), or a function or class that makes one of these without arguments. Faults are
+told apart as for the application (`serve_asgi.app.loading`): what the command line names and is not there or cannot be
+such a thing is a UsageError; what the application's own code raises comes through as it is. From being entered to its
+end it has a task of its own: whoever enters a context manager leaves it. There what its code raises is a value, since
+SystemExit and KeyboardInterrupt would end the loop if a task raised them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from types import ModuleType
+from typing import Any, Final, cast
 
-from serve_asgi.app.agent_target import AgentTarget, Manager
+from serve_asgi.app.loading import find, kind, parse
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.sending import NoReceiver
+from serve_asgi.errors import UsageError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.logs.exceptions import is_from_outside
+
+WHAT: Final = "an async function without arguments, or an async context manager"
+Manager = AbstractAsyncContextManager[Any]
 
 
 class AgentTask:
@@ -87,3 +100,94 @@ class AgentTask:
             self._inside = True
             self._begun.set()
             await self._leave.wait()
+
+
+class AgentTarget:
+    """The agent of an application, imported."""
+
+    def __init__(self, found: Any, name: str, module: ModuleType | None) -> None:
+        """`name` is what people call it; a `prepare` of `module` counts if `found` has none itself.
+
+        Raises UsageError if it cannot be an agent. If `found` is a class, its instance is made here.
+        """
+        self.name = name
+        _check_callable(found, name)
+        if inspect.isclass(found):
+            found = found()
+            if not is_manager(found):
+                _check_callable(found, f"the object that {name} makes")
+        self._found = found
+        self._prepare = _prepare_of(found, name, module)
+
+    async def prepare(self) -> None:
+        """All that can be done before it is this agent's turn."""
+        if self._prepare is not None:
+            await self._prepare()
+
+    def make(self) -> Manager | Awaitable[object]:
+        """What is entered, or awaited; made anew each time if a function makes it. Raises UsageError for neither."""
+        made = self._found if is_manager(self._found) else self._found()
+        if not is_manager(made) and not inspect.isawaitable(made):
+            raise UsageError(f"{self.name} returned {kind(made)}, which is not an agent: make it {WHAT}")
+        return cast("Manager | Awaitable[object]", made)
+
+
+def load(specification: str) -> AgentTarget:
+    """Import the agent that `specification` names. Raises UsageError, and what the application's own code raises."""
+    name, path = parse(specification, "an agent", "app:agent")
+    found, module = find(name, path, _looks_like_agent, "an agent")
+    return AgentTarget(found, specification, module)
+
+
+def is_manager(value: Any) -> bool:
+    """Whether it is an async context manager: special methods are looked up on the type (data model, 3.3.12)."""
+    return hasattr(type(value), "__aenter__") and hasattr(type(value), "__aexit__")
+
+
+def _check_callable(found: Any, name: str) -> None:
+    """Refuse what surely cannot be an agent; what cannot be told has the benefit of the doubt."""
+    if is_manager(found):
+        return
+    if inspect.isasyncgenfunction(found):
+        raise UsageError(f"{name} is an async generator, which is not an agent: put @asynccontextmanager above it")
+    if hasattr(type(found), "__enter__"):
+        raise UsageError(f"{name} is a context manager that is not async: make it {WHAT}")
+    if not callable(found):
+        raise UsageError(f"{name} is {kind(found)}, which is not an agent: name {WHAT}")
+    try:
+        inspect.signature(found).bind()
+    except TypeError:
+        raise UsageError(f"{name} needs arguments, and an agent gets none: name {WHAT}") from None
+    except ValueError:
+        pass  # a builtin without a signature: calling it will show
+
+
+def _prepare_of(found: Any, name: str, module: ModuleType | None) -> Callable[[], Awaitable[object]] | None:
+    """Its own `prepare`, or else its module's, if that is an async function of the module's own."""
+    own = getattr(found, "prepare", None)
+    if callable(own):
+        if not inspect.iscoroutinefunction(own):
+            raise UsageError(f"the prepare() of {name} is not async: write it with async def")
+        return cast("Callable[[], Awaitable[object]]", own)
+    of_module = getattr(module, "prepare", None)
+    if inspect.iscoroutinefunction(of_module) and of_module.__module__ == getattr(module, "__name__", None):
+        return of_module
+    return None
+
+
+def _looks_like_agent(value: Any, module: str) -> bool:
+    """An async function of the module's own that needs no arguments, or an async context manager."""
+    if is_manager(value):
+        return True
+    if getattr(value, "__module__", None) != module or not callable(value):
+        return False
+    if inspect.isclass(value):
+        return hasattr(value, "__aenter__")
+    of_generator = inspect.isasyncgenfunction(getattr(value, "__wrapped__", None))  # @asynccontextmanager
+    if not (inspect.iscoroutinefunction(value) or of_generator):
+        return False
+    try:
+        inspect.signature(value).bind()
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -14,8 +14,9 @@ from typing import Any
 
 from serve_asgi.app.link import Identity, Link
 from serve_asgi.hub.assembly import create_hub
-from serve_asgi.hub.core import Hub, HubSettings, MemberOrder, Role
-from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
+from serve_asgi.hub.state.shared_state import SharedState
+from serve_asgi.ipc.member_frames import Role
 from serve_asgi.logs.server_log import about as particulars
 
 log = logging.getLogger("serve")

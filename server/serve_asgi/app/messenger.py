@@ -15,17 +15,16 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
+from serve_asgi.app.function_calls import is_asynchronous
 from serve_asgi.app.link import LinkClosed, current, current_or_none, register, run_on_link_loop
-from serve_asgi.app.members import Peer, presence
+from serve_asgi.app.presence import Peer, presence
 from serve_asgi.app.receiving import Handler, HandlerRegistration, Message, MessageIteration, MessageReceiver, Origin
 from serve_asgi.app.retiring import retiring
-from serve_asgi.app.schedule_call import is_asynchronous
 from serve_asgi.app.sending import CallFailed, DeadLettered, MessageSender, NoReceiver, NotDelivered, NotHandled
 from serve_asgi.app.sync_calls import SyncCalls
-from serve_asgi.hub.core import Role
-from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC
-from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc.frames import MAX_PAYLOAD, NotSendable, pack_sendable, unpack_value
+from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
 
 TIMEOUT: Final = 10.0
 """Seconds until a send that was not accepted, or a call without an answer, raises."""
@@ -83,12 +82,12 @@ class Messenger:
 
         Processes that start get it when they are up. Raises NotSendable, TooLarge, NotDelivered, LinkClosed.
         """
-        copies: int = await self._send(MessageKind.COPY, topic, payload, AckMode.PLACE, -1, timeout)
+        copies: int = await self._send(MessageKind.BROADCAST, topic, payload, AckMode.ACCEPTED, -1, timeout)
         return copies
 
     async def send_to_workers(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
         """As `broadcast`, without the agent."""
-        copies: int = await self._send(MessageKind.COPY, topic, payload, AckMode.PLACE, 0, timeout)
+        copies: int = await self._send(MessageKind.BROADCAST, topic, payload, AckMode.ACCEPTED, 0, timeout)
         return copies
 
     async def send_to_agent(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
@@ -96,14 +95,14 @@ class Messenger:
 
         Raises NoReceiver if there is no agent or it does not handle the topic, and as `broadcast`.
         """
-        await self._send(MessageKind.DIRECT, topic, payload, AckMode.PLACE, self._slot("agent"), timeout)
+        await self._send(MessageKind.DIRECT, topic, payload, AckMode.ACCEPTED, self._slot("agent"), timeout)
 
     async def send_to(self, worker: int | Peer, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
         """Send to the worker of a slot, or of the slot of one of `peers`; one that is being replaced gets it then.
 
         Raises NoReceiver if there is none, or it does not handle the topic, and as `broadcast`.
         """
-        await self._send(MessageKind.DIRECT, topic, payload, AckMode.PLACE, self._slot(worker), timeout)
+        await self._send(MessageKind.DIRECT, topic, payload, AckMode.ACCEPTED, self._slot(worker), timeout)
 
     @overload
     async def send_to_any(
@@ -148,8 +147,8 @@ class Messenger:
             raise ValueError(f'ack is False, True or "success", not {ack!r}')
         if not isinstance(max_deliveries, int) or not 0 < max_deliveries < 1_000:
             raise ValueError(f"max_deliveries is between 1 and 999, not {max_deliveries!r}")
-        want = {False: AckMode.PLACE, True: AckMode.HANDLED, "success": AckMode.SUCCESS}[ack]
-        told = await self._send(MessageKind.WORK, topic, payload, want, 0, timeout, max_deliveries)
+        want = {False: AckMode.ACCEPTED, True: AckMode.HANDLED, "success": AckMode.SUCCESS}[ack]
+        told = await self._send(MessageKind.ANY_WORKER, topic, payload, want, 0, timeout, max_deliveries)
         if not ack:
             return None
         id, (attempts, role, slot, generation) = told
@@ -172,8 +171,8 @@ class Messenger:
         does not answer in time, NoReceiver, and as `broadcast`. What an agent asks of any worker at a stop waits as in
         `send_to_any`.
         """
-        kind, slot = (MessageKind.WORK, 0) if to is None else (MessageKind.DIRECT, self._slot(to))
-        return unpack_value(await self._send(kind, topic, payload, AckMode.ANSWER, slot, timeout))
+        kind, slot = (MessageKind.ANY_WORKER, 0) if to is None else (MessageKind.DIRECT, self._slot(to))
+        return unpack_value(await self._send(kind, topic, payload, AckMode.REPLY, slot, timeout))
 
     # Receiving
 
@@ -315,7 +314,7 @@ class Messenger:
             try:
                 return await self._sender.send(kind, topic, body, want, limit, slot, timeout)
             except NoReceiver:
-                if kind is not MessageKind.WORK or not _at_a_stop() or not await _workers_serve_again():
+                if kind is not MessageKind.ANY_WORKER or not _at_a_stop() or not await _workers_serve_again():
                     raise
 
     def _slot(self, to: int | Peer | Literal["agent"]) -> int:

@@ -16,14 +16,13 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from serve_asgi.app.background_work import work
+from serve_asgi.app.function_calls import call_in_thread
 from serve_asgi.app.link import Link
-from serve_asgi.app.schedule_call import call_in_thread
 from serve_asgi.app.sending import FrameOutbox
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.messages.consumers import split_entries
-from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.frames import MAX_PAYLOAD, Frame, NotSendable, pack_sendable, unpack_value
+from serve_asgi.ipc.message_frames import AckMode, MessageKind, split_entries
 from serve_asgi.logs.exceptions import exc_info, is_from_outside
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import error_text
@@ -183,12 +182,12 @@ class LinkReceiver:
     def __init__(self, receiver: MessageReceiver, link: Link) -> None:
         self._receiver = receiver
         self._link = link
-        self._done, self._back = FrameOutbox(link, "msg.done"), FrameOutbox(link, "msg.back", MAX_RETURNED)
+        self._done, self._back = FrameOutbox(link, "msg.done"), FrameOutbox(link, "msg.return", MAX_RETURNED)
         self._topics: dict[str, TopicState] = {}
         self._last = asyncio.Event()
         """This process retires, and has been given all that it waits for."""
         self._late: set[asyncio.Task[None]] = set()
-        link.take("msg.give", self._take)
+        link.take("msg.deliver", self._take)
         link.take("msg.last", lambda _: self._last.set())
         link.at_close(self._last.set)
 
@@ -222,7 +221,7 @@ class LinkReceiver:
             )
             if not self._receiver.handlers(name).all:
                 self._not_wanted(delivery)
-            elif work.retiring and delivery.kind is not MessageKind.COPY:
+            elif work.retiring and delivery.kind is not MessageKind.BROADCAST:
                 self._back.add(number)
             else:
                 topic = self._topics.get(name)
@@ -235,7 +234,7 @@ class LinkReceiver:
 
     def _not_wanted(self, delivery: ReceivedMessage) -> None:
         """Nobody handles its topic here any more."""
-        if delivery.kind is MessageKind.COPY:
+        if delivery.kind is MessageKind.BROADCAST:
             self._done.add([delivery.number, True, 0])
         else:
             self._back.add(delivery.number)
@@ -272,7 +271,7 @@ class LinkReceiver:
             message = delivery.message(topic.name)
             for each in handlers:
                 result, wrong = await _run(each, message, wrong)
-                if delivery.want is AckMode.ANSWER and not wrong and not body:
+                if delivery.want is AckMode.REPLY and not wrong and not body:
                     body, wrong = _answer(result, message)
         except asyncio.CancelledError as error:
             if work.cut:
@@ -291,7 +290,7 @@ class LinkReceiver:
         finally:
             topic.running -= 1
         if wrong:
-            body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.want is AckMode.ANSWER else b""
+            body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.want is AckMode.REPLY else b""
         self._done.add([delivery.number, not wrong, len(body)], body)
         self._next(topic)
 
@@ -302,13 +301,13 @@ class LinkReceiver:
         for topic in self._topics.values():
             kept: collections.deque[ReceivedMessage] = collections.deque()
             for delivery in topic.queue:
-                if delivery.kind is MessageKind.COPY:
+                if delivery.kind is MessageKind.BROADCAST:
                     kept.append(delivery)
                 else:
                     self._back.add(delivery.number)
             topic.queue = kept
         self._back.flush()
-        self._link.send("msg.back", {"m": [], "all": True})  # what follows may go to others
+        self._link.send("msg.return", {"m": [], "all": True})  # what follows may go to others
         work.hold(self._until_last(), "messages that wait")
 
     async def _until_last(self) -> None:

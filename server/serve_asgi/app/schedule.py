@@ -4,8 +4,8 @@
     async def report() -> None: ...
 
 This is the side of the process that has the functions: what they are is told to the hub, which decides who runs what
-(`serve_asgi.hub.schedules.part`), and what becomes of a run is told back. It must not decide itself whether something
-is due.
+(`serve_asgi.hub.schedules.scheduler`), and what becomes of a run is reported. It must not decide itself whether
+something is due.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from serve_asgi.app.background_work import work
+from serve_asgi.app.function_calls import call_within, is_cancelled
 from serve_asgi.app.link import Link, LinkClosed, current, register, run_on_link_loop
-from serve_asgi.app.schedule_call import call_within, is_cancelled
-from serve_asgi.app.schedule_definition import Span, code_of, definition_of
+from serve_asgi.app.schedule_arguments import Span, code_of, definition_of
 from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.errors import ServeError
 from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition, ScheduleError
-from serve_asgi.hub.schedules.schedule import RunOutcome
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.frames import Frame, unpack_value
+from serve_asgi.ipc.schedule_frames import RunOutcome
 from serve_asgi.logs.exceptions import is_from_outside
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
@@ -69,7 +69,7 @@ class RunRecord:
 
     name: str
     instant: datetime.datetime  # the tick, in UTC
-    outcome: str  # of `serve_asgi.hub.schedules.schedule.RunOutcome`
+    outcome: str  # of `serve_asgi.ipc.schedule_frames.RunOutcome`
     text: str
     worker: str  # in words; "" for ticks that had no run
     began: datetime.datetime | None
@@ -236,7 +236,7 @@ class Schedule:
         number, answered = self._number, asyncio.get_running_loop().create_future()
         self._asked[number] = answered
         try:
-            link.send("schedule.ask", {"id": number, "do": do, "name": name})
+            link.send("schedule.request", {"id": number, "do": do, "name": name})
             async with asyncio.timeout(timeout):
                 answer: Frame = await answered
         except TimeoutError:
@@ -255,7 +255,7 @@ class Schedule:
         self._link = link
         link.take("schedule.run", lambda frame: self._begin(link, frame))
         link.take("schedule.withdraw", lambda frame: self._unbegun.discard(frame.head["run"]))
-        link.take("schedule.answer", self._take_answer)
+        link.take("schedule.reply", self._take_answer)
         link.take("schedule.lost", self._take_lost)
         link.at_close(lambda: self._close() if link is self._link else None)
         for each in self._registered.values():
@@ -293,7 +293,7 @@ class Schedule:
                 "seconds": 0.0,
                 "text": "the function is gone",
             }
-            link.send("schedule.ran", told)
+            link.send("schedule.ended", told)
             return
         instant = _time(head["instant"] / 1000)
         run = self._runs[head["run"]] = Run(head["name"], instant, head["kind"], head["attempt"], head["token"])
@@ -344,7 +344,7 @@ class Schedule:
     ) -> None:
         body = detail[-16_000:].encode(errors="replace")
         try:
-            link.send("schedule.ran", {"run": id, "outcome": outcome.value, "seconds": seconds, "text": text}, body)
+            link.send("schedule.ended", {"run": id, "outcome": outcome.value, "seconds": seconds, "text": text}, body)
         except LinkClosed:
             if outcome is not RunOutcome.OK:
                 said = f"the schedule {run.name!r} has ended, outcome {outcome.value}: {text}"

@@ -15,9 +15,8 @@ from typing import Any, Final
 
 from serve_asgi.app.link import Link, LinkClosed
 from serve_asgi.errors import ServeError
-from serve_asgi.hub.messages.consumers import FRAME_BYTES, FRAME_MESSAGES, EntryBatch, split_entries
-from serve_asgi.hub.messages.queues import AckMode, MessageKind
 from serve_asgi.ipc.frames import Frame
+from serve_asgi.ipc.message_frames import FRAME_BYTES, FRAME_MESSAGES, AckMode, EntryBatch, MessageKind, split_entries
 
 WINDOW: Final = 256
 """Messages of one process that are under way to the hub and not accepted yet."""
@@ -203,7 +202,7 @@ class MessageSender:
         self._sent: dict[str, UnconfirmedMessage] = {}
         self._messages = FrameOutbox(link, "msg.send")
         self._withdrawn = FrameOutbox(link, "msg.withdraw")
-        link.take("msg.told", self._take)
+        link.take("msg.confirm", self._take)
         link.at_close(self._close)
 
     async def send(
@@ -284,7 +283,7 @@ class MessageSender:
             self._accepted(sent)
             match outcome:
                 case "a":
-                    if sent.want is AckMode.PLACE:
+                    if sent.want is AckMode.ACCEPTED:
                         sent.future.set_result(value)
                 case "h":
                     sent.future.set_result((id, value))

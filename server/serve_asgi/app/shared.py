@@ -18,14 +18,11 @@ from typing import Any, ClassVar, Final
 
 from serve_asgi.app import shared_errors as errors
 from serve_asgi.app.link import Link, LinkClosed, current, register, run_on_link_loop
-from serve_asgi.app.replica import StateReplica
+from serve_asgi.app.replica import StateReplica, StateWatch
 from serve_asgi.app.sync_calls import SyncCalls
-from serve_asgi.app.watch import StateWatch
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.entries import RESERVED
-from serve_asgi.hub.state.replica import KeyChange
-from serve_asgi.hub.state.write import MAX_KEY, Write, WriteOp
 from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
+from serve_asgi.ipc.state_frames import MAX_KEY, RESERVED, KeyChange, Write, WriteOp
 
 TIMEOUT: Final = 5.0
 """How long (s) a write waits until every live worker has it."""

@@ -1,15 +1,14 @@
-"""A hub with all its parts."""
+"""A hub with all its components."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from serve_asgi.hub.core import Hub, HubPort, HubSettings
-from serve_asgi.hub.membership import PresenceBroadcast
-from serve_asgi.hub.messages.part import MessageBroker
-from serve_asgi.hub.schedules.part import Scheduler
-from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.core import Hub, HubPort, HubSettings, PresenceBroadcast
+from serve_asgi.hub.messages.broker import MessageBroker
+from serve_asgi.hub.schedules.scheduler import Scheduler
+from serve_asgi.hub.state.shared_state import SharedState
 
 
 def create_hub(

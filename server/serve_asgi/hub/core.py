@@ -1,10 +1,10 @@
-"""The hub: who takes part in one server, and which part of the hub a frame is for.
+"""The hub: who takes part in one server, and which component of the hub a frame is for.
 
 It owns the members (a worker or agent process each, from the decision to start it until it has been reaped) and the
-parts (presence, messages, shared state, schedules). It knows no sockets and no processes: a `HubPort` sends for it, and
-whoever runs it says what happens, one thing after another. Nothing here waits. The listener runs one over the sockets
-of its children (`serve_asgi.listener.hub_links`), a process on its own runs one for itself
-(`serve_asgi.app.local_mode`).
+components (presence, messages, shared state, schedules), of which the smallest, presence, stands here too. It knows no
+sockets and no processes: a `HubPort` sends for it, and whoever runs it says what happens, one event after another.
+Nothing here waits. The listener runs one over the sockets of its children (`serve_asgi.listener.hub_links`), a process
+on its own runs one for itself (`serve_asgi.app.local_mode`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
-import msgspec
-
 from serve_asgi.ipc.frames import ValidatedFrame, encode, split_frame
+from serve_asgi.ipc.member_frames import MemberPhase, Role, UpFrame
 from serve_asgi.ipc.schema import Heads
-from serve_asgi.ipc.store_schema import FROM_STORE
+from serve_asgi.ipc.store_frames import FROM_STORE
 
 log = logging.getLogger("serve")
-
 State = dict[str, Any]
-
-
-class Role(enum.StrEnum):
-    WORKER = "worker"
-    AGENT = "agent"
+NO_STORE: Final = "there is no store"
+METRICS: Final = {
+    "messages_accepted_total": "Messages that processes of the application sent and the listener accepted.",
+    "messages_delivered_total": "Copies of messages that were delivered to a process.",
+    "messages_failed_total": "Copies whose handler raised.",
+    "messages_redelivered_total": "Acknowledged messages delivered again: a process had died, or a handler raised.",
+    "messages_dead_lettered_total": "Acknowledged messages that were given up after max_deliveries.",
+    "messages_lost_total": "Copies that were lost with their process, or that no process handles.",
+    "messages_waiting": "Copies that wait for a process.",
+    "state_keys": "Keys in the shared state.",
+    "state_size_bytes": "Size of the shared state: keys, values and 256 bytes for each, as --state-limit counts.",
+    "state_changes_total": "Changes of the shared state.",
+    "state_lagged_total": "Writes to the shared state that a process had not acknowledged in time.",
+    "schedule_runs_total": "Runs of schedules that ended, whatever their outcome.",
+    "schedule_failures_total": "Runs of schedules that raised, timed out, were cut or died with their process.",
+    "schedule_missed_total": "Ticks of schedules that nothing ran for.",
+    "schedules_running": "Runs of schedules in progress.",
+}
 
 
 class MemberOrder(enum.Enum):
@@ -39,15 +50,6 @@ class MemberOrder(enum.Enum):
     START = "start"
     SERVE = "serve"  # it is of the current generation, and serves (an agent: it has been entered)
     RETIRE = "retire"
-
-
-class MemberPhase(enum.Enum):
-    """Where a member is: what may be sent to it."""
-
-    EXPECTED = "expected"  # it starts: what is for it waits
-    UP = "up"  # its application is loaded, its handlers are known; it does not serve yet
-    SERVING = "serving"
-    RETIRING = "retiring"  # it finishes what it has and gets no new work
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -167,13 +169,6 @@ class HubSettings:
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
     state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write.entry_size`)
     shared: bool = False  # the store is Redis: broadcasts go to other servers as well
-
-
-class UpFrame(msgspec.Struct):
-    """A member's handlers and schedules are told."""
-
-
-NO_STORE: Final = "there is no store"
 
 
 class Hub:
@@ -340,3 +335,65 @@ class Hub:
         for part in self._parts:
             if (left := state["parts"].get(part.name)) is not None:
                 part.load(left)
+
+
+class PresenceBroadcast(HubComponent):
+    """Sends `present` {ready, members: [[id, role, generation, slot, phase], …]} to every linked member."""
+
+    name = "presence"
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self._told_ready = False
+        self._linked: set[int] = set()
+        self._behind: set[int] = set()
+        """Members without room: they are told the newest when they have some, and nothing in between."""
+
+    def linked(self, member: Member) -> None:
+        self._linked.add(member.id)
+        self._tell(member)
+
+    def changed(self, member: Member, before: MemberPhase) -> None:
+        if member.phase is MemberPhase.RETIRING:
+            self.hub.send(member, "retire")
+        self._tell_all()
+
+    def left(self, member: Member) -> None:
+        self._linked.discard(member.id)
+        self._behind.discard(member.id)
+        if member.phase is not MemberPhase.EXPECTED:
+            self._tell_all()
+
+    def room(self, member: Member) -> None:
+        if member.id in self._behind:
+            self._behind.discard(member.id)
+            self._tell(member)
+
+    def tick(self) -> None:
+        if self.hub.ready and not self._told_ready:
+            self._told_ready = True
+            self._tell_all()
+
+    def to_state(self) -> State:
+        return {"linked": sorted(self._linked), "behind": sorted(self._behind), "told_ready": self._told_ready}
+
+    def load(self, state: State) -> None:
+        self._linked, self._behind = set(state["linked"]), set(state["behind"])
+        self._told_ready = state["told_ready"]
+
+    def _tell_all(self) -> None:
+        for member in list(self.hub.members.values()):
+            if member.id not in self._linked:
+                continue
+            if self.hub.port.room(member.id):
+                self._tell(member)
+            else:
+                self._behind.add(member.id)
+
+    def _tell(self, member: Member) -> None:
+        there = [
+            [each.id, each.role.value, each.generation, each.slot, each.phase.value]
+            for each in self.hub.members.values()
+            if each.phase is not MemberPhase.EXPECTED
+        ]
+        self.hub.send(member, "present", {"ready": self.hub.ready, "members": there})

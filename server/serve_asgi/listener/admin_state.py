@@ -21,7 +21,7 @@ TROUBLE: Final = 300
 def admin_state(
     supervisor: Supervisor, children: Iterable[Child], history: History, figures: Mapping[str, float]
 ) -> dict[str, Any]:
-    """JSON-compatible; `children` are the living ones, `figures` the hub's (`serve_asgi.hub.metrics`)."""
+    """JSON-compatible; `children` are the living ones, `figures` the hub's (`serve_asgi.hub.core`)."""
     current = 0 if supervisor.current is None else supervisor.current.number
     living = [(child.row, child.worker) for child in children]
     workers = [

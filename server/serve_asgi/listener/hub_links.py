@@ -25,10 +25,11 @@ from serve_asgi.config.options import Config
 from serve_asgi.config.state_location import is_url
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.assembly import create_hub
-from serve_asgi.hub.core import HubSettings, MemberOrder, Role
+from serve_asgi.hub.core import HubSettings, MemberOrder
 from serve_asgi.ipc.channel import pair, refuse_descriptors
 from serve_asgi.ipc.frames import pack_value, unpack_value
 from serve_asgi.ipc.link_socket import LinkSocket
+from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener import misbehaving_child
 from serve_asgi.listener.misbehaving_child import RateLimit

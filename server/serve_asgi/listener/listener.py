@@ -26,8 +26,8 @@ from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings, written
 from serve_asgi.errors import UsageError
 from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
-from serve_asgi.hub.schedules.part import Scheduler
-from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.schedules.scheduler import Scheduler
+from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener import agent_lock, garbage_collection, service_manager
 from serve_asgi.listener import file_changes as changes

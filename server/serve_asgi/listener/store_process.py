@@ -30,13 +30,12 @@ from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
 from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, split_frame
 from serve_asgi.ipc.link_socket import make_room, receive
 from serve_asgi.ipc.schema import Heads
-from serve_asgi.ipc.store_frames import StoreFailure
-from serve_asgi.ipc.store_schema import FROM_STORE
+from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
 from serve_asgi.listener import misbehaving_child
 from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.store_requests import StoreRequests
-from serve_asgi.store import answers
+from serve_asgi.store import replies as answers
 from serve_asgi.supervisor import actions
 
 FIRST_DELAY: Final = 0.1
@@ -132,7 +131,9 @@ class StoreProcess:
         if self._stage in (StoreStage.STARTING, StoreStage.ENDED) or (
             self._stage is StoreStage.AWAY and self._process is None
         ):
-            self._questions.refuse(decode(data), StoreFailure.AWAY, self.trouble or "the store process has not started")
+            self._questions.refuse(
+                decode(data), StoreFailure.UNAVAILABLE, self.trouble or "the store process has not started"
+            )
         else:
             self._questions.put(data)
         self._news.set()

@@ -16,7 +16,7 @@ from typing import Any, Final
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.frames import Frame, ValidatedFrame, decode, encode
 from serve_asgi.ipc.store_frames import StoreFailure
-from serve_asgi.store import answers
+from serve_asgi.store import replies as answers
 
 QUEUED: Final = 20_000
 QUEUED_BYTES: Final = 32 * 1024 * 1024
@@ -106,7 +106,7 @@ class StoreRequests:
             if key in self._given:
                 self.refuse(self._asked.pop(key), StoreFailure.UNKNOWN, f"{text}: nobody knows whether it was done")
             elif not another_comes:
-                self.refuse(self._asked.pop(key), StoreFailure.AWAY, text)
+                self.refuse(self._asked.pop(key), StoreFailure.UNAVAILABLE, text)
         self._given.clear()
         if not another_comes:
             self._waiting.clear()

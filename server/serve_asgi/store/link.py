@@ -14,7 +14,7 @@ import anyio
 
 from serve_asgi.ipc.frames import Frame, decode, encode
 from serve_asgi.ipc.link_socket import make_room, receive
-from serve_asgi.store.answers import StoreReply
+from serve_asgi.store.replies import StoreReply
 
 MAX_FRAMES: Final = 256
 """Frames that are taken at a time at most."""

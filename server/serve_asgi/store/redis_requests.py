@@ -10,11 +10,12 @@ from typing import Any, Final
 from redis import exceptions
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.write import StateEntry, StateLimits, Write, WriteOp
+from serve_asgi.hub.state.write import StateEntry, StateLimits
 from serve_asgi.ipc.frames import Frame, pack_value
+from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, GrantRefusal
-from serve_asgi.store import answers
-from serve_asgi.store.answers import StoreReply
+from serve_asgi.store import replies as answers
+from serve_asgi.store.replies import StoreReply
 
 _NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
 """What Redis and redis-py say of a password; not always by a class of its own."""

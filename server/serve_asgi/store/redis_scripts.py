@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from serve_asgi.hub.state.write import MAX_KEY, OVERHEAD
+from serve_asgi.hub.state.write import OVERHEAD
+from serve_asgi.ipc.state_frames import MAX_KEY
 from serve_asgi.store.leases import MAX_AHEAD
 
 FORMAT: Final = 1

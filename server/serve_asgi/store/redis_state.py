@@ -22,20 +22,13 @@ from redis import exceptions
 
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.write import (
-    AcceptedWrite,
-    StateEntry,
-    StateLimits,
-    Write,
-    WriteOp,
-    WriteRefusal,
-    evaluate_write,
-)
+from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits, WriteRefusal, evaluate_write
 from serve_asgi.ipc.frames import Frame
+from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.logs import server_log as logs
-from serve_asgi.store import answers
 from serve_asgi.store import redis_scripts as scripts
+from serve_asgi.store import replies as answers
 from serve_asgi.store.link import StoreLink
 from serve_asgi.store.redis_connection import RedisConnector, maxmemory_policy
 from serve_asgi.store.redis_requests import (
@@ -105,7 +98,7 @@ class RedisState:
                 if frame.kind == "store.reopen":
                     logs.reopen()
                 elif self._trouble:
-                    await self._refuse(frame, StoreFailure.AWAY, f"it was not done: {self._trouble}")
+                    await self._refuse(frame, StoreFailure.UNAVAILABLE, f"it was not done: {self._trouble}")
                 else:
                     self._inbox.append(frame)
             self._news.set()
@@ -143,7 +136,7 @@ class RedisState:
             await self._refuse(frame, StoreFailure.UNKNOWN, f"it is not known whether it was done: {trouble}")
         changed, self._trouble = trouble != self._trouble, trouble
         while self._inbox:
-            await self._refuse(self._inbox.popleft(), StoreFailure.AWAY, f"it was not done: {trouble}")
+            await self._refuse(self._inbox.popleft(), StoreFailure.UNAVAILABLE, f"it was not done: {trouble}")
         self._room.set()
         if changed:
             await self._lane.send("store.down", {"text": trouble})
@@ -222,7 +215,7 @@ class RedisState:
             for frame, found in zip(frames, said, strict=False):  # WAIT's answer comes last
                 if (trouble := not_done(found)) is not None:
                     ends = trouble
-                    await self._refuse(frame, StoreFailure.AWAY, f"it was not done: {self._sentence(trouble)}")
+                    await self._refuse(frame, StoreFailure.UNAVAILABLE, f"it was not done: {self._sentence(trouble)}")
                 else:
                     await self._heard(frame, found, began, too_few)
                 self._asking.pop(0)

@@ -17,21 +17,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.state.write import (
-    AcceptedWrite,
-    StateEntry,
-    StateLimits,
-    Write,
-    WriteRefusal,
-    entry_size,
-    evaluate_write,
-)
+from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits, WriteRefusal, entry_size, evaluate_write
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
+from serve_asgi.ipc.state_frames import Write
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, StoreFailure
-from serve_asgi.store import answers
-from serve_asgi.store.answers import StoreReply
+from serve_asgi.store import replies as answers
 from serve_asgi.store.leases import LeaseTable, TickGrant
+from serve_asgi.store.replies import StoreReply
 from serve_asgi.store.write_refusals import WriteRefusals
 
 APPLICATION: Final = 0x53525645

@@ -21,13 +21,12 @@ from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import UsageError
 from serve_asgi.hub.state.write import AcceptedWrite, StateEntry
 from serve_asgi.ipc.frames import unpack_value
-from serve_asgi.store import answers
 from serve_asgi.store import redis_scripts as scripts
-from serve_asgi.store.answers import StoreReply
-from serve_asgi.store.held_answers import HeldReplies
+from serve_asgi.store import replies as answers
 from serve_asgi.store.link import StoreLink
 from serve_asgi.store.redis_connection import RedisConnector
 from serve_asgi.store.redis_requests import SessionLost, entry, stored
+from serve_asgi.store.replies import HeldReplies, StoreReply
 from serve_asgi.store.stream_position import NOWHERE, FollowedMessages, StreamPosition, number_of
 
 FOLLOWED: Final = 64

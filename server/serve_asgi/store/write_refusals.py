@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from serve_asgi.store.answers import StoreReply
+from serve_asgi.store.replies import StoreReply
 
 LOOK: Final = 1.0
 """Seconds between two looks at whether writes are taken again."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serve_asgi.app import members as presence  # noqa: F401  # who is there is told from the beginning, also to who asks late
+from serve_asgi.app import presence as presence  # who is there is told from the beginning, also to who asks late
 from serve_asgi.app.link import Identity, Link
 from serve_asgi.ipc.link_socket import LinkSocket
 

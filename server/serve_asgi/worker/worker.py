@@ -27,12 +27,12 @@ from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.http.proxy_protocol import opening
 from serve_asgi.http.worker_context import Phase, Service
-from serve_asgi.hub.core import Role
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescriptors
 from serve_asgi.ipc.listening_socket import SocketKind, shut_out
+from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
 from serve_asgi.logs import access_log
 from serve_asgi.logs import server_log as logs

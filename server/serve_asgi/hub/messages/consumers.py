@@ -1,31 +1,34 @@
-"""Who has which messages: each member's place, with a desk for each topic, and the frames that go to it next.
+"""Who consumes messages: each member with its topics, the queues without a consumer, and who may take what.
 
-It keeps the accounts of what is in a member's hands, and decides nothing (`serve_asgi.hub.messages.routing` does).
+It owns the accounts of what a member has in flight, the queues as a whole (their common budget, which of them overflow,
+which have no consumer), and answers questions about them. It decides nothing: what is done with the messages is
+`serve_asgi.hub.messages.routing`'s affair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol, TypeVar
+import math
+import random
+from collections.abc import Iterator
+from typing import Final
 
-from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import HubPort, Member, MemberPhase, Role
+from serve_asgi.hub.core import Hub, Member
 from serve_asgi.hub.messages.queues import QUEUE_LIMIT, STARTING_QUEUE_LIMIT, BoundedQueue, Delivery, QueueBudget
-from serve_asgi.ipc.frames import Frame, encode
+from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC
 
-FRAME_MESSAGES: Final = 8
-"""Messages in one frame at most."""
-FRAME_BYTES: Final = 60_000
-"""Bytes of payload in one frame, unless a single payload is larger."""
 CONSUMER_WINDOW: Final = 64
 """Messages of one topic, other than work, in a process's hands."""
 CONSUMER_WINDOW_BYTES: Final = 512 * 1024
 """Bytes of their payloads, unless a single one is larger."""
 IN_FLIGHT_BYTES: Final = 16 * 1024 * 1024
 """Bytes of all that is in a process's hands, with `COPY_BYTES` for each message: then no more before some end."""
-
 STARTING_TOPICS: Final = 2_000
 """Topics that copies are kept of for a process that starts; it will handle 1,000 at most, not known yet which."""
+NO_CONSUMER_GRACE: Final = 1.0
+"""Seconds that a message waits for a handler where all are up and none handles its topic."""
+STRANDED_TIME: Final = 60.0
+"""Seconds that an accepted message waits where nobody is there who might take it."""
 
 
 class SharedQueue:
@@ -134,95 +137,163 @@ class MemberState:
         return self.slot == slot
 
 
-class EntryBatch:
-    """Entries for one member, to be sent as few frames."""
+class Consumers:
+    """The places and queues of one hub."""
 
-    __slots__ = ("bodies", "entries", "kind", "size")
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.budget = QueueBudget()
+        self.places: dict[int, MemberState] = {}
+        self.pools: dict[str, SharedQueue] = {}
+        """Work that waits for a worker, by topic."""
+        self.vacant: dict[int, SharedQueue] = {}
+        """What waits for a slot whose process has died and has no successor yet."""
+        self.blocked: dict[Consumer | SharedQueue, None] = {}
+        """Whose lanes have copies without a place."""
+        self._hopeless: dict[Consumer | SharedQueue, None] = {}
+        """Whose lanes nobody would take from."""
+        self._handlers: dict[str, dict[int, Consumer]] = {}
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.entries: list[list[Any]] = []
-        self.bodies: list[bytes] = []
-        self.size = 0
+    # Who is there
 
+    def successor(self, slot: int) -> MemberState | None:
+        """The process that is for a slot: the one that serves, or the first that will."""
+        there = [p for p in self.places.values() if p.is_for(slot) and p.member.phase is not MemberPhase.RETIRING]
+        return next((p for p in there if p.member.phase is MemberPhase.SERVING), there[0] if there else None)
 
-class FrameBatcher:
-    """Frames `msg.give` and `msg.told`, collected until what has happened has been dealt with."""
+    def free_desk(self, topic: str) -> Consumer | None:
+        """Where work of this topic may go now: to who has the fewest in its hands, any of those."""
+        best: Consumer | None = None
+        least, ties = math.inf, 0
+        for desk in self._handlers.get(topic, {}).values():
+            member = desk.place.member
+            if desk.held >= desk.concurrency or desk.held > least or desk.lane.placed:
+                continue
+            if member.phase is not MemberPhase.SERVING or not (
+                member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC
+            ):
+                continue
+            if not self.hub.port.room(member.id) or not desk.place.hand_free():
+                continue
+            ties = ties + 1 if desk.held == least else 1
+            if ties == 1 or random.random() * ties < 1:
+                best, least = desk, desk.held
+        return best
 
-    def __init__(self, port: HubPort) -> None:
-        self._port = port
-        self._give: dict[int, EntryBatch] = {}
-        self._told: dict[int, EntryBatch] = {}
-        self._last: list[int] = []
+    def someone_for(self, topic: str) -> bool:
+        """Whether there is a process that handles work of this topic, or may once it is up."""
+        for place in self.places.values():
+            member = place.member
+            if member.phase is MemberPhase.RETIRING or not (member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC):
+                continue
+            desk = place.desks.get(topic)
+            if member.phase is MemberPhase.EXPECTED or (desk is not None and desk.concurrency):
+                return True
+        return False
 
-    def give(self, member: int, entry: list[Any], body: bytes) -> None:
-        """Have a message given; the length of the payload is put at the end of `entry`."""
-        self._add(self._give, "msg.give", member, entry, body)
+    def handled(self, topic: str) -> bool:
+        """Whether there is a process that handles this topic."""
+        return topic in self._handlers
 
-    def tell(self, member: int, entry: list[Any], body: bytes = b"") -> None:
-        """Have a sender told."""
-        self._add(self._told, "msg.told", member, entry, body)
+    def serves(self, generation: int) -> bool:
+        """Whether this is the generation whose workers serve."""
+        members = [place.member for place in self.places.values() if place.member.role is Role.WORKER]
+        return any(each.generation == generation and each.phase is MemberPhase.SERVING for each in members)
 
-    def last(self, member: int) -> None:
-        """Have a member that retires told that it has been given all that had a place for it before."""
-        self._last.append(member)
+    def handles(self, place: MemberState, topic: str, concurrency: int) -> Consumer:
+        """The process handles a topic with so many messages at a time; with none it handles it no more."""
+        desk = place.desk(topic, self.budget)
+        desk.concurrency = concurrency
+        if concurrency:
+            self._handlers.setdefault(topic, {})[place.member.id] = desk
+        else:
+            self.forget_handler(desk)
+        self.review_desk(desk)
+        return desk
 
-    def flush(self) -> None:
-        """Send it all."""
-        for batches in (self._told, self._give):
-            if batches:
-                for member, batch in batches.items():
-                    self._send(member, batch)
-                batches.clear()
-        while self._last:
-            self._port.send(self._last.pop(), encode("msg.last"))
+    def forget_handler(self, desk: Consumer) -> None:
+        """Nothing more is given here."""
+        there = self._handlers.get(desk.topic)
+        if there is not None and there.pop(desk.place.member.id, None) is not None and not there:
+            del self._handlers[desk.topic]
 
-    def _add(self, batches: dict[int, EntryBatch], kind: str, member: int, entry: list[Any], body: bytes) -> None:
-        batch = batches.get(member)
-        if batch is None:
-            batch = batches[member] = EntryBatch(kind)
-        elif len(batch.entries) >= FRAME_MESSAGES or batch.size + len(body) > FRAME_BYTES:
-            self._send(member, batch)
-            batch = batches[member] = EntryBatch(kind)
-        entry.append(len(body))
-        batch.entries.append(entry)
-        if body:
-            batch.bodies.append(body)
-            batch.size += len(body)
+    # Queues
 
-    def _send(self, member: int, batch: EntryBatch) -> None:
-        self._port.send(member, encode(batch.kind, {"m": batch.entries}, b"".join(batch.bodies)))
+    def pool(self, topic: str) -> SharedQueue:
+        """The queue of a topic's work."""
+        pool = self.pools.get(topic)
+        if pool is None:
+            pool = self.pools[topic] = SharedQueue(topic, self.budget)
+            self.review_pool(pool)
+        return pool
 
+    def vacate(self, slot: int) -> SharedQueue:
+        """The queue of a slot that has no process."""
+        waiting = self.vacant.setdefault(slot, SharedQueue(slot, self.budget))
+        if waiting.lane.since is None:
+            waiting.lane.since = self.hub.clock()
+        return waiting
 
-class SizedEntry(Protocol):
-    """An entry whose payload has this size."""
+    def vacancy(self, slot: int) -> SharedQueue | None:
+        """The same, if a process is to be expected there."""
+        if slot < 0 and self.hub.settings.agent:
+            return self.vacate(slot)
+        return self.vacant.get(slot)
 
-    @property
-    def size(self) -> int: ...
+    def forget(self, owner: Consumer | SharedQueue) -> None:
+        """Its lane is empty, or nobody's any more."""
+        self._hopeless.pop(owner, None)
+        self.blocked.pop(owner, None)
+        if isinstance(owner, Consumer):
+            owner.place.tidy(owner)
+        elif isinstance(owner.key, str) and self.pools.get(owner.key) is owner:
+            del self.pools[owner.key]
 
+    # Hope
 
-S = TypeVar("S", bound=SizedEntry)
+    def review_pool(self, pool: SharedQueue) -> None:
+        """Who is there has changed: is there anybody for this work?"""
+        assert isinstance(pool.key, str)
+        hope = self.someone_for(pool.key)
+        phases = {place.member.phase for place in self.places.values() if place.member.role is Role.WORKER}
+        ends = phases == {MemberPhase.RETIRING} and not any(slot >= 0 for slot in self.vacant)
+        self._hope(pool, hope, closed=not hope and (MemberPhase.SERVING in phases or ends))
 
+    def review_desk(self, desk: Consumer) -> None:
+        """Does this process handle the topic, or may it once it is up?"""
+        hope = bool(desk.concurrency) or desk.place.member.phase is MemberPhase.EXPECTED
+        self._hope(desk, hope, closed=not hope)
 
-def split_bodies(found: Sequence[S], body: bytes) -> Iterator[tuple[S, bytes]]:
-    """The entries of a member's frame, each with its payload. Raises ChannelError if the sizes are not those."""
-    at = 0
-    for entry in found:
-        end = at + entry.size
-        if end > len(body):
-            raise ChannelError("the payloads of a frame do not have the announced lengths")
-        yield entry, body[at:end]
-        at = end
+    def _hope(self, owner: Consumer | SharedQueue, hope: bool, closed: bool) -> None:
+        owner.lane.closed = closed
+        if hope:
+            owner.lane.since = None
+            self._hopeless.pop(owner, None)
+            return
+        if owner.lane.since is None:
+            owner.lane.since = self.hub.clock()
+        self.watch(owner)
 
+    def watch(self, owner: Consumer | SharedQueue) -> None:
+        """Something waits here: if there is no hope for it, its time runs."""
+        if owner.lane.since is not None and owner.lane:
+            self._hopeless[owner] = None
 
-def split_entries(frame: Frame) -> list[tuple[list[Any], bytes]]:
-    """The entries of a frame with many of them, each with its payload. Raises LookupError, TypeError or ValueError."""
-    body, at = frame.body, 0
-    found: list[tuple[list[Any], bytes]] = []
-    for entry in frame.head["m"]:
-        end = at + entry[-1]
-        if end > len(body) or end < at:
-            raise ValueError("the payloads do not fit the lengths")
-        found.append((entry, body[at:end]))
-        at = end
-    return found
+    def deadline(self) -> float:
+        """When something hopeless is to be given up."""
+        due = math.inf
+        for owner in self._hopeless:
+            lane = owner.lane
+            if lane.since is not None and lane:
+                due = min(due, lane.since + (NO_CONSUMER_GRACE if lane.closed and lane.offered else STRANDED_TIME))
+        return due
+
+    def given_up(self) -> Iterator[tuple[Consumer | SharedQueue, bool]]:
+        """Whose lanes have had no hope for long enough: for what has no place, and whether also for what has one."""
+        now = self.hub.clock()
+        for owner in list(self._hopeless):
+            since = owner.lane.since
+            if since is not None and now >= since + (NO_CONSUMER_GRACE if owner.lane.closed else STRANDED_TIME):
+                yield owner, now >= since + STRANDED_TIME
+                if not owner.lane:
+                    self.forget(owner)

@@ -1,15 +1,16 @@
-"""When messages are given: what each process may have in its hands, and the account of what it has.
+"""When messages are delivered: how much each process may have in flight, and the account of what it has.
 
-It owns the deliveries, from the moment in which a message leaves its queue until it is out of a process's hands again.
+It owns a delivery from the moment in which the message leaves its queue until the process has handled or returned it.
 What comes of it then `serve_asgi.hub.messages.routing` decides.
 """
 
 from __future__ import annotations
 
-from serve_asgi.hub.core import Hub, MemberPhase
-from serve_asgi.hub.messages.candidates import Consumers
-from serve_asgi.hub.messages.consumers import IN_FLIGHT_BYTES, Consumer, FrameBatcher, MemberState, SharedQueue
-from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, AckMode, Delivery, MessageKind, MessageStage
+from serve_asgi.hub.core import Hub
+from serve_asgi.hub.messages.consumers import IN_FLIGHT_BYTES, Consumer, Consumers, MemberState, SharedQueue
+from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, Delivery, MessageStage
+from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.message_frames import AckMode, FrameBatcher, MessageKind
 
 
 class Dispatcher:
@@ -38,7 +39,7 @@ class Dispatcher:
             return
         while placed:
             send = placed[0].send
-            if send.want is AckMode.ANSWER and send.stage is MessageStage.SETTLED:
+            if send.want is AckMode.REPLY and send.stage is MessageStage.SETTLED:
                 desk.lane.take()  # its caller has gone
                 continue
             phase = desk.place.member.phase
@@ -48,7 +49,7 @@ class Dispatcher:
                 phase is not MemberPhase.SERVING or desk.place.slot in self.retiring
             ):
                 return
-            if send.want is AckMode.ANSWER and desk.held >= desk.concurrency:
+            if send.want is AckMode.REPLY and desk.held >= desk.concurrency:
                 return  # in its hands it would be begun even if the caller had gone
             if not desk.window_open or not self._hub.port.room(desk.place.member.id):
                 return
@@ -60,7 +61,7 @@ class Dispatcher:
         placed = pool.lane.placed
         while placed:
             send = placed[0].send
-            if send.want is AckMode.ANSWER and send.stage is MessageStage.SETTLED:
+            if send.want is AckMode.REPLY and send.stage is MessageStage.SETTLED:
                 pool.lane.take()
                 continue
             desk = self._there.free_desk(pool.key)
@@ -92,7 +93,7 @@ class Dispatcher:
         self._counts["given"] += 1
         self._into_hands(desk, self.deliveries, copy)
         entry = [self.deliveries, desk.topic, send.id, copy.attempt, int(send.kind), int(send.want), send.origin]
-        self._out.give(desk.place.member.id, [*entry, send.subject], send.body)
+        self._out.deliver(desk.place.member.id, [*entry, send.subject], send.body)
         if desk.rest:
             self.rests(desk, desk.rest - 1)
 

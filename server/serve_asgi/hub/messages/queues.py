@@ -12,6 +12,8 @@ import enum
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from serve_asgi.ipc.message_frames import AckMode, MessageKind
+
 QUEUE_LIMIT: Final = 1_000
 """Messages that have a place in one lane."""
 STARTING_QUEUE_LIMIT: Final = 10_000
@@ -22,23 +24,6 @@ TOTAL_BYTES: Final = 64 * 1024 * 1024
 """Bytes in the places of all lanes together; a payload counts for each copy."""
 DELIVERY_OVERHEAD: Final = 512
 """Bytes that a copy counts in that, beside its payload: many small ones take memory as well."""
-
-
-class MessageKind(enum.IntEnum):
-    """Whom a message is for."""
-
-    COPY = 0  # for everyone, or every worker, who handles the topic
-    DIRECT = 1  # for one slot, or the agent
-    WORK = 2  # for any one worker
-
-
-class AckMode(enum.IntEnum):
-    """What the sender waits for."""
-
-    PLACE = 0  # each destination has a place for it
-    ANSWER = 1  # what the handler returns
-    HANDLED = 2  # the handler has ended, well or badly; it is delivered again if the process dies before
-    SUCCESS = 3  # the handler has ended well; it is delivered again if it raises, too
 
 
 class MessageStage(enum.Enum):

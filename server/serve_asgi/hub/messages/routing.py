@@ -11,9 +11,9 @@ It owns every message between its acceptance and the end of its handling. The ru
   `STRANDED` is a dead letter.
 
 When something is given `serve_asgi.hub.messages.delivery` knows, what senders are told
-`serve_asgi.hub.messages.confirmations`, and what is said of messages that are lost
-`serve_asgi.hub.messages.undelivered`. Nothing here does I/O; frames are collected in `FrameBatcher` and flushed by
-`serve_asgi.hub.messages.part`.
+`serve_asgi.hub.messages.outcomes`, and what is said of messages that are lost
+`serve_asgi.hub.messages.outcomes`. Nothing here does I/O; frames are collected in `FrameBatcher` and flushed by
+`serve_asgi.hub.messages.broker`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import enum
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from serve_asgi.hub.core import Hub, Member, MemberPhase, Role
-from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC, Consumers
-from serve_asgi.hub.messages.confirmations import SenderConfirmations
-from serve_asgi.hub.messages.consumers import Consumer, FrameBatcher, MemberState, SharedQueue
+from serve_asgi.hub.core import Hub, Member
+from serve_asgi.hub.messages.consumers import Consumer, Consumers, MemberState, SharedQueue
 from serve_asgi.hub.messages.delivery import Dispatcher
-from serve_asgi.hub.messages.queues import QUEUE_LIMIT, AckMode, Delivery, MessageKind, MessageStage, QueuedMessage
-from serve_asgi.hub.messages.undelivered import LossReports, described, names_of
+from serve_asgi.hub.messages.outcomes import LossReports, SenderConfirmations, described, names_of
+from serve_asgi.hub.messages.queues import QUEUE_LIMIT, Delivery, MessageStage, QueuedMessage
+from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, FrameBatcher, MessageKind
 
 DEAD_LETTER_DELIVERIES: Final = 3
 """How often a dead letter is delivered, at most."""
@@ -48,7 +48,7 @@ class MessageRouter:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.out = FrameBatcher(hub.port)
+        self.out = FrameBatcher(hub.port.send)
         self.there = Consumers(hub)
         self.counts = dict.fromkeys(("accepted", "given", "handled", "failed", "again", "dead", "lost"), 0)
         self.senders = SenderConfirmations(self.out, self.counts)
@@ -60,7 +60,7 @@ class MessageRouter:
     def offer(self, send: QueuedMessage) -> None:
         """A message was sent."""
         self.senders.expect(send)
-        if send.kind is MessageKind.COPY:
+        if send.kind is MessageKind.BROADCAST:
             self._offer_copies(send)
         elif send.kind is MessageKind.DIRECT:
             self._route(Delivery(send))
@@ -172,7 +172,7 @@ class MessageRouter:
         self.counts["handled" if ok else "failed"] += 1
         if send.want is AckMode.SUCCESS and not ok:
             self._again(copy, "its handler raised")
-        elif send.want is AckMode.ANSWER:
+        elif send.want is AckMode.REPLY:
             self.senders.answered(send, ok, body)
         elif send.again:
             member = place.member
@@ -185,7 +185,7 @@ class MessageRouter:
             return
         desk, copy = self.giving.out_of_hands(place, delivery)
         copy.attempt -= 1
-        if copy.send.kind is MessageKind.WORK:
+        if copy.send.kind is MessageKind.ANY_WORKER:
             self._pool_again(copy)
         elif copy.send.kind is MessageKind.DIRECT:
             self._route(copy, RequeuedFrom.HANDS)
@@ -223,7 +223,7 @@ class MessageRouter:
                 send.origin,
                 DEAD_LETTER_TOPIC,
                 send.body,
-                MessageKind.WORK,
+                MessageKind.ANY_WORKER,
                 AckMode.SUCCESS,
                 DEAD_LETTER_DELIVERIES,
             )
@@ -268,7 +268,7 @@ class MessageRouter:
         """It gets no new work; what was sent to all it gets, and what is sent from now on if there is room."""
         self.giving.retires(place)
         for desk in list(place.desks.values()):
-            for copy in desk.lane.take_offered(lambda send: send.kind is MessageKind.COPY):
+            for copy in desk.lane.take_offered(lambda send: send.kind is MessageKind.BROADCAST):
                 copy.send.missing -= 1
                 copy.send.copies -= 1
                 place.not_kept[desk.topic] = place.not_kept.get(desk.topic, 0) + 1
@@ -292,9 +292,9 @@ class MessageRouter:
             send = copy.send
             if send.again:
                 self._again(copy, "the process that had it died")
-            elif send.want is AckMode.ANSWER:
+            elif send.want is AckMode.REPLY:
                 self.senders.fail(send, "lost", f"{member} ended before it had answered")
-            elif send.kind is not MessageKind.COPY or not retired or place.last is None or delivery <= place.last:
+            elif send.kind is not MessageKind.BROADCAST or not retired or place.last is None or delivery <= place.last:
                 lost[desk.topic] += 1
         for desk in list(place.desks.values()):
             self._reroute(desk, lambda send: send.kind is MessageKind.DIRECT)
@@ -346,10 +346,10 @@ class MessageRouter:
 
     def _drop_copies(self, desk: Consumer) -> int:
         """Forget what was sent to all and waits for a process that does not want it; return how many."""
-        dropped = desk.lane.take_placed(lambda send: send.kind is MessageKind.COPY)
+        dropped = desk.lane.take_placed(lambda send: send.kind is MessageKind.BROADCAST)
         if desk.rest:
             self.giving.rests(desk, 0)
-        offered = desk.lane.take_offered(lambda send: send.kind is MessageKind.COPY)
+        offered = desk.lane.take_offered(lambda send: send.kind is MessageKind.BROADCAST)
         for copy in offered:
             copy.send.missing -= 1
             copy.send.copies -= 1

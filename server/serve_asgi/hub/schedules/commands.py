@@ -18,15 +18,15 @@ from serve_asgi.hub.schedules.schedule import (
     HistoryEntry,
     PendingTick,
     RunKind,
-    RunOutcome,
     ScheduleState,
     to_plain,
 )
-from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import pack_value
+from serve_asgi.ipc.schedule_frames import RunOutcome
 
 if TYPE_CHECKING:
-    from serve_asgi.hub.schedules.part import Scheduler
+    from serve_asgi.hub.schedules.scheduler import Scheduler
 
 MAX_LISTED: Final = 1000
 """Schedules in one report."""
@@ -98,7 +98,7 @@ class ScheduleCommands:
         def answer(ok: bool, text: str, found: Any) -> None:
             if member.id in self._ticks.hub.members:
                 body = pack_value(found, "the answer")
-                self._ticks.hub.send(member, "schedule.answer", {"id": id, "ok": ok, "text": text}, body)
+                self._ticks.hub.send(member, "schedule.reply", {"id": id, "ok": ok, "text": text}, body)
 
         return answer
 

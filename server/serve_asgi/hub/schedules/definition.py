@@ -23,11 +23,10 @@ from typing import Any, Final
 from cronsim import CronSim, CronSimError
 
 from serve_asgi.errors import UsageError
+from serve_asgi.ipc.schedule_frames import MAX_INTERVAL
 
 MIN_INTERVAL: Final = 100
 """Milliseconds between two ticks at least: what is due more often is a loop, not a schedule."""
-MAX_INTERVAL: Final = 366 * 86_400_000
-"""Milliseconds of `every` at most."""
 HALF_HOUR: Final = 1_800_000
 DAY: Final = 86_400_000
 NICKNAMES: Final = {

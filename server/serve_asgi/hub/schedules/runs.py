@@ -1,15 +1,27 @@
-"""What runs, and in which process: the runs that have been given and have not ended.
+"""What runs, in which process and under which lease: the runs that have started and not ended.
 
-A run is given to one process, the one with the least in hand, in turn. What becomes of it
-`serve_asgi.hub.schedules.part` decides.
+A run is given to one process, the one with the fewest, in turn. Several servers may have the same schedules: then the
+store is asked first whether this server may run a tick (`serve_asgi.ipc.store_frames` has the rules). A lease that
+could not be renewed in time is lost: the run goes on, is told so, and its token is smaller than that of the next one (a
+fencing token). What becomes of a run `serve_asgi.hub.schedules.scheduler` decides.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
+from typing import Final
 
 from serve_asgi.hub.core import Hub, Member
-from serve_asgi.hub.schedules.schedule import ActiveRun, HistoryEntry, PendingTick, RunKind, RunOutcome, ScheduleState
+from serve_asgi.hub.schedules.definition import OverlapPolicy
+from serve_asgi.hub.schedules.schedule import ActiveRun, HistoryEntry, PendingTick, RunKind, ScheduleState
+from serve_asgi.ipc.frames import ValidatedFrame
+from serve_asgi.ipc.schedule_frames import RunOutcome
+
+LEASE_TIME: Final = 30.0
+"""Seconds for which the store holds a run for this server; renewed in a third of it."""
+MAX_CLOCK_SKEW: Final = 40_000
+"""Milliseconds that the clocks of servers may differ; what lies a minute ahead is granted to nobody."""
 
 
 class ActiveRuns:
@@ -76,3 +88,107 @@ class ActiveRuns:
     def _add(self, line: ScheduleState, run: ActiveRun) -> None:
         self.all[run.id] = line.runs[run.id] = run
         self._lines[run.id] = line
+
+
+class LeaseRequests:
+    """The questions that are open, and the renewing."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self.number = 0
+        """Of the last question; an answer may come to another program of the listener."""
+        self._questions: dict[int, ScheduleState] = {}
+        self._renewed = 0.0
+
+    def needed(self, tick: PendingTick) -> bool:
+        """Whether the store has to grant this tick.
+
+        A file that cannot be written holds up nobody: no other server has it, and the run might be what makes room.
+        """
+        settings = self._hub.settings
+        if not settings.stored or tick.token is not None or tick.denied:
+            return False
+        return settings.shared or not self._hub.store_trouble
+
+    def ask(self, line: ScheduleState, tick: PendingTick, holder: int) -> None:
+        """Ask for a tick; `answered` has what the store says."""
+        assert line.definition is not None
+        self.number += 1
+        self._questions[self.number] = line
+        line.asked = tick
+        exclusive = tick.kind is RunKind.TICK and line.definition.overlap is not OverlapPolicy.ALLOW
+        head = {
+            "id": self.number,
+            "name": _key(line, tick),
+            "tick": (tick.instant + tick.ahead) / 1000,
+            "holder": f"{holder:x}",
+        }
+        self._hub.send_to_store("store.grant", head | {"lease": LEASE_TIME, "exclusive": exclusive})
+
+    def answered(self, frame: ValidatedFrame) -> tuple[ScheduleState, PendingTick] | None:
+        """Whose answer this is; if it has been granted, the tick has its token."""
+        line = self._questions.pop(frame.head.id, None)
+        if line is None or (tick := line.asked) is None:
+            return None
+        line.asked = None
+        if frame.kind == "store.granted":
+            tick.token, tick.until = frame.head.token, frame.head.renewed_until
+        return line, tick
+
+    def again(self, tick: PendingTick, why: str) -> bool:
+        """Whether a tick that was not granted is to be tried once more.
+
+        The instants of runs that somebody asks for are the clocks' of several servers, and the store wants them to
+        grow: one whose clock is behind tells more, and at last runs without a token.
+        """
+        if why == "trouble":
+            tick.unsettled = self._hub.settings.shared and tick.kind is RunKind.TICK
+            tick.denied = not self._hub.settings.shared
+        elif why == "granted" and tick.kind is not RunKind.TICK:
+            tick.ahead = 2 * tick.ahead or 1000
+            tick.denied = tick.ahead > MAX_CLOCK_SKEW
+        else:
+            return False
+        return True
+
+    def release(self, line: ScheduleState, tick: PendingTick) -> None:
+        """A tick has come to its end."""
+        if tick.token is not None:
+            self._hub.send_to_store("store.release", {"name": _key(line, tick), "token": tick.token})
+
+    def heard(self, frame: ValidatedFrame, lines: Iterable[ScheduleState]) -> None:
+        """The store has renewed a lease, or has given it away."""
+        for line, run in _held(lines):
+            if run.tick.token == frame.head.token:
+                if frame.kind == "store.renewed":
+                    run.tick.until = frame.head.renewed_until
+                else:
+                    self._lose(line, run)
+
+    def renew(self, lines: Iterable[ScheduleState]) -> None:
+        """Hold the leases of what runs, now and then; those that could not be renewed are lost."""
+        now = self._hub.clock()
+        again = now - self._renewed >= LEASE_TIME / 3
+        for line, run in _held(lines):
+            if run.tick.until <= now:
+                self._lose(line, run)
+            elif again:
+                head = {"name": _key(line, run.tick), "token": run.tick.token, "lease": LEASE_TIME}
+                self._hub.send_to_store("store.renew", head)
+        if again:
+            self._renewed = now
+
+    def _lose(self, line: ScheduleState, run: ActiveRun) -> None:
+        run.lost = True
+        text = f"the lease of a run of the schedule {line.name!r} is lost: another server may run it too"
+        self._hub.port.say(logging.WARNING, "schedule_lease_lost", text, name=line.name, token=run.tick.token)
+        self._hub.send(self._hub.members[run.member], "schedule.lost", {"run": run.id})
+
+
+def _held(lines: Iterable[ScheduleState]) -> list[tuple[ScheduleState, ActiveRun]]:
+    return [(line, run) for line in lines for run in line.runs.values() if run.tick.token is not None and not run.lost]
+
+
+def _key(line: ScheduleState, tick: PendingTick) -> str:
+    """What the store is asked about: runs that somebody asked for are in no tick's way. No name has a tab."""
+    return line.name if tick.kind is RunKind.TICK else f"{line.name}\t{tick.kind.value}"

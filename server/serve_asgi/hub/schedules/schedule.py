@@ -14,6 +14,7 @@ import hashlib
 from typing import Any, Final, NamedTuple
 
 from serve_asgi.hub.schedules.definition import OverlapPolicy, ScheduleDefinition
+from serve_asgi.ipc.schedule_frames import RunOutcome
 
 TICK_GRACE: Final = 30_000
 """Milliseconds that a tick may begin late; after that it is missed."""
@@ -36,32 +37,6 @@ class RunKind(enum.Enum):
     ASKED = "asked"  # `serve schedule run`, `schedule.run`
 
 
-class RunOutcome(enum.Enum):
-    """What became of a tick. Those from SKIPPED on did not begin."""
-
-    RUNNING = "running"
-    OK = "ok"
-    FAILED = "failed"  # the function raised
-    TIMEOUT = "timeout"
-    CUT = "cut"  # its process retired, and it had not ended by the graceful timeout
-    DIED = "died"  # its process died
-    SKIPPED = "skipped"  # overlap
-    PAUSED = "paused"
-    MISSED = "missed"  # too late: the server was stopped, or had nobody to run it
-    REMOVED = "removed"  # the new code has no such schedule
-    ELSEWHERE = "elsewhere"  # another server of the same state has it
-
-
-def reported_outcome(told: str) -> RunOutcome:
-    """What a process tells, which may be of a later version."""
-    return _TOLD.get(told, RunOutcome.FAILED)
-
-
-_TOLD: Final = {
-    each.value: each
-    for each in (RunOutcome.OK, RunOutcome.FAILED, RunOutcome.TIMEOUT, RunOutcome.CUT, RunOutcome.PAUSED)
-}
-"""How a run can end, by the word of who runs it."""
 NOT_STARTED: Final = frozenset(
     {RunOutcome.SKIPPED, RunOutcome.PAUSED, RunOutcome.MISSED, RunOutcome.REMOVED, RunOutcome.ELSEWHERE}
 )

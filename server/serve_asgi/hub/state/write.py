@@ -12,22 +12,11 @@ from typing import Any, Final, NamedTuple
 
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.frames import pack_value, unpack_value
+from serve_asgi.ipc.state_frames import INT64, MAX_KEY, Write, WriteOp
 
-MAX_KEY: Final = 512
-"""Bytes of a key in UTF-8."""
 OVERHEAD: Final = 256
 """Bytes that an entry counts as besides its key and value: about what it costs a process's memory however small it is
 (measured on CPython 3.11 and 3.13: 250 in the listener, 235 in the store process, 235 to 305 in a worker)."""
-INT64: Final = range(-(2**63), 2**63)
-
-
-class WriteOp(enum.Enum):
-    """What a write does; the values travel in frames (`op`)."""
-
-    SET = "set"  # the value, whatever was there
-    DELETE = "delete"
-    INCR = "incr"  # add `by` to an integer; a key that is not there counts as 0
-    CAS = "cas"  # set, if the key still has the version that the writer has seen (0: is not there)
 
 
 class RefusalCode(enum.Enum):
@@ -40,38 +29,6 @@ class RefusalCode(enum.Enum):
     KEY = "key"  # an empty key, or one that is too long
     VALUE = "value"  # the value is too large
     FULL = "full"  # the whole would be too large
-
-
-class Write(NamedTuple):
-    """A write as it was asked for."""
-
-    op: WriteOp
-    key: str
-    value: bytes = b""  # of SET and CAS: MessagePack
-    version: int | None = None  # CAS must have it, the others may: refuse if the key's version is another
-    by: int = 0  # of INCR
-
-    @classmethod
-    def of(cls, head: dict[str, Any], body: bytes) -> Write:
-        """From the head and body of a frame `state.write` or `store.write`.
-
-        Raises LookupError, TypeError or ValueError if it is none.
-        """
-        op, key, version, by = WriteOp(head["op"]), head["key"], head.get("version"), head.get("by", 0)
-        if not isinstance(key, str) or not isinstance(version, int | None) or not isinstance(by, int):
-            raise TypeError("a write with a key, version or step of the wrong type")
-        if op is WriteOp.CAS and version is None:
-            raise ValueError("compare-and-set without a version")
-        return cls(op, key, body, version, by)
-
-    def head(self) -> dict[str, Any]:
-        """For a frame; the value is its body."""
-        head: dict[str, Any] = {"op": self.op.value, "key": self.key}
-        if self.version is not None:
-            head["version"] = self.version
-        if self.op is WriteOp.INCR:
-            head["by"] = self.by
-        return head
 
 
 class StateEntry(NamedTuple):

@@ -1,114 +1,40 @@
 """Messages between the processes of a server: the frames, and what the hub's other events mean for them.
 
-`serve_asgi.hub.messages.routing` decides; this part takes the frames apart, passes on what becomes of the members, and
-sends what has been collected when a thing has been dealt with. Payloads are never looked into.
-
-member -> hub
-    msg.topics   {topics: {topic: concurrency}}            which it handles from now on; 0: no more
-    msg.send     {m: [[id, kind, topic, want, limit, slot, length], …]} body=the payloads, one after another
-                 slot: of DIRECT, -1 for the agent; of COPY, 0 for the workers alone, -1 for all
-    msg.withdraw {m: [id, …]}                              it does not wait any longer
-    msg.done     {m: [[delivery, ok, length], …]} body     handlers have ended; answers, or what went wrong
-    msg.back     {m: [delivery, …], all?}                  not begun, and will not be; all: said once, when it retires
-hub -> member
-    msg.give     {m: [[delivery, handled topic, id, attempt, kind, want, origin, subject, length], …]} body
-    msg.last     {}                                        it retires: all that had a place for it before has been given
-    msg.told     {m: [[id, outcome, value, length], …]} body
-                 outcome: a accepted (copies) | h handled ([attempt, role, slot, generation]) | r answer (body)
-                 | x the handler raised (body) | f failed ([code, text]); `a` is not the last where more is wanted
+`serve_asgi.hub.messages.routing` decides; this component takes the frames apart (`serve_asgi.ipc.message_frames`),
+passes on what becomes of the members, and flushes what was collected when an event has been dealt with. Payloads are
+never looked into.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final
-
-import msgspec
+from typing import Any, ClassVar, Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, HubComponent, Member, MemberPhase, State
-from serve_asgi.hub.messages.candidates import DEAD_LETTER_TOPIC
-from serve_asgi.hub.messages.consumers import MemberState, SharedQueue, split_bodies
-from serve_asgi.hub.messages.queues import AckMode, BoundedQueue, Delivery, MessageKind, MessageStage, QueuedMessage
+from serve_asgi.hub.core import Hub, HubComponent, Member, State
+from serve_asgi.hub.messages.consumers import MemberState, SharedQueue
+from serve_asgi.hub.messages.queues import BoundedQueue, Delivery, MessageStage, QueuedMessage
 from serve_asgi.hub.messages.routing import MessageRouter
 from serve_asgi.ipc.frames import MAX_PAYLOAD, ValidatedFrame
-from serve_asgi.ipc.schema import Count, Short
+from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.message_frames import (
+    DEAD_LETTER_TOPIC,
+    MESSAGE_FRAMES,
+    RESERVED,
+    AckMode,
+    MessageKind,
+    split_bodies,
+)
 
 _TO_ALL: Final = (-1, 0)
-RESERVED: Final = "serve:"
-"""Topics that begin so are the server's own: messages of theirs are sent by nobody."""
 MAX_TOPICS: Final = 2_000
 """Topics that one process may have desks for; `serve_asgi.app.receiving` lets it handle half of that."""
-MAX_TOPICS_PER_FRAME: Final = 200
-"""Topics in one frame; `serve_asgi.app.receiving` tells of half as many."""
-
-Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-
-
-class SendEntry(msgspec.Struct, array_like=True, gc=False):
-    """One of `msg.send`."""
-
-    id: Short
-    kind: MessageKind
-    topic: Topic
-    want: AckMode
-    limit: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
-    slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)]
-    size: Count
-
-
-class SendFrame(msgspec.Struct):
-    """`msg.send`."""
-
-    m: Annotated[list[SendEntry], msgspec.Meta(max_length=100)]
-
-
-class DoneEntry(msgspec.Struct, array_like=True, gc=False):
-    """One of `msg.done`."""
-
-    delivery: Count
-    ok: bool
-    size: Count
-
-
-class DoneFrame(msgspec.Struct):
-    """`msg.done`."""
-
-    m: Annotated[list[DoneEntry], msgspec.Meta(max_length=500)]
-
-
-class ReturnFrame(msgspec.Struct):
-    """`msg.back`."""
-
-    m: Annotated[list[Count], msgspec.Meta(max_length=20_000)]
-    all: bool = False
-
-
-class TopicsFrame(msgspec.Struct):
-    """`msg.topics`."""
-
-    topics: Annotated[
-        dict[Topic, Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]], msgspec.Meta(max_length=MAX_TOPICS_PER_FRAME)
-    ]
-
-
-class WithdrawFrame(msgspec.Struct):
-    """`msg.withdraw`."""
-
-    m: Annotated[list[Short], msgspec.Meta(max_length=2_000)]
 
 
 class MessageBroker(HubComponent):
     """The part of the hub that messages are."""
 
     name = "messages"
-    kinds: ClassVar[Mapping[str, type]] = {
-        "msg.topics": TopicsFrame,
-        "msg.send": SendFrame,
-        "msg.withdraw": WithdrawFrame,
-        "msg.done": DoneFrame,
-        "msg.back": ReturnFrame,
-    }
+    kinds = MESSAGE_FRAMES
     store_kinds: ClassVar[frozenset[str]] = frozenset({"store.sent", "store.unsent", "store.message"})
 
     def __init__(self, hub: Hub) -> None:
@@ -142,7 +68,7 @@ class MessageBroker(HubComponent):
             case "msg.done":
                 for done, body in split_bodies(head.m, frame.body):
                     routing.done(place, done.delivery, done.ok, body)
-            case "msg.back":
+            case "msg.return":
                 for delivery in reversed(head.m):  # each is put before the others again
                     routing.back(place, delivery)
                 if head.all:
@@ -170,7 +96,7 @@ class MessageBroker(HubComponent):
                     raise ChannelError(f"a message of topic {head.topic!r}, which is the server's own")
                 slot = _TO_ALL[head.workers]
                 send = QueuedMessage(
-                    "", 0, list(head.origin), head.topic, frame.body, MessageKind.COPY, AckMode.PLACE, 1, slot
+                    "", 0, list(head.origin), head.topic, frame.body, MessageKind.BROADCAST, AckMode.ACCEPTED, 1, slot
                 )
                 send.id, send.stage = head.message, MessageStage.SETTLED
                 self.routing.offer(send)

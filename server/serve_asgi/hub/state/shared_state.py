@@ -7,8 +7,8 @@ all live processes have said that they have applied it, or at its deadline with 
 process that starts gets the whole state first and is not waited for, unless it is the writer.
 
 Keys that begin with "serve:" are the server's own: they are written and kept as the others, and sent to no process.
-Bounds: the state's size; for each process, what `serve_asgi.hub.state.replica` says; open writes by the window of each
-process. It decides nothing about processes and waits for nothing.
+Bounds: the state's size; for each process, what `serve_asgi.hub.state.replication` says; open writes by the window of
+each process. It decides nothing about processes and waits for nothing.
 """
 
 from __future__ import annotations
@@ -16,30 +16,24 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Final
-
-import msgspec
+from collections.abc import Callable
+from typing import Any, Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, HubComponent, Member, MemberPhase, State
-from serve_asgi.hub.state.entries import RESERVED, StateEntries
+from serve_asgi.hub.core import Hub, HubComponent, Member, State
+from serve_asgi.hub.state.entries import StateEntries, StoreChanges
 from serve_asgi.hub.state.pending import AT_STORE, PendingRequest, PendingRequests
-from serve_asgi.hub.state.replica import KeyChange
 from serve_asgi.hub.state.replication import Replication
-from serve_asgi.hub.state.store_changes import StoreChanges
-from serve_asgi.hub.state.write import (
-    INT64,
-    RefusalCode,
-    StateEntry,
-    StateLimits,
+from serve_asgi.hub.state.write import RefusalCode, StateEntry, StateLimits, WriteRefusal, evaluate_write
+from serve_asgi.ipc.frames import ValidatedFrame, pack_value, unpack_value
+from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.state_frames import (
+    RESERVED,
+    STATE_FRAMES,
+    KeyChange,
     Write,
     WriteOp,
-    WriteRefusal,
-    evaluate_write,
 )
-from serve_asgi.ipc.frames import ValidatedFrame, pack_value, unpack_value
-from serve_asgi.ipc.schema import Count
 
 PUT_TIMEOUT: Final = 10.0
 """How long (s) a store may take to answer a write of the hub's own."""
@@ -53,53 +47,14 @@ LAGGING: Final = "lagging"
 """A code of `state.failed`: the write stands, and some have not applied it. The others are those of
 `serve_asgi.hub.state.write.RefusalCode` and of `serve_asgi.ipc.store_frames.StoreFailure`."""
 UNKNOWN: Final = "unknown"
-AWAY: Final = "away"
-
-
-Key = Annotated[str, msgspec.Meta(max_length=1_000)]
-"""What has more bytes than a key may have is refused with a sentence (`serve_asgi.hub.state.write`)."""
-Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
-
-
-class StateReadFrame(msgspec.Struct):
-    """`state.read`."""
-
-    id: Count
-    key: Key
-    timeout: Timeout
-
-
-class StateWriteFrame(msgspec.Struct):
-    """`state.write`; the body is the value."""
-
-    id: Count
-    op: WriteOp
-    key: Key
-    timeout: Timeout
-    version: Count | None = None
-    by: Annotated[int, msgspec.Meta(ge=INT64[0], le=INT64[-1])] = 0
-
-
-class StateSeenFrame(msgspec.Struct):
-    """`state.seen`."""
-
-    seq: Count
-
-
-class StateLeaveFrame(msgspec.Struct):
-    """`state.leave`."""
+UNAVAILABLE: Final = "unavailable"
 
 
 class SharedState(HubComponent):
     """The part itself; `put`, `value` and `follow` are for the other parts."""
 
     name = "state"
-    kinds: ClassVar[Mapping[str, type]] = {
-        "state.write": StateWriteFrame,
-        "state.seen": StateSeenFrame,
-        "state.read": StateReadFrame,
-        "state.leave": StateLeaveFrame,
-    }
+    kinds = STATE_FRAMES
     store_kinds = frozenset(
         {
             *("store.snapshot", "store.up", "store.down"),
@@ -235,7 +190,7 @@ class SharedState(HubComponent):
                 self._apply(KeyChange(outcome.key, outcome.version, outcome.value))
                 self._stands(ask, outcome.version, outcome.value)
         elif self.hub.store_trouble:
-            self._fail(ask, AWAY, f"nothing is written: {self.hub.store_trouble}")
+            self._fail(ask, UNAVAILABLE, f"nothing is written: {self.hub.store_trouble}")
         else:
             self.hub.send_to_store("store.write", {"id": ask.number, **write.head()}, write.value)
 
@@ -374,7 +329,7 @@ class SharedState(HubComponent):
     def _read(self, key: str, ask: PendingRequest) -> None:
         if self.hub.settings.stored:
             if self.hub.store_trouble:
-                self._fail(ask, AWAY, f"it cannot be read: {self.hub.store_trouble}")
+                self._fail(ask, UNAVAILABLE, f"it cannot be read: {self.hub.store_trouble}")
             else:
                 self.hub.send_to_store("store.read", {"id": ask.number, "key": key})
             return

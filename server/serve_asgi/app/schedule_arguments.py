@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from serve_asgi.hub.schedules.definition import (
-    MAX_INTERVAL,
     OverlapPolicy,
     RunsOn,
     ScheduleDefinition,
@@ -25,6 +24,7 @@ from serve_asgi.hub.schedules.definition import (
     span,
     zone_rules,
 )
+from serve_asgi.ipc.schedule_frames import MAX_INTERVAL
 
 Span = str | float | datetime.timedelta
 """A time span: "10m", "1h30m", seconds, or a timedelta."""

@@ -1,4 +1,4 @@
-"""Calling a function of the application's: that of a schedule within its time, what is not async in a thread."""
+"""Calling functions of the application's: a schedule's within its time limit, what is not async in a thread."""
 
 from __future__ import annotations
 

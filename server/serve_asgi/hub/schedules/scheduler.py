@@ -16,20 +16,17 @@ import dataclasses
 import math
 import random
 import time
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Final
+from typing import Final
 
 import msgspec
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, HubComponent, Member, MemberPhase, Role, State
+from serve_asgi.hub.core import Hub, HubComponent, Member, State
 from serve_asgi.hub.schedules.commands import ScheduleCommands
-from serve_asgi.hub.schedules.definition import MAX_INTERVAL, OverlapPolicy, RunsOn, ScheduleDefinition
-from serve_asgi.hub.schedules.history import StoredHistory
-from serve_asgi.hub.schedules.leases import LeaseRequests
-from serve_asgi.hub.schedules.records import END_RECORDS, ScheduleLog
+from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.history import END_RECORDS, ScheduleLog, StoredHistory
 from serve_asgi.hub.schedules.registration import ScheduleRegistry
-from serve_asgi.hub.schedules.runs import ActiveRuns
+from serve_asgi.hub.schedules.runs import ActiveRuns, LeaseRequests
 from serve_asgi.hub.schedules.schedule import (
     NOT_STARTED,
     RETRIED,
@@ -38,13 +35,16 @@ from serve_asgi.hub.schedules.schedule import (
     MissedTicks,
     PendingTick,
     RunKind,
-    RunOutcome,
     ScheduleState,
+)
+from serve_asgi.hub.state.shared_state import SharedState
+from serve_asgi.ipc.frames import ValidatedFrame
+from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.schedule_frames import (
+    SCHEDULE_FRAMES,
+    RunOutcome,
     reported_outcome,
 )
-from serve_asgi.hub.state.part import SharedState
-from serve_asgi.ipc.frames import ValidatedFrame
-from serve_asgi.ipc.schema import Count, Seconds, Sentence, Short
 
 CLOCK_INTERVAL: Final = 1.0
 """Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
@@ -63,61 +63,12 @@ MAX_DEFINITIONS: Final = 4_000
 MAX_RULES: Final = 32_768
 """Bytes of the rules of a time zone; the largest has about 3,500."""
 
-Span = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTERVAL)]
-"""Milliseconds."""
-
-
-class ScheduleDefineFrame(msgspec.Struct):
-    """`schedule.define`; the body is the rules of the zone."""
-
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-    on: Short
-    overlap: Short
-    cron: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
-    every: Span = 0
-    tz: Short = "UTC"
-    immediate: bool = False
-    timeout: Span = 0
-    jitter: Span = 0
-    retry: Annotated[int, msgspec.Meta(ge=0, le=1_000)] = 0
-    disabled: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
-    where: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
-    function: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
-
-
-class RunEndedFrame(msgspec.Struct):
-    """`schedule.ran`; the body is a traceback."""
-
-    run: Count
-    outcome: Short
-    seconds: Seconds
-    text: Sentence
-
-
-class RunOverdueFrame(msgspec.Struct):
-    """`schedule.overdue`."""
-
-    run: Count
-
-
-class ScheduleRequestFrame(msgspec.Struct):
-    """`schedule.ask`."""
-
-    id: Count
-    do: Short
-    name: Sentence
-
 
 class Scheduler(HubComponent):
     """The part itself."""
 
     name = "schedules"
-    kinds: ClassVar[Mapping[str, type]] = {
-        "schedule.define": ScheduleDefineFrame,
-        "schedule.ran": RunEndedFrame,
-        "schedule.overdue": RunOverdueFrame,
-        "schedule.ask": ScheduleRequestFrame,
-    }
+    kinds = SCHEDULE_FRAMES
     store_kinds = frozenset({"store.granted", "store.taken", "store.renewed", "store.lost"})
 
     def __init__(self, hub: Hub, state: SharedState) -> None:
@@ -162,7 +113,7 @@ class Scheduler(HubComponent):
         head = frame.head
         if frame.kind == "schedule.define":
             self._define(member, frame)
-        elif frame.kind == "schedule.ask":
+        elif frame.kind == "schedule.request":
             self.asks.take(member, head.id, head.do, head.name)
         elif (run := self.runs.of(member, head.run)) is None:
             return

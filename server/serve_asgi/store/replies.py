@@ -1,13 +1,18 @@
-"""Frames of the store process as values, each made in one place, so that both kinds of store say the same."""
+"""Frames of the store process as values, each made in one place, so that both kinds of store say the same.
+
+Of a Redis, replies are held until the hub has been told all the changes that they are about.
+"""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, WriteRefusal
 from serve_asgi.ipc.frames import pack_value
 from serve_asgi.ipc.store_frames import SNAPSHOT_FRAME_SIZE, GrantRefusal, StoreFailure
+from serve_asgi.store import replies as answers
 
 
 class StoreReply(NamedTuple):
@@ -88,3 +93,39 @@ def snapshot(entries: Iterable[tuple[str, StateEntry]]) -> Iterator[StoreReply]:
 
 def _of(change: AcceptedWrite) -> dict[str, Any]:
     return {"key": change.key, "version": change.version, "deleted": change.value is None}
+
+
+class HeldReplies:
+    """By the version of the change that each waits for."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, StoreReply]] = []
+        self._count = 0
+
+    def add(self, version: int, answer: StoreReply) -> None:
+        """Hold an answer until all changes up to this one have been told."""
+        self._count += 1
+        heapq.heappush(self._heap, (version, self._count, answer))
+
+    def due(self, version: int) -> Iterator[StoreReply]:
+        """All changes up to this one have been told: what may go out, in order; each is taken as it is asked for."""
+        while self._heap and self._heap[0][0] <= version:
+            yield heapq.heappop(self._heap)[2]
+
+    def tells(self, version: int) -> bool:
+        """Whether the change itself is told by an answer that is next."""
+        return bool(self._heap) and self._heap[0][0] == version and self._heap[0][2].kind == "store.written"
+
+    def broken_off(self, trouble: str) -> Iterator[StoreReply]:
+        """The changes before do not come any more: the answers as they may go out all the same, in order."""
+        found, self._heap = sorted(self._heap, key=lambda each: each[:2]), []
+        for _, _, answer in found:
+            yield _out_of_order(answer, trouble)
+
+
+def _out_of_order(answer: StoreReply, trouble: str) -> StoreReply:
+    """An answer before the changes that it is about: of a write it says no more than that the write may stand."""
+    if answer.kind != "store.written":
+        return answer
+    text = f"Redis had it, but went away before this server had heard of all changes before it: {trouble}"
+    return answers.failed("store.write", answer.head, StoreFailure.UNKNOWN, text) or answer

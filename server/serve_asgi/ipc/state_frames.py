@@ -1,0 +1,119 @@
+"""The shared state on the wire between a process and its hub: writes, changes, and the frames they travel in.
+
+member -> hub
+    state.write  {id, op, key, version?, by?, timeout} body=value   -> done | failed
+    state.read   {id, key, timeout}                        the authoritative value -> done | failed
+    state.seen   {seq}                                     it has applied so many changes
+    state.leave  {}                                        it ends, and applies nothing any more
+hub -> member
+    state.limits  {value, total}                           in bytes
+    state.changes {seq, whole?, more?} body=[[key, version, value], …]  a batch: the state after `seq` changes
+    state.done    {id, version} body=value
+    state.failed  {id, code, text, version, lagging?} body=value
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+
+from serve_asgi.ipc.schema import Count
+
+MAX_KEY: Final = 512
+"""Bytes of a key in UTF-8."""
+INT64: Final = range(-(2**63), 2**63)
+RESERVED: Final = "serve:"
+"""Keys that begin so are the server's own: no application's, and sent to no process."""
+Key = Annotated[str, msgspec.Meta(max_length=1_000)]
+"""What has more bytes than a key may have is refused with a sentence (`serve_asgi.hub.state.write`)."""
+Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
+class WriteOp(enum.Enum):
+    """What a write does; the values travel in frames (`op`)."""
+
+    SET = "set"  # the value, whatever was there
+    DELETE = "delete"
+    INCR = "incr"  # add `by` to an integer; a key that is not there counts as 0
+    CAS = "cas"  # set, if the key still has the version that the writer has seen (0: is not there)
+
+
+class Write(NamedTuple):
+    """A write as it was asked for."""
+
+    op: WriteOp
+    key: str
+    value: bytes = b""  # of SET and CAS: MessagePack
+    version: int | None = None  # CAS must have it, the others may: refuse if the key's version is another
+    by: int = 0  # of INCR
+
+    @classmethod
+    def of(cls, head: dict[str, Any], body: bytes) -> Write:
+        """From the head and body of a frame `state.write` or `store.write`.
+
+        Raises LookupError, TypeError or ValueError if it is none.
+        """
+        op, key, version, by = WriteOp(head["op"]), head["key"], head.get("version"), head.get("by", 0)
+        if not isinstance(key, str) or not isinstance(version, int | None) or not isinstance(by, int):
+            raise TypeError("a write with a key, version or step of the wrong type")
+        if op is WriteOp.CAS and version is None:
+            raise ValueError("compare-and-set without a version")
+        return cls(op, key, body, version, by)
+
+    def head(self) -> dict[str, Any]:
+        """For a frame; the value is its body."""
+        head: dict[str, Any] = {"op": self.op.value, "key": self.key}
+        if self.version is not None:
+            head["version"] = self.version
+        if self.op is WriteOp.INCR:
+            head["by"] = self.by
+        return head
+
+
+class KeyChange(NamedTuple):
+    """What a key has: its newest change."""
+
+    key: str
+    version: int
+    value: bytes | None  # None: deleted
+
+
+class StateReadFrame(msgspec.Struct):
+    """`state.read`."""
+
+    id: Count
+    key: Key
+    timeout: Timeout
+
+
+class StateWriteFrame(msgspec.Struct):
+    """`state.write`; the body is the value."""
+
+    id: Count
+    op: WriteOp
+    key: Key
+    timeout: Timeout
+    version: Count | None = None
+    by: Annotated[int, msgspec.Meta(ge=INT64[0], le=INT64[-1])] = 0
+
+
+class StateSeenFrame(msgspec.Struct):
+    """`state.seen`."""
+
+    seq: Count
+
+
+class StateLeaveFrame(msgspec.Struct):
+    """`state.leave`."""
+
+
+STATE_FRAMES: Final[Mapping[str, type]] = {
+    "state.write": StateWriteFrame,
+    "state.seen": StateSeenFrame,
+    "state.read": StateReadFrame,
+    "state.leave": StateLeaveFrame,
+}
+"""What a member may send about the shared state, and the struct of each head."""
