@@ -169,11 +169,11 @@ async def test_a_dead_process_answers_nothing_and_its_successor_goes_on(tmp_path
         os.kill(hub.pid(), signal.SIGKILL)
         found = collections.Counter((await hub.answered(999)).values())
         assert found["unknown"] > 0
-        assert found["away"] > 0
-        assert found["unknown"] + found["away"] == 998
+        assert found["unavailable"] > 0
+        assert found["unknown"] + found["unavailable"] == 998
         await hub.trouble(True)
         hub.write(1000)  # nobody is there
-        assert (await hub.answered(1000))[1000] == "away"
+        assert (await hub.answered(1000))[1000] == "unavailable"
         await hub.trouble(False)
         hub.write(1001)
         assert (await hub.answered(1001))[1001] == "written"
@@ -186,7 +186,7 @@ async def test_the_end_waits_for_what_was_asked(tmp_path: Path) -> None:
         await hub.store.finish()
         assert set((await hub.answered(500)).values()) == {"written"}
         hub.write(500)
-        assert (await hub.answered(501))[500] == "away"
+        assert (await hub.answered(501))[500] == "unavailable"
     state = SqliteState(str(tmp_path / "state.db"), StateLimits(1000, 1000))
     assert state.version == 500
     state.close()
@@ -198,5 +198,5 @@ async def test_a_first_start_that_fails_is_not_tried_again(tmp_path: Path) -> No
         assert hub.store.failure is not None
         text, status = hub.store.failure
         assert status == 2
-        assert "is no state file of this server" in text
+        assert "is not a state file of this server" in text
         assert not hub.processes.living()

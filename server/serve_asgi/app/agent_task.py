@@ -128,7 +128,7 @@ class AgentTarget:
         """What is entered, or awaited; made anew each time if a function makes it. Raises UsageError for neither."""
         made = self._found if is_manager(self._found) else self._found()
         if not is_manager(made) and not inspect.isawaitable(made):
-            raise UsageError(f"{self.name} returned {kind(made)}, which is not an agent: make it {WHAT}")
+            raise UsageError(f"what {self.name} returned is {kind(made)}, not an agent: make it {WHAT}")
         return cast("Manager | Awaitable[object]", made)
 
 

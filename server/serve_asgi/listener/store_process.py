@@ -35,7 +35,7 @@ from serve_asgi.listener import misbehaving_child
 from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.store_requests import StoreRequests
-from serve_asgi.store import replies as answers
+from serve_asgi.store import replies
 from serve_asgi.supervisor import actions
 
 FIRST_DELAY: Final = 0.1
@@ -278,7 +278,7 @@ class StoreProcess:
 
     async def _tell_what_is_known(self, ours: socket.socket) -> None:
         entries, version = self._known()
-        for piece in answers.snapshot(entries):
+        for piece in replies.snapshot(entries):
             await _send(ours, encode(*piece))
             await anyio.lowlevel.checkpoint()
         await _send(ours, encode("store.known", {"version": version}))

@@ -16,7 +16,7 @@ from typing import Any, Final
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.frames import Frame, ValidatedFrame, decode, encode
 from serve_asgi.ipc.store_frames import StoreFailure
-from serve_asgi.store import replies as answers
+from serve_asgi.store import replies
 
 QUEUED: Final = 20_000
 QUEUED_BYTES: Final = 32 * 1024 * 1024
@@ -40,7 +40,7 @@ class StoreRequests:
         self._bytes = 0
         self._asked: dict[tuple[str, Any], Frame] = {}  # what has not been answered, in the order of asking
         self._given: set[tuple[str, Any]] = set()  # of these, what the process has got
-        self._refusals: list[answers.StoreReply] = []
+        self._refusals: list[replies.StoreReply] = []
 
     # What comes from the hub
 
@@ -63,7 +63,7 @@ class StoreRequests:
 
     def refuse(self, frame: Frame, why: StoreFailure, text: str) -> None:
         """Answer in the process's place, in a later turn of the loop."""
-        if (found := answers.failed(frame.kind, frame.head, why, text)) is not None:
+        if (found := replies.failed(frame.kind, frame.head, why, text)) is not None:
             self._refusals.append(found)
             if len(self._refusals) == 1:
                 asyncio.get_running_loop().call_soon(self.give_refusals)
@@ -135,7 +135,7 @@ class StoreRequests:
             self.put_order(data)
             if (key := _asked(frame := decode(data))) is not None:
                 self._asked[key] = frame._replace(body=b"")
-        self._refusals = [answers.StoreReply(*decode(base64.b64decode(text))) for text in left["refusals"]]
+        self._refusals = [replies.StoreReply(*decode(base64.b64decode(text))) for text in left["refusals"]]
 
 
 def _asked(frame: Frame) -> tuple[str, Any] | None:

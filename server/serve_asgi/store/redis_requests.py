@@ -14,7 +14,7 @@ from serve_asgi.hub.state.write import StateEntry, StateLimits
 from serve_asgi.ipc.frames import Frame, pack_value
 from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, GrantRefusal
-from serve_asgi.store import replies as answers
+from serve_asgi.store import replies
 from serve_asgi.store.replies import StoreReply
 
 _NOT_LET_IN: Final = re.compile("(?i)username-password|authentication|NOAUTH|WRONGPASS")
@@ -69,14 +69,14 @@ def question(
 def granted(head: dict[str, Any], found: Any, began: float) -> StoreReply:
     """The answer to a frame `store.grant` that was asked at `began` (s, monotonic)."""
     if found[0]:
-        return answers.granted(head["id"], found[1], lease_until(head["lease"], began))
+        return replies.granted(head["id"], found[1], lease_until(head["lease"], began))
     why, name = GrantRefusal(found[1].decode()), head["name"]
     text = {
         GrantRefusal.GRANTED: f"this tick of {name}, or a later one, has been granted already",
         GrantRefusal.RUNNING: f"a run of {name} has not ended",
         GrantRefusal.CLOCK: f"the tick of {name} lies {found[2].decode()} s ahead of Redis's clock: set the clocks",
     }[why]
-    return answers.taken(head["id"], why, text)
+    return replies.taken(head["id"], why, text)
 
 
 def lease_until(lease: float, began: float) -> float:

@@ -28,7 +28,7 @@ from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.logs import server_log as logs
 from serve_asgi.store import redis_scripts as scripts
-from serve_asgi.store import replies as answers
+from serve_asgi.store import replies
 from serve_asgi.store.link import StoreLink
 from serve_asgi.store.redis_connection import RedisConnector, maxmemory_policy
 from serve_asgi.store.redis_requests import (
@@ -107,7 +107,7 @@ class RedisState:
                 await self._room.wait()
 
     async def _refuse(self, frame: Frame, why: StoreFailure, text: str) -> None:
-        if (found := answers.failed(frame.kind, frame.head, why, text)) is not None:
+        if (found := replies.failed(frame.kind, frame.head, why, text)) is not None:
             await self._lane.send(*found)
 
     # The conversation
@@ -248,16 +248,16 @@ class RedisState:
             case "store.read":
                 seq, version, value = found
                 entry = None if value is None else StateEntry(version, value)
-                await self._following.answer_at(seq, answers.value(head["id"], head["key"], entry))
+                await self._following.answer_at(seq, replies.value(head["id"], head["key"], entry))
             case "store.send":
                 await self._lane.send("store.sent", {"id": head["id"]})
             case "store.grant":
                 await self._lane.send(*granted(head, found, began))
             case "store.renew":
                 name, token = head["name"], head["token"]
-                answer = answers.lost(name, token, f"the lease of {name} was not renewed in time")
+                answer = replies.lost(name, token, f"the lease of {name} was not renewed in time")
                 if found[0]:
-                    answer = answers.renewed(name, token, lease_until(head["lease"], began))
+                    answer = replies.renewed(name, token, lease_until(head["lease"], began))
                 await self._lane.send(*answer)
 
     async def _wrote(self, frame: Frame, found: Any, too_few: bool) -> None:
@@ -269,15 +269,15 @@ class RedisState:
             )
             if not isinstance(decided, WriteRefusal):
                 raise ChannelError(f"Redis refused {write.op.value} of {write.key!r}, which is in order")
-            await self._following.answer_at(seq, answers.refused(id, decided))
+            await self._following.answer_at(seq, replies.refused(id, decided))
         elif too_few:
             text = f"it is written, but fewer than {self._address.replicas} replicas have it: a fail-over may lose it"
-            answer = answers.failed(frame.kind, frame.head, StoreFailure.REPLICAS, text)
+            answer = replies.failed(frame.kind, frame.head, StoreFailure.REPLICAS, text)
             assert answer is not None
             await self._following.answer_at(found[1], answer)
         else:
             value = None if write.op is WriteOp.DELETE else found[2]
-            await self._following.answer_at(found[1], answers.written(id, AcceptedWrite(write.key, found[1], value, 0)))
+            await self._following.answer_at(found[1], replies.written(id, AcceptedWrite(write.key, found[1], value, 0)))
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, WriteRefusal
 from serve_asgi.ipc.frames import pack_value
 from serve_asgi.ipc.store_frames import SNAPSHOT_FRAME_SIZE, GrantRefusal, StoreFailure
-from serve_asgi.store import replies as answers
 
 
 class StoreReply(NamedTuple):
@@ -128,4 +127,4 @@ def _out_of_order(answer: StoreReply, trouble: str) -> StoreReply:
     if answer.kind != "store.written":
         return answer
     text = f"Redis had it, but went away before this server had heard of all changes before it: {trouble}"
-    return answers.failed("store.write", answer.head, StoreFailure.UNKNOWN, text) or answer
+    return failed("store.write", answer.head, StoreFailure.UNKNOWN, text) or answer

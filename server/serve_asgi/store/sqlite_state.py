@@ -22,7 +22,7 @@ from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
 from serve_asgi.ipc.state_frames import Write
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, StoreFailure
-from serve_asgi.store import replies as answers
+from serve_asgi.store import replies
 from serve_asgi.store.leases import LeaseTable, TickGrant
 from serve_asgi.store.replies import StoreReply
 from serve_asgi.store.write_refusals import WriteRefusals
@@ -115,7 +115,7 @@ class SqliteState:
 
     def snapshot(self) -> Iterator[StoreReply]:
         """The whole state."""
-        return answers.snapshot(self.entries.items())
+        return replies.snapshot(self.entries.items())
 
     def answer(self, frames: Sequence[Frame]) -> list[StoreReply]:
         """Do what the frames ask for, durably, and return the answers.
@@ -158,7 +158,7 @@ class SqliteState:
             case "store.write":
                 yield self._write(head["id"], Write.of(head, frame.body), batch)
             case "store.read":
-                yield answers.value(head["id"], head["key"], self._entry(head["key"], batch))
+                yield replies.value(head["id"], head["key"], self._entry(head["key"], batch))
             case "store.send":
                 yield StoreReply("store.sent", {"id": head["id"]})  # to no one: there is one server
             case "store.grant":
@@ -167,25 +167,25 @@ class SqliteState:
                 found = self._leases.grant(name, float(head["tick"]), head["holder"], lease, exclusive, now)
                 if isinstance(found, TickGrant):
                     batch.names.add(name)
-                    yield answers.granted(head["id"], found.token, _until(lease))
+                    yield replies.granted(head["id"], found.token, _until(lease))
                 else:
-                    yield answers.taken(head["id"], *found)
+                    yield replies.taken(head["id"], *found)
             case "store.renew":
                 name, token, lease = head["name"], head["token"], float(head["lease"])
                 if self._leases.renew(name, token, lease, now):
-                    yield answers.renewed(name, token, _until(lease))
+                    yield replies.renewed(name, token, _until(lease))
                 else:
-                    yield answers.lost(name, token, f"the lease of {name} was not renewed in time")
+                    yield replies.lost(name, token, f"the lease of {name} was not renewed in time")
             case "store.release":
                 self._leases.release(head["name"], head["token"])
 
     def _write(self, id: Any, write: Write, batch: _Batch) -> StoreReply:
         decided = evaluate_write(write, self._entry(write.key, batch), self._limits, batch.used, batch.version + 1)
         if isinstance(decided, WriteRefusal):
-            return answers.refused(id, decided)
+            return replies.refused(id, decided)
         batch.changes[write.key] = decided
         batch.version, batch.used = decided.version, batch.used + decided.grows
-        return answers.written(id, decided)
+        return replies.written(id, decided)
 
     def _entry(self, key: str, batch: _Batch) -> StateEntry | None:
         change = batch.changes.get(key)
@@ -216,7 +216,7 @@ class SqliteState:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_FULL) & 0xFF  # the primary one of an extended code
         why = StoreFailure.STORAGE if code in _NOTHING_DONE else StoreFailure.UNKNOWN
         text = self._sentence(error)
-        found = [answers.failed(frame.kind, frame.head, why, text) for frame in frames]
+        found = [replies.failed(frame.kind, frame.head, why, text) for frame in frames]
         return [*self.refusals.refused(text), *(each for each in found if each is not None)]
 
     def _sentence(self, error: sqlite3.Error | OSError) -> str:

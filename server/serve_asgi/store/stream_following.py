@@ -22,7 +22,7 @@ from serve_asgi.errors import UsageError
 from serve_asgi.hub.state.write import AcceptedWrite, StateEntry
 from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.store import redis_scripts as scripts
-from serve_asgi.store import replies as answers
+from serve_asgi.store import replies
 from serve_asgi.store.link import StoreLink
 from serve_asgi.store.redis_connection import RedisConnector
 from serve_asgi.store.redis_requests import SessionLost, entry, stored
@@ -115,7 +115,7 @@ class StreamFollower:
             raise SessionLost("its data was replaced")
         seq, sent = int(found[0]), int(found[1])
         self._entries = {key.decode(): entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
-        for piece in answers.snapshot(self._entries.items()):
+        for piece in replies.snapshot(self._entries.items()):
             await self._lane.send(*piece)
         self._seq, self._highest = seq, max(self._highest, seq)
         return sent
@@ -191,7 +191,7 @@ class StreamFollower:
         else:
             self._entries[key] = StateEntry(version, value)
         if not self.held.tells(version):
-            await self._lane.send(*answers.changed(AcceptedWrite(key, version, value, 0)))
+            await self._lane.send(*replies.changed(AcceptedWrite(key, version, value, 0)))
         await self._release_held()
         return True
 

@@ -11,7 +11,7 @@ from serve_asgi.hub.schedules import scheduler as ticks
 from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
 from serve_asgi.ipc.frames import encode, unpack_value
 from serve_asgi.ipc.member_frames import Role
-from tests.hub.schedules import BEGIN, Server
+from tests.hub.schedules.table import BEGIN, Server
 
 JOB = ScheduleDefinition("job", every=10_000)
 

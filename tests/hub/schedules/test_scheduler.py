@@ -11,7 +11,7 @@ from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleD
 from serve_asgi.hub.schedules.schedule import HISTORY_LENGTH, MAX_COUNTED, MAX_QUEUED_TICKS
 from serve_asgi.ipc.frames import encode, pack_value, unpack_value
 from serve_asgi.ipc.member_frames import Role
-from tests.hub.schedules import BEGIN, Server
+from tests.hub.schedules.table import BEGIN, Server
 
 
 def every(seconds: float = 10, name: str = "job", **more: Any) -> ScheduleDefinition:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from serve_asgi.hub.core import Member, MemberOrder
 from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
-from tests.hub.schedules import BEGIN, Server
+from tests.hub.schedules.table import BEGIN, Server
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "60"))
 STEADY = [

@@ -99,7 +99,7 @@ class BadText(Exception):
         ({"every": "1m"}, iterator, "a generator"),
         ({"every": "1m"}, Yields(), "a generator"),
         ({"every": "1m", "name": "\udcff"}, nothing, "printable"),
-        ({"every": "1m"}, 5, "no function"),
+        ({"every": "1m"}, 5, "is not a function"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(arguments: dict[str, Any], function: Any, part: str) -> None:
@@ -111,7 +111,7 @@ def test_a_schedule_that_cannot_be_is_refused(arguments: dict[str, Any], functio
 
 def test_two_functions_with_one_name_are_refused() -> None:
     schedule(every="1m", name="report")(nothing)
-    with pytest.raises(ScheduleError, match=r"'report'.*test_schedules\.py:.*test_schedules\.py:"):
+    with pytest.raises(ScheduleError, match=r"'report'.*test_schedule\.py:.*test_schedule\.py:"):
 
         @schedule(every="1m")
         async def report() -> None: ...
@@ -135,7 +135,7 @@ def test_functions_that_one_line_makes_need_names_of_their_own_in_a_server(monke
     link.loop.close()
     monkeypatch.setattr(schedule, "_link", link)
     made("c", name="check c")
-    with pytest.raises(ScheduleError, match=r"two schedules have the name 'check', both of .*test_schedules\.py:\d+"):
+    with pytest.raises(ScheduleError, match=r"two schedules have the name 'check', both of .*test_schedule\.py:\d+"):
         made("d")
     schedule(every="1m")(functools.partial(with_parameter, "a"))
     with pytest.raises(ScheduleError, match="'with_parameter'"):

@@ -19,7 +19,7 @@ from serve_asgi.hub.messages.consumers import NO_CONSUMER_GRACE, STRANDED_TIME, 
 from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, MessageStage
 from serve_asgi.ipc.member_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import AckMode, MessageKind
-from tests.hub.messages_table import AGENT, Given, Table
+from tests.hub.messages.table import AGENT, Given, Table
 
 SLOTS = 2
 LIMIT, STARTING, WINDOW = 3, 5, 2

@@ -11,7 +11,7 @@ from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, TOTAL_BYTES
 from serve_asgi.ipc.frames import encode
 from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
-from tests.hub.messages_table import AGENT, Table
+from tests.hub.messages.table import AGENT, Table
 
 
 @pytest.fixture

@@ -411,7 +411,7 @@ async def main():
     while thread.is_alive():
         await asyncio.sleep(0.001)
     from serve_asgi.app import link
-    assert link.present().loop is asyncio.get_running_loop()
+    assert link.current_or_none().loop is asyncio.get_running_loop()
     assert (found, shared["n"]) == ([1], 1)
 asyncio.run(main())
 """

@@ -9,7 +9,7 @@ from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, STARTING_QU
 from serve_asgi.ipc.frames import encode
 from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
-from tests.hub.messages_table import AGENT, Table
+from tests.hub.messages.table import AGENT, Table
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_what_was_not_taken_in_time_is_withdrawn_and_says_by_whom(table: Table) 
     late = table.send(1, MessageKind.BROADCAST, "a")
     assert late not in [told[0] for told in table.told[1]]
     table.withdraw(1, late, ids[0], "unknown")
-    assert table.told[1][-1] == [late, "f", ["full", "not taken in time by worker 1 of generation 1"]]
+    assert table.told[1][-1] == [late, "f", ["full", "not delivered in time to worker 1 of generation 1"]]
     for given in list(table.given[2]):
         table.done(2, given.delivery)
     while len(table.given[2]) < CONSUMER_WINDOW + QUEUE_LIMIT:
@@ -563,7 +563,7 @@ def test_a_broadcast_goes_to_other_servers_and_waits_for_their_store() -> None:
     assert table.told[1] == [[id, "a", 1]]
     table.send(1, MessageKind.BROADCAST, "a")
     key = table.port.to_store[-1].head["id"]
-    table.hub.take_from_store(encode("store.unsent", {"id": key, "code": "away", "text": "Redis is away"}))
+    table.hub.take_from_store(encode("store.unsent", {"id": key, "code": "unavailable", "text": "Redis is away"}))
     table.collect()
     assert table.told[1][-1][2][0] == "store"
 

@@ -144,7 +144,7 @@ def test_another_database_is_left_as_it_is(tmp_path: Path) -> None:
         base.commit()
     before = path.read_bytes()
     with store(path) as process:
-        assert "is no state file of this server" in process.failed()
+        assert "is not a state file of this server" in process.failed()
     assert path.read_bytes() == before
 
 

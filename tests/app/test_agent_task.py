@@ -77,7 +77,7 @@ async def prepared_entered_and_left(subject: AgentTarget) -> None:
         ("NeedsArguments", "needs arguments, and an agent gets none"),
         ("generator", "put @asynccontextmanager above it"),
         ("not_async", "a context manager that is not async"),
-        ("number", "of type int, which is no agent"),
+        ("number", "of type int, which is not an agent"),
         ("PreparedBadly", "is not async: write it with async def"),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_an_agent_may_not_be_is_a_sentence(module: str, name: str, said: st
 
 
 def test_a_function_that_makes_no_agent_is_found_out_when_it_is_entered(module: str) -> None:
-    with pytest.raises(UsageError, match="returned what is of type int and no agent"):
+    with pytest.raises(UsageError, match="returned is of type int, not an agent"):
         asyncio.run(prepared_entered_and_left(load(f"{module}:plain")))
 
 

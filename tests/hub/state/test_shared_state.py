@@ -491,7 +491,7 @@ def test_the_loss_of_the_store_is_told_and_what_it_knows_afterwards_holds(stored
     stored.write(1, "set", "k", "v")
     stored.hub.take(1, encode("state.read", {"id": 9, "key": "k", "timeout": 1.0}))
     stored.receive(1)
-    assert [frame.head["code"] for frame in stored.answers[1]] == ["unknown", "away", "away"]
+    assert [frame.head["code"] for frame in stored.answers[1]] == ["unknown", "unavailable", "unavailable"]
     assert "Redis is away" in stored.answers[1][1].head["text"]
     assert "Redis is away" in told[0]
     stored.from_store("store.snapshot", pack_value([["k", 5, pack_value("v", "")]], ""))

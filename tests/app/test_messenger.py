@@ -372,7 +372,7 @@ def test_handlers_that_nothing_would_run_are_refused() -> None:
         yield 1
 
     for handler in (asynchronous, synchronous):
-        with pytest.raises(TypeError, match="a handler is no generator"):
+        with pytest.raises(TypeError, match="a handler cannot be a generator"):
             messenger.on("t", handler)
     for concurrency in (0, CONCURRENCY + 1, 10**30):
         with pytest.raises(ValueError, match="concurrency is a number from 1 to"):

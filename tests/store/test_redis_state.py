@@ -17,7 +17,7 @@ from serve_asgi.config.state_location import redis_address
 from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, pack_value, unpack_value
-from serve_asgi.store import replies as answers
+from serve_asgi.store import replies
 from serve_asgi.store.link import StoreLink
 from serve_asgi.store.redis_requests import SessionLost
 from serve_asgi.store.redis_state import RedisState
@@ -116,7 +116,7 @@ def test_a_killed_redis_is_told_and_recovers_by_itself(tmp_path: Path) -> None:
                 if frame.kind == "store.written":
                     confirmed += 1
                     continue
-                assert frame.head["code"] in ("unknown", "away")
+                assert frame.head["code"] in ("unknown", "unavailable")
                 assert "Redis at unix://" in frame.head["text"]
                 unknown += frame.head["code"] == "unknown"
             a.wait("store.down")
@@ -134,8 +134,8 @@ def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_l
 
     async def main(lane: StoreLink) -> None:
         state = RedisState(lane, redis_address("redis://nowhere"), StateLimits(100, 1000), "n")
-        await state._following.answer_at(2, answers.written(7, AcceptedWrite("k", 2, b"\x01", 3)))
-        await state._following.answer_at(3, answers.value(8, "k", StateEntry(2, b"\x01")))
+        await state._following.answer_at(2, replies.written(7, AcceptedWrite("k", 2, b"\x01", 3)))
+        await state._following.answer_at(3, replies.value(8, "k", StateEntry(2, b"\x01")))
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
         await state._away(SessionLost("it is gone"))
@@ -158,10 +158,10 @@ def test_a_redis_that_stands_still_is_told_and_recovers_by_itself(tmp_path: Path
         assert (refused.kind, refused.head["code"]) == ("store.refused", "unknown")
         assert "did not answer in time" in refused.head["text"]
         process.wait("store.down")
-        assert process.write("incr", "n", by=1).head["code"] == "away"
+        assert process.write("incr", "n", by=1).head["code"] == "unavailable"
         assert process.grant("tick", time.time()).head["why"] == "trouble"
         process.ask("store.send", {"kind": "broadcast"})
-        assert process.wait("store.unsent").head["code"] == "away"
+        assert process.wait("store.unsent").head["code"] == "unavailable"
         server.signal(signal.SIGCONT)
         assert process.up().get("n", (0, 0))[1] in (0, 1)
         process.set("a", 2)
@@ -430,7 +430,7 @@ def test_scripts_that_somebody_drops_are_brought_again(url: str, shared_redis: R
         with shared_redis.client() as client:
             client.script_flush()
         refused = process.write("set", "a", 1)
-        assert refused.head["code"] == "away"  # it was not written, and the next one is
+        assert refused.head["code"] == "unavailable"  # it was not written, and the next one is
         process.wait("store.down")
         process.up()
         process.set("a", 1)

@@ -11,7 +11,7 @@ import pytest
 
 from serve_asgi.hub.schedules.definition import OverlapPolicy, ScheduleDefinition
 from serve_asgi.store.leases import LeaseTable
-from tests.hub.schedules import BEGIN, Server
+from tests.hub.schedules.table import BEGIN, Server
 
 
 class Together:
