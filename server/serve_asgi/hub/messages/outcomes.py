@@ -54,7 +54,7 @@ class SenderConfirmations:
             self.waiting[key] = send
 
     def hold_up(self, send: QueuedMessage) -> None:
-        """It could not be accepted at once. Raises ChannelError for a sender that heeds no window."""
+        """It could not be accepted at once. Raises ChannelError for a sender that ignores its window."""
         account = self._held_up.setdefault(send.sender, [0, 0])
         send.held_up = True
         account[0] += 1

@@ -52,7 +52,7 @@ class PendingRequests:
         id: int = 0,
         then: Callable[[str], None] | None = None,
     ) -> PendingRequest:
-        """A new one, to be answered within `timeout` s. Raises ChannelError for a process that heeds no window."""
+        """A new one, to be answered within `timeout` s. Raises ChannelError for a process that ignores its window."""
         self._number += 1
         ask = PendingRequest(self._number, now, now + max(0.0, timeout), member, id, then)
         self._add(ask)
