@@ -24,19 +24,17 @@ from typing import Any, Final, Protocol
 from serve_asgi import __version__
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.core import Hub, HubComponent
-from serve_asgi.hub.membership import PresenceBroadcast
-from serve_asgi.hub.messages.part import MessageBroker
-from serve_asgi.hub.messages.undelivered import LossReports
+from serve_asgi.hub.core import Hub, HubComponent, PresenceBroadcast
+from serve_asgi.hub.messages.broker import MessageBroker
+from serve_asgi.hub.messages.outcomes import LossReports
 from serve_asgi.hub.schedules.commands import ScheduleCommands
-from serve_asgi.hub.schedules.part import Scheduler
 from serve_asgi.hub.schedules.registration import ScheduleRegistry
 from serve_asgi.hub.schedules.schedule import ScheduleState
-from serve_asgi.hub.state.part import SharedState
+from serve_asgi.hub.schedules.scheduler import Scheduler
+from serve_asgi.hub.state.entries import StoreChanges
 from serve_asgi.hub.state.pending import PendingRequests
-from serve_asgi.hub.state.replica import MemberReplica
-from serve_asgi.hub.state.replication import Replication
-from serve_asgi.hub.state.store_changes import StoreChanges
+from serve_asgi.hub.state.replication import MemberReplica, Replication
+from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.channel import PROTOCOL, SendQueue, speaks
 from serve_asgi.ipc.path_lock import PathLock
 from serve_asgi.ipc.scoreboard import Scoreboard
