@@ -1,6 +1,6 @@
-"""The commands that speak to a server that runs: one module for each subject, loaded when its command is typed.
+"""The commands that control a running server: one module for each, loaded when its command is run.
 
-The listener imports none of them, so that it does not grow with what draws on terminals.
+The listener imports none of them, so that it does not grow by what draws on terminals.
 """
 
 from __future__ import annotations

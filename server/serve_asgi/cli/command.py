@@ -1,8 +1,8 @@
-"""What all commands share: how they are made, how they are told which server is meant, how they print.
+"""What all commands share: how they are made, how they find their server, how they print.
 
-A step is printed when it happens, also into a pipe: who watches a deploy wants to see it, not its end. What is under
-way is followed to its end also where its steps cannot be written, so that the exit status is the truth. What a server
-tells is never more to a terminal than text.
+A step is printed when it happens, also into a pipe: whoever watches a deploy wants to see it happen. A command follows
+what it started to the end even where its output cannot be written, so that the exit status can be relied on. What a
+server sends is shown as text, whatever control characters it has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WIDTH: Final = 100
 """Columns of help at most."""
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 INTERRUPTED: Final = 128 + 2
-"""Exit status after Ctrl-C, as a shell tells it (SIGINT is 2)."""
+"""Exit status after Ctrl-C, as shells report it (SIGINT is 2)."""
 UNSHOWN: Final = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     for code in (*range(0x09), *range(0x0B, 0x20), *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -33,14 +33,14 @@ UNSHOWN: Final = {
 
 
 def command(name: str, act: Callable[..., int], *parameters: click.Parameter) -> click.Command:
-    """A command that speaks to a server that runs; its help is the docstring of `act`."""
+    """A command for a running server; its help is the docstring of `act`."""
     return click.Command(
         name, callback=_in_words(act), help=act.__doc__, params=[*_reach(), *parameters], context_settings=CONTEXT
     )
 
 
 def _in_words(act: Callable[..., int]) -> Callable[..., int]:
-    """`act`, whose failures that nobody foresaw at their place are sentences as well."""
+    """`act`, whose unforeseen failures are one-line errors too."""
 
     @functools.wraps(act)
     def acted(**given: Any) -> int:
@@ -81,7 +81,7 @@ def seconds(name: str, what: str, default: float | None = None) -> click.Option:
 
 
 def tell(text: str) -> None:
-    """Print a line now: a step. If it cannot be written, that is said once, and no further step is written."""
+    """Print a line now: a step. If it cannot be written, that is reported once, and no further step is printed."""
     if (trouble := _print(text)) is not None and trouble.errno != errno.EPIPE:
         complain(f"{_unwritten(trouble)}; the command goes on without printing")
 
@@ -96,7 +96,7 @@ def _print(text: str) -> OSError | None:
     try:
         print(harmless(text), flush=True)
     except OSError as error:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end, where Python writes what it has kept back
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the end, where Python flushes its buffer
         return error
     return None
 
@@ -106,12 +106,12 @@ def _unwritten(trouble: OSError) -> str:
 
 
 def complain(text: str) -> None:
-    """Print a sentence to stderr, as every complaint of this program is."""
+    """Print an error to stderr."""
     print(harmless(f"serve: {text}"), file=sys.stderr, flush=True)
 
 
 def harmless(told: Any) -> Any:
-    """What a server has told, a text or all that is in a structure, without what a terminal would obey."""
+    """A text, or all texts in a structure, from a server, without control characters that a terminal would obey."""
     match told:
         case str():
             return told.translate(UNSHOWN)
@@ -134,7 +134,7 @@ def failed_as_json(error: ServeError) -> int:
 
 
 def lively() -> bool:
-    """Whether a person looks at a terminal that can be drawn on."""
+    """Whether the output is a terminal that can be drawn on."""
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
 
 

@@ -1,4 +1,4 @@
-"""`serve config`: what is in force, and where each value came from."""
+"""`serve config`: the options in force, and where each value came from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def config(control: str, pid_file: str, as_json: bool) -> int:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """What was set by somebody and where, then what is as it is by default."""
+    """The options that were set, and where; then those at their defaults."""
     yield f"configuration file: {found['file'] or 'none'}"
     yield f"relative paths start in {found['directory']}"
     wide = max(len(option["name"]) for option in found["options"])

@@ -1,7 +1,7 @@
-"""The control command's side of the control socket: find the server, ask it, take its answer.
+"""The client of the control socket: find the server, send a request, read its response.
 
-It runs in its own process and turns every failure into a sentence; what is done with the answers is the business of
-`serve_asgi.cli`. Only processes of root or of the same user are believed (SO_PEERCRED, unix(7)), unless root asks.
+It turns every failure into a one-line error; what is done with the responses is up to the commands. Only servers of
+root or of the same user are trusted (SO_PEERCRED, unix(7)), unless root asks.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import control_protocol
 
 PATIENCE: Final = 15.0
-"""Seconds that a listener has to answer what it can answer at once."""
+"""Seconds that a listener has to respond to what it can do at once."""
 HOOK_PATIENCE: Final = 75.0
-"""The same for what hooks may come before."""
+"""The same where hooks may run first."""
 SERVICES: Final = Path("/run")
 """Where a service manager makes directories for services (RuntimeDirectory=, systemd.exec(5))."""
 LOOK_TIME: Final = 2.0
-"""Seconds that a server has to say what it is, when several are there."""
+"""Seconds that each server has to identify itself when several are running."""
 
 
 class RequestRefused(StartError):
-    """The server did not do what was asked; `detail` is the new code's traceback, if that was why."""
+    """The server refused the request; `detail` is the new code's traceback, if that was the reason."""
 
 
 class ServerEnded(RequestRefused):
-    """The server ended, or closed the conversation, before it answered."""
+    """The server ended, or closed the connection, before it responded."""
 
 
 class ServerSilent(RequestRefused):
-    """It did not answer in time."""
+    """The server did not respond in time."""
 
 
 class ControlConversation:
-    """One request to a server and its answer, line by line. To be closed by whoever made it (`with`)."""
+    """One request to a server and its response, line by line. To be closed by whoever made it (`with`)."""
 
     pid: int
     """Of the listener, as the kernel knows it; 0 if it lives in another PID namespace."""
@@ -60,7 +60,7 @@ class ControlConversation:
             self.pid, uid = _peer(self._connection)
             if os.geteuid() not in (0, uid) and uid != 0:
                 raise UsageError(f"{path} belongs to another user's process; name the server's own socket")
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what it said before it closed counts
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what it sent before it closed counts
                 self._connection.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             self._connection.close()
@@ -102,7 +102,7 @@ class ControlConversation:
         return message
 
     def outcome(self, timeout: float | None = None) -> dict[str, Any]:
-        """The answer, records passed over. Raises RequestRefused if it was not done, or none comes in time."""
+        """The response, skipping records. Raises RequestRefused if the request was not done, or none comes in time."""
         while True:
             message = self.receive(timeout)
             if message is None:
@@ -121,7 +121,7 @@ class ControlConversation:
 
 
 def checked(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer, if it is a good one; raises RequestRefused otherwise."""
+    """The response, if the request was done; raises RequestRefused otherwise."""
     if not answer["ok"]:
         raise RequestRefused(answer["text"], answer.get("detail", ""))
     return answer
@@ -136,7 +136,7 @@ def ask(path: Path, command: str, *, patience: float | None = None, **parameters
     with ControlConversation(path, command, **parameters) as conversation:
         answer = conversation.outcome(patience)
         with contextlib.suppress(ServerEnded):
-            conversation.receive(1.0)  # its end: nothing of this conversation is left in the listener then
+            conversation.receive(1.0)  # its end: then the listener has forgotten this connection
         return answer
 
 
@@ -174,7 +174,7 @@ def find(control: str = "", pid_file: str = "") -> Path:
 
 
 def _of_configuration() -> Path | None:
-    """The socket of the server that the configuration file of this directory is for, if it says and one answers."""
+    """The socket of the server that this directory's configuration file is for, if it names one that responds."""
     with contextlib.suppress(UsageError, OSError):
         file = config_file.load(os.environ.get("SERVE_CONFIG", ""), os.getcwd())
         named = {name: str(entry.value) for name, entry in file.entries.items()} if file is not None else {}
@@ -200,7 +200,7 @@ def _pid_in(pid_file: str) -> int:
 
 
 def _of_process(pid: int) -> Path:
-    """The control socket of the listener `pid`: in its usual place, or wherever the kernel says that it has one."""
+    """The control socket of the listener `pid`: in its usual place, or wherever the kernel says that it is bound."""
     for path in (*_usual(pid), *_bound_by(pid)):
         with contextlib.suppress(UsageError, RequestRefused), ControlConversation(path, "status") as conversation:
             if conversation.outcome(LOOK_TIME)["status"]["pid"] == conversation.pid:
@@ -229,19 +229,19 @@ def _bound_by(pid: int) -> list[Path]:
 
 
 def _sockets() -> list[Path]:
-    """All that may be control sockets, in the places where they are looked for."""
+    """Everything that may be a control socket, in the places that are searched."""
     return [path for directory in _directories() for path in sorted(directory.glob("*.sock"))]
 
 
 def _directories() -> list[Path]:
-    """Where sockets are looked for: our own places, and those that a service manager makes (RuntimeDirectory=)."""
+    """Where sockets are searched: our own directories, and those that a service manager makes (RuntimeDirectory=)."""
     places = dict.fromkeys([*control_protocol.runtime_directories(), *sorted(SERVICES.glob("*/serve"))])
     root = os.geteuid() == 0
     return [directory for directory in places if control_protocol.private(directory, any_owner=root)]
 
 
 def _described(path: Path) -> str:
-    """One of several servers, as a person tells it from the others."""
+    """What tells one of several servers from the others."""
     with contextlib.suppress(UsageError, RequestRefused, KeyError), ControlConversation(path, "status") as conversation:
         found = conversation.outcome(LOOK_TIME)["status"]
         return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}, --control {path})"

@@ -1,4 +1,4 @@
-"""`serve drain`: have the health endpoint say no, or yes again."""
+"""`serve drain`: make the health endpoint fail, and succeed again."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from serve_asgi.cli.control_client import PATIENCE
 
 
 def reopen(control: str, pid_file: str) -> int:
-    """Open the log files anew, after they were moved away."""
+    """Reopen the log files, after they were moved."""
     tell(control_client.ask(control_client.find(control, pid_file), "logs-reopen", patience=PATIENCE)["text"])
     return 0
 

@@ -1,4 +1,4 @@
-"""The command line: `serve APP …` runs a server, `serve reload|drain|status …` speaks to one that runs.
+"""The command line: `serve APP …` runs a server, `serve reload|drain|status …` controls a running one.
 
 It owns words, help and exit statuses, and nothing else: the options are those of `serve_asgi.config.options`, their
 values are read by `serve_asgi.config.sources`, the work is done by `serve_asgi.listener` and
@@ -62,7 +62,7 @@ class RunCommand(click.Command):
 
 
 def metavar(name: str, defined: Option) -> str:
-    """What stands for the option's value in the help; "" for a flag."""
+    """The placeholder for the option's value in the help; "" for a flag."""
     if kind(name) is bool:
         return ""
     if defined.choices:
@@ -71,7 +71,7 @@ def metavar(name: str, defined: Option) -> str:
 
 
 def default_text(name: str) -> str:
-    """The option's default as a person writes it; "" if there is none to tell."""
+    """The option's default as one would write it; "" if it has none worth showing."""
     field, defined = options()[name]
     if defined.shown_default:
         return defined.shown_default
@@ -109,7 +109,7 @@ def _parameters() -> list[click.Parameter]:
 
 
 def _given(context: click.Context, values: dict[str, Any]) -> dict[str, Given]:
-    """What was said on the command line, without click's own defaults."""
+    """The options given on the command line, without click's own defaults."""
     said = click.core.ParameterSource.COMMANDLINE
     return {name: value for name, value in values.items() if context.get_parameter_source(name) is said}
 
@@ -131,7 +131,7 @@ def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
 
 
 def check_application(app: str | None) -> None:
-    """Refuse what cannot be an application. Raises UsageError."""
+    """Refuse what cannot name an application. Raises UsageError."""
     if not app:
         raise UsageError("which application? Write it as module:attribute, for example: serve app:asgi --workers 4")
     module, colon, attribute = app.partition(":")
@@ -154,7 +154,7 @@ def _run_command() -> RunCommand:
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
-    """Do what the command line says and return the exit status. All errors end here, as a line for a person."""
+    """Do what the command line says and return the exit status. All errors end here, as one line."""
     if COMPLETE in os.environ:  # asked by the shell, through what `_SERVE_COMPLETE=bash_source serve` prints
         from click.shell_completion import shell_complete
 
@@ -172,7 +172,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
 
 
 def go_on() -> int:
-    """Be the listener whose earlier program has put this one in its place; return the exit status."""
+    """Continue as the listener whose previous program has replaced itself by this one; return the exit status."""
     from serve_asgi.listener.re_exec_resume import inherited, resume
 
     try:
@@ -182,7 +182,7 @@ def go_on() -> int:
 
 
 def _take_signals() -> None:
-    """A control command may have a word to say about Ctrl-C; all else ends it, the terminal left as it was found."""
+    """A control command may handle Ctrl-C; other signals end it, and the terminal is restored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as by nohup(1)
@@ -228,7 +228,7 @@ def _complain(error: ServeError) -> int:
 
 
 def _sentence(error: click.ClickException, name: str) -> str:
-    """click's complaint in one sentence, with what to do next."""
+    """click's error in one sentence, with what to do next."""
     if isinstance(error, click.NoSuchOption):
         if said := of_another_server(error.option_name):
             return said
@@ -244,5 +244,5 @@ def _say(message: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Write to stderr if anybody is there to read it; waits for no one who does not."""
+    """Write to stderr without waiting for whoever does not read it."""
     say(2, text)

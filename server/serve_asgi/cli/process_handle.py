@@ -1,4 +1,4 @@
-"""The processes of a server, held by pidfds (pidfd_open(2)), so that none can be taken for another that came later."""
+"""The processes of a server, held by pidfds (pidfd_open(2)), so that no reused PID is mistaken for one of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProcessHandle:
 
 
 def children(parent: ProcessHandle) -> list[ProcessHandle]:
-    """The living children of `parent`, each to be closed; none that only has the PID of one."""
+    """The live children of `parent`, each to be closed by the caller; none that only has a reused PID."""
     found = []
     for pid in _children_of(parent.pid):
         with contextlib.suppress(ProcessLookupError):
@@ -53,7 +53,7 @@ def children(parent: ProcessHandle) -> list[ProcessHandle]:
 
 
 def kill_all(processes: list[ProcessHandle], timeout: float) -> int:
-    """Kill them all, wait until they have ended; return how many have not after so many seconds."""
+    """Kill them all and wait until they have ended; return how many have not after so many seconds."""
     for process in processes:
         process.kill()
     deadline = time.monotonic() + timeout

@@ -1,4 +1,4 @@
-"""`serve reload`: run the transaction and follow it to its outcome, for a person, a pipe or a script.
+"""`serve reload`: request a reload and follow it to its outcome, on a terminal, in a pipe or for a script.
 
 The reload is the listener's: it goes on if this command is interrupted.
 """
@@ -35,9 +35,9 @@ from serve_asgi.cli.reload_progress import (
 from serve_asgi.errors import UsageError
 
 LISTENER_TIME: Final = 120.0
-"""Seconds that the replacement of the listener may take; it gives up by itself before that."""
+"""Seconds that the replacement of the listener may take; the listener gives up earlier by itself."""
 SETTLE: Final = 0.5
-"""Seconds that the hand-over of idle connections may take until this command says what is left."""
+"""Seconds to wait for the hand-over of idle connections before this command reports what is left."""
 
 
 def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: bool, as_json: bool) -> int:
@@ -72,7 +72,7 @@ def reload(control: str, pid_file: str, wait: bool, retired: bool, listener: boo
 
 
 def _followed(path: Path, *, retired: bool, as_json: bool) -> int:
-    """Run the transaction and show it. Raises RequestRefused if nothing came of it."""
+    """Run the reload and show it. Raises RequestRefused if it was refused."""
     before = control_client.look(path)
     show = _show(before, as_json=as_json)
     try:
@@ -99,7 +99,7 @@ def _show(before: dict[str, Any], *, as_json: bool) -> ReloadDisplay:
 
 
 def _transaction(path: Path, show: ReloadDisplay) -> dict[str, Any]:
-    """Ask for the reload and follow it; return the answer. The listener sees to it that there is one in time."""
+    """Request the reload and follow it; return the response. The listener's own timeouts bound the wait."""
     with ControlConversation(path, "reload", follow=True) as conversation:
         while True:
             message = conversation.receive(show.pause)
@@ -112,7 +112,7 @@ def _transaction(path: Path, show: ReloadDisplay) -> dict[str, Any]:
 
 
 def _afterwards(path: Path, before: dict[str, Any], show: ReloadDisplay, *, retired: bool) -> OlderGenerations:
-    """Look on until idle connections have been handed over, or, if that is wanted, until the old workers have ended.
+    """Watch until the idle connections have been handed over or, if wanted, until the old workers have ended.
 
     Their own deadlines (--graceful-timeout of the server) end that wait.
     """

@@ -1,6 +1,6 @@
 """The live view of a reload: generations as rows of workers that change colour, drawn by rich.
 
-`picture` is a pure function of what the server told; `ReloadLiveView` draws it again and again in place.
+`picture` is a pure function of what the server has sent; `ReloadLiveView` draws it again and again in place.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ STYLES: Final = {
 }
 """Sign, colour and word of each state of a worker, and of an agent."""
 MOST_SIGNS: Final = 32
-"""Workers that are drawn one by one; of larger generations only the numbers are shown."""
+"""Workers that are drawn one by one; of larger generations only numbers are shown."""
 
 
 def picture(before: dict[str, Any], seen: dict[str, Any], took: float, note: str, width: int) -> Group:
-    """How far it is, `took` seconds after it was asked for; `note` is the last thing that happened."""
+    """The progress, `took` seconds after the request; `note` is the latest event."""
     title = Text.assemble(("reload of ", ""), (seen.get("app", ""), "bold"), f", PID {seen['pid']}")
     head = Table.grid(expand=True)
     head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -60,7 +60,7 @@ def picture(before: dict[str, Any], seen: dict[str, Any], took: float, note: str
 
 
 def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Text]:
-    """The signs of a generation's workers, and what they mean in words."""
+    """The symbols of a generation's workers, and a legend."""
     states = {w["slot"]: w["state"] for w in seen["workers"] if w["generation"] == generation["number"]}
     missing = "pending" if generation["state"] in ("starting", "passing", "switching") else "gone"
     slots = [states.get(slot, missing) for slot in range(max([generation["size"], *(s + 1 for s in states)]))]
@@ -82,7 +82,7 @@ def _workers(generation: dict[str, Any], seen: dict[str, Any]) -> tuple[Text, Te
 
 
 class ReloadLiveView:
-    """Draws a reload on the terminal, in place, and leaves the last picture standing."""
+    """Draws a reload on the terminal, in place, and leaves the last frame standing."""
 
     pause = FRAME
 

@@ -1,7 +1,7 @@
-"""What is seen of a reload, and the two plain ways to show it: a line for each step, or a JSON object.
+"""The progress of a reload, and the two plain ways to show it: a line for each step, or a JSON object.
 
-Whoever shows it (these, or the live view) is given the same things: each record as it happens, the server's status now
-and then, and the outcome.
+Each display (these, and the live view) gets the same: each record as it happens, the server's status now and then, and
+the outcome.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from serve_asgi.cli.command import counted, span, tell, tell_outcome
 FRAME: Final = 0.15
 """Seconds between two looks at the server for a live view."""
 LOOK: Final = 5.0
-"""Seconds without news after which the server is asked whether it is still there; between two lines of progress."""
+"""Seconds without news after which the server is asked for its status; between two lines of progress."""
 STEPS: Final = frozenset({"worker_ready", "worker_died", "worker_killed", "agent_prepared", "agent_finish_requested"})
-"""What is shown of what the log does not show by default (records of level debug)."""
+"""Events of level debug that are shown nevertheless."""
 ENDS: Final = frozenset({"reload_finished", "reload_refused"})
-"""What the outcome tells anyway."""
+"""Events that the outcome reports anyway."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OlderGenerations:
-    """What is left of the generations before, and what has become of the rest."""
+    """What the older generations still have to do, and what they have done."""
 
     generations: tuple[int, ...]
     handed_over: int
@@ -50,7 +50,7 @@ class OlderGenerations:
 
 
 def remains(before: dict[str, Any], seen: dict[str, Any]) -> OlderGenerations:
-    """What is left of the older generations in `seen`, compared with the status before the reload."""
+    """That of the status `seen`, compared with the status before the reload."""
     older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
     return OlderGenerations(
         tuple(sorted({w["generation"] for w in older})),
@@ -62,13 +62,13 @@ def remains(before: dict[str, Any], seen: dict[str, Any]) -> OlderGenerations:
 
 
 def settled(seen: dict[str, Any]) -> bool:
-    """Whether the older workers hold no connection any more but those that are busy."""
+    """Whether the older workers hold only busy connections."""
     older = [w for w in seen["workers"] if w["generation"] < seen["generation"]]
     return all(w["connections"] <= w["in_flight"] + w["websockets"] for w in older)
 
 
 class ReloadDisplay(Protocol):
-    """Somebody who shows how a reload goes; used as a context manager around it."""
+    """A display of a reload's progress; used as a context manager around it."""
 
     pause: float
     """Seconds between two looks at the server while nothing happens."""
@@ -81,13 +81,13 @@ class ReloadDisplay(Protocol):
         """A record has come."""
 
     def seen(self, status: dict[str, Any]) -> None:
-        """This is what the server does now."""
+        """The server's present status."""
 
     def outcome(self, answer: dict[str, Any]) -> None:
         """The new generation serves, or was refused."""
 
     def left(self, remains: OlderGenerations) -> None:
-        """What is left, when this command is about to end."""
+        """What is left to do when this command is about to end."""
 
 
 class ReloadLines:

@@ -1,4 +1,4 @@
-"""`serve scale`: another number of workers, until the next reload that reads another from the configuration file."""
+"""`serve scale`: change the number of workers, until a reload reads another one from the configuration file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from serve_asgi.cli.control_client import PATIENCE, RequestRefused
 LOOK: Final = 0.1
 """Seconds between two looks at how far it is."""
 STEP_TIME: Final = 600.0
-"""Seconds that nothing may change before this command gives up; what it asked for goes on."""
+"""Seconds without a change after which this command gives up; the server goes on."""
 
 
 def scale(control: str, pid_file: str, workers: int, wait: bool) -> int:
-    """Serve with WORKERS workers; wait until it is so.
+    """Change the number of workers to WORKERS; wait until that many serve.
 
-    Exit status 0: so many serve, and those too many accept no more and finish their requests. 1: a worker could not
-    be started, with the reason; the server goes on trying.
+    Exit status 0: that many serve, and surplus ones accept no more and finish their requests. 1: a worker could not
+    be started, with the reason; the server keeps trying.
     """
     path = control_client.find(control, pid_file)
     tell(control_client.ask(path, "scale", to=workers, patience=PATIENCE)["text"])

@@ -1,4 +1,4 @@
-"""`serve schedules` and `serve schedule`: what runs when, what became of it, and how to pause, resume and run one."""
+"""`serve schedules` and `serve schedule`: what runs when, with which outcome; pause, resume and run one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WIDE: Final = 160
 
 
 def schedules(control: str, pid_file: str, name: str | None, as_json: bool) -> int:
-    """Show all schedules: when they run next, what became of the last run. With NAME, the history of one."""
+    """Show all schedules: when they run next, and the outcome of the last run. With NAME, the history of one."""
     path = control_client.find(control, pid_file)
     found = control_client.ask(path, "schedules", name=name or "", patience=PATIENCE)["schedules"]
     if name and not found:
@@ -81,7 +81,7 @@ def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeou
 
 _SHOWS: Final = "`serve schedules {}` shows what becomes of it"
 SOON: Final = 1.0
-"""Seconds in which a run that cannot be is refused."""
+"""Seconds in which an impossible run is refused."""
 
 
 def _print(*parts: Table | Text) -> None:
@@ -121,7 +121,7 @@ def _all(found: list[dict[str, Any]]) -> Table:
 
 
 def _one(found: dict[str, Any]) -> tuple[Text, Table]:
-    """What became of the last ticks of one schedule, the newest first."""
+    """The outcomes of the last ticks of one schedule, the newest first."""
     from rich.text import Text
 
     now = time.time()

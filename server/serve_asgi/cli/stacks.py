@@ -19,7 +19,7 @@ NAMED: Final = 3
 def stacks(control: str, pid_file: str, timeout: float, as_json: bool) -> int:
     """Show every worker's and the agent's Python stacks and running tasks, also of one that is blocked.
 
-    Exit status 0: every worker has told them. 1: not every one did.
+    Exit status 0: every worker has reported. 1: some have not.
     """
     path = control_client.find(control, pid_file)
     found: dict[str, Any] = control_client.ask(path, "stacks", timeout=timeout, patience=timeout + PATIENCE)["stacks"]
@@ -60,7 +60,7 @@ def _place(head: str, stack: list[str]) -> Iterator[str]:
 
 
 def _gathered(tasks: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Tasks that are at the same place, the one that runs and then the many first."""
+    """Tasks grouped by place: the running one first, then the largest groups."""
     found: dict[tuple[object, ...], list[dict[str, Any]]] = {}
     for task in tasks:
         place = (task.get("running", False), task.get("awaits", ""), tuple(task["stack"]))

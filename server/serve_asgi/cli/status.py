@@ -10,7 +10,7 @@ from serve_asgi.cli import control_client
 from serve_asgi.cli.command import as_json, command, counted, memory, show, span
 
 AGAIN: Final = {"crash": "after a crash", "recycle": "to replace one that was recycled or blocked"}
-"""Why workers are started beside those of a generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
+"""Why workers are started besides those of a new generation (`serve_asgi.supervisor.lifecycles.Cause`)."""
 STATES: Final = {"passing": "ready; the agent changes"}
 """States of a generation that need words of their own."""
 
@@ -30,14 +30,14 @@ def workers(control: str, pid_file: str, as_json: bool) -> int:
 
 
 def health(found: dict[str, Any]) -> str:
-    """What load balancers are told, in words."""
+    """What the health endpoint answers, in words."""
     if not found["draining"]:
         return "healthy"
     return f"draining for {span(found['draining']['since'])}, until {found['draining']['until']}"
 
 
 def agent_returned(found: dict[str, Any]) -> bool:
-    """Whether the function that the agent is has returned."""
+    """Whether the agent's function has returned."""
     return any(agent["state"] == "returned" for agent in found.get("agents", []))
 
 

@@ -1,4 +1,4 @@
-"""`serve stop`: take a node away, from draining to the last process, and tell what it cost.
+"""`serve stop`: take a node away, from draining to the last process, and report what was cut.
 
 The steps are the listener's own (drain, keep new connections out, let requests finish, cut what has not); this
 command asks for them, follows them on the control socket and watches the process itself by a pidfd, since the socket
@@ -37,11 +37,11 @@ from serve_asgi.listener.unix_socket import remove_dead
 PROGRESS: Final = 5.0
 """Seconds between two lines about what is still in progress."""
 LAST_WORD: Final = 2.0
-"""Seconds that a server that is about to be killed has to say what it holds."""
+"""Seconds that a server that is about to be killed has to report its requests in flight."""
 KILL_TIME: Final = 10.0
 """Seconds that the kernel has to end what was killed."""
 MARGIN: Final = 15.0
-"""Seconds beyond the server's own deadlines until it is killed, if --timeout does not say."""
+"""Seconds beyond the server's own deadlines until it is killed, without --timeout."""
 CUT: Final = 1
 """Exit status if something was cut."""
 
@@ -58,7 +58,7 @@ def stop(control: str, pid_file: str, delay: float | None, timeout: float | None
     try:
         path = control_client.find(control, pid_file)
         with ControlConversation(path, "follow") as following, contextlib.closing(_process(following)) as process:
-            found = control_client.look(path)  # it answers, so that the PID was its own when it was taken hold of
+            found = control_client.look(path)  # it responds, so the PID was still its own when the pidfd was opened
             return ServerStop(path, following, process, found, as_json=as_json).run(delay, timeout)
     except (RequestRefused, UsageError) as error:
         if as_json:
@@ -67,7 +67,7 @@ def stop(control: str, pid_file: str, delay: float | None, timeout: float | None
 
 
 class ServerStop:
-    """One server on its way out."""
+    """One server that is being stopped."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class ServerStop:
         """When (CLOCK_MONOTONIC, s) the server is killed."""
         self._timeout = 0.0
         """How long (s) it has from the end of the drain on."""
-        self._told = False  # the server tells no more
+        self._told = False  # the server sends no more
         self._left: tuple[str, list[str]] = ("", [])
         """Its pid file, if it has one, and the unix sockets that it listens at."""
         self._opened = contextlib.ExitStack()
@@ -117,7 +117,7 @@ class ServerStop:
     # The steps
 
     def _ask(self, delay: float | None, timeout: float | None) -> None:
-        """Ask for the stop, and reckon when the server is to be killed."""
+        """Request the stop, and compute when the server is to be killed."""
         config = control_client.ask(self.path, "config", patience=PATIENCE)["config"]
         own = {option["name"]: option["value"] for option in config["options"]}
         resolved = {option["name"]: option.get("resolved", "") for option in config["options"]}
@@ -148,7 +148,7 @@ class ServerStop:
                 self._told = False
 
     def _wait(self) -> bool:
-        """Tell what happens until the server has ended, or until the deadline; return whether it has."""
+        """Print what happens until the server has ended, or until the deadline; return whether it has ended."""
         poll = select.poll()
         poll.register(self.process, select.POLLIN)
         poll.register(self.following, select.POLLIN)
@@ -164,7 +164,7 @@ class ServerStop:
         return self.process.ended()
 
     def _take(self) -> bool:
-        """Take what the server has told meanwhile; return whether it tells on."""
+        """Read what the server has sent meanwhile; return whether more may come."""
         try:
             while (message := self.following.receive(0.0)) is not None:
                 if "record" in message:
@@ -247,7 +247,7 @@ class ServerStop:
 
 
 def in_hands(found: dict[str, Any]) -> int:
-    """Requests and WebSockets that the workers of a status have in their hands."""
+    """Requests and WebSockets in flight in the workers of a status."""
     return sum(w["in_flight"] + w["websockets"] for w in found["workers"])
 
 

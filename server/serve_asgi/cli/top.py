@@ -39,7 +39,7 @@ QUIT: Final = frozenset("qQ\x1b\x03\x04")
 TAKEN: Final = (signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
 """Signals after which the frame is drawn again."""
 AWAY: Final = 5.0
-"""Seconds for which a server that is gone is looked for, and three intervals at least."""
+"""Seconds for which a server that has ended is looked for; three intervals at least."""
 
 
 def top(control: str, pid_file: str, interval: float, once: bool) -> int:
@@ -74,7 +74,7 @@ def _print(samples: TopSamples, console: Console) -> None:
 
 
 class TopScreen:
-    """A terminal, and what is drawn on it."""
+    """The terminal, and what is drawn on it."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class TopScreen:
                 self._draw(live)
 
     def _answer(self, live: Live, conversation: ControlConversation) -> dict[str, Any] | None:
-        """The server's answer; None if a key has ended it all."""
+        """The server's response; None if a key was pressed to quit."""
         deadline = time.monotonic() + PATIENCE
         while (answer := conversation.receive(0.0)) is None:
             if not self._wait(live, deadline, conversation):

@@ -70,7 +70,7 @@ class TopSamples:
         """Seconds since the server was last heard of, if it is being looked for."""
 
     def add(self, status: Status) -> None:
-        """Take another status; one of the same moment, or of a server or listener that is another, begins anew."""
+        """Add a status; one of the same moment, or of another server or listener, starts over."""
         before, self.status = self.status, status
         self.gone = 0.0
         same = before and all(status[name] == before[name] for name in ("pid", "server"))

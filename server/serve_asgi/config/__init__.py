@@ -1,1 +1,1 @@
-"""The options: each defined once, where their values come from, and what is said about each mistake."""
+"""The options: each defined once, where their values come from, and the error for each mistake."""

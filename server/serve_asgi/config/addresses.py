@@ -38,7 +38,7 @@ class UnixAddress:
 
     @property
     def is_abstract(self) -> bool:
-        """Whether it is no file: a name that lives as long as the sockets that have it (unix(7))."""
+        """Whether it is not a file but a name that lives as long as the sockets bound to it (unix(7))."""
         return self.path.startswith("@")
 
     def where(self) -> str:
@@ -50,7 +50,7 @@ class UnixAddress:
 
 
 def parse_address(text: str) -> TcpAddress | UnixAddress:
-    """Read one address. Raises UsageError, a sentence, for everything else than the forms above."""
+    """Read one address. Raises UsageError for anything but the forms above."""
     if text.startswith("unix:"):
         return _unix_address(text)
     if fd := re.fullmatch("fd:(?://)?([0-9]+)", text):
@@ -92,7 +92,7 @@ def _unix_address(text: str) -> UnixAddress:
 
 
 def addresses(config: Config, *, inherited: bool) -> list[TcpAddress | UnixAddress]:
-    """What `config` says to bind: --bind, or --host and --port, or the default where no socket was inherited."""
+    """The addresses to bind: --bind, or --host and --port, or the default where no socket was inherited."""
     if config.bind:
         return [parse_address(text) for text in config.bind]
     if config.host or config.port is not None:

@@ -149,7 +149,7 @@ def _hooks(table: dict[str, Any], source: Source) -> list[object]:
 
 
 def _unknown(written: str, name: str, value: object, source: Source) -> str:
-    """The sentence about a key that is no option."""
+    """The error for a key that is not an option."""
     for other, (_, defined) in options().items():
         if kind(other) is bool and flag_off(other, defined) == "--" + key(name):
             return f"{source.place}: {written} is written {key(other)} = false here"

@@ -1,7 +1,7 @@
 """The file of --env-file: NAME=value lines for the environment of the application, read by python-dotenv's parser.
 
-What cannot be read is refused with its line: passed over, as that library would, it starts an application without its
-database's address, or with another one. No sentence repeats a value, since they are secrets.
+A line that cannot be parsed is refused: if it were skipped, as that library does, the application would start without
+its database's address, or with another one. No error repeats a value, since values are secrets.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _read(binding: Binding) -> tuple[str, str]:
 
 
 def _why_not(written: str) -> str:
-    """Why the parser has given a statement up."""
+    """Why the parser could not read a statement."""
     before, equals, value = written.partition("=")
     name = before.strip().removeprefix("export").strip()
     if not equals:
@@ -76,7 +76,7 @@ def _why_not(written: str) -> str:
 
 
 def _resolved(name: str, value: str, before: Mapping[str, str]) -> Iterator[str]:
-    """The value, with what ${OTHER} in it stands for. Raises ValueError where that is nothing."""
+    """The value, with ${OTHER} replaced. Raises ValueError if that is not set."""
     known = {**os.environ, **before}
     for atom in parse_variables(value):
         if isinstance(atom, Variable) and atom.default is None and atom.name not in known:

@@ -17,12 +17,12 @@ from typing import Any, Final
 
 ENV_PREFIX: Final = "SERVE_"
 MOST_WORKERS: Final = 500
-"""So that two generations have room in the scoreboard, and a slip of the finger costs no machine its memory."""
+"""So that two generations have room in the scoreboard, and a typing error does not exhaust the machine's memory."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
-    """What a person is told about one option."""
+    """What help and documentation show of one option, and its limits."""
 
     help: str
     group: str
@@ -36,7 +36,7 @@ class Option:
     live: bool = True  # a reload applies a changed value; where it cannot, a changed value refuses the reload
     separated: bool = False  # its text is several values with commas between them: a file may give an array
     short: str = ""  # the one-letter form: -w
-    shown_default: str = ""  # what the help says where the field's own default would tell nothing
+    shown_default: str = ""  # what the help shows where the field's own default would not help
 
 
 APPLICATION: Final = "Application"
@@ -58,7 +58,7 @@ def option(default: Any, help: str, group: str, **more: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything that one server was told. Paths are as the person gave them; they are resolved for each generation."""
+    """The configuration of one server. Paths are as they were given; they are resolved for each generation."""
 
     app: str = ""
     """The application as `module:attribute`."""
@@ -477,7 +477,7 @@ class Config:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Config:
-        """The reverse of `to_json`; names that this version does not know are passed over (another minor version's)."""
+        """The reverse of `to_json`; names that this version does not know are skipped (another minor version's)."""
         known = {field.name for field in dataclasses.fields(cls)}
         read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in known}
         return cls(**read)

@@ -1,6 +1,6 @@
 """What one generation runs on: directories, interpreter and environment, resolved once when the generation begins.
 
-A reload resolves them anew, so that a link such as `current -> releases/42` may point elsewhere by then; a replacement
+A reload resolves them again, so that a link such as `current -> releases/42` may point elsewhere by then; a replacement
 inside a generation uses what its generation resolved. Nothing here changes the listener's own directory or environment.
 """
 
@@ -32,7 +32,7 @@ _FLAGS: Final = re.compile(r"-(?!$)([A-VY-Zabd-ln-z?]*)(?:([WXcm])(.*))?", re.DO
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Release:
-    """Everything that a worker process needs before it can say anything."""
+    """Everything that a worker process needs to start."""
 
     python: str
     directory: str

@@ -1,4 +1,4 @@
-"""Building a `Config` from what the command line, the environment and a file say, and building it anew at a reload.
+"""Building a `Config` from the command line, the environment and a file, at the start and again at a reload.
 
 It owns the precedence: command line, then SERVE_<NAME>, then the variables that platforms set (PORT, WEB_CONCURRENCY),
 then the configuration file, then the default; and the memory of where each value came from. It must not know click.
@@ -45,7 +45,7 @@ class Settings:
     _environ: Mapping[str, str] = dataclasses.field(repr=False)
 
     def again(self) -> Settings:
-        """Read the file again, and with it what the same command line and environment say.
+        """Read the file again, together with the same command line and environment.
 
         It reads files and must not be called where nothing may block. Raises UsageError, a sentence, and changes
         nothing: also where there was a file and is none now, since that is more often an accident than a wish.
@@ -93,7 +93,7 @@ class Settings:
         return [name for name in names if getattr(self.config, name) != getattr(other.config, name)]
 
     def not_live(self, other: Settings) -> str:
-        """Why `other` cannot take this one's place while the server runs; "" if it can."""
+        """Why `other` cannot replace this one while the server runs; "" if it can."""
         fixed = [name for name in self.changed(other) if name in options() and not options()[name][1].live]
         if not fixed:
             return ""
@@ -172,7 +172,7 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
             found[name] = value
     file = config_file.load(found["config"].value if "config" in found else "", directory)
     for name, entry in file.entries.items() if file is not None else ():
-        if name != config_file.APP:  # also of those that are not used: a mistake is told before it counts
+        if name != config_file.APP:  # also of those that are not used: a mistake is reported before it matters
             from_file = from_toml(name, options()[name][1], entry.value, entry.source)
             found.setdefault(name, from_file)
     if "reload" in found and found["reload"].value:
@@ -224,7 +224,7 @@ def _application(app: str, environ: Mapping[str, str], file: config_file.ConfigF
 
 
 def written(config: Config, name: str) -> str:
-    """A value as a configuration file has it, without passwords; nothing for an empty one."""
+    """A value as it stands in a configuration file, without passwords; "nothing" for an empty one."""
     value = _plain(_public(config, name))
     if isinstance(value, bool):
         return "true" if value else "false"

@@ -1,4 +1,4 @@
-"""Which proxies are trusted, and which of their fields: the values of --forwarded-allow-ips, --forwarded-headers and
+"""Which proxies are trusted, and which of their headers: the values of --forwarded-allow-ips, --forwarded-headers and
 --proxy-protocol-allow-ips, as they are checked at the start and asked for each connection. Pure.
 """
 
@@ -21,7 +21,7 @@ X_PREFIX: Final = b"x-forwarded-prefix"
 FORWARDED: Final = b"forwarded"
 
 KEPT_NODES: Final = 1024
-"""Addresses whose reading is kept, for each worker."""
+"""Parsed addresses that each worker caches."""
 
 
 class TrustedNetworks:
@@ -90,7 +90,7 @@ def plain_address(host: str) -> str:
 
 
 def believed(text: str) -> frozenset[bytes]:
-    """The field names that `--forwarded-headers` says, in lower case; `none` is no field. Raises ValueError."""
+    """The headers that `--forwarded-headers` names, in lower case; `none` is none. Raises ValueError."""
     names = frozenset(name.encode() for name in re.split(r"[\s,]+", text.lower()) if name)
     if names == {b"none"}:
         return frozenset()

@@ -51,7 +51,7 @@ HINTS: Final = {
 
 
 def of_another_server(option: str) -> str:
-    """The sentence about an option that others have and this server has not, by its long form; "" if none is known."""
+    """The error for an option of another server, by its long form; "" if none is known."""
     told = HINTS.get(option, TLS if option.startswith(("--ssl", "--tls")) else "")
     return told.format(option=option)
 
@@ -66,7 +66,7 @@ def key_of_another_server(written: str) -> str:
 OTHERS: Final = ("SERVE_APP", "SERVE_CONTROL", "SERVE_EVENT", "SERVE_LISTENER_PID", "SERVE_RE_EXEC")
 """Names of ours that are no options: the application, and what hooks and a listener's new program are given."""
 NEAR: Final = 0.75
-"""From which likeness on (`difflib`, 0 to 1) a name was meant to be another one."""
+"""From which similarity on (`difflib`, 0 to 1) a name was meant to be another one."""
 _OF_KUBERNETES: Final = re.compile(r".*_(?:SERVICE_HOST|SERVICE_PORT(?:_.*)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.*)?)")
 
 

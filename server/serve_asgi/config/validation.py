@@ -1,6 +1,6 @@
-"""What values must be beyond their types: which stand against each other, what can be found out before a start.
+"""Checks of values beyond their types: which exclude each other, and what can be found out before a start.
 
-It owns the sentences about values that cannot be; each begins with the place that the value came from. Relative paths
+It owns the errors about invalid values; each begins with the place that the value came from. Relative paths
 mean those in the directory that the server was started in.
 """
 
@@ -31,7 +31,7 @@ Found = dict[str, FoundValue]
 
 
 def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
-    """--bind stands against --host and --port: the nearer source wins, and both from one source is an error.
+    """--bind excludes --host and --port: the nearer source wins, and both from one source is an error.
 
     A platform's PORT also yields to sockets that were inherited, since nobody asked for it by hand.
     """
@@ -56,7 +56,7 @@ def settle_addresses(found: Found, environ: Mapping[str, str]) -> None:
 
 
 def check(found: Found, directory: str) -> None:
-    """Raise UsageError for the first value that cannot be; `directory` is the one the server was started in."""
+    """Raise UsageError for the first invalid value; `directory` is the one the server was started in."""
     _check_host(found)
     _check_addresses(found)
     _check_unix(found)
@@ -80,7 +80,7 @@ def check(found: Found, directory: str) -> None:
 
 
 def check_application(app: FoundValue) -> None:
-    """Refuse what cannot be an application. Raises UsageError."""
+    """Refuse what cannot name an application. Raises UsageError."""
     text = str(app.value)
     module, _, attribute = text.partition(":")
     if IMPORTED.fullmatch(text):
@@ -145,7 +145,7 @@ def _check_health(found: Found) -> None:
 
 
 def _check_unix(found: Found) -> None:
-    """What would be passed over of an address that is no file."""
+    """Refuse options that would be ignored because the socket is not a file."""
     texts = [*(found["bind"].value if "bind" in found else ()), *([found["admin"].value] if "admin" in found else [])]
     unix = [address for address in map(parse_address, filter(None, texts)) if isinstance(address, UnixAddress)]
     mode, control = found.get("unix_mode"), found.get("control")

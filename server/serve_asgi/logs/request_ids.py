@@ -1,7 +1,7 @@
-"""What ties the lines that several programs write about one request together: its id and its trace.
+"""What ties together the lines that several programs write about one request: its id and its trace.
 
-Pure. Rules: nothing is believed that could harm a log or a reader of it; what is not valid counts as not there; a field
-that stands twice is ambiguous and counts as not valid. An id is only a name that somebody gave: it proves nothing.
+Pure. Rules: nothing is accepted that could harm a log or a reader of it; what is not valid is ignored; a header that
+is sent twice is ambiguous and not valid. An id is only a name that somebody chose: it proves nothing.
 """
 
 from __future__ import annotations

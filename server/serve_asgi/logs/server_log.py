@@ -1,4 +1,4 @@
-"""What is written down of the server's own events, and the files that logs are written to.
+"""The server log: the server's own events as lines, and the files that logs are written to.
 
 The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Each record says
 what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
@@ -31,9 +31,9 @@ from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
 TEXT_LIMIT: Final = 8192
 """Characters of a sentence, and of each text that belongs to it."""
 DETAIL_LIMIT: Final = 2 * TRACEBACK_LIMIT
-"""Characters of a traceback that another process has told of."""
+"""Characters of a traceback from another process."""
 COMPLAINTS: Final = 20
-"""So many handlers and filters of the application's that fail are told of, each once."""
+"""How many failing handlers and filters of the application are reported, each once."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _INDENT: Final = "\n  "
@@ -118,7 +118,7 @@ _complained: Final[set[str]] = set()
 
 
 def _complain(what: str, error: BaseException) -> None:
-    """Tell that something which the application has put into our loggers does not work."""
+    """Report that a handler or filter that the application has added to our loggers fails."""
     of = f"{what}: {name_of(type(error))}"
     if _handler is None or of in _complained or len(_complained) >= COMPLAINTS:
         return

@@ -40,7 +40,7 @@ def last_moment() -> float:
 
 
 def dropped() -> int:
-    """Bytes of output that this process has thrown away since its start, because nobody took them."""
+    """Bytes of output that this process has dropped since its start, because nobody read them."""
     return _dropped_by_closed + sum(sink.dropped for sink in list(_sinks))
 
 
@@ -249,14 +249,14 @@ def blocks(fd: int) -> bool:
 
 
 def wait_writable(fd: int, seconds: float) -> bool:
-    """Wait until `fd` takes a write (or says that it never will), at most so long; False if it does not."""
+    """Wait until `fd` is writable (or broken), at most so long; False if it is not."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))
 
 
 def say(fd: int, text: str) -> None:
-    """Write a last word to `fd`, a person's, within a bounded time; raises nothing."""
+    """Write a last message to `fd` within a bounded time; raises nothing."""
     with contextlib.suppress(OSError):
         sink = Sink.onto(fd)
         sink.write(text.encode(errors="backslashreplace"))
