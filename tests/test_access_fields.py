@@ -144,11 +144,11 @@ def test_no_request_writes_a_line_of_its_own(tmp_path: Path, style: str) -> None
     [
         ("comon", "'comon' is not a format of the access log: write auto, common, combined, json, a line"),
         ("%(z)s", "'z' is not a field of the access log; there are: client, "),
-        ("%(h)d", "'%(h)d' is no field"),
+        ("%(h)d", "'%(h)d' is not a field"),
         ("%(h)s 100%", "'%' is not a field of the access log: write %"),
         ("%({a b}i)s", "not a field of the access log: {NAME}i is a request"),
         ("%({x}e)s", "not a field of the access log: {NAME}i is a request"),
-        ("json:", "'' is no field"),
+        ("json:", "'' is not a field"),
         ("json:client,client", "names a field twice"),
         ("%(h)s\n", "holds a character that cannot be printed"),
     ],

@@ -41,7 +41,10 @@ def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         ([], "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"),
         (["app"], "'app' is not an application: write module:attribute, for example: serve app:app"),
         (["src/app.py"], "'src/app.py' is a path: name the module and what is in it, for example: serve app:app"),
-        (["app:asgi", "--worker", "3"], "there is no option --worker: did you mean --workers or --worker-timeout?"),
+        (
+            ["app:asgi", "--worker", "3"],
+            "there is no option --worker: did you mean --workers or --worker-timeout or --ws-retire?",
+        ),
         (["app:asgi", "--zzz"], "there is no option --zzz: `serve --help` shows those there are"),
         (["app:asgi", "-w", "many"], "--workers: 'many' is not a whole number"),
         (

@@ -291,7 +291,7 @@ def test_what_cannot_change_is_told_with_both_values(directory: Path) -> None:
         f'{directory}/serve.toml:2: bind would change from [":1"] to [":1", ":2"], which a reload cannot do: put it '
         "back, or restart the server"
     )
-    own("backlog = 5\npid = 'p'\n")
+    own("backlog = 5\npid-file = 'p'\n")
     assert first.not_live(first.again()) == (
         f'{directory}/serve.toml: bind would change from [":1"] to [] and {directory}/serve.toml:1: backlog would '
         f'change from 2048 to 5 and {directory}/serve.toml:2: pid-file would change from nothing to "p", which a '

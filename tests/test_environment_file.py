@@ -63,10 +63,10 @@ def test_the_servers_environment_can_be_taken_in(tmp_path: Path, monkeypatch: py
         (
             ";A=hunter2\n",
             1,
-            "what stands before the equals sign is no name: write NAME=value, and # in front of a comment",
+            "what stands before the equals sign is not a name: write NAME=value, and # in front of a comment",
         ),
-        ("1A=hunter2\n", 1, "is no name"),
-        ("'A B'=hunter2\n", 1, "is no name"),
+        ("1A=hunter2\n", 1, "is not a name"),
+        ("'A B'=hunter2\n", 1, "is not a name"),
         ("A=1\nhunter2\n", 2, "there is no equals sign: write NAME=value, or NAME= for an empty value"),
         ("export A\n", 1, "there is no equals sign"),
         ("[section]\n", 1, "there is no equals sign"),

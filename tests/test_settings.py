@@ -119,7 +119,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         (
             {"hook": ("server_started=a 'b",)},
             {},
-            "--hook: the command of the hook serving cannot be read: no closing quotation",
+            "--hook: the command of the hook server_started cannot be read: no closing quotation",
         ),
         ({"env_file": "/no/such"}, {}, "--env-file: the file /no/such cannot be read"),
         ({"user": "no-such-user"}, {}, "--user: this machine knows no user 'no-such-user'"),

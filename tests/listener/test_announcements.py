@@ -29,7 +29,7 @@ def test_a_pid_file_that_cannot_be_written_is_written_with_the_next_reload(
     announcements = Announcements(pid_file, [], [], told=True)
     (tmp_path / "pid").mkdir()
     announcements.announce("ready", "")
-    assert "the pid file is not written" in caplog.text
+    assert "the pid file cannot be written" in caplog.text
     (tmp_path / "pid").rmdir()
     announcements.announce("ready", "")
     assert (tmp_path / "pid").read_text().strip().isdigit()

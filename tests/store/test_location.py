@@ -56,14 +56,14 @@ def test_urls_are_taken_apart(state: str, urls: tuple[str, ...], prefix: str, re
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("postgres://:hunter2@h/db", "names no store that there is"),
+        ("postgres://:hunter2@h/db", "names no known store"),
         ("redis://:hunter2@h?replicas=many", "replicas is a number"),
         ("redis://:hunter2@h?replicas=-1", "replicas is a number of replicas"),
         ("redis://:hunter2@h?timeout=0", "timeout and start are at least 0.1"),
         ("redis://:hunter2@h?prefix=", "a prefix has"),
         ("redis://:hunter2@h?prefix=two words", "a prefix has"),
-        ("redis://:hunter2@h?prefix", "is no URL"),
-        ("redis://:hunter2@[h", "is no URL"),
+        ("redis://:hunter2@h?prefix", "is not a URL"),
+        ("redis://:hunter2@[h", "is not a URL"),
         ("unix://:hunter2@", "write unix:///PATH"),
         ("redis://:hunter2@h?timeout=nan", "timeout is a number"),
         ("redis://:hunter2@h?start=inf", "start is a number"),

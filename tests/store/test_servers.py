@@ -216,7 +216,7 @@ def test_a_second_server_on_the_file_is_refused(tmp_path: Path) -> None:
     [
         ("diary", "is not a state file of this server, and is left as it is"),
         ("nowhere/state.db", "there is no directory"),
-        ("memcached://h", "names no store that there is"),
+        ("memcached://h", "names no known store"),
         (
             "redis://:hunter2@127.0.0.1:{port}/0?start=4",
             "the shared state cannot be had from redis://***@127.0.0.1:{port}/0?start=4: Redis at redis://***@127.0.0.1",

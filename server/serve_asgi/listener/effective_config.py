@@ -33,7 +33,7 @@ def in_force(
         resolved["control"] = str(control)
     if release is not None:
         resolved |= {"python": release.python, "chdir": release.directory, "app_dir": release.app_dir}
-    for name in ("pid", "env_file", "log_file", "access_log_file"):
+    for name in ("pid_file", "env_file", "log_file", "access_log_file"):
         if path := getattr(settings.config, name):
             resolved[name] = os.path.join(settings.directory, path)
     if settings.config.state and not is_url(settings.config.state):
