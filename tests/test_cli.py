@@ -39,8 +39,8 @@ def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("arguments", "sentence"),
     [
         ([], "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"),
-        (["app"], "'app' is not an application: write module:attribute, for example: serve app:app"),
-        (["src/app.py"], "'src/app.py' is a path: name the module and what is in it, for example: serve app:app"),
+        (["app"], "'app' is not an application: write module:attribute, for example app:app"),
+        (["src/app.py"], "'src/app.py' is a path: name the module and what is in it, for example app:app"),
         (
             ["app:asgi", "--worker", "3"],
             "there is no option --worker: did you mean --workers or --worker-timeout or --ws-retire?",

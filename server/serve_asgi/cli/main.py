@@ -122,30 +122,14 @@ def _run(context: click.Context, /, app: str | None, **values: Any) -> int:
     request; kill -USR2 makes the health endpoint fail, so that a load balancer lets go first; kill -TERM stops
     gracefully.
     """
-    if app:
-        check_application(app)
+    if app and ":" not in app and (near := difflib.get_close_matches(app, MODULES, 1)):
+        raise UsageError(
+            f"there is no command {app!r}: did you mean {near[0]!r}? (An application has a colon: module:attribute)"
+        )
     settings = read(app or "", _given(context, values), os.environ)
     from serve_asgi.listener.start import run
 
     return run(settings)
-
-
-def check_application(app: str | None) -> None:
-    """Refuse what cannot name an application. Raises UsageError."""
-    if not app:
-        raise UsageError("which application? Write it as module:attribute, for example: serve app:asgi --workers 4")
-    module, colon, attribute = app.partition(":")
-    if colon and module and attribute:
-        return
-    near = difflib.get_close_matches(app, MODULES, 1)
-    if near and not colon:
-        raise UsageError(
-            f"there is no command {app!r}: did you mean {near[0]!r}? (An application has a colon: module:attribute)"
-        )
-    if app.endswith(".py") or "/" in app:
-        example = os.path.basename(app.removesuffix(".py")) or "app"
-        raise UsageError(f"{app!r} is a path: name the module and what is in it, for example: serve {example}:app")
-    raise UsageError(f"{app!r} is not an application: write module:attribute, for example: serve {module or 'app'}:app")
 
 
 def _run_command() -> RunCommand:

@@ -6,14 +6,13 @@ mean those in the directory that the server was started in.
 
 from __future__ import annotations
 
-import grp
 import ipaddress
 import os
-import pwd
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.addresses import UnixAddress, parse_address
 from serve_asgi.config.hook_events import read_hook
 from serve_asgi.config.state_location import is_url, redis_address
@@ -82,16 +81,20 @@ def check(found: Found, directory: str) -> None:
 def check_application(app: FoundValue) -> None:
     """Refuse what cannot name an application. Raises UsageError."""
     text = str(app.value)
-    module, _, attribute = text.partition(":")
+    module, colon, attribute = text.partition(":")
     if IMPORTED.fullmatch(text):
         return
+    where = "" if app.source.tier is SourcePriority.COMMAND_LINE else f"{app.source}: "
+    if not colon and (text.endswith(".py") or "/" in text):
+        example = os.path.basename(text.removesuffix(".py")) or "app"
+        raise UsageError(f"{where}{text!r} is a path: name the module and what is in it, for example {example}:app")
     if attribute.endswith("()") and IMPORTED.fullmatch(text.removesuffix("()")):
         raise UsageError(
-            f"{app.source}: {text!r} is a call: write {text.removesuffix('()')}, and --factory (in a file, factory = "
+            f"{where}{text!r} is a call: write {text.removesuffix('()')}, and --factory (in a file, factory = "
             "true) if it returns the application"
         )
     raise UsageError(
-        f"{app.source}: {app.value!r} is not an application: write module:attribute, for example "
+        f"{where}{app.value!r} is not an application: write module:attribute, for example "
         f"{module if IMPORTED.fullmatch(module + ':x') else 'app'}:app"
     )
 
@@ -219,29 +222,14 @@ def _check_paths(found: Found, directory: str) -> None:
 
 
 def _check_account(found: Found) -> None:
-    for name, look_up in (("user", _user), ("group", _group)):
+    user: Callable[[str], int] = lambda text: find_user(text).pw_uid  # noqa: E731
+    for name, look_up, own in (("user", user, os.geteuid()), ("group", find_group, os.getegid())):
         value = found.get(name)
         if value is None or not value.value:
             continue
         try:
-            number, own = look_up(value.value)
+            number = look_up(value.value)
         except (KeyError, OverflowError):
             raise UsageError(f"{value.source}: this machine knows no {name} {value.value!r}") from None
         if os.geteuid() != 0 and number != own:
             raise UsageError(f"{value.source}: only root can change to another {name}; leave it out, or start as root")
-
-
-def _user(name: str) -> tuple[int, int]:
-    return (pwd.getpwuid(int(name)) if is_number(name) else pwd.getpwnam(name)).pw_uid, os.geteuid()
-
-
-def _group(name: str) -> tuple[int, int]:
-    number = int(name) if is_number(name) else grp.getgrnam(name).gr_gid
-    if number >= 2**32 - 1:  # the greatest means "none" to setgid(2)
-        raise KeyError(name)
-    return number, os.getegid()
-
-
-def is_number(name: str) -> bool:
-    """Whether a user or a group is given as a number."""
-    return re.fullmatch("[0-9]{1,10}", name) is not None

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
-import pwd
 import socket
 import stat
 
+from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.addresses import UnixAddress
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
@@ -95,6 +94,6 @@ def _give_away(path: str, config: Config) -> None:
     """With --user or --group, let the socket belong to them, as the workers do."""
     if os.geteuid() != 0 or not (config.user or config.group):
         return
-    user = int(config.user) if config.user.isdigit() else pwd.getpwnam(config.user).pw_uid if config.user else -1
-    group = int(config.group) if config.group.isdigit() else grp.getgrnam(config.group).gr_gid if config.group else -1
+    user = find_user(config.user).pw_uid if config.user else -1
+    group = find_group(config.group) if config.group else -1
     os.chown(path, user, group)

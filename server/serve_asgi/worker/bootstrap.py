@@ -11,10 +11,8 @@ import argparse
 import asyncio
 import contextlib
 import functools
-import grp
 import json
 import os
-import pwd
 import signal
 import socket
 import sys
@@ -23,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.options import Config
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import forked_children as forks
@@ -235,9 +234,9 @@ def _move_in(config: Config, packet: Packet) -> None:
 
 
 def take_account(config: Config) -> None:
-    """Become the user and group that the configuration names. Raises OSError, KeyError."""
-    user = _user(config.user) if config.user else None
-    group = _group(config.group) if config.group else (user.pw_gid if user else None)
+    """Become the user and group that the configuration names. Raises OSError, KeyError, OverflowError."""
+    user = find_user(config.user) if config.user else None
+    group = find_group(config.group) if config.group else (user.pw_gid if user else None)
     if group is not None:
         os.setgroups([])
         if user is not None:
@@ -246,14 +245,6 @@ def take_account(config: Config) -> None:
     if user is not None:
         os.setuid(user.pw_uid)
         os.environ |= {"HOME": user.pw_dir, "USER": user.pw_name, "LOGNAME": user.pw_name}
-
-
-def _user(name: str) -> pwd.struct_passwd:
-    return pwd.getpwuid(int(name)) if name.isdigit() else pwd.getpwnam(name)
-
-
-def _group(name: str) -> int:
-    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
 
 
 def listening_socket(descriptor: int) -> socket.socket:

@@ -1,23 +1,27 @@
 """What the C library keeps of the memory that has been freed: enough for large reads, and not for ever.
 
 The loops read up to 256 KB at once into a block of their own. glibc returns free memory at the end of its heap to the
-kernel as soon as that is some few such blocks, and takes it again for the next read, a page fault for every 4 KiB. How
-much it keeps depends on the largest block that it has seen freed (mallopt(3), M_MMAP_THRESHOLD: "dynamic", and twice
-that for M_TRIM_THRESHOLD). So it is shown a large one at the start: an upload costs a third of what it did. What stays
-unused is given back once a minute. Thresholds that somebody has set (MALLOC_*, GLIBC_TUNABLES) stay as they are, and
-other C libraries are not concerned.
+kernel as soon as that is some few such blocks, and takes it again for the next read, a page fault for every 4 KiB. So
+its thresholds are raised (mallopt(3)): an upload costs a third of what it did. What stays unused is given back once a
+minute. Thresholds that somebody has set (MALLOC_*, GLIBC_TUNABLES) stay as they are, and C libraries without mallopt
+are not concerned.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
+import os
 from collections.abc import Callable
 from typing import Final
 
+M_TRIM_THRESHOLD: Final = -1  # malloc.h
+M_MMAP_THRESHOLD: Final = -3
 LARGEST: Final = 31 << 20
-"""Bytes of the block that is shown: below the 32 MiB from which glibc learns nothing more."""
+"""Bytes of a block from which on it is mapped for itself, and given back as soon as it is freed; 32 MiB is the most."""
+KEPT: Final = 2 * LARGEST
+"""Bytes of free memory at the end of the heap that are kept."""
+VARIABLES: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 GROWN: Final = 16 << 20
 """Bytes of resident memory, above what there was after the last time, that are worth looking for unused ones."""
 EVERY: Final = 60.0
@@ -25,9 +29,11 @@ EVERY: Final = 60.0
 
 
 def keep_large_blocks() -> None:
-    """Have glibc keep up to twice LARGEST of free memory. No page of the block that it is shown is touched."""
-    with contextlib.suppress(MemoryError):  # a limit on address space (setrlimit(2), RLIMIT_AS)
-        bytes(LARGEST)
+    """Have glibc keep up to `KEPT` bytes of free memory."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not any(name in os.environ for name in VARIABLES):
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 class MemoryTrimmer:
