@@ -202,17 +202,17 @@ def test_a_listener_at_its_limit_keeps_no_descriptor_of_what_it_could_not_tell(p
 TAKES_AND_WAITS = """
 import os, time
 from serve_asgi.ipc import packets
-from serve_asgi.worker import hand_over as handover
+from serve_asgi.worker.hand_over_receiver import HandOverReceiver
 
-def offered(arrivals, pair, packet, descriptors, original=handover.Arrivals._offered):
+def offered(receiver, pair, packet, descriptors, original=HandOverReceiver._offered):
     if isinstance(packet, packets.Commit) and not os.path.exists("listener-dead"):
         open("taken", "w").close()
         while not os.path.exists("listener-dead"):
             time.sleep(0.01)
         packet = packets.Commit(10**9)  # of nothing: as if the sender had died or withdrawn before it
-    original(arrivals, pair, packet, descriptors)
+    original(receiver, pair, packet, descriptors)
 
-handover.Arrivals._offered = offered
+HandOverReceiver._offered = offered
 """
 
 

@@ -24,7 +24,8 @@ from tests.running import PATIENCE, RunningServer, answer, connect, request, run
 
 TRAP = """
 import os, signal
-from serve_asgi.worker.hand_over import HandOverReceiver, HandOverSender
+from serve_asgi.worker.hand_over_receiver import HandOverReceiver
+from serve_asgi.worker.hand_over_sender import HandOverSender
 
 def trap(owner, name, act, before=True):
     original = getattr(owner, name)

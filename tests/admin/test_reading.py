@@ -18,8 +18,8 @@ from serve_asgi.admin.scoreboard_totals import ScoreboardReading, quantile, read
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header
 from serve_asgi.ipc.sock_diag import accept_queues
-from serve_asgi.listener.admin_state import admin_state
-from serve_asgi.listener.history import History
+from serve_asgi.listener.event_history import History
+from serve_asgi.listener.status import admin_state
 from serve_asgi.supervisor.supervisor import Supervisor
 from tests.listener.test_supervisor import POLICY
 from tests.rows import Rows

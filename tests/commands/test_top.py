@@ -280,7 +280,7 @@ def test_a_server_that_is_started_again_is_found_again_and_one_that_is_gone_is_a
 def test_what_draws_is_not_loaded_by_what_serves() -> None:
     """`serve app:asgi` starts no slower and is no larger for it."""
     code = (
-        "import sys, serve_asgi.cli.main, serve_asgi.listener.listener, serve_asgi.worker.main\n"
+        "import sys, serve_asgi.cli.main, serve_asgi.listener.listener, serve_asgi.worker.__main__\n"
         "serve_asgi.cli.main._run_command()\n"
         "assert not [name for name in sys.modules if name.partition('.')[0] in ('rich', 'pygments')]\n"
         "own = [name for name in sys.modules if name.startswith('serve_asgi.cli.')]\n"

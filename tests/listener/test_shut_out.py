@@ -13,7 +13,8 @@ import pytest
 from serve_asgi.config.options import Config
 from serve_asgi.ipc import listening_socket as way_in
 from serve_asgi.ipc.listening_socket import SocketKind, admit, arriving, shut_out
-from serve_asgi.listener.listening_sockets import Listening, bind
+from serve_asgi.listener.binding import bind
+from serve_asgi.listener.listening_sockets import Listening
 
 CLIENTS = 6
 ROUNDS = 6

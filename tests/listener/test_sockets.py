@@ -19,7 +19,8 @@ import pytest
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.listening_socket import SocketKind
-from serve_asgi.listener.listening_sockets import Listening, StoppedError, bind
+from serve_asgi.listener.binding import StoppedError, bind
+from serve_asgi.listener.listening_sockets import Listening
 
 BACKLOG = 64
 HAS_IPV6 = Path("/proc/net/if_inet6").exists() and Path("/proc/net/if_inet6").read_text().strip() != ""
@@ -153,13 +154,13 @@ def test_low_ports_and_directories_of_others(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     code = (
         "import sys, os; os.setuid(65534)\n"
-        "from serve_asgi.listener.listening_sockets import bind; from serve_asgi.config.options import Config\n"
+        "from serve_asgi.listener.binding import bind; from serve_asgi.config.options import Config\n"
         "from serve_asgi.errors import UsageError\n"
         "try: bind(Config(bind=(sys.argv[1],), bind_timeout=0))\n"
         "except UsageError as error: print(error)\n"
     )
     # Imported as root first: the checkout may be one that others cannot read.
-    code = "import serve_asgi.listener.listening_sockets, serve_asgi.config.options, encodings.idna\n" + code
+    code = "import serve_asgi.listener.binding, serve_asgi.config.options, encodings.idna\n" + code
     for address, sentence in (("127.0.0.1:1", "use a port from 1024 up"), (f"unix:{tmp_path}/a", "may not make")):
         done = subprocess.run(
             [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=60, check=True
@@ -275,7 +276,7 @@ def pass_sockets(count: int, names: str, *arguments: str) -> list[str]:
     code = (
         "import os, sys\n"
         "from serve_asgi.config.options import Config\n"
-        "from serve_asgi.listener.listening_sockets import bind\n"
+        "from serve_asgi.listener.binding import bind\n"
         "os.environ['LISTEN_PID'] = str(os.getpid() + int(sys.argv[1]))\n"
         "made = bind(Config(bind=tuple(sys.argv[2:])))\n"
         "print(*[f'{each.name}|{each.owned}' for each in made], sep='\\n')\n"

@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from serve_asgi.listener.event_records import EventRecorder
-from serve_asgi.listener.history import Record
+from serve_asgi.listener.event_history import EventRecorder, Record
 from serve_asgi.supervisor import actions
 
 

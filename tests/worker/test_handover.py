@@ -18,9 +18,9 @@ import pytest
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.worker import hand_over as handover
 from serve_asgi.worker.bootstrap import loop_factory
-from serve_asgi.worker.hand_over import HandOverReceiver, HandOverSender
+from serve_asgi.worker.hand_over_receiver import HandOverReceiver
+from serve_asgi.worker.hand_over_sender import MAX_IN_FLIGHT, HandOverSender
 from tests.rows import cells
 
 LOOPS = ["asyncio", "uvloop"]
@@ -304,7 +304,7 @@ def test_give_up_brings_everything_back(run: Callable[[Coroutine[Any, Any, None]
     async def main() -> None:
         world = World()
         world.receiver()
-        connections = [Connection() for _ in range(handover.MAX_IN_FLIGHT + 10)]
+        connections = [Connection() for _ in range(MAX_IN_FLIGHT + 10)]
         for connection in connections:
             world.sender.hand_over(connection)
         world.sender.give_up()

@@ -30,7 +30,7 @@ class ServerView:
         """`about` is what the listener said of itself and of its sockets, once; `state` is its word on the present."""
         self.about = about
         self.state = state
-        """As `serve_asgi.listener.admin_state` makes it; told anew when it has changed."""
+        """As `serve_asgi.listener.status` makes it; told anew when it has changed."""
         self.records: collections.deque[dict[str, Any]] = collections.deque(maxlen=RECORDS)
         self.reloads: collections.deque[dict[str, Any]] = collections.deque(maxlen=RELOADS)
         self.recorded = 0

@@ -1,6 +1,46 @@
-"""`python -m serve_asgi.agent_process`: what the listener executes. Nothing but the start."""
+"""The agent process, from its first instruction to its exit; in between is `serve_asgi.agent_process.process`."""
 
-from serve_asgi.agent_process.main import main
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+
+from serve_asgi.agent_process.lease import Lease
+from serve_asgi.agent_process.process import EXIT_TIME, AgentProcess
+from serve_asgi.logs.exceptions import exc_info
+from serve_asgi.logs.server_log import about
+from serve_asgi.worker.bootstrap import Bootstrap, leave_within
+from serve_asgi.worker.event_loop import run
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the agent whose channel is the descriptor named on the command line; never returns."""
+    bootstrap = Bootstrap(
+        "serve_asgi.agent_process",
+        lambda packet: (f"serve-agent.{packet['generation']}", f"agent {packet['generation']}"),
+    )
+    try:
+        lease = Lease(bootstrap.packet["lock"])  # before the account is taken, which may not be allowed to
+    except OSError as error:
+        bootstrap.refuse(f"the lock of the agent, {bootstrap.packet['lock']}, cannot be opened: {error.strerror}")
+    loops = bootstrap.move_in()
+    try:
+        status = run(AgentProcess(bootstrap, lease).run, loops)
+    except BaseException as error:
+        status = 1
+        text = "the agent ends because of an internal error; please report this"
+        log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
+        leave_within(EXIT_TIME, status)
+    bootstrap.guard.finish()
+    bootstrap.let_go()
+    # The next agent waits for the end of this process: looking for cyclic garbage that ends anyway takes most of it.
+    gc.freeze()
+    gc.disable()
+    sys.exit(status)
+
 
 if __name__ == "__main__":
     main()

@@ -36,7 +36,7 @@ from serve_asgi.worker.bootstrap import Bootstrap, failure, leave_within
 from serve_asgi.worker.event_loop import hidden, hidden_task
 from serve_asgi.worker.housekeeping import PERIOD
 from serve_asgi.worker.hub_link import HubSocket
-from serve_asgi.worker.scoreboard_row import RowWriter
+from serve_asgi.worker.scoreboard_rows import RowWriter
 
 T = TypeVar("T")
 

@@ -140,7 +140,7 @@ class Stacks(Packet, frozen=True, tag="stacks"):
 FROM_WATCHDOG: Final[Packets[Packet]] = Packets(Stacks)
 
 
-# From one worker to another (`serve_asgi.worker.hand_over`)
+# From one worker to another (`serve_asgi.worker.hand_over_sender`)
 
 Address: TypeAlias = tuple[Annotated[str, msgspec.Meta(max_length=1_000)], int | None] | None
 MOST_IN_RECORD: Final = 100_000

@@ -30,8 +30,8 @@ from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, pair
 from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener.child import SAFE_PATH, Child, describe_code
+from serve_asgi.listener.event_history import History, Record
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.listener.history import History, Record
 from serve_asgi.listener.listening_sockets import Listening
 
 QUEUED: Final = 200
@@ -74,7 +74,7 @@ class AdminProcess:
         """`listening` are its own sockets, `served` those of the application, which it only hears about.
 
         `state` makes what it is told of the server's present state, JSON-compatible
-        (`serve_asgi.listener.admin_state`). `started` is when the server was, in CLOCK_MONOTONIC (s). `earlier` is the
+        (`serve_asgi.listener.status`). `started` is when the server was, in CLOCK_MONOTONIC (s). `earlier` is the
         PID of the admin process of the program that this one has replaced, or 0.
         """
         self._config = config

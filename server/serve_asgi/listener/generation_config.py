@@ -23,8 +23,8 @@ from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
+from serve_asgi.listener.event_history import Record
 from serve_asgi.listener.helper_processes import HelperProcesses
-from serve_asgi.listener.history import Record
 from serve_asgi.listener.hooks import Hooks, trouble_at_reload
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import Generation, Policy

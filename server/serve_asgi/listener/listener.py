@@ -32,27 +32,23 @@ from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener import agent_lock, garbage_collection, service_manager
 from serve_asgi.listener import file_changes as changes
 from serve_asgi.listener import listening_sockets as sockets
-from serve_asgi.listener import open_ports as ports
 from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.admin_process import AdminProcess
-from serve_asgi.listener.admin_state import admin_state
-from serve_asgi.listener.announcements import Announcements
 from serve_asgi.listener.blocking_hooks import BlockingHooks
 from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
-from serve_asgi.listener.effective_config import in_force
-from serve_asgi.listener.event_records import EventRecorder
+from serve_asgi.listener.event_history import EventRecorder, History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs, policy_of
 from serve_asgi.listener.heartbeats import Heartbeats
 from serve_asgi.listener.helper_processes import HelperProcesses
-from serve_asgi.listener.history import History
 from serve_asgi.listener.hooks import Hooks
 from serve_asgi.listener.hub_links import HubLinks, hub_settings
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.re_exec import ReExec
 from serve_asgi.listener.re_exec_registry import InheritedState
+from serve_asgi.listener.service_manager import Announcements
 from serve_asgi.listener.signal_handlers import SignalHandlers
-from serve_asgi.listener.status import past, status
+from serve_asgi.listener.status import admin_state, effective_config, past, status
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor import actions
@@ -160,7 +156,9 @@ class Listener:
             self._tasks.start_soon(self.heartbeats.run)
             garbage_collection.begin()
             self._tasks.start_soon(garbage_collection.run)
-            self._tasks.start_soon(ports.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record)
+            self._tasks.start_soon(
+                sockets.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record
+            )
             if self.settings.config.reload:
                 self._changes = changes.Changes(
                     self.settings,
@@ -336,7 +334,7 @@ class Listener:
                 made_with = self.configs.all[worker.generation]
                 self.children.start(worker, made_with.release, made_with.settings.config)
             case actions.OpenPorts():
-                self.post(ports.open_ports(self.listening, self.settings.config.backlog))
+                self.post(sockets.open_all(self.listening, self.settings.config.backlog))
             case actions.ShutOut():
                 self._tasks.start_soon(self._shut_out)
             case actions.ClosePorts():
@@ -422,7 +420,7 @@ class Listener:
         self.post(await self.configs.prepare(by, self.supervisor.current, self.hooks, self.processes))
 
     async def _shut_out(self) -> None:
-        self.post(await ports.shut_out(self.listening))
+        self.post(await sockets.shut_out_all(self.listening))
 
     def _backlog(self) -> int:
         return self.settings.config.backlog
@@ -487,7 +485,7 @@ class Listener:
         found = None if current is None else current.release
         names = [listening.name for listening in self.listening]
         size = self.supervisor.size
-        return in_force(self.settings, found, names, self.admin.names, self.control.path, size)
+        return effective_config(self.settings, found, names, self.admin.names, self.control.path, size)
 
     def schedules(self) -> ScheduleCommands:
         """The schedules of the hub."""

@@ -1,13 +1,12 @@
-"""Binding the sockets that the server listens on, and giving them up without losing a client.
+"""The sockets that the server listens on: opened when the first generation is ready, kept open, shut out at the stop.
 
-It owns every listening socket from bind to close; workers receive duplicates. Its rules:
+It owns every listening socket from bind (`serve_asgi.listener.binding`) to close; workers receive duplicates. Rules:
 
 - The port is taken at once and `listen()` comes when the first generation is ready. In between, connects are refused.
 - SO_REUSEADDR is set for bind (connections in TIME_WAIT must not hinder a restart), cleared after it (with it, a
   second server could bind the port too while neither listens) and set again for listen (which would fail for
   TIME_WAIT otherwise).
 - A socket that was inherited (--fd, LISTEN_FDS) belongs to the service manager: it is never shut out or removed.
-- Waiting for a port happens before any event loop runs: TERM, INT and QUIT, which are blocked by then, end the wait.
 
 It must not know of workers, generations or HTTP.
 """
@@ -17,33 +16,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import logging
 import select
 import signal
 import socket
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from serve_asgi.config.addresses import TcpAddress, UnixAddress, addresses, parse_address
-from serve_asgi.config.options import Config
+import anyio
+
 from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.ipc.listening_socket import Identity, SocketKind, arriving, let_in, shut_out, unlink_own
-from serve_asgi.ipc.path_lock import InUseError, PathLock
-from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_manager
-from serve_asgi.listener.port_holder import holder_of_port
-from serve_asgi.listener.unix_socket import bind_unix
+from serve_asgi.ipc.path_lock import PathLock
+from serve_asgi.ipc.signals import LISTENER_SIGNALS
+from serve_asgi.supervisor import actions
+from serve_asgi.supervisor import events as e
 
-RETRY: Final = 0.1  # seconds between two tries to bind
-TRIES: Final = 16
-"""How many ports may turn out to be free on one address of a host and not on another."""
-EVERY: Final = frozenset({"0.0.0.0", "::"})
-ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+HANDSHAKE_TIME: Final = 1.0
+"""Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
+LOOK_FOR_HANDSHAKES: Final = 0.01
+"""Seconds between two looks at whether one is still under way."""
+LOOK: Final = 1.0
+"""Seconds between two looks at whether the sockets still listen: for that there is an event, but in the workers."""
 
-
-class StoppedError(ServeError):
-    """A signal asked the server to stop before it had begun. Nobody's fault."""
-
-    exit_status = 0
+log = logging.getLogger("serve")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -165,190 +161,58 @@ class Listening:
             self.lock.release()
 
 
-def bind(config: Config) -> list[Listening]:
-    """Take every address that `config` and the service manager name; none listens yet.
-
-    Waits up to `config.bind_timeout` seconds for ports in use. Removes LISTEN_* from the environment, so that no
-    child sees them. Raises UsageError, which says what to do, and StoppedError when TERM, INT or QUIT ends the wait;
-    then nothing is left bound.
-    """
-    made: list[Listening] = []
-    deadline = time.monotonic() + config.bind_timeout
+def open_all(listening: Sequence[Listening], backlog: int) -> e.PortsOpened:
+    """Call listen() on all; say what came of it."""
     try:
-        made += [_inherited(passed, label) for passed, label in from_service_manager()]
-        made += [_inherited(from_descriptor(number), f"fd:{number}") for number in config.fd]
-        for address in addresses(config, inherited=bool(made)):
-            made += _bind_until(deadline, address, config, made)
-    except BaseException:
-        for listening in made:
-            listening.close()
-        raise
-    return made
+        for each in listening:
+            each.listen(backlog)
+    except (OSError, ServeError) as error:
+        return e.PortsOpened(str(error))
+    return e.PortsOpened()
 
 
-def bind_admin(config: Config, others: list[Listening]) -> list[Listening]:
-    """Take the address of --admin, if there is one, beside the `others`; it does not listen yet. Raises as `bind`."""
-    if not config.admin:
-        return []
-    return _bind_until(time.monotonic() + config.bind_timeout, parse_address(config.admin), config, others)
-
-
-def _inherited(made: socket.socket, label: str) -> Listening:
-    made.setblocking(False)
-    return Listening(made, label, SocketKind.UNIX if made.family == socket.AF_UNIX else SocketKind.TCP, owned=False)
-
-
-def _bind_until(
-    deadline: float, address: TcpAddress | UnixAddress, config: Config, others: list[Listening]
-) -> list[Listening]:
-    """Bind `address`, again and again while it is in use, until `deadline`; then that is an error."""
-    attempt: Callable[[], list[Listening]]
-    if isinstance(address, UnixAddress):
-        unix = address
-
-        def attempt() -> list[Listening]:
-            made, identity, lock = bind_unix(unix, config)
-            return [Listening(made, str(unix), SocketKind.UNIX, True, unix.path, identity, lock)]
-    else:
-        tcp, resolved = address, _resolve(address)
-
-        def attempt() -> list[Listening]:
-            return _bind_tcp(tcp, resolved)
-
-    while True:
+async def shut_out_all(listening: Sequence[Listening]) -> e.ShutOutDone:
+    """Keep new connections out, give handshakes under way the time to complete, then say so."""
+    for each in listening:
         try:
-            return attempt()
-        except InUseError as busy:
-            if any(_same(address, other) for other in others):
-                raise UsageError(f"{address} was given twice, or another address covers it: leave one out") from None
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _in_use(address, busy) from None
-            _wait(min(RETRY, left), address)
+            each.shut_out()
+        except OSError as error:
+            log.error("new connections to %s cannot be kept out before the stop: %s", each.name, error)
+    with anyio.move_on_after(HANDSHAKE_TIME):
+        while await anyio.to_thread.run_sync(_under_way, listening, abandon_on_cancel=True):
+            await anyio.sleep(LOOK_FOR_HANDSHAKES)  # the kernel has no event for this
+    return e.ShutOutDone()
 
 
-def _same(address: TcpAddress | UnixAddress, other: Listening) -> bool:
-    """Whether a socket that this server has bound already stands in the way of `address`."""
-    if isinstance(address, UnixAddress):
-        return other.path == address.path
-    if other.kind is not SocketKind.TCP or other.socket.getsockname()[1] != address.port:
-        return False
-    hosts = {str(resolved.where[0]) for resolved in _resolve(address)}
-    return bool(hosts & EVERY) or other.socket.getsockname()[0] in hosts | EVERY
+def _under_way(listening: Sequence[Listening]) -> bool:
+    """Whether a client amid its handshake is waited for. In a thread: the kernel looks at all connections there are."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)  # they are the main thread's
+    return any(each.owned and each.handshakes_under_way() for each in listening)
 
 
-def _wait(seconds: float, address: TcpAddress | UnixAddress) -> None:
-    """Sleep; TERM, INT or QUIT, which must be blocked, ends it with StoppedError."""
-    received = signal.sigtimedwait(ENDING, seconds)
-    if received is not None:
-        name = signal.Signals(received.si_signo).name
-        raise StoppedError(f"stopped by {name} while waiting for {address}")
-
-
-def _in_use(address: TcpAddress | UnixAddress, busy: InUseError) -> UsageError:
-    if isinstance(address, UnixAddress):
-        who = f"the server with PID {busy.holder}" if busy.holder else "another server"
-        return UsageError(f"{address} is in use by {who}: stop it, or choose another path")
-    holder = holder_of_port(address.port)
-    by = f" by {holder[1]} (PID {holder[0]})" if holder else ""
-    return UsageError(
-        f"port {address.port} of {address.host or 'this machine'} is in use{by}: stop it, or choose another"
-    )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Resolved:
-    """One address that a host name stands for."""
-
-    family: socket.AddressFamily
-    where: tuple[str, int] | tuple[str, int, int, int]
-
-
-def _resolve(address: TcpAddress) -> list[_Resolved]:
-    """All addresses of the host, without doubles, in the resolver's order."""
-    if not address.host:
-        return [_Resolved(socket.AF_INET6, ("::", address.port))]
-    if address.host.lower().removesuffix(".") == "localhost":  # RFC 6761, section 6.3, whatever /etc/hosts leaves out
-        return [
-            _Resolved(socket.AF_INET, ("127.0.0.1", address.port)),
-            _Resolved(socket.AF_INET6, ("::1", address.port)),
-        ]
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError):
-        raise UsageError(
-            f"the host {address.host!r} is unknown here: check its spelling, or write an IP address"
-        ) from None
-    unique = {(family, where): _Resolved(family, where) for family, _, _, _, where in found}  # type: ignore[arg-type]
-    return list(unique.values())
-
-
-def _bind_tcp(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening]:
-    """Bind every address that the host stands for; with port 0, the same port on all of them."""
-    for _ in range(TRIES - 1 if address.port == 0 and len(resolved) > 1 else 0):
-        with contextlib.suppress(InUseError):  # the port that the kernel chose for the first is another's on the next
-            return _bind_each(address, resolved)
-    return _bind_each(address, resolved)
-
-
-def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening]:
-    made: list[Listening] = []
-    port = address.port
-    unavailable: OSError | None = None
-    try:
-        for one in resolved:
-            try:
-                listening = _bind_one(one, port)
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                unavailable = error  # such as ::1 of localhost where IPv6 is off: the others may do
+async def keep_open(
+    listening: Sequence[Listening],
+    backlog: Callable[[], int],
+    is_open: Callable[[], bool],
+    say: Callable[[actions.LogEvent], None],
+) -> None:
+    """Undo what a worker does to a listening socket for all, by shutdown(2) or a filter, and tell of it."""
+    given_up: set[str] = set()
+    while True:
+        await anyio.sleep(LOOK)
+        for each in listening if is_open() else ():
+            if each.name in given_up:
                 continue
-            made.append(listening)
-            port = listening.socket.getsockname()[1]
-        if not made and not address.host:
-            made.append(_bind_one(_Resolved(socket.AF_INET, ("0.0.0.0", port)), port))
-    except OSError as error:
-        for listening in made:
-            listening.close()
-        raise _refused(address, error) from None
-    if not made and unavailable is not None:
-        raise _refused(address, unavailable)
-    return made
-
-
-def _bind_one(one: _Resolved, port: int) -> Listening:
-    """A bound, non-blocking, close-on-exec socket. Raises OSError."""
-    made = socket.socket(one.family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if one.family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, one.where[0] != "::")
-        made.bind((one.where[0], port, *one.where[2:]))
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        made.setblocking(False)
-        host, bound = made.getsockname()[:2]
-    except BaseException:
-        made.close()
-        raise
-    return Listening(made, f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}", SocketKind.TCP)
-
-
-def _refused(address: TcpAddress, error: OSError) -> ServeError:
-    """What the kernel's refusal means for a person."""
-    match error.errno:
-        case errno.EADDRINUSE:
-            return InUseError()
-        case errno.EACCES | errno.EPERM:
-            return UsageError(
-                f"this user may not listen on {address}: use a port from 1024 up, give it CAP_NET_BIND_SERVICE, "
-                "or let the service manager pass the socket (--fd)"
-            )
-        case errno.EADDRNOTAVAIL:
-            return UsageError(
-                f"no interface of this machine has the address {address.host}: use one that it has, or :{address.port} "
-                "for all of them"
-            )
-        case errno.EAFNOSUPPORT:
-            return UsageError(f"this machine has no support for the kind of address {address.host} is: use another one")
-    return UsageError(f"listening on {address} is not possible: {error.strerror}")
+            try:
+                if each.is_shut_down():
+                    what, then = "shut it down for all", "it listens again, without the clients that were not accepted"
+                    each.listen_again(backlog())
+                else:
+                    what, then = "kept new clients out of it", "clients can connect again"
+                    if not each.let_in():
+                        continue
+            except (OSError, ServeError) as error:
+                given_up.add(each.name)
+                then = f"no client can connect any more: {error}"
+            text = f"a process that has {each.name} as well, such as a worker, has {what}; {then}"
+            say(actions.LogEvent(logging.ERROR, "socket_shut_down", text, "", {"address": each.name}))

@@ -42,8 +42,8 @@ from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.children import Children
 from serve_asgi.listener.control_server import ControlServer
+from serve_asgi.listener.event_history import History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs
-from serve_asgi.listener.history import History
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import Listening
 from serve_asgi.listener.pid_file import PidFile

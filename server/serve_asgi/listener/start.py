@@ -14,10 +14,11 @@ from serve_asgi.config.unknown_options import told_of
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.listener import file_changes as changes
-from serve_asgi.listener import listening_sockets as sockets
+from serve_asgi.listener.binding import bind, bind_admin
 from serve_asgi.listener.generation_config import resolve_config
 from serve_asgi.listener.hooks import trouble_at_start
 from serve_asgi.listener.listener import Listener
+from serve_asgi.listener.listening_sockets import Listening
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.logs import output
 from serve_asgi.logs import server_log as logs
@@ -50,11 +51,11 @@ def run(settings: Settings) -> int:
         for text in told_of(os.environ):
             log.warning("%s", text)
         pid_file = PidFile(config.pid_file) if config.pid_file else None
-        listening: list[sockets.Listening] = []
-        admin: list[sockets.Listening] = []
+        listening: list[Listening] = []
+        admin: list[Listening] = []
         try:
-            listening = sockets.bind(config)
-            admin = sockets.bind_admin(config, listening)
+            listening = bind(config)
+            admin = bind_admin(config, listening)
             listener = Listener(first, listening, pid_file, admin)
             listener.admin.listen()
         except BaseException:
@@ -75,7 +76,7 @@ def serve(listener: Listener) -> actions.Exit:
     return end
 
 
-def give_back(listening: list[sockets.Listening], pid_file: PidFile | None) -> None:
+def give_back(listening: list[Listening], pid_file: PidFile | None) -> None:
     """Close the sockets and remove the pid file."""
     for each in listening:
         each.close()

@@ -1,6 +1,7 @@
-"""What the server tells about itself: the supervisor's state and the scoreboard's counts, as JSON-compatible values.
+"""What the server tells about itself: status, configuration in force, and what the admin process is told.
 
-`STATUS_VERSION` stays while members are only added; who reads it passes over members that it does not know.
+All of it is JSON-compatible. `STATUS_VERSION` stays while members are only added; who reads it passes over members that
+it does not know.
 """
 
 from __future__ import annotations
@@ -8,13 +9,17 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from serve_asgi import __version__
+from serve_asgi.config.release import Release
+from serve_asgi.config.sources import Settings
+from serve_asgi.config.state_location import is_url
 from serve_asgi.ipc.scoreboard import COUNTERS, DURATION_BOUNDS, Cell, Scoreboard, Words
 from serve_asgi.listener.child import Child
-from serve_asgi.listener.history import History
+from serve_asgi.listener.event_history import History
 from serve_asgi.supervisor.drain import Drain
 from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, Worker
 from serve_asgi.supervisor.supervisor import Supervisor
@@ -145,4 +150,89 @@ def _worker(worker: Worker, cells: Words, now: float) -> dict[str, Any]:
         "taken_over": cells[Cell.TAKEN_OVER],
         **_health(cells, now),
         "oldest": round(max(0.0, now - oldest / 1e9), 3) if (oldest := cells[Cell.OLDEST]) else None,
+    }
+
+
+def effective_config(
+    settings: Settings,
+    release: Release | None,
+    listening: Sequence[str],
+    admin: Sequence[str],
+    control: Path | None,
+    size: int,
+) -> dict[str, Any]:
+    """The table of `Settings.told`, with what was resolved for the current generation: it names releases, not links.
+
+    `size` is how many workers there are to be by now.
+    """
+    resolved: dict[str, str] = {"bind": ", ".join(listening)} if listening else {}
+    if size != settings.config.workers:
+        resolved["workers"] = f"{size}, scaled by hand"
+    if admin:
+        resolved["admin"] = ", ".join(admin)
+    if control is not None:
+        resolved["control"] = str(control)
+    if release is not None:
+        resolved |= {"python": release.python, "chdir": release.directory, "app_dir": release.app_dir}
+    for name in ("pid_file", "env_file", "log_file", "access_log_file"):
+        if path := getattr(settings.config, name):
+            resolved[name] = os.path.join(settings.directory, path)
+    if settings.config.state and not is_url(settings.config.state):
+        resolved["state"] = os.path.join(settings.directory, settings.config.state)
+    return settings.told(resolved)
+
+
+TROUBLE: Final = 300
+"""Characters of what was wrong with the last reload."""
+
+
+def admin_state(
+    supervisor: Supervisor, children: Iterable[Child], history: History, figures: Mapping[str, float]
+) -> dict[str, Any]:
+    """JSON-compatible; `children` are the living ones, `figures` the hub's (`serve_asgi.hub.core`)."""
+    current = 0 if supervisor.current is None else supervisor.current.number
+    living = [(child.row, child.worker) for child in children]
+    workers = [
+        {
+            "row": row,
+            "slot": worker.slot,
+            "generation": worker.generation.number,
+            "state": worker.state.value,
+            "cause": worker.cause.value,
+            "recycling": bool(worker.recycling),
+        }
+        for row, worker in living
+        if isinstance(worker, Worker)
+    ]
+    agents = [
+        {"row": row, "slot": "agent", "generation": agent.generation.number, "state": agent.state.value}
+        for row, agent in living
+        if isinstance(agent, Agent)
+    ]
+    filled = {each["slot"] for each in workers if (each["state"], each["generation"]) == ("serving", current)}
+    return {
+        "state": supervisor.state.value,
+        "generation": current,
+        "starting": None if supervisor.candidate is None else supervisor.candidate.number,
+        "reload_waiting": supervisor.requests.wanted is not None,
+        "size": supervisor.size,
+        "generations": [
+            {"number": each.number, "state": each.state.value, "size": each.size}
+            for each in supervisor.generations.values()
+        ],
+        "agents": sorted(agents, key=lambda each: each["row"]),
+        "agent_wanted": supervisor.has_agent,
+        "workers": sorted(workers, key=lambda each: (each["slot"], each["generation"])),
+        "degraded": [
+            number
+            for number, slot in supervisor.slots.all.items()
+            if number < supervisor.size and number not in filled and slot.trouble
+        ],
+        "draining": supervisor.drain.on is not None,
+        "lost": supervisor.processes.lost,
+        "reloads": dict(history.outcomes),
+        "reload_seconds": dict(history.reload_seconds),
+        "restarts": {cause: count for cause, count in history.starts.items() if cause != "generation"},
+        "hub": dict(figures),
+        "last_failure": supervisor.requests.last_failure[:TROUBLE],
     }

@@ -1,6 +1,58 @@
-"""`python -m serve_asgi.worker`: what the listener executes. Nothing but the start."""
+"""The worker process, from its first instruction to its exit.
 
-from serve_asgi.worker.main import main
+How it begins is in `serve_asgi.worker.bootstrap`, what it does in between in `serve_asgi.worker.worker`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from serve_asgi.logs.exceptions import exc_info
+from serve_asgi.logs.server_log import about
+from serve_asgi.worker.bootstrap import Bootstrap, leave_within
+from serve_asgi.worker.event_loop import run
+from serve_asgi.worker.worker import EXIT_TIME, WorkerProcess
+
+log = logging.getLogger("serve")
+
+
+def main() -> None:
+    """Be the worker whose channel is the descriptor named on the command line; never returns."""
+    bootstrap = Bootstrap(
+        "serve_asgi.worker",
+        lambda packet: (
+            f"serve-w{packet['slot']}.{packet['generation']}",
+            f"worker {packet['slot']}.{packet['generation']}",
+        ),
+    )
+    loops = bootstrap.move_in()
+    worker = WorkerProcess(
+        bootstrap.config,
+        bootstrap.channel,
+        bootstrap.scoreboard,
+        bootstrap.cells,
+        bootstrap.packet,
+        bootstrap.sockets,
+        loops,
+        bootstrap.watchdog,
+        bootstrap.link,
+    )
+    try:
+        status = run(worker.run, loops)
+    except BaseException as error:
+        status = 1
+        text = "the worker ends because of an internal error; please report this"
+        log.error(text, exc_info=exc_info(error), extra=about("internal_error"))
+        leave_within(EXIT_TIME, status)
+    finally:  # every end that is not a kill writes the logs
+        worker.flush_access_log()
+        if worker.access_log is not None:
+            worker.access_log.close()
+        bootstrap.guard.finish()
+    bootstrap.let_go()
+    sys.exit(status)
+
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ from typing import Final
 
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
-from serve_asgi.worker.other_workers import OtherWorkers
+from serve_asgi.worker.scoreboard_rows import OtherWorkers
 
 LOOK_AGAIN: Final = 0.05
 """Seconds between two looks at the other workers while clients come."""

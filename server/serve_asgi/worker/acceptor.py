@@ -193,7 +193,7 @@ class Acceptor:
             self._loop.call_later(LOOK_AGAIN, self._look_again, listening)
 
     def _look_again(self, listening: socket.socket) -> None:
-        """The listener may have it listen again (`serve_asgi.listener.open_ports`)."""
+        """The listener may have it listen again (`serve_asgi.listener.listening_sockets`)."""
         if listening in self._sockets and self._pause is None:
             self._order.join(listening, self._readable)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from serve_asgi.http.worker_context import Service
 from serve_asgi.ipc import open_files_limit as descriptors
-from serve_asgi.worker.other_workers import OtherWorkers
+from serve_asgi.worker.scoreboard_rows import OtherWorkers
 
 AT_LEAST: Final = 16
 """Clients that are accepted whatever is still to come over, if the limit allows as many."""

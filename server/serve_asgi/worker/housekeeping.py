@@ -24,7 +24,7 @@ from serve_asgi.http.worker_context import Connection, Phase, Service
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
 from serve_asgi.worker.malloc_tuning import MemoryTrimmer
-from serve_asgi.worker.scoreboard_row import RowWriter
+from serve_asgi.worker.scoreboard_rows import RowWriter
 
 PERIOD: Final = 1.0
 """Seconds between ticks: the resolution of every timeout of a connection."""

@@ -44,12 +44,12 @@ from serve_asgi.worker.acceptor import Acceptor
 from serve_asgi.worker.bootstrap import failure, leave_within
 from serve_asgi.worker.connection_limit import ConnectionLimit
 from serve_asgi.worker.event_loop import hidden
-from serve_asgi.worker.hand_over import HandOverReceiver, HandOverSender
+from serve_asgi.worker.hand_over_receiver import HandOverReceiver
+from serve_asgi.worker.hand_over_sender import HandOverSender
 from serve_asgi.worker.housekeeping import Housekeeping
-from serve_asgi.worker.hub_link import HubSocket
+from serve_asgi.worker.hub_link import HubSocket, SharedStateSync
 from serve_asgi.worker.lifespan import Lifespan
-from serve_asgi.worker.other_workers import OtherWorkers
-from serve_asgi.worker.shared_state_sync import SharedStateSync
+from serve_asgi.worker.scoreboard_rows import OtherWorkers
 from serve_asgi.worker.watchdog import Watchdog
 
 CLOSING_SHARE: Final = 0.2

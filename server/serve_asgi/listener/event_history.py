@@ -1,16 +1,21 @@
-"""What has happened to the server: the last records and reloads, and how often workers were started again, and why.
+"""What happens is recorded once (docs/reference/events.md): for the log, for all who follow, and for the history.
 
-Made of the records that the listener tells everybody (docs/reference/events.md); bounded, so that a server may run
-for years.
+The history is bounded, so that a server may run for years: the last records and reloads, and how often workers were
+started, and why.
 """
 
 from __future__ import annotations
 
 import collections
+import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from serve_asgi.ipc.states import OUTCOMES
+from serve_asgi.supervisor import actions
+
+log = logging.getLogger("serve")
 
 RECORDS: Final = 200
 RELOADS: Final = 50
@@ -22,7 +27,7 @@ KEPT_OF_RELOADS: Final = ("at", "seconds", "generation", "reason")
 
 
 class History:
-    """Takes every record, in order."""
+    """What has happened so far; takes every record, in order."""
 
     def __init__(self) -> None:
         self.records: collections.deque[Record] = collections.deque(maxlen=RECORDS)
@@ -73,3 +78,26 @@ class History:
             self.reloads.append(kept | {"outcome": outcome})
         if record["level"] != "debug":
             self.records.append(record)
+
+
+class EventRecorder:
+    """Records what happens to one server."""
+
+    def __init__(self, pid_of: Callable[[int], int | None]) -> None:
+        """`pid_of` knows the PID of a process by its number in the listener's life, while it has one."""
+        self._pid_of = pid_of
+        self.to: list[Callable[[Record], None]] = []
+        """Who is told besides the log, in this order."""
+
+    def record(self, said: actions.LogEvent) -> None:
+        """Log it, and tell everybody who wants to know."""
+        level = logging.getLevelName(said.level).lower()
+        about = dict(said.about)
+        if (number := about.pop("worker", None)) is not None and (pid := self._pid_of(number)) is not None:
+            about["pid"] = pid
+        extra = {"event": said.event, "about": {**about, "detail": said.detail.rstrip()}}
+        log.log(said.level, "%s", said.text, extra=extra)
+        what = {"at": round(time.time(), 3), "level": level, "event": said.event, "text": said.text}
+        made: Record = {**about, **what, "detail": said.detail}
+        for tell in self.to:
+            tell(made)

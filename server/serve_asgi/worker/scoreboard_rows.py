@@ -1,16 +1,59 @@
-"""The workers beside this one, as far as it can see them: their rows of the scoreboard, which it reads alone.
+"""The rows of the scoreboard as a worker has them: its own, which it alone writes, and those of the others.
 
-The listener makes them known: to one that begins to serve all that do already, and it to those of its generation. What
-is not known here is done without, as where descriptors have run out: clients are spread less evenly then. It knows
-nothing of what is made of the numbers, and believes none: a neighbour may write there what it likes.
+The listener makes the others known: to one that begins to serve all that do already, and it to those of its generation.
+What is not known here is done without, as where descriptors have run out: clients are spread less evenly then. Nothing
+that stands in another's row is believed: a worker may write there what it likes.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import os
+import resource
+import time
 from collections.abc import Iterator
+from typing import Final
 
 from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell, RowOwner, Scoreboard, mapped
+from serve_asgi.logs import sink
+
+LAGS: Final = 10
+"""Ticks of which the worst lag is told."""
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class RowWriter:
+    """Writes what a process tells of itself once per second, whatever else it does."""
+
+    def __init__(self, cells: memoryview) -> None:
+        self._cells = cells
+        self._lags: collections.deque[int] = collections.deque(maxlen=LAGS)
+        try:
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # kept: there may be none left later
+        except OSError:
+            self._statm = -1  # /proc is not there
+
+    def write(self) -> None:
+        """That it lives, and what it uses."""
+        cells = self._cells
+        cells[Cell.HEARTBEAT] = time.monotonic_ns()
+        cells[Cell.DROPPED_OUTPUT] = sink.dropped()
+        cells[Cell.RSS] = self._resident()
+        cells[Cell.CPU] = time.process_time_ns()
+
+    def _resident(self) -> int:
+        """Bytes of memory that it takes; without /proc the most that it has ever taken (getrusage(2))."""
+        if self._statm < 0:
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE
+
+    def write_lag(self, seconds: float) -> None:
+        """How late the loop came to this tick: what everybody else has waited as well."""
+        cells, lag = self._cells, max(0, int(seconds * 1e9))
+        self._lags.append(lag)
+        cells[Cell.LAG], cells[Cell.LAG_WORST] = lag, max(self._lags)
+        cells[Cell.LAG_TOTAL] += lag
 
 
 class OtherWorkers:
