@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.applications import info
+from tests.logs.test_access_log import Askers, logged
 from tests.running import ROOT, running, until
-from tests.test_access_log import Askers, logged
 
 SLOW_START = "import time\ntime.sleep(0.4)\n"
 

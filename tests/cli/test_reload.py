@@ -17,8 +17,8 @@ from serve_asgi.cli.command import harmless
 from serve_asgi.cli.control_client import ask
 from serve_asgi.cli.reload_live_view import picture
 from serve_asgi.cli.reload_progress import remains
-from tests.commands.serving import SLOW, begin, serve, start
-from tests.commands.terminal import Terminal
+from tests.cli.serving import SLOW, begin, serve, start
+from tests.cli.terminal import Terminal
 from tests.running import PATIENCE, RunningServer, connect, request
 
 BROKEN = "import missing_module\n"

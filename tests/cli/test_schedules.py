@@ -10,7 +10,7 @@ import pytest
 
 from serve_asgi.cli import control_client, schedules
 from serve_asgi.hub.schedules.commands import MAX_LISTED
-from tests.commands.serving import serve
+from tests.cli.serving import serve
 from tests.running import RunningServer, running
 from tests.schedule_application import APPLICATION, outcomes, until
 

@@ -12,8 +12,8 @@ from serve_asgi.config.options import Config
 from serve_asgi.logs.access_format import ATOMS, compile_format
 from serve_asgi.logs.access_log import AccessLog, RefusedRequest, open_access_log
 from tests.applications import info
+from tests.logs.test_access_log import AT, CLIENT, Asked, ago
 from tests.running import connect, request, running
-from tests.test_access_log import AT, CLIENT, Asked, ago
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 HEADERS = [

@@ -17,10 +17,10 @@ import pytest
 from serve_asgi.logs.child_output import ChildOutput
 from serve_asgi.logs.output import GuardedStream, OutputGuard
 from serve_asgi.logs.sink import LIMIT, Sink
-from tests.output_process import LINES
+from tests.logs.output_process import LINES
 
 PROCESS = Path(__file__).with_name("output_process.py")
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 PATIENCE = 60
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from serve_asgi.cli.control_client import ask
-from tests.commands.serving import SLOW
+from tests.cli.serving import SLOW
 from tests.running import RunningServer, running
 
 

@@ -19,7 +19,7 @@ import pytest
 from serve_asgi.cli import control_client
 from serve_asgi.errors import UsageError
 from tests.applications import info
-from tests.commands.serving import environment, serve
+from tests.cli.serving import environment, serve
 from tests.running import PATIENCE, RunningServer, children, running
 
 NOBODY = 65534

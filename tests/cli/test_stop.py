@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serve_asgi.cli.stop import remove_leftovers
 from serve_asgi.ipc.path_lock import PathLock
-from tests.commands.serving import HANDSHAKE, SLOW, begin, serve, start
+from tests.cli.serving import HANDSHAKE, SLOW, begin, serve, start
 from tests.running import PATIENCE, connect, request, running, state_of
 
 

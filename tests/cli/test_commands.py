@@ -19,7 +19,7 @@ from serve_asgi.cli.command import memory, span
 from serve_asgi.cli.config import value
 from serve_asgi.cli.control_client import ask
 from serve_asgi.cli.stacks import lines
-from tests.commands.serving import SLOW, begin, serve, start
+from tests.cli.serving import SLOW, begin, serve, start
 from tests.running import PATIENCE, RunningServer, running, until
 
 

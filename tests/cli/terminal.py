@@ -13,7 +13,7 @@ import termios
 import time
 from collections.abc import Iterator
 
-from tests.commands.serving import command, environment
+from tests.cli.serving import command, environment
 from tests.running import PATIENCE, ROOT, RunningServer
 
 CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()=>][0-9A-B]?|\r")

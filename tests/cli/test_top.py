@@ -19,8 +19,8 @@ from serve_asgi.cli.top_charts import ChartColumn, bar, columns, marks, rounded_
 from serve_asgi.cli.top_samples import TopSamples, percentile
 from serve_asgi.cli.top_view import frame
 from tests.applications import info
-from tests.commands.serving import serve
-from tests.commands.terminal import Terminal
+from tests.cli.serving import serve
+from tests.cli.terminal import Terminal
 from tests.running import PATIENCE, ROOT, RunningServer, connect, request, running, state_of
 
 ENTERED, LEFT = "\x1b[?1049h", "\x1b[?1049l"
