@@ -86,7 +86,7 @@ class Comparison:
 
 
 class Importers:
-    """The control's interpreters, in the hands of a process of their own (`loadtest.importers`)."""
+    """The control's interpreters, driven by a process of their own (`loadtest.importers`)."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process

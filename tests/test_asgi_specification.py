@@ -244,7 +244,7 @@ ANSWERS: list[tuple[str, bytes, list[Message], tuple[int, list[tuple[bytes, byte
         (200, [(b"x-a", b"1"), *LENGTH_2], b"ok"),
     ),
     (
-        '"Header names must be lowercased": names that are not are mended',
+        '"Header names must be lowercased": names that are not are lowercased',
         GET,
         [start(200, (b"X-A", b"1")), body(b"ok")],
         (200, [(b"x-a", b"1"), *LENGTH_2], b"ok"),

@@ -2,7 +2,7 @@
 
 The application runs inside the worker, so a test reaches the exact step by having the application's module lay a
 trap in the server's own code: the process kills or stops itself there. After each fault the server must serve, and
-what was lost must be no more than what the killed process had in its hands.
+what was lost must be no more than what was in flight in the killed process.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def test_messages_outlive_the_listeners_program(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_retires_handles_what_was_broadcast_before_and_does_not_wait_for_more(tmp_path: Path) -> None:
-    """More than lies in its hands, each slow; meanwhile more is sent than it would ever have done with."""
+    """More than is in flight to it, each slow; meanwhile more is sent than it would ever have done with."""
     with of_its_own(tmp_path, 1) as server:
         asking = Asking(server, tmp_path / "record")
         old = asking.ask("/pid")

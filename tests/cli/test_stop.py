@@ -63,7 +63,7 @@ def test_in_the_delay_everything_is_served_but_the_health_endpoint_says_no(tmp_p
 
 
 def test_what_the_server_cuts_is_counted(tmp_path: Path) -> None:
-    """WebSockets as well, both those that a worker cuts and those that were in the hands of one that was killed."""
+    """WebSockets as well, both those that a worker cuts and those that were in flight in one that was killed."""
     write(tmp_path)
     with running("app:app", "--workers", "2", "--graceful-timeout", "0.5", directory=tmp_path) as server:
         with begin(server, "/", HANDSHAKE, b"\r\n\r\n"):

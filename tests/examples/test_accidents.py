@@ -1,4 +1,4 @@
-"""The accidents of docs/guides/multi-process.md and what mends them, side by side in one application: each is seen.
+"""The accidents of docs/guides/multi-process.md and their fixes, side by side in one application: each is seen.
 
 (The first one, a setting that lands in one worker, is the alarm's.)
 """

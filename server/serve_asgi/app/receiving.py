@@ -115,7 +115,7 @@ class ReceivedMessage:
 
 
 class TopicState:
-    """One topic in the hands of one link: what has come and has not begun, and how many run."""
+    """One topic at one link: what has come and has not begun, and how many run."""
 
     def __init__(self, name: str) -> None:
         self.name = name

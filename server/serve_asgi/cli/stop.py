@@ -85,7 +85,7 @@ class ServerStop:
         self.cut: int | None = None
         """Requests cut since the server's start, once it has said so."""
         self.held: int | None = 0
-        """Requests in the hands of what was killed, if it could still say so."""
+        """Requests in flight in what was killed, if it could still report them."""
         self._as_json = as_json
         self._began = time.monotonic()
         self._deadline = self._began

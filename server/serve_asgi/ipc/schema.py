@@ -1,7 +1,7 @@
 """What another process may say, by type: decoded against a schema, within bounds, and nothing else gets in.
 
 A process that runs the application is not trusted (SECURITY.md): the listener takes a packet or frame of such a process
-only through one of these, so that whoever handles it has values of known types and sizes in his hands. msgspec counts
+only through one of these, so that whoever handles it has values of known types and sizes. msgspec counts
 the depth while it decodes, makes nothing larger than what came, and takes neither NaN nor a float for an integer.
 Members that are not known are passed over, and so are types that are not known (law 11: minor versions add some).
 """

@@ -215,7 +215,7 @@ class Children:
             self.post(e.WorkerDied(worker, how, in_flight))
 
     def kill(self, worker: AppProcess) -> int:
-        """SIGKILL; return how many requests and WebSockets are in its hands."""
+        """SIGKILL; return how many requests and WebSockets were in flight in it."""
         if (child := self.of(worker)) is None:
             return 0
         cut = child.in_hands

@@ -35,7 +35,7 @@ from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 
 FIRST_PAUSE: Final = 1.0
-"""Seconds before watching is tried again; doubled each time until it works."""
+"""Seconds before watching is tried again; twice as long each time until it works."""
 LONGEST_PAUSE: Final = 60.0
 WATCHING_TIMEOUT: Final = 10.0
 """Seconds that a watcher may take to say that it watches before people are told that it will."""

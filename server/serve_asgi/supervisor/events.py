@@ -122,7 +122,7 @@ class WorkerFinished(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerDied(Event):
-    """The worker has been reaped. `how`: "exit status 1", "signal SIGKILL". `in_flight`: what it had in its hands."""
+    """The worker has been reaped. `how`: "exit status 1", "signal SIGKILL". `in_flight`: what was in flight."""
 
     worker: Worker
     how: str

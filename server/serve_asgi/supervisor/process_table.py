@@ -37,7 +37,7 @@ class ProcessTable:
         self.candidate: Generation | None = None
         """The generation that is on its way to be current."""
         self.lost = 0
-        """Requests that were cut, or in the hands of a worker that died."""
+        """Requests that were cut, or in flight in a worker that died."""
         self.next_generation = 1
         self.next_process = 1
 

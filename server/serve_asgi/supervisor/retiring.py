@@ -63,7 +63,7 @@ class RetiringWorkers:
         self.leave(worker, "stop")
 
     def cut_short(self, worker: Worker) -> None:
-        """Let go of a worker at once, whatever it has in its hands."""
+        """Let go of a worker at once, whatever is in flight."""
         if worker.state is WorkerState.PENDING:
             self.leave(worker, "stop")
         elif worker.state is not WorkerState.ENDING:

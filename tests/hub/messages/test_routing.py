@@ -216,7 +216,7 @@ def test_the_agent_that_is_replaced_gets_what_was_sent_between() -> None:
     assert table.ids(AGENT + 1) == []
     table.serve(AGENT + 1)
     assert table.ids(AGENT + 1) == [between]
-    assert table.events() == ["messages_lost"]  # what the first agent had in its hands
+    assert table.events() == ["messages_lost"]  # what the first agent had in flight
 
 
 # Bounds

@@ -47,7 +47,7 @@ class SharedQueue:
 
 
 class Consumer:
-    """One topic at one member: what waits for it, and how much it has in its hands."""
+    """One topic at one member: what waits for it, and how much it has in flight."""
 
     __slots__ = ("bytes", "concurrency", "held", "lane", "place", "rest", "topic")
 
@@ -82,11 +82,11 @@ class MemberState:
         self.member = member
         self.desks: dict[str, Consumer] = {}
         self.bytes = 0
-        """What it has in its hands counts as."""
+        """What it has in flight counts as."""
         self.was_full = False
         """Something may wait until that is less."""
         self.held: dict[int, tuple[Consumer, Delivery]] = {}
-        """What is in its hands, by the delivery's number, oldest first."""
+        """What is in flight, by the delivery's number, oldest first."""
         self.not_kept: dict[str, int] = {}
         """Copies that had no place while it started, or that have none while it retires, by topic; by "" those of
         topics beyond `STARTING_TOPICS`."""
@@ -162,7 +162,7 @@ class Consumers:
         return next((p for p in there if p.member.phase is MemberPhase.SERVING), there[0] if there else None)
 
     def free_desk(self, topic: str) -> Consumer | None:
-        """Where work of this topic may go now: to who has the fewest in its hands, any of those."""
+        """Where work of this topic may go now: to the one with the fewest in flight, any of those."""
         best: Consumer | None = None
         least, ties = math.inf, 0
         for desk in self._handlers.get(topic, {}).values():

@@ -50,7 +50,7 @@ class Dispatcher:
             ):
                 return
             if send.want is AckMode.REPLY and desk.held >= desk.concurrency:
-                return  # in its hands it would be begun even if the caller had gone
+                return  # in flight it would be begun even if the caller had gone
             if not desk.window_open or not self._hub.port.room(desk.place.member.id):
                 return
             self._give(desk, desk.lane.take())
@@ -116,7 +116,7 @@ class Dispatcher:
     # A process that retires
 
     def retires(self, place: MemberState) -> None:
-        """What it has in its hands for its slot it may give back: what follows has to wait for that."""
+        """What it has in flight for its slot it may give back: what follows has to wait for that."""
         if any(copy.send.kind is MessageKind.DIRECT for _, copy in place.held.values()):
             self.retiring.setdefault(place.slot, set()).add(place.member.id)
 
@@ -149,5 +149,5 @@ class Dispatcher:
     # A new program of the listener
 
     def hold(self, place: MemberState, topic: str, delivery: int, copy: Delivery) -> None:
-        """The process has had this in its hands from before."""
+        """The process has had this in flight from before."""
         self._into_hands(place.desk(topic, self._there.budget), delivery, copy)

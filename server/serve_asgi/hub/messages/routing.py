@@ -4,9 +4,9 @@ It owns every message between its acceptance and the end of its handling. The ru
 
 - A sender is told that its message is accepted when each destination has a place for it
 (`serve_asgi.hub.messages.queues`).
-- Work and calls are given to a worker only while it has fewer messages of the topic in its hands than its handlers
+- Work and calls are given to a worker only while it has fewer messages of the topic in flight than its handlers
   deal with at a time: none stands behind slow work, and an attempt counts only if it may have begun.
-- What is in the hands of a process that dies is delivered again if the sender asked for that, and reported otherwise.
+- What is in flight in a process that dies is delivered again if the sender asked for that, and reported otherwise.
 - What nobody will take is refused to the sender after `GRACE`; what was accepted and finds nobody any more for
   `STRANDED` is a dead letter.
 
