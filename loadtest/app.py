@@ -2,7 +2,7 @@
 
 It is copied alone into a directory of the run, so it imports nothing but the standard library. Each executed id is one
 `os.write` to a file opened with O_APPEND, so that lines of several processes do not mix: `S <id> <pid> <ns>` when the
-execution starts, `E <id> <pid> <ns>` when the whole answer has been handed to the server (CLOCK_MONOTONIC).
+execution starts, `E <id> <pid> <ns>` when the whole response has been handed to the server (CLOCK_MONOTONIC).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ async def stream(scope: Scope, send: Send) -> None:
 
 
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    """Echo text messages; each begins with its id, and the answer is `id pid generation rest`.
+    """Echo text messages; each begins with its id, and the response is `id pid generation rest`.
 
     The handshake has an id as well; it is answered by a first message of the same form.
     """

@@ -48,7 +48,7 @@ Address = tuple[str, int] | str
 
 
 def ask(connection: socket.socket, close: bool = False) -> int:
-    """One request; the process that answered it. Raises ConnectionError if it is closed without an answer."""
+    """One request; the process that answered it. Raises ConnectionError if it is closed without a response."""
     field = b"connection: close\r\n" if close else b""
     connection.sendall(b"GET / HTTP/1.1\r\nhost: test\r\n" + field + b"\r\n")
     answer = b""

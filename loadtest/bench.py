@@ -147,7 +147,7 @@ class BenchServer(Server):
         )
 
     def ask(self, case: Case) -> str:
-        """What is wrong with its answer; nothing if it is right."""
+        """What is wrong with its response; nothing if it is right."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0)
         try:
             connection.request("POST" if case.body else "GET", case.path, b"x" * case.body or None)

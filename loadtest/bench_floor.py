@@ -3,7 +3,7 @@
 A bare uvloop protocol counts bytes and writes a canned response: no parser, no scope, no task, no application. The
 size of a request is learned from the first one of each connection, since a client of the bench repeats itself.
 
-With APP (a module) each answer has that module's application called before it, in a task, with `receive` and `send`
+With APP (a module) each response has that module's application called before it, in a task, with `receive` and `send`
 that do nothing: what an application costs where a server would call it, between the kernel's work for two requests.
 """
 
@@ -76,7 +76,7 @@ class Floor(asyncio.Protocol):
             self.transport.close()
 
     def upgrade(self, data: bytes) -> None:
-        """Answer the handshake; from now on the answer is a frame."""
+        """Answer the handshake; from now on the response is a frame."""
         key = _KEY.search(data)
         assert key is not None
         accept = base64.b64encode(hashlib.sha1(key[1] + _GUID).digest())

@@ -1,6 +1,6 @@
 """`python -m loadtest.bench_websocket PORT CONNECTIONS SECONDS [SIZE] [deflate]`: echoes, as fast as they come.
 
-A raw-frame client: each connection has one message of SIZE bytes (64) under way and knows the bytes of the answer
+A raw-frame client: each connection has one message of SIZE bytes (64) under way and knows the bytes of the response
 beforehand, so that a round trip costs the client one read, one comparison and one write. With `deflate` the message is
 JSON in a text, compressed with context takeover as a browser does. Prints one line of the same form as wrk's script.
 """
@@ -75,7 +75,7 @@ class Client(asyncio.Protocol):
         self.transport.write(HANDSHAKE + b"\r\n")
 
     def data_received(self, data: bytes) -> None:
-        """The handshake's answer, then echoes."""
+        """The handshake's response, then echoes."""
         if data != ANSWER or self.got or not self.open:
             self.got += data
             if not self.open and not self.opened():
@@ -96,12 +96,12 @@ class Client(asyncio.Protocol):
         self.sent = now
 
     def fail(self) -> None:
-        """The server has given a wrong answer."""
+        """The server has given a wrong response."""
         Client.errors += 1
         self.transport.abort()
 
     def opened(self) -> bool:
-        """Whether the handshake's answer is whole."""
+        """Whether the handshake's response is whole."""
         head, end, self.got = self.got.partition(b"\r\n\r\n")
         if not end:
             self.got = head

@@ -16,7 +16,7 @@ from loadtest.connection import Connection, Failure, Response
 from loadtest.ledger import Cause, Entry, Ledger, Left
 
 ANSWER_TIMEOUT = 30.0
-"""Seconds, beyond what was planned, after which an answer counts as lost."""
+"""Seconds, beyond what was planned, after which a response counts as lost."""
 CLOSE_TIMEOUT = 5.0
 """Seconds within which the server must end a connection that was asked to be closed."""
 
@@ -46,7 +46,7 @@ class Load:
         """Factor for how long slow requests and answers, streams and WebSockets take."""
         self.random = Random(seed)
         self.first_answer: Callable[[int, int], None] = lambda pid, generation: None
-        """Told who gave the first answer on each new connection."""
+        """Told who gave the first response on each new connection."""
         self._stop = asyncio.Event()
 
     @property
@@ -82,7 +82,7 @@ class Client:
     """A virtual user."""
 
     def __init__(self, load: Load, kind: str, keep: bool = True) -> None:
-        """A user who keeps its connection (`keep`), or leaves after each answer."""
+        """A user who keeps its connection (`keep`), or leaves after each response."""
         self.load = load
         self.kind = kind
         self.keep = keep
@@ -91,11 +91,11 @@ class Client:
         self._fresh = True
 
     async def exchange(self, make: Callable[[int], Request]) -> None:
-        """Send one request, which `make` makes from its id, and account for its answer."""
+        """Send one request, which `make` makes from its id, and account for its response."""
         await self.exchanges([make])
 
     async def exchanges(self, makes: Sequence[Callable[[int], Request]]) -> None:
-        """Send requests without waiting for the answers between them (pipelined, if several)."""
+        """Send requests without waiting for the responses between them (pipelined, if several)."""
         entries = [self.load.ledger.begin(self.kind, time.monotonic()) for _ in makes]
         requests = [make(entry.number) for make, entry in zip(makes, entries, strict=True)]
         try:
@@ -171,7 +171,7 @@ class Client:
 
 
 async def send(connection: Connection, pieces: Sequence[tuple[float, bytes]], answer: asyncio.Future[Response]) -> None:
-    """Write the pieces with their pauses; stops when the answer, or the end, comes before they are out."""
+    """Write the pieces with their pauses; stops when the response, or the end, comes before they are out."""
     together = b""
     for pause, piece in pieces:
         if pause:
@@ -193,11 +193,11 @@ def described(failure: Failure, request: Request) -> Failure:
 
 
 def check(response: Response, number: int, answer: bytes) -> tuple[int, int]:
-    """The pid and generation that gave the right answer; raises Failure for any other answer."""
+    """The pid and generation that gave the right response; raises Failure for any other response."""
     if response.status != 200:
         raise Failure(Cause.STATUS, f"{response.status} {bytes(response.body[:60])!r}")
     if response.headers.get(b"x-id") != b"%d" % number:
-        raise Failure(Cause.WRONG, f"the answer is for id {response.headers.get(b'x-id')!r}")
+        raise Failure(Cause.WRONG, f"the response is for id {response.headers.get(b'x-id')!r}")
     if response.body != answer:
         raise Failure(Cause.WRONG, f"{len(response.body)} bytes instead of {len(answer)}, or others")
     return int(response.headers[b"x-pid"]), int(response.headers[b"x-generation"])

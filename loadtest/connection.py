@@ -22,7 +22,7 @@ CONNECT_TIMEOUT = 10.0
 
 
 class Failure(Exception):
-    """A request has no answer."""
+    """A request has no response."""
 
     def __init__(self, cause: Cause, detail: str = "") -> None:
         super().__init__(f"{cause.value}: {detail}" if detail else cause.value)

@@ -173,7 +173,7 @@ KINDS = (
     Kind("split head", split, users=12),
     Kind("pipelined", pipelined, users=5, rate=100),
     Kind("slow upload", upload, users=8),
-    Kind("slow answer", slow, users=8),
+    Kind("slow response", slow, users=8),
     Kind("stream", stream, users=8),
     Kind("WebSocket", websocket, users=8),
 )

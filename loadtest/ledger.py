@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 
 class Cause(enum.Enum):
-    """Why a request that was sent has no answer."""
+    """Why a request that was sent has no response."""
 
     REFUSED = "connect refused"
     CONNECT = "connect failed"  # reset or timed out before the connection stood
@@ -52,7 +52,7 @@ class Entry:
 
     @property
     def latency(self) -> float:
-        """Seconds from sending to the whole answer, without what was planned."""
+        """Seconds from sending to the whole response, without what was planned."""
         return max(0.0, self.done - self.sent - self.planned)
 
 
@@ -96,11 +96,11 @@ class Ledger:
         return entry
 
     def answered(self, entry: Entry, now: float, pid: int, generation: int) -> None:
-        """The right and whole answer has arrived."""
+        """The right and whole response has arrived."""
         entry.cause, entry.done, entry.pid, entry.generation = None, now, pid, generation
 
     def failed(self, entry: Entry, now: float, cause: Cause, detail: str = "") -> None:
-        """There will be no answer."""
+        """There will be no response."""
         entry.cause, entry.done, entry.detail = cause, now, detail
 
     def reconnect(self, kind: str, now: float, left: Left) -> None:
@@ -117,7 +117,7 @@ class Accounts:
     answered: int
     lost: list[Entry]
     lost_executed: int
-    """Of the lost ones: executed, but the answer did not arrive."""
+    """Of the lost ones: executed, but the response did not arrive."""
     duplicated: list[int]
     """Ids that were executed more than once."""
     phantom: list[int]

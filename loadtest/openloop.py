@@ -60,10 +60,10 @@ class OpenLoop:
         self._openings: set[asyncio.Task[None]] = set()
         self._busy = 0
         self.latencies: list[float] = []
-        """Seconds from the scheduled moment to the whole answer, of what was answered."""
+        """Seconds from the scheduled moment to the whole response, of what was answered."""
         self.lost = 0
         self.pids: deque[int] = deque(maxlen=200)
-        """Who gave the last answers."""
+        """Who gave the last responses."""
 
     async def open(self, connections: int) -> None:
         """Open the connections. Raises Failure."""

@@ -100,8 +100,8 @@ def head(figure: Any, result: Result) -> None:
 
 
 def answers(axis: Any, data: Timeline) -> None:
-    """Answers per second, stacked by generation."""
-    axis.set_title("answers per second; each colour is one generation of workers", pad=15)
+    """Responses per second, stacked by generation."""
+    axis.set_title("responses per second; each colour is one generation of workers", pad=15)
     axis.stackplot(data.times, data.answered, colors=COLOURS, linewidth=0, step="mid")
     axis.set_ylim(bottom=0)
 

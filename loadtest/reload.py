@@ -32,7 +32,7 @@ START_TIMEOUT = 60.0
 RELOAD_TIMEOUT = 90.0
 FINISH_TIMEOUT = 60.0  # the load's own answers time out before that
 LEAVE_TIMEOUT = GRACEFUL + 15.0  # for the workers of the older generations
-QUIET = 1.0  # s without an answer by an old worker on a new connection, after which a reload counts as complete
+QUIET = 1.0  # s without a response by an old worker on a new connection, after which a reload counts as complete
 
 T = TypeVar("T")
 

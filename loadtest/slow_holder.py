@@ -17,7 +17,7 @@ import time
 
 MASK = b"\x12\x34\x56\x78"
 TIMEOUT = 30.0
-"""Seconds for a connection to be opened and, where the kind has one, for its first answer."""
+"""Seconds for a connection to be opened and, where the kind has one, for its first response."""
 SMALL_BUFFER = 4096
 """Bytes of SO_RCVBUF of a client that does not read: the less the kernel takes, the more the server has to keep."""
 
@@ -41,7 +41,7 @@ class Kind:
     start: bytes = b""
     """Sent at once."""
     answered: bytes = b""
-    """The connection counts as open when an answer has come that ends with this."""
+    """The connection counts as open when a response has come that ends with this."""
     drip: bytes = b""
     """Sent byte by byte, again and again."""
     asks_for_much: bool = False

@@ -19,7 +19,7 @@ class Timeline:
     times: list[float]
     """The middle of each bin, in s since the beginning."""
     answered: list[list[float]]
-    """Answers per second, by generation."""
+    """Responses per second, by generation."""
     in_flight: list[list[float]]
     """Executions under way (mean over the bin), by generation."""
     p50: list[float]

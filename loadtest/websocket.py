@@ -2,7 +2,7 @@
 
 The frames are those of the sans-I/O core of `websockets`; the bytes go through `Connection` like all others. A close
 with 1001 or 1012 by the server tells the client to come back: that is no loss, as long as no sent message remains
-without answer. Any other end that the client has not begun is lost, as are the messages without answer.
+without response. Any other end that the client has not begun is lost, as are the messages without response.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COME_BACK: Final = (1001, 1012)
 
 
 class WebSocket:
-    """One WebSocket: `sent` messages wait for their answers."""
+    """One WebSocket: `sent` messages wait for their responses."""
 
     def __init__(self, load: Load, connection: Connection, opening: Entry, deflate: bool) -> None:
         """Begin the handshake, whose answer is that to `opening`."""
@@ -60,7 +60,7 @@ class WebSocket:
         self._flush()
 
     async def answered(self) -> bool:
-        """Wait for all answers; False if they will not come."""
+        """Wait for all responses; False if they will not come."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 while self._waiting and self._alive():

@@ -131,7 +131,7 @@ def test_an_answer_of_another_version_is_a_sentence(tmp_path: Path) -> None:
         other.bind(str(tmp_path / "control"))
         other.listen()
         for given, expected in (
-            ({"ok": True, "status": {"server": "9"}}, "the server's answer lacks 'pid': it is another version"),
+            ({"ok": True, "status": {"server": "9"}}, "the server's response lacks 'pid': it is another version"),
             ({"ok": False, "text": "this server does not know the command 'status'"}, "does not know the command"),
         ):
             command = start(None, "status", "--control", str(tmp_path / "control"))

@@ -46,7 +46,7 @@ class Log:
         status: int,
         size: int,
         begun: float,
-        answered: LoggedResponse = NOBODY,
+        response: LoggedResponse = NOBODY,
     ) -> None:
         seconds = time.perf_counter() - begun
         target = head.target.decode("latin-1")

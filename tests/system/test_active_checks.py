@@ -29,7 +29,7 @@ LOOK = 1.0
 """Seconds between two looks of a worker at how long the drain has lasted."""
 PAUSE = 2.0
 """Longer than any client here leaves a kept connection alone."""
-KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow answer")
+KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow response")
 ONE = ("--workers", "1")
 DELAYS = {Layer.HTTP: LETS_GO + MARGIN, Layer.TCP: max(LETS_GO, CLOSE_AFTER + LOOK) + PAUSE}
 """The formula. A balancer of connections leaves clients with the node until their connections end."""

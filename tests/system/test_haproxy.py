@@ -21,7 +21,7 @@ INTERVAL, FALL, TIMEOUT = 0.2, 3, 0.2
 """Ten times faster than in deploy/haproxy; HAProxy waits as long for an answer as it does between two probes."""
 DELAY = INTERVAL * FALL + TIMEOUT + 1.0
 """The formula of docs/guides/balancers.md; the margin is not scaled, since this machine is not faster either."""
-KINDS = {"GET": EVERY_KIND, "OPTIONS": ("keep-alive", "idle keep-alive", "one-shot", "slow answer")}
+KINDS = {"GET": EVERY_KIND, "OPTIONS": ("keep-alive", "idle keep-alive", "one-shot", "slow response")}
 PROBES = {
     "GET": {},
     "OPTIONS": {
@@ -111,7 +111,7 @@ def test_a_node_that_dies_beside_a_reload_takes_what_it_had_and_no_more(tmp_path
     redispatch = {"retries 0 ": "retries 3 ", "no option redispatch": "option redispatch 1"}
     with two_nodes(tmp_path, "--workers", "1") as nodes:
         haproxy = HAProxy(tmp_path, nodes, redispatch)
-        kinds = ("keep-alive", "one-shot", "slow answer")
+        kinds = ("keep-alive", "one-shot", "slow response")
         with haproxy.running(), StrictLoad(haproxy.port, nodes[0].executions, kinds=kinds, events=0) as load:
             for node in nodes:
                 load.answered_by(pids_of(node))

@@ -32,7 +32,7 @@ LAG = 6.0 / SCALE
 """Seconds from TERM until no kube-proxy or ingress sends anything new to the pod."""
 LOOK = 1.0
 """Seconds between two looks of a worker at how long the drain has lasted."""
-KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow answer", "WebSocket")
+KINDS = ("keep-alive", "one-shot", "split head", "slow upload", "slow response", "WebSocket")
 
 
 @pytest.mark.parametrize("version", ["1.25", "1.31", "1.37"])

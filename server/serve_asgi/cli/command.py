@@ -48,7 +48,7 @@ def _in_words(act: Callable[..., int]) -> Callable[..., int]:
             return act(**given)
         except KeyError as error:
             raise StartError(
-                f"the server's answer lacks {error}: it is another version; use the serve command of its own release"
+                f"the server's response lacks {error}: it is another version; use the serve command of its own release"
             ) from error
         except OSError as error:
             raise StartError(f"this command cannot go on: {error.strerror or error}") from error

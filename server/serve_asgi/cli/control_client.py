@@ -120,11 +120,11 @@ class ControlConversation:
         return line
 
 
-def checked(answer: dict[str, Any]) -> dict[str, Any]:
+def checked(response: dict[str, Any]) -> dict[str, Any]:
     """The response, if the request was done; raises RequestRefused otherwise."""
-    if not answer["ok"]:
-        raise RequestRefused(answer["text"], answer.get("detail", ""))
-    return answer
+    if not response["ok"]:
+        raise RequestRefused(response["text"], response.get("detail", ""))
+    return response
 
 
 def ask(path: Path, command: str, *, patience: float | None = None, **parameters: Any) -> dict[str, Any]:
@@ -134,14 +134,14 @@ def ask(path: Path, command: str, *, patience: float | None = None, **parameters
     in time.
     """
     with ControlConversation(path, command, **parameters) as conversation:
-        answer = conversation.outcome(patience)
+        response = conversation.outcome(patience)
         with contextlib.suppress(ServerEnded):
             conversation.receive(1.0)  # its end: then the listener has forgotten this connection
-        return answer
+        return response
 
 
 def look(path: Path) -> dict[str, Any]:
-    """The server's status (`serve_asgi.listener.status`). Raises UsageError, RequestRefused (no answer)."""
+    """The server's status (`serve_asgi.listener.status`). Raises UsageError, RequestRefused (no response)."""
     with ControlConversation(path, "status") as conversation:
         found: dict[str, Any] = conversation.outcome(PATIENCE)["status"]
         return found
@@ -245,7 +245,7 @@ def _described(path: Path) -> str:
     with contextlib.suppress(UsageError, RequestRefused, KeyError), ControlConversation(path, "status") as conversation:
         found = conversation.outcome(LOOK_TIME)["status"]
         return f"PID {found['pid']} ({found['app']} on {', '.join(found['listening'])}, --control {path})"
-    return f"PID {path.stem} (it does not answer, --control {path})"
+    return f"PID {path.stem} (it does not respond, --control {path})"
 
 
 def _answers(path: Path) -> bool:

@@ -77,14 +77,14 @@ def _followed(path: Path, *, retired: bool, as_json: bool) -> int:
     show = _show(before, as_json=as_json)
     try:
         with show:
-            answer = _transaction(path, show)
-            show.outcome(answer)
-            if answer["ok"]:
+            response = _transaction(path, show)
+            show.outcome(response)
+            if response["ok"]:
                 show.left(_afterwards(path, before, show, retired=retired))
     except KeyboardInterrupt:
         complain("the reload goes on without this command; `serve status` tells its outcome")
         return INTERRUPTED
-    control_client.checked(answer)
+    control_client.checked(response)
     return 0
 
 

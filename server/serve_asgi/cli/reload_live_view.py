@@ -117,9 +117,9 @@ class ReloadLiveView:
         self._seen = harmless(status)
         self._draw()
 
-    def outcome(self, answer: dict[str, Any]) -> None:
+    def outcome(self, response: dict[str, Any]) -> None:
         self._took = time.monotonic() - self._began
-        if not answer["ok"]:
+        if not response["ok"]:
             self._note = "refused"
         self._draw()
 

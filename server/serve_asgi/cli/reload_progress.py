@@ -83,7 +83,7 @@ class ReloadDisplay(Protocol):
     def seen(self, status: dict[str, Any]) -> None:
         """The server's present status."""
 
-    def outcome(self, answer: dict[str, Any]) -> None:
+    def outcome(self, response: dict[str, Any]) -> None:
         """The new generation serves, or was refused."""
 
     def left(self, remains: OlderGenerations) -> None:
@@ -116,9 +116,9 @@ class ReloadLines:
             self._next = time.monotonic() + LOOK
             self._tell_once(remains(self._before, status).text())
 
-    def outcome(self, answer: dict[str, Any]) -> None:
-        if answer["ok"]:
-            tell(answer["text"])
+    def outcome(self, response: dict[str, Any]) -> None:
+        if response["ok"]:
+            tell(response["text"])
 
     def left(self, remains: OlderGenerations) -> None:
         self._tell_once(remains.text())
@@ -146,8 +146,8 @@ class ReloadRecords:
     def seen(self, status: dict[str, Any]) -> None:
         pass
 
-    def outcome(self, answer: dict[str, Any]) -> None:
-        self._answer = answer
+    def outcome(self, response: dict[str, Any]) -> None:
+        self._response = response
 
     def left(self, remains: OlderGenerations) -> None:
-        tell_outcome(True, self._answer["text"], detail="", **dataclasses.asdict(remains))
+        tell_outcome(True, self._response["text"], detail="", **dataclasses.asdict(remains))

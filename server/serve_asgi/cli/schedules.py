@@ -60,9 +60,9 @@ def schedule(control: str, pid_file: str, do: str, name: str, wait: bool, timeou
         return 0
     if not wait:
         with control_client.ControlConversation(path, "schedule", do=do, name=name) as conversation:
-            answer = conversation.receive(SOON)
-        if answer is not None and not answer["ok"]:
-            raise RequestRefused(answer["text"])
+            response = conversation.receive(SOON)
+        if response is not None and not response["ok"]:
+            raise RequestRefused(response["text"])
         tell(f"{name} is asked for; {_SHOWS.format(name)}")
         return 0
     try:

@@ -84,6 +84,6 @@ def _tasks(together: list[dict[str, Any]]) -> str:
 
 COMMANDS: Final = {
     "stacks": command(
-        "stacks", stacks, seconds("--timeout", "How long a worker may take to answer.", TIMEOUT), as_json()
+        "stacks", stacks, seconds("--timeout", "How long a worker may take to respond.", TIMEOUT), as_json()
     ),
 }

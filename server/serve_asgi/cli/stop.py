@@ -129,9 +129,9 @@ class ServerStop:
         patience = own["graceful-timeout"] + own["shutdown-timeout"] + MARGIN
         self._timeout = patience if timeout is None else timeout
         with contextlib.suppress(ServerEnded, UsageError):  # it has ended by itself meanwhile
-            answer = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
-            if answer["text"] != "stopping":
-                self._step("stop_followed", answer["text"])
+            response = control_client.ask(self.path, "stop", delay=delay, patience=PATIENCE)
+            if response["text"] != "stopping":
+                self._step("stop_followed", response["text"])
         hooks = sum(hook.startswith("pre_stop=") for hook in own.get("hook", ()))
         hooks *= own.get("hook-timeout", 0.0) + MARGIN
         before = (own["drain-delay"] if delay is None else delay) + hooks

@@ -1,9 +1,9 @@
 """`serve top`: the server, live. The loop around `top_samples` (what is shown) and `top_view` (how).
 
-It asks for the status once per interval and draws; between, it waits for keys, signals and the answer, all at once, so
-that it ends at once also while the server does not answer. A server that goes away is looked for again for a while: it
-may be started anew, with another PID, or put another program in its place. However this ends (a key, TERM, an error),
-and also while it is only stopped (Ctrl-Z), the terminal is as it was found.
+It asks for the status once per interval and draws; between, it waits for keys, signals and the response, all at once,
+so that it ends at once also while the server does not respond. A server that goes away is looked for again for a while:
+it may be started anew, with another PID, or put another program in its place. However this ends (a key, TERM, an
+error), and also while it is only stopped (Ctrl-Z), the terminal is as it was found.
 """
 
 from __future__ import annotations
@@ -108,28 +108,28 @@ class TopScreen:
                     if self._samples.gone:
                         self._path = self._find()
                     with ControlConversation(self._path, "status") as conversation:
-                        answer = self._answer(live, conversation)
+                        response = self._answer(live, conversation)
                 except (ServerEnded, UsageError):
                     self._samples.gone = time.monotonic() - heard
                     if self._samples.gone > max(AWAY, 3 * interval):
                         raise
                     self._draw(live)
                     continue
-                if answer is None:
+                if response is None:
                     return
                 heard = time.monotonic()
-                self._samples.add(harmless(checked(answer)["status"]))
+                self._samples.add(harmless(checked(response)["status"]))
                 self._draw(live)
 
     def _answer(self, live: Live, conversation: ControlConversation) -> dict[str, Any] | None:
         """The server's response; None if a key was pressed to quit."""
         deadline = time.monotonic() + PATIENCE
-        while (answer := conversation.receive(0.0)) is None:
+        while (response := conversation.receive(0.0)) is None:
             if not self._wait(live, deadline, conversation):
                 return None
             if time.monotonic() >= deadline:
                 raise RequestRefused(f"the server has not answered for {PATIENCE:g} s; is its process stopped?")
-        return answer
+        return response
 
     def _wait(self, live: Live, until: float, conversation: ControlConversation | None = None) -> bool:
         """Wait until then, or until something comes in the conversation; return whether to go on."""

@@ -137,7 +137,7 @@ def _field(name: str) -> LogField:
         if direction in ("i", "o") and HEADER_NAME.fullmatch(field):
             return LogField("header", field, direction)
         raise ValueError(
-            f"{name!r} is not a field of the access log: {{NAME}}i is a request's header, {{NAME}}o an answer's"
+            f"{name!r} is not a field of the access log: {{NAME}}i is a request's header, {{NAME}}o a response's"
         )
     known = ATOMS.get(name, name).replace("-", "_")
     if known not in _CONSTANTS and known not in _OF_REQUEST and known not in _MOVING:
@@ -222,7 +222,7 @@ class CustomLog(AccessLog):
         self._texts: list[TextCache[Any]] = []
         """Of each moving field, by its value."""
         self._asks: list[Ask] = []
-        """What is asked of the answer, beyond what every line is given."""
+        """What is asked of the response, beyond what every line is given."""
         picked: list[int] = []
         """Of each moving field: where its value stands in what a line is given."""
         for part in compiled.parts:
@@ -246,7 +246,7 @@ class CustomLog(AccessLog):
         status: int,
         size: int,
         begun: float,
-        answered: LoggedResponse = NOBODY,
+        response: LoggedResponse = NOBODY,
     ) -> None:
         """See AccessLog."""
         try:
@@ -258,7 +258,7 @@ class CustomLog(AccessLog):
             given: tuple[Any, ...]
             given = (client[0] if client else None, moment, status, size, int((now - begun) * 1e6))
             if self._asks:
-                given += tuple([ask(answered) for ask in self._asks])
+                given += tuple([ask(response) for ask in self._asks])
             self._add(template % tuple(map(operator.getitem, self._texts, self._pick(given))))
         except Exception:
             complain()
@@ -308,7 +308,7 @@ class CustomLog(AccessLog):
 
 
 _CLIENT, _TIME, _STATUS, _SIZE, _DURATION = range(5)
-"""Where values stand in what a line is given; what is asked of the answer follows."""
+"""Where values stand in what a line is given; what is asked of the response follows."""
 
 
 def _literal(text: str) -> str:
@@ -324,12 +324,12 @@ def _few(picked: list[int]) -> Callable[[tuple[Any, ...]], Any]:
 def _ask(field: LogField) -> Ask:
     if field.direction == "o":
         header = field.header.encode()
-        return lambda answered: _text(answered.response_header(header))
+        return lambda response: _text(response.response_header(header))
     if field.name == "peer":
-        return lambda answered: peer[0] if (peer := answered.peer()) else None
+        return lambda response: peer[0] if (peer := response.peer()) else None
     if field.name == "scheme":
-        return lambda answered: answered.client_scheme() or None
-    return lambda answered: answered.identity() or None
+        return lambda response: response.client_scheme() or None
+    return lambda response: response.identity() or None
 
 
 def _in_line(value: Value) -> str:

@@ -165,7 +165,7 @@ class AccessLog(abc.ABC):
         status: int,
         size: int,
         begun: float,
-        answered: LoggedResponse = NOBODY,
+        response: LoggedResponse = NOBODY,
     ) -> None:
         """Note one response: `size` in bytes of body, `begun` the time.perf_counter() at which its request came."""
 

@@ -1,4 +1,4 @@
-"""The access log: one line per answered request, in the usual formats.
+"""The access log: one line per request, in the usual formats.
 
 A line is put together from texts that have been made before: what a request says of itself is kept with its head (which
 equal requests share), and so are clients, statuses, sizes and durations that come again; the time is told once per
@@ -60,7 +60,7 @@ class CommonLog(AccessLog):
         status: int,
         size: int,
         begun: float,
-        answered: LoggedResponse = NOBODY,
+        response: LoggedResponse = NOBODY,
     ) -> None:
         """See AccessLog."""
         try:
@@ -130,7 +130,7 @@ class JsonLog(AccessLog):
         status: int,
         size: int,
         begun: float,
-        answered: LoggedResponse = NOBODY,
+        response: LoggedResponse = NOBODY,
     ) -> None:
         """See AccessLog."""
         try:
