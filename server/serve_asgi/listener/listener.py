@@ -21,18 +21,17 @@ from anyio.abc import TaskGroup
 
 from serve_asgi import __version__
 from serve_asgi.config import release
-from serve_asgi.config.options import flag
 from serve_asgi.config.release import Release
-from serve_asgi.config.sources import Settings, written
-from serve_asgi.errors import UsageError
+from serve_asgi.config.sources import Settings
 from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener import agent_lock, garbage_collection, service_manager
 from serve_asgi.listener import file_changes as changes
+from serve_asgi.listener import garbage_collection, service_manager
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.listener import stack_dumps as stacks
+from serve_asgi.listener.action_performer import ActionPerformer
 from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.blocking_hooks import BlockingHooks
 from serve_asgi.listener.children import ROWS, SLOTS, Children
@@ -50,10 +49,9 @@ from serve_asgi.listener.service_manager import Announcements
 from serve_asgi.listener.signal_handlers import SignalHandlers
 from serve_asgi.listener.status import admin_state, effective_config, past, status
 from serve_asgi.listener.store_process import StoreProcess
-from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Generation, ServerState, counted
+from serve_asgi.supervisor.lifecycles import ServerState
 from serve_asgi.supervisor.supervisor import Supervisor
 
 FIGURES_PERIOD = 1.0
@@ -82,6 +80,7 @@ class Listener:
         self.listening = listening
         self.pid_file = pid_file
         self.admin_listening = admin
+        self.performer = ActionPerformer(self)
         self.processes = HelperProcesses()
         self.recorder = EventRecorder(self._pid_of)
         board = Scoreboard.create(ROWS, SLOTS) if inherited is None else inherited.scoreboard
@@ -90,12 +89,14 @@ class Listener:
             self.started = time.monotonic()
             self.start_directory = release.logical_directory()
             self.supervisor = Supervisor(policy_of(config))
-            self.children = Children(listening, self.post, self.links, board, self._broken)
+            self.children = Children(listening, self.post, self.links, board, self.performer.end_broken)
             self.history = History()
         else:
             self.started, self.start_directory = inherited.started, inherited.start_directory
             self.supervisor = inherited.supervisor
-            self.children = Children(listening, self.post, self.links, board, self._broken, inherited.children)
+            self.children = Children(
+                listening, self.post, self.links, board, self.performer.end_broken, inherited.children
+            )
             self.history = inherited.history
             self.links.load(inherited.links)
         self._inherited = inherited
@@ -108,9 +109,9 @@ class Listener:
         """What is to be done once signals and the control socket are served."""
         self.re_exec = ReExec(self)
         self.exit: actions.Exit | None = None
-        self._changes: changes.Changes | None = None
+        self.changes: changes.Changes | None = None
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
-        self._tasks: TaskGroup
+        self.tasks: TaskGroup
         self.admin = AdminProcess(
             config,
             admin,
@@ -129,7 +130,7 @@ class Listener:
         self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
         self.recorder.to += [self.history.add, self.control.happened, self.admin.happened, self.hooks.happened]
         addresses = [each.name for each in listening]
-        self._announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
+        self.announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
         self._signals = SignalHandlers(self.post, self._reap, config.reload)
         self.blocking_hooks = BlockingHooks(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
         self.heartbeats = Heartbeats(
@@ -138,61 +139,71 @@ class Listener:
 
     async def run(self) -> actions.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
-        async with anyio.create_task_group() as self._tasks:
-            self.children.tasks = self.hooks.tasks = self.blocking_hooks.tasks = self._tasks
-            if self.settings.config.control_socket:
-                # Before the signals: threads made on the way inherit that they are blocked.
-                await self._tasks.start(
-                    self.control.serve, None if self._inherited is None else self._inherited.control
-                )
-            self.links.start()
-            await self._tasks.start(self._signals.watch)
+        async with anyio.create_task_group() as self.tasks:
+            self.children.tasks = self.hooks.tasks = self.blocking_hooks.tasks = self.tasks
+            await self._listen_to_orders()
             if self.store is not None:
                 await self._have_state(self.store)
-            self._tasks.start_soon(self.admin.run)
-            if self.admin.names:
-                self._tasks.start_soon(self._tell_figures)
-            self._tasks.start_soon(self.admin.end_earlier)
-            self._tasks.start_soon(self.heartbeats.run)
-            garbage_collection.begin()
-            self._tasks.start_soon(garbage_collection.run)
-            self._tasks.start_soon(
-                sockets.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record
-            )
-            if self.settings.config.reload:
-                self._changes = changes.Changes(
-                    self.settings,
-                    self.processes,
-                    self.post,
-                    self.recorder.record,
-                    missed=self._inherited is not None,
-                )
-                self._tasks.start_soon(self._changes.run)
-            self._tasks.start_soon(
-                service_manager.keep_informed, self.supervisor, self.children, lambda: self.blocking_hooks.asking
-            )
+            self._start_services()
             if self.exit is None:
                 self._begin()
             while self.exit is None:
-                event: e.Event = e.Wakeup()
-                with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
-                    event = await self._events.receive()
-                if (order := self.blocking_hooks.admit(event, self.supervisor.drain.on is not None)) is not None:
-                    self._do(self._decide(order))
-                self.admin.changed()
-                if self.re_exec.due():
-                    await self.re_exec.attempt()
-            await self._finish_hooks()
-            await self.control.finish()
-            await self.admin.finish()
-            if self.store is not None:
-                await self.store.finish()
-            self._tasks.cancel_scope.cancel()
+                await self._handle_next_event()
+            await self._end_services()
+            self.tasks.cancel_scope.cancel()
         self.links.close()
         self._events.close()
         self._post.close()
         assert self.exit is not None
         return self.exit
+
+    # Its steps
+
+    async def _listen_to_orders(self) -> None:
+        """Serve the control socket, the hub's links and signals from here on."""
+        if self.settings.config.control_socket:
+            # Before the signals: threads made on the way inherit that they are blocked.
+            await self.tasks.start(self.control.serve, None if self._inherited is None else self._inherited.control)
+        self.links.start()
+        await self.tasks.start(self._signals.watch)
+
+    def _start_services(self) -> None:
+        """Start all that goes on beside the events."""
+        start = self.tasks.start_soon
+        start(self.admin.run)
+        if self.admin.names:
+            start(self._tell_figures)
+        start(self.admin.end_earlier)
+        start(self.heartbeats.run)
+        garbage_collection.begin()
+        start(garbage_collection.run)
+        start(sockets.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record)
+        if self.settings.config.reload:
+            missed = self._inherited is not None
+            self.changes = changes.Changes(
+                self.settings, self.processes, self.post, self.recorder.record, missed=missed
+            )
+            start(self.changes.run)
+        start(service_manager.keep_informed, self.supervisor, self.children, lambda: self.blocking_hooks.asking)
+
+    async def _handle_next_event(self) -> None:
+        """Wait for an event or the supervisor's next deadline; do what the supervisor decides about it."""
+        event: e.Event = e.Wakeup()
+        with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
+            event = await self._events.receive()
+        if (order := self.blocking_hooks.admit(event, self.supervisor.drain.on is not None)) is not None:
+            self._do(self._decide(order))
+        self.admin.changed()
+        if self.re_exec.due():
+            await self.re_exec.attempt()
+
+    async def _end_services(self) -> None:
+        """The server has ended: hooks, those who wait for an answer, the admin process and the store end in order."""
+        await self._finish_hooks()
+        await self.control.finish()
+        await self.admin.finish()
+        if self.store is not None:
+            await self.store.finish()
 
     def _make_store(self) -> StoreProcess:
         """The store process, which --state asks for, and the hub that it is for."""
@@ -215,7 +226,7 @@ class Listener:
 
     async def _have_state(self, store: StoreProcess) -> None:
         """Start the store and, in a server that begins, wait for the state; whoever stops the server ends the wait."""
-        self._tasks.start_soon(store.run)
+        self.tasks.start_soon(store.run)
         if self._inherited is not None:
             return
         async with anyio.create_task_group() as wait:
@@ -278,7 +289,9 @@ class Listener:
             log.exception("the listener could not handle %s; please report this", type(event).__name__)
             process = getattr(event, "worker", None) or getattr(event, "agent", None)
             if process is not None:
-                self._broken(process, f"the listener could not handle {type(event).__name__}: {error!r:.100}")
+                self.performer.end_broken(
+                    process, f"the listener could not handle {type(event).__name__}: {error!r:.100}"
+                )
             return []
 
     def post(self, event: e.Event) -> None:
@@ -304,105 +317,19 @@ class Listener:
 
     # Actions
 
-    def _do(self, actions: list[actions.Action]) -> None:
+    def _do(self, decided: list[actions.Action]) -> None:
         """The hub hears of what the supervisor has decided before those whom it concerns do."""
         try:
             self.links.follow(self.supervisor)
         except Exception:
             log.exception("the hub could not follow; please report this")
-        self._perform_all(actions)
-
-    def _perform_all(self, actions: list[actions.Action]) -> None:
-        for action in actions:
-            try:
-                self._perform(action)
-            except Exception:  # such as EMFILE: one thing is not done, the server goes on
-                log.exception("the listener could not do %s", type(action).__name__)
-
-    def _perform(self, action: actions.Action) -> None:
-        match action:
-            case actions.PrepareReload(by):
-                self._tasks.start_soon(self._prepare_reload, by)
-            case actions.PrepareGeneration(generation):
-                self.configs.begin(generation)
-            case actions.Adopt(generation):
-                self._adopt(generation)
-            case actions.ForgetGeneration(generation):
-                if self.configs.forget(generation) and not self.supervisor.has_agent and not self.supervisor.agents.all:
-                    self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
-            case actions.Start(worker) | actions.StartAgent(worker):
-                made_with = self.configs.all[worker.generation]
-                self.children.start(worker, made_with.release, made_with.settings.config)
-            case actions.OpenPorts():
-                self.post(sockets.open_all(self.listening, self.settings.config.backlog))
-            case actions.ShutOut():
-                self._tasks.start_soon(self._shut_out)
-            case actions.ClosePorts():
-                if self.settings.config.agent:
-                    self._clear_lock_away()
-                for listening in self.listening:
-                    listening.close()
-            case actions.TellServe(worker):
-                self.children.serve(worker)
-            case actions.TellRetire(worker, reason, accept_queued):
-                self.children.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
-            case actions.TellEnter(agent):
-                self.children.tell(agent, {"type": "enter"})
-            case actions.TellFinish(agent, reason, timeout):
-                self.children.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
-            case actions.TellQuit(worker):
-                self.children.tell(worker, {"type": "quit"})
-            case actions.TellReopen(worker):
-                self.children.tell(worker, {"type": "reopen"})
-            case actions.TellVerdict(worker, pair, keep):
-                self.children.tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
-            case actions.ConnectPair(sender, receiver, pair):
-                self.children.connect_pair(sender, receiver, pair)
-            case actions.Kill(worker, why):
-                self._kill(worker, why)
-            case actions.SetDrain(on):
-                self.children.scoreboard.draining_since = time.monotonic_ns() if on else 0
-            case actions.ReopenLogs():
-                logs.reopen()
-                self.admin.reopen()
-                if self.store is not None:
-                    self.store.reopen()
-            case actions.LogEvent():
-                self.recorder.record(action)
-            case actions.AnswerReload(ticket, ok, text, detail):
-                self.control.answer(ticket, ok, text, detail)
-            case actions.Announce(what, text):
-                self._announcements.announce(what, text)
-            case actions.Exit():
-                self.exit = action
-
-    def _clear_lock_away(self) -> None:
-        agent_lock.clear_away(listening.name for listening in self.listening)
-
-    def _kill(self, worker: AppProcess, why: str, level: int = logging.WARNING) -> None:
-        in_flight = self.children.kill(worker)
-        if worker.generation.superseded:  # there is a newer one of its code
-            level = logging.DEBUG
-        if isinstance(worker, Agent):
-            about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
-            self.recorder.record(actions.LogEvent(level, "agent_killed", f"{worker} is killed: {why}", "", about))
-            return
-        text = f"{worker} is killed: {why}; lost: {counted(in_flight, 'request')}"
-        who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
-        about = {**who, "reason": why, "in_flight": in_flight}
-        self.recorder.record(actions.LogEvent(level, "worker_killed", text, "", about))
+        self.performer.perform(decided)
 
     def _member_broken(self, member: int, why: str) -> None:
         """A process has sent its hub nonsense."""
         process = self.supervisor.workers.get(member) or self.supervisor.agents.all.get(member)
         if process is not None:
-            self._broken(process, why)
-
-    def _broken(self, process: AppProcess, why: str) -> None:
-        """A process has said what it must not: it ends, which counts as any death does."""
-        if not process.stuck and self.children.of(process) is not None:
-            process.stuck = why
-            self._kill(process, why, logging.ERROR)
+            self.performer.end_broken(process, why)
 
     async def _finish_hooks(self) -> None:
         """Hooks have their time to end; being told to stop once more ends them."""
@@ -416,12 +343,6 @@ class Listener:
             if isinstance(await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
                 self.hooks.hurry()
 
-    async def _prepare_reload(self, by: str) -> None:
-        self.post(await self.configs.prepare(by, self.supervisor.current, self.hooks, self.processes))
-
-    async def _shut_out(self) -> None:
-        self.post(await sockets.shut_out_all(self.listening))
-
     def _backlog(self) -> int:
         return self.settings.config.backlog
 
@@ -431,22 +352,6 @@ class Listener:
     def _release(self) -> Release | None:
         """What hooks are run in: as the current generation is, or will be."""
         return self.configs.release_of(self.supervisor.current)
-
-    def _adopt(self, generation: Generation) -> None:
-        """It serves: what it was configured with counts for the server from here on."""
-        before, settings = self.configs.adopt(generation), self.settings
-        if self._changes is not None:
-            self._changes.use(settings)
-        if changed := before.changed(settings):
-            told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
-            self.recorder.record(
-                actions.LogEvent(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
-            )
-            self.hooks.use(settings.config)
-            try:
-                logs.configure(settings.config, "listener")
-            except UsageError as error:
-                log.error("the log goes on as it was: %s", error)
 
     def _admin_state(self) -> dict[str, Any]:
         """What the admin process is told of the present state."""

@@ -220,13 +220,14 @@ MADE_ANEW: Final = frozenset(
         "when_running",
         "re_exec",
         "exit",
-        "_announcements",
-        "_changes",  # the new one looks for what has changed meanwhile
+        "announcements",
+        "performer",
+        "tasks",
+        "changes",  # the new one looks for what has changed meanwhile
         "_events",  # empty: else the program is not replaced
         "_post",
         "_inherited",
         "_signals",
-        "_tasks",
     }
 )
 """Attributes of the listener that are not carried over."""

@@ -1,0 +1,154 @@
+"""What the supervisor wants done (`serve_asgi.supervisor.actions`), done: at once and without waiting.
+
+What takes time (reading a configuration, keeping new connections out) is a task that posts an event. One thing that
+cannot be done, such as for want of a descriptor, keeps nothing else from being done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from serve_asgi.config.options import flag
+from serve_asgi.config.sources import written
+from serve_asgi.errors import UsageError
+from serve_asgi.listener import agent_lock
+from serve_asgi.listener import listening_sockets as sockets
+from serve_asgi.logs import server_log as logs
+from serve_asgi.supervisor import actions
+from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Generation, counted
+
+if TYPE_CHECKING:
+    from serve_asgi.listener.listener import Listener
+
+log = logging.getLogger("serve")
+
+
+class ActionPerformer:
+    """Does what the supervisor of one listener wants done."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def perform(self, decided: Sequence[actions.Action]) -> None:
+        """Do all of it, in order; what fails is logged, and the rest is done."""
+        for action in decided:
+            try:
+                self._perform(action)
+            except Exception:  # such as EMFILE: one thing is not done, the server goes on
+                log.exception("the listener could not do %s", type(action).__name__)
+
+    def _perform(self, action: actions.Action) -> None:
+        listener, children = self._listener, self._listener.children
+        match action:
+            case actions.PrepareReload(by):
+                listener.tasks.start_soon(self._prepare_reload, by)
+            case actions.PrepareGeneration(generation):
+                listener.configs.begin(generation)
+            case actions.Adopt(generation):
+                self._adopt(generation)
+            case actions.ForgetGeneration(generation):
+                if (
+                    listener.configs.forget(generation)
+                    and not listener.supervisor.has_agent
+                    and not listener.supervisor.agents.all
+                ):
+                    self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
+            case actions.Start(worker) | actions.StartAgent(worker):
+                made_with = listener.configs.all[worker.generation]
+                children.start(worker, made_with.release, made_with.settings.config)
+            case actions.OpenPorts():
+                listener.post(sockets.open_all(listener.listening, listener.settings.config.backlog))
+            case actions.ShutOut():
+                listener.tasks.start_soon(self._shut_out)
+            case actions.ClosePorts():
+                if listener.settings.config.agent:
+                    self._clear_lock_away()
+                for each in listener.listening:
+                    each.close()
+            case actions.TellServe(worker):
+                children.serve(worker)
+            case actions.TellRetire(worker, reason, accept_queued):
+                children.tell(worker, {"type": "retire", "reason": reason, "accept_queued": accept_queued})
+            case actions.TellEnter(agent):
+                children.tell(agent, {"type": "enter"})
+            case actions.TellFinish(agent, reason, timeout):
+                children.tell(agent, {"type": "finish", "reason": reason, "timeout": timeout})
+            case actions.TellQuit(worker):
+                children.tell(worker, {"type": "quit"})
+            case actions.TellReopen(worker):
+                children.tell(worker, {"type": "reopen"})
+            case actions.TellVerdict(worker, pair, keep):
+                children.tell(worker, {"type": "verdict", "pair": pair, "keep": keep})
+            case actions.ConnectPair(sender, receiver, pair):
+                children.connect_pair(sender, receiver, pair)
+            case actions.Kill(worker, why):
+                self._kill(worker, why)
+            case actions.SetDrain(on):
+                children.scoreboard.draining_since = time.monotonic_ns() if on else 0
+            case actions.ReopenLogs():
+                logs.reopen()
+                listener.admin.reopen()
+                if listener.store is not None:
+                    listener.store.reopen()
+            case actions.LogEvent():
+                listener.recorder.record(action)
+            case actions.AnswerReload(ticket, ok, text, detail):
+                listener.control.answer(ticket, ok, text, detail)
+            case actions.Announce(what, text):
+                listener.announcements.announce(what, text)
+            case actions.Exit():
+                listener.exit = action
+
+    def _clear_lock_away(self) -> None:
+        agent_lock.clear_away(listening.name for listening in self._listener.listening)
+
+    def _kill(self, worker: AppProcess, why: str, level: int = logging.WARNING) -> None:
+        in_flight = self._listener.children.kill(worker)
+        if worker.generation.superseded:  # there is a newer one of its code
+            level = logging.DEBUG
+        if isinstance(worker, Agent):
+            about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
+            self._listener.recorder.record(
+                actions.LogEvent(level, "agent_killed", f"{worker} is killed: {why}", "", about)
+            )
+            return
+        text = f"{worker} is killed: {why}; lost: {counted(in_flight, 'request')}"
+        who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
+        about = {**who, "reason": why, "in_flight": in_flight}
+        self._listener.recorder.record(actions.LogEvent(level, "worker_killed", text, "", about))
+
+    def end_broken(self, process: AppProcess, why: str) -> None:
+        """A process has said what it must not: it ends, which counts as any death does."""
+        if not process.stuck and self._listener.children.of(process) is not None:
+            process.stuck = why
+            self._kill(process, why, logging.ERROR)
+
+    async def _prepare_reload(self, by: str) -> None:
+        self._listener.post(
+            await self._listener.configs.prepare(
+                by, self._listener.supervisor.current, self._listener.hooks, self._listener.processes
+            )
+        )
+
+    async def _shut_out(self) -> None:
+        self._listener.post(await sockets.shut_out_all(self._listener.listening))
+
+    def _adopt(self, generation: Generation) -> None:
+        """It serves: what it was configured with counts for the server from here on."""
+        before = self._listener.configs.adopt(generation)
+        settings = self._listener.settings
+        if self._listener.changes is not None:
+            self._listener.changes.use(settings)
+        if changed := before.changed(settings):
+            told = ", ".join(f"{flag(name)} {written(settings.config, name)}" for name in changed)
+            self._listener.recorder.record(
+                actions.LogEvent(logging.INFO, "config_changed", f"configuration: {told}", "", {"options": changed})
+            )
+            self._listener.hooks.use(settings.config)
+            try:
+                logs.configure(settings.config, "listener")
+            except UsageError as error:
+                log.error("the log goes on as it was: %s", error)
