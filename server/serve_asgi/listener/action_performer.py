@@ -96,7 +96,7 @@ class ActionPerformer:
             case actions.LogEvent():
                 listener.recorder.record(action)
             case actions.AnswerReload(ticket, ok, text, detail):
-                listener.control.answer(ticket, ok, text, detail)
+                listener.control.commands.answer(ticket, ok, text, detail)
             case actions.Announce(what, text):
                 listener.announcements.announce(what, text)
             case actions.Exit():

@@ -296,7 +296,7 @@ CARRIED: Final = (
     Carried(
         ControlServer,  # who waits for a reload: none is under way; who follows sees the connection end, and asks again
         ControlServer.to_state,
-        frozenset({"_wanted_path", "_server", "_tickets", "_askers", "_next_ticket", "_busy", "_idle", "_news"}),
+        frozenset({"_wanted_path", "commands", "_busy", "_idle"}),
     ),
     Carried(History, History.to_state),
     *(Carried(kind, kind.to_state, None) for kind in HUB),

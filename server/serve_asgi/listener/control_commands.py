@@ -1,0 +1,281 @@
+"""The commands that may be asked over the control socket, turned into events of the listener's or answered at once.
+
+A command is answered when its outcome is known; who follows gets the records on the way to it. Those who follow never
+hold the listener up: who does not take the records in time misses the oldest, then is let go.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import select
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import anyio
+import msgspec
+from anyio.abc import SocketAttribute, SocketStream
+
+from serve_asgi.config.options import MOST_WORKERS
+from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
+from serve_asgi.ipc import control_protocol
+from serve_asgi.ipc.schema import Seconds, Sentence
+from serve_asgi.supervisor import events as e
+
+REQUEST_TIMEOUT = 5.0
+"""Seconds that a peer has to send its request, and to take each line of its answer."""
+FOLLOWED: Final = 1000
+"""Records that wait for a follower at most."""
+LONGEST_DELAY: Final = 24 * 3600.0
+"""Most seconds of draining that a stop may ask for."""
+STACKS_TIME: Final = 60.0
+"""Seconds that may be asked for at most, for workers to tell their stacks."""
+DRAIN_TIME: Final = 60.0
+"""Seconds that `serve drain` waits for hooks."""
+_NOT_STOPPING: Final = frozenset({"starting", "opening", "running"})
+
+
+class ControlRequest(msgspec.Struct):
+    """What may be asked; members that are not known are passed over."""
+
+    version: int
+    command: Sentence
+    follow: bool = False
+    wait: bool = True
+    off: bool = False
+    delay: Seconds | None = None
+    to: int | float | Sentence | bool | None = None
+    timeout: Seconds = 5.0
+    name: Sentence = ""
+    do: Sentence = ""
+
+
+class Controlled(Protocol):
+    """What the control socket controls: the listener."""
+
+    def post(self, event: e.Event) -> None:
+        """Add an event to those that are handled, in order."""
+
+    async def replace(self, asker: int) -> None:
+        """Put the program of the new release in this one's place; whoever has the descriptor `asker` is told by it.
+
+        Raises ServeError if it cannot be, and does not return otherwise.
+        """
+
+    def status(self) -> dict[str, Any]:
+        """What `serve status --json` shows (`serve_asgi.listener.status`)."""
+
+    def config_shown(self) -> dict[str, Any]:
+        """What `serve config --json` shows: each option's value and where it came from."""
+
+    def schedules(self) -> ScheduleCommands:
+        """The schedules of the hub."""
+
+    def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
+        """Pause, resume or run one; `answer` is called when it is done."""
+
+    async def stacks(self, timeout: float) -> dict[str, Any]:
+        """What `serve stacks --json` shows: every worker's Python stacks and tasks, waiting so many seconds at most."""
+
+
+class PendingAnswer:
+    """Somebody who waits for an outcome, and perhaps for the records on the way to it."""
+
+    __slots__ = ("_changed", "_records", "follows", "outcome")
+
+    def __init__(self, *, follows: bool) -> None:
+        self.follows = follows
+        self.outcome: dict[str, Any] | None = None
+        self._changed = anyio.Event()
+        self._records: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=FOLLOWED)
+
+    def tell(self, record: Mapping[str, Any]) -> None:
+        """Something has happened."""
+        if self.follows and self.outcome is None:
+            self._records.append(record)
+            self._changed.set()
+
+    def end(self, outcome: dict[str, Any]) -> None:
+        """The outcome is known; the first one counts."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self._changed.set()
+
+    async def news(self) -> list[Mapping[str, Any]]:
+        """Wait for records and return them; nothing, if the outcome is known and all records have been returned."""
+        while not self._records and self.outcome is None:
+            await self._changed.wait()
+            self._changed = anyio.Event()
+        found = list(self._records)
+        self._records.clear()
+        return found
+
+
+class ControlCommands:
+    """What is asked of one listener, and who waits for what comes of it."""
+
+    def __init__(self, server: Controlled) -> None:
+        self._server = server
+        self._tickets: dict[int, PendingAnswer] = {}
+        self._next_ticket = 1
+        self.waiting: set[PendingAnswer] = set()
+        self._news = anyio.Event()
+        """Set at the next record, and then another one."""
+
+    def answer(self, ticket: int, ok: bool, text: str, detail: str) -> None:
+        """The reload of this ticket has come to its end."""
+        if (waiting := self._tickets.pop(ticket, None)) is not None:
+            waiting.end({"ok": ok, "text": text, "detail": detail})
+
+    def happened(self, record: Mapping[str, Any]) -> None:
+        """Tell those who follow what has happened; `record` is JSON-compatible."""
+        self._news.set()
+        self._news = anyio.Event()
+        for waiting in self.waiting:
+            waiting.tell(record)
+
+    def finish(self) -> None:
+        """The server has ended: tell those who wait."""
+        cut = self._cut()
+        for waiting in self.waiting:
+            waiting.end({"ok": True, "text": "stopped", "cut": cut})
+
+    async def do(self, request: ControlRequest, stream: SocketStream) -> dict[str, Any]:
+        """Do what is asked; the answer, when the outcome is known. Raises ServeError."""
+        if request.version != control_protocol.VERSION:
+            return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
+        follows = request.follow
+        match request.command:
+            case "reload":
+                return await self._reload(stream, wait=request.wait, follows=follows)
+            case "reload-listener":
+                await self._server.replace(stream.extra(SocketAttribute.raw_socket).fileno())
+                return {"ok": False, "text": "the listener was not replaced"}  # it has taken this task with it
+            case "drain":
+                on = not request.off
+                self._server.post(e.DrainAsked(on=on, by_control=True))
+                if not await self._drained(on):
+                    return {"ok": True, "text": "requested; the hooks before it have not finished yet"}
+                return {"ok": True, "text": "draining until `serve drain --off`" if on else "drain ended"}
+            case "stop":
+                return await self._stop(stream, request.delay, follows=follows)
+            case "scale":
+                return self._scale(request.to)
+            case "logs-reopen":
+                self._server.post(e.ReopenAsked())
+                return {"ok": True, "text": "the log files are opened again"}
+            case "status":
+                return {"ok": True, "text": "", "status": self._server.status()}
+            case "config":
+                return {"ok": True, "text": "", "config": self._server.config_shown()}
+            case "stacks":
+                timeout = min(STACKS_TIME, max(0.0, request.timeout))
+                return {"ok": True, "text": "", "stacks": await self._server.stacks(timeout)}
+            case "schedules":
+                found = self._server.schedules().report(request.name)
+                return {"ok": True, "text": "", "schedules": found}
+            case "schedule":
+                return await self._schedule(stream, request.do, request.name)
+            case "follow":
+                return await self._tell(stream, PendingAnswer(follows=True))
+            case other:
+                return {"ok": False, "text": f"this server does not know the command {other!r}"}
+
+    async def _reload(self, stream: SocketStream, *, wait: bool, follows: bool) -> dict[str, Any]:
+        ticket, waiting = self._next_ticket, PendingAnswer(follows=follows)
+        self._next_ticket += 1
+        if not wait:
+            self._server.post(e.ReloadAsked(ticket, by="serve reload"))
+            return {"ok": True, "text": "reload requested"}
+        self._tickets[ticket] = waiting
+        self._server.post(e.ReloadAsked(ticket, by="serve reload"))
+        return await self._tell(stream, waiting)
+
+    async def _drained(self, on: bool) -> bool:
+        """Wait until the drain has begun or ended, as asked: the hooks pre_drain are done, or out of time."""
+        with anyio.move_on_after(DRAIN_TIME):
+            while (status := self._server.status())["state"] == "running" and (status["draining"] is None) is on:
+                await self._news.wait()
+            return True
+        return False
+
+    async def _stop(self, stream: SocketStream, delay: float | None, *, follows: bool) -> dict[str, Any]:
+        """Begin a graceful stop, unless one is going on: a second TERM would make it a quick one."""
+        state = self._server.status()["state"]
+        if state in _NOT_STOPPING:
+            self._server.post(e.StopAsked(None if delay is None else min(LONGEST_DELAY, max(0.0, float(delay)))))
+            text = "stopping"
+        else:
+            text = f"the server is {state} already"
+        if not follows:
+            return {"ok": True, "text": text}
+        return await self._tell(stream, PendingAnswer(follows=True))
+
+    async def _schedule(self, stream: SocketStream, do: str, name: str) -> dict[str, Any]:
+        """Pause or resume one, or run it and wait for the end of that."""
+        waiting = PendingAnswer(follows=False)
+
+        def answer(ok: bool, text: str, found: Any) -> None:
+            waiting.end({"ok": ok, "text": text, "runs": found})
+
+        self._server.ask_schedule(do, name, answer)
+        return await self._tell(stream, waiting)
+
+    def _scale(self, to: object) -> dict[str, Any]:
+        if not isinstance(to, int) or isinstance(to, bool) or to < 1:
+            return {"ok": False, "text": f"{to!r} is not a number of workers; there must be at least one"}
+        if to > MOST_WORKERS:
+            return {"ok": False, "text": f"{to} workers are too many; the most is {MOST_WORKERS}"}
+        found = self._server.status()
+        if found["state"] not in _NOT_STOPPING:
+            return {"ok": False, "text": f"the server is {found['state']}; the number of workers cannot be changed"}
+        self._server.post(e.ScaleAsked(to=to))
+        return {"ok": True, "text": f"workers: {found['size']} -> {to}"}
+
+    async def _tell(self, stream: SocketStream, waiting: PendingAnswer) -> dict[str, Any]:
+        """Send what happens as it happens, if that was asked for; return the outcome when it is known.
+
+        Raises anyio.EndOfStream if the peer leaves before.
+        """
+        self.waiting.add(waiting)
+        try:
+            async with anyio.create_task_group() as tasks:
+                if waiting.follows:
+                    tasks.start_soon(_cancel_when_gone, stream, tasks.cancel_scope)
+                with contextlib.suppress(anyio.BrokenResourceError, TimeoutError):  # it left
+                    while news := await waiting.news():
+                        for record in news:
+                            await send(stream, {"record": record})
+                tasks.cancel_scope.cancel()
+        finally:
+            self.waiting.discard(waiting)
+        if waiting.outcome is None:
+            raise anyio.EndOfStream
+        return waiting.outcome
+
+    def _cut(self) -> int:
+        return int(self._server.status()["lost"])
+
+
+async def send(stream: SocketStream, message: Mapping[str, Any]) -> None:
+    """Send a line of the answer; the peer has to take it in time."""
+    with anyio.fail_after(REQUEST_TIMEOUT):
+        await stream.send(json.dumps({"version": control_protocol.VERSION, **message}).encode() + b"\n")
+
+
+async def _cancel_when_gone(stream: SocketStream, scope: anyio.CancelScope) -> None:
+    """Cancel `scope` when the peer has left; one that has only ended its own sending (`nc -N`) still listens."""
+    raw = stream.extra(SocketAttribute.raw_socket)
+    # Not stream.receive(): cancelled in the very turn in which something comes, it puts a traceback into the log
+    # (anyio 4.16, Future.set_result). What is cancelled here is a wait that knows of this.
+    with contextlib.suppress(OSError):
+        piece = b"-"
+        while piece:
+            await anyio.wait_readable(raw)
+            with contextlib.suppress(BlockingIOError):
+                piece = raw.recv(65536)
+    poll = select.poll()
+    poll.register(raw.fileno(), 0)
+    if any(happened & (select.POLLHUP | select.POLLERR) for _, happened in poll.poll(0)):
+        scope.cancel()
