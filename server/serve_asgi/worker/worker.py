@@ -7,7 +7,6 @@ its deadline. It owns the application, the connections and its row of the scoreb
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import os
 import socket
@@ -31,7 +30,6 @@ from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescriptors
-from serve_asgi.ipc.listening_socket import SocketKind, shut_out
 from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
 from serve_asgi.logs import access_log
@@ -49,35 +47,15 @@ from serve_asgi.worker.hand_over_sender import HandOverSender
 from serve_asgi.worker.housekeeping import Housekeeping
 from serve_asgi.worker.hub_link import HubSocket, SharedStateSync
 from serve_asgi.worker.lifespan import Lifespan
+from serve_asgi.worker.retirement import CLOSE_TIME, LeaveOrder, Retirement
 from serve_asgi.worker.scoreboard_rows import OtherWorkers
 from serve_asgi.worker.watchdog import Watchdog
 
-CLOSING_SHARE: Final = 0.2
-"""The last part of the graceful timeout, in which connections that could not be handed over are closed politely."""
 EXIT_TIME: Final = 2.0
 """Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""
 UNREADY_TIME: Final = 1.0
 """Seconds that a worker which never was ready has to end when its listener is dead: it holds nothing but the port."""
-CLOSE_TIME: Final = 2.0
-"""Seconds that connections have to flush and close after the graceful timeout, and held offers to be settled."""
-
-PARENT_TIME: Final = 1.0
-"""Seconds in which a listener whose end of the channel has closed must have ended, or else it lives."""
-
-TOGETHER_TIME: Final = 1.0
-"""Seconds that a retiring worker waits for the others of its generation to stop accepting before it tells anybody."""
-TOGETHER_LOOK: Final = 0.002
-"""Seconds between two looks at whether they have."""
-
 log = logging.getLogger("serve")
-
-
-class LeaveOrder(enum.Enum):
-    """How the worker was told to leave."""
-
-    RETIRE = "retire"  # finish what is in progress, within the graceful timeout
-    QUIT = "quit"  # at once
-    LISTENER_DIED = "listener died"  # as RETIRE, and nobody else accepts what is in the port's queue
 
 
 class WorkerProcess:
@@ -108,18 +86,11 @@ class WorkerProcess:
         self.loops = loops
         self.watchdog = watchdog
         self._link_end = link
-        self._parent = os.getppid()
+        self.retirement = Retirement(self)
         self.hub: HubSocket | None = None
         self.cells = cells
         self.others = OtherWorkers(scoreboard, cells)
-        self._order: LeaveOrder | None = None
-        self._ordered = anyio.Event()
-        self._quit = anyio.Event()
-        self._reason = ""
         self._ready = False
-        self._accept_queued = False
-        self._cut = 0
-        self._awaited = 0  # receivers whose introduction got lost and comes again
         self.access_log: access_log.AccessLog | None = None
         self.service: Service
         self.lifespan: Lifespan
@@ -144,7 +115,7 @@ class WorkerProcess:
                 with anyio.CancelScope() as starting:
                     tasks.start_soon(hidden, self._cancel_when_ordered, starting)
                     await self._start()
-                if not self._ordered.is_set():
+                if not self.retirement.ordered.is_set():
                     self._ready = True
                     if self.hub is not None:
                         self.hub.link.send("up")
@@ -191,7 +162,7 @@ class WorkerProcess:
 
     async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
         """An order to leave ends a start that has not come to its end (it does nothing after that)."""
-        await self._ordered.wait()
+        await self.retirement.ordered.wait()
         starting.cancel()
 
     async def _start(self) -> None:
@@ -222,7 +193,7 @@ class WorkerProcess:
         self.acceptor = Acceptor(
             loop, self.sockets, self.cells, self.order, self.connection_limit, self._accepted, self._attached
         )
-        self.sender = HandOverSender(loop, self.cells, self._withdraw, self._retire_connections)
+        self.sender = HandOverSender(loop, self.cells, self._withdraw, self.retirement.retire_connections)
         self.receiver = HandOverReceiver(
             loop, self.cells, self._orphaned, self._arrived, self.connection_limit.for_taken_over
         )
@@ -245,152 +216,26 @@ class WorkerProcess:
         housekeeping = Housekeeping(self.service, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, housekeeping.run)
-            await self._ordered.wait()
-            if self._order is LeaveOrder.QUIT:
+            await self.retirement.ordered.wait()
+            if self.retirement.order is LeaveOrder.QUIT:
                 self.acceptor.stop(last_look=False)
-                self._cut_the_rest()
+                self.retirement.cut_the_rest()
             else:
-                await self._retire()
-            await self._settle_handovers()
+                await self.retirement.retire()
+            await self.retirement.settle_handovers()
             await self._finish_lifespan()
             self.watchdog.unwatch()
             tasks.cancel_scope.cancel()
         housekeeping.tick()
-        report = {"handed_over": self.cells[Cell.HANDED_OVER], "cut": self._cut}
+        report = {"handed_over": self.cells[Cell.HANDED_OVER], "cut": self.retirement.cut}
         self.send_queue.put({"type": "finished", **report})
 
-    async def _retire(self) -> None:
-        """Leave without losing anything: stop accepting, let connections go, finish requests, cut what is left."""
-        config, service = self.config, self.service
-        service.retire_deadline = service.loop.time() + config.graceful_timeout
-        self.receiver.refuse()
-        self._set_phase()
-        await self._stop_accepting()
-        if self._reason == "reload":
-            await self._generation_stopped()
-        retiring.begin(self._reason)
-        self._retire_connections()
-        with anyio.move_on_after(config.graceful_timeout):
-            if self.hub is not None and self._order is not LeaveOrder.LISTENER_DIED:
-                await work.told()  # of which the hub has been told before this worker was told to retire
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(hidden, self._leave_at_once, tasks.cancel_scope)
-                tasks.start_soon(hidden, self._close_remaining)
-                await self._empty()
-                tasks.cancel_scope.cancel()
-        self._cut_the_rest()
-        with anyio.move_on_after(CLOSE_TIME):
-            await self._empty()
-
-    async def _generation_stopped(self) -> None:
-        """Wait until no worker of this generation accepts any more, or until `TOGETHER_TIME` has passed.
-
-        What is told to come again from here on (a WebSocket, a stream) then comes to the new generation: at an old
-        worker it would be sent away a second time.
-        """
-        with anyio.move_on_after(TOGETHER_TIME):
-            while self.others.accepting(self.welcome["generation"]):
-                await anyio.sleep(TOGETHER_LOOK)  # shared memory knows no event
-
-    async def _empty(self) -> None:
-        """Wait until no connection, no hand-over and no application task is left; the caller sets the deadline."""
-        service = self.service
-        while True:
-            await self.receiver.idle.wait()
-            await self.acceptor.settled()
-            if service.connections:
-                emptied = asyncio.Event()
-                service.emptied = emptied.set
-                await emptied.wait()
-            elif service.tasks or work.tasks:
-                await asyncio.wait(service.tasks | work.tasks)
-            elif self.receiver.idle.is_set():
-                return
-
-    async def _close_remaining(self) -> None:
-        """If nobody can take connections, close them before the graceful timeout would cut them."""
-        await anyio.sleep(self.config.graceful_timeout * (1 - CLOSING_SHARE))
-        if not self.sender.can_go():
-            self._give_up()
-
-    def _give_up(self) -> None:
-        """Nobody takes the connections that are left: they are told of the end."""
-        self._awaited = 0
-        self.sender.give_up()
-        self._set_phase()
-        self._retire_connections()
-
-    async def _leave_at_once(self, waiting: anyio.CancelScope) -> None:
-        """An order to quit ends the wait for what is in progress."""
-        await self._quit.wait()
-        waiting.cancel()
-
-    def _set_phase(self) -> None:
-        """Connections travel if there is anybody to travel to; otherwise they are told of the end."""
-        travels = self.sender.has_receivers() or self._awaited
-        phase = Phase.TRAVELLING if travels else Phase.CLOSING
-        self.service.phase = phase
-        self.service.close_answers = phase is Phase.CLOSING
-
-    def _retire_connections(self) -> None:
-        """Have every connection leave in the way that the present phase says, as soon as that loses nothing."""
-        for connection in list(self.service.connections):
-            connection.retire()
-
-    async def _stop_accepting(self) -> None:
-        alone = self._order is LeaveOrder.LISTENER_DIED and await self._listener_has_ended()
-        if alone:
-            for listening, described in zip(self.sockets, self.welcome["sockets"], strict=True):
-                if described["owned"]:
-                    shut_out(listening, SocketKind(described["kind"]))
-        if alone or self._accept_queued:
-            with anyio.move_on_after(self.config.graceful_timeout * (1 - CLOSING_SHARE)):
-                while not self.acceptor.accept_queued() and not self._quit.is_set():
-                    retiring.begin(self._reason)
-                    self._retire_connections()  # the end of each makes room for one who waits
-                    await anyio.sleep(descriptors.PAUSE)
-        self.acceptor.stop()
-        await self.acceptor.settled()
-
-    async def _listener_has_ended(self) -> bool:
-        """Or the application has closed our channel: then what waits in the queue is for the others."""
-        with anyio.move_on_after(PARENT_TIME):
-            while os.getppid() == self._parent:  # a process that ends closes its files a moment earlier
-                await anyio.sleep(descriptors.PAUSE)
-            return True
-        return False
-
-    def _cut_the_rest(self) -> None:
-        """Cut what has not ended, and count it."""
-        for connection in list(self.service.connections):
-            if connection.cut():
-                self._cut += 1
-                self.cells[Cell.CUT] += 1
-        behind = [task for task in self.service.tasks if not task.cancelling()]
-        for task in behind:
-            task.cancel()
-        if behind:
-            text = "cut %d application calls that went on after their responses"
-            log.warning(text, len(behind), extra=about("calls_cut", calls=len(behind)))
-        if left := work.cancel():
-            text = "cut %d message handlers and schedule runs that had not ended"
-            log.warning(text, left, extra=about("work_cut", tasks=left))
-        if self._cut:
-            log.warning(
-                "cut %d requests that had not ended", self._cut, extra=about("requests_cut", requests=self._cut)
-            )
-
-    async def _settle_handovers(self) -> None:
-        """Take no more; wait for what has been taken, and for what we offered to be answered."""
-        self.receiver.refuse()
-        with anyio.move_on_after(CLOSE_TIME):
-            await self.sender.idle.wait()
-            await self.receiver.idle.wait()
-        self.sender.close()
-        self.receiver.close()
-
     async def _finish_lifespan(self) -> None:
-        timeout = min(self.config.shutdown_timeout, CLOSE_TIME) if self._quit.is_set() else self.config.shutdown_timeout
+        timeout = (
+            min(self.config.shutdown_timeout, CLOSE_TIME)
+            if self.retirement.quit.is_set()
+            else self.config.shutdown_timeout
+        )
         with anyio.move_on_after(timeout) as deadline:
             await self.lifespan.shutdown()
         if deadline.cancelled_caught:
@@ -448,14 +293,14 @@ class WorkerProcess:
             if not isinstance(error, EOFError):
                 log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
             log.warning("the listener is gone; this worker retires", extra=about("listener_died"))
-            self.leave(LeaveOrder.LISTENER_DIED, "the listener died")
+            self.retirement.leave(LeaveOrder.LISTENER_DIED, "the listener died")
             if hasattr(self, "receiver"):
                 self.receiver.expect_no_verdict()
 
     def _ask_for_another(self, packet: Packet) -> None:
         """Our end of this pair got lost, or could not be made: ask for another pair, when its end can be taken."""
         if packet["type"] == "receiver":
-            self._awaited += 1  # connections are kept until it comes
+            self.retirement.awaited += 1  # connections are kept until it comes
         self.service.loop.call_later(descriptors.PAUSE, self._ask_again, packet["pair"])
 
     def _ask_again(self, pair: int) -> None:
@@ -470,8 +315,8 @@ class WorkerProcess:
                 self.acceptor.start()
                 self.send_queue.put({"type": "accepts"})
             case "retire":
-                self._accept_queued = packet["accept_queued"]
-                self.leave(LeaveOrder.RETIRE, packet["reason"])
+                self.retirement.accept_queued = packet["accept_queued"]
+                self.retirement.leave(LeaveOrder.RETIRE, packet["reason"])
             case "neighbours":
                 for (index, serial), row in zip(packet["rows"], received, strict=False):  # lost ones are done without
                     self.others.add(index, serial, row)
@@ -480,7 +325,7 @@ class WorkerProcess:
             case "receiver" | "receive" if not received:
                 self._ask_for_another(packet)
             case "receiver":
-                self._awaited = max(0, self._awaited - 1)
+                self.retirement.awaited = max(0, self.retirement.awaited - 1)
                 row, end = received
                 received = []
                 try:
@@ -490,9 +335,9 @@ class WorkerProcess:
                     self._ask_for_another(packet)
                 else:
                     self.sender.add_receiver(packet["pair"], end, cells)
-                if self._order is LeaveOrder.RETIRE and self._reason != "stop":
-                    self._set_phase()
-                    self._retire_connections()
+                if self.retirement.order is LeaveOrder.RETIRE and self.retirement.reason != "stop":
+                    self.retirement.set_phase()
+                    self.retirement.retire_connections()
             case "receive":
                 self.receiver.add_sender(packet["pair"], received.pop())
             case "verdict":
@@ -502,16 +347,7 @@ class WorkerProcess:
                 if self.access_log is not None:
                     self.access_log.reopen()
             case "quit":
-                self._quit.set()
-                self.leave(LeaveOrder.QUIT, "stop")
+                self.retirement.quit.set()
+                self.retirement.leave(LeaveOrder.QUIT, "stop")
         for descriptor in received:
             os.close(descriptor)
-
-    def leave(self, order: LeaveOrder, reason: str) -> None:
-        """Begin to leave; a later order to stop ends hand-overs, and the listener's death changes nothing more."""
-        if self._order is None:
-            self._order, self._reason = order, reason
-            self._ordered.set()
-        elif reason != self._reason and self._order is LeaveOrder.RETIRE and order is not LeaveOrder.QUIT:
-            self._reason = reason
-            self._give_up()

@@ -1,0 +1,204 @@
+"""How a worker leaves: it stops accepting, hands connections over, finishes its requests, and cuts what is left.
+
+One mechanism for reload, recycling, scaling down and stopping. Every wait has an end: the graceful timeout, or an order
+to quit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from serve_asgi.app.background_work import work
+from serve_asgi.app.retiring import retiring
+from serve_asgi.http.worker_context import Phase
+from serve_asgi.ipc import open_files_limit as descriptors
+from serve_asgi.ipc.listening_socket import SocketKind, shut_out
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs.server_log import about
+from serve_asgi.worker.event_loop import hidden
+
+if TYPE_CHECKING:
+    from serve_asgi.worker.worker import WorkerProcess
+
+CLOSING_SHARE: Final = 0.2
+"""The last part of the graceful timeout, in which connections that could not be handed over are closed politely."""
+CLOSE_TIME: Final = 2.0
+"""Seconds that connections have to flush and close after the graceful timeout, and held offers to be settled."""
+PARENT_TIME: Final = 1.0
+"""Seconds in which a listener whose end of the channel has closed must have ended, or else it lives."""
+TOGETHER_TIME: Final = 1.0
+"""Seconds that a retiring worker waits for the others of its generation to stop accepting before it tells anybody."""
+TOGETHER_LOOK: Final = 0.002
+"""Seconds between two looks at whether they have."""
+
+log = logging.getLogger("serve")
+
+
+class LeaveOrder(enum.Enum):
+    """How the worker was told to leave."""
+
+    RETIRE = "retire"  # finish what is in progress, within the graceful timeout
+    QUIT = "quit"  # at once
+    LISTENER_DIED = "listener died"  # as RETIRE, and nobody else accepts what is in the port's queue
+
+
+class Retirement:
+    """The leaving of one worker."""
+
+    def __init__(self, worker: WorkerProcess) -> None:
+        self._worker = worker
+        self._parent = os.getppid()
+        self.order: LeaveOrder | None = None
+        self.ordered = anyio.Event()
+        self.quit = anyio.Event()
+        """At once."""
+        self.reason = ""
+        self.accept_queued = False
+        """What is in the kernel's queue is accepted first, for nobody else will."""
+        self.cut = 0
+        """Requests that had not ended."""
+        self.awaited = 0
+        """Receivers whose end of the pair got lost and comes again."""
+
+    def leave(self, order: LeaveOrder, reason: str) -> None:
+        """Begin to leave; a later order to stop ends hand-overs, and the listener's death changes nothing more."""
+        if self.order is None:
+            self.order, self.reason = order, reason
+            self.ordered.set()
+        elif reason != self.reason and self.order is LeaveOrder.RETIRE and order is not LeaveOrder.QUIT:
+            self.reason = reason
+            self.give_up()
+
+    async def retire(self) -> None:
+        """Leave without losing anything: stop accepting, let connections go, finish requests, cut what is left."""
+        config, service = self._worker.config, self._worker.service
+        service.retire_deadline = service.loop.time() + config.graceful_timeout
+        self._worker.receiver.refuse()
+        self.set_phase()
+        await self._stop_accepting()
+        if self.reason == "reload":
+            await self._generation_stopped()
+        retiring.begin(self.reason)
+        self.retire_connections()
+        with anyio.move_on_after(config.graceful_timeout):
+            if self._worker.hub is not None and self.order is not LeaveOrder.LISTENER_DIED:
+                await work.told()  # of which the hub has been told before this worker was told to retire
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hidden, self._leave_at_once, tasks.cancel_scope)
+                tasks.start_soon(hidden, self._close_remaining)
+                await self._empty()
+                tasks.cancel_scope.cancel()
+        self.cut_the_rest()
+        with anyio.move_on_after(CLOSE_TIME):
+            await self._empty()
+
+    async def _generation_stopped(self) -> None:
+        """Wait until no worker of this generation accepts any more, or until `TOGETHER_TIME` has passed.
+
+        What is told to come again from here on (a WebSocket, a stream) then comes to the new generation: at an old
+        worker it would be sent away a second time.
+        """
+        with anyio.move_on_after(TOGETHER_TIME):
+            while self._worker.others.accepting(self._worker.welcome["generation"]):
+                await anyio.sleep(TOGETHER_LOOK)  # shared memory knows no event
+
+    async def _empty(self) -> None:
+        """Wait until no connection, no hand-over and no application task is left; the caller sets the deadline."""
+        service = self._worker.service
+        while True:
+            await self._worker.receiver.idle.wait()
+            await self._worker.acceptor.settled()
+            if service.connections:
+                emptied = asyncio.Event()
+                service.emptied = emptied.set
+                await emptied.wait()
+            elif service.tasks or work.tasks:
+                await asyncio.wait(service.tasks | work.tasks)
+            elif self._worker.receiver.idle.is_set():
+                return
+
+    async def _close_remaining(self) -> None:
+        """If nobody can take connections, close them before the graceful timeout would cut them."""
+        await anyio.sleep(self._worker.config.graceful_timeout * (1 - CLOSING_SHARE))
+        if not self._worker.sender.can_go():
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Nobody takes the connections that are left: they are told of the end."""
+        self.awaited = 0
+        self._worker.sender.give_up()
+        self.set_phase()
+        self.retire_connections()
+
+    async def _leave_at_once(self, waiting: anyio.CancelScope) -> None:
+        """An order to quit ends the wait for what is in progress."""
+        await self.quit.wait()
+        waiting.cancel()
+
+    def set_phase(self) -> None:
+        """Connections travel if there is anybody to travel to; otherwise they are told of the end."""
+        travels = self._worker.sender.has_receivers() or self.awaited
+        phase = Phase.TRAVELLING if travels else Phase.CLOSING
+        self._worker.service.phase = phase
+        self._worker.service.close_answers = phase is Phase.CLOSING
+
+    def retire_connections(self) -> None:
+        """Have every connection leave in the way that the present phase says, as soon as that loses nothing."""
+        for connection in list(self._worker.service.connections):
+            connection.retire()
+
+    async def _stop_accepting(self) -> None:
+        alone = self.order is LeaveOrder.LISTENER_DIED and await self._listener_has_ended()
+        if alone:
+            for listening, described in zip(self._worker.sockets, self._worker.welcome["sockets"], strict=True):
+                if described["owned"]:
+                    shut_out(listening, SocketKind(described["kind"]))
+        if alone or self.accept_queued:
+            with anyio.move_on_after(self._worker.config.graceful_timeout * (1 - CLOSING_SHARE)):
+                while not self._worker.acceptor.accept_queued() and not self.quit.is_set():
+                    retiring.begin(self.reason)
+                    self.retire_connections()  # the end of each makes room for one who waits
+                    await anyio.sleep(descriptors.PAUSE)
+        self._worker.acceptor.stop()
+        await self._worker.acceptor.settled()
+
+    async def _listener_has_ended(self) -> bool:
+        """Or the application has closed our channel: then what waits in the queue is for the others."""
+        with anyio.move_on_after(PARENT_TIME):
+            while os.getppid() == self._parent:  # a process that ends closes its files a moment earlier
+                await anyio.sleep(descriptors.PAUSE)
+            return True
+        return False
+
+    def cut_the_rest(self) -> None:
+        """Cut what has not ended, and count it."""
+        for connection in list(self._worker.service.connections):
+            if connection.cut():
+                self.cut += 1
+                self._worker.cells[Cell.CUT] += 1
+        behind = [task for task in self._worker.service.tasks if not task.cancelling()]
+        for task in behind:
+            task.cancel()
+        if behind:
+            text = "cut %d application calls that went on after their responses"
+            log.warning(text, len(behind), extra=about("calls_cut", calls=len(behind)))
+        if left := work.cancel():
+            text = "cut %d message handlers and schedule runs that had not ended"
+            log.warning(text, left, extra=about("work_cut", tasks=left))
+        if self.cut:
+            log.warning("cut %d requests that had not ended", self.cut, extra=about("requests_cut", requests=self.cut))
+
+    async def settle_handovers(self) -> None:
+        """Take no more; wait for what has been taken, and for what we offered to be answered."""
+        self._worker.receiver.refuse()
+        with anyio.move_on_after(CLOSE_TIME):
+            await self._worker.sender.idle.wait()
+            await self._worker.receiver.idle.wait()
+        self._worker.sender.close()
+        self._worker.receiver.close()
