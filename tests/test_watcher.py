@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from watchfiles import Change
 
-from serve_asgi.listener.file_watcher import Watched
+from serve_asgi.listener.file_watcher import WatchedFiles
 
 ADDED, MODIFIED, DELETED = Change.added, Change.modified, Change.deleted
 
 
-def watched(directory: Path, *, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Watched:
+def watched(directory: Path, *, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> WatchedFiles:
     files = (str(directory / "serve.toml"), "/elsewhere/.env")
-    return Watched((str(directory),), files, include, exclude)
+    return WatchedFiles((str(directory),), files, include, exclude)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_watched_directory_that_goes_ends_the_watching(tmp_path: Path) -> None
 
 def test_only_what_lies_apart_is_watched_apart(tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
-    some = Watched(
+    some = WatchedFiles(
         (str(tmp_path / "project"),),
         (str(tmp_path / "project" / "serve.toml"), str(tmp_path / "env"), str(tmp_path / "gone" / "env")),
         (),
@@ -117,7 +117,9 @@ def test_what_changed_before_anybody_watched_is_found_by_the_kernels_own_time(tm
         (tmp_path / "project" / name).touch()
     (tmp_path / "project" / "venv" / "pyvenv.cfg").touch()
     since = (tmp_path / "project" / "env").stat().st_ctime_ns + 1
-    some = Watched((str(tmp_path / "project"),), (str(tmp_path / "project" / "env"), str(tmp_path / "gone")), (), ())
+    some = WatchedFiles(
+        (str(tmp_path / "project"),), (str(tmp_path / "project" / "env"), str(tmp_path / "gone")), (), ()
+    )
     names = ("late.py", "venv/late.py", "late.txt")
     while time.time_ns() < since + 20_000_000:
         time.sleep(0.005)

@@ -14,7 +14,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.ipc import listening_socket as way_in
 from serve_asgi.ipc.listening_socket import SocketKind, admit, arriving, shut_out
 from serve_asgi.listener.binding import bind
-from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.listening_sockets import ListeningSocket
 
 CLIENTS = 6
 ROUNDS = 6
@@ -25,7 +25,7 @@ PATIENCE = 20.0
 class Storm:
     """Clients that connect, say one byte and want one back, again and again until told to stop."""
 
-    def __init__(self, listening: Listening) -> None:
+    def __init__(self, listening: ListeningSocket) -> None:
         self.family = listening.socket.family
         self.where = listening.socket.getsockname()
         self.answered = 0
@@ -147,7 +147,7 @@ def test_what_is_arriving_is_counted() -> None:
     listening.close()
 
 
-def serve_nothing(listening: Listening) -> int:
+def serve_nothing(listening: ListeningSocket) -> int:
     count = 0
     with contextlib.suppress(BlockingIOError):
         while True:

@@ -20,7 +20,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.listener.binding import StoppedError, bind
-from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.listening_sockets import ListeningSocket
 
 BACKLOG = 64
 HAS_IPV6 = Path("/proc/net/if_inet6").exists() and Path("/proc/net/if_inet6").read_text().strip() != ""
@@ -28,21 +28,21 @@ needs_ipv6 = pytest.mark.skipif(not HAS_IPV6, reason="this machine has no IPv6")
 
 
 @pytest.fixture
-def bound() -> Iterator[list[Listening]]:
+def bound() -> Iterator[list[ListeningSocket]]:
     """What a test binds; closed at its end."""
-    made: list[Listening] = []
+    made: list[ListeningSocket] = []
     yield made
     for listening in made:
         listening.close()
 
 
-def take(bound: list[Listening], *addresses: str, **options: object) -> list[Listening]:
+def take(bound: list[ListeningSocket], *addresses: str, **options: object) -> list[ListeningSocket]:
     made = bind(Config(bind=addresses, bind_timeout=0, **options))  # type: ignore[arg-type]
     bound += made
     return made
 
 
-def port_of(listening: Listening) -> int:
+def port_of(listening: ListeningSocket) -> int:
     return int(listening.socket.getsockname()[1])
 
 
@@ -57,7 +57,7 @@ def refused(*addresses: str, **options: object) -> str:
     return str(caught.value)
 
 
-def test_a_port_is_taken_at_once_and_opened_later(bound: list[Listening]) -> None:
+def test_a_port_is_taken_at_once_and_opened_later(bound: list[ListeningSocket]) -> None:
     (first,) = take(bound, "127.0.0.1:0")
     port = port_of(first)
     assert first.name == f"http://127.0.0.1:{port}"
@@ -73,7 +73,7 @@ def test_a_port_is_taken_at_once_and_opened_later(bound: list[Listening]) -> Non
     )
 
 
-def test_a_port_in_time_wait_is_free(bound: list[Listening]) -> None:
+def test_a_port_in_time_wait_is_free(bound: list[ListeningSocket]) -> None:
     (first,) = take(bound, "127.0.0.1:0")
     first.listen(BACKLOG)
     where = first.socket.getsockname()
@@ -91,7 +91,7 @@ def test_a_port_in_time_wait_is_free(bound: list[Listening]) -> None:
 
 @needs_ipv6
 @pytest.mark.parametrize("address", [":0", "*:0", "[::]:0"])
-def test_dual_stack(bound: list[Listening], address: str) -> None:
+def test_dual_stack(bound: list[ListeningSocket], address: str) -> None:
     (only,) = take(bound, address)
     only.listen(BACKLOG)
     assert only.name == f"http://[::]:{port_of(only)}"
@@ -100,7 +100,7 @@ def test_dual_stack(bound: list[Listening], address: str) -> None:
 
 
 @needs_ipv6
-def test_one_family_alone(bound: list[Listening]) -> None:
+def test_one_family_alone(bound: list[ListeningSocket]) -> None:
     (only,) = take(bound, "[::1]:0")
     only.listen(BACKLOG)
     assert only.name == f"http://[::1]:{port_of(only)}"
@@ -108,7 +108,9 @@ def test_one_family_alone(bound: list[Listening]) -> None:
     assert not connects(socket.AF_INET, ("127.0.0.1", port_of(only)))
 
 
-def test_a_name_takes_all_its_addresses_with_one_port(bound: list[Listening], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_takes_all_its_addresses_with_one_port(
+    bound: list[ListeningSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = [
         (socket.AF_INET6, ("::1", 0, 0, 0)),
         (socket.AF_INET, ("127.0.0.1", 0)),
@@ -122,12 +124,12 @@ def test_a_name_takes_all_its_addresses_with_one_port(bound: list[Listening], mo
     assert len({port_of(listening) for listening in made}) == 1
 
 
-def test_several_addresses(bound: list[Listening], tmp_path: Path) -> None:
+def test_several_addresses(bound: list[ListeningSocket], tmp_path: Path) -> None:
     made = take(bound, "127.0.0.1:0", f"unix:{tmp_path}/a", "127.0.0.2:0")
     assert [listening.kind for listening in made] == [SocketKind.TCP, SocketKind.UNIX, SocketKind.TCP]
 
 
-def test_addresses_that_cover_each_other(bound: list[Listening], tmp_path: Path) -> None:
+def test_addresses_that_cover_each_other(bound: list[ListeningSocket], tmp_path: Path) -> None:
     port = port_of(*take(bound, "127.0.0.1:0"))
     bound.pop().close()
     assert "was given twice, or another address covers it" in refused(f"127.0.0.1:{port}", f"0.0.0.0:{port}")
@@ -168,7 +170,7 @@ def test_low_ports_and_directories_of_others(tmp_path: Path) -> None:
         assert sentence in done.stdout
 
 
-def test_waiting_ends_when_the_port_is_free(bound: list[Listening]) -> None:
+def test_waiting_ends_when_the_port_is_free(bound: list[ListeningSocket]) -> None:
     (first,) = take(bound, "127.0.0.1:0")
     bound.clear()
     timer = threading.Timer(0.3, first.close)
@@ -179,7 +181,7 @@ def test_waiting_ends_when_the_port_is_free(bound: list[Listening]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_a_signal_ends_the_waiting(bound: list[Listening], number: signal.Signals) -> None:
+def test_a_signal_ends_the_waiting(bound: list[ListeningSocket], number: signal.Signals) -> None:
     (first,) = take(bound, "127.0.0.1:0")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
@@ -191,7 +193,7 @@ def test_a_signal_ends_the_waiting(bound: list[Listening], number: signal.Signal
     assert caught.value.exit_status == 0
 
 
-def test_unix_socket_has_its_mode_and_goes_with_its_server(bound: list[Listening], tmp_path: Path) -> None:
+def test_unix_socket_has_its_mode_and_goes_with_its_server(bound: list[ListeningSocket], tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     before = os.umask(0o077)
     try:
@@ -208,7 +210,7 @@ def test_unix_socket_has_its_mode_and_goes_with_its_server(bound: list[Listening
     assert os.listdir(tmp_path) == []
 
 
-def test_unix_socket_of_a_living_server_is_kept(bound: list[Listening], tmp_path: Path) -> None:
+def test_unix_socket_of_a_living_server_is_kept(bound: list[ListeningSocket], tmp_path: Path) -> None:
     """Whether it listens already or not, and also if it is another program's."""
     (only,) = take(bound, f"unix:{tmp_path}/ours")
     assert f"is in use by the server with PID {os.getpid()}" in refused(f"unix:{tmp_path}/ours")
@@ -221,7 +223,7 @@ def test_unix_socket_of_a_living_server_is_kept(bound: list[Listening], tmp_path
         assert connects(socket.AF_UNIX, str(tmp_path / "theirs"))
 
 
-def test_unix_socket_of_a_dead_server_is_replaced(bound: list[Listening], tmp_path: Path) -> None:
+def test_unix_socket_of_a_dead_server_is_replaced(bound: list[ListeningSocket], tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "a"))
     (tmp_path / "a.lock").write_text("999999\n")
@@ -230,7 +232,7 @@ def test_unix_socket_of_a_dead_server_is_replaced(bound: list[Listening], tmp_pa
     assert connects(socket.AF_UNIX, str(tmp_path / "a"))
 
 
-def test_unix_socket_that_another_put_in_its_place_stays(bound: list[Listening], tmp_path: Path) -> None:
+def test_unix_socket_that_another_put_in_its_place_stays(bound: list[ListeningSocket], tmp_path: Path) -> None:
     take(bound, f"unix:{tmp_path}/a")
     os.unlink(tmp_path / "a")
     (tmp_path / "a").write_text("another's")
@@ -239,7 +241,7 @@ def test_unix_socket_that_another_put_in_its_place_stays(bound: list[Listening],
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_inherited_descriptor(bound: list[Listening], listens: bool) -> None:
+def test_inherited_descriptor(bound: list[ListeningSocket], listens: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) if listens else socket.socket() as theirs:
         if not listens:
             theirs.bind(("127.0.0.1", 0))
@@ -325,7 +327,7 @@ def test_sockets_for_another_process_are_not_taken() -> None:
 
 @needs_ipv6
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
-def test_localhost_is_both_loopback_addresses_with_one_port(bound: list[Listening], host: str) -> None:
+def test_localhost_is_both_loopback_addresses_with_one_port(bound: list[ListeningSocket], host: str) -> None:
     """Whatever /etc/hosts says of it (RFC 6761, section 6.3)."""
     first, second = take(bound, f"{host}:0")
     port = port_of(first)
@@ -339,7 +341,7 @@ def test_localhost_is_both_loopback_addresses_with_one_port(bound: list[Listenin
 
 
 @needs_ipv6
-def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(bound: list[Listening]) -> None:
+def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(bound: list[ListeningSocket]) -> None:
     (other,) = take(bound, "[::1]:0")
     assert f"port {port_of(other)} of localhost is in use" in refused(f"localhost:{port_of(other)}")
     assert connects(socket.AF_INET, ("127.0.0.1", port_of(other))) is False  # nothing of it is left
@@ -347,7 +349,7 @@ def test_a_port_that_is_taken_on_one_address_of_a_host_is_taken(bound: list[List
 
 @pytest.mark.parametrize("missing", [socket.AF_INET, socket.AF_INET6])
 def test_one_kind_of_address_will_do(
-    bound: list[Listening], monkeypatch: pytest.MonkeyPatch, missing: socket.AddressFamily
+    bound: list[ListeningSocket], monkeypatch: pytest.MonkeyPatch, missing: socket.AddressFamily
 ) -> None:
     class Sockets(socket.socket):
         def __init__(self, family: int = socket.AF_INET, *rest: int, **more: int) -> None:
@@ -363,7 +365,7 @@ def test_one_kind_of_address_will_do(
 
 
 def test_an_abstract_socket_is_no_file_and_is_one_servers(
-    bound: list[Listening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bound: list[ListeningSocket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = f"serve-test-{os.getpid()}-{tmp_path.name}"

@@ -118,9 +118,9 @@ def test_ports_open_only_when_every_worker_is_ready() -> None:
 
 def test_workers_start_a_few_at_a_time() -> None:
     shell = Shell(workers=5, start_concurrency=2)
-    assert len(shell.of(actions.Start)) == 2
+    assert len(shell.of(actions.StartWorker)) == 2
     shell.send(e.WorkerReady(shell.workers(WorkerState.STARTING)[0]))
-    assert len(shell.of(actions.Start)) == 3
+    assert len(shell.of(actions.StartWorker)) == 3
     assert len(shell.workers(WorkerState.STARTING)) == 2
 
 
@@ -764,7 +764,7 @@ def test_a_worker_is_replaced_once_however_often_it_asks() -> None:
     (worn,) = shell.workers()
     for _ in range(2):
         shell.send(e.WorkerWantsReplacement(worn, "worn"))
-    assert len(shell.of(actions.Start)) == 1
+    assert len(shell.of(actions.StartWorker)) == 1
 
 
 @pytest.mark.parametrize("stop", [e.StopAsked(), e.QuickStopAsked()])
@@ -776,7 +776,7 @@ def test_once_the_stop_has_begun_reloads_are_refused_and_sizes_stay(stop: e.Even
     shell.send(e.ScaleAsked(by=1))
     assert [(answer.ticket, answer.ok) for answer in shell.of(actions.AnswerReload)] == [(1, False)]
     assert shell.supervisor.size == 2
-    assert not shell.of(actions.Start)
+    assert not shell.of(actions.StartWorker)
 
 
 def test_a_quick_stop_lets_go_of_everything_and_a_second_one_kills() -> None:
@@ -885,7 +885,7 @@ def test_a_reload_is_prepared_before_anything_of_it_begins() -> None:
     assert shell.of(actions.PrepareReload) == [actions.PrepareReload("serve reload")]
     shell.send(e.ReloadAsked(ticket=2))
     assert len(shell.of(actions.PrepareReload)) == 1
-    assert not shell.of(actions.Start)
+    assert not shell.of(actions.StartWorker)
     shell.send(e.ReloadPrepared(None, "the hook says no", "its output"))
     assert shell.of(actions.AnswerReload) == [
         actions.AnswerReload(1, False, "reload refused, generation 1 serves on: the hook says no", "its output")
@@ -914,7 +914,7 @@ def test_a_stop_gives_up_a_reload_that_is_prepared() -> None:
     shell.send(e.StopAsked())
     assert [(answer.ticket, answer.ok) for answer in shell.of(actions.AnswerReload)] == [(1, False)]
     shell.send(e.ReloadPrepared(shell.policy))
-    assert not shell.of(actions.Start)
+    assert not shell.of(actions.StartWorker)
 
 
 def test_a_drain_that_began_while_its_reload_was_prepared_outlives_it() -> None:
@@ -936,10 +936,10 @@ def test_a_new_configuration_counts_from_the_switch_on_and_not_if_it_is_refused(
     shell.send(e.WorkerFailed(shell.workers(WorkerState.STARTING)[0], "no such module"))
     shell.reap(WorkerState.STARTING, WorkerState.ENDING)
     assert (shell.supervisor.size, shell.supervisor.processes.policy.graceful_timeout) == (2, 30.0)
-    assert not shell.of(actions.Adopt)
+    assert not shell.of(actions.AdoptGeneration)
     shell.reload()
     assert (shell.supervisor.size, shell.supervisor.processes.policy.graceful_timeout) == (3, 5.0)
-    assert [adopted.generation for adopted in shell.of(actions.Adopt)] == [shell.supervisor.current]
+    assert [adopted.generation for adopted in shell.of(actions.AdoptGeneration)] == [shell.supervisor.current]
 
 
 def test_who_scaled_by_hand_keeps_that_size_over_a_reload_that_does_not_change_it() -> None:

@@ -90,9 +90,9 @@ def test_the_agent_is_entered_before_the_first_worker_starts() -> None:
     agent = shell.one(AgentState.STARTING)
     shell.send(e.AgentPrepared(agent))
     assert shell.of(actions.TellEnter) == [actions.TellEnter(agent)]
-    assert not shell.of(actions.Start)
+    assert not shell.of(actions.StartWorker)
     shell.send(e.AgentEntered(agent))
-    assert len(shell.of(actions.Start)) == 2
+    assert len(shell.of(actions.StartWorker)) == 2
     shell.make_ready()
     shell.send(e.PortsOpened())
     shell.accept()

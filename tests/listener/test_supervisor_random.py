@@ -153,7 +153,7 @@ class SupervisedServer(RuleBasedStateMachine):
                 worker = getattr(action, name, None)
                 if isinstance(worker, Worker):
                     assert worker.state is not WorkerState.GONE, action
-                    assert isinstance(action, actions.Start) or worker in self.started, action
+                    assert isinstance(action, actions.StartWorker) or worker in self.started, action
             self.perform_one(action, deadlines, event)
         current = self.supervisor.current
         if current is not before:
@@ -163,7 +163,7 @@ class SupervisedServer(RuleBasedStateMachine):
     def perform_one(self, action: actions.Action, deadlines: dict[AppProcess, float], event: e.Event | None) -> None:
         supervisor = self.supervisor
         match action:
-            case actions.Start(worker):
+            case actions.StartWorker(worker):
                 assert worker not in self.started
                 if supervisor.current is None and worker.generation.policy.agent:
                     assert self.leased in self.entered, "the agent comes before the first workers"

@@ -53,7 +53,7 @@ log = logging.getLogger("serve")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Leaving:
+class LeaveRequest:
     """Why this process is to leave, and how much time it has (s)."""
 
     reason: str
@@ -73,7 +73,7 @@ class AgentProcess:
         self.cells = bootstrap.cells
         self._link_end = bootstrap.link
         self.hub: HubSocket
-        self._leaving: Leaving | None = None
+        self._leaving: LeaveRequest | None = None
         self._told = asyncio.Event()
         """To leave."""
         self._may_begin = asyncio.Event()
@@ -248,20 +248,20 @@ class AgentProcess:
             if not isinstance(error, EOFError):
                 log.error("the channel to the listener broke: %s", error, extra=about("channel_broken"))
             log.warning("the listener is gone; this agent finishes", extra=about("listener_died"))
-            self._leave(Leaving("the listener died", self.config.agent_timeout))
+            self._leave(LeaveRequest("the listener died", self.config.agent_timeout))
 
     def _take(self, packet: Packet) -> None:
         match packet["type"]:
             case "enter":
                 self._may_begin.set()
             case "finish":
-                self._leave(Leaving(packet["reason"], packet["timeout"]))
+                self._leave(LeaveRequest(packet["reason"], packet["timeout"]))
             case "quit":
-                self._leave(Leaving("quit", 0.0))
+                self._leave(LeaveRequest("quit", 0.0))
             case "reopen":
                 logs.reopen()
 
-    def _leave(self, leaving: Leaving) -> None:
+    def _leave(self, leaving: LeaveRequest) -> None:
         """Begin to leave; the first order counts."""
         if self._leaving is None:
             self._leaving = leaving

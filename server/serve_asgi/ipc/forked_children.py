@@ -47,7 +47,7 @@ Identity = tuple[int, int]
 """Of an open file: st_dev and st_ino (stat(3type))."""
 
 
-class _State:
+class _ForkState:
     """What there is to give up."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class _State:
         self.forked = False
 
 
-_state: Final = _State()
+_state: Final = _ForkState()
 _blocked: Final = threading.local()
 
 

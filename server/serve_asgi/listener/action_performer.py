@@ -47,7 +47,7 @@ class ActionPerformer:
                 listener.tasks.start_soon(self._prepare_reload, by)
             case actions.PrepareGeneration(generation):
                 listener.configs.begin(generation)
-            case actions.Adopt(generation):
+            case actions.AdoptGeneration(generation):
                 self._adopt(generation)
             case actions.ForgetGeneration(generation):
                 if (
@@ -56,7 +56,7 @@ class ActionPerformer:
                     and not listener.supervisor.agents.all
                 ):
                     self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
-            case actions.Start(worker) | actions.StartAgent(worker):
+            case actions.StartWorker(worker) | actions.StartAgent(worker):
                 made_with = listener.configs.all[worker.generation]
                 children.start(worker, made_with.release, made_with.settings.config)
             case actions.OpenPorts():

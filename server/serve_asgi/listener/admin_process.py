@@ -32,7 +32,7 @@ from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener.child import SAFE_PATH, Child, describe_code
 from serve_asgi.listener.event_history import History, Record
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.listening_sockets import ListeningSocket
 
 QUEUED: Final = 200
 """Records that wait for a process that takes none; older ones are dropped, and its counts are right all the same."""
@@ -61,8 +61,8 @@ class AdminProcess:
     def __init__(
         self,
         config: Config,
-        listening: Sequence[Listening],
-        served: Sequence[Listening],
+        listening: Sequence[ListeningSocket],
+        served: Sequence[ListeningSocket],
         scoreboard: Scoreboard,
         processes: HelperProcesses,
         children: Callable[[], Iterable[Child]],
@@ -299,7 +299,7 @@ def _shown(record: Record) -> Record:
     return {**shown, "detail": str(record.get("detail", ""))[-DETAIL:]}
 
 
-def _local(listening: Listening) -> bool:
+def _local(listening: ListeningSocket) -> bool:
     if listening.kind is SocketKind.UNIX:
         return True
     return ipaddress.ip_address(listening.socket.getsockname()[0]).is_loopback

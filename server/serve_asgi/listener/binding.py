@@ -22,7 +22,7 @@ from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.ipc.path_lock import InUseError
 from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_manager
-from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.unix_socket import bind_unix
 
 RETRY: Final = 0.1  # seconds between two tries to bind
@@ -38,14 +38,14 @@ class StoppedError(ServeError):
     exit_status = 0
 
 
-def bind(config: Config) -> list[Listening]:
+def bind(config: Config) -> list[ListeningSocket]:
     """Take every address that `config` and the service manager name; none listens yet.
 
     Waits up to `config.bind_timeout` seconds for ports in use. Removes LISTEN_* from the environment, so that no
     child sees them. Raises UsageError, which says what to do, and StoppedError when TERM, INT or QUIT ends the wait;
     then nothing is left bound.
     """
-    made: list[Listening] = []
+    made: list[ListeningSocket] = []
     deadline = time.monotonic() + config.bind_timeout
     try:
         made += [_inherited(passed, label) for passed, label in from_service_manager()]
@@ -59,33 +59,35 @@ def bind(config: Config) -> list[Listening]:
     return made
 
 
-def bind_admin(config: Config, others: list[Listening]) -> list[Listening]:
+def bind_admin(config: Config, others: list[ListeningSocket]) -> list[ListeningSocket]:
     """Take the address of --admin, if there is one, beside the `others`; it does not listen yet. Raises as `bind`."""
     if not config.admin:
         return []
     return _bind_until(time.monotonic() + config.bind_timeout, parse_address(config.admin), config, others)
 
 
-def _inherited(made: socket.socket, label: str) -> Listening:
+def _inherited(made: socket.socket, label: str) -> ListeningSocket:
     made.setblocking(False)
-    return Listening(made, label, SocketKind.UNIX if made.family == socket.AF_UNIX else SocketKind.TCP, owned=False)
+    return ListeningSocket(
+        made, label, SocketKind.UNIX if made.family == socket.AF_UNIX else SocketKind.TCP, owned=False
+    )
 
 
 def _bind_until(
-    deadline: float, address: TcpAddress | UnixAddress, config: Config, others: list[Listening]
-) -> list[Listening]:
+    deadline: float, address: TcpAddress | UnixAddress, config: Config, others: list[ListeningSocket]
+) -> list[ListeningSocket]:
     """Bind `address`, again and again while it is in use, until `deadline`; then that is an error."""
-    attempt: Callable[[], list[Listening]]
+    attempt: Callable[[], list[ListeningSocket]]
     if isinstance(address, UnixAddress):
         unix = address
 
-        def attempt() -> list[Listening]:
+        def attempt() -> list[ListeningSocket]:
             made, identity, lock = bind_unix(unix, config)
-            return [Listening(made, str(unix), SocketKind.UNIX, True, unix.path, identity, lock)]
+            return [ListeningSocket(made, str(unix), SocketKind.UNIX, True, unix.path, identity, lock)]
     else:
         tcp, resolved = address, _resolve(address)
 
-        def attempt() -> list[Listening]:
+        def attempt() -> list[ListeningSocket]:
             return _bind_tcp(tcp, resolved)
 
     while True:
@@ -100,7 +102,7 @@ def _bind_until(
             _wait(min(RETRY, left), address)
 
 
-def _same(address: TcpAddress | UnixAddress, other: Listening) -> bool:
+def _same(address: TcpAddress | UnixAddress, other: ListeningSocket) -> bool:
     """Whether a socket that this server has bound already stands in the way of `address`."""
     if isinstance(address, UnixAddress):
         return other.path == address.path
@@ -156,7 +158,7 @@ def _resolve(address: TcpAddress) -> list[_Resolved]:
     return list(unique.values())
 
 
-def _bind_tcp(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening]:
+def _bind_tcp(address: TcpAddress, resolved: list[_Resolved]) -> list[ListeningSocket]:
     """Bind every address that the host stands for; with port 0, the same port on all of them."""
     for _ in range(TRIES - 1 if address.port == 0 and len(resolved) > 1 else 0):
         with contextlib.suppress(InUseError):  # the port that the kernel chose for the first is another's on the next
@@ -164,8 +166,8 @@ def _bind_tcp(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening]
     return _bind_each(address, resolved)
 
 
-def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening]:
-    made: list[Listening] = []
+def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[ListeningSocket]:
+    made: list[ListeningSocket] = []
     port = address.port
     unavailable: OSError | None = None
     try:
@@ -190,7 +192,7 @@ def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening
     return made
 
 
-def _bind_one(one: _Resolved, port: int) -> Listening:
+def _bind_one(one: _Resolved, port: int) -> ListeningSocket:
     """A bound, non-blocking, close-on-exec socket. Raises OSError."""
     made = socket.socket(one.family, socket.SOCK_STREAM)
     try:
@@ -204,7 +206,9 @@ def _bind_one(one: _Resolved, port: int) -> Listening:
     except BaseException:
         made.close()
         raise
-    return Listening(made, f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}", SocketKind.TCP)
+    return ListeningSocket(
+        made, f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}", SocketKind.TCP
+    )
 
 
 def _refused(address: TcpAddress, error: OSError) -> ServeError:

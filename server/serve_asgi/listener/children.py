@@ -28,7 +28,7 @@ from serve_asgi.listener import misbehaving_child
 from serve_asgi.listener.agent_lock import agent_lock
 from serve_asgi.listener.child import Child, describe, handover_pair, spawn
 from serve_asgi.listener.hub_links import HubLinks
-from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e
@@ -61,7 +61,7 @@ class Children:
 
     def __init__(
         self,
-        listening: Sequence[Listening],
+        listening: Sequence[ListeningSocket],
         post: Callable[[e.Event], None],
         links: HubLinks,
         scoreboard: Scoreboard,

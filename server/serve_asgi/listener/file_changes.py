@@ -144,7 +144,7 @@ def terminal_is_gone() -> bool:
     return any(found & select.POLLHUP for _, found in poll.poll(0))
 
 
-class Changes:
+class FileChanges:
     """The watching of one listener."""
 
     def __init__(

@@ -43,7 +43,7 @@ SCRATCH: Final = (".#*", "flycheck_*")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Watched:
+class WatchedFiles:
     """Which files count. Paths are absolute, with links resolved."""
 
     directories: tuple[str, ...]
@@ -125,7 +125,7 @@ def _last_change(path: str) -> int:
         return 0
 
 
-async def watch(channel: Channel, watched: Watched, since: int, once: bool = False) -> int:
+async def watch(channel: Channel, watched: WatchedFiles, since: int, once: bool = False) -> int:
     """Tell the changes until the other end of the channel is closed, or only the first; return the exit status.
 
     Those after `since` (Unix time, ns) count, though nothing watched then: the application was being imported.
@@ -140,9 +140,9 @@ async def watch(channel: Channel, watched: Watched, since: int, once: bool = Fal
             tasks.start_soon(_tell_earlier, channel, watched, since, once)
             while True:
                 await channel.receive()
-    except* (EOFError, _Told):
+    except* (EOFError, _ReportedChange):
         pass
-    except* _Gone as group:
+    except* _WatcherGone as group:
         await channel.send({"type": "trouble", "text": f"{group.exceptions[0]} is gone, or another one by now"})
     except* OSError as group:
         status = 1
@@ -153,15 +153,15 @@ async def watch(channel: Channel, watched: Watched, since: int, once: bool = Fal
     return status
 
 
-class _Told(Exception):
+class _ReportedChange(Exception):
     """One change has been told, which was all that was asked for."""
 
 
-class _Gone(Exception):
+class _WatcherGone(Exception):
     """A watched directory is gone, which this names."""
 
 
-async def _tell_earlier(channel: Channel, watched: Watched, since: int, once: bool) -> None:
+async def _tell_earlier(channel: Channel, watched: WatchedFiles, since: int, once: bool) -> None:
     """Say that the watches stand, and what has changed before they did."""
     until = time.time_ns()
     await channel.send({"type": "watching", "directories": list(watched.directories)})
@@ -172,15 +172,17 @@ async def _tell_earlier(channel: Channel, watched: Watched, since: int, once: bo
 async def _tell_paths(channel: Channel, paths: list[str], once: bool) -> None:
     await channel.send({"type": "changed", "paths": paths[:MOST_PATHS], "count": len(paths)})
     if once:
-        raise _Told
+        raise _ReportedChange
 
 
-async def _tell(channel: Channel, watched: Watched, directories: Sequence[str], recursive: bool, once: bool) -> None:
+async def _tell(
+    channel: Channel, watched: WatchedFiles, directories: Sequence[str], recursive: bool, once: bool
+) -> None:
     async for paths in _changes(watched, directories, recursive):
         await _tell_paths(channel, paths, once)
 
 
-async def _changes(watched: Watched, directories: Sequence[str], recursive: bool) -> AsyncIterator[list[str]]:
+async def _changes(watched: WatchedFiles, directories: Sequence[str], recursive: bool) -> AsyncIterator[list[str]]:
     changes = watchfiles.awatch(
         *directories,
         watch_filter=watched.counts,
@@ -193,7 +195,7 @@ async def _changes(watched: Watched, directories: Sequence[str], recursive: bool
         yield sorted({path for _, path in found})
         for change, path in found:
             if watched.ends(change, path):
-                raise _Gone(path)
+                raise _WatcherGone(path)
 
 
 def _watches(error: BaseException) -> bool:
@@ -209,7 +211,7 @@ def main() -> None:
     parser.add_argument("--once", action="store_true")
     arguments = parser.parse_args()
     told: dict[str, Any] = arguments.watched
-    watched = Watched(**{name: tuple(values) for name, values in told.items()})
+    watched = WatchedFiles(**{name: tuple(values) for name, values in told.items()})
     status = anyio.run(
         watch, Channel(socket.socket(fileno=arguments.channel)), watched, arguments.since, arguments.once
     )

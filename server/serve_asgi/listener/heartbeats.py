@@ -42,7 +42,7 @@ WATCHED: Final = AT_WORK | {WorkerState.SERVING}
 log = logging.getLogger("serve")
 
 
-class Silence:
+class SilenceDetector:
     """Decides who has been silent for too long. All times CLOCK_MONOTONIC, s."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Heartbeats:
         self._timeout = timeout
         self._post = post
         self._say = say
-        self._silence = Silence()
+        self._silence = SilenceDetector()
 
     async def run(self) -> None:
         """Watch until cancelled."""

@@ -71,7 +71,7 @@ async def run(
     If this is cancelled the hook is killed.
     """
     try:
-        said = _Said()
+        said = _HookOutput()
     except OSError as error:
         return HookOutcome(f"it cannot be started: {error.strerror}", "")
     with contextlib.closing(said):
@@ -96,7 +96,7 @@ def _start(
     release: Release,
     variables: Mapping[str, str],
     event: Mapping[str, Any] | None,
-    said: _Said,
+    said: _HookOutput,
 ) -> HelperProcess:
     given = os.memfd_create("serve-event", os.MFD_CLOEXEC)  # not a pipe, which would have to be filled
     try:
@@ -128,7 +128,7 @@ async def _end(process: HelperProcess) -> None:
         await process.wait()
 
 
-class _Said:
+class _HookOutput:
     """The last of what a hook writes to its standard output and error."""
 
     def __init__(self) -> None:

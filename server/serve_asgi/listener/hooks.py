@@ -40,7 +40,7 @@ Record = Mapping[str, Any]
 log = logging.getLogger("serve")
 
 
-class _Line:
+class _HookQueue:
     """One hook's events."""
 
     __slots__ = ("hook", "left_out", "waiting")
@@ -70,10 +70,10 @@ class Hooks:
         self._release = release
         self._control = control
         self._config = config
-        self._lines: dict[Hook, _Line] = {}
+        self._lines: dict[Hook, _HookQueue] = {}
         self._asking: set[anyio.CancelScope] = set()
         self._running: set[anyio.CancelScope] = set()
-        self._working: set[_Line] = set()
+        self._working: set[_HookQueue] = set()
         self._less = anyio.Event()
         """Set whenever one of these three has become smaller; then there is another."""
         self.use(config)
@@ -82,7 +82,7 @@ class Hooks:
         """From here on `config` says which hooks there are; what has happened before still reaches the old ones."""
         self._config = config
         known = self._lines
-        self._lines = {hook: known.get(hook) or _Line(hook) for hook in map(read_hook, config.hook)}
+        self._lines = {hook: known.get(hook) or _HookQueue(hook) for hook in map(read_hook, config.hook)}
 
     def any(self, event: str) -> bool:
         """Whether there are hooks for this event."""
@@ -101,7 +101,7 @@ class Hooks:
             if hook.wants(record["event"]):
                 self._add(line, record)
 
-    def _add(self, line: _Line, record: Record) -> None:
+    def _add(self, line: _HookQueue, record: Record) -> None:
         if len(line.waiting) >= MOST_WAITING:
             line.left_out += 1
             if line.left_out == 1:
@@ -113,7 +113,7 @@ class Hooks:
             self._working.add(line)
             self.tasks.start_soon(self._work, line)
 
-    async def _work(self, line: _Line) -> None:
+    async def _work(self, line: _HookQueue) -> None:
         """Run the hook for one event after another, until none waits."""
         try:
             while line.waiting:

@@ -66,9 +66,9 @@ class Listener:
     def __init__(
         self,
         first: GenerationConfig,
-        listening: list[sockets.Listening],
+        listening: list[sockets.ListeningSocket],
         pid_file: PidFile | None,
-        admin: list[sockets.Listening],
+        admin: list[sockets.ListeningSocket],
         inherited: InheritedState | None = None,
     ) -> None:
         """`first` is that of the generation that begins, or serves already.
@@ -109,7 +109,7 @@ class Listener:
         """What is to be done once signals and the control socket are served."""
         self.re_exec = ReExec(self)
         self.exit: actions.Exit | None = None
-        self.changes: changes.Changes | None = None
+        self.changes: changes.FileChanges | None = None
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self.tasks: TaskGroup
         self.admin = AdminProcess(
@@ -180,7 +180,7 @@ class Listener:
         start(sockets.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record)
         if self.settings.config.reload:
             missed = self._inherited is not None
-            self.changes = changes.Changes(
+            self.changes = changes.FileChanges(
                 self.settings, self.processes, self.post, self.recorder.record, missed=missed
             )
             start(self.changes.run)

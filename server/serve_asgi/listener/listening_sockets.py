@@ -43,7 +43,7 @@ log = logging.getLogger("serve")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Listening:
+class ListeningSocket:
     """A socket that the server listens on. It owns the socket; `close` gives it back."""
 
     socket: socket.socket
@@ -85,7 +85,7 @@ class Listening:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Listening:
+    def from_state(cls, state: dict[str, Any]) -> ListeningSocket:
         """The socket, which belongs to the caller from here on."""
         return cls(
             socket=socket.socket(fileno=state["fd"]),
@@ -161,7 +161,7 @@ class Listening:
             self.lock.release()
 
 
-def open_all(listening: Sequence[Listening], backlog: int) -> e.PortsOpened:
+def open_all(listening: Sequence[ListeningSocket], backlog: int) -> e.PortsOpened:
     """Call listen() on all; say what came of it."""
     try:
         for each in listening:
@@ -171,7 +171,7 @@ def open_all(listening: Sequence[Listening], backlog: int) -> e.PortsOpened:
     return e.PortsOpened()
 
 
-async def shut_out_all(listening: Sequence[Listening]) -> e.ShutOutDone:
+async def shut_out_all(listening: Sequence[ListeningSocket]) -> e.ShutOutDone:
     """Keep new connections out, give handshakes under way the time to complete, then say so."""
     for each in listening:
         try:
@@ -184,14 +184,14 @@ async def shut_out_all(listening: Sequence[Listening]) -> e.ShutOutDone:
     return e.ShutOutDone()
 
 
-def _under_way(listening: Sequence[Listening]) -> bool:
+def _under_way(listening: Sequence[ListeningSocket]) -> bool:
     """Whether a client amid its handshake is waited for. In a thread: the kernel looks at all connections there are."""
     signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)  # they are the main thread's
     return any(each.owned and each.handshakes_under_way() for each in listening)
 
 
 async def keep_open(
-    listening: Sequence[Listening],
+    listening: Sequence[ListeningSocket],
     backlog: Callable[[], int],
     is_open: Callable[[], bool],
     say: Callable[[actions.LogEvent], None],

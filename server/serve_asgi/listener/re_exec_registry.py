@@ -45,7 +45,7 @@ from serve_asgi.listener.control_server import ControlServer
 from serve_asgi.listener.event_history import History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs
 from serve_asgi.listener.hub_links import HubLinks
-from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.store_process import StoreProcess
@@ -86,8 +86,8 @@ class Carrier(Protocol):
     children: Children
     links: HubLinks
     store: StoreProcess | None
-    listening: list[Listening]
-    admin_listening: list[Listening]
+    listening: list[ListeningSocket]
+    admin_listening: list[ListeningSocket]
     pid_file: PidFile | None
     control: ControlServer
     admin: AdminProcess
@@ -109,8 +109,8 @@ class InheritedState:
     links: State
     store: State | None
     """What there was of the store process, if there was one."""
-    listening: list[Listening]
-    admin_listening: list[Listening]
+    listening: list[ListeningSocket]
+    admin_listening: list[ListeningSocket]
     pid_file: PidFile | None
     control: State | None
     history: History
@@ -185,14 +185,14 @@ PIECES: Final = (
         "listening",
         "listening",
         lambda one, descriptors: [each.to_state(descriptors) for each in one.listening],
-        lambda value, _: [Listening.from_state(each) for each in value],
+        lambda value, _: [ListeningSocket.from_state(each) for each in value],
         owns_descriptors=True,
     ),
     Piece(
         "admin_listening",
         "admin_listening",
         lambda one, descriptors: [each.to_state(descriptors) for each in one.admin_listening],
-        lambda value, _: [Listening.from_state(each) for each in value],
+        lambda value, _: [ListeningSocket.from_state(each) for each in value],
         owns_descriptors=True,
     ),
     Piece(
@@ -290,7 +290,7 @@ CARRIED: Final = (
         ),
     ),
     Carried(StoreRequests, StoreRequests.to_state, frozenset({"_give", "_bytes"})),
-    Carried(Listening, Listening.to_state),
+    Carried(ListeningSocket, ListeningSocket.to_state),
     Carried(PathLock, PathLock.to_state),
     Carried(PidFile, PidFile.to_state),
     Carried(
@@ -362,7 +362,7 @@ def examine(state: State) -> None:
         if not piece.owns_descriptors:
             loaded[piece.name] = piece.load(value, loaded)
     for each in [*state["listening"], *state["admin_listening"]]:
-        Listening.examine(each)
+        ListeningSocket.examine(each)
 
 
 def take_output(state: State) -> OutputGuard:

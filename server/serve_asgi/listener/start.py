@@ -18,7 +18,7 @@ from serve_asgi.listener.binding import bind, bind_admin
 from serve_asgi.listener.generation_config import resolve_config
 from serve_asgi.listener.hooks import trouble_at_start
 from serve_asgi.listener.listener import Listener
-from serve_asgi.listener.listening_sockets import Listening
+from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.logs import output
 from serve_asgi.logs import server_log as logs
@@ -51,8 +51,8 @@ def run(settings: Settings) -> int:
         for text in told_of(os.environ):
             log.warning("%s", text)
         pid_file = PidFile(config.pid_file) if config.pid_file else None
-        listening: list[Listening] = []
-        admin: list[Listening] = []
+        listening: list[ListeningSocket] = []
+        admin: list[ListeningSocket] = []
         try:
             listening = bind(config)
             admin = bind_admin(config, listening)
@@ -76,7 +76,7 @@ def serve(listener: Listener) -> actions.Exit:
     return end
 
 
-def give_back(listening: list[Listening], pid_file: PidFile | None) -> None:
+def give_back(listening: list[ListeningSocket], pid_file: PidFile | None) -> None:
     """Close the sockets and remove the pid file."""
     for each in listening:
         each.close()

@@ -33,7 +33,7 @@ class PrepareGeneration(Action):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Adopt(Action):
+class AdoptGeneration(Action):
     """This generation serves: what it was configured with is now the server's own."""
 
     generation: Generation
@@ -45,7 +45,7 @@ class ForgetGeneration(Action):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Start(Action):
+class StartWorker(Action):
     worker: Worker
 
 

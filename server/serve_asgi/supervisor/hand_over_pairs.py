@@ -15,7 +15,7 @@ from serve_asgi.supervisor.actions import Action, TellVerdict
 from serve_asgi.supervisor.lifecycles import Worker
 
 
-class Fate(enum.Enum):
+class PairFate(enum.Enum):
     """What is known of the sender's side of a pair."""
 
     OPEN = "open"
@@ -27,7 +27,7 @@ class Fate(enum.Enum):
 class HandOverPair:
     sender: Worker
     receiver: Worker
-    fate: Fate = Fate.OPEN
+    fate: PairFate = PairFate.OPEN
     asked: bool = False  # the receiver waits for the verdict
 
 
@@ -49,20 +49,20 @@ class HandOverPairs:
 
     def connected(self, sender: Worker, receiver: Worker) -> bool:
         """Whether an open pair from `sender` to `receiver` stands."""
-        return any(p.sender is sender and p.receiver is receiver and p.fate is Fate.OPEN for p in self.all.values())
+        return any(p.sender is sender and p.receiver is receiver and p.fate is PairFate.OPEN for p in self.all.values())
 
     def withdrawn(self, worker: Worker, number: int) -> list[Action]:
         """The sender `worker` has withdrawn what it offered over the pair."""
         pair = self.all.get(number)
-        if pair is None or pair.sender is not worker or pair.fate is not Fate.OPEN:
+        if pair is None or pair.sender is not worker or pair.fate is not PairFate.OPEN:
             return []
-        pair.fate = Fate.WITHDRAWN
+        pair.fate = PairFate.WITHDRAWN
         return self._verdict(number, pair)
 
     def lost(self, worker: Worker, number: int) -> Worker | None:
         """An end of the pair has not reached `worker`, so that nothing was offered over it; its sender, if it stood."""
         pair = self.all.get(number)
-        if pair is None or worker not in (pair.sender, pair.receiver) or pair.asked or pair.fate is not Fate.OPEN:
+        if pair is None or worker not in (pair.sender, pair.receiver) or pair.asked or pair.fate is not PairFate.OPEN:
             return None
         del self.all[number]
         return pair.sender
@@ -81,13 +81,13 @@ class HandOverPairs:
         for number, pair in list(self.all.items()):
             if pair.receiver is worker:
                 del self.all[number]
-            elif pair.sender is worker and pair.fate is Fate.OPEN:
-                pair.fate = Fate.ORPHANED
+            elif pair.sender is worker and pair.fate is PairFate.OPEN:
+                pair.fate = PairFate.ORPHANED
                 actions += self._verdict(number, pair)
         return actions
 
     def _verdict(self, number: int, pair: HandOverPair) -> list[Action]:
-        if not pair.asked or pair.fate is Fate.OPEN:
+        if not pair.asked or pair.fate is PairFate.OPEN:
             return []
         del self.all[number]
-        return [TellVerdict(pair.receiver, number, keep=pair.fate is Fate.ORPHANED)]
+        return [TellVerdict(pair.receiver, number, keep=pair.fate is PairFate.ORPHANED)]

@@ -140,7 +140,7 @@ class ReloadTransaction:
         self._slots.begin_anew(generation)
         processes.policy = generation.policy
         self._agents.begin_anew()
-        self._decisions.do(actions.Adopt(generation))
+        self._decisions.do(actions.AdoptGeneration(generation))
         if old is not None:
             old.become(GenerationState.RETIRING)
             self._requests.succeeded()

@@ -12,7 +12,7 @@ import enum
 from typing import Any, Final, TypeVar
 
 from serve_asgi.supervisor.drain import Drain
-from serve_asgi.supervisor.hand_over_pairs import Fate, HandOverPair, HandOverPairs
+from serve_asgi.supervisor.hand_over_pairs import HandOverPair, HandOverPairs, PairFate
 from serve_asgi.supervisor.lifecycles import (
     Agent,
     AgentState,
@@ -114,7 +114,7 @@ def _take_pairs(pairs: HandOverPairs, state: State, workers: dict[int, Worker]) 
         sender = workers.get(each["sender"])
         if sender is None:  # long dead, but its orphans may still be asked for
             sender = Worker(each["sender"], next(iter(workers.values())).generation, 0, Cause.GENERATION)
-        pair = HandOverPair(sender, workers[each["receiver"]], Fate(each["fate"]), each["asked"])
+        pair = HandOverPair(sender, workers[each["receiver"]], PairFate(each["fate"]), each["asked"])
         pairs.all[int(number)] = pair
 
 

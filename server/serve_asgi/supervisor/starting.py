@@ -44,7 +44,7 @@ class StartingWorkers:
 
     def _start(self, worker: Worker) -> None:
         worker.become(WorkerState.STARTING, self._decisions.now + worker.generation.policy.startup_timeout)
-        self._decisions.do(actions.Start(worker))
+        self._decisions.do(actions.StartWorker(worker))
         cause = worker.cause.value
         self._decisions.say_of(worker, logging.DEBUG, "worker_started", f"{worker} starts ({cause})", cause=cause)
 

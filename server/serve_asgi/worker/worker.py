@@ -14,8 +14,7 @@ from typing import Final
 
 import anyio
 
-from serve_asgi.app import link
-from serve_asgi.app import loading as specification
+from serve_asgi.app import link, loading
 from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Identity
 from serve_asgi.app.retiring import retiring
@@ -172,7 +171,7 @@ class WorkerProcess:
             await shared.ready()  # so that the application may read it while it is imported
         try:
             config = self.config
-            app = specification.load(config.app, config.factory, config.interface, config.wsgi_threads)
+            app = loading.load(config.app, config.factory, config.interface, config.wsgi_threads)
         except UsageError:
             raise
         except BaseException as error:  # no wait is in there that could be cancelled
