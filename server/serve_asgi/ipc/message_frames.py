@@ -63,7 +63,7 @@ class SendEntry(msgspec.Struct, array_like=True, gc=False):
     id: Short
     kind: MessageKind
     topic: Topic
-    want: AckMode
+    ack_mode: AckMode
     limit: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
     slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)]
     size: Count

@@ -179,7 +179,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(chosen=which)
     def withdraw(self, chosen: int) -> None:
-        waiting = list(self.table.part.routing.senders.waiting.values())
+        waiting = list(self.table.part.routing.confirmations.waiting.values())
         if waiting:
             send = waiting[chosen % len(waiting)]
             self.table.withdraw(send.sender, send.id)
@@ -207,21 +207,26 @@ class Processes(RuleBasedStateMachine):
     @invariant()
     def bounds_are_kept(self) -> None:
         routing = self.table.part.routing
-        owners: list[Consumer | SharedQueue] = [*routing.there.pools.values(), *routing.there.vacant.values()]
-        for place in routing.there.places.values():
-            owners += place.desks.values()
-            for desk in place.desks.values():
-                held = [copy for there, copy in place.held.values() if there is desk]
-                assert (desk.held, desk.bytes) == (len(held), sum(len(copy.send.body) for copy in held))
-                others = [copy for copy in held if copy.send.kind is not MessageKind.ANY_WORKER]
+        owners: list[Consumer | SharedQueue] = [
+            *routing.consumers.topic_queues.values(),
+            *routing.consumers.slot_queues.values(),
+        ]
+        for process in routing.consumers.processes.values():
+            owners += process.consumers.values()
+            for consumer in process.consumers.values():
+                held = [delivery for each, delivery in process.in_flight.values() if each is consumer]
+                assert (consumer.in_flight, consumer.bytes) == (len(held), sum(len(d.message.body) for d in held))
+                others = [d for d in held if d.message.kind is not MessageKind.ANY_WORKER]
                 assert len(others) <= WINDOW
-        placed = [copy for owner in owners for copy in owner.lane.placed]
-        assert routing.there.budget.bytes == sum(len(copy.send.body) + DELIVERY_OVERHEAD for copy in placed)
-        missing = collections.Counter(c.send.id for owner in owners for c in owner.lane.offered)
-        for send in routing.senders.waiting.values():
-            assert send.missing == missing[send.id]
-            assert (send.stage is MessageStage.OFFERED) == (send.missing > 0)
-        assert all(pool.lane for pool in routing.there.pools.values())
+        queued = [delivery for owner in owners for delivery in owner.queue.queued]
+        assert routing.consumers.budget.bytes == sum(
+            len(delivery.message.body) + DELIVERY_OVERHEAD for delivery in queued
+        )
+        pending = collections.Counter(d.message.id for owner in owners for d in owner.queue.overflow)
+        for message in routing.confirmations.waiting.values():
+            assert message.pending == pending[message.id]
+            assert (message.stage is MessageStage.OFFERED) == (message.pending > 0)
+        assert all(each.queue for each in routing.consumers.topic_queues.values())
 
     @invariant()
     def nobody_is_given_what_is_not_his(self) -> None:
@@ -292,7 +297,7 @@ class Processes(RuleBasedStateMachine):
         table.pass_time(STRANDED_TIME)  # dead letters that nobody wants
         self.bounds_are_kept()
         routing = table.part.routing
-        assert (routing.there.budget.bytes, routing.senders.waiting) == (0, {})
+        assert (routing.consumers.budget.bytes, routing.confirmations.waiting) == (0, {})
         records = table.port.records
         dead = collections.Counter(about["id"] for event, _, about in records if event == "message_dead_lettered")
         lost = sum(about["count"] for event, _, about in records if event == "messages_lost")

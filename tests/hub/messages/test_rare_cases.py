@@ -116,7 +116,7 @@ def test_dead_letters_that_nobody_wants_are_told_of_once() -> None:
     table.up(2)
     table.pass_time(STRANDED_TIME + 1)
     assert table.events() == ["message_dead_lettered"]
-    assert not table.part.routing.there.pools
+    assert not table.part.routing.consumers.topic_queues
 
 
 def test_work_is_given_again_only_to_who_has_room(table: Table) -> None:
@@ -180,8 +180,8 @@ def test_a_process_that_starts_has_so_many_topics_kept_for_it(table: Table) -> N
     for number in range(STARTING_TOPICS + 5):
         table.send(1, MessageKind.BROADCAST, f"topic {number}")
     table.send(1, MessageKind.BROADCAST, "topic 0")
-    place = table.part.routing.there.places[3]
-    assert (len(place.desks), place.not_kept) == (STARTING_TOPICS, {"": 5})
+    place = table.part.routing.consumers.processes[3]
+    assert (len(place.consumers), place.dropped) == (STARTING_TOPICS, {"": 5})
     table.replace()
     table.up(3, **{"topic 0": 1, "topic 2001": 1})
     assert len(table.ids(3)) == 2
@@ -198,7 +198,7 @@ def test_a_slow_start_leaves_room_for_the_others(table: Table) -> None:
             table.send(1, MessageKind.BROADCAST, f"topic {number}", body)
             sent += 1
     assert len(table.told[1]) == sent
-    assert table.part.routing.there.budget.bytes < TOTAL_BYTES * 0.6
+    assert table.part.routing.consumers.budget.bytes < TOTAL_BYTES * 0.6
     id = table.work(1, "a", AckMode.ACCEPTED)
     assert table.told[1][-1] == [id, "a", 0]
 

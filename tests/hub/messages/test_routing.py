@@ -74,7 +74,7 @@ def test_the_copies_of_a_generation_that_fails_are_forgotten(table: Table) -> No
     table.retire(3)
     table.leave(3)
     assert table.events() == []
-    assert table.part.routing.there.budget.bytes == 0
+    assert table.part.routing.consumers.budget.bytes == 0
 
 
 def test_work_goes_to_one_that_has_a_hand_free(table: Table) -> None:
@@ -172,7 +172,7 @@ def test_a_topic_that_nobody_handles_is_refused_after_a_grace(table: Table, kind
     table.pass_time(NO_CONSUMER_GRACE)
     assert table.told[1][0][:2] == [id, "f"]
     assert table.hub.deadline() > table.now
-    assert not table.part.routing.there.pools
+    assert not table.part.routing.consumers.topic_queues
 
 
 @pytest.mark.parametrize(("kind", "slot"), [(MessageKind.ANY_WORKER, 0), (MessageKind.DIRECT, 1)])
@@ -599,4 +599,4 @@ def test_all_of_it_outlives_the_program(table: Table) -> None:
         table.done(2, table.given[2][0].delivery)
         table.given[2].pop(0)
     assert direct[-1] not in table.ids(2)
-    assert table.part.routing.there.budget.bytes == 0
+    assert table.part.routing.consumers.budget.bytes == 0

@@ -27,11 +27,11 @@ from serve_asgi.ipc.message_frames import (
 
 _TO_ALL: Final = (-1, 0)
 MAX_TOPICS: Final = 2_000
-"""Topics that one process may have desks for; `serve_asgi.app.receiving` lets it handle half of that."""
+"""Topics that one process may have consumers for; `serve_asgi.app.receiving` lets it handle half of that."""
 
 
 class MessageBroker(HubComponent):
-    """The part of the hub that messages are."""
+    """The hub's component for messages."""
 
     name = "messages"
     kinds = MESSAGE_FRAMES
@@ -50,11 +50,11 @@ class MessageBroker(HubComponent):
             "messages_redelivered_total": counts["again"],
             "messages_dead_lettered_total": counts["dead"],
             "messages_lost_total": counts["lost"],
-            "messages_waiting": self.routing.there.budget.copies,
+            "messages_waiting": self.routing.consumers.budget.deliveries,
         }
 
     def take(self, member: Member, frame: ValidatedFrame) -> None:
-        routing, place, head = self.routing, self.routing.there.places[member.id], frame.head
+        routing, process, head = self.routing, self.routing.consumers.processes[member.id], frame.head
         match frame.kind:
             case "msg.send":
                 origin = [member.role.value, member.slot, member.generation]
@@ -62,23 +62,25 @@ class MessageBroker(HubComponent):
                     id, topic = each.id, each.topic
                     if each.size > MAX_PAYLOAD or topic.startswith(RESERVED):
                         raise ChannelError(f"a message of {each.size} bytes of topic {topic!r}")
-                    routing.offer(
-                        QueuedMessage(id, member.id, origin, topic, body, each.kind, each.want, each.limit, each.slot)
+                    routing.submit(
+                        QueuedMessage(
+                            id, member.id, origin, topic, body, each.kind, each.ack_mode, each.limit, each.slot
+                        )
                     )
             case "msg.done":
                 for done, body in split_bodies(head.m, frame.body):
-                    routing.done(place, done.delivery, done.ok, body)
+                    routing.done(process, done.delivery, done.ok, body)
             case "msg.return":
-                for delivery in reversed(head.m):  # each is put before the others again
-                    routing.back(place, delivery)
+                for number in reversed(head.m):  # each is put back before the others
+                    routing.returned(process, number)
                 if head.all:
-                    routing.giving.gave_back(place)
+                    routing.dispatcher.returned_all(process)
             case "msg.topics":
                 for topic, concurrency in head.topics.items():
                     if topic.startswith(RESERVED) and topic != DEAD_LETTER_TOPIC:
                         raise ChannelError(f"the topic {topic!r}, which is the server's own")
-                    routing.handles(place, topic, concurrency)
-                if len(place.desks) > MAX_TOPICS and place.handled() > MAX_TOPICS:
+                    routing.subscribe(process, topic, concurrency)
+                if len(process.consumers) > MAX_TOPICS and process.topic_count() > MAX_TOPICS:
                     raise ChannelError(f"more than {MAX_TOPICS} topics")
             case "msg.withdraw":
                 routing.withdraw(head.m, member.id)
@@ -88,18 +90,18 @@ class MessageBroker(HubComponent):
         head = frame.head
         match frame.kind:
             case "store.sent":
-                self.routing.senders.store_answered(head.id)
+                self.routing.confirmations.store_replied(head.id)
             case "store.unsent":
-                self.routing.senders.store_answered(head.id, head.text)
+                self.routing.confirmations.store_replied(head.id, head.text)
             case "store.message":
                 if head.topic.startswith(RESERVED):
                     raise ChannelError(f"a message of topic {head.topic!r}, which is the server's own")
                 slot = _TO_ALL[head.workers]
-                send = QueuedMessage(
+                message = QueuedMessage(
                     "", 0, list(head.origin), head.topic, frame.body, MessageKind.BROADCAST, AckMode.ACCEPTED, 1, slot
                 )
-                send.id, send.stage = head.message, MessageStage.SETTLED
-                self.routing.offer(send)
+                message.id, message.stage = head.message, MessageStage.SETTLED
+                self.routing.submit(message)
         self._settle()
 
     def joined(self, member: Member) -> None:
@@ -107,13 +109,13 @@ class MessageBroker(HubComponent):
         self._settle()
 
     def changed(self, member: Member, before: MemberPhase) -> None:
-        place = self.routing.there.places[member.id]
+        process = self.routing.consumers.processes[member.id]
         if member.phase is MemberPhase.RETIRING:
-            self.routing.retires(place)
+            self.routing.starts_retiring(process)
         if before is MemberPhase.EXPECTED and member.up:
-            self.routing.came_up(place)
-        self.routing.giving.pump_place(place)
-        self.routing.review()
+            self.routing.came_up(process)
+        self.routing.dispatcher.dispatch_to_process(process)
+        self.routing.update_topic_queues()
         self._settle()
 
     def left(self, member: Member) -> None:
@@ -121,7 +123,7 @@ class MessageBroker(HubComponent):
         self._settle()
 
     def room(self, member: Member) -> None:
-        self.routing.giving.pump_place(self.routing.there.places[member.id])
+        self.routing.dispatcher.dispatch_to_process(self.routing.consumers.processes[member.id])
         self._settle()
 
     def deadline(self) -> float:
@@ -139,80 +141,98 @@ class MessageBroker(HubComponent):
 
     def to_state(self) -> State:
         routing = self.routing
-        sends: dict[int, QueuedMessage] = {}
+        messages: dict[int, QueuedMessage] = {}
 
-        def copies(lane: BoundedQueue) -> list[Any]:
-            for copy in (*lane.placed, *lane.offered):
-                sends[id(copy.send)] = copy.send
-            return [[[id(c.send), c.attempt] for c in each] for each in (lane.placed, lane.offered)]
+        def queue_state(queue: BoundedQueue) -> list[Any]:
+            for delivery in (*queue.queued, *queue.overflow):
+                messages[id(delivery.message)] = delivery.message
+            return [[[id(c.message), c.attempt] for c in each] for each in (queue.queued, queue.overflow)]
 
-        places = []
-        for member, place in routing.there.places.items():
-            desks = [[desk.topic, desk.concurrency, copies(desk.lane), desk.rest] for desk in place.desks.values()]
-            held = []
-            for delivery, (desk, copy) in place.held.items():
-                sends[id(copy.send)] = copy.send
-                held.append([delivery, desk.topic, id(copy.send), copy.attempt])
-            places.append([member, desks, held, place.not_kept, place.last])
-        waiting = [[w.key, copies(w.lane)] for w in (*routing.there.pools.values(), *routing.there.vacant.values())]
-        sends |= {id(send): send for send in routing.senders.waiting.values()}
+        processes = []
+        for member, process in routing.consumers.processes.items():
+            consumers = [
+                [consumer.topic, consumer.concurrency, queue_state(consumer.queue), consumer.awaited]
+                for consumer in process.consumers.values()
+            ]
+            in_flight = []
+            for number, (consumer, delivery) in process.in_flight.items():
+                messages[id(delivery.message)] = delivery.message
+                in_flight.append([number, consumer.topic, id(delivery.message), delivery.attempt])
+            processes.append([member, consumers, in_flight, process.dropped, process.last_awaited])
+        waiting = [
+            [w.key, queue_state(w.queue)]
+            for w in (*routing.consumers.topic_queues.values(), *routing.consumers.slot_queues.values())
+        ]
+        messages |= {id(message): message for message in routing.confirmations.waiting.values()}
         return {
-            "sends": {str(number): _send_to_state(send) for number, send in sends.items()},
-            "places": places,
+            "sends": {str(ref): _message_to_state(message) for ref, message in messages.items()},
+            "places": processes,
             "waiting": waiting,
-            "retiring": [[slot, sorted(members)] for slot, members in routing.giving.retiring.items()],
-            "deliveries": routing.giving.deliveries,
+            "retiring": [[slot, sorted(members)] for slot, members in routing.dispatcher.retiring.items()],
+            "deliveries": routing.dispatcher.last_number,
             "counts": routing.counts,
             "overrun": routing.losses.to_state(),
         }
 
     def load(self, state: State) -> None:
         routing = self.routing
-        sends = {int(number): _send_from_state(each) for number, each in state["sends"].items()}
-        routing.giving.deliveries = state["deliveries"]
-        routing.giving.retiring = {slot: set(members) for slot, members in state["retiring"]}
+        messages = {int(ref): _message_from_state(each) for ref, each in state["sends"].items()}
+        routing.dispatcher.last_number = state["deliveries"]
+        routing.dispatcher.retiring = {slot: set(members) for slot, members in state["retiring"]}
         routing.counts |= state["counts"]
         routing.losses.load(state.get("overrun", {}))
-        routing.senders.load(send for send in sends.values() if send.stage is not MessageStage.SETTLED)
+        routing.confirmations.load(
+            message for message in messages.values() if message.stage is not MessageStage.SETTLED
+        )
 
         def fill(owner: Any, left: Any) -> None:
-            placed, offered = ([Delivery(sends[number], attempt) for number, attempt in each] for each in left)
-            routing.restore(owner, placed, offered)
+            queued, overflow = ([Delivery(messages[ref], attempt) for ref, attempt in each] for each in left)
+            routing.restore(owner, queued, overflow)
 
         for member in self.hub.members.values():
-            routing.there.places[member.id] = MemberState(member)
-        for member_id, desks, held, not_kept, last in state["places"]:
-            place = routing.there.places[member_id]
-            place.not_kept, place.last = dict(not_kept), last
-            for topic, concurrency, *_ in desks:
-                routing.handles(place, topic, concurrency) if concurrency else place.desk(topic, routing.there.budget)
-            for delivery, topic, number, attempt in held:
-                routing.giving.hold(place, topic, delivery, Delivery(sends[number], attempt))
-            for topic, _, left, rest in desks:
-                desk = place.desk(topic, routing.there.budget)
-                fill(desk, left)
-                desk.rest = rest
+            routing.consumers.processes[member.id] = MemberState(member)
+        for member_id, consumers, in_flight, dropped, last in state["places"]:
+            process = routing.consumers.processes[member_id]
+            process.dropped, process.last_awaited = dict(dropped), last
+            for topic, concurrency, *_ in consumers:
+                routing.subscribe(process, topic, concurrency) if concurrency else process.consumer(
+                    topic, routing.consumers.budget
+                )
+            for number, topic, ref, attempt in in_flight:
+                routing.dispatcher.restore_in_flight(process, topic, number, Delivery(messages[ref], attempt))
+            for topic, _, left, awaited in consumers:
+                consumer = process.consumer(topic, routing.consumers.budget)
+                fill(consumer, left)
+                consumer.awaited = awaited
         for key, left in state["waiting"]:
-            waiting = SharedQueue(key, routing.there.budget)
+            waiting = SharedQueue(key, routing.consumers.budget)
             if isinstance(key, str):
-                routing.there.pools[key] = waiting
+                routing.consumers.topic_queues[key] = waiting
             else:
-                routing.there.vacant[key] = waiting
+                routing.consumers.slot_queues[key] = waiting
             fill(waiting, left)
         routing.out.flush()
 
 
-def _send_to_state(send: QueuedMessage) -> list[Any]:
+def _message_to_state(message: QueuedMessage) -> list[Any]:
     return [
-        *(send.id, send.sender, send.origin, send.topic, send.body, int(send.kind), int(send.want)),
-        *(send.limit, send.slot, send.subject, send.stage.value, send.copies, send.missing),
+        *(
+            message.id,
+            message.sender,
+            message.origin,
+            message.topic,
+            message.body,
+            int(message.kind),
+            int(message.ack_mode),
+        ),
+        *(message.limit, message.slot, message.subject, message.stage.value, message.receivers, message.pending),
     ]
 
 
-def _send_from_state(state: list[Any]) -> QueuedMessage:
-    id, sender, origin, topic, body, kind, want, limit, slot, subject, stage, copies, missing = state
-    send = QueuedMessage(
-        id, sender, origin, topic, body, MessageKind(kind), AckMode(want), limit, slot, subject, MessageStage(stage)
+def _message_from_state(state: list[Any]) -> QueuedMessage:
+    id, sender, origin, topic, body, kind, ack_mode, limit, slot, subject, stage, receivers, pending = state
+    message = QueuedMessage(
+        id, sender, origin, topic, body, MessageKind(kind), AckMode(ack_mode), limit, slot, subject, MessageStage(stage)
     )
-    send.copies, send.missing = copies, missing
-    return send
+    message.receivers, message.pending = receivers, pending
+    return message

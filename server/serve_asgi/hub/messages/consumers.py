@@ -18,27 +18,27 @@ from serve_asgi.ipc.member_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC
 
 CONSUMER_WINDOW: Final = 64
-"""Messages of one topic, other than work, in a process's hands."""
+"""Messages of one topic, other than work, that a process may have in flight."""
 CONSUMER_WINDOW_BYTES: Final = 512 * 1024
 """Bytes of their payloads, unless a single one is larger."""
 IN_FLIGHT_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of all that is in a process's hands, with `COPY_BYTES` for each message: then no more before some end."""
+"""Bytes of all that a process has in flight, with `DELIVERY_OVERHEAD` for each: then no more before some end."""
 STARTING_TOPICS: Final = 2_000
-"""Topics that copies are kept of for a process that starts; it will handle 1,000 at most, not known yet which."""
+"""Topics of which broadcasts are queued for a process that starts; it will handle 1,000 at most, nobody knows which."""
 NO_CONSUMER_GRACE: Final = 1.0
-"""Seconds that a message waits for a handler where all are up and none handles its topic."""
+"""Seconds that a message waits for a consumer where all are up and none handles its topic."""
 STRANDED_TIME: Final = 60.0
-"""Seconds that an accepted message waits where nobody is there who might take it."""
+"""Seconds that an accepted message waits where there is no consumer that might take it."""
 
 
 class SharedQueue:
-    """What waits for nobody in particular: a topic's work, or what is for a slot (agent: -1) without a process."""
+    """A queue of no single consumer: a topic's work, or what is for a slot (agent: -1) that has no process."""
 
-    __slots__ = ("key", "lane")
+    __slots__ = ("key", "queue")
 
     def __init__(self, key: str | int, budget: QueueBudget) -> None:
         self.key = key
-        self.lane = BoundedQueue(budget, QUEUE_LIMIT)
+        self.queue = BoundedQueue(budget, QUEUE_LIMIT)
 
     def __str__(self) -> str:
         if isinstance(self.key, str):
@@ -47,85 +47,85 @@ class SharedQueue:
 
 
 class Consumer:
-    """One topic at one member: what waits for it, and how much it has in flight."""
+    """One topic at one process: what is queued for it, and how much it has in flight."""
 
-    __slots__ = ("bytes", "concurrency", "held", "lane", "place", "rest", "topic")
+    __slots__ = ("awaited", "bytes", "concurrency", "in_flight", "process", "queue", "topic")
 
-    def __init__(self, place: MemberState, topic: str, budget: QueueBudget) -> None:
-        self.place = place
+    def __init__(self, process: MemberState, topic: str, budget: QueueBudget) -> None:
+        self.process = process
         self.topic = topic
         self.concurrency = 0  # of its handlers; 0: there is none
-        self.held = 0
+        self.in_flight = 0
         self.bytes = 0
-        self.rest = 0  # of what waits: so many had their places before its process began to retire
-        self.lane = BoundedQueue(
-            budget, STARTING_QUEUE_LIMIT if place.member.phase is MemberPhase.EXPECTED else QUEUE_LIMIT
+        self.awaited = 0  # of what is queued: so many were before its process began to retire
+        self.queue = BoundedQueue(
+            budget, STARTING_QUEUE_LIMIT if process.member.phase is MemberPhase.EXPECTED else QUEUE_LIMIT
         )
 
     def __str__(self) -> str:
-        return str(self.place.member)
+        return str(self.process.member)
 
     @property
     def window_open(self) -> bool:
-        """Whether more may be given to it of what is no work."""
-        if self.held >= CONSUMER_WINDOW or self.bytes >= CONSUMER_WINDOW_BYTES:
+        """Whether more may be delivered to it of what is not work."""
+        if self.in_flight >= CONSUMER_WINDOW or self.bytes >= CONSUMER_WINDOW_BYTES:
             return False
-        return self.place.bytes < IN_FLIGHT_BYTES or self.place.hand_free()
+        return self.process.bytes < IN_FLIGHT_BYTES or self.process.has_capacity()
 
 
 class MemberState:
-    """One member, as messages go."""
+    """One process as a receiver of messages: its consumers, by topic, and what it has in flight."""
 
-    __slots__ = ("bytes", "desks", "held", "last", "member", "not_kept", "was_full")
+    __slots__ = ("bytes", "consumers", "dropped", "in_flight", "last_awaited", "member", "was_full")
 
     def __init__(self, member: Member) -> None:
         self.member = member
-        self.desks: dict[str, Consumer] = {}
+        self.consumers: dict[str, Consumer] = {}
         self.bytes = 0
-        """What it has in flight counts as."""
+        """Of what it has in flight, with `DELIVERY_OVERHEAD` for each."""
         self.was_full = False
-        """Something may wait until that is less."""
-        self.held: dict[int, tuple[Consumer, Delivery]] = {}
-        """What is in flight, by the delivery's number, oldest first."""
-        self.not_kept: dict[str, int] = {}
-        """Copies that had no place while it started, or that have none while it retires, by topic; by "" those of
-        topics beyond `STARTING_TOPICS`."""
-        self.last: int | None = None
-        """While it retires: the delivery after which it is given only what was sent since, once that is so."""
+        """Something may wait until there is less in flight."""
+        self.in_flight: dict[int, tuple[Consumer, Delivery]] = {}
+        """By the delivery's number, oldest first."""
+        self.dropped: dict[str, int] = {}
+        """Broadcasts for which there was no room while it started, or is none while it retires, by topic; by "" those
+        of topics beyond `STARTING_TOPICS`."""
+        self.last_awaited: int | None = None
+        """While it retires: the delivery after which it gets only what was sent since, once that is so."""
 
-    def handled(self) -> int:
+    def topic_count(self) -> int:
         """How many topics it handles."""
-        return sum(bool(desk.concurrency) for desk in self.desks.values())
+        return sum(bool(consumer.concurrency) for consumer in self.consumers.values())
 
-    def hand_free(self) -> bool:
-        """Whether it may get more."""
+    def has_capacity(self) -> bool:
+        """Whether it may have more in flight."""
         if self.bytes < IN_FLIGHT_BYTES:
             return True
         self.was_full = True
         return False
 
-    def desk(self, topic: str, budget: QueueBudget) -> Consumer:
-        """The desk of a topic, a new one if there is none."""
-        desk = self.desks.get(topic)
-        if desk is None:
-            desk = self.desks[topic] = Consumer(self, topic, budget)
-        return desk
+    def consumer(self, topic: str, budget: QueueBudget) -> Consumer:
+        """The consumer of a topic, a new one if there is none."""
+        consumer = self.consumers.get(topic)
+        if consumer is None:
+            consumer = self.consumers[topic] = Consumer(self, topic, budget)
+        return consumer
 
-    def keep(self, copy: Delivery, budget: QueueBudget) -> bool:
-        """While it starts: have a copy wait for it, or count it as not kept; return which."""
-        topic = copy.send.topic
-        if topic not in self.desks and len(self.desks) >= STARTING_TOPICS:
-            self.not_kept[""] = self.not_kept.get("", 0) + 1
+    def queue_while_starting(self, delivery: Delivery, budget: QueueBudget) -> bool:
+        """While it starts: queue a broadcast for it, or count it as dropped; return whether it is queued."""
+        topic = delivery.message.topic
+        if topic not in self.consumers and len(self.consumers) >= STARTING_TOPICS:
+            self.dropped[""] = self.dropped.get("", 0) + 1
             return False
-        if self.desk(topic, budget).lane.put_if_room(copy):
+        if self.consumer(topic, budget).queue.put_if_room(delivery):
             return True
-        self.not_kept[topic] = self.not_kept.get(topic, 0) + 1
+        self.dropped[topic] = self.dropped.get(topic, 0) + 1
         return False
 
-    def tidy(self, desk: Consumer) -> None:
-        """Forget a desk that has nothing to do."""
-        if not desk.concurrency and not desk.held and not desk.lane:
-            self.desks.pop(desk.topic, None)
+    def discard_if_idle(self, consumer: Consumer) -> None:
+        """Forget a consumer that has nothing to do."""
+        if not consumer.concurrency and not consumer.in_flight and not consumer.queue:
+            self.consumers.pop(consumer.topic, None)
 
     @property
     def slot(self) -> int:
@@ -138,162 +138,171 @@ class MemberState:
 
 
 class Consumers:
-    """The places and queues of one hub."""
+    """All processes, consumers and queues of one hub."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.budget = QueueBudget()
-        self.places: dict[int, MemberState] = {}
-        self.pools: dict[str, SharedQueue] = {}
+        self.processes: dict[int, MemberState] = {}
+        self.topic_queues: dict[str, SharedQueue] = {}
         """Work that waits for a worker, by topic."""
-        self.vacant: dict[int, SharedQueue] = {}
-        """What waits for a slot whose process has died and has no successor yet."""
-        self.blocked: dict[Consumer | SharedQueue, None] = {}
-        """Whose lanes have copies without a place."""
-        self._hopeless: dict[Consumer | SharedQueue, None] = {}
-        """Whose lanes nobody would take from."""
-        self._handlers: dict[str, dict[int, Consumer]] = {}
+        self.slot_queues: dict[int, SharedQueue] = {}
+        """What waits for a slot whose process has died and has no successor yet, by slot."""
+        self.overflowing: dict[Consumer | SharedQueue, None] = {}
+        """Whose queues overflow."""
+        self._abandoned: dict[Consumer | SharedQueue, None] = {}
+        """Whose queues have no consumer, and something in them."""
+        self._by_topic: dict[str, dict[int, Consumer]] = {}
 
     # Who is there
 
-    def successor(self, slot: int) -> MemberState | None:
+    def process_for_slot(self, slot: int) -> MemberState | None:
         """The process that is for a slot: the one that serves, or the first that will."""
-        there = [p for p in self.places.values() if p.is_for(slot) and p.member.phase is not MemberPhase.RETIRING]
-        return next((p for p in there if p.member.phase is MemberPhase.SERVING), there[0] if there else None)
+        candidates = [
+            p for p in self.processes.values() if p.is_for(slot) and p.member.phase is not MemberPhase.RETIRING
+        ]
+        return next(
+            (p for p in candidates if p.member.phase is MemberPhase.SERVING), candidates[0] if candidates else None
+        )
 
-    def free_desk(self, topic: str) -> Consumer | None:
-        """Where work of this topic may go now: to the one with the fewest in flight, any of those."""
+    def free_consumer(self, topic: str) -> Consumer | None:
+        """Where work of this topic may go now: to whoever has the fewest in flight, at random among those."""
         best: Consumer | None = None
         least, ties = math.inf, 0
-        for desk in self._handlers.get(topic, {}).values():
-            member = desk.place.member
-            if desk.held >= desk.concurrency or desk.held > least or desk.lane.placed:
+        for consumer in self._by_topic.get(topic, {}).values():
+            member = consumer.process.member
+            if consumer.in_flight >= consumer.concurrency or consumer.in_flight > least or consumer.queue.queued:
                 continue
             if member.phase is not MemberPhase.SERVING or not (
                 member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC
             ):
                 continue
-            if not self.hub.port.room(member.id) or not desk.place.hand_free():
+            if not self.hub.port.room(member.id) or not consumer.process.has_capacity():
                 continue
-            ties = ties + 1 if desk.held == least else 1
+            ties = ties + 1 if consumer.in_flight == least else 1
             if ties == 1 or random.random() * ties < 1:
-                best, least = desk, desk.held
+                best, least = consumer, consumer.in_flight
         return best
 
-    def someone_for(self, topic: str) -> bool:
+    def has_consumer(self, topic: str) -> bool:
         """Whether there is a process that handles work of this topic, or may once it is up."""
-        for place in self.places.values():
-            member = place.member
+        for process in self.processes.values():
+            member = process.member
             if member.phase is MemberPhase.RETIRING or not (member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC):
                 continue
-            desk = place.desks.get(topic)
-            if member.phase is MemberPhase.EXPECTED or (desk is not None and desk.concurrency):
+            consumer = process.consumers.get(topic)
+            if member.phase is MemberPhase.EXPECTED or (consumer is not None and consumer.concurrency):
                 return True
         return False
 
-    def handled(self, topic: str) -> bool:
+    def is_handled(self, topic: str) -> bool:
         """Whether there is a process that handles this topic."""
-        return topic in self._handlers
+        return topic in self._by_topic
 
-    def serves(self, generation: int) -> bool:
+    def generation_serves(self, generation: int) -> bool:
         """Whether this is the generation whose workers serve."""
-        members = [place.member for place in self.places.values() if place.member.role is Role.WORKER]
+        members = [process.member for process in self.processes.values() if process.member.role is Role.WORKER]
         return any(each.generation == generation and each.phase is MemberPhase.SERVING for each in members)
 
-    def handles(self, place: MemberState, topic: str, concurrency: int) -> Consumer:
-        """The process handles a topic with so many messages at a time; with none it handles it no more."""
-        desk = place.desk(topic, self.budget)
-        desk.concurrency = concurrency
+    def subscribe(self, process: MemberState, topic: str, concurrency: int) -> Consumer:
+        """The process handles a topic, so many messages at a time; with 0 it no longer handles it."""
+        consumer = process.consumer(topic, self.budget)
+        consumer.concurrency = concurrency
         if concurrency:
-            self._handlers.setdefault(topic, {})[place.member.id] = desk
+            self._by_topic.setdefault(topic, {})[process.member.id] = consumer
         else:
-            self.forget_handler(desk)
-        self.review_desk(desk)
-        return desk
+            self.unsubscribe(consumer)
+        self.update_consumer(consumer)
+        return consumer
 
-    def forget_handler(self, desk: Consumer) -> None:
-        """Nothing more is given here."""
-        there = self._handlers.get(desk.topic)
-        if there is not None and there.pop(desk.place.member.id, None) is not None and not there:
-            del self._handlers[desk.topic]
+    def unsubscribe(self, consumer: Consumer) -> None:
+        """Nothing more is delivered here."""
+        found = self._by_topic.get(consumer.topic)
+        if found is not None and found.pop(consumer.process.member.id, None) is not None and not found:
+            del self._by_topic[consumer.topic]
 
     # Queues
 
-    def pool(self, topic: str) -> SharedQueue:
+    def topic_queue(self, topic: str) -> SharedQueue:
         """The queue of a topic's work."""
-        pool = self.pools.get(topic)
-        if pool is None:
-            pool = self.pools[topic] = SharedQueue(topic, self.budget)
-            self.review_pool(pool)
-        return pool
+        topic_queue = self.topic_queues.get(topic)
+        if topic_queue is None:
+            topic_queue = self.topic_queues[topic] = SharedQueue(topic, self.budget)
+            self.update_topic_queue(topic_queue)
+        return topic_queue
 
-    def vacate(self, slot: int) -> SharedQueue:
+    def slot_queue(self, slot: int) -> SharedQueue:
         """The queue of a slot that has no process."""
-        waiting = self.vacant.setdefault(slot, SharedQueue(slot, self.budget))
-        if waiting.lane.since is None:
-            waiting.lane.since = self.hub.clock()
+        waiting = self.slot_queues.setdefault(slot, SharedQueue(slot, self.budget))
+        if waiting.queue.no_consumer_since is None:
+            waiting.queue.no_consumer_since = self.hub.clock()
         return waiting
 
-    def vacancy(self, slot: int) -> SharedQueue | None:
+    def expected_slot_queue(self, slot: int) -> SharedQueue | None:
         """The same, if a process is to be expected there."""
         if slot < 0 and self.hub.settings.agent:
-            return self.vacate(slot)
-        return self.vacant.get(slot)
+            return self.slot_queue(slot)
+        return self.slot_queues.get(slot)
 
-    def forget(self, owner: Consumer | SharedQueue) -> None:
-        """Its lane is empty, or nobody's any more."""
-        self._hopeless.pop(owner, None)
-        self.blocked.pop(owner, None)
+    def discard(self, owner: Consumer | SharedQueue) -> None:
+        """Its queue is empty, or nobody's any more."""
+        self._abandoned.pop(owner, None)
+        self.overflowing.pop(owner, None)
         if isinstance(owner, Consumer):
-            owner.place.tidy(owner)
-        elif isinstance(owner.key, str) and self.pools.get(owner.key) is owner:
-            del self.pools[owner.key]
+            owner.process.discard_if_idle(owner)
+        elif isinstance(owner.key, str) and self.topic_queues.get(owner.key) is owner:
+            del self.topic_queues[owner.key]
 
-    # Hope
+    # Queues without a consumer
 
-    def review_pool(self, pool: SharedQueue) -> None:
-        """Who is there has changed: is there anybody for this work?"""
-        assert isinstance(pool.key, str)
-        hope = self.someone_for(pool.key)
-        phases = {place.member.phase for place in self.places.values() if place.member.role is Role.WORKER}
-        ends = phases == {MemberPhase.RETIRING} and not any(slot >= 0 for slot in self.vacant)
-        self._hope(pool, hope, closed=not hope and (MemberPhase.SERVING in phases or ends))
+    def update_topic_queue(self, topic_queue: SharedQueue) -> None:
+        """The members have changed: is there a consumer for this work?"""
+        assert isinstance(topic_queue.key, str)
+        has_consumer = self.has_consumer(topic_queue.key)
+        phases = {process.member.phase for process in self.processes.values() if process.member.role is Role.WORKER}
+        ends = phases == {MemberPhase.RETIRING} and not any(slot >= 0 for slot in self.slot_queues)
+        self._set_abandoned(
+            topic_queue, not has_consumer, closed=not has_consumer and (MemberPhase.SERVING in phases or ends)
+        )
 
-    def review_desk(self, desk: Consumer) -> None:
+    def update_consumer(self, consumer: Consumer) -> None:
         """Does this process handle the topic, or may it once it is up?"""
-        hope = bool(desk.concurrency) or desk.place.member.phase is MemberPhase.EXPECTED
-        self._hope(desk, hope, closed=not hope)
+        may_consume = bool(consumer.concurrency) or consumer.process.member.phase is MemberPhase.EXPECTED
+        self._set_abandoned(consumer, not may_consume, closed=not may_consume)
 
-    def _hope(self, owner: Consumer | SharedQueue, hope: bool, closed: bool) -> None:
-        owner.lane.closed = closed
-        if hope:
-            owner.lane.since = None
-            self._hopeless.pop(owner, None)
+    def _set_abandoned(self, owner: Consumer | SharedQueue, abandoned: bool, closed: bool) -> None:
+        owner.queue.closed = closed
+        if not abandoned:
+            owner.queue.no_consumer_since = None
+            self._abandoned.pop(owner, None)
             return
-        if owner.lane.since is None:
-            owner.lane.since = self.hub.clock()
-        self.watch(owner)
+        if owner.queue.no_consumer_since is None:
+            owner.queue.no_consumer_since = self.hub.clock()
+        self.watch_if_abandoned(owner)
 
-    def watch(self, owner: Consumer | SharedQueue) -> None:
-        """Something waits here: if there is no hope for it, its time runs."""
-        if owner.lane.since is not None and owner.lane:
-            self._hopeless[owner] = None
+    def watch_if_abandoned(self, owner: Consumer | SharedQueue) -> None:
+        """Something is queued here: if there is no consumer for it, its time runs."""
+        if owner.queue.no_consumer_since is not None and owner.queue:
+            self._abandoned[owner] = None
 
     def deadline(self) -> float:
-        """When something hopeless is to be given up."""
+        """When something that has no consumer is to be given up."""
         due = math.inf
-        for owner in self._hopeless:
-            lane = owner.lane
-            if lane.since is not None and lane:
-                due = min(due, lane.since + (NO_CONSUMER_GRACE if lane.closed and lane.offered else STRANDED_TIME))
+        for owner in self._abandoned:
+            queue = owner.queue
+            if queue.no_consumer_since is not None and queue:
+                due = min(
+                    due,
+                    queue.no_consumer_since + (NO_CONSUMER_GRACE if queue.closed and queue.overflow else STRANDED_TIME),
+                )
         return due
 
-    def given_up(self) -> Iterator[tuple[Consumer | SharedQueue, bool]]:
-        """Whose lanes have had no hope for long enough: for what has no place, and whether also for what has one."""
+    def expired(self) -> Iterator[tuple[Consumer | SharedQueue, bool]]:
+        """Whose queues have had no consumer for too long: the overflow is given up, and if true what is queued too."""
         now = self.hub.clock()
-        for owner in list(self._hopeless):
-            since = owner.lane.since
-            if since is not None and now >= since + (NO_CONSUMER_GRACE if owner.lane.closed else STRANDED_TIME):
+        for owner in list(self._abandoned):
+            since = owner.queue.no_consumer_since
+            if since is not None and now >= since + (NO_CONSUMER_GRACE if owner.queue.closed else STRANDED_TIME):
                 yield owner, now >= since + STRANDED_TIME
-                if not owner.lane:
-                    self.forget(owner)
+                if not owner.queue:
+                    self.discard(owner)

@@ -14,140 +14,149 @@ from serve_asgi.ipc.message_frames import AckMode, FrameBatcher, MessageKind
 
 
 class Dispatcher:
-    """The deliveries of one hub."""
+    """Delivers the messages of one hub."""
 
-    def __init__(self, hub: Hub, there: Consumers, out: FrameBatcher, counts: dict[str, int]) -> None:
+    def __init__(self, hub: Hub, consumers: Consumers, out: FrameBatcher, counts: dict[str, int]) -> None:
         self._hub = hub
-        self._there = there
+        self._consumers = consumers
         self._out = out
         self._counts = counts
-        self.deliveries = 0
+        self.last_number = 0
+        """Of the last delivery."""
         self.retiring: dict[int, set[int]] = {}
-        """Members that retire and may give back what is for their slot, by slot; what follows waits for that."""
+        """Members that retire and may return what is for their slot, by slot; what follows waits for that."""
 
-    def pump(self, owner: Consumer | SharedQueue) -> None:
-        """Give what waits with `owner`, as far as it may be given."""
+    def dispatch(self, owner: Consumer | SharedQueue) -> None:
+        """Deliver what is queued with `owner`, as far as possible."""
         if isinstance(owner, Consumer):
-            self.pump_desk(owner)
+            self.dispatch_to_consumer(owner)
         elif isinstance(owner.key, str):
-            self.pump_pool(owner)
+            self.dispatch_topic_queue(owner)
 
-    def pump_desk(self, desk: Consumer) -> None:
-        """Give what waits for one process, as far as it may have it."""
-        placed = desk.lane.placed
-        if not desk.concurrency:
+    def dispatch_to_consumer(self, consumer: Consumer) -> None:
+        """Deliver what is queued for one consumer, as far as it may have more in flight."""
+        queued = consumer.queue.queued
+        if not consumer.concurrency:
             return
-        while placed:
-            send = placed[0].send
-            if send.want is AckMode.REPLY and send.stage is MessageStage.SETTLED:
-                desk.lane.take()  # its caller has gone
+        while queued:
+            message = queued[0].message
+            if message.ack_mode is AckMode.REPLY and message.stage is MessageStage.SETTLED:
+                consumer.queue.take()  # its caller has gone
                 continue
-            phase = desk.place.member.phase
+            phase = consumer.process.member.phase
             if phase is MemberPhase.EXPECTED:
                 return
-            if send.kind is MessageKind.DIRECT and (
-                phase is not MemberPhase.SERVING or desk.place.slot in self.retiring
+            if message.kind is MessageKind.DIRECT and (
+                phase is not MemberPhase.SERVING or consumer.process.slot in self.retiring
             ):
                 return
-            if send.want is AckMode.REPLY and desk.held >= desk.concurrency:
-                return  # in flight it would be begun even if the caller had gone
-            if not desk.window_open or not self._hub.port.room(desk.place.member.id):
+            if message.ack_mode is AckMode.REPLY and consumer.in_flight >= consumer.concurrency:
+                return  # delivered, it would be started even if the caller had gone
+            if not consumer.window_open or not self._hub.port.room(consumer.process.member.id):
                 return
-            self._give(desk, desk.lane.take())
+            self._deliver(consumer, consumer.queue.take())
 
-    def pump_pool(self, pool: SharedQueue) -> None:
-        """Give work to workers that have a hand free."""
-        assert isinstance(pool.key, str)
-        placed = pool.lane.placed
-        while placed:
-            send = placed[0].send
-            if send.want is AckMode.REPLY and send.stage is MessageStage.SETTLED:
-                pool.lane.take()
+    def dispatch_topic_queue(self, topic_queue: SharedQueue) -> None:
+        """Deliver work to workers that have capacity."""
+        assert isinstance(topic_queue.key, str)
+        queued = topic_queue.queue.queued
+        while queued:
+            message = queued[0].message
+            if message.ack_mode is AckMode.REPLY and message.stage is MessageStage.SETTLED:
+                topic_queue.queue.take()
                 continue
-            desk = self._there.free_desk(pool.key)
-            if desk is None:
+            consumer = self._consumers.free_consumer(topic_queue.key)
+            if consumer is None:
                 return
-            self._give(desk, pool.lane.take())
-        if not pool.lane:
-            self._there.forget(pool)
+            self._deliver(consumer, topic_queue.queue.take())
+        if not topic_queue.queue:
+            self._consumers.discard(topic_queue)
 
-    def pump_topic(self, desk: Consumer) -> None:
-        """A process has a hand free: give it what waits for it, or else work of the topic."""
-        if desk.place.was_full and desk.place.bytes < IN_FLIGHT_BYTES // 2:
-            desk.place.was_full = False
-            self.pump_place(desk.place)
-        self.pump_desk(desk)
-        if (pool := self._there.pools.get(desk.topic)) is not None:
-            self.pump_pool(pool)
-        desk.place.tidy(desk)
+    def dispatch_topic(self, consumer: Consumer) -> None:
+        """A process has capacity: deliver what is queued for it, or else work of the topic."""
+        if consumer.process.was_full and consumer.process.bytes < IN_FLIGHT_BYTES // 2:
+            consumer.process.was_full = False
+            self.dispatch_to_process(consumer.process)
+        self.dispatch_to_consumer(consumer)
+        if (topic_queue := self._consumers.topic_queues.get(consumer.topic)) is not None:
+            self.dispatch_topic_queue(topic_queue)
+        consumer.process.discard_if_idle(consumer)
 
-    def pump_place(self, place: MemberState) -> None:
-        """The process may get more than before."""
-        for desk in list(place.desks.values()):
-            self.pump_topic(desk)
+    def dispatch_to_process(self, process: MemberState) -> None:
+        """The process may get more than before: deliver what is queued for any of its topics."""
+        for consumer in list(process.consumers.values()):
+            self.dispatch_topic(consumer)
 
-    def _give(self, desk: Consumer, copy: Delivery) -> None:
-        send = copy.send
-        copy.attempt += 1
-        self.deliveries += 1
+    def _deliver(self, consumer: Consumer, delivery: Delivery) -> None:
+        message = delivery.message
+        delivery.attempt += 1
+        self.last_number += 1
         self._counts["given"] += 1
-        self._into_hands(desk, self.deliveries, copy)
-        entry = [self.deliveries, desk.topic, send.id, copy.attempt, int(send.kind), int(send.want), send.origin]
-        self._out.deliver(desk.place.member.id, [*entry, send.subject], send.body)
-        if desk.rest:
-            self.rests(desk, desk.rest - 1)
+        self._add_in_flight(consumer, self.last_number, delivery)
+        entry = [
+            self.last_number,
+            consumer.topic,
+            message.id,
+            delivery.attempt,
+            int(message.kind),
+            int(message.ack_mode),
+            message.origin,
+        ]
+        self._out.deliver(consumer.process.member.id, [*entry, message.subject], message.body)
+        if consumer.awaited:
+            self.set_awaited(consumer, consumer.awaited - 1)
 
-    def _into_hands(self, desk: Consumer, delivery: int, copy: Delivery) -> None:
-        desk.place.held[delivery] = (desk, copy)
-        desk.held += 1
-        size = len(copy.send.body)
-        desk.bytes += size
-        desk.place.bytes += size + DELIVERY_OVERHEAD
+    def _add_in_flight(self, consumer: Consumer, number: int, delivery: Delivery) -> None:
+        consumer.process.in_flight[number] = (consumer, delivery)
+        consumer.in_flight += 1
+        size = len(delivery.message.body)
+        consumer.bytes += size
+        consumer.process.bytes += size + DELIVERY_OVERHEAD
 
-    def out_of_hands(self, place: MemberState, delivery: int) -> tuple[Consumer, Delivery]:
-        """The process has it no more. Raises KeyError if it never had."""
-        desk, copy = place.held.pop(delivery)
-        desk.held -= 1
-        size = len(copy.send.body)
-        desk.bytes -= size
-        place.bytes -= size + DELIVERY_OVERHEAD
-        return desk, copy
+    def remove_in_flight(self, process: MemberState, number: int) -> tuple[Consumer, Delivery]:
+        """The process no longer has it. Raises KeyError if it never had."""
+        consumer, delivery = process.in_flight.pop(number)
+        consumer.in_flight -= 1
+        size = len(delivery.message.body)
+        consumer.bytes -= size
+        process.bytes -= size + DELIVERY_OVERHEAD
+        return consumer, delivery
 
     # A process that retires
 
-    def retires(self, place: MemberState) -> None:
-        """What it has in flight for its slot it may give back: what follows has to wait for that."""
-        if any(copy.send.kind is MessageKind.DIRECT for _, copy in place.held.values()):
-            self.retiring.setdefault(place.slot, set()).add(place.member.id)
+    def starts_retiring(self, process: MemberState) -> None:
+        """What it has in flight for its slot it may return: what follows has to wait for that."""
+        if any(delivery.message.kind is MessageKind.DIRECT for _, delivery in process.in_flight.values()):
+            self.retiring.setdefault(process.slot, set()).add(process.member.id)
 
-    def count_rest(self, place: MemberState) -> None:
-        """What waits for a process that retires now it gets, if it was ever up, and waits for."""
-        for desk in place.desks.values():
-            desk.rest = len(desk.lane.placed) if place.member.up else 0
-        self._look_if_last(place)
+    def count_awaited(self, process: MemberState) -> None:
+        """What is queued for a process that begins to retire it gets, if it was ever up, and waits for."""
+        for consumer in process.consumers.values():
+            consumer.awaited = len(consumer.queue.queued) if process.member.up else 0
+        self._send_last_if_due(process)
 
-    def rests(self, desk: Consumer, count: int) -> None:
-        """Of what had its place before the process began to retire, so many wait here still."""
-        desk.rest = count
-        self._look_if_last(desk.place)
+    def set_awaited(self, consumer: Consumer, count: int) -> None:
+        """So many of those that were queued before the process began to retire are queued still."""
+        consumer.awaited = count
+        self._send_last_if_due(consumer.process)
 
-    def _look_if_last(self, place: MemberState) -> None:
-        if not any(desk.rest for desk in place.desks.values()):
-            place.last = self.deliveries
-            self._out.last(place.member.id)
+    def _send_last_if_due(self, process: MemberState) -> None:
+        if not any(consumer.awaited for consumer in process.consumers.values()):
+            process.last_awaited = self.last_number
+            self._out.last(process.member.id)
 
-    def gave_back(self, place: MemberState) -> None:
-        """A process that retires has given back all that it had not begun: its successor may get what follows."""
-        slot = place.slot
-        self.retiring.get(slot, set()).discard(place.member.id)
+    def returned_all(self, process: MemberState) -> None:
+        """A process that retires has returned all that it had not started: its successor may get what follows."""
+        slot = process.slot
+        self.retiring.get(slot, set()).discard(process.member.id)
         if not self.retiring.get(slot):
             self.retiring.pop(slot, None)
-            for other in self._there.places.values():
+            for other in self._consumers.processes.values():
                 if other.is_for(slot):
-                    self.pump_place(other)
+                    self.dispatch_to_process(other)
 
     # A new program of the listener
 
-    def hold(self, place: MemberState, topic: str, delivery: int, copy: Delivery) -> None:
-        """The process has had this in flight from before."""
-        self._into_hands(place.desk(topic, self._there.budget), delivery, copy)
+    def restore_in_flight(self, process: MemberState, topic: str, number: int, delivery: Delivery) -> None:
+        """The process has this in flight from before."""
+        self._add_in_flight(process.consumer(topic, self._consumers.budget), number, delivery)

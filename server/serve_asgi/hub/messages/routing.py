@@ -1,18 +1,16 @@
-"""Where messages go: who gets a copy, and what becomes of it when its handler ends or its process leaves.
+"""Where messages go: who gets them, and what becomes of a delivery when its handler ends or its process leaves.
 
 It owns every message between its acceptance and the end of its handling. The rules:
 
-- A sender is told that its message is accepted when each destination has a place for it
-(`serve_asgi.hub.messages.queues`).
-- Work and calls are given to a worker only while it has fewer messages of the topic in flight than its handlers
-  deal with at a time: none stands behind slow work, and an attempt counts only if it may have begun.
-- What is in flight in a process that dies is delivered again if the sender asked for that, and reported otherwise.
-- What nobody will take is refused to the sender after `GRACE`; what was accepted and finds nobody any more for
-  `STRANDED` is a dead letter.
+- A sender is told that its message is accepted when each destination has queued it (`serve_asgi.hub.messages.queues`).
+- Work and calls are delivered to a worker only while it has fewer messages of the topic in flight than its handlers
+  take at a time: none stands behind slow work, and an attempt counts only if it may have started.
+- What a process that dies has in flight is delivered again if the sender asked for that, and reported otherwise.
+- What nobody will take is refused to the sender after `NO_CONSUMER_GRACE`; what was accepted and has had no consumer
+  for `STRANDED_TIME` is a dead letter.
 
-When something is given `serve_asgi.hub.messages.delivery` knows, what senders are told
-`serve_asgi.hub.messages.outcomes`, and what is said of messages that are lost
-`serve_asgi.hub.messages.outcomes`. Nothing here does I/O; frames are collected in `FrameBatcher` and flushed by
+`serve_asgi.hub.messages.delivery` decides when something is delivered, `serve_asgi.hub.messages.outcomes` tells senders
+and the log. Nothing here does I/O: frames are collected in `FrameBatcher` and flushed by
 `serve_asgi.hub.messages.broker`.
 """
 
@@ -36,377 +34,388 @@ DEAD_LETTER_DELIVERIES: Final = 3
 
 
 class RequeuedFrom(enum.Enum):
-    """What a message that looks for a process had before."""
+    """Where a delivery that looks for a process was before."""
 
-    NONE = "none"
-    PLACE = "place"  # in the queue of another one
-    HANDS = "hands"  # another one had it, and has not begun with it
+    NOWHERE = "nowhere"
+    QUEUE = "queue"  # it was in the queue of another one
+    IN_FLIGHT = "in flight"  # another one had it, and had not started it
 
 
 class MessageRouter:
-    """The messages of one hub."""
+    """Routes the messages of one hub."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
         self.out = FrameBatcher(hub.port.send)
-        self.there = Consumers(hub)
+        self.consumers = Consumers(hub)
         self.counts = dict.fromkeys(("accepted", "given", "handled", "failed", "again", "dead", "lost"), 0)
-        self.senders = SenderConfirmations(self.out, self.counts)
+        self.confirmations = SenderConfirmations(self.out, self.counts)
         self.losses = LossReports(hub, self.counts)
-        self.giving = Dispatcher(hub, self.there, self.out, self.counts)
+        self.dispatcher = Dispatcher(hub, self.consumers, self.out, self.counts)
 
     # Sending
 
-    def offer(self, send: QueuedMessage) -> None:
+    def submit(self, message: QueuedMessage) -> None:
         """A message was sent."""
-        self.senders.expect(send)
-        if send.kind is MessageKind.BROADCAST:
-            self._offer_copies(send)
-        elif send.kind is MessageKind.DIRECT:
-            self._route(Delivery(send))
+        self.confirmations.add(message)
+        if message.kind is MessageKind.BROADCAST:
+            self._broadcast(message)
+        elif message.kind is MessageKind.DIRECT:
+            self._route(Delivery(message))
         else:
-            self._put(self.there.pool(send.topic), Delivery(send))
-        self.senders.look_if_placed(send)
-        if send.stage is MessageStage.OFFERED:
-            self.senders.hold_up(send)
+            self._enqueue(self.consumers.topic_queue(message.topic), Delivery(message))
+        self.confirmations.confirm_if_accepted(message)
+        if message.stage is MessageStage.OFFERED:
+            self.confirmations.count_unaccepted(message)
 
-    def _offer_copies(self, send: QueuedMessage) -> None:
-        if self.hub.settings.shared and send.sender:
-            send.missing += 1
+    def _broadcast(self, message: QueuedMessage) -> None:
+        if self.hub.settings.shared and message.sender:
+            message.pending += 1
             head = {
-                "id": send.key,
-                "message": send.id,
-                "topic": send.topic,
-                "workers": send.slot >= 0,
-                "origin": send.origin,
+                "id": message.key,
+                "message": message.id,
+                "topic": message.topic,
+                "workers": message.slot >= 0,
+                "origin": message.origin,
             }
-            self.hub.send_to_store("store.send", head, send.body)
-        for place in self.there.places.values():
-            if send.slot >= 0 and place.member.role is Role.AGENT:
-                continue  # for workers alone
-            phase = place.member.phase
+            self.hub.send_to_store("store.send", head, message.body)
+        for process in self.consumers.processes.values():
+            if message.slot >= 0 and process.member.role is Role.AGENT:
+                continue  # for workers only
+            phase = process.member.phase
             if phase is MemberPhase.EXPECTED:
-                send.copies += place.keep(Delivery(send), self.there.budget)
+                message.receivers += process.queue_while_starting(Delivery(message), self.consumers.budget)
                 continue
-            desk = place.desks.get(send.topic)
-            if desk is None or not desk.concurrency:
+            consumer = process.consumers.get(message.topic)
+            if consumer is None or not consumer.concurrency:
                 continue
-            if phase is not MemberPhase.RETIRING and send.sender:
-                send.copies += 1
-                self._put(desk, Delivery(send))
+            if phase is not MemberPhase.RETIRING and message.sender:
+                message.receivers += 1
+                self._enqueue(consumer, Delivery(message))
                 continue
-            if desk.lane.put_if_room(Delivery(send)):
-                send.copies += phase is not MemberPhase.RETIRING  # which may end before it comes to it
-                self.giving.pump_desk(desk)
+            if consumer.queue.put_if_room(Delivery(message)):
+                message.receivers += phase is not MemberPhase.RETIRING  # it may end before it gets to it
+                self.dispatcher.dispatch_to_consumer(consumer)
             elif phase is MemberPhase.RETIRING:
-                place.not_kept[send.topic] = place.not_kept.get(send.topic, 0) + 1
-            else:  # another server's sender cannot be held up
-                self.losses.overran(send.topic)
+                process.dropped[message.topic] = process.dropped.get(message.topic, 0) + 1
+            else:  # there is no back-pressure on another server's sender
+                self.losses.remote_dropped(message.topic)
 
-    def _put(self, owner: Consumer | SharedQueue, copy: Delivery, had: RequeuedFrom = RequeuedFrom.NONE) -> None:
-        """Have a copy wait with `owner`; what had a place elsewhere keeps one."""
-        if had is RequeuedFrom.HANDS:
-            owner.lane.put_back(copy)
-        elif had is RequeuedFrom.PLACE:
-            owner.lane.put_placed(copy)
-        elif not owner.lane.put(copy):
-            copy.send.missing += 1
-            self.there.blocked[owner] = None
-        self.there.watch(owner)
-        self.giving.pump(owner)
+    def _enqueue(
+        self, owner: Consumer | SharedQueue, delivery: Delivery, requeued_from: RequeuedFrom = RequeuedFrom.NOWHERE
+    ) -> None:
+        """Queue a delivery with `owner`; what was in another queue has its room for certain."""
+        if requeued_from is RequeuedFrom.IN_FLIGHT:
+            owner.queue.put_first(delivery)
+        elif requeued_from is RequeuedFrom.QUEUE:
+            owner.queue.put_over_limit(delivery)
+        elif not owner.queue.put(delivery):
+            delivery.message.pending += 1
+            self.consumers.overflowing[owner] = None
+        self.consumers.watch_if_abandoned(owner)
+        self.dispatcher.dispatch(owner)
 
     # Withdrawing
 
     def withdraw(self, ids: Iterable[str], member: int) -> None:
-        """The senders wait no longer: what has no place is taken back, what is accepted stands."""
-        waiting = self.senders.waiting
-        sends = {s for id in ids if (s := waiting.get(f"{member}/{id}")) is not None}
-        takers = self._take_back({send for send in sends if send.stage is MessageStage.OFFERED})
-        for send in sends:
-            if send.stage is MessageStage.OFFERED:
-                self.senders.fail(send, "full", f"not delivered in time to {names_of(takers.get(send, []))}")
+        """The senders wait no longer: what is not queued is taken back, what is accepted stands."""
+        waiting = self.confirmations.waiting
+        messages = {s for id in ids if (s := waiting.get(f"{member}/{id}")) is not None}
+        receivers = self._remove_overflow({message for message in messages if message.stage is MessageStage.OFFERED})
+        for message in messages:
+            if message.stage is MessageStage.OFFERED:
+                self.confirmations.fail(
+                    message, "full", f"not delivered in time to {names_of(receivers.get(message, []))}"
+                )
             else:
-                self.senders.fail(send, "late", "it was accepted, but its handler did not end in time")
+                self.confirmations.fail(message, "late", "it was accepted, but its handler did not end in time")
 
-    def _take_back(self, sends: set[QueuedMessage]) -> dict[QueuedMessage, list[str]]:
-        """Take out their copies that have no place; return who did not take each."""
+    def _remove_overflow(self, messages: set[QueuedMessage]) -> dict[QueuedMessage, list[str]]:
+        """Take out those of their deliveries that wait for room; return who had none for each."""
         found: dict[QueuedMessage, list[str]] = {}
-        if sends:
-            for owner in list(self.there.blocked):
-                for copy in owner.lane.take_offered(sends.__contains__):
-                    found.setdefault(copy.send, []).append(str(owner))
+        if messages:
+            for owner in list(self.consumers.overflowing):
+                for delivery in owner.queue.remove_overflow(messages.__contains__):
+                    found.setdefault(delivery.message, []).append(str(owner))
         return found
 
-    # Who gets it
+    # Who gets it: one slot
 
-    def _route(self, copy: Delivery, had: RequeuedFrom = RequeuedFrom.NONE) -> None:
+    def _route(self, delivery: Delivery, requeued_from: RequeuedFrom = RequeuedFrom.NOWHERE) -> None:
         """Find the process of the slot that a message is for: the one that serves, or the first that will."""
-        send = copy.send
-        place = self.there.successor(send.slot)
-        if place is not None:
-            desk = place.desk(send.topic, self.there.budget)
-            self.there.review_desk(desk)
-            self._put(desk, copy, had)
-        elif (vacant := self.there.vacancy(send.slot)) is not None:
-            self._put(vacant, copy, had)
-        elif send.slot < 0:
-            self._refuse(copy, "this server has no agent: start it with --agent")
+        message = delivery.message
+        process = self.consumers.process_for_slot(message.slot)
+        if process is not None:
+            consumer = process.consumer(message.topic, self.consumers.budget)
+            self.consumers.update_consumer(consumer)
+            self._enqueue(consumer, delivery, requeued_from)
+        elif (slot_queue := self.consumers.expected_slot_queue(message.slot)) is not None:
+            self._enqueue(slot_queue, delivery, requeued_from)
+        elif message.slot < 0:
+            self._refuse(delivery, "this server has no agent: start it with --agent")
         else:
-            self._refuse(copy, f"there is no worker {send.slot}")
+            self._refuse(delivery, f"there is no worker {message.slot}")
 
-    def _refuse(self, copy: Delivery, text: str) -> None:
-        """Nobody is there for it, and nobody will be."""
-        if copy.send.stage is MessageStage.OFFERED:
-            self.senders.fail(copy.send, "nobody", text)
+    def _refuse(self, delivery: Delivery, text: str) -> None:
+        """There is no process for it, and there will be none."""
+        if delivery.message.stage is MessageStage.OFFERED:
+            self.confirmations.fail(delivery.message, "nobody", text)
         else:
-            self._dead(copy, text)
+            self._dead_letter(delivery, text)
 
     # What becomes of it
 
-    def done(self, place: MemberState, delivery: int, ok: bool, body: bytes) -> None:
-        """Its handler has ended; `body` is the answer to a call, or what went wrong."""
-        if delivery not in place.held:
+    def done(self, process: MemberState, number: int, ok: bool, body: bytes) -> None:
+        """Its handler has ended; `body` is the reply to a call, or what went wrong."""
+        if number not in process.in_flight:
             return
-        desk, copy = self.giving.out_of_hands(place, delivery)
-        send = copy.send
+        consumer, delivery = self.dispatcher.remove_in_flight(process, number)
+        message = delivery.message
         self.counts["handled" if ok else "failed"] += 1
-        if send.want is AckMode.SUCCESS and not ok:
-            self._again(copy, "its handler raised")
-        elif send.want is AckMode.REPLY:
-            self.senders.answered(send, ok, body)
-        elif send.again:
-            member = place.member
-            self.senders.handled(send, copy.attempt, member.role.value, member.slot, member.generation)
-        self.giving.pump_topic(desk)
+        if message.ack_mode is AckMode.SUCCESS and not ok:
+            self._redeliver(delivery, "its handler raised")
+        elif message.ack_mode is AckMode.REPLY:
+            self.confirmations.replied(message, ok, body)
+        elif message.redelivers:
+            member = process.member
+            self.confirmations.handled(message, delivery.attempt, member.role.value, member.slot, member.generation)
+        self.dispatcher.dispatch_topic(consumer)
 
-    def back(self, place: MemberState, delivery: int) -> None:
-        """The process has not begun with it, and will not."""
-        if delivery not in place.held:
+    def returned(self, process: MemberState, number: int) -> None:
+        """The process has not started it, and will not."""
+        if number not in process.in_flight:
             return
-        desk, copy = self.giving.out_of_hands(place, delivery)
-        copy.attempt -= 1
-        if copy.send.kind is MessageKind.ANY_WORKER:
-            self._pool_again(copy)
-        elif copy.send.kind is MessageKind.DIRECT:
-            self._route(copy, RequeuedFrom.HANDS)
-        self.giving.pump_topic(desk)
+        consumer, delivery = self.dispatcher.remove_in_flight(process, number)
+        delivery.attempt -= 1
+        if delivery.message.kind is MessageKind.ANY_WORKER:
+            self._requeue(delivery)
+        elif delivery.message.kind is MessageKind.DIRECT:
+            self._route(delivery, RequeuedFrom.IN_FLIGHT)
+        self.dispatcher.dispatch_topic(consumer)
 
-    def _again(self, copy: Delivery, why: str) -> None:
-        """Deliver it once more, unless that has been done often enough."""
-        if copy.attempt >= copy.send.limit:
-            self._dead(copy, why)
+    def _redeliver(self, delivery: Delivery, why: str) -> None:
+        """Deliver it again, unless that has been done as often as it may be."""
+        if delivery.attempt >= delivery.message.limit:
+            self._dead_letter(delivery, why)
         else:
             self.counts["again"] += 1
-            self._pool_again(copy)
+            self._requeue(delivery)
 
-    def _pool_again(self, copy: Delivery) -> None:
-        pool = self.there.pool(copy.send.topic)
-        pool.lane.put_back(copy)
-        self.there.watch(pool)
+    def _requeue(self, delivery: Delivery) -> None:
+        topic_queue = self.consumers.topic_queue(delivery.message.topic)
+        topic_queue.queue.put_first(delivery)
+        self.consumers.watch_if_abandoned(topic_queue)
 
-    def _dead(self, copy: Delivery, why: str) -> None:
-        """Nobody could handle it: say so, tell its sender, and give it to a handler of dead letters if there is one."""
-        send = copy.send
-        if send.topic == DEAD_LETTER_TOPIC and not copy.attempt:
-            return  # nobody wants dead letters after all, and of the message it has been said
-        topic, id, attempts = (send.topic, send.id, copy.attempt)
+    def _dead_letter(self, delivery: Delivery, why: str) -> None:
+        """Nobody could handle it: log that, tell its sender, and deliver it to a handler of dead letters, if any."""
+        message = delivery.message
+        if message.topic == DEAD_LETTER_TOPIC and not delivery.attempt:
+            return  # no handler of dead letters is left, and the message has been logged
+        topic, id, attempts = (message.topic, message.id, delivery.attempt)
         letter = topic != DEAD_LETTER_TOPIC
-        if not letter and send.subject is not None:
-            topic, id = send.subject[:2]
+        if not letter and message.subject is not None:
+            topic, id = message.subject[:2]
             why = f"the handler of dead letters failed: {why}"
-        self.senders.fail(send, "dead", self.losses.dead(topic, id, attempts, why))
-        if letter and self.there.someone_for(DEAD_LETTER_TOPIC):
+        self.confirmations.fail(message, "dead", self.losses.dead(topic, id, attempts, why))
+        if letter and self.consumers.has_consumer(DEAD_LETTER_TOPIC):
             subject = [topic, id, attempts, why]
             about_it = QueuedMessage(
                 f"{id}!",
                 0,
-                send.origin,
+                message.origin,
                 DEAD_LETTER_TOPIC,
-                send.body,
+                message.body,
                 MessageKind.ANY_WORKER,
                 AckMode.SUCCESS,
                 DEAD_LETTER_DELIVERIES,
             )
             about_it.subject, about_it.stage = subject, MessageStage.SETTLED
-            pool = self.there.pool(DEAD_LETTER_TOPIC)
-            pool.lane.put_if_room(Delivery(about_it))  # else there are more of them than anyone deals with; it was said
-            self.giving.pump_pool(pool)
+            topic_queue = self.consumers.topic_queue(DEAD_LETTER_TOPIC)
+            # where there is no room, there are more of them than anybody handles; it has been logged
+            topic_queue.queue.put_if_room(Delivery(about_it))
+            self.dispatcher.dispatch_topic_queue(topic_queue)
 
     # Members
 
     def joined(self, member: Member) -> None:
-        """A process is to be started: it gets what waits for its slot, and what is sent to all from now on."""
-        self.there.places[member.id] = MemberState(member)
-        slot = self.there.places[member.id].slot
-        if (vacant := self.there.vacant.pop(slot, None)) is not None:
-            self.there.forget(vacant)
-            self._reroute(vacant, lambda _: True)
-        self.review()
+        """A process is about to be started: it gets what waits for its slot, and all broadcasts from now on."""
+        self.consumers.processes[member.id] = MemberState(member)
+        slot = self.consumers.processes[member.id].slot
+        if (slot_queue := self.consumers.slot_queues.pop(slot, None)) is not None:
+            self.consumers.discard(slot_queue)
+            self._reroute(slot_queue, lambda _: True)
+        self.update_topic_queues()
 
-    def handles(self, place: MemberState, topic: str, concurrency: int) -> None:
-        """The process handles a topic with so many messages at a time; with none it handles it no more."""
-        desk = self.there.handles(place, topic, concurrency)
-        if not concurrency and place.member.phase is not MemberPhase.EXPECTED:
-            self._drop_copies(desk)
-        self.giving.pump_desk(desk)
-        place.tidy(desk)
-        if (pool := self.there.pools.get(topic)) is not None:
-            self.there.review_pool(pool)
-            self.giving.pump_pool(pool)
+    def subscribe(self, process: MemberState, topic: str, concurrency: int) -> None:
+        """The process handles a topic, so many messages at a time; with 0 it no longer handles it."""
+        consumer = self.consumers.subscribe(process, topic, concurrency)
+        if not concurrency and process.member.phase is not MemberPhase.EXPECTED:
+            self._drop_broadcasts(consumer)
+        self.dispatcher.dispatch_to_consumer(consumer)
+        process.discard_if_idle(consumer)
+        if (topic_queue := self.consumers.topic_queues.get(topic)) is not None:
+            self.consumers.update_topic_queue(topic_queue)
+            self.dispatcher.dispatch_topic_queue(topic_queue)
 
-    def came_up(self, place: MemberState) -> None:
+    def came_up(self, process: MemberState) -> None:
         """Its application is loaded and its handlers are known: what it does not handle was not for it."""
-        self.losses.not_kept(place)
-        for desk in list(place.desks.values()):
-            desk.lane.limit = QUEUE_LIMIT
-            self.there.review_desk(desk)
-            if not desk.concurrency:
-                self._drop_copies(desk)
-            place.tidy(desk)
+        self.losses.report_dropped(process)
+        for consumer in list(process.consumers.values()):
+            consumer.queue.limit = QUEUE_LIMIT
+            self.consumers.update_consumer(consumer)
+            if not consumer.concurrency:
+                self._drop_broadcasts(consumer)
+            process.discard_if_idle(consumer)
 
-    def retires(self, place: MemberState) -> None:
-        """It gets no new work; what was sent to all it gets, and what is sent from now on if there is room."""
-        self.giving.retires(place)
-        for desk in list(place.desks.values()):
-            for copy in desk.lane.take_offered(lambda send: send.kind is MessageKind.BROADCAST):
-                copy.send.missing -= 1
-                copy.send.copies -= 1
-                place.not_kept[desk.topic] = place.not_kept.get(desk.topic, 0) + 1
-                self.senders.look_if_placed(copy.send)
-            self._reroute(desk, lambda send: send.kind is MessageKind.DIRECT)
-            place.tidy(desk)
-        self.giving.count_rest(place)
+    def starts_retiring(self, process: MemberState) -> None:
+        """It gets no new work; broadcasts it gets, those from now on if there is room."""
+        self.dispatcher.starts_retiring(process)
+        for consumer in list(process.consumers.values()):
+            for delivery in consumer.queue.remove_overflow(lambda message: message.kind is MessageKind.BROADCAST):
+                delivery.message.pending -= 1
+                delivery.message.receivers -= 1
+                process.dropped[consumer.topic] = process.dropped.get(consumer.topic, 0) + 1
+                self.confirmations.confirm_if_accepted(delivery.message)
+            self._reroute(consumer, lambda message: message.kind is MessageKind.DIRECT)
+            process.discard_if_idle(consumer)
+        self.dispatcher.count_awaited(process)
 
     def left(self, member: Member) -> None:
-        """Its process is no more."""
-        place = self.there.places.pop(member.id)
-        for desk in list(place.desks.values()):
-            self.there.forget_handler(desk)
-        slot = place.slot
+        """Its process has ended."""
+        process = self.consumers.processes.pop(member.id)
+        for consumer in list(process.consumers.values()):
+            self.consumers.unsubscribe(consumer)
+        slot = process.slot
         retired = member.phase is MemberPhase.RETIRING
-        replaced = self.there.serves(member.generation)  # it was to take a place there, and its copies were counted
-        if not retired and self.there.successor(slot) is None:
-            self.there.vacate(slot)
+        # it was to serve among these, and has counted as a receiver
+        replaced = self.consumers.generation_serves(member.generation)
+        if not retired and self.consumers.process_for_slot(slot) is None:
+            self.consumers.slot_queue(slot)
         lost = collections.Counter[str]()
-        for delivery, (desk, copy) in reversed(place.held.items()):
-            send = copy.send
-            if send.again:
-                self._again(copy, "the process that had it died")
-            elif send.want is AckMode.REPLY:
-                self.senders.fail(send, "lost", f"{member} ended before it had answered")
-            elif send.kind is not MessageKind.BROADCAST or not retired or place.last is None or delivery <= place.last:
-                lost[desk.topic] += 1
-        for desk in list(place.desks.values()):
-            self._reroute(desk, lambda send: send.kind is MessageKind.DIRECT)
-            rest, desk.rest = desk.rest, 0
-            waited = self._drop_copies(desk)
-            if rest:
-                lost[desk.topic] += rest
-            elif waited and not retired and (member.up or (replaced and self.there.handled(desk.topic))):
-                lost[desk.topic] += waited
-            self.there.forget(desk)
+        for number, (consumer, delivery) in reversed(process.in_flight.items()):
+            message = delivery.message
+            if message.redelivers:
+                self._redeliver(delivery, "the process that had it died")
+            elif message.ack_mode is AckMode.REPLY:
+                self.confirmations.fail(message, "lost", f"{member} ended before it had answered")
+            elif (
+                message.kind is not MessageKind.BROADCAST
+                or not retired
+                or process.last_awaited is None
+                or number <= process.last_awaited
+            ):
+                lost[consumer.topic] += 1
+        for consumer in list(process.consumers.values()):
+            self._reroute(consumer, lambda message: message.kind is MessageKind.DIRECT)
+            awaited, consumer.awaited = consumer.awaited, 0
+            waited = self._drop_broadcasts(consumer)
+            if awaited:
+                lost[consumer.topic] += awaited
+            elif waited and not retired and (member.up or (replaced and self.consumers.is_handled(consumer.topic))):
+                lost[consumer.topic] += waited
+            self.consumers.discard(consumer)
         if lost:
             self.losses.lost(f"{member} ended with {{}} that it had not handled", lost, member)
-        if retired and member.up and (late := collections.Counter(place.not_kept)):
+        if retired and member.up and (late := collections.Counter(process.dropped)):
             text = f"{member} retired, and {{}} came faster to all than it handled them"
             self.losses.lost(text, late, member)
-        theirs = self.senders.of(member.id)
-        self._take_back({send for send in theirs if send.stage is MessageStage.OFFERED})
-        for send in theirs:
-            self.senders.settle(send)
-        self.senders.left(member.id)
-        self.giving.gave_back(place)
-        place.desks.clear()  # each of which knows it: nothing is left for the collector of cycles
-        place.held.clear()
-        self.review()
-        if retired and not self.there.places:
-            self._report_left()
+        theirs = self.confirmations.of(member.id)
+        self._remove_overflow({message for message in theirs if message.stage is MessageStage.OFFERED})
+        for message in theirs:
+            self.confirmations.settle(message)
+        self.confirmations.left(member.id)
+        self.dispatcher.returned_all(process)
+        process.consumers.clear()  # each of which knows it: nothing is left for the collector of cycles
+        process.in_flight.clear()
+        self.update_topic_queues()
+        if retired and not self.consumers.processes:
+            self._report_unhandled()
 
-    def _report_left(self) -> None:
-        """The server ends: say what nobody has handled."""
+    def _report_unhandled(self) -> None:
+        """The server ends: log what nobody has handled."""
         left = collections.Counter[str]()
-        for waiting in [*self.there.pools.values(), *self.there.vacant.values()]:
-            for copy in waiting.lane.take_placed(lambda send: send.topic != DEAD_LETTER_TOPIC):
-                left[copy.send.topic] += 1
-            if not waiting.lane:
-                self.there.forget(waiting)
+        for waiting in [*self.consumers.topic_queues.values(), *self.consumers.slot_queues.values()]:
+            for delivery in waiting.queue.remove_queued(lambda message: message.topic != DEAD_LETTER_TOPIC):
+                left[delivery.message.topic] += 1
+            if not waiting.queue:
+                self.consumers.discard(waiting)
         if left:
             self.losses.lost("the server ends with {} that nobody has handled", left)
 
     def _reroute(self, owner: Consumer | SharedQueue, which: Callable[[QueuedMessage], bool]) -> None:
-        """Find other processes for what waits with one that will not take it."""
-        placed = owner.lane.take_placed(which)
-        offered = owner.lane.take_offered(which)
-        for copy in placed:
-            self._route(copy, RequeuedFrom.PLACE)
-        for copy in offered:
-            copy.send.missing -= 1
-            self._route(copy)
-            self.senders.look_if_placed(copy.send)
+        """Find other processes for what is queued with one that will not take it."""
+        queued = owner.queue.remove_queued(which)
+        overflow = owner.queue.remove_overflow(which)
+        for delivery in queued:
+            self._route(delivery, RequeuedFrom.QUEUE)
+        for delivery in overflow:
+            delivery.message.pending -= 1
+            self._route(delivery)
+            self.confirmations.confirm_if_accepted(delivery.message)
 
-    def _drop_copies(self, desk: Consumer) -> int:
-        """Forget what was sent to all and waits for a process that does not want it; return how many."""
-        dropped = desk.lane.take_placed(lambda send: send.kind is MessageKind.BROADCAST)
-        if desk.rest:
-            self.giving.rests(desk, 0)
-        offered = desk.lane.take_offered(lambda send: send.kind is MessageKind.BROADCAST)
-        for copy in offered:
-            copy.send.missing -= 1
-            copy.send.copies -= 1
-            self.senders.look_if_placed(copy.send)
+    def _drop_broadcasts(self, consumer: Consumer) -> int:
+        """Forget the broadcasts that are queued for a process that does not want them; return how many."""
+        dropped = consumer.queue.remove_queued(lambda message: message.kind is MessageKind.BROADCAST)
+        if consumer.awaited:
+            self.dispatcher.set_awaited(consumer, 0)
+        overflow = consumer.queue.remove_overflow(lambda message: message.kind is MessageKind.BROADCAST)
+        for delivery in overflow:
+            delivery.message.pending -= 1
+            delivery.message.receivers -= 1
+            self.confirmations.confirm_if_accepted(delivery.message)
         return len(dropped)
 
     # A new program of the listener
 
-    def restore(self, owner: Consumer | SharedQueue, placed: list[Delivery], offered: list[Delivery]) -> None:
-        """Let these wait with `owner` as they did; nothing is given before something happens."""
-        for copy in placed:
-            owner.lane.put_placed(copy)
-        owner.lane.offered.extend(offered)
-        if offered:
-            self.there.blocked[owner] = None
+    def restore(self, owner: Consumer | SharedQueue, queued: list[Delivery], overflow: list[Delivery]) -> None:
+        """Queue these with `owner` as they were; nothing is delivered before something happens."""
+        for delivery in queued:
+            owner.queue.put_over_limit(delivery)
+        owner.queue.overflow.extend(overflow)
+        if overflow:
+            self.consumers.overflowing[owner] = None
         if isinstance(owner, Consumer):
-            self.there.review_desk(owner)
+            self.consumers.update_consumer(owner)
         elif isinstance(owner.key, str):
-            self.there.review_pool(owner)
+            self.consumers.update_topic_queue(owner)
         else:
-            self.there.vacate(owner.key)
+            self.consumers.slot_queue(owner.key)
 
-    # Whether there is hope
+    # Whether there are consumers
 
-    def review(self) -> None:
-        """Who is there has changed: look what may be given, and what nobody will take."""
-        for pool in list(self.there.pools.values()):
-            self.there.review_pool(pool)
-            self.giving.pump_pool(pool)
+    def update_topic_queues(self) -> None:
+        """The members have changed: deliver what can be delivered, and see what nobody will take."""
+        for topic_queue in list(self.consumers.topic_queues.values()):
+            self.consumers.update_topic_queue(topic_queue)
+            self.dispatcher.dispatch_topic_queue(topic_queue)
 
     def deadline(self) -> float:
         """When `tick` has something to do."""
-        return min(self.losses.due, self.there.deadline())
+        return min(self.losses.due, self.consumers.deadline())
 
     def tick(self) -> None:
         """Refuse what nobody has wanted for long enough."""
         self.losses.tick()
-        for owner, placed_too in self.there.given_up():
+        for owner, queued_too in self.consumers.expired():
             nobody = f"nobody who is there handles {described(owner)}: see `messenger.on`"
-            for copy in owner.lane.take_offered(lambda _: True):
-                self.senders.fail(copy.send, "nobody", nobody)
-            if placed_too:
-                for copy in owner.lane.take_placed(lambda _: True):
-                    self._dead(copy, nobody)
+            for delivery in owner.queue.remove_overflow(lambda _: True):
+                self.confirmations.fail(delivery.message, "nobody", nobody)
+            if queued_too:
+                for delivery in owner.queue.remove_queued(lambda _: True):
+                    self._dead_letter(delivery, nobody)
 
-    # At the end of each thing that happens
+    # At the end of each event
 
     def settle(self) -> None:
-        """Give places that have become free to those that wait for them."""
-        for owner in list(self.there.blocked):
-            placed = list(owner.lane.refill())
-            for copy in placed:
-                copy.send.missing -= 1
-                self.senders.look_if_placed(copy.send)
-            if placed:
-                self.giving.pump(owner)
-            if not owner.lane.offered:
-                self.there.blocked.pop(owner, None)
-            if not owner.lane:
-                self.there.forget(owner)
+        """Queue what waits for room where there is some now."""
+        for owner in list(self.consumers.overflowing):
+            queued = list(owner.queue.admit_overflow())
+            for delivery in queued:
+                delivery.message.pending -= 1
+                self.confirmations.confirm_if_accepted(delivery.message)
+            if queued:
+                self.dispatcher.dispatch(owner)
+            if not owner.queue.overflow:
+                self.consumers.overflowing.pop(owner, None)
+            if not owner.queue:
+                self.consumers.discard(owner)
