@@ -110,4 +110,4 @@ def test_what_nobody_takes_and_what_cannot_be_taken_costs_nothing(
 
     with runner:
         runner.run(main())
-    assert sum("could not be taken" in record.getMessage() for record in caplog.records) == 2
+    assert sum("could not be decoded" in record.getMessage() for record in caplog.records) == 2
