@@ -21,9 +21,9 @@ from serve_asgi.ipc.sock_diag import accept_queues
 from serve_asgi.listener.event_history import History
 from serve_asgi.listener.status import admin_state
 from serve_asgi.supervisor.supervisor import Supervisor
-from tests.listener.test_supervisor import POLICY
 from tests.rows import Rows
 from tests.running import PATIENCE
+from tests.supervisor.test_supervisor import POLICY
 
 BUCKETS = len(DURATION_BOUNDS) + 1
 ABOUT: dict[str, Any] = {

@@ -393,7 +393,7 @@ def test_a_missing_package_is_told_before_anything_starts(project: Path) -> None
     blocker = project / "blocker"
     blocker.mkdir()
     (blocker / "sitecustomize.py").write_text("import sys\nsys.modules['watchfiles'] = None\n")
-    environment = {"PYTHONPATH": f"{blocker}:{Path(__file__).parent.parent}"}
+    environment = {"PYTHONPATH": f"{blocker}:{Path(__file__).parent.parent.parent}"}
     server = RunningServer("app:app", "--reload", directory=project, environment=environment)
     try:
         assert server.wait() == 2

@@ -24,7 +24,7 @@ from serve_asgi.supervisor.lifecycles import (
     WorkerState,
     advance,
 )
-from tests.listener.test_supervisor import Shell
+from tests.supervisor.test_supervisor import Shell
 
 STARTUP, ALLOWED = 60.0, 10.0
 
