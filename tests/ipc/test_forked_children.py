@@ -329,9 +329,9 @@ def test_output_is_not_waited_for() -> None:
     """A process ends although a child of it holds its pipe."""
     program = """
         import os, subprocess, sys
-        from serve_asgi.logs import output, sink
-        sink.FINISH_TIME = 1000.0
-        with output.guarded():
+        from serve_asgi.logs import nonblocking_sink, stdio_guard
+        nonblocking_sink.FINISH_TIME = 1000.0
+        with stdio_guard.guarded():
             print("before")
             child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
             print("after")

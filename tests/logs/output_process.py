@@ -1,4 +1,4 @@
-"""A process whose output is guarded, for test_output.py: `python output_process.py WHAT`."""
+"""A process whose output is guarded, for test_stdio_guard.py: `python output_process.py WHAT`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from serve_asgi.logs import child_output, output, sink
+from serve_asgi.logs import child_output, nonblocking_sink, stdio_guard
 
 LINES = 40_000  # of 100 bytes: more than pipe and buffer hold together
 
@@ -16,17 +16,17 @@ def main(what: str, *arguments: str) -> None:
     if what == "child":
         child(*arguments)
     elif what == "alone":
-        with output.guarded():
+        with stdio_guard.guarded():
             print("to stdout")
             print("to stderr", file=sys.stderr)
     elif what == "much":
-        with output.guarded():
+        with stdio_guard.guarded():
             for number in range(LINES):
                 os.write(1, b"%099d\n" % number)
-            report = f"dropped {sink.dropped()}"
+            report = f"dropped {nonblocking_sink.dropped()}"
         os.write(int(arguments[0]), report.encode())
     elif what == "parent":
-        with output.guarded():
+        with stdio_guard.guarded():
             for life in arguments:
                 start(life)
             os.write(1, b"the parent is done\n")
@@ -44,7 +44,7 @@ def start(life: str) -> None:
 
 
 def child(life: str, argument: str) -> None:
-    guard = output.adopt(argument)
+    guard = stdio_guard.adopt(argument)
     print("the child speaks")
     if life == "crash":
         faulthandler.enable()

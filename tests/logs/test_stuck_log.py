@@ -16,11 +16,11 @@ pytestmark = pytest.mark.once
 
 APPLICATION = """
 import os, sys
-from serve_asgi.logs import output
+from serve_asgi.logs import stdio_guard
 
 async def app(scope, receive, send):
     if scope["path"] == "/block":  # its own way to the log is made one that waits
-        for stream in output.current().streams:
+        for stream in stdio_guard.current().streams:
             os.set_blocking(stream.read_end, True)
             os.set_blocking(stream.sink.fileno(), True)
     print("x" * 2000)

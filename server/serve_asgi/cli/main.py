@@ -25,7 +25,7 @@ from serve_asgi.config.options import GROUPS, Option, flag, flag_off, options
 from serve_asgi.config.sources import Given, kind, read, several
 from serve_asgi.config.unknown_options import of_another_server
 from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.logs.sink import say
+from serve_asgi.logs.nonblocking_sink import say
 
 COMPLETE: Final = "_SERVE_COMPLETE"  # set by shells that ask for completions (click, "Shell Completion")
 UNBROKEN: Final = "\u00a0"  # holds a note such as [default: 5] on one line; shown as a space

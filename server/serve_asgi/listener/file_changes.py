@@ -30,7 +30,7 @@ from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc.channel import Channel, pair
 from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.logs.sink import say
+from serve_asgi.logs.nonblocking_sink import say
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 

@@ -27,7 +27,7 @@ from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener import re_exec_registry as registry
 from serve_asgi.listener.child import SAFE_PATH
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.logs import output
+from serve_asgi.logs import stdio_guard
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import ServerState
 from serve_asgi.supervisor.snapshot import at_rest
@@ -175,7 +175,7 @@ class ReExec:
 
     def _exec(self, pending: PendingReExec) -> None:
         """Never returns, unless it fails: then everything is as it was."""
-        guard = output.current()
+        guard = stdio_guard.current()
         guard.stand_still()
         descriptors: list[int] = []
         fd = -1

@@ -50,9 +50,9 @@ from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.listener.store_requests import StoreRequests
-from serve_asgi.logs import output
+from serve_asgi.logs import stdio_guard
 from serve_asgi.logs.child_output import ChildOutput
-from serve_asgi.logs.output import OutputGuard
+from serve_asgi.logs.stdio_guard import OutputGuard
 from serve_asgi.supervisor import snapshot
 from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.agents import Agents
@@ -307,7 +307,7 @@ def describe(listener: Carrier, waiting: list[int]) -> State:
     """The snapshot of `listener`; `waiting` are the descriptors of those who wait for an answer of the new program."""
     descriptors = list(waiting)
     pieces = {piece.name: piece.save(listener, descriptors) for piece in PIECES}
-    guard = output.current()
+    guard = stdio_guard.current()
     descriptors += guard.descriptors()
     return {
         "version": VERSION,
@@ -370,7 +370,7 @@ def take_output(state: State) -> OutputGuard:
 
     It comes before all else, so that whatever goes wrong later can be read.
     """
-    guard = output.adopt(state["output"])
+    guard = stdio_guard.adopt(state["output"])
     guard.restore({int(number): base64.b64decode(data) for number, data in state["pending"].items()})
     return guard
 

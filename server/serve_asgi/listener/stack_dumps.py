@@ -188,7 +188,7 @@ TOLD: Final = ("threads", "threads_total", "tasks", "tasks_total", "blocked")
 OWN_THREADS: Final = (
     "server/serve_asgi/worker/watchdog.py",
     "server/serve_asgi/worker/orphan_exit.py",
-    "server/serve_asgi/logs/output.py",
+    "server/serve_asgi/logs/stdio_guard.py",
 )
 """Where this server's own threads are."""
 MACHINERY: Final = (

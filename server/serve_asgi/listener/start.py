@@ -20,8 +20,8 @@ from serve_asgi.listener.hooks import trouble_at_start
 from serve_asgi.listener.listener import Listener
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.pid_file import PidFile
-from serve_asgi.logs import output
 from serve_asgi.logs import server_log as logs
+from serve_asgi.logs import stdio_guard
 from serve_asgi.supervisor import actions
 
 NO_PROC: Final = (
@@ -44,7 +44,7 @@ def run(settings: Settings) -> int:
         raise UsageError(trouble)
     if config.reload:
         changes.require(settings)
-    with output.guarded():
+    with stdio_guard.guarded():
         logs.configure(config, "listener")
         if not os.path.exists("/proc/self/fd"):
             log.warning(NO_PROC, extra=logs.about("proc_not_found"))

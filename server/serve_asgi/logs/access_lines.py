@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.output import original
+from serve_asgi.logs.nonblocking_sink import last_moment
 from serve_asgi.logs.server_log import LogFile, about
-from serve_asgi.logs.sink import last_moment
+from serve_asgi.logs.stdio_guard import original
 
 if TYPE_CHECKING:
     from serve_asgi.ipc.address import Address

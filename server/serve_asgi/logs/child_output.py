@@ -10,8 +10,8 @@ import functools
 import os
 from typing import Final
 
-from serve_asgi.logs.output import GuardedStream, OutputGuard, as_text, current, make_pipe
-from serve_asgi.logs.sink import LIMIT, SplicePipe, open_again
+from serve_asgi.logs.nonblocking_sink import LIMIT, SplicePipe, open_again
+from serve_asgi.logs.stdio_guard import GuardedStream, OutputGuard, as_text, current, make_pipe
 
 MOST_LEFT: Final = 4 * LIMIT  # bytes that are read from the pipe of a child that has died: others may go on filling it
 

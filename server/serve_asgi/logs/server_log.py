@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
-from serve_asgi.logs import output
+from serve_asgi.logs import stdio_guard
 from serve_asgi.logs.exceptions import exc_info, name_of, shortened
-from serve_asgi.logs.sink import Sink, last_moment
+from serve_asgi.logs.nonblocking_sink import Sink, last_moment
 from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
 
 TEXT_LIMIT: Final = 8192
@@ -235,7 +235,7 @@ class _LineHandler(logging.Handler):
         """What every JSON line of this process says."""
         # The listener shares the pipe at its standard error with processes that it starts; a worker keeps the order of
         # what the server and the application write.
-        self._write = output.write if role == "listener" else _write_all
+        self._write = stdio_guard.write if role == "listener" else _write_all
         self._writing = False
         self._meanwhile: list[bytes] = []
         """What this very thread has come to say while it writes: the garbage collector runs anywhere, and what it
@@ -323,13 +323,15 @@ def as_json(wanted: str, path: str, fd: int) -> bool:
     `auto` is text where a person reads along: on a terminal.
     """
     if wanted == "auto":
-        return bool(path) or not output.is_terminal(fd)
+        return bool(path) or not stdio_guard.is_terminal(fd)
     return wanted == "json"
 
 
 def _coloured(path: str) -> bool:
     """Whether lines may be coloured: on a terminal that can, unless its user says no (no-color.org)."""
-    return not path and output.is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return (
+        not path and stdio_guard.is_terminal(2) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
 
 
 _handler: _LineHandler | None = None

@@ -29,7 +29,7 @@ from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors,
 from serve_asgi.ipc.schema import sayable
 from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
-from serve_asgi.logs import output, sink
+from serve_asgi.logs import nonblocking_sink, stdio_guard
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.exceptions import shortened
 from serve_asgi.worker import uncaught_exceptions as uncaught
@@ -53,8 +53,8 @@ class Bootstrap:
         """`names` gives the process's name (15 bytes, for top(1)) and that of its log lines. May end the process."""
         ignore_signals()
         arguments = _arguments(program)
-        forks.begin({arguments.channel, *output.given(arguments.output)})
-        self.guard = output.adopt(arguments.output)
+        forks.begin({arguments.channel, *stdio_guard.given(arguments.output)})
+        self.guard = stdio_guard.adopt(arguments.output)
         end = socket.socket(fileno=arguments.channel)
         end.set_inheritable(False)
         self.packet, descriptors = welcome(end)
@@ -72,8 +72,8 @@ class Bootstrap:
         asked_over, dump = given.get("asked over"), given.get("dump")
         self.watchdog = Watchdog(None if asked_over is None else Channel(socket.socket(fileno=asked_over)), dump)
         self.watchdog.start()
-        forks.in_child(output.let_go)
-        forks.own(sink.descriptors)
+        forks.in_child(stdio_guard.let_go)
+        forks.own(nonblocking_sink.descriptors)
         forks.in_child(logs.let_go)
         forks.in_child(self.watchdog.let_go)
         tell(self.channel, {"type": "hello", "protocol": PROTOCOL, "window": self.watchdog.abilities})
@@ -121,7 +121,7 @@ def leave_within(seconds: float, status: int) -> None:
 
     def leave() -> None:
         with contextlib.suppress(BaseException):
-            output.current().finish()
+            stdio_guard.current().finish()
         os._exit(status)
 
     timer = threading.Timer(seconds, leave)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serve_asgi.logs import output
+from serve_asgi.logs import stdio_guard
 
 PERIOD: Final = 0.1  # seconds between two looks at how long there is left
 
@@ -40,5 +40,5 @@ def _wait(channel: int, allowed: Callable[[], float], last: Callable[[], None]) 
         time.sleep(PERIOD)
     with contextlib.suppress(BaseException):
         last()
-        output.current().finish()
+        stdio_guard.current().finish()
     os._exit(1)

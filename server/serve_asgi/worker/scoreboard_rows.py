@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell, RowOwner, Scoreboard, mapped
-from serve_asgi.logs import sink
+from serve_asgi.logs import nonblocking_sink
 
 LAGS: Final = 10
 """Ticks of which the worst lag is told."""
@@ -38,7 +38,7 @@ class RowWriter:
         """That it lives, and what it uses."""
         cells = self._cells
         cells[Cell.HEARTBEAT] = time.monotonic_ns()
-        cells[Cell.DROPPED_OUTPUT] = sink.dropped()
+        cells[Cell.DROPPED_OUTPUT] = nonblocking_sink.dropped()
         cells[Cell.RSS] = self._resident()
         cells[Cell.CPU] = time.process_time_ns()
 

@@ -1,9 +1,9 @@
-"""Output that never stops or blocks a process, whoever reads it, or does not.
+"""Standard output and error that never stop or block a process, whoever reads them, or does not.
 
 A write to a full pipe, a stopped terminal or a socket blocks; one to a closed pipe or a vanished terminal fails. So
 where descriptor 1 or 2 is such a thing, it is replaced by a pipe of our own (`guarded`), which a thread empties into
-a sink (`serve_asgi.logs.sink`), from which it is written to the original without blocking. Regular files never block
-and are left alone.
+a sink (`serve_asgi.logs.nonblocking_sink`), from which it is written to the original without blocking. Regular files
+never block and are left alone.
 
 A worker's pipes are made by the listener (`serve_asgi.logs.child_output`); the worker empties them itself (`adopt`). A
 write by code that holds the interpreter lock for all of it (a C library's) can wait for the thread only if it is larger
@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from serve_asgi.logs.sink import LIMIT, READ, Sink, SplicePipe, all_sinks, blocks, last_moment
+from serve_asgi.logs.nonblocking_sink import LIMIT, READ, Sink, SplicePipe, all_sinks, blocks, last_moment
 
 MOST_ORPHANS: Final = 64
 """Pipes of processes that have ended, which those that they have left behind write to."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.logs.child_output import ChildOutput
-from serve_asgi.logs.output import GuardedStream, OutputGuard
-from serve_asgi.logs.sink import LIMIT, Sink
+from serve_asgi.logs.nonblocking_sink import LIMIT, Sink
+from serve_asgi.logs.stdio_guard import GuardedStream, OutputGuard
 from tests.logs.output_process import LINES
 
 PROCESS = Path(__file__).with_name("output_process.py")
