@@ -117,7 +117,8 @@ def main() -> None:
     from serve_asgi.listener import store_process as store
     from serve_asgi.listener.child import Child
     from serve_asgi.logs import child_output
-    from serve_asgi.supervisor.lifecycles import Slot, Worker
+    from serve_asgi.supervisor.lifecycles import Worker
+    from serve_asgi.supervisor.restart_backoff import RestartBackoff
 
     def hand_over(end: socket.socket, **about: object) -> None:
         watch.children += 1
@@ -142,7 +143,7 @@ def main() -> None:
     children.spawn = spawn  # type: ignore[attr-defined]
     store.StoreProcess._start = start("store")  # type: ignore[method-assign]
     admin.AdminProcess._start = start("admin")  # type: ignore[method-assign]
-    Slot.FIRST_DELAY, Slot.LONGEST_DELAY = 0.01, 0.2
+    RestartBackoff.FIRST_DELAY, RestartBackoff.LONGEST_DELAY = 0.01, 0.2
     store.FIRST_DELAY, store.LONGEST_DELAY = 0.01, 0.2  # type: ignore[misc]
     admin.FIRST_DELAY, admin.LONGEST_DELAY = 0.01, 0.2  # type: ignore[misc]
     import signal

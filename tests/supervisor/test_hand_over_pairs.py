@@ -6,7 +6,7 @@ import pytest
 
 from serve_asgi.supervisor.actions import Action, TellVerdict
 from serve_asgi.supervisor.hand_over_pairs import HandOverPairs
-from serve_asgi.supervisor.lifecycles import Cause, Generation, Policy, Slot, Worker
+from serve_asgi.supervisor.lifecycles import Cause, Generation, Policy, Worker
 
 POLICY = Policy(3, 1, 3, 60.0, 30.0, 10.0, 0.0)
 GENERATION = Generation(1, POLICY, 3, 0, [], 0.0)
@@ -73,17 +73,3 @@ def test_a_withdrawn_pair_no_longer_counts_as_an_introduction() -> None:
     assert not pairs.connected(receiver, sender)
     pairs.withdrawn(sender, pair)
     assert not pairs.connected(sender, receiver)
-
-
-@pytest.mark.parametrize(
-    ("served", "delays"),
-    [
-        (None, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]),
-        (1.0, [0.0, 1.0, 2.0, 4.0]),
-        (Slot.STEADY, [0.0, 0.0, 0.0]),
-    ],
-)
-def test_the_back_off_of_a_slot(served: float | None, delays: list[float]) -> None:
-    slot = Slot()
-    assert [slot.failed(100.0, served, "it died") for _ in delays] == delays
-    assert (slot.not_before, slot.trouble) == (100.0 + delays[-1], "it died")

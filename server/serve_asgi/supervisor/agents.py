@@ -24,8 +24,8 @@ from serve_asgi.supervisor.lifecycles import (
     AgentState,
     Cause,
     Generation,
-    Slot,
 )
+from serve_asgi.supervisor.restart_backoff import RestartBackoff
 
 
 class Agents:
@@ -36,7 +36,7 @@ class Agents:
         self._do = do
         self._number = number
         self.all: dict[int, Agent] = {}
-        self.restart = Slot()
+        self.restart = RestartBackoff()
         """When the current generation's agent is started again, and what was wrong with it."""
         self.vacant_since = -math.inf
         """When the last one ceased to be active (it was told to finish, failed or died)."""
@@ -93,7 +93,7 @@ class Agents:
 
     def begin_anew(self) -> None:
         """Another generation is current: no agent of it has been lost."""
-        self.restart = Slot()
+        self.restart = RestartBackoff()
 
     def hold(self, now: float) -> None:
         """The workers leave: who has the lease keeps it for as long as they are there, and nobody gets it."""

@@ -239,33 +239,3 @@ class Agent:
 
 AppProcess: TypeAlias = Worker | Agent
 """A child of the listener's that runs the application's code."""
-
-
-@dataclasses.dataclass(slots=True)
-class Slot:
-    """Restart policy of one slot of the current generation, or of its agent."""
-
-    failures: int = 0
-    not_before: float = -math.inf
-    trouble: str = ""  # why it is degraded
-
-    STEADY = 30.0
-    """A worker that served (an agent that was active) this long (s) has its slot's failures forgiven."""
-    FIRST_DELAY = 0.5
-    LONGEST_DELAY = 30.0
-
-    def failed(self, now: float, served: float | None, trouble: str) -> float:
-        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) until the next.
-
-        One that served and dies is replaced at once; one that dies again, or could not start, after a delay that
-        doubles.
-        """
-        if served is not None and served >= self.STEADY:
-            self.failures = 0
-        self.failures += 1
-        delay = min(self.LONGEST_DELAY, self.FIRST_DELAY * 2.0 ** (self.failures - 1))
-        if self.failures == 1 and served is not None:
-            delay = 0.0
-        self.not_before = now + delay
-        self.trouble = trouble
-        return delay

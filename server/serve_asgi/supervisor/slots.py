@@ -1,7 +1,8 @@
 """The slots of the current generation: each is to have a worker that serves, whatever becomes of those it had.
 
 Scaling, recycling and the replacement of what died are one thing, `fill`: it compares the slots with the workers. A
-slot that loses one worker after another gets the next one later and later (`lifecycles.Slot`), alone: the others serve.
+slot that loses one worker after another gets the next one later and later (`serve_asgi.supervisor.restart_backoff`),
+alone: the others serve.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import math
 
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.actions import Decisions
-from serve_asgi.supervisor.lifecycles import UP, Cause, Generation, Slot, Worker, WorkerState
+from serve_asgi.supervisor.lifecycles import UP, Cause, Generation, Worker, WorkerState
 from serve_asgi.supervisor.process_table import ProcessTable
+from serve_asgi.supervisor.restart_backoff import RestartBackoff
 from serve_asgi.supervisor.retiring import RetiringWorkers
 
 
@@ -23,7 +25,7 @@ class Slots:
         self._processes = processes
         self._decisions = decisions
         self._retiring = retiring
-        self.all: dict[int, Slot] = {}
+        self.all: dict[int, RestartBackoff] = {}
         """By number; one that never had trouble may be missing."""
         self._scaled = 0
         """The event count at which the size was last set by hand."""
@@ -33,8 +35,8 @@ class Slots:
         empty = (self._of(number) for number in range(self._processes.size) if not self._processes.filling(number))
         return min((slot.not_before for slot in empty if slot.not_before > self._decisions.now), default=math.inf)
 
-    def _of(self, number: int) -> Slot:
-        return self.all.setdefault(number, Slot())
+    def _of(self, number: int) -> RestartBackoff:
+        return self.all.setdefault(number, RestartBackoff())
 
     # How many there are
 

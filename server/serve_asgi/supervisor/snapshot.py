@@ -21,11 +21,11 @@ from serve_asgi.supervisor.lifecycles import (
     GenerationState,
     Policy,
     ServerState,
-    Slot,
     Worker,
     WorkerState,
 )
 from serve_asgi.supervisor.process_table import ProcessTable
+from serve_asgi.supervisor.restart_backoff import RestartBackoff
 from serve_asgi.supervisor.supervisor import Supervisor
 
 State = dict[str, Any]
@@ -81,9 +81,9 @@ def from_state(state: State) -> Supervisor:
     for each in state.get("agents", []):
         agent = _made(Agent, {**each, "generation": supervisor.generations[each["generation"]]})
         supervisor.agents.all[agent.id] = agent
-    supervisor.agents.restart = _made(Slot, state.get("agent_restart", {}))
+    supervisor.agents.restart = _made(RestartBackoff, state.get("agent_restart", {}))
     supervisor.agents.vacant_since = state.get("vacant_since", supervisor.agents.vacant_since)
-    supervisor.slots.all = {int(number): _made(Slot, each) for number, each in state["slots"].items()}
+    supervisor.slots.all = {int(number): _made(RestartBackoff, each) for number, each in state["slots"].items()}
     if state["draining"] is not None:
         supervisor.drain.on = _made(Drain, state["draining"])
     _take_pairs(supervisor.retiring.pairs, state, supervisor.processes.workers)
