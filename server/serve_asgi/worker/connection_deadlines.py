@@ -1,0 +1,70 @@
+"""The deadlines of this worker's connections: compared once per second, so that no connection needs a timer.
+
+When a connection is due it decides itself (the keep-alive timeout, the time for a head or a body, a client that does
+not read, pings); here is only when it is asked. Thousands that are due at once do not stop the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import resource
+from collections.abc import Iterator
+from typing import Final
+
+from serve_asgi.http.worker_context import Connection, Phase, Service
+from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.logs.server_log import about
+
+LOOK_ANYWAY: Final = 10
+"""Quiet ticks after which all deadlines are compared nevertheless."""
+AT_ONCE: Final = 8
+"""Connections that are ended in one turn of the loop."""
+log = logging.getLogger("serve")
+
+
+class ConnectionDeadlines:
+    """Those of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._soonest = 0.0  # the first deadline, when all connections were last looked at
+        self._unseen = 0  # ticks since
+        self._seen = (0, 0, 0, 0)
+
+    def tick(self, now: float) -> None:
+        """Once per second: end what is due. All connections are looked at, unless nothing has happened that could change deadlines."""
+        connections = self._service.connections
+        if self._quiet() and now < self._soonest and self._unseen < LOOK_ANYWAY:
+            self._unseen += 1
+            return
+        self._unseen = 0
+        self._end(iter([each for each in connections if each.deadline <= now]))
+        self._soonest = min([each.deadline for each in connections], default=math.inf)
+
+    def _end(self, due: Iterator[Connection]) -> None:
+        """End what is due, a few in each turn of the loop: thousands at once would keep everybody else waiting."""
+        loop = asyncio.get_running_loop()
+        some = list(itertools.islice(due, AT_ONCE))
+        for connection in some:
+            if connection.deadline > loop.time():
+                continue  # something has happened to it meanwhile
+            try:
+                connection.expire()
+            except Exception:
+                log.exception("a connection could not be closed at its deadline", extra=about("internal_error"))
+        if len(some) == AT_ONCE:
+            loop.call_soon(self._end, due)
+
+    def _quiet(self) -> bool:
+        """Whether the loop has (as good as surely) done nothing since the last tick but wait for this one.
+
+        A thread that has gone to sleep once has woken once (getrusage(2), ru_nvcsw). What came at the very moment of
+        the tick is not seen like this, but at LOOK_ANYWAY.
+        """
+        cells, before = self._service.cells, self._seen
+        sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        self._seen = (sleeps, cells[Cell.ACCEPTED], cells[Cell.REQUESTS], cells[Cell.CONNECTIONS])
+        return sleeps <= before[0] + 1 and self._seen[1:] == before[1:] and self._service.phase is Phase.SERVING
