@@ -35,7 +35,10 @@ class ConnectionDeadlines:
         self._seen = (0, 0, 0, 0)
 
     def tick(self, now: float) -> None:
-        """Once per second: end what is due. All connections are looked at, unless nothing has happened that could change deadlines."""
+        """End what is due.
+
+        All connections are looked at, unless nothing has happened that could have changed a deadline.
+        """
         connections = self._service.connections
         if self._quiet() and now < self._soonest and self._unseen < LOOK_ANYWAY:
             self._unseen += 1
