@@ -1,14 +1,16 @@
-"""Install everything that the tests need and run them: `python3 tests/run.py [pytest's arguments]`.
+"""Install everything that the tests need and run them: `python3 tests/run.py [--checks | pytest's arguments]`.
 
 Needs Python 3 with venv and nothing else. Programs of the system that single tests need are installed where that is
 possible (root, apt-get); where it is not, those tests are skipped and named at the end, which with CI=true is a
 failure. The checks run once, the tests on the oldest and on the newest interpreter from 3.11 on that this machine
-has. Most of the time of the tests is that of interpreters that start, so that all code is compiled beforehand.
+has, or on those that TEST_PYTHONS names ("3.12 3.14"). With --checks only the checks run. Most of the time of the tests
+is that of interpreters that start, so that all code is compiled beforehand.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -46,12 +48,16 @@ KEEPING_BYTECODE = {name: text for name, text in os.environ.items() if name != "
 
 def main() -> int:
     """Return 0 if all checks and all tests passed."""
-    install_programs()
+    checks_alone = sys.argv[1:] == ["--checks"]
+    if not checks_alone:
+        install_programs()
     found = interpreters()
     if not found:
         print("no Python from 3.11 on was found here; install one", file=sys.stderr)
         return 2
-    chosen = [max(found)] if len(found) == 1 else [max(found), min(found)]
+    chosen = sorted({max(found), min(found)} if "TEST_PYTHONS" not in os.environ else found, reverse=True)
+    if checks_alone:
+        return 0 if passes_checks(environment(found[chosen[0]], chosen[0])) else 1
     with ThreadPoolExecutor() as pool:
         pythons = dict(zip(chosen, pool.map(environment, map(found.__getitem__, chosen), chosen), strict=True))
         compiled = [pool.submit(compile_all, python) for python in pythons.values()]
@@ -124,6 +130,8 @@ def interpreters() -> dict[tuple[int, int], Path]:
         match = re.fullmatch(r"(\d+) (\d+) final\n", said.stdout)
         if match and (version := (int(match[1]), int(match[2]))) >= OLDEST:
             found.setdefault(version, candidate)
+    if wanted := re.findall(r"3\.\d+", os.environ.get("TEST_PYTHONS", "")):
+        return {version: path for version, path in found.items() if f"{version[0]}.{version[1]}" in wanted}
     return found
 
 
@@ -142,11 +150,16 @@ def environment(interpreter: Path, version: tuple[int, int]) -> Path:
     """A virtual environment of `interpreter` with the server and what the lock file names; return its interpreter."""
     place = ROOT / f".venv-{version[0]}.{version[1]}"
     python = place / "bin" / "python"
+    asked = hashlib.sha256(b"".join((ROOT / file).read_bytes() for file in (LOCK, "pyproject.toml"))).hexdigest()
+    installed = place / "installed"
+    if python.exists() and installed.is_file() and installed.read_text() == asked:
+        return python
     if not python.exists():
         subprocess.run([interpreter, "-m", "venv", place], check=True)
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
     subprocess.run([*pip, "--require-hashes", "-r", LOCK], cwd=ROOT, check=True)
     subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", "."], cwd=ROOT, check=True)
+    installed.write_text(asked)
     return python
 
 

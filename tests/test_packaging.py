@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -40,3 +44,24 @@ def test_the_lock_file_names_no_place_and_hashes_everything() -> None:
     assert not re.search(r"://|--index|--find-links|(?<!\w)/", body)
     for block in re.split(r"\n(?=[a-z])", body.strip()):
         assert "--hash=sha256:" in block, block
+
+
+@pytest.mark.once
+def test_the_workflows_are_such_and_run_what_everybody_runs() -> None:
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    check = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.github-workflows",
+        *map(str, workflows),
+    ]
+    checked = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]["tests"]
+    assert any("tests/run.py" in step.get("run", "") for step in tests["steps"])
+    told = {text.rpartition(" ")[2] for text in PROJECT["project"]["classifiers"] if "Python :: 3." in text}
+    assert told == set(tests["strategy"]["matrix"]["python"])
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == ["python3 tests/run.py --checks"]
