@@ -39,7 +39,7 @@ class ServerView:
         """Totals that there are; the last are those of all further slots, and of the agent."""
         self._scoreboard = scoreboard
         self._rows: dict[int, tuple[int, Row]] = {}
-        """Those of the processes, by the numbers of their places and with their serials."""
+        """The rows of the processes, by index, with the serials of the processes."""
         self._last: ScoreboardReading | None = None
 
     def take_rows(self, packet: Packet, descriptors: Sequence[int]) -> None:

@@ -194,7 +194,7 @@ class ServerStop:
         with contextlib.suppress(RequestRefused, UsageError):
             found = control_client.look(self.path)
             if found["state"] not in ("running", "draining"):
-                held = in_hands(found)
+                held = in_progress(found)
                 oldest = max((w.get("oldest") or 0.0 for w in found["workers"]), default=0.0)
                 text = f"still in progress: {counted(held, 'request')}" + (
                     f", the oldest {span(oldest)}" if oldest else ""
@@ -206,7 +206,7 @@ class ServerStop:
         self.held = None
         with contextlib.suppress(RequestRefused, UsageError), ControlConversation(self.path, "status") as asked:
             found = asked.outcome(LAST_WORD)["status"]
-            self.held, self.cut = in_hands(found), found["lost"]
+            self.held, self.cut = in_progress(found), found["lost"]
         workers = children(self.process)
         self._step(
             "server_killed", f"not ended in time: killed, {counted(len(workers), 'worker')} as well", held=self.held
@@ -246,7 +246,7 @@ class ServerStop:
             tell(text)
 
 
-def in_hands(found: dict[str, Any]) -> int:
+def in_progress(found: dict[str, Any]) -> int:
     """Requests and WebSockets in flight in the workers of a status."""
     return sum(w["in_flight"] + w["websockets"] for w in found["workers"])
 

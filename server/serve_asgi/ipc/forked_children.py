@@ -48,7 +48,7 @@ Identity = tuple[int, int]
 
 
 class _ForkState:
-    """What there is to give up."""
+    """What a forked child must let go of."""
 
     def __init__(self) -> None:
         self.registered = False

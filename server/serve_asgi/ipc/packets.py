@@ -168,7 +168,7 @@ class Offer(Packet, frozen=True, tag="offer"):
 
 
 class Commit(Packet, frozen=True, tag="commit"):
-    """It is the receiver's now."""
+    """The connection belongs to the receiver from here on."""
 
     offer: Count
 

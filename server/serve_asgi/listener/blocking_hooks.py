@@ -42,7 +42,7 @@ class HookState(enum.Enum):
 
 
 class BlockingHooks:
-    """Those of one listener."""
+    """Holds orders back until their hooks have run."""
 
     def __init__(self, hooks: Hooks, post: Callable[[e.Event], None], running: Callable[[], bool]) -> None:
         """`running` says whether the server is up and not about to stop: else orders pass."""

@@ -99,7 +99,7 @@ class Child:
         return self.worker.id + 1
 
     @property
-    def in_hands(self) -> int:
+    def in_progress(self) -> int:
         """Requests and WebSockets that its end would cut."""
         words = self.counts.words()
         return words[Cell.IN_FLIGHT] + words[Cell.WEBSOCKETS]

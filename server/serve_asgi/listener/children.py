@@ -188,7 +188,7 @@ class Children:
         child = self.by_pid.pop(pid, None)
         if child is None:
             return False
-        in_flight = child.in_hands
+        in_flight = child.in_progress
         try:
             self._read_rest(child)
             self.links.read_rest(child.worker.id)
@@ -208,7 +208,7 @@ class Children:
             self.post(e.WorkerFailed(worker, message, detail, usage))
 
     def _died(self, worker: AppProcess, how: str, in_flight: int = 0) -> None:
-        """It is no more."""
+        """Report a child's death."""
         if isinstance(worker, Agent):
             self.post(e.AgentDied(worker, how))
         else:
@@ -218,7 +218,7 @@ class Children:
         """SIGKILL; return how many requests and WebSockets were in flight in it."""
         if (child := self.of(worker)) is None:
             return 0
-        cut = child.in_hands
+        cut = child.in_progress
         child.kill()
         return cut
 

@@ -80,7 +80,7 @@ def resolve_config(settings: Settings, start_directory: str) -> GenerationConfig
 
 
 async def resolve_anew(settings: Settings, start_directory: str) -> GenerationConfig:
-    """That of the next generation: the configuration is read again, and links are followed anew.
+    """What the next generation is made with: reads the configuration again and follows links again.
 
     Raises UsageError for what is wrong with it, what cannot change while the server runs, and if it takes longer than
     `READ_TIME`.
@@ -100,7 +100,7 @@ async def resolve_anew(settings: Settings, start_directory: str) -> GenerationCo
 
 
 class GenerationConfigs:
-    """Those of one listener's generations that are alive, and of the next one."""
+    """What each living generation was made with, and the next one will be."""
 
     def __init__(
         self, first: GenerationConfig, start_directory: str, begun: Mapping[Generation, GenerationConfig]
@@ -113,7 +113,7 @@ class GenerationConfigs:
         self._start_directory = start_directory
 
     def of(self, generation: Generation | None) -> GenerationConfig | None:
-        """That of a generation that is alive."""
+        """What a living generation was made with."""
         return self.all.get(generation) if generation is not None else None
 
     def release_of(self, current: Generation | None) -> Release | None:
@@ -122,7 +122,7 @@ class GenerationConfigs:
         return found.release if found is not None else None
 
     def begin(self, generation: Generation) -> None:
-        """It is made with what was found out last."""
+        """A generation begins, with what was resolved last."""
         self.all[generation] = self._next
 
     def adopt(self, generation: Generation) -> Settings:

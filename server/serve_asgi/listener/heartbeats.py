@@ -68,7 +68,7 @@ class SilenceDetector:
         return found
 
     def forget(self, pid: int) -> None:
-        """It is not blocked any more, and may be told of again."""
+        """It is no longer blocked, and may be reported again."""
         self._told.discard(pid)
 
 

@@ -47,7 +47,7 @@ class HelperProcess:
 
 
 class HelperProcesses:
-    """Those of one listener."""
+    """Starts helper processes and keeps track of those that have not been reaped."""
 
     def __init__(self) -> None:
         self._living: dict[int, HelperProcess] = {}

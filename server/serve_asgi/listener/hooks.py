@@ -52,7 +52,7 @@ class _HookQueue:
 
 
 class Hooks:
-    """Those of one listener."""
+    """All hooks of one server, each with a queue of events."""
 
     def __init__(
         self,

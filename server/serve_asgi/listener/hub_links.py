@@ -72,7 +72,7 @@ class MemberLink(LinkSocket):
         super().__init__(end)
         refuse_descriptors(end)
         self.broken = False
-        """It is heard no more."""
+        """It has broken the protocol: nothing more is read from it."""
         self.unknown = RateLimit(UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND)
         self.full = False
         """It has had no room since `Hub.room` was called last."""

@@ -108,7 +108,7 @@ class InheritedState:
     children: list[Child]
     links: State
     store: State | None
-    """What there was of the store process, if there was one."""
+    """The state of the store process, if there was one."""
     listening: list[ListeningSocket]
     admin_listening: list[ListeningSocket]
     pid_file: PidFile | None

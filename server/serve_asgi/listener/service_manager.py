@@ -92,11 +92,11 @@ async def keep_informed(supervisor: Supervisor, children: Children, asking: Call
 
 
 def _in_progress(children: Children) -> int:
-    return sum(child.in_hands for child in children)
+    return sum(child.in_progress for child in children)
 
 
 class Announcements:
-    """Those of one listener."""
+    """Announces what the supervisor wants announced: to the service manager, in the pid file and in the log."""
 
     def __init__(self, pid_file: PidFile | None, addresses: Sequence[str], admin: Sequence[str], *, told: bool) -> None:
         """`addresses` of the application and of the admin process; `told`: an earlier program has said them already."""

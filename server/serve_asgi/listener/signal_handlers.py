@@ -27,7 +27,7 @@ _MEANINGS: Final[dict[signal.Signals, e.Event]] = {
 
 
 class SignalHandlers:
-    """Those of one listener."""
+    """Turns the signals that the listener gets into events."""
 
     def __init__(self, post: Callable[[e.Event], None], reap: Callable[[], None], in_development: bool) -> None:
         """`post` takes what a signal says, `reap` is called when a child has ended.

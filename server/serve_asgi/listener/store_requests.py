@@ -31,7 +31,7 @@ _FAMILIES: Final = {
 
 
 class StoreRequests:
-    """Those of one store."""
+    """The requests that one store process has not answered yet, and the refusals of those that it cannot get."""
 
     def __init__(self, give: Callable[[bytes], None]) -> None:
         """`give` takes an answer to the hub."""

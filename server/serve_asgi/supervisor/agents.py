@@ -122,7 +122,7 @@ class Agents:
     # What the agents say; a text that is returned is why one that was wanted is not there
 
     def prepared(self, agent: Agent) -> None:
-        """It is ready to begin."""
+        """The agent is ready to begin."""
         if agent.state is AgentState.STARTING:
             agent.become(AgentState.PREPARED)
             self._say_of(agent, logging.DEBUG, "agent_prepared", f"{agent} is prepared")
@@ -136,7 +136,7 @@ class Agents:
             self._say_of(agent, logging.WARNING, "agent_delayed", text, holder=holder)
 
     def entered(self, agent: Agent, now: float) -> None:
-        """It is active."""
+        """The agent is active."""
         if agent.state is not AgentState.ENTERING:
             return
         agent.become(AgentState.ACTIVE)

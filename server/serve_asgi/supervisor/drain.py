@@ -24,14 +24,14 @@ class Drain:
 
 
 class DrainSwitch:
-    """That of one server."""
+    """Whether the node drains, and until when."""
 
     def __init__(self, decisions: Decisions) -> None:
         self._decisions = decisions
         self.on: Drain | None = None
 
     def asked(self, event: e.DrainAsked) -> None:
-        """It is to be on, or off."""
+        """Somebody wants the node to drain, or to end that."""
         if event.on:
             self.begin(by_control=event.by_control)
         elif self.on is not None:

@@ -70,7 +70,7 @@ class ProcessTable:
         return [worker for worker in self.workers.values() if worker.state in states]
 
     def workers_of(self, generation: Generation) -> list[Worker]:
-        """Those of this generation."""
+        """The workers of this generation."""
         return [worker for worker in self.workers.values() if worker.generation is generation]
 
     def filling(self, slot: int) -> list[Worker]:

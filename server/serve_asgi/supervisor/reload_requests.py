@@ -27,7 +27,7 @@ class Preparation:
 
 
 class ReloadRequests:
-    """Those of one server, and how many came to what."""
+    """Who waits for a reload, and how many reloads have succeeded and failed."""
 
     def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
         self._processes = processes

@@ -21,7 +21,7 @@ MAX_RECEIVERS: Final = 8
 
 
 class RetiringWorkers:
-    """Those of one server's workers."""
+    """Lets workers go, and tells who may receive their connections."""
 
     def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
         self._processes = processes

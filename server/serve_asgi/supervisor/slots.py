@@ -19,7 +19,7 @@ from serve_asgi.supervisor.retiring import RetiringWorkers
 
 
 class Slots:
-    """Those of one server."""
+    """Keeps each slot of the current generation filled."""
 
     def __init__(self, processes: ProcessTable, decisions: Decisions, retiring: RetiringWorkers) -> None:
         self._processes = processes

@@ -18,7 +18,7 @@ SWITCH_TIMEOUT: Final = 10.0
 
 
 class StartingWorkers:
-    """Those of one server's workers."""
+    """Takes workers from waiting for their turn to serving."""
 
     def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
         self._processes = processes
@@ -55,7 +55,7 @@ class StartingWorkers:
             self._decisions.say_of(worker, logging.DEBUG, "worker_ready", f"{worker} is ready")
 
     def serve_replacements(self) -> None:
-        """Those of the current generation need not wait for each other."""
+        """Let replacements serve as soon as they are ready: in the current generation none waits for another."""
         for worker in self._processes.workers_in(WorkerState.READY):
             if worker.generation is self._processes.current:
                 self._tell_serve(worker)

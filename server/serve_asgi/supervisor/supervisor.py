@@ -356,7 +356,7 @@ class Supervisor:
         return self.current, candidate
 
     def _forget_generations(self) -> None:
-        """Those of which no process is left."""
+        """Forget the generations of which no process is left."""
         processes: list[AppProcess] = [*self.workers.values(), *self.agents.all.values()]
         alive = {each.generation.number for each in processes}
         ended = (GenerationState.RETIRING, GenerationState.FAILED)
