@@ -1,9 +1,8 @@
 """The worker and agent processes as the listener holds them: started, spoken to, reaped.
 
-It owns the children, their channels and their rows of the scoreboard. What a child says is turned into events, and
-nothing waits for a child: what is said to one lies in its send queue. What is to be done, and when, the supervisor
-decides. A child is not trusted: it is heard through `serve_asgi.ipc.packets`, one packet in each turn of the loop, and
-ends if it says what it must not, too much of it, or takes nothing of what it is told.
+It owns the children, their channels and their rows of the scoreboard. Nothing waits for a child: what is said to one
+lies in its send queue, and one that takes nothing of it ends. What they say is heard by
+`serve_asgi.listener.child_packets`. What is to be done, and when, the supervisor decides.
 """
 
 from __future__ import annotations
@@ -15,18 +14,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-import anyio
 from anyio.abc import TaskGroup
 
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
-from serve_asgi.errors import ChannelError, UsageError
-from serve_asgi.ipc import packets
-from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors, speaks
+from serve_asgi.errors import UsageError
+from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
-from serve_asgi.listener import misbehaving_child
 from serve_asgi.listener.agent_lock import agent_lock
 from serve_asgi.listener.child import Child, describe, handover_pair, spawn
+from serve_asgi.listener.child_packets import ChildPackets
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.stack_dumps import WatchdogChannel
@@ -40,10 +37,6 @@ SLOTS = 256
 """Slots with totals of their own; further ones share the last."""
 MOST_UNREAD: Final = 1000
 """Packets that wait for a child that does not take them, beside those in the socket."""
-LAST_WORDS: Final = 1000
-"""Packets that are read of a dead child; its socket holds fewer, but somebody else may have it."""
-LAST_TIME: Final = 0.03
-"""Seconds of CPU time that they may take."""
 
 NEIGHBOURS = 64
 """Workers that one of them knows when it begins to serve, at most: each costs a descriptor on the way there."""
@@ -76,6 +69,7 @@ class Children:
         self.post = post
         self.links = links
         self._broken = broken
+        self._packets = ChildPackets(links, post, self._tell_quit, self._failed, self._end)
         self.tasks: TaskGroup
         """Where the channels are served; set before the first start."""
         self.scoreboard = scoreboard
@@ -156,7 +150,7 @@ class Children:
     def attend(self, child: Child) -> None:
         """Serve the child's channel from here on."""
         self.tasks.start_soon(self._send_to, child)
-        self.tasks.start_soon(self._listen_to, child)
+        self.tasks.start_soon(self._packets.listen_to, child)
 
     def _spawn_linked(self, worker: AppProcess, release: Release) -> tuple[Child, socket.socket, int]:
         """The process, its end of a link to the hub (alone it would take itself for the whole server), and its row."""
@@ -190,7 +184,7 @@ class Children:
             return False
         in_flight = child.in_progress
         try:
-            self._read_rest(child)
+            self._packets.read_rest(child)
             self.links.read_rest(child.worker.id)
             self.scoreboard.fold(child.row, row_slot(child.worker), child.counts.words())
             self._free_rows.append(child.row)
@@ -232,6 +226,9 @@ class Children:
                 os.close(descriptor)
         else:
             self._say(child, packet, given)
+
+    def _tell_quit(self, worker: AppProcess) -> None:
+        self.tell(worker, {"type": "quit"})
 
     def _say(self, child: Child, packet: Packet, given: Sequence[int] = ()) -> None:
         child.send_queue.put(packet, given=given)
@@ -299,109 +296,8 @@ class Children:
             if child.pid in self.by_pid:
                 child.kill()
 
-    # What they say
-
-    async def _listen_to(self, child: Child) -> None:
-        """Take the child's packets until its end of the channel closes; its death is told by SIGCHLD."""
-        try:
-            while not child.broken:
-                data, _ = await child.channel.receive_data()
-                if isinstance(packet := self._decoded(child, data), packets.Ready | packets.Prepared):
-                    await self.links.heard_out(child.worker.id)
-                self._take_packet(child, packet)
-                await anyio.lowlevel.checkpoint()  # others have their turn, however much it says
-        except (EOFError, OSError, anyio.ClosedResourceError):
-            pass
-        except Exception as error:
-            self._blame(child, error)
-
-    def _read_rest(self, child: Child) -> None:
-        """What the child said last is handled before its death is."""
-        ends = time.thread_time() + LAST_TIME
-        try:
-            for _ in range(0 if child.broken else LAST_WORDS):
-                if time.thread_time() > ends or (received := child.channel.try_receive_data()) is None:
-                    break
-                self._take_packet(child, self._decoded(child, received[0]))
-        except (EOFError, OSError):
-            pass
-        except Exception as error:
-            self._blame(child, error)
-
-    def _decoded(self, child: Child, data: bytes) -> packets.Packet | None:
-        """What the child says. Raises ChannelError if it must not."""
-        if not child.allowance.use():
-            raise ChannelError("more of them than any child sends")
-        allowed = packets.FROM_AGENT if isinstance(child.worker, Agent) else packets.FROM_WORKER
-        packet = allowed.decode(data)
-        if packet is not None and (kind := type(packet)) in packets.ONCE:
-            if kind in child.said:
-                raise ChannelError(f"a second packet {packets.tag(kind)!r}")
-            child.said.add(kind)
-        return packet
-
-    def _blame(self, child: Child, error: Exception) -> None:
-        """What the child has said is wrong, or more than we can deal with: it ends, and nothing else does."""
-        self._end(child, misbehaving_child.reason(child.worker, "channel", error))
-
     def _end(self, child: Child, why: str) -> None:
         if not child.broken:
             child.broken = True
             if child.pid in self.by_pid:
                 self._broken(child.worker, why)
-
-    def _take_packet(self, child: Child, packet: packets.Packet | None) -> None:
-        worker = child.worker
-        match packet:
-            case None:
-                log.debug("%s sent a packet of a type that this version does not know", worker)
-            case packets.Hello(protocol, window):
-                if not speaks(protocol):
-                    text = f"it speaks version {protocol} of the channel, this listener {PROTOCOL}"
-                    self._failed(worker, f"{text}; restart the server to change to that version")
-                elif child.watchdog is not None and window is not None:
-                    child.watchdog.agree(window.signal, window.loop_thread)
-            case packets.Failed(message, detail, usage):
-                self._failed(worker, message, detail, usage)
-            case _ if isinstance(worker, Agent):
-                self._take_from_agent(worker, packet)
-            case _:
-                self._take_from_worker(worker, packet)
-
-    def _admit(self, process: AppProcess, event: e.Event) -> None:
-        """It says that it is ready; it is not, if what it has told the hub contradicts what others have."""
-        if trouble := self.links.trouble_with(process.id):
-            self.tell(process, {"type": "quit"})
-            self._failed(process, trouble, usage=True)
-        else:
-            self.post(event)
-
-    def _take_from_agent(self, agent: Agent, packet: packets.Packet) -> None:
-        match packet:
-            case packets.Prepared():
-                self._admit(agent, e.AgentPrepared(agent))
-            case packets.Waits(holder):
-                self.post(e.AgentWaits(agent, holder))
-            case packets.Entered():
-                self.post(e.AgentEntered(agent))
-            case packets.Returned():
-                self.post(e.AgentReturned(agent))
-            case packets.AgentEnded():
-                self.post(e.AgentFinished(agent))
-
-    def _take_from_worker(self, worker: Worker, packet: packets.Packet) -> None:
-        match packet:
-            case packets.Ready():
-                self._admit(worker, e.WorkerReady(worker))
-            case packets.Accepts():
-                self.post(e.WorkerAccepts(worker))
-            case packets.Recycle(reason):
-                self.post(e.WorkerWantsReplacement(worker, reason))
-            case packets.WorkerEnded():
-                self.post(e.WorkerFinished(worker, packets.members(packet)))
-            case packets.Withdrawn(pair):
-                self.post(e.PairWithdrawn(worker, pair))
-            case packets.Lost(pair):
-                self.post(e.PairLost(worker, pair))
-            case packets.Orphaned(pair):
-                self.post(e.PairOrphaned(worker, pair))

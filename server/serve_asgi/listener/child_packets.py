@@ -1,0 +1,154 @@
+"""What the children say over their channels, turned into events: a child is not trusted.
+
+It is heard through `serve_asgi.ipc.packets`, one packet in each turn of the loop, and ends if it says what it must not,
+or too much of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import anyio
+
+from serve_asgi.errors import ChannelError
+from serve_asgi.ipc import packets
+from serve_asgi.ipc.channel import PROTOCOL, speaks
+from serve_asgi.listener import misbehaving_child
+from serve_asgi.listener.child import Child
+from serve_asgi.listener.hub_links import HubLinks
+from serve_asgi.supervisor import events as e
+from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Worker
+
+LAST_WORDS: Final = 1000
+"""Packets that are read of a dead child; its socket holds fewer, but somebody else may have it."""
+LAST_TIME: Final = 0.03
+"""Seconds of CPU time that they may take."""
+
+log = logging.getLogger("serve")
+
+
+class ReportFailure(Protocol):
+    """Reports that a process could not become what it was started for."""
+
+    def __call__(self, worker: AppProcess, message: str, detail: str = "", usage: bool = False) -> None: ...
+
+
+class ChildPackets:
+    """Takes the packets of all children of one listener."""
+
+    def __init__(
+        self,
+        links: HubLinks,
+        post: Callable[[e.Event], None],
+        tell_quit: Callable[[AppProcess], None],
+        failed: ReportFailure,
+        end: Callable[[Child, str], None],
+    ) -> None:
+        """`end(child, why)` ends one that has broken the protocol."""
+        self._links = links
+        self._post = post
+        self._tell_quit = tell_quit
+        self._failed = failed
+        self._end = end
+
+    async def listen_to(self, child: Child) -> None:
+        """Take the child's packets until its end of the channel closes; SIGCHLD reports its death."""
+        try:
+            while not child.broken:
+                data, _ = await child.channel.receive_data()
+                if isinstance(packet := self._decoded(child, data), packets.Ready | packets.Prepared):
+                    await self._links.heard_out(child.worker.id)
+                self._take_packet(child, packet)
+                await anyio.lowlevel.checkpoint()  # others have their turn, however much it says
+        except (EOFError, OSError, anyio.ClosedResourceError):
+            pass
+        except Exception as error:
+            self._blame(child, error)
+
+    def read_rest(self, child: Child) -> None:
+        """What the child said last is handled before its death is."""
+        ends = time.thread_time() + LAST_TIME
+        try:
+            for _ in range(0 if child.broken else LAST_WORDS):
+                if time.thread_time() > ends or (received := child.channel.try_receive_data()) is None:
+                    break
+                self._take_packet(child, self._decoded(child, received[0]))
+        except (EOFError, OSError):
+            pass
+        except Exception as error:
+            self._blame(child, error)
+
+    def _decoded(self, child: Child, data: bytes) -> packets.Packet | None:
+        """What the child says. Raises ChannelError if it must not."""
+        if not child.allowance.use():
+            raise ChannelError("more of them than any child sends")
+        allowed = packets.FROM_AGENT if isinstance(child.worker, Agent) else packets.FROM_WORKER
+        packet = allowed.decode(data)
+        if packet is not None and (kind := type(packet)) in packets.ONCE:
+            if kind in child.said:
+                raise ChannelError(f"a second packet {packets.tag(kind)!r}")
+            child.said.add(kind)
+        return packet
+
+    def _blame(self, child: Child, error: Exception) -> None:
+        """What the child has said is wrong, or more than we can deal with: it ends, and nothing else does."""
+        self._end(child, misbehaving_child.reason(child.worker, "channel", error))
+
+    def _take_packet(self, child: Child, packet: packets.Packet | None) -> None:
+        worker = child.worker
+        match packet:
+            case None:
+                log.debug("%s sent a packet of a type that this version does not know", worker)
+            case packets.Hello(protocol, window):
+                if not speaks(protocol):
+                    text = f"it speaks version {protocol} of the channel, this listener {PROTOCOL}"
+                    self._failed(worker, f"{text}; restart the server to change to that version")
+                elif child.watchdog is not None and window is not None:
+                    child.watchdog.agree(window.signal, window.loop_thread)
+            case packets.Failed(message, detail, usage):
+                self._failed(worker, message, detail, usage)
+            case _ if isinstance(worker, Agent):
+                self._take_from_agent(worker, packet)
+            case _:
+                self._take_from_worker(worker, packet)
+
+    def _admit(self, process: AppProcess, event: e.Event) -> None:
+        """It says that it is ready; it is not, if what it has told the hub contradicts what others have."""
+        if trouble := self._links.trouble_with(process.id):
+            self._tell_quit(process)
+            self._failed(process, trouble, usage=True)
+        else:
+            self._post(event)
+
+    def _take_from_agent(self, agent: Agent, packet: packets.Packet) -> None:
+        match packet:
+            case packets.Prepared():
+                self._admit(agent, e.AgentPrepared(agent))
+            case packets.Waits(holder):
+                self._post(e.AgentWaits(agent, holder))
+            case packets.Entered():
+                self._post(e.AgentEntered(agent))
+            case packets.Returned():
+                self._post(e.AgentReturned(agent))
+            case packets.AgentEnded():
+                self._post(e.AgentFinished(agent))
+
+    def _take_from_worker(self, worker: Worker, packet: packets.Packet) -> None:
+        match packet:
+            case packets.Ready():
+                self._admit(worker, e.WorkerReady(worker))
+            case packets.Accepts():
+                self._post(e.WorkerAccepts(worker))
+            case packets.Recycle(reason):
+                self._post(e.WorkerWantsReplacement(worker, reason))
+            case packets.WorkerEnded():
+                self._post(e.WorkerFinished(worker, packets.members(packet)))
+            case packets.Withdrawn(pair):
+                self._post(e.PairWithdrawn(worker, pair))
+            case packets.Lost(pair):
+                self._post(e.PairLost(worker, pair))
+            case packets.Orphaned(pair):
+                self._post(e.PairOrphaned(worker, pair))
