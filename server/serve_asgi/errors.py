@@ -15,6 +15,10 @@ class UsageError(ServeError):
     exit_status = 2
 
 
+class ScheduleError(UsageError, ValueError):
+    """A schedule that cannot be: the message says what to change."""
+
+
 class StartError(ServeError):
     """The application could not be started; `detail` holds the traceback of its code, if there is one."""
 

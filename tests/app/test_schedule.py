@@ -19,7 +19,7 @@ from serve_asgi.app.background_work import work
 from serve_asgi.app.link import Identity, Link, LinkClosed, current
 from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING
 from serve_asgi.app.schedule import Run, RunRecord, Schedule, ScheduleRefused
-from serve_asgi.hub.schedules.definition import ScheduleError
+from serve_asgi.errors import ScheduleError
 from serve_asgi.ipc.frames import encode
 from serve_asgi.ipc.member_frames import Role
 from tests.running import PATIENCE

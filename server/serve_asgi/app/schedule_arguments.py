@@ -13,16 +13,15 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+from serve_asgi.errors import ScheduleError
+from serve_asgi.hub.schedules.cron import checked_cron, zone_rules
 from serve_asgi.hub.schedules.definition import (
     OverlapPolicy,
     RunsOn,
     ScheduleDefinition,
-    ScheduleError,
-    checked_cron,
     checked_every,
     milliseconds,
     span,
-    zone_rules,
 )
 from serve_asgi.ipc.schedule_frames import MAX_INTERVAL
 

@@ -209,7 +209,7 @@ def test_figures_only_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_one_that_breaks_later_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.switch(JOB, ScheduleDefinition("cron", cron="* * * * *"))
-    monkeypatch.setattr("serve_asgi.hub.schedules.definition.CronSim", None)
+    monkeypatch.setattr("serve_asgi.hub.schedules.cron.CronSim", None)
     server.go(100)
     assert "cannot be computed" in server.ticks.asks.report("cron")[0]["disabled"]
     assert [event for event, *_ in server.port.records].count("schedule_refused") == 1

@@ -1,10 +1,8 @@
 """What a schedule is, and which instants it has.
 
 An instant is a unix time in whole milliseconds, so that every process and every machine means the same one. `every`
-counts from the Unix epoch; cron expressions are evaluated by cronsim, whose rules for daylight saving are those of
-Debian's cron. The rules of a time zone travel with the definition as the bytes of its file (RFC 9636): whoever defines
-a schedule has read and checked them, and the listener, which must not wait for a disk, reads none.
-This module knows neither processes nor which schedule runs where.
+counts from the Unix epoch, cron expressions are `serve_asgi.hub.schedules.cron`'s. The rules of a time zone travel with
+the definition. This module knows neither processes nor which schedule runs where.
 """
 
 from __future__ import annotations
@@ -12,41 +10,18 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-import functools
-import importlib.resources
-import io
 import re
-import zoneinfo
-from pathlib import Path
 from typing import Any, Final
 
-from cronsim import CronSim, CronSimError
-
-from serve_asgi.errors import UsageError
+from serve_asgi.errors import ScheduleError
+from serve_asgi.hub.schedules.cron import next_instant
 from serve_asgi.ipc.schedule_frames import MAX_INTERVAL
 
 MIN_INTERVAL: Final = 100
 """Milliseconds between two ticks at least: what is due more often is a loop, not a schedule."""
-HALF_HOUR: Final = 1_800_000
-DAY: Final = 86_400_000
-NICKNAMES: Final = {
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-    "@monthly": "0 0 1 * *",
-    "@weekly": "0 0 * * 0",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@hourly": "0 * * * *",
-}
-"""What crontab(5) has beside the five fields."""
-
 _UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
-
-
-class ScheduleError(UsageError, ValueError):
-    """A schedule that cannot be: the message says what to change."""
 
 
 class RunsOn(enum.Enum):
@@ -90,7 +65,7 @@ class ScheduleDefinition:
             return None
         if self.every:
             return instant // self.every * self.every + self.every
-        return _cron_after(self.cron, _zone(self.tz, self.rules), instant)
+        return next_instant(self.cron, self.tz, self.rules, instant)
 
     def same_function(self, other: ScheduleDefinition) -> bool:
         """Whether both are of one function, as far as is known; its line may differ where a file has been edited."""
@@ -151,81 +126,3 @@ def checked_every(given: str | float | datetime.timedelta) -> int:
     if not MIN_INTERVAL <= every <= MAX_INTERVAL:
         raise ScheduleError(f"every is {given!r}: it can be from {span(MIN_INTERVAL)} to {span(MAX_INTERVAL)}")
     return every
-
-
-def checked_cron(expression: str, tz: str, rules: bytes) -> str:
-    """The expression with its nickname written out, if it can be parsed and has instants. Raises ScheduleError."""
-    written = NICKNAMES.get(expression.strip().lower(), expression) if isinstance(expression, str) else expression
-    try:
-        found = _cron_after(written, _zone(tz, rules), 0)
-    except (CronSimError, AttributeError) as error:
-        raise ScheduleError(
-            f"cron is {expression!r}: {str(error).lower()}; the fields are minute, hour, day of month, month and day "
-            'of week, such as "*/10 * * * *", or these with the seconds before them'
-        ) from None
-    if found is None:
-        raise ScheduleError(f"cron is {expression!r}: no day matches")
-    return " ".join(written.split())
-
-
-def zone_rules(name: str) -> bytes:
-    """The rules of a time zone (RFC 9636), of the system or of the package tzdata; none for UTC.
-
-    Raises ScheduleError if there is no such zone. Reads files.
-    """
-    if name == "UTC":
-        return b""
-    try:
-        zoneinfo.ZoneInfo(name)
-        for place in zoneinfo.TZPATH:
-            if (path := Path(place, name)).is_file():
-                return path.read_bytes()
-        return importlib.resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).read_bytes()
-    except (zoneinfo.ZoneInfoNotFoundError, ImportError, OSError, ValueError, TypeError, AttributeError):
-        raise ScheduleError(
-            f'tz is {name!r}: this system knows no such time zone; write one such as "Europe/Berlin" '
-            "(zoneinfo.available_timezones() has them), and install tzdata where there are none"
-        ) from None
-
-
-@functools.lru_cache(maxsize=256)
-def _zone(name: str, rules: bytes) -> datetime.tzinfo:
-    return zoneinfo.ZoneInfo.from_file(io.BytesIO(rules), key=name) if rules else datetime.UTC
-
-
-def _cron_after(expression: str, zone: datetime.tzinfo, instant: int) -> int | None:
-    """The first instant of the expression after `instant`. Raises CronSimError."""
-    found = _cronsim(expression, zone, instant, instant)
-    if found is None or _offset(zone, before := max(instant, found - 2 * DAY)) == _offset(zone, found):
-        return found
-    # cronsim goes through the hours of a day in steps of 60 minutes. Where clocks change by half an hour
-    # (Australia/Lord_Howe) it is in the middle of each from there on; so let it start anew after the change.
-    change = _change(zone, before, found)
-    again = (_cronsim(expression, zone, change + step * HALF_HOUR - 1000, instant) for step in range(5))
-    return min((other for other in again if other is not None), default=found)
-
-
-def _cronsim(expression: str, zone: datetime.tzinfo, start: int, instant: int) -> int | None:
-    """What cronsim finds after `start` that is after `instant`.
-
-    In the second of two equal hours it counts from the wall clock and goes back to the first, so what is not after
-    `instant` is passed over.
-    """
-    for found in CronSim(expression, datetime.datetime.fromtimestamp(start // 1000, zone)):
-        if (there := round(found.timestamp()) * 1000) > instant:
-            return there
-    return None
-
-
-def _offset(zone: datetime.tzinfo, instant: int) -> datetime.timedelta | None:
-    return datetime.datetime.fromtimestamp(instant / 1000, zone).utcoffset()
-
-
-def _change(zone: datetime.tzinfo, before: int, after: int) -> int:
-    """The instant, to the second, of a change of the zone's offset between these two."""
-    old = _offset(zone, before)
-    low, high = before // 1000, -(-after // 1000)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _offset(zone, middle * 1000) == old else (low, middle)
-    return high * 1000
