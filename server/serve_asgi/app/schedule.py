@@ -26,7 +26,7 @@ from serve_asgi.app.function_calls import call_within, is_cancelled
 from serve_asgi.app.link import Link, LinkClosed, current, register, run_on_link_loop
 from serve_asgi.app.schedule_arguments import Span, code_of, definition_of
 from serve_asgi.app.sync_calls import SyncCalls
-from serve_asgi.errors import ServeError
+from serve_asgi.errors import ScheduleError, ServeError
 from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.frames import Frame, unpack_value

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_asgi.errors import ScheduleError
-from serve_asgi.hub.schedules import cron
 from serve_asgi.hub.schedules import definition as d
+from serve_asgi.hub.schedules.cron import checked_cron, zone_rules
 from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
 from serve_asgi.ipc.schedule_frames import MAX_INTERVAL
 
@@ -28,8 +28,8 @@ CHANGES = {
 
 
 def cron(expression: str, tz: str = "UTC") -> ScheduleDefinition:
-    rules = cron.zone_rules(tz)
-    return ScheduleDefinition("x", cron=cron.checked_cron(expression, tz, rules), tz=tz, rules=rules)
+    rules = zone_rules(tz)
+    return ScheduleDefinition("x", cron=checked_cron(expression, tz, rules), tz=tz, rules=rules)
 
 
 def between(definition: ScheduleDefinition, start: int, end: int) -> list[int]:
@@ -139,14 +139,14 @@ def test_spans(text: str | float, found: int) -> None:
         (lambda: d.checked_every("10"), "write a number and its unit"),
         (lambda: d.checked_every("50ms"), "from 0.1s to"),
         (lambda: d.checked_every(True), "write a number"),
-        (lambda: cron.checked_cron("* * *", "UTC", b""), "wrong number of fields"),
-        (lambda: cron.checked_cron("61 * * * *", "UTC", b""), "bad minute"),
-        (lambda: cron.checked_cron("0 0 31 2 *", "UTC", b""), "bad day-of-month"),
-        (lambda: cron.checked_cron("0 0 */5 2 MON#5", "UTC", b""), "no day matches"),
-        (lambda: cron.checked_cron(5, "UTC", b""), "cron is 5"),  # type: ignore[arg-type]
-        (lambda: cron.zone_rules("Europe/Atlantis"), "knows no such time zone"),
-        (lambda: cron.zone_rules("../../etc/passwd"), "knows no such time zone"),
-        (lambda: cron.zone_rules(""), "knows no such time zone"),
+        (lambda: checked_cron("* * *", "UTC", b""), "wrong number of fields"),
+        (lambda: checked_cron("61 * * * *", "UTC", b""), "bad minute"),
+        (lambda: checked_cron("0 0 31 2 *", "UTC", b""), "bad day-of-month"),
+        (lambda: checked_cron("0 0 */5 2 MON#5", "UTC", b""), "no day matches"),
+        (lambda: checked_cron(5, "UTC", b""), "cron is 5"),  # type: ignore[arg-type]
+        (lambda: zone_rules("Europe/Atlantis"), "knows no such time zone"),
+        (lambda: zone_rules("../../etc/passwd"), "knows no such time zone"),
+        (lambda: zone_rules(""), "knows no such time zone"),
     ],
 )
 def test_what_cannot_be_is_a_sentence(make: object, part: str) -> None:
@@ -163,7 +163,7 @@ def test_a_definition_travels() -> None:
         "x",
         cron="0 3 * * *",
         tz="Europe/Berlin",
-        rules=cron.zone_rules("Europe/Berlin"),
+        rules=zone_rules("Europe/Berlin"),
         on=RunsOn.AGENT,
         overlap=OverlapPolicy.QUEUE,
     )
@@ -178,4 +178,4 @@ def test_a_disabled_one_has_no_ticks() -> None:
 
 def test_the_rules_of_zones_may_come_from_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoneinfo, "TZPATH", ())
-    assert cron.zone_rules("Europe/Berlin").startswith(b"TZif")  # RFC 9636, section 3.1
+    assert zone_rules("Europe/Berlin").startswith(b"TZif")  # RFC 9636, section 3.1
