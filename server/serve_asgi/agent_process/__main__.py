@@ -6,7 +6,7 @@ import gc
 import logging
 import sys
 
-from serve_asgi.agent_process.lease import Lease
+from serve_asgi.agent_process.agent_lock import AgentLock
 from serve_asgi.agent_process.process import EXIT_TIME, AgentProcess
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about
@@ -23,12 +23,12 @@ def main() -> None:
         lambda packet: (f"serve-agent.{packet['generation']}", f"agent {packet['generation']}"),
     )
     try:
-        lease = Lease(bootstrap.packet["lock"])  # before the account is taken, which may not be allowed to
+        lock = AgentLock(bootstrap.packet["lock"])  # before the account is taken, which may not be allowed to
     except OSError as error:
         bootstrap.refuse(f"the lock of the agent, {bootstrap.packet['lock']}, cannot be opened: {error.strerror}")
     loops = bootstrap.move_in()
     try:
-        status = run(AgentProcess(bootstrap, lease).run, loops)
+        status = run(AgentProcess(bootstrap, lock).run, loops)
     except BaseException as error:
         status = 1
         text = "the agent ends because of an internal error; please report this"

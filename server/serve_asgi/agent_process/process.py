@@ -1,6 +1,6 @@
 """The agent: what its process does between its channel's first packet and its exit.
 
-Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent_process.lease`), finish
+Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent_process.agent_lock`), finish
 when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard. Nobody takes
 its place before its process has been reaped, so that nothing here needs to be certain about the end but that it comes:
 the listener kills it at the deadline, and without a listener `orphan_exit` ends it.
@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from serve_asgi.agent_process.lease import Lease
+from serve_asgi.agent_process.agent_lock import AgentLock
 from serve_asgi.app import link
 from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
 from serve_asgi.app.background_work import work
@@ -63,13 +63,13 @@ class LeaveRequest:
 class AgentProcess:
     """One agent process's work."""
 
-    def __init__(self, bootstrap: Bootstrap, lease: Lease) -> None:
+    def __init__(self, bootstrap: Bootstrap, lock: AgentLock) -> None:
         self.config = bootstrap.config
         self.welcome = bootstrap.packet
         self.channel = bootstrap.channel
         self.send_queue = SendQueue(bootstrap.channel)
         self.watchdog = bootstrap.watchdog
-        self.lease = lease
+        self.lock = lock
         self.cells = bootstrap.cells
         self._link_end = bootstrap.link
         self.hub: HubSocket
@@ -117,7 +117,7 @@ class AgentProcess:
         if not self._may_begin.is_set():
             return
         self._has_begun = True
-        if await self._unless_told(self._take_lease()) and self._leaving is None:
+        if await self._unless_told(self._take_lock()) and self._leaving is None:
             self.watchdog.watch(self.cells, self.config.block_warning)
             await self._enter_and_finish(subject)
             self.watchdog.unwatch()
@@ -143,9 +143,9 @@ class AgentProcess:
             raise _failed(f"the prepare() of the agent {name} failed", error) from None
         return subject
 
-    async def _take_lease(self) -> bool:
+    async def _take_lock(self) -> bool:
         try:
-            await self.lease.take(lambda holder: self.send_queue.put({"type": "waits", "holder": holder}))
+            await self.lock.take(lambda holder: self.send_queue.put({"type": "waits", "holder": holder}))
         except OSError as error:
             raise UsageError(f"the lock of the agent, {self.welcome['lock']}, cannot be taken: {error}") from None
         return True

@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from serve_asgi.agent_process import agent_lock
 from serve_asgi.config.options import flag
 from serve_asgi.config.sources import written
 from serve_asgi.errors import UsageError
-from serve_asgi.listener import agent_lock
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor import actions

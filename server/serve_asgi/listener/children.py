@@ -16,12 +16,12 @@ from typing import Final
 
 from anyio.abc import TaskGroup
 
+from serve_asgi.agent_process.agent_lock import lock_path
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
-from serve_asgi.listener.agent_lock import agent_lock
 from serve_asgi.listener.child import Child, describe, handover_pair, spawn
 from serve_asgi.listener.child_packets import ChildPackets
 from serve_asgi.listener.hub_links import HubLinks
@@ -132,7 +132,7 @@ class Children:
         """What a process is told of its part. Raises UsageError."""
         if isinstance(worker, Worker):
             return {"slot": worker.slot}
-        return {"role": "agent", "lock": agent_lock(each.name for each in self.listening)}
+        return {"role": "agent", "lock": lock_path(each.name for each in self.listening)}
 
     def _open_watchdog_channel(self, child: Child) -> dict[str, int]:
         """The process's ends of a window, by the names that its welcome has for them.
