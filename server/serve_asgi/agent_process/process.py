@@ -1,9 +1,9 @@
 """The agent: what its process does between its channel's first packet and its exit.
 
 Its life is `run`: import and prepare, say so, begin when told (with the lock, `serve_asgi.agent_process.agent_lock`),
-finish when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard. Nobody takes
-its place before its process has been reaped, so that nothing here needs to be certain about the end but that it comes:
-the listener kills it at the deadline, and without a listener `orphan_exit` ends it.
+finish when told or at the end of the channel, end. It owns the application's agent and its row of the scoreboard.
+Nobody takes its place before its process has been reaped, so that nothing here needs to be certain about the end but
+that it comes: the listener kills it at the deadline, and without a listener `orphan_exit` ends it.
 """
 
 from __future__ import annotations
