@@ -15,7 +15,7 @@ from serve_asgi.config.release import Release
 from serve_asgi.ipc.channel import Channel, SendQueue, pair
 from serve_asgi.ipc.scoreboard import Cell, Row
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
-from serve_asgi.listener.misbehaving_child import RateLimit
+from serve_asgi.listener.protocol_violations import RateLimit
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.logs.child_output import ChildOutput, for_child
 from serve_asgi.supervisor.lifecycles import AppProcess, Worker

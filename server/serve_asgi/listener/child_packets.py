@@ -16,7 +16,7 @@ import anyio
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.channel import PROTOCOL, speaks
-from serve_asgi.listener import misbehaving_child
+from serve_asgi.listener import protocol_violations
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.supervisor import events as e
@@ -95,7 +95,7 @@ class ChildPackets:
 
     def _blame(self, child: Child, error: Exception) -> None:
         """What the child has said is wrong, or more than we can deal with: it ends, and nothing else does."""
-        self._end(child, misbehaving_child.reason(child.worker, "channel", error))
+        self._end(child, protocol_violations.reason(child.worker, "channel", error))
 
     def _take_packet(self, child: Child, packet: packets.Packet | None) -> None:
         worker = child.worker

@@ -2,7 +2,7 @@
 
 It is a process of its own since the listener may never wait: setting up the watches goes through every directory below
 the watched ones, and the library that does it is native code with threads. It owns the question which files count; what
-a change leads to is for `serve_asgi.listener.file_changes`. It ends when the listener's end of the channel closes.
+a change leads to is for `serve_asgi.listener.reload_on_change`. It ends when the listener's end of the channel closes.
 
 Packets: {"type": "watching", "directories": [...]} once the watches stand, {"type": "changed", "paths": [...]} after
 each change, and at once if something has changed before they stood and after the moment that it is told,

@@ -31,8 +31,8 @@ from serve_asgi.ipc.frames import pack_value, unpack_value
 from serve_asgi.ipc.link_socket import LinkSocket
 from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
-from serve_asgi.listener import misbehaving_child
-from serve_asgi.listener.misbehaving_child import RateLimit
+from serve_asgi.listener import protocol_violations
+from serve_asgi.listener.protocol_violations import RateLimit
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.lifecycles import AT_WORK, AgentState, AppProcess, ServerState, Worker, WorkerState
 from serve_asgi.supervisor.supervisor import Supervisor
@@ -288,7 +288,7 @@ class HubLinks:
                 raise ChannelError("more of unknown kinds than any version sends")
         except Exception as error:
             who = self.hub.members.get(member, f"member {member} of the hub")
-            self._break(member, link, misbehaving_child.reason(who, "link", error))
+            self._break(member, link, protocol_violations.reason(who, "link", error))
             return False
         return True
 

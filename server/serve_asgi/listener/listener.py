@@ -27,25 +27,24 @@ from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.scoreboard import Scoreboard
-from serve_asgi.listener import file_changes as changes
-from serve_asgi.listener import garbage_collection, service_manager
+from serve_asgi.listener import garbage_collection, reload_on_change, sd_watchdog
 from serve_asgi.listener import listening_sockets as sockets
 from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.action_performer import ActionPerformer
 from serve_asgi.listener.admin_process import AdminProcess
+from serve_asgi.listener.announcements import Announcements
+from serve_asgi.listener.blocked_workers import BlockedWorkers
 from serve_asgi.listener.blocking_hooks import BlockingHooks
 from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
 from serve_asgi.listener.event_history import EventRecorder, History
 from serve_asgi.listener.generation_config import GenerationConfig, GenerationConfigs, policy_of
-from serve_asgi.listener.heartbeats import Heartbeats
 from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.hooks import Hooks
 from serve_asgi.listener.hub_links import HubLinks, hub_settings
 from serve_asgi.listener.pid_file import PidFile
 from serve_asgi.listener.re_exec import ReExec
 from serve_asgi.listener.re_exec_registry import InheritedState
-from serve_asgi.listener.service_manager import Announcements
 from serve_asgi.listener.signal_handlers import SignalHandlers
 from serve_asgi.listener.status import admin_state, effective_config, past, status
 from serve_asgi.listener.store_process import StoreProcess
@@ -109,7 +108,7 @@ class Listener:
         """What is to be done once signals and the control socket are served."""
         self.re_exec = ReExec(self)
         self.exit: actions.Exit | None = None
-        self.changes: changes.FileChanges | None = None
+        self.changes: reload_on_change.FileChanges | None = None
         self._post, self._events = anyio.create_memory_object_stream[e.Event](math.inf)
         self.tasks: TaskGroup
         self.admin = AdminProcess(
@@ -133,7 +132,7 @@ class Listener:
         self.announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
         self._signals = SignalHandlers(self.post, self._reap, config.reload)
         self.blocking_hooks = BlockingHooks(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
-        self.heartbeats = Heartbeats(
+        self.blocked_workers = BlockedWorkers(
             self.children, lambda: self.settings.config.worker_timeout, self.post, self.recorder.record
         )
 
@@ -174,17 +173,17 @@ class Listener:
         if self.admin.names:
             start(self._tell_figures)
         start(self.admin.end_earlier)
-        start(self.heartbeats.run)
+        start(self.blocked_workers.run)
         garbage_collection.begin()
         start(garbage_collection.run)
         start(sockets.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record)
         if self.settings.config.reload:
             missed = self._inherited is not None
-            self.changes = changes.FileChanges(
+            self.changes = reload_on_change.FileChanges(
                 self.settings, self.processes, self.post, self.recorder.record, missed=missed
             )
             start(self.changes.run)
-        start(service_manager.keep_informed, self.supervisor, self.children, lambda: self.blocking_hooks.asking)
+        start(sd_watchdog.keep_informed, self.supervisor, self.children, lambda: self.blocking_hooks.asking)
 
     async def _handle_next_event(self) -> None:
         """Wait for an event or the supervisor's next deadline; do what the supervisor decides about it."""

@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
-from serve_asgi.listener import file_changes as changes
+from serve_asgi.listener import reload_on_change
 from serve_asgi.supervisor import events as e
 
 _MEANINGS: Final[dict[signal.Signals, e.Event]] = {
@@ -53,7 +53,7 @@ class SignalHandlers:
         async for received in signals:
             if received == signal.SIGCHLD:
                 self._reap()
-            elif received == signal.SIGHUP and self._in_development and changes.terminal_is_gone():
+            elif received == signal.SIGHUP and self._in_development and reload_on_change.terminal_is_gone():
                 self._post(e.QuickStopAsked())
             else:
                 self._post(_MEANINGS[received])

@@ -13,7 +13,7 @@ from serve_asgi.config.sources import Settings
 from serve_asgi.config.unknown_options import told_of
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
-from serve_asgi.listener import file_changes as changes
+from serve_asgi.listener import reload_on_change
 from serve_asgi.listener.binding import bind, bind_admin
 from serve_asgi.listener.generation_config import resolve_config
 from serve_asgi.listener.hooks import trouble_at_start
@@ -43,7 +43,7 @@ def run(settings: Settings) -> int:
     if trouble := trouble_at_start(config, first.release):
         raise UsageError(trouble)
     if config.reload:
-        changes.require(settings)
+        reload_on_change.require(settings)
     with stdio_guard.guarded():
         logs.configure(config, "listener")
         if not os.path.exists("/proc/self/fd"):
@@ -89,7 +89,7 @@ def conclude(end: actions.Exit, settings: Settings) -> int:
     if not end.status:
         return 0
     if settings.config.reload:
-        return changes.start_again_after_a_change(settings, StartError(end.message, end.detail), end.again)
+        return reload_on_change.start_again_after_a_change(settings, StartError(end.message, end.detail), end.again)
     if end.status == 2:
         raise UsageError(end.message)
     raise StartError(end.message, end.detail)

@@ -31,7 +31,7 @@ from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, sp
 from serve_asgi.ipc.link_socket import make_room, receive
 from serve_asgi.ipc.schema import Heads
 from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
-from serve_asgi.listener import misbehaving_child
+from serve_asgi.listener import protocol_violations
 from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.store_requests import StoreRequests
@@ -335,7 +335,7 @@ class StoreProcess:
             if (head := self._heads.decode(kind, raw)) is not None:
                 self._took(ValidatedFrame(kind, head, body), data)
         except Exception as error:
-            self._broken = misbehaving_child.reason("the store process", "lane", error)
+            self._broken = protocol_violations.reason("the store process", "lane", error)
             if self._process is not None:
                 self._process.signal(signal.SIGKILL)
             return False

@@ -1,4 +1,4 @@
-"""Which workers' event loops do not turn: the listener's eye on their heartbeats (`--worker-timeout`).
+"""Which workers are blocked: their event loops do not turn, as their heartbeats show (`--worker-timeout`).
 
 A worker writes the time into its row of the scoreboard once a second. One that has not done so for too long is asked
 for its stacks, over a way that does not need its loop; they are logged, and the supervisor is told, which has a
@@ -72,7 +72,7 @@ class SilenceDetector:
         self._told.discard(pid)
 
 
-class Heartbeats:
+class BlockedWorkers:
     """Watches the children of one listener."""
 
     def __init__(

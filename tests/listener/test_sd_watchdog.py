@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.listener.service_manager import under_way, well
+from serve_asgi.listener.sd_watchdog import under_way, well
 from serve_asgi.supervisor.lifecycles import Cause, Generation, Policy, ServerState, Worker, WorkerState
 from tests.running import PATIENCE, RunningServer, answer, connect, running
 

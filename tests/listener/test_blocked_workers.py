@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_asgi.listener.heartbeats import BEAT, SilenceDetector
+from serve_asgi.listener.blocked_workers import BEAT, SilenceDetector
 
 PERIOD = 1.0
 TIMEOUT = 10.0

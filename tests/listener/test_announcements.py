@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from serve_asgi.listener.announcements import Announcements
 from serve_asgi.listener.pid_file import PidFile
-from serve_asgi.listener.service_manager import Announcements
 
 
 @pytest.mark.parametrize(("told", "lines"), [(False, 2), (True, 0)])

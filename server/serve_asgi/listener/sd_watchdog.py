@@ -1,4 +1,4 @@
-"""What the world outside is told of the server: the service manager, by the pid file, and where it can be reached.
+"""What systemd is told again and again: that the server is well, and that what takes long goes on.
 
 The watchdog (WatchdogSec= of systemd.service(5)) is fed while the listener's loop turns, which this task is part of,
 and while at least one worker answers. So one blocked worker never costs the service, and a server that answers nobody
@@ -12,24 +12,18 @@ the loop hangs, so that its own timeouts still help there.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import anyio
 
-from serve_asgi.errors import UsageError
-from serve_asgi.listener import sd_notify as notify
+from serve_asgi.listener import sd_notify
 from serve_asgi.listener.children import Children
-from serve_asgi.listener.pid_file import PidFile
-from serve_asgi.logs import server_log as logs
 from serve_asgi.supervisor.lifecycles import ServerState, Worker, WorkerState, counted
 from serve_asgi.supervisor.supervisor import Supervisor
 
-log = logging.getLogger("serve")
-
-PERIOD: Final = notify.PATIENCE / 3
+PERIOD: Final = sd_notify.PATIENCE / 3
 """Seconds between two requests for more time: two of them may be lost."""
 SILENCE: Final = 2.5
 """Seconds without a heartbeat that are no silence yet, however impatient the watchdog: it comes once per second."""
@@ -72,9 +66,9 @@ async def keep_informed(supervisor: Supervisor, children: Children, asking: Call
 
     `asking` says what hooks an order waits for.
     """
-    if not notify.wanted():
+    if not sd_notify.wanted():
         return
-    watchdog = notify.watchdog_period()
+    watchdog = sd_notify.watchdog_period()
 
     def silent_for(worker: Worker) -> float:
         child = children.of(worker)
@@ -85,51 +79,11 @@ async def keep_informed(supervisor: Supervisor, children: Children, asking: Call
         reloading = any(step is not None for step in steps)
         text = under_way(supervisor.state, reloading, asking(), _in_progress(children))
         if text is not None:
-            notify.extend(text)
+            sd_notify.extend(text)
         if watchdog and well(supervisor.state, supervisor.workers.values(), silent_for, watchdog):
-            notify.watchdog()
+            sd_notify.watchdog()
         await anyio.sleep(min(PERIOD, watchdog / 2 or PERIOD))
 
 
 def _in_progress(children: Children) -> int:
     return sum(child.in_progress for child in children)
-
-
-class Announcements:
-    """Announces what the supervisor wants announced: to the service manager, in the pid file and in the log."""
-
-    def __init__(self, pid_file: PidFile | None, addresses: Sequence[str], admin: Sequence[str], *, told: bool) -> None:
-        """`addresses` of the application and of the admin process; `told`: an earlier program has said them already."""
-        self._pid_file = pid_file
-        self._addresses = addresses
-        self._admin = admin
-        self._told = told
-
-    def announce(self, what: str, text: str) -> None:
-        """See `events.Announce`."""
-        match what:
-            case "ready":
-                self._write_pid_file()
-                if not self._told:
-                    self._told = True
-                    self._tell_addresses()
-                notify.ready(text)
-            case "reloading":
-                notify.reloading(text)
-            case "stopping":
-                notify.stopping(text)
-            case _:
-                notify.status(text)
-
-    def _tell_addresses(self) -> None:
-        where = ", ".join(self._addresses)
-        log.info("serving on %s", where, extra=logs.about("sockets_opened", addresses=where))
-        if self._admin:
-            log.info("metrics and dashboard: %s", ", ".join(self._admin))
-
-    def _write_pid_file(self) -> None:
-        try:
-            if self._pid_file is not None:
-                self._pid_file.write()
-        except UsageError as error:  # such as a full disk: the next reload tries again
-            log.error("the pid file cannot be written: %s", error, extra=logs.about("pid_file_failed"))

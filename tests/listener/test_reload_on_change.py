@@ -18,7 +18,7 @@ import pytest
 
 from serve_asgi.config.sources import read
 from serve_asgi.errors import UsageError
-from serve_asgi.listener.file_changes import require
+from serve_asgi.listener.reload_on_change import require
 from tests import browser
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
