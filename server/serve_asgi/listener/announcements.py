@@ -1,4 +1,4 @@
-"""What the supervisor has announced: to the service manager, by the pid file, and in the log where it can be reached."""
+"""What the supervisor announces: to the service manager, by the pid file, and in the log where it can be reached."""
 
 from __future__ import annotations
 
