@@ -12,6 +12,7 @@ import pytest
 
 from serve_asgi.config.options import Config
 from serve_asgi.ipc import listening_socket as way_in
+from serve_asgi.ipc import sock_diag
 from serve_asgi.ipc.listening_socket import SocketKind, admit, arriving, shut_out
 from serve_asgi.listener.binding import bind
 from serve_asgi.listener.listening_sockets import ListeningSocket
@@ -144,6 +145,23 @@ def test_what_is_arriving_is_counted() -> None:
         assert arriving(listening.socket, SocketKind.TCP) == 2
         assert serve_nothing(listening) == 2
         assert arriving(listening.socket, SocketKind.TCP) == 0
+    listening.close()
+
+
+@pytest.mark.parametrize("netlink", [True, False])
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]", ""])
+def test_a_handshake_under_way_is_counted(address: str, netlink: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With or without sock_diag(7), which a sandbox may refuse."""
+    if not netlink:
+        monkeypatch.setattr(sock_diag, "handshakes", lambda port, families: None)
+    (listening,) = bind(Config(bind=(f"{address}:0",)))
+    # A client that has sent nothing stays amid its handshake, for us (tcp(7)).
+    listening.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+    listening.listen(8)
+    host = {"": "127.0.0.1"}.get(address, address.strip("[]"))
+    with socket.create_connection((host, listening.socket.getsockname()[1])):
+        assert arriving(listening.socket, SocketKind.TCP) == 1
+        assert listening.handshakes_under_way()
     listening.close()
 
 
