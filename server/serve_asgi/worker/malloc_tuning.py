@@ -21,7 +21,7 @@ LARGEST: Final = 31 << 20
 """Bytes of a block from which on it is mapped for itself, and given back as soon as it is freed; 32 MiB is the most."""
 KEPT: Final = 2 * LARGEST
 """Bytes of free memory at the end of the heap that are kept."""
-VARIABLES: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+VARIABLES: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
 GROWN: Final = 16 << 20
 """Bytes of resident memory, above what there was after the last time, that are worth looking for unused ones."""
 EVERY: Final = 60.0
@@ -31,7 +31,8 @@ EVERY: Final = 60.0
 def keep_large_blocks() -> None:
     """Have glibc keep up to `KEPT` bytes of free memory."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not any(name in os.environ for name in VARIABLES):
+    chosen = any(name in os.environ for name in VARIABLES) or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+    if mallopt is not None and not chosen:
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, KEPT)
 
