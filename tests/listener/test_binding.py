@@ -18,7 +18,7 @@ import pytest
 
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
-from serve_asgi.ipc.listening_socket import SocketKind
+from serve_asgi.ipc.shut_out_clients import SocketKind
 from serve_asgi.listener.binding import StoppedError, bind
 from serve_asgi.listener.listening_sockets import ListeningSocket
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.ipc import listening_socket as way_in
+from serve_asgi.ipc import shut_out_clients as way_in
 from serve_asgi.ipc import sock_diag
-from serve_asgi.ipc.listening_socket import SocketKind, admit, arriving, shut_out
+from serve_asgi.ipc.shut_out_clients import SocketKind, admit, arriving, shut_out
 from serve_asgi.listener.binding import bind
 from serve_asgi.listener.listening_sockets import ListeningSocket
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from serve_asgi.config.accounts import find_group, find_user
-from serve_asgi.config.addresses import UnixAddress, parse_address
 from serve_asgi.config.hook_events import read_hook
+from serve_asgi.config.listen_addresses import UnixAddress, parse_address
 from serve_asgi.config.state_location import is_url, redis_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
 from serve_asgi.config.values import FoundValue, SourcePriority

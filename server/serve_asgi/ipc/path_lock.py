@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.listening_socket import unlink_own
+from serve_asgi.ipc.shut_out_clients import unlink_own
 
 
 class InUseError(ServeError):

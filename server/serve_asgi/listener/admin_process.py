@@ -27,8 +27,8 @@ from serve_asgi.config.options import Config
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, pair
-from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.ipc.scoreboard import Scoreboard
+from serve_asgi.ipc.shut_out_clients import SocketKind
 from serve_asgi.listener.child import SAFE_PATH, Child, describe_code
 from serve_asgi.listener.event_history import History, Record
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serve_asgi.config.addresses import TcpAddress, UnixAddress, addresses, parse_address
+from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, addresses, parse_address
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.listening_socket import SocketKind
 from serve_asgi.ipc.path_lock import InUseError
+from serve_asgi.ipc.shut_out_clients import SocketKind
 from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_manager
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.unix_socket import bind_unix

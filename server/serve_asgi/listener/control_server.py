@@ -22,7 +22,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from serve_asgi.errors import ServeError
 from serve_asgi.ipc import control_protocol
 from serve_asgi.ipc import open_files_limit as descriptors
-from serve_asgi.ipc.listening_socket import Identity, unlink_own
+from serve_asgi.ipc.shut_out_clients import Identity, unlink_own
 from serve_asgi.listener.control_commands import REQUEST_TIMEOUT, ControlCommands, Controlled, ControlRequest, send
 from serve_asgi.logs.server_log import about
 

@@ -26,8 +26,8 @@ from typing import Any, Final
 import anyio
 
 from serve_asgi.errors import ServeError, UsageError
-from serve_asgi.ipc.listening_socket import Identity, SocketKind, arriving, let_in, shut_out, unlink_own
 from serve_asgi.ipc.path_lock import PathLock
+from serve_asgi.ipc.shut_out_clients import Identity, SocketKind, arriving, let_in, shut_out, unlink_own
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e

@@ -15,8 +15,8 @@ import time
 from typing import Any, Final
 
 from serve_asgi.errors import UsageError
-from serve_asgi.ipc.listening_socket import Identity, unlink_own
 from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
+from serve_asgi.ipc.shut_out_clients import Identity, unlink_own
 
 SHORT: Final = 0.25
 """Seconds that somebody may hold the lock who only removes what a dead server has left (`serve stop`)."""

@@ -29,8 +29,8 @@ from serve_asgi.hub.state.write import StateEntry
 from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
 from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, split_frame
 from serve_asgi.ipc.link_socket import make_room, receive
-from serve_asgi.ipc.schema import Heads
 from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
+from serve_asgi.ipc.validation import Heads
 from serve_asgi.listener import protocol_violations
 from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses

@@ -16,11 +16,11 @@ import socket
 import stat
 
 from serve_asgi.config.accounts import find_group, find_user
-from serve_asgi.config.addresses import UnixAddress
+from serve_asgi.config.listen_addresses import UnixAddress
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
-from serve_asgi.ipc.listening_socket import Identity
 from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
+from serve_asgi.ipc.shut_out_clients import Identity
 
 
 def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Identity | None, PathLock | None]:

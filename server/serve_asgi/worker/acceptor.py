@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from serve_asgi.ipc.address import Address, unix_name
 from serve_asgi.ipc.channel import hung_up
-from serve_asgi.ipc.listening_socket import admit, filters_refused
 from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.ipc.shut_out_clients import admit, filters_refused
 from serve_asgi.logs.server_log import about
 from serve_asgi.worker.accept_balance import WakeOrder
 from serve_asgi.worker.connection_limit import ConnectionLimit

@@ -18,8 +18,8 @@ from serve_asgi.app.background_work import work
 from serve_asgi.app.retiring import retiring
 from serve_asgi.http.worker_context import Phase
 from serve_asgi.ipc import open_files_limit as descriptors
-from serve_asgi.ipc.listening_socket import SocketKind, shut_out
 from serve_asgi.ipc.scoreboard import Cell
+from serve_asgi.ipc.shut_out_clients import SocketKind, shut_out
 from serve_asgi.logs.server_log import about
 from serve_asgi.worker.event_loop import hidden
 

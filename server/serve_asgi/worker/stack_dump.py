@@ -25,7 +25,7 @@ from typing import Any, Final
 import anyio
 
 from serve_asgi.http.request_head import Head
-from serve_asgi.ipc.schema import sayable
+from serve_asgi.ipc.validation import sayable
 from serve_asgi.logs.tracebacks import PACKAGE
 from serve_asgi.worker.event_loop import complete
 from serve_asgi.worker.lifespan import Lifespan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_asgi.config.addresses import TcpAddress, UnixAddress, addresses, parse_address
+from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, addresses, parse_address
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
 
