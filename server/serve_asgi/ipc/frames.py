@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 
 class ValidatedFrame(NamedTuple):
-    """A frame of a process that is not trusted; `head` is the struct of its kind (`serve_asgi.ipc.validation.Heads`)."""
+    """A frame of a process that is not trusted; `head` is its kind's struct (`serve_asgi.ipc.validation.Heads`)."""
 
     kind: str
     head: Any
