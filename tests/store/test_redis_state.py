@@ -18,7 +18,7 @@ from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, pack_value, unpack_value
 from serve_asgi.store import replies
-from serve_asgi.store.link import StoreLink
+from serve_asgi.store.listener_link import StoreLink
 from serve_asgi.store.redis_requests import SessionLost
 from serve_asgi.store.redis_state import RedisState
 from tests.running import PATIENCE

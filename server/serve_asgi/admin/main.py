@@ -35,7 +35,7 @@ from serve_asgi.worker.bootstrap import (
     take_account,
     welcome,
 )
-from serve_asgi.worker.watchdog import Watchdog
+from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.worker import WorkerProcess
 
 LAST: Final = 2.5

@@ -35,7 +35,7 @@ from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.bootstrap import Bootstrap, failure, leave_within
 from serve_asgi.worker.event_loop import hidden, hidden_task
 from serve_asgi.worker.housekeeping import PERIOD
-from serve_asgi.worker.hub_link import HubSocket
+from serve_asgi.worker.hub_socket import HubSocket
 from serve_asgi.worker.scoreboard_rows import RowWriter
 
 T = TypeVar("T")

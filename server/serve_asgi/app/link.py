@@ -1,7 +1,7 @@
 """This process's end of the hub: frames go out in order, and each kind that comes in has one taker.
 
 One link per process and event loop. In a worker and in the agent it stands before the application is imported, over a
-socket to the listener (`serve_asgi.worker.hub_link`); elsewhere the first use makes one to a hub of this process's
+socket to the listener (`serve_asgi.worker.hub_socket`); elsewhere the first use makes one to a hub of this process's
 own (`serve_asgi.app.local_mode`). What an application imports (`messenger`, `shared`, `schedule`, `agent`) is bound to
 it.
 """

@@ -1,6 +1,6 @@
 """What the workers and the agent are doing, asked over a way that does not need their event loops.
 
-A worker's watchdog answers over a socket pair of its own (`serve_asgi.worker.watchdog`), as long as the interpreter
+A worker's watchdog answers over a socket pair of its own (`serve_asgi.worker.loop_watchdog`), as long as the interpreter
 lock is free now and then. If code of an extension keeps the lock, faulthandler writes the stacks to a memfd instead, in
 the handler of a signal. The signal goes only to a process that catches it: the default action would be its death. And
 it goes only to one that has not answered, since faulthandler reads the frames of threads without asking them to stand
@@ -186,7 +186,7 @@ class WatchdogChannel:
 TOLD: Final = ("threads", "threads_total", "tasks", "tasks_total", "blocked")
 """What the watchdog tells."""
 OWN_THREADS: Final = (
-    "server/serve_asgi/worker/watchdog.py",
+    "server/serve_asgi/worker/loop_watchdog.py",
     "server/serve_asgi/worker/orphan_exit.py",
     "server/serve_asgi/logs/stdio_guard.py",
 )

@@ -21,7 +21,7 @@ from serve_asgi.hub.state.write import StateEntry, StateLimits
 from serve_asgi.ipc.channel import PROTOCOL, speaks
 from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.logs import server_log as logs
-from serve_asgi.store.link import StoreLink
+from serve_asgi.store.listener_link import StoreLink
 from serve_asgi.store.sqlite_state import SqliteState
 from serve_asgi.store.stream_position import NOWHERE, StreamPosition
 from serve_asgi.worker import orphan_exit

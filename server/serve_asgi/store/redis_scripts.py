@@ -20,7 +20,7 @@ from typing import Final
 
 from serve_asgi.hub.state.write import OVERHEAD
 from serve_asgi.ipc.state_frames import MAX_KEY
-from serve_asgi.store.leases import MAX_AHEAD
+from serve_asgi.store.schedule_leases import MAX_AHEAD
 
 FORMAT: Final = 1
 LOG_BYTES: Final = 16 * 1024 * 1024

@@ -29,7 +29,7 @@ from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.logs import server_log as logs
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
-from serve_asgi.store.link import StoreLink
+from serve_asgi.store.listener_link import StoreLink
 from serve_asgi.store.redis_connection import RedisConnector, maxmemory_policy
 from serve_asgi.store.redis_requests import (
     CHANGING,

@@ -23,8 +23,8 @@ from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
 from serve_asgi.ipc.state_frames import Write
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, StoreFailure
 from serve_asgi.store import replies
-from serve_asgi.store.leases import LeaseTable, TickGrant
 from serve_asgi.store.replies import StoreReply
+from serve_asgi.store.schedule_leases import LeaseTable, TickGrant
 from serve_asgi.store.write_refusals import WriteRefusals
 
 APPLICATION: Final = 0x53525645

@@ -23,7 +23,7 @@ from serve_asgi.hub.state.write import AcceptedWrite, StateEntry
 from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
-from serve_asgi.store.link import StoreLink
+from serve_asgi.store.listener_link import StoreLink
 from serve_asgi.store.redis_connection import RedisConnector
 from serve_asgi.store.redis_requests import SessionLost, entry, stored
 from serve_asgi.store.replies import HeldReplies, StoreReply

@@ -35,8 +35,8 @@ from serve_asgi.logs.exceptions import shortened
 from serve_asgi.worker import uncaught_exceptions as uncaught
 from serve_asgi.worker.accept_balance import LoopFactory
 from serve_asgi.worker.bytecode import keep_fresh
+from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.malloc_tuning import keep_large_blocks
-from serve_asgi.worker.watchdog import Watchdog
 
 WELCOME_TIMEOUT = 30.0
 """Seconds for the listener to say what this process is to be."""

@@ -44,11 +44,11 @@ from serve_asgi.worker.event_loop import hidden
 from serve_asgi.worker.hand_over_receiver import HandOverReceiver
 from serve_asgi.worker.hand_over_sender import HandOverSender
 from serve_asgi.worker.housekeeping import Housekeeping
-from serve_asgi.worker.hub_link import HubSocket, SharedStateSync
+from serve_asgi.worker.hub_socket import HubSocket, SharedStateSync
 from serve_asgi.worker.lifespan import Lifespan
+from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.retirement import CLOSE_TIME, LeaveOrder, Retirement
 from serve_asgi.worker.scoreboard_rows import OtherWorkers
-from serve_asgi.worker.watchdog import Watchdog
 
 EXIT_TIME: Final = 2.0
 """Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""

@@ -14,7 +14,7 @@ from serve_asgi.app.link import Identity, LinkClosed
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, encode
 from serve_asgi.ipc.member_frames import Role
-from serve_asgi.worker.hub_link import HubSocket
+from serve_asgi.worker.hub_socket import HubSocket
 
 IDENTITY = Identity(Role.WORKER, 0, 1, 1)
 PATIENCE = 20.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.ipc.store_frames import GrantRefusal
-from serve_asgi.store.leases import MAX_AHEAD, LeaseTable, TickGrant
+from serve_asgi.store.schedule_leases import MAX_AHEAD, LeaseTable, TickGrant
 from tests.store.stores import StoreProcess, store
 
 NOW = 1_000_000.0
