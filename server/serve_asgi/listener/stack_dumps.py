@@ -1,10 +1,10 @@
 """What the workers and the agent are doing, asked over a way that does not need their event loops.
 
-A worker's watchdog answers over a socket pair of its own (`serve_asgi.worker.loop_watchdog`), as long as the interpreter
-lock is free now and then. If code of an extension keeps the lock, faulthandler writes the stacks to a memfd instead, in
-the handler of a signal. The signal goes only to a process that catches it: the default action would be its death. And
-it goes only to one that has not answered, since faulthandler reads the frames of threads without asking them to stand
-still, which is safe only as long as they do. Of a stopped process nothing can be learned but that.
+A worker's watchdog answers over a socket pair of its own (`serve_asgi.worker.loop_watchdog`), as long as the
+interpreter lock is free now and then. If code of an extension keeps the lock, faulthandler writes the stacks to a memfd
+instead, in the handler of a signal. The signal goes only to a process that catches it: the default action would be its
+death. And it goes only to one that has not answered, since faulthandler reads the frames of threads without asking them
+to stand still, which is safe only as long as they do. Of a stopped process nothing can be learned but that.
 
 It owns the listener's end of this way, one `WatchdogChannel` for each child. Every wait ends at the caller's timeout.
 """
