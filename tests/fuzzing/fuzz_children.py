@@ -349,7 +349,7 @@ class Fuzzer:
     def begin(self) -> None:
         """Be as children should be until the server runs, since it would end if it could not start."""
         deadline = time.monotonic() + 60
-        while '"serving"' not in self.log.read_text(errors="replace"):
+        while '"sockets_opened"' not in self.log.read_text(errors="replace"):
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(f"it did not start: {self.log.read_text(errors='replace')[-3000:]}")
             self.round(quiet=True)

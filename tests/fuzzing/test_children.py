@@ -53,7 +53,7 @@ class Server:
     def go_on(self) -> None:
         self.now += 0.05
         self.hub.tick()
-        self.hub.figures()
+        self.hub.metrics()
         for sent in self.port.sent.values():
             sent.clear()
         self.port.to_store.clear()

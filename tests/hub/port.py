@@ -21,13 +21,13 @@ class RecordingPort:
     def send(self, member: int, data: bytes) -> None:
         self.sent[member].append(decode(data))
 
-    def room(self, member: int) -> bool:
+    def has_room(self, member: int) -> bool:
         return member not in self.without_room
 
     def send_to_store(self, data: bytes) -> None:
         self.to_store.append(decode(data))
 
-    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+    def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         self.records.append((event, text, about))
 
     def publish(self, applied: int) -> None:

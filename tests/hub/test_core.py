@@ -91,7 +91,7 @@ def test_who_has_no_room_is_told_the_newest_later(hub: Hub, port: RecordingPort)
     hub.order(2, MemberOrder.SERVE)
     assert port.take(1) == []
     port.without_room.clear()
-    hub.room(1)
+    hub.room_available(1)
     (told,) = port.take(1)
     assert told.head["members"] == [[2, "worker", 1, 1, "serving"]]
 

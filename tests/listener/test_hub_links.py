@@ -57,7 +57,7 @@ class Counting(HubComponent):
     def changed(self, member: Member, before: MemberPhase) -> None:
         self.phases.append((member.id, member.phase.value))
 
-    def room(self, member: Member) -> None:
+    def room_available(self, member: Member) -> None:
         self.rooms.append(member.id)
 
     async def until(self, count: int) -> None:
@@ -148,15 +148,15 @@ def test_what_has_no_room_waits_in_order_and_room_is_told() -> None:
         body = bytes(50_000)
         for number in range(ROOM + 20):
             hub.send(member, "echo", {"n": number}, body)
-        assert not setting.links.room(1)
-        assert setting.links.room(2)
+        assert not setting.links.has_room(1)
+        assert setting.links.has_room(2)
         numbers: list[int] = []
         while len(numbers) < ROOM + 20:
             numbers += [frame.head["n"] for frame in received(end)]
             await asyncio.sleep(0)
         assert numbers == list(range(ROOM + 20))
         assert setting.part.rooms == [1]
-        assert setting.links.room(1)
+        assert setting.links.has_room(1)
         setting.close()
 
     run(main())

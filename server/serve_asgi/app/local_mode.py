@@ -58,13 +58,13 @@ class LocalHubPort:
         else:
             self.loop.call_soon(self.link.receive, data)
 
-    def room(self, member: int) -> bool:
+    def has_room(self, member: int) -> bool:
         return True
 
     def send_to_store(self, data: bytes) -> None:
         pass  # there is none
 
-    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+    def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         log.log(level, "%s", text, extra=particulars(event, detail=detail, **about))
 
     def publish(self, applied: int) -> None:
@@ -97,7 +97,7 @@ def create_local_link(loop: asyncio.AbstractEventLoop, before: Link | None = Non
     port = LocalHubPort(loop)
     port.hub = hub = create_hub(port, HubSettings(agent=True))
     if isinstance(before, LocalLink):
-        hub.part(SharedState).begin_with(*before.hub.part(SharedState).known())
+        hub.component(SharedState).begin_with(*before.hub.component(SharedState).known())
     port.link = made = LocalLink(loop, port)
     hub.join(MEMBER, Role.WORKER, 0, 0)
     hub.order(MEMBER, MemberOrder.SERVE)

@@ -42,10 +42,12 @@ METRICS: Final = {
     "schedule_missed_total": "Ticks of schedules that nothing ran for.",
     "schedules_running": "Runs of schedules in progress.",
 }
+"""What the components count, by name, with its meaning, for the metrics and their page of the documentation. What ends
+in `_total` only grows, over reloads and a re-exec of the listener too."""
 
 
 class MemberOrder(enum.Enum):
-    """What the listener has told a process last."""
+    """What the listener has told a process to do, last."""
 
     START = "start"
     SERVE = "serve"  # it is of the current generation, and serves (an agent: it has been entered)
@@ -61,8 +63,8 @@ class Member:
     generation: int
     slot: int  # of a worker; -1 for an agent
     order: MemberOrder = MemberOrder.START
-    up: bool = False  # it has said that its handlers and schedules are told
-    killed: bool = False  # the listener did it, since it had not ended in time
+    up: bool = False  # it has sent its handlers and schedules
+    killed: bool = False  # by the listener, since it had not ended in time
 
     @property
     def phase(self) -> MemberPhase:
@@ -84,21 +86,21 @@ class HubPort(Protocol):
     def send(self, member: int, data: bytes) -> None:
         """Send a frame to a member, after all that was sent to it before; to one without a link it is dropped."""
 
-    def room(self, member: int) -> bool:
-        """Whether little enough waits to be sent to this member; `Hub.room` says when there is room again."""
+    def has_room(self, member: int) -> bool:
+        """Whether little enough waits to be sent to this member; if not, `Hub.room_available` follows."""
 
     def send_to_store(self, data: bytes) -> None:
         """Send a frame to the store process, if there is one."""
 
-    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
-        """Something has happened that people should know (docs/reference/events.md)."""
+    def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+        """Log something that people should know (docs/reference/events.md)."""
 
     def publish(self, applied: int) -> None:
-        """The shared state has had so many changes: every process can see this number at once."""
+        """The shared state has had so many changes: have every process see this number at once."""
 
 
 class HubComponent:
-    """One subject of the hub. A part takes the frames of its kinds and is told what becomes of the members."""
+    """One subject of the hub: it takes the frames of its kinds and is told what becomes of the members."""
 
     name: ClassVar[str]
     """By which its state is found in a snapshot."""
@@ -126,20 +128,20 @@ class HubComponent:
         """The member's phase has changed."""
 
     def left(self, member: Member) -> None:
-        """The member's process has been reaped (or was never started), and all that it said has been taken."""
+        """The member's process has been reaped (or was never started), and all that it sent has been taken."""
 
-    def trouble_with(self, member: Member) -> str:
-        """Why this member, which says that it is ready, cannot take part; "" if it can."""
+    def reason_not_ready(self, member: Member) -> str:
+        """Why this member, which says that it is ready, may not take part; "" if it may."""
         return ""
 
-    def room(self, member: Member) -> None:
+    def room_available(self, member: Member) -> None:
         """There is room again in what waits to be sent to this member."""
 
     def store_changed(self) -> None:
-        """The store process has come or gone (`Hub.store_trouble`)."""
+        """The store process has come or gone (`Hub.store_problem`)."""
 
-    def figures(self) -> dict[str, float]:
-        """Counts and sizes for the metrics, by name; what ends in `_total` only grows (docs/guides/metrics.md)."""
+    def metrics(self) -> dict[str, float]:
+        """Counts and sizes, by the names of `METRICS`; what ends in `_total` only grows."""
         return {}
 
     def deadline(self) -> float:
@@ -172,7 +174,7 @@ class HubSettings:
 
 
 class Hub:
-    """One server's hub. `parts` is filled once, right after it has been made."""
+    """One server's hub. Its components are added once, right after it has been made (`serve_asgi.hub.assembly`)."""
 
     def __init__(
         self,
@@ -189,26 +191,26 @@ class Hub:
         self.members: dict[int, Member] = {}
         self.ready = False
         """The server serves: said once, after the first start."""
-        self.store_trouble = NO_STORE if settings.stored else ""
+        self.store_problem = NO_STORE if settings.stored else ""
         """Why the store cannot be used at present; "" if it can, or if there is none."""
-        self._parts: list[HubComponent] = []
+        self._components: list[HubComponent] = []
         self._by_kind: dict[str, HubComponent] = {}
         self._by_store_kind: dict[str, HubComponent] = {}
         self._heads = Heads({"up": UpFrame})
         self._store_heads = Heads(FROM_STORE)
 
-    def add(self, part: HubComponent) -> None:
+    def add(self, component: HubComponent) -> None:
         """Make `part` one of the hub's."""
-        self._parts.append(part)
-        self._by_kind |= dict.fromkeys(part.kinds, part)
-        self._heads.add(part.kinds)
-        self._by_store_kind |= dict.fromkeys(part.store_kinds, part)
+        self._components.append(component)
+        self._by_kind |= dict.fromkeys(component.kinds, component)
+        self._heads.add(component.kinds)
+        self._by_store_kind |= dict.fromkeys(component.store_kinds, component)
 
-    def part(self, kind: type[P]) -> P:
+    def component(self, kind: type[P]) -> P:
         """The part of this kind. Raises LookupError if there is none."""
-        for part in self._parts:
-            if isinstance(part, kind):
-                return part
+        for component in self._components:
+            if isinstance(component, kind):
+                return component
         raise LookupError(kind.__name__)
 
     # What the parts use
@@ -230,14 +232,14 @@ class Hub:
     def join(self, id: int, role: Role, generation: int, slot: int) -> Member:
         """A process is to be started."""
         member = self.members[id] = Member(id, role, generation, slot)
-        for part in self._parts:
-            part.joined(member)
+        for component in self._components:
+            component.joined(member)
         return member
 
     def linked(self, id: int) -> None:
         """Its process has been started, with a link."""
-        for part in self._parts:
-            part.linked(self.members[id])
+        for component in self._components:
+            component.linked(self.members[id])
 
     def order(self, id: int, order: MemberOrder) -> None:
         """The listener has told it to serve or to retire."""
@@ -248,15 +250,15 @@ class Hub:
     def leave(self, id: int) -> None:
         """Its process has been reaped, or never was."""
         member = self.members.pop(id)
-        for part in self._parts:
-            part.left(member)
+        for component in self._components:
+            component.left(member)
 
     def server_ready(self) -> None:
         """The first generation serves."""
         if not self.ready:
             self.ready = True
-            for part in self._parts:
-                part.tick()
+            for component in self._components:
+                component.tick()
 
     def take(self, id: int, data: bytes) -> bool:
         """A frame came from a member; False if it is of a kind that this version does not know.
@@ -266,8 +268,8 @@ class Hub:
         member = self.members[id]
         kind, raw, body = split_frame(data)
         head = self._heads.decode(kind, raw)
-        if (part := self._by_kind.get(kind)) is not None:
-            part.take(member, ValidatedFrame(kind, head, body))
+        if (component := self._by_kind.get(kind)) is not None:
+            component.take(member, ValidatedFrame(kind, head, body))
         elif head is None:
             log.debug("%s sent a frame of kind %.100r, which this version does not know", member, kind)
             return False
@@ -278,44 +280,44 @@ class Hub:
     def take_from_store(self, data: bytes) -> None:
         """A frame came from the store process. Raises as `take`."""
         kind, raw, body = split_frame(data)
-        if (part := self._by_store_kind.get(kind)) is not None:
-            part.take_from_store(ValidatedFrame(kind, self._store_heads.decode(kind, raw), body))
+        if (component := self._by_store_kind.get(kind)) is not None:
+            component.take_from_store(ValidatedFrame(kind, self._store_heads.decode(kind, raw), body))
 
     def store_changed(self, trouble: str) -> None:
         """The store can be used (""), or `trouble` says why not."""
-        if trouble != self.store_trouble:
-            self.store_trouble = trouble
-            for part in self._parts:
-                part.store_changed()
+        if trouble != self.store_problem:
+            self.store_problem = trouble
+            for component in self._components:
+                component.store_changed()
 
-    def trouble_with(self, id: int) -> str:
+    def reason_not_ready(self, id: int) -> str:
         """Why a member that says that it is ready cannot take part: a sentence; "" if it can."""
-        return next(filter(None, (part.trouble_with(self.members[id]) for part in self._parts)), "")
+        return next(filter(None, (component.reason_not_ready(self.members[id]) for component in self._components)), "")
 
-    def room(self, id: int) -> None:
+    def room_available(self, id: int) -> None:
         """There is room again in what waits to be sent to a member."""
-        for part in self._parts:
-            part.room(self.members[id])
+        for component in self._components:
+            component.room_available(self.members[id])
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What all parts count."""
-        return {name: value for part in self._parts for name, value in part.figures().items()}
+        return {name: value for component in self._components for name, value in component.metrics().items()}
 
     def deadline(self) -> float:
         """When `tick` must be called if nothing happens before (the hub's clock); may be infinity."""
-        return min((part.deadline() for part in self._parts), default=math.inf)
+        return min((component.deadline() for component in self._components), default=math.inf)
 
     def tick(self) -> None:
         """Deal with the deadlines that have passed."""
-        for part in self._parts:
-            part.tick()
+        for component in self._components:
+            component.tick()
 
     def _change(self, member: Member, *, order: MemberOrder | None = None, up: bool = False) -> None:
         before = member.phase
         member.order, member.up = order or member.order, member.up or up
         if member.phase is not before:
-            for part in self._parts:
-                part.changed(member, before)
+            for component in self._components:
+                component.changed(member, before)
 
     # A new program of the listener
 
@@ -324,7 +326,7 @@ class Hub:
         return {
             "members": [[m.id, m.role.value, m.generation, m.slot, m.order.value, m.up] for m in self.members.values()],
             "ready": self.ready,
-            "parts": {part.name: part.to_state() for part in self._parts},
+            "parts": {component.name: component.to_state() for component in self._components},
         }
 
     def load(self, state: State) -> None:
@@ -332,9 +334,9 @@ class Hub:
         for id, role, generation, slot, order, up in state["members"]:
             self.members[id] = Member(id, Role(role), generation, slot, MemberOrder(order), up)
         self.ready = state["ready"]
-        for part in self._parts:
-            if (left := state["parts"].get(part.name)) is not None:
-                part.load(left)
+        for component in self._components:
+            if (left := state["parts"].get(component.name)) is not None:
+                component.load(left)
 
 
 class PresenceBroadcast(HubComponent):
@@ -364,7 +366,7 @@ class PresenceBroadcast(HubComponent):
         if member.phase is not MemberPhase.EXPECTED:
             self._tell_all()
 
-    def room(self, member: Member) -> None:
+    def room_available(self, member: Member) -> None:
         if member.id in self._behind:
             self._behind.discard(member.id)
             self._tell(member)
@@ -385,7 +387,7 @@ class PresenceBroadcast(HubComponent):
         for member in list(self.hub.members.values()):
             if member.id not in self._linked:
                 continue
-            if self.hub.port.room(member.id):
+            if self.hub.port.has_room(member.id):
                 self._tell(member)
             else:
                 self._behind.add(member.id)

@@ -179,7 +179,7 @@ class HubLinks:
 
     def trouble_with(self, member: int) -> str:
         """Why a member that has been heard out cannot take part; "" if it can."""
-        return self.hub.trouble_with(member) if member in self._links else ""
+        return self.hub.reason_not_ready(member) if member in self._links else ""
 
     # The hub's port
 
@@ -196,7 +196,7 @@ class HubLinks:
                 link.waiting.clear()
                 link.bytes = 0
 
-    def room(self, member: int) -> bool:
+    def has_room(self, member: int) -> bool:
         link = self._links.get(member)
         return link is None or not link.full
 
@@ -204,7 +204,7 @@ class HubLinks:
         if self.store is not None:
             self.store(data)
 
-    def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
+    def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
         self._happened(actions.LogEvent(level, event, text, detail, about))
 
     def publish(self, applied: int) -> None:
@@ -314,7 +314,7 @@ class HubLinks:
             if link.full:
                 link.full = False
                 if member in self.hub.members:
-                    self.hub.room(member)
+                    self.hub.room_available(member)
                     self.look()
 
     def _forget(self, member: int) -> None:

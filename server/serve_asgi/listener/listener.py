@@ -216,7 +216,7 @@ class Listener:
             self.links.hub.store_changed(trouble)
             self.links.look()
 
-        known = self.links.hub.part(SharedState).known
+        known = self.links.hub.component(SharedState).known
         store = StoreProcess(
             config, self.start_directory, self.processes, take, changed, self.recorder.record, left, known
         )
@@ -354,14 +354,14 @@ class Listener:
 
     def _admin_state(self) -> dict[str, Any]:
         """What the admin process is told of the present state."""
-        return admin_state(self.supervisor, self.children, self.history, self.links.hub.figures())
+        return admin_state(self.supervisor, self.children, self.history, self.links.hub.metrics())
 
     async def _tell_figures(self) -> None:
         """The hub's figures change without an event of the supervisor's."""
-        told = self.links.hub.figures()
+        told = self.links.hub.metrics()
         while True:
             await anyio.sleep(FIGURES_PERIOD)
-            if (figures := self.links.hub.figures()) != told:
+            if (figures := self.links.hub.metrics()) != told:
                 told = figures
                 self.admin.changed()
 
@@ -393,7 +393,7 @@ class Listener:
 
     def schedules(self) -> ScheduleCommands:
         """The schedules of the hub."""
-        return self.links.hub.part(Scheduler).asks
+        return self.links.hub.component(Scheduler).commands
 
     def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
         """Pause, resume or run one; `answer` is called when it is done."""

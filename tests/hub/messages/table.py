@@ -48,7 +48,7 @@ class Table:
 
     @property
     def part(self) -> MessageBroker:
-        part = self.hub._parts[0]
+        part = self.hub._components[0]
         assert isinstance(part, MessageBroker)
         return part
 

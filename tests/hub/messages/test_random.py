@@ -189,7 +189,7 @@ class Processes(RuleBasedStateMachine):
         if (id := self.some(chosen)) is not None:
             if id in self.table.port.without_room:
                 self.table.port.without_room.discard(id)
-                self.table.hub.room(id)
+                self.table.hub.room_available(id)
                 self.table.collect()
             else:
                 self.table.port.without_room.add(id)
@@ -274,7 +274,7 @@ class Processes(RuleBasedStateMachine):
         for id in list(table.port.without_room):
             table.port.without_room.discard(id)
             if id in self.alive:
-                table.hub.room(id)
+                table.hub.room_available(id)
         for slot in range(-1, SLOTS + 1):
             id = AGENT + slot
             table.join(id, slot, Role.AGENT if slot < 0 else Role.WORKER)

@@ -123,7 +123,7 @@ def test_work_is_given_again_only_to_who_has_room(table: Table) -> None:
     table.port.without_room = {1, 2}
     id = table.work(1, "a")
     table.port.without_room = {2}
-    table.hub.room(1)
+    table.hub.room_available(1)
     table.collect()
     assert (table.ids(1), table.ids(2)) == ([id], [])
 

@@ -270,7 +270,7 @@ def test_nothing_is_given_to_who_has_no_room(table: Table) -> None:
     work = table.work(2, "a")
     assert (table.ids(1), table.ids(2)) == ([], [copy])
     table.port.without_room = set()
-    table.hub.room(1)
+    table.hub.room_available(1)
     table.collect()
     assert table.ids(1) == [copy]
     table.done(1, table.given[1][0].delivery)
@@ -320,7 +320,7 @@ def test_what_happens_is_counted(table: Table) -> None:
     table.done(holder, table.given[holder][0].delivery, False)
     table.send(2, MessageKind.DIRECT, "a", slot=0)
     table.leave(1)
-    figures = table.hub.figures()
+    figures = table.hub.metrics()
     assert figures == {
         "messages_accepted_total": 5,
         "messages_delivered_total": 4,

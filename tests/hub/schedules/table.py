@@ -90,7 +90,7 @@ class Server:
     def ask(self, do: str, name: str) -> list[tuple[bool, str, Any]]:
         """What `serve schedule …` does; the list gets the answer."""
         found: list[tuple[bool, str, Any]] = []
-        self.ticks.asks.do(do, name, lambda ok, text, what: found.append((ok, text, what)), by="a test")
+        self.ticks.commands.do(do, name, lambda ok, text, what: found.append((ok, text, what)), by="a test")
         self.look()
         return found
 
@@ -129,7 +129,7 @@ class Server:
     given_before = 0
 
     def line(self, name: str) -> ScheduleState:
-        return self.ticks.lines[name]
+        return self.ticks.schedules[name]
 
     def history(self, name: str) -> list[tuple[str, int]]:
         """Outcomes and how many ticks each is of, oldest first."""

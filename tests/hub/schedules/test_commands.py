@@ -168,9 +168,9 @@ def test_a_lease_is_renewed_or_lost() -> None:
     server.store_says("store.renewed", name="job", token=42, renewed_until=server.clock + 60)
     server.store_says("store.renewed", name="job", token=41, renewed_until=0.0)  # another one's
     server.go(45)
-    assert not server.ticks.runs.all[1].lost
+    assert not server.ticks.runs.active[1].lost
     server.store_says("store.lost", name="job", token=42, text="another server has it")
-    assert server.ticks.runs.all[1].lost
+    assert server.ticks.runs.active[1].lost
     server.store_says("store.granted", id=77, token=1, renewed_until=0.0)  # nobody has asked
 
 
@@ -199,21 +199,21 @@ def test_figures_only_grow(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
     server.go(10)
     for run in (1, 2, 3):
         server.ran(run, "failed" if run == 2 else "ok")
-    before = server.hub.figures()
+    before = server.hub.metrics()
     assert (before["schedule_runs_total"], before["schedule_failures_total"]) == (3, 1)
     server.switch(JOB)
-    assert len(server.ticks.lines) == 2  # of those that are gone one is remembered
+    assert len(server.ticks.schedules) == 2  # of those that are gone one is remembered
     server.replace()
-    assert server.hub.figures() == before
+    assert server.hub.metrics() == before
 
 
 def test_one_that_breaks_later_is_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.switch(JOB, ScheduleDefinition("cron", cron="* * * * *"))
     monkeypatch.setattr("serve_asgi.hub.schedules.cron.CronSim", None)
     server.go(100)
-    assert "cannot be computed" in server.ticks.asks.report("cron")[0]["disabled"]
+    assert "cannot be computed" in server.ticks.commands.report("cron")[0]["disabled"]
     assert [event for event, *_ in server.port.records].count("schedule_refused") == 1
-    assert server.ticks.asks.report("cron")[0]["state"] == "disabled"
+    assert server.ticks.commands.report("cron")[0]["state"] == "disabled"
 
 
 def test_a_schedule_that_comes_after_the_switch_holds_at_once(server: Server) -> None:
@@ -226,7 +226,7 @@ def test_a_schedule_that_comes_after_the_switch_holds_at_once(server: Server) ->
     for _ in range(2):
         server.say(member, "schedule.define", stray.to_head())
     assert [event for event, *_ in server.port.records].count("schedule_unassigned") == 1
-    assert "stray" not in server.ticks.lines
+    assert "stray" not in server.ticks.schedules
     assert member.role is Role.WORKER
 
 
@@ -266,20 +266,20 @@ def test_two_functions_of_one_name_keep_a_generation_from_serving(
 ) -> None:
     server.switch(JOB)
     agent = server.spawn(agents, role=Role.AGENT, generation=2)
-    assert server.hub.trouble_with(agent.id) == ""
+    assert server.hub.reason_not_ready(agent.id) == ""
     worker = server.spawn(workers, generation=2)
     for member in (agent, worker):
-        text = server.hub.trouble_with(member.id)
+        text = server.hub.reason_not_ready(member.id)
         assert clash in text
         assert bool(clash) is text.startswith("two schedules have the name 'job': ")
-    assert server.hub.trouble_with(server.spawn(JOB).id) == ""  # a replacement in the generation that serves
+    assert server.hub.reason_not_ready(server.spawn(JOB).id) == ""  # a replacement in the generation that serves
 
 
 def test_a_name_may_move_with_a_reload_and_a_process_that_is_replaced_may_have_edited_code(server: Server) -> None:
     server.switch(named("a:job"))
     server.switch(named("b:job"))
     late = server.spawn(named("c:job"))
-    assert server.hub.trouble_with(late.id) == ""
+    assert server.hub.reason_not_ready(late.id) == ""
     server.go(10)
     assert len(server.given) == 1
 

@@ -272,7 +272,7 @@ def test_a_worker_without_room_is_passed_over(server: Server) -> None:
     server.go(10)
     assert server.given == []
     server.port.without_room = {first.id}
-    server.hub.room(second.id)
+    server.hub.room_available(second.id)
     server.look()
     assert [member for member, _ in server.given] == [second.id]
 
@@ -384,7 +384,7 @@ def test_a_pause_is_in_force_until_resume_over_reloads(server: Server) -> None:
     server.go(25)
     assert server.given == []
     assert server.history("job") == [("paused", 5)]
-    assert server.ticks.asks.report("job")[0]["paused"]["by"] == "a test"
+    assert server.ticks.commands.report("job")[0]["paused"]["by"] == "a test"
     assert "already" in server.ask("pause", "job")[0][1]
     server.ask("resume", "job")
     server.go(10)
@@ -626,9 +626,9 @@ def test_the_history_is_kept_in_the_store(stored: Server) -> None:
     )
     again.hub.take_from_store(encode("store.up", {}))
     again.switch(every(10, on=RunsOn.ALL))
-    (told,) = again.ticks.asks.report("job")
+    (told,) = again.ticks.commands.report("job")
     assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]
-    (told,) = stored.ticks.asks.report("job")
+    (told,) = stored.ticks.commands.report("job")
     assert [entry["outcome"] for entry in told["history"]] == ["failed", "ok"]  # its own are not there twice
 
 
@@ -669,9 +669,9 @@ def test_one_whose_instants_cannot_be_computed_harms_no_other(server: Server) ->
     server.switch(ScheduleDefinition("broken", cron="* * * * *", tz="X/Y", rules=b"no rules"), every(10))
     server.go(10)
     assert instants(server.given) == [10]
-    assert "cannot be computed" in server.ticks.asks.report("broken")[0]["disabled"]
+    assert "cannot be computed" in server.ticks.commands.report("broken")[0]["disabled"]
     server.ran(server.given[0][1]["run"])
     server.replace()
     server.go(10)
     assert instants(server.given) == [10, 20]
-    assert "cannot be computed" in server.ticks.asks.report("broken")[0]["disabled"]
+    assert "cannot be computed" in server.ticks.commands.report("broken")[0]["disabled"]

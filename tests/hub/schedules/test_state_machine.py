@@ -110,7 +110,7 @@ class TicksMachine(RuleBasedStateMachine):
 
     @rule()
     def replace_the_listener(self) -> None:
-        waiting = [tick for line in self.server.ticks.lines.values() for tick in line.waiting]
+        waiting = [tick for line in self.server.ticks.schedules.values() for tick in line.waiting]
         if any(tick.ask for tick in waiting):
             return  # the test would get no answer
         self.server.replace()
@@ -150,7 +150,7 @@ class TicksMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_runs_is_known(self) -> None:
-        assert sorted(self.server.ticks.runs.all) == sorted(self.open)
+        assert sorted(self.server.ticks.runs.active) == sorted(self.open)
 
 
 TicksMachine.TestCase.settings = settings(

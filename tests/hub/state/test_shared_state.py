@@ -161,7 +161,7 @@ def test_who_has_said_that_it_ends_is_not_waited_for(there: Fixture) -> None:
     there.receive(2)
     assert [frame.kind for frame in there.answers[2]] == ["state.done"]
     there.write(2, "set", "l", "w", timeout=0.0)
-    there.hub.room(there.hub.members[2].id)
+    there.hub.room_available(there.hub.members[2].id)
     there.later(0.0)
     there.receive(2)
     assert there.answers[2][-1].head["lagging"] == [["worker", 0, 1]]
@@ -226,7 +226,7 @@ def test_who_does_not_read_is_sent_the_newest_of_each_key_in_one_step(there: Fix
     there.write(1, "delete", "a")
     assert there.port.take(2) == []
     there.port.without_room.clear()
-    there.hub.room(2)
+    there.hub.room_available(2)
     (frame,) = there.port.take(2)
     assert [(key, value and unpack_value(value)) for key, _, value in unpack_value(frame.body)] == [
         ("b", 9),
@@ -256,7 +256,7 @@ def test_keys_that_come_and_go_while_a_process_stands_still_do_not_pile_up(there
             hub.hub.load(left)
             hub.replicas, hub.answers = {2: StateReplica()}, {2: []}
         hub.port.without_room.clear()
-        hub.hub.room(2)
+        hub.hub.room_available(2)
         hub.catch_up(2)
         assert hub.has(2) == {"new": "v", "last": "v"}
         assert hub.replicas[2].applied == 20_004
@@ -271,7 +271,7 @@ def test_a_batch_of_several_frames_is_applied_as_a_whole(there: Fixture) -> None
     for key, value in values.items():
         there.write(1, "set", key, value)
     there.port.without_room.clear()
-    there.hub.room(2)
+    there.hub.room_available(2)
     frames = there.port.take(2)
     assert len(frames) == 4
     for frame in frames[:-1]:
@@ -299,7 +299,7 @@ def test_what_changes_while_a_batch_is_sent_comes_after_it(there: Fixture) -> No
     for number in range(4):
         there.write(1, "set", "c", number)
         there.port.without_room.discard(2)
-        there.hub.room(2)
+        there.hub.room_available(2)
         there.receive(2)
         seen.append((there.replicas[2].applied, there.has(2).get("c")))
     assert seen[0] == (4, 0)  # the batch began with the newest that was known then
@@ -338,14 +338,14 @@ def test_deadlines_that_have_been_met_are_forgotten(there: Fixture) -> None:
     there.write(1, "set", "k", "v", timeout=2.0)
     assert len(there.answers[1]) == 1000
     assert there.hub.deadline() == 102.0
-    assert len(there.state._asks._deadlines) < 100
+    assert len(there.state._pending._deadlines) < 100
 
 
 def test_what_the_state_counts(there: Fixture) -> None:
     there.write(1, "set", "k", "v", timeout=0.0)
     there.later(0.0)
     found = {"state_keys": 1, "state_size_bytes": 3 + OVERHEAD, "state_changes_total": 1, "state_lagged_total": 1}
-    assert there.hub.figures() == found
+    assert there.hub.metrics() == found
 
 
 def test_a_copy_that_is_sent_whole_once_more_tells_what_is_different() -> None:
@@ -377,7 +377,7 @@ def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
     other = Fixture()  # that knows the members of now: the dead one's are dropped
     left["members"] = there.hub.to_state()["members"]
     other.hub.load(left)
-    assert list(other.state._feeding._copies) == [1]
+    assert list(other.state._replication._replicas) == [1]
     left["members"] = members
     new = Fixture()
     new.replicas, new.answers, new.now = there.replicas, there.answers, there.now
@@ -385,7 +385,7 @@ def test_another_program_of_the_listener_goes_on(there: Fixture) -> None:
     new.hub.load(left)
     assert new.port.applied == 3
     new.catch_up(1)
-    new.hub.room(2)
+    new.hub.room_available(2)
     new.catch_up(2)
     new.receive(1)
     assert [frame.head["version"] for frame in new.answers[1]] == [1, 2]
@@ -417,10 +417,10 @@ def test_messages_do_not_take_all_the_room(monkeypatch: pytest.MonkeyPatch) -> N
         for _ in range(8):
             port.send(member.id, encode("message"))
 
-    monkeypatch.setattr(MessageBroker, "room", fill)
+    monkeypatch.setattr(MessageBroker, "room_available", fill)
     port.without_room.clear()
     port.sent.clear()
-    hub.room(2)
+    hub.room_available(2)
     assert port.take(2)[0].kind == "state.changes"
 
 
@@ -467,7 +467,7 @@ def test_only_so_many_deleted_keys_are_remembered(stored: Fixture, monkeypatch: 
     for number in range(4):
         stored.from_store("store.change", b"\x01", key=f"k{number}", version=10 + number, deleted=False)
         stored.from_store("store.change", key=f"k{number}", version=20 + number, deleted=True)
-    assert stored.state._told._tombstones == {"k2": 22, "k3": 23}
+    assert stored.state._store_changes._tombstones == {"k2": 22, "k3": 23}
 
 
 def test_what_the_store_refuses(stored: Fixture) -> None:

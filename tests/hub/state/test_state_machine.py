@@ -11,9 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from serve_asgi.app.replica import StateReplica
 from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
-from serve_asgi.hub.state import replication as copies
-from serve_asgi.hub.state import replication as feeding
-from serve_asgi.hub.state import shared_state as state
+from serve_asgi.hub.state import replication, shared_state
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.hub.state.write import OVERHEAD, AcceptedWrite, StateEntry, StateLimits, entry_size, evaluate_write
 from serve_asgi.ipc.frames import decode, encode, pack_value, unpack_value
@@ -25,9 +23,9 @@ EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "40"))
 KEYS = ["a", "b", "c"]
 WRITES = st.tuples(st.sampled_from(["set", "cas", "incr", "delete"]), st.sampled_from(KEYS), st.integers(0, 5))
 LIMITS = StateLimits(64, 200 + 3 * OVERHEAD)
-PIECE = copies.FRAME_SIZE
-FRAMES_AT_ONCE = feeding.FRAMES_PER_TURN
-MANY = state.RESEND_ABOVE
+PIECE = replication.FRAME_SIZE
+FRAMES_AT_ONCE = replication.FRAMES_PER_TURN
+MANY = shared_state.RESEND_ABOVE
 
 
 class WatchingPort(RecordingPort):
@@ -39,7 +37,7 @@ class WatchingPort(RecordingPort):
         super().__init__()
         self.budget: dict[int, int] = {}
 
-    def room(self, member: int) -> bool:
+    def has_room(self, member: int) -> bool:
         return self.budget.get(member, 1) > 0
 
     def send(self, member: int, data: bytes) -> None:
@@ -59,9 +57,9 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        feeding.FRAMES_PER_TURN = 2  # type: ignore[misc]
-        state.RESEND_ABOVE = 2  # type: ignore[misc]
-        copies.FRAME_SIZE = 40  # type: ignore[misc]  # bytes: so that a batch may be several frames
+        replication.FRAMES_PER_TURN = 2  # type: ignore[misc]
+        shared_state.RESEND_ABOVE = 2  # type: ignore[misc]
+        replication.FRAME_SIZE = 40  # type: ignore[misc]  # bytes: so that a batch may be several frames
         self.now = 0.0
         self.next = 1
         self.replicas: dict[int, StateReplica] = {}
@@ -82,7 +80,7 @@ class SharedStateMachine(RuleBasedStateMachine):
         self.state = SharedState(self.hub)
         self.hub.add(self.state)
         if self.stored:
-            self.hub.store_trouble = ""
+            self.hub.store_problem = ""
 
     def remember(self) -> None:
         """Called after everything that may have changed the state by one step."""
@@ -165,7 +163,7 @@ class SharedStateMachine(RuleBasedStateMachine):
         if id in self.hub.members:
             self.port.budget[id] = frames
             if frames:
-                self.hub.room(id)
+                self.hub.room_available(id)
 
     @rule(seconds=st.sampled_from([0.5, 3.0]))
     def wait(self, seconds: float) -> None:
@@ -199,9 +197,9 @@ class SharedStateMachine(RuleBasedStateMachine):
         assert self.state._entries.used <= LIMITS.total
 
     def teardown(self) -> None:
-        feeding.FRAMES_PER_TURN = FRAMES_AT_ONCE  # type: ignore[misc]
-        state.RESEND_ABOVE = MANY  # type: ignore[misc]
-        copies.FRAME_SIZE = PIECE  # type: ignore[misc]
+        replication.FRAMES_PER_TURN = FRAMES_AT_ONCE  # type: ignore[misc]
+        shared_state.RESEND_ABOVE = MANY  # type: ignore[misc]
+        replication.FRAME_SIZE = PIECE  # type: ignore[misc]
         if not hasattr(self, "hub"):
             return
         self.settle()

@@ -41,7 +41,7 @@ class MessageBroker(HubComponent):
         super().__init__(hub)
         self.routing = MessageRouter(hub)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         counts = self.routing.counts
         return {
             "messages_accepted_total": counts["accepted"],
@@ -122,7 +122,7 @@ class MessageBroker(HubComponent):
         self.routing.left(member)
         self._settle()
 
-    def room(self, member: Member) -> None:
+    def room_available(self, member: Member) -> None:
         self.routing.dispatcher.dispatch_to_process(self.routing.consumers.processes[member.id])
         self._settle()
 

@@ -177,7 +177,7 @@ class Consumers:
                 member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC
             ):
                 continue
-            if not self.hub.port.room(member.id) or not consumer.process.has_capacity():
+            if not self.hub.port.has_room(member.id) or not consumer.process.has_capacity():
                 continue
             ties = ties + 1 if consumer.in_flight == least else 1
             if ties == 1 or random.random() * ties < 1:

@@ -52,7 +52,7 @@ class Dispatcher:
                 return
             if message.ack_mode is AckMode.REPLY and consumer.in_flight >= consumer.concurrency:
                 return  # delivered, it would be started even if the caller had gone
-            if not consumer.window_open or not self._hub.port.room(consumer.process.member.id):
+            if not consumer.window_open or not self._hub.port.has_room(consumer.process.member.id):
                 return
             self._deliver(consumer, consumer.queue.take())
 

@@ -155,7 +155,7 @@ class LossReports:
         said = f"{text.format(f'{count} messages' if count > 1 else 'a message')} (topics: {', '.join(topics)})"
         self._counts["lost"] += count
         about = {} if member is None else _about(member)
-        self._hub.port.say(logging.WARNING, "messages_lost", said, "", count=count, topics=topics, **about)
+        self._hub.port.report(logging.WARNING, "messages_lost", said, "", count=count, topics=topics, **about)
 
     def remote_dropped(self, topic: str) -> None:
         """There was no room for a broadcast of another server; those of some time are reported together."""
@@ -172,7 +172,7 @@ class LossReports:
                 count, topics = self._unrecorded.total(), sorted(self._unrecorded)[:MAX_NAMED_TOPICS]
                 text = f"{count} more messages were given up (topics: {', '.join(topics)})"
                 about: dict[str, Any] = {"topics": topics, "count": count}
-                self._hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
+                self._hub.port.report(logging.ERROR, "message_dead_lettered", text, **about)
                 self._unrecorded.clear()
             self.due = math.inf
 
@@ -194,7 +194,7 @@ class LossReports:
                 what = f"topic {topic!r}" if topic else f"more than {STARTING_TOPICS} topics, if it handles them,"
                 text = f"{process.member} took long to start: {count} messages of {what} were dropped"
                 about: dict[str, Any] = {"topic": topic, "count": count, **_about(process.member)}
-                self._hub.port.say(logging.WARNING, "messages_dropped", text, **about)
+                self._hub.port.report(logging.WARNING, "messages_dropped", text, **about)
         process.dropped.clear()
 
     def dead(self, topic: str, id: str, attempts: int, why: str) -> str:
@@ -210,7 +210,7 @@ class LossReports:
             self.due = min(self.due, now + NO_CONSUMER_GRACE)
             return text
         about: dict[str, Any] = {"topic": topic, "id": id, "attempts": attempts, "reason": why}
-        self._hub.port.say(logging.ERROR, "message_dead_lettered", text, **about)
+        self._hub.port.report(logging.ERROR, "message_dead_lettered", text, **about)
         return text
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_LISTED: Final = 1000
 """Schedules in one report."""
 MAX_REPLY_RUNS: Final = 50
-"""Runs that the answer to who has asked for them tells of."""
+"""Runs in the reply to a request for them."""
 MAX_NAME: Final = 200
 """Characters of a name; no schedule has a longer one, so that none is like it."""
 MAX_COMPARED: Final = 200
@@ -63,10 +63,10 @@ class ScheduleCommands:
     """All that is asked of one hub's schedules."""
 
     def __init__(self, ticks: Scheduler, state: SharedState) -> None:
-        self._ticks = ticks
+        self._scheduler = ticks
         self._state = state
-        self._asks: dict[int, _RunRequest] = {}
-        self._early: list[tuple[Member, int, str, str]] = []
+        self._requests: dict[int, _RunRequest] = {}
+        self._early_requests: list[tuple[Member, int, str, str]] = []
         self._number = 0
         state.follow(PAUSE_PREFIX, self._paused)
 
@@ -77,9 +77,9 @@ class ScheduleCommands:
 
         Before the first switch nothing holds: who is told to serve (local mode) waits for it, others cannot.
         """
-        if not self._ticks.begun and do in ("next", "list", "run"):
-            if member.order is MemberOrder.SERVE and len(self._early) < MAX_REQUESTS:
-                self._early.append((member, id, do, name))
+        if not self._scheduler.serving and do in ("next", "list", "run"):
+            if member.order is MemberOrder.SERVE and len(self._early_requests) < MAX_REQUESTS:
+                self._early_requests.append((member, id, do, name))
             else:
                 self._answer_to(member, id)(False, NOT_SERVING_YET, None)
             return
@@ -89,16 +89,16 @@ class ScheduleCommands:
         self.do(do, name, self._answer_to(member, id), by=str(member), asker=(member.id, id))
 
     def begin(self) -> None:
-        """The first definitions hold: answer those who could not wait."""
-        early, self._early = self._early, []
+        """The first definitions are in force: take the requests that came before."""
+        early, self._early_requests = self._early_requests, []
         for each in early:
             self.take(*each)
 
     def _answer_to(self, member: Member, id: int) -> CommandReply:
         def answer(ok: bool, text: str, found: Any) -> None:
-            if member.id in self._ticks.hub.members:
+            if member.id in self._scheduler.hub.members:
                 body = pack_value(found, "the answer")
-                self._ticks.hub.send(member, "schedule.reply", {"id": id, "ok": ok, "text": text}, body)
+                self._scheduler.hub.send(member, "schedule.reply", {"id": id, "ok": ok, "text": text}, body)
 
         return answer
 
@@ -108,26 +108,28 @@ class ScheduleCommands:
             found = self.report(name)
             answer(bool(found or not name), self._unknown(name), found)
             return
-        line = self._ticks.lines.get(name)
-        if do == "pause" and self._ticks.known(name):
-            self._set(name, {"at": round(self._ticks.hub.wall(), 3), "by": by}, answer)
-        elif do == "resume" and self._ticks.known(name):
+        schedule = self._scheduler.schedules.get(name)
+        if do == "pause" and self._scheduler.known(name):
+            self._set(name, {"at": round(self._scheduler.hub.wall(), 3), "by": by}, answer)
+        elif do == "resume" and self._scheduler.known(name):
             self._set(name, None, answer)
-        elif do == "run" and line is not None and line.definition is not None:
-            if asker[0] and sum(ask.member == asker[0] for ask in self._asks.values()) >= MAX_REQUESTS:
+        elif do == "run" and schedule is not None and schedule.definition is not None:
+            if asker[0] and sum(request.member == asker[0] for request in self._requests.values()) >= MAX_REQUESTS:
                 answer(False, f"{MAX_REQUESTS} runs that this process has asked for have not ended", None)
                 return
             self._number += 1
-            self._asks[self._number] = _RunRequest(name, answer, *asker)
-            now = self._ticks.now
-            self._ticks.add(line, PendingTick(now, now, RunKind.ASKED, ask=self._number))
+            self._requests[self._number] = _RunRequest(name, answer, *asker)
+            now = self._scheduler.now
+            self._scheduler.add(schedule, PendingTick(now, now, RunKind.ASKED, ask=self._number))
         else:
             answer(False, self._unknown(name), None)
 
     def _unknown(self, name: str) -> str:
-        if not self._ticks.begun:
+        if not self._scheduler.serving:
             return NOT_SERVING_YET
-        known = sorted(line.name for line in self._ticks.lines.values() if line.definition is not None)
+        known = sorted(
+            schedule.name for schedule in self._scheduler.schedules.values() if schedule.definition is not None
+        )
         name = name[:MAX_NAME]
         near = difflib.get_close_matches(name, known[:MAX_COMPARED], 1)
         if near:
@@ -140,32 +142,34 @@ class ScheduleCommands:
         `most` of them after a name, with the newest of it.
         """
         if name:
-            line = self._ticks.lines.get(name)
-            return [] if line is None or line.definition is None else [self._described(line, HISTORY_LENGTH)]
-        lines = sorted(self._ticks.lines.items())
-        found = [line for each, line in lines if each > after and line.definition is not None]
-        return [self._described(line, 1) for line in found[:most]]
+            schedule = self._scheduler.schedules.get(name)
+            return (
+                [] if schedule is None or schedule.definition is None else [self._described(schedule, HISTORY_LENGTH)]
+            )
+        schedules = sorted(self._scheduler.schedules.items())
+        found = [schedule for each, schedule in schedules if each > after and schedule.definition is not None]
+        return [self._described(schedule, 1) for schedule in found[:most]]
 
-    def _described(self, line: ScheduleState, most: int) -> dict[str, Any]:
-        definition = line.definition
+    def _described(self, schedule: ScheduleState, most: int) -> dict[str, Any]:
+        definition = schedule.definition
         assert definition is not None
         return {
-            "name": line.name,
+            "name": schedule.name,
             "when": definition.when(),
             "on": definition.on.value,
             "overlap": definition.overlap.value,
             "where": definition.where,
-            "state": line.state(),
+            "state": schedule.state(),
             "disabled": definition.disabled,
-            "paused": line.paused,
-            "next": line.next / 1000 if line.next is not None and line.paused is None else None,
-            "running": [run.entry.shown() for run in line.runs.values()][:most],
-            "runs": len(line.runs),
-            "waiting": len(line.waiting),
-            "since": line.since / 1000,  # ticks after it, up to `decided`, are counted
-            "decided": line.decided / 1000,
-            "counts": dict(line.counts),
-            "history": [entry.shown() for entry in self._ticks.past.of(line, self._ticks.seed, most)],
+            "paused": schedule.paused,
+            "next": schedule.next / 1000 if schedule.next is not None and schedule.paused is None else None,
+            "running": [run.entry.shown() for run in schedule.runs.values()][:most],
+            "runs": len(schedule.runs),
+            "waiting": len(schedule.waiting),
+            "since": schedule.since / 1000,  # ticks after it, up to `decided`, are counted
+            "decided": schedule.decided / 1000,
+            "counts": dict(schedule.counts),
+            "history": [entry.shown() for entry in self._scheduler.history.of(schedule, self._scheduler.seed, most)],
         }
 
     # ---- pauses
@@ -189,74 +193,81 @@ class ScheduleCommands:
 
     def _paused(self, key: str, value: Any) -> None:
         """It is so: here, or by way of the store."""
-        line = self._ticks.lines.get(key.removeprefix(PAUSE_PREFIX))
-        if line is None:
+        schedule = self._scheduler.schedules.get(key.removeprefix(PAUSE_PREFIX))
+        if schedule is None:
             return
-        self._ticks.advance(line, self._ticks.now)
+        self._scheduler.advance(schedule, self._scheduler.now)
         pause = value if isinstance(value, dict) else None
-        if (line.paused is None) is (pause is None):
-            line.paused = pause
+        if (schedule.paused is None) is (pause is None):
+            schedule.paused = pause
             return
-        passed = line.pause(pause)
+        passed = schedule.pause(pause)
         if pause is None:
             ticks = {0: "no tick", 1: "1 tick"}.get(passed, f"{passed} ticks")
             text = f"resumed; {ticks} passed by" + (" without a run" if passed else "")
-            self._say("schedule_resumed", line, text, ticks=passed)
+            self._report("schedule_resumed", schedule, text, ticks=passed)
         else:
-            self._ticks.runs.withdraw(line)
-            self._say("schedule_paused", line, "paused" + (f" by {pause['by']}" if pause.get("by") else ""))
+            self._scheduler.runs.withdraw(schedule)
+            self._report("schedule_paused", schedule, "paused" + (f" by {pause['by']}" if pause.get("by") else ""))
 
-    def _say(self, event: str, line: ScheduleState, text: str, **about: Any) -> None:
-        text = f"the schedule {line.name!r} is {text}"
-        self._ticks.hub.port.say(logging.INFO, event, text, name=line.name, **about)
+    def _report(self, event: str, schedule: ScheduleState, text: str, **about: Any) -> None:
+        text = f"the schedule {schedule.name!r} is {text}"
+        self._scheduler.hub.port.report(logging.INFO, event, text, name=schedule.name, **about)
 
-    # ---- runs that somebody waits for
+    # ---- runs that were requested
 
-    def more(self, ask: int) -> None:
+    def add_run(self, request: int) -> None:
         """One more run of what was asked for."""
-        if ask in self._asks:
-            self._asks[ask].open += 1
+        if request in self._requests:
+            self._requests[request].open += 1
 
-    def less(self, ask: int) -> None:
+    def run_finished(self, request: int) -> None:
         """One less; the last one answers."""
-        found = self._asks.get(ask)
+        found = self._requests.get(request)
         if found is None:
             return
         found.open -= 1
         if not found.open:
-            del self._asks[ask]
+            del self._requests[request]
             ok = all(entry.outcome is RunOutcome.OK for entry in found.entries)
             shown = found.entries[:MAX_REPLY_RUNS]
             text = f"{found.name}: " + ("; ".join(map(_said, shown)) or "no run")
             found.answer(ok, text, [entry.shown() for entry in shown])
 
-    def ended(self, tick: PendingTick, entry: HistoryEntry) -> None:
+    def tick_ended(self, tick: PendingTick, entry: HistoryEntry) -> None:
         """A tick has come to its end."""
-        if (found := self._asks.get(tick.ask)) is not None:
+        if (found := self._requests.get(tick.ask)) is not None:
             found.entries.append(entry)
-            self.less(tick.ask)
+            self.run_finished(tick.ask)
 
-    def left(self, member: Member) -> None:
+    def member_left(self, member: Member) -> None:
         """Who has gone needs no answer."""
-        for number in [number for number, ask in self._asks.items() if ask.member == member.id]:
-            del self._asks[number]
+        for number in [number for number, request in self._requests.items() if request.member == member.id]:
+            del self._requests[number]
 
     # ---- a new program of the listener
 
     def to_state(self) -> list[Any]:
-        """What processes wait for; the connections of those who asked by a command end with the program."""
+        """What processes wait for; the control connections of other askers end with the program."""
         return [
-            [number, ask.name, ask.member, ask.id, ask.open, [to_plain(entry) for entry in ask.entries]]
-            for number, ask in self._asks.items()
-            if ask.member
+            [
+                number,
+                request.name,
+                request.member,
+                request.id,
+                request.open,
+                [to_plain(entry) for entry in request.entries],
+            ]
+            for number, request in self._requests.items()
+            if request.member
         ]
 
     def load(self, state: list[Any], ticks: Iterable[PendingTick]) -> None:
-        """The reverse; `ticks` are all there are, of which some may have been asked for by who is not answered now."""
+        """The reverse; `ticks` are all there are, some of which were requested by askers that are gone now."""
         self._number = max((tick.ask for tick in ticks), default=0)
         for number, name, member, id, left, entries in state:
-            answer = self._answer_to(self._ticks.hub.members[member], id)
-            self._asks[number] = _RunRequest(
+            answer = self._answer_to(self._scheduler.hub.members[member], id)
+            self._requests[number] = _RunRequest(
                 name, answer, member, id, left, [HistoryEntry.load(entry) for entry in entries]
             )
             self._number = max(self._number, number)

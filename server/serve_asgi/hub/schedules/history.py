@@ -75,34 +75,34 @@ class StoredHistory:
         self._changed: dict[str, ScheduleState] = {}
         self._since = 0.0  # when the first of them has changed
 
-    def changed(self, line: ScheduleState) -> None:
+    def changed(self, schedule: ScheduleState) -> None:
         """Something has ended."""
         if self._hub.settings.stored:
             if not self._changed:
                 self._since = self._hub.clock()
-            self._changed[line.name] = line
+            self._changed[schedule.name] = schedule
 
     def write(self, server: int, *, at_once: bool = False) -> None:
         """Write what has changed, if it is time to."""
         due = at_once or self._hub.clock() - self._since >= WRITE_DELAY
-        if not due or not self._changed or self._hub.store_trouble:
+        if not due or not self._changed or self._hub.store_problem:
             return
         changed, self._changed = self._changed, {}
-        for line in changed.values():
-            own = [entry for entry in line.history if entry.outcome is not RunOutcome.RUNNING][-OWN_ENTRIES:]
-            others = [(whose, to_plain(HistoryEntry.load(each))) for whose, each in self._others(line.name, server)]
+        for schedule in changed.values():
+            own = [entry for entry in schedule.history if entry.outcome is not RunOutcome.RUNNING][-OWN_ENTRIES:]
+            others = [(whose, to_plain(HistoryEntry.load(each))) for whose, each in self._others(schedule.name, server)]
             kept = [*others, *((f"{server:x}", to_plain(entry)) for entry in own)]
             kept.sort(key=lambda each: int(each[1]["instant"]))
-            self._state.put(HISTORY_PREFIX + line.name, kept[-HISTORY_LENGTH:])
+            self._state.put(HISTORY_PREFIX + schedule.name, kept[-HISTORY_LENGTH:])
 
-    def of(self, line: ScheduleState, server: int, most: int = HISTORY_LENGTH) -> list[HistoryEntry]:
+    def of(self, schedule: ScheduleState, server: int, most: int = HISTORY_LENGTH) -> list[HistoryEntry]:
         """The history, the newest first: this server's own, and what others have written or one before this."""
-        told = [told for _, told in self._others(line.name, server)]
+        told = [told for _, told in self._others(schedule.name, server)]
         others = [
             HistoryEntry.load(each)
             for each in heapq.nlargest(most, told, key=lambda each: each["began"] or each["last"])
         ]
-        found = sorted([*others, *line.history], key=lambda entry: entry.began or entry.last)
+        found = sorted([*others, *schedule.history], key=lambda entry: entry.began or entry.last)
         return found[: -most - 1 : -1]
 
     def _others(self, name: str, server: int) -> list[tuple[str, dict[str, Any]]]:
@@ -126,42 +126,44 @@ class ScheduleLog:
             f"the clock was set back by {seconds:.0f} s: schedules go on when it has caught up, since no instant "
             "has two runs"
         )
-        self._hub.port.say(logging.WARNING, "schedule_clock_set_back", text, seconds=seconds)
+        self._hub.port.report(logging.WARNING, "schedule_clock_set_back", text, seconds=seconds)
 
-    def broken(self, line: ScheduleState) -> None:
-        assert line.definition is not None
-        text = f"the schedule {line.name!r} has no ticks any more: {line.definition.disabled}; please report this"
-        self._hub.port.say(logging.ERROR, "schedule_refused", text, name=line.name)
+    def broken(self, schedule: ScheduleState) -> None:
+        assert schedule.definition is not None
+        text = (
+            f"the schedule {schedule.name!r} has no ticks any more: {schedule.definition.disabled}; please report this"
+        )
+        self._hub.port.report(logging.ERROR, "schedule_refused", text, name=schedule.name)
 
     def unknown(self, member: Member, name: str, error: Exception) -> None:
         text = (
             f"the schedule {name!r} of {member} is not understood by this listener ({error}) and is left out; if the "
             "workers are of a later version, replace the listener too (serve reload --listener)"
         )
-        self._hub.port.say(logging.ERROR, "schedule_refused", text, name=name)
+        self._hub.port.report(logging.ERROR, "schedule_refused", text, name=name)
 
-    def missed(self, line: ScheduleState, missed: MissedTicks, *, first: bool = True) -> None:
+    def missed(self, schedule: ScheduleState, missed: MissedTicks, *, first: bool = True) -> None:
         """`first`: the ticks before these were not missed."""
         ticks = "a tick" if missed.number == 1 else f"{missed.number} ticks"
-        text = f"{ticks} of the schedule {line.name!r} missed: {missed.text}"
+        text = f"{ticks} of the schedule {schedule.name!r} missed: {missed.text}"
         span: dict[str, Any] = {"first": missed.first / 1000, "last": missed.last / 1000}
-        self._hub.port.say(_level(first), "schedule_missed", text, name=line.name, count=missed.number, **span)
+        self._hub.port.report(_level(first), "schedule_missed", text, name=schedule.name, count=missed.number, **span)
 
-    def skipped(self, line: ScheduleState, instant: int, why: str, *, first: bool) -> None:
+    def skipped(self, schedule: ScheduleState, instant: int, why: str, *, first: bool) -> None:
         """`first`: the tick before this one was not skipped."""
-        text = f"a tick of the schedule {line.name!r} is skipped: {why}"
-        self._hub.port.say(_level(first), "schedule_skipped", text, name=line.name, instant=instant / 1000)
+        text = f"a tick of the schedule {schedule.name!r} is skipped: {why}"
+        self._hub.port.report(_level(first), "schedule_skipped", text, name=schedule.name, instant=instant / 1000)
 
-    def ended(self, line: ScheduleState, run: ActiveRun, outcome: RunOutcome, text: str, detail: str = "") -> None:
+    def ended(self, schedule: ScheduleState, run: ActiveRun, outcome: RunOutcome, text: str, detail: str = "") -> None:
         """A run has ended so; `detail` is a traceback."""
         entry = run.entry
         level, event, said = END_RECORDS[outcome]
-        text = f"the schedule {line.name!r} {said} in {entry.worker}" + (f": {text}" if text else "")
+        text = f"the schedule {schedule.name!r} {said} in {entry.worker}" + (f": {text}" if text else "")
         about = {"instant": entry.instant / 1000, "attempt": entry.attempt, "seconds": entry.seconds}
         where = {"slot": entry.slot, "generation": entry.generation}
-        self._hub.port.say(level, event, text, detail, name=line.name, **about, **where)
+        self._hub.port.report(level, event, text, detail, name=schedule.name, **about, **where)
 
 
 def _level(first: bool) -> int:
-    """Of ticks in a row that come to nothing the first is told, so that no log is filled."""
+    """Of ticks in a row that come to nothing the first is logged, so that the log does not fill."""
     return logging.WARNING if first else logging.DEBUG

@@ -25,69 +25,69 @@ MAX_CLOCK_SKEW: Final = 40_000
 
 
 class ActiveRuns:
-    """All of one hub's."""
+    """The runs of one hub."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self.all: dict[int, ActiveRun] = {}
+        self.active: dict[int, ActiveRun] = {}
         self.number = 0
-        """Of the last one that was given."""
-        self._lines: dict[int, ScheduleState] = {}
+        """Of the last one that was started."""
+        self._schedules: dict[int, ScheduleState] = {}
         self._last: dict[int, int] = {}  # by member: the number of its last run
 
-    def give(self, line: ScheduleState, tick: PendingTick, members: list[Member], now: int) -> None:
-        """Have one of these run it."""
-        hands = {member.id: 0 for member in members}
-        for run in self.all.values():
-            if run.member in hands:
-                hands[run.member] += 1
-        member = min(members, key=lambda each: (hands[each.id], self._last.get(each.id, 0)))
+    def start(self, schedule: ScheduleState, tick: PendingTick, members: list[Member], now: int) -> None:
+        """Start it in one of these."""
+        running = {member.id: 0 for member in members}
+        for run in self.active.values():
+            if run.member in running:
+                running[run.member] += 1
+        member = min(members, key=lambda each: (running[each.id], self._last.get(each.id, 0)))
         self.number += 1
         self._last[member.id] = self.number
         entry = HistoryEntry(tick.instant, RunOutcome.RUNNING, "", str(member), member.slot, member.generation, now)
         entry.attempt, entry.kind = tick.attempt, tick.kind
-        line.history.append(entry)
-        self._add(line, ActiveRun(self.number, tick, member.id, tick.slot, entry))
-        head = {"run": self.number, "name": line.name, "instant": tick.instant, "attempt": tick.attempt}
+        schedule.history.append(entry)
+        self._add(schedule, ActiveRun(self.number, tick, member.id, tick.slot, entry))
+        head = {"run": self.number, "name": schedule.name, "instant": tick.instant, "attempt": tick.attempt}
         self._hub.send(member, "schedule.run", head | {"kind": tick.kind.value, "token": tick.token})
 
     def of(self, member: Member, id: int) -> ActiveRun | None:
         """The run of this number, if this member has it."""
-        run = self.all.get(id)
+        run = self.active.get(id)
         return run if run is not None and run.member == member.id else None
 
-    def line(self, run: ActiveRun) -> ScheduleState:
+    def schedule_of(self, run: ActiveRun) -> ScheduleState:
         """Whose run it is."""
-        return self._lines[run.id]
+        return self._schedules[run.id]
 
     def remove(self, run: ActiveRun) -> ScheduleState:
         """It has ended, or nobody runs it any more; return whose it was."""
-        line = self._lines.pop(run.id)
-        del self.all[run.id], line.runs[run.id]
-        return line
+        schedule = self._schedules.pop(run.id)
+        del self.active[run.id], schedule.runs[run.id]
+        return schedule
 
-    def withdraw(self, line: ScheduleState) -> None:
-        """It is paused: a process that was given a tick and has not begun, for it stands still, is not to begin it."""
-        for run in line.runs.values():
+    def withdraw(self, schedule: ScheduleState) -> None:
+        """It is paused: a process that has been sent a run and has not started it, since it stands still, must not."""
+        for run in schedule.runs.values():
             member = self._hub.members.get(run.member)
             if member is not None and run.tick.kind is not RunKind.ASKED and run.tick.attempt == 1:
                 self._hub.send(member, "schedule.withdraw", {"run": run.id})
 
     def left(self, member: Member) -> list[ActiveRun]:
-        """A member is no more; return what it has not ended."""
+        """A member is gone; return the runs that it has not ended."""
         self._last.pop(member.id, None)
-        return [run for run in self.all.values() if run.member == member.id]
+        return [run for run in self.active.values() if run.member == member.id]
 
-    def load(self, number: int, lines: Iterable[ScheduleState]) -> None:
-        """Take over what another program of the listener has given."""
+    def load(self, number: int, schedules: Iterable[ScheduleState]) -> None:
+        """Restore what the listener's program before this one has started."""
         self.number = number
-        for line in lines:
-            for run in line.runs.values():
-                self._add(line, run)
+        for schedule in schedules:
+            for run in schedule.runs.values():
+                self._add(schedule, run)
 
-    def _add(self, line: ScheduleState, run: ActiveRun) -> None:
-        self.all[run.id] = line.runs[run.id] = run
-        self._lines[run.id] = line
+    def _add(self, schedule: ScheduleState, run: ActiveRun) -> None:
+        self.active[run.id] = schedule.runs[run.id] = run
+        self._schedules[run.id] = schedule
 
 
 class LeaseRequests:
@@ -108,34 +108,34 @@ class LeaseRequests:
         settings = self._hub.settings
         if not settings.stored or tick.token is not None or tick.denied:
             return False
-        return settings.shared or not self._hub.store_trouble
+        return settings.shared or not self._hub.store_problem
 
-    def ask(self, line: ScheduleState, tick: PendingTick, holder: int) -> None:
+    def ask(self, schedule: ScheduleState, tick: PendingTick, holder: int) -> None:
         """Ask for a tick; `answered` has what the store says."""
-        assert line.definition is not None
+        assert schedule.definition is not None
         self.number += 1
-        self._questions[self.number] = line
-        line.asked = tick
-        exclusive = tick.kind is RunKind.TICK and line.definition.overlap is not OverlapPolicy.ALLOW
+        self._questions[self.number] = schedule
+        schedule.at_store = tick
+        exclusive = tick.kind is RunKind.TICK and schedule.definition.overlap is not OverlapPolicy.ALLOW
         head = {
             "id": self.number,
-            "name": _key(line, tick),
+            "name": _key(schedule, tick),
             "tick": (tick.instant + tick.ahead) / 1000,
             "holder": f"{holder:x}",
         }
         self._hub.send_to_store("store.grant", head | {"lease": LEASE_TIME, "exclusive": exclusive})
 
-    def answered(self, frame: ValidatedFrame) -> tuple[ScheduleState, PendingTick] | None:
+    def take_grant(self, frame: ValidatedFrame) -> tuple[ScheduleState, PendingTick] | None:
         """Whose answer this is; if it has been granted, the tick has its token."""
-        line = self._questions.pop(frame.head.id, None)
-        if line is None or (tick := line.asked) is None:
+        schedule = self._questions.pop(frame.head.id, None)
+        if schedule is None or (tick := schedule.at_store) is None:
             return None
-        line.asked = None
+        schedule.at_store = None
         if frame.kind == "store.granted":
             tick.token, tick.until = frame.head.token, frame.head.renewed_until
-        return line, tick
+        return schedule, tick
 
-    def again(self, tick: PendingTick, why: str) -> bool:
+    def try_again(self, tick: PendingTick, why: str) -> bool:
         """Whether a tick that was not granted is to be tried once more.
 
         The instants of runs that somebody asks for are the clocks' of several servers, and the store wants them to
@@ -151,44 +151,49 @@ class LeaseRequests:
             return False
         return True
 
-    def release(self, line: ScheduleState, tick: PendingTick) -> None:
+    def release(self, schedule: ScheduleState, tick: PendingTick) -> None:
         """A tick has come to its end."""
         if tick.token is not None:
-            self._hub.send_to_store("store.release", {"name": _key(line, tick), "token": tick.token})
+            self._hub.send_to_store("store.release", {"name": _key(schedule, tick), "token": tick.token})
 
-    def heard(self, frame: ValidatedFrame, lines: Iterable[ScheduleState]) -> None:
+    def take_reply(self, frame: ValidatedFrame, schedules: Iterable[ScheduleState]) -> None:
         """The store has renewed a lease, or has given it away."""
-        for line, run in _held(lines):
+        for schedule, run in _held(schedules):
             if run.tick.token == frame.head.token:
                 if frame.kind == "store.renewed":
                     run.tick.until = frame.head.renewed_until
                 else:
-                    self._lose(line, run)
+                    self._lease_lost(schedule, run)
 
-    def renew(self, lines: Iterable[ScheduleState]) -> None:
+    def renew(self, schedules: Iterable[ScheduleState]) -> None:
         """Hold the leases of what runs, now and then; those that could not be renewed are lost."""
         now = self._hub.clock()
         again = now - self._renewed >= LEASE_TIME / 3
-        for line, run in _held(lines):
+        for schedule, run in _held(schedules):
             if run.tick.until <= now:
-                self._lose(line, run)
+                self._lease_lost(schedule, run)
             elif again:
-                head = {"name": _key(line, run.tick), "token": run.tick.token, "lease": LEASE_TIME}
+                head = {"name": _key(schedule, run.tick), "token": run.tick.token, "lease": LEASE_TIME}
                 self._hub.send_to_store("store.renew", head)
         if again:
             self._renewed = now
 
-    def _lose(self, line: ScheduleState, run: ActiveRun) -> None:
+    def _lease_lost(self, schedule: ScheduleState, run: ActiveRun) -> None:
         run.lost = True
-        text = f"the lease of a run of the schedule {line.name!r} is lost: another server may run it too"
-        self._hub.port.say(logging.WARNING, "schedule_lease_lost", text, name=line.name, token=run.tick.token)
+        text = f"the lease of a run of the schedule {schedule.name!r} is lost: another server may run it too"
+        self._hub.port.report(logging.WARNING, "schedule_lease_lost", text, name=schedule.name, token=run.tick.token)
         self._hub.send(self._hub.members[run.member], "schedule.lost", {"run": run.id})
 
 
-def _held(lines: Iterable[ScheduleState]) -> list[tuple[ScheduleState, ActiveRun]]:
-    return [(line, run) for line in lines for run in line.runs.values() if run.tick.token is not None and not run.lost]
+def _held(schedules: Iterable[ScheduleState]) -> list[tuple[ScheduleState, ActiveRun]]:
+    return [
+        (schedule, run)
+        for schedule in schedules
+        for run in schedule.runs.values()
+        if run.tick.token is not None and not run.lost
+    ]
 
 
-def _key(line: ScheduleState, tick: PendingTick) -> str:
+def _key(schedule: ScheduleState, tick: PendingTick) -> str:
     """What the store is asked about: runs that somebody asked for are in no tick's way. No name has a tab."""
-    return line.name if tick.kind is RunKind.TICK else f"{line.name}\t{tick.kind.value}"
+    return schedule.name if tick.kind is RunKind.TICK else f"{schedule.name}\t{tick.kind.value}"

@@ -46,7 +46,7 @@ RETRIED: Final = frozenset({RunOutcome.CUT, RunOutcome.DIED})
 
 @dataclasses.dataclass(slots=True)
 class HistoryEntry:
-    """A line of the history: a run, or ticks in a row that had the same outcome and no run."""
+    """An entry of the history: a run, or ticks in a row that had the same outcome and no run."""
 
     instant: int  # of the first one
     outcome: RunOutcome
@@ -162,7 +162,7 @@ class ScheduleState:
         self.paused: dict[str, Any] | None = None  # since when, and by whom
         self._passed = 0  # ticks that pauses before this one have let pass
         self.waiting: list[PendingTick] = []  # by instant
-        self.asked: PendingTick | None = None  # the store has been asked for it
+        self.at_store: PendingTick | None = None  # the store has been asked for it
         self.runs: dict[int, ActiveRun] = {}
         self.history: collections.deque[HistoryEntry] = collections.deque(maxlen=HISTORY_LENGTH)
         self.counts: collections.Counter[str] = collections.Counter()
@@ -188,7 +188,7 @@ class ScheduleState:
         self.decided = instants[-1]
         self.next = self.definition.after(self.decided)
         if self.paused is not None:
-            self.note(RunOutcome.PAUSED, first, count=len(instants) + passed, last=self.decided)
+            self.record(RunOutcome.PAUSED, first, count=len(instants) + passed, last=self.decided)
             return None
         ticks = [PendingTick(instant, self._due(instant)) for instant in instants]
         due = [tick for tick in ticks if tick.due <= now]
@@ -198,7 +198,7 @@ class ScheduleState:
         if not passed and not due:
             return None
         missed = MissedTicks(passed + len(due), first, due[-1].instant if due else first, MISSED_REASON)
-        self.note(RunOutcome.MISSED, first, MISSED_REASON, count=missed.number, last=missed.last)
+        self.record(RunOutcome.MISSED, first, MISSED_REASON, count=missed.number, last=missed.last)
         return missed
 
     def _due(self, instant: int) -> int:
@@ -215,10 +215,10 @@ class ScheduleState:
         """The last instants up to `now`, and how many came before them."""
         assert self.next is not None
         if definition.every:
-            newest = now // definition.every * definition.every
-            count = (newest - self.next) // definition.every + 1
+            newest_entry = now // definition.every * definition.every
+            count = (newest_entry - self.next) // definition.every + 1
             kept = min(count, MAX_COUNTED)
-            return [newest - definition.every * back for back in range(kept - 1, -1, -1)], count - kept
+            return [newest_entry - definition.every * back for back in range(kept - 1, -1, -1)], count - kept
         found: list[int] = []
         instant: int | None = self.next
         while instant is not None and instant <= now:
@@ -228,17 +228,17 @@ class ScheduleState:
             instant = definition.after(instant)
         return found, 0
 
-    def note(self, outcome: RunOutcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
+    def record(self, outcome: RunOutcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
         """Ticks that did not begin; return whether the tick before them had another outcome."""
         self.counts[outcome.value] += count
-        newest = self.newest()
-        if newest is not None and newest.outcome is outcome:
-            newest.count, newest.last, newest.text = newest.count + count, last or instant, text
+        newest_entry = self.newest_entry()
+        if newest_entry is not None and newest_entry.outcome is outcome:
+            newest_entry.count, newest_entry.last, newest_entry.text = newest_entry.count + count, last or instant, text
             return False
         self.history.append(HistoryEntry(instant, outcome, text, count=count, last=last or instant))
         return True
 
-    def newest(self) -> HistoryEntry | None:
+    def newest_entry(self) -> HistoryEntry | None:
         """The last one of the history."""
         return self.history[-1] if self.history else None
 
@@ -248,41 +248,41 @@ class ScheduleState:
         since, self._passed, self.paused = self._passed, passed, pause
         return passed - since
 
-    def busy(self, slot: int) -> int:
+    def busy_count(self, slot: int) -> int:
         """How many runs there are, with those the store is asked for; of one slot, if it is not -1."""
-        return sum(slot in (-1, run.slot) for run in self.runs.values()) + (self.asked is not None)
+        return sum(slot in (-1, run.slot) for run in self.runs.values()) + (self.at_store is not None)
 
-    def hindrance(self, definition: ScheduleDefinition, tick: PendingTick) -> str | None:
+    def conflict(self, definition: ScheduleDefinition, tick: PendingTick) -> str | None:
         """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
-        busy = self.busy(tick.slot)
+        busy_count = self.busy_count(tick.slot)
         before = sum(each.queued and each.slot == tick.slot for each in self.waiting)
-        if busy == 0 and not before:  # those before it may wait for a run on another server
+        if busy_count == 0 and not before:  # those before it may wait for a run on another server
             return None
         if definition.overlap is OverlapPolicy.SKIP:
             return "the run before it had not ended"
         if definition.overlap is OverlapPolicy.ALLOW:
-            return f"{busy} runs had not ended" if busy >= MAX_PARALLEL_RUNS else None
+            return f"{busy_count} runs had not ended" if busy_count >= MAX_PARALLEL_RUNS else None
         if not tick.queued and before >= MAX_QUEUED_TICKS:
             return f"{MAX_QUEUED_TICKS} ticks wait for the run before them already"
         tick.queued = True
         return ""
 
-    def overtaken(self, now: int) -> list[PendingTick]:
+    def take_overtaken(self, now: int) -> list[PendingTick]:
         """Take out the ticks that could not begin until the next one was due: what held them up ends in no burst."""
-        newest: dict[int, PendingTick] = {}
+        newest_entry: dict[int, PendingTick] = {}
         found = []
         for tick in self.waiting:
             if tick.kind is RunKind.TICK and tick.attempt == 1 and tick.due <= now and not tick.queued:
-                before = newest.get(tick.slot)
-                newest[tick.slot] = tick if before is None or before.instant < tick.instant else before
+                before = newest_entry.get(tick.slot)
+                newest_entry[tick.slot] = tick if before is None or before.instant < tick.instant else before
                 if not tick.unsettled:
                     found.append(tick)
-        found = [tick for tick in found if newest[tick.slot] is not tick]
+        found = [tick for tick in found if newest_entry[tick.slot] is not tick]
         if found:
             self.waiting = [tick for tick in self.waiting if tick not in found]
         return found
 
-    def wake(self, now: int) -> int | None:
+    def next_wake(self, now: int) -> int | None:
         """When something is to be decided even if nothing happens."""
         waiting = [tick for tick in self.waiting if not tick.unsettled and (tick.due > now or not tick.queued)]
         times = [tick.due if tick.due > now else tick.due + TICK_GRACE + 1 for tick in waiting]
@@ -299,7 +299,7 @@ class ScheduleState:
     # A new program of the listener
 
     def to_state(self) -> dict[str, Any]:
-        asked = [self.asked] if self.asked is not None else []  # is asked for again
+        asked = [self.at_store] if self.at_store is not None else []  # is asked for again
         return {
             "name": self.name,
             "since": self.since,
@@ -318,14 +318,14 @@ class ScheduleState:
     @classmethod
     def from_state(cls, state: dict[str, Any], seed: int) -> ScheduleState:
         """The reverse, but for the definition."""
-        line = cls(state["name"], state["decided"], seed)
-        line.since = state["since"]
-        line._latest, line.paused = state["latest"], state["paused"]
-        line._passed = state.get("passed", 0)  # which an earlier version did not keep
-        line.waiting = [PendingTick.load(tick) for tick in state["waiting"]]
-        line.history.extend(HistoryEntry.load(entry) for entry in state["history"])
-        line.counts.update(state["counts"])
+        schedule = cls(state["name"], state["decided"], seed)
+        schedule.since = state["since"]
+        schedule._latest, schedule.paused = state["latest"], state["paused"]
+        schedule._passed = state.get("passed", 0)  # which an earlier version did not keep
+        schedule.waiting = [PendingTick.load(tick) for tick in state["waiting"]]
+        schedule.history.extend(HistoryEntry.load(entry) for entry in state["history"])
+        schedule.counts.update(state["counts"])
         for id, tick, member, slot, entry in state["runs"]:
-            run = line.runs[id] = ActiveRun(id, PendingTick.load(tick), member, slot, HistoryEntry.load(entry))
-            line.history.append(run.entry)
-        return line
+            run = schedule.runs[id] = ActiveRun(id, PendingTick.load(tick), member, slot, HistoryEntry.load(entry))
+            schedule.history.append(run.entry)
+        return schedule

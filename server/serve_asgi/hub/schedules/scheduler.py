@@ -49,23 +49,21 @@ from serve_asgi.ipc.schedule_frames import (
 CLOCK_INTERVAL: Final = 1.0
 """Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
 TURN_TIME: Final = 0.02
-"""Seconds of CPU time that the schedules have of one turn of the loop: a thousand that are due take more."""
+"""Seconds of CPU time for the schedules in one turn of the loop: a thousand that are due take more."""
 MAX_FORGOTTEN: Final = 1000
-"""Names that are remembered after the code has them no more."""
+"""Names that are remembered after the code has dropped them."""
 MAX_TEXT: Final = 500
 """Characters that the history keeps of why a run failed."""
 MAX_DETAIL: Final = 16_000
-"""Characters of its traceback, which is in the record alone."""
-
-
+"""Characters of its traceback, which is in the log record only."""
 MAX_DEFINITIONS: Final = 4_000
-"""Definitions that one process may tell in its life."""
+"""Definitions that one process may send in its life."""
 MAX_RULES: Final = 32_768
 """Bytes of the rules of a time zone; the largest has about 3,500."""
 
 
 class Scheduler(HubComponent):
-    """The part itself."""
+    """The hub's component for schedules."""
 
     name = "schedules"
     kinds = SCHEDULE_FRAMES
@@ -75,22 +73,20 @@ class Scheduler(HubComponent):
         super().__init__(hub)
         self.seed = random.getrandbits(63)
         """Names this server for the store, and is what jitters are drawn with."""
-        self.lines: dict[str, ScheduleState] = {}
+        self.schedules: dict[str, ScheduleState] = {}
         self.runs = ActiveRuns(hub)
-        self.asks = ScheduleCommands(self, state)
-        self.past = StoredHistory(hub, state)
-        self._offers = ScheduleRegistry(hub)
+        self.commands = ScheduleCommands(self, state)
+        self.history = StoredHistory(hub, state)
+        self._registry = ScheduleRegistry(hub)
         self._leases = LeaseRequests(hub)
-        self._records = ScheduleLog(hub)
-        self._told: collections.Counter[int] = collections.Counter()  # definitions, by member
+        self._log = ScheduleLog(hub)
+        self._definition_counts: collections.Counter[int] = collections.Counter()  # by member
         self._started: set[str] = set()  # whose immediate run is behind them
-        self._first = -1  # the generation whose definitions may run immediately
-        self._past: collections.Counter[str] = collections.Counter()  # what those that are forgotten have counted
-        self._looked_at = (
-            0  # so many lines have been looked at in this round, which takes several turns if they are many
-        )
-        self._seen = 0  # the wall clock when it was looked at last
-        self._due = math.inf  # stays what it is while nothing changes: who keeps it is not to begin anew each time
+        self._first_generation = -1  # the generation whose definitions may run immediately
+        self._forgotten_counts: collections.Counter[str] = collections.Counter()  # of schedules that are forgotten
+        self._position = 0  # in this round over all schedules, which takes several turns if they are many
+        self._seen = 0  # the wall clock at the last look
+        self._due = math.inf  # does not change while nothing happens, so that its timer need not be set again
 
     @property
     def now(self) -> int:
@@ -98,14 +94,14 @@ class Scheduler(HubComponent):
         return int(self.hub.wall() * 1000)
 
     @property
-    def begun(self) -> bool:
+    def serving(self) -> bool:
         """Whether any generation has served."""
-        return self._offers.generation >= 0
+        return self._registry.generation >= 0
 
     def known(self, name: str) -> bool:
-        """Whether a process has told of this one, also if that does not hold yet."""
-        line = self.lines.get(name)
-        return (line is not None and line.definition is not None) or self._offers.known(name)
+        """Whether a process has sent this one, even if it is not in force yet."""
+        schedule = self.schedules.get(name)
+        return (schedule is not None and schedule.definition is not None) or self._registry.known(name)
 
     # ---- definitions
 
@@ -114,74 +110,76 @@ class Scheduler(HubComponent):
         if frame.kind == "schedule.define":
             self._define(member, frame)
         elif frame.kind == "schedule.request":
-            self.asks.take(member, head.id, head.do, head.name)
+            self.commands.take(member, head.id, head.do, head.name)
         elif (run := self.runs.of(member, head.run)) is None:
             return
         elif frame.kind == "schedule.overdue":
             if run.overdue:
                 raise ChannelError("a run whose time is over twice")
             run.overdue = True
-            self._records.ended(self.runs.line(run), run, RunOutcome.TIMEOUT, "it cannot be ended, and goes on")
+            self._log.ended(self.runs.schedule_of(run), run, RunOutcome.TIMEOUT, "it cannot be ended, and goes on")
         else:
             detail = frame.body[-MAX_DETAIL:].decode(errors="replace")
             self._end(run, reported_outcome(head.outcome), head.text, head.seconds, detail)
 
     def _define(self, member: Member, frame: ValidatedFrame) -> None:
-        self._told[member.id] += 1
-        if self._told[member.id] > MAX_DEFINITIONS or len(frame.body) > MAX_RULES:
-            raise ChannelError(f"{self._told[member.id]} schedules, the last with rules of {len(frame.body)} bytes")
+        self._definition_counts[member.id] += 1
+        if self._definition_counts[member.id] > MAX_DEFINITIONS or len(frame.body) > MAX_RULES:
+            raise ChannelError(
+                f"{self._definition_counts[member.id]} schedules, the last with rules of {len(frame.body)} bytes"
+            )
         try:
             definition = ScheduleDefinition.from_head(msgspec.structs.asdict(frame.head), frame.body)
         except (LookupError, TypeError, ValueError) as error:
-            self._records.unknown(member, frame.head.name, error)
+            self._log.unknown(member, frame.head.name, error)
         else:
-            if self._offers.take(member, definition):
+            if self._registry.take(member, definition):
                 self._adopt(definition.name, definition, self.now)
 
     def _adopt(self, name: str, definition: ScheduleDefinition | None, now: int) -> None:
-        line = self.lines.get(name)
-        if line is None:
-            line = self.lines[name] = ScheduleState(name, now, self.seed)
-        line.paused = self.asks.pause_of(name)
-        self._define_line(line, definition, now)
-        self._immediately(line)
-        self._hurry()
+        schedule = self.schedules.get(name)
+        if schedule is None:
+            schedule = self.schedules[name] = ScheduleState(name, now, self.seed)
+        schedule.paused = self.commands.pause_of(name)
+        self._apply_definition(schedule, definition, now)
+        self._run_immediately(schedule)
+        self._wake_soon()
 
-    def _define_line(self, line: ScheduleState, definition: ScheduleDefinition | None, now: int) -> None:
+    def _apply_definition(self, schedule: ScheduleState, definition: ScheduleDefinition | None, now: int) -> None:
         try:
-            line.adopt(definition, now)
+            schedule.adopt(definition, now)
         except Exception as error:
-            self._disable(line, error)
+            self._disable(schedule, error)
 
     def _switch(self, generation: int) -> None:
-        """A newer generation serves: its definitions hold from here on."""
-        now = self.now  # one for all: what comes due between two looks at the clock would be nobody's
-        for line in self.lines.values():
-            self.advance(line, now)
-        if self._first < 0:
-            self._first = generation
-        self._offers.switch(generation)
-        offers = self._offers.current()
-        for name in {**self.lines, **offers}:
-            self._adopt(name, offers.get(name), now)
-        idle = [line for line in self.lines.values() if line.definition is None and not line.runs]
-        for line in idle[:-MAX_FORGOTTEN]:
-            self._past.update(line.counts)
-            del self.lines[line.name]
-        self.asks.begin()
+        """A newer generation serves: its definitions are in force from here on."""
+        now = self.now  # one for all: what came due between two looks at the clock would be nobody's
+        for schedule in self.schedules.values():
+            self.advance(schedule, now)
+        if self._first_generation < 0:
+            self._first_generation = generation
+        self._registry.switch(generation)
+        definitions = self._registry.current()
+        for name in {**self.schedules, **definitions}:
+            self._adopt(name, definitions.get(name), now)
+        idle = [schedule for schedule in self.schedules.values() if schedule.definition is None and not schedule.runs]
+        for schedule in idle[:-MAX_FORGOTTEN]:
+            self._forgotten_counts.update(schedule.counts)
+            del self.schedules[schedule.name]
+        self.commands.begin()
 
-    def _immediately(self, line: ScheduleState) -> None:
-        """Have the run that comes with the start of the server, once."""
-        definition = line.definition
+    def _run_immediately(self, schedule: ScheduleState) -> None:
+        """Add the run that comes with the start of the server, once."""
+        definition = schedule.definition
         if definition is None or not (
-            definition.immediate and self.hub.ready and self._first == self._offers.generation
+            definition.immediate and self.hub.ready and self._first_generation == self._registry.generation
         ):
             return
-        if line.name not in self._started:
-            self._started.add(line.name)
-            if line.paused is None and not definition.disabled:
+        if schedule.name not in self._started:
+            self._started.add(schedule.name)
+            if schedule.paused is None and not definition.disabled:
                 now = self.now
-                line.waiting.append(PendingTick(now, now, RunKind.IMMEDIATE))
+                schedule.waiting.append(PendingTick(now, now, RunKind.IMMEDIATE))
 
     # ---- members
 
@@ -189,244 +187,253 @@ class Scheduler(HubComponent):
         if (
             member.phase is MemberPhase.SERVING
             and member.role is Role.WORKER
-            and member.generation > self._offers.generation
+            and member.generation > self._registry.generation
         ):
             self._switch(member.generation)
-        self._hurry()
+        self._wake_soon()
 
     def left(self, member: Member) -> None:
-        self._offers.left(member)
-        self._told.pop(member.id, None)
-        self.asks.left(member)
+        self._registry.left(member)
+        self._definition_counts.pop(member.id, None)
+        self.commands.member_left(member)
         for run in self.runs.left(member):
             if member.phase is MemberPhase.RETIRING and member.killed:  # it could not say so itself, as most do
                 self._end(run, RunOutcome.CUT, f"{member} had to end before it", None)
             else:
                 self._end(run, RunOutcome.DIED, f"{member} died", None)
         if not self.hub.members:
-            for line in self.lines.values():
-                if (newest := line.newest()) is not None and newest.count > 1:  # of which the first was written
-                    self.past.changed(line)
-            self.past.write(self.seed, at_once=True)
+            for schedule in self.schedules.values():
+                newest = schedule.newest_entry()
+                if newest is not None and newest.count > 1:  # of which the first was written
+                    self.history.changed(schedule)
+            self.history.write(self.seed, at_once=True)
 
-    def trouble_with(self, member: Member) -> str:
-        return self._offers.clash(member.generation)
+    def reason_not_ready(self, member: Member) -> str:
+        return self._registry.conflicting_names(member.generation)
 
-    def room(self, member: Member) -> None:
-        self._hurry()
+    def room_available(self, member: Member) -> None:
+        self._wake_soon()
 
     # ---- time
 
     def deadline(self) -> float:
         return self._due
 
-    def _hurry(self) -> None:
+    def _wake_soon(self) -> None:
         """Something can be decided: in the next turn, since more may happen in this one."""
         self._due = min(self._due, self.hub.clock())
 
     def tick(self) -> None:
         self._due = math.inf
-        if (now := self.now) < self._seen - 1000 and any(line.next is not None for line in self.lines.values()):
-            self._records.clock_set_back((self._seen - now) / 1000)
+        now = self.now
+        if now < self._seen - 1000 and any(each.next is not None for each in self.schedules.values()):
+            self._log.clock_set_back((self._seen - now) / 1000)
         self._seen = now
-        if not self._look_at_lines(now):
-            self._hurry()
+        if not self._advance_all(now):
+            self._wake_soon()
             return
-        self._leases.renew(self.lines.values())
-        self.past.write(self.seed)
-        wake = min((at for line in self.lines.values() if (at := line.wake(now)) is not None), default=None)
-        if wake is not None or self.runs.all:
-            wait = CLOCK_INTERVAL if wake is None else min(CLOCK_INTERVAL, (wake - now) / 1000)
+        self._leases.renew(self.schedules.values())
+        self.history.write(self.seed)
+        wakes = (each.next_wake(now) for each in self.schedules.values())
+        next_wake = min((at for at in wakes if at is not None), default=None)
+        if next_wake is not None or self.runs.active:
+            wait = CLOCK_INTERVAL if next_wake is None else min(CLOCK_INTERVAL, (next_wake - now) / 1000)
             self._due = min(self._due, self.hub.clock() + max(0.0, wait))
 
-    def _look_at_lines(self, now: int) -> bool:
+    def _advance_all(self, now: int) -> bool:
         """Decide what is due, as much as one turn of the loop has time for; False if there is more."""
         ends = time.thread_time() + TURN_TIME
-        lines = list(self.lines.values())
-        for number, line in enumerate(lines[self._looked_at :], self._looked_at + 1):
-            self._immediately(line)
-            self.advance(line, now)
-            self._serve(line, now)
-            if time.thread_time() > ends and number < len(lines):
-                self._looked_at = number
+        schedules = list(self.schedules.values())
+        for number, schedule in enumerate(schedules[self._position :], self._position + 1):
+            self._run_immediately(schedule)
+            self.advance(schedule, now)
+            self._decide_all(schedule, now)
+            if time.thread_time() > ends and number < len(schedules):
+                self._position = number
                 return False
-        self._looked_at = 0
+        self._position = 0
         return True
 
-    def advance(self, line: ScheduleState, now: int) -> None:
-        """Take the instants up to `now` off a schedule, and tell of those that were missed."""
-        newest = line.newest()
+    def advance(self, schedule: ScheduleState, now: int) -> None:
+        """Take the instants up to `now` off a schedule, and log those that were missed."""
+        newest_entry = schedule.newest_entry()
         try:
-            missed = line.advance(now)
+            missed = schedule.advance(now)
         except Exception as error:
-            self._disable(line, error)
+            self._disable(schedule, error)
         else:
-            if line.newest() is not newest:
-                self.past.changed(line)
+            if schedule.newest_entry() is not newest_entry:
+                self.history.changed(schedule)
             if missed is not None:
-                self._records.missed(line, missed)
+                self._log.missed(schedule, missed)
 
-    def _disable(self, line: ScheduleState, error: Exception) -> None:
+    def _disable(self, schedule: ScheduleState, error: Exception) -> None:
         """Its instants cannot be computed, though whoever defined it could: the others go on."""
-        if line.definition is not None:
-            line.definition = dataclasses.replace(
-                line.definition, disabled=f"its instants cannot be computed: {error!r}"
+        if schedule.definition is not None:
+            schedule.definition = dataclasses.replace(
+                schedule.definition, disabled=f"its instants cannot be computed: {error!r}"
             )
-            line.next = None
-            self._records.broken(line)
+            schedule.next = None
+            self._log.broken(schedule)
 
-    # ---- granting
+    # ---- deciding
 
-    def add(self, line: ScheduleState, tick: PendingTick) -> None:
-        """One more is to run, as somebody has asked."""
-        line.waiting.append(tick)
-        self._hurry()
+    def add(self, schedule: ScheduleState, tick: PendingTick) -> None:
+        """Add a run that somebody has asked for."""
+        schedule.waiting.append(tick)
+        self._wake_soon()
 
-    def _serve(self, line: ScheduleState, now: int) -> None:
-        """Decide the ticks of a line that can be decided."""
-        waiting, line.waiting = line.waiting, []
+    def _decide_all(self, schedule: ScheduleState, now: int) -> None:
+        """Decide the ticks of a schedule that can be decided."""
+        waiting, schedule.waiting = schedule.waiting, []
         for tick in waiting:
-            if not self._decide(line, tick, now):
-                line.waiting.append(tick)
-        for tick in line.overtaken(now):
-            assert line.definition is not None
-            self._give_up(line, tick, RunOutcome.MISSED, self._why(line, line.definition))
+            if not self._decide(schedule, tick, now):
+                schedule.waiting.append(tick)
+        for tick in schedule.take_overtaken(now):
+            assert schedule.definition is not None
+            self._give_up(schedule, tick, RunOutcome.MISSED, self._why_missed(schedule, schedule.definition))
 
-    def _decide(self, line: ScheduleState, tick: PendingTick, now: int) -> bool:
-        """Begin a tick's run, or say why it has none; False if it has to wait."""
-        definition = line.definition
+    def _decide(self, schedule: ScheduleState, tick: PendingTick, now: int) -> bool:
+        """Start a tick's run, or record why it has none; False if it has to wait."""
+        definition = schedule.definition
         if definition is None or (definition.disabled and tick.kind is not RunKind.ASKED):
             why = "the new code does not have this schedule" if definition is None else definition.disabled
-            self._give_up(line, tick, RunOutcome.REMOVED, why)
-        elif tick.kind is not RunKind.ASKED and tick.attempt == 1 and line.paused is not None:
-            self._give_up(line, tick, RunOutcome.PAUSED)
+            self._give_up(schedule, tick, RunOutcome.REMOVED, why)
+        elif tick.kind is not RunKind.ASKED and tick.attempt == 1 and schedule.paused is not None:
+            self._give_up(schedule, tick, RunOutcome.PAUSED)
         elif tick.early(now):
             return False
         elif tick.late(now):
-            self._give_up(line, tick, RunOutcome.MISSED, self._why(line, definition))
+            self._give_up(schedule, tick, RunOutcome.MISSED, self._why_missed(schedule, definition))
         elif definition.on is RunsOn.ALL and tick.slot < 0:
-            return self._spread(line, definition, tick)
-        elif line.asked is not None:
-            return False  # one question after the other
-        elif (hindrance := line.hindrance(definition, tick)) is not None:
-            if not hindrance:
+            return self._decide_for_each_worker(schedule, definition, tick)
+        elif schedule.at_store is not None:
+            return False  # one request to the store at a time
+        elif (conflict := schedule.conflict(definition, tick)) is not None:
+            if not conflict:
                 return False
-            self._give_up(line, tick, RunOutcome.SKIPPED, hindrance)
+            self._give_up(schedule, tick, RunOutcome.SKIPPED, conflict)
         else:
-            return self._grant(line, definition, tick, now)
+            return self._start_or_ask(schedule, definition, tick, now)
         return True
 
-    def _spread(self, line: ScheduleState, definition: ScheduleDefinition, tick: PendingTick) -> bool:
+    def _decide_for_each_worker(
+        self, schedule: ScheduleState, definition: ScheduleDefinition, tick: PendingTick
+    ) -> bool:
         """on="all": a tick for each worker that serves."""
-        slots = sorted({member.slot for member in self._offers.candidates(definition)})
+        slots = sorted({member.slot for member in self._registry.candidates(definition)})
         for slot in slots:
             each = dataclasses.replace(tick, slot=slot)
-            self.asks.more(tick.ask)
-            if not self._decide(line, each, self.now):
-                line.waiting.append(each)
+            self.commands.add_run(tick.ask)
+            if not self._decide(schedule, each, self.now):
+                schedule.waiting.append(each)
         if slots:
-            self.asks.less(tick.ask)
+            self.commands.run_finished(tick.ask)
         return bool(slots)
 
-    def _grant(self, line: ScheduleState, definition: ScheduleDefinition, tick: PendingTick, now: int) -> bool:
-        """Begin the run if there is who can run it, and the store, if there is one, has granted it."""
+    def _start_or_ask(
+        self, schedule: ScheduleState, definition: ScheduleDefinition, tick: PendingTick, now: int
+    ) -> bool:
+        """Start the run if a member can run it and the store, if there is one, has granted it; else ask the store."""
         if tick.queued:
             tick.queued, tick.due = False, now
         members = [
-            m for m in self._offers.candidates(definition) if tick.slot in (-1, m.slot) and self.hub.port.room(m.id)
+            m
+            for m in self._registry.candidates(definition)
+            if tick.slot in (-1, m.slot) and self.hub.port.has_room(m.id)
         ]
         if not members:
             return False
         if definition.on is not RunsOn.ALL and self._leases.needed(tick):
-            if self.hub.store_trouble:
+            if self.hub.store_problem:
                 return False
-            self._leases.ask(line, tick, self.seed)
+            self._leases.ask(schedule, tick, self.seed)
             return True
-        self.runs.give(line, tick, members, now)
+        self.runs.start(schedule, tick, members, now)
         return True
 
-    def _why(self, line: ScheduleState, definition: ScheduleDefinition) -> str:
-        if self.hub.settings.shared and self.hub.store_trouble:
-            return self.hub.store_trouble
-        if line.asked is not None:
+    def _why_missed(self, schedule: ScheduleState, definition: ScheduleDefinition) -> str:
+        if self.hub.settings.shared and self.hub.store_problem:
+            return self.hub.store_problem
+        if schedule.at_store is not None:
             return "the store had not answered"
         if definition.on is RunsOn.AGENT:
             return "there was no agent that has this schedule"
         return "there was no worker that could run it"
 
-    def _give_up(self, line: ScheduleState, tick: PendingTick, outcome: RunOutcome, text: str = "") -> None:
-        """A tick that does not begin."""
-        first = line.note(outcome, tick.instant, text)
+    def _give_up(self, schedule: ScheduleState, tick: PendingTick, outcome: RunOutcome, text: str = "") -> None:
+        """A tick gets no run."""
+        first = schedule.record(outcome, tick.instant, text)
         if first:
-            self.past.changed(line)
-        self._leases.release(line, tick)
+            self.history.changed(schedule)
+        self._leases.release(schedule, tick)
         if outcome is RunOutcome.MISSED:
-            self._records.missed(line, MissedTicks(1, tick.instant, tick.instant, text), first=first)
+            self._log.missed(schedule, MissedTicks(1, tick.instant, tick.instant, text), first=first)
         elif outcome is RunOutcome.SKIPPED:
-            self._records.skipped(line, tick.instant, text, first=first)
-        self.asks.ended(tick, HistoryEntry(tick.instant, outcome, text))
+            self._log.skipped(schedule, tick.instant, text, first=first)
+        self.commands.tick_ended(tick, HistoryEntry(tick.instant, outcome, text))
 
     # ---- runs
 
     def _end(self, run: ActiveRun, outcome: RunOutcome, text: str, seconds: float | None, detail: str = "") -> None:
         """A run has ended, or nobody runs it any more."""
-        line = self.runs.remove(run)
+        schedule = self.runs.remove(run)
         tick, entry = run.tick, run.entry
         entry.outcome, entry.text, entry.seconds = outcome, text[:MAX_TEXT], seconds
         if outcome in NOT_STARTED:
             entry.worker, entry.slot, entry.generation, entry.began, entry.seconds = "", -1, 0, 0, None
             entry.last = entry.instant
-        line.counts[outcome.value] += 1
-        self.past.changed(line)
-        again = outcome in RETRIED and line.definition is not None and tick.attempt <= line.definition.retry
+        schedule.counts[outcome.value] += 1
+        self.history.changed(schedule)
+        again = outcome in RETRIED and schedule.definition is not None and tick.attempt <= schedule.definition.retry
         if outcome not in NOT_STARTED and (outcome is not RunOutcome.TIMEOUT or not run.overdue):
-            self._records.ended(
-                line, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MAX_DETAIL]
+            self._log.ended(
+                schedule, run, outcome, entry.text + ("; it is run again" if again else ""), detail[:MAX_DETAIL]
             )
         if again:
-            line.waiting.append(dataclasses.replace(tick, attempt=tick.attempt + 1, due=self.now, queued=False))
+            schedule.waiting.append(dataclasses.replace(tick, attempt=tick.attempt + 1, due=self.now, queued=False))
         else:
-            self._leases.release(line, tick)
-            self.asks.ended(tick, entry)
-        self._hurry()
+            self._leases.release(schedule, tick)
+            self.commands.tick_ended(tick, entry)
+        self._wake_soon()
 
     # ---- the store
 
     def take_from_store(self, frame: ValidatedFrame) -> None:
         if frame.kind in ("store.renewed", "store.lost"):
-            self._leases.heard(frame, self.lines.values())
-        elif (found := self._leases.answered(frame)) is not None:
-            line, tick = found
+            self._leases.take_reply(frame, self.schedules.values())
+        elif (found := self._leases.take_grant(frame)) is not None:
+            schedule, tick = found
             if frame.kind == "store.granted":
-                line.waiting.insert(0, tick)
-                self._hurry()
+                schedule.waiting.insert(0, tick)
+                self._wake_soon()
             else:
-                self._taken(line, tick, frame.head.why, frame.head.text)
+                self._denied(schedule, tick, frame.head.why, frame.head.text)
 
-    def _taken(self, line: ScheduleState, tick: PendingTick, why: str, text: str) -> None:
-        if why == "running" and line.definition is not None and line.definition.overlap is OverlapPolicy.QUEUE:
+    def _denied(self, schedule: ScheduleState, tick: PendingTick, why: str, text: str) -> None:
+        if why == "running" and schedule.definition is not None and schedule.definition.overlap is OverlapPolicy.QUEUE:
             tick.queued, tick.due = True, self.now + 1000  # it may have ended by then
-            line.waiting.insert(0, tick)
-        elif self._leases.again(tick, why):
-            line.waiting.insert(0, tick)
-            if why != "trouble":  # of which there will be as much in a moment: at the next look
-                self._hurry()
+            schedule.waiting.insert(0, tick)
+        elif self._leases.try_again(tick, why):
+            schedule.waiting.insert(0, tick)
+            if why != "trouble":  # it will be no better in a moment: at the next look
+                self._wake_soon()
         else:
             outcome = {"granted": RunOutcome.ELSEWHERE, "running": RunOutcome.SKIPPED}.get(why, RunOutcome.MISSED)
-            self._give_up(line, tick, outcome, text)
-            self._hurry()
+            self._give_up(schedule, tick, outcome, text)
+            self._wake_soon()
 
     def store_changed(self) -> None:
-        self._hurry()
+        self._wake_soon()
 
-    def figures(self) -> dict[str, float]:
-        counts = sum((line.counts for line in self.lines.values()), self._past)
+    def metrics(self) -> dict[str, float]:
+        counts = sum((schedule.counts for schedule in self.schedules.values()), self._forgotten_counts)
         failures = sum(counts[outcome.value] for outcome in END_RECORDS if outcome is not RunOutcome.OK)
         return {
             "schedule_runs_total": counts[RunOutcome.OK.value] + failures,
             "schedule_failures_total": failures,
             "schedule_missed_total": counts[RunOutcome.MISSED.value],
-            "schedules_running": len(self.runs.all),
+            "schedules_running": len(self.runs.active),
         }
 
     # ---- a new program of the listener
@@ -434,29 +441,29 @@ class Scheduler(HubComponent):
     def to_state(self) -> State:
         return {
             "seed": self.seed,
-            "first": self._first,
+            "first": self._first_generation,
             "number": self.runs.number,
             "questions": self._leases.number,
             "started": sorted(self._started),
             "seen": self._seen,
-            "past": dict(self._past),
-            "offers": self._offers.to_state(),
-            "asks": self.asks.to_state(),
-            "lines": [line.to_state() for line in self.lines.values()],
+            "past": dict(self._forgotten_counts),
+            "offers": self._registry.to_state(),
+            "asks": self.commands.to_state(),
+            "lines": [schedule.to_state() for schedule in self.schedules.values()],
         }
 
     def load(self, state: State) -> None:
-        self.seed, self._first = state["seed"], state["first"]
+        self.seed, self._first_generation = state["seed"], state["first"]
         self._leases.number = state["questions"]
         self._seen, self._started = state["seen"], set(state["started"])
-        self._past.update(state["past"])
-        self._offers.load(state["offers"])
+        self._forgotten_counts.update(state["past"])
+        self._registry.load(state["offers"])
         for each in state["lines"]:
-            line = self.lines[each["name"]] = ScheduleState.from_state(each, self.seed)
-            self._define_line(line, self._offers.current().get(line.name), line.decided)
-            if line.newest() is not None:
-                self.past.changed(line)  # it may not have been written yet
-        self.runs.load(state["number"], self.lines.values())
-        ticks = [tick for line in self.lines.values() for tick in line.waiting]
-        self.asks.load(state["asks"], [*ticks, *(run.tick for run in self.runs.all.values())])
-        self._hurry()
+            schedule = self.schedules[each["name"]] = ScheduleState.from_state(each, self.seed)
+            self._apply_definition(schedule, self._registry.current().get(schedule.name), schedule.decided)
+            if schedule.newest_entry() is not None:
+                self.history.changed(schedule)  # it may not have been written yet
+        self.runs.load(state["number"], self.schedules.values())
+        ticks = [tick for schedule in self.schedules.values() for tick in schedule.waiting]
+        self.commands.load(state["asks"], [*ticks, *(run.tick for run in self.runs.active.values())])
+        self._wake_soon()

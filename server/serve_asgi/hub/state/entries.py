@@ -17,7 +17,7 @@ from serve_asgi.ipc.state_frames import RESERVED, KeyChange
 from serve_asgi.ipc.store_frames import SNAPSHOT_ENTRIES
 
 MAX_TOMBSTONES: Final = 4096
-"""Of so many deleted keys the version is remembered, in case a store tells of an older change afterwards."""
+"""Of so many deleted keys the version is remembered, in case a store reports an older change afterwards."""
 SNAPSHOT_FACTOR: Final = 4
 SNAPSHOT_MARGIN: Final = 64 * 1024 * 1024
 """A snapshot may have so many times the limit, and so many bytes besides."""
@@ -28,18 +28,18 @@ class StateEntries:
 
     def __init__(self) -> None:
         self.used = 0
-        """What all entries count as (bytes)."""
-        self._sent: dict[str, KeyChange] = {}
-        self._own: dict[str, KeyChange] = {}
+        """Bytes that all entries count as (`entry_size`)."""
+        self._replicated: dict[str, KeyChange] = {}
+        self._reserved: dict[str, KeyChange] = {}
 
     def get(self, key: str) -> StateEntry | None:
         """What a key has."""
-        item = self._of(key).get(key)
+        item = self._dict_of(key).get(key)
         return None if item is None or item.value is None else StateEntry(item.version, item.value)
 
     def apply(self, item: KeyChange) -> None:
-        """Have a change."""
-        items = self._of(item.key)
+        """Enter a change."""
+        items = self._dict_of(item.key)
         before = items.pop(item.key, None)
         if before is not None and before.value is not None:
             self.used -= entry_size(before.key, before.value)
@@ -48,21 +48,21 @@ class StateEntries:
             self.used += entry_size(item.key, item.value)
 
     def to_send(self) -> list[KeyChange]:
-        """All that processes get, oldest changes first."""
-        return list(self._sent.values())
+        """All that is replicated to processes, oldest changes first."""
+        return list(self._replicated.values())
 
     def __len__(self) -> int:
-        return len(self._sent) + len(self._own)
+        return len(self._replicated) + len(self._reserved)
 
     def __iter__(self) -> Iterator[KeyChange]:
-        return chain(self._sent.values(), self._own.values())
+        return chain(self._replicated.values(), self._reserved.values())
 
-    def _of(self, key: str) -> dict[str, KeyChange]:
-        return self._own if key.startswith(RESERVED) else self._sent
+    def _dict_of(self, key: str) -> dict[str, KeyChange]:
+        return self._reserved if key.startswith(RESERVED) else self._replicated
 
 
 class StoreChanges:
-    """What one store has told."""
+    """What one store has reported."""
 
     def __init__(self, limit: int) -> None:
         """`limit` is --state-limit (bytes): a store that another server has filled may hold more, but not far more."""
@@ -72,23 +72,23 @@ class StoreChanges:
         self._snapshot: dict[str, KeyChange] = {}
         self._settled = 0  # the last snapshot has all changes up to this one
 
-    def piece(self, frame: ValidatedFrame) -> None:
-        """A frame `store.snapshot`. Raises ChannelError for more than any store has."""
+    def take_snapshot(self, frame: ValidatedFrame) -> None:
+        """Take a frame `store.snapshot`. Raises ChannelError for more than any store has."""
         if frame.head.first:
-            self.broken_off()
+            self.discard_snapshot()
         for key, version, value in SNAPSHOT_ENTRIES.decode(frame.body):
             self._size += entry_size(key, value)
             self._snapshot[key] = KeyChange(key, version, value)
         if self._size > self._limit:
             raise ChannelError("the state is more than four times what --state-limit allows; give it more room")
 
-    def broken_off(self) -> None:
-        """The store is away: the pieces that came are of no use."""
+    def discard_snapshot(self) -> None:
+        """The store is unavailable: the pieces that came are of no use."""
         self._snapshot.clear()
         self._size = 0
 
     def snapshot(self, entries: StateEntries) -> list[KeyChange]:
-        """The pieces were all: what is to change, deletions first, then in the order of versions."""
+        """The snapshot is complete: what it changes, deletions first, then in the order of versions."""
         snapshot, self._snapshot, self._size = self._snapshot, {}, 0
         self._settled = max((item.version for item in snapshot.values()), default=0)
         self._tombstones.clear()
@@ -102,14 +102,14 @@ class StoreChanges:
         found = [item for key, item in snapshot.items() if key not in known]
         return gone + sorted(found, key=lambda item: item.version)
 
-    def newer(self, item: KeyChange, entries: StateEntries) -> bool:
+    def is_news(self, item: KeyChange, entries: StateEntries) -> bool:
         """Whether a change is news; it may have been overtaken by a newer one of the same key."""
         entry = entries.get(item.key)
         newest = entry.version if entry is not None else self._tombstones.get(item.key, 0)
         return item.version > max(newest, self._settled)
 
-    def deleted(self, key: str, version: int) -> None:
-        """The key is not there any more."""
+    def remember_deleted(self, key: str, version: int) -> None:
+        """The key has been deleted."""
         self._tombstones[key] = version
         if len(self._tombstones) > MAX_TOMBSTONES:
             del self._tombstones[next(iter(self._tombstones))]

@@ -31,157 +31,169 @@ _AROUND: Final = 16
 
 
 class Replication:
-    """The copies of one hub's members."""
+    """Sends changes to the members of one hub, and knows what each has applied."""
 
-    def __init__(self, hub: Hub, entire: Callable[[], Iterable[KeyChange]]) -> None:
-        """`entire` tells the whole state."""
+    def __init__(self, hub: Hub, whole_state: Callable[[], Iterable[KeyChange]]) -> None:
+        """`whole_state` returns all that there is."""
         self._hub = hub
-        self._entire = entire
-        self._copies: dict[int, MemberReplica] = {}
-        self._unfed: set[int] = set()  # members that are to be sent more at the next `go_on`
-        self._laggard = -1  # the member that was behind when it was last looked at
+        self._whole_state = whole_state
+        self._replicas: dict[int, MemberReplica] = {}
+        self._unfinished: set[int] = set()  # members that are to be sent more by the next `send_more`
+        self._last_laggard = -1  # the member that was behind at the last look
 
     def begin(self, member: Member, changes: int) -> None:
         """A member is linked, and gets the whole state, which has had so many changes."""
-        copy = self._copies[member.id] = MemberReplica(self._entire, changes)
-        self._feed(member, copy)
+        replica = self._replicas[member.id] = MemberReplica(self._whole_state, changes)
+        self._send_pending(member, replica)
 
     def forget(self, member: Member) -> None:
         """It is gone, or will apply nothing any more."""
-        self._copies.pop(member.id, None)
-        self._unfed.discard(member.id)
+        self._replicas.pop(member.id, None)
+        self._unfinished.discard(member.id)
 
     def change(self, item: KeyChange, changes: int, keys: int) -> None:
         """The state has changed, and has had so many changes now; it has so many keys."""
-        for id, copy in self._copies.items():
-            copy.add(item, changes, keys)
-            self._feed(self._hub.members[id], copy)
+        for id, replica in self._replicas.items():
+            replica.add(item, changes, keys)
+            self._send_pending(self._hub.members[id], replica)
 
-    def renew(self, changes: int) -> None:
+    def resend(self, changes: int) -> None:
         """So much has changed that everybody gets the whole state."""
-        for id, copy in self._copies.items():
-            copy.renew(changes)
-            self._feed(self._hub.members[id], copy)
+        for id, replica in self._replicas.items():
+            replica.resend(changes)
+            self._send_pending(self._hub.members[id], replica)
 
-    def room(self, member: Member) -> None:
+    def room_available(self, member: Member) -> None:
         """There is room again in what waits to be sent to it."""
-        if (copy := self._copies.get(member.id)) is not None:
-            self._feed(member, copy)
+        if (replica := self._replicas.get(member.id)) is not None:
+            self._send_pending(member, replica)
 
     @property
-    def waits_for_turn(self) -> bool:
-        """`go_on` is to be called in the next turn of the loop."""
-        return bool(self._unfed)
+    def unfinished(self) -> bool:
+        """Whether `send_more` is to be called in the next turn of the loop."""
+        return bool(self._unfinished)
 
-    def go_on(self) -> None:
-        """Send more to those who have not got all that there was room for."""
-        for id in list(self._unfed):
-            self._feed(self._hub.members[id], self._copies[id])
+    def send_more(self) -> None:
+        """Send more to those that have not been sent all that there was room for."""
+        for id in list(self._unfinished):
+            self._send_pending(self._hub.members[id], self._replicas[id])
 
-    def _feed(self, member: Member, copy: MemberReplica) -> None:
+    def _send_pending(self, member: Member, replica: MemberReplica) -> None:
         for _ in range(FRAMES_PER_TURN):
-            if not copy.waits or not self._hub.port.room(member.id):
-                self._unfed.discard(member.id)
+            if not replica.has_pending or not self._hub.port.has_room(member.id):
+                self._unfinished.discard(member.id)
                 return
-            self._hub.send(member, "state.changes", *copy.piece())
-        self._unfed.add(member.id)
+            self._hub.send(member, "state.changes", *replica.next_frame())
+        self._unfinished.add(member.id)
 
     # ---- who has what
 
     def seen(self, member: Member, seq: int, changes: int) -> bool:
-        """It says that it has applied `seq` of so many changes; False for one without a copy."""
-        if (copy := self._copies.get(member.id)) is None:
+        """It says that it has applied `seq` of so many changes; False for one without a replica."""
+        if (replica := self._replicas.get(member.id)) is None:
             return False
-        copy.seen = max(copy.seen, seq)
-        if copy.accused and copy.seen >= changes:
-            copy.accused = False
+        replica.seen = max(replica.seen, seq)
+        if replica.lag_reported and replica.seen >= changes:
+            replica.lag_reported = False
         return True
 
     def has(self, member: Member, seq: int) -> bool:
         """Whether it has applied so many changes, or will never have to."""
-        copy = self._copies.get(member.id)
-        return copy is None or copy.seen >= seq
+        replica = self._replicas.get(member.id)
+        return replica is None or replica.seen >= seq
 
-    def behind(self, seq: int) -> bool:
-        """Whether one who lives has applied less."""
-        copy = self._copies.get(self._laggard)
-        member = self._hub.members.get(self._laggard)
-        if copy is not None and member is not None and copy.seen < seq and member.up:
+    def is_anyone_behind(self, seq: int) -> bool:
+        """Whether a live member has applied fewer."""
+        replica = self._replicas.get(self._last_laggard)
+        member = self._hub.members.get(self._last_laggard)
+        if replica is not None and member is not None and replica.seen < seq and member.up:
             return True
-        for member in self.behind_by(seq):
-            self._laggard = member.id
+        for member in self.lagging(seq):
+            self._last_laggard = member.id
             return True
         return False
 
-    def behind_by(self, seq: int) -> Iterator[Member]:
-        """Who lives and has applied less."""
-        for id, copy in self._copies.items():
-            if copy.seen < seq and self._hub.members[id].up:
+    def lagging(self, seq: int) -> Iterator[Member]:
+        """The live members that have applied fewer."""
+        for id, replica in self._replicas.items():
+            if replica.seen < seq and self._hub.members[id].up:
                 yield self._hub.members[id]
 
-    def accuse(self, member: Member) -> bool:
-        """People are to be told that it lags; False if they have been since it caught up last."""
-        copy = self._copies[member.id]
-        before, copy.accused = copy.accused, True
+    def mark_reported(self, member: Member) -> bool:
+        """Its lag is about to be logged; False if it has been since it last caught up."""
+        replica = self._replicas[member.id]
+        before, replica.lag_reported = replica.lag_reported, True
         return not before
 
     # ---- a new program of the listener
 
     def to_state(self) -> list[Any]:
-        return [[id, copy.to_state()] for id, copy in self._copies.items()]
+        return [[id, replica.to_state()] for id, replica in self._replicas.items()]
 
     def load(self, state: list[Any]) -> None:
         """The reverse. Raises LookupError, TypeError or ValueError for nonsense."""
-        self._copies = {id: MemberReplica.load(copy, self._entire) for id, copy in state if id in self._hub.members}
-        self._unfed = set(self._copies)
+        self._replicas = {
+            id: MemberReplica.load(replica, self._whole_state) for id, replica in state if id in self._hub.members
+        }
+        self._unfinished = set(self._replicas)
 
 
 class MemberReplica:
-    """The account of one process's copy. `seen` is how many changes it has said that it has applied."""
+    """The account of one process's replica. `seen` is how many changes it has said that it has applied."""
 
-    __slots__ = ("_batch", "_entire", "_gathered", "_newest", "_renews", "_target", "_whole", "accused", "seen")
+    __slots__ = (
+        "_batch",
+        "_gathered",
+        "_newest",
+        "_resends",
+        "_target",
+        "_whole",
+        "_whole_state",
+        "lag_reported",
+        "seen",
+    )
 
-    def __init__(self, entire: Callable[[], Iterable[KeyChange]], changes: int) -> None:
-        """A copy that is to get all of the state, which has had so many changes; `entire` tells what it is."""
+    def __init__(self, whole_state: Callable[[], Iterable[KeyChange]], changes: int) -> None:
+        """A replica that is to get the whole state, which has had so many changes; `whole_state` returns it."""
         self.seen = -1
-        self.accused = False
-        """People have been told that it lags, and it has not caught up since."""
-        self._entire = entire
+        self.lag_reported = False
+        """It has been logged that it lags, and it has not caught up since."""
+        self._whole_state = whole_state
         self._batch: deque[KeyChange] = deque()
         self._target = self._newest = changes
         self._gathered: dict[str, KeyChange] = {}
         self._whole = False  # the batch under way is the whole state
-        self._renews = True  # the next one is
+        self._resends = True  # the next one is
 
     def add(self, item: KeyChange, changes: int, keys: int) -> None:
         """The state has changed, and has had so many changes now; it has so many keys."""
         self._newest = changes
-        if self._renews:
+        if self._resends:
             return
         self._gathered.pop(item.key, None)  # so that the order is that of the newest changes
         self._gathered[item.key] = item
         if len(self._gathered) > max(MIN_GATHERED, 2 * keys):
-            self.renew(changes)
+            self.resend(changes)
 
-    def renew(self, changes: int) -> None:
+    def resend(self, changes: int) -> None:
         """The next batch is the whole state, which has had so many changes."""
-        self._newest, self._renews = changes, True
+        self._newest, self._resends = changes, True
         self._gathered.clear()
 
     @property
-    def waits(self) -> bool:
+    def has_pending(self) -> bool:
         """There is something to send."""
-        return self._renews or bool(self._batch or self._gathered)
+        return self._resends or bool(self._batch or self._gathered)
 
-    def piece(self) -> tuple[dict[str, Any], bytes]:
+    def next_frame(self) -> tuple[dict[str, Any], bytes]:
         """Head and body of the next frame to send; only if one waits.
 
         The head has `seq`, how many changes are applied after the batch; `more`, if this is not its last frame; and
         `whole`, if the batch takes the place of everything before.
         """
         if not self._batch:
-            self._whole, self._renews = self._renews, False
-            self._batch.extend(self._entire() if self._whole else self._gathered.values())
+            self._whole, self._resends = self._resends, False
+            self._batch.extend(self._whole_state() if self._whole else self._gathered.values())
             self._gathered.clear()
             self._target = self._newest
         items: list[KeyChange] = []
@@ -203,14 +215,14 @@ class MemberReplica:
     def to_state(self) -> list[Any]:
         """All of it, as MessagePack can hold it; `load` is the reverse."""
         batch, gathered = list(self._batch), list(self._gathered.values())
-        return [self.seen, self._whole, self._renews, self._target, batch, self._newest, gathered]
+        return [self.seen, self._whole, self._resends, self._target, batch, self._newest, gathered]
 
     @classmethod
-    def load(cls, state: list[Any], entire: Callable[[], Iterable[KeyChange]]) -> MemberReplica:
+    def load(cls, state: list[Any], whole_state: Callable[[], Iterable[KeyChange]]) -> MemberReplica:
         """Raises LookupError, TypeError or ValueError for nonsense."""
-        seen, whole, renews, target, batch, newest, gathered = state
-        copy = cls(entire, target)
-        copy.seen, copy._whole, copy._renews, copy._newest = seen, whole, renews, newest
-        copy._batch.extend(KeyChange(*item) for item in batch)
-        copy._gathered = {item[0]: KeyChange(*item) for item in gathered}
-        return copy
+        seen, whole, resends, target, batch, newest, gathered = state
+        replica = cls(whole_state, target)
+        replica.seen, replica._whole, replica._resends, replica._newest = seen, whole, resends, newest
+        replica._batch.extend(KeyChange(*item) for item in batch)
+        replica._gathered = {item[0]: KeyChange(*item) for item in gathered}
+        return replica

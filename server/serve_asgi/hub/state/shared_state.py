@@ -51,7 +51,7 @@ UNAVAILABLE: Final = "unavailable"
 
 
 class SharedState(HubComponent):
-    """The part itself; `put`, `value` and `follow` are for the other parts."""
+    """The hub's component for the shared state; `put`, `value` and `follow` are for the other components."""
 
     name = "state"
     kinds = STATE_FRAMES
@@ -69,15 +69,15 @@ class SharedState(HubComponent):
         self._limits = StateLimits(hub.settings.value_limit, hub.settings.state_limit)
         self._entries = StateEntries()
         self._version = 0
-        self._told = StoreChanges(hub.settings.state_limit)
-        self._feeding = Replication(hub, self._entries.to_send)
+        self._store_changes = StoreChanges(hub.settings.state_limit)
+        self._replication = Replication(hub, self._entries.to_send)
         self._lagged = 0  # writes that were answered with the names of those who lag
-        self._asks = PendingRequests()
+        self._pending = PendingRequests()
         # those that wait for processes, in order of `seq`; answered ones may be among them
         self._waiting: deque[PendingRequest] = deque()
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
 
-    # ---- for the other parts
+    # ---- for the other components
 
     def value(self, key: str) -> Any:
         """The value of a key, or None; also for one that cannot be read, which some store may hold."""
@@ -92,15 +92,15 @@ class SharedState(HubComponent):
         entry = self._entries.get(key)
         return None if entry is None else entry.value
 
-    def put(self, key: str, value: Any, then: Callable[[str], None] | None = None) -> None:
+    def put(self, key: str, value: Any, on_done: Callable[[str], None] | None = None) -> None:
         """Write a key of the hub's own; None deletes it.
 
-        `then` is called with "" once it is written (with a store: and confirmed), or with a sentence if it is not; at
-        once where no store has to be asked. A program that takes the listener's place does not call it any more.
+        `on_done` is called with "" once it is written (with a store: and confirmed), or with a sentence if it is not;
+        at once where no store has to be asked. A program that takes the listener's place no longer calls it.
         Raises NotSendable for a value that is not MessagePack's.
         """
         write = Write(WriteOp.DELETE, key) if value is None else Write(WriteOp.SET, key, pack_value(value, repr(key)))
-        self._submit(write, self._ask(PUT_TIMEOUT, then=then))
+        self._submit(write, self._new_request(PUT_TIMEOUT, on_done=on_done))
 
     def follow(self, prefix: str, callback: Callable[[str, Any], None]) -> None:
         """Have `callback` called with key and value (None: deleted) after each change of a key that begins so."""
@@ -111,17 +111,17 @@ class SharedState(HubComponent):
         return [item.key for item in self._entries if item.key.startswith(prefix)]
 
     def known(self) -> tuple[list[tuple[str, StateEntry]], int]:
-        """All that there is, the server's own keys as well, and the version of the last change."""
+        """All entries, the server's own too, and the version of the last change."""
         entries = [(item.key, StateEntry(item.version, item.value)) for item in self._entries if item.value is not None]
         return entries, self._version
 
     def begin_with(self, entries: list[tuple[str, StateEntry]], version: int) -> None:
-        """Have what another one knew, before anybody is linked: the reverse of `known`."""
+        """Begin with the entries of another hub, before anybody is linked: the reverse of `known`."""
         self._version = version
         for key, entry in entries:
             self._apply(KeyChange(key, *entry))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return {
             "state_keys": len(self._entries),
             "state_size_bytes": self._entries.used,
@@ -133,189 +133,189 @@ class SharedState(HubComponent):
 
     def linked(self, member: Member) -> None:
         self.hub.send(member, "state.limits", {"value": self._limits.value, "total": self._limits.total})
-        self._feeding.begin(member, self.seq)
+        self._replication.begin(member, self.seq)
 
-    def room(self, member: Member) -> None:
-        self._feeding.room(member)
+    def room_available(self, member: Member) -> None:
+        self._replication.room_available(member)
 
     def changed(self, member: Member, before: MemberPhase) -> None:
-        self._answer()
+        self._reply_to_complete()
 
     def left(self, member: Member) -> None:
-        self._feeding.forget(member)
-        self._asks.forget(member)
-        self._answer()
+        self._replication.forget(member)
+        self._pending.forget(member)
+        self._reply_to_complete()
 
     def take(self, member: Member, frame: ValidatedFrame) -> None:
         head = frame.head
         if frame.kind == "state.seen":
             if head.seq > self.seq:
                 raise ChannelError(f"it has seen {head.seq} changes of the state, of {self.seq}")
-            if self._feeding.seen(member, head.seq, self.seq) and self._waiting:
-                self._answer()
+            if self._replication.seen(member, head.seq, self.seq) and self._waiting:
+                self._reply_to_complete()
         elif frame.kind == "state.leave":  # it ends, and its event loop turns no more
-            self._feeding.forget(member)
-            self._answer()
+            self._replication.forget(member)
+            self._reply_to_complete()
         elif frame.kind == "state.read":
-            self._read(head.key, self._ask(head.timeout, member, head.id))
+            self._read(head.key, self._new_request(head.timeout, member, head.id))
         else:
             if head.op is WriteOp.CAS and head.version is None:
                 raise ChannelError("a compare-and-set without a version")
             write = Write(head.op, head.key, frame.body, head.version, head.by)
-            ask = self._ask(head.timeout, member, head.id)
+            request = self._new_request(head.timeout, member, head.id)
             if write.key.startswith(RESERVED):
-                self._fail(ask, RefusalCode.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
+                self._fail(request, RefusalCode.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
             else:
-                self._submit(write, ask)
+                self._submit(write, request)
 
     # ---- writes
 
-    def _ask(
+    def _new_request(
         self,
         timeout: float,
         member: Member | None = None,
         id: int = 0,
-        then: Callable[[str], None] | None = None,
+        on_done: Callable[[str], None] | None = None,
     ) -> PendingRequest:
-        return self._asks.open(self.hub.clock(), timeout, member, id, then)
+        return self._pending.open(self.hub.clock(), timeout, member, id, on_done)
 
-    def _submit(self, write: Write, ask: PendingRequest) -> None:
+    def _submit(self, write: Write, request: PendingRequest) -> None:
         if not self.hub.settings.stored:
             outcome = evaluate_write(
                 write, self._entries.get(write.key), self._limits, self._entries.used, self._version + 1
             )
             if isinstance(outcome, WriteRefusal):
-                self._refuse(ask, outcome.code.value, outcome.text, outcome.version, outcome.value)
+                self._refuse(request, outcome.code.value, outcome.text, outcome.version, outcome.value)
             else:
                 self._apply(KeyChange(outcome.key, outcome.version, outcome.value))
-                self._stands(ask, outcome.version, outcome.value)
-        elif self.hub.store_trouble:
-            self._fail(ask, UNAVAILABLE, f"nothing is written: {self.hub.store_trouble}")
+                self._applied(request, outcome.version, outcome.value)
+        elif self.hub.store_problem:
+            self._fail(request, UNAVAILABLE, f"nothing is written: {self.hub.store_problem}")
         else:
-            self.hub.send_to_store("store.write", {"id": ask.number, **write.head()}, write.value)
+            self.hub.send_to_store("store.write", {"id": request.number, **write.head()}, write.value)
 
     def _apply(self, item: KeyChange) -> None:
-        """A change stands: it is the next one of all."""
-        if self._take_over(item):
-            self._feeding.change(item, self.seq, len(self._entries))
+        """Apply a change that stands: it is the next one of all."""
+        if self._apply_one(item):
+            self._replication.change(item, self.seq, len(self._entries))
             self.hub.port.publish(self.seq)  # after it was sent: who sees that it is behind finds it in its socket
-        self._tell_followers(item)
+        self._notify_followers(item)
 
     def _apply_all(self, items: list[KeyChange]) -> None:
-        """Many changes stand, of which nobody waits for one; the order is theirs."""
+        """Apply many changes, in their order; nobody waits for any of them."""
         if len(items) < RESEND_ABOVE:
             for item in items:
                 self._apply(item)
             return
         for item in items:
-            self._take_over(item)
-        self._feeding.renew(self.seq)
+            self._apply_one(item)
+        self._replication.resend(self.seq)
         self.hub.port.publish(self.seq)
         for item in items:
-            self._tell_followers(item)
+            self._notify_followers(item)
 
-    def _take_over(self, item: KeyChange) -> bool:
-        """Have a change; return whether the processes are to have it."""
+    def _apply_one(self, item: KeyChange) -> bool:
+        """Enter a change; return whether it is replicated to the processes."""
         self._entries.apply(item)
         if item.value is None and item.version and self.hub.settings.stored:
-            self._told.deleted(item.key, item.version)
+            self._store_changes.remember_deleted(item.key, item.version)
         self._version = max(self._version, item.version)
         sent = not item.key.startswith(RESERVED)
         self.seq += sent
         return sent
 
-    def _tell_followers(self, item: KeyChange) -> None:
+    def _notify_followers(self, item: KeyChange) -> None:
         for prefix, callback in self._followers:
             if item.key.startswith(prefix):
                 callback(item.key, None if item.value is None else unpack_value(item.value))
 
-    def _stands(self, ask: PendingRequest, version: int, value: bytes | None) -> None:
-        """The write is applied here: its answer waits for the others."""
-        ask.version = version
-        self._asks.keep(ask, value or b"")
-        self._wait(ask)
+    def _applied(self, request: PendingRequest, version: int, value: bytes | None) -> None:
+        """The write is applied here: the reply waits for the processes."""
+        request.version = version
+        self._pending.set_value(request, value or b"")
+        self._await_replicas(request)
 
-    def _wait(self, ask: PendingRequest) -> None:
-        if ask.member is None:
-            self._done(ask)
+    def _await_replicas(self, request: PendingRequest) -> None:
+        if request.member is None:
+            self._succeed(request)
             return
-        ask.seq = self.seq
-        self._waiting.append(ask)
-        self._answer()
+        request.seq = self.seq
+        self._waiting.append(request)
+        self._reply_to_complete()
 
-    def _refuse(self, ask: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
-        if (
-            code == RefusalCode.ABSENT.value
-        ):  # nothing to delete: so it is done, once the others have seen it gone as well
-            self._wait(ask)
+    def _refuse(self, request: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
+        if code == RefusalCode.ABSENT.value:  # nothing to delete: done, once the processes have seen it gone as well
+            self._await_replicas(request)
         else:
-            self._fail(ask, code, text, version, value)
+            self._fail(request, code, text, version, value)
 
-    # ---- answers
+    # ---- replies
 
-    def _answer(self) -> None:
-        """Answer the writes that all who live have applied."""
+    def _reply_to_complete(self) -> None:
+        """Reply to the writes that all live processes have applied."""
         late: list[PendingRequest] = []
         while self._waiting:
-            ask = self._waiting[0]
-            if ask in self._asks:
-                if self._feeding.behind(ask.seq):
+            request = self._waiting[0]
+            if request in self._pending:
+                if self._replication.is_anyone_behind(request.seq):
                     break
-                assert ask.member is not None
-                if self._feeding.has(ask.member, ask.seq):
-                    self._done(ask)
-                else:  # a writer that starts, which only it waits for
-                    late.append(ask)
+                assert request.member is not None
+                if self._replication.has(request.member, request.seq):
+                    self._succeed(request)
+                else:  # a writer that is starting: only its own write waits for it
+                    late.append(request)
             self._waiting.popleft()
         self._waiting.extendleft(reversed(late))
 
-    def _done(self, ask: PendingRequest) -> None:
-        self._asks.close(ask)
-        if ask.then is not None:
-            ask.then("")
-        elif ask.member is not None:
-            self.hub.send(ask.member, "state.done", {"id": ask.id, "version": ask.version}, ask.value)
+    def _succeed(self, request: PendingRequest) -> None:
+        self._pending.close(request)
+        if request.on_done is not None:
+            request.on_done("")
+        elif request.member is not None:
+            self.hub.send(request.member, "state.done", {"id": request.id, "version": request.version}, request.value)
 
     def _fail(
-        self, ask: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any
+        self, request: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any
     ) -> None:
-        self._asks.close(ask)
-        if ask.then is not None:
-            ask.then(text)
-        elif ask.member is not None:
-            head = {"id": ask.id, "code": code, "text": text, "version": version, **more}
-            self.hub.send(ask.member, "state.failed", head, value)
+        self._pending.close(request)
+        if request.on_done is not None:
+            request.on_done(text)
+        elif request.member is not None:
+            head = {"id": request.id, "code": code, "text": text, "version": version, **more}
+            self.hub.send(request.member, "state.failed", head, value)
 
     def deadline(self) -> float:
-        return -math.inf if self._feeding.waits_for_turn else self._asks.deadline()
+        return -math.inf if self._replication.unfinished else self._pending.deadline()
 
     def tick(self) -> None:
-        self._feeding.go_on()
+        self._replication.send_more()
         now = self.hub.clock()
-        for ask in self._asks.due(now):
-            if ask.seq == AT_STORE:
-                self._fail(ask, UNKNOWN, "the store has not answered in time: it is not known whether this is written")
+        for request in self._pending.due(now):
+            if request.seq == AT_STORE:
+                self._fail(
+                    request, UNKNOWN, "the store has not answered in time: it is not known whether this is written"
+                )
             else:
-                self._name_who_lags(ask, now)
+                self._fail_lagging(request, now)
 
-    def _name_who_lags(self, ask: PendingRequest, now: float) -> None:
-        """Somebody has not applied the write in time."""
+    def _fail_lagging(self, request: PendingRequest, now: float) -> None:
+        """Reply with the names of those that have not applied the write in time."""
         self._lagged += 1
-        lagging = list(self._feeding.behind_by(ask.seq))
-        assert ask.member is not None
-        if ask.member not in lagging and not self._feeding.has(ask.member, ask.seq):
-            lagging.append(ask.member)  # a writer that starts
-        if now - ask.begun >= LAG_REPORTED_AFTER:
+        lagging = list(self._replication.lagging(request.seq))
+        assert request.member is not None
+        if request.member not in lagging and not self._replication.has(request.member, request.seq):
+            lagging.append(request.member)  # a writer that is starting
+        if now - request.started >= LAG_REPORTED_AFTER:
             for member in lagging:
-                self._accuse(member)
+                self._report_lag(member)
         text = f"it is written, but has not arrived at {', '.join(map(str, lagging))} in time"
         found = [[member.role.value, member.slot, member.generation] for member in lagging]
-        self._fail(ask, LAGGING, text, ask.version, ask.value, lagging=found)
+        self._fail(request, LAGGING, text, request.version, request.value, lagging=found)
 
-    def _accuse(self, member: Member) -> None:
-        if self._feeding.accuse(member):
+    def _report_lag(self, member: Member) -> None:
+        if self._replication.mark_reported(member):
             text = f"{member} does not take the changes of the shared state in time: its event loop may be blocked"
-            self.hub.port.say(
+            self.hub.port.report(
                 logging.WARNING,
                 "replica_delayed",
                 text,
@@ -324,63 +324,63 @@ class SharedState(HubComponent):
                 generation=member.generation,
             )
 
-    # ---- reading the truth
+    # ---- authoritative reads
 
-    def _read(self, key: str, ask: PendingRequest) -> None:
+    def _read(self, key: str, request: PendingRequest) -> None:
         if self.hub.settings.stored:
-            if self.hub.store_trouble:
-                self._fail(ask, UNAVAILABLE, f"it cannot be read: {self.hub.store_trouble}")
+            if self.hub.store_problem:
+                self._fail(request, UNAVAILABLE, f"it cannot be read: {self.hub.store_problem}")
             else:
-                self.hub.send_to_store("store.read", {"id": ask.number, "key": key})
+                self.hub.send_to_store("store.read", {"id": request.number, "key": key})
             return
         if (entry := self._entries.get(key)) is not None:
-            ask.version = entry.version
-            self._asks.keep(ask, entry.value)
-        self._done(ask)
+            request.version = entry.version
+            self._pending.set_value(request, entry.value)
+        self._succeed(request)
 
     # ---- the store
 
     def take_from_store(self, frame: ValidatedFrame) -> None:
         head, kind = frame.head, frame.kind
         if kind == "store.snapshot":
-            self._told.piece(frame)
+            self._store_changes.take_snapshot(frame)
         elif kind == "store.up":
-            self._apply_all(self._told.snapshot(self._entries))
+            self._apply_all(self._store_changes.snapshot(self._entries))
             self.hub.store_changed("")
         elif kind == "store.down":
             self.hub.store_changed(head.text)
         elif kind == "store.change":
-            self._hear(_item(frame))
+            self._take_change(_item(frame))
         else:
-            self._take_answer(frame, self._asks.get(head.id))
+            self._take_reply(frame, self._pending.get(head.id))
 
-    def _take_answer(self, frame: ValidatedFrame, ask: PendingRequest | None) -> None:
+    def _take_reply(self, frame: ValidatedFrame, request: PendingRequest | None) -> None:
         head = frame.head
         if frame.kind == "store.written":
             item = _item(frame)
-            self._hear(item)
-            if ask is not None:
-                self._stands(ask, item.version, item.value)
-        elif ask is None:
+            self._take_change(item)
+            if request is not None:
+                self._applied(request, item.version, item.value)
+        elif request is None:
             return
         elif frame.kind == "store.refused":
-            self._refuse(ask, head.code, head.text, head.version, frame.body)
+            self._refuse(request, head.code, head.text, head.version, frame.body)
         else:
-            ask.version = head.version
-            self._asks.keep(ask, frame.body)
-            self._done(ask)
+            request.version = head.version
+            self._pending.set_value(request, frame.body)
+            self._succeed(request)
 
-    def _hear(self, item: KeyChange) -> None:
-        """The store says that a change stands."""
-        if self._told.newer(item, self._entries):
+    def _take_change(self, item: KeyChange) -> None:
+        """Apply a change that the store reports, unless it is known."""
+        if self._store_changes.is_news(item, self._entries):
             self._apply(item)
 
     def store_changed(self) -> None:
-        if self.hub.store_trouble:
-            self._told.broken_off()
-            text = f"it is not known whether this is written: {self.hub.store_trouble}"
-            for ask in self._asks.with_store():
-                self._fail(ask, UNKNOWN, text)
+        if self.hub.store_problem:
+            self._store_changes.discard_snapshot()
+            text = f"it is not known whether this is written: {self.hub.store_problem}"
+            for request in self._pending.at_store():
+                self._fail(request, UNKNOWN, text)
 
     # ---- a new program of the listener
 
@@ -389,10 +389,10 @@ class SharedState(HubComponent):
             "seq": self.seq,
             "version": self._version,
             "entries": list(self._entries),
-            "copies": self._feeding.to_state(),
+            "copies": self._replication.to_state(),
             "lagged": self._lagged,
-            "asks": self._asks.to_state(),
-            **self._told.to_state(),
+            "asks": self._pending.to_state(),
+            **self._store_changes.to_state(),
         }
 
     def load(self, state: State) -> None:
@@ -400,9 +400,9 @@ class SharedState(HubComponent):
         self._lagged = state["lagged"]
         for item in state["entries"]:
             self._entries.apply(KeyChange(*item))
-        self._told.load(state)
-        self._feeding.load(state["copies"])
-        self._waiting = deque(self._asks.load(state["asks"], self.hub.members))
+        self._store_changes.load(state)
+        self._replication.load(state["copies"])
+        self._waiting = deque(self._pending.load(state["asks"], self.hub.members))
         self.hub.port.publish(self.seq)
 
 
