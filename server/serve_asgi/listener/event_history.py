@@ -86,7 +86,7 @@ class EventRecorder:
     def __init__(self, pid_of: Callable[[int], int | None]) -> None:
         """`pid_of` knows the PID of a process by its number in the listener's life, while it has one."""
         self._pid_of = pid_of
-        self.to: list[Callable[[Record], None]] = []
+        self.recipients: list[Callable[[Record], None]] = []
         """Who is told besides the log, in this order."""
 
     def record(self, said: actions.LogEvent) -> None:
@@ -99,5 +99,5 @@ class EventRecorder:
         log.log(said.level, "%s", said.text, extra=extra)
         what = {"at": round(time.time(), 3), "level": level, "event": said.event, "text": said.text}
         made: Record = {**about, **what, "detail": said.detail}
-        for tell in self.to:
+        for tell in self.recipients:
             tell(made)

@@ -111,7 +111,7 @@ class HubLinks:
         self._loop = asyncio.get_running_loop()
         for member in self._links:
             self._read_from(member)
-        self.look()
+        self.keep_deadline()
 
     def close(self) -> None:
         """The server has ended."""
@@ -143,7 +143,7 @@ class HubLinks:
             self._forget(id)
         if supervisor.state is ServerState.RUNNING:
             hub.server_ready()
-        self.look()
+        self.keep_deadline()
 
     def open(self, member: int) -> socket.socket:
         """Make a member's link; return the end that its process gets. Raises OSError (EMFILE)."""
@@ -156,7 +156,7 @@ class HubLinks:
     def linked(self, member: int) -> None:
         """The member's process has been started and has its end."""
         self.hub.linked(member)
-        self.look()
+        self.keep_deadline()
 
     def read_rest(self, member: int) -> None:
         """The process has been reaped: what it said last is taken before its death is."""
@@ -175,7 +175,7 @@ class HubLinks:
             if (link := self._links.get(member)) is None or not self._take_one(member, link):
                 break
             await asyncio.sleep(0)
-        self.look()
+        self.keep_deadline()
 
     def trouble_with(self, member: int) -> str:
         """Why a member that has been heard out cannot take part; "" if it can."""
@@ -262,7 +262,7 @@ class HubLinks:
             self._rest = REST
             self._let_others()
         self._turn_ends = None
-        self.look()
+        self.keep_deadline()
 
     def _let_others(self) -> None:
         """Leave the frames in the sockets for some turns of the loop, which cost next to nothing."""
@@ -315,7 +315,7 @@ class HubLinks:
                 link.full = False
                 if member in self.hub.members:
                     self.hub.room_available(member)
-                    self.look()
+                    self.keep_deadline()
 
     def _forget(self, member: int) -> None:
         self._passed.pop(member, None)
@@ -329,7 +329,7 @@ class HubLinks:
 
     # Deadlines
 
-    def look(self) -> None:
+    def keep_deadline(self) -> None:
         """Have the hub's next deadline kept."""
         if self._loop is None:
             return
@@ -347,7 +347,7 @@ class HubLinks:
             self.hub.tick()
         except Exception:
             log.exception("the hub could not keep a deadline; please report this")
-        self.look()
+        self.keep_deadline()
 
     # A new program of the listener
 

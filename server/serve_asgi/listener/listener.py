@@ -127,7 +127,7 @@ class Listener:
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
-        self.recorder.to += [self.history.add, self.control.commands.happened, self.admin.happened, self.hooks.happened]
+        self.recorder.recipients += [self.history.add, self.control.commands.happened, self.admin.happened, self.hooks.happened]
         addresses = [each.name for each in listening]
         self.announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
         self._signals = SignalHandlers(self.post, self._reap, config.reload)
@@ -210,11 +210,11 @@ class Listener:
 
         def take(data: bytes) -> None:
             self.links.hub.take_from_store(data)
-            self.links.look()
+            self.links.keep_deadline()
 
         def changed(trouble: str) -> None:
             self.links.hub.store_changed(trouble)
-            self.links.look()
+            self.links.keep_deadline()
 
         known = self.links.hub.component(SharedState).known
         store = StoreProcess(
@@ -380,7 +380,7 @@ class Listener:
             **shown,
             **past(self.history),
             "admin": self.admin.names,
-            "state_store": self.store and self.store.told(),
+            "state_store": self.store and self.store.status(),
         }
 
     def config_shown(self) -> dict[str, Any]:
@@ -398,7 +398,7 @@ class Listener:
     def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
         """Pause, resume or run one; `answer` is called when it is done."""
         self.schedules().do(do, name, answer, by="the command line")
-        self.links.look()
+        self.links.keep_deadline()
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""

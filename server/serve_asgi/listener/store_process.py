@@ -120,7 +120,7 @@ class StoreProcess:
         """Where the state is kept, as people are told: without passwords."""
         return shown(self._location)
 
-    def told(self) -> State:
+    def status(self) -> State:
         """For `serve status`, JSON-compatible."""
         return {"place": self.shown, "trouble": self.trouble or self._refuses}
 
