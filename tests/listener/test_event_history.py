@@ -14,7 +14,10 @@ def test_all_are_told_the_same_in_order(caplog: pytest.LogCaptureFixture) -> Non
     """The number of a process within its listener means nothing to anybody else; its PID does, while it has one."""
     recorder = EventRecorder({7: 4711}.get)
     told: list[tuple[str, Record]] = []
-    recorder.recipients += [lambda record: told.append(("first", record)), lambda record: told.append(("second", record))]
+    recorder.recipients += [
+        lambda record: told.append(("first", record)),
+        lambda record: told.append(("second", record)),
+    ]
     with caplog.at_level(logging.INFO, "serve"):
         for worker in (7, 8):
             recorder.record(

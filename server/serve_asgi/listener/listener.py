@@ -127,7 +127,12 @@ class Listener:
         path = Path(self.start_directory, config.control) if config.control else None
         self.control = ControlServer(path, self)
         self.hooks = Hooks(config, self.processes, self.recorder.record, self._release, lambda: self.control.path)
-        self.recorder.recipients += [self.history.add, self.control.commands.happened, self.admin.happened, self.hooks.happened]
+        self.recorder.recipients += [
+            self.history.add,
+            self.control.commands.happened,
+            self.admin.happened,
+            self.hooks.happened,
+        ]
         addresses = [each.name for each in listening]
         self.announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
         self._signals = SignalHandlers(self.post, self._reap, config.reload)

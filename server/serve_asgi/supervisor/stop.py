@@ -21,7 +21,7 @@ from serve_asgi.supervisor.retiring import RetiringWorkers
 from serve_asgi.supervisor.starting import SWITCH_TIMEOUT
 
 
-class ServerStop:
+class StopSequence:
     """The end of one server."""
 
     def __init__(

@@ -43,7 +43,7 @@ from serve_asgi.supervisor.reload_requests import ReloadRequests
 from serve_asgi.supervisor.retiring import RetiringWorkers
 from serve_asgi.supervisor.slots import Slots
 from serve_asgi.supervisor.starting import SWITCH_TIMEOUT, StartingWorkers
-from serve_asgi.supervisor.stop import ServerStop
+from serve_asgi.supervisor.stop import StopSequence
 
 _WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
 """States in which an agent that is lost is started again: later, the workers leave, and it after them."""
@@ -72,7 +72,7 @@ class Supervisor:
             self.agents,
             self.drain,
         )
-        self._stop = ServerStop(processes, decisions, self._reload, self.retiring, self.agents, self.drain)
+        self._stop = StopSequence(processes, decisions, self._reload, self.retiring, self.agents, self.drain)
         self._handlers: dict[type[e.Event], Callable[[Any], None]] = {
             e.Wakeup: lambda _: None,
             e.ReloadAsked: self._on_reload,
