@@ -219,7 +219,7 @@ def test_a_second_server_on_the_file_is_refused(tmp_path: Path) -> None:
         ("memcached://h", "names no known store"),
         (
             "redis://:hunter2@127.0.0.1:{port}/0?start=4",
-            "the shared state cannot be had from redis://***@127.0.0.1:{port}/0?start=4: Redis at redis://***@127.0.0.1",
+            "the shared state cannot be read from redis://***@127.0.0.1:{port}/0?start=4: Redis at redis://***@127.0.0.1",
         ),
     ],
 )
@@ -283,7 +283,7 @@ def test_a_full_disk_is_told_to_the_operator_once_and_its_end_too(tmp_path: Path
             capture_output=True,
             text=True,
         ).stdout
-        assert "not to be written, the state could not be written to" in shown
+        assert "cannot be written, the state could not be written to" in shown
         with connect(server) as connection:
             assert request(connection, "/ping")[0] == 200
         assert has(server, "/fresh/a") == has(server, "/get/a")
