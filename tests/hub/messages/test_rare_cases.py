@@ -6,7 +6,7 @@ import pytest
 
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.messages.consumers import CONSUMER_WINDOW, NO_CONSUMER_GRACE, STARTING_TOPICS, STRANDED_TIME
-from serve_asgi.hub.messages.outcomes import MAX_SINGLE_RECORDS
+from serve_asgi.hub.messages.dead_letters import MAX_SINGLE_RECORDS
 from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, TOTAL_BYTES
 from serve_asgi.ipc.frames import encode
 from serve_asgi.ipc.member_frames import Role

@@ -8,8 +8,7 @@ which have no consumer), and answers questions about them. It decides nothing: w
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from serve_asgi.hub.core import Hub, Member
@@ -165,24 +164,9 @@ class Consumers:
             (p for p in candidates if p.member.phase is MemberPhase.SERVING), candidates[0] if candidates else None
         )
 
-    def free_consumer(self, topic: str) -> Consumer | None:
-        """Where work of this topic may go now: to whoever has the fewest in flight, at random among those."""
-        best: Consumer | None = None
-        least, ties = math.inf, 0
-        for consumer in self._by_topic.get(topic, {}).values():
-            member = consumer.process.member
-            if consumer.in_flight >= consumer.concurrency or consumer.in_flight > least or consumer.queue.queued:
-                continue
-            if member.phase is not MemberPhase.SERVING or not (
-                member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC
-            ):
-                continue
-            if not self.hub.port.has_room(member.id) or not consumer.process.has_capacity():
-                continue
-            ties = ties + 1 if consumer.in_flight == least else 1
-            if ties == 1 or random.random() * ties < 1:
-                best, least = consumer, consumer.in_flight
-        return best
+    def of_topic(self, topic: str) -> Collection[Consumer]:
+        """Who handles it."""
+        return self._by_topic.get(topic, {}).values()
 
     def has_consumer(self, topic: str) -> bool:
         """Whether there is a process that handles work of this topic, or may once it is up."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from serve_asgi.hub.core import Hub
 from serve_asgi.hub.messages.consumers import IN_FLIGHT_BYTES, Consumer, Consumers, MemberState, SharedQueue
+from serve_asgi.hub.messages.least_loaded import least_loaded
 from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, Delivery, MessageStage
 from serve_asgi.ipc.member_frames import MemberPhase
 from serve_asgi.ipc.message_frames import AckMode, FrameBatcher, MessageKind
@@ -65,7 +66,7 @@ class Dispatcher:
             if message.ack_mode is AckMode.REPLY and message.stage is MessageStage.SETTLED:
                 topic_queue.queue.take()
                 continue
-            consumer = self._consumers.free_consumer(topic_queue.key)
+            consumer = least_loaded(self._consumers.of_topic(topic_queue.key), self._hub.port)
             if consumer is None:
                 return
             self._deliver(consumer, topic_queue.queue.take())

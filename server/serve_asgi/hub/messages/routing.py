@@ -9,9 +9,10 @@ It owns every message between its acceptance and the end of its handling. The ru
 - What nobody will take is refused to the sender after `NO_CONSUMER_GRACE`; what was accepted and has had no consumer
   for `STRANDED_TIME` is a dead letter.
 
-`serve_asgi.hub.messages.delivery` decides when something is delivered, `serve_asgi.hub.messages.outcomes` tells senders
-and the log. Nothing here does I/O: frames are collected in `FrameBatcher` and flushed by
-`serve_asgi.hub.messages.broker`.
+`serve_asgi.hub.messages.delivery` decides when something is delivered, `serve_asgi.hub.messages.least_loaded` to which
+worker, `serve_asgi.hub.messages.dead_letters` gives up, `serve_asgi.hub.messages.confirmations` tells senders and
+`serve_asgi.hub.messages.loss_reports` the log. Nothing here does I/O: frames are collected in `FrameBatcher` and
+flushed by `serve_asgi.hub.messages.broker`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,16 @@ from __future__ import annotations
 import collections
 import enum
 from collections.abc import Callable, Iterable
-from typing import Final
 
 from serve_asgi.hub.core import Hub, Member
+from serve_asgi.hub.messages.confirmations import SenderConfirmations, described, names_of
 from serve_asgi.hub.messages.consumers import Consumer, Consumers, MemberState, SharedQueue
+from serve_asgi.hub.messages.dead_letters import DeadLetters
 from serve_asgi.hub.messages.delivery import Dispatcher
-from serve_asgi.hub.messages.outcomes import LossReports, SenderConfirmations, described, names_of
+from serve_asgi.hub.messages.loss_reports import LossReports
 from serve_asgi.hub.messages.queues import QUEUE_LIMIT, Delivery, MessageStage, QueuedMessage
 from serve_asgi.ipc.member_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, FrameBatcher, MessageKind
-
-DEAD_LETTER_DELIVERIES: Final = 3
-"""How often a dead letter is delivered, at most."""
 
 
 class RequeuedFrom(enum.Enum):
@@ -52,6 +51,7 @@ class MessageRouter:
         self.confirmations = SenderConfirmations(self.out, self.counts)
         self.losses = LossReports(hub, self.counts)
         self.dispatcher = Dispatcher(hub, self.consumers, self.out, self.counts)
+        self.dead_letters = DeadLetters(hub, self.consumers, self.dispatcher, self.confirmations, self.counts)
 
     # Sending
 
@@ -161,7 +161,7 @@ class MessageRouter:
         if delivery.message.stage is MessageStage.OFFERED:
             self.confirmations.fail(delivery.message, "nobody", text)
         else:
-            self._dead_letter(delivery, text)
+            self.dead_letters.give_up(delivery, text)
 
     # What becomes of it
 
@@ -195,8 +195,8 @@ class MessageRouter:
 
     def _redeliver(self, delivery: Delivery, why: str) -> None:
         """Deliver it again, unless that has been done as often as it may be."""
-        if delivery.attempt >= delivery.message.limit:
-            self._dead_letter(delivery, why)
+        if self.dead_letters.is_due(delivery):
+            self.dead_letters.give_up(delivery, why)
         else:
             self.counts["again"] += 1
             self._requeue(delivery)
@@ -205,35 +205,6 @@ class MessageRouter:
         topic_queue = self.consumers.topic_queue(delivery.message.topic)
         topic_queue.queue.put_first(delivery)
         self.consumers.watch_if_abandoned(topic_queue)
-
-    def _dead_letter(self, delivery: Delivery, why: str) -> None:
-        """Nobody could handle it: log that, tell its sender, and deliver it to a handler of dead letters, if any."""
-        message = delivery.message
-        if message.topic == DEAD_LETTER_TOPIC and not delivery.attempt:
-            return  # no handler of dead letters is left, and the message has been logged
-        topic, id, attempts = (message.topic, message.id, delivery.attempt)
-        letter = topic != DEAD_LETTER_TOPIC
-        if not letter and message.subject is not None:
-            topic, id = message.subject[:2]
-            why = f"the handler of dead letters failed: {why}"
-        self.confirmations.fail(message, "dead", self.losses.dead(topic, id, attempts, why))
-        if letter and self.consumers.has_consumer(DEAD_LETTER_TOPIC):
-            subject = [topic, id, attempts, why]
-            about_it = QueuedMessage(
-                f"{id}!",
-                0,
-                message.origin,
-                DEAD_LETTER_TOPIC,
-                message.body,
-                MessageKind.ANY_WORKER,
-                AckMode.SUCCESS,
-                DEAD_LETTER_DELIVERIES,
-            )
-            about_it.subject, about_it.stage = subject, MessageStage.SETTLED
-            topic_queue = self.consumers.topic_queue(DEAD_LETTER_TOPIC)
-            # where there is no room, there are more of them than anybody handles; it has been logged
-            topic_queue.queue.put_if_room(Delivery(about_it))
-            self.dispatcher.dispatch_topic_queue(topic_queue)
 
     # Members
 
@@ -391,18 +362,19 @@ class MessageRouter:
 
     def deadline(self) -> float:
         """When `tick` has something to do."""
-        return min(self.losses.due, self.consumers.deadline())
+        return min(self.losses.due, self.dead_letters.due, self.consumers.deadline())
 
     def tick(self) -> None:
         """Refuse what nobody has wanted for long enough."""
         self.losses.tick()
+        self.dead_letters.tick()
         for owner, queued_too in self.consumers.expired():
             nobody = f"nobody who is there handles {described(owner)}: see `messenger.on`"
             for delivery in owner.queue.remove_overflow(lambda _: True):
                 self.confirmations.fail(delivery.message, "nobody", nobody)
             if queued_too:
                 for delivery in owner.queue.remove_queued(lambda _: True):
-                    self._dead_letter(delivery, nobody)
+                    self.dead_letters.give_up(delivery, nobody)
 
     # At the end of each event
 

@@ -1,22 +1,17 @@
-"""What people and senders are told of messages: accepted, handled, replied to or failed, and in the log what was lost.
+"""What senders are told of their messages: accepted, handled, replied to or failed.
 
-It owns the messages whose sender has still to be told something, each message's end once, and what is collected for the
-records of losses. Where messages are it does not know; what is lost `serve_asgi.hub.messages.routing` decides.
+It owns the messages whose sender has still to be told something, and each message's end once. Where messages are it
+does not know; what becomes of them `serve_asgi.hub.messages.routing` decides.
 """
 
 from __future__ import annotations
 
-import collections
-import logging
-import math
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Hub, Member
-from serve_asgi.hub.messages.consumers import NO_CONSUMER_GRACE, STARTING_TOPICS, Consumer, MemberState, SharedQueue
+from serve_asgi.hub.messages.consumers import Consumer, SharedQueue
 from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, MessageStage, QueuedMessage
-from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.message_frames import AckMode, FrameBatcher
 
 MAX_UNACCEPTED: Final = 1_024
@@ -26,10 +21,6 @@ MAX_UNACCEPTED_BYTES: Final = 4 * 1024 * 1024 + MAX_UNACCEPTED * DELIVERY_OVERHE
 since."""
 MAX_NAMED_RECEIVERS: Final = 10
 """Processes that one error names, at most."""
-MAX_SINGLE_RECORDS: Final = 100
-"""Dead letters that get a record each within `NO_CONSUMER_GRACE`; further ones share one record with their count."""
-MAX_NAMED_TOPICS: Final = 10
-"""Topics that one record names, at most."""
 
 
 class SenderConfirmations:
@@ -134,86 +125,6 @@ class SenderConfirmations:
             self.confirm_if_accepted(message)
 
 
-class LossReports:
-    """The log records of one hub's losses."""
-
-    def __init__(self, hub: Hub, counts: dict[str, int]) -> None:
-        self._hub = hub
-        self._counts = counts
-        self._overrun = collections.Counter[str]()
-        """Broadcasts of other servers for which there was no room, by topic, not reported yet."""
-        self.due = math.inf
-        """When they are to be reported (the hub's clock)."""
-        self._recorded = 0  # dead letters since `_since`
-        self._since = -math.inf
-        self._unrecorded = collections.Counter[str]()
-        """Dead letters of which there were too many at once for a record each, by topic."""
-
-    def lost(self, text: str, lost: collections.Counter[str], member: Member | None = None) -> None:
-        """Report messages, counted by topic; `text` has a `{}` for how many, `member` is the one that had them."""
-        count, topics = lost.total(), sorted(lost)[:MAX_NAMED_TOPICS]
-        said = f"{text.format(f'{count} messages' if count > 1 else 'a message')} (topics: {', '.join(topics)})"
-        self._counts["lost"] += count
-        about = {} if member is None else _about(member)
-        self._hub.port.report(logging.WARNING, "messages_lost", said, "", count=count, topics=topics, **about)
-
-    def remote_dropped(self, topic: str) -> None:
-        """There was no room for a broadcast of another server; those of some time are reported together."""
-        self._overrun[topic] += 1
-        self.due = min(self.due, self._hub.clock() + NO_CONSUMER_GRACE)
-
-    def tick(self) -> None:
-        """Report what is due."""
-        if self._hub.clock() >= self.due:
-            if self._overrun:
-                self.lost("{} from other servers came faster than they are handled", self._overrun)
-                self._overrun.clear()
-            if self._unrecorded:
-                count, topics = self._unrecorded.total(), sorted(self._unrecorded)[:MAX_NAMED_TOPICS]
-                text = f"{count} more messages were given up (topics: {', '.join(topics)})"
-                about: dict[str, Any] = {"topics": topics, "count": count}
-                self._hub.port.report(logging.ERROR, "message_dead_lettered", text, **about)
-                self._unrecorded.clear()
-            self.due = math.inf
-
-    def to_state(self) -> dict[str, int]:
-        """What is not reported yet, for a new program of the listener."""
-        return dict(self._overrun)
-
-    def load(self, state: dict[str, int]) -> None:
-        """The reverse; it is reported after the usual time."""
-        if state:
-            self._overrun.update(state)
-            self.due = self._hub.clock() + NO_CONSUMER_GRACE
-
-    def report_dropped(self, process: MemberState) -> None:
-        """Report what was dropped while a process started, of the topics that it handles, now that it is up."""
-        for topic, count in process.dropped.items():
-            handled = topic in process.consumers and process.consumers[topic].concurrency
-            if handled or not topic:
-                what = f"topic {topic!r}" if topic else f"more than {STARTING_TOPICS} topics, if it handles them,"
-                text = f"{process.member} took long to start: {count} messages of {what} were dropped"
-                about: dict[str, Any] = {"topic": topic, "count": count, **_about(process.member)}
-                self._hub.port.report(logging.WARNING, "messages_dropped", text, **about)
-        process.dropped.clear()
-
-    def dead(self, topic: str, id: str, attempts: int, why: str) -> str:
-        """Report a dead letter, and return the sentence."""
-        self._counts["dead"] += 1
-        text = f"message {id} of topic {topic!r} was given up after {attempts} deliveries: {why}"
-        now = self._hub.clock()
-        if now >= self._since + NO_CONSUMER_GRACE:
-            self._since, self._recorded = now, 0
-        self._recorded += 1
-        if self._recorded > MAX_SINGLE_RECORDS:
-            self._unrecorded[topic] += 1
-            self.due = min(self.due, now + NO_CONSUMER_GRACE)
-            return text
-        about: dict[str, Any] = {"topic": topic, "id": id, "attempts": attempts, "reason": why}
-        self._hub.port.report(logging.ERROR, "message_dead_lettered", text, **about)
-        return text
-
-
 def names_of(receivers: list[str]) -> str:
     """Those who had no room for a message, some of them if they are many; nobody here: the other servers."""
     more = f" and {len(receivers) - MAX_NAMED_RECEIVERS} others" if len(receivers) > MAX_NAMED_RECEIVERS else ""
@@ -225,8 +136,3 @@ def described(owner: Consumer | SharedQueue) -> str:
     if isinstance(owner, Consumer):
         return f"topic {owner.topic!r} as {owner}"
     return f"topic {owner.key!r}" if isinstance(owner.key, str) else f"what is sent to {owner}"
-
-
-def _about(member: Member) -> dict[str, Any]:
-    slot = {} if member.role is Role.AGENT else {"slot": member.slot}
-    return {"generation": member.generation, **slot}

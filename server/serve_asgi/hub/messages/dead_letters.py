@@ -1,0 +1,109 @@
+"""Dead letters: messages that are given up, after too many deliveries or where nobody handles them.
+
+Each is logged (many at once share a record), its sender is told, and it is delivered to a handler of dead letters, if
+there is one (`messenger.on_dead_letter`). What that fails to handle is given up in its turn, and only logged.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import math
+from typing import Any, Final
+
+from serve_asgi.hub.core import Hub
+from serve_asgi.hub.messages.confirmations import SenderConfirmations
+from serve_asgi.hub.messages.consumers import NO_CONSUMER_GRACE, Consumers
+from serve_asgi.hub.messages.delivery import Dispatcher
+from serve_asgi.hub.messages.loss_reports import MAX_NAMED_TOPICS
+from serve_asgi.hub.messages.queues import Delivery, MessageStage, QueuedMessage
+from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
+
+DEAD_LETTER_DELIVERIES: Final = 3
+"""How often a dead letter is delivered, at most."""
+MAX_SINGLE_RECORDS: Final = 100
+"""Dead letters that get a record each within `NO_CONSUMER_GRACE`; further ones share one record with their count."""
+
+
+class DeadLetters:
+    """Those of one hub."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        consumers: Consumers,
+        dispatcher: Dispatcher,
+        confirmations: SenderConfirmations,
+        counts: dict[str, int],
+    ) -> None:
+        self._hub = hub
+        self._consumers = consumers
+        self._dispatcher = dispatcher
+        self._confirmations = confirmations
+        self._counts = counts
+        self._recorded = 0  # since `_since`
+        self._since = -math.inf
+        self._unrecorded = collections.Counter[str]()
+        """Those of which there were too many at once for a record each, by topic."""
+        self.due = math.inf
+        """When they are to be reported (the hub's clock)."""
+
+    def is_due(self, delivery: Delivery) -> bool:
+        """Whether it has been delivered as often as it may be."""
+        return delivery.attempt >= delivery.message.limit
+
+    def give_up(self, delivery: Delivery, why: str) -> None:
+        """Nobody could handle it: log that, tell its sender, and deliver it to a handler of dead letters, if any."""
+        message = delivery.message
+        if message.topic == DEAD_LETTER_TOPIC and not delivery.attempt:
+            return  # no handler of dead letters is left, and the message has been logged
+        topic, id, attempts = (message.topic, message.id, delivery.attempt)
+        letter = topic != DEAD_LETTER_TOPIC
+        if not letter and message.subject is not None:
+            topic, id = message.subject[:2]
+            why = f"the handler of dead letters failed: {why}"
+        self._confirmations.fail(message, "dead", self._report(topic, id, attempts, why))
+        if letter and self._consumers.has_consumer(DEAD_LETTER_TOPIC):
+            subject = [topic, id, attempts, why]
+            about_it = QueuedMessage(
+                f"{id}!",
+                0,
+                message.origin,
+                DEAD_LETTER_TOPIC,
+                message.body,
+                MessageKind.ANY_WORKER,
+                AckMode.SUCCESS,
+                DEAD_LETTER_DELIVERIES,
+            )
+            about_it.subject, about_it.stage = subject, MessageStage.SETTLED
+            topic_queue = self._consumers.topic_queue(DEAD_LETTER_TOPIC)
+            # where there is no room, there are more of them than anybody handles; it has been logged
+            topic_queue.queue.put_if_room(Delivery(about_it))
+            self._dispatcher.dispatch_topic_queue(topic_queue)
+
+    def _report(self, topic: str, id: str, attempts: int, why: str) -> str:
+        """Log it, and return the sentence."""
+        self._counts["dead"] += 1
+        text = f"message {id} of topic {topic!r} was given up after {attempts} deliveries: {why}"
+        now = self._hub.clock()
+        if now >= self._since + NO_CONSUMER_GRACE:
+            self._since, self._recorded = now, 0
+        self._recorded += 1
+        if self._recorded > MAX_SINGLE_RECORDS:
+            self._unrecorded[topic] += 1
+            self.due = min(self.due, now + NO_CONSUMER_GRACE)
+            return text
+        about: dict[str, Any] = {"topic": topic, "id": id, "attempts": attempts, "reason": why}
+        self._hub.port.report(logging.ERROR, "message_dead_lettered", text, **about)
+        return text
+
+    def tick(self) -> None:
+        """Report what is due."""
+        if self._hub.clock() >= self.due:
+            if self._unrecorded:
+                count, topics = self._unrecorded.total(), sorted(self._unrecorded)[:MAX_NAMED_TOPICS]
+                text = f"{count} more messages were given up (topics: {', '.join(topics)})"
+                about: dict[str, Any] = {"topics": topics, "count": count}
+                self._hub.port.report(logging.ERROR, "message_dead_lettered", text, **about)
+                self._unrecorded.clear()
+            self.due = math.inf
