@@ -10,8 +10,8 @@ import msgpack
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembly import create_hub
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
+from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.member_frames import Role
 from tests.fuzzing import grammar

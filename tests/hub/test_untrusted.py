@@ -10,8 +10,8 @@ import msgpack
 import pytest
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembly import create_hub
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
+from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.hub.messages.confirmations import MAX_UNACCEPTED
 from serve_asgi.ipc.frames import encode
 from serve_asgi.ipc.member_frames import Role

@@ -13,8 +13,8 @@ import math
 from typing import Any
 
 from serve_asgi.app.link import Identity, Link
-from serve_asgi.hub.assembly import create_hub
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
+from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.member_frames import Role
 from serve_asgi.logs.server_log import about as particulars

@@ -24,8 +24,8 @@ from typing import Any, Final
 from serve_asgi.config.options import Config
 from serve_asgi.config.state_location import is_url
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.assembly import create_hub
 from serve_asgi.hub.core import HubSettings, MemberOrder
+from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.ipc.channel import pair, refuse_descriptors
 from serve_asgi.ipc.frames import pack_value, unpack_value
 from serve_asgi.ipc.link_socket import LinkSocket

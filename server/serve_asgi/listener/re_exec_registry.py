@@ -24,9 +24,10 @@ from typing import Any, Final, Protocol
 from serve_asgi import __version__
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.core import Hub, HubComponent, PresenceBroadcast
+from serve_asgi.hub.core import Hub, HubComponent
 from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.hub.messages.loss_reports import LossReports
+from serve_asgi.hub.presence import PresenceBroadcast
 from serve_asgi.hub.schedules.commands import ScheduleCommands
 from serve_asgi.hub.schedules.registration import ScheduleRegistry
 from serve_asgi.hub.schedules.schedule import ScheduleState

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from serve_asgi.app.replica import StateReplica
-from serve_asgi.hub.assembly import create_hub
 from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
+from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.hub.state.write import OVERHEAD

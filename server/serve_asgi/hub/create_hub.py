@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from serve_asgi.hub.core import Hub, HubPort, HubSettings, PresenceBroadcast
+from serve_asgi.hub.core import Hub, HubPort, HubSettings
 from serve_asgi.hub.messages.broker import MessageBroker
+from serve_asgi.hub.presence import PresenceBroadcast
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
 
