@@ -11,33 +11,16 @@ import signal
 import socket
 from typing import Any, Final
 
-from serve_asgi.config.release import Release
 from serve_asgi.ipc.channel import Channel, SendQueue, pair
 from serve_asgi.ipc.scoreboard import Cell, Row
-from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener.protocol_violations import RateLimit
 from serve_asgi.listener.stack_dumps import WatchdogChannel
-from serve_asgi.logs.child_output import ChildOutput, for_child
-from serve_asgi.supervisor.lifecycles import AppProcess, Worker
+from serve_asgi.logs.child_output import ChildOutput
+from serve_asgi.supervisor.lifecycles import AppProcess
 
 PACKETS_AT_ONCE: Final = 500
 PACKETS_PER_SECOND: Final = 50.0
 """What a child may say over its channel: a worker says ten things in its life, and a few for each hand-over."""
-
-
-def describe(status: int) -> str:
-    """How a process ended, from its wait status (waitpid(2))."""
-    return describe_code(os.waitstatus_to_exitcode(status))
-
-
-def describe_code(code: int) -> str:
-    """How a process ended, from its exit status or the negative number of the signal that ended it."""
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:  # one of the real-time signals, most of which have no name (signal(7))
-        return f"signal {-code}"
 
 
 class Child:
@@ -117,65 +100,6 @@ class Child:
         if self.watchdog is not None:
             self.watchdog.close()
         self.closed = True
-
-
-def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
-    """Start a worker or an agent as a fresh interpreter.
-
-    It leads a session of its own: a signal for the foreground group (Ctrl-C) does not reach it, and the operator's
-    terminal is not its controlling one, so that it cannot put words into it (TIOCSTI, ioctl_tty(2)).
-
-    Raises OSError if the interpreter cannot be started.
-    """
-    output = for_child()
-    try:
-        ours, theirs = pair()
-    except OSError:
-        output.read_rest()
-        raise
-    own = ("--slot", str(worker.slot)) if isinstance(worker, Worker) else ()
-    arguments = [
-        release.python,
-        *SAFE_PATH,
-        *("-m", "serve_asgi.worker" if own else "serve_asgi.agent_process"),
-        *("--channel", str(theirs.fileno()), "--output", output.argument()),
-        *("--generation", str(worker.generation.number), *own),
-    ]
-    inherited = [(theirs.fileno(), theirs.fileno()), *output.child_fds()]
-    try:
-        pid = os.posix_spawn(
-            release.python,
-            arguments,
-            release.environment,
-            file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in inherited],
-            setsid=True,
-            setsigmask=LISTENER_SIGNALS,
-            setsigdef=LISTENER_SIGNALS,  # what the listener ignores, no child of the application is to
-        )
-    except OSError:
-        ours.close()
-        output.read_rest()
-        raise
-    finally:
-        theirs.close()
-        output.started()
-    return Child(worker, pid, Channel(ours, descriptors=0), output, row, counts)
-
-
-def _safe_path_flag() -> list[str]:
-    """`-P` keeps the working directory off the import path, where an application's own `server` would shadow ours.
-
-    It is left out when this package itself is being run from the working directory, not from an installation.
-    """
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    try:
-        return [] if root == os.getcwd() else ["-P"]
-    except FileNotFoundError:
-        return ["-P"]
-
-
-SAFE_PATH: Final = _safe_path_flag()
-"""Found out once: the directory that the listener was started in may be removed by a deploy."""
 
 
 def handover_pair() -> tuple[int, int]:

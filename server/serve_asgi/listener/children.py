@@ -22,10 +22,11 @@ from serve_asgi.config.release import BEGAN, Release
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
-from serve_asgi.listener.child import Child, describe, handover_pair, spawn
+from serve_asgi.listener.child import Child, handover_pair
 from serve_asgi.listener.child_packets import ChildPackets
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
+from serve_asgi.listener.spawning import describe, spawn
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e

@@ -2,7 +2,8 @@
 
 It owns their PIDs until they have been reaped. Nobody waits for one but over `HelperProcess.wait`: the listener reaps
 everything at one place (as PID 1 it gets what is left to it as well) and says here what it found. Each leads its own
-process group, so that what it starts can be ended with it, in a session of its own, as workers do (`child.spawn`).
+process group, so that what it starts can be ended with it, in a session of its own, as workers do
+(`serve_asgi.listener.spawning`).
 """
 
 from __future__ import annotations

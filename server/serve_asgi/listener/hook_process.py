@@ -20,8 +20,8 @@ import anyio
 from serve_asgi.config.hook_events import Hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
-from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
+from serve_asgi.listener.spawning import SAFE_PATH, describe_code
 
 TERM_TIME: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""

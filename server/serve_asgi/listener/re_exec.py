@@ -25,8 +25,8 @@ from serve_asgi.config import release
 from serve_asgi.errors import ServeError, UsageError
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener import re_exec_registry as registry
-from serve_asgi.listener.child import SAFE_PATH
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
+from serve_asgi.listener.spawning import SAFE_PATH
 from serve_asgi.logs import stdio_guard
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import ServerState

@@ -32,8 +32,8 @@ from serve_asgi.ipc.link_socket import make_room, receive
 from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
 from serve_asgi.ipc.validation import Heads
 from serve_asgi.listener import protocol_violations
-from serve_asgi.listener.child import SAFE_PATH, describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
+from serve_asgi.listener.spawning import SAFE_PATH, describe_code
 from serve_asgi.listener.store_requests import StoreRequests
 from serve_asgi.store import replies
 from serve_asgi.supervisor import actions
