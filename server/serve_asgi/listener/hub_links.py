@@ -27,8 +27,8 @@ from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import HubSettings, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.ipc.channel import pair, refuse_descriptors
+from serve_asgi.ipc.frame_socket import FrameSocket
 from serve_asgi.ipc.frames import pack_value, unpack_value
-from serve_asgi.ipc.link_socket import LinkSocket
 from serve_asgi.ipc.member_frames import Role
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener import protocol_violations
@@ -63,7 +63,7 @@ log = logging.getLogger("serve")
 State = dict[str, Any]
 
 
-class MemberLink(LinkSocket):
+class MemberLink(FrameSocket):
     """The listener's end of one link."""
 
     __slots__ = ("broken", "full", "reading", "unknown")

@@ -27,8 +27,8 @@ from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
 from serve_asgi.config.state_location import START_TIME, is_url, redis_address, shown
 from serve_asgi.hub.state.write import StateEntry
 from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
+from serve_asgi.ipc.frame_socket import make_room, receive
 from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, split_frame
-from serve_asgi.ipc.link_socket import make_room, receive
 from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
 from serve_asgi.ipc.validation import Heads
 from serve_asgi.listener import protocol_violations

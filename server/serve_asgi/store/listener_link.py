@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import anyio
 
+from serve_asgi.ipc.frame_socket import make_room, receive
 from serve_asgi.ipc.frames import Frame, decode, encode
-from serve_asgi.ipc.link_socket import make_room, receive
 from serve_asgi.store.replies import StoreReply
 
 MAX_FRAMES: Final = 256

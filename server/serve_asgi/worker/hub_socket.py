@@ -22,7 +22,7 @@ from typing import Final
 from serve_asgi.app import presence as presence  # who is there is told from the beginning, also to who asks late
 from serve_asgi.app.link import Identity, Link
 from serve_asgi.app.shared import shared
-from serve_asgi.ipc.link_socket import LinkSocket
+from serve_asgi.ipc.frame_socket import FrameSocket
 from serve_asgi.logs.server_log import about
 
 log = logging.getLogger("serve")
@@ -36,7 +36,7 @@ class HubSocket:
 
     def __init__(self, end: socket.socket, identity: Identity, loop: asyncio.AbstractEventLoop) -> None:
         """Take over the socket `end`; frames are read from now on."""
-        self._end = LinkSocket(end)
+        self._end = FrameSocket(end)
         self._loop = loop
         self._empty = asyncio.Event()
         self._empty.set()

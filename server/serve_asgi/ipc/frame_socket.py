@@ -44,7 +44,7 @@ def receive(end: socket.socket) -> bytes | None:
             return b""
 
 
-class LinkSocket:
+class FrameSocket:
     """One end. `waiting` is what could not be sent, oldest first."""
 
     __slots__ = ("bytes", "socket", "waiting")

@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from serve_asgi.ipc import link_socket
+from serve_asgi.ipc import frame_socket as link_socket
 from serve_asgi.ipc.channel import pair
+from serve_asgi.ipc.frame_socket import FrameSocket
 from serve_asgi.ipc.frames import MAX_FRAME
-from serve_asgi.ipc.link_socket import LinkSocket
 
 
 def _narrow() -> tuple[socket.socket, socket.socket]:
@@ -22,7 +22,7 @@ def _narrow() -> tuple[socket.socket, socket.socket]:
 
 def test_the_largest_frame_passes_where_the_kernels_default_is_small() -> None:
     ours, theirs = _narrow()
-    end = LinkSocket(ours)
+    end = FrameSocket(ours)
     with theirs:
         theirs.settimeout(10)
         assert end.send(b"x" * MAX_FRAME)
@@ -35,7 +35,7 @@ def test_a_frame_that_the_kernel_never_takes_is_told_and_holds_up_nothing(
 ) -> None:
     monkeypatch.setattr(link_socket, "SEND_BUFFER", 10_000)  # as where net.core.wmem_max is small
     ours, theirs = _narrow()
-    end = LinkSocket(ours)
+    end = FrameSocket(ours)
     with theirs, caplog.at_level(logging.ERROR, "serve"):
         theirs.settimeout(10)
         assert end.send(b"x" * MAX_FRAME)
