@@ -10,7 +10,7 @@ import pytest
 
 from serve_asgi.ipc.scoreboard import MOST_AT_ONCE, Cell
 from serve_asgi.worker.accept_balance import LoopFactory, WakeOrder
-from serve_asgi.worker.bootstrap import loop_factory
+from serve_asgi.worker.event_loop import loop_factory
 from serve_asgi.worker.scoreboard_rows import OtherWorkers
 from tests.rows import Rows, cells
 

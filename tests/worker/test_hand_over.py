@@ -18,7 +18,7 @@ import pytest
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.worker.bootstrap import loop_factory
+from serve_asgi.worker.event_loop import loop_factory
 from serve_asgi.worker.hand_over_receiver import HandOverReceiver
 from serve_asgi.worker.hand_over_sender import MAX_IN_FLIGHT, HandOverSender
 from tests.rows import cells

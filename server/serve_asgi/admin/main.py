@@ -30,11 +30,11 @@ from serve_asgi.worker.accept_balance import LoopFactory
 from serve_asgi.worker.bootstrap import (
     ignore_signals,
     listening_socket,
-    loop_factory,
     name_process,
     take_account,
     welcome,
 )
+from serve_asgi.worker.event_loop import loop_factory
 from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.worker import WorkerProcess
 

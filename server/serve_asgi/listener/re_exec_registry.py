@@ -30,7 +30,7 @@ from serve_asgi.hub.messages.loss_reports import LossReports
 from serve_asgi.hub.presence import PresenceBroadcast
 from serve_asgi.hub.schedules.commands import ScheduleCommands
 from serve_asgi.hub.schedules.registration import ScheduleRegistry
-from serve_asgi.hub.schedules.schedule import ScheduleState
+from serve_asgi.hub.schedules.schedule_state import ScheduleState
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.entries import StoreChanges
 from serve_asgi.hub.state.pending import PendingRequests

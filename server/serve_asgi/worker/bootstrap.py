@@ -8,7 +8,6 @@ user that the application runs with.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import functools
 import json
@@ -35,6 +34,7 @@ from serve_asgi.logs.exceptions import shortened
 from serve_asgi.worker import uncaught_exceptions as uncaught
 from serve_asgi.worker.accept_balance import LoopFactory
 from serve_asgi.worker.bytecode import keep_fresh
+from serve_asgi.worker.event_loop import loop_factory
 from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.malloc_tuning import keep_large_blocks
 
@@ -153,19 +153,6 @@ def _has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """The event loop's factory. `auto` takes uvloop where it is installed."""
-    if name == "asyncio":
-        return asyncio.new_event_loop
-    try:
-        import uvloop
-    except ImportError:
-        if name == "uvloop":
-            raise
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
 
 
 def _arguments(program: str) -> argparse.Namespace:

@@ -22,6 +22,19 @@ T = TypeVar("T")
 log = logging.getLogger("serve")
 
 
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """The event loop's factory. `auto` takes uvloop where it is installed."""
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError:
+        if name == "uvloop":
+            raise
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
 def run(main: Callable[[], Coroutine[Any, Any, T]], new_loop: Callable[[], asyncio.AbstractEventLoop]) -> T:
     """As `asyncio.run`, in a loop that `new_loop` makes. Raises what `main` raises, and nothing that others do."""
     loop = new_loop()

@@ -6,7 +6,7 @@ from typing import Any
 
 from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
 from serve_asgi.hub.schedules.definition import ScheduleDefinition
-from serve_asgi.hub.schedules.schedule import HistoryEntry, ScheduleState
+from serve_asgi.hub.schedules.schedule_state import HistoryEntry, ScheduleState
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import encode

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from serve_asgi.hub.core import Member, MemberOrder
-from serve_asgi.hub.schedules.schedule import (
+from serve_asgi.hub.schedules.schedule_state import (
     HISTORY_LENGTH,
     HistoryEntry,
     PendingTick,

@@ -15,7 +15,7 @@ import msgspec
 
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, Member
-from serve_asgi.hub.schedules.schedule import (
+from serve_asgi.hub.schedules.schedule_state import (
     HISTORY_LENGTH,
     ActiveRun,
     HistoryEntry,
@@ -45,7 +45,7 @@ END_RECORDS: Final = {
 
 
 class StoredHistoryEntry(msgspec.Struct):
-    """An entry as `serve_asgi.hub.schedules.schedule.to_plain` makes it."""
+    """An entry as `serve_asgi.hub.schedules.schedule_state.to_plain` makes it."""
 
     instant: Count
     outcome: RunOutcome

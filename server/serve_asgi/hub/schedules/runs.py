@@ -14,7 +14,7 @@ from typing import Final
 
 from serve_asgi.hub.core import Hub, Member
 from serve_asgi.hub.schedules.definition import OverlapPolicy
-from serve_asgi.hub.schedules.schedule import ActiveRun, HistoryEntry, PendingTick, RunKind, ScheduleState
+from serve_asgi.hub.schedules.schedule_state import ActiveRun, HistoryEntry, PendingTick, RunKind, ScheduleState
 from serve_asgi.ipc.frames import ValidatedFrame
 from serve_asgi.ipc.schedule_frames import RunOutcome
 

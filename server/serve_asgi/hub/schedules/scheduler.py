@@ -27,7 +27,7 @@ from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleD
 from serve_asgi.hub.schedules.history import END_RECORDS, ScheduleLog, StoredHistory
 from serve_asgi.hub.schedules.registration import ScheduleRegistry
 from serve_asgi.hub.schedules.runs import ActiveRuns, LeaseRequests
-from serve_asgi.hub.schedules.schedule import (
+from serve_asgi.hub.schedules.schedule_state import (
     NOT_STARTED,
     RETRIED,
     ActiveRun,
