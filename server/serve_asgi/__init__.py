@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
         return retiring
     if name == "Message":
-        from serve_asgi.app.receiving import Message
+        from serve_asgi.app.message_receiver import Message
 
         return Message
     if name == "messenger":

@@ -16,12 +16,12 @@ import pytest
 from serve_asgi import schedule
 from serve_asgi.app import function_calls as schedule_call
 from serve_asgi.app.background_work import work
-from serve_asgi.app.link import Identity, Link, LinkClosed, current
+from serve_asgi.app.hub_link import Identity, Link, LinkClosed, current
 from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING
 from serve_asgi.app.schedule import Run, RunRecord, Schedule, ScheduleRefused
 from serve_asgi.errors import ScheduleError
 from serve_asgi.ipc.frames import encode
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from tests.running import PATIENCE
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_asgi import shared
-from serve_asgi.app.replica import Change
+from serve_asgi.app.state_replica import Change
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -278,7 +278,7 @@ def test_another_threads_loop_is_served_and_threads_may_read() -> None:
 
 def test_a_listener_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        from serve_asgi.app.link import current
+        from serve_asgi.app.hub_link import current
 
         await shared.set("k", 1)
         watch = shared.watch()
@@ -303,7 +303,7 @@ def test_a_listener_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_listener_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         from serve_asgi.app import shared as module
-        from serve_asgi.app.link import current
+        from serve_asgi.app.hub_link import current
 
         monkeypatch.setattr(module, "GRACE", 0.0)
         monkeypatch.setattr(current(), "_transmit", lambda data: None)

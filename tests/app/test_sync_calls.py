@@ -410,7 +410,7 @@ async def main():
     thread.start()
     while thread.is_alive():
         await asyncio.sleep(0.001)
-    from serve_asgi.app import link
+    from serve_asgi.app import hub_link as link
     assert link.current_or_none().loop is asyncio.get_running_loop()
     assert (found, shared["n"]) == ([1], 1)
 asyncio.run(main())

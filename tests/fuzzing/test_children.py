@@ -13,7 +13,7 @@ from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.ipc import packets
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from tests.fuzzing import grammar
 from tests.fuzzing.fuzz_children import run
 from tests.hub.port import RecordingPort

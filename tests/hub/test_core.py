@@ -8,7 +8,7 @@ from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, HubComponent, HubSettings, Member, MemberOrder
 from serve_asgi.hub.presence import PresenceBroadcast
 from serve_asgi.ipc.frames import MAX_FRAME, Frame, NotSendable, decode, encode, pack_value, unpack_value
-from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from tests.hub.port import RecordingPort
 
 

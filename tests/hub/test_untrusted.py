@@ -14,7 +14,7 @@ from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.hub.messages.confirmations import MAX_UNACCEPTED
 from serve_asgi.ipc.frames import encode
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from tests.hub.port import RecordingPort
 
 DEFINED = {"name": "s", "on": "one", "overlap": "skip", "every": 1000}
@@ -114,6 +114,6 @@ def test_what_a_later_version_says_is_passed_over(hub: Hub) -> None:
 
 
 def test_windows_leave_room_for_what_is_taken_back_late() -> None:
-    from serve_asgi.app.sending import WINDOW
+    from serve_asgi.app.message_sender import WINDOW
 
     assert MAX_UNACCEPTED >= 4 * WINDOW

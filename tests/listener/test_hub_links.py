@@ -14,7 +14,7 @@ import msgspec
 
 from serve_asgi.hub.core import Hub, HubComponent, HubSettings, Member, MemberOrder
 from serve_asgi.ipc.frames import Frame, ValidatedFrame, decode, encode
-from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.membership_frames import MemberPhase
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener.hub_links import ROOM, HubLinks
 from serve_asgi.supervisor import actions

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from serve_asgi.app.link import Identity, LinkClosed
+from serve_asgi.app.hub_link import Identity, LinkClosed
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, encode
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.worker.hub_socket import HubSocket
 
 IDENTITY = Identity(Role.WORKER, 0, 1, 1)

@@ -18,16 +18,16 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from serve_asgi.agent_process.agent_lock import AgentLock
-from serve_asgi.app import link
+from serve_asgi.app import hub_link
 from serve_asgi.app.agent_task import AgentTarget, AgentTask, load
 from serve_asgi.app.background_work import work
-from serve_asgi.app.link import Identity
+from serve_asgi.app.hub_link import Identity
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import Packet, SendQueue, close_descriptors
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback, error_text
@@ -220,7 +220,7 @@ class AgentProcess:
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
         self.hub.link.take("retire", lambda _: work.retire())
         self.hub.link.at_close(work.retire)
-        link.set_current(self.hub.link)
+        hub_link.set_current(self.hub.link)
         forks.in_child(self.hub.link.let_go)
 
     async def _beat(self) -> None:

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from serve_asgi.app.agent_task import AgentTarget, AgentTask
-from serve_asgi.app.link import current, run_on_link_loop
-from serve_asgi.app.link import current_or_none as link_present
+from serve_asgi.app.hub_link import current, run_on_link_loop
+from serve_asgi.app.hub_link import current_or_none as link_present
 from serve_asgi.app.messenger import TIMEOUT, NotDelivered, messenger
 from serve_asgi.app.presence import presence
 from serve_asgi.app.sync_calls import SyncCalls
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 
 
 class AgentAccess:

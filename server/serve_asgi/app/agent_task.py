@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any, Final, cast
 
 from serve_asgi.app.loading import find, kind, parse
+from serve_asgi.app.message_sender import NoReceiver
 from serve_asgi.app.retiring import retiring
-from serve_asgi.app.sending import NoReceiver
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.logs.exceptions import is_from_outside

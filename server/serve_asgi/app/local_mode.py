@@ -12,11 +12,11 @@ import logging
 import math
 from typing import Any
 
-from serve_asgi.app.link import Identity, Link
+from serve_asgi.app.hub_link import Identity, Link
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.hub.state.shared_state import SharedState
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.logs.server_log import about as particulars
 
 log = logging.getLogger("serve")

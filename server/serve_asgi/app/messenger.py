@@ -16,14 +16,21 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
 from serve_asgi.app.function_calls import is_asynchronous
-from serve_asgi.app.link import LinkClosed, current, current_or_none, register, run_on_link_loop
+from serve_asgi.app.hub_link import LinkClosed, current, current_or_none, register, run_on_link_loop
+from serve_asgi.app.message_receiver import (
+    Handler,
+    HandlerRegistration,
+    Message,
+    MessageIteration,
+    MessageReceiver,
+    Origin,
+)
+from serve_asgi.app.message_sender import CallFailed, DeadLettered, MessageSender, NoReceiver, NotDelivered, NotHandled
 from serve_asgi.app.presence import Peer, presence
-from serve_asgi.app.receiving import Handler, HandlerRegistration, Message, MessageIteration, MessageReceiver, Origin
 from serve_asgi.app.retiring import retiring
-from serve_asgi.app.sending import CallFailed, DeadLettered, MessageSender, NoReceiver, NotDelivered, NotHandled
 from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.ipc.frames import MAX_PAYLOAD, NotSendable, pack_sendable, unpack_value
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
 
 TIMEOUT: Final = 10.0

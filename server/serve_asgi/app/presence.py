@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import AsyncIterator
 from typing import Final
 
-from serve_asgi.app.link import Link, register
+from serve_asgi.app.hub_link import Link, register
 from serve_asgi.ipc.frames import Frame
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Peer:
     role: Role
     generation: int
     slot: int  # -1 for the agent
-    phase: str  # up, serving or retiring (`serve_asgi.ipc.member_frames.MemberPhase`)
+    phase: str  # up, serving or retiring (`serve_asgi.ipc.membership_frames.MemberPhase`)
 
 
 class Presence:

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 from serve_asgi.app.background_work import work
 from serve_asgi.app.function_calls import call_within, is_cancelled
-from serve_asgi.app.link import Link, LinkClosed, current, register, run_on_link_loop
+from serve_asgi.app.hub_link import Link, LinkClosed, current, register, run_on_link_loop
 from serve_asgi.app.schedule_arguments import Span, code_of, definition_of
 from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.errors import ScheduleError, ServeError
@@ -250,7 +250,7 @@ class Schedule:
     # ---- the link
 
     def bind(self, link: Link) -> None:
-        """For `serve_asgi.app.link`: the hub that these schedules are told to."""
+        """For `serve_asgi.app.hub_link`: the hub that these schedules are told to."""
         self._close()
         self._link = link
         link.take("schedule.run", lambda frame: self._begin(link, frame))

@@ -1,9 +1,9 @@
 """`shared`: a small mapping that is the same in all workers, the agent and the next generation.
 
-Reading is local and never waits: the process's own copy (`serve_asgi.app.replica`), kept up to date by the hub. Writing
-asks the hub and returns when every live worker has the change. It owns this process's copy, its open writes (at most
-`WINDOW`; further ones wait within their timeouts) and its watches (of each key the newest change waits, no more). What
-a write does is decided elsewhere (`serve_asgi.hub.state.write`).
+Reading is local and never waits: the process's own copy (`serve_asgi.app.state_replica`), kept up to date by the hub.
+Writing asks the hub and returns when every live worker has the change. It owns this process's copy, its open writes (at
+most `WINDOW`; further ones wait within their timeouts) and its watches (of each key the newest change waits, no more).
+What a write does is decided elsewhere (`serve_asgi.hub.state.write`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from serve_asgi.app import shared_errors as errors
-from serve_asgi.app.link import Link, LinkClosed, current, register, run_on_link_loop
-from serve_asgi.app.replica import StateReplica, StateWatch
+from serve_asgi.app.hub_link import Link, LinkClosed, current, register, run_on_link_loop
+from serve_asgi.app.state_replica import StateReplica, StateWatch
 from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
@@ -236,7 +236,7 @@ class Shared(Mapping[str, Any]):
     # ---- the link
 
     def bind(self, link: Link) -> None:
-        """For `serve_asgi.app.link`: read from and write to this hub; what was known from another one is forgotten."""
+        """For `serve_asgi.app.hub_link`: read from and write to this hub; what another one told is forgotten."""
         if self._link is not None:
             self._close()
         self._link = link

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
-from serve_asgi.app.link import Link, LinkClosed, link_for_thread
+from serve_asgi.app.hub_link import Link, LinkClosed, link_for_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 One loop in a thread of its own, begun by the first call of a `sync` object and for local mode alone. It stands in for a
 loop of the application's: the first that uses `shared`, `messenger` or `schedule` takes its place, and its shared state
-(`serve_asgi.app.link.current`). Handlers and schedules run in it meanwhile.
+(`serve_asgi.app.hub_link.current`). Handlers and schedules run in it meanwhile.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Final
 
 import anyio.from_thread
 
-from serve_asgi.app import link
+from serve_asgi.app import hub_link
 from serve_asgi.app import local_mode as local
-from serve_asgi.app.link import Link
+from serve_asgi.app.hub_link import Link
 
 PATIENCE: Final = 10.0
 """Seconds for a loop to begin, or to turn once."""
@@ -30,7 +30,7 @@ _thread: threading.Thread | None = None
 
 
 def start(before: Link | None) -> None:
-    """Begin the loop, and enter a link of its own with the shared state of `before`. For `serve_asgi.app.link`."""
+    """Begin the loop, and enter a link of its own with the shared state of `before`. For `serve_asgi.app.hub_link`."""
     global _loop, _thread
     begun: concurrent.futures.Future[None] = concurrent.futures.Future()
     loop = _loop = asyncio.new_event_loop()
@@ -40,7 +40,7 @@ def start(before: Link | None) -> None:
 
 
 def stop() -> None:
-    """End it; who waits for something there is told that the link is closed. For `serve_asgi.app.link`."""
+    """End it; who waits for something there is told that the link is closed. For `serve_asgi.app.hub_link`."""
     global _loop, _thread
     loop, thread, _loop, _thread = _loop, _thread, None, None
     if loop is not None and thread is not None and thread.is_alive():
@@ -72,7 +72,7 @@ def _run(loop: asyncio.AbstractEventLoop, before: Link | None, begun: concurrent
     def enter() -> None:
         new = local.create_local_link(loop, before)
         new.stand_in = True
-        link.set_current(new)
+        hub_link.set_current(new)
         new.begin()
         made.append(new)
         begun.set_result(None)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from serve_asgi.ipc.frames import ValidatedFrame, encode, split_frame
-from serve_asgi.ipc.member_frames import MemberPhase, Role, UpFrame
+from serve_asgi.ipc.membership_frames import MemberPhase, Role, UpFrame
 from serve_asgi.ipc.store_frames import FROM_STORE
 from serve_asgi.ipc.validation import Heads
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve_asgi.hub.core import Hub, HubComponent, Member, State
-from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.membership_frames import MemberPhase
 
 
 class PresenceBroadcast(HubComponent):

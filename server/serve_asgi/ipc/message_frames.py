@@ -32,7 +32,7 @@ DEAD_LETTER_TOPIC: Final = "serve:dead"
 RESERVED: Final = "serve:"
 """Topics that begin so are the server's own: no process sends to them."""
 MAX_TOPICS_PER_FRAME: Final = 200
-"""Topics in one frame at most; `serve_asgi.app.receiving` sends half as many."""
+"""Topics in one frame at most; `serve_asgi.app.message_receiver` sends half as many."""
 Topic = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 FRAME_MESSAGES: Final = 8
 """Messages in one frame at most."""

@@ -29,7 +29,7 @@ from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.ipc.channel import pair, refuse_descriptors
 from serve_asgi.ipc.frame_socket import FrameSocket
 from serve_asgi.ipc.frames import pack_value, unpack_value
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.scoreboard import Header, Scoreboard
 from serve_asgi.listener import protocol_violations
 from serve_asgi.listener.protocol_violations import RateLimit

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from serve_asgi.app import presence as presence  # who is there is told from the beginning, also to who asks late
-from serve_asgi.app.link import Identity, Link
+from serve_asgi.app.hub_link import Identity, Link
 from serve_asgi.app.shared import shared
 from serve_asgi.ipc.frame_socket import FrameSocket
 from serve_asgi.logs.server_log import about

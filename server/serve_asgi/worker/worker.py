@@ -14,9 +14,10 @@ from typing import Final
 
 import anyio
 
-from serve_asgi.app import link, loading
+from serve_asgi.app import hub_link
+from serve_asgi.app import loading
 from serve_asgi.app.background_work import work
-from serve_asgi.app.link import Identity
+from serve_asgi.app.hub_link import Identity
 from serve_asgi.app.retiring import retiring
 from serve_asgi.app.shared import shared
 from serve_asgi.config.options import Config
@@ -29,7 +30,7 @@ from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescriptors
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
 from serve_asgi.logs import access_log
 from serve_asgi.logs import server_log as logs
@@ -150,7 +151,7 @@ class WorkerProcess:
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
         self.hub.link.take("retire", lambda _: work.retire())
         self.hub.link.at_close(work.retire)
-        link.set_current(self.hub.link)
+        hub_link.set_current(self.hub.link)
         forks.in_child(self.hub.link.let_go)
 
     def _let_go(self) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 from serve_asgi.hub.core import Hub, HubSettings, MemberOrder
 from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.ipc.frames import Frame, encode
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import AckMode, MessageKind, split_entries
 from tests.hub.port import RecordingPort
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from serve_asgi.hub.messages.consumers import NO_CONSUMER_GRACE, STRANDED_TIME, Consumer, SharedQueue
 from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, MessageStage
-from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import AckMode, MessageKind
 from tests.hub.messages.table import AGENT, Given, Table
 

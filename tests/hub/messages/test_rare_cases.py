@@ -9,7 +9,7 @@ from serve_asgi.hub.messages.consumers import CONSUMER_WINDOW, NO_CONSUMER_GRACE
 from serve_asgi.hub.messages.dead_letters import MAX_SINGLE_RECORDS
 from serve_asgi.hub.messages.queues import QUEUE_BYTES, QUEUE_LIMIT, TOTAL_BYTES
 from serve_asgi.ipc.frames import encode
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
 from tests.hub.messages.table import AGENT, Table
 

@@ -10,7 +10,7 @@ from serve_asgi.hub.schedules.schedule_state import HistoryEntry, ScheduleState
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import encode
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from tests.hub.port import RecordingPort
 
 BEGIN = 1_800_000_000.0

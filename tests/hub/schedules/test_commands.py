@@ -10,7 +10,7 @@ from serve_asgi.hub.core import Member, MemberOrder
 from serve_asgi.hub.schedules import scheduler as ticks
 from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
 from serve_asgi.ipc.frames import encode, unpack_value
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from tests.hub.schedules.table import BEGIN, Server
 
 JOB = ScheduleDefinition("job", every=10_000)

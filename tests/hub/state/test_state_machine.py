@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serve_asgi.app.replica import StateReplica
+from serve_asgi.app.state_replica import StateReplica
 from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
 from serve_asgi.hub.state import replication, shared_state
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.hub.state.write import OVERHEAD, AcceptedWrite, StateEntry, StateLimits, entry_size, evaluate_write
 from serve_asgi.ipc.frames import decode, encode, pack_value, unpack_value
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.state_frames import Write
 from tests.hub.port import RecordingPort
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.app.replica import StateReplica
+from serve_asgi.app.state_replica import StateReplica
 from serve_asgi.hub.state.entries import StateEntries
 from serve_asgi.hub.state.write import (
     OVERHEAD,

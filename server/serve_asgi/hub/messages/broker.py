@@ -15,7 +15,7 @@ from serve_asgi.hub.messages.consumers import MemberState, SharedQueue
 from serve_asgi.hub.messages.queues import BoundedQueue, Delivery, MessageStage, QueuedMessage
 from serve_asgi.hub.messages.routing import MessageRouter
 from serve_asgi.ipc.frames import MAX_PAYLOAD, ValidatedFrame
-from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.membership_frames import MemberPhase
 from serve_asgi.ipc.message_frames import (
     DEAD_LETTER_TOPIC,
     MESSAGE_FRAMES,
@@ -27,7 +27,7 @@ from serve_asgi.ipc.message_frames import (
 
 _TO_ALL: Final = (-1, 0)
 MAX_TOPICS: Final = 2_000
-"""Topics that one process may have consumers for; `serve_asgi.app.receiving` lets it handle half of that."""
+"""Topics that one process may have consumers for; `serve_asgi.app.message_receiver` lets it handle half of that."""
 
 
 class MessageBroker(HubComponent):

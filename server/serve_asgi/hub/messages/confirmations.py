@@ -17,8 +17,8 @@ from serve_asgi.ipc.message_frames import AckMode, FrameBatcher
 MAX_UNACCEPTED: Final = 1_024
 MAX_UNACCEPTED_BYTES: Final = 4 * 1024 * 1024 + MAX_UNACCEPTED * DELIVERY_OVERHEAD
 """Messages of one sender that are not accepted yet, and their payloads: four times the windows of
-`serve_asgi.app.sending`, since the withdrawals of a sender that has given up may be read later than what it has sent
-since."""
+`serve_asgi.app.message_sender`, since the withdrawals of a sender that has given up may be read later than what it has
+sent since."""
 MAX_NAMED_RECEIVERS: Final = 10
 """Processes that one error names, at most."""
 

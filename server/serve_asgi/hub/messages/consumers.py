@@ -13,7 +13,7 @@ from typing import Final
 
 from serve_asgi.hub.core import Hub, Member
 from serve_asgi.hub.messages.queues import QUEUE_LIMIT, STARTING_QUEUE_LIMIT, BoundedQueue, Delivery, QueueBudget
-from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC
 
 CONSUMER_WINDOW: Final = 64

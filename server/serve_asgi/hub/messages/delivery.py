@@ -10,7 +10,7 @@ from serve_asgi.hub.core import Hub
 from serve_asgi.hub.messages.consumers import IN_FLIGHT_BYTES, Consumer, Consumers, MemberState, SharedQueue
 from serve_asgi.hub.messages.least_loaded import least_loaded
 from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, Delivery, MessageStage
-from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.membership_frames import MemberPhase
 from serve_asgi.ipc.message_frames import AckMode, FrameBatcher, MessageKind
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from serve_asgi.hub.core import HubPort
 from serve_asgi.hub.messages.consumers import Consumer
-from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from serve_asgi.hub.core import Hub, Member
 from serve_asgi.hub.messages.consumers import NO_CONSUMER_GRACE, STARTING_TOPICS, MemberState
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 
 MAX_NAMED_TOPICS: Final = 10
 """Topics that one record names, at most."""

@@ -28,7 +28,7 @@ from serve_asgi.hub.messages.dead_letters import DeadLetters
 from serve_asgi.hub.messages.delivery import Dispatcher
 from serve_asgi.hub.messages.loss_reports import LossReports
 from serve_asgi.hub.messages.queues import QUEUE_LIMIT, Delivery, MessageStage, QueuedMessage
-from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, FrameBatcher, MessageKind
 
 

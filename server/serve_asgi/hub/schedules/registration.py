@@ -12,7 +12,7 @@ from typing import Final
 
 from serve_asgi.hub.core import Hub, Member, State
 from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
-from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
 
 MAX_SCHEDULES: Final = 400
 """Schedules that the processes of one generation may have; further ones are left out."""

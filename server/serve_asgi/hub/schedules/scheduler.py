@@ -39,7 +39,7 @@ from serve_asgi.hub.schedules.schedule_state import (
 )
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import ValidatedFrame
-from serve_asgi.ipc.member_frames import MemberPhase, Role
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.schedule_frames import (
     SCHEDULE_FRAMES,
     RunOutcome,

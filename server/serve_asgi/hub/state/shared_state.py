@@ -26,7 +26,7 @@ from serve_asgi.hub.state.pending import AT_STORE, PendingRequest, PendingReques
 from serve_asgi.hub.state.replication import Replication
 from serve_asgi.hub.state.write import RefusalCode, StateEntry, StateLimits, WriteRefusal, evaluate_write
 from serve_asgi.ipc.frames import ValidatedFrame, pack_value, unpack_value
-from serve_asgi.ipc.member_frames import MemberPhase
+from serve_asgi.ipc.membership_frames import MemberPhase
 from serve_asgi.ipc.state_frames import (
     RESERVED,
     STATE_FRAMES,

@@ -13,7 +13,7 @@ import dataclasses
 import secrets
 from typing import Any, Final
 
-from serve_asgi.app.link import Link, LinkClosed
+from serve_asgi.app.hub_link import Link, LinkClosed
 from serve_asgi.errors import ServeError
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.message_frames import FRAME_BYTES, FRAME_MESSAGES, AckMode, EntryBatch, MessageKind, split_entries

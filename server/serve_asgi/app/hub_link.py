@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from serve_asgi.errors import ChannelError, ServeError
 from serve_asgi.ipc.frames import Frame, decode, encode
-from serve_asgi.ipc.member_frames import Role
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.logs.server_log import about
 
 log = logging.getLogger("serve")

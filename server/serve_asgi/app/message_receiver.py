@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from serve_asgi.app.background_work import work
 from serve_asgi.app.function_calls import call_in_thread
-from serve_asgi.app.link import Link
-from serve_asgi.app.sending import FrameOutbox
+from serve_asgi.app.hub_link import Link
+from serve_asgi.app.message_sender import FrameOutbox
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.frames import MAX_PAYLOAD, Frame, NotSendable, pack_sendable, unpack_value
