@@ -14,8 +14,7 @@ from typing import Final
 
 import anyio
 
-from serve_asgi.app import hub_link
-from serve_asgi.app import loading
+from serve_asgi.app import hub_link, loading
 from serve_asgi.app.background_work import work
 from serve_asgi.app.hub_link import Identity
 from serve_asgi.app.retiring import retiring
