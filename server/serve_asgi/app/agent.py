@@ -40,7 +40,19 @@ class AgentAccess:
         return link is None or link.identity.local or presence.agent() is not None
 
     async def wait(self, *, timeout: float | None = None) -> None:
-        """Wait until an agent is active (without `--agent`: never). At `timeout` (s) raises TimeoutError."""
+        """Wait until an agent is active; without `--agent` none ever is.
+
+        Args:
+            timeout: Seconds; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: There was none by then.
+
+        Example:
+            ```python
+            await agent.wait(timeout=10)
+            ```
+        """
         link = current()
         if link.loop is not asyncio.get_running_loop():
             await run_on_link_loop(link, self.wait(timeout=timeout))
@@ -50,19 +62,62 @@ class AgentAccess:
                 await presence.change()
 
     async def send(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
-        """`messenger.send_to_agent`."""
+        """As `messenger.send_to_agent`.
+
+        Args:
+            topic: What it is about.
+            payload: What the agent's handlers get.
+            timeout: Seconds.
+
+        Raises:
+            NoReceiver: There is no agent, or it does not handle the topic; and the others of `messenger.broadcast`.
+
+        Example:
+            ```python
+            await agent.send("subscribe", "room/7")
+            ```
+        """
         await messenger.send_to_agent(topic, payload, timeout=timeout)
 
     async def call(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> Any:
-        """`messenger.call` to the agent."""
+        """As `messenger.call`, to the agent.
+
+        Args:
+            topic: What it is about.
+            payload: What the agent's handler gets.
+            timeout: Seconds until the reply is there.
+
+        Returns:
+            What the handler returned.
+
+        Raises:
+            CallFailed: The handler raised, or the agent died; and the others of `messenger.call`.
+
+        Example:
+            ```python
+            price = await agent.call("price", "EURUSD")
+            ```
+        """
         return await messenger.call(topic, payload, to="agent", timeout=timeout)
 
     @contextlib.asynccontextmanager
     async def running(self, agent: Any) -> AsyncIterator[None]:
         """Run `agent` (what `--agent` would name, the thing itself) in this process while the block runs: for tests.
 
-        It is prepared and entered before the block, and finishes after it. Raises what its code raises: also after the
-        block what it raised meanwhile. Raises RuntimeError in a process of our server, which runs its agent itself.
+        It is prepared and entered before the block, and finishes after it. What its code raises is raised: also after
+        the block, what it raised meanwhile.
+
+        Args:
+            agent: An async function, or a function that makes an async context manager.
+
+        Raises:
+            RuntimeError: A server of ours runs this process, and runs its agent itself.
+
+        Example:
+            ```python
+            async with agent.running(consume):
+                await queue.put(order)
+            ```
         """
         if not current().identity.local:
             raise RuntimeError("this server runs the agent itself: name it with --agent")

@@ -60,7 +60,11 @@ class Receipt:
 
 
 class Messenger:
-    """The messages of this process; one object, `messenger`."""
+    """The messages of this process; one object, `messenger`.
+
+    Payloads are None, bool, int, float, str, bytes, and lists and dicts of these. The errors are attributes, for
+    `except messenger.NotDelivered`.
+    """
 
     CallFailed: ClassVar = CallFailed
     DeadLettered: ClassVar = DeadLettered
@@ -85,29 +89,88 @@ class Messenger:
     # Sending
 
     async def broadcast(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
-        """Send to every process that handles the topic, this one and the agent among them; return how many those are.
+        """Send to every process that handles the topic, this one and the agent among them.
 
-        Processes that start get it when they are up. Raises NotSendable, TooLarge, NotDelivered, LinkClosed.
+        Processes that start get it when they are up.
+
+        Args:
+            topic: What it is about, as in `on`.
+            payload: What the handlers get as `message.payload`.
+            timeout: Seconds until it has to lie in the queue of each of them.
+
+        Returns:
+            How many processes get it.
+
+        Raises:
+            NotSendable: The payload has a type that cannot be sent.
+            TooLarge: It has more than 128 KiB when it is encoded.
+            NotDelivered: Somebody's queue was full until the timeout; the error says whose.
+            LinkClosed: The listener is gone.
+
+        Example:
+            ```python
+            await messenger.broadcast("said", {"room": 7, "text": "hello"})
+            ```
         """
         copies: int = await self._send(MessageKind.BROADCAST, topic, payload, AckMode.ACCEPTED, -1, timeout)
         return copies
 
     async def send_to_workers(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> int:
-        """As `broadcast`, without the agent."""
+        """As `broadcast`, without the agent.
+
+        Args:
+            topic: What it is about.
+            payload: What the handlers get.
+            timeout: Seconds, as of `broadcast`.
+
+        Returns:
+            How many workers get it.
+
+        Raises:
+            NotDelivered: And the others of `broadcast`.
+
+        Example:
+            ```python
+            await messenger.send_to_workers("price", 12)
+            ```
+        """
         copies: int = await self._send(MessageKind.BROADCAST, topic, payload, AckMode.ACCEPTED, 0, timeout)
         return copies
 
     async def send_to_agent(self, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
         """Send to the agent; one that is being replaced gets it when it is there.
 
-        Raises NoReceiver if there is no agent or it does not handle the topic, and as `broadcast`.
+        Args:
+            topic: What it is about.
+            payload: What its handlers get.
+            timeout: Seconds, as of `broadcast`.
+
+        Raises:
+            NoReceiver: There is no agent, or it does not handle the topic; and the errors of `broadcast`.
+
+        Example:
+            ```python
+            await messenger.send_to_agent("subscribe", "room/7")
+            ```
         """
         await self._send(MessageKind.DIRECT, topic, payload, AckMode.ACCEPTED, self._slot("agent"), timeout)
 
     async def send_to(self, worker: int | Peer, topic: str, payload: Any = None, *, timeout: float = TIMEOUT) -> None:
-        """Send to the worker of a slot, or of the slot of one of `peers`; one that is being replaced gets it then.
+        """Send to the worker of a slot; if it is being replaced, its successor gets it.
 
-        Raises NoReceiver if there is none, or it does not handle the topic, and as `broadcast`.
+        Args:
+            worker: A slot, or one of `peers`.
+            topic: What it is about.
+            payload: What its handlers get.
+            timeout: Seconds, as of `broadcast`.
+
+        Raises:
+            NoReceiver: There is no such worker, or it does not handle the topic; and the errors of `broadcast`.
+
+        Example:
+            ```python
+            await messenger.send_to(0, "refresh")
+            ```
         """
         await self._send(MessageKind.DIRECT, topic, payload, AckMode.ACCEPTED, self._slot(worker), timeout)
 
@@ -144,11 +207,30 @@ class Messenger:
     ) -> Receipt | None:
         """Send to one worker that handles the topic, the one with the least to do.
 
-        With `ack` it is delivered at least once: if the worker dies before its handler has ended, another one gets it,
-        and the receipt is returned when a handler has ended. One that raises counts, unless `ack="success"`. After
-        `max_deliveries` it goes to a handler of dead letters, and DeadLettered is raised. NotHandled is raised after
-        `timeout`; the message stands. Raises NoReceiver if no worker handles the topic, and as `broadcast`. While a
-        server stops, its workers take no more: the agent then waits until it is told to finish, whatever `timeout` is.
+        With `ack` it is delivered at least once: if the worker dies before its handler has ended, another one gets it.
+        While a server stops, its workers take no more: the agent then waits until it is told to finish, whatever
+        `timeout` is.
+
+        Args:
+            topic: What it is about.
+            payload: What the handler gets.
+            ack: Wait until a handler has ended: True, also one that raised; "success", one that did not.
+            max_deliveries: Attempts, after which it goes to the handlers of dead letters.
+            timeout: Seconds until it is accepted, or with `ack` handled.
+
+        Returns:
+            Without `ack` None; otherwise the receipt: its id, the attempts, and who handled it.
+
+        Raises:
+            NoReceiver: No worker handles the topic.
+            NotHandled: The timeout is over; the message stands, and may still be handled.
+            DeadLettered: `max_deliveries` attempts have failed.
+            NotDelivered: And the others of `broadcast`.
+
+        Example:
+            ```python
+            receipt = await messenger.send_to_any("order", {"id": 7}, ack=True)
+            ```
         """
         if ack not in (False, True, "success"):
             raise ValueError(f'ack is False, True or "success", not {ack!r}')
@@ -172,11 +254,28 @@ class Messenger:
         to: int | Peer | Literal["agent"] | None = None,
         timeout: float = TIMEOUT,
     ) -> Any:
-        """Send to one worker (`to`: the one of a slot, or the agent) and return what its handler returns.
+        """Send to one worker and return what its handler returns. It is delivered once at most.
 
-        It is delivered once at most. Raises CallFailed if the handler raises or its process dies, NotHandled if it
-        does not answer in time, NoReceiver, and as `broadcast`. What an agent asks of any worker at a stop waits as in
-        `send_to_any`.
+        What an agent asks of any worker at a stop waits as in `send_to_any`.
+
+        Args:
+            topic: What it is about.
+            payload: What the handler gets.
+            to: A slot, one of `peers`, or "agent"; None is the worker with the least to do.
+            timeout: Seconds until the reply is there.
+
+        Returns:
+            What the handler returned.
+
+        Raises:
+            CallFailed: The handler raised, or its process died.
+            NotHandled: There was no reply in time.
+            NoReceiver: Nobody handles the topic; and the errors of `broadcast`.
+
+        Example:
+            ```python
+            name = await messenger.call("who", user, to="agent", timeout=2)
+            ```
         """
         kind, slot = (MessageKind.ANY_WORKER, 0) if to is None else (MessageKind.DIRECT, self._slot(to))
         return unpack_value(await self._send(kind, topic, payload, AckMode.REPLY, slot, timeout))
@@ -196,9 +295,29 @@ class Messenger:
     ) -> F | Callable[[F], F]:
         """Handle the messages of a topic with a function, async or sync; a decorator too.
 
-        A sync one runs in the event loop and has to be short, or with `thread` in a thread of its own, in which it may
-        wait. Messages are handled one after another in the order in which they came, or begun in that order and up to
-        `concurrency` at a time. Several handlers of one topic run one after another for each message.
+        Messages are handled in the order in which they came. Several handlers of one topic run one after another for
+        each message.
+
+        Args:
+            topic: Which messages.
+            handler: What is called with each `Message`; what it returns is the reply to a `call`.
+            concurrency: How many messages are handled at a time.
+            thread: Run a sync handler in a thread, where it may wait; otherwise it runs in the event loop and has to
+                be short.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: The handler cannot be called, is a generator, or is async though `thread` is true.
+            ValueError: The topic or `concurrency` is not one.
+
+        Example:
+            ```python
+            @messenger.on("order", concurrency=10)
+            async def handle(message: Message) -> None:
+                await ship(message.payload)
+            ```
         """
         _check_topic(topic)
         if not isinstance(concurrency, int) or not 1 <= concurrency <= CONCURRENCY:
@@ -229,18 +348,57 @@ class Messenger:
     def once(self, topic: str, handler: None = None) -> Callable[[F], F]: ...
 
     def once(self, topic: str, handler: F | None = None) -> F | Callable[[F], F]:
-        """As `on`, for the next message alone."""
+        """As `on`, for the next message alone.
+
+        Args:
+            topic: Which messages.
+            handler: What is called with the next one.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: As `on`.
+
+        Example:
+            ```python
+            messenger.once("ready", lambda message: begin())
+            ```
+        """
         _check_topic(topic)
         return self._on(topic, handler, once=True)
 
     def off(self, topic: str, handler: Handler | None = None) -> None:
-        """Handle a topic no more with this function, or with any; what has begun ends."""
+        """Handle a topic no more with this function, or with any; what has begun ends.
+
+        Args:
+            topic: Which messages.
+            handler: The function that `on` was given; None takes away all of this process.
+
+        Example:
+            ```python
+            messenger.off("order", handle)
+            ```
+        """
         self._receiver.off(topic, handler)
 
     async def messages(self, topic: str, *, concurrency: int = 1) -> AsyncIterator[Message]:
         """The messages of a topic, from the first step of the iteration to its end (`async for`).
 
         A message counts as handled when the next one is asked for, or the iteration ends.
+
+        Args:
+            topic: Which messages.
+            concurrency: How many may be handled at a time by iterations and handlers of this process.
+
+        Raises:
+            RuntimeError: It is iterated outside of the server's event loop: `messenger.sync.messages` is for threads.
+
+        Example:
+            ```python
+            async for message in messenger.messages("said"):
+                await socket.send_text(message.payload)
+            ```
         """
         _check_topic(topic)
         _check_loop("messenger.sync.messages(…)")
@@ -262,6 +420,22 @@ class Messenger:
 
         Without one they are in the log alone (`message_dead_lettered`). A handler that raises gets it again, three
         times in all.
+
+        Args:
+            handler: What is called with the message; its `reason` says why it was given up.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: As `on`.
+
+        Example:
+            ```python
+            @messenger.on_dead_letter
+            async def keep(message: Message) -> None:
+                await table.insert(message.topic, message.payload, message.reason)
+            ```
         """
         return self._registered(DEAD_LETTER_TOPIC, handler)
 
@@ -281,12 +455,37 @@ class Messenger:
         return presence.peers
 
     def presence(self) -> AsyncIterator[tuple[Peer, ...]]:
-        """`peers`, now and after each change."""
+        """`peers`, now and after each change.
+
+        Returns:
+            An asynchronous iterator of tuples.
+
+        Raises:
+            RuntimeError: It is asked for outside of an event loop: `messenger.sync.presence` is for threads.
+
+        Example:
+            ```python
+            async for peers in messenger.presence():
+                print(len(peers), "processes")
+            ```
+        """
         _check_loop("messenger.sync.presence()")
         return presence.changes()
 
     async def ready(self, *, timeout: float | None = None) -> None:
-        """Wait until the server is ready: its first generation serves. At `timeout` (s) raises TimeoutError."""
+        """Wait until the server is ready: its first generation serves.
+
+        Args:
+            timeout: Seconds; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: It was not ready by then.
+
+        Example:
+            ```python
+            await messenger.ready(timeout=30)
+            ```
+        """
         link = current()
         if link.loop is not asyncio.get_running_loop():
             await run_on_link_loop(link, self.ready(timeout=timeout))

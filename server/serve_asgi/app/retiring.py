@@ -12,7 +12,14 @@ from typing import Final
 
 
 class RetiringFlag:
-    """Whether the worker of this process has begun to retire."""
+    """Whether the worker of this process has begun to retire.
+
+    Example:
+        ```python
+        while not retiring():
+            await send(chunk)
+        ```
+    """
 
     __slots__ = ("_reason", "_waiters")
 
@@ -21,7 +28,17 @@ class RetiringFlag:
         self._waiters: set[asyncio.Future[str]] = set()
 
     def __call__(self) -> bool:
-        """True from the moment at which the worker began to retire."""
+        """True from the moment at which the worker began to retire.
+
+        Returns:
+            Whether it has.
+
+        Example:
+            ```python
+            if retiring():
+                break
+            ```
+        """
         return self._reason is not None
 
     is_set = __call__
@@ -32,7 +49,17 @@ class RetiringFlag:
         return self._reason
 
     async def wait(self) -> str:
-        """Wait until the worker begins to retire and return the reason."""
+        """Wait until the worker begins to retire.
+
+        Returns:
+            The reason: "reload", "stop", "recycle" or "scale".
+
+        Example:
+            ```python
+            reason = await retiring.wait()
+            await socket.close(code=1012, reason=reason)
+            ```
+        """
         if self._reason is not None:
             return self._reason
         waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -136,8 +136,33 @@ class Schedule:
     ) -> Callable[[Function], Function]:
         """Have the decorated function, which takes no arguments, run at the instants of `cron` or `every`.
 
-        A function that is not asynchronous runs in a thread. docs/guides/schedules.md says what each argument means; a
-        wrong one raises ScheduleError with file and line of the function, which makes the start or the reload fail.
+        A function that is not async runs in a thread. docs/guides/schedules.md has each argument at length.
+
+        Args:
+            cron: Minute, hour, day of month, month and day of week, or these with the seconds before them; `@daily`.
+            every: Seconds, a timedelta, or a text such as "30s" or "1h30m".
+            tz: Time zone of `cron`, such as "Europe/Berlin".
+            name: What it is called in logs and commands; that of the function, with its module.
+            on: "one" worker per tick, "all" workers, or the "agent".
+            immediate: Run once when the server has started, too.
+            overlap: What a tick does while the run before it goes on: "skip", "queue" or "allow".
+            timeout: After which a run is cancelled, as `every`.
+            jitter: Up to so much later, at random, as `every`.
+            retry: How often a run that was cut, or whose process died, is run again.
+            enabled: Whether it has ticks.
+            env: It has ticks only where `--environment` is one of these.
+
+        Returns:
+            The function as it is.
+
+        Raises:
+            ScheduleError: An argument is wrong; it names file and line, and the start or the reload fails.
+
+        Example:
+            ```python
+            @schedule(cron="0 3 * * *", tz="Europe/Berlin", timeout="10m")
+            async def report() -> None: ...
+            ```
         """
         given = dict(locals())
         del given["self"]
@@ -183,40 +208,117 @@ class Schedule:
     # ---- what can be asked
 
     def current_run(self) -> Run:
-        """The run that this code is part of. Raises LookupError outside of one."""
+        """The run that this code is part of.
+
+        Returns:
+            Its name, tick, kind, attempt and fencing token.
+
+        Raises:
+            LookupError: This code is not part of one.
+
+        Example:
+            ```python
+            table.write(rows, token=schedule.current_run().token)
+            ```
+        """
         try:
             return _current_run.get()
         except LookupError:
             raise LookupError("this code does not run as part of a schedule") from None
 
     async def pause(self, name: str) -> None:
-        """Let its ticks pass without a run, in all processes, from now on until `resume`.
+        """Let its ticks pass without a run, in all processes, from now on until `resume`. A run in progress goes on.
 
-        A run in progress goes on. Raises ScheduleRefused if there is none of this name, or if the store cannot be
-        written to; TimeoutError, LinkClosed.
+        Args:
+            name: Which schedule.
+
+        Raises:
+            ScheduleRefused: There is none of this name, or the store cannot be written to.
+            TimeoutError: The listener has not answered.
+            LinkClosed: The listener is gone.
+
+        Example:
+            ```python
+            await schedule.pause("app.report")
+            ```
         """
         await self._ask("pause", name)
 
     async def resume(self, name: str) -> None:
-        """End a pause. Raises as `pause`."""
+        """End a pause.
+
+        Args:
+            name: Which schedule.
+
+        Raises:
+            ScheduleRefused: And the others of `pause`.
+
+        Example:
+            ```python
+            await schedule.resume("app.report")
+            ```
+        """
         await self._ask("resume", name)
 
     async def run(self, name: str, *, timeout: float | None = None) -> list[RunRecord]:
-        """Run it now, also if it is paused or disabled; return what became of it when it has ended.
+        """Run it now, also if it is paused or disabled, and return when it has ended.
 
-        One element for each worker that ran it. At `timeout` (s) raises TimeoutError, and the run goes on. Raises
-        ScheduleRefused if there is none of this name; LinkClosed.
+        Args:
+            name: Which schedule.
+            timeout: Seconds; None waits as long as it takes.
+
+        Returns:
+            What became of it, one record for each worker that ran it.
+
+        Raises:
+            TimeoutError: It has not ended by then, and goes on.
+            ScheduleRefused: There is none of this name, or it cannot run.
+            LinkClosed: The listener is gone.
+
+        Example:
+            ```python
+            [record] = await schedule.run("app.report")
+            print(record.outcome, record.seconds)
+            ```
         """
         answer = await self._ask("run", name, timeout=timeout)
         return [RunRecord.of(name, told) for told in unpack_value(answer.body) or ()]
 
     async def history(self, name: str) -> list[RunRecord]:
-        """Its last runs, the newest first, and ticks without one. Raises as `pause`."""
+        """Its last runs, and ticks without one.
+
+        Args:
+            name: Which schedule.
+
+        Returns:
+            Records, the newest first.
+
+        Raises:
+            ScheduleRefused: And the others of `pause`.
+
+        Example:
+            ```python
+            failed = [record for record in await schedule.history("app.report") if record.outcome == "failed"]
+            ```
+        """
         found = unpack_value((await self._ask("list", name)).body)
         return [RunRecord.of(name, told) for told in found[0]["history"]]
 
     async def list(self) -> list[dict[str, Any]]:
-        """All schedules, as `serve schedules --json` shows them. Raises TimeoutError, LinkClosed."""
+        """All schedules.
+
+        Returns:
+            A dict of each, as `serve schedules --json` shows them.
+
+        Raises:
+            TimeoutError: The listener has not answered.
+            LinkClosed: The listener is gone.
+
+        Example:
+            ```python
+            names = [each["name"] for each in await schedule.list()]
+            ```
+        """
         found: list[dict[str, Any]] = []
         while True:
             piece = unpack_value((await self._ask("next", found[-1]["name"] if found else "")).body)
@@ -225,7 +327,16 @@ class Schedule:
             found += piece
 
     async def start(self) -> None:
-        """For an application under another server: begin the local mode in this event loop, if it has not begun."""
+        """For an application under another server: begin the local mode in this event loop, if it has not begun.
+
+        Example:
+            ```python
+            @asynccontextmanager
+            async def lifespan(app):
+                await schedule.start()
+                yield
+            ```
+        """
         current()
 
     async def _ask(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:

@@ -79,7 +79,23 @@ class Shared(Mapping[str, Any]):
     # ---- reading, without waiting
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key` as this process knows it: all that was written by it or before its request began."""
+        """The value of `key` as this process knows it: all that was written by it or before its request began.
+
+        It never waits. What it returns is the caller's own: changing it changes nothing for others.
+
+        Args:
+            key: Which value.
+            default: What is returned if there is none.
+
+        Returns:
+            The value.
+
+        Example:
+            ```python
+            if shared.get("muted/cpu"):
+                return
+            ```
+        """
         self._look()
         held = self._replica.held.get(key)
         return default if held is None else held.value
@@ -102,7 +118,19 @@ class Shared(Mapping[str, Any]):
         return iter(list(self._replica.held))
 
     def version(self, key: str) -> int:
-        """The number of the change that `key` has its value from, for `set(…, version=)`; 0 if it is not there."""
+        """The number of the change that `key` has its value from, for `set(…, version=)`.
+
+        Args:
+            key: Which value.
+
+        Returns:
+            A number that grows with each change; 0 if the key is not there.
+
+        Example:
+            ```python
+            await shared.set("plan", new, version=shared.version("plan"))
+            ```
+        """
         self._look()
         held = self._replica.held.get(key)
         return 0 if held is None else held.version
@@ -118,24 +146,77 @@ class Shared(Mapping[str, Any]):
     # ---- writing
 
     async def set(self, key: str, value: Any, *, version: int | None = None, timeout: float = TIMEOUT) -> int:
-        """Write; return the version of the change when every live worker has it.
+        """Write, and return when every live worker has the value.
 
-        With `version`, only if the key still has that version (0: if it is not there); otherwise raises Conflict.
-        At `timeout` (s) raises Lagging, the write standing. Raises NotSendable, TooLarge, BadKey, NotWritten, Unknown.
+        Args:
+            key: A text, up to 512 bytes in UTF-8.
+            value: None, bool, int, float, str, bytes, or lists and dicts of these.
+            version: Write only if the key still has this version; 0, if it is not there.
+            timeout: Seconds.
+
+        Returns:
+            The version of the change.
+
+        Raises:
+            Lagging: Not every worker has it by then; the write stands, and the error names their slots.
+            Conflict: The key has another version; nothing is written.
+            NotWritten: Nothing is written, and why: the store, the limit of the whole.
+            Unknown: Whether it is written is not known.
+            TooLarge: The value has more bytes than `--state-value-limit`.
+            BadKey: The key is none.
+            NotSendable: The value has a type that cannot be shared.
+            LinkClosed: The listener is gone.
+
+        Example:
+            ```python
+            await shared.set("muted/cpu", True)
+            ```
         """
         op = WriteOp.SET if version is None else WriteOp.CAS
         answer = await self._write(Write(op, _checked(key), self._encoded(key, value), version), timeout)
         return int(answer.head["version"])
 
     async def delete(self, key: str, *, version: int | None = None, timeout: float = TIMEOUT) -> bool:
-        """Delete; return whether there was something. Otherwise as `set`."""
+        """Delete, and return when every live worker has deleted it.
+
+        Args:
+            key: Which value.
+            version: Delete only if the key still has this version.
+            timeout: Seconds.
+
+        Returns:
+            Whether there was something.
+
+        Raises:
+            Lagging: And the others of `set`.
+
+        Example:
+            ```python
+            await shared.delete("muted/cpu")
+            ```
+        """
         answer = await self._write(Write(WriteOp.DELETE, _checked(key), version=version), timeout)
         return bool(answer.head["version"])
 
     async def incr(self, key: str, by: int = 1, *, timeout: float = TIMEOUT) -> int:
-        """Add to an integer (0 if the key is not there); return the sum. Otherwise as `set`.
+        """Add to an integer, and return when every live worker has the sum.
 
-        Raises NotAnInteger, OutOfRange.
+        Args:
+            key: Which value; one that is not there counts as 0.
+            by: What is added; it may be negative.
+            timeout: Seconds.
+
+        Returns:
+            The sum.
+
+        Raises:
+            NotAnInteger: The value is something else.
+            OutOfRange: The sum has more than 64 bits; and the errors of `set`.
+
+        Example:
+            ```python
+            number = await shared.incr("orders")
+            ```
         """
         answer = await self._write(Write(WriteOp.INCR, _checked(key), by=_integer(by, "what incr adds")), timeout)
         return int(unpack_value(answer.body))
@@ -148,11 +229,27 @@ class Shared(Mapping[str, Any]):
         *,
         timeout: float = TIMEOUT,
     ) -> Any:
-        """Write what `function` makes of the present value (`default` if there is none), and return that.
+        """Write what `function` makes of the present value.
 
-        `function` may be asynchronous, and may change what it is given. If somebody else has written meanwhile it is
-        called again with his value, until `timeout` (s): then raises Conflict, and nothing is written. Updates of one
-        key in one process take turns. Otherwise as `set`.
+        If somebody else has written meanwhile, it is called again with the new value. Updates of one key in one
+        process take turns.
+
+        Args:
+            key: Which value.
+            function: Called with the value, which it may change; it returns the new one, and may be async.
+            default: What it is called with if there is none.
+            timeout: Seconds.
+
+        Returns:
+            What was written.
+
+        Raises:
+            Conflict: Others were faster until the timeout; nothing is written. And the errors of `set`.
+
+        Example:
+            ```python
+            await shared.update("tags", lambda tags: [*tags, "new"], default=[])
+            ```
         """
         link = current()
         end = link.loop.time() + min(timeout, LONGEST)
@@ -190,9 +287,19 @@ class Shared(Mapping[str, Any]):
     # ---- what is new, and what is true
 
     def watch(self, key: str | None = None) -> StateWatch:
-        """The changes of `key` (None: of all keys) from now on: `async for change in shared.watch("k")`.
+        """The changes of a key from now on. To have the present value as well, make the watch first and then `get`.
 
-        To have the present value as well, make the watch first and then `get`.
+        Args:
+            key: Which value; None, all of them.
+
+        Returns:
+            An asynchronous iterator of changes. Of each key the newest change waits, no more.
+
+        Example:
+            ```python
+            async for change in shared.watch("limits"):
+                limiter.set(change.value)
+            ```
         """
         self._look()
         watch = StateWatch(None if self._link is None else self._link.loop)
@@ -209,14 +316,36 @@ class Shared(Mapping[str, Any]):
     async def get_authoritative(self, key: str, default: Any = None, *, timeout: float = TIMEOUT) -> Any:
         """The value where it is decided: in the store (`--state`), or else in the listener.
 
-        It differs from `get` only if other servers write (Redis), and then for a short time. Raises NotWritten if the
-        store cannot be reached, Unknown if no answer comes within `timeout` (s).
+        It differs from `get` only if other servers write (Redis), and then for a short time.
+
+        Args:
+            key: Which value.
+            default: What is returned if there is none.
+            timeout: Seconds.
+
+        Returns:
+            The value.
+
+        Raises:
+            NotWritten: The store cannot be reached.
+            Unknown: There was no answer in time.
+
+        Example:
+            ```python
+            balance = await shared.get_authoritative("balance/7", 0)
+            ```
         """
         answer = await self._ask("state.read", {"key": _checked(key)}, b"", timeout)
         return unpack_value(answer.body) if answer.head["version"] else default
 
     async def ready(self) -> None:
-        """Wait until this process has its copy. An application's code never has to."""
+        """Wait until this process has its copy. An application's code never has to.
+
+        Example:
+            ```python
+            await shared.ready()
+            ```
+        """
         current()
         await self._whole.wait()
 
