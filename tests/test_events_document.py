@@ -22,16 +22,19 @@ OTHERWISE = {
 }
 HOOKS = {*BEFORE, *NAMES}
 """What hooks call their moments, which are no events of the log."""
-TELLERS = re.compile(r"(?:_?say(?:_\w+)?|_tell|_away|LogEvent|_report|about)$")
+BY_NAME = re.compile(r"(?:about|_report|_say|_tell|_away)$")
+"""Calls that are given an event without a level before it."""
+LEVEL = re.compile(r"logging\.[A-Z]+|level|_level\(\w+\)")
 
 
 def told_in(source: Path) -> Iterator[str]:
-    """The names that stand in calls which tell an event, and in tables of level and name."""
+    """The names that stand behind a level in a call or a table, or in calls that know the level."""
     for node in ast.walk(ast.parse(source.read_text())):
         inside: list[ast.expr] = []
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            inside = node.args[:3] if TELLERS.match(name) else []
+            behind = {i + 1 for i, each in enumerate(node.args) if LEVEL.fullmatch(ast.unparse(each))}
+            inside = [each for i, each in enumerate(node.args) if i in behind or (BY_NAME.match(name) and i < 3)]
         elif isinstance(node, ast.Tuple) and ast.unparse(node).startswith("(logging."):
             inside = node.elts[:2]
         elif isinstance(node, ast.Dict) and any(isinstance(k, ast.Constant) and k.value == "event" for k in node.keys):
