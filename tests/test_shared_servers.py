@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.cli import control_client
-from serve_asgi.hub.state.write import OVERHEAD
+from serve_asgi.hub.state.write_evaluation import OVERHEAD
 from tests.running import PATIENCE, RunningServer, connect, running
 from tests.store.stores import own_redis
 

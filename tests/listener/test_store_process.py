@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.hub.state.write import StateLimits
+from serve_asgi.hub.state.write_evaluation import StateLimits
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, encode, pack_value
 from serve_asgi.listener import store_process as store_module

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.state.write import OVERHEAD, AcceptedWrite, StateEntry, StateLimits, WriteRefusal, evaluate_write
+from serve_asgi.hub.state.write_evaluation import (
+    OVERHEAD,
+    AcceptedWrite,
+    StateEntry,
+    StateLimits,
+    WriteRefusal,
+    evaluate_write,
+)
 from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
 from serve_asgi.ipc.state_frames import Write, WriteOp
 from tests.store.stores import VALUE_LIMIT, StoreProcess, scaled, store

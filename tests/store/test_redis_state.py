@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config.state_location import redis_address
-from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits
+from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry, StateLimits
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, pack_value, unpack_value
 from serve_asgi.store import replies

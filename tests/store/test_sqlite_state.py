@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_asgi.hub.state.write import StateLimits
+from serve_asgi.hub.state.write_evaluation import StateLimits
 from serve_asgi.ipc.frames import Frame, pack_value
 from serve_asgi.store import sqlite_state as module
 from serve_asgi.store.sqlite_state import SqliteState

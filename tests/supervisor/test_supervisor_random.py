@@ -30,7 +30,7 @@ from serve_asgi.supervisor.lifecycles import (
     Worker,
     WorkerState,
 )
-from serve_asgi.supervisor.snapshot import at_rest, from_state, to_state
+from serve_asgi.supervisor.re_exec_snapshot import at_rest, from_state, to_state
 from serve_asgi.supervisor.supervisor import Supervisor
 
 RESTING = {WorkerState.PENDING, WorkerState.READY, WorkerState.SERVING}

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from serve_asgi.worker.loop_watch import TICK, Finding, LoopWatch, WakeTimer, WatchPhase
+from serve_asgi.worker.blocked_loop_detection import TICK, Finding, LoopWatch, WakeTimer, WatchPhase
 
 LIMIT = 1.0
 ON_TIME = 0.0

@@ -24,8 +24,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from serve_asgi.admin.scoreboard_totals import DURATIONS, ScoreboardReading, Words
 from serve_asgi.admin.server_view import ServerView
 from serve_asgi.hub.core import METRICS
+from serve_asgi.ipc.lifecycle_states import ServerState, WorkerState
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, NO_SLOT, Cell
-from serve_asgi.ipc.states import ServerState, WorkerState
 
 NANO: Final = 1e9
 CLASSES: Final = (Cell.STATUS_1XX, Cell.STATUS_2XX, Cell.STATUS_3XX, Cell.STATUS_4XX, Cell.STATUS_5XX)

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from serve_asgi.admin.scoreboard_totals import ScoreboardReading, Words, read
 from serve_asgi.ipc.channel import Packet
+from serve_asgi.ipc.lifecycle_states import OUTCOMES
 from serve_asgi.ipc.scoreboard import Row, Scoreboard
 from serve_asgi.ipc.sock_diag import Queue, accept_queues
-from serve_asgi.ipc.states import OUTCOMES
 
 RECORDS: Final = 200
 RELOADS: Final = 50

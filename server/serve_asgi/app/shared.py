@@ -3,7 +3,7 @@
 Reading is local and never waits: the process's own copy (`serve_asgi.app.state_replica`), kept up to date by the hub.
 Writing asks the hub and returns when every live worker has the change. It owns this process's copy, its open writes (at
 most `WINDOW`; further ones wait within their timeouts) and its watches (of each key the newest change waits, no more).
-What a write does is decided elsewhere (`serve_asgi.hub.state.write`).
+What a write does is decided elsewhere (`serve_asgi.hub.state.write_evaluation`).
 """
 
 from __future__ import annotations

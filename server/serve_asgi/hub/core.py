@@ -169,7 +169,7 @@ class HubSettings:
     agent: bool = False  # there is one, or will be
     stored: bool = False  # a store process keeps the state
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
-    state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write.entry_size`)
+    state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write_evaluation.entry_size`)
     shared: bool = False  # the store is Redis: broadcasts go to other servers as well
 
 

@@ -28,7 +28,7 @@ INT64: Final = range(-(2**63), 2**63)
 RESERVED: Final = "serve:"
 """Keys that begin so are the server's own: no application's, and sent to no process."""
 Key = Annotated[str, msgspec.Meta(max_length=1_000)]
-"""What has more bytes than a key may have is refused with a sentence (`serve_asgi.hub.state.write`)."""
+"""What has more bytes than a key may have is refused with a sentence (`serve_asgi.hub.state.write_evaluation`)."""
 Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from serve_asgi.ipc.states import OUTCOMES
+from serve_asgi.ipc.lifecycle_states import OUTCOMES
 from serve_asgi.supervisor import actions
 
 log = logging.getLogger("serve")

@@ -30,7 +30,7 @@ from serve_asgi.listener.spawning import SAFE_PATH
 from serve_asgi.logs import stdio_guard
 from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import ServerState
-from serve_asgi.supervisor.snapshot import at_rest
+from serve_asgi.supervisor.re_exec_snapshot import at_rest
 
 CHECK_TIME: Final = 30.0
 """Seconds that the new program has to say whether it can take over."""

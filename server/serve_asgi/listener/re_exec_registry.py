@@ -33,7 +33,7 @@ from serve_asgi.hub.schedules.registration import ScheduleRegistry
 from serve_asgi.hub.schedules.schedule_state import ScheduleState
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.entries import StoreChanges
-from serve_asgi.hub.state.pending import PendingRequests
+from serve_asgi.hub.state.pending_requests import PendingRequests
 from serve_asgi.hub.state.replication import MemberReplica, Replication
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.channel import PROTOCOL, SendQueue, speaks
@@ -54,7 +54,7 @@ from serve_asgi.listener.store_requests import StoreRequests
 from serve_asgi.logs import stdio_guard
 from serve_asgi.logs.child_output import ChildOutput
 from serve_asgi.logs.stdio_guard import OutputGuard
-from serve_asgi.supervisor import snapshot
+from serve_asgi.supervisor import re_exec_snapshot
 from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.agents import Agents
 from serve_asgi.supervisor.drain import DrainSwitch
@@ -163,8 +163,8 @@ PIECES: Final = (
     Piece(
         "supervisor",
         "supervisor",
-        lambda one, _: snapshot.to_state(one.supervisor),
-        lambda value, _: snapshot.from_state(value),
+        lambda one, _: re_exec_snapshot.to_state(one.supervisor),
+        lambda value, _: re_exec_snapshot.from_state(value),
     ),
     Piece(
         "scoreboard",
@@ -252,16 +252,18 @@ HUB: Final = (
 CARRIED: Final = (
     Carried(Settings, Settings.to_state),
     Carried(GenerationConfig, GenerationConfig.to_state),
-    Carried(ProcessTable, snapshot.to_state, frozenset({"state", "candidate", "outcome"})),  # at rest: running, none
-    Carried(Decisions, snapshot.to_state, frozenset({"now", "actions"})),  # of one event
-    Carried(DrainSwitch, snapshot.to_state, frozenset({"_decisions"})),
-    Carried(RetiringWorkers, snapshot.to_state, frozenset({"_processes", "_decisions"})),
-    Carried(HandOverPairs, snapshot.to_state),
-    Carried(Slots, snapshot.to_state, frozenset({"_processes", "_decisions", "_retiring", "_scaled"})),
-    Carried(Agents, snapshot.to_state, frozenset({"_do", "_number", "_hurried"})),  # no stop is under way
+    Carried(
+        ProcessTable, re_exec_snapshot.to_state, frozenset({"state", "candidate", "outcome"})
+    ),  # at rest: running, none
+    Carried(Decisions, re_exec_snapshot.to_state, frozenset({"now", "actions"})),  # of one event
+    Carried(DrainSwitch, re_exec_snapshot.to_state, frozenset({"_decisions"})),
+    Carried(RetiringWorkers, re_exec_snapshot.to_state, frozenset({"_processes", "_decisions"})),
+    Carried(HandOverPairs, re_exec_snapshot.to_state),
+    Carried(Slots, re_exec_snapshot.to_state, frozenset({"_processes", "_decisions", "_retiring", "_scaled"})),
+    Carried(Agents, re_exec_snapshot.to_state, frozenset({"_do", "_number", "_hurried"})),  # no stop is under way
     Carried(
         ReloadRequests,  # none waits, and none is being prepared
-        snapshot.to_state,
+        re_exec_snapshot.to_state,
         frozenset({"_processes", "_decisions", "wanted", "by", "preparation", "_waiting_said"}),
     ),
     Carried(

@@ -25,7 +25,7 @@ import anyio
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
 from serve_asgi.config.state_location import START_TIME, is_url, redis_address, shown
-from serve_asgi.hub.state.write import StateEntry
+from serve_asgi.hub.state.write_evaluation import StateEntry
 from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
 from serve_asgi.ipc.frame_socket import make_room, receive
 from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, split_frame

@@ -17,7 +17,7 @@ import anyio
 from serve_asgi.config.options import Config
 from serve_asgi.config.state_location import is_url, redis_address, shown
 from serve_asgi.errors import ChannelError, UsageError
-from serve_asgi.hub.state.write import StateEntry, StateLimits
+from serve_asgi.hub.state.write_evaluation import StateEntry, StateLimits
 from serve_asgi.ipc.channel import PROTOCOL, speaks
 from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.logs import server_log as logs

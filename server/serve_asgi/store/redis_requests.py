@@ -10,7 +10,7 @@ from typing import Any, Final
 from redis import exceptions
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.write import StateEntry, StateLimits
+from serve_asgi.hub.state.write_evaluation import StateEntry, StateLimits
 from serve_asgi.ipc.frames import Frame, pack_value
 from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import LEASE_MARGIN, GrantRefusal

@@ -1,8 +1,9 @@
 """What a Redis does in one step: the scripts (Lua, https://redis.io/docs/latest/develop/programmability/eval-intro/).
 
 A script runs while nothing else does, so that each is one decision and its effects. `WRITE` decides as
-`serve_asgi.hub.state.write` does, byte for byte; of a refusal it returns what there is, and `evaluate_write` makes the
-sentence. Numbers in Lua are doubles: versions and tokens stay below 2**53, and the integers of INCR are added as bytes.
+`serve_asgi.hub.state.write_evaluation` does, byte for byte; of a refusal it returns what there is, and `evaluate_write`
+makes the sentence. Numbers in Lua are doubles: versions and tokens stay below 2**53, and the integers of INCR are added
+as bytes.
 
 All keys begin with a prefix:
     PREFIX:about     hash: format, epoch (names this life of the data), seq (version of the last change), used
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from serve_asgi.hub.state.write import OVERHEAD
+from serve_asgi.hub.state.write_evaluation import OVERHEAD
 from serve_asgi.ipc.state_frames import MAX_KEY
 from serve_asgi.store.schedule_leases import MAX_AHEAD
 

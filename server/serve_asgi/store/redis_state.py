@@ -22,7 +22,7 @@ from redis import exceptions
 
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits, WriteRefusal, evaluate_write
+from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry, StateLimits, WriteRefusal, evaluate_write
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.state_frames import Write, WriteOp
 from serve_asgi.ipc.store_frames import StoreFailure

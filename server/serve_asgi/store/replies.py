@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, WriteRefusal
+from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry, WriteRefusal
 from serve_asgi.ipc.frames import pack_value
 from serve_asgi.ipc.store_frames import SNAPSHOT_FRAME_SIZE, GrantRefusal, StoreFailure
 

@@ -17,7 +17,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.state.write import AcceptedWrite, StateEntry, StateLimits, WriteRefusal, entry_size, evaluate_write
+from serve_asgi.hub.state.write_evaluation import (
+    AcceptedWrite,
+    StateEntry,
+    StateLimits,
+    WriteRefusal,
+    entry_size,
+    evaluate_write,
+)
 from serve_asgi.ipc.frames import Frame
 from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
 from serve_asgi.ipc.state_frames import Write

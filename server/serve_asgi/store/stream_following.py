@@ -19,7 +19,7 @@ from redis import exceptions
 
 from serve_asgi.config.state_location import RedisAddress, shown
 from serve_asgi.errors import UsageError
-from serve_asgi.hub.state.write import AcceptedWrite, StateEntry
+from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry
 from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies

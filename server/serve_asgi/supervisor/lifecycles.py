@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Final, TypeAlias, TypeVar
 
-from serve_asgi.ipc.states import ServerState as ServerState
-from serve_asgi.ipc.states import WorkerState as WorkerState
+from serve_asgi.ipc.lifecycle_states import ServerState as ServerState
+from serve_asgi.ipc.lifecycle_states import WorkerState as WorkerState
 
 WORKER_TRANSITIONS: Final[Mapping[WorkerState, frozenset[WorkerState]]] = {
     WorkerState.PENDING: frozenset({WorkerState.STARTING, WorkerState.GONE}),

@@ -39,7 +39,7 @@ from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.channel import MAX_PACKET, Channel, close_descriptors
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker import stack_dump as stacks
-from serve_asgi.worker.loop_watch import TICK, Finding, LoopWatch, WakeTimer, WatchPhase
+from serve_asgi.worker.blocked_loop_detection import TICK, Finding, LoopWatch, WakeTimer, WatchPhase
 
 DUMP_SIGNAL: Final = signal.SIGRTMIN + 9
 """Has faulthandler write the stacks. The listener sends it only to a process that catches it (/proc/PID/status)."""

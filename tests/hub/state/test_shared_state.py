@@ -11,7 +11,7 @@ from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
 from serve_asgi.hub.create_hub import create_hub
 from serve_asgi.hub.messages.broker import MessageBroker
 from serve_asgi.hub.state.shared_state import SharedState
-from serve_asgi.hub.state.write import OVERHEAD
+from serve_asgi.hub.state.write_evaluation import OVERHEAD
 from serve_asgi.ipc.frames import Frame, encode, pack_value, unpack_value
 from serve_asgi.ipc.membership_frames import Role
 from tests.hub.port import RecordingPort

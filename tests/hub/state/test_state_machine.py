@@ -13,7 +13,14 @@ from serve_asgi.app.state_replica import StateReplica
 from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
 from serve_asgi.hub.state import replication, shared_state
 from serve_asgi.hub.state.shared_state import SharedState
-from serve_asgi.hub.state.write import OVERHEAD, AcceptedWrite, StateEntry, StateLimits, entry_size, evaluate_write
+from serve_asgi.hub.state.write_evaluation import (
+    OVERHEAD,
+    AcceptedWrite,
+    StateEntry,
+    StateLimits,
+    entry_size,
+    evaluate_write,
+)
 from serve_asgi.ipc.frames import decode, encode, pack_value, unpack_value
 from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.state_frames import Write

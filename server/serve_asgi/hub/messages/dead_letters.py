@@ -14,7 +14,7 @@ from typing import Any, Final
 from serve_asgi.hub.core import Hub
 from serve_asgi.hub.messages.confirmations import SenderConfirmations
 from serve_asgi.hub.messages.consumers import NO_CONSUMER_GRACE, Consumers
-from serve_asgi.hub.messages.delivery import Dispatcher
+from serve_asgi.hub.messages.dispatcher import Dispatcher
 from serve_asgi.hub.messages.loss_reports import MAX_NAMED_TOPICS
 from serve_asgi.hub.messages.queues import Delivery, MessageStage, QueuedMessage
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind

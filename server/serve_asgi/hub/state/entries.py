@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.state.write import StateEntry, entry_size
+from serve_asgi.hub.state.write_evaluation import StateEntry, entry_size
 from serve_asgi.ipc.frames import ValidatedFrame
 from serve_asgi.ipc.state_frames import RESERVED, KeyChange
 from serve_asgi.ipc.store_frames import SNAPSHOT_ENTRIES

@@ -1,10 +1,10 @@
 """The shared state: its entries, the order of its changes, and who has applied them.
 
-Without a store the hub decides what each write does (`serve_asgi.hub.state.write`); with one it asks the store, and
-takes what comes back in the order in which it comes. Either way every change gets the next number here (`seq`), goes to
-every process that is linked, and is published: any process can see at once that it is behind. A write is answered when
-all live processes have said that they have applied it, or at its deadline with the names of those who have not; a
-process that starts gets the whole state first and is not waited for, unless it is the writer.
+Without a store the hub decides what each write does (`serve_asgi.hub.state.write_evaluation`); with one it asks the
+store, and takes what comes back in the order in which it comes. Either way every change gets the next number here
+(`seq`), goes to every process that is linked, and is published: any process can see at once that it is behind. A write
+is answered when all live processes have said that they have applied it, or at its deadline with the names of those who
+have not; a process that starts gets the whole state first and is not waited for, unless it is the writer.
 
 Keys that begin with "serve:" are the server's own: they are written and kept as the others, and sent to no process.
 Bounds: the state's size; for each process, what `serve_asgi.hub.state.replication` says; open writes by the window of
@@ -22,9 +22,9 @@ from typing import Any, Final
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, HubComponent, Member, State
 from serve_asgi.hub.state.entries import StateEntries, StoreChanges
-from serve_asgi.hub.state.pending import AT_STORE, PendingRequest, PendingRequests
+from serve_asgi.hub.state.pending_requests import AT_STORE, PendingRequest, PendingRequests
 from serve_asgi.hub.state.replication import Replication
-from serve_asgi.hub.state.write import RefusalCode, StateEntry, StateLimits, WriteRefusal, evaluate_write
+from serve_asgi.hub.state.write_evaluation import RefusalCode, StateEntry, StateLimits, WriteRefusal, evaluate_write
 from serve_asgi.ipc.frames import ValidatedFrame, pack_value, unpack_value
 from serve_asgi.ipc.membership_frames import MemberPhase
 from serve_asgi.ipc.state_frames import (
@@ -45,7 +45,7 @@ hold the listener's loop up."""
 
 LAGGING: Final = "lagging"
 """A code of `state.failed`: the write stands, and some have not applied it. The others are those of
-`serve_asgi.hub.state.write.RefusalCode` and of `serve_asgi.ipc.store_frames.StoreFailure`."""
+`serve_asgi.hub.state.write_evaluation.RefusalCode` and of `serve_asgi.ipc.store_frames.StoreFailure`."""
 UNKNOWN: Final = "unknown"
 UNAVAILABLE: Final = "unavailable"
 

@@ -11,7 +11,7 @@ import pytest
 
 from serve_asgi.app.state_replica import StateReplica
 from serve_asgi.hub.state.entries import StateEntries
-from serve_asgi.hub.state.write import (
+from serve_asgi.hub.state.write_evaluation import (
     OVERHEAD,
     AcceptedWrite,
     RefusalCode,
