@@ -220,7 +220,7 @@ def test_whatever_the_application_raises_is_a_value_and_ends_no_loop(kind: type[
         life = AgentTask(AgentTarget(leaves, "app:agent", None))
         # in a task of its own, out of which an exit would end the loop
         entered = await asyncio.ensure_future(life.enter())
-        assert isinstance(await life.over() if later else entered, kind)
+        assert isinstance(await life.wait_ended() if later else entered, kind)
         assert isinstance(await life.finish(), kind)
 
     asyncio.run(run())

@@ -11,7 +11,7 @@ def test_what_only_waits_is_cut_as_well_but_does_not_count() -> None:
     async def main() -> None:
         work = BackgroundWork()
         handler = work.start(asyncio.Event().wait(), "message t")
-        waits = work.hold(asyncio.Event().wait(), "messages that wait")
+        waits = work.start_uncounted(asyncio.Event().wait(), "messages that wait")
         assert work.tasks == {handler, waits}
         assert work.cancel() == 1
         await asyncio.wait(work.tasks)

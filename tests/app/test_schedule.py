@@ -402,7 +402,7 @@ def test_a_pause_withdraws_what_was_given_and_has_not_begun() -> None:
             link.receive(encode("schedule.withdraw", {"run": 77}))  # both lay there when the process woke up
             assert await told == ("schedule.ended", "paused")
         assert began == []
-        assert not schedule._unbegun
+        assert not schedule._not_started
 
     in_a_loop(test)
 

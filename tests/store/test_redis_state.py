@@ -138,7 +138,7 @@ def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_l
         await state._following.answer_at(3, replies.value(8, "k", StateEntry(2, b"\x01")))
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
-        await state._away(SessionLost("it is gone"))
+        await state._disconnected(SessionLost("it is gone"))
 
     ours, theirs = pair()
     with contextlib.closing(StoreLink(ours)) as lane, theirs:

@@ -31,7 +31,7 @@ def joined() -> tuple[HubSocket, socket.socket, list[Frame]]:
     ours, theirs = pair()
     hub = HubSocket(ours, IDENTITY, asyncio.get_running_loop())
     taken: list[Frame] = []
-    hub.link.take("news", taken.append)
+    hub.link.on_frame("news", taken.append)
     return hub, theirs, taken
 
 
@@ -60,7 +60,7 @@ def test_the_end_of_the_listener_closes_the_link(runner: asyncio.Runner) -> None
     async def main() -> None:
         hub, listener, taken = joined()
         closed = asyncio.Event()
-        hub.link.at_close(closed.set)
+        hub.link.on_close(closed.set)
         listener.send(encode("news", {"n": 1}))
         listener.close()
         await asyncio.wait_for(closed.wait(), PATIENCE)
@@ -101,7 +101,7 @@ def test_what_nobody_takes_and_what_cannot_be_taken_costs_nothing(
         def refuse(frame: Frame) -> None:
             raise KeyError("missing")
 
-        hub.link.take("bad", refuse)
+        hub.link.on_frame("bad", refuse)
         for data in (encode("tomorrow's"), encode("bad"), b"nonsense", encode("news", {"n": 1})):
             listener.send(data)
         assert hub.catch_up(lambda: bool(taken), PATIENCE)

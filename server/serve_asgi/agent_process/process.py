@@ -170,7 +170,7 @@ class AgentProcess:
         """From having been entered until it is to finish. Raises StartError if it fails before."""
         self.hub.link.send("up")  # its handlers and schedules are told
         self.send_queue.put({"type": "entered"})
-        over = hidden_task(life.over())  # the agent may cancel every task, and means its own
+        over = hidden_task(life.wait_ended())  # the agent may cancel every task, and means its own
         await self._unless_told(asyncio.wait({over}))
         if over.done():
             if (raised := over.result()) is not None:
@@ -184,7 +184,7 @@ class AgentProcess:
         assert self._leaving is not None
         retiring.begin(self._leaving.reason)
         with anyio.move_on_after(self._leaving.timeout * HANDLERS_SHARE):
-            await work.told()  # of which the hub has been told before this agent was told to finish
+            await work.wait_retired()  # of which the hub has been told before this agent was told to finish
             while work.tasks:
                 await asyncio.wait(work.tasks)
         self._cut_work()
@@ -218,8 +218,8 @@ class AgentProcess:
         assert self._link_end is not None, "the listener gives every agent a link"
         identity = Identity(Role.AGENT, -1, self.welcome["generation"], self.welcome["member"])
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
-        self.hub.link.take("retire", lambda _: work.retire())
-        self.hub.link.at_close(work.retire)
+        self.hub.link.on_frame("retire", lambda _: work.retire())
+        self.hub.link.on_close(work.retire)
         hub_link.set_current(self.hub.link)
         forks.in_child(self.hub.link.let_go)
 

@@ -135,13 +135,13 @@ class AgentAccess:
 
 
 class AgentSync:
-    """`agent.sync`: what `agent` is asked with `await`, for threads that may wait: the same results and errors."""
+    """`agent.sync`: the calls of `agent` for threads that may wait, with the same results and errors."""
 
     def __init__(self, agent: AgentAccess) -> None:
-        asked = SyncCalls("agent", _late)
-        self.wait = asked(agent.wait)
-        self.send = asked(agent.send)
-        self.call = asked(agent.call)
+        blocking = SyncCalls("agent", _late)
+        self.wait = blocking(agent.wait)
+        self.send = blocking(agent.send)
+        self.call = blocking(agent.call)
 
 
 def _late(text: str, begun: bool) -> Exception:

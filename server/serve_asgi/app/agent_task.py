@@ -34,7 +34,7 @@ class AgentTask:
 
     def __init__(self, subject: AgentTarget) -> None:
         self._subject = subject
-        self._begun = asyncio.Event()
+        self._started = asyncio.Event()
         self._leave = asyncio.Event()
         self._inside = False  # of a context manager, which is left rather than cancelled
         self._task: asyncio.Task[BaseException | None] | None = None
@@ -46,17 +46,17 @@ class AgentTask:
         before this returns.
         """
         task = self._task = asyncio.get_running_loop().create_task(self._run(), name="agent")
-        begun = asyncio.ensure_future(self._begun.wait())
+        started = asyncio.ensure_future(self._started.wait())
         try:
-            await asyncio.wait({task, begun}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await self.finish()
             raise
         finally:
-            begun.cancel()
+            started.cancel()
         return self._raised() if task.done() else None
 
-    async def over(self) -> BaseException | None:
+    async def wait_ended(self) -> BaseException | None:
         """Wait until it ends by itself; return why, or None if its function has returned."""
         assert self._task is not None
         return await asyncio.shield(self._task)
@@ -78,9 +78,9 @@ class AgentTask:
         try:
             made = self._subject.make()
             if isinstance(made, contextlib.AbstractAsyncContextManager):
-                await self._inside_of(made)
+                await self._run_manager(made)
             else:
-                asyncio.get_running_loop().call_soon(self._begun.set)  # in the turn after its first step
+                asyncio.get_running_loop().call_soon(self._started.set)  # in the turn after its first step
                 await made
         except asyncio.CancelledError as error:
             cancelled = self._task is not None and self._task.cancelling() > 0  # by `finish`, not by its own code
@@ -95,10 +95,10 @@ class AgentTask:
             return error
         return None
 
-    async def _inside_of(self, manager: Manager) -> None:
+    async def _run_manager(self, manager: Manager) -> None:
         async with manager:
             self._inside = True
-            self._begun.set()
+            self._started.set()
             await self._leave.wait()
 
 

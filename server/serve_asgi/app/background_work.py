@@ -15,13 +15,13 @@ class BackgroundWork:
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[Any]] = set()
-        self._held: set[asyncio.Task[Any]] = set()
+        self._uncounted: set[asyncio.Task[Any]] = set()
         self.retiring = False
-        """No new work comes any more: what has been given and not begun has been given back."""
+        """No new work comes any more: what was delivered and not started has been returned."""
         self.cut = False
         """The graceful timeout has passed: what is cancelled now has not ended, and nothing is reported of it."""
-        self._told = asyncio.Event()
-        self._at_retire: list[Callable[[], None]] = []
+        self._retire_event = asyncio.Event()
+        self._on_retire: list[Callable[[], None]] = []
 
     def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run `coroutine`, which must deal with its own errors, as a task that is waited for."""
@@ -30,35 +30,35 @@ class BackgroundWork:
         task.add_done_callback(self.tasks.discard)
         return task
 
-    def hold(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """As `start`, of what only waits for more work: when it is cut it does not count."""
+    def start_uncounted(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """As `start`, for what only waits for more work: it does not count when it is cut."""
         task = self.start(coroutine, name)
-        self._held.add(task)
-        task.add_done_callback(self._held.discard)
+        self._uncounted.add(task)
+        task.add_done_callback(self._uncounted.discard)
         return task
 
-    def at_retire(self, do: Callable[[], None]) -> None:
+    def on_retire(self, do: Callable[[], None]) -> None:
         """Have `do` called when this process gets no new work any more."""
-        self._at_retire.append(do)
+        self._on_retire.append(do)
 
     def retire(self) -> None:
         """The hub has said so; it is the last thing that it says before which work may come."""
         if not self.retiring:
             self.retiring = True
-            for do in self._at_retire:
+            for do in self._on_retire:
                 do()
-            self._told.set()
+            self._retire_event.set()
 
-    async def told(self) -> None:
+    async def wait_retired(self) -> None:
         """Wait until `retire`; the caller sets the deadline."""
-        await self._told.wait()
+        await self._retire_event.wait()
 
     def cancel(self) -> int:
         """At the graceful timeout: cancel all that has not ended; return how many handlers and runs that are."""
         self.cut = True
         for task in list(self.tasks):
             task.cancel()
-        return len(self.tasks - self._held)
+        return len(self.tasks - self._uncounted)
 
 
 work: Final = BackgroundWork()

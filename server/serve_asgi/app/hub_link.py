@@ -1,4 +1,4 @@
-"""This process's end of the hub: frames go out in order, and each kind that comes in has one taker.
+"""This process's end of the link to the hub: frames go out in order, and each kind that comes in has one handler.
 
 One link per process and event loop. In a worker and in the agent it stands before the application is imported, over a
 socket to the listener (`serve_asgi.worker.hub_socket`); elsewhere the first use makes one to a hub of this process's
@@ -56,16 +56,16 @@ class Link:
         self.process = os.getpid()
         """A child that the application forks has a copy of this, and is no process of the server."""
         self._transmit = transmit
-        self._takers: dict[str, Callable[[Frame], None]] = {}
-        self._at_close: list[Callable[[], None]] = []
+        self._handlers: dict[str, Callable[[Frame], None]] = {}
+        self._on_close: list[Callable[[], None]] = []
 
-    def take(self, kind: str, taker: Callable[[Frame], None]) -> None:
-        """Have the frames of this kind taken by `taker`, which must not run code of the application itself."""
-        self._takers[kind] = taker
+    def on_frame(self, kind: str, handler: Callable[[Frame], None]) -> None:
+        """Have the frames of this kind handled by `handler`, which must not run code of the application itself."""
+        self._handlers[kind] = handler
 
-    def at_close(self, do: Callable[[], None]) -> None:
+    def on_close(self, do: Callable[[], None]) -> None:
         """Have `do` called when the link closes: who waits for an answer has to be told."""
-        self._at_close.append(do)
+        self._on_close.append(do)
 
     def send(self, kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> None:
         """Send a frame, after all that was sent before. Raises LinkClosed."""
@@ -77,9 +77,9 @@ class Link:
         """For the transport: a frame has come."""
         try:
             frame = decode(data)
-            taker = self._takers.get(frame.kind)
-            if taker is not None:
-                taker(frame)
+            handler = self._handlers.get(frame.kind)
+            if handler is not None:
+                handler(frame)
             else:
                 log.debug("received a frame of unknown kind %r", frame.kind)
         except (LookupError, TypeError, ValueError, ChannelError) as error:
@@ -93,7 +93,7 @@ class Link:
         """For the transport: nothing comes any more, and nothing can be sent."""
         if not self.closed:
             self.closed = True
-            for do in self._at_close:
+            for do in self._on_close:
                 do()
 
 
@@ -104,9 +104,9 @@ class LinkUser(Protocol):
         """Use this link from here on; tell it what was registered before. Called again for another loop's link."""
 
 
-_bound: Final[list[LinkUser]] = []
+_users: Final[list[LinkUser]] = []
 _link: Link | None = None
-_making: Final = threading.RLock()
+_lock: Final = threading.RLock()
 """Held by who makes a link for this process, or takes a stand-in away: the first uses of several threads are one."""
 _imported_in: asyncio.AbstractEventLoop | None = None
 """The loop that ran when this was imported: under many servers the one that will run the application."""
@@ -116,7 +116,7 @@ with contextlib.suppress(RuntimeError):
 
 def register(part: LinkUser) -> None:
     """Have `part` bound to the link, now if there is one, and to each that comes."""
-    _bound.append(part)
+    _users.append(part)
     if _link is not None:
         part.bind(_link)
 
@@ -125,7 +125,7 @@ def set_current(link: Link) -> None:
     """This process's link is `link` from here on."""
     global _link
     _link = link
-    for part in _bound:
+    for part in _users:
         part.bind(link)
 
 
@@ -141,16 +141,16 @@ def current() -> Link:
                 raise LinkClosed("this process was forked from a server process and is not one itself")
             return _link
         running = asyncio.get_running_loop()
-        if _link.loop is running or (_serves(_link) and not _link.stand_in):
+        if _link.loop is running or (_is_running(_link) and not _link.stand_in):
             return _link
     from serve_asgi.app import local_mode as local
 
     loop = asyncio.get_running_loop()
-    if _only_asks(loop):
+    if _runs_one_call(loop):
         return link_for_thread()
-    with _making:
+    with _lock:
         before = _open_stand_in()
-        if before is not None and _serves(before):
+        if before is not None and _is_running(before):
             from serve_asgi.app import thread_loop as stand_in
 
             stand_in.stop()
@@ -168,14 +168,14 @@ def link_for_thread() -> Link:
     """
     if _link is not None and not _link.identity.local:
         return current()
-    if _link is not None and _serves(_link):
+    if _link is not None and _is_running(_link):
         return _link
     from serve_asgi.app import thread_loop as stand_in
 
     if (loop := stand_in.loop_of_this_thread(_imported_in)) is not None:
         return asyncio.run_coroutine_threadsafe(_current(), loop).result(stand_in.PATIENCE)
-    with _making:
-        if _link is None or not _serves(_link):
+    with _lock:
+        if _link is None or not _is_running(_link):
             stand_in.start(_open_stand_in())
         assert _link is not None
         return _link
@@ -191,7 +191,7 @@ async def run_on_link_loop(link: Link, coroutine: Coroutine[Any, Any, T]) -> T:
     return await asyncio.wrap_future(asked)
 
 
-def _only_asks(loop: asyncio.AbstractEventLoop) -> bool:
+def _runs_one_call(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether the loop was begun for one call of ours (`asyncio.run(shared.incr("n"))`), and ends with it."""
     tasks = asyncio.all_tasks(loop)
     code = getattr(tasks.pop().get_coro(), "cr_code", None) if len(tasks) == 1 else None
@@ -207,7 +207,7 @@ def _open_stand_in() -> Link | None:
     return _link if _link is not None and _link.stand_in and not _link.closed else None
 
 
-def _serves(link: Link) -> bool:
+def _is_running(link: Link) -> bool:
     """Of a link of this process alone: whether its loop runs, and not in the process that this one was forked from."""
     return link.loop.is_running() and link.process == os.getpid()
 

@@ -1,7 +1,7 @@
 """The receiving side of the messenger in one process: who handles which topic, and the tasks that do.
 
-It owns what the hub has given and whose handler has not ended. Messages of a topic are begun in the order in which they
-came, as many at a time as its handlers want (`concurrency`). A process that retires gives back what it has not begun.
+It owns what the hub has delivered and whose handler has not ended. Messages of a topic are started in the order they
+came, as many at a time as its handlers want (`concurrency`). A process that retires returns what it has not started.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from serve_asgi.logs.tracebacks import error_text
 MAX_TOPICS: Final = 1_000
 """Topics that one process handles, at most."""
 MAX_RETURNED: Final = 5_000
-"""Messages that are given back in one frame, so that they keep their order; a process hardly ever has more."""
+"""Messages that are returned in one frame, so that they keep their order; a process hardly ever has more."""
 ERROR_TEXT: Final = 4_000
 """Characters of an exception that the caller is told."""
 
@@ -93,13 +93,13 @@ NO_HANDLERS: Final = TopicHandlers()
 
 @dataclasses.dataclass(slots=True)
 class ReceivedMessage:
-    """A message in this process's hands."""
+    """A message that this process has in flight."""
 
     number: int
     id: str
     attempt: int
     kind: MessageKind
-    want: AckMode
+    ack_mode: AckMode
     origin: list[Any]
     subject: list[Any] | None
     body: bytes
@@ -129,12 +129,12 @@ class MessageReceiver:
 
     def __init__(self) -> None:
         self._handlers: dict[str, TopicHandlers] = {}
-        self._hands: LinkReceiver | None = None
-        work.at_retire(self._give_back)
+        self._link_receiver: LinkReceiver | None = None
+        work.on_retire(self._return_unstarted)
 
     def bind(self, link: Link) -> None:
         """Take messages from this link; what comes over an earlier one stays between that one and its handlers."""
-        self._hands = LinkReceiver(self, link)
+        self._link_receiver = LinkReceiver(self, link)
         names = list(self._handlers)
         for start in range(0, len(names), 100):
             some = {name: self._handlers[name].concurrency for name in names[start : start + 100]}
@@ -154,10 +154,10 @@ class MessageReceiver:
         """Remove a handler, or all of a topic; what has begun ends."""
         if topic in self._handlers:
             self._change(topic, [each for each in self.handlers(topic).all if handler not in (None, each.handler)])
-            if self._hands is not None:
-                self._hands.begin(topic)
+            if self._link_receiver is not None:
+                self._link_receiver.topic_changed(topic)
 
-    def begun(self, topic: str) -> None:
+    def message_started(self, topic: str) -> None:
         """One message of a topic is handled: who wanted no more than one gets no other."""
         self._change(topic, [each for each in self.handlers(topic).all if not each.once])
 
@@ -168,12 +168,12 @@ class MessageReceiver:
             self._handlers[topic] = now
         else:
             self._handlers.pop(topic, None)
-        if self._hands is not None and now.concurrency != before.concurrency:
-            self._hands.tell(topic, now.concurrency)
+        if self._link_receiver is not None and now.concurrency != before.concurrency:
+            self._link_receiver.announce(topic, now.concurrency)
 
-    def _give_back(self) -> None:
-        if self._hands is not None:
-            self._hands.give_back()
+    def _return_unstarted(self) -> None:
+        if self._link_receiver is not None:
+            self._link_receiver.return_unstarted()
 
 
 class LinkReceiver:
@@ -182,30 +182,30 @@ class LinkReceiver:
     def __init__(self, receiver: MessageReceiver, link: Link) -> None:
         self._receiver = receiver
         self._link = link
-        self._done, self._back = FrameOutbox(link, "msg.done"), FrameOutbox(link, "msg.return", MAX_RETURNED)
+        self._done, self._returned = FrameOutbox(link, "msg.done"), FrameOutbox(link, "msg.return", MAX_RETURNED)
         self._topics: dict[str, TopicState] = {}
         self._last = asyncio.Event()
         """This process retires, and has been given all that it waits for."""
         self._late: set[asyncio.Task[None]] = set()
-        link.take("msg.deliver", self._take)
-        link.take("msg.last", lambda _: self._last.set())
-        link.at_close(self._last.set)
+        link.on_frame("msg.deliver", self._take)
+        link.on_frame("msg.last", lambda _: self._last.set())
+        link.on_close(self._last.set)
 
-    def tell(self, topic: str, concurrency: int) -> None:
+    def announce(self, topic: str, concurrency: int) -> None:
         """Let the hub know who handles a topic; a thread may have changed it."""
-        if self._elsewhere():
-            self._link.loop.call_soon_threadsafe(self.tell, topic, concurrency)
+        if self._in_another_thread():
+            self._link.loop.call_soon_threadsafe(self.announce, topic, concurrency)
         elif not self._link.closed and not self._link.loop.is_closed():
             self._link.send("msg.topics", {"topics": {topic: concurrency}})
 
-    def begin(self, topic: str) -> None:
+    def topic_changed(self, topic: str) -> None:
         """Who handles a topic has changed: deal with what waits."""
-        if self._elsewhere():
-            self._link.loop.call_soon_threadsafe(self.begin, topic)
+        if self._in_another_thread():
+            self._link.loop.call_soon_threadsafe(self.topic_changed, topic)
         elif (there := self._topics.get(topic)) is not None:
-            self._next(there)
+            self._start_next(there)
 
-    def _elsewhere(self) -> bool:
+    def _in_another_thread(self) -> bool:
         """Whether the link's loop runs, and in another thread than this."""
         try:
             return asyncio.get_running_loop() is not self._link.loop and self._link.loop.is_running()
@@ -215,14 +215,14 @@ class LinkReceiver:
     def _take(self, frame: Frame) -> None:
         touched: dict[str, TopicState] = {}
         late = self._last.is_set()
-        for (number, name, id, attempt, kind, want, origin, subject, _), body in split_entries(frame):
+        for (number, name, id, attempt, kind, ack_mode, origin, subject, _), body in split_entries(frame):
             delivery = ReceivedMessage(
-                number, id, attempt, MessageKind(kind), AckMode(want), origin, subject, body, late
+                number, id, attempt, MessageKind(kind), AckMode(ack_mode), origin, subject, body, late
             )
             if not self._receiver.handlers(name).all:
-                self._not_wanted(delivery)
+                self._return_unhandled(delivery)
             elif work.retiring and delivery.kind is not MessageKind.BROADCAST:
-                self._back.add(number)
+                self._returned.add(number)
             else:
                 topic = self._topics.get(name)
                 if topic is None:
@@ -230,26 +230,26 @@ class LinkReceiver:
                 topic.queue.append(delivery)
                 touched[name] = topic
         for topic in touched.values():
-            self._next(topic)
+            self._start_next(topic)
 
-    def _not_wanted(self, delivery: ReceivedMessage) -> None:
+    def _return_unhandled(self, delivery: ReceivedMessage) -> None:
         """Nobody handles its topic here any more."""
         if delivery.kind is MessageKind.BROADCAST:
             self._done.add([delivery.number, True, 0])
         else:
-            self._back.add(delivery.number)
+            self._returned.add(delivery.number)
 
-    def _next(self, topic: TopicState) -> None:
+    def _start_next(self, topic: TopicState) -> None:
         """Begin with what may begin."""
         receiver, name = self._receiver, topic.name
         while topic.queue and topic.running < (handlers := receiver.handlers(name)).concurrency:
             topic.running += 1
             delivery = topic.queue.popleft()
             if handlers.once:
-                receiver.begun(name)
+                receiver.message_started(name)
             self._start(self._handle(topic, delivery, handlers.all), topic.title, delivery.late)
         while topic.queue and not receiver.handlers(name).all:
-            self._not_wanted(topic.queue.popleft())
+            self._return_unhandled(topic.queue.popleft())
         if not topic.queue and not topic.running:
             self._topics.pop(name, None)
 
@@ -271,14 +271,14 @@ class LinkReceiver:
             message = delivery.message(topic.name)
             for each in handlers:
                 result, wrong = await _run(each, message, wrong)
-                if delivery.want is AckMode.REPLY and not wrong and not body:
-                    body, wrong = _answer(result, message)
+                if delivery.ack_mode is AckMode.REPLY and not wrong and not body:
+                    body, wrong = _encoded_reply(result, message)
         except asyncio.CancelledError as error:
             if work.cut:
                 raise
             # whoever cancelled it: the hub has to know, or the topic gets nothing more here
             local = self._link.identity.local
-            wrong = error_text(error) if local else _failed(message, error)  # local: so its loop ends
+            wrong = error_text(error) if local else _log_failure(message, error)  # local: so its loop ends
         except ChannelError as error:
             wrong = error_text(error)
             log.error("message %s of topic %r cannot be read: %s", delivery.id, topic.name, error)
@@ -286,15 +286,15 @@ class LinkReceiver:
             forks.leave(error)
             if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
                 raise
-            body, wrong = b"", _failed(message, error)
+            body, wrong = b"", _log_failure(message, error)
         finally:
             topic.running -= 1
         if wrong:
-            body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.want is AckMode.REPLY else b""
+            body = wrong[:ERROR_TEXT].encode(errors="replace") if delivery.ack_mode is AckMode.REPLY else b""
         self._done.add([delivery.number, not wrong, len(body)], body)
-        self._next(topic)
+        self._start_next(topic)
 
-    def give_back(self) -> None:
+    def return_unstarted(self) -> None:
         """The process retires: what has not begun is for others, but for copies, which everyone has his own of."""
         if self._link.closed:
             return
@@ -304,13 +304,13 @@ class LinkReceiver:
                 if delivery.kind is MessageKind.BROADCAST:
                     kept.append(delivery)
                 else:
-                    self._back.add(delivery.number)
+                    self._returned.add(delivery.number)
             topic.queue = kept
-        self._back.flush()
+        self._returned.flush()
         self._link.send("msg.return", {"m": [], "all": True})  # what follows may go to others
-        work.hold(self._until_last(), "messages that wait")
+        work.start_uncounted(self._wait_for_last(), "messages that wait")
 
-    async def _until_last(self) -> None:
+    async def _wait_for_last(self) -> None:
         """A process that retires waits for what was accepted for it before; its deadline is the graceful timeout."""
         await self._last.wait()
 
@@ -333,18 +333,18 @@ async def _run(registered: HandlerRegistration, message: Message, wrong: str) ->
     except asyncio.CancelledError as error:
         if task is not None and task.cancelling():
             raise
-        failed = _failed(message, error)  # something that it waited for was cancelled
+        failed = _log_failure(message, error)  # something that it waited for was cancelled
         return None, wrong or failed
     except BaseException as error:
         forks.leave(error)
         if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
             raise
-        failed = _failed(message, error)
+        failed = _log_failure(message, error)
         return None, wrong or failed
     return result, wrong
 
 
-def _failed(message: Message, error: BaseException) -> str:
+def _log_failure(message: Message, error: BaseException) -> str:
     log.error(
         "the handler of topic %r raised for message %s (attempt %d)",
         *(message.topic, message.id, message.attempt),
@@ -354,14 +354,16 @@ def _failed(message: Message, error: BaseException) -> str:
     return error_text(error)
 
 
-def _answer(result: Any, message: Message) -> tuple[bytes, str]:
+def _encoded_reply(result: Any, message: Message) -> tuple[bytes, str]:
     """The answer to a call, or why it cannot be sent."""
     try:
         body = pack_sendable(result, "its answer")
     except NotSendable as error:
-        return b"", _failed(message, error)
+        return b"", _log_failure(message, error)
     if len(body) > MAX_PAYLOAD:
-        return b"", _failed(message, ValueError(f"its answer has {len(body)} bytes, {MAX_PAYLOAD} at most can be sent"))
+        return b"", _log_failure(
+            message, ValueError(f"its answer has {len(body)} bytes, {MAX_PAYLOAD} at most can be sent")
+        )
     return body, ""
 
 

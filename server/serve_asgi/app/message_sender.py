@@ -63,7 +63,7 @@ class UnconfirmedMessage:
     future: asyncio.Future[Any]
     size: int
     topic: str
-    want: AckMode
+    ack_mode: AckMode
     in_window: bool = True
     timer: asyncio.TimerHandle | None = None
 
@@ -80,29 +80,29 @@ class SendWindow:
         self._loop = loop
         self._count = 0
         self._bytes = 0
-        self._under_way: dict[str, tuple[int, int]] = {}  # messages and bytes, by topic
+        self._in_flight: dict[str, tuple[int, int]] = {}  # messages and bytes, by topic
         self._waiters: dict[str, collections.deque[tuple[asyncio.Future[None], int]]] = {}
-        self._not_to_pass = False  # a topic with none under way waits
+        self._must_queue = False  # a topic with none under way waits
 
     def _fits(self, topic: str, size: int) -> bool:
         free, free_bytes = WINDOW - self._count, WINDOW_BYTES - self._bytes
-        if topic not in self._under_way:
+        if topic not in self._in_flight:
             return not self._count or (free > 0 and size <= free_bytes)
-        count, bytes = self._under_way[topic]
+        count, bytes = self._in_flight[topic]
         return count < free and bytes + size <= free_bytes
 
     def _add(self, topic: str, messages: int, size: int) -> None:
-        count, bytes = self._under_way.get(topic, (0, 0))
+        count, bytes = self._in_flight.get(topic, (0, 0))
         self._count += messages
         self._bytes += size
         if count + messages:
-            self._under_way[topic] = count + messages, bytes + size
+            self._in_flight[topic] = count + messages, bytes + size
         else:
-            del self._under_way[topic]
+            del self._in_flight[topic]
 
     def try_enter(self, topic: str, size: int) -> bool:
         """Enter at once, if there is room and nobody has to be let in before."""
-        if self._not_to_pass or topic in self._waiters or not self._fits(topic, size):
+        if self._must_queue or topic in self._waiters or not self._fits(topic, size):
             return False
         self._add(topic, 1, size)
         return True
@@ -111,25 +111,25 @@ class SendWindow:
         """Wait for room, in turn; the caller sets the deadline."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.setdefault(topic, collections.deque()).append((waiter, size))
-        self._not_to_pass |= topic not in self._under_way
+        self._must_queue |= topic not in self._in_flight
         try:
             await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.leave(topic, size)  # its turn came in the same moment
             else:
-                self._let_in()  # others may have waited for it to go before them
+                self._admit_waiting()  # others may have waited for it to go before them
             raise
 
     def leave(self, topic: str, size: int) -> None:
         """One has been accepted, or is not waited for any more."""
         self._add(topic, -1, -size)
         if self._waiters:
-            self._let_in()
+            self._admit_waiting()
 
-    def _let_in(self) -> None:
+    def _admit_waiting(self) -> None:
         """Those for whom there is room; a topic that has got some comes after the others the next time."""
-        self._not_to_pass = False
+        self._must_queue = False
         for topic in list(self._waiters):
             waiters = self._waiters[topic]
             entered = False
@@ -146,8 +146,8 @@ class SendWindow:
                 del self._waiters[topic]
                 if waiters:
                     self._waiters[topic] = waiters
-            if waiters and topic not in self._under_way:
-                self._not_to_pass = True
+            if waiters and topic not in self._in_flight:
+                self._must_queue = True
                 break
 
     def fail(self, error: Exception) -> None:
@@ -199,14 +199,14 @@ class MessageSender:
         self._token = f"{link.identity.member:x}.{secrets.token_hex(4)}"  # no other's of this server, nor of others
         self._count = 0
         self._window = SendWindow(link.loop)
-        self._sent: dict[str, UnconfirmedMessage] = {}
+        self._unconfirmed: dict[str, UnconfirmedMessage] = {}
         self._messages = FrameOutbox(link, "msg.send")
         self._withdrawn = FrameOutbox(link, "msg.withdraw")
-        link.take("msg.confirm", self._take)
-        link.at_close(self._close)
+        link.on_frame("msg.confirm", self._take)
+        link.on_close(self._close)
 
     async def send(
-        self, kind: MessageKind, topic: str, body: bytes, want: AckMode, limit: int, slot: int, timeout: float
+        self, kind: MessageKind, topic: str, body: bytes, ack_mode: AckMode, limit: int, slot: int, timeout: float
     ) -> Any:
         """Send a message and return what its sender wants: a number of copies, an answer's bytes, who handled it.
 
@@ -228,8 +228,8 @@ class MessageSender:
             raise LinkClosed("the listener of this server is gone: other processes cannot be reached any more")
         self._count += 1
         id = f"{self._token}-{self._count:x}"
-        sent = self._sent[id] = UnconfirmedMessage(self._loop.create_future(), size, topic, want)
-        self._messages.add([id, int(kind), topic, int(want), limit, slot, size], body)
+        sent = self._unconfirmed[id] = UnconfirmedMessage(self._loop.create_future(), size, topic, ack_mode)
+        self._messages.add([id, int(kind), topic, int(ack_mode), limit, slot, size], body)
         sent.timer = self._loop.call_at(began + timeout, self._expire, id)
         try:
             return await sent.future
@@ -245,7 +245,7 @@ class MessageSender:
                 self._forget(id)
 
     def _forget(self, id: str) -> None:
-        sent = self._sent.pop(id, None)
+        sent = self._unconfirmed.pop(id, None)
         if sent is not None:
             if sent.timer is not None:
                 sent.timer.cancel()
@@ -259,21 +259,21 @@ class MessageSender:
     def _expire(self, id: str) -> None:
         """Its time is over: have it withdrawn, and let the hub say what had become of it."""
         self._withdraw(id)
-        self._sent[id].timer = self._loop.call_later(ANSWER_TIME, self._give_up, id)
+        self._unconfirmed[id].timer = self._loop.call_later(ANSWER_TIME, self._give_up, id)
 
     def _withdraw(self, id: str) -> None:
         self._messages.flush()  # it may be among them, and a full frame of withdrawals goes out at once
         self._withdrawn.add(id)
 
     def _give_up(self, id: str) -> None:
-        sent = self._sent.get(id)
+        sent = self._unconfirmed.get(id)
         if sent is not None and not sent.future.done():
             text = f"the listener does not say what became of a message of topic {sent.topic!r}"
             sent.future.set_exception(NotDelivered(text))
 
     def _take(self, frame: Frame) -> None:
         for (id, outcome, value, _), body in split_entries(frame):
-            sent = self._sent.get(id)
+            sent = self._unconfirmed.get(id)
             if sent is None:
                 continue
             if sent.future.done():
@@ -283,7 +283,7 @@ class MessageSender:
             self._accepted(sent)
             match outcome:
                 case "a":
-                    if sent.want is AckMode.ACCEPTED:
+                    if sent.ack_mode is AckMode.ACCEPTED:
                         sent.future.set_result(value)
                 case "h":
                     sent.future.set_result((id, value))
@@ -300,6 +300,6 @@ class MessageSender:
     def _close(self) -> None:
         gone = "the listener of this server is gone: it is not known whether a message of topic {!r} was delivered"
         self._window.fail(LinkClosed(gone.format("any")))
-        for sent in self._sent.values():
+        for sent in self._unconfirmed.values():
             if not sent.future.done():
                 sent.future.set_exception(LinkClosed(gone.format(sent.topic)))

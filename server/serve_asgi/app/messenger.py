@@ -236,8 +236,8 @@ class Messenger:
             raise ValueError(f'ack is False, True or "success", not {ack!r}')
         if not isinstance(max_deliveries, int) or not 0 < max_deliveries < 1_000:
             raise ValueError(f"max_deliveries is between 1 and 999, not {max_deliveries!r}")
-        want = {False: AckMode.ACCEPTED, True: AckMode.HANDLED, "success": AckMode.SUCCESS}[ack]
-        told = await self._send(MessageKind.ANY_WORKER, topic, payload, want, 0, timeout, max_deliveries)
+        ack_mode = {False: AckMode.ACCEPTED, True: AckMode.HANDLED, "success": AckMode.SUCCESS}[ack]
+        told = await self._send(MessageKind.ANY_WORKER, topic, payload, ack_mode, 0, timeout, max_deliveries)
         if not ack:
             return None
         id, (attempts, role, slot, generation) = told
@@ -497,7 +497,7 @@ class Messenger:
     # Within
 
     async def _send(
-        self, kind: MessageKind, topic: str, payload: Any, want: AckMode, slot: int, timeout: float, limit: int = 1
+        self, kind: MessageKind, topic: str, payload: Any, ack_mode: AckMode, slot: int, timeout: float, limit: int = 1
     ) -> Any:
         _check_topic(topic)
         if not 0 < timeout < math.inf:
@@ -510,15 +510,15 @@ class Messenger:
             )
         link = current()  # binds this to the link of the running loop, where there was none
         if link.loop is not asyncio.get_running_loop():
-            return await run_on_link_loop(link, self._deliver(kind, topic, body, want, limit, slot, timeout))
-        return await self._deliver(kind, topic, body, want, limit, slot, timeout)
+            return await run_on_link_loop(link, self._deliver(kind, topic, body, ack_mode, limit, slot, timeout))
+        return await self._deliver(kind, topic, body, ack_mode, limit, slot, timeout)
 
     async def _deliver(
-        self, kind: MessageKind, topic: str, body: bytes, want: AckMode, limit: int, slot: int, timeout: float
+        self, kind: MessageKind, topic: str, body: bytes, ack_mode: AckMode, limit: int, slot: int, timeout: float
     ) -> Any:
         while True:
             try:
-                return await self._sender.send(kind, topic, body, want, limit, slot, timeout)
+                return await self._sender.send(kind, topic, body, ack_mode, limit, slot, timeout)
             except NoReceiver:
                 if kind is not MessageKind.ANY_WORKER or not _at_a_stop() or not await _workers_serve_again():
                     raise
@@ -535,23 +535,23 @@ class Messenger:
 
 
 class MessengerSync:
-    """`messenger.sync`: what `messenger` is asked with `await`, for threads that may wait: the same results and errors.
+    """`messenger.sync`: the calls of `messenger` for threads that may wait, with the same results and errors.
 
     Loops over `messages` and `presence` end when the process does.
     """
 
     def __init__(self, messenger: Messenger) -> None:
-        asked = SyncCalls("messenger", _late)
-        self.broadcast = asked(messenger.broadcast)
-        self.send_to_workers = asked(messenger.send_to_workers)
-        self.send_to_agent = asked(messenger.send_to_agent)
-        self.send_to = asked(messenger.send_to)
-        self.send_to_any = asked(messenger.send_to_any)
+        blocking = SyncCalls("messenger", _late)
+        self.broadcast = blocking(messenger.broadcast)
+        self.send_to_workers = blocking(messenger.send_to_workers)
+        self.send_to_agent = blocking(messenger.send_to_agent)
+        self.send_to = blocking(messenger.send_to)
+        self.send_to_any = blocking(messenger.send_to_any)
         self.send_random = self.send_to_any
-        self.call = asked(messenger.call)
-        self.ready = asked(messenger.ready)
-        self.messages = asked.iterating(messenger.messages)
-        self.presence = asked.iterating(messenger.presence)
+        self.call = blocking(messenger.call)
+        self.ready = blocking(messenger.ready)
+        self.messages = blocking.iterator(messenger.messages)
+        self.presence = blocking.iterator(messenger.presence)
 
 
 def _late(text: str, begun: bool) -> Exception:

@@ -34,7 +34,7 @@ class Presence:
 
     def bind(self, link: Link) -> None:
         self._changed = asyncio.Event()
-        link.take("present", self._take)
+        link.on_frame("present", self._take)
 
     def agent(self) -> Peer | None:
         """The active agent, if there is one."""

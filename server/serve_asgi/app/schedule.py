@@ -112,9 +112,9 @@ class Schedule:
         self._registered: dict[str, _Registered] = {}
         self._link: Link | None = None
         self._number = 0
-        self._asked: dict[int, asyncio.Future[Frame]] = {}
+        self._requests: dict[int, asyncio.Future[Frame]] = {}
         self._runs: dict[int, Run] = {}
-        self._unbegun: set[int] = set()  # runs that were given, in this turn of the loop
+        self._not_started: set[int] = set()  # runs that were received, in this turn of the loop
         self.sync = ScheduleSync(self)
         """The calls that wait, for code that is not asynchronous."""
 
@@ -195,11 +195,11 @@ class Schedule:
             if running is not None:
                 running.call_soon(current)  # local mode begins as soon as there is a loop to run in
         elif link.loop is running:
-            self._tell(link, definition)
+            self._send_definition(link, definition)
         elif link.loop.is_closed():
             pass  # of an earlier local mode: the next one is told
         elif not link.closed:
-            link.loop.call_soon_threadsafe(self._tell, link, definition)  # a thread imports it
+            link.loop.call_soon_threadsafe(self._send_definition, link, definition)  # a thread imports it
 
     def _serving(self) -> bool:
         """Whether a server runs this process, which makes the application once; a test may do so again and again."""
@@ -242,7 +242,7 @@ class Schedule:
             await schedule.pause("app.report")
             ```
         """
-        await self._ask("pause", name)
+        await self._request("pause", name)
 
     async def resume(self, name: str) -> None:
         """End a pause.
@@ -258,7 +258,7 @@ class Schedule:
             await schedule.resume("app.report")
             ```
         """
-        await self._ask("resume", name)
+        await self._request("resume", name)
 
     async def run(self, name: str, *, timeout: float | None = None) -> list[RunRecord]:
         """Run it now, also if it is paused or disabled, and return when it has ended.
@@ -281,7 +281,7 @@ class Schedule:
             print(record.outcome, record.seconds)
             ```
         """
-        answer = await self._ask("run", name, timeout=timeout)
+        answer = await self._request("run", name, timeout=timeout)
         return [RunRecord.of(name, told) for told in unpack_value(answer.body) or ()]
 
     async def history(self, name: str) -> list[RunRecord]:
@@ -301,7 +301,7 @@ class Schedule:
             failed = [record for record in await schedule.history("app.report") if record.outcome == "failed"]
             ```
         """
-        found = unpack_value((await self._ask("list", name)).body)
+        found = unpack_value((await self._request("list", name)).body)
         return [RunRecord.of(name, told) for told in found[0]["history"]]
 
     async def list(self) -> list[dict[str, Any]]:
@@ -321,7 +321,7 @@ class Schedule:
         """
         found: list[dict[str, Any]] = []
         while True:
-            piece = unpack_value((await self._ask("next", found[-1]["name"] if found else "")).body)
+            piece = unpack_value((await self._request("next", found[-1]["name"] if found else "")).body)
             if not piece:
                 return found
             found += piece
@@ -339,21 +339,21 @@ class Schedule:
         """
         current()
 
-    async def _ask(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:
+    async def _request(self, do: str, name: str, timeout: float | None = PATIENCE) -> Frame:
         link = current()
         if link.loop is not asyncio.get_running_loop():  # a thread asks
-            return await run_on_link_loop(link, self._ask(do, name, timeout))
+            return await run_on_link_loop(link, self._request(do, name, timeout))
         self._number += 1
-        number, answered = self._number, asyncio.get_running_loop().create_future()
-        self._asked[number] = answered
+        number, reply = self._number, asyncio.get_running_loop().create_future()
+        self._requests[number] = reply
         try:
             link.send("schedule.request", {"id": number, "do": do, "name": name})
             async with asyncio.timeout(timeout):
-                answer: Frame = await answered
+                answer: Frame = await reply
         except TimeoutError:
             raise TimeoutError(f"the listener has not answered for {timeout:g} s: {do} {name}") from None
         finally:
-            del self._asked[number]
+            del self._requests[number]
         if not answer.head["ok"] and not (do == "run" and unpack_value(answer.body)):
             raise ScheduleRefused(answer.head["text"])
         return answer
@@ -364,37 +364,37 @@ class Schedule:
         """For `serve_asgi.app.hub_link`: the hub that these schedules are told to."""
         self._close()
         self._link = link
-        link.take("schedule.run", lambda frame: self._begin(link, frame))
-        link.take("schedule.withdraw", lambda frame: self._unbegun.discard(frame.head["run"]))
-        link.take("schedule.reply", self._take_answer)
-        link.take("schedule.lost", self._take_lost)
-        link.at_close(lambda: self._close() if link is self._link else None)
+        link.on_frame("schedule.run", lambda frame: self._start_run(link, frame))
+        link.on_frame("schedule.withdraw", lambda frame: self._not_started.discard(frame.head["run"]))
+        link.on_frame("schedule.reply", self._take_reply)
+        link.on_frame("schedule.lost", self._take_lost)
+        link.on_close(lambda: self._close() if link is self._link else None)
         for each in self._registered.values():
-            self._tell(link, each.definition)
+            self._send_definition(link, each.definition)
 
-    def _tell(self, link: Link, definition: ScheduleDefinition) -> None:
+    def _send_definition(self, link: Link, definition: ScheduleDefinition) -> None:
         if link.identity.local and definition.on is RunsOn.AGENT:
             definition = dataclasses.replace(definition, on=RunsOn.ONE)  # the one process is the agent as well
         with contextlib.suppress(LinkClosed):
             link.send("schedule.define", definition.to_head(), definition.rules)
 
-    def _take_answer(self, frame: Frame) -> None:
-        asked = self._asked.get(frame.head["id"])
-        if asked is not None and not asked.done():
-            asked.set_result(frame)
+    def _take_reply(self, frame: Frame) -> None:
+        reply = self._requests.get(frame.head["id"])
+        if reply is not None and not reply.done():
+            reply.set_result(frame)
 
     def _take_lost(self, frame: Frame) -> None:
         if (run := self._runs.get(frame.head["run"])) is not None:
             run._lost.set()
 
     def _close(self) -> None:
-        for asked in self._asked.values():
-            if not asked.done() and not asked.get_loop().is_closed():
-                asked.set_exception(LinkClosed("the listener of this server is gone: it is not known what it did"))
+        for reply in self._requests.values():
+            if not reply.done() and not reply.get_loop().is_closed():
+                reply.set_exception(LinkClosed("the listener of this server is gone: it is not known what it did"))
 
     # ---- runs
 
-    def _begin(self, link: Link, frame: Frame) -> None:
+    def _start_run(self, link: Link, frame: Frame) -> None:
         head = frame.head
         registered = self._registered.get(head["name"])
         if registered is None:  # a test has forgotten it meanwhile
@@ -408,7 +408,7 @@ class Schedule:
             return
         instant = _time(head["instant"] / 1000)
         run = self._runs[head["run"]] = Run(head["name"], instant, head["kind"], head["attempt"], head["token"])
-        self._unbegun.add(head["run"])
+        self._not_started.add(head["run"])
         work.start(self._perform(link, head["run"], run, registered), f"schedule {run.name}")
 
     async def _perform(self, link: Link, id: int, run: Run, registered: _Registered) -> None:
@@ -419,13 +419,13 @@ class Schedule:
 
         def tell(outcome: RunOutcome, text: str = "", detail: str = "") -> None:
             seconds = round(time.monotonic() - began, 6)
-            self._ended(link, id, run, outcome, seconds, text, detail)
+            self._report_end(link, id, run, outcome, seconds, text, detail)
 
-        if id not in self._unbegun:
+        if id not in self._not_started:
             tell(RunOutcome.PAUSED)
             del self._runs[id]
             return
-        self._unbegun.remove(id)
+        self._not_started.remove(id)
         try:
             late = await call_within(
                 registered.function, f"schedule {run.name}", limit, lambda: self._overdue(link, id)
@@ -450,7 +450,7 @@ class Schedule:
         with contextlib.suppress(LinkClosed):
             link.send("schedule.overdue", {"run": id})
 
-    def _ended(
+    def _report_end(
         self, link: Link, id: int, run: Run, outcome: RunOutcome, seconds: float, text: str, detail: str
     ) -> None:
         body = detail[-16_000:].encode(errors="replace")
@@ -466,13 +466,13 @@ class ScheduleSync:
     """`schedule.sync`: what `schedule` is asked with `await`, for threads that may wait, with the same results."""
 
     def __init__(self, schedule: Schedule) -> None:
-        asked = SyncCalls("schedule", _late)
-        self.pause = asked(schedule.pause)
-        self.resume = asked(schedule.resume)
-        self.run = asked(schedule.run)
-        self.history = asked(schedule.history)
-        self.list = asked(schedule.list)
-        self.start = asked(schedule.start)
+        blocking = SyncCalls("schedule", _late)
+        self.pause = blocking(schedule.pause)
+        self.resume = blocking(schedule.resume)
+        self.run = blocking(schedule.run)
+        self.history = blocking(schedule.history)
+        self.list = blocking(schedule.list)
+        self.start = blocking(schedule.start)
 
 
 def _late(text: str, begun: bool) -> Exception:

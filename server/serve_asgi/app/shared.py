@@ -65,14 +65,14 @@ class Shared(Mapping[str, Any]):
         self._link: Link | None = None
         self._replica = StateReplica()
         self._limit = VALUE_LIMIT
-        self._told = False  # the hub is to be told what is applied, in a later turn of the loop
+        self._ack_scheduled = False  # what is applied is acknowledged in a later turn of the loop
         self._whole = asyncio.Event()
         self._window = asyncio.Semaphore(WINDOW)
         self._number = 0
-        self._asked: dict[int, asyncio.Future[Frame]] = {}
+        self._requests: dict[int, asyncio.Future[Frame]] = {}
         self._watches: defaultdict[str | None, weakref.WeakSet[StateWatch]] = defaultdict(weakref.WeakSet)
         self._many_watched = MANY_WATCHED
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._update_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.sync = SharedSync(self)
         """The calls that wait, for code that is not asynchronous."""
 
@@ -96,26 +96,26 @@ class Shared(Mapping[str, Any]):
                 return
             ```
         """
-        self._look()
-        held = self._replica.held.get(key)
-        return default if held is None else held.value
+        self._bind_running_loop()
+        entry = self._replica.entries.get(key)
+        return default if entry is None else entry.value
 
     def __getitem__(self, key: str) -> Any:
-        self._look()
-        return self._replica.held[key].value
+        self._bind_running_loop()
+        return self._replica.entries[key].value
 
     def __contains__(self, key: object) -> bool:
-        self._look()
-        return key in self._replica.held
+        self._bind_running_loop()
+        return key in self._replica.entries
 
     def __len__(self) -> int:
-        self._look()
-        return len(self._replica.held)
+        self._bind_running_loop()
+        return len(self._replica.entries)
 
     def __iter__(self) -> Iterator[str]:
         """The keys there are now; what changes meanwhile does not disturb."""
-        self._look()
-        return iter(list(self._replica.held))
+        self._bind_running_loop()
+        return iter(list(self._replica.entries))
 
     def version(self, key: str) -> int:
         """The number of the change that `key` has its value from, for `set(…, version=)`.
@@ -131,9 +131,9 @@ class Shared(Mapping[str, Any]):
             await shared.set("plan", new, version=shared.version("plan"))
             ```
         """
-        self._look()
-        held = self._replica.held.get(key)
-        return 0 if held is None else held.version
+        self._bind_running_loop()
+        entry = self._replica.entries.get(key)
+        return 0 if entry is None else entry.version
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -141,7 +141,7 @@ class Shared(Mapping[str, Any]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        return f"<shared state: {len(self._replica.held)} keys after {self.applied} changes>"
+        return f"<shared state: {len(self._replica.entries)} keys after {self.applied} changes>"
 
     # ---- writing
 
@@ -173,8 +173,8 @@ class Shared(Mapping[str, Any]):
             ```
         """
         op = WriteOp.SET if version is None else WriteOp.CAS
-        answer = await self._write(Write(op, _checked(key), self._encoded(key, value), version), timeout)
-        return int(answer.head["version"])
+        found = await self._write(Write(op, _checked_key(key), self._encode(key, value), version), timeout)
+        return int(found.head["version"])
 
     async def delete(self, key: str, *, version: int | None = None, timeout: float = TIMEOUT) -> bool:
         """Delete, and return when every live worker has deleted it.
@@ -195,8 +195,8 @@ class Shared(Mapping[str, Any]):
             await shared.delete("muted/cpu")
             ```
         """
-        answer = await self._write(Write(WriteOp.DELETE, _checked(key), version=version), timeout)
-        return bool(answer.head["version"])
+        found = await self._write(Write(WriteOp.DELETE, _checked_key(key), version=version), timeout)
+        return bool(found.head["version"])
 
     async def incr(self, key: str, by: int = 1, *, timeout: float = TIMEOUT) -> int:
         """Add to an integer, and return when every live worker has the sum.
@@ -218,8 +218,10 @@ class Shared(Mapping[str, Any]):
             number = await shared.incr("orders")
             ```
         """
-        answer = await self._write(Write(WriteOp.INCR, _checked(key), by=_integer(by, "what incr adds")), timeout)
-        return int(unpack_value(answer.body))
+        found = await self._write(
+            Write(WriteOp.INCR, _checked_key(key), by=_checked_integer(by, "what incr adds")), timeout
+        )
+        return int(unpack_value(found.body))
 
     async def update(
         self,
@@ -255,10 +257,10 @@ class Shared(Mapping[str, Any]):
         end = link.loop.time() + min(timeout, LONGEST)
         if link.loop is not asyncio.get_running_loop():
             return await run_on_link_loop(link, self.update(key, function, default, timeout=timeout))
-        turn = self._turns.setdefault(_checked(key), asyncio.Lock())
+        lock = self._update_locks.setdefault(_checked_key(key), asyncio.Lock())
         try:
             async with asyncio.timeout_at(end):
-                await turn.acquire()
+                await lock.acquire()
         except TimeoutError:
             raise errors.Conflict(
                 f"{key!r} is not written: other updates of it took {timeout:g} s", self.version(key), self.get(key)
@@ -266,7 +268,7 @@ class Shared(Mapping[str, Any]):
         try:
             return await self._update(key, function, default, end)
         finally:
-            turn.release()
+            lock.release()
 
     async def _update(self, key: str, function: Callable[[Any], Any], default: Any, end: float) -> Any:
         version, value = self.version(key), self.get(key)
@@ -274,7 +276,7 @@ class Shared(Mapping[str, Any]):
             made = function(value if version else default)
             if inspect.isawaitable(made):
                 made = await made
-            write = Write(WriteOp.CAS, key, self._encoded(key, made), version)
+            write = Write(WriteOp.CAS, key, self._encode(key, made), version)
             try:
                 await self._write(write, max(0.001, end - asyncio.get_running_loop().time()))
             except errors.Conflict as conflict:
@@ -301,7 +303,7 @@ class Shared(Mapping[str, Any]):
                 limiter.set(change.value)
             ```
         """
-        self._look()
+        self._bind_running_loop()
         watch = StateWatch(None if self._link is None else self._link.loop)
         if self._link is not None and self._link.closed:
             watch.end()
@@ -335,8 +337,8 @@ class Shared(Mapping[str, Any]):
             balance = await shared.get_authoritative("balance/7", 0)
             ```
         """
-        answer = await self._ask("state.read", {"key": _checked(key)}, b"", timeout)
-        return unpack_value(answer.body) if answer.head["version"] else default
+        found = await self._request("state.read", {"key": _checked_key(key)}, b"", timeout)
+        return unpack_value(found.body) if found.head["version"] else default
 
     async def ready(self) -> None:
         """Wait until this process has its copy. An application's code never has to.
@@ -351,7 +353,7 @@ class Shared(Mapping[str, Any]):
 
     def acknowledge(self) -> None:
         """For the worker: tell the hub at once what is applied, where the loop may not turn for a while."""
-        self._told = False
+        self._ack_scheduled = False
         if self._link is not None:
             with contextlib.suppress(LinkClosed):
                 self._link.send("state.seen", {"seq": self.applied})
@@ -371,15 +373,15 @@ class Shared(Mapping[str, Any]):
         self._link = link
         self._replica, self.applied = StateReplica(), 0
         self._whole, self._window = asyncio.Event(), asyncio.Semaphore(WINDOW)
-        self._turns.clear()
-        self._told = False
-        link.take("state.changes", self._take)
-        link.take("state.limits", self._take_limits)
-        link.take("state.done", self._take_answer)
-        link.take("state.failed", self._take_answer)
-        link.at_close(lambda: self._close() if link is self._link else None)
+        self._update_locks.clear()
+        self._ack_scheduled = False
+        link.on_frame("state.changes", self._take)
+        link.on_frame("state.limits", self._take_limits)
+        link.on_frame("state.done", self._take_reply)
+        link.on_frame("state.failed", self._take_reply)
+        link.on_close(lambda: self._close() if link is self._link else None)
 
-    def _look(self) -> None:
+    def _bind_running_loop(self) -> None:
         """In local mode each event loop has a state of its own: that of the running one is meant."""
         if self._link is None or self._link.identity.local:
             with contextlib.suppress(RuntimeError):  # in a thread, or while nothing runs: what is there
@@ -392,38 +394,38 @@ class Shared(Mapping[str, Any]):
         self.applied = self._replica.applied
         if self._watches:
             for item in changed:
-                self._tell(item)
+                self._notify(item)
         self._whole.set()
-        if not self._told:
-            self._told = True
+        if not self._ack_scheduled:
+            self._ack_scheduled = True
             assert self._link is not None
             self._link.loop.call_soon(self._acknowledge)
 
     def _acknowledge(self) -> None:
-        if self._told:
+        if self._ack_scheduled:
             self.acknowledge()
 
-    def _tell(self, item: KeyChange) -> None:
+    def _notify(self, item: KeyChange) -> None:
         for key in (item.key, None):
             if (watches := self._watches.get(key)) is not None:
                 for watch in list(watches):
-                    watch.tell(item)
+                    watch.notify(item)
                 if not watches:
                     del self._watches[key]
 
     def _take_limits(self, frame: Frame) -> None:
         self._limit = int(frame.head["value"])
 
-    def _take_answer(self, frame: Frame) -> None:
-        asked = self._asked.get(frame.head["id"])
-        if asked is not None and not asked.done():
-            asked.set_result(frame)
+    def _take_reply(self, frame: Frame) -> None:
+        reply = self._requests.get(frame.head["id"])
+        if reply is not None and not reply.done():
+            reply.set_result(frame)
 
     def _close(self) -> None:
         """Nothing comes any more."""
-        for asked in self._asked.values():
-            if not asked.done() and not asked.get_loop().is_closed():
-                asked.set_exception(LinkClosed("the listener of this server is gone: it is not known what was written"))
+        for reply in self._requests.values():
+            if not reply.done() and not reply.get_loop().is_closed():
+                reply.set_exception(LinkClosed("the listener of this server is gone: it is not known what was written"))
         for watches in self._watches.values():
             for watch in list(watches):
                 with contextlib.suppress(RuntimeError):  # the loop of an earlier local mode is closed
@@ -432,7 +434,7 @@ class Shared(Mapping[str, Any]):
 
     # ---- asking the hub
 
-    def _encoded(self, key: str, value: Any) -> bytes:
+    def _encode(self, key: str, value: Any) -> bytes:
         data = pack_value(value, f"the value of {key!r}")
         if isinstance(value, list | tuple | dict):
             try:
@@ -449,37 +451,37 @@ class Shared(Mapping[str, Any]):
 
     async def _write(self, write: Write, timeout: float) -> Frame:
         if write.version is not None:
-            _integer(write.version, "a version")
-        return await self._ask("state.write", write.head(), write.value, timeout)
+            _checked_integer(write.version, "a version")
+        return await self._request("state.write", write.head(), write.value, timeout)
 
-    async def _ask(self, kind: str, head: dict[str, Any], body: bytes, timeout: float) -> Frame:
+    async def _request(self, kind: str, head: dict[str, Any], body: bytes, timeout: float) -> Frame:
         """Send a question and return its answer. Raises what `failure` makes of a refusal, LinkClosed."""
         link = current()
         running = asyncio.get_running_loop()
         timeout = min(max(0.0, timeout), LONGEST)
         if link.loop is not running:
-            return await run_on_link_loop(link, self._ask(kind, head, body, timeout))
+            return await run_on_link_loop(link, self._request(kind, head, body, timeout))
         end = running.time() + timeout
         sent = False
         try:
             async with asyncio.timeout_at(end + GRACE), self._window:
                 self._number += 1
-                number, answered = self._number, running.create_future()
-                self._asked[number] = answered
+                number, reply = self._number, running.create_future()
+                self._requests[number] = reply
                 try:
                     left = max(0.0, end - running.time())
                     link.send(kind, {**head, "id": number, "timeout": left}, body)
                     sent = True
-                    answer: Frame = await answered
+                    found: Frame = await reply
                 finally:
-                    del self._asked[number]
+                    del self._requests[number]
         except TimeoutError:
             if not sent:
                 raise errors.NotWritten(f"nothing is written: {WINDOW} writes of this process are under way") from None
             raise errors.Unknown("it is not known whether this is written: the listener has not answered") from None
-        if answer.kind == "state.failed":
-            raise errors.error_of(answer.head, answer.body)
-        return answer
+        if found.kind == "state.failed":
+            raise errors.error_of(found.head, found.body)
+        return found
 
 
 class SharedSync:
@@ -489,20 +491,20 @@ class SharedSync:
     """
 
     def __init__(self, shared: Shared) -> None:
-        asked = SyncCalls("shared", _late)
-        self.set = asked(shared.set)
-        self.delete = asked(shared.delete)
-        self.incr = asked(shared.incr)
-        self.update = asked.calling_back(shared.update)
-        self.get_authoritative = asked(shared.get_authoritative)
-        self.watch = asked.iterating(shared.watch)
+        blocking = SyncCalls("shared", _late)
+        self.set = blocking(shared.set)
+        self.delete = blocking(shared.delete)
+        self.incr = blocking(shared.incr)
+        self.update = blocking.with_callback(shared.update)
+        self.get_authoritative = blocking(shared.get_authoritative)
+        self.watch = blocking.iterator(shared.watch)
 
 
 def _late(text: str, begun: bool) -> Exception:
     return errors.Unknown(text) if begun else errors.NotWritten(text)
 
 
-def _checked(key: str) -> str:
+def _checked_key(key: str) -> str:
     if not isinstance(key, str):
         raise TypeError(f"keys of the shared state are strings, not {type(key).__name__}")
     try:
@@ -516,7 +518,7 @@ def _checked(key: str) -> str:
     return key
 
 
-def _integer(number: int, what: str) -> int:
+def _checked_integer(number: int, what: str) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
         raise errors.NotAnInteger(f"{what} is an integer, not {number!r}")
     if not -(2**63) <= number < 2**63:

@@ -41,7 +41,7 @@ class StateReplica:
     """The copy itself; only to be read, but for `take`."""
 
     def __init__(self) -> None:
-        self.held: dict[str, ReplicaEntry] = {}
+        self.entries: dict[str, ReplicaEntry] = {}
         self.applied = 0
         """How many changes of the state this copy has."""
         self.whole = False
@@ -62,19 +62,19 @@ class StateReplica:
         if self._renews:
             self._renews, self.whole = False, True
             there = {item.key for item in batch}
-            batch = [KeyChange(key, 0, None) for key in self.held if key not in there] + [*self._different(batch)]
+            batch = [KeyChange(key, 0, None) for key in self.entries if key not in there] + [*self._different(batch)]
         for key, version, value in batch:
             if value is None:
-                self.held.pop(key, None)
+                self.entries.pop(key, None)
             else:
-                self.held[key] = ReplicaEntry(version, value)
+                self.entries[key] = ReplicaEntry(version, value)
         self.applied = frame.head["seq"]
         return batch
 
     def _different(self, batch: list[KeyChange]) -> Iterator[KeyChange]:
         for item in batch:
-            held = self.held.get(item.key)
-            if held is None or (held.version, held.raw) != (item.version, item.value):
+            entry = self.entries.get(item.key)
+            if entry is None or (entry.version, entry.raw) != (item.version, item.value):
                 yield item
 
 
@@ -120,7 +120,7 @@ class StateWatch(AsyncIterator[Change]):
         self._waiting.clear()
         self.end()
 
-    def tell(self, item: KeyChange) -> None:
+    def notify(self, item: KeyChange) -> None:
         """For `shared`: this has changed."""
         if not self._ended:
             self._waiting.pop(item.key, None)

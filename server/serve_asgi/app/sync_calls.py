@@ -49,13 +49,13 @@ class SyncCalls:
 
     def __call__(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         """`function` for threads."""
-        return self._made(function)
+        return self._wrap(function)
 
-    def calling_back(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    def with_callback(self, function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
         """The same of one whose argument `function` is called in the thread that waits."""
-        return self._made(function, "function")
+        return self._wrap(function, "function")
 
-    def iterating(self, make: Callable[P, AsyncIterator[T]]) -> Callable[P, Generator[T, None, None]]:
+    def iterator(self, make: Callable[P, AsyncIterator[T]]) -> Callable[P, Generator[T, None, None]]:
         """What an asynchronous iterator of `make` brings, for a loop in a thread; it ends when the process does."""
         name = f"{self._part}.{make.__name__}"
 
@@ -72,7 +72,7 @@ class SyncCalls:
 
         return call
 
-    def _made(self, function: Callable[P, Coroutine[Any, Any, T]], here: str = "") -> Callable[P, T]:
+    def _wrap(self, function: Callable[P, Coroutine[Any, Any, T]], here: str = "") -> Callable[P, T]:
         name = f"{self._part}.{function.__name__}"
         signature = inspect.signature(function)
         timeout = signature.parameters.get("timeout")
@@ -80,12 +80,14 @@ class SyncCalls:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            asked: ThreadCall[T] = ThreadCall(_link_of_a_thread(name), name, kwargs.get("timeout", limit), self._late)
+            call_in_progress: ThreadCall[T] = ThreadCall(
+                _link_of_a_thread(name), name, kwargs.get("timeout", limit), self._late
+            )
             if not here:
-                return asked.wait(lambda: function(*args, **kwargs))
+                return call_in_progress.wait(lambda: function(*args, **kwargs))
             given = signature.bind(*args, **kwargs)
-            given.arguments[here] = functools.partial(asked.in_thread, given.arguments[here])
-            return asked.wait(lambda: function(*given.args, **given.kwargs))
+            given.arguments[here] = functools.partial(call_in_progress.in_thread, given.arguments[here])
+            return call_in_progress.wait(lambda: function(*given.args, **given.kwargs))
 
         return call
 
@@ -99,43 +101,43 @@ class ThreadCall(Generic[T]):
         self._timeout = _seconds(timeout)
         self._late = late
         # Each side says its own before it looks at the other's: a call that is given up never begins.
-        self._begun = False
+        self._started = False
         self._given_up = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def wait(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """The result of what `make` makes on the loop."""
-        asked = self._ask(make)
-        asked.add_done_callback(lambda _: self._jobs.put(None))
+        call_in_progress = self._submit(make)
+        call_in_progress.add_done_callback(lambda _: self._jobs.put(None))
         now = time.monotonic()
         end = now + self._timeout + GRACE
         look = now + min(max(self._timeout, TURN), PATIENCE)
         try:
-            while not asked.done():
+            while not call_in_progress.done():
                 try:
                     job = self._jobs.get(timeout=max(0.0, look - time.monotonic()))
                 except queue.Empty:
-                    look = self._look(end)
+                    look = self._check_progress(end)
                 else:
                     if job is not None:
                         job()
                         end = max(end, time.monotonic() + GRACE)
-            return asked.result()
-        except _NotBegun:
+            return call_in_progress.result()
+        except _NotStarted:
             raise self._late(_BLOCKED.format(self._name), False) from None
         except concurrent.futures.CancelledError:
             raise LinkClosed(_OVER.format(self._name)) from None
         except BaseException:
             self._given_up = True
-            asked.cancel()
+            call_in_progress.cancel()
             raise
 
-    def _look(self, end: float) -> float:
+    def _check_progress(self, end: float) -> float:
         """Nothing has come for a while: until when to wait on. Raises what `late` makes, LinkClosed."""
-        if not self._begun:
+        if not self._started:
             self._given_up = True
-            if not self._begun:
-                raise _NotBegun
+            if not self._started:
+                raise _NotStarted
         now = time.monotonic()
         if now >= end:
             raise self._late(_UNKNOWN.format(self._name), True)
@@ -157,22 +159,22 @@ class ThreadCall(Generic[T]):
         result = await found
         return await result if inspect.isawaitable(result) else result
 
-    def _ask(self, make: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
-        beginning = self._begin(make)
+    def _submit(self, make: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
+        beginning = self._start(make)
         try:
             return asyncio.run_coroutine_threadsafe(beginning, self._link.loop)
         except RuntimeError:  # it is closed
             beginning.close()
             raise LinkClosed(_OVER.format(self._name)) from None
 
-    async def _begin(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        self._begun = True
+    async def _start(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._started = True
         if self._given_up:
-            raise _NotBegun
+            raise _NotStarted
         return await make()
 
 
-class _NotBegun(Exception):
+class _NotStarted(Exception):
     """The loop did not turn in time: the call is given up."""
 
 

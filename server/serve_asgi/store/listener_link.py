@@ -35,11 +35,11 @@ class StoreLink:
 
         Raises EOFError when the listener is gone, ChannelError for what is no frame.
         """
-        while not (frames := self._there()):
+        while not (frames := self._receive_available()):
             await anyio.wait_readable(self._socket)
         return frames
 
-    def _there(self) -> list[Frame]:
+    def _receive_available(self) -> list[Frame]:
         frames: list[Frame] = []
         while len(frames) < MAX_FRAMES:
             data = receive(self._socket)
@@ -64,12 +64,12 @@ class StoreLink:
                 else:
                     return
 
-    async def tell(self, found: Iterable[StoreReply]) -> None:
+    async def send_all(self, found: Iterable[StoreReply]) -> None:
         """Send frames, one after another, as they are asked for."""
         for each in found:
             await self.send(*each)
 
-    async def say(self, level: int, event: str, text: str, **more: Any) -> None:
+    async def log(self, level: int, event: str, text: str, **more: Any) -> None:
         """Something has happened that people should know (docs/reference/events.md)."""
         await self.send("store.say", {"level": level, "event": event, "text": text, "about": more})
 

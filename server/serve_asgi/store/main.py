@@ -44,21 +44,21 @@ def main() -> None:
     end.set_inheritable(False)
     name_process("serve-store")
     orphan_exit.watch(end.fileno(), lambda: LAST)
-    lane = StoreLink(end)
-    status = anyio.run(_run, lane)
-    lane.close()
+    link = StoreLink(end)
+    status = anyio.run(_run, link)
+    link.close()
     sys.exit(status)
 
 
-async def _run(lane: StoreLink) -> int:
+async def _run(link: StoreLink) -> int:
     try:
         with anyio.fail_after(WELCOME_TIME):
-            first, *rest = await lane.receive()
-        await _serve(lane, first, rest)
+            first, *rest = await link.receive()
+        await _serve(link, first, rest)
     except (EOFError, BrokenPipeError, ConnectionResetError, TimeoutError):
         return 0
     except UsageError as error:
-        await lane.send("store.failed", {"text": str(error), "status": 2})
+        await link.send("store.failed", {"text": str(error), "status": 2})
         return 2
     except (ChannelError, LookupError, TypeError, ValueError) as error:
         log.error("the store process does not understand the listener: %r", error, exc_info=True)
@@ -66,7 +66,7 @@ async def _run(lane: StoreLink) -> int:
     return 0
 
 
-async def _serve(lane: StoreLink, first: Frame, rest: list[Frame]) -> None:
+async def _serve(link: StoreLink, first: Frame, rest: list[Frame]) -> None:
     """Open what the listener names and serve it to the end of the lane, which raises EOFError.
 
     `first` is `store.open` {protocol, location, again, knows?, at?, value_limit, total_limit, name} body=configuration;
@@ -84,28 +84,28 @@ async def _serve(lane: StoreLink, first: Frame, rest: list[Frame]) -> None:
         raise UsageError(f"the store process cannot become user {config.user} {config.group}: {error}") from None
     limits = StateLimits(head["value_limit"], head["total_limit"])
     if is_url(head["location"]):
-        await _serve_redis(lane, head, limits, rest)
+        await _serve_redis(link, head, limits, rest)
     else:
-        await _serve_file(lane, head, limits, rest)
+        await _serve_file(link, head, limits, rest)
 
 
-async def _serve_file(lane: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
+async def _serve_file(link: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
     file = SqliteState(head["location"], limits, again=head["again"])
     try:
         for piece in file.snapshot():
-            await lane.send(*piece)
-        await lane.send("store.up", {"server": head["name"], "shared": False})
+            await link.send(*piece)
+        await link.send("store.up", {"server": head["name"], "shared": False})
         while True:
-            for answer in [*file.answer([frame for frame in frames if not passed_over(frame)]), *file.look()]:
-                await lane.send(*answer)
+            for answer in [*file.answer([frame for frame in frames if not handled_here(frame)]), *file.probe()]:
+                await link.send(*answer)
             frames = []
             with anyio.move_on_after(file.refusals.patience):
-                frames = await lane.receive()
+                frames = await link.receive()
     finally:
         file.close()
 
 
-async def _serve_redis(lane: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
+async def _serve_redis(link: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
     address = redis_address(head["location"])
     try:
         from serve_asgi.store.redis_connection import RedisConnector
@@ -124,16 +124,16 @@ async def _serve_redis(lane: StoreLink, head: dict[str, Any], limits: StateLimit
         entries: dict[str, StateEntry] = {}
         while True:
             while not frames:
-                frames = await lane.receive()
+                frames = await link.receive()
             frame, *frames = frames
             if frame.kind == "store.known":
                 break
             entries |= {key: StateEntry(version, value) for key, version, value in unpack_value(frame.body)}
         known = KnownState(entries, frame.head["version"], StreamPosition(*head.get("at", NOWHERE)))
-    await RedisState(lane, address, limits, head["name"], known).serve(frames)
+    await RedisState(link, address, limits, head["name"], known).serve(frames)
 
 
-def passed_over(frame: Frame) -> bool:
+def handled_here(frame: Frame) -> bool:
     """Deal with a frame that is about this process rather than the state."""
     if frame.kind == "store.reopen":
         logs.reopen()

@@ -63,10 +63,10 @@ class RedisState:
     """The conversation; `serve` holds it until the listener is gone."""
 
     def __init__(
-        self, lane: StoreLink, address: RedisAddress, limits: StateLimits, name: str, known: KnownState = NOTHING_KNOWN
+        self, link: StoreLink, address: RedisAddress, limits: StateLimits, name: str, known: KnownState = NOTHING_KNOWN
     ) -> None:
         """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
-        self._lane = lane
+        self._link = link
         self._address = address
         self._limits = limits
         self._name = name
@@ -76,8 +76,8 @@ class RedisState:
         self._asking: list[Frame] = []  # the batch under way
         self._trouble = ""
         self._refusals = WriteRefusals()
-        self._place = RedisConnector(address, name)
-        self._following = StreamFollower(lane, self._place, address, name, known)
+        self._redis = RedisConnector(address, name)
+        self._following = StreamFollower(link, self._redis, address, name, known)
 
     async def serve(self, first: Sequence[Frame]) -> None:
         """Answer until the end of the lane. Raises EOFError then, and UsageError if Redis can never be used so."""
@@ -94,7 +94,7 @@ class RedisState:
 
     async def _receive(self) -> None:
         while True:
-            for frame in await self._lane.receive():
+            for frame in await self._link.receive():
                 if frame.kind == "store.reopen":
                     logs.reopen()
                 elif self._trouble:
@@ -108,7 +108,7 @@ class RedisState:
 
     async def _refuse(self, frame: Frame, why: StoreFailure, text: str) -> None:
         if (found := replies.failed(frame.kind, frame.head, why, text)) is not None:
-            await self._lane.send(*found)
+            await self._link.send(*found)
 
     # The conversation
 
@@ -120,16 +120,16 @@ class RedisState:
                 await self._session()
             except (exceptions.RedisError, OSError, TimeoutError, SessionLost) as error:
                 log.debug("the connection to Redis", exc_info=True)
-                await self._away(error)
+                await self._disconnected(error)
             if time.monotonic() - began > LONGEST_DELAY:
                 delay = FIRST_DELAY
             await asyncio.sleep(delay)
             delay = min(LONGEST_DELAY, delay * 2)
 
-    async def _away(self, error: Exception) -> None:
+    async def _disconnected(self, error: Exception) -> None:
         """Nothing can be asked until another session stands; whoever waits is told."""
         trouble = self._sentence(error)
-        await self._lane.tell(self._following.held.broken_off(trouble))
+        await self._link.send_all(self._following.held_replies.broken_off(trouble))
         self._refusals = WriteRefusals()
         asked, self._asking = self._asking, []
         for frame in asked:
@@ -139,17 +139,17 @@ class RedisState:
             await self._refuse(self._inbox.popleft(), StoreFailure.UNAVAILABLE, f"it was not done: {trouble}")
         self._room.set()
         if changed:
-            await self._lane.send("store.down", {"text": trouble})
+            await self._link.send("store.down", {"text": trouble})
 
     def _sentence(self, error: Exception) -> str:
         return sentence(error, " and ".join(shown(url) for url in self._address.urls))
 
     async def _session(self) -> None:
         asker, address = await self._reach()
-        follower = self._place.client(address, LOOK + self._address.timeout)
+        follower = self._redis.client(address, LOOK + self._address.timeout)
         tasks: set[asyncio.Task[None]] = set()
         try:
-            await self._look_at_memory(asker)
+            await self._check_memory_policy(asker)
             await self._following.begin(asker)
             self._trouble = ""
             await self._following.up()
@@ -166,9 +166,9 @@ class RedisState:
         """The first address that takes writes. Raises what the last one said."""
         trouble: Exception = SessionLost("there is no address")
         for url in self._address.urls:
-            client = self._place.client(url, self._address.timeout)
+            client = self._redis.client(url, self._address.timeout)
             try:
-                await self._place.bring_scripts(client)
+                await self._redis.bring_scripts(client)
                 await self._following.greet(client)
                 return client, url
             except (exceptions.RedisError, OSError) as error:
@@ -176,19 +176,19 @@ class RedisState:
                 await client.aclose()
         raise trouble
 
-    async def _look_at_memory(self, client: aioredis.Redis) -> None:
+    async def _check_memory_policy(self, client: aioredis.Redis) -> None:
         """Say so if the operator lets Redis throw away what it keeps."""
         policy = await maxmemory_policy(client)
         if policy.startswith("allkeys"):
             text = f"Redis may throw away parts of the shared state (maxmemory-policy {policy}): set it to noeviction"
-            await self._lane.say(logging.WARNING, "store_eviction_enabled", text, policy=policy)
+            await self._link.log(logging.WARNING, "store_eviction_enabled", text, policy=policy)
 
     # Asking
 
     async def _ask(self, client: aioredis.Redis) -> None:
         while True:
             if self._refusals.due():
-                await self._look_at_refusals(client)
+                await self._probe_writes(client)
             if not self._inbox:
                 self._news.clear()
                 with anyio.move_on_after(self._refusals.patience):
@@ -204,7 +204,7 @@ class RedisState:
                 script, keys, arguments = question(
                     frame, self._address.prefix, self._following.epoch, self._name, self._limits
                 )
-                self._place.add(pipe, script, keys, arguments)
+                self._redis.add(pipe, script, keys, arguments)
             if waits:
                 pipe.execute_command(
                     "WAIT", self._address.replicas, int(self._address.timeout * WAIT_PART * 1000)
@@ -217,26 +217,26 @@ class RedisState:
                     ends = trouble
                     await self._refuse(frame, StoreFailure.UNAVAILABLE, f"it was not done: {self._sentence(trouble)}")
                 else:
-                    await self._heard(frame, found, began, too_few)
+                    await self._take_result(frame, found, began, too_few)
                 self._asking.pop(0)
             if ends is not None:
                 raise ends
 
-    async def _look_at_refusals(self, client: aioredis.Redis) -> None:
+    async def _probe_writes(self, client: aioredis.Redis) -> None:
         """Try whether writes would be refused still; what is written changes nothing."""
         try:
-            await client.hsetnx(self._place.key("about"), "format", str(scripts.FORMAT))
+            await client.hsetnx(self._redis.key("about"), "format", str(scripts.FORMAT))
         except exceptions.ResponseError as error:
-            await self._lane.tell(self._refusals.refused(f"Redis refused it: {reason(error)}"))
+            await self._link.send_all(self._refusals.refused(f"Redis refused it: {reason(error)}"))
         else:
-            await self._lane.tell(self._refusals.taken())
+            await self._link.send_all(self._refusals.taken())
 
-    async def _heard(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
+    async def _take_result(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
         """Redis has answered one question."""
         if isinstance(found, exceptions.ResponseError):
             text = f"Redis refused it: {reason(found)}"
             if frame.kind in CHANGING:
-                await self._lane.tell(self._refusals.refused(text))
+                await self._link.send_all(self._refusals.refused(text))
             await self._refuse(frame, StoreFailure.STORAGE, text)
             return
         if isinstance(found, Exception):
@@ -244,23 +244,23 @@ class RedisState:
         head = frame.head
         match frame.kind:
             case "store.write":
-                await self._wrote(frame, found, too_few)
+                await self._take_write_result(frame, found, too_few)
             case "store.read":
                 seq, version, value = found
                 entry = None if value is None else StateEntry(version, value)
                 await self._following.answer_at(seq, replies.value(head["id"], head["key"], entry))
             case "store.send":
-                await self._lane.send("store.sent", {"id": head["id"]})
+                await self._link.send("store.sent", {"id": head["id"]})
             case "store.grant":
-                await self._lane.send(*granted(head, found, began))
+                await self._link.send(*granted(head, found, began))
             case "store.renew":
                 name, token = head["name"], head["token"]
                 answer = replies.lost(name, token, f"the lease of {name} was not renewed in time")
                 if found[0]:
                     answer = replies.renewed(name, token, lease_until(head["lease"], began))
-                await self._lane.send(*answer)
+                await self._link.send(*answer)
 
-    async def _wrote(self, frame: Frame, found: Any, too_few: bool) -> None:
+    async def _take_write_result(self, frame: Frame, found: Any, too_few: bool) -> None:
         id, write = frame.head["id"], Write.of(frame.head, frame.body)
         if not found[0]:
             _, seq, used, version, value = found

@@ -111,7 +111,7 @@ class HeldReplies:
         while self._heap and self._heap[0][0] <= version:
             yield heapq.heappop(self._heap)[2]
 
-    def tells(self, version: int) -> bool:
+    def announces(self, version: int) -> bool:
         """Whether the change itself is told by an answer that is next."""
         return bool(self._heap) and self._heap[0][0] == version and self._heap[0][2].kind == "store.written"
 

@@ -131,11 +131,11 @@ class SqliteState:
         """
         batch = _Batch(self.version, self.used)
         kept = self._leases.copy()
-        found = [each for frame in frames for each in self._one(frame, batch)]
+        found = [each for frame in frames for each in self._handle(frame, batch)]
         if not batch.changes and not batch.names:
             return found
         try:
-            self._there()
+            self._check_identity()
             self._commit(batch)
         except (sqlite3.Error, OSError) as error:
             self._leases = kept
@@ -148,18 +148,18 @@ class SqliteState:
         self.version, self.used = batch.version, batch.used
         return [*self.refusals.taken(), *found]
 
-    def look(self) -> list[StoreReply]:
+    def probe(self) -> list[StoreReply]:
         """Where writes were refused: try whether they would be still, if it is time to."""
         if not self.refusals.due():
             return []
         try:
-            self._there()
+            self._check_identity()
             _touch(self._base)
         except (sqlite3.Error, OSError) as error:
             return [*self.refusals.refused(self._sentence(error))]
         return [*self.refusals.taken()]
 
-    def _one(self, frame: Frame, batch: _Batch) -> Iterator[StoreReply]:
+    def _handle(self, frame: Frame, batch: _Batch) -> Iterator[StoreReply]:
         head, now = frame.head, time.time()
         match frame.kind:
             case "store.write":
@@ -212,7 +212,7 @@ class SqliteState:
             base.executemany("INSERT OR REPLACE INTO ticks VALUES (?, ?, ?, ?)", grants)
             base.executemany("UPDATE about SET number = ? WHERE name = ?", numbers)
 
-    def _there(self) -> None:
+    def _check_identity(self) -> None:
         """What is written to a file that has been removed or replaced would be lost at a restart. Raises OSError."""
         for name, identity in self._identities:
             if _identity(name) != identity:

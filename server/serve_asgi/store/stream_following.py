@@ -51,20 +51,20 @@ class StreamFollower:
 
     def __init__(
         self,
-        lane: StoreLink,
-        place: RedisConnector,
+        link: StoreLink,
+        redis: RedisConnector,
         address: RedisAddress,
         name: str,
         known: KnownState = NOTHING_KNOWN,
     ) -> None:
         """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
-        self._lane = lane
-        self._place = place
+        self._link = link
+        self._redis = redis
         self._address = address
         self._name = name
         self.epoch = ""
         """Names this life of the data."""
-        self.held = HeldReplies()
+        self.held_replies = HeldReplies()
         """Answers until the changes that they are about have gone to the hub."""
         self._seq = 0  # version of the last change that the hub has been told
         self._highest = known.version  # of all that were ever told
@@ -75,14 +75,14 @@ class StreamFollower:
 
     async def greet(self, client: aioredis.Redis) -> None:
         """Begin the data, or find what there is. Raises UsageError if it is somebody else's."""
-        keys = self._place.keys("about", "state", "log", "messages")
+        keys = self._redis.keys("about", "state", "log", "messages")
         mine: list[str | bytes] = []
         fresh = uuid.uuid4().hex
         try:
-            found = await self._place.run(client, "HELLO", keys, fresh, self._highest, int(bool(self._entries)))
+            found = await self._redis.run(client, "HELLO", keys, fresh, self._highest, int(bool(self._entries)))
             if found == [b""]:
                 mine = [each for key, entry in self._entries.items() for each in (key, stored(entry))]
-                found = await self._place.run(client, "HELLO", keys, fresh, self._highest, 1, *mine)
+                found = await self._redis.run(client, "HELLO", keys, fresh, self._highest, 1, *mine)
         except exceptions.ResponseError as error:
             if "WRONGTYPE" in str(error):
                 raise UsageError(
@@ -99,10 +99,10 @@ class StreamFollower:
         self.epoch = epoch
         if mine and epoch == fresh:
             text = f"Redis came back without the shared state: {len(self._entries)} keys have been written to it again"
-            await self._lane.say(logging.WARNING, "store_restored", text, keys=len(self._entries))
+            await self._link.log(logging.WARNING, "store_restored", text, keys=len(self._entries))
         elif seq < self._highest:
             text = f"Redis came back without the latest changes of the shared state: {self._highest - seq} are lost"
-            await self._lane.say(logging.ERROR, "store_data_lost", text, changes=self._highest - seq)
+            await self._link.log(logging.ERROR, "store_data_lost", text, changes=self._highest - seq)
 
     async def begin(self, client: aioredis.Redis) -> None:
         """Tell the hub all that there is; `up` follows, and then `follow`."""
@@ -110,45 +110,45 @@ class StreamFollower:
 
     async def _take_all(self, client: aioredis.Redis) -> int:
         """Tell the hub the whole state, and follow from there; return the number of the last message."""
-        found = await self._place.run(client, "SNAPSHOT", self._place.keys("about", "state"), self.epoch)
+        found = await self._redis.run(client, "SNAPSHOT", self._redis.keys("about", "state"), self.epoch)
         if found[0] == -1:
             raise SessionLost("its data was replaced")
         seq, sent = int(found[0]), int(found[1])
         self._entries = {key.decode(): entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
         for piece in replies.snapshot(self._entries.items()):
-            await self._lane.send(*piece)
+            await self._link.send(*piece)
         self._seq, self._highest = seq, max(self._highest, seq)
         return sent
 
     async def _find_messages(self, client: Any, last: int) -> None:
         """Go on with the messages where this server was, and say so if some may not arrive."""
-        key, messages = self._place.key("messages"), self._messages
+        key, messages = self._redis.key("messages"), self._messages
         if messages.begin(self.epoch, last):
             text = "Redis has lost its data: the latest broadcasts of other servers before that may not have arrived"
-            await self._lane.say(logging.ERROR, "store_messages_missed", text)
+            await self._link.log(logging.ERROR, "store_messages_missed", text)
         elif gone := await messages.agree(lambda number: client.xrange(key, f"{number}-0", "+", 1)):
             text = f"Redis came back without the latest {gone} broadcasts: who had not read them will not get them"
-            await self._lane.say(logging.ERROR, "store_data_lost", text, messages=gone)
+            await self._link.log(logging.ERROR, "store_data_lost", text, messages=gone)
         if messages.cut(last):
             text = "Redis came back with less than this server remembers: broadcasts of other servers may be missing"
-            await self._lane.say(logging.ERROR, "store_messages_missed", text)
+            await self._link.log(logging.ERROR, "store_messages_missed", text)
 
     async def up(self) -> None:
-        await self._lane.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
-        await self._release_held()
+        await self._link.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
+        await self._send_held()
 
     async def answer_at(self, seq: int, answer: StoreReply) -> None:
         """Answer when the hub has been told all changes up to this one."""
-        self.held.add(seq, answer)
-        await self._release_held()
+        self.held_replies.add(seq, answer)
+        await self._send_held()
 
-    async def _release_held(self) -> None:
-        await self._lane.tell(self.held.due(self._seq))
+    async def _send_held(self) -> None:
+        await self._link.send_all(self.held_replies.due(self._seq))
 
     # Following
 
     async def follow(self, client: Any) -> None:  # redis-py's annotations fit neither kind of answer
-        changes, messages = self._place.keys("log", "messages")
+        changes, messages = self._redis.keys("log", "messages")
         take = {changes.encode(): self._take_change, messages.encode(): self._take_message}
         while True:
             after = {changes: f"{self._seq}-0", messages: f"{self._messages.at.number}-0"}
@@ -156,14 +156,14 @@ class StreamFollower:
             for stream, entries in news or ():
                 await self._take_entries(client, take[stream], entries)
             if not news:
-                await self._look_at_master(client)
+                await self._check_master(client)
 
-    async def _look_at_master(self, client: Any) -> None:
+    async def _check_master(self, client: Any) -> None:
         """Nothing has come for a while. Raises Lost if nothing that matters would come any more.
 
         Redis ends the wait of those who read in the moment in which it becomes a replica, and of nobody else's.
         """
-        if await client.hget(self._place.key("about"), "epoch") != self.epoch.encode():
+        if await client.hget(self._redis.key("about"), "epoch") != self.epoch.encode():
             raise SessionLost("its data was replaced")
         with contextlib.suppress(exceptions.NoPermissionError):
             if (await client.execute_command("ROLE"))[0] != b"master":
@@ -190,9 +190,9 @@ class StreamFollower:
             self._entries.pop(key, None)
         else:
             self._entries[key] = StateEntry(version, value)
-        if not self.held.tells(version):
-            await self._lane.send(*replies.changed(AcceptedWrite(key, version, value, 0)))
-        await self._release_held()
+        if not self.held_replies.announces(version):
+            await self._link.send(*replies.changed(AcceptedWrite(key, version, value, 0)))
+        await self._send_held()
         return True
 
     async def _take_message(self, number: int, fields: dict[bytes, bytes]) -> bool:
@@ -200,11 +200,11 @@ class StreamFollower:
             raise SessionLost("its data was replaced")
         if (missed := self._messages.take(number, fields)) > 0:
             text = f"{missed} messages of other servers were missed: they came faster than this server read them"
-            await self._lane.say(logging.ERROR, "store_messages_missed", text, messages=missed)
+            await self._link.log(logging.ERROR, "store_messages_missed", text, messages=missed)
         at = self._messages.at
         if fields[b"o"] != self._name.encode():
             head = {**unpack_value(fields[b"h"]), "server": fields[b"o"].decode(), "at": at}
-            await self._lane.send("store.message", head, fields[b"b"])
+            await self._link.send("store.message", head, fields[b"b"])
         elif not number % FOLLOWED:
-            await self._lane.send("store.at", {"at": at})
+            await self._link.send("store.at", {"at": at})
         return True

@@ -88,7 +88,7 @@ class Retirement:
         self.retire_connections()
         with anyio.move_on_after(config.graceful_timeout):
             if self._worker.hub is not None and self.order is not LeaveOrder.LISTENER_DIED:
-                await work.told()  # of which the hub has been told before this worker was told to retire
+                await work.wait_retired()  # of which the hub has been told before this worker was told to retire
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hidden, self._leave_at_once, tasks.cancel_scope)
                 tasks.start_soon(hidden, self._close_remaining)

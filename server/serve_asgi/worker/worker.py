@@ -148,8 +148,8 @@ class WorkerProcess:
             return
         identity = Identity(Role.WORKER, self.welcome["slot"], self.welcome["generation"], self.welcome["member"])
         self.hub = HubSocket(self._link_end, identity, asyncio.get_running_loop())
-        self.hub.link.take("retire", lambda _: work.retire())
-        self.hub.link.at_close(work.retire)
+        self.hub.link.on_frame("retire", lambda _: work.retire())
+        self.hub.link.on_close(work.retire)
         hub_link.set_current(self.hub.link)
         forks.in_child(self.hub.link.let_go)
 

@@ -62,7 +62,7 @@ class Fixture:
         return self.id
 
     def has(self, id: int) -> dict[str, Any]:
-        return {key: held.value for key, held in self.replicas[id].held.items()}
+        return {key: held.value for key, held in self.replicas[id].entries.items()}
 
     def from_store(self, kind: str, body: bytes = b"", **head: Any) -> None:
         self.hub.take_from_store(encode(kind, head, body))
@@ -354,7 +354,7 @@ def test_a_copy_that_is_sent_whole_once_more_tells_what_is_different() -> None:
         items = [["same", 1, b"\x01"], ["new" if version == 2 else "old", version, b"\x02"]]
         changed = replica.take(Frame("state.changes", {"seq": version, "whole": True}, pack_value(items, "")))
     assert [(item.key, item.value) for item in changed] == [("old", None), ("new", b"\x02")]
-    assert {key: held.value for key, held in replica.held.items()} == {"same": 1, "new": 2}
+    assert {key: held.value for key, held in replica.entries.items()} == {"same": 1, "new": 2}
 
 
 def test_reading_the_truth(there: Fixture) -> None:

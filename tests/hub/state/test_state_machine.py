@@ -139,7 +139,7 @@ class SharedStateMachine(RuleBasedStateMachine):
         if id not in self.hub.members:
             return
         for op, key, number in writes:
-            held = self.replicas[id].held.get(key)
+            held = self.replicas[id].entries.get(key)
             head = {"id": self.next, "op": op, "key": key, "timeout": timeout, "by": number}
             if op == "cas":
                 head["version"] = 0 if held is None else held.version
@@ -195,7 +195,7 @@ class SharedStateMachine(RuleBasedStateMachine):
 
     def look_at(self, replica: StateReplica) -> None:
         if replica.whole:
-            there = {key: held.value for key, held in replica.held.items()}
+            there = {key: held.value for key, held in replica.entries.items()}
             assert there == self.history[replica.applied]
 
     @invariant()
@@ -213,7 +213,7 @@ class SharedStateMachine(RuleBasedStateMachine):
         for member in self.living():
             replica = self.replicas[member.id]
             assert replica.whole
-            assert {key: held.value for key, held in replica.held.items()} == self.history[self.state.seq]
+            assert {key: held.value for key, held in replica.entries.items()} == self.history[self.state.seq]
         assert self.asked == {}
         assert self.hub.deadline() == float("inf")
 
