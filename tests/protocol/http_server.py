@@ -1,6 +1,6 @@
 """A server with nothing but HTTP/1.1: the real connection object on a real socket, in a thread with its own loop.
 
-Every change of a connection's or an exchange's state is checked against the tables of transitions.
+Every change of a connection's or a response's state is checked against the tables of transitions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http import connection as http1
 from serve_asgi.http import connection_lifecycle as lifecycle
-from serve_asgi.http import response as answer
+from serve_asgi.http import response as http_response
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import TravelRecord
-from serve_asgi.http.request_cycle import Exchange
+from serve_asgi.http.response import Response
 from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send, Service
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
@@ -45,14 +45,14 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 T = TypeVar("T")
 
 
-class CheckedExchange(Exchange):
+class CheckedResponse(Response):
     """Refuses transitions that are not in the table."""
 
     __slots__ = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "state" and hasattr(self, "state"):
-            assert value in answer.TRANSITIONS[self.state], f"{self.state} -> {value}"
+            assert value in http_response.TRANSITIONS[self.state], f"{self.state} -> {value}"
         super().__setattr__(name, value)
 
 
@@ -67,7 +67,7 @@ class CheckedConnection(Http1Connection):
         super().__setattr__(name, value)
 
 
-setattr(http1, "Exchange", CheckedExchange)  # noqa: B010
+setattr(http1, "Response", CheckedResponse)  # noqa: B010
 
 
 class Log:

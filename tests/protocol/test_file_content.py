@@ -282,7 +282,7 @@ def test_client_that_goes_is_no_error_of_the_application(
     if half_closed:
         client.end()
     client.read_until(b"\r\n\r\n")
-    server.until(lambda: server.connection().file_left > 0 and server.connection().eof is half_closed)
+    server.until(lambda: server.connection().output.file_left > 0 and server.connection().eof is half_closed)
     client.close()
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0)
     assert caplog.text == ""
@@ -295,7 +295,7 @@ def test_nothing_is_held_behind_the_head_of_a_file(serve: Serve, file: Path) -> 
     client = server.connect()
     client.send(GET.replace(b"GET", b"HEAD"))
     client.read_until(b"\r\n\r\n")
-    server.until(lambda: server.connection()._held_size == 0)
+    server.until(lambda: server.connection().output._held_size == 0)
 
 
 def test_file_is_sent_without_a_descriptor_to_spare(serve: Serve, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

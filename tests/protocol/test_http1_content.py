@@ -300,8 +300,9 @@ def test_unread_content_pauses_reading(serve: Serve) -> None:
     connection = server.connection()
     sent = client.fill(b"x" * size, lambda: not connection.transport.is_reading())
     assert sent < size
-    assert connection.exchange is not None
-    assert connection.exchange.unread <= 65536 + 256 * 1024
+    assert connection.response is not None
+    assert connection.response.request.body is not None
+    assert connection.response.request.body.unread <= 65536 + 256 * 1024
     server.run(go.set)
     client.send(b"x" * (size - sent))
     assert client.answer()[2] == b"%d" % size
@@ -328,17 +329,18 @@ def test_small_pieces_of_unread_content_cost_no_more_than_their_bytes(
     client = server.connect()
     client.send(head)
     connection = server.connection()
-    server.until(lambda: connection.exchange is not None)
-    exchange = connection.exchange
-    assert exchange is not None
+    server.until(lambda: connection.response is not None)
+    assert connection.response is not None
+    arrived = connection.response.request.body
+    assert arrived is not None
     content = 0
     for _ in range(200):
         pieces = piece * (200 if at_once else 1)
         client.send(pieces)
         content += pieces.count(b"a")
-        server.until(lambda content=content: exchange.unread == content or connection.read_paused)  # type: ignore[misc]
-    held = server.run(lambda: sum(map(sys.getsizeof, exchange._pieces)) + sys.getsizeof(exchange._pieces))
-    assert held < 2 * exchange.unread + 4096
+        server.until(lambda content=content: arrived.unread == content or connection.read_paused)  # type: ignore[misc]
+    held = server.run(lambda: sum(map(sys.getsizeof, arrived._pieces or ())) + sys.getsizeof(arrived._pieces))
+    assert held < 2 * arrived.unread + 4096
     server.run(go_on.set)
     assert client.answer()[0] == 200
 
@@ -417,7 +419,7 @@ def test_client_disconnects(
 
 
 def test_half_closed_client_gets_its_answers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.http.request_cycle.HALF_CLOSED_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.request.HALF_CLOSED_TIME", 0.1)
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         assert await read(receive) == b""

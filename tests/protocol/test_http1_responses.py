@@ -535,7 +535,7 @@ def test_send_waits_for_a_slow_reader(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET)
     connection = server.connection()
-    server.until(lambda: connection.write_paused)
+    server.until(lambda: connection.output.paused)
     seen = -1
     while seen != sent:  # until it has come to rest
         seen = sent
@@ -560,7 +560,7 @@ def test_pipelined_answers_wait_for_a_slow_reader(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET * 100)
     connection = server.connection()
-    server.until(lambda: connection.write_paused)
+    server.until(lambda: connection.output.paused)
     server.wait_for(asyncio.sleep(0.1))
     assert calls < 50
     for _ in range(100):
@@ -585,6 +585,6 @@ def test_send_that_waits_hears_of_the_disconnect(serve: Serve, monkeypatch: pyte
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET)
     connection = server.connection()
-    server.until(lambda: connection.write_paused)
+    server.until(lambda: connection.output.paused)
     client.close()
     server.until(lambda: len(errors) == 1 and server.cell(Cell.IN_FLIGHT) == 0)

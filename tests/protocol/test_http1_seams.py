@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.http import connection as http1
+from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import READ_LIMIT
 from serve_asgi.http.connection_lifecycle import State
 from serve_asgi.http.hand_over_record import TravelRecord
@@ -61,7 +62,7 @@ def test_content_that_travelled_is_bounded_like_any_other(serve: Serve) -> None:
             with contextlib.suppress(BlockingIOError):
                 sent += client.send(rest[sent : sent + 65536])
             server.run(lambda: None)
-        assert server.run(lambda: connection.exchange.unread) <= READ_LIMIT * 3
+        assert server.run(lambda: connection.response.request.body.unread) <= READ_LIMIT * 3
         server.run(release.set)
         client.settimeout(TIMEOUT)
         client.sendall(rest[sent:])
@@ -97,7 +98,7 @@ def test_no_byte_is_read_while_leaving_after_a_long_leftover(serve: Serve) -> No
 
 def test_disconnect_is_seen_after_a_large_upload(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading goes on once the application has taken the content, so that the client's end is noticed."""
-    monkeypatch.setattr("serve_asgi.http.request_cycle.HALF_CLOSED_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.request.HALF_CLOSED_TIME", 0.1)
     seen = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +110,7 @@ def test_disconnect_is_seen_after_a_large_upload(serve: Serve, monkeypatch: pyte
     client = server.connect()
     size = 200_000
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
-    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1 and server.connection().exchange.left == 0)  # type: ignore[union-attr]
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1 and server.connection().response.request.body.left == 0)  # type: ignore[union-attr]
     client.close()
     server.wait_for(asyncio.wait_for(seen.wait(), TIMEOUT))
 
@@ -120,7 +121,7 @@ def test_client_that_only_sends_does_not_fill_memory(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=4096)
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.requests == 1 and connection.write_paused)
+    server.until(lambda: connection.requests == 1 and connection.output.paused)
     client.fill(GET * 1_000_000, lambda: connection.read_paused)
     assert server.run(lambda: len(connection._buffer)) < 1 << 20
 
@@ -134,7 +135,7 @@ def test_request_pipelined_behind_a_slow_download_is_served(serve: Serve) -> Non
     client = server.connect(SO_RCVBUF=65536)
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
     connection = server.connection()
-    server.until(lambda: connection.requests == 1 and connection.write_paused)
+    server.until(lambda: connection.requests == 1 and connection.output.paused)
     head = client.read_until(b"\r\n\r\n")
     server.run(lambda: setattr(connection, "deadline", 0.0))
     server.until(lambda: connection.deadline != 0.0)
@@ -149,7 +150,7 @@ def test_download_is_not_idle(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=65536)
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.requests == 1 and connection.write_paused)
+    server.until(lambda: connection.requests == 1 and connection.output.paused)
     server.run(lambda: setattr(connection, "deadline", 0.0))
     server.until(lambda: connection.deadline != 0.0)
     assert client.answer()[2] == LARGE
@@ -186,13 +187,13 @@ def test_reader_that_takes_from_the_kernel_alone_is_not_cut(serve: Serve) -> Non
     client.send(GET)
     client.read_until(b"\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.write_paused)
+    server.until(lambda: connection.output.paused)
     server.wait_for(asyncio.sleep(0.1))  # until the kernel's buffers are full
     for _ in range(10):
-        before, deadline = server.run(lambda: (connection.untaken(), connection.deadline))
+        before, deadline = server.run(lambda: (connection.output.unacknowledged(), connection.deadline))
         client.read(100_000)
         # The acknowledgement may come a little later, or more have been written by then, which begins a new time.
-        server.until(lambda: connection.untaken() < before or connection.deadline != deadline)  # noqa: B023
+        server.until(lambda: connection.output.unacknowledged() < before or connection.deadline != deadline)  # noqa: B023
         server.run(lambda: connection.expire() if connection.deadline == deadline else None)  # noqa: B023
         assert server.run(lambda: connection.state) is State.REQUEST
     client.close()
@@ -219,7 +220,7 @@ def test_time_for_reading_goes_on_while_content_arrives(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=4096)
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 300_000)
     connection = server.connection()
-    server.until(lambda: connection.write_paused and connection.read_paused)
+    server.until(lambda: connection.output.paused and connection.read_paused)
     server.run(arrived.set)
     server.until(lambda: connection.state is State.CLOSED)
 
@@ -322,7 +323,7 @@ def test_polling_for_the_disconnect_takes_no_memory(serve: Serve) -> None:
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-        kept.append(len(server.connection().exchange._waiters or ()))  # type: ignore[union-attr]
+        kept.append(len(server.connection().response.request.waiters or ()))  # type: ignore[union-attr]
         await respond(send, b"ok")
 
     server = serve(app)
@@ -385,7 +386,7 @@ def test_bytes_at_the_deadline_are_seen_without_a_descriptor_to_spare(
         client.send(GET)
         with monkeypatch.context() as patched:
             patched.setattr(os, "dup", none_left)
-            seen = connection._readable()
+            seen = is_readable(connection.transport)
         connection.transport.resume_reading()
         return seen
 

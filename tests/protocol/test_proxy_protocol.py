@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_lifecycle import State
 from serve_asgi.http.hand_over_record import TravelRecord
@@ -393,7 +394,7 @@ def test_what_the_kernel_holds_at_the_deadline_is_still_read(start: Start) -> No
     connection = server.first()
     server.run(lambda: connection.transport.pause_reading())  # the worker is busy
     client.send(LINE + GET)
-    server.until(connection._readable)
+    server.until(lambda: is_readable(connection.transport))
 
     def expire() -> None:
         connection.expire()

@@ -59,11 +59,16 @@ _END: Final = _Part.END
 class ChunkReader:
     """Reads the content of one message."""
 
-    __slots__ = ("_left", "_limit", "_overhead", "_part", "_pending")
+    __slots__ = ("_left", "_limit", "_max_size", "_overhead", "_part", "_pending", "_size")
 
-    def __init__(self, limit: int) -> None:
-        """`limit`: bytes of extensions and trailer fields, beyond what the content itself makes plausible."""
+    def __init__(self, limit: int, max_size: int = 0) -> None:
+        """`limit`: bytes of extensions and trailer fields, beyond what the content itself makes plausible.
+
+        `max_size`: of the content, 0 for any.
+        """
         self._limit = limit
+        self._max_size = max_size
+        self._size = 0
         self._overhead = 0
         self._part = _SIZE
         self._left = 0  # DATA: bytes of the chunk that have not arrived
@@ -74,6 +79,14 @@ class ChunkReader:
 
         Raises BadRequest.
         """
+        pieces, rest = self._feed(data)
+        if self._max_size:
+            self._size += sum(map(len, pieces))
+            if self._size > self._max_size:
+                raise BadRequest(413, f"The request's content is larger than {self._max_size} bytes.")
+        return pieces, rest
+
+    def _feed(self, data: bytes) -> tuple[list[bytes], bytes | None]:
         if self._pending:
             data = self._pending + data
             self._pending = b""

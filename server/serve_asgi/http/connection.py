@@ -15,14 +15,14 @@ import time
 from typing import Final, cast
 
 from serve_asgi.http import health
-from serve_asgi.http.chunked_body import ChunkReader
+from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection_lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
 from serve_asgi.http.hand_over_record import TravelRecord
-from serve_asgi.http.request_cycle import Exchange
-from serve_asgi.http.request_head import CHUNKED, BadRequest, Head, endless_target, hopeless
-from serve_asgi.http.request_id_cycle import IdentifiedExchange
-from serve_asgi.http.response import COMING, WAITING
-from serve_asgi.http.response import STARTED as RESPONSE_STARTED
+from serve_asgi.http.request import Request
+from serve_asgi.http.request_body import RequestBody
+from serve_asgi.http.request_cycle import run_cycle
+from serve_asgi.http.request_head import BadRequest, Head, endless_target, hopeless
+from serve_asgi.http.response import DONE, OVER, STARTED, WAITING, Response
 from serve_asgi.http.response_head import CLOSE, plain_answer
 from serve_asgi.http.worker_context import Phase, Service
 from serve_asgi.ipc.address import own_end_of, peer_of
@@ -74,23 +74,20 @@ class Http1Connection(Lifecycle):
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("_arrived", "_chunks", "_content", "_empty_lines", "_new_exchange", "_scanned", "read_paused")
+    __slots__ = ("_empty_lines", "_scanned", "_unread_at_deadline", "read_paused")
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
         super().__init__(service, record)
-        self._new_exchange = IdentifiedExchange if service.request_ids.generates else Exchange
         self.read_paused = False
         self._scanned = 0  # bytes of the buffer that hold no end of a head
-        self._content = 0  # bytes of chunked content so far
-        self._arrived = 0  # bytes of content since its time was last looked at
-        self._chunks: ChunkReader | None = None  # of the chunked content that is coming
         self._empty_lines = 0  # before request lines
+        self._unread_at_deadline = False  # IDLE: the last response had not been read when the deadline passed
 
     # ---- what the transport says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Attached: serve, or go on where the other worker left."""
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = self.output.transport = cast(asyncio.Transport, transport)
         service = self.service
         service.connections.add(self)
         service.cells[_CONNECTIONS] += 1
@@ -129,7 +126,7 @@ class Http1Connection(Lifecycle):
         self.service.received += len(data)
         state = self.state
         if state is IDLE:
-            if not self._buffer and not self.write_paused and data[0] != _CR:
+            if not self._buffer and not self.output.paused and data[0] != _CR:
                 end = data.find(b"\r\n\r\n") + 4
                 if 3 < end <= self.service.max_head_size:
                     if end == len(data):
@@ -140,16 +137,17 @@ class Http1Connection(Lifecycle):
                         return
             self._buffer += data
             self._advance()
-            if self.write_paused:  # the last answer is not read: what follows it waits, and is bounded
-                self.mind_reading()
+            if self.output.paused:  # the last answer is not read: what follows it waits, and is bounded
+                self.adjust_reading()
         elif state is REQUEST or state is DISCARDING:
-            exchange = self.exchange
-            assert exchange is not None
-            if exchange.content is COMING:
-                self._take_content(exchange, data)
+            response = self.response
+            assert response is not None
+            body = response.request.body
+            if body is not None and not body.whole:
+                self._feed_body(response, body, data)
             else:
                 self._buffer += data
-            self.mind_reading()
+            self.adjust_reading()
         elif state is FLUSHING or state is LINGERING:
             self._allowance_spent(len(data))
         else:
@@ -160,52 +158,54 @@ class Http1Connection(Lifecycle):
         self.eof = True
         state = self.state
         if state is REQUEST:
-            exchange = self.exchange
-            assert exchange is not None
-            if exchange.content is COMING:  # this request will never be whole
-                exchange.lose()
-                self.cut_short(reset=exchange.until_close)
+            response = self.response
+            assert response is not None
+            if response.request.body_is_coming():  # this request will never be whole
+                response.lose()
+                self.response_cut(reset=response.until_close)
                 return False
-            exchange.wake()
+            response.request.wake()
             return True
         if state is IDLE:
-            self.flush()
+            self.output.flush()
             return b"\r\n\r\n" in self._buffer  # a whole request waits for its turn
         return state is FLUSHING or state is LEAVING
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
-        exchange, self.exchange = self.exchange, None
+        response, self.response = self.response, None
         self._lost()
         self.deadline = INFINITY
         self._buffer.clear()
-        if exchange is not None:
-            exchange.lose()
-        if self.behind:
-            for each in list(self.behind):
+        if response is not None:
+            response.lose()
+        if self.still_sending:
+            for each in list(self.still_sending):
                 each.lose()
-        self.write_paused = False
-        self.drop_held()
-        self.wake_writers()
+        output = self.output
+        output.paused = False
+        output.drop_held()
+        output.wake_writers()
         self._close_books()
 
     # ---- from bytes to requests
 
     def _advance(self) -> None:
         """Start the requests whose heads are whole, one after another; say until when the next head must be."""
-        if self.state is not IDLE or self.write_paused:
-            return  # comes again from resume_writing or after the exchange
+        output = self.output
+        if self.state is not IDLE or output.paused:
+            return  # comes again from resume_writing or after the response
         left = BATCH
-        self.batching = True
+        output.batching = True
         try:
-            while left and self._start_next() and self.state is IDLE and not self.write_paused:
+            while left and self._start_next() and self.state is IDLE and not output.paused:
                 left = left - 1 if self.service.phase is _SERVING else 0
         finally:
-            self.batching = False
-            self.flush()
+            output.batching = False
+            output.flush()
         if self.state is IDLE and left < BATCH:
-            self.mind_reading()
-            if not left or self.write_paused:
+            self.adjust_reading()
+            if not left or output.paused:
                 self.service.loop.call_soon(self._settle)
 
     def _start_next(self) -> bool:
@@ -286,85 +286,62 @@ class Http1Connection(Lifecycle):
         if service.max_concurrency and cells[_IN_FLIGHT] >= service.max_concurrency:
             self._overloaded(head, rest)
             return
-        self.exchange = exchange = self._new_exchange(self, service, head)
+        request = Request(self, service, head)
+        self.response = response = Response(self, service, request)
         self.state = REQUEST
         self.deadline = INFINITY
-        if head.body:
-            if head.body == CHUNKED:
-                self._content = 0
-                self._chunks = ChunkReader(service.max_head_size)
-            self.expect_content()
+        body = request.body
+        if body is None:
+            if rest:
+                self._buffer += rest
+            if self._buffer:
+                self.adjust_reading()
+        else:
             if self._buffer:
                 rest = bytes(self._buffer)
                 self._buffer.clear()
             if rest:
-                self._take_content(exchange, rest)
+                self._feed_body(response, body, rest)
                 if self.state is not REQUEST:
                     return  # malformed
-        elif rest:
-            self._buffer += rest
-        if self._buffer or exchange.unread:
-            self.mind_reading()
+            if not body.whole and service.config.min_body_rate:
+                self.deadline = service.loop.time() + BODY_WINDOW
+            if self._buffer or body.unread > READ_LIMIT or self.read_paused:
+                self.adjust_reading()
         context = service.context.copy()
-        cells[_IN_FLIGHT] += 1  # until the end of run(); now, since a task that is not eager begins later
+        cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
+        cycle = run_cycle(service, request, response)
         if _EAGER:
-            task = asyncio.Task(exchange.run(), loop=service.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+            task = asyncio.Task(cycle, loop=service.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
         else:
-            task = service.loop.create_task(exchange.run(), context=context)
+            task = service.loop.create_task(cycle, context=context)
         if not task.done():
-            exchange.task = task
+            request.task = task
             service.tasks.add(task)
             task.add_done_callback(service.tasks.discard)
 
-    def _take_content(self, exchange: Exchange, data: bytes) -> None:
-        """Bytes of the request's content have arrived, perhaps more than it."""
-        self._arrived += len(data)
-        left = exchange.left
-        if left > 0:
-            size = len(data)
-            if size < left:
-                exchange.left = left - size
-                exchange.push(data)
-                return
-            if size > left:
-                self._buffer += data[left:]
-                data = data[:left]
-            exchange.push(data)
-            exchange.whole()
-        elif not self._take_chunks(exchange, data):
-            return
-        if self.state is DISCARDING:
-            self.exchange = None
-            self._rest()
-
-    def _take_chunks(self, exchange: Exchange, data: bytes) -> bool:
-        """The same for chunked content; True if it is complete."""
-        assert self._chunks is not None
+    def _feed_body(self, response: Response, body: RequestBody, data: bytes) -> None:
+        """Bytes of the request's body have arrived, perhaps more than it."""
         try:
-            pieces, leftover = self._chunks.feed(data)
+            rest = body.feed(data)
         except BadRequest as refused:
-            self._refuse_content(exchange, refused)
-            return False
-        if pieces:
-            content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self._content += len(content)
-            exchange.push(content)
-        largest = self.service.config.max_body_size
-        if largest and self._content > largest:
-            self._refuse_content(exchange, BadRequest(413, f"The request body is larger than {largest} bytes."))
-            return False
-        if leftover is None:
-            return False
-        self._chunks = None
-        self._buffer += leftover
-        exchange.whole()
-        return True
+            self._refuse_body(response, refused)
+            return
+        if response.request.waiters and (body.unread or body.whole):
+            response.request.wake()
+        if rest is not None:
+            if rest:
+                self._buffer += rest
+            if self.state is DISCARDING:
+                self.response = None
+                self._rest()
 
-    def mind_reading(self) -> None:
+    def adjust_reading(self) -> None:
         """Pause reading while too much has arrived that nobody has taken, and read on otherwise."""
-        exchange = self.exchange
-        if self.state is REQUEST and exchange is not None:
-            pause = exchange.unread > READ_LIMIT or len(self._buffer) > READ_LIMIT
+        response = self.response
+        if self.state is REQUEST and response is not None:
+            body = response.request.body
+            pause = (body is not None and body.unread > READ_LIMIT) or len(self._buffer) > READ_LIMIT
         elif self.state is IDLE:
             pause = len(self._buffer) > READ_LIMIT + self.service.max_head_size
         else:
@@ -376,50 +353,64 @@ class Http1Connection(Lifecycle):
             else:
                 self.transport.resume_reading()
                 if self.state is REQUEST:
-                    self.expect_content()
+                    self.expect_body()
 
-    # ---- answers
+    # ---- responses
 
-    def answered(self, exchange: Exchange) -> None:
+    def response_complete(self, response: Response) -> None:
         """The response is complete (written to the transport)."""
         self.requests += 1
-        if exchange.close:
-            self.exchange = None
-            if exchange.head.keep_alive or exchange.head.body or self._buffer:
+        if response.state is OVER:
+            if self.still_sending is None:
+                self.still_sending = set()
+            self.still_sending.add(response)
+        body = response.request.body
+        if response.close:
+            self.response = None
+            if response.head.keep_alive or body is not None or self._buffer:
                 self._finish()
             else:
                 self._close()  # the client has said that this was its last: nothing more comes that could be reset
-        elif exchange.content is COMING:
-            if exchange.discardable():
+        elif body is not None and not body.whole:
+            if body.discardable():
+                if response.state is DONE:
+                    body.drop()
                 self._become(DISCARDING)
                 self.deadline = self.service.loop.time() + DISCARD_TIME
-                self.mind_reading()
+                self.adjust_reading()
             else:
-                self.exchange = None
+                self.response = None
                 self._finish()
         else:
-            self.exchange = None
+            self.response = None
             self._rest()
+
+    def response_left(self, response: Response) -> None:
+        """An application has ended that went on behind its response, or has been told that nobody listens."""
+        if self.still_sending:
+            self.still_sending.discard(response)
+        if response.request.body is not None:
+            response.request.body.drop()
 
     def _rest(self) -> None:
         """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
         service = self.service
         self.state = IDLE
-        self._allowance = 0
+        self._unread_at_deadline = False
         self.deadline = service.loop.time() + service.keep_alive
-        if not self.batching and (self._buffer or self.read_paused or self.eof or service.phase is not _SERVING):
-            self.mind_reading()
+        if not self.output.batching and (self._buffer or self.read_paused or self.eof or service.phase is not _SERVING):
+            self.adjust_reading()
             service.loop.call_soon(self._settle)
 
     def _settle(self) -> None:
         """An idle connection goes on, leaves, or ends, as the worker's phase has it."""
         if self.state is not IDLE:
             return
-        self.flush()
+        self.output.flush()
         service = self.service
         if service.phase is _SERVING or self.eof:
             self._advance()
-            self.mind_reading()
+            self.adjust_reading()
         elif self.transport.get_write_buffer_size():
             # Comes again from resume_writing when every byte is with the kernel.
             self.transport.set_write_buffer_limits(0)
@@ -428,8 +419,8 @@ class Http1Connection(Lifecycle):
                 service.departure(self)
         elif self._buffer:
             self._advance()
-            self.mind_reading()
-        elif self._readable():
+            self.adjust_reading()
+        elif is_readable(self.transport):
             self.deadline = service.loop.time() + PEEK_TIME
         elif not self.requests:
             self.deadline = min(self.deadline, service.loop.time() + FRESH_TIME)
@@ -443,27 +434,27 @@ class Http1Connection(Lifecycle):
         service.cells[_STATUS + refused.status // 100] += 1
         text = refused.reason + "\n"
         self._buffer.clear()
-        self.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
+        self.output.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
         if service.access_log is not None:
             size = len(text) if with_body else 0
             unheard = ServerResponse(self.client, self.scheme)
             service.access_log.record(self.client, RefusedRequest(), refused.status, size, time.perf_counter(), unheard)
         self._finish()
 
-    def _refuse_content(self, exchange: Exchange, refused: BadRequest) -> None:
-        """The request's content is malformed: say so if nothing else has been said, and end the connection."""
-        unanswered = exchange.state is WAITING or exchange.state is RESPONSE_STARTED
+    def _refuse_body(self, response: Response, refused: BadRequest) -> None:
+        """The request's body is malformed: say so if nothing else has been said, and end the connection."""
+        unanswered = response.state is WAITING or response.state is STARTED
         in_time = unanswered or self.state is DISCARDING
-        exchange.status = refused.status if unanswered else exchange.status
         if unanswered:
-            text, with_body = refused.reason + "\n", exchange.head.method != "HEAD"
-            self.write(plain_answer(refused.status, text, self.service.default_headers, CLOSE, with_body))
-        exchange.refuse()
-        self.exchange = None
+            response.status = refused.status
+            text, with_body = refused.reason + "\n", response.head.method != "HEAD"
+            self.output.write(plain_answer(refused.status, text, self.service.default_headers, CLOSE, with_body))
+        response.refuse()
+        self.response = None
         if in_time:
             self._finish()
         else:
-            self.cut_short(reset=exchange.until_close)
+            self.response_cut(reset=response.until_close)
 
     def requests_wait(self) -> bool:
         """Whether more has been read behind the present request: it is answered before the connection is closed."""
@@ -472,7 +463,7 @@ class Http1Connection(Lifecycle):
     def _answer_health(self, head: Head, rest: bytes) -> None:
         service = self.service
         close = self._ends_with(head, rest)
-        self.write(health.answer(service, head, close))
+        self.output.write(health.answer(service, head, close))
         self._answered_at_once(close, rest)
 
     def _ends_with(self, head: Head, rest: bytes) -> bool:
@@ -501,7 +492,7 @@ class Http1Connection(Lifecycle):
         close = self._ends_with(head, rest)
         lines = (CLOSE if close else service.keep_alive_lines) + b"retry-after: %d\r\n" % RETRY_AFTER
         text, with_body = "The server is busy; try again soon.\n", head.method != "HEAD"
-        self.write(plain_answer(503, text, service.default_headers, lines, with_body))
+        self.output.write(plain_answer(503, text, service.default_headers, lines, with_body))
         if service.access_log is not None:
             size, unheard = len(text) if with_body else 0, ServerResponse(self.client, self.scheme)
             service.access_log.record(self.client, head, 503, size, time.perf_counter(), unheard)
@@ -510,7 +501,7 @@ class Http1Connection(Lifecycle):
     def _upgrade(self, head: Head, rest: bytes) -> None:
         """Give the transport to a WebSocket connection, together with what has been read behind the request."""
         service, transport = self.service, self.transport
-        self.flush()
+        self.output.flush()
         leftover = rest + self._buffer
         self._buffer.clear()
         if self.read_paused:
@@ -530,61 +521,63 @@ class Http1Connection(Lifecycle):
     # ---- ends
 
     def _expire_idle(self) -> None:
-        """The client has sent nothing for long, or half a head and no more, or it has not read its answer yet."""
-        if self.unwritten() or self._allowance:
+        """The client has sent nothing for long, or half a head and no more, or it has not read its response yet."""
+        if self.output.unwritten() or self._unread_at_deadline:
             self._expire_unread()
         elif self._buffer and self._buffer != b"\r":
             self._refuse(BadRequest(408, "The request head took too long to arrive."))
-        elif self._readable():
+        elif is_readable(self.transport):
             self.deadline = self.service.loop.time() + PEEK_TIME
         else:
             self._finish()
 
     def _expire_unread(self) -> None:
-        """The keep-alive time begins when the answer has been read, and as long as it is being read it may take."""
-        unread = self.untaken() if self.unwritten() else 0
-        if unread and self._allowance and unread >= self._allowance:
+        """The keep-alive time begins when the response has been read, and as long as it is being read it may take."""
+        output, before = self.output, self._unread_at_deadline
+        self._unread_at_deadline = unread = output.unwritten() > 0
+        if unread and before and output.stalled():
             self._close()
             self.transport.abort()
             return
-        self._allowance = unread
+        if unread and not before:
+            output.watch_client()
         period = self.service.config.write_timeout if unread else self.service.keep_alive
         self.deadline = self.service.loop.time() + period
 
-    def expect_content(self) -> None:
-        """Begin the time in which the next of the request's content must arrive; none if it has all arrived."""
-        self._arrived = 0
-        if self.write_paused:
+    def expect_body(self) -> None:
+        """Begin the time in which the next of the request's body must arrive; none if it has all arrived."""
+        body = None if self.response is None else self.response.request.body
+        if body is not None:
+            body.arrived = 0
+        if self.output.paused:
             return  # the deadline is the response's; comes again from resume_writing
-        exchange = self.exchange
-        coming = exchange is not None and exchange.content is COMING and self.service.config.min_body_rate
+        coming = body is not None and not body.whole and self.service.config.min_body_rate
         self.deadline = self.service.loop.time() + BODY_WINDOW if coming else INFINITY
 
     def _expire_request(self) -> None:
-        """The client takes no byte of the response, or sends the content too slowly, or it is not its fault."""
-        exchange = self.exchange
-        if exchange is None:
+        """The client takes no byte of the response, or sends the body too slowly, or it is not its fault."""
+        response = self.response
+        if response is None:
             return
-        if self.write_paused:
-            unread = self.untaken()
-            if unread >= self._allowance:
-                self._cut_unread(exchange)
+        body = response.request.body
+        if self.output.paused:
+            if self.output.stalled():
+                self._cut_unread(response)
             else:
-                self._allowance = unread
                 self.deadline = self.service.loop.time() + self.service.config.write_timeout
-        elif self.read_paused or exchange.awaits_continue or exchange.content is not COMING:
-            self.expect_content()
-        elif self._arrived < self.service.config.min_body_rate * BODY_WINDOW:
-            self._refuse_content(exchange, BadRequest(408, "The request body arrives too slowly."))
+        elif self.read_paused or body is None or body.whole or body.awaits_continue:
+            self.expect_body()
+        elif body.arrived < self.service.config.min_body_rate * BODY_WINDOW:
+            self._refuse_body(response, BadRequest(408, "The request body arrives too slowly."))
         else:
-            self.expect_content()
+            self.expect_body()
 
-    def _cut_unread(self, exchange: Exchange) -> None:
+    def _cut_unread(self, response: Response) -> None:
         """The client has taken no byte for `write_timeout`: the response ends here, visibly short."""
-        self.exchange = None
+        self.response = None
         self._become(FLUSHING)
-        exchange.lose()
-        self.wake_writers()
+        response.lose()
+        self.output.wake_writers()
         self._reset()
 
     # ---- hand-over
@@ -598,11 +591,11 @@ class Http1Connection(Lifecycle):
         if self.state is IDLE:
             self.transport.set_write_buffer_limits()
             self._advance()
-            self.mind_reading()
+            self.adjust_reading()
 
     def _resume(self) -> None:
         if self.service.phase is Phase.CLOSING:
             self._settle()
         else:
             self._advance()
-            self.mind_reading()
+            self.adjust_reading()

@@ -13,14 +13,13 @@ import asyncio
 import enum
 import math
 import os
-import socket
 from typing import Any, Final
 
+from serve_asgi.http.client_socket import hang_up, reset
 from serve_asgi.http.hand_over_record import TravelRecord
-from serve_asgi.http.hang_up import hang_up, reset
-from serve_asgi.http.request_cycle import Exchange
+from serve_asgi.http.response import Response
 from serve_asgi.http.worker_context import Service
-from serve_asgi.http.writer import WriteSide
+from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
 
@@ -73,27 +72,33 @@ LEAVING: Final = State.LEAVING
 CLOSED: Final = State.CLOSED
 
 
-class Lifecycle(WriteSide):
+class Lifecycle(asyncio.Protocol):
     """What a connection is apart from its requests."""
 
     __slots__ = (
         "_allowance",
         "_buffer",
         "_record",
-        "behind",
         "client",
         "deadline",
         "eof",
-        "exchange",
+        "output",
         "requests",
+        "response",
         "scheme",
         "server",
+        "service",
         "state",
+        "still_sending",
+        "transport",
         "trusted",
     )
 
+    transport: asyncio.Transport
+
     def __init__(self, service: Service, record: TravelRecord | None) -> None:
-        super().__init__(service)
+        self.service = service
+        self.output = WriteBuffer(service)
         self.client: Address = None
         self.server: Address = None
         """Both are asked of the transport in `connection_made` unless whoever makes the connection knows them."""
@@ -106,13 +111,14 @@ class Lifecycle(WriteSide):
         self._record = record  # what came with the connection, then (LEAVING) what goes with it
         self.state = State.NEW
         self.deadline = INFINITY
-        self.exchange: Exchange | None = None
-        self.behind: set[Exchange] | None = None
+        self.response: Response | None = None
+        """Of the request in progress."""
+        self.still_sending: set[Response] | None = None
         """Those whose response is over and whose application goes on sending; they are told when the client goes."""
         self.eof = False
         """The client has shut down its write side. It may still read: what it has sent whole is answered."""
         self._buffer = bytearray()  # what has arrived and belongs to no request yet
-        self._allowance = 0  # LINGERING: bytes that may still be read; before: untaken bytes when last looked
+        self._allowance = 0  # LINGERING: bytes that may still be read
 
     def _become(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
@@ -120,7 +126,7 @@ class Lifecycle(WriteSide):
 
     # ---- what the connection adds
 
-    def mind_reading(self) -> None:
+    def adjust_reading(self) -> None:
         """Pause reading while too much has arrived that nobody has taken, and read on otherwise."""
         raise NotImplementedError
 
@@ -144,17 +150,17 @@ class Lifecycle(WriteSide):
         """The deadline has passed while a request is in progress."""
         raise NotImplementedError
 
-    def expect_content(self) -> None:
-        """Say until when the next of the request's content must have arrived."""
+    def expect_body(self) -> None:
+        """Say until when the next of the request's body must have arrived."""
         raise NotImplementedError
 
     # ---- the write side
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the application writes: `send` waits, for as long as it reads at all."""
-        self.write_paused = True
+        self.output.paused = True
         if self.state is REQUEST:
-            self._allowance = self.untaken()
+            self.output.watch_client()
             self.deadline = self.service.loop.time() + self.service.config.write_timeout
 
     def resume_writing(self) -> None:
@@ -162,10 +168,10 @@ class Lifecycle(WriteSide):
 
         What follows from it comes soon, not now: a transport of asyncio's that is closed in here closes twice.
         """
-        self.write_paused = False
-        self.wake_writers()
+        self.output.paused = False
+        self.output.wake_writers()
         if self.state is REQUEST:
-            self.expect_content()
+            self.expect_body()
         elif self.state is FLUSHING:
             self.service.loop.call_soon(self._flushed)
         elif self.state is IDLE:
@@ -183,12 +189,12 @@ class Lifecycle(WriteSide):
         """The last answer is written: flush it, shut down the write side, read to the end, close (law 9)."""
         self._become(FLUSHING)
         self._buffer.clear()
-        self.flush()
+        self.output.flush()
         transport = self.transport
         if transport.is_closing():
             self._close()
             return
-        self.mind_reading()
+        self.adjust_reading()
         if self.eof:
             transport.close()
         else:
@@ -199,7 +205,7 @@ class Lifecycle(WriteSide):
         if not transport.get_write_buffer_size():
             self._flushed()
         else:
-            self._allowance = self.untaken()
+            self.output.watch_client()
             self.deadline = self.service.loop.time() + self.service.config.write_timeout
             transport.set_write_buffer_limits(0)
 
@@ -225,17 +231,17 @@ class Lifecycle(WriteSide):
         if self.state is not FLUSHING:
             self._become(FLUSHING)
         self._buffer.clear()
-        self.flush()
-        self._allowance = self.untaken() if self.transport.get_write_buffer_size() else 0  # else it closes now
+        self.output.flush()
+        self.output.watch_client()
         self.deadline = self.service.loop.time() + self.service.config.write_timeout
         self.transport.close()
 
-    def cut_short(self, reset: bool) -> None:
+    def response_cut(self, reset: bool) -> None:
         """End the connection so that the client sees that the response is not whole.
 
-        What was written is still sent, unless the end of the connection itself would end the content (`reset`).
+        What was written is still sent, unless the end of the connection itself would end the body (`reset`).
         """
-        self.exchange = None
+        self.response = None
         if self.state is not REQUEST:
             return
         if reset:
@@ -245,8 +251,8 @@ class Lifecycle(WriteSide):
             self._close()
 
     def _reset(self) -> None:
-        """End at once, and so that the client cannot take it for the end of the content."""
-        self.drop_held()
+        """End at once, and so that the client cannot take it for the end of the body."""
+        self.output.drop_held()
         if reset(self.transport):
             self._become(CLOSED)
         self.transport.abort()
@@ -259,7 +265,7 @@ class Lifecycle(WriteSide):
 
     def asked_at(self) -> float:
         """When the request in progress began (time.perf_counter, s), or infinity."""
-        return math.inf if self.exchange is None else self.exchange.begun
+        return math.inf if self.response is None else self.response.request.begun
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -271,71 +277,55 @@ class Lifecycle(WriteSide):
         elif state is REQUEST:
             self._expire_request()
         elif state is DISCARDING:
-            self.exchange = None
+            self.response = None
             self._finish()
         elif state is FLUSHING:
-            size = self.untaken()
-            if size >= self._allowance:
+            if self.output.stalled():
                 self.transport.abort()
             else:
-                self._allowance = size
                 self.deadline = now + self.service.config.write_timeout
         elif state is LINGERING:
             self.transport.close()
 
-    def _readable(self) -> bool:
-        """Whether the kernel holds bytes of the client that have not been read."""
-        sock = self.transport.get_extra_info("socket")
-        try:
-            probe = socket.socket(sock.family, sock.type, fileno=sock.fileno())  # no duplicate: there may be none left
-        except (OSError, ValueError):  # the transport is closed
-            return False
-        try:
-            return bool(probe.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except OSError:  # nothing there
-            return False
-        finally:
-            probe.detach()
-
     def cut(self) -> bool:
         """At the graceful timeout: end at once, cancelling the application's task. True if anything was cut."""
-        state, exchange = self.state, self.exchange
+        state, response = self.state, self.response
         if state is LEAVING or state is CLOSED or state is State.NEW or state is State.UPGRADED:
             return False
-        if state is REQUEST and exchange is not None:
-            until_close = exchange.until_close
-            self.exchange = None
-            exchange.lose()
-            if exchange.task is not None:
-                exchange.task.cancel()
+        if state is REQUEST and response is not None:
+            until_close, task = response.until_close, response.request.task
+            self.response = None
+            response.lose()
+            if task is not None:
+                task.cancel()
             self.state = FLUSHING
             if until_close:
                 self._reset()
             else:
-                self.drop_held()
+                self.output.drop_held()
                 self.transport.abort()
             return True
-        self.flush()
-        unfinished = bool(self._buffer) or self.unwritten() > 0
-        self.exchange = None
+        self.output.flush()
+        unfinished = bool(self._buffer) or self.output.unwritten() > 0
+        self.response = None
         if state is not FLUSHING and state is not LINGERING:
             self._become(FLUSHING)
         self.deadline = INFINITY
         self._buffer.clear()
-        self.drop_held()
+        self.output.drop_held()
         self.transport.abort()
         return unfinished
 
     def let_go(self, instead: Any) -> asyncio.Transport:
         """In a forked child: see `serve_asgi.http.worker_context.Connection`."""
-        transport, self.transport = self.transport, instead
+        transport, self.transport, self.output.transport = self.transport, instead, instead
         return transport
 
     # ---- hand-over
 
     def can_leave(self) -> bool:
         """Whether `leave()` is possible now: no request in progress, every answer written, the client still there."""
-        return self.state is IDLE and not self.eof and not self.transport.is_closing() and self.unwritten() == 0
+        return self.state is IDLE and not self.eof and not self.transport.is_closing() and self.output.unwritten() == 0
 
     def leave(self) -> tuple[int, TravelRecord]:
         """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
@@ -351,7 +341,7 @@ class Lifecycle(WriteSide):
         self._become(LEAVING)
         self._record = record
         self.deadline = INFINITY
-        self.mind_reading()
+        self.adjust_reading()
         return fd, record
 
     def stay(self) -> None:
@@ -362,7 +352,7 @@ class Lifecycle(WriteSide):
         self._become(IDLE)
         self.deadline = record.deadline
         self.transport.set_write_buffer_limits()
-        self.mind_reading()
+        self.adjust_reading()
         self.service.loop.call_soon(self._resume)
 
     def gone(self) -> None:
@@ -371,5 +361,5 @@ class Lifecycle(WriteSide):
             return
         self._become(CLOSED)
         self._close_books()
-        self.behind = None  # the client has not gone
+        self.still_sending = None  # the client has not gone
         self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from serve_asgi.config.trusted_proxies import TrustedNetworks
+from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_lifecycle import FLUSHING, IDLE, INFINITY, LEAVING, PEEK_TIME, Lifecycle, State
 from serve_asgi.http.hand_over_record import TravelRecord
@@ -95,7 +96,7 @@ class ProxyConnection(Lifecycle):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Attached: wait for the header, or go on waiting."""
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = self.output.transport = cast(asyncio.Transport, transport)
         service = self.service
         service.connections.add(self)
         service.cells[_CONNECTIONS] += 1
@@ -178,14 +179,14 @@ class ProxyConnection(Lifecycle):
 
     def _expire_idle(self) -> None:
         """The header has not come in time."""
-        if self._readable():
+        if is_readable(self.transport):
             self.deadline = self.service.loop.time() + PEEK_TIME
         else:
             self._turn_away("its PROXY protocol header did not arrive in time (--proxy-protocol-timeout)")
 
     # ---- hand-over
 
-    def mind_reading(self) -> None:
+    def adjust_reading(self) -> None:
         """Read unless the connection is leaving."""
         pause = self.state is LEAVING
         if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:

@@ -1,8 +1,10 @@
-"""The response to one HTTP request: the `send` that an application is called with.
+"""The response to one HTTP request: the `send` that its application is called with.
 
-It owns the legality of what the application sends, and the framing of the response. Rules: a response that is not whole
-is never made to look whole; a wrong message raises into the application and changes nothing. It writes through the
-connection and tells it when the response is complete; it must not know how connections persist, travel or close.
+It owns the legality of what the application sends, and when which bytes are written; how the body is delimited is
+`serve_asgi.http.response_framing`'s. Rules: a response that is not whole is never made to look whole; a wrong message
+raises into the application and changes nothing. It writes through the connection's write buffer and tells the
+connection when it is complete; it must not know how connections persist, move or close: what it needs of the connection
+is `ResponseSink`.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import enum
 from bisect import bisect_left
-from collections.abc import Iterable
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-from serve_asgi.http.request_head import Head
+from serve_asgi.http.request import EARLY_HINT, Request
+from serve_asgi.http.response_framing import CHUNKED, NONE, BodyFraming, ResponseFraming, wrong_length
 from serve_asgi.http.response_head import (
     CLOSE,
     NO_CONTENT,
@@ -23,32 +25,27 @@ from serve_asgi.http.response_head import (
     Wish,
     encode_fields,
     encode_hints,
-    encode_trailers,
+    is_immutable,
+    with_field,
     without,
 )
-from serve_asgi.http.sendfile import FileContent, file_of, path_of
+from serve_asgi.http.sendfile import FileContent, FileSink, file_of, path_of
 from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Phase, Service
-from serve_asgi.http.writer import LARGE
+from serve_asgi.http.write_buffer import LARGE
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
-
-if TYPE_CHECKING:
-    from serve_asgi.http.connection import Http1Connection
 
 LARGEST_FIELDS: Final = 1024
 """Encoded response fields of more bytes are not kept for the next response."""
 
-EARLY_HINT: Final = "http.response.early_hint"
-
 DROPPED_AT_MOST: Final = 1 << 20
-"""So many bytes of content (for DROP_TIME at most) an application may send behind the end of a response that has none,
+"""So many bytes of body (for DROP_TIME at most) an application may send behind the end of a response that has none,
 before it is told that there is nobody to take it."""
 
 CLIENT_GONE: Final = 499
 """What the access log shows for a request whose client left before there was a status."""
 
 _CLOSE: Final = int(Wish.CLOSE)
-_CHUNKED: Final = int(Wish.CHUNKED)
 _OWN_LINES: Final = int(Wish.DATE | Wish.SERVER)
 _TRAILERS: Final = int(Wish.TRAILERS)
 _BODILESS: Final = int(Wish.BODILESS)
@@ -58,117 +55,115 @@ _SERVING: Final = Phase.SERVING
 _CLOSING: Final = Phase.CLOSING
 
 
-class State(enum.Enum):
+class ResponseState(enum.Enum):
     """Of the response."""
 
     WAITING = "waiting"  # for http.response.start
     STARTED = "started"  # status and headers are known, nothing is written
-    STREAMING = "streaming"  # the head is written, more content is to come
-    TRAILERS = "trailers"  # the content is whole, trailer fields are to come
-    OVER = "over"  # the response is complete without content, and the application still sends some
+    STREAMING = "streaming"  # the head is written, more of the body is to come
+    TRAILERS = "trailers"  # the body is whole, trailer fields are to come
+    OVER = "over"  # the response is complete without a body, and the application still sends some
     DONE = "done"  # the response is complete
     LOST = "lost"  # the client has gone, or the response was cut
 
 
 TRANSITIONS: Final = {
-    State.WAITING: {State.STARTED, State.LOST},
-    State.STARTED: {State.STARTED, State.STREAMING, State.TRAILERS, State.OVER, State.DONE, State.LOST},
-    State.STREAMING: {State.TRAILERS, State.DONE, State.LOST},
-    State.TRAILERS: {State.DONE, State.LOST},
-    State.OVER: {State.DONE, State.LOST},
-    State.DONE: set[State](),
-    State.LOST: set[State](),
+    ResponseState.WAITING: {ResponseState.STARTED, ResponseState.LOST},
+    ResponseState.STARTED: {
+        ResponseState.STARTED,
+        ResponseState.STREAMING,
+        ResponseState.TRAILERS,
+        ResponseState.OVER,
+        ResponseState.DONE,
+        ResponseState.LOST,
+    },
+    ResponseState.STREAMING: {ResponseState.TRAILERS, ResponseState.DONE, ResponseState.LOST},
+    ResponseState.TRAILERS: {ResponseState.DONE, ResponseState.LOST},
+    ResponseState.OVER: {ResponseState.DONE, ResponseState.LOST},
+    ResponseState.DONE: set[ResponseState](),
+    ResponseState.LOST: set[ResponseState](),
 }
 """The only ways from state to state. STARTED repeats itself where a 500 takes the place of a head not yet written."""
 
-
-class Content(enum.Enum):
-    """Of the request: COMING -> WHOLE -> TAKEN."""
-
-    COMING = "coming"  # not all of it has arrived
-    WHOLE = "whole"  # it has arrived; the application has not taken the last of it
-    TAKEN = "taken"
-
-
-class Framing(enum.Enum):
-    """How the response's content is delimited (RFC 9112 6.3)."""
-
-    NONE = "none"  # no content on the wire: HEAD, 204, 205, 304
-    LENGTH = "length"
-    CHUNKED = "chunked"
-    CLOSE = "close"  # by the end of the connection: HTTP/1.0
-
-
 # Names bound to the module are faster than attributes of the enum.
-WAITING: Final = State.WAITING
-STARTED: Final = State.STARTED
-STREAMING: Final = State.STREAMING
-TRAILERS: Final = State.TRAILERS
-OVER: Final = State.OVER
-DONE: Final = State.DONE
-LOST: Final = State.LOST
-COMING: Final = Content.COMING
+WAITING: Final = ResponseState.WAITING
+STARTED: Final = ResponseState.STARTED
+STREAMING: Final = ResponseState.STREAMING
+TRAILERS: Final = ResponseState.TRAILERS
+OVER: Final = ResponseState.OVER
+DONE: Final = ResponseState.DONE
+LOST: Final = ResponseState.LOST
 
 
-class Answer:
-    """One response. `serve_asgi.http.request_cycle.Exchange` adds the request."""
+class ResponseSink(FileSink, Protocol):
+    """The connection, as far as a response needs it."""
+
+    client: Address
+    """Who is connected."""
+
+    def requests_wait(self) -> bool:
+        """Whether more has been read behind the present request: it is answered before the connection is closed."""
+
+    def response_complete(self, response: Response) -> None:
+        """All of it is written; in state OVER, the application still sends."""
+
+    def response_left(self, response: Response) -> None:
+        """One that was in state OVER no longer is."""
+
+    def response_cut(self, reset: bool) -> None:
+        """The response ends here: end the connection so that the client sees that it is not whole.
+
+        `reset`: an orderly end of the connection would pass for the end of the body.
+        """
+
+
+class Response:
+    """One response."""
 
     __slots__ = (
         "_block",
+        "_connection",
+        "_discardable",
         "_dropped",
         "_framing",
         "_length",
         "_patience",
-        "_remaining",
-        "_trailer_lines",
         "_wishes",
-        "begun",
-        "client",
         "close",
-        "connection",
-        "content",
         "head",
+        "output",
+        "request",
         "sent",
         "service",
         "state",
         "status",
     )
 
-    connection: Http1Connection
-    service: Service
-    head: Head
-    client: Address
-    """Whose request it is: the connection's, or who a trusted proxy says."""
-    content: Content
-    state: State
-    status: int
-    """As the application has given it, or 0."""
-    sent: int
-    """Bytes of the response's content written."""
-    close: bool
-    """Whether the connection ends with this response."""
-    begun: float
-    """When the request began (time.perf_counter, s)."""
     _block: bytes
+    """The application's fields, each preceded by CRLF."""
+    _discardable: int
+    """In state OVER: bytes that the application may still send."""
     _dropped: float
-    _framing: Framing
     _length: int
     """The application's Content-Length, or -1."""
     _patience: asyncio.TimerHandle
     """In state OVER: tells the application, at its end."""
-    _remaining: int
-    _trailer_lines: bytes
     _wishes: int
 
-    # ---- what the exchange adds
-
-    def wake(self) -> None:
-        """Let `receive` look again."""
-        raise NotImplementedError
-
-    def discardable(self) -> bool:
-        """Whether what is outstanding of the request's content is worth reading to its end."""
-        raise NotImplementedError
+    def __init__(self, connection: ResponseSink, service: Service, request: Request) -> None:
+        self._connection = connection
+        self.output = connection.output
+        self.service = service
+        self.request = request
+        self.head = request.head
+        self.state = WAITING
+        self.status = 0
+        """As the application has given it, or 0."""
+        self.sent = 0
+        """Bytes of the response's body written."""
+        self.close = False
+        """Whether the connection ends with this response."""
+        self._framing: ResponseFraming | None = None
 
     # ---- the application's messages
 
@@ -191,8 +186,8 @@ class Answer:
                     self._first(body, more)
                 else:
                     self._next(body, more)
-                if more and self.connection.write_paused and self.state is STREAMING:
-                    await self.connection.writable()
+                if more and self.output.paused and self.state is STREAMING:
+                    await self.output.writable()
             else:
                 await self._send_file(message, kind)
         elif state is TRAILERS:
@@ -223,7 +218,7 @@ class Answer:
         """An interim response (RFC 8297), if that was offered; passed over where the head is written already."""
         hints = encode_hints(message.get("links") or ())
         if hints and self.head.version == "1.1" and self.state is not STREAMING:
-            self.connection.hold(hints)
+            self.output.hold(hints)
 
     def _start(self, message: Message) -> None:
         try:
@@ -233,7 +228,8 @@ class Answer:
         if not isinstance(status, int) or status not in STATUS_LINES:
             raise ValueError(f"{status!r} is not the status of a final response (200 to 599).")
         headers = message.get("headers") or ()
-        known = self.service.response_fields
+        service = self.service
+        known = service.response_fields
         if known.resting or status == 204 or status == RESET_CONTENT:
             block, length, wishes = encode_fields(headers, status == 204 or status == RESET_CONTENT)
         else:
@@ -244,9 +240,11 @@ class Answer:
                 fields = None
             if fields is None:
                 fields = encode_fields(headers, False)
-                if len(fields[0]) <= LARGEST_FIELDS and _immutable(headers):
-                    known.keep(headers, fields, self.service.cells[_REQUESTS])
+                if len(fields[0]) <= LARGEST_FIELDS and is_immutable(headers):
+                    known.keep(headers, fields, service.cells[_REQUESTS])
             block, length, wishes = fields
+        if service.request_ids.echoes:
+            block = with_field(block, service.request_ids.name, self.request.identity())
         if status in NO_CONTENT:
             wishes |= _BODILESS
         if message.get("trailers", False):
@@ -258,8 +256,9 @@ class Answer:
         self.state = STARTED
 
     def _first(self, body: bytes, more: bool) -> None:
-        """Write the head together with the first content."""
+        """Write the head together with the first of the body."""
         service, head, length, size = self.service, self.head, self._length, len(body)
+        request_body = self.request.body
         if (
             more
             or self._wishes
@@ -268,89 +267,69 @@ class Answer:
             or not service.persistent
             or head.method == "HEAD"
             or size > LARGE
-            or self.content is COMING
+            or (request_body is not None and not request_body.whole)
         ):
-            framing = self._begin_content(size, more)
+            framing = self._frame(size, more)
             start = self._head_bytes(framing, more)
-            if self._framing is Framing.NONE:
-                self._end_without_content(start, more)
+            if framing.kind is NONE:
+                self._end_without_body(start, more)
                 return
-            payload = self._payload(body, more)
+            payload = framing.payload(body, more)
             self.sent = size
-            connection = self.connection
+            output = self.output
             if size > LARGE and payload:
-                connection.write_large(start)
+                output.write_large(start)
                 start = b""
-                connection.write_large(payload)
+                output.write_large(payload)
             elif payload:
                 start += payload
             if not more:
                 if start:
-                    connection.write(start)
-                self._content_sent()
+                    output.write(start)
+                self._body_sent(framing)
             else:
                 if start:
-                    connection.hold(start)
+                    output.hold(start)
                 self.state = STREAMING
         elif length == size:
             self.sent = size
-            self.connection.write(b"".join((STATUS_LINES[self.status], self._block, service.persistent, b"\r\n", body)))
+            self.output.write(b"".join((STATUS_LINES[self.status], self._block, service.persistent, b"\r\n", body)))
             self._complete()
         elif length < 0:
             self.sent = size
-            self.connection.write(
+            self.output.write(
                 b"%b%b%bcontent-length: %d\r\n\r\n%b"
                 % (STATUS_LINES[self.status], self._block, service.persistent, size, body)
             )
             self._complete()
         else:
-            raise RuntimeError(_wrong_length(size, length))
+            raise RuntimeError(wrong_length(size, length))
 
-    def _begin_content(self, size: int, more: bool) -> bytes:
-        """Decide how the content is framed, of which `size` bytes come first; the field that says so, if one is due."""
-        head, length = self.head, self._length
-        if head.method == "HEAD" or self._wishes & _BODILESS:
-            self._framing = Framing.NONE
-            if size:
-                self._content_dropped()
-            if self.status == RESET_CONTENT:  # one without a length would have content up to the end of the connection
-                return b"content-length: 0\r\n"
-            if length < 0 and size and not more and not self._wishes & _BODILESS:
-                return b"content-length: %d\r\n" % size  # HEAD: what GET would have said (RFC 9110 9.3.2)
-        elif length >= 0:
-            if size > length or (size != length and not more):
-                raise RuntimeError(_wrong_length(size, length))
-            self._framing = Framing.LENGTH
-            self._remaining = length - size
-        elif head.version == "1.1" and (more or self._wishes & (_TRAILERS | _CHUNKED)):
-            self._framing = Framing.CHUNKED
-            return b"transfer-encoding: chunked\r\n"
-        elif more:
-            self._framing = Framing.CLOSE
-        else:
-            self._framing = Framing.LENGTH
-            self._remaining = 0
-            return b"content-length: %d\r\n" % size
-        return b""
+    def _frame(self, size: int, more: bool) -> ResponseFraming:
+        framing = ResponseFraming(self.head, self.status, self._wishes, self._length, size, more)
+        if framing.kind is NONE and size:
+            self._body_dropped()
+        self._framing = framing
+        return framing
 
-    def _go_on_content(self, size: int, more: bool) -> None:
-        """`size` further bytes of content: an error if that is not what was announced."""
-        if self._framing is Framing.LENGTH:
-            if size > self._remaining or (size != self._remaining and not more):
-                raise RuntimeError(_wrong_length(self.sent + size, self._length))
-            self._remaining -= size
-
-    def _head_bytes(self, framing: bytes, more: bool) -> bytes:
-        """The head; decides whether the connection persists. With `more`, content is still to come on the wire."""
-        service, head, wishes = self.service, self.head, self._wishes
+    def _head_bytes(self, framing: ResponseFraming, more: bool) -> bytes:
+        """The head; decides whether the connection persists. With `more`, body is still to come on the wire."""
+        service, head, wishes, request_body = self.service, self.head, self._wishes, self.request.body
         self.close = close = (
             not head.keep_alive
-            or ((service.close_answers or service.phase is _CLOSING) and not self.connection.requests_wait())
+            or ((service.close_answers or service.phase is _CLOSING) and not self._connection.requests_wait())
             or not service.config.keep_alive
             or wishes & _CLOSE != 0
-            or self._framing is Framing.CLOSE
-            or (not (more and self._framing is not Framing.NONE) and self.content is COMING and not self.discardable())
+            or framing.kind is BodyFraming.CLOSE
+            or (
+                not (more and framing.kind is not NONE)
+                and request_body is not None
+                and not request_body.whole
+                and not request_body.discardable()
+            )
         )
+        if request_body is not None:
+            request_body.may_continue = False
         default = service.default_headers
         return b"".join(
             (
@@ -359,57 +338,46 @@ class Answer:
                 b"\r\n",
                 without(default, wishes) if wishes & _OWN_LINES else default,
                 CLOSE if close else service.keep_alive_lines,
-                framing,
+                framing.field,
                 b"\r\n",
             )
         )
 
-    def _payload(self, body: bytes, more: bool) -> bytes:
-        """`body` as it goes over the wire."""
-        framing = self._framing
-        if framing is Framing.CHUNKED:  # RFC 9112 7.1
-            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            return chunk if more or self._trailers_follow() else chunk + b"0\r\n\r\n"
-        return body
-
     def _next(self, body: bytes, more: bool) -> None:
-        """Write further content."""
+        """Write further body."""
         size = len(body)
         framing = self._framing
-        if framing is Framing.CHUNKED and more:
+        assert framing is not None
+        if more and framing.kind is CHUNKED:
             if size:
                 self.sent += size
-                self.connection.hold(b"%x\r\n%b\r\n" % (size, body))
+                self.output.hold(b"%x\r\n%b\r\n" % (size, body))
             return
-        self._go_on_content(size, more)
-        payload = self._payload(body, more)
+        framing.advance(size, more)
+        payload = framing.payload(body, more)
         self.sent += size
         if not more:
             if len(payload) > LARGE:
-                self.connection.write_large(payload)
+                self.output.write_large(payload)
             elif payload:
-                self.connection.write(payload)
+                self.output.write(payload)
             else:
-                self.connection.flush()
-            self._content_sent()
+                self.output.flush()
+            self._body_sent(framing)
         elif payload:
-            self.connection.hold(payload)
+            self.output.hold(payload)
 
-    def _trailers_follow(self) -> bool:
-        """Trailer fields that the client did not ask for are not waited for, and ignored when they come."""
-        return self._wishes & _TRAILERS != 0 and self.head.te_trailers and self._framing is Framing.CHUNKED
-
-    def _content_sent(self) -> None:
-        if self._trailers_follow():
-            self._trailer_lines = b""
+    def _body_sent(self, framing: ResponseFraming) -> None:
+        if framing.trailers_follow:
             self.state = TRAILERS
         else:
             self._complete()
 
     def _take_trailers(self, message: Message) -> None:
-        self._trailer_lines += encode_trailers(message.get("headers") or ())
-        if not message.get("more_trailers", False):
-            self.connection.write(b"0\r\n%b\r\n" % self._trailer_lines)
+        assert self._framing is not None
+        end = self._framing.add_trailers(message)
+        if end:
+            self.output.write(end)
             self._complete()
 
     # ---- files
@@ -429,36 +397,33 @@ class Answer:
             await self._write_file(content, more)
 
     async def _write_file(self, content: FileContent, more: bool) -> None:
-        connection, size = self.connection, content.left
+        output, size, start = self.output, content.left, b""
         if self.state is STARTED:
-            framing = self._begin_content(size, more)
+            framing = self._frame(size, more)
             start = self._head_bytes(framing, more)
-            if self._framing is Framing.NONE:
-                self._end_without_content(start, more)
+            if framing.kind is NONE:
+                self._end_without_body(start, more)
                 return
             self.state = STREAMING
         else:
-            self._go_on_content(size, more)
-            start = b""
-        last = not more and not self._trailers_follow()
-        end = b""
-        if self._framing is Framing.CHUNKED:
-            start += b"%x\r\n" % size if size else b""
-            end = (b"\r\n" if size else b"") + (b"0\r\n\r\n" if last else b"")
-        if start:
-            connection.hold(start)
+            assert self._framing is not None
+            framing = self._framing
+            framing.advance(size, more)
+        before, behind = framing.around(size, more)
+        if start or before:
+            output.hold(start + before)
         await self._send_announced(content)
         if self.state is LOST:
             return
         if more:
-            if end:
-                connection.hold(end)
+            if behind:
+                output.hold(behind)
         else:
-            connection.write(end)
-            self._content_sent()
+            output.write(behind)
+            self._body_sent(framing)
 
     async def _send_announced(self, content: FileContent) -> None:
-        """Send content that the head or a chunk's size has announced: whatever prevents that ends the response.
+        """Send a file that the head or a chunk's size has announced: whatever prevents that ends the response.
 
         An application that goes on after the error, or after having cancelled this, could else have a response pass for
         whole that is too short, and the client take the next one for the rest of it.
@@ -466,11 +431,11 @@ class Answer:
         size = content.left
         try:
             try:
-                await content.send(self.connection)
+                await content.send(self._connection)
             finally:
                 self.sent += size - content.left
             if content.left:
-                if not self.connection.transport.is_closing():
+                if not self.output.transport.is_closing():
                     raise RuntimeError(
                         f"The file has become shorter: {size} bytes were announced, {size - content.left} sent."
                     )
@@ -479,43 +444,39 @@ class Answer:
             self.end_badly()
             raise
 
-    # ---- responses without content (HEAD; 204, 205, 304)
+    # ---- responses without a body (HEAD; 204, 205, 304)
 
-    def _end_without_content(self, start: bytes, more: bool) -> None:
+    def _end_without_body(self, start: bytes, more: bool) -> None:
         """Write the head, with which the response is complete, whatever the application sends behind it.
 
         RFC 9110 9.3.2 and 6.4.1, RFC 9112 6.3. The connection goes on. With `more` the application does not know yet
-        that it speaks to nobody: it may end its content as for a GET if that is soon, and else is told as when a client
+        that it speaks to nobody: it may end its body as for a GET if that is soon, and else is told as when a client
         has gone. To tell it at once would be to cancel, in most frameworks, what answers every HEAD.
         """
-        self.connection.write(start)
+        self.output.write(start)
         if not more:
             self._complete()
             return
         self.state = OVER
-        self._remaining = DROPPED_AT_MOST
+        self._discardable = DROPPED_AT_MOST
         self._patience = self.service.loop.call_later(DROP_TIME, self._tell_over)
-        connection = self.connection
-        if connection.behind is None:
-            connection.behind = set()
-        connection.behind.add(self)  # type: ignore[arg-type]  # an Exchange
         self._count()
-        connection.answered(self)  # type: ignore[arg-type]
+        self._connection.response_complete(self)
 
     async def _pass_over(self, message: Message, kind: object) -> None:
-        """What the application sends behind a response that is complete without content. Gives way."""
+        """What the application sends behind a response that is complete without a body. Gives way."""
         if kind == EARLY_HINT and self.service.early_hints:
             return
         if kind != "http.response.body" and kind != "http.response.zerocopysend":
             raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
         size = len(message.get("body") or b"")
         if size:
-            self._content_dropped()
+            self._body_dropped()
         if not message.get("more_body", False):
             self._leave_over(DONE)
             return
-        self._remaining -= size
-        if self._remaining < 0:
+        self._discardable -= size
+        if self._discardable < 0:
             self._tell_over()
         await asyncio.sleep(0)
 
@@ -525,15 +486,15 @@ class Answer:
             self._dropped = 0.0
             self._leave_over(LOST)
 
-    def _leave_over(self, state: State) -> None:
+    def _leave_over(self, state: ResponseState) -> None:
         self._patience.cancel()
-        if self.connection.behind:
-            self.connection.behind.discard(self)
+        self._connection.response_left(self)
         self.state = state
-        self.wake()
+        self.request.ended = True
+        self.request.wake()
 
-    def _content_dropped(self) -> None:
-        """There is content in a response that has none: a mistake, unless it is the answer to HEAD."""
+    def _body_dropped(self) -> None:
+        """There is a body in a response that has none: a mistake, unless it is the response to HEAD."""
         if self.head.method != "HEAD":
             self.service.mistakes.content(self.head, self.status)
 
@@ -546,13 +507,16 @@ class Answer:
             self._first(b"Internal Server Error", False)
         elif self.state is STREAMING or self.state is TRAILERS:
             self.lose()
-            self.connection.cut_short(reset=self.until_close)
+            self._connection.response_cut(self.until_close)
 
     def _complete(self) -> None:
         self.state = DONE
         self._count()
-        self.wake()
-        self.connection.answered(self)  # type: ignore[arg-type]  # an Exchange
+        request = self.request
+        request.ended = True
+        if request.waiters:
+            request.wake()
+        self._connection.response_complete(self)
 
     def lose(self) -> None:
         """The client has gone, or the response is cut: the application hears of it in `receive` and `send`."""
@@ -562,61 +526,53 @@ class Answer:
             self.refuse()
 
     def refuse(self) -> None:
-        """The connection has refused the request's content (and answered with `status`, if it still could)."""
+        """The connection has refused the request's body (and answered with `status`, if it still could)."""
         if self.state is OVER:
             self._tell_over()
         elif self.state is not DONE and self.state is not LOST:
             self.state = LOST
             self._dropped = 0.0
             self._count()
-            self.wake()
+            self.request.ended = True
+            self.request.wake()
 
     @property
     def until_close(self) -> bool:
-        """Whether the end of the connection would pass for the end of the content that is being written."""
-        return self._framing is Framing.CLOSE
+        """Whether the end of the connection would pass for the end of the body that is being written."""
+        return self._framing is not None and self._framing.kind is BodyFraming.CLOSE
 
     def _count(self) -> None:
-        service = self.service
+        service, request = self.service, self.request
         cells = service.cells
         cells[_REQUESTS] += 1
         if self.status:
             cells[_STATUS + self.status // 100] += 1
-        took = perf_counter() - self.begun
+        took = perf_counter() - request.begun
         service.took += took
         service.durations[bisect_left(DURATION_BOUNDS, took)] += 1
         if service.access_log is not None:
-            service.access_log.record(self.client, self.head, self.status or CLIENT_GONE, self.sent, self.begun, self)
+            status = self.status or CLIENT_GONE
+            service.access_log.record(request.client, self.head, status, self.sent, request.begun, self)
 
     # ---- what some formats of the access log ask for (serve_asgi.logs.access_lines.LoggedResponse)
 
     def peer(self) -> Address:
         """Who is connected."""
-        return self.connection.client
+        return self._connection.client
 
     def client_scheme(self) -> str:
         """What the client speaks."""
-        raise NotImplementedError
+        return self.request.client_scheme()
 
     def identity(self) -> str:
         """The request's id, or ""."""
-        return self.service.request_ids.carried(self.head.headers)
+        return self.request.identity()
 
     def response_header(self, name: bytes) -> bytes:
         """The value of a field that the application answered with, or b""."""
         block = self._block if self.status else b""
         _, found, after = block.partition(b"\r\n" + name + b": ")
         return after.partition(b"\r\n")[0] if found else b""
-
-
-def _wrong_length(size: int, length: int) -> str:
-    than = "longer" if size > length else "shorter"
-    return f"The response body is {than} than its Content-Length: {size} bytes, announced {length}."
-
-
-def _immutable(headers: tuple[Iterable[bytes], ...]) -> bool:
-    """Whether what equals these headers will always mean the same: pairs of bytes, and no objects of other kinds."""
-    return all(type(field) is tuple and type(field[0]) is bytes and type(field[1]) is bytes for field in headers)
 
 
 def _as_bytes(body: object) -> bytes:

@@ -108,6 +108,17 @@ def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[b
     return block, length, wishes
 
 
+def is_immutable(headers: tuple[Iterable[bytes], ...]) -> bool:
+    """Whether what equals these headers will always mean the same: pairs of bytes, and no objects of other kinds."""
+    return all(type(field) is tuple and type(field[0]) is bytes and type(field[1]) is bytes for field in headers)
+
+
+def with_field(block: bytes, name: bytes, value: str) -> bytes:
+    """The encoded fields `block` with one more, unless the application has given it itself."""
+    start = b"\r\n" + name + b": "
+    return block if start in block else block + start + value.encode()
+
+
 def encode_trailers(headers: Iterable[Iterable[bytes]]) -> bytes:
     """Trailer fields, each followed by CRLF (RFC 9110 6.5.1 rules some out). Raises TypeError or ValueError."""
     fields = [(name, value) for name, value in headers]

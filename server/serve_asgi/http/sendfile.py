@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from serve_asgi.http.worker_context import Message
-
-if TYPE_CHECKING:
-    from serve_asgi.http.connection_lifecycle import Lifecycle
+from serve_asgi.http.write_buffer import WriteBuffer
 
 AT_ONCE: Final = 1 << 20
 """Bytes that one connection sends before others have their turn."""
 
 SMALL: Final = 65536
 """Up to this size (bytes) a file is read and written like any content: that costs less than a duplicate."""
+
+
+class FileSink(Protocol):
+    """The connection, as far as a file that is sent needs it."""
+
+    output: WriteBuffer
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the file is sent."""
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
 
 
 class FileContent:
@@ -41,23 +51,24 @@ class FileContent:
         if self._owned:
             os.close(self.fd)
 
-    async def send(self, connection: Lifecycle) -> None:
+    async def send(self, connection: FileSink) -> None:
         """Send it behind what is written; some is `left` if the file ends early or the connection does.
 
         What waits ends with the client's reading or `write_timeout`. Raises OSError if the file cannot be read.
         """
         if self.left <= SMALL:
-            await self._send_pieces(connection)
+            await self._send_pieces(connection.output)
             return
-        await connection.written()
-        if connection.transport.is_closing():
+        output = connection.output
+        await output.written()
+        if output.transport.is_closing():
             return
         try:
-            socket = os.dup(connection.transport.get_extra_info("socket").fileno())
+            socket = os.dup(output.transport.get_extra_info("socket").fileno())
         except OSError:  # no descriptor is left: like this it costs more, and works
-            await self._send_pieces(connection)
+            await self._send_pieces(connection.output)
             return
-        lent = connection.service.lent
+        lent = output.service.lent
         lent.add(socket)
         try:
             await self._send_through(socket, connection)
@@ -65,43 +76,44 @@ class FileContent:
             lent.discard(socket)
             os.close(socket)
 
-    async def _send_pieces(self, connection: Lifecycle) -> None:
-        while self.left and not connection.transport.is_closing():
+    async def _send_pieces(self, output: WriteBuffer) -> None:
+        while self.left and not output.transport.is_closing():
             data = os.pread(self.fd, min(self.left, SMALL), self.offset)
             if not data:
                 return  # the file has become shorter
             self.offset += len(data)
             self.left -= len(data)
-            connection.write_large(data)
-            if connection.write_paused:
-                await connection.writable()
+            output.write_large(data)
+            if output.paused:
+                await output.writable()
 
-    async def _send_through(self, socket: int, connection: Lifecycle) -> None:
-        loop = connection.service.loop
-        while self.left and not connection.transport.is_closing():
+    async def _send_through(self, socket: int, connection: FileSink) -> None:
+        output = connection.output
+        loop = output.service.loop
+        while self.left and not output.transport.is_closing():
             try:
                 size = os.sendfile(socket, self.fd, self.offset, min(self.left, AT_ONCE))
             except BlockingIOError:
                 size = -1
             except (ConnectionError, TimeoutError):  # the client has gone, and its end may have been read long ago
-                connection.transport.abort()
+                output.transport.abort()
                 return
             if size == 0:
                 return  # the file has become shorter
             if size > 0:
                 self.offset += size
                 self.left -= size
-                connection.service.sent += size
-            connection.file_left = self.left
+                output.service.sent += size
+            output.file_left = self.left
             if self.left:
                 os.posix_fadvise(self.fd, self.offset, AT_ONCE, os.POSIX_FADV_WILLNEED)
                 connection.pause_writing()
                 loop.add_writer(socket, connection.resume_writing)
                 try:
-                    await connection.writable()
+                    await output.writable()
                 finally:
                     loop.remove_writer(socket)
-                    connection.file_left = 0
+                    output.file_left = 0
 
 
 def path_of(message: Message, length: int) -> FileContent:

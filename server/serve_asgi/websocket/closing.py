@@ -34,9 +34,9 @@ import math
 import time
 from typing import Any, Final
 
+from serve_asgi.http.client_socket import unacknowledged
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response import CLIENT_GONE
-from serve_asgi.http.unacknowledged_bytes import untaken
 from serve_asgi.http.worker_context import Message, Service
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
@@ -161,7 +161,7 @@ class Endings(asyncio.Protocol):
         elif state is CLOSING:
             self._linger()
         elif state is LINGERING:
-            unsent = untaken(self._transport)
+            unsent = unacknowledged(self._transport)
             if unsent and unsent != self._unsent:  # a slow client still reads the last of its answer
                 self._unsent = unsent
                 self.deadline = now + LINGER_TIMEOUT
@@ -172,7 +172,7 @@ class Endings(asyncio.Protocol):
         keep_alive = self._keep_alive
         pulse = Pulse.REST
         if now >= keep_alive.deadline:
-            unsent = untaken(self._transport)
+            unsent = unacknowledged(self._transport)
             behind = 0 < unsent < self._unsent  # a slow client still takes what was written before the ping
             pulse = keep_alive.expire(now, deaf=self._reading_paused or behind, mute=self._writing_paused)
             if not self._writing_paused:
@@ -189,7 +189,7 @@ class Endings(asyncio.Protocol):
         """Whether the client has taken nothing of what is written to it for too long; then it is cut."""
         if now < self._stalled:
             return False
-        unsent = untaken(self._transport)
+        unsent = unacknowledged(self._transport)
         if unsent < self._unsent:
             self._unsent = unsent
             self._stalled = now + self._service.config.write_timeout
@@ -203,7 +203,7 @@ class Endings(asyncio.Protocol):
         self._writing_paused = True
         if self._state is OPEN or self._state is DENYING:
             service = self._service
-            self._unsent = untaken(self._transport)
+            self._unsent = unacknowledged(self._transport)
             self._stalled = service.loop.time() + service.config.write_timeout
             self.deadline = min(self.deadline, self._stalled)
 
@@ -299,7 +299,7 @@ class Endings(asyncio.Protocol):
         if transport.is_closing():
             return
         if transport.can_write_eof() and not self._eof:
-            self._unsent = untaken(transport)
+            self._unsent = unacknowledged(transport)
             transport.write_eof()
         else:
             transport.close()

@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
+from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.forwarded import Forwarded
-from serve_asgi.http.hang_up import hang_up
-from serve_asgi.http.request_cycle import ASGI_VERSION, SPEC_VERSION
+from serve_asgi.http.request import ASGI_VERSION
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Scope, Service
 from serve_asgi.ipc import forked_children as forks
@@ -47,6 +47,9 @@ from serve_asgi.websocket.lifecycle import LINGER_BYTES, LINGER_TIMEOUT, KeepAli
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
+
+WEBSOCKET_SPEC_VERSION: Final = "2.4"
+"""Of the WebSocket part of ASGI: from 2.4 on, send() after the client has gone raises an OSError."""
 
 INCOMING_HIGH: Final = 64 * 1024
 """Bytes of messages that wait for the application, above which reading pauses."""
@@ -301,7 +304,7 @@ class WebSocketConnection(Endings):
             self._identity = service.request_ids.keep_or_generate(headers)
         scope: dict[str, Any] = {
             "type": "websocket",
-            "asgi": {"version": ASGI_VERSION, "spec_version": SPEC_VERSION},
+            "asgi": {"version": ASGI_VERSION, "spec_version": WEBSOCKET_SPEC_VERSION},
             "http_version": head.version,
             "scheme": "wss" if self._scheme == "https" else "ws",
             "path": path,

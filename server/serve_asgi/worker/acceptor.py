@@ -166,7 +166,7 @@ class Acceptor:
             log.exception("a connection could not be attached; it is closed", extra=about("internal_error"))
             self._end(attempt)
             with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)  # see serve_asgi.http.hang_up
+                client.shutdown(socket.SHUT_RDWR)  # see serve_asgi.http.client_socket
             client.close()
         else:
             waits_for._asyncio_future_blocking = False  # as a task would: see asyncio.Future.__await__

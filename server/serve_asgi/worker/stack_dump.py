@@ -24,9 +24,11 @@ from typing import Any, Final
 
 import anyio
 
+from serve_asgi.http.request_cycle import run_cycle
 from serve_asgi.http.request_head import Head
 from serve_asgi.ipc.validation import sayable
 from serve_asgi.logs.tracebacks import PACKAGE
+from serve_asgi.websocket.connection import WebSocketConnection
 from serve_asgi.worker.event_loop import complete
 from serve_asgi.worker.lifespan import Lifespan
 
@@ -107,10 +109,13 @@ def place_of(frames: Frames) -> str:
 def request_of(frames: Frames) -> str:
     """The request that the application was called with in this stack, as `GET /path`, or nothing."""
     for frame, _ in reversed(frames):
-        if frame.f_code.co_name not in ("run", "_run") or not frame.f_code.co_filename.startswith(PACKAGE + os.sep):
+        code = frame.f_code
+        if code is run_cycle.__code__:
+            head = frame.f_locals["request"].head
+        elif code is WebSocketConnection._run.__code__:
+            head = frame.f_locals["self"]._head
+        else:
             continue
-        owner = frame.f_locals.get("self")
-        head = getattr(owner, "head", None) or getattr(owner, "_head", None)
         if isinstance(head, Head):  # the path as sent, in which nobody can hide a line of the log
             return f"{head.method} {head.path.decode('latin-1')}"[:LINE_LIMIT]
     return ""

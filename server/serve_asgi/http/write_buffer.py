@@ -1,8 +1,9 @@
-"""The write side of a connection: what is written in one turn of the loop goes out together.
+"""The write buffer of a connection: what is written in one turn of the loop goes out together.
 
-It owns the bytes that are held back until the turn ends, and the back-pressure of the client. Rules: bytes keep their
-order; what is held is written when the response ends, when it is much, or in the loop's next turn, whichever comes
-first; nothing waits for a timer. It must not know what the bytes mean.
+It owns the bytes that are held back until the turn ends, and the client's back-pressure. Rules: bytes keep their order;
+what is held is written when the response ends, when it is much, or in the loop's next turn, whichever comes first;
+nothing waits for a timer. It must not know what the bytes mean, nor what happens to a client that does not read: its
+owner tells it when the transport is full (`paused`) and when it is writable again (`wake_writers`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from serve_asgi.http.unacknowledged_bytes import untaken
+from serve_asgi.http.client_socket import unacknowledged
 from serve_asgi.http.worker_context import Phase, Service
 
 HOLD_LIMIT: Final = 65536
@@ -22,35 +23,41 @@ LARGE: Final = 16384
 _SERVING: Final = Phase.SERVING
 
 
-class WriteSide(asyncio.Protocol):
-    """What a connection writes through. `hold` is for bytes that others will follow, `write` for the last of them."""
+class WriteBuffer:
+    """What the responses of one connection are written through. `hold` is for bytes that others will follow, `write`
+    for the last of them.
+    """
 
     __slots__ = (
         "_held",
         "_held_size",
-        "_write_waiters",
+        "_unread",
+        "_waiters",
         "batching",
         "file_left",
+        "paused",
         "service",
         "transport",
-        "write_paused",
     )
 
     transport: asyncio.Transport
+    """Set by the owner, once it has one."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.write_paused = False
+        self.paused = False
+        """The transport takes no more for now: who writes is to wait in `writable`."""
         self.batching = False
         """Requests are being answered in a row, whose end writes what is held: `write` holds too."""
         self.file_left = 0
         """Bytes of a file that is being sent, past the transport."""
-        self._write_waiters: list[asyncio.Future[None]] = []
+        self._unread = 0
+        self._waiters: list[asyncio.Future[None]] = []
         self._held: list[bytes] = []
         self._held_size = 0
 
     def write(self, data: bytes) -> None:
-        """Write what ends an answer: with the other answers of this turn of the loop, or now, behind what is held."""
+        """Write what ends a response: with the others of this turn of the loop, or now, behind what is held."""
         if self.batching:
             self.hold(data)
         elif self._held:
@@ -99,27 +106,39 @@ class WriteSide(asyncio.Protocol):
         self._held = []
         self._held_size = 0
 
+    # ---- a client that reads slowly
+
     def unwritten(self) -> int:
         """Bytes that the kernel has not taken yet."""
         return self._held_size + self.file_left + self.transport.get_write_buffer_size()
 
-    def untaken(self) -> int:
+    def unacknowledged(self) -> int:
         """Bytes that the client has not taken yet: becomes less as long as it reads, be it ever so slowly."""
-        return self._held_size + self.file_left + untaken(self.transport)
+        return self._held_size + self.file_left + unacknowledged(self.transport)
+
+    def watch_client(self) -> None:
+        """Begin to watch whether the client takes what is written; `stalled` tells."""
+        self._unread = self.unacknowledged()
+
+    def stalled(self) -> bool:
+        """Whether the client has taken nothing since this, or `watch_client`, was last asked."""
+        unread, before = self.unacknowledged(), self._unread
+        self._unread = unread
+        return unread >= before
 
     def wake_writers(self) -> None:
         """Let those who wait in `writable` look again."""
-        if self._write_waiters:
-            waiters, self._write_waiters = self._write_waiters, []
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
 
     async def writable(self) -> None:
         """Wait until the transport takes more, or is closed. Its end is the client's reading, or `write_timeout`."""
-        while self.write_paused:
+        while self.paused:
             waiter: asyncio.Future[None] = self.service.loop.create_future()
-            self._write_waiters.append(waiter)
+            self._waiters.append(waiter)
             await waiter
 
     async def written(self) -> None:
@@ -128,7 +147,7 @@ class WriteSide(asyncio.Protocol):
         transport = self.transport
         while transport.get_write_buffer_size() and not transport.is_closing():
             transport.set_write_buffer_limits(0)
-            if not self.write_paused:
+            if not self.paused:
                 await asyncio.sleep(0)  # the transport writes at the end of the loop's turn
             await self.writable()
         if not transport.is_closing():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_asgi.http.unacknowledged_bytes import untaken
+from serve_asgi.http.client_socket import unacknowledged
 from tests.protocol.websocket_server import LOOPS
 
 SIZE = 20_000_000
@@ -32,20 +32,20 @@ def test_reading_shows_though_the_transport_is_not_asked_for_more(
         client.setblocking(False)
         with contextlib.closing(client):
             transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
-            assert untaken(transport) == 0
+            assert unacknowledged(transport) == 0
             transport.write(b"x" * SIZE)
             await asyncio.sleep(0)
-            full = untaken(transport)
+            full = unacknowledged(transport)
             assert full > transport.get_write_buffer_size()
             got = 0
-            while untaken(transport) >= full:
+            while unacknowledged(transport) >= full:
                 with contextlib.suppress(BlockingIOError):
                     got += len(client.recv(65536))
                 await asyncio.sleep(0.001)
             assert 0 < got < SIZE
             transport.abort()
             await asyncio.sleep(0.01)
-            assert untaken(transport) == transport.get_write_buffer_size()
+            assert unacknowledged(transport) == transport.get_write_buffer_size()
 
     with contextlib.closing(LOOPS[loop_name]()) as loop:
         loop.run_until_complete(asyncio.wait_for(main(), 20))

@@ -1,0 +1,225 @@
+"""A request as its application has it: the scope, and `receive`.
+
+It owns the scope, the application's task, and whoever waits in `receive`. Rules: `receive` gives the body in the order
+in which it came, and http.disconnect once all is over; a client that has ended its side and waits for its response is
+not taken for gone at once. It must not know how the response is written, nor how connections persist or close: what it
+needs of the connection is `RequestSource`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import Any, Final, Protocol
+
+from serve_asgi.http.request_body import RequestBody
+from serve_asgi.http.request_head import Head
+from serve_asgi.http.response_head import CONTINUE
+from serve_asgi.http.worker_context import Message, Service
+from serve_asgi.http.write_buffer import WriteBuffer
+from serve_asgi.ipc.address import Address
+from serve_asgi.logs.request_ids import traceparent
+
+ASGI_VERSION: Final = "3.0"
+HTTP_SPEC_VERSION: Final = "2.3"
+"""Of the HTTP part of ASGI, as uvicorn has it: told of 2.4, Starlette no longer ends a stream whose client has gone
+while it waits for something to send, and `send` may raise where a background task was to follow
+(docs/reference/asgi.md)."""
+
+EARLY_HINT: Final = "http.response.early_hint"
+
+HALF_CLOSED_TIME: Final = 1.0
+"""A client that ends its side behind its request is taken for gone so much later (s), unless the connection ends."""
+
+
+class RequestSource(Protocol):
+    """The connection, as far as a request needs it."""
+
+    client: Address
+    server: Address
+    scheme: str
+    trusted: bool
+    """Whether the forwarding fields of its requests are believed."""
+    eof: bool
+    """The client has shut down its side."""
+    read_paused: bool
+    output: WriteBuffer
+
+    def adjust_reading(self) -> None:
+        """Body has been taken: there may be room to read on."""
+
+    def expect_body(self) -> None:
+        """The client has been told to send its body: its time begins."""
+
+
+class Request:
+    """One request."""
+
+    __slots__ = (
+        "_connection",
+        "_gone",
+        "_identity",
+        "_service",
+        "begun",
+        "body",
+        "client",
+        "ended",
+        "head",
+        "scope",
+        "taken",
+        "task",
+        "waiters",
+    )
+
+    def __init__(self, connection: RequestSource, service: Service, head: Head) -> None:
+        self._connection = connection
+        self._service = service
+        self.head = head
+        self.begun = perf_counter()
+        """When it began (time.perf_counter, s)."""
+        self.task: asyncio.Task[None] | None = None
+        """Runs the application, if that has not returned before its first wait."""
+        self.body = RequestBody(head, service.config.max_body_size, service.max_head_size) if head.body else None
+        self.taken = False
+        """The application has had the whole body."""
+        self.ended = False
+        """Set when the response is complete, or lost: `receive` says from then on that the client has gone."""
+        self.waiters: list[asyncio.Future[None]] | None = None
+        """Who waits in `receive`: to be told by `wake` when there is something new."""
+        path, raw_path, root_path = head.text, head.path, service.root_path
+        if root_path and not (path + "/").startswith(root_path + "/"):
+            # A proxy may or may not have taken the mount point off; the application always sees the whole path.
+            path = root_path + path
+            raw_path = service.raw_root_path + raw_path
+        # Plain data, and the request's own at every depth: what one application's call changes, no other call sees.
+        self.scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": ASGI_VERSION, "spec_version": HTTP_SPEC_VERSION},
+            "http_version": head.version,
+            "method": head.method,
+            "scheme": connection.scheme,
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": head.query,
+            "root_path": root_path,
+            "headers": head.headers.copy(),  # the head is shared with equal requests
+            "client": connection.client,
+            "server": connection.server,
+            "state": service.state.copy() if service.state else {},
+            "extensions": {
+                "http.response.pathsend": {},
+                "http.response.zerocopysend": {},
+                "serve": {"generation": service.generation, "slot": service.slot},
+            },
+        }
+        if service.early_hints:
+            self.scope["extensions"][EARLY_HINT] = {}
+        if head.te_trailers:
+            self.scope["extensions"]["http.response.trailers"] = {}
+        self._identity = (
+            service.request_ids.keep_or_generate(self.scope["headers"]) if service.request_ids.generates else ""
+        )
+        self.client = connection.client
+        """Whose request it is: the connection's client, or who a trusted proxy says."""
+        if head.forwarding and connection.trusted:
+            forwarded = service.forwarding.understand(head.headers, connection.client)
+            if forwarded is not None:
+                forwarded.apply(self.scope)
+                self.client = forwarded.client
+
+    _gone: bool
+    """Not set until `receive` finds that the client has shut down its side."""
+
+    # ---- the application's side
+
+    async def receive(self) -> Message:
+        """ASGI `receive`: http.request while there is body to take, then http.disconnect once all is over."""
+        while True:
+            if self.ended:
+                return {"type": "http.disconnect"}
+            body = self.body
+            if body is None:
+                if not self.taken:
+                    self.taken = True
+                    if self._connection.read_paused:
+                        self._connection.adjust_reading()
+                    return {"type": "http.request", "body": b"", "more_body": False}
+            elif body.unread or (body.whole and not self.taken):
+                data, more = body.take(), not body.whole
+                if not more:
+                    self.taken = True
+                if more or self._connection.read_paused:  # also behind the last: the client's end is to be seen
+                    self._connection.adjust_reading()
+                return {"type": "http.request", "body": data, "more_body": more}
+            if self._connection.eof and self._taken_for_gone():
+                return {"type": "http.disconnect"}
+            if body is not None and body.awaits_continue and body.may_continue:
+                # RFC 9110 10.1.1: while no byte of the final response is written. Not held back after a mere
+                # http.response.start, since client and application would wait for each other.
+                body.awaits_continue = False
+                self._connection.output.write(CONTINUE)
+                self._connection.expect_body()
+            await self._wait()
+
+    def _taken_for_gone(self) -> bool:
+        """Whether the client, which has shut down its side and may still be reading, has been waited for long enough.
+
+        Frameworks end their work at http.disconnect, and a client that waits for its response is to have it.
+        """
+        if not hasattr(self, "_gone"):
+            self._gone = False
+            self._service.loop.call_later(HALF_CLOSED_TIME, self._take_for_gone)
+        return self._gone
+
+    def _take_for_gone(self) -> None:
+        self._gone = True
+        self.wake()
+
+    async def _wait(self) -> None:
+        """Until `wake()`; several may wait."""
+        waiter: asyncio.Future[None] = self._service.loop.create_future()
+        if self.waiters is None:
+            self.waiters = []
+        self.waiters.append(waiter)
+        try:
+            await waiter
+        finally:  # frameworks ask whether the client is still there by a `receive` that they cancel, many times
+            if self.waiters and waiter in self.waiters:
+                self.waiters.remove(waiter)
+
+    # ---- the connection's and the response's side
+
+    def body_is_coming(self) -> bool:
+        """Whether not all of the body has arrived."""
+        return self.body is not None and not self.body.whole
+
+    def client_has_ended(self) -> bool:
+        """Whether the client has shut down its side."""
+        return self._connection.eof
+
+    def wake(self) -> None:
+        """Let `receive` look again."""
+        waiters, self.waiters = self.waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # ---- what logs name it by
+
+    def identity(self) -> str:
+        """The request's id, or ""."""
+        return self._identity or self._service.request_ids.carried(self.head.headers)
+
+    def trace(self) -> str:
+        """Its traceparent, or ""."""
+        return traceparent(self.head.headers)
+
+    def path(self) -> str:
+        """As the application has it; the scope is the application's, which may have put anything into it."""
+        path = self.scope.get("path")
+        return path if type(path) is str else self.head.text
+
+    def client_scheme(self) -> str:
+        """What the client speaks."""
+        scheme = self.scope.get("scheme")
+        return scheme if type(scheme) is str else self._connection.scheme
