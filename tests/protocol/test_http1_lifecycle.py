@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from serve_asgi.http import closing
 from serve_asgi.http import connection as http1
-from serve_asgi.http import connection_lifecycle as lifecycle
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http.connection_lifecycle import ConnectionState
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.http.worker_context import Phase, Receive, Scope, Send, Service
 from serve_asgi.ipc.scoreboard import Cell
@@ -144,13 +144,13 @@ def test_close_answers(serve: Serve) -> None:
 
 
 def test_client_that_never_ends_is_left_after_a_while(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "LINGER_TIME", 0.2)
+    monkeypatch.setattr(closing, "LINGER_TIME", 0.2)
     server = serve(echo)
     client = server.connect()
     client.send(GET[:-2] + b"Connection: close\r\n\r\n")
     client.answer()
     connection = server.connection()
-    server.until(lambda: connection.state is State.CLOSED)
+    server.until(lambda: connection.state is ConnectionState.CLOSED)
     assert server.cell(Cell.CONNECTIONS) == 0
 
 
@@ -158,13 +158,14 @@ def test_client_that_sends_on_after_its_answer_reads_it(serve: Serve) -> None:
     server = serve(echo)
     client = server.connect()
     client.send(GET[:-2] + b"Connection: close\r\n\r\n" + b"x" * 300_000)
-    server.until(lambda: server.attached[-1:] != [] and server.attached[-1].state is State.LINGERING)
+    connection = server.connection()
+    server.until(lambda: connection._closing is not None and connection._closing.lingering)
     client.send(b"x" * 300_000)
     assert client.read_to_end().endswith(b"GET / ")
 
 
 def test_client_that_sends_without_end_after_its_answer_is_left(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "LINGER_LIMIT", 100_000)
+    monkeypatch.setattr(closing, "LINGER_LIMIT", 100_000)
     server = serve(echo)
     client = server.connect()
     client.send(GET[:-2] + b"Connection: close\r\n\r\n")
@@ -180,7 +181,7 @@ def test_client_that_sends_without_end_after_its_answer_is_left(serve: Serve, mo
 
 
 def test_last_answer_is_flushed_to_a_slow_reader(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "LINGER_TIME", 0.1)
+    monkeypatch.setattr(closing, "LINGER_TIME", 0.1)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, b"x" * 20_000_000)
@@ -189,9 +190,9 @@ def test_last_answer_is_flushed_to_a_slow_reader(serve: Serve, monkeypatch: pyte
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET[:-2] + b"Connection: close\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.state is State.FLUSHING)
+    server.until(lambda: connection.state is ConnectionState.CLOSING)
     server.wait_for(asyncio.sleep(0.3))  # longer than the time to linger, which has not begun
-    assert connection.state is State.FLUSHING
+    assert connection.state is ConnectionState.CLOSING
     assert len(client.read_to_end().partition(b"\r\n\r\n")[2]) == 20_000_000
 
 
@@ -203,7 +204,7 @@ def test_reader_that_stops_is_cut(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET[:-2] + b"Connection: close\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.state is State.CLOSED)
+    server.until(lambda: connection.state is ConnectionState.CLOSED)
     assert client.sock.fileno() > 0
 
 
@@ -303,7 +304,7 @@ def test_idle_connection_departs_at_once(serve: Serve) -> None:
     client = server.connect()
     client.send(GET)
     client.answer()
-    server.until(lambda: server.attached[-1].state is State.IDLE)
+    server.until(lambda: server.attached[-1].state is ConnectionState.IDLE)
     fresh = server.connect()
     server.until(lambda: len(server.attached) == 2)
     departing = retire(server, Phase.TRAVELLING)
@@ -555,7 +556,7 @@ def test_client_leaves_during_the_hand_over(serve: Serve) -> None:
         server.wait_for(asyncio.sleep(0.02))
         os.close(descriptor)
         server.run(getattr(connection, after))
-        server.until(lambda connection=connection: connection.state is State.CLOSED)  # type: ignore[misc]
+        server.until(lambda connection=connection: connection.state is ConnectionState.CLOSED)  # type: ignore[misc]
         server.until(lambda: server.cell(Cell.CONNECTIONS) == 0)
         server.run(connection.gone)
         server.run(connection.stay)
@@ -571,7 +572,7 @@ def test_transport_lost_during_the_hand_over(serve: Serve) -> None:
         server.until(lambda: server.cell(Cell.CONNECTIONS) == 1)
         connection, descriptor, _ = depart(server)
         server.run(connection.transport.abort)
-        server.until(lambda connection=connection: connection.state is State.CLOSED)  # type: ignore[misc]
+        server.until(lambda connection=connection: connection.state is ConnectionState.CLOSED)  # type: ignore[misc]
         server.run(getattr(connection, after))
         assert server.cell(Cell.CONNECTIONS) == 0
         os.close(descriptor)
@@ -789,7 +790,7 @@ def test_slow_reader_that_goes_on_is_not_cut(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET[:-2] + b"Connection: close\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.state is State.FLUSHING)
+    server.until(lambda: connection.state is ConnectionState.CLOSING)
     head = client.read_until(b"\r\n\r\n")
     got = 0
     for _ in range(3):
@@ -797,7 +798,7 @@ def test_slow_reader_that_goes_on_is_not_cut(serve: Serve) -> None:
         got += len(client.read(4_000_000))
         server.until(lambda before=before: connection.transport.get_write_buffer_size() < before)  # type: ignore[misc]
         server.run(connection.expire)
-        assert connection.state is State.FLUSHING
+        assert connection.state is ConnectionState.CLOSING
     assert got + len(client.read_to_end()) == 20_000_000
     assert CLOSED in head
 

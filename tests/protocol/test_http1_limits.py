@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_asgi.http import connection as http1
-from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http import timeouts
+from serve_asgi.http.connection_lifecycle import ConnectionState
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start
@@ -22,7 +22,7 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate of content is looked at often."""
-    monkeypatch.setattr(http1, "BODY_WINDOW", 0.2)
+    monkeypatch.setattr(timeouts, "BODY_WINDOW", 0.2)
 
 
 def status_line(answer: bytes) -> bytes:
@@ -175,7 +175,7 @@ def test_reader_that_stops_amid_a_stream_is_cut_and_the_application_hears_of_it(
     client.send(GET)
     server.wait_for(asyncio.wait_for(ended.wait(), 10))
     connection = server.connection()
-    server.until(lambda: connection.state is State.CLOSED)
+    server.until(lambda: connection.state is ConnectionState.CLOSED)
     assert server.cell(Cell.IN_FLIGHT) == 0
     with pytest.raises(ConnectionResetError):
         client.read_to_end()

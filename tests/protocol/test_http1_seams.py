@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.http import connection as http1
+from serve_asgi.http import timeouts
 from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import READ_LIMIT
-from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http.connection_lifecycle import ConnectionState
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.http.worker_context import Phase, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
@@ -82,7 +82,7 @@ def test_no_byte_is_read_while_leaving_after_a_long_leftover(serve: Serve) -> No
     server.run(lambda: setattr(server.service, "departure", departed.append))
     connection, client = give(server, GET * 10_000)
     with client:
-        server.until(lambda: connection.state is State.REQUEST)
+        server.until(lambda: connection.state is ConnectionState.REQUEST)
         server.run(lambda: setattr(server.service, "phase", Phase.TRAVELLING))
         server.run(gate.set)
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
@@ -170,7 +170,7 @@ def test_idle_client_that_does_not_read_its_answer_is_cut(serve: Serve, half_clo
         client.end()
         server.until(lambda: connection.eof)
     server.run(lambda: setattr(connection, "deadline", 0.0))
-    server.until(lambda: connection.state is State.CLOSED)
+    server.until(lambda: connection.state is ConnectionState.CLOSED)
     assert server.cell(Cell.CONNECTIONS) == 0
 
 
@@ -195,7 +195,7 @@ def test_reader_that_takes_from_the_kernel_alone_is_not_cut(serve: Serve) -> Non
         # The acknowledgement may come a little later, or more have been written by then, which begins a new time.
         server.until(lambda: connection.output.unacknowledged() < before or connection.deadline != deadline)  # noqa: B023
         server.run(lambda: connection.expire() if connection.deadline == deadline else None)  # noqa: B023
-        assert server.run(lambda: connection.state) is State.REQUEST
+        assert server.run(lambda: connection.state) is ConnectionState.REQUEST
     client.close()
 
 
@@ -222,7 +222,7 @@ def test_time_for_reading_goes_on_while_content_arrives(serve: Serve) -> None:
     connection = server.connection()
     server.until(lambda: connection.output.paused and connection.read_paused)
     server.run(arrived.set)
-    server.until(lambda: connection.state is State.CLOSED)
+    server.until(lambda: connection.state is ConnectionState.CLOSED)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -241,12 +241,12 @@ def test_half_closed_client_reads_a_large_last_answer(serve: Serve, late: bool) 
     client.send(GET)
     if late:
         connection = server.connection()
-        server.until(lambda: connection.state is State.FLUSHING)
+        server.until(lambda: connection.state is ConnectionState.CLOSING)
     client.end()
     client.read_until(b"\r\n\r\n")
     server.until(lambda: server.connection().eof)
     assert client.read_to_end() == LARGE
-    server.until(lambda: server.connection().state is State.CLOSED)
+    server.until(lambda: server.connection().state is ConnectionState.CLOSED)
 
 
 def test_deadline_of_a_connection_that_has_just_been_reset(serve: Serve) -> None:
@@ -255,7 +255,7 @@ def test_deadline_of_a_connection_that_has_just_been_reset(serve: Serve) -> None
     client.send(GET)
     client.answer()
     connection = server.connection()
-    server.until(lambda: connection.state is State.IDLE)
+    server.until(lambda: connection.state is ConnectionState.IDLE)
 
     def expire() -> None:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -265,7 +265,7 @@ def test_deadline_of_a_connection_that_has_just_been_reset(serve: Serve) -> None
         connection.expire()
 
     server.run(expire)
-    server.until(lambda: connection.state is State.CLOSED)
+    server.until(lambda: connection.state is ConnectionState.CLOSED)
 
 
 def test_end_amid_the_content_does_not_end_the_answer(serve: Serve) -> None:
@@ -287,7 +287,7 @@ def test_end_amid_the_content_does_not_end_the_answer(serve: Serve) -> None:
 
 def test_time_for_content_begins_when_it_is_asked_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that waits for 100 has the whole window from then on."""
-    monkeypatch.setattr(http1, "BODY_WINDOW", FOREVER)
+    monkeypatch.setattr(timeouts, "BODY_WINDOW", FOREVER)
     ask = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -298,8 +298,8 @@ def test_time_for_content_begins_when_it_is_asked_for(serve: Serve, monkeypatch:
     client = server.connect()
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.state is State.REQUEST)
-    monkeypatch.setattr(http1, "BODY_WINDOW", 1000.0)
+    server.until(lambda: connection.state is ConnectionState.REQUEST)
+    monkeypatch.setattr(timeouts, "BODY_WINDOW", 1000.0)
     server.run(ask.set)
     client.read_until(b"100 Continue\r\n\r\n")
     assert server.run(lambda: connection.deadline) < FOREVER

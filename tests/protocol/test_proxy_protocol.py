@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.connection_lifecycle import State
+from serve_asgi.http.connection_lifecycle import ConnectionState
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.http.proxy_protocol import Balancers, ProxyConnection, opening
 from serve_asgi.http.proxy_protocol_header import MAX_BLOCK, SIGNATURE, Kind, Malformed, ProxyHeader, crc32c, parse
@@ -538,7 +538,7 @@ def test_a_client_that_ends_while_it_leaves(start: Start) -> None:
     connection, descriptor, _ = server.depart()
     client.end()
     server.wait_for(asyncio.sleep(0.02))
-    assert connection.state is State.LEAVING
+    assert connection.state is ConnectionState.LEAVING
     socket.socket(fileno=descriptor).close()
     server.run(connection.stay)
     assert client.read_to_end() == b""

@@ -1,37 +1,58 @@
-"""HTTP/1.1 on one client connection: from bytes to requests, one after another.
+"""HTTP/1.1 on one client connection: its life, and from bytes to requests, one after another.
 
-It owns the bytes that have arrived and belong to no request yet, and decides when a request begins and what follows it.
-What a client pipelines stays raw bytes until its turn comes, and travels as such. Rules: bytes are never lost, never
-read twice; the hot path is one data_received, one call of the application, one write. It must not know how the worker
-accepts, retires or hands over, nor what a parser does; how a connection ends is
-`serve_asgi.http.connection_lifecycle`'s.
+It decides when a request begins and what follows it. What a client pipelines stays raw bytes until its turn comes, and
+moves to another worker as such. Rules: bytes are never lost, never read twice; the hot path is one data_received, one
+call of the application, one write; a response that is not whole never looks whole; a connection that is handed over is
+neither read nor written. It is made of parts that know nothing of each other:
+
+- `connection_lifecycle` has its states, `timeouts` its deadlines, `closing` its end;
+- `request_buffer` holds what has arrived and belongs to no request yet, `head_cache` and the parsers read heads;
+- `request` and `response` are what an application is called with, by `request_cycle`; they see the connection as
+  `RequestSource` and `ResponseSink`;
+- `write_buffer` is what responses are written through; `health` and `refusals` are responses of the server's own.
+
+It must not know how the worker accepts, retires or hands over, nor what a parser does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import sys
-import time
-from typing import Final, cast
+from typing import Any, Final, cast
 
-from serve_asgi.http import health
-from serve_asgi.http.client_socket import is_readable
-from serve_asgi.http.connection_lifecycle import INFINITY, PEEK_TIME, Lifecycle, State
+from serve_asgi.http import health, refusals
+from serve_asgi.http.client_socket import hang_up, is_readable, reset
+from serve_asgi.http.closing import PoliteClose
+from serve_asgi.http.connection_lifecycle import (
+    CLOSED,
+    CLOSING,
+    DISCARDING,
+    IDLE,
+    LEAVING,
+    NEW,
+    REQUEST,
+    UPGRADED,
+    ConnectionState,
+    check_transition,
+)
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.http.request import Request
 from serve_asgi.http.request_body import RequestBody
+from serve_asgi.http.request_buffer import RequestBuffer
 from serve_asgi.http.request_cycle import run_cycle
-from serve_asgi.http.request_head import BadRequest, Head, endless_target, hopeless
+from serve_asgi.http.request_head import BadRequest, Head, endless_target
 from serve_asgi.http.response import DONE, OVER, STARTED, WAITING, Response
-from serve_asgi.http.response_head import CLOSE, plain_answer
+from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
 from serve_asgi.http.worker_context import Phase, Service
-from serve_asgi.ipc.address import own_end_of, peer_of
+from serve_asgi.http.write_buffer import WriteBuffer
+from serve_asgi.ipc.address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.logs.access_lines import RefusedRequest, ServerResponse
 from serve_asgi.websocket.connection import WebSocketConnection
 
 READ_LIMIT: Final = 65536
-"""Bytes that may wait unread (content the application has not taken; requests pipelined) before reading is paused."""
+"""Bytes that may wait unread (a body that the application has not taken; requests pipelined) before reading pauses."""
 
 FRESH_TIME: Final = 2.0
 """A worker that retires with nobody to hand over to waits this long (s) for the first request of a new connection."""
@@ -39,49 +60,78 @@ FRESH_TIME: Final = 2.0
 DISCARD_TIME: Final = 15.0
 """How long (s) the rest of a request that was answered early may take to arrive."""
 
-BODY_WINDOW: Final = 15.0
-"""The rate at which a request's content arrives is the average over this long (s)."""
-
-RETRY_AFTER: Final = 1
-"""Seconds after which a client that found the worker overloaded may come again."""
-
 BATCH: Final = 32
 """Pipelined requests that are answered in a row before others have their turn."""
 
-MAX_EMPTY_LINES: Final = 8
-"""Empty lines that are skipped on one connection, besides one for each request."""
-
+INFINITY: Final = math.inf
 _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _REQUESTS: Final = int(Cell.REQUESTS)
-_STATUS: Final = int(Cell.STATUS_1XX) - 1
 _SERVING: Final = Phase.SERVING
 _CR: Final = 13
 _P: Final = ord("P")
-IDLE: Final = State.IDLE
-REQUEST: Final = State.REQUEST
-DISCARDING: Final = State.DISCARDING
-FLUSHING: Final = State.FLUSHING
-LINGERING: Final = State.LINGERING
-LEAVING: Final = State.LEAVING
 
 
-class Http1Connection(Lifecycle):
+class Http1Connection(asyncio.Protocol):
     """One client connection; see `serve_asgi.http.worker_context.Connection` for what the worker asks of it.
 
     With a `record` it goes on where another worker left: addresses, deadline, number of requests and leftover bytes are
     the record's, and the leftover is processed as soon as the transport is attached.
     """
 
-    __slots__ = ("_empty_lines", "_scanned", "_unread_at_deadline", "read_paused")
+    __slots__ = (
+        "_buffer",
+        "_closing",
+        "_record",
+        "_timeouts",
+        "client",
+        "deadline",
+        "eof",
+        "output",
+        "read_paused",
+        "requests",
+        "response",
+        "scheme",
+        "server",
+        "service",
+        "state",
+        "still_sending",
+        "transport",
+        "trusted",
+    )
+
+    transport: asyncio.Transport
 
     def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
-        super().__init__(service, record)
+        self.service = service
+        self.output = output = WriteBuffer(service)
+        self.client: Address = None
+        self.server: Address = None
+        """Both are asked of the transport in `connection_made` unless whoever makes the connection knows them."""
+        self.scheme = "http"
+        """Of the client's side, as far as the connection itself tells."""
+        self.trusted = False
+        """Whether the forwarding fields of its requests are believed."""
+        self.requests = 0
+        """Requests answered on this connection, also by other workers before."""
+        self.state = NEW
+        self.deadline = INFINITY
+        self.response: Response | None = None
+        """Of the request in progress."""
+        self.still_sending: set[Response] | None = None
+        """Those that are over and whose application goes on sending; they are told when the client goes."""
+        self.eof = False
+        """The client has shut down its write side. It may still read: what it has sent whole is answered."""
         self.read_paused = False
-        self._scanned = 0  # bytes of the buffer that hold no end of a head
-        self._empty_lines = 0  # before request lines
-        self._unread_at_deadline = False  # IDLE: the last response had not been read when the deadline passed
+        self._record = record  # what came with the connection, then (LEAVING) what goes with it
+        self._buffer = RequestBuffer()
+        self._timeouts = Timeouts(service, output)
+        self._closing: PoliteClose | None = None
+
+    def _become(self, state: ConnectionState) -> None:
+        check_transition(self.state, state)
+        self.state = state
 
     # ---- what the transport says
 
@@ -148,8 +198,9 @@ class Http1Connection(Lifecycle):
             else:
                 self._buffer += data
             self.adjust_reading()
-        elif state is FLUSHING or state is LINGERING:
-            self._allowance_spent(len(data))
+        elif state is CLOSING:
+            if self._closing is not None:
+                self._closing.received(len(data))
         else:
             self._buffer += data  # LEAVING: nothing is lost if it stays after all
 
@@ -168,13 +219,15 @@ class Http1Connection(Lifecycle):
             return True
         if state is IDLE:
             self.output.flush()
-            return b"\r\n\r\n" in self._buffer  # a whole request waits for its turn
-        return state is FLUSHING or state is LEAVING
+            return self._buffer.find(b"\r\n\r\n") >= 0  # a whole request waits for its turn
+        return state is LEAVING or (self._closing is not None and not self._closing.lingering)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
         response, self.response = self.response, None
-        self._lost()
+        if self.state is not CLOSED:
+            hang_up(self.transport)  # unless that is done, or not ours to do
+            self.state = CLOSED
         self.deadline = INFINITY
         self._buffer.clear()
         if response is not None:
@@ -186,7 +239,33 @@ class Http1Connection(Lifecycle):
         output.paused = False
         output.drop_held()
         output.wake_writers()
-        self._close_books()
+        self._forget()
+
+    def _forget(self) -> None:
+        service = self.service
+        if self in service.connections:
+            service.cells[_CONNECTIONS] -= 1
+            service.forget(self)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the application writes: `send` waits, for as long as it reads at all."""
+        self.output.paused = True
+        if self.state is REQUEST:
+            self.deadline = self._timeouts.write()
+
+    def resume_writing(self) -> None:
+        """What was to be written is (nearly) written.
+
+        What follows from it comes soon, not now: a transport of asyncio's that is closed in here closes twice.
+        """
+        self.output.paused = False
+        self.output.wake_writers()
+        if self.state is REQUEST:
+            self.expect_body()
+        elif self.state is CLOSING:
+            self.service.loop.call_soon(self._flushed)
+        elif self.state is IDLE:
+            self.service.loop.call_soon(self._settle)
 
     # ---- from bytes to requests
 
@@ -210,60 +289,21 @@ class Http1Connection(Lifecycle):
 
     def _start_next(self) -> bool:
         """Start the request at the buffer's beginning if its head is whole; True if more may be done."""
-        buffer = self._buffer
-        while buffer[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request line are skipped
-            del buffer[:2]
-            self._scanned = 0
-            self._empty_lines += 1
-            if self._empty_lines > MAX_EMPTY_LINES + self.requests:
-                self._refuse(BadRequest(400, "There are too many empty lines before the request."))
-                return False
-        if not buffer:
-            if self.eof:
-                self._close()
+        buffer, config = self._buffer, self.service.config
+        known = buffer.scanned
+        try:
+            head = buffer.take_head(self.service.max_head_size, config.max_target_size, self.requests)
+        except BadRequest as refused:
+            self._refuse(refused)
             return False
-        limit = self.service.max_head_size
-        end = buffer.find(b"\r\n\r\n", max(self._scanned - 3, 0)) + 4
-        if end == 3:
-            self._await_head(limit)
-        elif end > limit:
-            self._refuse(self._too_large(limit))
-        else:
-            head = bytes(buffer[:end])
-            del buffer[:end]
-            self._scanned = 0
+        if head:
             self._begin(head, b"")
             return True
-        return False
-
-    def _await_head(self, limit: int) -> None:
-        """A part of a head has arrived: it has a time limit, a size limit, and it must look like one."""
-        buffer = self._buffer
-        if len(buffer) >= limit:
-            self._refuse(self._too_large(limit))
-            return
-        if buffer == b"\r":
-            return  # half an empty line
-        longest = self.service.config.max_target_size
-        refused = endless_target(buffer, longest) if len(buffer) > longest else None
-        refused = refused or hopeless(buffer, self._scanned)
-        if refused is not None:
-            self._refuse(refused)
-        elif self.eof:
+        if self.eof:
             self._close()
-        else:
-            if self._scanned == 0:
-                self.deadline = self.service.loop.time() + self.service.config.head_timeout
-            self._scanned = len(buffer)
-
-    def _too_large(self, limit: int) -> BadRequest:
-        """The verdict on a head of more than `limit` bytes: the same in whatever pieces it has arrived."""
-        start = self._buffer[:limit]
-        return (
-            endless_target(start, self.service.config.max_target_size)
-            or hopeless(start, 0)
-            or BadRequest(431, f"The request head is larger than {limit} bytes.")
-        )
+        elif buffer.scanned and not known:  # a head has begun
+            self.deadline = self._timeouts.head()
+        return False
 
     def _begin(self, data: bytes, rest: bytes) -> None:
         """Start the request whose whole head is `data`; `rest` followed it."""
@@ -304,8 +344,8 @@ class Http1Connection(Lifecycle):
                 self._feed_body(response, body, rest)
                 if self.state is not REQUEST:
                     return  # malformed
-            if not body.whole and service.config.min_body_rate:
-                self.deadline = service.loop.time() + BODY_WINDOW
+            if not body.whole:
+                self.deadline = self._timeouts.body(body)
             if self._buffer or body.unread > READ_LIMIT or self.read_paused:
                 self.adjust_reading()
         context = service.context.copy()
@@ -396,7 +436,6 @@ class Http1Connection(Lifecycle):
         """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
         service = self.service
         self.state = IDLE
-        self._unread_at_deadline = False
         self.deadline = service.loop.time() + service.keep_alive
         if not self.output.batching and (self._buffer or self.read_paused or self.eof or service.phase is not _SERVING):
             self.adjust_reading()
@@ -429,16 +468,8 @@ class Http1Connection(Lifecycle):
 
     def _refuse(self, refused: BadRequest, with_body: bool = True) -> None:
         """Answer what is no request that could be served, and close."""
-        service = self.service
-        service.cells[_REQUESTS] += 1
-        service.cells[_STATUS + refused.status // 100] += 1
-        text = refused.reason + "\n"
         self._buffer.clear()
-        self.output.write(plain_answer(refused.status, text, service.default_headers, CLOSE, with_body))
-        if service.access_log is not None:
-            size = len(text) if with_body else 0
-            unheard = ServerResponse(self.client, self.scheme)
-            service.access_log.record(self.client, RefusedRequest(), refused.status, size, time.perf_counter(), unheard)
+        self.output.write(refusals.bad_request(self.service, self.client, self.scheme, refused, with_body))
         self._finish()
 
     def _refuse_body(self, response: Response, refused: BadRequest) -> None:
@@ -447,8 +478,7 @@ class Http1Connection(Lifecycle):
         in_time = unanswered or self.state is DISCARDING
         if unanswered:
             response.status = refused.status
-            text, with_body = refused.reason + "\n", response.head.method != "HEAD"
-            self.output.write(plain_answer(refused.status, text, self.service.default_headers, CLOSE, with_body))
+            self.output.write(refusals.bad_body(self.service, response.head, refused))
         response.refuse()
         self.response = None
         if in_time:
@@ -485,17 +515,9 @@ class Http1Connection(Lifecycle):
             self._rest()
 
     def _overloaded(self, head: Head, rest: bytes) -> None:
-        """As many requests are in progress as the worker takes: this one is refused, and may come again soon."""
-        service = self.service
-        service.cells[_REQUESTS] += 1
-        service.cells[_STATUS + 5] += 1
+        """As many requests are in progress as the worker takes: this one is refused."""
         close = self._ends_with(head, rest)
-        lines = (CLOSE if close else service.keep_alive_lines) + b"retry-after: %d\r\n" % RETRY_AFTER
-        text, with_body = "The server is busy; try again soon.\n", head.method != "HEAD"
-        self.output.write(plain_answer(503, text, service.default_headers, lines, with_body))
-        if service.access_log is not None:
-            size, unheard = len(text) if with_body else 0, ServerResponse(self.client, self.scheme)
-            service.access_log.record(self.client, head, 503, size, time.perf_counter(), unheard)
+        self.output.write(refusals.overloaded(self.service, self.client, self.scheme, head, close))
         self._answered_at_once(close, rest)
 
     def _upgrade(self, head: Head, rest: bytes) -> None:
@@ -507,7 +529,7 @@ class Http1Connection(Lifecycle):
         if self.read_paused:
             self.read_paused = False
             transport.resume_reading()
-        self._become(State.UPGRADED)
+        self._become(UPGRADED)
         self.deadline = INFINITY
         forwarded = service.forwarding.understand(head.headers, self.client) if self.trusted else None
         websocket = WebSocketConnection(service, head, self.client, self.server, self.scheme, forwarded)
@@ -518,67 +540,142 @@ class Http1Connection(Lifecycle):
         if leftover:
             websocket.go_on(leftover)
 
-    # ---- ends
+    # ---- deadlines
 
-    def _expire_idle(self) -> None:
-        """The client has sent nothing for long, or half a head and no more, or it has not read its response yet."""
-        if self.output.unwritten() or self._unread_at_deadline:
-            self._expire_unread()
-        elif self._buffer and self._buffer != b"\r":
-            self._refuse(BadRequest(408, "The request head took too long to arrive."))
-        elif is_readable(self.transport):
-            self.deadline = self.service.loop.time() + PEEK_TIME
-        else:
-            self._finish()
-
-    def _expire_unread(self) -> None:
-        """The keep-alive time begins when the response has been read, and as long as it is being read it may take."""
-        output, before = self.output, self._unread_at_deadline
-        self._unread_at_deadline = unread = output.unwritten() > 0
-        if unread and before and output.stalled():
-            self._close()
-            self.transport.abort()
-            return
-        if unread and not before:
-            output.watch_client()
-        period = self.service.config.write_timeout if unread else self.service.keep_alive
-        self.deadline = self.service.loop.time() + period
+    def asked_at(self) -> float:
+        """When the request in progress began (time.perf_counter, s), or infinity."""
+        return INFINITY if self.response is None else self.response.request.begun
 
     def expect_body(self) -> None:
         """Begin the time in which the next of the request's body must arrive; none if it has all arrived."""
         body = None if self.response is None else self.response.request.body
         if body is not None:
             body.arrived = 0
-        if self.output.paused:
-            return  # the deadline is the response's; comes again from resume_writing
-        coming = body is not None and not body.whole and self.service.config.min_body_rate
-        self.deadline = self.service.loop.time() + BODY_WINDOW if coming else INFINITY
+        if not self.output.paused:  # else the deadline is the response's; comes again from resume_writing
+            self.deadline = self._timeouts.body(body)
 
-    def _expire_request(self) -> None:
-        """The client takes no byte of the response, or sends the body too slowly, or it is not its fault."""
-        response = self.response
-        if response is None:
-            return
-        body = response.request.body
-        if self.output.paused:
-            if self.output.stalled():
-                self._cut_unread(response)
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.deadline = INFINITY
+        state, timeouts = self.state, self._timeouts
+        if state is IDLE:
+            verdict = timeouts.idle_expired(self._buffer.holds_part_of_head(), self.requests)
+            if verdict is Expiry.REFUSE:
+                self._refuse(BadRequest(408, "The request head took too long to arrive."))
+            elif verdict is Expiry.CUT:
+                self._close()
+                self.transport.abort()
+            elif verdict is Expiry.FINISH:
+                self._finish()
             else:
-                self.deadline = self.service.loop.time() + self.service.config.write_timeout
-        elif self.read_paused or body is None or body.whole or body.awaits_continue:
-            self.expect_body()
-        elif body.arrived < self.service.config.min_body_rate * BODY_WINDOW:
-            self._refuse_body(response, BadRequest(408, "The request body arrives too slowly."))
-        else:
-            self.expect_body()
+                self.deadline = timeouts.deadline
+        elif state is REQUEST:
+            if self.response is not None:
+                self._expire_request(self.response)
+        elif state is DISCARDING:
+            self.response = None
+            self._finish()
+        elif self._closing is not None:
+            self._closing.expire()
+            self.deadline = self._closing.deadline
 
-    def _cut_unread(self, response: Response) -> None:
-        """The client has taken no byte for `write_timeout`: the response ends here, visibly short."""
+    def _expire_request(self, response: Response) -> None:
+        verdict = self._timeouts.request_expired(response.request.body, self.read_paused)
+        if verdict is Expiry.REFUSE:
+            self._refuse_body(response, BadRequest(408, "The request body arrives too slowly."))
+        elif verdict is Expiry.CUT:  # the response ends here, visibly short
+            self.response = None
+            self._become(CLOSING)
+            response.lose()
+            self.output.wake_writers()
+            self._reset()
+        else:
+            self.deadline = self._timeouts.deadline
+
+    # ---- ends
+
+    def _finish(self) -> None:
+        """The last response is written: end politely (law 9)."""
+        closing = self._begin_closing()
+        if self.transport.is_closing():
+            closing.close()
+        else:
+            self.adjust_reading()
+            closing.shut_down()
+        self.deadline = closing.deadline
+
+    def _close(self) -> None:
+        """Nothing is to be said any more; what is written is flushed."""
+        closing = self._begin_closing()
+        closing.close()
+        self.deadline = closing.deadline
+
+    def _begin_closing(self) -> PoliteClose:
+        self._become(CLOSING)
+        self._buffer.clear()
+        self.output.flush()
+        self._closing = closing = PoliteClose(self.service, self.output, self.eof)
+        return closing
+
+    def _flushed(self) -> None:
+        if self._closing is not None and self.state is CLOSING:
+            self._closing.flushed()
+            self.deadline = self._closing.deadline
+
+    def response_cut(self, reset: bool) -> None:
+        """End the connection so that the client sees that the response is not whole.
+
+        What was written is still sent, unless the end of the connection itself would end the body (`reset`).
+        """
         self.response = None
-        self._become(FLUSHING)
-        response.lose()
-        self.output.wake_writers()
-        self._reset()
+        if self.state is not REQUEST:
+            return
+        if reset:
+            self._become(CLOSING)
+            self._reset()
+        else:
+            self._close()
+
+    def _reset(self) -> None:
+        """End at once, and so that the client cannot take it for the end of the body."""
+        self.output.drop_held()
+        if reset(self.transport):
+            self._become(CLOSED)
+        self.transport.abort()
+
+    def cut(self) -> bool:
+        """At the graceful timeout: end at once, cancelling the application's task. True if anything was cut."""
+        state, response = self.state, self.response
+        if state is LEAVING or state is CLOSED or state is NEW or state is UPGRADED:
+            return False
+        if state is REQUEST and response is not None:
+            until_close, task = response.until_close, response.request.task
+            self.response = None
+            response.lose()
+            if task is not None:
+                task.cancel()
+            self.state = CLOSING
+            if until_close:
+                self._reset()
+            else:
+                self.output.drop_held()
+                self.transport.abort()
+            return True
+        self.output.flush()
+        unfinished = bool(self._buffer) or self.output.unwritten() > 0
+        self.response = None
+        if state is not CLOSING:
+            self._become(CLOSING)
+        self.deadline = INFINITY
+        self._buffer.clear()
+        self.output.drop_held()
+        self.transport.abort()
+        return unfinished
+
+    def let_go(self, instead: Any) -> asyncio.Transport:
+        """In a forked child: see `serve_asgi.http.worker_context.Connection`."""
+        transport, self.transport, self.output.transport = self.transport, instead, instead
+        return transport
 
     # ---- hand-over
 
@@ -593,9 +690,52 @@ class Http1Connection(Lifecycle):
             self._advance()
             self.adjust_reading()
 
+    def can_leave(self) -> bool:
+        """Whether `leave()` is possible now: no request in progress, all that is written with the kernel, the client
+        still there.
+        """
+        return self.state is IDLE and not self.eof and not self.transport.is_closing() and self.output.unwritten() == 0
+
+    def leave(self) -> tuple[int, TravelRecord]:
+        """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
+
+        Only while `can_leave()`; afterwards the worker calls `stay()` or `gone()`. Raises OSError, with nothing
+        changed, if there is no descriptor to be had.
+        """
+        assert self.can_leave(), "leave() needs can_leave()"
+        fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        record = TravelRecord(
+            bytes(self._buffer), self.client, self.server, self.deadline, self.requests, self.scheme, self.trusted
+        )
+        self._become(LEAVING)
+        self._record = record
+        self.deadline = INFINITY
+        self.adjust_reading()
+        return fd, record
+
+    def stay(self) -> None:
+        """The hand-over failed: go on exactly as before."""
+        record, self._record = self._record, None
+        if self.state is not LEAVING or record is None:
+            return  # the client has gone meanwhile
+        self._become(IDLE)
+        self.deadline = record.deadline
+        self.transport.set_write_buffer_limits()
+        self.adjust_reading()
+        self.service.loop.call_soon(self._resume)
+
     def _resume(self) -> None:
         if self.service.phase is Phase.CLOSING:
             self._settle()
         else:
             self._advance()
             self.adjust_reading()
+
+    def gone(self) -> None:
+        """The hand-over is committed: drop this end. The client sees nothing: a duplicate lives elsewhere."""
+        if self.state is not LEAVING:
+            return
+        self._become(CLOSED)
+        self._forget()
+        self.still_sending = None  # the client has not gone
+        self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too

@@ -13,18 +13,29 @@ connections cannot say who it is, and a proxy behind one can.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import logging
+import math
+import os
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from serve_asgi.config.trusted_proxies import TrustedNetworks
-from serve_asgi.http.client_socket import is_readable
+from serve_asgi.http.client_socket import hang_up, is_readable
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.connection_lifecycle import FLUSHING, IDLE, INFINITY, LEAVING, PEEK_TIME, Lifecycle, State
+from serve_asgi.http.connection_lifecycle import (
+    CLOSED,
+    CLOSING,
+    IDLE,
+    LEAVING,
+    NEW,
+    UPGRADED,
+    ConnectionState,
+    check_transition,
+)
 from serve_asgi.http.hand_over_record import TravelRecord
 from serve_asgi.http.proxy_protocol_header import Kind, Malformed, ProxyHeader, parse
+from serve_asgi.http.timeouts import PEEK_TIME
 from serve_asgi.http.worker_context import Phase, Service
 from serve_asgi.ipc.address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
@@ -62,7 +73,7 @@ class Balancers:
     def __init__(self, service: Service) -> None:
         self.may_connect = TrustedNetworks(service.config.proxy_protocol_allow_ips).trusts
         self._loop = service.loop
-        self._next_line = -INFINITY
+        self._next_line = -math.inf
         self._unsaid = 0
 
     def report(self, peer: Address, why: str) -> None:
@@ -79,25 +90,51 @@ class Balancers:
         self._next_line, self._unsaid = now + LINE_EVERY, 0
 
 
-class ProxyConnection(Lifecycle):
+class ProxyConnection(asyncio.Protocol):
     """A connection whose header has not come yet; `serve_asgi.http.worker_context.Connection` to the worker.
 
     With a `record` it goes on where another worker left: the leftover is the beginning of the header.
     """
 
-    __slots__ = ("_balancers", "read_paused")
+    __slots__ = (
+        "_balancers",
+        "_buffer",
+        "_record",
+        "_service",
+        "client",
+        "deadline",
+        "eof",
+        "read_paused",
+        "server",
+        "state",
+        "transport",
+    )
+
+    transport: asyncio.Transport
 
     def __init__(self, service: Service, balancers: Balancers, record: TravelRecord | None) -> None:
-        super().__init__(service, record)
+        self._service = service
         self._balancers = balancers
+        self._record = record  # what came with the connection, then (LEAVING) what goes with it
+        self._buffer = bytearray()
+        self.client: Address = None
+        self.server: Address = None
+        """The real ends: asked of the transport unless whoever makes the connection knows them."""
+        self.deadline = math.inf
+        self.eof = False
         self.read_paused = False
+        self.state = NEW
+
+    def _become(self, state: ConnectionState) -> None:
+        check_transition(self.state, state)
+        self.state = state
 
     # ---- what the transport says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Attached: wait for the header, or go on waiting."""
-        self.transport = self.output.transport = cast(asyncio.Transport, transport)
-        service = self.service
+        self.transport = cast(asyncio.Transport, transport)
+        service = self._service
         service.connections.add(self)
         service.cells[_CONNECTIONS] += 1
         self._become(IDLE)
@@ -113,11 +150,11 @@ class ProxyConnection(Lifecycle):
                 self._turn_away("its address is not in --proxy-protocol-allow-ips")
                 return
         if service.phase is not Phase.SERVING:
-            service.loop.call_soon(self._settle)
+            service.loop.call_soon(self.retire)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the balancer, and perhaps from the client behind them."""
-        self.service.received += len(data)
+        self._service.received += len(data)
         if self.state is IDLE or self.state is LEAVING:  # LEAVING: nothing is lost if it stays after all
             self._buffer += data
             self._look()
@@ -129,10 +166,18 @@ class ProxyConnection(Lifecycle):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is closed, by whichever side."""
-        self._lost()
-        self.deadline = INFINITY
+        if self.state is not CLOSED:
+            hang_up(self.transport)  # unless that is done, or not ours to do
+            self.state = CLOSED
+        self.deadline = math.inf
         self._buffer.clear()
-        self._close_books()
+        self._forget()
+
+    def _forget(self) -> None:
+        service = self._service
+        if self in service.connections:
+            service.cells[_CONNECTIONS] -= 1
+            service.forget(self)
 
     # ---- the header
 
@@ -148,11 +193,13 @@ class ProxyConnection(Lifecycle):
         if header is not None:
             self._serve(header)
         elif self.eof:
-            self._close()
+            self._become(CLOSING)
+            self.deadline = math.inf
+            self.transport.close()
 
     def _serve(self, header: ProxyHeader) -> None:
         """Give the transport to HTTP, as if it were a connection of the client that the header names."""
-        service, transport = self.service, self.transport
+        service, transport = self._service, self.transport
         client, server, trusted = self.client, self.server, False
         if header.kind is Kind.CLIENT:
             client, server = header.client, header.server
@@ -164,8 +211,8 @@ class ProxyConnection(Lifecycle):
         scheme = "https" if header.secure else "http"
         http = Http1Connection(service, TravelRecord(leftover, client, server, deadline, 0, scheme, trusted))
         http.eof = self.eof
-        self._become(State.UPGRADED)
-        self.deadline = INFINITY
+        self._become(UPGRADED)
+        self.deadline = math.inf
         transport.set_protocol(http)
         http.connection_made(transport)
         service.connections.discard(self)
@@ -173,46 +220,92 @@ class ProxyConnection(Lifecycle):
 
     def _turn_away(self, why: str) -> None:
         self._balancers.report(self.client, why)
-        self._become(FLUSHING)
-        self.deadline = INFINITY
+        self._become(CLOSING)
+        self.deadline = math.inf
         self.transport.abort()
 
-    def _expire_idle(self) -> None:
+    # ---- what the worker asks of it
+
+    def asked_at(self) -> float:
+        """No request is in progress."""
+        return math.inf
+
+    def expire(self) -> None:
         """The header has not come in time."""
+        self.deadline = math.inf
+        if self.state is not IDLE:
+            return
         if is_readable(self.transport):
-            self.deadline = self.service.loop.time() + PEEK_TIME
+            self.deadline = self._service.loop.time() + PEEK_TIME
         else:
             self._turn_away("its PROXY protocol header did not arrive in time (--proxy-protocol-timeout)")
 
-    # ---- hand-over
+    def retire(self) -> None:
+        """The worker's phase has left SERVING: leave if there is anybody to go to; otherwise the header is awaited."""
+        service = self._service
+        if self.state is IDLE and service.phase is Phase.TRAVELLING and service.departure is not None:
+            service.departure(self)
 
-    def adjust_reading(self) -> None:
-        """Read unless the connection is leaving."""
-        pause = self.state is LEAVING
+    def remain(self) -> None:
+        """Nobody can take this connection now: the header is awaited here until `retire()` is called again."""
+
+    def cut(self) -> bool:
+        """At the graceful timeout: end at once. True if half a header had come."""
+        state = self.state
+        if state is not IDLE and state is not CLOSING:
+            return False
+        unfinished = bool(self._buffer)
+        self.state = CLOSING
+        self.deadline = math.inf
+        self._buffer.clear()
+        self.transport.abort()
+        return unfinished
+
+    def let_go(self, instead: Any) -> asyncio.Transport:
+        """In a forked child: see `serve_asgi.http.worker_context.Connection`."""
+        transport, self.transport = self.transport, instead
+        return transport
+
+    # ---- hand-over; see `Http1Connection`
+
+    def can_leave(self) -> bool:
+        """Whether `leave()` is possible now."""
+        return self.state is IDLE and not self.eof and not self.transport.is_closing()
+
+    def leave(self) -> tuple[int, TravelRecord]:
+        """As any connection leaves; the receiver waits for the rest of the header."""
+        assert self.can_leave(), "leave() needs can_leave()"
+        fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        leftover = bytes(self._buffer)
+        record = TravelRecord(leftover, self.client, self.server, self.deadline, 0, trusted=False, awaits_proxy=True)
+        self._become(LEAVING)
+        self._record = record
+        self.deadline = math.inf
+        self._pause_reading(True)
+        return fd, record
+
+    def stay(self) -> None:
+        """The hand-over failed: go on exactly as before."""
+        record, self._record = self._record, None
+        if self.state is not LEAVING or record is None:
+            return  # the other side has gone meanwhile
+        self._become(IDLE)
+        self.deadline = record.deadline
+        self._pause_reading(False)
+        self._service.loop.call_soon(self._look)
+
+    def gone(self) -> None:
+        """The hand-over is committed: drop this end."""
+        if self.state is not LEAVING:
+            return
+        self._become(CLOSED)
+        self._forget()
+        self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too
+
+    def _pause_reading(self, pause: bool) -> None:
         if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:
             self.read_paused = pause
             if pause:
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
-
-    def retire(self) -> None:
-        """The worker's phase has left SERVING: leave if there is anybody to go to; otherwise the header is awaited."""
-        self._settle()
-
-    def _settle(self) -> None:
-        service = self.service
-        if self.state is IDLE and service.phase is Phase.TRAVELLING and service.departure is not None:
-            service.departure(self)
-
-    def leave(self) -> tuple[int, TravelRecord]:
-        """As any connection leaves, and the receiver waits for the rest of the header."""
-        descriptor, record = super().leave()
-        self._record = record = dataclasses.replace(record, awaits_proxy=True)
-        return descriptor, record
-
-    def remain(self) -> None:
-        """Nobody can take this connection now: the header is awaited here until `retire()` is called again."""
-
-    def _resume(self) -> None:
-        self._look()
