@@ -23,7 +23,7 @@ from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
 from serve_asgi.websocket.compression import Deflate
-from serve_asgi.websocket.framing import End, Framing
+from serve_asgi.websocket.framing import End, MessageFraming
 
 ROUNDS = 5
 MAX_SIZE = 16 * 1024 * 1024
@@ -36,7 +36,7 @@ def deflate() -> PerMessageDeflate:
 
 
 def serve(compressed: bool) -> Echo:
-    framing = Framing(Deflate(12, 12, True, True) if compressed else None, MAX_SIZE)
+    framing = MessageFraming(Deflate(12, 12, True, True) if compressed else None, MAX_SIZE)
 
     def echo(data: bytes) -> bytes:
         event = framing.single(data)

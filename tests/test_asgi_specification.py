@@ -170,7 +170,7 @@ def test_a_scope_is_the_requests_own(serve: Serve) -> None:
         await respond(send, b"ok")
 
     server = serve(app)
-    server.service.state["shared"] = []
+    server.worker.state["shared"] = []
     client = server.connect()
     for _ in range(3):
         client.send(GET)
@@ -209,7 +209,7 @@ def test_request_messages(serve: Serve, request_: bytes, content: bytes) -> None
     client = server.connect()
     client.send(request_)
     client.answer()
-    server.until(lambda: not server.service.tasks and len(messages) > 2)
+    server.until(lambda: not server.worker.tasks and len(messages) > 2)
     assert messages[-2:] == [{"type": "http.disconnect"}] * 2
     assert b"".join(message["body"] for message in messages[:-2]) == content
     for message in messages[:-2]:
@@ -556,7 +556,7 @@ def test_websocket_messages(serve: Serve) -> None:
         client.send(b"bytes")
         client.send(["in ", "pieces"])
         client.close(3001, "enough")
-    server.until(lambda: not server.service.tasks)
+    server.until(lambda: not server.worker.tasks)
     assert app.received == [
         {"type": "websocket.connect"},
         {"type": "websocket.receive", "text": "text"},
@@ -574,12 +574,12 @@ def test_a_websocket_whose_client_gives_no_code_or_is_lost(serve: Serve) -> None
     with websocket(server) as client:
         client.protocol.send_close()
         client.socket.sendall(b"".join(client.protocol.data_to_send()))
-        server.until(lambda: not server.service.tasks)
+        server.until(lambda: not server.worker.tasks)
     assert app.received[-1] == {"type": "websocket.disconnect", "code": 1005, "reason": ""}
     with websocket(server) as client:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.socket.close()
-    server.until(lambda: not server.service.tasks)
+    server.until(lambda: not server.worker.tasks)
     assert app.received[-1] == {"type": "websocket.disconnect", "code": 1006, "reason": ""}
 
 
@@ -616,7 +616,7 @@ def test_how_a_websocket_closes(serve: Serve, messages: list[Message], code: int
         client.recv(10)
     assert closed.value.rcvd is not None
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, reason)
-    server.until(lambda: not server.service.tasks)
+    server.until(lambda: not server.worker.tasks)
     if app.listens:  # "either connection to the client is lost, … the server closing the connection"
         assert app.received[-1] == {"type": "websocket.disconnect", "code": code, "reason": reason}
 
@@ -646,7 +646,7 @@ def test_how_a_websocket_is_denied(serve: Serve, messages: list[Message], status
     assert denied.value.response.status_code == status
     if content is not None:
         assert denied.value.response.body == content
-    server.until(lambda: not server.service.tasks)
+    server.until(lambda: not server.worker.tasks)
     assert app.received[-1]["type"] == "websocket.disconnect"
     assert app.raised == []
 
@@ -702,7 +702,7 @@ def test_sending_to_a_websocket_that_has_ended(serve: Serve, caplog: pytest.LogC
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send(ACCEPT)
-        while server.service.cells[Cell.CONNECTIONS]:  # busy while its client leaves
+        while server.worker.cells[Cell.CONNECTIONS]:  # busy while its client leaves
             await asyncio.sleep(0.001)
         await send({"type": "websocket.send", "text": "x"})
         told.append(await receive())
@@ -716,7 +716,7 @@ def test_sending_to_a_websocket_that_has_ended(serve: Serve, caplog: pytest.LogC
     server = serve(app)
     with websocket(server) as client:
         client.close(3000)
-    server.until(lambda: not server.service.tasks)
+    server.until(lambda: not server.worker.tasks)
     assert told == [{"type": "websocket.disconnect", "code": 3000, "reason": ""}]
     assert isinstance(raised[0], ClientDisconnected)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

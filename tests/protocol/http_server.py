@@ -24,9 +24,9 @@ from serve_asgi.http import connection as http1
 from serve_asgi.http import connection_lifecycle as lifecycle
 from serve_asgi.http import response as http_response
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.response import Response
-from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send, Service
+from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send, WorkerContext
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
 from serve_asgi.logs.access_lines import NOBODY, LoggedRequest, LoggedResponse
@@ -97,8 +97,8 @@ class HttpServer:
         self.loop = LOOPS[loop_name]()
         self.scoreboard = Scoreboard.create(1, 1)
         row = cells()
-        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, RetiringFlag())
-        self.service.default_headers = DEFAULT_HEADERS
+        self.worker = WorkerContext(app, Config(**config), self.loop, self.scoreboard, row, RetiringFlag())
+        self.worker.default_headers = DEFAULT_HEADERS
         self.errors: list[dict[str, Any]] = []
         self.attached: list[Http1Connection] = []
         self.new_connection = threading.Event()
@@ -125,17 +125,17 @@ class HttpServer:
         self._tick()
         self.loop.run_forever()
         accepting.cancel()
-        for task in list(self.service.tasks):
+        for task in list(self.worker.tasks):
             task.cancel()
-        for connection in list(self.service.connections):
+        for connection in list(self.worker.connections):
             connection.cut()
-        self.loop.run_until_complete(asyncio.gather(accepting, *self.service.tasks, return_exceptions=True))
+        self.loop.run_until_complete(asyncio.gather(accepting, *self.worker.tasks, return_exceptions=True))
         self.loop.run_until_complete(asyncio.sleep(0.01))
         self.loop.close()
 
     def _tick(self) -> None:
         now = self.loop.time()
-        for connection in list(self.service.connections):
+        for connection in list(self.worker.connections):
             if connection.deadline <= now:
                 connection.expire()
         self.loop.call_later(TICK, self._tick)
@@ -145,15 +145,15 @@ class HttpServer:
             client, _ = await self.loop.sock_accept(self.listener)
             await self.attach(client)
 
-    async def attach(self, client: socket.socket, record: TravelRecord | None = None) -> Http1Connection:
+    async def attach(self, client: socket.socket, record: HandOverRecord | None = None) -> Http1Connection:
         """Serve the accepted socket."""
-        connection = CheckedConnection(self.service, record)
+        connection = CheckedConnection(self.worker, record)
         await self.loop.connect_accepted_socket(lambda: connection, client)
         self.attached.append(connection)
         self.new_connection.set()
         return connection
 
-    def take(self, descriptor: int, record: TravelRecord) -> Http1Connection:
+    def take(self, descriptor: int, record: HandOverRecord) -> Http1Connection:
         """Go on with a connection that another worker left."""
         taken: Http1Connection = self.wait_for(self.attach(socket.socket(fileno=descriptor), record))
         return taken
@@ -224,8 +224,8 @@ class HttpServer:
         return self.run(lambda: self._cell(cell))
 
     def _cell(self, cell: Cell) -> int:
-        self.service.note_counts()
-        return int(self.service.cells[cell])
+        self.worker.note_counts()
+        return int(self.worker.cells[cell])
 
 
 class Client:

@@ -21,8 +21,8 @@ from typing import Any, Final
 from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.hand_over_record import TravelRecord
-from serve_asgi.http.worker_context import Phase, Receive, Scope, Send, Service
+from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
 from tests.rows import cells
 
@@ -262,7 +262,7 @@ class Host:
         self.application = Application()
         config = {"http": http, "health": False, "ws_ping_interval": 0.0, **config}
         row = cells()
-        self.service = Service(self._call, Config(**config), self.loop, self._scoreboard, row, RetiringFlag())
+        self.worker = WorkerContext(self._call, Config(**config), self.loop, self._scoreboard, row, RetiringFlag())
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.application(scope, receive, send)
@@ -270,7 +270,7 @@ class Host:
     def close(self) -> None:
         """Give everything back."""
         self.loop.settle()
-        self.service.cells.release()
+        self.worker.cells.release()
         self._scoreboard.words.release()
         self._scoreboard.close()
         self.loop.close()
@@ -287,8 +287,8 @@ class Host:
         With `travels` it is handed over, to a worker that is this one again, behind each piece where that is possible.
         """
         self.application = application = Application(behaviour)
-        loop, service = self.loop, self.service
-        connection = Http1Connection(service)
+        loop, worker = self.loop, self.worker
+        connection = Http1Connection(worker)
         transport = MemoryTransport(loop, connection)
         connection.connection_made(transport)
         loop.settle()
@@ -308,10 +308,10 @@ class Host:
         if not transport.closed:
             transport.close()
             loop.settle()
-        service.phase = Phase.SERVING
-        assert not service.connections, "a closed connection is still known"
-        assert not service.tasks, "a task outlives its connection"
-        assert service.cells[Cell.IN_FLIGHT] == 0, "a request is still counted"
+        worker.phase = WorkerPhase.SERVING
+        assert not worker.connections, "a closed connection is still known"
+        assert not worker.tasks, "a task outlives its connection"
+        assert worker.cells[Cell.IN_FLIGHT] == 0, "a request is still counted"
         assert loop.problems == [], loop.problems
         return outcome
 
@@ -323,8 +323,8 @@ class Host:
         os.close(descriptor)
         connection.gone()
         self.loop.settle()
-        record = TravelRecord.from_json(json.loads(json.dumps(record.to_json())))
-        successor = Http1Connection(self.service, record)
+        record = HandOverRecord.from_json(json.loads(json.dumps(record.to_json())))
+        successor = Http1Connection(self.worker, record)
         new = MemoryTransport(self.loop, successor)
         new.output = transport.output
         successor.connection_made(new)
@@ -332,7 +332,7 @@ class Host:
         return new
 
     def _go_on(self, transport: MemoryTransport, then: Then) -> None:
-        service, loop = self.service, self.loop
+        worker, loop = self.worker, self.loop
         if then is Then.CLIENT_ENDS:
             if not transport.closed and not transport.get_protocol().eof_received():  # type: ignore[attr-defined]
                 transport.close()
@@ -340,15 +340,15 @@ class Host:
         elif then is Then.TIME_PASSES:
             for _ in range(4):
                 loop.now += 1000.0
-                for connection in list(service.connections):
+                for connection in list(worker.connections):
                     if connection.deadline <= loop.now:
                         connection.expire()
                 loop.settle()
             if isinstance(transport.get_protocol(), Http1Connection):
-                assert not service.connections or not transport.is_reading(), "an idle connection is never closed"
+                assert not worker.connections or not transport.is_reading(), "an idle connection is never closed"
         elif then is Then.WORKER_CLOSES:
-            service.phase = Phase.CLOSING
-            for connection in list(service.connections):
+            worker.phase = WorkerPhase.CLOSING
+            for connection in list(worker.connections):
                 connection.retire()
             loop.settle()
 

@@ -64,23 +64,23 @@ class Place:
 
     def serve(self, data: bytes, application: Raising) -> tuple[bytes, bool, list[dict[str, Any]]]:
         """What the client has got, whether the connection has ended, and what was logged."""
-        host, service = self.host, self.host.service
-        service.app = application
+        host, worker = self.host, self.host.worker
+        worker.app = application
         self.log.write_bytes(b"")
         logger = logging.getLogger("serve")
         logger.handlers = [each for each in logger.handlers if not type(each).__module__.startswith("_pytest.")]
-        connection = Http1Connection(service)
+        connection = Http1Connection(worker)
         transport = MemoryTransport(host.loop, connection)
         connection.connection_made(transport)
         deliver(transport, data)
         host.loop.settle()
         output, ended = bytes(transport.output), transport.ended
-        assert service.cells[Cell.IN_FLIGHT] == 0
-        assert not service.tasks
+        assert worker.cells[Cell.IN_FLIGHT] == 0
+        assert not worker.tasks
         if not transport.closed:
             transport.close()
             host.loop.settle()
-        assert not service.connections
+        assert not worker.connections
         assert host.loop.problems == []
         lines = self.log.read_bytes().splitlines()
         assert all(len(line) < LONGEST for line in lines)
@@ -119,7 +119,7 @@ def cycle() -> Graph:
 @example(graph=cycle(), later=True, ruins=False)
 def test_http(place: Place, when: str, graph: Graph, later: bool, ruins: bool) -> None:
     said, begins = HTTP[when]
-    failures = place.host.service.cells[Cell.STATUS_1XX + 4]
+    failures = place.host.worker.cells[Cell.STATUS_1XX + 4]
     output, ended, logged = place.serve(GET, Raising(graph.error, *said, later=later, ruins=ruins))
     assert output.startswith(begins)
     if when == "in the content":
@@ -128,7 +128,7 @@ def test_http(place: Place, when: str, graph: Graph, later: bool, ruins: bool) -
     else:
         assert output.endswith((b"\r\n\r\nInternal Server Error", b"\r\n\r\nwhole"))
         assert not ended
-    assert place.host.service.cells[Cell.STATUS_1XX + 4] - failures == (begins == b"HTTP/1.1 500 ")
+    assert place.host.worker.cells[Cell.STATUS_1XX + 4] - failures == (begins == b"HTTP/1.1 500 ")
     assert [line["event"] for line in logged] == ["application_failed"]
     assert logged[0]["exception"]
     assert logged[0]["path"] == "/a"
@@ -172,8 +172,8 @@ def test_the_end_of_the_loop_is_no_error(place: Place) -> None:
         finally:
             reached.append(True)
 
-    host.service.app = waits
-    connection = Http1Connection(host.service)
+    host.worker.app = waits
+    connection = Http1Connection(host.worker)
     transport = MemoryTransport(host.loop, connection)
     connection.connection_made(transport)
     deliver(transport, GET)

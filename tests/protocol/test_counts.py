@@ -20,7 +20,7 @@ POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b"
 
 def buckets(server: HttpServer) -> list[int]:
     server.cell(Cell.DURATION_0)  # brings the row up to date
-    return [server.service.cells[Cell.DURATION_0 + number] for number in range(len(DURATION_BOUNDS) + 1)]
+    return [server.worker.cells[Cell.DURATION_0 + number] for number in range(len(DURATION_BOUNDS) + 1)]
 
 
 def test_bytes_are_those_on_the_wire(serve: Serve) -> None:

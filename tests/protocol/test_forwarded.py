@@ -312,7 +312,7 @@ def test_a_request_without_these_fields_costs_no_more_than_the_look() -> None:
         ([b"for=192.0.2.1, "], (("192.0.2.1", 0), None, b"")),
         ([b",,for=192.0.2.1;,"], (("192.0.2.1", 0), None, b"")),
         ([b""], (PEER, None, b"")),
-        # Malformed: what was appended behind it holds, and nothing before it.
+        # MalformedProxyHeader: what was appended behind it holds, and nothing before it.
         ([b"for=192.0.2.1 for=192.0.2.2"], (PEER, None, b"")),
         ([b"for=192.0.2.1;for=192.0.2.2"], (PEER, None, b"")),
         ([b"for"], (PEER, None, b"")),
@@ -534,7 +534,7 @@ def test_requests_on_one_connection_have_clients_of_their_own(serve: Serve) -> N
 def test_the_access_log_has_the_clients_address(serve: Serve, upgrade: bytes) -> None:
     server = serve(tell)
     log = Log()
-    server.service.access_log = log  # type: ignore[assignment]
+    server.worker.access_log = log  # type: ignore[assignment]
     ask(server, ASKED + upgrade + b"\r\n")
     server.until(lambda: len(log.records) == 1)
     assert log.records[0][0] == ("203.0.113.9", 7)

@@ -183,7 +183,7 @@ def test_a_call_is_told_at_once_when_its_client_leaves(serve: Serve, monkeypatch
     for _ in range(3):
         client.read_until(b"\r\n\r\n")
     client.close()
-    server.until(lambda: len(told) == 2 and not server.service.connections)
+    server.until(lambda: len(told) == 2 and not server.worker.connections)
     assert told == [{"type": "http.disconnect"}] * 2
     assert server.connection().still_sending == set()
 
@@ -198,7 +198,7 @@ def test_clients_that_leave_leave_no_calls_behind(serve: Serve) -> None:
         client.close()
     for _ in range(5):
         assert app.ended.acquire(timeout=SECONDS)
-    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0 and not server.service.connections)
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0 and not server.worker.connections)
     assert server.cell(Cell.REQUESTS) == 5
 
 
@@ -342,7 +342,7 @@ def test_the_graceful_timeout_ends_a_call_that_is_never_told(serve: Serve) -> No
     assert waiting.wait(SECONDS)
     connection = server.connection()
     server.until(connection.can_leave)  # nothing of it holds the connection
-    assert len(server.service.tasks) == 1
+    assert len(server.worker.tasks) == 1
 
 
 # ---- content where there is none

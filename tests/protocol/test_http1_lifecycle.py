@@ -20,8 +20,8 @@ from serve_asgi.http import closing
 from serve_asgi.http import connection as http1
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_lifecycle import ConnectionState
-from serve_asgi.http.hand_over_record import TravelRecord
-from serve_asgi.http.worker_context import Phase, Receive, Scope, Send, Service
+from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import (
     CLOSED,
@@ -137,7 +137,7 @@ def test_close_answers(serve: Serve) -> None:
     client = server.connect()
     client.send(GET)
     assert KEPT in client.answer()[1]
-    server.service.close_answers = True
+    server.worker.close_answers = True
     client.send(GET)
     assert CLOSED in client.answer()[1]
     assert client.read_to_end() == b""
@@ -230,7 +230,7 @@ def test_health(serve: Serve, request_: bytes) -> None:
 
     server = serve(app)
     log = Log()
-    server.service.access_log = log  # type: ignore[assignment]
+    server.worker.access_log = log  # type: ignore[assignment]
 
     def ask(request: bytes) -> tuple[bytes, bytes]:
         client = server.connect()
@@ -285,14 +285,14 @@ def test_health_request_with_content_closes(serve: Serve) -> None:
 # ---- retiring
 
 
-def retire(server: HttpServer, phase: Phase) -> list[Http1Connection]:
+def retire(server: HttpServer, phase: WorkerPhase) -> list[Http1Connection]:
     """Put the server into the phase; the list fills with the connections that want to depart."""
     departing: list[Http1Connection] = []
 
     def begin() -> None:
-        server.service.departure = departing.append
-        server.service.phase = phase
-        for connection in list(server.service.connections):
+        server.worker.hand_over = departing.append
+        server.worker.phase = phase
+        for connection in list(server.worker.connections):
             connection.retire()
 
     server.run(begin)
@@ -307,7 +307,7 @@ def test_idle_connection_departs_at_once(serve: Serve) -> None:
     server.until(lambda: server.attached[-1].state is ConnectionState.IDLE)
     fresh = server.connect()
     server.until(lambda: len(server.attached) == 2)
-    departing = retire(server, Phase.TRAVELLING)
+    departing = retire(server, WorkerPhase.HANDING_OVER)
     server.until(lambda: set(departing) == set(server.attached))
     fresh.send(GET)  # until it has left, it is served here
     assert fresh.answer()[0] == 200
@@ -320,7 +320,7 @@ def test_busy_connection_departs_after_its_answer_is_flushed(serve: Serve, path:
     client = server.connect()
     client.send(get(path) + get(b"/next"))
     server.until(lambda: len(held.paths) == 1)
-    departing = retire(server, Phase.TRAVELLING)
+    departing = retire(server, WorkerPhase.HANDING_OVER)
     server.wait_for(asyncio.sleep(0.02))
     assert departing == []
     server.run(held.go.set)
@@ -351,7 +351,7 @@ def test_large_answer_is_flushed_before_the_departure(serve: Serve) -> None:
     client.send(GET)
     connection = server.connection()
     server.until(lambda: connection.requests == 1)
-    departing = retire(server, Phase.TRAVELLING)
+    departing = retire(server, WorkerPhase.HANDING_OVER)
     assert not server.run(connection.can_leave)
     server.wait_for(asyncio.sleep(0.05))
     assert departing == []
@@ -364,7 +364,7 @@ def test_half_sent_content_finishes_here(serve: Serve) -> None:
     client = server.connect()
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab")
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1)
-    departing = retire(server, Phase.TRAVELLING)
+    departing = retire(server, WorkerPhase.HANDING_OVER)
     assert departing == []
     client.send(b"cd")
     assert client.answer()[2] == b"POST / abcd"
@@ -373,7 +373,7 @@ def test_half_sent_content_finishes_here(serve: Serve) -> None:
 
 def test_connection_accepted_while_retiring_departs(serve: Serve) -> None:
     server = serve(echo)
-    departing = retire(server, Phase.TRAVELLING)
+    departing = retire(server, WorkerPhase.HANDING_OVER)
     server.connect()
     server.until(lambda: departing != [] and departing == server.attached)
 
@@ -385,7 +385,7 @@ def test_closing_worker_closes_idle_connections(serve: Serve) -> None:
     client.answer()
     connection = server.connection()
     server.until(lambda: connection.requests == 1)
-    retire(server, Phase.CLOSING)
+    retire(server, WorkerPhase.CLOSING)
     assert client.read_to_end() == b""
 
 
@@ -402,8 +402,8 @@ def test_closing_worker_serves_what_has_begun_to_arrive(serve: Serve) -> None:
 
     def begin() -> None:
         unread.send(GET)  # in the kernel when the worker begins to retire
-        server.service.phase = Phase.CLOSING
-        for connection in list(server.service.connections):
+        server.worker.phase = WorkerPhase.CLOSING
+        for connection in list(server.worker.connections):
             connection.retire()
 
     server.run(begin)
@@ -423,7 +423,7 @@ def test_closing_worker_does_not_wait_for_ever_for_a_first_request(
     server = serve(echo)
     client = server.connect()
     server.until(lambda: len(server.attached) == 1)
-    retire(server, Phase.CLOSING)
+    retire(server, WorkerPhase.CLOSING)
     assert client.read_to_end() == b""
 
 
@@ -435,7 +435,7 @@ def test_closing_worker_answers_what_it_has_read_and_announces_the_end(serve: Se
     stream.send(get(b"/stream"))
     stream.read_until(b"begun")
     server.until(lambda: len(held.paths) == 2)
-    retire(server, Phase.CLOSING)
+    retire(server, WorkerPhase.CLOSING)
     server.run(held.go.set)
     for last in (False, True):
         status, head, _ = client.answer()
@@ -448,7 +448,7 @@ def test_closing_worker_answers_what_it_has_read_and_announces_the_end(serve: Se
 # ---- hand-over
 
 
-def depart(server: HttpServer) -> tuple[Http1Connection, int, TravelRecord]:
+def depart(server: HttpServer) -> tuple[Http1Connection, int, HandOverRecord]:
     connection = server.connection()
     server.until(connection.can_leave)
     descriptor, record = server.run(connection.leave)
@@ -465,7 +465,7 @@ def test_connection_travels_and_the_client_sees_nothing(serve: Serve) -> None:
     connection, descriptor, record = depart(old)
     assert not os.get_inheritable(descriptor)
     ends = client.sock.getsockname(), client.sock.getpeername()
-    assert record == TravelRecord(b"", *ends, record.deadline, 1, "http", trusted=True)
+    assert record == HandOverRecord(b"", *ends, record.deadline, 1, "http", trusted=True)
     client.send(GET)  # lies in the kernel while it travels
     old.wait_for(asyncio.sleep(0.02))
     assert client.silent()
@@ -476,7 +476,7 @@ def test_connection_travels_and_the_client_sees_nothing(serve: Serve) -> None:
     assert busy < 0.5 * (time.monotonic() - wall)  # the old loop is not woken for the duplicate's bytes
     assert client.silent()
     assert old.cell(Cell.CONNECTIONS) == 0
-    assert old.service.connections == set()
+    assert old.worker.connections == set()
     taken = new.take(descriptor, record)
     assert client.answer()[2] == b"GET / "
     client.send(GET)
@@ -498,7 +498,7 @@ def test_leftover_bytes_travel(serve: Serve, split: int) -> None:
     assert record.leftover == stream[:split]
     old.run(connection.gone)
     client.send(stream[split:])
-    new.take(descriptor, TravelRecord.from_json(record.to_json()))
+    new.take(descriptor, HandOverRecord.from_json(record.to_json()))
     assert client.answer()[2] == b"GET /a "
     assert client.answer()[2] == b"GET /b "
     assert client.silent()
@@ -607,7 +607,7 @@ def test_stay_in_a_worker_that_closes(serve: Serve) -> None:
     server.until(lambda: first.requests == 1)
     connection, descriptor, _ = depart(server)
     os.close(descriptor)
-    server.service.phase = Phase.CLOSING
+    server.worker.phase = WorkerPhase.CLOSING
     server.run(connection.stay)
     assert client.read_to_end() == b""
 
@@ -650,14 +650,14 @@ def test_travelling_under_pipelined_load(serve: Serve) -> None:
 
         left: list[Any] = []
 
-        def depart(traveller: Http1Connection, service: Service = server.service, left: list[Any] = left) -> None:
+        def depart(traveller: Http1Connection, worker: WorkerContext = server.worker, left: list[Any] = left) -> None:
             left.append(traveller.leave())
             traveller.gone()
-            service.phase = Phase.SERVING
+            worker.phase = WorkerPhase.SERVING
 
-        def retire(connection: Http1Connection = connection, service: Service = server.service) -> None:
-            service.departure = depart
-            service.phase = Phase.TRAVELLING
+        def retire(connection: Http1Connection = connection, worker: WorkerContext = server.worker) -> None:
+            worker.hand_over = depart
+            worker.phase = WorkerPhase.HANDING_OVER
             connection.retire()
 
         server.run(retire)
@@ -809,7 +809,7 @@ def test_connection_that_nobody_can_take_remains(serve: Serve) -> None:
     client = server.connect()
     client.send(get(b"/a") + get(b"/b"))
     server.until(lambda: len(held.paths) == 1)
-    departing = retire(server, Phase.TRAVELLING)
+    departing = retire(server, WorkerPhase.HANDING_OVER)
     server.run(held.go.set)
     assert client.answer()[2] == b"/a"
     server.until(lambda: len(departing) == 1)

@@ -271,7 +271,7 @@ def test_refusal_of_a_busy_server_is_logged_as_it_was_sent(serve: Serve) -> None
 
     server = serve(app, max_concurrency=1)
     log = Log()
-    server.run(lambda: setattr(server.service, "access_log", log))
+    server.run(lambda: setattr(server.worker, "access_log", log))
     first, busy = server.connect(), server.connect()
     first.send(GET)
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1)

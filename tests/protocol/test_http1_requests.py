@@ -28,8 +28,8 @@ def keep(scopes: list[Scope]) -> Any:
 def test_scope(serve: Serve) -> None:
     scopes: list[Scope] = []
     server = serve(keep(scopes))
-    server.service.state["a"] = 1
-    server.service.generation, server.service.slot = 7, 3
+    server.worker.state["a"] = 1
+    server.worker.generation, server.worker.slot = 7, 3
     client = server.connect()
     client.send(b"GET /a%20b/%C3%A9?c=%20d&e HTTP/1.1\r\nHost: h:1\r\nX-A:  1 \t\r\nX-a: 2\r\nX-B:\r\n\r\n")
     assert client.answer()[2] == b"ok"
@@ -55,7 +55,7 @@ def test_scope(serve: Serve) -> None:
         },
     }
     scope["state"]["b"] = {}
-    assert server.service.state == {"a": 1}
+    assert server.worker.state == {"a": 1}
 
 
 def test_scope_on_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_other_upgrades_are_ignored(serve: Serve) -> None:
 def test_access_log(serve: Serve) -> None:
     server = serve(echo)
     log = Log()
-    server.service.access_log = log  # type: ignore[assignment]
+    server.worker.access_log = log  # type: ignore[assignment]
     client = server.connect()
     client.send(b"POST /x?y HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nUser-Agent: u\r\n\r\nab")
     client.answer()

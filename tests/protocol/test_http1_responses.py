@@ -494,10 +494,10 @@ def test_what_the_application_does_after_its_answer_holds_nobody_up(serve: Serve
     assert client.answer()[2] == b"ok"
     assert client.answer()[2] == b"ok"
     server.until(lambda: server.cell(Cell.IN_FLIGHT) == len(release) == 2)
-    assert len(server.service.tasks) == 2
+    assert len(server.worker.tasks) == 2
     for waiting in release:
         server.loop.call_soon_threadsafe(waiting.set_result, None)
-    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0 and not server.service.tasks)
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 0 and not server.worker.tasks)
 
 
 def test_counters(serve: Serve) -> None:
@@ -513,7 +513,7 @@ def test_counters(serve: Serve) -> None:
     server.until(lambda: [server.cell(cell) for cell in cells] == [2, 1, 2, 1, 6, 1])
     client.close()
     server.until(lambda: server.cell(Cell.CONNECTIONS) == 0)
-    assert server.service.connections == set()
+    assert server.worker.connections == set()
 
 
 # ---- back-pressure

@@ -17,8 +17,8 @@ from serve_asgi.http import timeouts
 from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import READ_LIMIT
 from serve_asgi.http.connection_lifecycle import ConnectionState
-from serve_asgi.http.hand_over_record import TravelRecord
-from serve_asgi.http.worker_context import Phase, Receive, Scope, Send
+from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import FOREVER, GET, TIMEOUT, HttpServer, body, echo, read, respond, start
 
@@ -35,7 +35,7 @@ def give(server: HttpServer, leftover: bytes) -> tuple[Any, socket.socket]:
     client, ours = socket.socketpair()
     client.settimeout(TIMEOUT)
     ours.setblocking(False)
-    record = TravelRecord(leftover, ("192.0.2.1", 1), ("192.0.2.2", 2), FOREVER, 1)
+    record = HandOverRecord(leftover, ("192.0.2.1", 1), ("192.0.2.2", 2), FOREVER, 1)
     return server.take(ours.detach(), record), client
 
 
@@ -79,11 +79,11 @@ def test_no_byte_is_read_while_leaving_after_a_long_leftover(serve: Serve) -> No
 
     server = serve(app)
     departed: list[Any] = []
-    server.run(lambda: setattr(server.service, "departure", departed.append))
+    server.run(lambda: setattr(server.worker, "hand_over", departed.append))
     connection, client = give(server, GET * 10_000)
     with client:
         server.until(lambda: connection.state is ConnectionState.REQUEST)
-        server.run(lambda: setattr(server.service, "phase", Phase.TRAVELLING))
+        server.run(lambda: setattr(server.worker, "phase", WorkerPhase.HANDING_OVER))
         server.run(gate.set)
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         server.until(lambda: departed == [connection])
@@ -230,7 +230,7 @@ def test_half_closed_client_reads_a_large_last_answer(serve: Serve, late: bool) 
     """The end comes when the last byte is written: the transport is not closed from within its own callback."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        (connection,) = server.service.connections
+        (connection,) = server.worker.connections
         while not late and not connection.eof:  # type: ignore[attr-defined]
             await asyncio.sleep(0)
         await send(start(200, (b"connection", b"close")) if late else start())
@@ -406,8 +406,8 @@ def test_write_limits_return_when_the_connection_remains(serve: Serve) -> None:
         traveller.remain()
 
     def retire() -> None:
-        server.service.departure = nobody
-        server.service.phase = Phase.TRAVELLING
+        server.worker.hand_over = nobody
+        server.worker.phase = WorkerPhase.HANDING_OVER
         connection.retire()
 
     server.run(retire)

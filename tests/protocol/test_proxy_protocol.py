@@ -19,10 +19,18 @@ from hypothesis import strategies as st
 from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_lifecycle import ConnectionState
-from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.proxy_protocol import Balancers, ProxyConnection, opening
-from serve_asgi.http.proxy_protocol_header import MAX_BLOCK, SIGNATURE, Kind, Malformed, ProxyHeader, crc32c, parse
-from serve_asgi.http.worker_context import Phase, Receive, Scope, Send
+from serve_asgi.http.proxy_protocol_header import (
+    MAX_BLOCK,
+    SIGNATURE,
+    MalformedProxyHeader,
+    ProxyHeader,
+    ProxySource,
+    crc32c,
+    parse,
+)
+from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from tests.protocol.http_server import GET, LOOPS, Client, HttpServer, respond
@@ -57,7 +65,7 @@ def with_sum(vectors: bytes = b"", sum_: int | None = None) -> bytes:
 
 
 def named(size: int, client: Address = CLIENT, server: Address = SERVER, secure: bool = False) -> ProxyHeader:
-    return ProxyHeader(size, Kind.CLIENT, client, server, secure)
+    return ProxyHeader(size, ProxySource.CLIENT, client, server, secure)
 
 
 SIX = ("2001:db8::1", 1), ("2001:db8::2", 65535)
@@ -73,27 +81,33 @@ VALID = {
     "TCP4, port 0": (b"PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n", named(32, ("0.0.0.0", 0), ("0.0.0.0", 0))),
     "TCP6": (b"PROXY TCP6 2001:DB8::1 2001:db8::2 1 65535\r\n", named(44, *SIX)),
     "TCP6, mapped": (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", named(37, ("192.0.2.1", 1), ("::1", 2))),
-    "UNKNOWN": (b"PROXY UNKNOWN\r\n", ProxyHeader(15, Kind.UNNAMED, None, None, False)),
-    "UNKNOWN, more": (b"PROXY UNKNOWN what ever\r\n", ProxyHeader(25, Kind.UNNAMED, None, None, False)),
-    "UNKNOWN, longest": (WORST, ProxyHeader(107, Kind.UNNAMED, None, None, False)),
+    "UNKNOWN": (b"PROXY UNKNOWN\r\n", ProxyHeader(15, ProxySource.UNNAMED, None, None, False)),
+    "UNKNOWN, more": (b"PROXY UNKNOWN what ever\r\n", ProxyHeader(25, ProxySource.UNNAMED, None, None, False)),
+    "UNKNOWN, longest": (WORST, ProxyHeader(107, ProxySource.UNNAMED, None, None, False)),
     "TCP over IPv4": (block(), named(28)),
     "UDP over IPv4": (block(family=0x12), named(28)),
     "TCP over IPv6": (block(family=0x21, addresses=ends(*SIX)), named(52, *SIX)),
     "UDP over IPv6": (block(family=0x22, addresses=ends(*SIX)), named(52, *SIX)),
-    "unix": (block(family=0x31, addresses=bytes(216)), ProxyHeader(232, Kind.UNNAMED, None, None, False)),
-    "unix datagrams": (block(family=0x32, addresses=bytes(216)), ProxyHeader(232, Kind.UNNAMED, None, None, False)),
-    "unspecified": (block(family=0, addresses=b""), ProxyHeader(16, Kind.UNNAMED, None, None, False)),
-    "unspecified, more": (block(family=0, addresses=b"x" * 9), ProxyHeader(25, Kind.UNNAMED, None, None, False)),
-    "no transport": (block(family=0x10, addresses=b""), ProxyHeader(16, Kind.UNNAMED, None, None, False)),
-    "no family": (block(family=0x01, addresses=b""), ProxyHeader(16, Kind.UNNAMED, None, None, False)),
-    "LOCAL": (block(0x20, 0, b""), ProxyHeader(16, Kind.LOCAL, None, None, False)),
-    "LOCAL, more": (block(0x20, 0xFF, b"x" * 7), ProxyHeader(23, Kind.LOCAL, None, None, False)),
+    "unix": (block(family=0x31, addresses=bytes(216)), ProxyHeader(232, ProxySource.UNNAMED, None, None, False)),
+    "unix datagrams": (
+        block(family=0x32, addresses=bytes(216)),
+        ProxyHeader(232, ProxySource.UNNAMED, None, None, False),
+    ),
+    "unspecified": (block(family=0, addresses=b""), ProxyHeader(16, ProxySource.UNNAMED, None, None, False)),
+    "unspecified, more": (
+        block(family=0, addresses=b"x" * 9),
+        ProxyHeader(25, ProxySource.UNNAMED, None, None, False),
+    ),
+    "no transport": (block(family=0x10, addresses=b""), ProxyHeader(16, ProxySource.UNNAMED, None, None, False)),
+    "no family": (block(family=0x01, addresses=b""), ProxyHeader(16, ProxySource.UNNAMED, None, None, False)),
+    "LOCAL": (block(0x20, 0, b""), ProxyHeader(16, ProxySource.LOCAL, None, None, False)),
+    "LOCAL, more": (block(0x20, 0xFF, b"x" * 7), ProxyHeader(23, ProxySource.LOCAL, None, None, False)),
     "vectors": (block(vectors=vector(4, b"") + vector(0xEA, b"vpce")), named(38)),
     "TLS": (block(vectors=TLS), named(28 + len(TLS), secure=True)),
     "no TLS": (block(vectors=PLAIN), named(28 + len(PLAIN))),
     "unix with TLS": (
         block(family=0x31, addresses=bytes(216), vectors=TLS),
-        ProxyHeader(232 + len(TLS), Kind.UNNAMED, None, None, True),
+        ProxyHeader(232 + len(TLS), ProxySource.UNNAMED, None, None, True),
     ),
     "checksum": (with_sum(vector(4, b"pad")), named(28 + 6 + 7)),
     "longest": (block(vectors=vector(4, bytes(MAX_BLOCK - 15))), named(16 + MAX_BLOCK)),
@@ -164,13 +178,13 @@ def test_a_header_is_understood_in_any_pieces(name: str) -> None:
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_what_is_no_header_is_refused(name: str) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedProxyHeader):
         parse(MALFORMED[name])
 
 
 @pytest.mark.parametrize("data", [b"G", b"PA", b"PROXY\r", b"\r\r", SIGNATURE[:5] + b"x", SIGNATURE + b"\x11"])
 def test_and_as_soon_as_it_cannot_become_one(data: bytes) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedProxyHeader):
         parse(data)
 
 
@@ -183,7 +197,7 @@ def test_any_bytes_are_a_header_or_refused(data: bytes) -> None:
     for start in (b"", b"PROXY ", b"PROXY TCP4 ", SIGNATURE, SIGNATURE + b"\x21\x11\x00\x20"):
         try:
             header = parse(start + data)
-        except Malformed:
+        except MalformedProxyHeader:
             continue
         assert header is None or header.size <= len(start + data)
 
@@ -194,9 +208,9 @@ def test_a_changed_byte_never_does_harm(name: str, draw: st.DataObject) -> None:
     data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     try:
         header = parse(bytes(data))
-    except Malformed:
+    except MalformedProxyHeader:
         return
-    if header is not None and header.kind is Kind.CLIENT:
+    if header is not None and header.kind is ProxySource.CLIENT:
         assert header.client is not None
         ipaddress.ip_address(header.client[0])
 
@@ -204,7 +218,7 @@ def test_a_changed_byte_never_does_harm(name: str, draw: st.DataObject) -> None:
 def verdict(data: bytes) -> ProxyHeader | str | None:
     try:
         return parse(data)
-    except Malformed:
+    except MalformedProxyHeader:
         return "malformed"
 
 
@@ -227,10 +241,10 @@ class ProxyServer(HttpServer):
     def __init__(self, app: Any, loop_name: str, unix: Path | None = None, **config: Any) -> None:
         config.setdefault("proxy_protocol", True)
         super().__init__(app, loop_name, unix, **config)
-        self.opening = opening(self.service)
+        self.opening = opening(self.worker)
         self.made: list[Any] = []
 
-    async def attach(self, client: socket.socket, record: TravelRecord | None = None) -> Any:
+    async def attach(self, client: socket.socket, record: HandOverRecord | None = None) -> Any:
         connection = self.opening(record)
         await self.loop.connect_accepted_socket(lambda: connection, client)
         self.made.append(connection)
@@ -244,14 +258,14 @@ class ProxyServer(HttpServer):
         assert isinstance(connection, ProxyConnection)
         return connection
 
-    def depart(self) -> tuple[ProxyConnection, int, TravelRecord]:
+    def depart(self) -> tuple[ProxyConnection, int, HandOverRecord]:
         """Have the newest connection leave."""
         gone: list[ProxyConnection] = []
-        self.service.departure = gone.append
+        self.worker.hand_over = gone.append
 
         def retire() -> None:
-            self.service.phase = Phase.TRAVELLING
-            for connection in list(self.service.connections):
+            self.worker.phase = WorkerPhase.HANDING_OVER
+            for connection in list(self.worker.connections):
                 connection.retire()
 
         self.run(retire)
@@ -287,7 +301,7 @@ def told(client: Client) -> tuple[Any, Any, str]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in VALID if VALID[name][1].kind is Kind.CLIENT])
+@pytest.mark.parametrize("name", [name for name in VALID if VALID[name][1].kind is ProxySource.CLIENT])
 def test_the_application_sees_the_client(start: Start, name: str) -> None:
     server = start()
     data, header = VALID[name]
@@ -299,7 +313,7 @@ def test_the_application_sees_the_client(start: Start, name: str) -> None:
     assert told(client) == seen
 
 
-@pytest.mark.parametrize("name", [name for name in VALID if VALID[name][1].kind is not Kind.CLIENT])
+@pytest.mark.parametrize("name", [name for name in VALID if VALID[name][1].kind is not ProxySource.CLIENT])
 def test_who_is_not_named_is_the_peer(start: Start, name: str) -> None:
     server = start()
     data, header = VALID[name]
@@ -446,7 +460,7 @@ def test_forwarding_fields_are_believed_by_the_client_that_is_named(
 
 def test_the_log_names_one_and_counts_the_others(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     server = start()
-    balancers = Balancers(server.service)
+    balancers = Balancers(server.worker)
     with caplog.at_level(logging.INFO, "serve"):
         for _ in range(50):
             balancers.report(("192.0.2.1", 1), "it is Monday")
@@ -473,7 +487,7 @@ def test_half_a_header_travels(start: Start, data: bytes, sent: int) -> None:
         old.until(lambda: len(connection._buffer) == sent)
     deadline = connection.deadline
     _, descriptor, record = old.depart()
-    assert record == TravelRecord(
+    assert record == HandOverRecord(
         data[:sent],
         client.sock.getsockname(),
         client.sock.getpeername(),
@@ -484,7 +498,7 @@ def test_half_a_header_travels(start: Start, data: bytes, sent: int) -> None:
         awaits_proxy=True,
     )
     client.send(data[sent:] + GET)  # lies in the kernel while it travels
-    record = TravelRecord.from_json(record.to_json())
+    record = HandOverRecord.from_json(record.to_json())
     new.wait_for(new.attach(socket.socket(fileno=descriptor), record))
     assert told(client) == (CLIENT, SERVER, "http")
     old.run(connection.gone)
@@ -495,8 +509,8 @@ def test_half_a_header_travels(start: Start, data: bytes, sent: int) -> None:
 def test_one_that_is_accepted_while_the_worker_retires_leaves_too(start: Start) -> None:
     server = start()
     gone: list[ProxyConnection] = []
-    server.service.departure = gone.append
-    server.run(lambda: setattr(server.service, "phase", Phase.TRAVELLING))
+    server.worker.hand_over = gone.append
+    server.run(lambda: setattr(server.worker, "phase", WorkerPhase.HANDING_OVER))
     server.connect()
     server.until(lambda: bool(gone))
     assert gone == [server.first()]
@@ -524,7 +538,7 @@ def test_one_that_nobody_takes_goes_on(start: Start) -> None:
     server.wait_for(asyncio.sleep(0.02))
     assert client.silent()
     socket.socket(fileno=descriptor).close()
-    server.run(lambda: setattr(server.service, "phase", Phase.CLOSING))
+    server.run(lambda: setattr(server.worker, "phase", WorkerPhase.CLOSING))
     server.run(connection.stay)
     client.send(GET)
     assert told(client) == (CLIENT, SERVER, "http")
@@ -551,10 +565,10 @@ def test_what_the_header_said_travels_with_the_idle_connection(start: Start, hea
     asked = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
     client.send(header + asked)
     before = told(client)
-    old.until(lambda: all(isinstance(each, Http1Connection) and each.requests for each in old.service.connections))
+    old.until(lambda: all(isinstance(each, Http1Connection) and each.requests for each in old.worker.connections))
     connection, descriptor, record = old.depart()
     assert not record.awaits_proxy
-    record = TravelRecord.from_json(record.to_json())
+    record = HandOverRecord.from_json(record.to_json())
     new.wait_for(new.attach(socket.socket(fileno=descriptor), record))
     old.run(connection.gone)
     client.send(asked)
@@ -562,10 +576,10 @@ def test_what_the_header_said_travels_with_the_idle_connection(start: Start, hea
 
 
 def test_a_record_of_an_older_version_is_one_without_a_proxy() -> None:
-    values = TravelRecord(b"", CLIENT, SERVER, 1.0, 2).to_json()
+    values = HandOverRecord(b"", CLIENT, SERVER, 1.0, 2).to_json()
     for name in ("scheme", "trusted", "awaits_proxy"):
         del values[name]
-    assert TravelRecord.from_json(values) == TravelRecord(b"", CLIENT, SERVER, 1.0, 2)
+    assert HandOverRecord.from_json(values) == HandOverRecord(b"", CLIENT, SERVER, 1.0, 2)
 
 
 def test_the_graceful_timeout_cuts_a_header_that_has_begun(start: Start) -> None:

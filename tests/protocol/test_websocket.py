@@ -133,8 +133,8 @@ def test_bytes_sent_before_the_accept_are_not_lost(loop_name: str) -> None:
 def test_scope(loop_name: str) -> None:
     app = Recorder()
     with serving(app, loop_name, root_path="/root") as server:
-        server.service.state["db"] = "a pool"
-        server.service.generation, server.service.slot = 7, 3
+        server.worker.state["db"] = "a pool"
+        server.worker.generation, server.worker.slot = 7, 3
         with connect(server.url("/a%20b/%C5%BE?q=1&r=%20"), subprotocols=[Subprotocol("v1"), Subprotocol("v2")]):
             scope = app.scope
         assert app.disconnect(server)["code"] == 1000
@@ -155,7 +155,7 @@ def test_scope(loop_name: str) -> None:
         "state": {"db": "a pool"},
         "extensions": {"serve": {"generation": 7, "slot": 3}, "websocket.http.response": {}},
     }
-    assert scope["state"] is not server.service.state
+    assert scope["state"] is not server.worker.state
     assert app.received[0] == {"type": "websocket.connect"}
 
 
@@ -519,7 +519,7 @@ def test_send_after_the_end_raises_oserror_and_is_not_logged(
             client.send(8, b"\x03\xe8")
             client.close_code()
         assert server.gone()
-        assert server.settled(lambda: not server.service.tasks)
+        assert server.settled(lambda: not server.worker.tasks)
     assert isinstance(seen[0], ClientDisconnected)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
@@ -563,7 +563,7 @@ def test_denial_is_finished_for_a_client_that_has_shut_down_its_side(loop_name: 
 
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.request()
-        assert server.settled(lambda: len(server.service.tasks) == 1)
+        assert server.settled(lambda: len(server.worker.tasks) == 1)
         client.socket.shutdown(socket.SHUT_WR)
         server.settled(lambda: False, 0.05)
         server.run(go_on.set)
@@ -662,7 +662,7 @@ def test_error_made_of_a_disconnect_is_not_logged(
             client.receive()
         assert ended.wait(10)
         assert server.gone()
-        assert server.settled(lambda: not server.service.tasks)
+        assert server.settled(lambda: not server.worker.tasks)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 

@@ -78,7 +78,7 @@ def test_application_that_never_takes_them_is_told_and_the_client_released(
         client.close()
         assert server.gone()
         server.run(go_on.set)
-        assert server.settled(lambda: not server.service.tasks)
+        assert server.settled(lambda: not server.worker.tasks)
     assert received == [
         {"type": "websocket.receive", "text": "unread"},
         {"type": "websocket.disconnect", "code": 4001, "reason": "bye"},
@@ -124,7 +124,7 @@ def test_cut_answers_the_clients_end(loop_name: str) -> None:
         client.open()
         client.socket.sendall(frame(1, b"unread") + frame(8, b"\x0f\xa1bye"))
         assert server.settled(lambda: waiting_bytes(server) > 0)
-        (connection,) = server.run(lambda: list(server.service.connections))
+        (connection,) = server.run(lambda: list(server.worker.connections))
         server.retire("reload", 30)  # changes nothing any more
         assert server.run(connection.cut) is True
         assert client.close_code() == 4001
@@ -152,7 +152,7 @@ def test_client_that_vanishes_meanwhile(loop_name: str) -> None:
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         server.run(go_on.set)
         assert server.gone()
-        assert server.settled(lambda: not server.service.tasks)
+        assert server.settled(lambda: not server.worker.tasks)
     assert received[-1] == {"type": "websocket.disconnect", "code": 4001, "reason": ""}
 
 
@@ -189,7 +189,7 @@ def test_late_retiring_waits_for_the_window(loop_name: str) -> None:
         with pytest.raises(ConnectionClosed):
             client.recv(10)
         assert client.close_code == 1012
-        assert server.run(lambda: server.service.retire_deadline > server.loop.time())  # before the graceful timeout
+        assert server.run(lambda: server.worker.retire_deadline > server.loop.time())  # before the graceful timeout
 
 
 def test_application_that_knows_may_end_by_itself(loop_name: str) -> None:
@@ -224,7 +224,7 @@ def test_application_that_accepts_after_the_moment_is_closed_at_once(loop_name: 
 
     with serving(app, loop_name, ws_retire="early", ws_retire_window=0) as server, RawClient(server.port) as client:
         client.request()
-        assert server.settled(lambda: len(server.service.connections) == 1)
+        assert server.settled(lambda: len(server.worker.connections) == 1)
         server.retire("reload", 30)
         server.settled(lambda: False, 0.1)
         server.run(go_on.set)
@@ -237,12 +237,12 @@ def test_cut_says_1012_and_cancels_the_application(loop_name: str) -> None:
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()
         server.retiring.begin("reload")
-        (connection,) = server.run(lambda: list(server.service.connections))
+        (connection,) = server.run(lambda: list(server.worker.connections))
         assert server.run(connection.cut) is True
         assert client.close_code() == 1012
         assert server.gone()
         assert server.run(connection.cut) is False
-        assert server.settled(lambda: not server.service.tasks)
+        assert server.settled(lambda: not server.worker.tasks)
     assert isinstance(app.error, asyncio.CancelledError)
 
 
@@ -255,10 +255,10 @@ def test_cut_does_not_wait_for_a_client_that_does_not_read(loop_name: str) -> No
     with serving(app, loop_name) as server, RawClient(server.port, receive_buffer=65536) as client:
         client.open()
         assert server.settled(lambda: server.cell(Cell.WEBSOCKETS) == 1)
-        (connection,) = server.run(lambda: list(server.service.connections))
+        (connection,) = server.run(lambda: list(server.worker.connections))
         assert server.run(connection.cut) is True
         assert server.gone()
-        assert server.settled(lambda: not server.service.tasks)
+        assert server.settled(lambda: not server.worker.tasks)
 
 
 def test_cut_before_the_answer(loop_name: str) -> None:
@@ -267,8 +267,8 @@ def test_cut_before_the_answer(loop_name: str) -> None:
 
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.request()
-        assert server.settled(lambda: len(server.service.connections) == 1)
-        (connection,) = server.run(lambda: list(server.service.connections))
+        assert server.settled(lambda: len(server.worker.connections) == 1)
+        (connection,) = server.run(lambda: list(server.worker.connections))
         assert server.run(connection.cut) is True
         assert client.to_the_end() == b""
         assert server.gone()
@@ -286,7 +286,7 @@ def test_cut_tells_the_application_that_survives_its_cancelling(loop_name: str) 
 
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()
-        (connection,) = server.run(lambda: list(server.service.connections))
+        (connection,) = server.run(lambda: list(server.worker.connections))
         server.run(connection.cut)
         assert server.settled(lambda: bool(seen))
     assert seen == [{"type": "websocket.disconnect", "code": 1012, "reason": ""}]

@@ -15,7 +15,7 @@ from websockets.protocol import OPEN, SERVER, Protocol
 from websockets.uri import parse_uri
 
 from serve_asgi.websocket.compression import MAX_STREAMS, TAIL, Deflate
-from serve_asgi.websocket.framing import End, Event, Framing, weigh
+from serve_asgi.websocket.framing import End, Event, MessageFraming, weigh
 from tests.protocol.websocket_server import frame
 
 MAX_SIZE = 400
@@ -39,7 +39,7 @@ frames = st.builds(
 
 def fed(stream: bytes, size: int, deflate: Deflate | None = None) -> tuple[list[Event], bytes]:
     """The events and the output for a stream that comes in reads of `size` bytes."""
-    framing = Framing(deflate, MAX_SIZE)
+    framing = MessageFraming(deflate, MAX_SIZE)
     events: list[Event] = []
     output = b""
     for start in range(0, len(stream), size):
@@ -66,7 +66,7 @@ def test_reads_of_any_size_give_the_same(stream: list[bytes], size: int, compres
 
 def fed_slowly(stream: bytes, size: int, room: int, asked: bool, deflate: Deflate | None) -> list[Event]:
     """The same for somebody who has little room, and may ask for each message."""
-    framing = Framing(deflate, MAX_SIZE)
+    framing = MessageFraming(deflate, MAX_SIZE)
     events: list[Event] = []
     for start in range(0, len(stream), size):
         got = framing.receive(stream[start : start + size], room, asked)
@@ -153,7 +153,7 @@ def finished(data: bytes) -> bytes:
 def test_stream_that_ends_itself_is_read_on() -> None:
     """RFC 7692 7.2.3.4, with its own example; and several streams in one message."""
     example = bytes.fromhex("f348cdc9c9070000")
-    framing = Framing(Deflate(12, 12, True, True), MAX_SIZE)
+    framing = MessageFraming(Deflate(12, 12, True, True), MAX_SIZE)
     assert framing.receive(frame(1, example, rsv=4)) == ["Hello"]
     assert framing.receive(frame(1, example, rsv=4)) == ["Hello"]
     three = finished(b"one ") + finished(b"two ") + finished(b"three") + b"\0"
@@ -162,7 +162,7 @@ def test_stream_that_ends_itself_is_read_on() -> None:
 
 def test_streams_without_end_are_refused() -> None:
     """Each costs a stream of zlib's and a copy of the rest: a few bytes must not buy that without end."""
-    framing = Framing(Deflate(12, 12, True, True), MAX_SIZE)
+    framing = MessageFraming(Deflate(12, 12, True, True), MAX_SIZE)
     assert framing.receive(frame(2, finished(b"x") * (MAX_STREAMS - 1) + b"\0", rsv=4)) == [b"x" * (MAX_STREAMS - 1)]
     (end,) = framing.receive(frame(2, finished(b"") * (MAX_STREAMS + 1), rsv=4))
     assert isinstance(end, End)
@@ -175,7 +175,7 @@ def test_context_takeover(server_takeover: bool, client_takeover: bool) -> None:
     client = zlib.compressobj(wbits=-12)
     first = client.compress(b"hello " * 9) + client.flush(zlib.Z_SYNC_FLUSH)
     second = client.compress(b"hello " * 9) + client.flush(zlib.Z_SYNC_FLUSH)
-    framing = Framing(Deflate(12, 12, server_takeover, client_takeover), MAX_SIZE)
+    framing = MessageFraming(Deflate(12, 12, server_takeover, client_takeover), MAX_SIZE)
     assert framing.receive(frame(2, first[: -len(TAIL)], rsv=4)) == [b"hello " * 9]
     (event,) = framing.receive(frame(2, second[: -len(TAIL)], rsv=4))
     assert event == b"hello " * 9 if client_takeover else isinstance(event, End)
@@ -185,7 +185,7 @@ def test_context_takeover(server_takeover: bool, client_takeover: bool) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536, 100_000])
 def test_frames_are_what_a_client_library_reads(size: int) -> None:
-    framing = Framing(None, MAX_SIZE)
+    framing = MessageFraming(None, MAX_SIZE)
     client = ClientProtocol(parse_uri("ws://test/"), max_size=None, state=OPEN)
     client.receive_data(
         framing.text("x" * size) + framing.binary(b"y" * size) + framing.ping(b"z") + framing.close(1000)
@@ -200,7 +200,7 @@ def test_frames_are_what_a_client_library_reads(size: int) -> None:
 
 
 def test_messages_still_come_between_our_close_and_the_clients() -> None:
-    framing = Framing(None, MAX_SIZE)
+    framing = MessageFraming(None, MAX_SIZE)
     framing.close(1000)
     assert framing.receive(frame(1, b"late")) == ["late"]
     assert framing.receive(frame(8, b"\x03\xe8")) == [End(1000, "", False, b"")]
@@ -210,7 +210,7 @@ def test_messages_still_come_between_our_close_and_the_clients() -> None:
 
 def test_message_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
     size = 200_000
-    framing = Framing(None, size)
+    framing = MessageFraming(None, size)
     stream = frame(2, b"x" * size)
     tracemalloc.start()
     try:
@@ -251,7 +251,7 @@ def bombs(size: int, fin: bool = True) -> bytes:
 @pytest.mark.parametrize("size", [256 * 1024, 1000])
 def test_what_nobody_has_asked_for_takes_a_few_times_its_bytes(stream: bytes, size: int) -> None:
     """Objects count as well, and so does what is unpacked."""
-    framing = Framing(Deflate(12, 12, True, True), 16 << 20)
+    framing = MessageFraming(Deflate(12, 12, True, True), 16 << 20)
     events: list[Event] = []
     weight = received = 0
     tracemalloc.start()

@@ -7,24 +7,31 @@ import math
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.websocket.lifecycle import RETIRE_MARGIN, TRANSITIONS, KeepAlive, Pulse, State, closing_moment
+from serve_asgi.websocket.lifecycle import (
+    RETIRE_MARGIN,
+    TRANSITIONS,
+    KeepAlive,
+    PingVerdict,
+    WebSocketState,
+    closing_moment,
+)
 
 
 def test_every_state_can_end_and_none_comes_back() -> None:
-    order = list(State)
-    assert set(TRANSITIONS) == set(State)
+    order = list(WebSocketState)
+    assert set(TRANSITIONS) == set(WebSocketState)
     for state, following in TRANSITIONS.items():
         assert all(order.index(after) > order.index(state) for after in following)
-        assert state is State.CLOSED or State.CLOSED in following
+        assert state is WebSocketState.CLOSED or WebSocketState.CLOSED in following
 
 
 def test_pings_in_a_rhythm_while_the_client_answers() -> None:
     pulse = KeepAlive(Config(ws_ping_interval=20, ws_ping_timeout=5), 100)
     assert pulse.deadline == 120
-    assert pulse.expire(120.5, deaf=False) is Pulse.PING
+    assert pulse.expire(120.5, deaf=False) is PingVerdict.PING
     assert pulse.deadline == 125.5
     pulse.heard = True
-    assert pulse.expire(126, deaf=False) is Pulse.REST
+    assert pulse.expire(126, deaf=False) is PingVerdict.REST
     assert pulse.deadline == 140.5
 
 
@@ -34,19 +41,21 @@ def test_pings_in_a_rhythm_while_the_client_answers() -> None:
 def test_what_silence_means(heard: bool, deaf: bool, pulse: str) -> None:
     keep_alive = KeepAlive(Config(ws_ping_interval=1, ws_ping_timeout=5), 100)
     keep_alive.heard = True  # before the ping does not count
-    assert keep_alive.expire(101, deaf=False) is Pulse.PING
+    assert keep_alive.expire(101, deaf=False) is PingVerdict.PING
     keep_alive.heard = heard
-    assert keep_alive.expire(106, deaf) is Pulse(pulse)
+    assert keep_alive.expire(106, deaf) is PingVerdict(pulse)
     if pulse == "rest":  # the timeout is longer than the interval: the next ping is overdue
         assert keep_alive.deadline == 106
 
 
 def test_no_ping_while_it_would_have_to_wait() -> None:
     keep_alive = KeepAlive(Config(ws_ping_interval=10, ws_ping_timeout=5), 100)
-    assert keep_alive.expire(110, deaf=False, mute=True) is Pulse.REST
+    assert keep_alive.expire(110, deaf=False, mute=True) is PingVerdict.REST
     assert keep_alive.deadline == 120
-    assert keep_alive.expire(120, deaf=False) is Pulse.PING
-    assert keep_alive.expire(125, deaf=False, mute=True) is Pulse.REST  # it went out, and then the transport filled
+    assert keep_alive.expire(120, deaf=False) is PingVerdict.PING
+    assert (
+        keep_alive.expire(125, deaf=False, mute=True) is PingVerdict.REST
+    )  # it went out, and then the transport filled
 
 
 def test_no_interval_means_no_pings() -> None:

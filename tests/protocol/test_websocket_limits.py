@@ -29,7 +29,7 @@ def deflated(data: bytes) -> bytes:
 
 def waiting_bytes(server: WebSocketServer) -> int:
     """How much waits for the application of the only connection."""
-    (connection,) = server.service.connections
+    (connection,) = server.worker.connections
     return int(connection._incoming_size)  # type: ignore[attr-defined]  # nothing public tells it
 
 
@@ -192,7 +192,7 @@ def test_client_that_answers_stays(loop_name: str) -> None:
 def test_no_pings_when_they_are_off(loop_name: str) -> None:
     with serving(echo, loop_name, ws_ping_interval=0) as server, RawClient(server.port) as client:
         client.open()
-        assert server.run(lambda: {c.deadline for c in server.service.connections}) == {float("inf")}
+        assert server.run(lambda: {c.deadline for c in server.worker.connections}) == {float("inf")}
 
 
 def test_client_is_not_blamed_while_the_application_does_not_read(loop_name: str) -> None:
@@ -355,7 +355,7 @@ def test_client_that_reads_slowly_is_served_and_not_pinged_to_death(loop_name: s
             got += len(data)
             if server.loop.time() - begun < 3 or size - got < 2_000_000:
                 server.settled(lambda: False, 0.05)  # slow again when the rest is the kernel's, with a ping behind it
-        assert len(server.service.connections) == 1
+        assert len(server.worker.connections) == 1
 
 
 def test_many_senders_do_not_fill_the_memory_of_a_client_that_does_not_read(loop_name: str) -> None:
@@ -367,7 +367,7 @@ def test_many_senders_do_not_fill_the_memory_of_a_client_that_does_not_read(loop
 
     with serving(app, loop_name) as server, RawClient(server.port, receive_buffer=65536) as client:
         client.open()
-        (connection,) = server.run(lambda: list(server.service.connections))
+        (connection,) = server.run(lambda: list(server.worker.connections))
         server.settled(lambda: False, 0.5)
         held = server.run(lambda: connection._transport.get_write_buffer_size())  # type: ignore[attr-defined]
         assert 0 < held < 400_000
@@ -531,7 +531,7 @@ def test_bombs_are_unpacked_one_by_one_as_they_are_asked_for(loop_name: str, end
         client.open("/", DEFLATE)
         bomb = frame(2, deflated(bytes(largest)), rsv=4)
         client.socket.sendall(bomb * 5 + (frame(8, b"\x03\xe8") if end != "reset" else b""))
-        (connection,) = server.service.connections
+        (connection,) = server.worker.connections
         assert server.settled(lambda: connection._behind)  # type: ignore[attr-defined]
         assert server.run(lambda: waiting_bytes(server)) <= 64 * 1024
         framing = connection._framing  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ import uvloop
 from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.worker_context import ASGIApplication, Service
+from serve_asgi.http.worker_context import ASGIApplication, WorkerContext
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
 from serve_asgi.logs.access_lines import NOBODY, LoggedRequest, LoggedResponse
@@ -64,9 +64,9 @@ class WebSocketServer:
         self.errors: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda loop, context: self.errors.append(context))
         row = cells()
-        self.service = Service(app, Config(**config), self.loop, self.scoreboard, row, self.retiring)
-        self.service.access_log = self.log  # type: ignore[assignment]  # the same method, no file behind it
-        self.service.default_headers = b"server: test\r\n"
+        self.worker = WorkerContext(app, Config(**config), self.loop, self.scoreboard, row, self.retiring)
+        self.worker.access_log = self.log  # type: ignore[assignment]  # the same method, no file behind it
+        self.worker.default_headers = b"server: test\r\n"
         self.port = 0
         self._server: asyncio.Server
         self._thread = threading.Thread(target=self._run)
@@ -76,7 +76,7 @@ class WebSocketServer:
         assert started.wait(10)
 
     async def _start(self, started: threading.Event) -> None:
-        self._server = await self.loop.create_server(lambda: Http1Connection(self.service), "127.0.0.1", 0)
+        self._server = await self.loop.create_server(lambda: Http1Connection(self.worker), "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         self._tick()
         started.set()
@@ -84,7 +84,7 @@ class WebSocketServer:
     def _tick(self) -> None:
         """What the worker's housekeeping does once a second, faster."""
         now = self.loop.time()
-        for connection in list(self.service.connections):
+        for connection in list(self.worker.connections):
             if connection.deadline <= now:
                 connection.expire()
         self._ticker = self.loop.call_later(TICK, self._tick)
@@ -125,9 +125,9 @@ class WebSocketServer:
 
     def gone(self) -> bool:
         """Whether every connection has ended and the gauges are back at zero."""
-        cells = self.service.cells
+        cells = self.worker.cells
         return self.settled(
-            lambda: not self.service.connections and cells[Cell.CONNECTIONS] == 0 and cells[Cell.WEBSOCKETS] == 0
+            lambda: not self.worker.connections and cells[Cell.CONNECTIONS] == 0 and cells[Cell.WEBSOCKETS] == 0
         )
 
     def cell(self, cell: Cell) -> int:
@@ -137,8 +137,8 @@ class WebSocketServer:
         return self.run(lambda: self._cell(cell))
 
     def _cell(self, cell: Cell) -> int:
-        self.service.note_counts()
-        return int(self.service.cells[cell])
+        self.worker.note_counts()
+        return int(self.worker.cells[cell])
 
     def url(self, path: str = "/") -> str:
         return f"ws://127.0.0.1:{self.port}{path}"
@@ -147,9 +147,9 @@ class WebSocketServer:
         async def stop() -> None:
             self._ticker.cancel()
             self._server.close()
-            for connection in list(self.service.connections):
+            for connection in list(self.worker.connections):
                 connection.cut()
-            for task in list(self.service.tasks):
+            for task in list(self.worker.tasks):
                 task.cancel()
             await asyncio.sleep(0.02)
             self.loop.stop()
@@ -157,7 +157,7 @@ class WebSocketServer:
         asyncio.run_coroutine_threadsafe(stop(), self.loop)
         self._thread.join(10)
         assert not self._thread.is_alive()
-        self.service.cells.release()
+        self.worker.cells.release()
         self.scoreboard.close()
         assert not self.errors, self.errors
 
@@ -166,8 +166,8 @@ class WebSocketServer:
 
         def retire() -> None:
             self.retiring.begin(reason)
-            self.service.retire_deadline = self.loop.time() + deadline
-            for connection in list(self.service.connections):
+            self.worker.retire_deadline = self.loop.time() + deadline
+            for connection in list(self.worker.connections):
                 connection.retire()
 
         self.run(retire)

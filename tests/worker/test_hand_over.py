@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.event_loop import loop_factory
@@ -55,10 +55,10 @@ class Connection:
     def can_leave(self) -> bool:
         return not self.events or self.events[-1] == "stay"
 
-    def leave(self) -> tuple[int, TravelRecord]:
+    def leave(self) -> tuple[int, HandOverRecord]:
         duplicate = os.dup(self.socket.fileno())
         self.events.append("leave")
-        return duplicate, TravelRecord(self.leftover, ("::1", 5), None, math.inf, 3)
+        return duplicate, HandOverRecord(self.leftover, ("::1", 5), None, math.inf, 3)
 
     def stay(self) -> None:
         self.events.append("stay")
@@ -76,7 +76,7 @@ class Side:
     """One receiving worker."""
 
     receiver: HandOverReceiver
-    arrived: list[tuple[socket.socket, TravelRecord]]
+    arrived: list[tuple[socket.socket, HandOverRecord]]
     orphaned: list[int]
     end: int
 
@@ -122,7 +122,7 @@ class World:
     def receiver(self) -> Side:
         ours, theirs = pair()
         self.pairs += 1
-        arrived: list[tuple[socket.socket, TravelRecord]] = []
+        arrived: list[tuple[socket.socket, HandOverRecord]] = []
         orphaned: list[int] = []
         self.rows.append(row := cells())
         row[Cell.HEARTBEAT] = time.monotonic_ns()

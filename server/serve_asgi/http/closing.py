@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from serve_asgi.http.worker_context import Service
+from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.http.write_buffer import WriteBuffer
 
 LINGER_TIME: Final = 2.0
@@ -26,11 +26,11 @@ class PoliteClose:
     It passes on what it is told by the transport, and takes over `deadline` after each call.
     """
 
-    __slots__ = ("_eof", "_left", "_output", "_service", "deadline", "lingering")
+    __slots__ = ("_eof", "_left", "_output", "_worker", "deadline", "lingering")
 
-    def __init__(self, service: Service, output: WriteBuffer, eof: bool) -> None:
+    def __init__(self, worker: WorkerContext, output: WriteBuffer, eof: bool) -> None:
         """`eof`: the client has shut down its side."""
-        self._service = service
+        self._worker = worker
         self._output = output
         self._eof = eof
         self._left = LINGER_LIMIT
@@ -61,7 +61,7 @@ class PoliteClose:
 
     def _watch(self) -> None:
         self._output.watch_client()
-        self.deadline = self._service.loop.time() + self._service.config.write_timeout
+        self.deadline = self._worker.loop.time() + self._worker.config.write_timeout
 
     def flushed(self) -> None:
         """Everything is with the kernel."""
@@ -72,7 +72,7 @@ class PoliteClose:
             transport.close()
             return
         self.lingering = True
-        self.deadline = self._service.loop.time() + LINGER_TIME
+        self.deadline = self._worker.loop.time() + LINGER_TIME
 
     def received(self, size: int) -> None:
         """The client still sends: it is read and dropped, up to a limit, so that it can read its last response."""
@@ -89,4 +89,4 @@ class PoliteClose:
         elif self._output.stalled():
             self._output.transport.abort()
         else:
-            self.deadline = self._service.loop.time() + self._service.config.write_timeout
+            self.deadline = self._worker.loop.time() + self._worker.config.write_timeout

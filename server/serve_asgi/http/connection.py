@@ -37,7 +37,7 @@ from serve_asgi.http.connection_lifecycle import (
     ConnectionState,
     check_transition,
 )
-from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.request import Request
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_buffer import RequestBuffer
@@ -45,7 +45,7 @@ from serve_asgi.http.request_cycle import run_cycle
 from serve_asgi.http.request_head import BadRequest, Head, endless_target
 from serve_asgi.http.response import DONE, OVER, STARTED, WAITING, Response
 from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
-from serve_asgi.http.worker_context import Phase, Service
+from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.ipc.address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
@@ -68,13 +68,13 @@ _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 _REQUESTS: Final = int(Cell.REQUESTS)
-_SERVING: Final = Phase.SERVING
+_SERVING: Final = WorkerPhase.SERVING
 _CR: Final = 13
 _P: Final = ord("P")
 
 
 class Http1Connection(asyncio.Protocol):
-    """One client connection; see `serve_asgi.http.worker_context.Connection` for what the worker asks of it.
+    """One client connection; see `serve_asgi.http.worker_context.ClientConnection` for what the worker asks of it.
 
     With a `record` it goes on where another worker left: addresses, deadline, number of requests and leftover bytes are
     the record's, and the leftover is processed as soon as the transport is attached.
@@ -94,18 +94,18 @@ class Http1Connection(asyncio.Protocol):
         "response",
         "scheme",
         "server",
-        "service",
         "state",
         "still_sending",
         "transport",
         "trusted",
+        "worker",
     )
 
     transport: asyncio.Transport
 
-    def __init__(self, service: Service, record: TravelRecord | None = None) -> None:
-        self.service = service
-        self.output = output = WriteBuffer(service)
+    def __init__(self, worker: WorkerContext, record: HandOverRecord | None = None) -> None:
+        self.worker = worker
+        self.output = output = WriteBuffer(worker)
         self.client: Address = None
         self.server: Address = None
         """Both are asked of the transport in `connection_made` unless whoever makes the connection knows them."""
@@ -126,7 +126,7 @@ class Http1Connection(asyncio.Protocol):
         self.read_paused = False
         self._record = record  # what came with the connection, then (LEAVING) what goes with it
         self._buffer = RequestBuffer()
-        self._timeouts = Timeouts(service, output)
+        self._timeouts = Timeouts(worker, output)
         self._closing: PoliteClose | None = None
 
     def _become(self, state: ConnectionState) -> None:
@@ -138,29 +138,29 @@ class Http1Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Attached: serve, or go on where the other worker left."""
         self.transport = self.output.transport = cast(asyncio.Transport, transport)
-        service = self.service
-        service.connections.add(self)
-        service.cells[_CONNECTIONS] += 1
+        worker = self.worker
+        worker.connections.add(self)
+        worker.cells[_CONNECTIONS] += 1
         self._become(IDLE)
         record, self._record = self._record, None
         if record is None:
             self.client = self.client or peer_of(transport)
             self.server = self.server or own_end_of(transport)
-            self.trusted = service.forwarding.trusts(self.client)
-            self.deadline = service.loop.time() + service.config.first_byte_timeout
+            self.trusted = worker.forwarding.trusts(self.client)
+            self.deadline = worker.loop.time() + worker.config.first_byte_timeout
         else:
             self.client, self.server, self.scheme = record.client, record.server, record.scheme
-            self.trusted = service.forwarding.trusts(record.client) if record.trusted is None else record.trusted
+            self.trusted = worker.forwarding.trusts(record.client) if record.trusted is None else record.trusted
             self.requests = record.requests
             self.deadline = record.deadline
             if record.leftover:
                 self._buffer += record.leftover
-                service.loop.call_soon(self._go_on, record)
+                worker.loop.call_soon(self._go_on, record)
                 return
-        if service.phase is not _SERVING:
-            service.loop.call_soon(self._settle)
+        if worker.phase is not _SERVING:
+            worker.loop.call_soon(self._settle)
 
-    def _go_on(self, record: TravelRecord) -> None:
+    def _go_on(self, record: HandOverRecord) -> None:
         """Process what the other worker had read.
 
         Not in `connection_made`: uvloop begins to read after it, whatever it has said of reading.
@@ -173,12 +173,12 @@ class Http1Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        self.service.received += len(data)
+        self.worker.received += len(data)
         state = self.state
         if state is IDLE:
             if not self._buffer and not self.output.paused and data[0] != _CR:
                 end = data.find(b"\r\n\r\n") + 4
-                if 3 < end <= self.service.max_head_size:
+                if 3 < end <= self.worker.max_head_size:
                     if end == len(data):
                         self._begin(data, b"")
                         return
@@ -242,10 +242,10 @@ class Http1Connection(asyncio.Protocol):
         self._forget()
 
     def _forget(self) -> None:
-        service = self.service
-        if self in service.connections:
-            service.cells[_CONNECTIONS] -= 1
-            service.forget(self)
+        worker = self.worker
+        if self in worker.connections:
+            worker.cells[_CONNECTIONS] -= 1
+            worker.forget(self)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than the application writes: `send` waits, for as long as it reads at all."""
@@ -263,9 +263,9 @@ class Http1Connection(asyncio.Protocol):
         if self.state is REQUEST:
             self.expect_body()
         elif self.state is CLOSING:
-            self.service.loop.call_soon(self._flushed)
+            self.worker.loop.call_soon(self._flushed)
         elif self.state is IDLE:
-            self.service.loop.call_soon(self._settle)
+            self.worker.loop.call_soon(self._settle)
 
     # ---- from bytes to requests
 
@@ -278,21 +278,21 @@ class Http1Connection(asyncio.Protocol):
         output.batching = True
         try:
             while left and self._start_next() and self.state is IDLE and not output.paused:
-                left = left - 1 if self.service.phase is _SERVING else 0
+                left = left - 1 if self.worker.phase is _SERVING else 0
         finally:
             output.batching = False
             output.flush()
         if self.state is IDLE and left < BATCH:
             self.adjust_reading()
             if not left or output.paused:
-                self.service.loop.call_soon(self._settle)
+                self.worker.loop.call_soon(self._settle)
 
     def _start_next(self) -> bool:
         """Start the request at the buffer's beginning if its head is whole; True if more may be done."""
-        buffer, config = self._buffer, self.service.config
+        buffer, config = self._buffer, self.worker.config
         known = buffer.scanned
         try:
-            head = buffer.take_head(self.service.max_head_size, config.max_target_size, self.requests)
+            head = buffer.take_head(self.worker.max_head_size, config.max_target_size, self.requests)
         except BadRequest as refused:
             self._refuse(refused)
             return False
@@ -307,27 +307,27 @@ class Http1Connection(asyncio.Protocol):
 
     def _begin(self, data: bytes, rest: bytes) -> None:
         """Start the request whose whole head is `data`; `rest` followed it."""
-        service = self.service
-        cells = service.cells
+        worker = self.worker
+        cells = worker.cells
         try:
-            head = service.heads.read(data, cells[_REQUESTS])
+            head = worker.heads.read(data, cells[_REQUESTS])
         except BadRequest as refused:
-            refused = endless_target(data, service.config.max_target_size) or refused
+            refused = endless_target(data, worker.config.max_target_size) or refused
             self._refuse(refused, with_body=not data.startswith(b"HEAD "))
             return
-        if head.path == service.health_path and head.method in health.METHODS:
+        if head.path == worker.health_path and head.method in health.METHODS:
             self._answer_health(head, rest)
             return
-        if service.published[0] > service.shared.applied:
-            service.catch_up()
+        if worker.published[0] > worker.shared.applied:
+            worker.catch_up()
         if head.websocket and not head.body:
             self._upgrade(head, rest)
             return
-        if service.max_concurrency and cells[_IN_FLIGHT] >= service.max_concurrency:
+        if worker.max_concurrency and cells[_IN_FLIGHT] >= worker.max_concurrency:
             self._overloaded(head, rest)
             return
-        request = Request(self, service, head)
-        self.response = response = Response(self, service, request)
+        request = Request(self, worker, head)
+        self.response = response = Response(self, worker, request)
         self.state = REQUEST
         self.deadline = INFINITY
         body = request.body
@@ -348,17 +348,17 @@ class Http1Connection(asyncio.Protocol):
                 self.deadline = self._timeouts.body(body)
             if self._buffer or body.unread > READ_LIMIT or self.read_paused:
                 self.adjust_reading()
-        context = service.context.copy()
+        context = worker.context.copy()
         cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
-        cycle = run_cycle(service, request, response)
+        cycle = run_cycle(worker, request, response)
         if _EAGER:
-            task = asyncio.Task(cycle, loop=service.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+            task = asyncio.Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
         else:
-            task = service.loop.create_task(cycle, context=context)
+            task = worker.loop.create_task(cycle, context=context)
         if not task.done():
             request.task = task
-            service.tasks.add(task)
-            task.add_done_callback(service.tasks.discard)
+            worker.tasks.add(task)
+            task.add_done_callback(worker.tasks.discard)
 
     def _feed_body(self, response: Response, body: RequestBody, data: bytes) -> None:
         """Bytes of the request's body have arrived, perhaps more than it."""
@@ -383,7 +383,7 @@ class Http1Connection(asyncio.Protocol):
             body = response.request.body
             pause = (body is not None and body.unread > READ_LIMIT) or len(self._buffer) > READ_LIMIT
         elif self.state is IDLE:
-            pause = len(self._buffer) > READ_LIMIT + self.service.max_head_size
+            pause = len(self._buffer) > READ_LIMIT + self.worker.max_head_size
         else:
             pause = self.state is LEAVING
         if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:
@@ -416,7 +416,7 @@ class Http1Connection(asyncio.Protocol):
                 if response.state is DONE:
                     body.drop()
                 self._become(DISCARDING)
-                self.deadline = self.service.loop.time() + DISCARD_TIME
+                self.deadline = self.worker.loop.time() + DISCARD_TIME
                 self.adjust_reading()
             else:
                 self.response = None
@@ -434,42 +434,42 @@ class Http1Connection(asyncio.Protocol):
 
     def _rest(self) -> None:
         """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
-        service = self.service
+        worker = self.worker
         self.state = IDLE
-        self.deadline = service.loop.time() + service.keep_alive
-        if not self.output.batching and (self._buffer or self.read_paused or self.eof or service.phase is not _SERVING):
+        self.deadline = worker.loop.time() + worker.keep_alive
+        if not self.output.batching and (self._buffer or self.read_paused or self.eof or worker.phase is not _SERVING):
             self.adjust_reading()
-            service.loop.call_soon(self._settle)
+            worker.loop.call_soon(self._settle)
 
     def _settle(self) -> None:
         """An idle connection goes on, leaves, or ends, as the worker's phase has it."""
         if self.state is not IDLE:
             return
         self.output.flush()
-        service = self.service
-        if service.phase is _SERVING or self.eof:
+        worker = self.worker
+        if worker.phase is _SERVING or self.eof:
             self._advance()
             self.adjust_reading()
         elif self.transport.get_write_buffer_size():
             # Comes again from resume_writing when every byte is with the kernel.
             self.transport.set_write_buffer_limits(0)
-        elif service.phase is Phase.TRAVELLING:
-            if service.departure is not None:
-                service.departure(self)
+        elif worker.phase is WorkerPhase.HANDING_OVER:
+            if worker.hand_over is not None:
+                worker.hand_over(self)
         elif self._buffer:
             self._advance()
             self.adjust_reading()
         elif is_readable(self.transport):
-            self.deadline = service.loop.time() + PEEK_TIME
+            self.deadline = worker.loop.time() + PEEK_TIME
         elif not self.requests:
-            self.deadline = min(self.deadline, service.loop.time() + FRESH_TIME)
+            self.deadline = min(self.deadline, worker.loop.time() + FRESH_TIME)
         else:
             self._finish()
 
     def _refuse(self, refused: BadRequest, with_body: bool = True) -> None:
         """Answer what is no request that could be served, and close."""
         self._buffer.clear()
-        self.output.write(refusals.bad_request(self.service, self.client, self.scheme, refused, with_body))
+        self.output.write(refusals.bad_request(self.worker, self.client, self.scheme, refused, with_body))
         self._finish()
 
     def _refuse_body(self, response: Response, refused: BadRequest) -> None:
@@ -478,7 +478,7 @@ class Http1Connection(asyncio.Protocol):
         in_time = unanswered or self.state is DISCARDING
         if unanswered:
             response.status = refused.status
-            self.output.write(refusals.bad_body(self.service, response.head, refused))
+            self.output.write(refusals.bad_body(self.worker, response.head, refused))
         response.refuse()
         self.response = None
         if in_time:
@@ -491,22 +491,22 @@ class Http1Connection(asyncio.Protocol):
         return bool(self._buffer)
 
     def _answer_health(self, head: Head, rest: bytes) -> None:
-        service = self.service
+        worker = self.worker
         close = self._ends_with(head, rest)
-        self.output.write(health.answer(service, head, close))
-        self._answered_at_once(close, rest)
+        self.output.write(health.response(worker, head, close))
+        self._responded_at_once(close, rest)
 
     def _ends_with(self, head: Head, rest: bytes) -> bool:
         """Whether an answer of the server's own, which takes no content, is the connection's last."""
-        service = self.service
+        worker = self.worker
         return (
             not head.keep_alive
             or head.body != 0
-            or ((service.close_answers or service.phase is Phase.CLOSING) and not (rest or self._buffer))
-            or not service.config.keep_alive
+            or ((worker.close_answers or worker.phase is WorkerPhase.CLOSING) and not (rest or self._buffer))
+            or not worker.config.keep_alive
         )
 
-    def _answered_at_once(self, close: bool, rest: bytes) -> None:
+    def _responded_at_once(self, close: bool, rest: bytes) -> None:
         self.requests += 1
         if close:
             self._finish()
@@ -517,12 +517,12 @@ class Http1Connection(asyncio.Protocol):
     def _overloaded(self, head: Head, rest: bytes) -> None:
         """As many requests are in progress as the worker takes: this one is refused."""
         close = self._ends_with(head, rest)
-        self.output.write(refusals.overloaded(self.service, self.client, self.scheme, head, close))
-        self._answered_at_once(close, rest)
+        self.output.write(refusals.overloaded(self.worker, self.client, self.scheme, head, close))
+        self._responded_at_once(close, rest)
 
     def _upgrade(self, head: Head, rest: bytes) -> None:
         """Give the transport to a WebSocket connection, together with what has been read behind the request."""
-        service, transport = self.service, self.transport
+        worker, transport = self.worker, self.transport
         self.output.flush()
         leftover = rest + self._buffer
         self._buffer.clear()
@@ -531,10 +531,10 @@ class Http1Connection(asyncio.Protocol):
             transport.resume_reading()
         self._become(UPGRADED)
         self.deadline = INFINITY
-        forwarded = service.forwarding.understand(head.headers, self.client) if self.trusted else None
-        websocket = WebSocketConnection(service, head, self.client, self.server, self.scheme, forwarded)
-        service.connections.discard(self)
-        service.connections.add(websocket)
+        forwarded = worker.forwarding.understand(head.headers, self.client) if self.trusted else None
+        websocket = WebSocketConnection(worker, head, self.client, self.server, self.scheme, forwarded)
+        worker.connections.discard(self)
+        worker.connections.add(websocket)
         transport.set_protocol(websocket)
         websocket.connection_made(transport)
         if leftover:
@@ -614,7 +614,7 @@ class Http1Connection(asyncio.Protocol):
         self._become(CLOSING)
         self._buffer.clear()
         self.output.flush()
-        self._closing = closing = PoliteClose(self.service, self.output, self.eof)
+        self._closing = closing = PoliteClose(self.worker, self.output, self.eof)
         return closing
 
     def _flushed(self) -> None:
@@ -673,7 +673,7 @@ class Http1Connection(asyncio.Protocol):
         return unfinished
 
     def let_go(self, instead: Any) -> asyncio.Transport:
-        """In a forked child: see `serve_asgi.http.worker_context.Connection`."""
+        """In a forked child: see `serve_asgi.http.worker_context.ClientConnection`."""
         transport, self.transport, self.output.transport = self.transport, instead, instead
         return transport
 
@@ -696,7 +696,7 @@ class Http1Connection(asyncio.Protocol):
         """
         return self.state is IDLE and not self.eof and not self.transport.is_closing() and self.output.unwritten() == 0
 
-    def leave(self) -> tuple[int, TravelRecord]:
+    def leave(self) -> tuple[int, HandOverRecord]:
         """Stop reading and writing; a duplicate of the descriptor (the caller owns it) and the record.
 
         Only while `can_leave()`; afterwards the worker calls `stay()` or `gone()`. Raises OSError, with nothing
@@ -704,7 +704,7 @@ class Http1Connection(asyncio.Protocol):
         """
         assert self.can_leave(), "leave() needs can_leave()"
         fd = os.dup(self.transport.get_extra_info("socket").fileno())
-        record = TravelRecord(
+        record = HandOverRecord(
             bytes(self._buffer), self.client, self.server, self.deadline, self.requests, self.scheme, self.trusted
         )
         self._become(LEAVING)
@@ -722,10 +722,10 @@ class Http1Connection(asyncio.Protocol):
         self.deadline = record.deadline
         self.transport.set_write_buffer_limits()
         self.adjust_reading()
-        self.service.loop.call_soon(self._resume)
+        self.worker.loop.call_soon(self._resume)
 
     def _resume(self) -> None:
-        if self.service.phase is Phase.CLOSING:
+        if self.worker.phase is WorkerPhase.CLOSING:
             self._settle()
         else:
             self._advance()

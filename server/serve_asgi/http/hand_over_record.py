@@ -15,7 +15,7 @@ from serve_asgi.ipc.address import Address
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class TravelRecord:
+class HandOverRecord:
     """What is known about a connection on which no request is in progress."""
 
     leftover: bytes
@@ -46,12 +46,12 @@ class TravelRecord:
             "awaits_proxy": self.awaits_proxy,
         }
 
-    def with_leftover(self, leftover: bytes) -> TravelRecord:
+    def with_leftover(self, leftover: bytes) -> HandOverRecord:
         """The same record with other leftover bytes, which travelled outside it."""
         return dataclasses.replace(self, leftover=leftover)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TravelRecord:
+    def from_json(cls, values: dict[str, Any]) -> HandOverRecord:
         """The reverse of `to_json`; a record of the last minor version may lack the last three."""
 
         def address(value: list[Any] | None) -> Address:

@@ -27,7 +27,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Repeats(Generic[K, V]):
+class BoundedCache(Generic[K, V]):
     """One memory. `known.get(key)` asks, if `resting` is 0; `keep` adds what was worked out instead."""
 
     __slots__ = ("_asked", "known", "resting")
@@ -61,7 +61,7 @@ _LINE: Final = re.compile(
 """A request line that no parser and no rule could mind, whatever follows it."""
 
 
-class HeadReader:
+class CachedHeadReader:
     """Reads whole heads for all connections of a worker."""
 
     __slots__ = ("_blocks", "_check", "_heads", "_parser")
@@ -70,11 +70,11 @@ class HeadReader:
         """`check` raises BadRequest for a head that the configured limits refuse."""
         self._check = check
         self._parser = new_parser()
-        self._heads: Repeats[bytes, Head] = Repeats()  # by all their bytes
-        self._blocks: Repeats[bytes, Head] = Repeats()  # by what follows the request line
+        self._heads: BoundedCache[bytes, Head] = BoundedCache()  # by all their bytes
+        self._blocks: BoundedCache[bytes, Head] = BoundedCache()  # by what follows the request line
 
     def read(self, data: bytes, asked: int) -> Head:
-        """The head that `data` is, from the request line up to and including CRLFCRLF; `asked` as for `Repeats.keep`.
+        """The head that `data` is, from the request line with CRLFCRLF; `asked` as for `BoundedCache.keep`.
 
         It is shared by equal requests: nobody may change it. Raises BadRequest.
         """

@@ -10,7 +10,7 @@ from typing import Final
 
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_head import CLOSE, STATUS_LINES
-from serve_asgi.http.worker_context import Service
+from serve_asgi.http.worker_context import WorkerContext
 
 METHODS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 """The methods that load balancers probe with; the others go to the application."""
@@ -19,17 +19,17 @@ _SERVING: Final = b'{"status":"ok"}\n'
 _DRAINING: Final = b'{"status":"draining"}\n'
 
 
-def answer(service: Service, head: Head, close: bool) -> bytes:
+def response(worker: WorkerContext, head: Head, close: bool) -> bytes:
     """The whole response to a health request: 200, or `--drain-status` while the node drains; 200 for `?live`."""
-    draining = service.scoreboard.draining_since != 0
+    draining = worker.scoreboard.draining_since != 0
     live = any(item == b"live" or item.startswith(b"live=") for item in head.query.split(b"&"))
-    status = service.config.drain_status if draining and not live else 200
+    status = worker.config.drain_status if draining and not live else 200
     body = _DRAINING if draining else _SERVING
     return b"%b\r\n%bcontent-type: application/json\r\ncache-control: no-store\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
         STATUS_LINES[status],
-        service.default_headers,
+        worker.default_headers,
         len(body),
         b"allow: GET, HEAD, OPTIONS\r\n" if head.method == "OPTIONS" else b"",
-        CLOSE if close else service.keep_alive_lines,
+        CLOSE if close else worker.keep_alive_lines,
         b"" if head.method == "HEAD" else body,
     )

@@ -33,10 +33,10 @@ from serve_asgi.http.connection_lifecycle import (
     ConnectionState,
     check_transition,
 )
-from serve_asgi.http.hand_over_record import TravelRecord
-from serve_asgi.http.proxy_protocol_header import Kind, Malformed, ProxyHeader, parse
+from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.proxy_protocol_header import MalformedProxyHeader, ProxyHeader, ProxySource, parse
 from serve_asgi.http.timeouts import PEEK_TIME
-from serve_asgi.http.worker_context import Phase, Service
+from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc.address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
@@ -48,19 +48,19 @@ _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 
 log: Final = logging.getLogger("serve")
 
-Opening = Callable[[TravelRecord | None], "Http1Connection | ProxyConnection"]
+Opening = Callable[[HandOverRecord | None], "Http1Connection | ProxyConnection"]
 
 
-def opening(service: Service) -> Opening:
+def opening(worker: WorkerContext) -> Opening:
     """What makes the first protocol of each connection: of a new one (None), or of one that another worker left."""
-    if not service.config.proxy_protocol:
-        return functools.partial(Http1Connection, service)
-    balancers = Balancers(service)
+    if not worker.config.proxy_protocol:
+        return functools.partial(Http1Connection, worker)
+    balancers = Balancers(worker)
 
-    def make(record: TravelRecord | None) -> Http1Connection | ProxyConnection:
+    def make(record: HandOverRecord | None) -> Http1Connection | ProxyConnection:
         if record is None or record.awaits_proxy:
-            return ProxyConnection(service, balancers, record)
-        return Http1Connection(service, record)
+            return ProxyConnection(worker, balancers, record)
+        return Http1Connection(worker, record)
 
     return make
 
@@ -70,9 +70,9 @@ class Balancers:
 
     __slots__ = ("_loop", "_next_line", "_unsaid", "may_connect")
 
-    def __init__(self, service: Service) -> None:
-        self.may_connect = TrustedNetworks(service.config.proxy_protocol_allow_ips).trusts
-        self._loop = service.loop
+    def __init__(self, worker: WorkerContext) -> None:
+        self.may_connect = TrustedNetworks(worker.config.proxy_protocol_allow_ips).trusts
+        self._loop = worker.loop
         self._next_line = -math.inf
         self._unsaid = 0
 
@@ -91,7 +91,7 @@ class Balancers:
 
 
 class ProxyConnection(asyncio.Protocol):
-    """A connection whose header has not come yet; `serve_asgi.http.worker_context.Connection` to the worker.
+    """A connection whose header has not come yet; `serve_asgi.http.worker_context.ClientConnection` to the worker.
 
     With a `record` it goes on where another worker left: the leftover is the beginning of the header.
     """
@@ -100,7 +100,7 @@ class ProxyConnection(asyncio.Protocol):
         "_balancers",
         "_buffer",
         "_record",
-        "_service",
+        "_worker",
         "client",
         "deadline",
         "eof",
@@ -112,8 +112,8 @@ class ProxyConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, service: Service, balancers: Balancers, record: TravelRecord | None) -> None:
-        self._service = service
+    def __init__(self, worker: WorkerContext, balancers: Balancers, record: HandOverRecord | None) -> None:
+        self._worker = worker
         self._balancers = balancers
         self._record = record  # what came with the connection, then (LEAVING) what goes with it
         self._buffer = bytearray()
@@ -134,9 +134,9 @@ class ProxyConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Attached: wait for the header, or go on waiting."""
         self.transport = cast(asyncio.Transport, transport)
-        service = self._service
-        service.connections.add(self)
-        service.cells[_CONNECTIONS] += 1
+        worker = self._worker
+        worker.connections.add(self)
+        worker.cells[_CONNECTIONS] += 1
         self._become(IDLE)
         self.client = self.client or peer_of(transport)
         self.server = self.server or own_end_of(transport)
@@ -145,16 +145,16 @@ class ProxyConnection(asyncio.Protocol):
             self._buffer += record.leftover
             self.deadline = record.deadline
         else:
-            self.deadline = service.loop.time() + service.config.proxy_protocol_timeout
+            self.deadline = worker.loop.time() + worker.config.proxy_protocol_timeout
             if not self._balancers.may_connect(self.client):
                 self._turn_away("its address is not in --proxy-protocol-allow-ips")
                 return
-        if service.phase is not Phase.SERVING:
-            service.loop.call_soon(self.retire)
+        if worker.phase is not WorkerPhase.SERVING:
+            worker.loop.call_soon(self.retire)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the balancer, and perhaps from the client behind them."""
-        self._service.received += len(data)
+        self._worker.received += len(data)
         if self.state is IDLE or self.state is LEAVING:  # LEAVING: nothing is lost if it stays after all
             self._buffer += data
             self._look()
@@ -174,10 +174,10 @@ class ProxyConnection(asyncio.Protocol):
         self._forget()
 
     def _forget(self) -> None:
-        service = self._service
-        if self in service.connections:
-            service.cells[_CONNECTIONS] -= 1
-            service.forget(self)
+        worker = self._worker
+        if self in worker.connections:
+            worker.cells[_CONNECTIONS] -= 1
+            worker.forget(self)
 
     # ---- the header
 
@@ -187,7 +187,7 @@ class ProxyConnection(asyncio.Protocol):
             return
         try:
             header = parse(bytes(self._buffer))
-        except Malformed as why:
+        except MalformedProxyHeader as why:
             self._turn_away(str(why))
             return
         if header is not None:
@@ -199,24 +199,24 @@ class ProxyConnection(asyncio.Protocol):
 
     def _serve(self, header: ProxyHeader) -> None:
         """Give the transport to HTTP, as if it were a connection of the client that the header names."""
-        service, transport = self._service, self.transport
+        worker, transport = self._worker, self.transport
         client, server, trusted = self.client, self.server, False
-        if header.kind is Kind.CLIENT:
+        if header.kind is ProxySource.CLIENT:
             client, server = header.client, header.server
-        if header.kind is not Kind.UNNAMED:  # nobody is trusted whom nobody names
-            trusted = service.forwarding.trusts(client)
+        if header.kind is not ProxySource.UNNAMED:  # nobody is trusted whom nobody names
+            trusted = worker.forwarding.trusts(client)
         leftover = bytes(self._buffer[header.size :])
         self._buffer.clear()
-        deadline = service.loop.time() + service.config.first_byte_timeout
+        deadline = worker.loop.time() + worker.config.first_byte_timeout
         scheme = "https" if header.secure else "http"
-        http = Http1Connection(service, TravelRecord(leftover, client, server, deadline, 0, scheme, trusted))
+        http = Http1Connection(worker, HandOverRecord(leftover, client, server, deadline, 0, scheme, trusted))
         http.eof = self.eof
         self._become(UPGRADED)
         self.deadline = math.inf
         transport.set_protocol(http)
         http.connection_made(transport)
-        service.connections.discard(self)
-        service.cells[_CONNECTIONS] -= 1
+        worker.connections.discard(self)
+        worker.cells[_CONNECTIONS] -= 1
 
     def _turn_away(self, why: str) -> None:
         self._balancers.report(self.client, why)
@@ -236,15 +236,15 @@ class ProxyConnection(asyncio.Protocol):
         if self.state is not IDLE:
             return
         if is_readable(self.transport):
-            self.deadline = self._service.loop.time() + PEEK_TIME
+            self.deadline = self._worker.loop.time() + PEEK_TIME
         else:
             self._turn_away("its PROXY protocol header did not arrive in time (--proxy-protocol-timeout)")
 
     def retire(self) -> None:
         """The worker's phase has left SERVING: leave if there is anybody to go to; otherwise the header is awaited."""
-        service = self._service
-        if self.state is IDLE and service.phase is Phase.TRAVELLING and service.departure is not None:
-            service.departure(self)
+        worker = self._worker
+        if self.state is IDLE and worker.phase is WorkerPhase.HANDING_OVER and worker.hand_over is not None:
+            worker.hand_over(self)
 
     def remain(self) -> None:
         """Nobody can take this connection now: the header is awaited here until `retire()` is called again."""
@@ -262,7 +262,7 @@ class ProxyConnection(asyncio.Protocol):
         return unfinished
 
     def let_go(self, instead: Any) -> asyncio.Transport:
-        """In a forked child: see `serve_asgi.http.worker_context.Connection`."""
+        """In a forked child: see `serve_asgi.http.worker_context.ClientConnection`."""
         transport, self.transport = self.transport, instead
         return transport
 
@@ -272,12 +272,12 @@ class ProxyConnection(asyncio.Protocol):
         """Whether `leave()` is possible now."""
         return self.state is IDLE and not self.eof and not self.transport.is_closing()
 
-    def leave(self) -> tuple[int, TravelRecord]:
+    def leave(self) -> tuple[int, HandOverRecord]:
         """As any connection leaves; the receiver waits for the rest of the header."""
         assert self.can_leave(), "leave() needs can_leave()"
         fd = os.dup(self.transport.get_extra_info("socket").fileno())
         leftover = bytes(self._buffer)
-        record = TravelRecord(leftover, self.client, self.server, self.deadline, 0, trusted=False, awaits_proxy=True)
+        record = HandOverRecord(leftover, self.client, self.server, self.deadline, 0, trusted=False, awaits_proxy=True)
         self._become(LEAVING)
         self._record = record
         self.deadline = math.inf
@@ -292,7 +292,7 @@ class ProxyConnection(asyncio.Protocol):
         self._become(IDLE)
         self.deadline = record.deadline
         self._pause_reading(False)
-        self._service.loop.call_soon(self._look)
+        self._worker.loop.call_soon(self._look)
 
     def gone(self) -> None:
         """The hand-over is committed: drop this end."""

@@ -36,11 +36,11 @@ _CRC32C, _SSL = 0x03, 0x20
 _CLIENT_SSL: Final = 0x01
 
 
-class Malformed(Exception):
+class MalformedProxyHeader(Exception):
     """These bytes are no header; the message says why, for the log."""
 
 
-class Kind(enum.Enum):
+class ProxySource(enum.Enum):
     """Whose connection it is."""
 
     CLIENT = "client"  # a client's, with both its addresses
@@ -53,7 +53,7 @@ class ProxyHeader(NamedTuple):
 
     size: int
     """Its bytes; the client's follow."""
-    kind: Kind
+    kind: ProxySource
     client: Address
     server: Address
     """Both None unless `kind` is CLIENT."""
@@ -62,40 +62,40 @@ class ProxyHeader(NamedTuple):
 
 
 def parse(data: bytes) -> ProxyHeader | None:
-    """The header that `data` begins with; None while it is not whole. Raises Malformed."""
+    """The header that `data` begins with; None while it is not whole. Raises MalformedProxyHeader."""
     if not data:
         return None
     if data[0] == _START[0]:
         return _parse_line(data)
     if data[0] == SIGNATURE[0]:
         return _parse_block(data)
-    raise Malformed("it does not begin with a PROXY protocol header")
+    raise MalformedProxyHeader("it does not begin with a PROXY protocol header")
 
 
 def _parse_line(data: bytes) -> ProxyHeader | None:
     """Version 1 (section 2.1)."""
     if not (data.startswith(_START) or _START.startswith(data)):
-        raise Malformed("it does not begin with a PROXY protocol header")
+        raise MalformedProxyHeader("it does not begin with a PROXY protocol header")
     end = data.find(b"\n", 0, MAX_LINE)
     if end < 0:
         if len(data) >= MAX_LINE or b"\r" in data[: min(len(data), MAX_LINE) - 1]:
-            raise Malformed("the line of its PROXY protocol header has no end")
+            raise MalformedProxyHeader("the line of its PROXY protocol header has no end")
         return None
     line, size = data[: end - 1], end + 1
     if data[end - 1 : end] != b"\r" or b"\r" in line:
-        raise Malformed("the line of its PROXY protocol header does not end in CRLF")
+        raise MalformedProxyHeader("the line of its PROXY protocol header does not end in CRLF")
     found = _LINE.fullmatch(line)
     if found is not None:
         try:
             client, server = (_of_family(found["family"], text) for text in (found[2], found[3]))
         except ValueError:
-            raise Malformed("an address in its PROXY protocol header is none") from None
+            raise MalformedProxyHeader("an address in its PROXY protocol header is none") from None
         ports = int(found[4]), int(found[5])
         if max(ports) <= 65535:
-            return ProxyHeader(size, Kind.CLIENT, (client, ports[0]), (server, ports[1]), False)
+            return ProxyHeader(size, ProxySource.CLIENT, (client, ports[0]), (server, ports[1]), False)
     elif _UNKNOWN.fullmatch(line):
-        return ProxyHeader(size, Kind.UNNAMED, None, None, False)
-    raise Malformed("the line of its PROXY protocol header is malformed")
+        return ProxyHeader(size, ProxySource.UNNAMED, None, None, False)
+    raise MalformedProxyHeader("the line of its PROXY protocol header is malformed")
 
 
 def _of_family(family: bytes, text: bytes) -> str:
@@ -106,24 +106,24 @@ def _of_family(family: bytes, text: bytes) -> str:
 def _parse_block(data: bytes) -> ProxyHeader | None:
     """Version 2 (section 2.2)."""
     if data[: len(SIGNATURE)] != SIGNATURE[: len(data)]:
-        raise Malformed("it does not begin with a PROXY protocol header")
+        raise MalformedProxyHeader("it does not begin with a PROXY protocol header")
     if len(data) > 12 and data[12] not in (_LOCAL, _PROXY):
-        raise Malformed("the version or the command of its PROXY protocol header is not known")
+        raise MalformedProxyHeader("the version or the command of its PROXY protocol header is not known")
     if len(data) < _FIXED:
         return None
     command, both, length = struct.unpack_from("!BBH", data, 12)
     if length > MAX_BLOCK:
-        raise Malformed(f"its PROXY protocol header announces {length} bytes; this server takes {MAX_BLOCK}")
+        raise MalformedProxyHeader(f"its PROXY protocol header announces {length} bytes; this server takes {MAX_BLOCK}")
     family, transport = both >> 4, both & 0x0F
     if command == _PROXY and (family > _UNIX or transport > 2):
-        raise Malformed("the address family of its PROXY protocol header is not known")
+        raise MalformedProxyHeader("the address family of its PROXY protocol header is not known")
     size = _FIXED + length
     if len(data) < size:
         return None
     if command == _LOCAL:  # whatever else it holds is to be passed over
-        return ProxyHeader(size, Kind.LOCAL, None, None, False)
+        return ProxyHeader(size, ProxySource.LOCAL, None, None, False)
     if family == 0 or transport == 0:
-        return ProxyHeader(size, Kind.UNNAMED, None, None, False)
+        return ProxyHeader(size, ProxySource.UNNAMED, None, None, False)
     return _addressed(data[:size], family)
 
 
@@ -131,13 +131,13 @@ def _addressed(header: bytes, family: int) -> ProxyHeader:
     layout = {_INET: "!4s4sHH", _INET6: "!16s16sHH", _UNIX: "!108s108s"}[family]
     end = _FIXED + struct.calcsize(layout)
     if len(header) < end:
-        raise Malformed("its PROXY protocol header is too short for the addresses that it announces")
+        raise MalformedProxyHeader("its PROXY protocol header is too short for the addresses that it announces")
     secure = _read_vectors(header, end)
     if family == _UNIX:
-        return ProxyHeader(len(header), Kind.UNNAMED, None, None, secure)
+        return ProxyHeader(len(header), ProxySource.UNNAMED, None, None, secure)
     client, server, client_port, server_port = struct.unpack_from(layout, header, _FIXED)
     ends = ((_text(client), client_port), (_text(server), server_port))
-    return ProxyHeader(len(header), Kind.CLIENT, *ends, secure)
+    return ProxyHeader(len(header), ProxySource.CLIENT, *ends, secure)
 
 
 def _text(packed: bytes) -> str:
@@ -149,16 +149,16 @@ def _read_vectors(header: bytes, at: int) -> bool:
     secure = False
     while at < len(header):
         if len(header) < at + 3:
-            raise Malformed("a vector in its PROXY protocol header is cut short")
+            raise MalformedProxyHeader("a vector in its PROXY protocol header is cut short")
         kind, length = struct.unpack_from("!BH", header, at)
         value = header[at + 3 : at + 3 + length]
         if len(value) < length:
-            raise Malformed("a vector in its PROXY protocol header is cut short")
+            raise MalformedProxyHeader("a vector in its PROXY protocol header is cut short")
         if kind == _CRC32C:
             _check_sum(header, at + 3, value)
         elif kind == _SSL:
             if length < 5:
-                raise Malformed("what its PROXY protocol header says of TLS is cut short")
+                raise MalformedProxyHeader("what its PROXY protocol header says of TLS is cut short")
             secure = bool(value[0] & _CLIENT_SSL)
         at += 3 + length
     return secure
@@ -167,7 +167,7 @@ def _read_vectors(header: bytes, at: int) -> bool:
 def _check_sum(header: bytes, at: int, value: bytes) -> None:
     """Section 2.2.3: the sum is that of the whole header with zeros in its own place."""
     if len(value) != 4 or int.from_bytes(value, "big") != crc32c(header[:at] + bytes(4) + header[at + 4 :]):
-        raise Malformed("the checksum of its PROXY protocol header is wrong")
+        raise MalformedProxyHeader("the checksum of its PROXY protocol header is wrong")
 
 
 def _table() -> tuple[int, ...]:

@@ -10,8 +10,8 @@ import time
 from typing import Final
 
 from serve_asgi.http.request_head import BadRequest, Head
-from serve_asgi.http.response_head import CLOSE, plain_answer
-from serve_asgi.http.worker_context import Service
+from serve_asgi.http.response_head import CLOSE, plain_response
+from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.access_lines import LoggedRequest, RefusedRequest, ServerResponse
@@ -23,29 +23,31 @@ _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
 
 
-def bad_request(service: Service, client: Address, scheme: str, refused: BadRequest, with_body: bool = True) -> bytes:
+def bad_request(
+    worker: WorkerContext, client: Address, scheme: str, refused: BadRequest, with_body: bool = True
+) -> bytes:
     """The response to what could not be served; the connection ends behind it."""
     text = refused.reason + "\n"
-    _count(service, client, scheme, RefusedRequest(), refused.status, len(text) if with_body else 0)
-    return plain_answer(refused.status, text, service.default_headers, CLOSE, with_body)
+    _count(worker, client, scheme, RefusedRequest(), refused.status, len(text) if with_body else 0)
+    return plain_response(refused.status, text, worker.default_headers, CLOSE, with_body)
 
 
-def bad_body(service: Service, head: Head, refused: BadRequest) -> bytes:
+def bad_body(worker: WorkerContext, head: Head, refused: BadRequest) -> bytes:
     """The response to `head`, whose body could not be read; the caller counts and logs it with its response."""
-    return plain_answer(refused.status, refused.reason + "\n", service.default_headers, CLOSE, head.method != "HEAD")
+    return plain_response(refused.status, refused.reason + "\n", worker.default_headers, CLOSE, head.method != "HEAD")
 
 
-def overloaded(service: Service, client: Address, scheme: str, head: Head, close: bool) -> bytes:
+def overloaded(worker: WorkerContext, client: Address, scheme: str, head: Head, close: bool) -> bytes:
     """The response to `head`: as many requests are in progress as the worker takes, and it may come again soon."""
-    lines = (CLOSE if close else service.keep_alive_lines) + b"retry-after: %d\r\n" % RETRY_AFTER
+    lines = (CLOSE if close else worker.keep_alive_lines) + b"retry-after: %d\r\n" % RETRY_AFTER
     text, with_body = "The server is busy; try again soon.\n", head.method != "HEAD"
-    _count(service, client, scheme, head, 503, len(text) if with_body else 0)
-    return plain_answer(503, text, service.default_headers, lines, with_body)
+    _count(worker, client, scheme, head, 503, len(text) if with_body else 0)
+    return plain_response(503, text, worker.default_headers, lines, with_body)
 
 
-def _count(service: Service, client: Address, scheme: str, request: LoggedRequest, status: int, size: int) -> None:
-    service.cells[_REQUESTS] += 1
-    service.cells[_STATUS + status // 100] += 1
-    if service.access_log is not None:
+def _count(worker: WorkerContext, client: Address, scheme: str, request: LoggedRequest, status: int, size: int) -> None:
+    worker.cells[_REQUESTS] += 1
+    worker.cells[_STATUS + status // 100] += 1
+    if worker.access_log is not None:
         response = ServerResponse(client, scheme)
-        service.access_log.record(client, request, status, size, time.perf_counter(), response)
+        worker.access_log.record(client, request, status, size, time.perf_counter(), response)

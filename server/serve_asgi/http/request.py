@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_head import CONTINUE
-from serve_asgi.http.worker_context import Message, Service
+from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.http.write_buffer import WriteBuffer
 from serve_asgi.ipc.address import Address
 from serve_asgi.logs.request_ids import traceparent
@@ -59,7 +59,7 @@ class Request:
         "_connection",
         "_gone",
         "_identity",
-        "_service",
+        "_worker",
         "begun",
         "body",
         "client",
@@ -71,26 +71,26 @@ class Request:
         "waiters",
     )
 
-    def __init__(self, connection: RequestSource, service: Service, head: Head) -> None:
+    def __init__(self, connection: RequestSource, worker: WorkerContext, head: Head) -> None:
         self._connection = connection
-        self._service = service
+        self._worker = worker
         self.head = head
         self.begun = perf_counter()
         """When it began (time.perf_counter, s)."""
         self.task: asyncio.Task[None] | None = None
         """Runs the application, if that has not returned before its first wait."""
-        self.body = RequestBody(head, service.config.max_body_size, service.max_head_size) if head.body else None
+        self.body = RequestBody(head, worker.config.max_body_size, worker.max_head_size) if head.body else None
         self.taken = False
         """The application has had the whole body."""
         self.ended = False
         """Set when the response is complete, or lost: `receive` says from then on that the client has gone."""
         self.waiters: list[asyncio.Future[None]] | None = None
         """Who waits in `receive`: to be told by `wake` when there is something new."""
-        path, raw_path, root_path = head.text, head.path, service.root_path
+        path, raw_path, root_path = head.text, head.path, worker.root_path
         if root_path and not (path + "/").startswith(root_path + "/"):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
             path = root_path + path
-            raw_path = service.raw_root_path + raw_path
+            raw_path = worker.raw_root_path + raw_path
         # Plain data, and the request's own at every depth: what one application's call changes, no other call sees.
         self.scope: dict[str, Any] = {
             "type": "http",
@@ -105,24 +105,24 @@ class Request:
             "headers": head.headers.copy(),  # the head is shared with equal requests
             "client": connection.client,
             "server": connection.server,
-            "state": service.state.copy() if service.state else {},
+            "state": worker.state.copy() if worker.state else {},
             "extensions": {
                 "http.response.pathsend": {},
                 "http.response.zerocopysend": {},
-                "serve": {"generation": service.generation, "slot": service.slot},
+                "serve": {"generation": worker.generation, "slot": worker.slot},
             },
         }
-        if service.early_hints:
+        if worker.early_hints:
             self.scope["extensions"][EARLY_HINT] = {}
         if head.te_trailers:
             self.scope["extensions"]["http.response.trailers"] = {}
         self._identity = (
-            service.request_ids.keep_or_generate(self.scope["headers"]) if service.request_ids.generates else ""
+            worker.request_ids.keep_or_generate(self.scope["headers"]) if worker.request_ids.generates else ""
         )
         self.client = connection.client
         """Whose request it is: the connection's client, or who a trusted proxy says."""
         if head.forwarding and connection.trusted:
-            forwarded = service.forwarding.understand(head.headers, connection.client)
+            forwarded = worker.forwarding.understand(head.headers, connection.client)
             if forwarded is not None:
                 forwarded.apply(self.scope)
                 self.client = forwarded.client
@@ -168,7 +168,7 @@ class Request:
         """
         if not hasattr(self, "_gone"):
             self._gone = False
-            self._service.loop.call_later(HALF_CLOSED_TIME, self._take_for_gone)
+            self._worker.loop.call_later(HALF_CLOSED_TIME, self._take_for_gone)
         return self._gone
 
     def _take_for_gone(self) -> None:
@@ -177,7 +177,7 @@ class Request:
 
     async def _wait(self) -> None:
         """Until `wake()`; several may wait."""
-        waiter: asyncio.Future[None] = self._service.loop.create_future()
+        waiter: asyncio.Future[None] = self._worker.loop.create_future()
         if self.waiters is None:
             self.waiters = []
         self.waiters.append(waiter)
@@ -208,7 +208,7 @@ class Request:
 
     def identity(self) -> str:
         """The request's id, or ""."""
-        return self._identity or self._service.request_ids.carried(self.head.headers)
+        return self._identity or self._worker.request_ids.carried(self.head.headers)
 
     def trace(self) -> str:
         """Its traceparent, or ""."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from serve_asgi.http.request import Request
 from serve_asgi.http.response import DONE, LOST, WAITING, Response
-from serve_asgi.http.worker_context import ClientDisconnected, Service
+from serve_asgi.http.worker_context import ClientDisconnected, WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, exc_info, is_a, is_from_outside, was_told
@@ -25,13 +25,13 @@ _log: Final = logging.getLogger("serve.error")
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
 
 
-async def run_cycle(service: Service, request: Request, response: Response) -> None:
+async def run_cycle(worker: WorkerContext, request: Request, response: Response) -> None:
     """Call the application and see to it that the response has an end. The caller has counted it in.
 
     What is said of an application's failure comes before the response's end, and cannot prevent it.
     """
     try:
-        await service.app(request.scope, request.receive, response.send)
+        await worker.app(request.scope, request.receive, response.send)
         if response.state is not DONE and response.state is not LOST:
             _abandoned(request, response)
     except BaseException as error:
@@ -40,7 +40,7 @@ async def run_cycle(service: Service, request: Request, response: Response) -> N
             raise
         _failed(request, response, error)
     finally:
-        service.cells[_IN_FLIGHT] -= 1
+        worker.cells[_IN_FLIGHT] -= 1
 
 
 def _abandoned(request: Request, response: Response) -> None:

@@ -22,7 +22,7 @@ from serve_asgi.http.response_head import (
     NO_CONTENT,
     RESET_CONTENT,
     STATUS_LINES,
-    Wish,
+    ResponseFlag,
     encode_fields,
     encode_hints,
     is_immutable,
@@ -30,7 +30,7 @@ from serve_asgi.http.response_head import (
     without,
 )
 from serve_asgi.http.sendfile import FileContent, FileSink, file_of, path_of
-from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Phase, Service
+from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import LARGE
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
@@ -45,14 +45,14 @@ before it is told that there is nobody to take it."""
 CLIENT_GONE: Final = 499
 """What the access log shows for a request whose client left before there was a status."""
 
-_CLOSE: Final = int(Wish.CLOSE)
-_OWN_LINES: Final = int(Wish.DATE | Wish.SERVER)
-_TRAILERS: Final = int(Wish.TRAILERS)
-_BODILESS: Final = int(Wish.BODILESS)
+_CLOSE: Final = int(ResponseFlag.CLOSE)
+_OWN_LINES: Final = int(ResponseFlag.DATE | ResponseFlag.SERVER)
+_TRAILERS: Final = int(ResponseFlag.TRAILERS)
+_BODILESS: Final = int(ResponseFlag.BODILESS)
 _REQUESTS: Final = int(Cell.REQUESTS)
 _STATUS: Final = int(Cell.STATUS_1XX) - 1
-_SERVING: Final = Phase.SERVING
-_CLOSING: Final = Phase.CLOSING
+_SERVING: Final = WorkerPhase.SERVING
+_CLOSING: Final = WorkerPhase.CLOSING
 
 
 class ResponseState(enum.Enum):
@@ -125,18 +125,18 @@ class Response:
         "_connection",
         "_discardable",
         "_dropped",
+        "_flags",
         "_framing",
         "_length",
         "_patience",
-        "_wishes",
         "close",
         "head",
         "output",
         "request",
         "sent",
-        "service",
         "state",
         "status",
+        "worker",
     )
 
     _block: bytes
@@ -148,12 +148,12 @@ class Response:
     """The application's Content-Length, or -1."""
     _patience: asyncio.TimerHandle
     """In state OVER: tells the application, at its end."""
-    _wishes: int
+    _flags: int
 
-    def __init__(self, connection: ResponseSink, service: Service, request: Request) -> None:
+    def __init__(self, connection: ResponseSink, worker: WorkerContext, request: Request) -> None:
         self._connection = connection
         self.output = connection.output
-        self.service = service
+        self.worker = worker
         self.request = request
         self.head = request.head
         self.state = WAITING
@@ -198,19 +198,19 @@ class Response:
             await self._pass_over(message, kind)
         elif state is LOST:
             await self._drop()
-        elif kind != "http.response.trailers" or not self._wishes & _TRAILERS:
+        elif kind != "http.response.trailers" or not self._flags & _TRAILERS:
             raise RuntimeError(f"Got the message {kind!r} after the response was complete.")
 
     async def _drop(self) -> None:
         """A message that nobody will get. Gives way, so that a framework can end a stream that it has cancelled."""
-        now = self.service.loop.time()
+        now = self.worker.loop.time()
         self._dropped = self._dropped or now
         if now - self._dropped > DROP_TIME:
             raise ClientDisconnected("The client has disconnected.")
         await asyncio.sleep(0)
 
     def _before_start(self, message: Message, kind: object) -> None:
-        if kind != EARLY_HINT or not self.service.early_hints:
+        if kind != EARLY_HINT or not self.worker.early_hints:
             raise RuntimeError(f"Expected the message http.response.start, got {kind!r}.")
         self._hint(message)
 
@@ -228,10 +228,10 @@ class Response:
         if not isinstance(status, int) or status not in STATUS_LINES:
             raise ValueError(f"{status!r} is not the status of a final response (200 to 599).")
         headers = message.get("headers") or ()
-        service = self.service
-        known = service.response_fields
+        worker = self.worker
+        known = worker.response_fields
         if known.resting or status == 204 or status == RESET_CONTENT:
-            block, length, wishes = encode_fields(headers, status == 204 or status == RESET_CONTENT)
+            block, length, flags = encode_fields(headers, status == 204 or status == RESET_CONTENT)
         else:
             headers = tuple(headers)
             try:
@@ -241,30 +241,30 @@ class Response:
             if fields is None:
                 fields = encode_fields(headers, False)
                 if len(fields[0]) <= LARGEST_FIELDS and is_immutable(headers):
-                    known.keep(headers, fields, service.cells[_REQUESTS])
-            block, length, wishes = fields
-        if service.request_ids.echoes:
-            block = with_field(block, service.request_ids.name, self.request.identity())
+                    known.keep(headers, fields, worker.cells[_REQUESTS])
+            block, length, flags = fields
+        if worker.request_ids.echoes:
+            block = with_field(block, worker.request_ids.name, self.request.identity())
         if status in NO_CONTENT:
-            wishes |= _BODILESS
+            flags |= _BODILESS
         if message.get("trailers", False):
-            wishes |= _TRAILERS
+            flags |= _TRAILERS
         self._block = block
         self._length = length
-        self._wishes = wishes
+        self._flags = flags
         self.status = int(status)
         self.state = STARTED
 
     def _first(self, body: bytes, more: bool) -> None:
         """Write the head together with the first of the body."""
-        service, head, length, size = self.service, self.head, self._length, len(body)
+        worker, head, length, size = self.worker, self.head, self._length, len(body)
         request_body = self.request.body
         if (
             more
-            or self._wishes
+            or self._flags
             or not head.keep_alive
-            or service.phase is not _SERVING
-            or not service.persistent
+            or worker.phase is not _SERVING
+            or not worker.persistent
             or head.method == "HEAD"
             or size > LARGE
             or (request_body is not None and not request_body.whole)
@@ -293,20 +293,20 @@ class Response:
                 self.state = STREAMING
         elif length == size:
             self.sent = size
-            self.output.write(b"".join((STATUS_LINES[self.status], self._block, service.persistent, b"\r\n", body)))
+            self.output.write(b"".join((STATUS_LINES[self.status], self._block, worker.persistent, b"\r\n", body)))
             self._complete()
         elif length < 0:
             self.sent = size
             self.output.write(
                 b"%b%b%bcontent-length: %d\r\n\r\n%b"
-                % (STATUS_LINES[self.status], self._block, service.persistent, size, body)
+                % (STATUS_LINES[self.status], self._block, worker.persistent, size, body)
             )
             self._complete()
         else:
             raise RuntimeError(wrong_length(size, length))
 
     def _frame(self, size: int, more: bool) -> ResponseFraming:
-        framing = ResponseFraming(self.head, self.status, self._wishes, self._length, size, more)
+        framing = ResponseFraming(self.head, self.status, self._flags, self._length, size, more)
         if framing.kind is NONE and size:
             self._body_dropped()
         self._framing = framing
@@ -314,12 +314,12 @@ class Response:
 
     def _head_bytes(self, framing: ResponseFraming, more: bool) -> bytes:
         """The head; decides whether the connection persists. With `more`, body is still to come on the wire."""
-        service, head, wishes, request_body = self.service, self.head, self._wishes, self.request.body
+        worker, head, flags, request_body = self.worker, self.head, self._flags, self.request.body
         self.close = close = (
             not head.keep_alive
-            or ((service.close_answers or service.phase is _CLOSING) and not self._connection.requests_wait())
-            or not service.config.keep_alive
-            or wishes & _CLOSE != 0
+            or ((worker.close_answers or worker.phase is _CLOSING) and not self._connection.requests_wait())
+            or not worker.config.keep_alive
+            or flags & _CLOSE != 0
             or framing.kind is BodyFraming.CLOSE
             or (
                 not (more and framing.kind is not NONE)
@@ -330,14 +330,14 @@ class Response:
         )
         if request_body is not None:
             request_body.may_continue = False
-        default = service.default_headers
+        default = worker.default_headers
         return b"".join(
             (
                 STATUS_LINES[self.status],
                 self._block,
                 b"\r\n",
-                without(default, wishes) if wishes & _OWN_LINES else default,
-                CLOSE if close else service.keep_alive_lines,
+                without(default, flags) if flags & _OWN_LINES else default,
+                CLOSE if close else worker.keep_alive_lines,
                 framing.field,
                 b"\r\n",
             )
@@ -388,7 +388,7 @@ class Response:
             content, more = path_of(message, self._length), False
         elif kind == "http.response.zerocopysend":
             content, more = file_of(message), bool(message.get("more_body", False))
-        elif kind == EARLY_HINT and self.service.early_hints:
+        elif kind == EARLY_HINT and self.worker.early_hints:
             self._hint(message)
             return
         else:
@@ -459,13 +459,13 @@ class Response:
             return
         self.state = OVER
         self._discardable = DROPPED_AT_MOST
-        self._patience = self.service.loop.call_later(DROP_TIME, self._tell_over)
+        self._patience = self.worker.loop.call_later(DROP_TIME, self._tell_over)
         self._count()
         self._connection.response_complete(self)
 
     async def _pass_over(self, message: Message, kind: object) -> None:
         """What the application sends behind a response that is complete without a body. Gives way."""
-        if kind == EARLY_HINT and self.service.early_hints:
+        if kind == EARLY_HINT and self.worker.early_hints:
             return
         if kind != "http.response.body" and kind != "http.response.zerocopysend":
             raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
@@ -496,7 +496,7 @@ class Response:
     def _body_dropped(self) -> None:
         """There is a body in a response that has none: a mistake, unless it is the response to HEAD."""
         if self.head.method != "HEAD":
-            self.service.mistakes.content(self.head, self.status)
+            self.worker.dropped_bodies.report(self.head, self.status)
 
     # ---- ends
 
@@ -542,17 +542,17 @@ class Response:
         return self._framing is not None and self._framing.kind is BodyFraming.CLOSE
 
     def _count(self) -> None:
-        service, request = self.service, self.request
-        cells = service.cells
+        worker, request = self.worker, self.request
+        cells = worker.cells
         cells[_REQUESTS] += 1
         if self.status:
             cells[_STATUS + self.status // 100] += 1
         took = perf_counter() - request.begun
-        service.took += took
-        service.durations[bisect_left(DURATION_BOUNDS, took)] += 1
-        if service.access_log is not None:
+        worker.took += took
+        worker.durations[bisect_left(DURATION_BOUNDS, took)] += 1
+        if worker.access_log is not None:
             status = self.status or CLIENT_GONE
-            service.access_log.record(request.client, self.head, status, self.sent, request.begun, self)
+            worker.access_log.record(request.client, self.head, status, self.sent, request.begun, self)
 
     # ---- what some formats of the access log ask for (serve_asgi.logs.access_lines.LoggedResponse)
 

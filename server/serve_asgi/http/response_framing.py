@@ -13,12 +13,12 @@ import enum
 from typing import Final
 
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.response_head import RESET_CONTENT, Wish, encode_trailers
+from serve_asgi.http.response_head import RESET_CONTENT, ResponseFlag, encode_trailers
 from serve_asgi.http.worker_context import Message
 
-_CHUNKED_WISH: Final = int(Wish.CHUNKED)
-_TRAILERS: Final = int(Wish.TRAILERS)
-_BODILESS: Final = int(Wish.BODILESS)
+_CHUNKED_FLAG: Final = int(ResponseFlag.CHUNKED)
+_TRAILERS: Final = int(ResponseFlag.TRAILERS)
+_BODILESS: Final = int(ResponseFlag.BODILESS)
 
 
 class BodyFraming(enum.Enum):
@@ -41,7 +41,7 @@ class ResponseFraming:
 
     __slots__ = ("_length", "_remaining", "_sent", "_trailer_lines", "field", "kind", "trailers_follow")
 
-    def __init__(self, head: Head, status: int, wishes: int, length: int, size: int, more: bool) -> None:
+    def __init__(self, head: Head, status: int, flags: int, length: int, size: int, more: bool) -> None:
         """The response to `head`, of whose body `size` bytes come first.
 
         `length` is the application's Content-Length, or -1. Raises RuntimeError if the body is not as long.
@@ -54,21 +54,21 @@ class ResponseFraming:
         self._trailer_lines = b""
         self.trailers_follow = False
         """Trailer fields that the client did not ask for are not waited for, and ignored when they come."""
-        if head.method == "HEAD" or wishes & _BODILESS:
+        if head.method == "HEAD" or flags & _BODILESS:
             self.kind = NONE
             if status == RESET_CONTENT:  # one without a length would have a body up to the end of the connection
                 self.field = b"content-length: 0\r\n"
-            elif length < 0 and size and not more and not wishes & _BODILESS:
+            elif length < 0 and size and not more and not flags & _BODILESS:
                 self.field = b"content-length: %d\r\n" % size  # HEAD: what GET would have said (RFC 9110 9.3.2)
         elif length >= 0:
             if size > length or (size != length and not more):
                 raise RuntimeError(wrong_length(size, length))
             self.kind = LENGTH
             self._remaining = length - size
-        elif head.version == "1.1" and (more or wishes & (_TRAILERS | _CHUNKED_WISH)):
+        elif head.version == "1.1" and (more or flags & (_TRAILERS | _CHUNKED_FLAG)):
             self.kind = CHUNKED
             self.field = b"transfer-encoding: chunked\r\n"
-            self.trailers_follow = wishes & _TRAILERS != 0 and head.te_trailers
+            self.trailers_follow = flags & _TRAILERS != 0 and head.te_trailers
         elif more:
             self.kind = CLOSE
         else:

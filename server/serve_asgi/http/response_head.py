@@ -37,7 +37,7 @@ _prefixes: dict[bytes, bytes] = {}
 """What is written before the value, by the name that the application gave. Names are checked once."""
 
 
-class Wish(enum.IntFlag):
+class ResponseFlag(enum.IntFlag):
     """What the application's fields ask of the connection."""
 
     NONE = 0
@@ -49,8 +49,8 @@ class Wish(enum.IntFlag):
     BODILESS = 32  # the status has no content (204, 205, 304)
 
 
-_NONE: Final = int(Wish.NONE)
-_CHUNKED: Final = int(Wish.CHUNKED)
+_NONE: Final = int(ResponseFlag.NONE)
+_CHUNKED: Final = int(ResponseFlag.CHUNKED)
 _SPECIAL: Final = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date", b"server"))
 _LENGTH_PREFIX: Final = b"\r\ncontent-length: "
 _FORBIDDEN_TRAILERS: Final = _SPECIAL | {
@@ -64,12 +64,12 @@ _FORBIDDEN_TRAILERS: Final = _SPECIAL | {
 
 
 def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[bytes, int, int]:
-    """The application's fields as bytes, each one preceded by CRLF; its Content-Length (-1: none given); its wishes.
+    """The application's fields as bytes, each one preceded by CRLF; its Content-Length (-1: none given); its flags.
 
     `bodiless` is for statuses that must not have a Content-Length (RFC 9110 8.6). Raises TypeError or ValueError.
     """
     pieces: list[bytes] = []
-    length, wishes = -1, _NONE
+    length, flags = -1, _NONE
     known = _prefixes.get
     for name, value in headers:
         try:
@@ -86,14 +86,14 @@ def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[b
                     continue
                 prefix = _LENGTH_PREFIX
             elif lower in _SPECIAL:
-                wishes |= _special(lower, _bytes(value), pieces)
+                flags |= _special(lower, _bytes(value), pieces)
                 continue
             else:
                 prefix = b"\r\n" + lower + b": "
                 if len(_prefixes) < _MAX_KNOWN:
                     _prefixes[name] = prefix
         pieces += (prefix, value)
-    if wishes & _CHUNKED and length >= 0:  # as a proxy's application copies the one and its framework adds the other
+    if flags & _CHUNKED and length >= 0:  # as a proxy's application copies the one and its framework adds the other
         length = -1  # RFC 9112 6.1: never both; the chunks are as long as the content is
         if _LENGTH_PREFIX in pieces:
             at = pieces.index(_LENGTH_PREFIX)
@@ -105,7 +105,7 @@ def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[b
     lines = len(pieces) >> 1
     if block.count(b"\n") != lines or block.count(b"\r") != lines or b"\0" in block:
         raise ValueError("A response header value contains CR, LF or NUL.")
-    return block, length, wishes
+    return block, length, flags
 
 
 def is_immutable(headers: tuple[Iterable[bytes], ...]) -> bool:
@@ -165,31 +165,31 @@ def _special(name: bytes, value: bytes, pieces: list[bytes]) -> int:
     """Treat a field that rules the connection; what the client shall see of it is added to `pieces`."""
     if name in (b"date", b"server"):
         pieces += (b"\r\n" + name + b": ", value)
-        return Wish.DATE if name == b"date" else Wish.SERVER
+        return ResponseFlag.DATE if name == b"date" else ResponseFlag.SERVER
     if name == b"transfer-encoding":
         coding = value.strip().lower()
         if coding == b"identity":  # of RFC 2616: none
-            return Wish.NONE
+            return ResponseFlag.NONE
         if coding != b"chunked":
             raise ValueError("The only Transfer-Encoding that an application may name is chunked.")
-        return Wish.CHUNKED
+        return ResponseFlag.CHUNKED
     if name == b"connection":
         tokens = [token.strip() for token in value.lower().split(b",")]
         others = [token for token in tokens if token not in (b"close", b"keep-alive", b"")]
         if others:  # such as upgrade, beside a 426
             pieces += (b"\r\nconnection: ", b", ".join(others))
-        return Wish.CLOSE if b"close" in tokens else Wish.NONE
-    return Wish.NONE  # keep-alive: the server's own
+        return ResponseFlag.CLOSE if b"close" in tokens else ResponseFlag.NONE
+    return ResponseFlag.NONE  # keep-alive: the server's own
 
 
-def without(default_headers: bytes, wishes: int) -> bytes:
+def without(default_headers: bytes, flags: int) -> bytes:
     """The server's own date and server lines, less those that the application gives itself."""
-    names = [b"date:"] * bool(wishes & Wish.DATE) + [b"server:"] * bool(wishes & Wish.SERVER)
+    names = [b"date:"] * bool(flags & ResponseFlag.DATE) + [b"server:"] * bool(flags & ResponseFlag.SERVER)
     lines = default_headers.splitlines(keepends=True)
     return b"".join(line for line in lines if not line.lower().startswith(tuple(names)))
 
 
-def plain_answer(status: int, text: str, default_headers: bytes, connection: bytes, with_body: bool = True) -> bytes:
+def plain_response(status: int, text: str, default_headers: bytes, connection: bytes, with_body: bool = True) -> bytes:
     """A whole response of the server's own, as text; `connection` is the line that says whether it persists."""
     body = text.encode()
     head = b"%b\r\n%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n%b\r\n" % (

@@ -68,7 +68,7 @@ class FileContent:
         except OSError:  # no descriptor is left: like this it costs more, and works
             await self._send_pieces(connection.output)
             return
-        lent = output.service.lent
+        lent = output.worker.lent
         lent.add(socket)
         try:
             await self._send_through(socket, connection)
@@ -89,7 +89,7 @@ class FileContent:
 
     async def _send_through(self, socket: int, connection: FileSink) -> None:
         output = connection.output
-        loop = output.service.loop
+        loop = output.worker.loop
         while self.left and not output.transport.is_closing():
             try:
                 size = os.sendfile(socket, self.fd, self.offset, min(self.left, AT_ONCE))
@@ -103,7 +103,7 @@ class FileContent:
             if size > 0:
                 self.offset += size
                 self.left -= size
-                output.service.sent += size
+                output.worker.sent += size
             output.file_left = self.left
             if self.left:
                 os.posix_fadvise(self.fd, self.offset, AT_ONCE, os.POSIX_FADV_WILLNEED)

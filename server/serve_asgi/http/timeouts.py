@@ -14,7 +14,7 @@ from typing import Final
 
 from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.request_body import RequestBody
-from serve_asgi.http.worker_context import Service
+from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.http.write_buffer import WriteBuffer
 
 PEEK_TIME: Final = 5.0
@@ -36,63 +36,63 @@ class Expiry(enum.Enum):
 class Timeouts:
     """Of one HTTP/1.1 connection. `deadline` is the one that holds after each verdict."""
 
-    __slots__ = ("_output", "_service", "_unread_after", "deadline")
+    __slots__ = ("_output", "_unread_after", "_worker", "deadline")
 
-    def __init__(self, service: Service, output: WriteBuffer) -> None:
-        self._service = service
+    def __init__(self, worker: WorkerContext, output: WriteBuffer) -> None:
+        self._worker = worker
         self._output = output
         self._unread_after = -1  # so many requests, of which the last one's response was not read at the deadline
         self.deadline = math.inf
 
     def head(self) -> float:
         """When a head that has begun to arrive must be whole."""
-        return self._service.loop.time() + self._service.config.head_timeout
+        return self._worker.loop.time() + self._worker.config.head_timeout
 
     def write(self) -> float:
         """When a client that reads slowly must have taken something; from now on it is watched."""
         self._output.watch_client()
-        return self._service.loop.time() + self._service.config.write_timeout
+        return self._worker.loop.time() + self._worker.config.write_timeout
 
     def body(self, body: RequestBody | None) -> float:
         """When the next of the body must have arrived; never, if it has all arrived."""
-        if body is None or body.whole or not self._service.config.min_body_rate:
+        if body is None or body.whole or not self._worker.config.min_body_rate:
             return math.inf
-        return self._service.loop.time() + BODY_WINDOW
+        return self._worker.loop.time() + BODY_WINDOW
 
     def idle_expired(self, half_head: bool, requests: int) -> Expiry:
         """The client has sent nothing for long, or half a head and no more, or it has not read its response yet.
 
         `requests`: how many have been answered.
         """
-        output, service = self._output, self._service
+        output, worker = self._output, self._worker
         if output.unwritten() or self._unread_after == requests:
             return self._unread_expired(requests)
         if half_head:
             return Expiry.REFUSE
         if not is_readable(output.transport):
             return Expiry.FINISH
-        self.deadline = service.loop.time() + PEEK_TIME
+        self.deadline = worker.loop.time() + PEEK_TIME
         return Expiry.WAIT
 
     def _unread_expired(self, requests: int) -> Expiry:
         """The keep-alive time begins when the response has been read, and as long as it is being read it may take."""
-        output, service = self._output, self._service
+        output, worker = self._output, self._worker
         before, unread = self._unread_after == requests, output.unwritten() > 0
         self._unread_after = requests if unread else -1
         if unread and before and output.stalled():
             return Expiry.CUT
         if unread and not before:
             output.watch_client()
-        self.deadline = service.loop.time() + (service.config.write_timeout if unread else service.keep_alive)
+        self.deadline = worker.loop.time() + (worker.config.write_timeout if unread else worker.keep_alive)
         return Expiry.WAIT
 
     def request_expired(self, body: RequestBody | None, read_paused: bool) -> Expiry:
         """The client takes no byte of the response, or sends the body too slowly, or it is not its fault."""
-        output, config = self._output, self._service.config
+        output, config = self._output, self._worker.config
         if output.paused:
             if output.stalled():
                 return Expiry.CUT
-            self.deadline = self._service.loop.time() + config.write_timeout
+            self.deadline = self._worker.loop.time() + config.write_timeout
             return Expiry.WAIT
         waited_for = body is not None and not (read_paused or body.whole or body.awaits_continue)
         if waited_for and body is not None and body.arrived < config.min_body_rate * BODY_WINDOW:

@@ -1,6 +1,7 @@
 """What all connections of one worker share, and what the worker asks of a connection.
 
-The worker owns one `Service`; connections read it on every request, so it is flat: plain attributes, no properties.
+The worker owns one `WorkerContext`; connections read it on every request, so it is flat: plain attributes, no
+properties.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 from serve_asgi.config.options import Config
+from serve_asgi.http.dropped_body_log import DroppedBodyLog
 from serve_asgi.http.forwarded import Forwarding
-from serve_asgi.http.head_cache import HeadReader, Repeats
-from serve_asgi.http.leniency import Mistakes
+from serve_asgi.http.head_cache import BoundedCache, CachedHeadReader
 from serve_asgi.http.parser import Parser, parser_factory
 from serve_asgi.http.request_head import BadRequest, Head
-from serve_asgi.http.write_batching import Turn
+from serve_asgi.http.write_batching import WriteBatch
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
 from serve_asgi.logs.request_ids import RequestIds
 
@@ -51,11 +52,11 @@ KEEP_ALIVE_SLACK: Final = 1.0
 """An idle connection is closed a little later (s) than advertised, so that a client's last request finds it open."""
 
 
-class Phase(enum.Enum):
+class WorkerPhase(enum.Enum):
     """What the worker does with a connection that has become idle."""
 
     SERVING = "serving"  # keep it
-    TRAVELLING = "travelling"  # retiring: hand it over (`Service.departure` is called)
+    HANDING_OVER = "handing over"  # retiring: hand it over (`WorkerContext.hand_over` is called)
     CLOSING = "closing"  # retiring and nobody to hand over to: announce the end and close
 
 
@@ -68,18 +69,18 @@ class Retiring(Protocol):
     def is_set(self) -> bool: ...
 
 
-class Replica(Protocol):
+class AppliedChanges(Protocol):
     """How many changes of the shared state this process has applied."""
 
     @property
     def applied(self) -> int: ...
 
 
-class _NoReplica:
+class _NothingApplied:
     applied = 0
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """A client connection as the worker sees it. Everything else about it is its own business."""
 
     deadline: float
@@ -101,7 +102,7 @@ class Connection(Protocol):
         """In a forked child: the transport, in place of which the connection has `instead` from now on."""
 
 
-class Service:
+class WorkerContext:
     """Shared by all connections of the worker."""
 
     __slots__ = (
@@ -114,12 +115,13 @@ class Service:
         "config",
         "connections",
         "context",
-        "departure",
+        "dropped_bodies",
         "durations",
         "early_hints",
         "emptied",
         "forwarding",
         "generation",
+        "hand_over",
         "heads",
         "health_path",
         "keep_alive",
@@ -128,7 +130,6 @@ class Service:
         "loop",
         "max_concurrency",
         "max_head_size",
-        "mistakes",
         "new_parser",
         "persistent",
         "phase",
@@ -147,7 +148,7 @@ class Service:
         "state",
         "tasks",
         "took",
-        "turn",
+        "write_batch",
     )
 
     def __init__(
@@ -162,7 +163,7 @@ class Service:
         self.app = app
         self.config = config
         self.loop = loop
-        self.turn = Turn(loop)
+        self.write_batch = WriteBatch(loop)
         """The answers that wait for the end of the loop's turn."""
         self.scoreboard = scoreboard
         self.cells = cells
@@ -176,20 +177,20 @@ class Service:
         self.durations = [0] * (len(DURATION_BOUNDS) + 1)
         """How many of them took as long as each bucket of `DURATION_BOUNDS` says."""
         self.retiring = retiring
-        self.shared: Replica = _NoReplica()
+        self.shared: AppliedChanges = _NothingApplied()
         """The shared state as this process has it; `shared.applied` is looked at before each request."""
         self.published = scoreboard.words[Header.STATE : Header.STATE + 1]
         """How many changes it has had: more than `shared.applied` means that this process is behind."""
         self.catch_up: Callable[[], None] = lambda: None
         """Apply what is missing before the request goes on; returns in any case."""
-        self.phase = Phase.SERVING
+        self.phase = WorkerPhase.SERVING
         self.retire_deadline = math.inf
         """Loop time (s) of the graceful timeout; infinity until the worker retires (set before the phase changes)."""
         self._close_answers = False
         self._default_headers = b""
         self.persistent = b""
         """What follows the application's fields in an answer after which the connection persists; empty if none."""
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         """The applications' running tasks: a strong reference each, so that none is collected."""
         self.lent: set[int] = set()
@@ -203,8 +204,8 @@ class Service:
         self.slot = 0
         """Which worker this is: `scope["extensions"]["serve"]`."""
         self.early_hints = config.early_hints
-        self.departure: Callable[[Any], None] | None = None
-        """In phase TRAVELLING: called by a connection that has become idle, to be handed over."""
+        self.hand_over: Callable[[Any], None] | None = None
+        """In phase HANDING_OVER: called by a connection that has become idle, to be handed over."""
         self.access_log: AccessLog | None = None
         self.emptied: Callable[[], None] | None = None
         """Set by a retiring worker: called when the last connection has gone."""
@@ -226,10 +227,10 @@ class Service:
         """Whose word is taken for what the client's side of a proxy looks like."""
         self.max_head_size = config.max_head_size
         self.max_concurrency = config.max_concurrency
-        self.mistakes = Mistakes()
+        self.dropped_bodies = DroppedBodyLog()
         """What the application does wrong without harm."""
-        self.heads = HeadReader(self.new_parser, self._check)
-        self.response_fields: Repeats[Any, tuple[bytes, int, int]] = Repeats()
+        self.heads = CachedHeadReader(self.new_parser, self._check)
+        self.response_fields: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
         """What `serve_asgi.http.response_head.encode_fields` made of the headers that applications gave lately."""
 
     @property
@@ -298,7 +299,7 @@ class Service:
         limit = self.config.max_connections
         return not limit or len(self.connections) + coming < limit
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ClientConnection) -> None:
         """A connection has ended or has been handed over."""
         self.connections.discard(connection)
         if self.emptied is not None and not self.connections:

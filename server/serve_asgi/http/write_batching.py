@@ -27,7 +27,7 @@ class Holder(Protocol):
         """Write them."""
 
 
-class Turn:
+class WriteBatch:
     """Who holds an answer until the loop's turn ends. One object per worker."""
 
     __slots__ = ("_at_once_until", "_due", "_last", "_loop", "_waiting")

@@ -12,7 +12,7 @@ import asyncio
 from typing import Final
 
 from serve_asgi.http.client_socket import unacknowledged
-from serve_asgi.http.worker_context import Phase, Service
+from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 
 HOLD_LIMIT: Final = 65536
 """As many held bytes are written at once."""
@@ -20,7 +20,7 @@ HOLD_LIMIT: Final = 65536
 LARGE: Final = 16384
 """A piece of more bytes is not copied together with others."""
 
-_SERVING: Final = Phase.SERVING
+_SERVING: Final = WorkerPhase.SERVING
 
 
 class WriteBuffer:
@@ -36,15 +36,15 @@ class WriteBuffer:
         "batching",
         "file_left",
         "paused",
-        "service",
         "transport",
+        "worker",
     )
 
     transport: asyncio.Transport
     """Set by the owner, once it has one."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    def __init__(self, worker: WorkerContext) -> None:
+        self.worker = worker
         self.paused = False
         """The transport takes no more for now: who writes is to wait in `writable`."""
         self.batching = False
@@ -63,19 +63,19 @@ class WriteBuffer:
         elif self._held:
             self._held.append(data)
             self.flush()
-        elif len(data) > LARGE or self.service.phase is not _SERVING:
-            self.service.sent += len(data)
+        elif len(data) > LARGE or self.worker.phase is not _SERVING:
+            self.worker.sent += len(data)
             self.transport.write(data)
         else:
             self._held.append(data)
             self._held_size += len(data)
-            self.service.turn.add(self)
+            self.worker.write_batch.add(self)
 
     def write_large(self, data: bytes) -> None:
         """The same for what is too large to be copied together with other bytes."""
         if self._held:
             self.flush()
-        self.service.sent += len(data)
+        self.worker.sent += len(data)
         self.transport.write(data)  # not writelines(): asyncio's does not pause the protocol before 3.13.2
 
     def hold(self, data: bytes) -> None:
@@ -85,7 +85,7 @@ class WriteBuffer:
             self.write_large(data)
             return
         if not self._held and not self.batching:
-            self.service.loop.call_soon(self.flush)
+            self.worker.loop.call_soon(self.flush)
         self._held.append(data)
         self._held_size += size
         if self._held_size > HOLD_LIMIT:
@@ -98,7 +98,7 @@ class WriteBuffer:
             self._held = []
             self._held_size = 0
             data = held[0] if len(held) == 1 else b"".join(held)
-            self.service.sent += len(data)
+            self.worker.sent += len(data)
             self.transport.write(data)
 
     def drop_held(self) -> None:
@@ -137,7 +137,7 @@ class WriteBuffer:
     async def writable(self) -> None:
         """Wait until the transport takes more, or is closed. Its end is the client's reading, or `write_timeout`."""
         while self.paused:
-            waiter: asyncio.Future[None] = self.service.loop.create_future()
+            waiter: asyncio.Future[None] = self.worker.loop.create_future()
             self._waiters.append(waiter)
             await waiter
 

@@ -37,23 +37,30 @@ from typing import Any, Final
 from serve_asgi.http.client_socket import unacknowledged
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response import CLIENT_GONE
-from serve_asgi.http.worker_context import Message, Service
+from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import exc_info, was_told
 from serve_asgi.logs.request_ids import named, of_request, traceparent
 from serve_asgi.logs.server_log import about
 from serve_asgi.websocket.denial import Denial
-from serve_asgi.websocket.framing import End, Framing
-from serve_asgi.websocket.handshake import Refusal
+from serve_asgi.websocket.framing import End, MessageFraming
+from serve_asgi.websocket.handshake import HandshakeRefusal
 from serve_asgi.websocket.lifecycle import (
     CLOSE_TIMEOUT,
+    CLOSED,
+    CLOSING,
+    DENYING,
     FINISH_TIMEOUT,
+    FINISHING,
+    HANDSHAKE,
     LINGER_TIMEOUT,
+    LINGERING,
+    OPEN,
     TRANSITIONS,
     KeepAlive,
-    Pulse,
-    State,
+    PingVerdict,
+    WebSocketState,
     closing_moment,
 )
 
@@ -62,13 +69,9 @@ ERRORS: Final = logging.getLogger("serve.error")
 REQUESTS: Final = int(Cell.REQUESTS)
 STATUS_1XX: Final = int(Cell.STATUS_1XX)
 
-# Bound once: an attribute of an enum costs a lookup for each message.
-HANDSHAKE, DENYING, OPEN, FINISHING = State.HANDSHAKE, State.DENYING, State.OPEN, State.FINISHING
-CLOSING, LINGERING, CLOSED = State.CLOSING, State.LINGERING, State.CLOSED
-
 
 class Endings(asyncio.Protocol):
-    """State and ends of one connection. The derived class reads, writes and runs the application."""
+    """WebSocketState and ends of one connection. The derived class reads, writes and runs the application."""
 
     __slots__ = (
         "_answered",
@@ -84,32 +87,32 @@ class Endings(asyncio.Protocol):
         "_receivers",
         "_retire_overdue",
         "_retire_timer",
-        "_service",
         "_stalled",
         "_started",
         "_state",
         "_task",
         "_transport",
         "_unsent",
+        "_worker",
         "_write_waiters",
         "_writing_paused",
         "deadline",
     )
 
-    def __init__(self, service: Service, head: Head, client: Address) -> None:
-        self._service = service
+    def __init__(self, worker: WorkerContext, head: Head, client: Address) -> None:
+        self._worker = worker
         self._head = head
         self._client = client
         self.deadline = math.inf
         self._state = HANDSHAKE
         self._transport: asyncio.Transport
-        self._framing: Framing
+        self._framing: MessageFraming
         self._keep_alive: KeepAlive
         self._denial: Denial
         self._end: End
         """In FINISHING: how the client has ended, and the answer to it."""
         self._task: asyncio.Task[None] | None = None
-        self._started = 0.0 if service.access_log is None else time.perf_counter()
+        self._started = 0.0 if worker.access_log is None else time.perf_counter()
         self._receivers: list[asyncio.Future[None]] = []
         self._disconnect: Message | None = None
         """What `receive` returns once the messages before it are read; set when the connection stops being open."""
@@ -129,10 +132,10 @@ class Endings(asyncio.Protocol):
         """Whether the request has got its answer: the 101 or a whole HTTP response."""
 
     def _write(self, data: bytes) -> None:
-        self._service.sent += len(data)
+        self._worker.sent += len(data)
         self._transport.write(data)
 
-    def _enter(self, state: State) -> None:
+    def _enter(self, state: WebSocketState) -> None:
         assert state in TRANSITIONS[self._state], f"{self._state} -> {state}"
         self._state = state
 
@@ -148,7 +151,7 @@ class Endings(asyncio.Protocol):
 
     def expire(self) -> None:
         """The deadline has passed: a ping is due or unanswered, or the client did not end the connection in time."""
-        now = self._service.loop.time()
+        now = self._worker.loop.time()
         state = self._state
         if state is OPEN:
             if not self._is_stalled(now):
@@ -170,7 +173,7 @@ class Endings(asyncio.Protocol):
 
     def _expire_open(self, now: float) -> None:
         keep_alive = self._keep_alive
-        pulse = Pulse.REST
+        pulse = PingVerdict.REST
         if now >= keep_alive.deadline:
             unsent = unacknowledged(self._transport)
             behind = 0 < unsent < self._unsent  # a slow client still takes what was written before the ping
@@ -178,9 +181,9 @@ class Endings(asyncio.Protocol):
             if not self._writing_paused:
                 self._unsent = unsent
         self.deadline = min(self._stalled, keep_alive.deadline)
-        if pulse is Pulse.PING:
+        if pulse is PingVerdict.PING:
             self._write(self._framing.ping())
-        elif pulse is Pulse.DEAD:
+        elif pulse is PingVerdict.DEAD:
             self._write(self._framing.fail(1011, "keep-alive ping timeout"))
             self._tell_disconnect(1006, "")
             self._linger()
@@ -192,7 +195,7 @@ class Endings(asyncio.Protocol):
         unsent = unacknowledged(self._transport)
         if unsent < self._unsent:
             self._unsent = unsent
-            self._stalled = now + self._service.config.write_timeout
+            self._stalled = now + self._worker.config.write_timeout
             return False
         self._transport.abort()
         self._tell_disconnect(1006, "")
@@ -202,9 +205,9 @@ class Endings(asyncio.Protocol):
         """The transport has more to write than it likes."""
         self._writing_paused = True
         if self._state is OPEN or self._state is DENYING:
-            service = self._service
+            worker = self._worker
             self._unsent = unacknowledged(self._transport)
-            self._stalled = service.loop.time() + service.config.write_timeout
+            self._stalled = worker.loop.time() + worker.config.write_timeout
             self.deadline = min(self.deadline, self._stalled)
 
     def resume_writing(self) -> None:
@@ -225,7 +228,7 @@ class Endings(asyncio.Protocol):
         if unread:
             self._enter(FINISHING)
             self._cancel_retirement()
-            self.deadline = self._service.loop.time() + FINISH_TIMEOUT
+            self.deadline = self._worker.loop.time() + FINISH_TIMEOUT
             self._pause_reading()
         else:
             self._finish()
@@ -249,20 +252,20 @@ class Endings(asyncio.Protocol):
             return
         self._write(frame)
         self._enter(CLOSING)
-        self.deadline = self._service.loop.time() + CLOSE_TIMEOUT
+        self.deadline = self._worker.loop.time() + CLOSE_TIMEOUT
         self._cancel_retirement()
         self._tell_disconnect(code, reason)
         self._resume_reading()
         if self._framing.behind:
-            self._service.loop.call_soon(self._seek_end)
+            self._worker.loop.call_soon(self._seek_end)
 
     def _seek_end(self) -> None:
         """Look for the client's close frame in what has come and was not read yet."""
         raise NotImplementedError
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: HandshakeRefusal) -> None:
         """Answer the request with an HTTP error."""
-        response, size = refusal.response(self._service.default_headers)
+        response, size = refusal.response(self._worker.default_headers)
         self._count(refusal.status, size)
         self._write(response)
         self._tell_disconnect(1006, "")
@@ -281,7 +284,7 @@ class Endings(asyncio.Protocol):
             if self._state is OPEN or self._state is FINISHING:
                 self._close(1011, "")
             elif self._state is HANDSHAKE:
-                self._refuse(Refusal(500, "Internal Server Error"))
+                self._refuse(HandshakeRefusal(500, "Internal Server Error"))
             elif self._state is DENYING:
                 self._transport.abort()
         except BaseException as error:
@@ -293,7 +296,7 @@ class Endings(asyncio.Protocol):
         """All is said: shut down our side and wait for the client's end (closing with unread bytes would reset)."""
         self._enter(LINGERING)
         self._cancel_retirement()
-        self.deadline = self._service.loop.time() + LINGER_TIMEOUT
+        self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
         self._resume_reading()
         transport = self._transport
         if transport.is_closing():
@@ -313,12 +316,12 @@ class Endings(asyncio.Protocol):
     def _count(self, status: int, size: int) -> None:
         """Count and log the answer to the request; status 0: nobody has had a whole one."""
         self._answered = True
-        service = self._service
-        service.cells[REQUESTS] += 1
+        worker = self._worker
+        worker.cells[REQUESTS] += 1
         if status:
-            service.cells[STATUS_1XX + status // 100 - 1] += 1
-        if service.access_log is not None:
-            service.access_log.record(self._client, self._head, status or CLIENT_GONE, size, self._started, self)
+            worker.cells[STATUS_1XX + status // 100 - 1] += 1
+        if worker.access_log is not None:
+            worker.access_log.record(self._client, self._head, status or CLIENT_GONE, size, self._started, self)
 
     def _report(self, what: str, event: str, error: BaseException | None = None) -> None:
         """Log what the application did wrong, and at which request."""
@@ -345,7 +348,7 @@ class Endings(asyncio.Protocol):
 
     def identity(self) -> str:
         """The request's id, or ""."""
-        return self._service.request_ids.carried(self._head.headers)
+        return self._worker.request_ids.carried(self._head.headers)
 
     def response_header(self, name: bytes) -> bytes:
         """Not kept for WebSockets."""
@@ -360,10 +363,10 @@ class Endings(asyncio.Protocol):
         """
         if self._retire_timer is not None or self._state in (FINISHING, CLOSING, LINGERING, CLOSED):
             return
-        service = self._service
-        moment = closing_moment(service.config, service.loop.time(), service.retire_deadline)
+        worker = self._worker
+        moment = closing_moment(worker.config, worker.loop.time(), worker.retire_deadline)
         if moment != math.inf:
-            self._retire_timer = service.loop.call_at(moment, self._retired)
+            self._retire_timer = worker.loop.call_at(moment, self._retired)
 
     def _retired(self) -> None:
         self._retire_timer = None
@@ -374,7 +377,7 @@ class Endings(asyncio.Protocol):
 
     def _retire_code(self) -> int:
         """RFC 6455 7.4.1 and the registry: going away for good, or a restart after which one may come back."""
-        return 1001 if self._service.retiring.reason == "stop" else 1012
+        return 1001 if self._worker.retiring.reason == "stop" else 1012
 
     def _cancel_retirement(self) -> None:
         if self._retire_timer is not None:
@@ -401,7 +404,7 @@ class Endings(asyncio.Protocol):
         if unfinished:
             self._tell_disconnect(code, "")
             self._enter(LINGERING)
-        self.deadline = self._service.loop.time()  # what cannot be flushed at once is aborted at the next tick
+        self.deadline = self._worker.loop.time()  # what cannot be flushed at once is aborted at the next tick
         if flushed:
             transport.close()
         else:
@@ -412,7 +415,7 @@ class Endings(asyncio.Protocol):
         return unfinished
 
     def let_go(self, instead: Any) -> asyncio.Transport:
-        """In a forked child: see `serve_asgi.http.worker_context.Connection`."""
+        """In a forked child: see `serve_asgi.http.worker_context.ClientConnection`."""
         transport, self._transport = self._transport, instead
         return transport
 
@@ -431,7 +434,7 @@ class Endings(asyncio.Protocol):
 
     async def _wait(self, waiters: list[asyncio.Future[None]]) -> None:
         """Wait until `_wake` is called on the list; the wait ends with the connection at the latest."""
-        waiter: asyncio.Future[None] = self._service.loop.create_future()
+        waiter: asyncio.Future[None] = self._worker.loop.create_future()
         waiters.append(waiter)
         try:
             await waiter

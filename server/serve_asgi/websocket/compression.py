@@ -23,11 +23,11 @@ WEIGHED_AT_ONCE: Final = 16_384
 """Bytes that are unpacked at a time only to be counted."""
 
 
-class TooLarge(Exception):
+class MessageTooLarge(Exception):
     """The message is larger than the caller has room for."""
 
 
-class Undecodable(Exception):
+class UndecodableMessage(Exception):
     """This is no DEFLATE stream."""
 
 
@@ -78,7 +78,8 @@ class Deflate:
         """A piece of a message; `last` says that the message ends with it (RFC 7692 7.2.2).
 
         About `most` bytes are unpacked, and what is left then stays packed in `rest`, as does all that follows until
-        `unpack` is called. Raises TooLarge if it unpacks to more than `room` bytes, Undecodable if it is not DEFLATE.
+        `unpack` is called. Raises MessageTooLarge if it unpacks to more than `room` bytes,
+        UndecodableMessage if it is not DEFLATE.
         """
         if last:
             piece += TAIL
@@ -110,9 +111,9 @@ class Deflate:
                 self._weighed += len(self._scale.decompress(piece, WEIGHED_AT_ONCE))
                 piece = self._scale.unconsumed_tail
                 if self._weighed > room:
-                    raise TooLarge
+                    raise MessageTooLarge
         except zlib.error as error:
-            raise Undecodable(str(error)) from None
+            raise UndecodableMessage(str(error)) from None
 
     def unpack(self, room: int) -> bytes:
         """All that has stayed packed of a message that has come to its end. Raises as `inflate`."""
@@ -133,9 +134,9 @@ class Deflate:
                 decompressor = self._decompressor = self._next_stream()
                 data += decompressor.decompress(piece, max(1, most - len(data)))
         except zlib.error as error:
-            raise Undecodable(str(error)) from None
+            raise UndecodableMessage(str(error)) from None
         if len(data) > room:
-            raise TooLarge
+            raise MessageTooLarge
         # Of a whole message the tail is not read before all has come out, so that this is empty only then.
         self.rest += decompressor.unconsumed_tail
         return data
@@ -151,5 +152,5 @@ class Deflate:
         """What reads on after a stream has ended; bounded, since each copies what is left of the piece."""
         self._ended += 1
         if self._ended > MAX_STREAMS:
-            raise Undecodable(f"more than {MAX_STREAMS} streams in one message")
+            raise UndecodableMessage(f"more than {MAX_STREAMS} streams in one message")
         return zlib.decompressobj(-self._client_bits)

@@ -24,25 +24,27 @@ from serve_asgi.http.client_socket import hang_up
 from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.request import ASGI_VERSION
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Scope, Service
+from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Scope, WorkerContext
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import all_tell, is_a, is_from_outside
-from serve_asgi.websocket.closing import (
+from serve_asgi.websocket.closing import Endings
+from serve_asgi.websocket.denial import BODY, START, Denial
+from serve_asgi.websocket.framing import End, MessageFraming, weigh
+from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, open_handshake
+from serve_asgi.websocket.lifecycle import (
     CLOSED,
     CLOSING,
     DENYING,
     FINISHING,
     HANDSHAKE,
+    LINGER_BYTES,
+    LINGER_TIMEOUT,
     LINGERING,
     OPEN,
-    Endings,
+    KeepAlive,
 )
-from serve_asgi.websocket.denial import BODY, START, Denial
-from serve_asgi.websocket.framing import End, Framing, weigh
-from serve_asgi.websocket.handshake import Handshake, Refusal, open_handshake
-from serve_asgi.websocket.lifecycle import LINGER_BYTES, LINGER_TIMEOUT, KeepAlive
 
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
@@ -58,18 +60,18 @@ INCOMING_LOW: Final = 16 * 1024
 
 if sys.version_info >= (3, 12):
 
-    def _start(service: Service, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.Task(run, loop=service.loop, context=service.context.copy(), eager_start=True)
+    def _start(worker: WorkerContext, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.Task(run, loop=worker.loop, context=worker.context.copy(), eager_start=True)
 else:
 
-    def _start(service: Service, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return service.loop.create_task(run, context=service.context.copy())
+    def _start(worker: WorkerContext, run: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return worker.loop.create_task(run, context=worker.context.copy())
 
 
 class WebSocketConnection(Endings):
     """A client connection whose request asked for a WebSocket; a `Connection` to the worker.
 
-    The caller has set it as the transport's protocol, has put it into `service.connections` and counted it, calls
+    The caller has set it as the transport's protocol, has put it into `worker.connections` and counted it, calls
     `connection_made` and then `data_received` with the bytes that it had read beyond the head.
     """
 
@@ -93,7 +95,7 @@ class WebSocketConnection(Endings):
 
     def __init__(
         self,
-        service: Service,
+        worker: WorkerContext,
         head: Head,
         client: Address,
         server: Address,
@@ -101,7 +103,7 @@ class WebSocketConnection(Endings):
         forwarded: Forwarded | None = None,
     ) -> None:
         """`scheme` is the connection's; `forwarded` is what trusted proxies say of the request."""
-        super().__init__(service, head, client if forwarded is None else forwarded.client)
+        super().__init__(worker, head, client if forwarded is None else forwarded.client)
         self._peer = client
         self._identity = ""
         self._server = server
@@ -128,26 +130,26 @@ class WebSocketConnection(Endings):
         """Judge the handshake and start the application."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self._transport.set_write_buffer_limits()
-        service = self._service
+        worker = self._worker
         try:
-            self._handshake = open_handshake(self._head, service.config.ws_deflate)
-        except Refusal as refusal:
+            self._handshake = open_handshake(self._head, worker.config.ws_deflate)
+        except HandshakeRefusal as refusal:
             self._refuse(refusal)
             return
-        if service.retiring.is_set():  # the worker has told the connections that it retires before this one was there
+        if worker.retiring.is_set():  # the worker has told the connections that it retires before this one was there
             self.retire()
-        task = _start(service, self._run())
+        task = _start(worker, self._run())
         if not task.done():
             self._task = task
-            service.tasks.add(task)
-            task.add_done_callback(service.tasks.discard)
+            worker.tasks.add(task)
+            task.add_done_callback(worker.tasks.discard)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        service = self._service
-        service.received += len(data)
-        if service.published[0] > service.shared.applied:  # as before a request
-            service.catch_up()
+        worker = self._worker
+        worker.received += len(data)
+        if worker.published[0] > worker.shared.applied:  # as before a request
+            worker.catch_up()
         if self._state is OPEN:
             self._keep_alive.heard = True
             message = self._framing.single(data)
@@ -209,7 +211,7 @@ class WebSocketConnection(Endings):
         if (self._behind or self._incoming_size > INCOMING_HIGH) and self._state is OPEN:
             self._pause_reading()
         elif self._behind and self._state is CLOSING:  # these are messages that nobody gets
-            self._service.loop.call_soon(self._seek_end)
+            self._worker.loop.call_soon(self._seek_end)
 
     def _seek_end(self) -> None:
         if self._state is CLOSING and self._behind:
@@ -230,14 +232,14 @@ class WebSocketConnection(Endings):
         self._tell_disconnect(1006, "")
         if self._state is not LINGERING and self._state is not CLOSED:
             self._enter(LINGERING)
-            self.deadline = self._service.loop.time() + LINGER_TIMEOUT
+            self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
         return False  # the transport writes what it has and closes
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, by whoever's doing."""
         hang_up(self._transport)
-        service = self._service
-        cells = service.cells
+        worker = self._worker
+        cells = worker.cells
         cells[CONNECTIONS] -= 1
         if self._accepted:
             cells[WEBSOCKETS] -= 1
@@ -252,7 +254,7 @@ class WebSocketConnection(Endings):
         self._cancel_retirement()
         self._tell_disconnect(1006, "")
         self._wake(self._write_waiters)
-        service.forget(self)
+        worker.forget(self)
 
     def resume_writing(self) -> None:
         """The transport has caught up."""
@@ -273,7 +275,7 @@ class WebSocketConnection(Endings):
         prevent it.
         """
         try:
-            await self._service.app(self._scope(), self.receive, self.send)
+            await self._worker.app(self._scope(), self.receive, self.send)
         except BaseException as error:
             forks.leave(error)
             if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
@@ -292,16 +294,16 @@ class WebSocketConnection(Endings):
 
     def _scope(self) -> Scope:
         """ASGI www, "WebSocket Connection Scope"."""
-        head, service = self._head, self._service
-        root_path = service.config.root_path
+        head, worker = self._head, self._worker
+        root_path = worker.config.root_path
         path, raw_path = head.text, head.path
         if root_path and not (path + "/").startswith(root_path + "/"):
             # A proxy may or may not have taken the mount point off; the application always sees the whole path.
             path = root_path + path
-            raw_path = service.raw_root_path + raw_path
+            raw_path = worker.raw_root_path + raw_path
         headers = head.headers.copy()  # the head is shared with equal requests
-        if service.request_ids.generates:
-            self._identity = service.request_ids.keep_or_generate(headers)
+        if worker.request_ids.generates:
+            self._identity = worker.request_ids.keep_or_generate(headers)
         scope: dict[str, Any] = {
             "type": "websocket",
             "asgi": {"version": ASGI_VERSION, "spec_version": WEBSOCKET_SPEC_VERSION},
@@ -315,9 +317,9 @@ class WebSocketConnection(Endings):
             "client": self._client,
             "server": self._server,
             "subprotocols": self._handshake.subprotocols,
-            "state": service.state.copy(),
+            "state": worker.state.copy(),
             "extensions": {
-                "serve": {"generation": service.generation, "slot": service.slot},
+                "serve": {"generation": worker.generation, "slot": worker.slot},
                 "websocket.http.response": {},
             },
         }
@@ -354,7 +356,7 @@ class WebSocketConnection(Endings):
             if self._state is FINISHING:  # all that came before the client's end is taken, and answered
                 self._finish()
                 continue
-            waiter: asyncio.Future[None] = self._service.loop.create_future()
+            waiter: asyncio.Future[None] = self._worker.loop.create_future()
             self._receivers.append(waiter)
             try:
                 await waiter
@@ -388,7 +390,7 @@ class WebSocketConnection(Endings):
             if kind == "websocket.send":
                 data = message.get("bytes")
                 frame = self._framing.binary(data) if type(data) is bytes else self._data_frame(message)
-                self._service.sent += len(frame)
+                self._worker.sent += len(frame)
                 transport.write(frame)
             elif kind == "websocket.close":
                 self._close(message.get("code") or 1000, message.get("reason") or "")
@@ -410,7 +412,7 @@ class WebSocketConnection(Endings):
 
     async def _drop(self) -> None:
         """A message that nobody will get. Gives way, so that whoever reads as well is told of the end."""
-        now = self._service.loop.time()
+        now = self._worker.loop.time()
         self._dropped = self._dropped or now
         if now - self._dropped > DROP_TIME:
             raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
@@ -440,7 +442,7 @@ class WebSocketConnection(Endings):
         if kind == "websocket.accept":
             self._accept(message)
         elif kind == "websocket.close":
-            self._refuse(Refusal(403, "The application has refused the WebSocket."))
+            self._refuse(HandshakeRefusal(403, "The application has refused the WebSocket."))
         elif kind == START:
             self._denial = Denial(message, self._own_lines(message))
             self._enter(DENYING)
@@ -451,16 +453,16 @@ class WebSocketConnection(Endings):
             )
 
     def _accept(self, message: Message) -> None:
-        service = self._service
+        worker = self._worker
         handshake = self._handshake
         response = handshake.response(message, self._own_lines(message))
-        self._framing = Framing(handshake.deflate, service.config.ws_max_size)
-        self._keep_alive = KeepAlive(service.config, service.loop.time())
+        self._framing = MessageFraming(handshake.deflate, worker.config.ws_max_size)
+        self._keep_alive = KeepAlive(worker.config, worker.loop.time())
         self.deadline = self._keep_alive.deadline
         self._enter(OPEN)
         self._accepted = True
-        service.cells[WEBSOCKETS] += 1
-        service.cells[WEBSOCKETS_OPENED] += 1
+        worker.cells[WEBSOCKETS] += 1
+        worker.cells[WEBSOCKETS_OPENED] += 1
         self._count(101, 0)
         self._write(response)
         self._resume_reading()
@@ -472,11 +474,11 @@ class WebSocketConnection(Endings):
 
     def _own_lines(self, message: Message) -> bytes:
         """The server's own fields of the answer: with the request's id, where that is returned."""
-        service, identity = self._service, self._identity
-        ids, given = service.request_ids, message.get("headers") or ()
+        worker, identity = self._worker, self._identity
+        ids, given = worker.request_ids, message.get("headers") or ()
         if not ids.echoes or any(bytes(name).lower() == ids.name for name, _ in given):
-            return service.default_headers
-        return service.default_headers + b"%b: %b\r\n" % (ids.name, identity.encode())
+            return worker.default_headers
+        return worker.default_headers + b"%b: %b\r\n" % (ids.name, identity.encode())
 
     def _deny(self, kind: str, message: Message) -> None:
         """A further piece of the application's HTTP response."""
@@ -490,7 +492,7 @@ class WebSocketConnection(Endings):
             raise
         if denial.done:
             if denial.dropped:
-                self._service.mistakes.content(self._head, denial.status)
+                self._worker.dropped_bodies.report(self._head, denial.status)
             self._count(denial.status, denial.sent)
             self._tell_disconnect(1006, "")
             self._linger()

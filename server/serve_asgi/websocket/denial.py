@@ -32,8 +32,8 @@ class Denial:
         self.status: int = status
         bodiless = status in NO_CONTENT
         # RFC 9110 8.6: a 304 may say how long the content of a 200 would be.
-        self._fields, length, wishes = encode_fields(message.get("headers") or (), bodiless and status != 304)
-        self._default_headers = without(default_headers, wishes) if wishes else default_headers
+        self._fields, length, flags = encode_fields(message.get("headers") or (), bodiless and status != 304)
+        self._default_headers = without(default_headers, flags) if flags else default_headers
         self._left = None if length < 0 or bodiless else length
         self._chunked = False
         self._started = False

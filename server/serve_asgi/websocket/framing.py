@@ -16,7 +16,7 @@ import sys
 from codecs import utf_8_decode
 from typing import Final, NamedTuple
 
-from serve_asgi.websocket.compression import Deflate, TooLarge, Undecodable
+from serve_asgi.websocket.compression import Deflate, MessageTooLarge, UndecodableMessage
 
 try:
     from websockets.speedups import apply_mask
@@ -102,7 +102,7 @@ class _Violation(Exception):
         self.reason = reason
 
 
-class Framing:
+class MessageFraming:
     """Both directions of one open WebSocket, from the server's side."""
 
     __slots__ = (
@@ -198,9 +198,9 @@ class Framing:
             events.append(self._failed(wrong.code, wrong.reason))
         except UnicodeDecodeError as wrong:
             events.append(self._failed(INVALID_TEXT, f"{wrong.reason} in a text"))
-        except TooLarge:
+        except MessageTooLarge:
             events.append(self._failed(TOO_LARGE, self._limit()))
-        except Undecodable as wrong:
+        except UndecodableMessage as wrong:
             events.append(self._failed(PROTOCOL_ERROR, f"cannot decompress: {wrong}"))
         if self._ended:
             self.behind = False
@@ -390,7 +390,7 @@ class Framing:
         if deflate.rest:
             self._stuck = last
             if len(deflate.rest) > _packed(self._max_size):
-                raise TooLarge
+                raise MessageTooLarge
         return piece
 
     def _unpack(self, events: list[Event]) -> None:

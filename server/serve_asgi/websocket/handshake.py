@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.response_head import CLOSE, encode_fields, plain_answer, without
+from serve_asgi.http.response_head import CLOSE, encode_fields, plain_response, without
 from serve_asgi.http.worker_context import Message
 from serve_asgi.websocket.compression import Deflate
 
@@ -49,7 +49,7 @@ VERSION: Final = "sec-websocket-version"
 VERSION_LINES: Final = b"sec-websocket-version: 13\r\nupgrade: websocket\r\nconnection: close, upgrade\r\n"
 
 
-class Refusal(Exception):
+class HandshakeRefusal(Exception):
     """There is no WebSocket: the status, and a sentence for the person at the other end."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -61,7 +61,7 @@ class Refusal(Exception):
         """The whole HTTP response, and the size of its body."""
         lines = VERSION_LINES if self.status == 426 else CLOSE
         text = self.reason + "\n"
-        return plain_answer(self.status, text, default_headers, lines), len(text.encode())
+        return plain_response(self.status, text, default_headers, lines), len(text.encode())
 
 
 class Handshake:
@@ -94,7 +94,7 @@ class Handshake:
                 raise ValueError(f"websocket.accept: the header {lower.decode()} is the server's to send{hint}.")
             if lower not in WITHOUT_MEANING:
                 headers.append((name, value))
-        fields, _, wishes = encode_fields(headers, bodiless=True)
+        fields, _, flags = encode_fields(headers, bodiless=True)
         lines = [
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
             self.accept_key.encode(),
@@ -109,7 +109,7 @@ class Handshake:
             lines += (b"\r\nsec-websocket-protocol: ", subprotocol.encode())
         if self.extensions_header is not None:
             lines += (b"\r\nsec-websocket-extensions: ", self.extensions_header.encode())
-        lines += (fields, b"\r\n", without(default_headers, wishes) if wishes else default_headers, b"\r\n")
+        lines += (fields, b"\r\n", without(default_headers, flags) if flags else default_headers, b"\r\n")
         return b"".join(lines)
 
 
@@ -125,7 +125,7 @@ class _Negotiation(ServerProtocol):
 def open_handshake(head: Head, deflate: bool) -> Handshake:
     """Judge the request of a client that asks for a WebSocket; negotiate compression if `deflate`.
 
-    Raises Refusal: 426 for a version other than 13 (RFC 6455 4.4), 400 for anything else that is wrong.
+    Raises HandshakeRefusal: 426 for a version other than 13 (RFC 6455 4.4), 400 for anything else that is wrong.
     """
     # That it asks for a WebSocket, by the tokens of Upgrade and Connection, is what brought it here (`Head.websocket`).
     headers = Headers(upgrade="websocket", connection="upgrade")
@@ -138,8 +138,8 @@ def open_handshake(head: Head, deflate: bool) -> Handshake:
         accept_key, extensions_header, _ = negotiation.process_request(request)
     except InvalidHandshake as error:
         if isinstance(error, InvalidHeader) and error.name.lower() == VERSION and headers.get_all(VERSION):
-            raise Refusal(426, "This server speaks version 13 of the WebSocket protocol.") from None
-        raise Refusal(400, f"The WebSocket handshake is not valid: {error}.") from None
+            raise HandshakeRefusal(426, "This server speaks version 13 of the WebSocket protocol.") from None
+        raise HandshakeRefusal(400, f"The WebSocket handshake is not valid: {error}.") from None
     offered = [str(name) for name in negotiation.offered]
     return Handshake(accept_key, extensions_header, _deflate(negotiation), offered)
 

@@ -25,7 +25,7 @@ RETIRE_MARGIN: Final = 1.0
 """With `--ws-retire late` the last close comes this long (s) before the graceful timeout: time for its answer."""
 
 
-class State(enum.Enum):
+class WebSocketState(enum.Enum):
     """Where the connection is in its life."""
 
     HANDSHAKE = "handshake"  # the application has the request and has not answered
@@ -37,18 +37,28 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-TRANSITIONS: Final[dict[State, frozenset[State]]] = {
-    State.HANDSHAKE: frozenset((State.DENYING, State.OPEN, State.LINGERING, State.CLOSED)),
-    State.DENYING: frozenset((State.LINGERING, State.CLOSED)),
-    State.OPEN: frozenset((State.FINISHING, State.CLOSING, State.LINGERING, State.CLOSED)),
-    State.FINISHING: frozenset((State.LINGERING, State.CLOSED)),
-    State.CLOSING: frozenset((State.LINGERING, State.CLOSED)),
-    State.LINGERING: frozenset((State.CLOSED,)),
-    State.CLOSED: frozenset(),
+# Bound once: an attribute of an enum costs a lookup for each message.
+HANDSHAKE: Final = WebSocketState.HANDSHAKE
+DENYING: Final = WebSocketState.DENYING
+OPEN: Final = WebSocketState.OPEN
+FINISHING: Final = WebSocketState.FINISHING
+CLOSING: Final = WebSocketState.CLOSING
+LINGERING: Final = WebSocketState.LINGERING
+CLOSED: Final = WebSocketState.CLOSED
+
+TRANSITIONS: Final[dict[WebSocketState, frozenset[WebSocketState]]] = {
+    HANDSHAKE: frozenset((DENYING, OPEN, LINGERING, CLOSED)),
+    DENYING: frozenset((LINGERING, CLOSED)),
+    OPEN: frozenset((FINISHING, CLOSING, LINGERING, CLOSED)),
+    FINISHING: frozenset((LINGERING, CLOSED)),
+    CLOSING: frozenset((LINGERING, CLOSED)),
+    LINGERING: frozenset((CLOSED,)),
+    CLOSED: frozenset(),
 }
+"""The only ways from state to state."""
 
 
-class Pulse(enum.Enum):
+class PingVerdict(enum.Enum):
     """What the keep-alive asks for when its deadline has passed."""
 
     PING = "ping"  # send one
@@ -75,24 +85,24 @@ class KeepAlive:
         self.heard = False
         """Set by whoever reads; looked at when an answer is due."""
 
-    def expire(self, now: float, deaf: bool, mute: bool = False) -> Pulse:
+    def expire(self, now: float, deaf: bool, mute: bool = False) -> PingVerdict:
         """The deadline has passed. `deaf` says that the client may have answered, or may not have got the ping yet;
         `mute` that the transport is full, so that a ping would have to wait (that has a deadline of its own).
         """
         if not self._asked:
             if mute:
                 self.deadline = self._next_ping = now + self._interval
-                return Pulse.REST
+                return PingVerdict.REST
             self._asked = True
             self.heard = False
             self._next_ping = now + self._interval
             self.deadline = now + self._timeout
-            return Pulse.PING
+            return PingVerdict.PING
         if self.heard or deaf or mute:
             self._asked = False
             self.deadline = max(now, self._next_ping)
-            return Pulse.REST
-        return Pulse.DEAD
+            return PingVerdict.REST
+        return PingVerdict.DEAD
 
 
 def closing_moment(config: Config, now: float, deadline: float, share: float | None = None) -> float:

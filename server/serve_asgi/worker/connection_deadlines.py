@@ -14,7 +14,7 @@ import resource
 from collections.abc import Iterator
 from typing import Final
 
-from serve_asgi.http.worker_context import Connection, Phase, Service
+from serve_asgi.http.worker_context import ClientConnection, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
 
@@ -26,10 +26,10 @@ log = logging.getLogger("serve")
 
 
 class ConnectionDeadlines:
-    """Those of one service."""
+    """Those of one worker."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
         self._soonest = 0.0  # the first deadline, when all connections were last looked at
         self._unseen = 0  # ticks since
         self._seen = (0, 0, 0, 0)
@@ -39,7 +39,7 @@ class ConnectionDeadlines:
 
         All connections are looked at, unless nothing has happened that could have changed a deadline.
         """
-        connections = self._service.connections
+        connections = self._context.connections
         if self._quiet() and now < self._soonest and self._unseen < LOOK_ANYWAY:
             self._unseen += 1
             return
@@ -47,7 +47,7 @@ class ConnectionDeadlines:
         self._end(iter([each for each in connections if each.deadline <= now]))
         self._soonest = min([each.deadline for each in connections], default=math.inf)
 
-    def _end(self, due: Iterator[Connection]) -> None:
+    def _end(self, due: Iterator[ClientConnection]) -> None:
         """End what is due, a few in each turn of the loop: thousands at once would keep everybody else waiting."""
         loop = asyncio.get_running_loop()
         some = list(itertools.islice(due, AT_ONCE))
@@ -67,7 +67,7 @@ class ConnectionDeadlines:
         A thread that has gone to sleep once has woken once (getrusage(2), ru_nvcsw). What came at the very moment of
         the tick is not seen like this, but at LOOK_ANYWAY.
         """
-        cells, before = self._service.cells, self._seen
+        cells, before = self._context.cells, self._seen
         sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         self._seen = (sleeps, cells[Cell.ACCEPTED], cells[Cell.REQUESTS], cells[Cell.CONNECTIONS])
-        return sleeps <= before[0] + 1 and self._seen[1:] == before[1:] and self._service.phase is Phase.SERVING
+        return sleeps <= before[0] + 1 and self._seen[1:] == before[1:] and self._context.phase is WorkerPhase.SERVING

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from serve_asgi.http.worker_context import Service
+from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.worker.scoreboard_rows import OtherWorkers
 
@@ -20,9 +20,9 @@ AT_LEAST: Final = 16
 class ConnectionLimit:
     """What one worker has left."""
 
-    def __init__(self, service: Service, others: OtherWorkers, generation: int, slot: int) -> None:
+    def __init__(self, context: WorkerContext, others: OtherWorkers, generation: int, slot: int) -> None:
         """`generation` and `slot` are this worker's."""
-        self._service = service
+        self._context = context
         self._others = others
         self._generation = generation
         self._slot = slot
@@ -44,7 +44,7 @@ class ConnectionLimit:
 
     def for_clients(self, coming: int) -> bool:
         """Whether one more client may be accepted as far as --max-connections goes; `coming` are not attached yet."""
-        return self._service.has_room(coming)
+        return self._context.has_room(coming)
 
     def again(self) -> bool:
         """Whether clients may be accepted again after there was no descriptor for them."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.ipc import packets
 from serve_asgi.ipc.packets import Packet
 from serve_asgi.ipc.scoreboard import Cell
@@ -37,7 +37,7 @@ class HandOverReceiver:
         loop: asyncio.AbstractEventLoop,
         cells: memoryview,
         orphaned: Callable[[int], None],
-        arrived: Callable[[socket.socket, TravelRecord], None],
+        arrived: Callable[[socket.socket, HandOverRecord], None],
         has_room: Callable[[int], bool] = lambda _: True,
     ) -> None:
         """`orphaned(pair)` asks the listener for a verdict on a pair that ended with uncommitted offers.
@@ -49,7 +49,7 @@ class HandOverReceiver:
         self._orphaned = orphaned
         self._arrived = arrived
         self._has_room = has_room
-        self._held: dict[int, dict[int, tuple[list[int], TravelRecord]]] = {}
+        self._held: dict[int, dict[int, tuple[list[int], HandOverRecord]]] = {}
         self._pairs: dict[int, PairEnd] = {}
         self.refusing = False
         self._alone = False
@@ -108,7 +108,7 @@ class HandOverReceiver:
                     pair.say({"type": "refuse", "offer": offer})
                     return
                 _check(descriptors)
-                held[offer] = (descriptors, TravelRecord.from_json(packets.members(record)))
+                held[offer] = (descriptors, HandOverRecord.from_json(packets.members(record)))
                 self.idle.clear()
                 pair.say({"type": "take", "offer": offer})
             case packets.Commit(offer) if offer in held:
@@ -128,7 +128,7 @@ class HandOverReceiver:
         else:
             del self._held[pair.number]
 
-    def _attach(self, descriptors: list[int], record: TravelRecord) -> None:
+    def _attach(self, descriptors: list[int], record: HandOverRecord) -> None:
         if len(descriptors) > 1:
             record = record.with_leftover(_from_memory(descriptors[1]))
         client = socket.socket(fileno=descriptors[0])

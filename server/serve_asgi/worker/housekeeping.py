@@ -17,7 +17,7 @@ from typing import Final
 import anyio
 
 from serve_asgi.config.options import Config
-from serve_asgi.http.worker_context import Phase, Service
+from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.connection_deadlines import ConnectionDeadlines
 from serve_asgi.worker.malloc_tuning import MemoryTrimmer
@@ -29,21 +29,25 @@ PERIOD: Final = 1.0
 
 
 class Housekeeping:
-    """Ticks for one service."""
+    """Ticks for one worker."""
 
     def __init__(
-        self, service: Service, config: Config, ticked: Callable[[], None], want_replacement: Callable[[str], None]
+        self,
+        context: WorkerContext,
+        config: Config,
+        ticked: Callable[[], None],
+        want_replacement: Callable[[str], None],
     ) -> None:
         """`ticked` is called at each tick, `want_replacement(reason)` at most once."""
-        self._service = service
+        self._context = context
         self._config = config
         self._ticked = ticked
         self._want_replacement = want_replacement
         self._wanted = False
-        self._deadlines = ConnectionDeadlines(service)
-        self._recycling = Recycling(config, service.cells)
+        self._deadlines = ConnectionDeadlines(context)
+        self._recycling = Recycling(config, context.cells)
         self._trimmer = MemoryTrimmer()
-        self._row = RowWriter(service.cells)
+        self._row = RowWriter(context.cells)
         self.tick()
 
     async def run(self) -> None:
@@ -56,16 +60,16 @@ class Housekeeping:
 
     def tick(self) -> None:
         """Do all that is due."""
-        service, now = self._service, asyncio.get_running_loop().time()
-        service.default_headers = self._headers()
-        service.tick()
+        context, now = self._context, asyncio.get_running_loop().time()
+        context.default_headers = self._headers()
+        context.tick()
         self._write_row()
-        self._trimmer.tick(now, service.cells[Cell.RSS])
+        self._trimmer.tick(now, context.cells[Cell.RSS])
         self._watch_drain()
         self._ticked()
         self._deadlines.tick(now)
-        if service.access_log is not None:
-            service.access_log.flush()
+        if context.access_log is not None:
+            context.access_log.flush()
         if not self._wanted and (reason := self._recycling.reason()):
             self._wanted = True
             self._want_replacement(reason)
@@ -79,14 +83,14 @@ class Housekeeping:
         return "".join(lines).encode()
 
     def _write_row(self) -> None:
-        cells = self._service.cells
+        cells = self._context.cells
         self._row.write()
         oldest = math.inf
         if cells[Cell.IN_FLIGHT]:
-            oldest = min([each.asked_at() for each in self._service.connections], default=math.inf)
+            oldest = min([each.asked_at() for each in self._context.connections], default=math.inf)
         cells[Cell.OLDEST] = int(oldest * 1e9) if oldest < math.inf else 0
 
     def _watch_drain(self) -> None:
-        since = self._service.scoreboard.draining_since
+        since = self._context.scoreboard.draining_since
         late = bool(since) and time.monotonic_ns() - since >= self._config.drain_close_after * 1e9
-        self._service.close_answers = late or self._service.phase is Phase.CLOSING
+        self._context.close_answers = late or self._context.phase is WorkerPhase.CLOSING

@@ -16,7 +16,7 @@ import anyio
 
 from serve_asgi.app.background_work import work
 from serve_asgi.app.retiring import retiring
-from serve_asgi.http.worker_context import Phase
+from serve_asgi.http.worker_context import WorkerPhase
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.ipc.shut_out_clients import SocketKind, shut_out
@@ -77,8 +77,8 @@ class Retirement:
 
     async def retire(self) -> None:
         """Leave without losing anything: stop accepting, let connections go, finish requests, cut what is left."""
-        config, service = self._worker.config, self._worker.service
-        service.retire_deadline = service.loop.time() + config.graceful_timeout
+        config, context = self._worker.config, self._worker.context
+        context.retire_deadline = context.loop.time() + config.graceful_timeout
         self._worker.receiver.refuse()
         self.set_phase()
         await self._stop_accepting()
@@ -110,16 +110,16 @@ class Retirement:
 
     async def _empty(self) -> None:
         """Wait until no connection, no hand-over and no application task is left; the caller sets the deadline."""
-        service = self._worker.service
+        context = self._worker.context
         while True:
             await self._worker.receiver.idle.wait()
             await self._worker.acceptor.settled()
-            if service.connections:
+            if context.connections:
                 emptied = asyncio.Event()
-                service.emptied = emptied.set
+                context.emptied = emptied.set
                 await emptied.wait()
-            elif service.tasks or work.tasks:
-                await asyncio.wait(service.tasks | work.tasks)
+            elif context.tasks or work.tasks:
+                await asyncio.wait(context.tasks | work.tasks)
             elif self._worker.receiver.idle.is_set():
                 return
 
@@ -144,13 +144,13 @@ class Retirement:
     def set_phase(self) -> None:
         """Connections travel if there is anybody to travel to; otherwise they are told of the end."""
         travels = self._worker.sender.has_receivers() or self.awaited
-        phase = Phase.TRAVELLING if travels else Phase.CLOSING
-        self._worker.service.phase = phase
-        self._worker.service.close_answers = phase is Phase.CLOSING
+        phase = WorkerPhase.HANDING_OVER if travels else WorkerPhase.CLOSING
+        self._worker.context.phase = phase
+        self._worker.context.close_answers = phase is WorkerPhase.CLOSING
 
     def retire_connections(self) -> None:
         """Have every connection leave in the way that the present phase says, as soon as that loses nothing."""
-        for connection in list(self._worker.service.connections):
+        for connection in list(self._worker.context.connections):
             connection.retire()
 
     async def _stop_accepting(self) -> None:
@@ -178,11 +178,11 @@ class Retirement:
 
     def cut_the_rest(self) -> None:
         """Cut what has not ended, and count it."""
-        for connection in list(self._worker.service.connections):
+        for connection in list(self._worker.context.connections):
             if connection.cut():
                 self.cut += 1
                 self._worker.cells[Cell.CUT] += 1
-        behind = [task for task in self._worker.service.tasks if not task.cancelling()]
+        behind = [task for task in self._worker.context.tasks if not task.cancelling()]
         for task in behind:
             task.cancel()
         if behind:

@@ -22,9 +22,9 @@ from serve_asgi.app.shared import shared
 from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.hand_over_record import TravelRecord
+from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.proxy_protocol import opening
-from serve_asgi.http.worker_context import Phase, Service
+from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
 from serve_asgi.ipc.address import Address
@@ -91,7 +91,7 @@ class WorkerProcess:
         self.others = OtherWorkers(scoreboard, cells)
         self._ready = False
         self.access_log: access_log.AccessLog | None = None
-        self.service: Service
+        self.context: WorkerContext
         self.lifespan: Lifespan
         self.order: WakeOrder
         self.connection_limit: ConnectionLimit
@@ -156,7 +156,7 @@ class WorkerProcess:
     def _let_go(self) -> list[int]:
         """In a forked child: what was opened after the application's first code had run."""
         parts = (self.order, self.acceptor, self.sender, self.receiver) if hasattr(self, "receiver") else ()
-        clients = self.service.let_go(forks.Ended()) if hasattr(self, "service") else []
+        clients = self.context.let_go(forks.Ended()) if hasattr(self, "context") else []
         return [*clients, *(each for part in parts for each in part.descriptors())]
 
     async def _cancel_when_ordered(self, starting: anyio.CancelScope) -> None:
@@ -178,17 +178,17 @@ class WorkerProcess:
             forks.leave(error)
             detail = application_traceback(error)
             raise StartError(f"the application {self.config.app} cannot be imported", detail) from None
-        self.service = service = Service(app, self.config, loop, self.scoreboard, self.cells, retiring)
-        service.shared = shared
+        self.context = context = WorkerContext(app, self.config, loop, self.scoreboard, self.cells, retiring)
+        context.shared = shared
         if self.hub is not None:
-            service.catch_up = SharedStateSync(self.hub, service.published)
-        service.generation, service.slot = self.welcome["generation"], self.welcome["slot"]
-        service.access_log = self.access_log = access_log.open_access_log(
+            context.catch_up = SharedStateSync(self.hub, context.published)
+        context.generation, context.slot = self.welcome["generation"], self.welcome["slot"]
+        context.access_log = self.access_log = access_log.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
         )
-        self.connection_limit = ConnectionLimit(service, self.others, self.welcome["generation"], self.welcome["slot"])
+        self.connection_limit = ConnectionLimit(context, self.others, self.welcome["generation"], self.welcome["slot"])
         self.order = WakeOrder(loop, self.loops.epoll, self.others)
-        self._opening = opening(service)
+        self._opening = opening(context)
         self.acceptor = Acceptor(
             loop, self.sockets, self.cells, self.order, self.connection_limit, self._accepted, self._attached
         )
@@ -196,8 +196,8 @@ class WorkerProcess:
         self.receiver = HandOverReceiver(
             loop, self.cells, self._orphaned, self._arrived, self.connection_limit.for_taken_over
         )
-        service.departure = self.sender.hand_over
-        self.lifespan = Lifespan(app, self.config.lifespan, service.state)
+        context.hand_over = self.sender.hand_over
+        self.lifespan = Lifespan(app, self.config.lifespan, context.state)
         await self.lifespan.startup()
         if self.hub is not None:
             await self.hub.flushed()  # so that the listener knows all of it before it hears that this worker is ready
@@ -212,7 +212,7 @@ class WorkerProcess:
 
     async def _serve_and_retire(self) -> None:
         self.watchdog.watch(self.cells, self.config.block_warning)
-        housekeeping = Housekeeping(self.service, self.config, self._ticked, self._want_replacement)
+        housekeeping = Housekeeping(self.context, self.config, self._ticked, self._want_replacement)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hidden, housekeeping.run)
             await self.retirement.ordered.wait()
@@ -253,10 +253,10 @@ class WorkerProcess:
 
     def _attached(self, protocol: asyncio.Protocol) -> None:
         """A connection stands; if the worker began to retire meanwhile, it is treated as the others were."""
-        if self.service.phase is not Phase.SERVING and isinstance(protocol, Http1Connection):
+        if self.context.phase is not WorkerPhase.SERVING and isinstance(protocol, Http1Connection):
             protocol.retire()
 
-    def _arrived(self, client: socket.socket, record: TravelRecord) -> None:
+    def _arrived(self, client: socket.socket, record: HandOverRecord) -> None:
         self.acceptor.attach(client, lambda: self._opening(record))
 
     def _withdraw(self, pair: int) -> bool:
@@ -300,13 +300,13 @@ class WorkerProcess:
         """Our end of this pair got lost, or could not be made: ask for another pair, when its end can be taken."""
         if packet["type"] == "receiver":
             self.retirement.awaited += 1  # connections are kept until it comes
-        self.service.loop.call_later(descriptors.PAUSE, self._ask_again, packet["pair"])
+        self.context.loop.call_later(descriptors.PAUSE, self._ask_again, packet["pair"])
 
     def _ask_again(self, pair: int) -> None:
         if descriptors.available():
             self.send_queue.put({"type": "lost", "pair": pair})
         else:
-            self.service.loop.call_later(descriptors.PAUSE, self._ask_again, pair)
+            self.context.loop.call_later(descriptors.PAUSE, self._ask_again, pair)
 
     def _take(self, packet: Packet, received: list[int]) -> None:
         match packet["type"]:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_asgi.http import write_batching as turn_module
-from serve_asgi.http.worker_context import Phase, Receive, Scope, Send
-from serve_asgi.http.write_batching import PATIENCE, Turn
+from serve_asgi.http import write_batching as batching
+from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
+from serve_asgi.http.write_batching import PATIENCE, WriteBatch
 from tests.protocol.http_server import GET, HttpServer, respond
 
 Serve = Callable[..., HttpServer]
@@ -33,10 +33,10 @@ async def ping(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_answers_of_one_turn_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn_module, "PATIENCE", 60.0)  # as long as no turn takes, also where this process has to wait
+    monkeypatch.setattr(batching, "PATIENCE", 60.0)  # as long as no turn takes, also where this process has to wait
 
     async def main() -> None:
-        turn = Turn(asyncio.get_running_loop())
+        turn = WriteBatch(asyncio.get_running_loop())
         first, second = Writes(), Writes()
         turn.add(first)
         turn.add(second)
@@ -51,7 +51,7 @@ def test_slow_requests_keep_no_answer_waiting() -> None:
     """The first answer cannot know; those of the next second are written at once."""
 
     async def main() -> None:
-        turn = Turn(asyncio.get_running_loop())
+        turn = WriteBatch(asyncio.get_running_loop())
         first, second, third = Writes(), Writes(), Writes()
         turn.add(first)
         time.sleep(2 * PATIENCE)  # noqa: ASYNC251  # a blocking application
@@ -85,12 +85,12 @@ def test_many_clients_at_one_moment(serve: Serve) -> None:
 def test_worker_that_begins_to_retire_writes_what_is_held(serve: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, b"last")
-        service.phase = Phase.CLOSING
-        for connection in list(service.connections):
+        worker.phase = WorkerPhase.CLOSING
+        for connection in list(worker.connections):
             connection.retire()
 
     server = serve(app)
-    service = server.service
+    worker = server.worker
     client = server.connect()
     client.send(GET)
     assert client.read_to_end().endswith(b"last")
@@ -99,11 +99,11 @@ def test_worker_that_begins_to_retire_writes_what_is_held(serve: Serve) -> None:
 def test_graceful_timeout_amid_the_turn_cuts_no_answer_that_is_complete(serve: Serve) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, b"last")
-        for connection in list(service.connections):
+        for connection in list(worker.connections):
             assert not connection.cut()
 
     server = serve(app)
-    service = server.service
+    worker = server.worker
     client = server.connect()
     client.send(GET)
     assert client.answer()[2] == b"last"

@@ -21,7 +21,7 @@ _SECTIONS: Final = {204: "15.3.5", 205: "15.3.6", 304: "15.4.5"}
 _log: Final = logging.getLogger("serve.error")
 
 
-class Mistakes:
+class DroppedBodyLog:
     """Of one worker's application."""
 
     __slots__ = ("_told",)
@@ -29,7 +29,7 @@ class Mistakes:
     def __init__(self) -> None:
         self._told: set[tuple[str, str, int]] = set()
 
-    def content(self, head: Head, status: int) -> None:
+    def report(self, head: Head, status: int) -> None:
         """The application has sent content in a response to `head` whose `status` has none; it was dropped."""
         # The server does not know the application's routes: what holds digits is taken for a parameter of one.
         path = head.path.decode("latin-1")
