@@ -11,9 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from serve_asgi.http.chunked_body import ChunkReader
-from serve_asgi.http.parser import Parser, parser_factory
-from serve_asgi.http.parser_h11 import H11Parser
-from serve_asgi.http.parser_httptools import HttptoolsParser
+from serve_asgi.http.head_parsers import H11Parser, HttptoolsParser, Parser, parser_factory
 from serve_asgi.http.request_head import CHUNKED, BadRequest, Head, hopeless
 from serve_asgi.http.response_head import encode_fields
 from tests.protocol.test_http1_requests import REFUSED

@@ -32,7 +32,7 @@ from serve_asgi.config.trusted_proxies import (
     believed,
     plain,
 )
-from serve_asgi.http.authority import is_authority
+from serve_asgi.http.request_head import is_authority
 from serve_asgi.ipc.address import Address
 from serve_asgi.logs.server_log import about
 

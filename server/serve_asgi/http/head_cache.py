@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from serve_asgi.http.parser import Parser
+from serve_asgi.http.head_parsers import Parser
 from serve_asgi.http.request_head import METHODS, Head
 
 CAPACITY: Final = 256

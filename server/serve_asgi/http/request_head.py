@@ -1,17 +1,16 @@
 """The head of a request, and what makes one refusable.
 
-It owns `Head`, the verdict `BadRequest`, and the rules of RFC 9110 and RFC 9112 that hold whichever parser read the
-bytes, so that every parser gives the same answer to the same bytes. It is pure: no sockets, no clock, no parser
-library.
+It owns `Head`, the verdict `BadRequest`, and the rules of RFC 9110 and RFC 9112 (and of RFC 3986 for the Host) that
+hold whichever parser read the bytes, so that every parser gives the same result for the same bytes. It is pure: no
+sockets, no clock, no parser library.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 from urllib.parse import unquote
-
-from serve_asgi.http.authority import is_authority
 
 CHUNKED: Final = -1
 """`Head.body` of a message in chunked transfer coding."""
@@ -63,6 +62,17 @@ _VERSION_ROOM: Final = len(b" HTTP/1.1\r")
 
 _valid_hosts: set[bytes] = set()
 _MAX_VALID_HOSTS: Final = 256
+
+_MAX_PORT: Final = 65535
+
+# RFC 3986: unreserved / pct-encoded / sub-delims, without the comma: a comma may be the seam of two Host fields that
+# something on the way has joined (RFC 9110 5.3). User information has no place here (RFC 9110 4.2.4), nor has a zone
+# (RFC 3986 has none; it means nothing to another machine).
+_CHARACTER: Final = rb"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})"
+_AUTHORITY: Final = re.compile(
+    rb"(?:\[(?:(?P<six>[0-9A-Fa-f:.]+)|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+;=:]+)\]|" + _CHARACTER + rb"+)"
+    rb"(?::(?P<port>[0-9]{0,5}))?"
+)
 
 
 class BadRequest(Exception):
@@ -350,3 +360,24 @@ def hopeless(start: bytes | bytearray, known: int) -> BadRequest | None:
     if start.find(b"\n\n", max(known - 1, 0)) >= 0:
         return BadRequest(400, "Lines of the request head end without a carriage return.")
     return None
+
+
+def is_authority(value: bytes) -> bool:
+    """Whether the value is a host, not empty, and perhaps a port up to 65535 (RFC 9110 4.2.1, 4.2.2, 7.2).
+
+    Names are not checked for being names of the DNS. A port may be empty, which RFC 3986 3.2.3 allows.
+    """
+    found = _AUTHORITY.fullmatch(value)
+    if found is None:
+        return False
+    if found["port"] and int(found["port"]) > _MAX_PORT:
+        return False
+    return found["six"] is None or _is_ipv6(found["six"])
+
+
+def _is_ipv6(value: bytes) -> bool:
+    try:
+        ipaddress.IPv6Address(value.decode("ascii"))
+    except ValueError:
+        return False
+    return True

@@ -18,7 +18,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.http.dropped_body_log import DroppedBodyLog
 from serve_asgi.http.forwarded import Forwarding
 from serve_asgi.http.head_cache import BoundedCache, CachedHeadReader
-from serve_asgi.http.parser import Parser, parser_factory
+from serve_asgi.http.head_parsers import Parser, parser_factory
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.write_batching import WriteBatch
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
