@@ -67,7 +67,6 @@ INFINITY: Final = math.inf
 _EAGER: Final = sys.version_info >= (3, 12)
 _CONNECTIONS: Final = int(Cell.CONNECTIONS)
 _IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
-_REQUESTS: Final = int(Cell.REQUESTS)
 _SERVING: Final = WorkerPhase.SERVING
 _CR: Final = 13
 _P: Final = ord("P")
@@ -310,7 +309,7 @@ class Http1Connection(asyncio.Protocol):
         worker = self.worker
         cells = worker.cells
         try:
-            head = worker.heads.read(data, cells[_REQUESTS])
+            head = worker.heads.read(data, cells)
         except BadRequest as refused:
             refused = endless_target(data, worker.config.max_target_size) or refused
             self._refuse(refused, with_body=not data.startswith(b"HEAD "))

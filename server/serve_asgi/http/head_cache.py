@@ -7,12 +7,12 @@ it is small; where little repeats it soon stops asking and storing, so that it c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 from serve_asgi.http.head_parsers import Parser
-from serve_asgi.http.request_head import METHODS, Head
+from serve_asgi.http.request_head import Head
+from serve_asgi.ipc.scoreboard import Cell
 
 CAPACITY: Final = 256
 """Results kept; the next one empties the memory."""
@@ -22,6 +22,8 @@ LARGEST_HEAD: Final = 2048
 
 REST: Final = 60
 """Seconds (ticks) for which a memory that does not pay is not used."""
+
+_REQUESTS: Final = int(Cell.REQUESTS)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -54,60 +56,29 @@ class BoundedCache(Generic[K, V]):
             self.resting -= 1
 
 
-_LINE: Final = re.compile(
-    rb"(GET|HEAD|POST|PUT|DELETE|PATCH|OPTIONS)"
-    rb" ((/[A-Za-z0-9\-._~!$&'()*+,;=:@%/]*)(?:\?([A-Za-z0-9\-._~!$&'()*+,;=:@%/?]*))?) HTTP/1\.1\r\n"
-)
-"""A request line that no parser and no rule could mind, whatever follows it."""
-
-
 class CachedHeadReader:
     """Reads whole heads for all connections of a worker."""
 
-    __slots__ = ("_blocks", "_check", "_heads", "_parser")
+    __slots__ = ("_check", "_heads", "_parser")
 
     def __init__(self, new_parser: Callable[[], Parser], check: Callable[[Head], None]) -> None:
         """`check` raises BadRequest for a head that the configured limits refuse."""
         self._check = check
         self._parser = new_parser()
-        self._heads: BoundedCache[bytes, Head] = BoundedCache()  # by all their bytes
-        self._blocks: BoundedCache[bytes, Head] = BoundedCache()  # by what follows the request line
+        self._heads: BoundedCache[bytes, Head] = BoundedCache()
 
-    def read(self, data: bytes, asked: int) -> Head:
-        """The head that `data` is, from the request line with CRLFCRLF; `asked` as for `BoundedCache.keep`.
+    def read(self, data: bytes, cells: memoryview) -> Head:
+        """The head that `data` is, from the request line up to and including CRLFCRLF; `cells` is the worker's row.
 
         It is shared by equal requests: nobody may change it. Raises BadRequest.
         """
         heads = self._heads
         if heads.resting or len(data) > LARGEST_HEAD:
-            return self._by_block(data, asked)
+            return self._parse(data)
         head = heads.known.get(data)
         if head is None:
-            head = self._by_block(data, asked)
-            heads.keep(data, head, asked)
-        return head
-
-    def _by_block(self, data: bytes, asked: int) -> Head:
-        blocks = self._blocks
-        if blocks.resting or len(data) > LARGEST_HEAD:
-            return self._parse(data)
-        line = _LINE.match(data)
-        if line is None:
-            return self._parse(data)
-        block = data[line.end() :]
-        known = blocks.known.get(block)
-        if known is None:
             head = self._parse(data)
-            if all(name != b"upgrade" for name, _ in head.headers):  # that one is for GET alone
-                blocks.keep(block, head, asked)
-            return head
-        method, target, path, query = line.groups(b"")
-        head = Head(METHODS[method], target, "1.1", known.headers, path, query)
-        head.body = known.body
-        head.keep_alive = known.keep_alive
-        head.expect_continue = known.expect_continue
-        head.te_trailers = known.te_trailers
-        self._check(head)
+            heads.keep(data, head, cells[_REQUESTS])
         return head
 
     def _parse(self, data: bytes) -> Head:
@@ -118,4 +89,3 @@ class CachedHeadReader:
     def tick(self) -> None:
         """Once per second."""
         self._heads.tick()
-        self._blocks.tick()
