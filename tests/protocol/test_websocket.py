@@ -497,7 +497,7 @@ def test_wrong_use_of_send_is_an_error(message: Message, error: type[Exception])
 def test_send_after_the_end_raises_oserror_and_is_not_logged(
     loop_name: str, grouped: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.websocket.connection.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.websocket.session.DROP_TIME", 0.1)
     seen: list[BaseException] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -527,8 +527,8 @@ def test_send_after_the_end_raises_oserror_and_is_not_logged(
 def test_client_that_does_not_answer_our_close_is_left_after_the_deadline(
     loop_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.websocket.closing.CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr("serve_asgi.websocket.closing.LINGER_TIMEOUT", 0.1)
+    monkeypatch.setattr("serve_asgi.websocket.connection.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr("serve_asgi.websocket.connection.LINGER_TIMEOUT", 0.1)
     app = Recorder({"type": "websocket.close"})
     with serving(app, loop_name) as server, RawClient(server.port) as client:
         client.open()
@@ -640,7 +640,7 @@ def test_error_made_of_a_disconnect_is_not_logged(
     loop_name: str, chained: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frameworks raise an exception of their own in place of ours."""
-    monkeypatch.setattr("serve_asgi.websocket.connection.DROP_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.websocket.session.DROP_TIME", 0.1)
     ended = threading.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

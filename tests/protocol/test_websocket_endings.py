@@ -60,7 +60,7 @@ def test_client_that_says_all_at_once_and_shuts_down_its_side_is_answered(loop_n
 def test_application_that_never_takes_them_is_told_and_the_client_released(
     loop_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve_asgi.websocket.closing.FINISH_TIMEOUT", 0.2)
+    monkeypatch.setattr("serve_asgi.websocket.connection.FINISH_TIMEOUT", 0.2)
     go_on = asyncio.Event()
     received: list[Message] = []
 

@@ -30,7 +30,7 @@ def deflated(data: bytes) -> bytes:
 def waiting_bytes(server: WebSocketServer) -> int:
     """How much waits for the application of the only connection."""
     (connection,) = server.worker.connections
-    return int(connection._incoming_size)  # type: ignore[attr-defined]  # nothing public tells it
+    return int(connection.messages.size)  # type: ignore[attr-defined]  # nothing public tells it
 
 
 # Broken frames
@@ -369,7 +369,7 @@ def test_many_senders_do_not_fill_the_memory_of_a_client_that_does_not_read(loop
         client.open()
         (connection,) = server.run(lambda: list(server.worker.connections))
         server.settled(lambda: False, 0.5)
-        held = server.run(lambda: connection._transport.get_write_buffer_size())  # type: ignore[attr-defined]
+        held = server.run(lambda: connection.transport.get_write_buffer_size())  # type: ignore[attr-defined]
         assert 0 < held < 400_000
         for _ in range(200):
             assert client.receive() == (2, b"x" * 100_000)
@@ -532,12 +532,12 @@ def test_bombs_are_unpacked_one_by_one_as_they_are_asked_for(loop_name: str, end
         bomb = frame(2, deflated(bytes(largest)), rsv=4)
         client.socket.sendall(bomb * 5 + (frame(8, b"\x03\xe8") if end != "reset" else b""))
         (connection,) = server.worker.connections
-        assert server.settled(lambda: connection._behind)  # type: ignore[attr-defined]
+        assert server.settled(lambda: connection.messages.behind)  # type: ignore[attr-defined]
         assert server.run(lambda: waiting_bytes(server)) <= 64 * 1024
-        framing = connection._framing  # type: ignore[attr-defined]
+        framing = connection.framing  # type: ignore[attr-defined]
         assert server.run(lambda: len(framing._message) + len(framing._rest)) < 2 * 64 * 1024 + 5 * 5 * len(bomb)
         if end == "reset":
-            server.run(lambda: connection._transport.abort())  # type: ignore[attr-defined]
+            server.run(lambda: connection.transport.abort())  # type: ignore[attr-defined]
             assert server.gone()
         server.run(go_on.set)
         if end == "application":

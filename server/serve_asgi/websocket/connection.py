@@ -1,61 +1,87 @@
-"""One WebSocket of a client: the shell around framing, handshake and denial that talks to transport and application.
+"""One WebSocket of a client: the shell around framing and handshake that talks to the transport, and its life.
 
-It owns the application's task, the bounded queue of incoming messages, and what either side may say when. How a
-connection ends is in `websocket_endings`, framing in `websocket_framing`, the opening handshake in
-`websocket_handshake`. It must not know how a connection became a WebSocket (`http1` hands it over with the request's
-head) nor how the worker retires.
+It owns the state, the one deadline, and all that closes: the closing handshake, refusals, the keep-alive, a client that
+does not read, the worker's retiring and its graceful timeout. The application's side is `serve_asgi.websocket.session`
+(which sees the connection as `WebSocketPeer`), what waits for it is `incoming`, the request and its scope are
+`request`; states and timing are in `lifecycle`. It must not know how a connection became a WebSocket (HTTP/1.1 gives
+the transport with the request's head) nor how the worker retires.
 
 Back-pressure: while more than `INCOMING_HIGH` bytes of messages wait for the application, no frame is read, nothing is
 unpacked, nor is the socket read; `send` waits while the transport has too much to write. While it has, only the latest
-pings are answered (RFC 6455 5.5.3).
-docs/reference/websocket.md tells applications and operators what they can rely on.
+pings are answered (RFC 6455 5.5.3). docs/guides/websocket.md tells applications and operators what they can rely on.
+
+How it ends, and what each side is told:
+
+=============================================  ====================  ==================================================
+what happens                                   the client gets       the application's `websocket.disconnect`
+=============================================  ====================  ==================================================
+application sends `websocket.close`            its code              the same code
+application returns while the socket is open   1000                  -
+application raises while the socket is open    1011                  - (logged with its traceback)
+application closes before accepting            403                   1006
+application returns or raises before it        500                   - (logged)
+client closes                                  its code, echoed      the client's code (1005 if it gave none)
+client is gone without a close frame           -                     1006
+client breaks the protocol or a limit          1002, 1007, 1009      the same code
+client answers no ping                         1011                  1006
+client takes nothing for --write-timeout       cut                   1006
+worker retires                                 1012 (1001 to stop)   the same code
+=============================================  ====================  ==================================================
+
+Messages that came before the client's end are still the application's to answer: the close frame follows when it has
+taken them all and asks for more, at the latest after `FINISH_TIMEOUT`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
-from collections import deque
+import time
 from collections.abc import Coroutine
 from typing import Any, Final, cast
 
-from serve_asgi.http.client_socket import hang_up
+from serve_asgi.http.client_socket import hang_up, unacknowledged
 from serve_asgi.http.forwarded import Forwarded
-from serve_asgi.http.request import ASGI_VERSION
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Scope, WorkerContext
-from serve_asgi.ipc import forked_children as forks
+from serve_asgi.http.response import CLIENT_GONE
+from serve_asgi.http.worker_context import WorkerContext
 from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.logs.exceptions import all_tell, is_a, is_from_outside
-from serve_asgi.websocket.closing import Endings
-from serve_asgi.websocket.denial import BODY, START, Denial
+from serve_asgi.logs.exceptions import exc_info
+from serve_asgi.logs.server_log import about
+from serve_asgi.websocket.compression import Deflate
+from serve_asgi.websocket.denial import Denial
 from serve_asgi.websocket.framing import End, MessageFraming, weigh
-from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal, open_handshake
+from serve_asgi.websocket.handshake import HandshakeRefusal, open_handshake
+from serve_asgi.websocket.incoming import INCOMING_HIGH, INCOMING_LOW, IncomingMessages, wait, wake
 from serve_asgi.websocket.lifecycle import (
+    CLOSE_TIMEOUT,
     CLOSED,
     CLOSING,
     DENYING,
+    FINISH_TIMEOUT,
     FINISHING,
     HANDSHAKE,
     LINGER_BYTES,
     LINGER_TIMEOUT,
     LINGERING,
     OPEN,
+    TRANSITIONS,
     KeepAlive,
+    PingVerdict,
+    WebSocketState,
+    closing_moment,
 )
+from serve_asgi.websocket.request import WebSocketRequest
+from serve_asgi.websocket.session import WebSocketSession
 
+REQUESTS: Final = int(Cell.REQUESTS)
+STATUS_1XX: Final = int(Cell.STATUS_1XX)
 CONNECTIONS: Final = int(Cell.CONNECTIONS)
 WEBSOCKETS: Final = int(Cell.WEBSOCKETS)
 WEBSOCKETS_OPENED: Final = int(Cell.WEBSOCKETS_OPENED)
-
-WEBSOCKET_SPEC_VERSION: Final = "2.4"
-"""Of the WebSocket part of ASGI: from 2.4 on, send() after the client has gone raises an OSError."""
-
-INCOMING_HIGH: Final = 64 * 1024
-"""Bytes of messages that wait for the application, above which reading pauses."""
-INCOMING_LOW: Final = 16 * 1024
 
 
 if sys.version_info >= (3, 12):
@@ -68,29 +94,39 @@ else:
         return worker.loop.create_task(run, context=worker.context.copy())
 
 
-class WebSocketConnection(Endings):
-    """A client connection whose request asked for a WebSocket; a `Connection` to the worker.
+class WebSocketConnection(asyncio.Protocol):
+    """A client connection whose request asked for a WebSocket; a `ClientConnection` to the worker.
 
     The caller has set it as the transport's protocol, has put it into `worker.connections` and counted it, calls
-    `connection_made` and then `data_received` with the bytes that it had read beyond the head.
+    `connection_made` and then `go_on` with the bytes that it had read beyond the head.
     """
 
     __slots__ = (
         "_accepted",
-        "_behind",
-        "_connect_told",
+        "_answered",
+        "_denial",
         "_discarded",
-        "_dropped",
         "_early",
-        "_forwarded",
-        "_handshake",
+        "_end",
+        "_eof",
         "_held",
-        "_identity",
-        "_incoming",
-        "_incoming_size",
-        "_peer",
-        "_scheme",
-        "_server",
+        "_keep_alive",
+        "_request",
+        "_retire_overdue",
+        "_retire_timer",
+        "_stalled",
+        "_started",
+        "_task",
+        "_unsent",
+        "_worker",
+        "_write_waiters",
+        "deadline",
+        "framing",
+        "messages",
+        "reading_paused",
+        "state",
+        "transport",
+        "writing_paused",
     )
 
     def __init__(
@@ -103,44 +139,70 @@ class WebSocketConnection(Endings):
         forwarded: Forwarded | None = None,
     ) -> None:
         """`scheme` is the connection's; `forwarded` is what trusted proxies say of the request."""
-        super().__init__(worker, head, client if forwarded is None else forwarded.client)
-        self._peer = client
-        self._identity = ""
-        self._server = server
-        self._scheme = scheme
-        self._forwarded = forwarded
-        self._handshake: Handshake
+        self._worker = worker
+        self._request = WebSocketRequest(worker, head, client, server, scheme, forwarded)
+        self.deadline = math.inf
+        self.state = HANDSHAKE
+        self.transport: asyncio.Transport
+        self.framing: MessageFraming
+        self._keep_alive: KeepAlive
+        self._denial: Denial
+        self._end: End
+        """In FINISHING: how the client has ended, and the answer to it."""
+        self._task: asyncio.Task[None] | None = None
+        self._started = 0.0 if worker.access_log is None else time.perf_counter()
+        self.messages = IncomingMessages()
         self._accepted = False
         self._early = b""
         """What came before the application has accepted."""
-        self._connect_told = False
-        self._incoming: deque[str | bytes] = deque()
-        self._incoming_size = 0
-        self._behind = False
-        """Bytes that have come are neither read as frames nor unpacked before the application asks for more."""
         self._held = b""
         """Pongs that wait until the transport can write again."""
         self._discarded = 0
-        self._dropped = 0.0
-        """When the first message that nobody can get was sent (loop time, s)."""
+        self._write_waiters: list[asyncio.Future[None]] = []
+        self.reading_paused = False
+        self.writing_paused = False
+        self._stalled = math.inf
+        """While writing is paused: the loop time (s) at which the client must have taken something."""
+        self._unsent = 0
+        """What the client had not taken when that, the keep-alive or the lingering was last looked at."""
+        self._retire_timer: asyncio.TimerHandle | None = None
+        self._retire_overdue = False
+        """The moment to retire came while the application had not answered: close as soon as it has accepted."""
+        self._eof = False
+        """The client has shut down its side."""
+        self._answered = False
+        """Whether the request has got its response: the 101 or a whole HTTP response."""
+
+    def _write(self, data: bytes) -> None:
+        self._worker.sent += len(data)
+        self.transport.write(data)
+
+    def _enter(self, state: WebSocketState) -> None:
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.state = state
+
+    def has_ended(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self.state in (CLOSING, LINGERING, CLOSED) or self.transport.is_closing()
 
     # The transport's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Judge the handshake and start the application."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self._transport.set_write_buffer_limits()
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.transport.set_write_buffer_limits()
         worker = self._worker
         try:
-            self._handshake = open_handshake(self._head, worker.config.ws_deflate)
+            handshake = open_handshake(self._request.head, worker.config.ws_deflate)
         except HandshakeRefusal as refusal:
-            self._refuse(refusal)
+            self.refuse(refusal)
             return
         if worker.retiring.is_set():  # the worker has told the connections that it retires before this one was there
             self.retire()
-        task = _start(worker, self._run())
+        session = WebSocketSession(self, worker, self._request, handshake)
+        task = _start(worker, session.run())
         if not task.done():
-            self._task = task
+            self._task = session.task = task
             worker.tasks.add(task)
             task.add_done_callback(worker.tasks.discard)
 
@@ -150,25 +212,26 @@ class WebSocketConnection(Endings):
         worker.received += len(data)
         if worker.published[0] > worker.shared.applied:  # as before a request
             worker.catch_up()
-        if self._state is OPEN:
+        if self.state is OPEN:
             self._keep_alive.heard = True
-            message = self._framing.single(data)
+            message = self.framing.single(data)
             if message is None:
                 self._receive_frames(data)
             else:
-                self._incoming.append(message)
-                if self._receivers:  # it is taken at once, and not counted
-                    self._wake(self._receivers)
+                messages = self.messages
+                messages.queue.append(message)
+                if messages.waiters:  # it is taken at once, and not counted
+                    wake(messages.waiters)
                 else:
-                    self._incoming_size += weigh(message)
-                    if self._incoming_size > INCOMING_HIGH:
+                    messages.size += weigh(message)
+                    if messages.size > INCOMING_HIGH:
                         self._pause_reading()
         else:
             self.go_on(data)
 
     def go_on(self, data: bytes) -> None:
         """Bytes from the client that have been counted: those that came with its request have been."""
-        state = self._state
+        state = self.state
         if state is OPEN or state is CLOSING:
             self._receive_frames(data)
         elif state is HANDSHAKE:  # too early, but it may be that the client trusts in our answer
@@ -178,22 +241,23 @@ class WebSocketConnection(Endings):
         else:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
-                self._transport.abort()
+                self.transport.abort()
 
     def _receive_frames(self, data: bytes, asked: bool = False, answering: bool = False) -> None:
         """Read frames while there is room for messages; if the application has `asked`, until there is one.
 
         `answering`: it is just being given a message, which it may answer before the client's end is.
         """
-        framing, incoming, state = self._framing, self._incoming, self._state
-        if (self._receivers and not incoming) or state is CLOSING:
+        framing, messages, state = self.framing, self.messages, self.state
+        incoming = messages.queue
+        if (messages.waiters and not incoming) or state is CLOSING:
             asked = True
-        room = INCOMING_HIGH - self._incoming_size
+        room = INCOMING_HIGH - messages.size
         events = framing.receive(data, room, asked)
-        self._behind = framing.behind
+        messages.behind = framing.behind
         output = framing.output
         if output and state is not CLOSED:
-            if self._writing_paused and not (events and isinstance(events[-1], End)):
+            if self.writing_paused and not (events and isinstance(events[-1], End)):
                 self._held = output
             else:
                 self._write(output)
@@ -205,258 +269,89 @@ class WebSocketConnection(Endings):
             elif is_open or state is CLOSED:  # what came before the connection was lost
                 incoming.append(event)
         if is_open:
-            self._incoming_size = INCOMING_HIGH - framing.room
-        if incoming and self._receivers:
-            self._wake(self._receivers)
-        if (self._behind or self._incoming_size > INCOMING_HIGH) and self._state is OPEN:
+            messages.size = INCOMING_HIGH - framing.room
+        if incoming and messages.waiters:
+            messages.wake()
+        if (messages.behind or messages.size > INCOMING_HIGH) and self.state is OPEN:
             self._pause_reading()
-        elif self._behind and self._state is CLOSING:  # these are messages that nobody gets
+        elif messages.behind and self.state is CLOSING:  # these are messages that nobody gets
             self._worker.loop.call_soon(self._seek_end)
 
     def _seek_end(self) -> None:
-        if self._state is CLOSING and self._behind:
+        if self.state is CLOSING and self.messages.behind:
             self._receive_frames(b"")
 
-    def _go_on_reading(self) -> None:
+    def read_behind(self) -> None:
+        """Read frames of what has come and was not read yet, until there is a message."""
+        self._receive_frames(b"", asked=True)
+
+    def go_on_reading(self) -> None:
         """The application has taken messages: there is room for more."""
-        if self._behind:
+        messages = self.messages
+        if messages.behind:
             self._receive_frames(b"", answering=True)
-        if self._reading_paused and not self._behind and self._incoming_size <= INCOMING_LOW and self._state is OPEN:
+        caught_up = not messages.behind and messages.size <= INCOMING_LOW
+        if self.reading_paused and caught_up and self.state is OPEN:
             self._resume_reading()
 
     def eof_received(self) -> bool:
         """The client has shut down its side: a WebSocket is over with that; what is owed to it is still said."""
         self._eof = True
-        if self._state is DENYING or self._state is FINISHING:
+        if self.state is DENYING or self.state is FINISHING:
             return True
-        self._tell_disconnect(1006, "")
-        if self._state is not LINGERING and self._state is not CLOSED:
+        self.messages.tell_disconnect(1006, "")
+        if self.state is not LINGERING and self.state is not CLOSED:
             self._enter(LINGERING)
             self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
         return False  # the transport writes what it has and closes
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The transport is gone, by whoever's doing."""
-        hang_up(self._transport)
+        hang_up(self.transport)
         worker = self._worker
         cells = worker.cells
         cells[CONNECTIONS] -= 1
         if self._accepted:
             cells[WEBSOCKETS] -= 1
         if not self._answered:
-            self._count(0, self._denial.sent if self._state is DENYING else 0)
-        if self._state is FINISHING:
-            self._tell_disconnect(self._end.code, self._end.reason)
-        elif self._state is not OPEN:
-            self._behind = False  # the application has been told of the end, and gets nothing behind it
+            self._count(0, self._denial.sent if self.state is DENYING else 0)
+        if self.state is FINISHING:
+            self.messages.tell_disconnect(self._end.code, self._end.reason)
+        elif self.state is not OPEN:
+            self.messages.behind = False  # the application has been told of the end, and gets nothing behind it
         self._enter(CLOSED)
         self.deadline = math.inf
         self._cancel_retirement()
-        self._tell_disconnect(1006, "")
-        self._wake(self._write_waiters)
+        self.messages.tell_disconnect(1006, "")
+        wake(self._write_waiters)
         worker.forget(self)
 
     def resume_writing(self) -> None:
         """The transport has caught up."""
-        if self._held and (self._state is OPEN or self._state is CLOSING):
+        self.writing_paused = False
+        if self._held and (self.state is OPEN or self.state is CLOSING):
             held, self._held = self._held, b""
-            self._writing_paused = False
             self._write(held)
-            if self._writing_paused:  # the pongs have filled it again
+            if self.writing_paused:  # the pongs have filled it again
                 return
-        super().resume_writing()
+        self._stalled = math.inf
+        if self.state is OPEN:
+            self.deadline = self._keep_alive.deadline
+        elif self.state is DENYING:
+            self.deadline = math.inf
+        wake(self._write_waiters)
 
-    # The application's side
-
-    async def _run(self) -> None:
-        """Run the application to its end and see that the connection ends with it.
-
-        Whatever the application raises, the client gets its end (law 13): what is said of it comes before, and cannot
-        prevent it.
-        """
-        try:
-            await self._worker.app(self._scope(), self.receive, self.send)
-        except BaseException as error:
-            forks.leave(error)
-            if is_from_outside(error, self._task):  # the loop is closed, and this coroutine with it
-                raise
-            self._failed(error)
-        else:
-            self._application_returned()
-
-    def _failed(self, error: BaseException) -> None:
-        try:
-            cancelled = is_a(error, asyncio.CancelledError)
-            if not self._ended() or not (cancelled or all_tell(error, ClientDisconnected)):
-                self._report("was cancelled at" if cancelled else "failed at", "application_failed", error)
-        finally:
-            self._application_failed()
-
-    def _scope(self) -> Scope:
-        """ASGI www, "WebSocket Connection Scope"."""
-        head, worker = self._head, self._worker
-        root_path = worker.config.root_path
-        path, raw_path = head.text, head.path
-        if root_path and not (path + "/").startswith(root_path + "/"):
-            # A proxy may or may not have taken the mount point off; the application always sees the whole path.
-            path = root_path + path
-            raw_path = worker.raw_root_path + raw_path
-        headers = head.headers.copy()  # the head is shared with equal requests
-        if worker.request_ids.generates:
-            self._identity = worker.request_ids.keep_or_generate(headers)
-        scope: dict[str, Any] = {
-            "type": "websocket",
-            "asgi": {"version": ASGI_VERSION, "spec_version": WEBSOCKET_SPEC_VERSION},
-            "http_version": head.version,
-            "scheme": "wss" if self._scheme == "https" else "ws",
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": head.query,
-            "root_path": root_path,
-            "headers": headers,
-            "client": self._client,
-            "server": self._server,
-            "subprotocols": self._handshake.subprotocols,
-            "state": worker.state.copy(),
-            "extensions": {
-                "serve": {"generation": worker.generation, "slot": worker.slot},
-                "websocket.http.response": {},
-            },
-        }
-        if self._forwarded is not None:
-            self._forwarded.apply(scope)
-        return scope
-
-    def peer(self) -> Address:
-        """Who is connected."""
-        return self._peer
-
-    def client_scheme(self) -> str:
-        """What the client speaks."""
-        said = None if self._forwarded is None else self._forwarded.secure
-        secure = self._scheme == "https" if said is None else said
-        return "wss" if secure else "ws"
-
-    def identity(self) -> str:
-        """The request's id, or ""."""
-        return self._identity or super().identity()
-
-    async def receive(self) -> Message:
-        """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""
-        if not self._connect_told:
-            self._connect_told = True
-            return {"type": "websocket.connect"}
-        incoming = self._incoming
-        while not incoming:
-            if self._behind and (self._state is OPEN or self._state is CLOSED):
-                self._receive_frames(b"", asked=True)
-                continue
-            if self._disconnect is not None:
-                return dict(self._disconnect)
-            if self._state is FINISHING:  # all that came before the client's end is taken, and answered
-                self._finish()
-                continue
-            waiter: asyncio.Future[None] = self._worker.loop.create_future()
-            self._receivers.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter in self._receivers:
-                    self._receivers.remove(waiter)
-                raise
-        event = incoming.popleft()
-        self._incoming_size = self._incoming_size - weigh(event) if incoming else 0
-        if self._reading_paused and self._incoming_size <= INCOMING_LOW and self._state is OPEN:
-            self._go_on_reading()
-        if type(event) is str:
-            return {"type": "websocket.receive", "text": event}
-        return {"type": "websocket.receive", "bytes": event}
-
-    async def send(self, message: Message) -> None:
-        """ASGI `send`. Returns when the transport is ready for more, and takes nothing before that from another task.
-
-        Raises ClientDisconnected once the connection has ended; RuntimeError, TypeError or ValueError, with a
-        sentence, for a message that is out of place or not as ASGI has it.
-        """
-        if self._writing_paused:
-            await self._writable()
-        kind = message["type"]
-        transport = self._transport
-        state = self._state
-        if transport.is_closing():
-            await self._drop()
-            return
-        if state is OPEN or state is FINISHING:
-            if kind == "websocket.send":
-                data = message.get("bytes")
-                frame = self._framing.binary(data) if type(data) is bytes else self._data_frame(message)
-                self._worker.sent += len(frame)
-                transport.write(frame)
-            elif kind == "websocket.close":
-                self._close(message.get("code") or 1000, message.get("reason") or "")
-                return
-            else:
-                raise RuntimeError(
-                    f"After websocket.accept come websocket.send and websocket.close, not {kind!r}; "
-                    "correct the application."
-                )
-        elif state is HANDSHAKE:
-            self._answer(kind, message)
-        elif state is DENYING:
-            self._deny(kind, message)
-        else:
-            await self._drop()
-            return
-        if self._writing_paused:
-            await self._writable()
-
-    async def _drop(self) -> None:
-        """A message that nobody will get. Gives way, so that whoever reads as well is told of the end."""
-        now = self._worker.loop.time()
-        self._dropped = self._dropped or now
-        if now - self._dropped > DROP_TIME:
-            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
-        await asyncio.sleep(0)
-
-    async def _writable(self) -> None:
+    async def writable(self) -> None:
         """Wait until the transport has caught up. The client's end of it is `--write-timeout`."""
-        while self._writing_paused and self._state is not CLOSED:
-            await self._wait(self._write_waiters)
+        while self.writing_paused and self.state is not CLOSED:
+            await wait(self._worker.loop, self._write_waiters)
 
-    def _data_frame(self, message: Message) -> bytes:
-        """The frame of a `websocket.send` whose content is not plainly bytes."""
-        data = message.get("bytes")
-        if data is not None:
-            if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise TypeError(f"websocket.send: bytes is bytes, not {type(data).__name__}")
-            return self._framing.binary(bytes(data))
-        text = message.get("text")
-        if not isinstance(text, str):
-            if text is None:
-                raise ValueError("websocket.send: one of bytes and text has to be given")
-            raise TypeError(f"websocket.send: text is str, not {type(text).__name__}")
-        return self._framing.text(text)
+    # The answer to the handshake
 
-    def _answer(self, kind: str, message: Message) -> None:
-        """The application's answer to `websocket.connect`."""
-        if kind == "websocket.accept":
-            self._accept(message)
-        elif kind == "websocket.close":
-            self._refuse(HandshakeRefusal(403, "The application has refused the WebSocket."))
-        elif kind == START:
-            self._denial = Denial(message, self._own_lines(message))
-            self._enter(DENYING)
-        else:
-            raise RuntimeError(
-                f"websocket.connect is answered by websocket.accept, websocket.close or {START}, not {kind!r}; "
-                "correct the application."
-            )
-
-    def _accept(self, message: Message) -> None:
+    def accept(self, response: bytes, deflate: Deflate | None) -> None:
+        """The WebSocket is open with this response."""
         worker = self._worker
-        handshake = self._handshake
-        response = handshake.response(message, self._own_lines(message))
-        self._framing = MessageFraming(handshake.deflate, worker.config.ws_max_size)
+        self.framing = MessageFraming(deflate, worker.config.ws_max_size)
         self._keep_alive = KeepAlive(worker.config, worker.loop.time())
         self.deadline = self._keep_alive.deadline
         self._enter(OPEN)
@@ -469,30 +364,251 @@ class WebSocketConnection(Endings):
         if self._early:
             early, self._early = self._early, b""
             self._receive_frames(early)
-        if self._retire_overdue and self._state is OPEN:
-            self._close(self._retire_code(), "")
+        if self._retire_overdue and self.state is OPEN:
+            self.close(self._retire_code(), "")
 
-    def _own_lines(self, message: Message) -> bytes:
-        """The server's own fields of the answer: with the request's id, where that is returned."""
-        worker, identity = self._worker, self._identity
-        ids, given = worker.request_ids, message.get("headers") or ()
-        if not ids.echoes or any(bytes(name).lower() == ids.name for name, _ in given):
-            return worker.default_headers
-        return worker.default_headers + b"%b: %b\r\n" % (ids.name, identity.encode())
+    def begin_denial(self, denial: Denial) -> None:
+        """The application begins an HTTP response instead."""
+        self._denial = denial
+        self._enter(DENYING)
 
-    def _deny(self, kind: str, message: Message) -> None:
-        """A further piece of the application's HTTP response."""
-        if kind != BODY:
-            raise RuntimeError(f"After {START} comes {BODY}, not {kind!r}; correct the application.")
-        denial = self._denial
-        try:
-            self._write(denial.body(message))
-        except RuntimeError:
-            self._transport.abort()  # what the client has is not the whole and must not look like it
-            raise
+    def deny(self, denial: Denial, data: bytes) -> None:
+        """A piece of that response, perhaps its last."""
+        self._write(data)
         if denial.done:
             if denial.dropped:
-                self._worker.dropped_bodies.report(self._head, denial.status)
+                self._worker.dropped_bodies.report(self._request.head, denial.status)
             self._count(denial.status, denial.sent)
-            self._tell_disconnect(1006, "")
+            self.messages.tell_disconnect(1006, "")
             self._linger()
+
+    # Deadlines
+
+    def asked_at(self) -> float:
+        """A WebSocket is no request that could be old."""
+        return math.inf
+
+    def expire(self) -> None:
+        """The deadline has passed: a ping is due or unanswered, or the client did not end the connection in time."""
+        now = self._worker.loop.time()
+        state = self.state
+        if state is OPEN:
+            if not self._is_stalled(now):
+                self._expire_open(now)
+        elif state is DENYING:
+            if not self._is_stalled(now):
+                self.deadline = self._stalled
+        elif state is FINISHING:
+            self.finish()
+        elif state is CLOSING:
+            self._linger()
+        elif state is LINGERING:
+            unsent = unacknowledged(self.transport)
+            if unsent and unsent != self._unsent:  # a slow client still reads the last of its answer
+                self._unsent = unsent
+                self.deadline = now + LINGER_TIMEOUT
+            else:
+                self.transport.abort()
+
+    def _expire_open(self, now: float) -> None:
+        keep_alive = self._keep_alive
+        pulse = PingVerdict.REST
+        if now >= keep_alive.deadline:
+            unsent = unacknowledged(self.transport)
+            behind = 0 < unsent < self._unsent  # a slow client still takes what was written before the ping
+            pulse = keep_alive.expire(now, deaf=self.reading_paused or behind, mute=self.writing_paused)
+            if not self.writing_paused:
+                self._unsent = unsent
+        self.deadline = min(self._stalled, keep_alive.deadline)
+        if pulse is PingVerdict.PING:
+            self._write(self.framing.ping())
+        elif pulse is PingVerdict.DEAD:
+            self._write(self.framing.fail(1011, "keep-alive ping timeout"))
+            self.messages.tell_disconnect(1006, "")
+            self._linger()
+
+    def _is_stalled(self, now: float) -> bool:
+        """Whether the client has taken nothing of what is written to it for too long; then it is cut."""
+        if now < self._stalled:
+            return False
+        unsent = unacknowledged(self.transport)
+        if unsent < self._unsent:
+            self._unsent = unsent
+            self._stalled = now + self._worker.config.write_timeout
+            return False
+        self.transport.abort()
+        self.messages.tell_disconnect(1006, "")
+        return True
+
+    def pause_writing(self) -> None:
+        """The transport has more to write than it likes."""
+        self.writing_paused = True
+        if self.state is OPEN or self.state is DENYING:
+            worker = self._worker
+            self._unsent = unacknowledged(self.transport)
+            self._stalled = worker.loop.time() + worker.config.write_timeout
+            self.deadline = min(self.deadline, self._stalled)
+
+    # Ending
+
+    def _client_ends(self, end: End, unread: bool) -> None:
+        """The client has closed or broken a rule. `unread`: messages before it wait for the application."""
+        self._end = end
+        if unread:
+            self._enter(FINISHING)
+            self._cancel_retirement()
+            self.deadline = self._worker.loop.time() + FINISH_TIMEOUT
+            self._pause_reading()
+        else:
+            self.finish()
+
+    def finish(self) -> None:
+        """Answer the client's end."""
+        end = self._end
+        if end.answer and not self.transport.is_closing():
+            self._write(end.answer)
+        self.messages.tell_disconnect(end.code, end.reason)
+        self._linger()
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake (RFC 6455 7.1.2), or end it if the client has begun.
+
+        Raises ValueError for a code or reason that cannot be sent.
+        """
+        frame = self.framing.close(code, reason)
+        if self.state is FINISHING:
+            self.finish()
+            return
+        self._write(frame)
+        self._enter(CLOSING)
+        self.deadline = self._worker.loop.time() + CLOSE_TIMEOUT
+        self._cancel_retirement()
+        self.messages.tell_disconnect(code, reason)
+        self._resume_reading()
+        if self.framing.behind:
+            self._worker.loop.call_soon(self._seek_end)
+
+    def refuse(self, refusal: HandshakeRefusal) -> None:
+        """Answer the request with an HTTP error."""
+        response, size = refusal.response(self._worker.default_headers)
+        self._count(refusal.status, size)
+        self._write(response)
+        self.messages.tell_disconnect(1006, "")
+        self._linger()
+
+    def application_failed(self) -> None:
+        try:
+            if self.state is OPEN or self.state is FINISHING:
+                self.close(1011, "")
+            elif self.state is HANDSHAKE:
+                self.refuse(HandshakeRefusal(500, "Internal Server Error"))
+            elif self.state is DENYING:
+                self.transport.abort()
+        except BaseException as error:
+            self.transport.abort()
+            text = "a WebSocket could not be ended, and its connection was closed; please report this"
+            logging.getLogger("serve").error(text, exc_info=exc_info(error), extra=about("internal_error"))
+
+    def _linger(self) -> None:
+        """All is said: shut down our side and wait for the client's end (closing with unread bytes would reset)."""
+        self._enter(LINGERING)
+        self._cancel_retirement()
+        self.deadline = self._worker.loop.time() + LINGER_TIMEOUT
+        self._resume_reading()
+        transport = self.transport
+        if transport.is_closing():
+            return
+        if transport.can_write_eof() and not self._eof:
+            self._unsent = unacknowledged(transport)
+            transport.write_eof()
+        else:
+            transport.close()
+
+    def _count(self, status: int, size: int) -> None:
+        """Count and log the answer to the request; status 0: nobody has had a whole one."""
+        self._answered = True
+        worker = self._worker
+        worker.cells[REQUESTS] += 1
+        if status:
+            worker.cells[STATUS_1XX + status // 100 - 1] += 1
+        if worker.access_log is not None:
+            request = self._request
+            worker.access_log.record(request.client, request.head, status or CLIENT_GONE, size, self._started, request)
+
+    # The worker's side
+
+    def retire(self) -> None:
+        """The worker retires: close at a random moment of the window that the configuration names.
+
+        The one timer of its own that a connection has: the tick of a second would let the clients come back in bursts.
+        """
+        if self._retire_timer is not None or self.state in (FINISHING, CLOSING, LINGERING, CLOSED):
+            return
+        worker = self._worker
+        moment = closing_moment(worker.config, worker.loop.time(), worker.retire_deadline)
+        if moment != math.inf:
+            self._retire_timer = worker.loop.call_at(moment, self._retired)
+
+    def _retired(self) -> None:
+        self._retire_timer = None
+        if self.state is OPEN:
+            self.close(self._retire_code(), "")
+        elif self.state is HANDSHAKE:
+            self._retire_overdue = True
+
+    def _retire_code(self) -> int:
+        """RFC 6455 7.4.1 and the registry: going away for good, or a restart after which one may come back."""
+        return 1001 if self._worker.retiring.reason == "stop" else 1012
+
+    def _cancel_retirement(self) -> None:
+        if self._retire_timer is not None:
+            self._retire_timer.cancel()
+            self._retire_timer = None
+
+    def cut(self) -> bool:
+        """At the graceful timeout: send a close frame if nothing waits, cancel the application, cut the connection."""
+        state = self.state
+        if state is CLOSED:
+            return False
+        transport = self.transport
+        unfinished = state in (HANDSHAKE, DENYING, OPEN, FINISHING)
+        flushed = transport.get_write_buffer_size() == 0
+        code = 1006
+        last_words = b""
+        if state is OPEN:
+            code = self._retire_code()
+            last_words = self.framing.close(code)
+        elif state is FINISHING:
+            code, last_words = self._end.code, self._end.answer
+        if flushed and last_words:
+            self._write(last_words)
+        if unfinished:
+            self.messages.tell_disconnect(code, "")
+            self._enter(LINGERING)
+        self.deadline = self._worker.loop.time()  # what cannot be flushed at once is aborted at the next tick
+        if flushed:
+            transport.close()
+        else:
+            transport.abort()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            unfinished = True
+        return unfinished
+
+    def let_go(self, instead: Any) -> asyncio.Transport:
+        """In a forked child: see `serve_asgi.http.worker_context.ClientConnection`."""
+        transport, self.transport = self.transport, instead
+        return transport
+
+    # Reading
+
+    def _pause_reading(self) -> None:
+        if not self.reading_paused and not self.transport.is_closing():
+            self.reading_paused = True
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self.reading_paused:
+            self.reading_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()

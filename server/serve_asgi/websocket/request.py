@@ -1,0 +1,126 @@
+"""The request that asks for a WebSocket: the scope that its application is called with, and how logs name it.
+
+It owns what is known of the client before the handshake is answered. It must not know the connection's life, nor what
+is sent over it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from serve_asgi.http.forwarded import Forwarded
+from serve_asgi.http.request import ASGI_VERSION
+from serve_asgi.http.request_head import Head
+from serve_asgi.http.worker_context import Message, Scope, WorkerContext
+from serve_asgi.ipc.address import Address
+from serve_asgi.logs.exceptions import exc_info, was_told
+from serve_asgi.logs.request_ids import named, of_request, traceparent
+from serve_asgi.logs.server_log import about
+
+WEBSOCKET_SPEC_VERSION: Final = "2.4"
+"""Of the WebSocket part of ASGI: from 2.4 on, send() after the client has gone raises an OSError."""
+
+_log: Final = logging.getLogger("serve.error")
+
+
+class WebSocketRequest:
+    """One request; to the access log a `serve_asgi.logs.access_lines.LoggedResponse`."""
+
+    __slots__ = ("_forwarded", "_identity", "_peer", "_scheme", "_server", "_worker", "client", "head")
+
+    def __init__(
+        self,
+        worker: WorkerContext,
+        head: Head,
+        client: Address,
+        server: Address,
+        scheme: str,
+        forwarded: Forwarded | None,
+    ) -> None:
+        """`scheme` is the connection's; `forwarded` is what trusted proxies say of the request."""
+        self._worker = worker
+        self.head = head
+        self.client = client if forwarded is None else forwarded.client
+        """Whose request it is."""
+        self._peer = client
+        self._server = server
+        self._scheme = scheme
+        self._forwarded = forwarded
+        self._identity = ""
+
+    def scope(self, subprotocols: list[str]) -> Scope:
+        """ASGI www, "WebSocket Connection Scope", with the subprotocols that the client offers."""
+        head, worker = self.head, self._worker
+        root_path = worker.root_path
+        path, raw_path = head.text, head.path
+        if root_path and not (path + "/").startswith(root_path + "/"):
+            # A proxy may or may not have taken the mount point off; the application always sees the whole path.
+            path = root_path + path
+            raw_path = worker.raw_root_path + raw_path
+        headers = head.headers.copy()  # the head is shared with equal requests
+        if worker.request_ids.generates:
+            self._identity = worker.request_ids.keep_or_generate(headers)
+        scope: dict[str, Any] = {
+            "type": "websocket",
+            "asgi": {"version": ASGI_VERSION, "spec_version": WEBSOCKET_SPEC_VERSION},
+            "http_version": head.version,
+            "scheme": "wss" if self._scheme == "https" else "ws",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": head.query,
+            "root_path": root_path,
+            "headers": headers,
+            "client": self.client,
+            "server": self._server,
+            "subprotocols": subprotocols,
+            "state": worker.state.copy(),
+            "extensions": {
+                "serve": {"generation": worker.generation, "slot": worker.slot},
+                "websocket.http.response": {},
+            },
+        }
+        if self._forwarded is not None:
+            self._forwarded.apply(scope)
+        return scope
+
+    def own_lines(self, message: Message) -> bytes:
+        """The server's own headers of the response: with the request's id, where that is echoed."""
+        worker, identity = self._worker, self._identity
+        ids, given = worker.request_ids, message.get("headers") or ()
+        if not ids.echoes or any(bytes(name).lower() == ids.name for name, _ in given):
+            return worker.default_headers
+        return worker.default_headers + b"%b: %b\r\n" % (ids.name, identity.encode())
+
+    def report(self, what: str, event: str, error: BaseException | None = None) -> None:
+        """Log what the application did wrong, and at which request."""
+        path = self.head.path.decode("latin-1")
+        request_id, trace = self.identity(), traceparent(self.head.headers)
+        _log.error(
+            "The application %s the WebSocket %s%s",
+            what,
+            path,
+            named(request_id, trace),
+            exc_info=None if error is None or was_told(error) else exc_info(error),
+            extra=about(event, **of_request(self.head.method, path, request_id, trace)),
+        )
+
+    # What some formats of the access log ask for
+
+    def peer(self) -> Address:
+        """Who is connected."""
+        return self._peer
+
+    def client_scheme(self) -> str:
+        """What the client speaks."""
+        said = None if self._forwarded is None else self._forwarded.secure
+        secure = self._scheme == "https" if said is None else said
+        return "wss" if secure else "ws"
+
+    def identity(self) -> str:
+        """The request's id, or ""."""
+        return self._identity or self._worker.request_ids.carried(self.head.headers)
+
+    def response_header(self, name: bytes) -> bytes:
+        """Not kept for WebSockets."""
+        return b""

@@ -1,0 +1,253 @@
+"""A WebSocket as its application has it: the call of the application, `receive` and `send`.
+
+It owns what either side may say when (ASGI www, "WebSocket"), and that an application that does not do its part is
+logged. Rule (law 13): whatever the application raises, the client gets its end. It must not know frames on the wire,
+deadlines, or how the connection closes: what it needs of the connection is `WebSocketPeer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, WorkerContext
+from serve_asgi.ipc import forked_children as forks
+from serve_asgi.logs.exceptions import all_tell, is_a, is_from_outside
+from serve_asgi.websocket.compression import Deflate
+from serve_asgi.websocket.denial import BODY, START, Denial
+from serve_asgi.websocket.framing import MessageFraming, weigh
+from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal
+from serve_asgi.websocket.incoming import INCOMING_LOW, IncomingMessages
+from serve_asgi.websocket.lifecycle import CLOSED, DENYING, FINISHING, HANDSHAKE, OPEN, WebSocketState
+from serve_asgi.websocket.request import WebSocketRequest
+
+
+class WebSocketPeer(Protocol):
+    """The connection, as far as its application needs it."""
+
+    state: WebSocketState
+    transport: asyncio.Transport
+    framing: MessageFraming
+    """From `accept` on."""
+    messages: IncomingMessages
+    reading_paused: bool
+    writing_paused: bool
+
+    def has_ended(self) -> bool:
+        """Whether nothing can be sent any more."""
+
+    def read_behind(self) -> None:
+        """Read frames of what has come and was not read yet, until there is a message."""
+
+    def go_on_reading(self) -> None:
+        """The application has taken messages: there is room for more."""
+
+    def finish(self) -> None:
+        """The application has taken all that came before the client's end: answer that."""
+
+    async def writable(self) -> None:
+        """Wait until the transport has caught up."""
+
+    def accept(self, response: bytes, deflate: Deflate | None) -> None:
+        """The WebSocket is open with this response."""
+
+    def refuse(self, refusal: HandshakeRefusal) -> None:
+        """There will be no WebSocket."""
+
+    def begin_denial(self, denial: Denial) -> None:
+        """The application begins an HTTP response instead."""
+
+    def deny(self, denial: Denial, data: bytes) -> None:
+        """A piece of that response, perhaps its last."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake. Raises ValueError for a code or reason that cannot be sent."""
+
+    def application_failed(self) -> None:
+        """The application has raised, or has returned before it answered the handshake."""
+
+
+class WebSocketSession:
+    """One call of the application."""
+
+    __slots__ = (
+        "_connect_told",
+        "_connection",
+        "_denial",
+        "_dropped",
+        "_handshake",
+        "_messages",
+        "_worker",
+        "request",
+        "task",
+    )
+
+    def __init__(
+        self, connection: WebSocketPeer, worker: WorkerContext, request: WebSocketRequest, handshake: Handshake
+    ) -> None:
+        self._connection = connection
+        self._messages = connection.messages
+        self._worker = worker
+        self.request = request
+        self._handshake = handshake
+        self.task: asyncio.Task[None] | None = None
+        """Runs the application, if that has not returned before its first wait."""
+        self._connect_told = False
+        self._dropped = 0.0
+        """When the first message that nobody can get was sent (loop time, s)."""
+
+    _denial: Denial
+    """From the beginning of one."""
+
+    async def run(self) -> None:
+        """Run the application to its end and see that the connection ends with it.
+
+        What is said of an application's failure comes before the connection's end, and cannot prevent it.
+        """
+        try:
+            await self._worker.app(self.request.scope(self._handshake.subprotocols), self.receive, self.send)
+        except BaseException as error:
+            forks.leave(error)
+            if is_from_outside(error, self.task):  # the loop is closed, and this coroutine with it
+                raise
+            self._failed(error)
+        else:
+            self._returned()
+
+    def _failed(self, error: BaseException) -> None:
+        try:
+            cancelled = is_a(error, asyncio.CancelledError)
+            if not self._connection.has_ended() or not (cancelled or all_tell(error, ClientDisconnected)):
+                self.request.report("was cancelled at" if cancelled else "failed at", "application_failed", error)
+        finally:
+            self._connection.application_failed()
+
+    def _returned(self) -> None:
+        """The application is done; one that leaves its socket open means it to end well."""
+        connection = self._connection
+        state = connection.state
+        if state is OPEN or state is FINISHING:
+            connection.close(1000, "")
+        elif state is HANDSHAKE or state is DENYING:
+            self.request.report("returned without answering", "request_unanswered")
+            connection.application_failed()
+
+    async def receive(self) -> Message:
+        """ASGI `receive`: `websocket.connect`, then messages in order, then `websocket.disconnect` for ever."""
+        if not self._connect_told:
+            self._connect_told = True
+            return {"type": "websocket.connect"}
+        connection, messages = self._connection, self._messages
+        while not messages.queue:
+            if messages.behind and (connection.state is OPEN or connection.state is CLOSED):
+                connection.read_behind()
+                continue
+            if messages.disconnect is not None:
+                return dict(messages.disconnect)
+            if connection.state is FINISHING:  # all that came before the client's end is taken, and answered
+                connection.finish()
+                continue
+            waiter: asyncio.Future[None] = self._worker.loop.create_future()
+            messages.waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter in messages.waiters:
+                    messages.waiters.remove(waiter)
+                raise
+        message = messages.queue.popleft()
+        messages.size = messages.size - weigh(message) if messages.queue else 0
+        if connection.reading_paused and messages.size <= INCOMING_LOW and connection.state is OPEN:
+            connection.go_on_reading()
+        if type(message) is str:
+            return {"type": "websocket.receive", "text": message}
+        return {"type": "websocket.receive", "bytes": message}
+
+    async def send(self, message: Message) -> None:
+        """ASGI `send`. Returns when the transport is ready for more, and takes nothing before that from another task.
+
+        Raises ClientDisconnected once the connection has ended; RuntimeError, TypeError or ValueError, with a
+        sentence, for a message that is out of place or not as ASGI has it.
+        """
+        connection = self._connection
+        if connection.writing_paused:
+            await connection.writable()
+        kind = message["type"]
+        transport = connection.transport
+        state = connection.state
+        if transport.is_closing():
+            await self._drop()
+            return
+        if state is OPEN or state is FINISHING:
+            if kind == "websocket.send":
+                data = message.get("bytes")
+                frame = connection.framing.binary(data) if type(data) is bytes else self._data_frame(message)
+                self._worker.sent += len(frame)
+                transport.write(frame)
+            elif kind == "websocket.close":
+                connection.close(message.get("code") or 1000, message.get("reason") or "")
+                return
+            else:
+                raise RuntimeError(
+                    f"After websocket.accept come websocket.send and websocket.close, not {kind!r}; "
+                    "correct the application."
+                )
+        elif state is HANDSHAKE:
+            self._answer(kind, message)
+        elif state is DENYING:
+            self._deny(kind, message)
+        else:
+            await self._drop()
+            return
+        if connection.writing_paused:
+            await connection.writable()
+
+    async def _drop(self) -> None:
+        """A message that nobody will get. Gives way, so that whoever reads as well is told of the end."""
+        now = self._worker.loop.time()
+        self._dropped = self._dropped or now
+        if now - self._dropped > DROP_TIME:
+            raise ClientDisconnected("The WebSocket has ended: nothing can be sent any more.")
+        await asyncio.sleep(0)
+
+    def _data_frame(self, message: Message) -> bytes:
+        """The frame of a `websocket.send` whose content is not plainly bytes."""
+        framing = self._connection.framing
+        data = message.get("bytes")
+        if data is not None:
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise TypeError(f"websocket.send: bytes is bytes, not {type(data).__name__}")
+            return framing.binary(bytes(data))
+        text = message.get("text")
+        if not isinstance(text, str):
+            if text is None:
+                raise ValueError("websocket.send: one of bytes and text has to be given")
+            raise TypeError(f"websocket.send: text is str, not {type(text).__name__}")
+        return framing.text(text)
+
+    def _answer(self, kind: str, message: Message) -> None:
+        """The application's answer to `websocket.connect`."""
+        connection, lines = self._connection, self.request.own_lines
+        if kind == "websocket.accept":
+            connection.accept(self._handshake.response(message, lines(message)), self._handshake.deflate)
+        elif kind == "websocket.close":
+            connection.refuse(HandshakeRefusal(403, "The application has refused the WebSocket."))
+        elif kind == START:
+            self._denial = Denial(message, lines(message))
+            connection.begin_denial(self._denial)
+        else:
+            raise RuntimeError(
+                f"websocket.connect is answered by websocket.accept, websocket.close or {START}, not {kind!r}; "
+                "correct the application."
+            )
+
+    def _deny(self, kind: str, message: Message) -> None:
+        """A further piece of the application's HTTP response."""
+        if kind != BODY:
+            raise RuntimeError(f"After {START} comes {BODY}, not {kind!r}; correct the application.")
+        try:
+            data = self._denial.body(message)
+        except RuntimeError:
+            self._connection.transport.abort()  # what the client has is not the whole and must not look like it
+            raise
+        self._connection.deny(self._denial, data)
