@@ -137,7 +137,7 @@ def test_close_answers(serve: Serve) -> None:
     client = server.connect()
     client.send(GET)
     assert KEPT in client.answer()[1]
-    server.worker.close_answers = True
+    server.worker.announce_close = True
     client.send(GET)
     assert CLOSED in client.answer()[1]
     assert client.read_to_end() == b""

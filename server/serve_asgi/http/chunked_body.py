@@ -1,4 +1,4 @@
-"""Reading content in chunked transfer coding (RFC 9112 7.1), one reader for every parser.
+"""Reading a body in chunked transfer coding (RFC 9112 7.1), one reader for every parser.
 
 It owns the grammar of chunks and of the trailer section, and where a message ends. It is pure. Rules: the verdict on a
 stream of bytes does not depend on where the stream was split; nothing but the grammar passes, since two readers that
@@ -14,7 +14,7 @@ from typing import Final
 from serve_asgi.http.request_head import FIELD_LINE, TOKEN, BadRequest
 
 MAX_LINE: Final = 8192
-"""Bytes of a line around the content: a chunk's size with its extensions, or a trailer field."""
+"""Bytes of a line around the body's bytes: a chunk's size with its extensions, or a trailer field."""
 
 # RFC 9112 7.1, 7.1.1. Of the size, at most 15 digits after leading zeros: above 64 bits readers begin to disagree, and
 # below them there is room for more than an exbibyte. Extensions are read strictly, then ignored, as 7.1.1 demands.
@@ -32,7 +32,7 @@ _FIELD_START: Final = re.compile(rb"(?:" + TOKEN + rb"(?::[\t -~\x80-\xff]*+)?)?
 # them hopes for another reader.
 _FRAMING: Final = frozenset((b"content-length", b"transfer-encoding", b"host"))
 
-_CREDIT: Final = 8  # bytes around content that each of its bytes pays for; chunks of one byte have 5
+_CREDIT: Final = 8  # bytes around the body that each of its bytes pays for; chunks of one byte have 5
 _SHORT_LINE: Final = 8  # never more than the credit of its chunk
 _MAX_SIZES: Final = 1024
 _sizes: dict[bytes, int] = {}
@@ -57,14 +57,14 @@ _END: Final = _Part.END
 
 
 class ChunkReader:
-    """Reads the content of one message."""
+    """Reads the body of one message."""
 
     __slots__ = ("_left", "_limit", "_max_size", "_overhead", "_part", "_pending", "_size")
 
     def __init__(self, limit: int, max_size: int = 0) -> None:
-        """`limit`: bytes of extensions and trailer fields, beyond what the content itself makes plausible.
+        """`limit`: bytes of extensions and trailer fields, beyond what the body itself makes plausible.
 
-        `max_size`: of the content, 0 for any.
+        `max_size`: of the body, 0 for any.
         """
         self._limit = limit
         self._max_size = max_size
@@ -75,7 +75,7 @@ class ChunkReader:
         self._pending = b""  # the beginning of a line, or of the end of a chunk
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes | None]:
-        """The pieces of content in `data`; and None, or once the message is complete the bytes after it.
+        """The pieces of the body in `data`; and None, or once the message is complete the bytes after it.
 
         Raises BadRequest.
         """
@@ -83,7 +83,7 @@ class ChunkReader:
         if self._max_size:
             self._size += sum(map(len, pieces))
             if self._size > self._max_size:
-                raise BadRequest(413, f"The request's content is larger than {self._max_size} bytes.")
+                raise BadRequest(413, f"The request body is larger than {self._max_size} bytes.")
         return pieces, rest
 
     def _feed(self, data: bytes) -> tuple[list[bytes], bytes | None]:
@@ -163,7 +163,7 @@ class ChunkReader:
         return field.end(), _TRAILERS
 
     def _count(self, size: int) -> None:
-        """So many bytes more, or fewer, around the content. Raises BadRequest (RFC 9112 7.1.1: a limit ought to be)."""
+        """So many bytes more, or fewer, around the body. Raises BadRequest (RFC 9112 7.1.1: a limit ought to be)."""
         self._overhead = max(self._overhead + size, 0)
         if self._overhead > self._limit:
             raise BadRequest(400, "The chunks of the body have too much overhead.")

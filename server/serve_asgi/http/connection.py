@@ -181,12 +181,12 @@ class Http1Connection(asyncio.Protocol):
                     if end == len(data):
                         self._begin(data, b"")
                         return
-                    if data[0] == _P:  # POST, PUT, PATCH: content follows; else, further requests do
+                    if data[0] == _P:  # POST, PUT, PATCH: a body follows; else, further requests do
                         self._begin(data[:end], data[end:])
                         return
             self._buffer += data
             self._advance()
-            if self.output.paused:  # the last answer is not read: what follows it waits, and is bounded
+            if self.output.paused:  # the last response is not read: what follows it waits, and is bounded
                 self.adjust_reading()
         elif state is REQUEST or state is DISCARDING:
             response = self.response
@@ -496,12 +496,12 @@ class Http1Connection(asyncio.Protocol):
         self._responded_at_once(close, rest)
 
     def _ends_with(self, head: Head, rest: bytes) -> bool:
-        """Whether an answer of the server's own, which takes no content, is the connection's last."""
+        """Whether a response of the server's own, which reads no body, is the connection's last."""
         worker = self.worker
         return (
             not head.keep_alive
             or head.body != 0
-            or ((worker.close_answers or worker.phase is WorkerPhase.CLOSING) and not (rest or self._buffer))
+            or ((worker.announce_close or worker.phase is WorkerPhase.CLOSING) and not (rest or self._buffer))
             or not worker.config.keep_alive
         )
 

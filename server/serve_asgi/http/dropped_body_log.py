@@ -30,7 +30,7 @@ class DroppedBodyLog:
         self._told: set[tuple[str, str, int]] = set()
 
     def report(self, head: Head, status: int) -> None:
-        """The application has sent content in a response to `head` whose `status` has none; it was dropped."""
+        """The application has sent a body in a response to `head` whose `status` has none; it was dropped."""
         # The server does not know the application's routes: what holds digits is taken for a parameter of one.
         path = head.path.decode("latin-1")
         route = _VARIABLE.sub("*", path)
@@ -40,7 +40,7 @@ class DroppedBodyLog:
         told.add((head.method, route, status))
         _log.warning(
             "The application sent a body in its %d response to %s %s. Such a response has none (RFC 9110 %s), so it "
-            "was dropped; answer without content, or with another status. %s",
+            "was dropped; respond without a body, or with another status. %s",
             status,
             head.method,
             route,

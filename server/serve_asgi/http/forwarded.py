@@ -9,7 +9,7 @@ It owns the networks that are trusted, the reading of X-Forwarded-For, -Proto, -
   right are trusted; what lies to the left of the first that is not, anybody may have written.
 - A value that is not valid counts as absent; it never refuses a request.
 
-It is pure but for a line in the debug log. It must not know connections or exchanges.
+It is pure but for a line in the debug log. It must not know connections or requests in progress.
 """
 
 from __future__ import annotations

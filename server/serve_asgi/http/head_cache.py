@@ -1,7 +1,7 @@
 """What was worked out lately, for as long as the same comes again.
 
-Clients on one network and applications with few kinds of answers repeat themselves byte for byte: the same head, the
-same response fields. It owns bounded memories of the results of pure functions. Rules: a memory never changes a result;
+Clients on one network and applications with few kinds of responses repeat themselves byte for byte: the same head, the
+same response headers. It owns bounded caches of the results of pure functions. Rules: a cache never changes a result;
 it is small; where little repeats it soon stops asking and storing, so that it costs nothing.
 """
 

@@ -98,7 +98,7 @@ class HttptoolsParser:
             head = make_head(method, url, "1.0", headers)
         else:
             return read_head(data)
-        if not head.body and not upgrade:  # it expects no content
+        if not head.body and not upgrade:  # it expects no body
             self._parser = parser
         return head
 

@@ -76,7 +76,7 @@ _AUTHORITY: Final = re.compile(
 
 
 class BadRequest(Exception):
-    """The client's bytes are refused. `status` is the answer; `reason` is a sentence for the person at its end."""
+    """The client's bytes are refused, with this `status`; `reason` is a sentence for the person at its end."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(status, reason)
@@ -123,7 +123,7 @@ class Head:
         self.query = query
         """The target's query without the question mark, still percent-encoded."""
         self.body = 0
-        """Bytes of content announced (Content-Length), 0 for none, or `CHUNKED`."""
+        """Bytes of body announced (Content-Length), 0 for none, or `CHUNKED`."""
         self.keep_alive = version == "1.1"
         """Whether the client lets the connection persist (RFC 9112 9.3)."""
         self.expect_continue = False
@@ -260,7 +260,7 @@ def _check_host(version: str, hosts: list[bytes]) -> None:
 
 
 def _body(version: str, lengths: list[bytes] | None, codings: list[bytes] | None) -> int:
-    """How long the content is (RFC 9112 6.3): a number of bytes, or CHUNKED."""
+    """How long the body is (RFC 9112 6.3): a number of bytes, or CHUNKED."""
     if codings is not None:
         if lengths is not None:
             raise BadRequest(400, "The request has both Content-Length and Transfer-Encoding.")

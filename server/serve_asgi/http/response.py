@@ -317,7 +317,7 @@ class Response:
         worker, head, flags, request_body = self.worker, self.head, self._flags, self.request.body
         self.close = close = (
             not head.keep_alive
-            or ((worker.close_answers or worker.phase is _CLOSING) and not self._connection.requests_wait())
+            or ((worker.announce_close or worker.phase is _CLOSING) and not self._connection.requests_wait())
             or not worker.config.keep_alive
             or flags & _CLOSE != 0
             or framing.kind is BodyFraming.CLOSE
@@ -569,7 +569,7 @@ class Response:
         return self.request.identity()
 
     def response_header(self, name: bytes) -> bytes:
-        """The value of a field that the application answered with, or b""."""
+        """The value of a header that the application has set, or b""."""
         block = self._block if self.status else b""
         _, found, after = block.partition(b"\r\n" + name + b": ")
         return after.partition(b"\r\n")[0] if found else b""

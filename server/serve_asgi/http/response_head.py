@@ -22,11 +22,11 @@ def _phrase(status: int) -> str:
 
 
 STATUS_LINES: Final = {status: f"HTTP/1.1 {status} {_phrase(status)}".encode() for status in range(200, 600)}
-"""Status lines of final responses, without the CRLF (RFC 9112 4). Interim ones are never an application's answer."""
+"""Status lines of final responses, without the CRLF (RFC 9112 4). Interim ones are never an application's."""
 
 RESET_CONTENT: Final = 205
 NO_CONTENT: Final = frozenset((204, RESET_CONTENT, 304))
-"""Statuses of responses without content (RFC 9110 6.4.1, 15.3.6)."""
+"""Statuses of responses without a body (RFC 9110 6.4.1, 15.3.6)."""
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CLOSE: Final = b"connection: close\r\n"
@@ -46,7 +46,7 @@ class ResponseFlag(enum.IntFlag):
     DATE = 4  # it gives its own date
     SERVER = 8  # it gives its own server
     TRAILERS = 16  # trailer fields will follow
-    BODILESS = 32  # the status has no content (204, 205, 304)
+    BODILESS = 32  # a response of this status has no body (204, 205, 304)
 
 
 _NONE: Final = int(ResponseFlag.NONE)
@@ -94,7 +94,7 @@ def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[b
                     _prefixes[name] = prefix
         pieces += (prefix, value)
     if flags & _CHUNKED and length >= 0:  # as a proxy's application copies the one and its framework adds the other
-        length = -1  # RFC 9112 6.1: never both; the chunks are as long as the content is
+        length = -1  # RFC 9112 6.1: never both; the chunks are as long as the body is
         if _LENGTH_PREFIX in pieces:
             at = pieces.index(_LENGTH_PREFIX)
             del pieces[at : at + 2]

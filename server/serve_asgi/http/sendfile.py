@@ -2,7 +2,7 @@
 
 It owns the file's descriptor while it is sent and a duplicate of the connection's. Rules: never more bytes than were
 announced; a file is only read while everything written before is with the kernel, so that the order is kept; the loop
-never waits for the client. It must not know how the content is framed.
+never waits for the client. It must not know how the body is framed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AT_ONCE: Final = 1 << 20
 """Bytes that one connection sends before others have their turn."""
 
 SMALL: Final = 65536
-"""Up to this size (bytes) a file is read and written like any content: that costs less than a duplicate."""
+"""Up to this size (bytes) a file is read and written like any body: that costs less than a duplicate."""
 
 
 class FileSink(Protocol):

@@ -106,7 +106,7 @@ class WorkerContext:
     """Shared by all connections of the worker."""
 
     __slots__ = (
-        "_close_answers",
+        "_announce_close",
         "_default_headers",
         "access_log",
         "app",
@@ -164,7 +164,7 @@ class WorkerContext:
         self.config = config
         self.loop = loop
         self.write_batch = WriteBatch(loop)
-        """The answers that wait for the end of the loop's turn."""
+        """The responses that wait for the end of the loop's turn."""
         self.scoreboard = scoreboard
         self.cells = cells
         """This process's row, indexed by `serve_asgi.ipc.scoreboard.Cell`; written by this process alone."""
@@ -186,10 +186,10 @@ class WorkerContext:
         self.phase = WorkerPhase.SERVING
         self.retire_deadline = math.inf
         """Loop time (s) of the graceful timeout; infinity until the worker retires (set before the phase changes)."""
-        self._close_answers = False
+        self._announce_close = False
         self._default_headers = b""
         self.persistent = b""
-        """What follows the application's fields in an answer after which the connection persists; empty if none."""
+        """What follows the application's headers in a response after which the connection persists; empty if none."""
         self.connections: set[ClientConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         """The applications' running tasks: a strong reference each, so that none is collected."""
@@ -218,7 +218,7 @@ class WorkerContext:
         self.keep_alive_lines = b"connection: keep-alive\r\n" + (
             b"keep-alive: timeout=%d\r\n" % advertised if advertised else b""
         )
-        """What an answer says of a connection that persists; the number is a hint for the client's pool."""
+        """What a response says of a connection that persists; the number is a hint for the client's pool."""
         self.root_path = config.root_path
         self.raw_root_path = quote(config.root_path, safe="/:@!$&'()*+,;=").encode()
         self.request_ids = RequestIds(config)
@@ -244,18 +244,18 @@ class WorkerContext:
         self._join()
 
     @property
-    def close_answers(self) -> bool:
+    def announce_close(self) -> bool:
         """Responses carry `Connection: close`: `--drain-close-after` has passed, or nobody takes a retiring worker's
         connections. Kept by the housekeeping."""
-        return self._close_answers
+        return self._announce_close
 
-    @close_answers.setter
-    def close_answers(self, close: bool) -> None:
-        self._close_answers = close
+    @announce_close.setter
+    def announce_close(self, close: bool) -> None:
+        self._announce_close = close
         self._join()
 
     def _join(self) -> None:
-        keeps = self.config.keep_alive and not self._close_answers
+        keeps = self.config.keep_alive and not self._announce_close
         self.persistent = b"\r\n" + self._default_headers + self.keep_alive_lines if keeps else b""
 
     def _check(self, head: Head) -> None:

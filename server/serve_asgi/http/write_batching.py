@@ -1,10 +1,10 @@
 """Answers that are written together: those to requests that one look of the loop at its sockets has brought.
 
-A client that gets an answer is woken by it, and waking a process on another core is most of what a small write costs
-in the kernel. Clients of one server are few (a proxy in front of it, as a rule), so that answers that go out directly
-behind each other wake one of them once. Rules: an answer to a request that came alone waits for nothing but the end of
+A client that gets a response is woken by it, and waking a process on another core is most of what a small write costs
+in the kernel. Clients of one server are few (a proxy in front of it, as a rule), so that responses that go out directly
+behind each other wake one of them once. Rules: a response to a request that came alone waits for nothing but the end of
 the loop's turn; none waits for others longer than `PATIENCE` and the time of the request that is being served; where
-requests take longer than that, answers do not wait for each other at all.
+requests take longer than that, responses do not wait for each other at all.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import time
 from typing import Final, Protocol
 
 PATIENCE: Final = 0.0005
-"""Seconds that an answer may wait while further ones are made."""
+"""Seconds that a response may wait while further ones are made."""
 
 SLOW: Final = 1.0
-"""Seconds for which answers are written at once after a request that kept the others waiting for longer."""
+"""Seconds for which responses are written at once after a request that kept the others waiting for longer."""
 
 
 class Holder(Protocol):
@@ -28,7 +28,7 @@ class Holder(Protocol):
 
 
 class WriteBatch:
-    """Who holds an answer until the loop's turn ends. One object per worker."""
+    """Who holds a response until the loop's turn ends. One object per worker."""
 
     __slots__ = ("_at_once_until", "_due", "_last", "_loop", "_waiting")
 

@@ -148,7 +148,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._keep_alive: KeepAlive
         self._denial: Denial
         self._end: End
-        """In FINISHING: how the client has ended, and the answer to it."""
+        """In FINISHING: how the client has ended, and the reply to it."""
         self._task: asyncio.Task[None] | None = None
         self._started = 0.0 if worker.access_log is None else time.perf_counter()
         self.messages = IncomingMessages()
@@ -234,7 +234,7 @@ class WebSocketConnection(asyncio.Protocol):
         state = self.state
         if state is OPEN or state is CLOSING:
             self._receive_frames(data)
-        elif state is HANDSHAKE:  # too early, but it may be that the client trusts in our answer
+        elif state is HANDSHAKE:  # too early, but it may be that the client trusts in our response
             self._early += data
             if len(self._early) > INCOMING_HIGH:
                 self._pause_reading()
@@ -404,7 +404,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._linger()
         elif state is LINGERING:
             unsent = unacknowledged(self.transport)
-            if unsent and unsent != self._unsent:  # a slow client still reads the last of its answer
+            if unsent and unsent != self._unsent:  # a slow client still reads the last of what was written
                 self._unsent = unsent
                 self.deadline = now + LINGER_TIMEOUT
             else:
@@ -465,8 +465,8 @@ class WebSocketConnection(asyncio.Protocol):
     def finish(self) -> None:
         """Answer the client's end."""
         end = self._end
-        if end.answer and not self.transport.is_closing():
-            self._write(end.answer)
+        if end.reply and not self.transport.is_closing():
+            self._write(end.reply)
         self.messages.tell_disconnect(end.code, end.reason)
         self._linger()
 
@@ -525,7 +525,7 @@ class WebSocketConnection(asyncio.Protocol):
             transport.close()
 
     def _count(self, status: int, size: int) -> None:
-        """Count and log the answer to the request; status 0: nobody has had a whole one."""
+        """Count and log the response to the request; status 0: nobody has had a whole one."""
         self._answered = True
         worker = self._worker
         worker.cells[REQUESTS] += 1
@@ -579,7 +579,7 @@ class WebSocketConnection(asyncio.Protocol):
             code = self._retire_code()
             last_words = self.framing.close(code)
         elif state is FINISHING:
-            code, last_words = self._end.code, self._end.answer
+            code, last_words = self._end.code, self._end.reply
         if flushed and last_words:
             self._write(last_words)
         if unfinished:

@@ -1,6 +1,6 @@
 """The HTTP response by which an application denies a WebSocket (ASGI extension `websocket.http.response`). Pure.
 
-It owns the framing of that response's body. Rules: the head waits for the first piece of body, so that a short answer
+It owns the framing of that response's body. Rules: the head waits for the first piece of body, so that a short response
 is one write with its length; more or less body than was announced is an error and never passed off as whole. The
 connection always ends after it.
 """

@@ -74,14 +74,14 @@ def valid_code(code: int) -> bool:
 
 
 class End(NamedTuple):
-    """The last event: the client's close frame, or what it did wrong. Say `answer`, then shut down."""
+    """The last event: the client's close frame, or what it did wrong. Say `reply`, then shut down."""
 
     code: int
     """The client's code (1005 if its frame had none), or that of the failure: 1002, 1007, 1009."""
     reason: str
     failed: bool
     """True if the client broke the protocol or a limit."""
-    answer: bytes
+    reply: bytes
     """Our close frame; empty if one was sent before. It may wait for answers to the messages before."""
 
 
@@ -437,11 +437,11 @@ class MessageFraming:
         return self._end(code, reason, True, code.to_bytes(2) + reason.encode()[:MAX_REASON])
 
     def _end(self, code: int, reason: str, failed: bool, payload: bytes) -> End:
-        answer = b"" if self._close_sent else bytes((FIN | CLOSE, len(payload))) + payload
+        reply = b"" if self._close_sent else bytes((FIN | CLOSE, len(payload))) + payload
         self._ended = self._close_sent = True
         self._resting = False
         self._message = None
-        return End(code, reason, failed, answer)
+        return End(code, reason, failed, reply)
 
     # ---- what goes out
 
@@ -489,4 +489,4 @@ class MessageFraming:
 
     def fail(self, code: int, reason: str) -> bytes:
         """A close frame after which nothing that comes in is read (RFC 6455 7.1.7)."""
-        return self._failed(code, reason).answer
+        return self._failed(code, reason).reply

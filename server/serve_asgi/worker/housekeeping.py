@@ -93,4 +93,4 @@ class Housekeeping:
     def _watch_drain(self) -> None:
         since = self._context.scoreboard.draining_since
         late = bool(since) and time.monotonic_ns() - since >= self._config.drain_close_after * 1e9
-        self._context.close_answers = late or self._context.phase is WorkerPhase.CLOSING
+        self._context.announce_close = late or self._context.phase is WorkerPhase.CLOSING

@@ -146,7 +146,7 @@ class Retirement:
         travels = self._worker.sender.has_receivers() or self.awaited
         phase = WorkerPhase.HANDING_OVER if travels else WorkerPhase.CLOSING
         self._worker.context.phase = phase
-        self._worker.context.close_answers = phase is WorkerPhase.CLOSING
+        self._worker.context.announce_close = phase is WorkerPhase.CLOSING
 
     def retire_connections(self) -> None:
         """Have every connection leave in the way that the present phase says, as soon as that loses nothing."""
