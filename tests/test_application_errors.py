@@ -1,6 +1,6 @@
 """Whatever an application raises, wherever it does: the peer gets its end, the log one event, and nobody else notices.
 
-In real processes; thousands of shapes of exceptions are tried in memory (tests/protocol/test_application_errors.py).
+In real processes; thousands of shapes of exceptions are tried in memory (tests/http/test_request_cycle.py).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from serve_asgi.http.worker_context import ASGIApplication, ClientDisconnected, Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.lifespan import Lifespan
-from tests.protocol.http_server import GET, Client, HttpServer, body, respond, start
+from tests.http.http_server import GET, Client, HttpServer, body, respond, start
 
 RESET = b"\x01\0\0\0\0\0\0\0"
 Serve = Callable[..., HttpServer]

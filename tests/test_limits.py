@@ -1,4 +1,4 @@
-"""Limits of a whole server, as its clients see them. Those of one connection are in tests/protocol/."""
+"""Limits of a whole server, as its clients see them. Those of one connection are in tests/http/."""
 
 from __future__ import annotations
 

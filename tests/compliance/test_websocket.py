@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from serve_asgi.http.worker_context import Receive, Scope, Send
-from tests.protocol.websocket_server import RawClient, WebSocketServer, frame, serving
+from tests.websocket.websocket_server import RawClient, WebSocketServer, frame, serving
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 Frame = tuple[int, bytes]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.compliance.test_websocket import BINARY, CLOSE, CONT, PING, PONG, TEXT, echo
-from tests.protocol.websocket_server import RawClient, WebSocketServer, frame, serving
+from tests.websocket.websocket_server import RawClient, WebSocketServer, frame, serving
 
 HEADER = "sec-websocket-extensions: "
 TAIL = b"\0\0\xff\xff"

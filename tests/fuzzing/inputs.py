@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable
 from typing import Final
 
-from tests.protocol.memory import PARSERS, Behaviour, Host, Outcome, Then, cut
+from tests.http.memory import PARSERS, Behaviour, Host, Outcome, Then, cut
 
 SMALL: Final = {"max_head_size": 1024, "max_target_size": 256, "max_headers": 12, "max_body_size": 512}
 """Limits that a short input can exceed."""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzzing.inputs import check_stream, check_travel, close_hosts
-from tests.protocol.memory import Behaviour, Then, cut
+from tests.http.memory import Behaviour, Then, cut
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "400"))
 PROFILE = settings(

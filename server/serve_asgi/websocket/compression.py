@@ -23,7 +23,7 @@ WEIGHED_AT_ONCE: Final = 16_384
 """Bytes that are unpacked at a time only to be counted."""
 
 
-class MessageTooLarge(Exception):
+class DecompressedTooLarge(Exception):
     """The message is larger than the caller has room for."""
 
 
@@ -78,7 +78,7 @@ class Deflate:
         """A piece of a message; `last` says that the message ends with it (RFC 7692 7.2.2).
 
         About `most` bytes are unpacked, and what is left then stays packed in `rest`, as does all that follows until
-        `unpack` is called. Raises MessageTooLarge if it unpacks to more than `room` bytes,
+        `unpack` is called. Raises DecompressedTooLarge if it unpacks to more than `room` bytes,
         UndecodableMessage if it is not DEFLATE.
         """
         if last:
@@ -111,7 +111,7 @@ class Deflate:
                 self._weighed += len(self._scale.decompress(piece, WEIGHED_AT_ONCE))
                 piece = self._scale.unconsumed_tail
                 if self._weighed > room:
-                    raise MessageTooLarge
+                    raise DecompressedTooLarge
         except zlib.error as error:
             raise UndecodableMessage(str(error)) from None
 
@@ -136,7 +136,7 @@ class Deflate:
         except zlib.error as error:
             raise UndecodableMessage(str(error)) from None
         if len(data) > room:
-            raise MessageTooLarge
+            raise DecompressedTooLarge
         # Of a whole message the tail is not read before all has come out, so that this is empty only then.
         self.rest += decompressor.unconsumed_tail
         return data

@@ -16,7 +16,7 @@ import sys
 from codecs import utf_8_decode
 from typing import Final, NamedTuple
 
-from serve_asgi.websocket.compression import Deflate, MessageTooLarge, UndecodableMessage
+from serve_asgi.websocket.compression import DecompressedTooLarge, Deflate, UndecodableMessage
 
 try:
     from websockets.speedups import apply_mask
@@ -198,7 +198,7 @@ class MessageFraming:
             events.append(self._failed(wrong.code, wrong.reason))
         except UnicodeDecodeError as wrong:
             events.append(self._failed(INVALID_TEXT, f"{wrong.reason} in a text"))
-        except MessageTooLarge:
+        except DecompressedTooLarge:
             events.append(self._failed(TOO_LARGE, self._limit()))
         except UndecodableMessage as wrong:
             events.append(self._failed(PROTOCOL_ERROR, f"cannot decompress: {wrong}"))
@@ -390,7 +390,7 @@ class MessageFraming:
         if deflate.rest:
             self._stuck = last
             if len(deflate.rest) > _packed(self._max_size):
-                raise MessageTooLarge
+                raise DecompressedTooLarge
         return piece
 
     def _unpack(self, events: list[Event]) -> None:

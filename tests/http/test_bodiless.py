@@ -11,8 +11,8 @@ import pytest
 
 from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.http_server import GET, HttpServer, answering, body, read, respond, start
-from tests.protocol.test_http1_responses import head
+from tests.http.http_server import GET, HttpServer, answering, body, read, respond, start
+from tests.http.test_response import head
 
 Serve = Callable[..., HttpServer]
 HEAD = GET.replace(b"GET", b"HEAD")

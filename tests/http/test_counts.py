@@ -12,7 +12,7 @@ import pytest
 
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
-from tests.protocol.http_server import GET, HttpServer, body, echo, start
+from tests.http.http_server import GET, HttpServer, body, echo, start
 
 Serve = Callable[..., HttpServer]
 POST = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b"

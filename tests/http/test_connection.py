@@ -20,7 +20,7 @@ from serve_asgi.http.connection_lifecycle import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.http_server import FOREVER, GET, TIMEOUT, HttpServer, body, echo, read, respond, start
+from tests.http.http_server import FOREVER, GET, TIMEOUT, HttpServer, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]
 LARGE = b"x" * (8 << 20)

@@ -11,7 +11,7 @@ import pytest
 
 from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.http_server import (
+from tests.http.http_server import (
     CLOSED,
     DEFAULT_HEADERS,
     GET,

@@ -13,9 +13,9 @@ from websockets.sync.client import connect
 
 from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.test_websocket import Recorder, echo, loop_name
-from tests.protocol.test_websocket_limits import waiting_bytes
-from tests.protocol.websocket_server import RawClient, frame, serving
+from tests.websocket.test_limits import waiting_bytes
+from tests.websocket.test_session import Recorder, echo, loop_name
+from tests.websocket.websocket_server import RawClient, frame, serving
 
 __all__ = ["loop_name"]  # the fixture
 

@@ -23,7 +23,7 @@ from serve_asgi.http.connection_lifecycle import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.http_server import (
+from tests.http.http_server import (
     CLOSED,
     DEFAULT_HEADERS,
     GET,

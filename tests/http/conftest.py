@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.http.worker_context import ASGIApplication
-from tests.protocol.http_server import LOOPS, HttpServer
+from tests.http.http_server import LOOPS, HttpServer
 
 
 @pytest.fixture(params=["httptools", "h11"])

@@ -13,7 +13,7 @@ import pytest
 
 from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.http_server import GET, HttpServer, body, echo, read, respond, response, start
+from tests.http.http_server import GET, HttpServer, body, echo, read, respond, response, start
 
 Serve = Callable[..., HttpServer]
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

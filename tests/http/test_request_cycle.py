@@ -19,7 +19,7 @@ from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive,
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.exceptions import all_tell
-from tests.protocol.memory import Host, MemoryTransport, deliver
+from tests.http.memory import Host, MemoryTransport, deliver
 from tests.raising import Graph, Hostile, graphs, link
 
 GET: Final = b"GET /a HTTP/1.1\r\nhost: a\r\n\r\n"

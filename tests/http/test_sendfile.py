@@ -15,7 +15,7 @@ import pytest
 
 from serve_asgi.http.worker_context import Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.http_server import CLOSED, GET, HttpServer, answering, body, start
+from tests.http.http_server import CLOSED, GET, HttpServer, answering, body, start
 
 Serve = Callable[..., HttpServer]
 LAST = GET[:-2] + b"Connection: close\r\n\r\n"

@@ -12,7 +12,7 @@ from serve_asgi.http import timeouts
 from serve_asgi.http.connection_lifecycle import ConnectionState
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start
+from tests.http.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start
 
 Serve = Callable[..., HttpServer]
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"

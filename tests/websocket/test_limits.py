@@ -13,8 +13,8 @@ import zlib
 import pytest
 
 from serve_asgi.http.worker_context import Receive, Scope, Send
-from tests.protocol.test_websocket import Recorder, echo, loop_name
-from tests.protocol.websocket_server import RawClient, WebSocketServer, frame, serving
+from tests.websocket.test_session import Recorder, echo, loop_name
+from tests.websocket.websocket_server import RawClient, WebSocketServer, frame, serving
 
 __all__ = ["loop_name"]  # the fixture
 

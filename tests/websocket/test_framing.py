@@ -16,7 +16,7 @@ from websockets.uri import parse_uri
 
 from serve_asgi.websocket.compression import MAX_STREAMS, TAIL, Deflate
 from serve_asgi.websocket.framing import End, Event, MessageFraming, weigh
-from tests.protocol.websocket_server import frame
+from tests.websocket.websocket_server import frame
 
 MAX_SIZE = 400
 

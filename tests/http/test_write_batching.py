@@ -11,7 +11,7 @@ import pytest
 from serve_asgi.http import write_batching as batching
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.http.write_batching import PATIENCE, WriteBatch
-from tests.protocol.http_server import GET, HttpServer, respond
+from tests.http.http_server import GET, HttpServer, respond
 
 Serve = Callable[..., HttpServer]
 

@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 
 from serve_asgi.http.worker_context import ClientDisconnected, Message, Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
-from tests.protocol.websocket_server import LOOPS, RawClient, WebSocketServer, frame, serving
+from tests.websocket.websocket_server import LOOPS, RawClient, WebSocketServer, frame, serving
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.protocol.http_server import HttpServer, echo
-from tests.protocol.memory import PARSERS, Application, Host, Outcome, Then, cut
+from tests.http.http_server import HttpServer, echo
+from tests.http.memory import PARSERS, Application, Host, Outcome, Then, cut
 
 BEHIND = b"GET /behind HTTP/1.1\r\nHost: behind\r\n\r\n"
 
