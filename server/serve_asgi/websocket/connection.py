@@ -3,33 +3,13 @@
 It owns the state, the one deadline, and all that closes: the closing handshake, refusals, the keep-alive, a client that
 does not read, the worker's retiring and its graceful timeout. The application's side is `serve_asgi.websocket.session`
 (which sees the connection as `WebSocketPeer`), what waits for it is `incoming`, the request and its scope are
-`request`; states and timing are in `lifecycle`. It must not know how a connection became a WebSocket (HTTP/1.1 gives
-the transport with the request's head) nor how the worker retires.
+`request`; states are in `lifecycle`, timing in `keep_alive` and `closing`. It must not know how a connection became a
+WebSocket (HTTP/1.1 gives the transport with the request's head) nor how the worker retires.
 
 Back-pressure: while more than `INCOMING_HIGH` bytes of messages wait for the application, no frame is read, nothing is
 unpacked, nor is the socket read; `send` waits while the transport has too much to write. While it has, only the latest
 pings are answered (RFC 6455 5.5.3). docs/guides/websocket.md tells applications and operators what they can rely on.
-
-How it ends, and what each side is told:
-
-=============================================  ====================  ==================================================
-what happens                                   the client gets       the application's `websocket.disconnect`
-=============================================  ====================  ==================================================
-application sends `websocket.close`            its code              the same code
-application returns while the socket is open   1000                  -
-application raises while the socket is open    1011                  - (logged with its traceback)
-application closes before accepting            403                   1006
-application returns or raises before it        500                   - (logged)
-client closes                                  its code, echoed      the client's code (1005 if it gave none)
-client is gone without a close frame           -                     1006
-client breaks the protocol or a limit          1002, 1007, 1009      the same code
-client answers no ping                         1011                  1006
-client takes nothing for --write-timeout       cut                   1006
-worker retires                                 1012 (1001 to stop)   the same code
-=============================================  ====================  ==================================================
-
-Messages that came before the client's end are still the application's to answer: the close frame follows when it has
-taken them all and asks for more, at the latest after `FINISH_TIMEOUT`.
+How it ends, and what each side is told of it, is in `serve_asgi.websocket.closing`.
 """
 
 from __future__ import annotations
@@ -51,28 +31,30 @@ from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about
+from serve_asgi.websocket.closing import (
+    CLOSE_TIMEOUT,
+    FINISH_TIMEOUT,
+    LINGER_BYTES,
+    LINGER_TIMEOUT,
+    closing_moment,
+    retire_code,
+)
 from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import Denial
 from serve_asgi.websocket.framing import End, MessageFraming, weigh
 from serve_asgi.websocket.handshake import HandshakeRefusal, open_handshake
 from serve_asgi.websocket.incoming import INCOMING_HIGH, INCOMING_LOW, IncomingMessages, wait, wake
+from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
 from serve_asgi.websocket.lifecycle import (
-    CLOSE_TIMEOUT,
     CLOSED,
     CLOSING,
     DENYING,
-    FINISH_TIMEOUT,
     FINISHING,
     HANDSHAKE,
-    LINGER_BYTES,
-    LINGER_TIMEOUT,
     LINGERING,
     OPEN,
     TRANSITIONS,
-    KeepAlive,
-    PingVerdict,
     WebSocketState,
-    closing_moment,
 )
 from serve_asgi.websocket.request import WebSocketRequest
 from serve_asgi.websocket.session import WebSocketSession
@@ -365,7 +347,7 @@ class WebSocketConnection(asyncio.Protocol):
             early, self._early = self._early, b""
             self._receive_frames(early)
         if self._retire_overdue and self.state is OPEN:
-            self.close(self._retire_code(), "")
+            self.close(retire_code(self._worker.retiring.reason), "")
 
     def begin_denial(self, denial: Denial) -> None:
         """The application begins an HTTP response instead."""
@@ -552,13 +534,9 @@ class WebSocketConnection(asyncio.Protocol):
     def _retired(self) -> None:
         self._retire_timer = None
         if self.state is OPEN:
-            self.close(self._retire_code(), "")
+            self.close(retire_code(self._worker.retiring.reason), "")
         elif self.state is HANDSHAKE:
             self._retire_overdue = True
-
-    def _retire_code(self) -> int:
-        """RFC 6455 7.4.1 and the registry: going away for good, or a restart after which one may come back."""
-        return 1001 if self._worker.retiring.reason == "stop" else 1012
 
     def _cancel_retirement(self) -> None:
         if self._retire_timer is not None:
@@ -576,7 +554,7 @@ class WebSocketConnection(asyncio.Protocol):
         code = 1006
         last_words = b""
         if state is OPEN:
-            code = self._retire_code()
+            code = retire_code(self._worker.retiring.reason)
             last_words = self.framing.close(code)
         elif state is FINISHING:
             code, last_words = self._end.code, self._end.reply

@@ -7,14 +7,9 @@ import math
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.websocket.lifecycle import (
-    RETIRE_MARGIN,
-    TRANSITIONS,
-    KeepAlive,
-    PingVerdict,
-    WebSocketState,
-    closing_moment,
-)
+from serve_asgi.websocket.closing import RETIRE_MARGIN, closing_moment
+from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
+from serve_asgi.websocket.lifecycle import TRANSITIONS, WebSocketState
 
 
 def test_every_state_can_end_and_none_comes_back() -> None:
