@@ -27,9 +27,9 @@ from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.response import Response
 from serve_asgi.http.worker_context import ASGIApplication, Message, Receive, Scope, Send, WorkerContext
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
-from serve_asgi.logs.access_lines import NOBODY, LoggedRequest, LoggedResponse
+from serve_asgi.logs.access_log import NOBODY, LoggedRequest, LoggedResponse
 from tests.rows import cells
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {

@@ -31,7 +31,7 @@ from serve_asgi.http.proxy_protocol_header import (
     parse,
 )
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from tests.http.http_server import GET, LOOPS, Client, HttpServer, respond
 

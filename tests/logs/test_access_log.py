@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.access_log import AccessLog, RefusedRequest, open_access_log
+from serve_asgi.logs.access_log_standard import AccessLog, RefusedRequest, open_access_log
 from tests.applications import info
 from tests.running import PATIENCE, RunningServer, connect, request, running, until
 

@@ -22,7 +22,7 @@ import pytest
 from serve_asgi.config.options import Config
 from serve_asgi.errors import UsageError
 from serve_asgi.logs import server_log as logs
-from serve_asgi.logs.access_log import open_access_log
+from serve_asgi.logs.access_log_standard import open_access_log
 from tests.running import PATIENCE, ROOT, answer, connect, request, running
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

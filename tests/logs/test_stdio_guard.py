@@ -193,7 +193,7 @@ def test_a_sink_never_raises(gone: bool) -> None:
 FULL_DISK = """
 import os, sys, time
 from serve_asgi.config.options import Config
-from serve_asgi.logs.access_lines import AccessLog
+from serve_asgi.logs.access_log import AccessLog
 from serve_asgi.logs.server_log import LogFile
 
 class Lines(AccessLog):

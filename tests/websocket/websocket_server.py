@@ -20,9 +20,9 @@ from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.worker_context import ASGIApplication, WorkerContext
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard
-from serve_asgi.logs.access_lines import NOBODY, LoggedRequest, LoggedResponse
+from serve_asgi.logs.access_log import NOBODY, LoggedRequest, LoggedResponse
 from tests.rows import cells
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from serve_asgi.ipc.address import Address
+    from serve_asgi.ipc.peer_address import Address
 
 ANYBODY: Final = "*"
 UNIX: Final = "unix"

@@ -19,7 +19,7 @@ from serve_asgi.config.state_location import is_url, redis_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
 from serve_asgi.config.values import FoundValue, SourcePriority
 from serve_asgi.errors import UsageError
-from serve_asgi.logs.access_format import NAMED, compile_format
+from serve_asgi.logs.access_log_format import NAMED, compile_format
 from serve_asgi.logs.request_ids import HEADER_NAME
 
 IMPORTED: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")

@@ -47,7 +47,7 @@ from serve_asgi.http.response import DONE, OVER, STARTED, WAITING, Response
 from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import WriteBuffer
-from serve_asgi.ipc.address import Address, own_end_of, peer_of
+from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.websocket.connection import WebSocketConnection
 

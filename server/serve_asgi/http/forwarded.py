@@ -33,7 +33,7 @@ from serve_asgi.config.trusted_proxies import (
     plain,
 )
 from serve_asgi.http.request_head import is_authority
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.server_log import about
 
 MAX_NODE: Final = 64

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from typing import Any
 
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

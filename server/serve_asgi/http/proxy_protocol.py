@@ -37,7 +37,7 @@ from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.proxy_protocol_header import MalformedProxyHeader, ProxyHeader, ProxySource, parse
 from serve_asgi.http.timeouts import PEEK_TIME
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
-from serve_asgi.ipc.address import Address, own_end_of, peer_of
+from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.server_log import about
 

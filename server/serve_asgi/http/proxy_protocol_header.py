@@ -14,7 +14,7 @@ import struct
 from typing import Final, NamedTuple
 
 from serve_asgi.config.trusted_proxies import plain_address
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 
 MAX_LINE: Final = 107
 """Bytes of a header of version 1, with its CRLF (section 2.1)."""

@@ -12,9 +12,9 @@ from typing import Final
 from serve_asgi.http.request_head import BadRequest, Head
 from serve_asgi.http.response_head import CLOSE, plain_response
 from serve_asgi.http.worker_context import WorkerContext
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.logs.access_lines import LoggedRequest, RefusedRequest, ServerResponse
+from serve_asgi.logs.access_log import LoggedRequest, RefusedRequest, ServerResponse
 
 RETRY_AFTER: Final = 1
 """Seconds after which a client that found the worker overloaded may come again."""

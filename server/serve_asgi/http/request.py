@@ -17,7 +17,7 @@ from serve_asgi.http.request_head import Head
 from serve_asgi.http.response_head import CONTINUE
 from serve_asgi.http.worker_context import Message, WorkerContext
 from serve_asgi.http.write_buffer import WriteBuffer
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.request_ids import traceparent
 
 ASGI_VERSION: Final = "3.0"

@@ -32,7 +32,7 @@ from serve_asgi.http.response_head import (
 from serve_asgi.http.sendfile import FileContent, FileSink, file_of, path_of
 from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import LARGE
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
 
 LARGEST_FIELDS: Final = 1024
@@ -554,7 +554,7 @@ class Response:
             status = self.status or CLIENT_GONE
             worker.access_log.record(request.client, self.head, status, self.sent, request.begun, self)
 
-    # ---- what some formats of the access log ask for (serve_asgi.logs.access_lines.LoggedResponse)
+    # ---- what some formats of the access log ask for (serve_asgi.logs.access_log.LoggedResponse)
 
     def peer(self) -> Address:
         """Who is connected."""

@@ -25,7 +25,7 @@ from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell, Header, Scoreboard
 from serve_asgi.logs.request_ids import RequestIds
 
 if TYPE_CHECKING:
-    from serve_asgi.logs.access_lines import AccessLog
+    from serve_asgi.logs.access_log import AccessLog
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

@@ -1,128 +1,163 @@
-"""The access log: one line per request, in the usual formats.
+"""The access log: its lines are collected, and written together; and the texts that they are put together from.
 
-A line is put together from texts that have been made before: what a request says of itself is kept with its head (which
-equal requests share), and so are clients, statuses, sizes and durations that come again; the time is told once per
-second. So all escaping, without which a request could write lines of its own, is done where such a text is made, and
-costs a repeated request nothing. It knows nothing of protocols.
+Rules: nothing raises into the caller; a full disk or a closed pipe costs lines, never a request. The formats are in
+`serve_asgi.logs.access_log_standard` (the usual ones, which cost least) and `serve_asgi.logs.access_log_format`
+(whatever a person lists).
 """
 
 from __future__ import annotations
 
-import os
+import abc
+import json
+import logging
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs import server_log as logs
-from serve_asgi.logs.access_format import CustomLog, compile_format
-from serve_asgi.logs.access_lines import (
-    FLUSH_AT,
-    MILLISECONDS,
-    NOBODY,
-    AccessLog,
-    LoggedRequest,
-    LoggedResponse,
-    RefusedRequest,
-    ServerResponse,
-    TextCache,
-    common_time,
-    complain,
-    escape,
-    seconds,
-    to_json,
-)
-from serve_asgi.logs.request_ids import RequestIds, traceparent
+from serve_asgi.logs.nonblocking_sink import last_moment
+from serve_asgi.logs.server_log import LogFile, about
+from serve_asgi.logs.stdio_guard import original
 
 if TYPE_CHECKING:
-    from serve_asgi.ipc.address import Address
+    from serve_asgi.ipc.peer_address import Address
 
-__all__ = ["AccessLog", "LoggedResponse", "RefusedRequest", "ServerResponse", "open_access_log"]
+FLUSH_AT: Final = 32768  # characters held until a write, if the housekeeping does not come before
+KEPT: Final = 2048  # texts kept of each kind
+TELL_EVERY: Final = 60.0  # seconds between two warnings that lines are lost
+MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+MILLISECONDS: Final = tuple(f"{number:03d}" for number in range(1000))
+to_json: Final = json.JSONEncoder().encode
+
+T = TypeVar("T")
 
 
-class CommonLog(AccessLog):
-    """The NCSA common log format, and the duration in seconds as a last field."""
+class LoggedRequest(Protocol):
+    """The request as the access log sees it."""
 
-    __slots__ = ("_clients", "_durations", "_sizes", "_stamp", "_statuses")
+    @property
+    def method(self) -> str:
+        """As sent."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self._stamp = ""
-        self._clients = TextCache[str](escape)
-        self._statuses = TextCache[int](lambda status: f'" {status} ')  # with the quote that ends the request
-        self._sizes = TextCache[int](lambda size: f"{size or '-'} ")
-        self._durations = TextCache[int](lambda microseconds: seconds(microseconds) + "\n")
+    @property
+    def target(self) -> bytes:
+        """As sent."""
 
-    def record(
-        self,
-        client: Address,
-        request: LoggedRequest,
-        status: int,
-        size: int,
-        begun: float,
-        response: LoggedResponse = NOBODY,
-    ) -> None:
-        """See AccessLog."""
-        try:
-            now = time.perf_counter()
-            if now >= self._until:
-                self._new_second(now)
-            before, after = request.logged or self._describe(request)
-            line = (
-                f"{self._clients[client[0]] if client else '-'}{self._stamp}{before}{self._statuses[status]}"
-                f"{self._sizes[size]}{after}{self._durations[int((now - begun) * 1e6)]}"
-            )
-            # What `_add` does, without the call.
-            self._lines.append(line)
-            self._held += len(line)
-            if self._held >= FLUSH_AT:
-                self.flush()
-        except Exception:
-            complain()
+    @property
+    def version(self) -> str:
+        """Of HTTP: "1.0" or "1.1"."""
 
-    def _describe(self, request: LoggedRequest) -> tuple[str, str]:
-        """What stands before status and size, and behind them."""
-        said = f"{request.method} {str(request.target, 'latin-1')} HTTP/{request.version}"
-        if not said.isascii() or not said.isprintable() or '"' in said or "\\" in said:
-            said = escape(said)
-        request.logged = logged = said, self._further(request)
-        return logged
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Names in lower case."""
 
-    def _further(self, request: LoggedRequest) -> str:
+    logged: tuple[str, ...] | None
+    """The access log's own note of what it writes of this request; None at first."""
+
+
+class RefusedRequest:
+    """A request that was refused before it could be parsed."""
+
+    method = "-"
+    target = b"-"
+    version = "1.1"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    logged: tuple[str, ...] | None = None
+
+
+class LoggedResponse(Protocol):
+    """What only some formats ask for, besides the request (which equal requests share)."""
+
+    def peer(self) -> Address:
+        """Who is connected: the client, or the proxy that speaks for it."""
+
+    def client_scheme(self) -> str:
+        """What the client speaks: http, https, ws or wss."""
+
+    def identity(self) -> str:
+        """The request's id, "" if it has none."""
+
+    def response_header(self, name: bytes) -> bytes:
+        """The value of a header that the application has set, b"" if it has not."""
+
+
+class ServerResponse:
+    """A response that the server made without the application."""
+
+    __slots__ = ("_peer", "_scheme")
+
+    def __init__(self, peer: Address, scheme: str) -> None:
+        self._peer = peer
+        self._scheme = scheme
+
+    def peer(self) -> Address:
+        """See LoggedResponse."""
+        return self._peer
+
+    def client_scheme(self) -> str:
+        """See LoggedResponse."""
+        return self._scheme
+
+    def identity(self) -> str:
+        """See LoggedResponse."""
         return ""
 
-    def _new_second(self, now: float) -> None:
-        wall = time.time()
-        self._until = now + 1.0 - wall % 1.0
-        self._stamp = f' - - {common_time(wall)} "'
+    def response_header(self, name: bytes) -> bytes:
+        """See LoggedResponse."""
+        return b""
 
 
-class CombinedLog(CommonLog):
-    """Apache's combined format: the common one with Referer and User-Agent; the duration comes last."""
-
-    __slots__ = ()
-
-    def _further(self, request: LoggedRequest) -> str:
-        referer, agent = _two_headers(request.headers)
-        return f'"{escape(referer) or "-"}" "{escape(agent) or "-"}" '
+NOBODY: Final = ServerResponse(None, "")
 
 
-class JsonLog(AccessLog):
-    """One JSON object per line, with the time in UTC (RFC 3339)."""
+class TextCache(dict[T, str]):
+    """Rendered texts by value, made when they are first needed."""
 
-    __slots__ = ("_clients", "_durations", "_end", "_ids", "_since", "_sizes", "_stamp", "_statuses")
+    __slots__ = ("_make",)
 
-    def __init__(self, config: Config, generation: int, slot: int) -> None:
-        super().__init__(config)
-        self._stamp = ""
-        self._since = 0.0
-        self._ids = RequestIds(config)
-        self._end = f'"generation":{generation},"slot":{slot},"pid":{os.getpid()}}}\n'
-        self._clients = TextCache[str](to_json)
-        self._statuses = TextCache[int](lambda status: f'"status":{status},')
-        self._sizes = TextCache[int](lambda size: f'"size":{size},')
-        self._durations = TextCache[int](lambda microseconds: f'"seconds":{seconds(microseconds)},')
+    def __init__(self, make: Callable[[T], str]) -> None:
+        super().__init__()
+        self._make = make
 
+    def __missing__(self, key: T) -> str:
+        if len(self) >= KEPT:
+            self.clear()
+        self[key] = text = self._make(key)
+        return text
+
+
+class AccessLog(abc.ABC):
+    """Collects lines.
+
+    `record` writes nothing by itself until much has come together; `flush` writes: once per tick and at the end. One
+    object per worker; not for several threads.
+    """
+
+    __slots__ = (
+        "_file",
+        "_held",
+        "_lines",
+        "_sink",
+        "_tell_at",
+        "_told",
+        "_until",
+    )
+
+    def __init__(self, config: Config) -> None:
+        """Open the log that `config` names. Raises UsageError if its file cannot be opened."""
+        self._file = LogFile(config.access_log_file) if config.access_log_file else None
+        self._sink = self._file.sink if self._file is not None else original(1)
+        self._lines: list[str] = []
+        self._held = 0
+        self._until = 0.0
+        """CLOCK_MONOTONIC (time.perf_counter(), s) at which the time that lines say is over."""
+        self._told = 0
+        """How many of the bytes that the sink has dropped the server's own log has reported."""
+        self._tell_at = 0.0
+        """CLOCK_MONOTONIC (s) before which it reports no more."""
+
+    @abc.abstractmethod
     def record(
         self,
         client: Address,
@@ -132,71 +167,83 @@ class JsonLog(AccessLog):
         begun: float,
         response: LoggedResponse = NOBODY,
     ) -> None:
-        """See AccessLog."""
-        try:
-            now = time.perf_counter()
-            if now >= self._until:
-                self._new_second(now)
-            before, after = request.logged or self._describe(request)
-            milliseconds = MILLISECONDS[min(int((now - self._since) * 1000), 999)]
-            self._add(
-                f'{self._stamp}{milliseconds}Z","client":{self._clients[client[0]] if client else "null"}{before}'
-                f"{self._statuses[status]}{self._sizes[size]}{self._durations[int((now - begun) * 1e6)]}{after}"
-            )
-        except Exception:
-            complain()
+        """Note one response: `size` in bytes of body, `begun` the time.perf_counter() at which its request came."""
 
-    def _describe(self, request: LoggedRequest) -> tuple[str, str]:
-        target = to_json(str(request.target, "latin-1"))
-        referer, agent = _two_headers(request.headers)
-        request_id, trace = self._ids.carried(request.headers), traceparent(request.headers)
-        request.logged = logged = (
-            f',"method":{to_json(request.method)},"target":{target},"version":{to_json(request.version)},',
-            f'"referer":{to_json(referer or None)},"user_agent":{to_json(agent or None)},'
-            f'"request_id":{to_json(request_id or None)},"traceparent":{to_json(trace or None)},{self._end}',
+    def _add(self, line: str) -> None:
+        self._lines.append(line)
+        self._held += len(line)
+        if self._held >= FLUSH_AT:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected; what cannot be written now is kept, within bounds, for the next time."""
+        if self._lines:
+            data = "".join(self._lines).encode(errors="backslashreplace")
+            self._lines.clear()
+            self._held = 0
+            self._sink.write(data)
+        elif self._sink.waiting:
+            self._sink.pump()
+        if self._sink.dropped > self._told and time.monotonic() >= self._tell_at:
+            self._tell_of_loss()
+
+    def _tell_of_loss(self) -> None:
+        lost = self._sink.dropped - self._told
+        logging.getLogger("serve").warning(
+            "the access log cannot be written (nobody reads the pipe, or the disk is full): %d bytes are lost",
+            lost,
+            extra=about("access_log_lost", bytes=lost),
         )
-        return logged
+        self._told = self._sink.dropped
+        self._tell_at = time.monotonic() + TELL_EVERY
 
-    def _new_second(self, now: float) -> None:
-        wall = time.time()
-        self._since = now - wall % 1.0
-        self._until = self._since + 1.0
-        self._stamp = time.strftime('{"time":"%Y-%m-%dT%H:%M:%S.', time.gmtime(wall))
+    def reopen(self) -> None:
+        """USR1: write what is pending to the old file, then go on in a new one of the same name."""
+        self.flush()
+        if self._file is not None:
+            self._file.reopen()
+            self._sink = self._file.sink
+            self._told = self._sink.dropped
 
-
-JSON_FIELDS = (
-    "json:time,client,method,target,version,status,size,seconds,referer,user_agent,request_id,traceparent,"
-    "generation,slot,pid"
-)
-"""What JsonLog writes, as a list of fields."""
-
-
-def _two_headers(headers: Sequence[tuple[bytes, bytes]]) -> tuple[str, str]:
-    referer = agent = b""
-    for name, value in headers:
-        if name == b"referer":
-            referer = value
-        elif name == b"user-agent":
-            agent = value
-    return referer.decode("latin-1"), agent.decode("latin-1")
+    def close(self) -> None:
+        """Write everything, within a bounded time, and close."""
+        self.flush()
+        self._sink.finish(last_moment())
+        if self._sink.dropped > self._told:
+            self._tell_of_loss()
+        self._sink.close()
 
 
-def open_access_log(config: Config, generation: int = 0, slot: int = 0) -> AccessLog | None:
-    """The access log that `config` asks for, or None; `generation` and `slot` are the worker's.
+def complain() -> None:
+    """Report that a line could not be made; its request has been answered."""
+    logging.getLogger("serve").exception("a line of the access log could not be written", extra=about("internal_error"))
 
-    Raises UsageError if its file cannot be opened, ValueError for a format that there is not.
-    """
-    if not config.access_log:
-        return None
-    wanted = config.access_log_format
-    if wanted == "auto":
-        wanted = "json" if logs.as_json(config.log_format, config.access_log_file, 1) else "common"
-    if wanted == "common":
-        return CommonLog(config)
-    if wanted == "combined":
-        return CombinedLog(config)
-    if wanted == "json":
-        if not RequestIds(config).generates:
-            return JsonLog(config, generation, slot)
-        wanted = JSON_FIELDS  # the id is not the head's, which equal requests share
-    return CustomLog(config, compile_format(wanted), generation, slot)
+
+def common_time(wall: float) -> str:
+    """Local time as the common log format has it: [22/Nov/2026:10:43:10 +0000]."""
+    local = time.localtime(wall)
+    zone = time.strftime("%z", local)
+    return f"[{local.tm_mday:02d}/{MONTHS[local.tm_mon - 1]}/{time.strftime('%Y:%H:%M:%S', local)} {zone}]"
+
+
+def seconds(microseconds: int) -> str:
+    """With six digits behind the point."""
+    if microseconds < 1_000_000:
+        return "0." + str(1_000_000 + microseconds)[1:]
+    return f"{microseconds / 1e6:.6f}"
+
+
+def escape(text: str) -> str:
+    """`text` with quotes, backslashes and everything that is not printable ASCII written as escapes."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    made = []
+    for character in text:
+        code = ord(character)
+        if character in '"\\':
+            made.append("\\" + character)
+        elif 0x20 <= code < 0x7F:
+            made.append(character)
+        else:
+            made.append(f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return "".join(made)

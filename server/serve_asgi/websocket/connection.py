@@ -27,7 +27,7 @@ from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.response import CLIENT_GONE
 from serve_asgi.http.worker_context import WorkerContext
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.logs.exceptions import exc_info
 from serve_asgi.logs.server_log import about

@@ -13,7 +13,7 @@ from serve_asgi.http.forwarded import Forwarded
 from serve_asgi.http.request import ASGI_VERSION
 from serve_asgi.http.request_head import Head
 from serve_asgi.http.worker_context import Message, Scope, WorkerContext
-from serve_asgi.ipc.address import Address
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.exceptions import exc_info, was_told
 from serve_asgi.logs.request_ids import named, of_request, traceparent
 from serve_asgi.logs.server_log import about
@@ -25,7 +25,7 @@ _log: Final = logging.getLogger("serve.error")
 
 
 class WebSocketRequest:
-    """One request; to the access log a `serve_asgi.logs.access_lines.LoggedResponse`."""
+    """One request; to the access log a `serve_asgi.logs.access_log.LoggedResponse`."""
 
     __slots__ = ("_forwarded", "_identity", "_peer", "_scheme", "_server", "_worker", "client", "head")
 

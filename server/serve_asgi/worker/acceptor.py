@@ -19,8 +19,8 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from serve_asgi.ipc.address import Address, unix_name
 from serve_asgi.ipc.channel import hung_up
+from serve_asgi.ipc.peer_address import Address, unix_name
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.ipc.shut_out_clients import admit, filters_refused
 from serve_asgi.logs.server_log import about

@@ -27,11 +27,11 @@ from serve_asgi.http.proxy_protocol import opening
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
-from serve_asgi.ipc.address import Address
 from serve_asgi.ipc.channel import Channel, Packet, SendQueue, TruncatedDescriptors
 from serve_asgi.ipc.membership_frames import Role
+from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell, Scoreboard, mapped
-from serve_asgi.logs import access_log
+from serve_asgi.logs import access_log_standard
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.server_log import about
 from serve_asgi.logs.tracebacks import application_traceback
@@ -90,7 +90,7 @@ class WorkerProcess:
         self.cells = cells
         self.others = OtherWorkers(scoreboard, cells)
         self._ready = False
-        self.access_log: access_log.AccessLog | None = None
+        self.access_log: access_log_standard.AccessLog | None = None
         self.context: WorkerContext
         self.lifespan: Lifespan
         self.order: WakeOrder
@@ -183,7 +183,7 @@ class WorkerProcess:
         if self.hub is not None:
             context.catch_up = SharedStateSync(self.hub, context.published)
         context.generation, context.slot = self.welcome["generation"], self.welcome["slot"]
-        context.access_log = self.access_log = access_log.open_access_log(
+        context.access_log = self.access_log = access_log_standard.open_access_log(
             self.config, self.welcome["generation"], self.welcome["slot"]
         )
         self.connection_limit = ConnectionLimit(context, self.others, self.welcome["generation"], self.welcome["slot"])

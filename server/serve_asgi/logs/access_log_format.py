@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.access_lines import (
+from serve_asgi.logs.access_log import (
     MILLISECONDS,
     NOBODY,
     AccessLog,
@@ -33,7 +33,7 @@ from serve_asgi.logs.access_lines import (
 from serve_asgi.logs.request_ids import HEADER_NAME, RequestIds, traceparent
 
 if TYPE_CHECKING:
-    from serve_asgi.ipc.address import Address
+    from serve_asgi.ipc.peer_address import Address
 
 NAMED: Final = ("auto", "common", "combined", "json")
 """Formats that are called by their names."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from serve_asgi.config.options import Config
-from serve_asgi.logs.access_format import ATOMS, compile_format
-from serve_asgi.logs.access_log import AccessLog, RefusedRequest, open_access_log
+from serve_asgi.logs.access_log_format import ATOMS, compile_format
+from serve_asgi.logs.access_log_standard import AccessLog, RefusedRequest, open_access_log
 from tests.applications import info
 from tests.logs.test_access_log import AT, CLIENT, Asked, ago
 from tests.running import connect, request, running
