@@ -21,7 +21,7 @@ import uvloop
 from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
 from serve_asgi.http import connection as http1
-from serve_asgi.http import connection_lifecycle as lifecycle
+from serve_asgi.http import connection_states as lifecycle
 from serve_asgi.http import response as http_response
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord

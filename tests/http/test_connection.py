@@ -16,7 +16,7 @@ import pytest
 from serve_asgi.http import timeouts
 from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import READ_LIMIT
-from serve_asgi.http.connection_lifecycle import ConnectionState
+from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell

@@ -19,7 +19,7 @@ import pytest
 from serve_asgi.http import closing
 from serve_asgi.http import connection as http1
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.connection_lifecycle import ConnectionState
+from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell

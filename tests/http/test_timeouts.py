@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from serve_asgi.http import timeouts
-from serve_asgi.http.connection_lifecycle import ConnectionState
+from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.worker_context import Receive, Scope, Send
 from serve_asgi.ipc.scoreboard import Cell
 from tests.http.http_server import GET, HttpServer, Log, answering, body, echo, read, respond, start

@@ -9,7 +9,7 @@ import pytest
 from serve_asgi.config.options import Config
 from serve_asgi.websocket.closing import RETIRE_MARGIN, closing_moment
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
-from serve_asgi.websocket.lifecycle import TRANSITIONS, WebSocketState
+from serve_asgi.websocket.states import TRANSITIONS, WebSocketState
 
 
 def test_every_state_can_end_and_none_comes_back() -> None:

@@ -5,7 +5,7 @@ moves to another worker as such. Rules: bytes are never lost, never read twice; 
 call of the application, one write; a response that is not whole never looks whole; a connection that is handed over is
 neither read nor written. It is made of parts that know nothing of each other:
 
-- `connection_lifecycle` has its states, `timeouts` its deadlines, `closing` its end;
+- `connection_states` has its states, `timeouts` its deadlines, `closing` its end;
 - `request_buffer` holds what has arrived and belongs to no request yet, `head_cache` and the parsers read heads;
 - `request` and `response` are what an application is called with, by `request_cycle`; they see the connection as
   `RequestSource` and `ResponseSink`;
@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 from serve_asgi.http import health, refusals
 from serve_asgi.http.client_socket import hang_up, is_readable, reset
 from serve_asgi.http.closing import PoliteClose
-from serve_asgi.http.connection_lifecycle import (
+from serve_asgi.http.connection_states import (
     CLOSED,
     CLOSING,
     DISCARDING,

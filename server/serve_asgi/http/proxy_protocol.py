@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 from serve_asgi.config.trusted_proxies import TrustedNetworks
 from serve_asgi.http.client_socket import hang_up, is_readable
 from serve_asgi.http.connection import Http1Connection
-from serve_asgi.http.connection_lifecycle import (
+from serve_asgi.http.connection_states import (
     CLOSED,
     CLOSING,
     IDLE,

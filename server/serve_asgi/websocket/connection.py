@@ -3,8 +3,8 @@
 It owns the state, the one deadline, and all that closes: the closing handshake, refusals, the keep-alive, a client that
 does not read, the worker's retiring and its graceful timeout. The application's side is `serve_asgi.websocket.session`
 (which sees the connection as `WebSocketPeer`), what waits for it is `incoming`, the request and its scope are
-`request`; states are in `lifecycle`, timing in `keep_alive` and `closing`. It must not know how a connection became a
-WebSocket (HTTP/1.1 gives the transport with the request's head) nor how the worker retires.
+`request`; its states stand in `states`, timing in `keep_alive` and `closing`. It must not know how a connection became
+a WebSocket (HTTP/1.1 gives the transport with the request's head) nor how the worker retires.
 
 Back-pressure: while more than `INCOMING_HIGH` bytes of messages wait for the application, no frame is read, nothing is
 unpacked, nor is the socket read; `send` waits while the transport has too much to write. While it has, only the latest
@@ -45,7 +45,9 @@ from serve_asgi.websocket.framing import End, MessageFraming, weigh
 from serve_asgi.websocket.handshake import HandshakeRefusal, open_handshake
 from serve_asgi.websocket.incoming import INCOMING_HIGH, INCOMING_LOW, IncomingMessages, wait, wake
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
-from serve_asgi.websocket.lifecycle import (
+from serve_asgi.websocket.request import WebSocketRequest
+from serve_asgi.websocket.session import WebSocketSession
+from serve_asgi.websocket.states import (
     CLOSED,
     CLOSING,
     DENYING,
@@ -56,8 +58,6 @@ from serve_asgi.websocket.lifecycle import (
     TRANSITIONS,
     WebSocketState,
 )
-from serve_asgi.websocket.request import WebSocketRequest
-from serve_asgi.websocket.session import WebSocketSession
 
 REQUESTS: Final = int(Cell.REQUESTS)
 STATUS_1XX: Final = int(Cell.STATUS_1XX)

@@ -18,8 +18,8 @@ from serve_asgi.websocket.denial import BODY, START, Denial
 from serve_asgi.websocket.framing import MessageFraming, weigh
 from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal
 from serve_asgi.websocket.incoming import INCOMING_LOW, IncomingMessages
-from serve_asgi.websocket.lifecycle import CLOSED, DENYING, FINISHING, HANDSHAKE, OPEN, WebSocketState
 from serve_asgi.websocket.request import WebSocketRequest
+from serve_asgi.websocket.states import CLOSED, DENYING, FINISHING, HANDSHAKE, OPEN, WebSocketState
 
 
 class WebSocketPeer(Protocol):
