@@ -52,7 +52,7 @@ _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 _QUOTED: Final = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 _PAIR: Final = rb"(" + _TOKEN + rb")=(" + _TOKEN + rb"|" + _QUOTED + rb")"
 _PAIRS: Final = re.compile(_PAIR)
-# Nothing matches in two ways, so that no text takes more than linear time; groups are not possessive (see chunked_body.py).
+# Nothing matches in two ways, so that no text takes more than linear time; groups are not possessive: see chunked_body.
 # White space around semicolons is not in the grammar but seen.
 _ELEMENT: Final = re.compile(rb"[ \t]*+(?:" + _PAIR + rb")?(?:[ \t]*+;[ \t]*+(?:" + _PAIR + rb")?)*[ \t]*+")
 _ESCAPE: Final = re.compile(rb"\\(.)", re.DOTALL)
