@@ -42,6 +42,14 @@ PROGRAMS = {
 XDIST = ("-n", "3", "--dist", "worksteal")
 """Three at a time, for two processors: most tests wait most of the time. Neighbours stay together as long as there are
 enough, so that what a module starts for all its tests is started once."""
+PURE = (
+    *("tests/supervisor", "tests/hub", "tests/config"),
+    *("--ignore", "tests/config/test_live_configuration.py", "--ignore", "tests/config/test_mistakes.py"),
+    *("-k", "not TestRandomHistories and not TestTicks and not TestProcesses"),
+)
+"""The tests of the packages without sockets, processes and clocks; not the long random ones, whose ways vary."""
+COVERED = {"supervisor": 99, "hub": 97, "config": 93}
+"""The least part (%) of their statements and branches that these tests take; what is reached, rounded down."""
 KEEPING_BYTECODE = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 """The environment of the tests, in which Python keeps what it has compiled."""
 
@@ -61,7 +69,7 @@ def main() -> int:
     with ThreadPoolExecutor() as pool:
         pythons = dict(zip(chosen, pool.map(environment, map(found.__getitem__, chosen), chosen), strict=True))
         compiled = [pool.submit(compile_all, python) for python in pythons.values()]
-        if not passes_checks(pythons[chosen[0]]):
+        if not passes_checks(pythons[chosen[0]]) or not covers(pythons[chosen[0]]):
             return 1
         for each in compiled:
             each.result()
@@ -77,6 +85,15 @@ def passes_checks(python: Path) -> bool:
     """Whether the linter, the formatter and the type checker have nothing to say."""
     checks = (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"])
     return all(run(python, "-m", *check) == 0 for check in checks)
+
+
+def covers(python: Path) -> bool:
+    """Whether the tests of the pure packages, which need no server, take as many of their ways as they did."""
+    passed = run(python, "-m", "coverage", "run", "-m", "pytest", "-q", *PURE) == 0
+    for package, least in COVERED.items():
+        report = ("-m", "coverage", "report", "--skip-covered", "--include", f"server/serve_asgi/{package}/*")
+        passed = run(python, *report, "--fail-under", str(least)) == 0 and passed
+    return passed
 
 
 def run(python: Path, *arguments: str) -> int:
