@@ -134,8 +134,8 @@ def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_l
 
     async def main(lane: StoreLink) -> None:
         state = RedisState(lane, redis_address("redis://nowhere"), StateLimits(100, 1000), "n")
-        await state._following.answer_at(2, replies.written(7, AcceptedWrite("k", 2, b"\x01", 3)))
-        await state._following.answer_at(3, replies.value(8, "k", StateEntry(2, b"\x01")))
+        await state._following.reply_at(2, replies.written(7, AcceptedWrite("k", 2, b"\x01", 3)))
+        await state._following.reply_at(3, replies.value(8, "k", StateEntry(2, b"\x01")))
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
         await state._disconnected(SessionLost("it is gone"))

@@ -97,7 +97,7 @@ def create_local_link(loop: asyncio.AbstractEventLoop, before: Link | None = Non
     port = LocalHubPort(loop)
     port.hub = hub = create_hub(port, HubSettings(agent=True))
     if isinstance(before, LocalLink):
-        hub.component(SharedState).begin_with(*before.hub.component(SharedState).known())
+        hub.component(SharedState).start_with(*before.hub.component(SharedState).all_entries())
     port.link = made = LocalLink(loop, port)
     hub.join(MEMBER, Role.WORKER, 0, 0)
     hub.order(MEMBER, MemberOrder.SERVE)

@@ -69,7 +69,7 @@ LEASE_MARGIN: Final = 0.05
 """Part of a lease that is not used by its holder."""
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
 """Of the state, also the server's own."""
-StreamPositionPair = tuple[Short, Count]
+PositionPair = tuple[Short, Count]
 """A place in the stream of messages."""
 Origin = tuple[Short, int, int]
 """Of a message: role, slot and generation of the process that has sent it."""
@@ -107,7 +107,7 @@ class StoreUpFrame(msgspec.Struct):
 
     server: Short = ""
     shared: bool = False
-    at: StreamPositionPair | None = None
+    at: PositionPair | None = None
 
 
 class StoreProblemFrame(msgspec.Struct):
@@ -166,13 +166,13 @@ class StoreMessageFrame(msgspec.Struct):
     workers: bool
     origin: Origin
     message: Short = ""
-    at: StreamPositionPair | None = None
+    at: PositionPair | None = None
 
 
 class StorePositionFrame(msgspec.Struct):
     """`store.at`."""
 
-    at: StreamPositionPair
+    at: PositionPair
 
 
 class StoreGrantedFrame(msgspec.Struct):

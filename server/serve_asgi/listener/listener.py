@@ -221,7 +221,7 @@ class Listener:
             self.links.hub.store_changed(trouble)
             self.links.keep_deadline()
 
-        known = self.links.hub.component(SharedState).known
+        known = self.links.hub.component(SharedState).all_entries
         store = StoreProcess(
             config, self.start_directory, self.processes, take, changed, self.recorder.record, left, known
         )

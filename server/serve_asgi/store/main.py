@@ -1,6 +1,6 @@
 """The store process, from its first instruction to its exit.
 
-It never imports the application, and leaves when the listener's end of its lane closes: what it had been asked for by
+It never imports the application, and leaves when the listener's end of its link closes: what it had been asked for by
 then is still written. A start that fails is one sentence to the listener (`store.failed`), which decides what to do.
 """
 
@@ -36,7 +36,7 @@ log = logging.getLogger("serve")
 
 
 def main() -> None:
-    """Be the store process whose lane is the descriptor named on the command line; never returns."""
+    """Be the store process whose link is the descriptor named on the command line; never returns."""
     ignore_signals()
     parser = argparse.ArgumentParser(prog="serve_asgi.store", description="Started by the listener; not by hand.")
     parser.add_argument("--channel", type=int, required=True)
@@ -67,7 +67,7 @@ async def _run(link: StoreLink) -> int:
 
 
 async def _serve(link: StoreLink, first: Frame, rest: list[Frame]) -> None:
-    """Open what the listener names and serve it to the end of the lane, which raises EOFError.
+    """Open what the listener names and serve it to the end of the link, which raises EOFError.
 
     `first` is `store.open` {protocol, location, again, knows?, at?, value_limit, total_limit, name} body=configuration;
     `again`: the server that asks has had this store before; `knows`: what the hub has follows, up to `store.known`;

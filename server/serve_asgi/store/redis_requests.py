@@ -31,7 +31,7 @@ _NOT_DONE: Final = (SessionLost, exceptions.ReadOnlyError, exceptions.NoScriptEr
 """Answers after which the conversation begins anew, and that say that nothing was done."""
 
 
-def question(
+def script_call(
     frame: Frame, prefix: str, epoch: str, server: str, limits: StateLimits
 ) -> tuple[str, list[str], list[Any]]:
     """The script that a frame asks for (its name in `serve_asgi.store.redis_scripts`), its keys and arguments.
@@ -88,13 +88,13 @@ def _microseconds(seconds: Any) -> int:
     return math.ceil(float(seconds) * 1_000_000)
 
 
-def stored(entry: StateEntry) -> bytes:
+def encoded_entry(decoded_entry: StateEntry) -> bytes:
     """An entry as Redis has it."""
-    return b"%d:%b" % entry
+    return b"%d:%b" % decoded_entry
 
 
-def entry(text: bytes) -> StateEntry:
-    """The reverse of `stored`."""
+def decoded_entry(text: bytes) -> StateEntry:
+    """The reverse of `encoded_entry`."""
     version, _, value = text.partition(b":")
     return StateEntry(int(version), value)
 
@@ -117,7 +117,7 @@ def sentence(error: Exception, where: str) -> str:
     return f"Redis at {where} cannot be used: {error}"
 
 
-def reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Without where in the script it happened."""
     return str(error).partition(". script: ")[0].rstrip(".")
 

@@ -37,8 +37,8 @@ from serve_asgi.store.redis_requests import (
     granted,
     lease_until,
     not_done,
-    question,
-    reason,
+    reason_of,
+    script_call,
     sentence,
 )
 from serve_asgi.store.stream_following import LOOK, NOTHING_KNOWN, KnownState, StreamFollower
@@ -80,7 +80,7 @@ class RedisState:
         self._following = StreamFollower(link, self._redis, address, name, known)
 
     async def serve(self, first: Sequence[Frame]) -> None:
-        """Answer until the end of the lane. Raises EOFError then, and UsageError if Redis can never be used so."""
+        """Answer until the end of the link. Raises EOFError then, and UsageError if Redis can never be used so."""
         self._inbox.extend(first)
         tasks = {asyncio.create_task(each) for each in (self._receive(), self._converse())}
         try:
@@ -90,7 +90,7 @@ class RedisState:
         finally:
             await _end(tasks)
 
-    # The lane
+    # The link
 
     async def _receive(self) -> None:
         while True:
@@ -201,7 +201,7 @@ class RedisState:
             began = time.monotonic()
             waits = self._address.replicas > 0 and any(frame.kind == "store.write" for frame in frames)
             for frame in frames:
-                script, keys, arguments = question(
+                script, keys, arguments = script_call(
                     frame, self._address.prefix, self._following.epoch, self._name, self._limits
                 )
                 self._redis.add(pipe, script, keys, arguments)
@@ -227,14 +227,14 @@ class RedisState:
         try:
             await client.hsetnx(self._redis.key("about"), "format", str(scripts.FORMAT))
         except exceptions.ResponseError as error:
-            await self._link.send_all(self._refusals.refused(f"Redis refused it: {reason(error)}"))
+            await self._link.send_all(self._refusals.refused(f"Redis refused it: {reason_of(error)}"))
         else:
             await self._link.send_all(self._refusals.taken())
 
     async def _take_result(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
         """Redis has answered one question."""
         if isinstance(found, exceptions.ResponseError):
-            text = f"Redis refused it: {reason(found)}"
+            text = f"Redis refused it: {reason_of(found)}"
             if frame.kind in CHANGING:
                 await self._link.send_all(self._refusals.refused(text))
             await self._refuse(frame, StoreFailure.STORAGE, text)
@@ -248,7 +248,7 @@ class RedisState:
             case "store.read":
                 seq, version, value = found
                 entry = None if value is None else StateEntry(version, value)
-                await self._following.answer_at(seq, replies.value(head["id"], head["key"], entry))
+                await self._following.reply_at(seq, replies.value(head["id"], head["key"], entry))
             case "store.send":
                 await self._link.send("store.sent", {"id": head["id"]})
             case "store.grant":
@@ -269,15 +269,15 @@ class RedisState:
             )
             if not isinstance(decided, WriteRefusal):
                 raise ChannelError(f"Redis refused {write.op.value} of {write.key!r}, which is in order")
-            await self._following.answer_at(seq, replies.refused(id, decided))
+            await self._following.reply_at(seq, replies.refused(id, decided))
         elif too_few:
             text = f"it is written, but fewer than {self._address.replicas} replicas have it: a fail-over may lose it"
             answer = replies.failed(frame.kind, frame.head, StoreFailure.REPLICAS, text)
             assert answer is not None
-            await self._following.answer_at(found[1], answer)
+            await self._following.reply_at(found[1], answer)
         else:
             value = None if write.op is WriteOp.DELETE else found[2]
-            await self._following.answer_at(found[1], replies.written(id, AcceptedWrite(write.key, found[1], value, 0)))
+            await self._following.reply_at(found[1], replies.written(id, AcceptedWrite(write.key, found[1], value, 0)))
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:

@@ -25,7 +25,7 @@ from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
 from serve_asgi.store.listener_link import StoreLink
 from serve_asgi.store.redis_connection import RedisConnector
-from serve_asgi.store.redis_requests import SessionLost, entry, stored
+from serve_asgi.store.redis_requests import SessionLost, decoded_entry, encoded_entry
 from serve_asgi.store.replies import HeldReplies, StoreReply
 from serve_asgi.store.stream_position import NOWHERE, FollowedMessages, StreamPosition, number_of
 
@@ -81,7 +81,9 @@ class StreamFollower:
         try:
             found = await self._redis.run(client, "HELLO", keys, fresh, self._highest, int(bool(self._entries)))
             if found == [b""]:
-                mine = [each for key, entry in self._entries.items() for each in (key, stored(entry))]
+                mine = [
+                    each for key, decoded_entry in self._entries.items() for each in (key, encoded_entry(decoded_entry))
+                ]
                 found = await self._redis.run(client, "HELLO", keys, fresh, self._highest, 1, *mine)
         except exceptions.ResponseError as error:
             if "WRONGTYPE" in str(error):
@@ -114,7 +116,9 @@ class StreamFollower:
         if found[0] == -1:
             raise SessionLost("its data was replaced")
         seq, sent = int(found[0]), int(found[1])
-        self._entries = {key.decode(): entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)}
+        self._entries = {
+            key.decode(): decoded_entry(value) for key, value in zip(found[2::2], found[3::2], strict=True)
+        }
         for piece in replies.snapshot(self._entries.items()):
             await self._link.send(*piece)
         self._seq, self._highest = seq, max(self._highest, seq)
@@ -137,7 +141,7 @@ class StreamFollower:
         await self._link.send("store.up", {"server": self._name, "shared": True, "at": self._messages.at})
         await self._send_held()
 
-    async def answer_at(self, seq: int, answer: StoreReply) -> None:
+    async def reply_at(self, seq: int, answer: StoreReply) -> None:
         """Answer when the hub has been told all changes up to this one."""
         self.held_replies.add(seq, answer)
         await self._send_held()

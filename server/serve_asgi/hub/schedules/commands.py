@@ -231,7 +231,7 @@ class ScheduleCommands:
             del self._requests[request]
             ok = all(entry.outcome is RunOutcome.OK for entry in found.entries)
             shown = found.entries[:MAX_REPLY_RUNS]
-            text = f"{found.name}: " + ("; ".join(map(_said, shown)) or "no run")
+            text = f"{found.name}: " + ("; ".join(map(_summary, shown)) or "no run")
             found.answer(ok, text, [entry.shown() for entry in shown])
 
     def tick_ended(self, tick: PendingTick, entry: HistoryEntry) -> None:
@@ -273,7 +273,7 @@ class ScheduleCommands:
             self._number = max(self._number, number)
 
 
-def _said(entry: HistoryEntry) -> str:
+def _summary(entry: HistoryEntry) -> str:
     where = f" in {entry.worker}" if entry.worker else ""
     time = f" after {entry.seconds:.2f} s" if entry.seconds is not None else ""
     return f"{entry.outcome.value}{where}{time}" + (f": {entry.text}" if entry.text else "")

@@ -110,12 +110,12 @@ class SharedState(HubComponent):
         """The keys that begin so."""
         return [item.key for item in self._entries if item.key.startswith(prefix)]
 
-    def known(self) -> tuple[list[tuple[str, StateEntry]], int]:
+    def all_entries(self) -> tuple[list[tuple[str, StateEntry]], int]:
         """All entries, the server's own too, and the version of the last change."""
         entries = [(item.key, StateEntry(item.version, item.value)) for item in self._entries if item.value is not None]
         return entries, self._version
 
-    def begin_with(self, entries: list[tuple[str, StateEntry]], version: int) -> None:
+    def start_with(self, entries: list[tuple[str, StateEntry]], version: int) -> None:
         """Begin with the entries of another hub, before anybody is linked: the reverse of `known`."""
         self._version = version
         for key, entry in entries:
