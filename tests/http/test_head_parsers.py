@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serve_asgi.http.chunked_body import ChunkReader
 from serve_asgi.http.head_parsers import H11Parser, HttptoolsParser, Parser, parser_factory
 from serve_asgi.http.request_head import CHUNKED, BadRequest, Head, hopeless
-from serve_asgi.http.response_head import encode_fields
+from serve_asgi.http.response_head import encode_headers
 from tests.http.test_request import REFUSED
 
 FIELDS = (
@@ -231,7 +231,7 @@ def test_bare_line_feeds_are_found_wherever_they_were_split() -> None:
 @given(st.lists(st.tuples(st.binary(max_size=8), st.binary(max_size=12)), max_size=4))
 def test_no_header_breaks_out_of_its_line(headers: list[tuple[bytes, bytes]]) -> None:
     try:
-        block, _, _ = encode_fields(headers, bodiless=False)
+        block, _, _ = encode_headers(headers, bodiless=False)
     except ValueError:
         return
     lines = block.split(b"\r\n")[1:]

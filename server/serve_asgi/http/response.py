@@ -23,20 +23,20 @@ from serve_asgi.http.response_head import (
     RESET_CONTENT,
     STATUS_LINES,
     ResponseFlag,
-    encode_fields,
+    encode_headers,
     encode_hints,
     is_immutable,
     with_field,
     without,
 )
-from serve_asgi.http.sendfile import FileContent, FileSink, file_of, path_of
+from serve_asgi.http.sendfile import FileBody, FileSink, file_of, path_of
 from serve_asgi.http.worker_context import DROP_TIME, ClientDisconnected, Message, WorkerContext, WorkerPhase
 from serve_asgi.http.write_buffer import LARGE
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import DURATION_BOUNDS, Cell
 
-LARGEST_FIELDS: Final = 1024
-"""Encoded response fields of more bytes are not kept for the next response."""
+LARGEST_HEADERS: Final = 1024
+"""Encoded response headers of more bytes are not kept for the next response."""
 
 DROPPED_AT_MOST: Final = 1 << 20
 """So many bytes of body (for DROP_TIME at most) an application may send behind the end of a response that has none,
@@ -140,7 +140,7 @@ class Response:
     )
 
     _block: bytes
-    """The application's fields, each preceded by CRLF."""
+    """The application's headers, each preceded by CRLF."""
     _discardable: int
     """In state OVER: bytes that the application may still send."""
     _dropped: float
@@ -229,9 +229,9 @@ class Response:
             raise ValueError(f"{status!r} is not the status of a final response (200 to 599).")
         headers = message.get("headers") or ()
         worker = self.worker
-        known = worker.response_fields
+        known = worker.encoded_headers
         if known.resting or status == 204 or status == RESET_CONTENT:
-            block, length, flags = encode_fields(headers, status == 204 or status == RESET_CONTENT)
+            block, length, flags = encode_headers(headers, status == 204 or status == RESET_CONTENT)
         else:
             headers = tuple(headers)
             try:
@@ -239,8 +239,8 @@ class Response:
             except (TypeError, ValueError):  # something mutable, which no memory can be asked about
                 fields = None
             if fields is None:
-                fields = encode_fields(headers, False)
-                if len(fields[0]) <= LARGEST_FIELDS and is_immutable(headers):
+                fields = encode_headers(headers, False)
+                if len(fields[0]) <= LARGEST_HEADERS and is_immutable(headers):
                     known.keep(headers, fields, worker.cells[_REQUESTS])
             block, length, flags = fields
         if worker.request_ids.echoes:
@@ -385,19 +385,19 @@ class Response:
     async def _send_file(self, message: Message, kind: object) -> None:
         """http.response.pathsend, http.response.zerocopysend (ASGI extensions); nothing else is legal here."""
         if kind == "http.response.pathsend" and self.state is STARTED:
-            content, more = path_of(message, self._length), False
+            file, more = path_of(message, self._length), False
         elif kind == "http.response.zerocopysend":
-            content, more = file_of(message), bool(message.get("more_body", False))
+            file, more = file_of(message), bool(message.get("more_body", False))
         elif kind == EARLY_HINT and self.worker.early_hints:
             self._hint(message)
             return
         else:
             raise RuntimeError(f"Expected the message http.response.body, got {kind!r}.")
-        with content:
-            await self._write_file(content, more)
+        with file:
+            await self._write_file(file, more)
 
-    async def _write_file(self, content: FileContent, more: bool) -> None:
-        output, size, start = self.output, content.left, b""
+    async def _write_file(self, file: FileBody, more: bool) -> None:
+        output, size, start = self.output, file.left, b""
         if self.state is STARTED:
             framing = self._frame(size, more)
             start = self._head_bytes(framing, more)
@@ -412,7 +412,7 @@ class Response:
         before, behind = framing.around(size, more)
         if start or before:
             output.hold(start + before)
-        await self._send_announced(content)
+        await self._send_announced(file)
         if self.state is LOST:
             return
         if more:
@@ -422,22 +422,22 @@ class Response:
             output.write(behind)
             self._body_sent(framing)
 
-    async def _send_announced(self, content: FileContent) -> None:
+    async def _send_announced(self, file: FileBody) -> None:
         """Send a file that the head or a chunk's size has announced: whatever prevents that ends the response.
 
         An application that goes on after the error, or after having cancelled this, could else have a response pass for
         whole that is too short, and the client take the next one for the rest of it.
         """
-        size = content.left
+        size = file.left
         try:
             try:
-                await content.send(self._connection)
+                await file.send(self._connection)
             finally:
-                self.sent += size - content.left
-            if content.left:
+                self.sent += size - file.left
+            if file.left:
                 if not self.output.transport.is_closing():
                     raise RuntimeError(
-                        f"The file has become shorter: {size} bytes were announced, {size - content.left} sent."
+                        f"The file has become shorter: {size} bytes were announced, {size - file.left} sent."
                     )
                 self.lose()
         except BaseException:

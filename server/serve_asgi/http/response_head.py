@@ -63,7 +63,7 @@ _FORBIDDEN_TRAILERS: Final = _SPECIAL | {
 }
 
 
-def encode_fields(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[bytes, int, int]:
+def encode_headers(headers: Iterable[Iterable[bytes]], bodiless: bool) -> tuple[bytes, int, int]:
     """The application's fields as bytes, each one preceded by CRLF; its Content-Length (-1: none given); its flags.
 
     `bodiless` is for statuses that must not have a Content-Length (RFC 9110 8.6). Raises TypeError or ValueError.
@@ -125,13 +125,13 @@ def encode_trailers(headers: Iterable[Iterable[bytes]]) -> bytes:
     for name, _ in fields:
         if isinstance(name, bytes) and name.lower() in _FORBIDDEN_TRAILERS:
             raise ValueError(f"The header {name.decode('latin-1')} cannot be sent as a trailer.")
-    block, _, _ = encode_fields(fields, bodiless=False)
+    block, _, _ = encode_headers(fields, bodiless=False)
     return block[2:] + b"\r\n" if block else b""
 
 
 def encode_hints(links: Iterable[bytes]) -> bytes:
     """A 103 response with the values of its Link fields (RFC 8297). Raises TypeError or ValueError."""
-    block, _, _ = encode_fields([(b"link", link) for link in links], bodiless=False)
+    block, _, _ = encode_headers([(b"link", link) for link in links], bodiless=False)
     return b"HTTP/1.1 103 Early Hints%b\r\n\r\n" % block if block else b""
 
 

@@ -1,4 +1,4 @@
-"""Content that the kernel sends straight from a file: http.response.pathsend and http.response.zerocopysend.
+"""A body that the kernel sends straight from a file: http.response.pathsend and http.response.zerocopysend.
 
 It owns the file's descriptor while it is sent and a duplicate of the connection's. Rules: never more bytes than were
 announced; a file is only read while everything written before is with the kernel, so that the order is kept; the loop
@@ -33,7 +33,7 @@ class FileSink(Protocol):
         """It has caught up."""
 
 
-class FileContent:
+class FileBody:
     """`left` bytes of a file from `offset` on; a context manager that closes the descriptor if it is its own."""
 
     __slots__ = ("_owned", "fd", "left", "offset")
@@ -44,7 +44,7 @@ class FileContent:
         self.left = left
         self._owned = owned
 
-    def __enter__(self) -> FileContent:
+    def __enter__(self) -> FileBody:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,7 +116,7 @@ class FileContent:
                     output.file_left = 0
 
 
-def path_of(message: Message, length: int) -> FileContent:
+def path_of(message: Message, length: int) -> FileBody:
     """What http.response.pathsend names (ASGI extensions, "Path Send"): the whole file, or as much as was announced.
 
     `length` is the Content-Length that the application gave, or -1. A file that has grown since is sent up to it. The
@@ -132,10 +132,10 @@ def path_of(message: Message, length: int) -> FileContent:
         os.close(fd)
         raise ValueError(f"{path!r} is not a file.")
     size = status.st_size
-    return FileContent(fd, 0, min(size, length) if length >= 0 else size, owned=True)
+    return FileBody(fd, 0, min(size, length) if length >= 0 else size, owned=True)
 
 
-def file_of(message: Message) -> FileContent:
+def file_of(message: Message) -> FileBody:
     """What http.response.zerocopysend names (ASGI extensions, "Zero Copy Send"): a file object with a descriptor.
 
     Without `offset` it begins where the file stands, without `count` it goes to the end. The application keeps the
@@ -155,4 +155,4 @@ def file_of(message: Message) -> FileContent:
         size = min(size, count)
     if offset is None:
         file.seek(start + size)
-    return FileContent(fd, start, size, owned=False)
+    return FileBody(fd, start, size, owned=False)

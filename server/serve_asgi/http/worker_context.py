@@ -119,6 +119,7 @@ class WorkerContext:
         "durations",
         "early_hints",
         "emptied",
+        "encoded_headers",
         "forwarding",
         "generation",
         "hand_over",
@@ -137,7 +138,6 @@ class WorkerContext:
         "raw_root_path",
         "received",
         "request_ids",
-        "response_fields",
         "retire_deadline",
         "retiring",
         "root_path",
@@ -230,8 +230,8 @@ class WorkerContext:
         self.dropped_bodies = DroppedBodyLog()
         """What the application does wrong without harm."""
         self.heads = CachedHeadReader(self.new_parser, self._check)
-        self.response_fields: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
-        """What `serve_asgi.http.response_head.encode_fields` made of the headers that applications gave lately."""
+        self.encoded_headers: BoundedCache[Any, tuple[bytes, int, int]] = BoundedCache()
+        """What `serve_asgi.http.response_head.encode_headers` made of the headers that applications gave lately."""
 
     @property
     def default_headers(self) -> bytes:
@@ -272,7 +272,7 @@ class WorkerContext:
     def tick(self) -> None:
         """Once per second."""
         self.heads.tick()
-        self.response_fields.tick()
+        self.encoded_headers.tick()
         self.note_counts()
 
     def note_counts(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_asgi.http.response_head import CLOSE, NO_CONTENT, RESET_CONTENT, STATUS_LINES, encode_fields, without
+from serve_asgi.http.response_head import CLOSE, NO_CONTENT, RESET_CONTENT, STATUS_LINES, encode_headers, without
 from serve_asgi.http.worker_context import Message
 
 START = "websocket.http.response.start"
@@ -32,7 +32,7 @@ class Denial:
         self.status: int = status
         bodiless = status in NO_CONTENT
         # RFC 9110 8.6: a 304 may say how long the content of a 200 would be.
-        self._fields, length, flags = encode_fields(message.get("headers") or (), bodiless and status != 304)
+        self._fields, length, flags = encode_headers(message.get("headers") or (), bodiless and status != 304)
         self._default_headers = without(default_headers, flags) if flags else default_headers
         self._left = None if length < 0 or bodiless else length
         self._chunked = False

@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from serve_asgi.http.request_head import Head
-from serve_asgi.http.response_head import CLOSE, encode_fields, plain_response, without
+from serve_asgi.http.response_head import CLOSE, encode_headers, plain_response, without
 from serve_asgi.http.worker_context import Message
 from serve_asgi.websocket.compression import Deflate
 
@@ -94,7 +94,7 @@ class Handshake:
                 raise ValueError(f"websocket.accept: the header {lower.decode()} is the server's to send{hint}.")
             if lower not in WITHOUT_MEANING:
                 headers.append((name, value))
-        fields, _, flags = encode_fields(headers, bodiless=True)
+        fields, _, flags = encode_headers(headers, bodiless=True)
         lines = [
             b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ",
             self.accept_key.encode(),
