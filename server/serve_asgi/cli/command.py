@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -134,8 +135,9 @@ def failed_as_json(error: ServeError) -> int:
 
 
 def lively() -> bool:
-    """Whether the output is a terminal that can be drawn on."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+    """Whether the output is a terminal that can be drawn on, and there is the package that draws."""
+    terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb")
+    return terminal and importlib.util.find_spec("rich") is not None
 
 
 # How numbers are written

@@ -198,6 +198,10 @@ def _main(command: click.Command, name: str, arguments: list[str]) -> int:
         return UsageError.exit_status
     except ServeError as error:
         return _complain(error)
+    except ModuleNotFoundError as error:
+        if error.name != "rich":  # which only what is drawn for people needs
+            raise
+        return _complain(UsageError(f"`{name}` needs the package rich: pip install rich"))
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     return status if isinstance(status, int) else 0

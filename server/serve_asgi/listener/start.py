@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from typing import Final
@@ -44,6 +45,8 @@ def run(settings: Settings) -> int:
         raise UsageError(trouble)
     if config.reload:
         reload_on_change.require(settings)
+    if config.admin and importlib.util.find_spec("prometheus_client") is None:
+        raise UsageError("--admin needs the package prometheus-client: pip install prometheus-client, or leave it out")
     with stdio_guard.guarded():
         logs.configure(config, "listener")
         if not os.path.exists("/proc/self/fd"):
