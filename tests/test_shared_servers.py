@@ -362,11 +362,11 @@ def test_sizes_are_an_error_at_the_writer(kept: tuple[str, ...], directory: Path
     arguments = ("--no-access-log", "--workers", "2", *kept, *limits)
     with running("app:app", *arguments, directory=directory) as server, workers(server, 2) as slots:
         writer, reader = slots[0][0], slots[1][0]
-        assert writer.call("set", "k", "v" * 1001)["error"] == "TooLarge"
+        assert writer.call("set", "k", "v" * 1001)["error"] == "ValueTooLarge"
         for number in range(5):
             writer.call("set", f"k{number}", "v" * 990)
         full = writer.call("set", "k5", "v" * 990)
-        assert (full["error"], "--state-limit" in full["text"]) == ("TooLarge", True)
+        assert (full["error"], "--state-limit" in full["text"]) == ("ValueTooLarge", True)
         assert [reader.call("get", f"k{number}") for number in range(6)] == ["v" * 990] * 5 + [None]
         assert writer.call("set", "serve:mine", 1)["error"] == "BadKey"
 

@@ -286,7 +286,7 @@ def test_hooks_of_the_file_are_those_of_the_last_reload(project: Path) -> None:
         file.write_text('[hooks]\npost_relaod = "true"\n')
         with pytest.raises(control_client.RequestRefused, match="did you mean post_reload"):
             server.reload()
-        file.write_text(f'[hooks]\npre_reload = "sh -c \'echo new\'"\nscaled = "{TELLS}"\n')
+        file.write_text(f'[hooks]\npre_reload = "sh -c \'echo new\'"\nworkers_scaled = "{TELLS}"\n')
         server.reload()
         assert "  new\n" in server.log()
         control_client.ask(server.control, "scale", to=2)
