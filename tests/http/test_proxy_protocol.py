@@ -20,7 +20,7 @@ from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
-from serve_asgi.http.proxy_protocol import Balancers, ProxyConnection, opening
+from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection, opening
 from serve_asgi.http.proxy_protocol_header import (
     MAX_BLOCK,
     SIGNATURE,

@@ -23,7 +23,7 @@ from serve_asgi.config.options import Config
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
-from serve_asgi.http.proxy_protocol import opening
+from serve_asgi.http.proxy_protocol_connection import opening
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc import open_files_limit as descriptors
