@@ -22,8 +22,8 @@ from serve_asgi.ipc.channel import PROTOCOL, speaks
 from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.logs import server_log as logs
 from serve_asgi.store.listener_link import StoreLink
+from serve_asgi.store.redis_stream_position import NOWHERE, StreamPosition
 from serve_asgi.store.sqlite_state import SqliteState
-from serve_asgi.store.stream_position import NOWHERE, StreamPosition
 from serve_asgi.worker import orphan_exit
 from serve_asgi.worker.bootstrap import ignore_signals, name_process, take_account
 
@@ -99,7 +99,7 @@ async def _serve_file(link: StoreLink, head: dict[str, Any], limits: StateLimits
             for answer in [*file.answer([frame for frame in frames if not handled_here(frame)]), *file.probe()]:
                 await link.send(*answer)
             frames = []
-            with anyio.move_on_after(file.refusals.patience):
+            with anyio.move_on_after(file.availability.patience):
                 frames = await link.receive()
     finally:
         file.close()
@@ -108,9 +108,9 @@ async def _serve_file(link: StoreLink, head: dict[str, Any], limits: StateLimits
 async def _serve_redis(link: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
     address = redis_address(head["location"])
     try:
-        from serve_asgi.store.redis_connection import RedisConnector
+        from serve_asgi.store.redis_connector import RedisConnector
         from serve_asgi.store.redis_state import RedisState
-        from serve_asgi.store.stream_following import NOTHING_KNOWN, KnownState
+        from serve_asgi.store.redis_stream_following import NOTHING_KNOWN, KnownState
     except ModuleNotFoundError as error:
         if error.name != "redis":
             raise

@@ -1,10 +1,11 @@
 """The state in a Redis, which several servers share: this process's conversation with it.
 
 One connection asks, in batches of what is there at a time; another follows the two streams (changes, messages), so that
-all servers hear of all changes in one order (`serve_asgi.store.stream_following`). A refusal or an answer goes to the
-hub when the changes that it is about have gone there. Nothing is ever asked twice by itself: a batch that gets no
-answer is refused as unknown, the hub is told that Redis is away, and the conversation begins anew with the whole state,
-until it succeeds. What a script does is in `serve_asgi.store.redis_scripts`.
+all servers hear of all changes in one order (`serve_asgi.store.redis_stream_following`). A refusal or an answer goes
+to the hub when the changes that it is about have gone there. Nothing is ever asked twice by itself: a batch that gets
+no answer is refused as unknown, the hub is told that Redis is away, and the conversation begins anew with the whole
+state, until it succeeds (`serve_asgi.store.redis_reconnect`). What a script does is in
+`serve_asgi.store.redis_scripts`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from serve_asgi.logs import server_log as logs
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
 from serve_asgi.store.listener_link import StoreLink
-from serve_asgi.store.redis_connection import RedisConnector, maxmemory_policy
+from serve_asgi.store.redis_connector import RedisConnector, maxmemory_policy
+from serve_asgi.store.redis_reconnect import reconnect
 from serve_asgi.store.redis_requests import (
     CHANGING,
     SessionLost,
@@ -41,22 +43,17 @@ from serve_asgi.store.redis_requests import (
     script_call,
     sentence,
 )
-from serve_asgi.store.stream_following import LOOK, NOTHING_KNOWN, KnownState, StreamFollower
-from serve_asgi.store.write_refusals import WriteRefusals
+from serve_asgi.store.redis_stream_following import LOOK, NOTHING_KNOWN, KnownState, StreamFollower
+from serve_asgi.store.write_availability import WriteAvailability
 
 BATCH: Final = 64
 """Questions that are under way together."""
 INBOX: Final = 1_000
 """Questions that wait here; more wait in the socket, and then in the listener, which refuses what is too much."""
-FIRST_DELAY: Final = 0.05
-LONGEST_DELAY: Final = 1.0
-"""Seconds between two attempts to reach Redis; the delay doubles."""
 CANCEL_AGAIN: Final = 0.1
 """Seconds until a task that goes on is cancelled once more."""
 WAIT_PART: Final = 0.5
 """Part of the timeout that replicas have to confirm a write."""
-
-log = logging.getLogger("serve")
 
 
 class RedisState:
@@ -75,14 +72,14 @@ class RedisState:
         self._room = asyncio.Event()
         self._asking: list[Frame] = []  # the batch under way
         self._trouble = ""
-        self._refusals = WriteRefusals()
+        self._availability = WriteAvailability()
         self._redis = RedisConnector(address, name)
         self._following = StreamFollower(link, self._redis, address, name, known)
 
     async def serve(self, first: Sequence[Frame]) -> None:
         """Answer until the end of the link. Raises EOFError then, and UsageError if Redis can never be used so."""
         self._inbox.extend(first)
-        tasks = {asyncio.create_task(each) for each in (self._receive(), self._converse())}
+        tasks = {asyncio.create_task(each) for each in (self._receive(), reconnect(self._session, self._disconnected))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -112,25 +109,11 @@ class RedisState:
 
     # The conversation
 
-    async def _converse(self) -> None:
-        delay = FIRST_DELAY
-        while True:
-            began = time.monotonic()
-            try:
-                await self._session()
-            except (exceptions.RedisError, OSError, TimeoutError, SessionLost) as error:
-                log.debug("the connection to Redis", exc_info=True)
-                await self._disconnected(error)
-            if time.monotonic() - began > LONGEST_DELAY:
-                delay = FIRST_DELAY
-            await asyncio.sleep(delay)
-            delay = min(LONGEST_DELAY, delay * 2)
-
     async def _disconnected(self, error: Exception) -> None:
         """Nothing can be asked until another session stands; whoever waits is told."""
         trouble = self._sentence(error)
         await self._link.send_all(self._following.held_replies.broken_off(trouble))
-        self._refusals = WriteRefusals()
+        self._availability = WriteAvailability()
         asked, self._asking = self._asking, []
         for frame in asked:
             await self._refuse(frame, StoreFailure.UNKNOWN, f"it is not known whether it was done: {trouble}")
@@ -187,11 +170,11 @@ class RedisState:
 
     async def _ask(self, client: aioredis.Redis) -> None:
         while True:
-            if self._refusals.due():
+            if self._availability.due():
                 await self._probe_writes(client)
             if not self._inbox:
                 self._news.clear()
-                with anyio.move_on_after(self._refusals.patience):
+                with anyio.move_on_after(self._availability.patience):
                     await self._news.wait()
                 continue
             frames = [self._inbox.popleft() for _ in range(min(BATCH, len(self._inbox)))]
@@ -227,16 +210,16 @@ class RedisState:
         try:
             await client.hsetnx(self._redis.key("about"), "format", str(scripts.FORMAT))
         except exceptions.ResponseError as error:
-            await self._link.send_all(self._refusals.refused(f"Redis refused it: {reason_of(error)}"))
+            await self._link.send_all(self._availability.refused(f"Redis refused it: {reason_of(error)}"))
         else:
-            await self._link.send_all(self._refusals.taken())
+            await self._link.send_all(self._availability.taken())
 
     async def _take_result(self, frame: Frame, found: Any, began: float, too_few: bool) -> None:
         """Redis has answered one question."""
         if isinstance(found, exceptions.ResponseError):
             text = f"Redis refused it: {reason_of(found)}"
             if frame.kind in CHANGING:
-                await self._link.send_all(self._refusals.refused(text))
+                await self._link.send_all(self._availability.refused(text))
             await self._refuse(frame, StoreFailure.STORAGE, text)
             return
         if isinstance(found, Exception):

@@ -32,7 +32,7 @@ from serve_asgi.ipc.store_frames import LEASE_MARGIN, StoreFailure
 from serve_asgi.store import replies
 from serve_asgi.store.replies import StoreReply
 from serve_asgi.store.schedule_leases import LeaseTable, TickGrant
-from serve_asgi.store.write_refusals import WriteRefusals
+from serve_asgi.store.write_availability import WriteAvailability
 
 APPLICATION: Final = 0x53525645
 """`PRAGMA application_id`, "SRVE": how file(1) and we know such a file (https://sqlite.org/fileformat.html, 1.3.17)."""
@@ -82,7 +82,7 @@ class SqliteState:
         Raises UsageError, a sentence, if it cannot be, or is not ours.
         """
         self.path = os.path.realpath(path)
-        self.refusals = WriteRefusals()
+        self.availability = WriteAvailability()
         self._limits = limits
         self._lock = _locked(self.path)
         try:
@@ -146,18 +146,18 @@ class SqliteState:
             else:
                 self.entries[change.key] = StateEntry(change.version, change.value)
         self.version, self.used = batch.version, batch.used
-        return [*self.refusals.taken(), *found]
+        return [*self.availability.taken(), *found]
 
     def probe(self) -> list[StoreReply]:
         """Where writes were refused: try whether they would be still, if it is time to."""
-        if not self.refusals.due():
+        if not self.availability.due():
             return []
         try:
             self._check_identity()
             _touch(self._base)
         except (sqlite3.Error, OSError) as error:
-            return [*self.refusals.refused(self._sentence(error))]
-        return [*self.refusals.taken()]
+            return [*self.availability.refused(self._sentence(error))]
+        return [*self.availability.taken()]
 
     def _handle(self, frame: Frame, batch: _Batch) -> Iterator[StoreReply]:
         head, now = frame.head, time.time()
@@ -224,7 +224,7 @@ class SqliteState:
         why = StoreFailure.STORAGE if code in _NOTHING_DONE else StoreFailure.UNKNOWN
         text = self._sentence(error)
         found = [replies.failed(frame.kind, frame.head, why, text) for frame in frames]
-        return [*self.refusals.refused(text), *(each for each in found if each is not None)]
+        return [*self.availability.refused(text), *(each for each in found if each is not None)]
 
     def _sentence(self, error: sqlite3.Error | OSError) -> str:
         said = error.strerror if isinstance(error, OSError) else str(error)

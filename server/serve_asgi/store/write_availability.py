@@ -20,7 +20,7 @@ QUIET: Final = 2.0
 not."""
 
 
-class WriteRefusals:
+class WriteAvailability:
     """Of one place. Times are those of time.monotonic()."""
 
     def __init__(self) -> None:

@@ -24,10 +24,10 @@ from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
 from serve_asgi.store.listener_link import StoreLink
-from serve_asgi.store.redis_connection import RedisConnector
+from serve_asgi.store.redis_connector import RedisConnector
 from serve_asgi.store.redis_requests import SessionLost, decoded_entry, encoded_entry
+from serve_asgi.store.redis_stream_position import NOWHERE, FollowedMessages, StreamPosition, number_of
 from serve_asgi.store.replies import HeldReplies, StoreReply
-from serve_asgi.store.stream_position import NOWHERE, FollowedMessages, StreamPosition, number_of
 
 FOLLOWED: Final = 64
 """Entries of the streams that are read at a time."""
