@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from serve_asgi import schedule
-from serve_asgi.app import function_calls as schedule_call
+from serve_asgi.app import application_functions as schedule_call
 from serve_asgi.app.background_work import work
 from serve_asgi.app.hub_link import Identity, Link, LinkClosed, current
 from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING

@@ -20,8 +20,7 @@ from serve_asgi.http.client_socket import is_readable
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
-from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection, opening
-from serve_asgi.http.proxy_protocol_header import (
+from serve_asgi.http.proxy_protocol import (
     MAX_BLOCK,
     SIGNATURE,
     MalformedProxyHeader,
@@ -30,6 +29,7 @@ from serve_asgi.http.proxy_protocol_header import (
     crc32c,
     parse,
 )
+from serve_asgi.http.proxy_protocol_connection import Balancers, ProxyConnection, opening
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.ipc.scoreboard import Cell

@@ -1,1 +1,1 @@
-"""The worker's side of what an application may use: knowing when its worker retires, and (later) messages and state."""
+"""What an application imports, and what runs it: messages, shared state, schedules, the agent, loading and WSGI."""

@@ -15,8 +15,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
+from serve_asgi.app.application_functions import call_in_thread
 from serve_asgi.app.background_work import work
-from serve_asgi.app.function_calls import call_in_thread
 from serve_asgi.app.hub_link import Link
 from serve_asgi.app.message_sender import FrameOutbox
 from serve_asgi.errors import ChannelError

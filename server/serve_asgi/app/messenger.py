@@ -15,7 +15,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar, Final, Literal, TypeVar, overload
 
-from serve_asgi.app.function_calls import is_asynchronous
+from serve_asgi.app.application_functions import is_asynchronous
 from serve_asgi.app.hub_link import LinkClosed, current, current_or_none, register, run_on_link_loop
 from serve_asgi.app.message_receiver import (
     Handler,

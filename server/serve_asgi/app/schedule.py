@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
+from serve_asgi.app.application_functions import call_within, is_cancelled
 from serve_asgi.app.background_work import work
-from serve_asgi.app.function_calls import call_within, is_cancelled
 from serve_asgi.app.hub_link import Link, LinkClosed, current, register, run_on_link_loop
 from serve_asgi.app.schedule_arguments import Span, code_of, definition_of
 from serve_asgi.app.sync_calls import SyncCalls

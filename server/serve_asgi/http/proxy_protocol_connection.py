@@ -4,7 +4,7 @@ It owns a connection from accept to the end of that header, then gives its trans
 the client's address. Rules: with --proxy-protocol every connection begins with the header, and only balancers that are
 allowed may send one (proxy-protocol.txt, section 2); what is no header is closed without an answer, since nobody knows
 what speaks at the other end; half a header travels with a hand-over like half a head. It must not know the grammar,
-which is `serve_asgi.http.proxy_protocol_header`'s, nor what follows.
+which is `serve_asgi.http.proxy_protocol`'s, nor what follows.
 
 Forwarding fields are believed, or not, by the client that the header names: a client that comes through a balancer of
 connections cannot say who it is, and a proxy behind one can.
@@ -34,7 +34,7 @@ from serve_asgi.http.connection_states import (
     check_transition,
 )
 from serve_asgi.http.hand_over_record import HandOverRecord
-from serve_asgi.http.proxy_protocol_header import MalformedProxyHeader, ProxyHeader, ProxySource, parse
+from serve_asgi.http.proxy_protocol import MalformedProxyHeader, ProxyHeader, ProxySource, parse
 from serve_asgi.http.timeouts import PEEK_TIME
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc.peer_address import Address, own_end_of, peer_of

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 from serve_asgi.ipc.frames import ValidatedFrame, encode, split_frame
 from serve_asgi.ipc.membership_frames import MemberPhase, Role, UpFrame
 from serve_asgi.ipc.store_frames import FROM_STORE
-from serve_asgi.ipc.validation import Heads
+from serve_asgi.ipc.untrusted_input import Heads
 
 log = logging.getLogger("serve")
 State = dict[str, Any]

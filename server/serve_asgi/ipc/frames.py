@@ -14,7 +14,7 @@ import msgpack
 import msgspec
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.ipc.validation import BAD, why
+from serve_asgi.ipc.untrusted_input import BAD, why
 
 MAX_FRAME: Final = 200_000
 """Bytes in one frame; the kernel's default socket buffer admits 212,960 (socket(7), wmem_default)."""
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
 
 class ValidatedFrame(NamedTuple):
-    """A frame of a process that is not trusted; `head` is its kind's struct (`serve_asgi.ipc.validation.Heads`)."""
+    """A frame of a process that is not trusted; `head` is its kind's struct (of `serve_asgi.ipc.untrusted_input`)."""
 
     kind: str
     head: Any

@@ -25,7 +25,7 @@ import msgspec
 
 from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.frames import Frame, encode
-from serve_asgi.ipc.validation import Count, Short
+from serve_asgi.ipc.untrusted_input import Count, Short
 
 DEAD_LETTER_TOPIC: Final = "serve:dead"
 """The topic under which dead letters are delivered."""

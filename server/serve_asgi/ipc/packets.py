@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from serve_asgi.ipc.validation import Count, Packets, Seconds, Sentence, Short, Text
+from serve_asgi.ipc.untrusted_input import Count, Packets, Seconds, Sentence, Short, Text
 
 
 class Packet(msgspec.Struct, frozen=True, tag_field="type"):

@@ -20,7 +20,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from serve_asgi.ipc.validation import Count, Seconds, Sentence, Short
+from serve_asgi.ipc.untrusted_input import Count, Seconds, Sentence, Short
 
 MAX_INTERVAL: Final = 366 * 86_400_000
 """Milliseconds of `every` at most."""

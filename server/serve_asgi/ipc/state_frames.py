@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from serve_asgi.ipc.validation import Count
+from serve_asgi.ipc.untrusted_input import Count
 
 MAX_KEY: Final = 512
 """Bytes of a key in UTF-8."""

@@ -61,7 +61,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from serve_asgi.ipc.validation import Bodies, Count, Seconds, Sentence, Short
+from serve_asgi.ipc.untrusted_input import Bodies, Count, Seconds, Sentence, Short
 
 SNAPSHOT_FRAME_SIZE: Final = 120_000
 """Bytes of values in one piece of a snapshot, unless a single value is larger."""

@@ -20,7 +20,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from serve_asgi.config.options import MOST_WORKERS
 from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.ipc import control_protocol
-from serve_asgi.ipc.validation import Seconds, Sentence
+from serve_asgi.ipc.untrusted_input import Seconds, Sentence
 from serve_asgi.supervisor import events as e
 
 REQUEST_TIMEOUT = 5.0

@@ -33,8 +33,8 @@ from serve_asgi.listener import stack_dumps as stacks
 from serve_asgi.listener.action_performer import ActionPerformer
 from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.announcements import Announcements
+from serve_asgi.listener.awaited_hooks import AwaitedHooks
 from serve_asgi.listener.blocked_workers import BlockedWorkers
-from serve_asgi.listener.blocking_hooks import BlockingHooks
 from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
 from serve_asgi.listener.event_history import EventRecorder, History
@@ -136,7 +136,7 @@ class Listener:
         addresses = [each.name for each in listening]
         self.announcements = Announcements(pid_file, addresses, self.admin.names, told=inherited is not None)
         self._signals = SignalHandlers(self.post, self._reap, config.reload)
-        self.blocking_hooks = BlockingHooks(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
+        self.awaited_hooks = AwaitedHooks(self.hooks, self.post, lambda: self.supervisor.state is ServerState.RUNNING)
         self.blocked_workers = BlockedWorkers(
             self.children, lambda: self.settings.config.worker_timeout, self.post, self.recorder.record
         )
@@ -144,7 +144,7 @@ class Listener:
     async def run(self) -> actions.Exit:
         """Serve until a signal or a failed first start ends the server; return how it ended."""
         async with anyio.create_task_group() as self.tasks:
-            self.children.tasks = self.hooks.tasks = self.blocking_hooks.tasks = self.tasks
+            self.children.tasks = self.hooks.tasks = self.awaited_hooks.tasks = self.tasks
             await self._listen_to_orders()
             if self.store is not None:
                 await self._have_state(self.store)
@@ -188,14 +188,14 @@ class Listener:
                 self.settings, self.processes, self.post, self.recorder.record, missed=missed
             )
             start(self.changes.run)
-        start(sd_watchdog.keep_informed, self.supervisor, self.children, lambda: self.blocking_hooks.asking)
+        start(sd_watchdog.keep_informed, self.supervisor, self.children, lambda: self.awaited_hooks.asking)
 
     async def _handle_next_event(self) -> None:
         """Wait for an event or the supervisor's next deadline; do what the supervisor decides about it."""
         event: e.Event = e.Wakeup()
         with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
             event = await self._events.receive()
-        if (order := self.blocking_hooks.admit(event, self.supervisor.drain.on is not None)) is not None:
+        if (order := self.awaited_hooks.admit(event, self.supervisor.drain.on is not None)) is not None:
             self._do(self._decide(order))
         self.admin.changed()
         if self.re_exec.due():
@@ -273,7 +273,7 @@ class Listener:
 
     def busy(self) -> str:
         """What is under way that only this program can bring to its end; "" if nothing is."""
-        if self.hooks.busy or self.blocking_hooks.asking:
+        if self.hooks.busy or self.awaited_hooks.asking:
             return "hooks were running"
         return "answers to control commands were under way" if self.control.answering > 1 else ""
 

@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.ipc.validation import sayable
+from serve_asgi.ipc.untrusted_input import sayable
 from serve_asgi.logs.server_log import about
 
 MOST_REASON: Final = 300

@@ -215,7 +215,7 @@ MADE_ANEW: Final = frozenset(
     {
         "processes",  # hooks have ended by then; whoever else is among them is adopted by its owner, or ends
         "hooks",
-        "blocking_hooks",
+        "awaited_hooks",
         "blocked_workers",
         "recorder",
         "when_running",

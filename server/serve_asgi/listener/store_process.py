@@ -30,7 +30,7 @@ from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
 from serve_asgi.ipc.frame_socket import make_room, receive
 from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, split_frame
 from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
-from serve_asgi.ipc.validation import Heads
+from serve_asgi.ipc.untrusted_input import Heads
 from serve_asgi.listener import protocol_violations
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.spawning import SAFE_PATH, describe_code

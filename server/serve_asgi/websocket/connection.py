@@ -43,8 +43,8 @@ from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import Denial
 from serve_asgi.websocket.framing import End, MessageFraming, weigh
 from serve_asgi.websocket.handshake import HandshakeRefusal, open_handshake
-from serve_asgi.websocket.incoming import INCOMING_HIGH, INCOMING_LOW, IncomingMessages, wait, wake
 from serve_asgi.websocket.keep_alive import KeepAlive, PingVerdict
+from serve_asgi.websocket.receive_queue import INCOMING_HIGH, INCOMING_LOW, ReceiveQueue, wait, wake
 from serve_asgi.websocket.request import WebSocketRequest
 from serve_asgi.websocket.session import WebSocketSession
 from serve_asgi.websocket.states import (
@@ -133,7 +133,7 @@ class WebSocketConnection(asyncio.Protocol):
         """In FINISHING: how the client has ended, and the reply to it."""
         self._task: asyncio.Task[None] | None = None
         self._started = 0.0 if worker.access_log is None else time.perf_counter()
-        self.messages = IncomingMessages()
+        self.messages = ReceiveQueue()
         self._accepted = False
         self._early = b""
         """What came before the application has accepted."""

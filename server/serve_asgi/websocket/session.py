@@ -17,7 +17,7 @@ from serve_asgi.websocket.compression import Deflate
 from serve_asgi.websocket.denial import BODY, START, Denial
 from serve_asgi.websocket.framing import MessageFraming, weigh
 from serve_asgi.websocket.handshake import Handshake, HandshakeRefusal
-from serve_asgi.websocket.incoming import INCOMING_LOW, IncomingMessages
+from serve_asgi.websocket.receive_queue import INCOMING_LOW, ReceiveQueue
 from serve_asgi.websocket.request import WebSocketRequest
 from serve_asgi.websocket.states import CLOSED, DENYING, FINISHING, HANDSHAKE, OPEN, WebSocketState
 
@@ -29,7 +29,7 @@ class WebSocketPeer(Protocol):
     transport: asyncio.Transport
     framing: MessageFraming
     """From `accept` on."""
-    messages: IncomingMessages
+    messages: ReceiveQueue
     reading_paused: bool
     writing_paused: bool
 

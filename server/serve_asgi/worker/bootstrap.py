@@ -27,7 +27,7 @@ from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.channel import PROTOCOL, Channel, Packet, close_descriptors, speaks
 from serve_asgi.ipc.scoreboard import Scoreboard, let_go, mapped
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
-from serve_asgi.ipc.validation import sayable
+from serve_asgi.ipc.untrusted_input import sayable
 from serve_asgi.logs import nonblocking_sink, stdio_guard
 from serve_asgi.logs import server_log as logs
 from serve_asgi.logs.exceptions import shortened

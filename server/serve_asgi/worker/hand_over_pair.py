@@ -16,7 +16,7 @@ from serve_asgi.errors import ChannelError
 from serve_asgi.ipc.channel import Channel, TruncatedDescriptors, close_descriptors
 from serve_asgi.ipc.channel import Packet as Plain
 from serve_asgi.ipc.packets import Packet
-from serve_asgi.ipc.validation import Packets
+from serve_asgi.ipc.untrusted_input import Packets
 from serve_asgi.logs.server_log import about
 
 log = logging.getLogger("serve")

@@ -1,7 +1,7 @@
 """The worker's second hand: everything that is done once per second for all connections, so that none needs a timer.
 
 It keeps the date header, writes the row's gauges and flushes the access log, has the deadlines of connections looked at
-(`serve_asgi.worker.connection_deadlines`) and asks whether the worker is due for replacement
+(`serve_asgi.worker.deadline_sweep`) and asks whether the worker is due for replacement
 (`serve_asgi.worker.recycling`).
 """
 
@@ -19,7 +19,7 @@ import anyio
 from serve_asgi.config.options import Config
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
-from serve_asgi.worker.connection_deadlines import ConnectionDeadlines
+from serve_asgi.worker.deadline_sweep import DeadlineSweep
 from serve_asgi.worker.malloc_tuning import MemoryTrimmer
 from serve_asgi.worker.recycling import Recycling
 from serve_asgi.worker.scoreboard_rows import RowWriter
@@ -44,7 +44,7 @@ class Housekeeping:
         self._ticked = ticked
         self._want_replacement = want_replacement
         self._wanted = False
-        self._deadlines = ConnectionDeadlines(context)
+        self._deadlines = DeadlineSweep(context)
         self._recycling = Recycling(config, context.cells)
         self._trimmer = MemoryTrimmer()
         self._row = RowWriter(context.cells)

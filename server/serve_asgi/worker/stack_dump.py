@@ -26,7 +26,7 @@ import anyio
 
 from serve_asgi.http.request_cycle import run_cycle
 from serve_asgi.http.request_head import Head
-from serve_asgi.ipc.validation import sayable
+from serve_asgi.ipc.untrusted_input import sayable
 from serve_asgi.logs.tracebacks import PACKAGE
 from serve_asgi.websocket.session import WebSocketSession
 from serve_asgi.worker.event_loop import complete

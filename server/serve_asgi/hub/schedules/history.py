@@ -26,7 +26,7 @@ from serve_asgi.hub.schedules.schedule_state import (
 )
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.schedule_frames import RunOutcome
-from serve_asgi.ipc.validation import Bodies, Count, Seconds, Sentence, Short
+from serve_asgi.ipc.untrusted_input import Bodies, Count, Seconds, Sentence, Short
 
 HISTORY_PREFIX: Final = "serve:history:"
 """Key of a schedule's history in the shared state, before its name."""

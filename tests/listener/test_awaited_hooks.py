@@ -8,7 +8,7 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from serve_asgi.listener.blocking_hooks import BlockingHooks
+from serve_asgi.listener.awaited_hooks import AwaitedHooks
 from serve_asgi.listener.hooks import Hooks
 from serve_asgi.supervisor import events as e
 
@@ -34,12 +34,12 @@ class Queue:
 
     def __init__(self, hooks: Asked) -> None:
         self.events: collections.deque[e.Event] = collections.deque()
-        self.blocking_hooks = BlockingHooks(cast(Hooks, hooks), self.events.append, lambda: True)
+        self.awaited_hooks = AwaitedHooks(cast(Hooks, hooks), self.events.append, lambda: True)
         self.handled: list[e.Event] = []
 
     def handle(self) -> None:
         while self.events:
-            order = self.blocking_hooks.admit(self.events.popleft(), ON in self.handled)
+            order = self.awaited_hooks.admit(self.events.popleft(), ON in self.handled)
             if order is not None:
                 self.handled.append(order)
 
@@ -48,17 +48,17 @@ def test_what_was_asked_for_behind_a_drain_never_comes_before_it() -> None:
     async def main() -> None:
         hooks = Asked()
         queue = Queue(hooks)
-        async with anyio.create_task_group() as queue.blocking_hooks.tasks:
+        async with anyio.create_task_group() as queue.awaited_hooks.tasks:
             queue.events += [ON, OFF]
             queue.handle()
             await anyio.wait_all_tasks_blocked()
             queue.events.append(RELOAD)  # in the queue already when the hooks end
             hooks.done.set()
             await anyio.wait_all_tasks_blocked()
-            assert queue.blocking_hooks.asking
+            assert queue.awaited_hooks.asking
             queue.handle()
         assert queue.handled == [ON, OFF, RELOAD]
-        assert not queue.blocking_hooks.asking
+        assert not queue.awaited_hooks.asking
 
     anyio.run(main)
 
@@ -67,11 +67,11 @@ def test_what_was_asked_for_behind_a_drain_never_comes_before_it() -> None:
 def test_told_twice_a_stop_is_handled_once(second: e.Event) -> None:
     async def main() -> None:
         queue = Queue(Asked())
-        async with anyio.create_task_group() as queue.blocking_hooks.tasks:
+        async with anyio.create_task_group() as queue.awaited_hooks.tasks:
             queue.events += [e.StopAsked(), RELOAD]
             queue.handle()
             assert queue.handled == [RELOAD]
-            assert queue.blocking_hooks.asking == "pre_stop"
+            assert queue.awaited_hooks.asking == "pre_stop"
             queue.events.append(second)
             queue.handle()
         assert queue.handled == [RELOAD, second]

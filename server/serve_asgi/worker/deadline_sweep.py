@@ -25,7 +25,7 @@ AT_ONCE: Final = 8
 log = logging.getLogger("serve")
 
 
-class ConnectionDeadlines:
+class DeadlineSweep:
     """Those of one worker."""
 
     def __init__(self, context: WorkerContext) -> None:

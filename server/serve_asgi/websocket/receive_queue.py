@@ -16,7 +16,7 @@ INCOMING_HIGH = 64 * 1024
 INCOMING_LOW = 16 * 1024
 
 
-class IncomingMessages:
+class ReceiveQueue:
     """Of one connection."""
 
     __slots__ = ("behind", "disconnect", "queue", "size", "waiters")

@@ -41,7 +41,7 @@ class HookState(enum.Enum):
     DONE = "done"  # they pass, as they come out of the queue of events
 
 
-class BlockingHooks:
+class AwaitedHooks:
     """Holds orders back until their hooks have run."""
 
     def __init__(self, hooks: Hooks, post: Callable[[e.Event], None], running: Callable[[], bool]) -> None:
