@@ -31,9 +31,10 @@ from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.ipc.shut_out_clients import SocketKind
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.event_history import History, Record
+from serve_asgi.listener.exit_status import describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.listening_sockets import ListeningSocket
-from serve_asgi.listener.spawning import SAFE_PATH, describe_code
+from serve_asgi.listener.spawning import SAFE_PATH
 
 QUEUED: Final = 200
 """Records that wait for a process that takes none; older ones are dropped, and its counts are right all the same."""

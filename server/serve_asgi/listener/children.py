@@ -24,9 +24,10 @@ from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
 from serve_asgi.listener.child import Child, handover_pair
 from serve_asgi.listener.child_packets import ChildPackets
+from serve_asgi.listener.exit_status import describe
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
-from serve_asgi.listener.spawning import describe, spawn
+from serve_asgi.listener.spawning import spawn
 from serve_asgi.listener.stack_dumps import WatchdogChannel
 from serve_asgi.logs.server_log import about
 from serve_asgi.supervisor import events as e

@@ -20,8 +20,9 @@ import anyio
 from serve_asgi.config.hook_events import Hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
+from serve_asgi.listener.exit_status import describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.listener.spawning import SAFE_PATH, describe_code
+from serve_asgi.listener.spawning import SAFE_PATH
 
 TERM_TIME: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""

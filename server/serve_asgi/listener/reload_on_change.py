@@ -28,8 +28,9 @@ from serve_asgi.config.release import PRIVATE_VARIABLES, own_program, resolve
 from serve_asgi.config.sources import Settings
 from serve_asgi.errors import ChannelError, StartError, UsageError
 from serve_asgi.ipc.channel import Channel, pair
+from serve_asgi.listener.exit_status import describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.listener.spawning import SAFE_PATH, describe_code
+from serve_asgi.listener.spawning import SAFE_PATH
 from serve_asgi.logs.nonblocking_sink import say
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e

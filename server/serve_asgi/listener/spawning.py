@@ -1,4 +1,4 @@
-"""Starting a process as a fresh interpreter, and how one ended, in words.
+"""Starting a process as a fresh interpreter.
 
 A worker or an agent is started here. Of the other processes (hooks, the store's, the admin process, watchers of files)
 each starts its own, with the same flags (`SAFE_PATH`), through `serve_asgi.listener.helper_processes`.
@@ -7,7 +7,6 @@ each starts its own, with the same flags (`SAFE_PATH`), through `serve_asgi.list
 from __future__ import annotations
 
 import os
-import signal
 from typing import Final
 
 from serve_asgi.config.release import Release
@@ -17,21 +16,6 @@ from serve_asgi.ipc.signals import LISTENER_SIGNALS
 from serve_asgi.listener.child import Child
 from serve_asgi.logs.child_output import for_child
 from serve_asgi.supervisor.lifecycles import AppProcess, Worker
-
-
-def describe(status: int) -> str:
-    """How a process ended, from its wait status (waitpid(2))."""
-    return describe_code(os.waitstatus_to_exitcode(status))
-
-
-def describe_code(code: int) -> str:
-    """How a process ended, from its exit status or the negative number of the signal that ended it."""
-    if code >= 0:
-        return f"exit status {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:  # one of the real-time signals, most of which have no name (signal(7))
-        return f"signal {-code}"
 
 
 def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:

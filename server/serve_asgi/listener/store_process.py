@@ -32,8 +32,9 @@ from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, sp
 from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
 from serve_asgi.ipc.untrusted_input import Heads
 from serve_asgi.listener import protocol_violations
+from serve_asgi.listener.exit_status import describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
-from serve_asgi.listener.spawning import SAFE_PATH, describe_code
+from serve_asgi.listener.spawning import SAFE_PATH
 from serve_asgi.listener.store_requests import StoreRequests
 from serve_asgi.store import replies
 from serve_asgi.supervisor import actions
