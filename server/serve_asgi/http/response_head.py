@@ -11,6 +11,7 @@ import enum
 import http
 import re
 from collections.abc import Iterable
+from email.utils import formatdate
 from typing import Final
 
 
@@ -180,6 +181,16 @@ def _special(name: bytes, value: bytes, pieces: list[bytes]) -> int:
             pieces += (b"\r\nconnection: ", b", ".join(others))
         return ResponseFlag.CLOSE if b"close" in tokens else ResponseFlag.NONE
     return ResponseFlag.NONE  # keep-alive: the server's own
+
+
+def default_headers(now: float, date: bool, server: bool) -> bytes:
+    """The server's own Date and Server lines (RFC 9110 6.6.1, 10.2.4), of which the date is `now` (unix time, s)."""
+    lines = []
+    if date:
+        lines.append(f"date: {formatdate(now, usegmt=True)}\r\n")
+    if server:
+        lines.append("server: serve\r\n")
+    return "".join(lines).encode()
 
 
 def without(default_headers: bytes, flags: int) -> bytes:

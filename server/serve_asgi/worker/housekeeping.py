@@ -1,8 +1,8 @@
 """The worker's second hand: everything that is done once per second for all connections, so that none needs a timer.
 
-It keeps the date header, writes the row's gauges and flushes the access log, has the deadlines of connections looked at
-(`serve_asgi.worker.deadline_sweep`) and asks whether the worker is due for replacement
-(`serve_asgi.worker.recycling`).
+It has the date header made anew (`serve_asgi.http.response_head.default_headers`), writes the row's gauges and flushes
+the access log, has the deadlines of connections looked at (`serve_asgi.worker.deadline_sweep`) and asks whether the
+worker is due for replacement (`serve_asgi.worker.recycling`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from email.utils import formatdate
 from typing import Final
 
 import anyio
 
 from serve_asgi.config.options import Config
+from serve_asgi.http.response_head import default_headers
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 from serve_asgi.worker.deadline_sweep import DeadlineSweep
@@ -61,7 +61,8 @@ class Housekeeping:
     def tick(self) -> None:
         """Do all that is due."""
         context, now = self._context, asyncio.get_running_loop().time()
-        context.default_headers = self._headers()
+        config = self._config
+        context.default_headers = default_headers(time.time(), config.date_header, config.server_header)
         context.tick()
         self._write_row()
         self._trimmer.tick(now, context.cells[Cell.RSS])
@@ -73,14 +74,6 @@ class Housekeeping:
         if not self._wanted and (reason := self._recycling.reason()):
             self._wanted = True
             self._want_replacement(reason)
-
-    def _headers(self) -> bytes:
-        lines = []
-        if self._config.date_header:
-            lines.append(f"date: {formatdate(usegmt=True)}\r\n")
-        if self._config.server_header:
-            lines.append("server: serve\r\n")
-        return "".join(lines).encode()
 
     def _write_row(self) -> None:
         cells = self._context.cells
