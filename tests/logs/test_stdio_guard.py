@@ -194,7 +194,7 @@ FULL_DISK = """
 import os, sys, time
 from serve_asgi.config.options import Config
 from serve_asgi.logs.access_log import AccessLog
-from serve_asgi.logs.server_log import LogFile
+from serve_asgi.logs.log_file import LogFile
 
 class Lines(AccessLog):
     def record(self, *given, **more): pass

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from serve_asgi.config.options import Config
+from serve_asgi.logs.log_file import LogFile
 from serve_asgi.logs.nonblocking_sink import last_moment
-from serve_asgi.logs.server_log import LogFile, about
+from serve_asgi.logs.server_log import about
 from serve_asgi.logs.stdio_guard import original
 
 if TYPE_CHECKING:

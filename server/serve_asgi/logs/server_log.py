@@ -1,4 +1,4 @@
-"""The server log: the server's own events as lines, and the files that logs are written to.
+"""The server log: the server's own events as lines.
 
 The loggers are "serve" (the server's own events) and "serve.error" (what the application did wrong). Each record says
 what happened by a stable name, and of whom (`about`): a line for people on a terminal, a JSON object per line elsewhere
@@ -6,8 +6,8 @@ what happened by a stable name, and of whom (`about`): a line for people on a te
 Nobody can forge a line of the log by a request or by an exception's text: control characters are escaped, and the
 further lines of a text are indented. Nobody makes a line long: sentences and what they name have `TEXT_LIMIT`
 characters at most, a traceback has those of `serve_asgi.logs.tracebacks`. What the application adds to our loggers
-(handlers, filters) may fail, and costs nothing but what it would have written. Files are opened for appending and
-written by whole lines; USR1 opens them again under their names (logrotate's way).
+(handlers, filters) may fail, and costs nothing but what it would have written. The file that it may be written to is
+`serve_asgi.logs.log_file`'s.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from serve_asgi.config.options import Config
-from serve_asgi.errors import UsageError
 from serve_asgi.logs import stdio_guard
 from serve_asgi.logs.exceptions import exc_info, name_of, shortened
-from serve_asgi.logs.nonblocking_sink import Sink, last_moment
+from serve_asgi.logs.log_file import ForkedLogFile, LogFile, write_all
+from serve_asgi.logs.nonblocking_sink import last_moment
 from serve_asgi.logs.tracebacks import TRACEBACK_LIMIT, traceback_text
 
 TEXT_LIMIT: Final = 8192
@@ -130,68 +130,6 @@ def _complain(what: str, error: BaseException) -> None:
     _handler.write(record)
 
 
-class LogFile:
-    """A log file that can be opened again. Owns its descriptor."""
-
-    __slots__ = ("path", "sink")
-
-    def __init__(self, path: str) -> None:
-        """Open `path` for appending. Raises UsageError if that cannot be."""
-        self.path = os.path.abspath(path)
-        try:
-            self.sink = Sink(self._open())
-        except OSError as error:
-            raise UsageError(
-                f"the log file {path} cannot be opened: {error.strerror}; give a path that can be"
-            ) from None
-
-    def _open(self) -> int:
-        # O_NONBLOCK for a named pipe; O_NOCTTY for a terminal: neither may hold us up.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-        return os.open(self.path, flags, 0o644)
-
-    def write(self, data: bytes) -> None:
-        """Write whole lines."""
-        self.sink.write(data)
-
-    def reopen(self) -> None:
-        """Open the path again. If that fails, the old one stays in use.
-
-        What was pending goes to the old file, or to the new one if the disk was full: a rotation makes room.
-        """
-        try:
-            fresh = Sink(self._open())
-        except OSError as error:
-            logging.getLogger("serve").error(
-                "the log file %s cannot be opened again: %s; the old one stays in use",
-                self.path,
-                error.strerror,
-                extra=about("log_reopen_failed", path=self.path),
-            )
-            return
-        old, self.sink = self.sink, fresh
-        old.pump()
-        fresh.write(old.take_lines())
-        old.close()
-
-
-class ForkedLogFile:
-    """The log file of a forked child, opened for each of its few lines, so that no rotated file is kept open."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def write(self, data: bytes) -> None:
-        """Write whole lines; to stderr if the file cannot be opened."""
-        try:
-            file = LogFile(self.path)
-        except UsageError:
-            _write_all(2, data)
-            return
-        file.write(data)
-        file.sink.close()
-
-
 class LogEntry:
     """One log record in parts, from which both formats are made."""
 
@@ -235,7 +173,7 @@ class _LineHandler(logging.Handler):
         """What every JSON line of this process says."""
         # The listener shares the pipe at its standard error with processes that it starts; a worker keeps the order of
         # what the server and the application write.
-        self._write = stdio_guard.write if role == "listener" else _write_all
+        self._write = stdio_guard.write if role == "listener" else write_all
         self._writing = False
         self._meanwhile: list[bytes] = []
         """What this very thread has come to say while it writes: the garbage collector runs anywhere, and what it
@@ -310,11 +248,6 @@ class _LineHandler(logging.Handler):
             start = f"{DIM}{start}{PLAIN}"
             word = f"{COLOURS[min(level, logging.ERROR)]}{word}{PLAIN}" if word else ""
         return f"{start} {word}{text}"
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def as_json(wanted: str, path: str, fd: int) -> bool:

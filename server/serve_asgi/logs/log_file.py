@@ -1,0 +1,82 @@
+"""The files that logs are written to: opened for appending, written by whole lines, and opened again for USR1.
+
+Opened again under its name, since logrotate has given the old file another one. What a line says is
+`serve_asgi.logs.server_log`'s and `serve_asgi.logs.access_log`'s; that nobody waits for the disk,
+`serve_asgi.logs.nonblocking_sink`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from serve_asgi.errors import UsageError
+from serve_asgi.logs.nonblocking_sink import Sink
+
+
+class LogFile:
+    """A log file that can be opened again. Owns its descriptor."""
+
+    __slots__ = ("path", "sink")
+
+    def __init__(self, path: str) -> None:
+        """Open `path` for appending. Raises UsageError if that cannot be."""
+        self.path = os.path.abspath(path)
+        try:
+            self.sink = Sink(self._open())
+        except OSError as error:
+            raise UsageError(
+                f"the log file {path} cannot be opened: {error.strerror}; give a path that can be"
+            ) from None
+
+    def _open(self) -> int:
+        # O_NONBLOCK for a named pipe; O_NOCTTY for a terminal: neither may hold us up.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        return os.open(self.path, flags, 0o644)
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines."""
+        self.sink.write(data)
+
+    def reopen(self) -> None:
+        """Open the path again. If that fails, the old one stays in use.
+
+        What was pending goes to the old file, or to the new one if the disk was full: a rotation makes room.
+        """
+        try:
+            fresh = Sink(self._open())
+        except OSError as error:
+            logging.getLogger("serve").error(
+                "the log file %s cannot be opened again: %s; the old one stays in use",
+                self.path,
+                error.strerror,
+                extra={"event": "log_reopen_failed", "about": {"path": self.path}},
+            )
+            return
+        old, self.sink = self.sink, fresh
+        old.pump()
+        fresh.write(old.take_lines())
+        old.close()
+
+
+class ForkedLogFile:
+    """The log file of a forked child, opened for each of its few lines, so that no rotated file is kept open."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def write(self, data: bytes) -> None:
+        """Write whole lines; to stderr if the file cannot be opened."""
+        try:
+            file = LogFile(self.path)
+        except UsageError:
+            write_all(2, data)
+            return
+        file.write(data)
+        file.sink.close()
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write to the descriptor, however long that takes. Raises OSError."""
+    while data:
+        data = data[os.write(fd, data) :]
