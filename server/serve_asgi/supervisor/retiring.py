@@ -77,6 +77,11 @@ class RetiringWorkers:
         """Nothing is expected of it any more but its end, which is not awaited for long."""
         worker.become(WorkerState.ENDING, self._decisions.now + worker.generation.end_timeout)
 
+    def overdue(self, worker: Worker) -> None:
+        """The time that it had to finish (--graceful-timeout), or to end by itself, is over: kill it."""
+        timeout = "the graceful timeout" if worker.state is WorkerState.RETIRING else "its time to end"
+        self.kill(worker, f"it had not ended when {timeout} was over")
+
     def kill(self, worker: Worker, why: str) -> None:
         """Wait for it no longer."""
         worker.stuck = why

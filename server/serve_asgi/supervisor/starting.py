@@ -1,4 +1,4 @@
-"""How a worker comes to serve: it waits for its turn, starts, is ready, is told to serve.
+"""How a worker comes to serve: it waits for its turn, starts, is ready, is told to serve; or takes too long for that.
 
 When a new generation is told to, the reload decides (`serve_asgi.supervisor.reload`); a replacement is told at once.
 """
@@ -12,6 +12,7 @@ from serve_asgi.supervisor import actions
 from serve_asgi.supervisor.actions import Decisions
 from serve_asgi.supervisor.lifecycles import Cause, Worker, WorkerState
 from serve_asgi.supervisor.process_table import ProcessTable
+from serve_asgi.supervisor.retiring import RetiringWorkers
 
 SWITCH_TIMEOUT: Final = 10.0
 """Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
@@ -20,9 +21,10 @@ SWITCH_TIMEOUT: Final = 10.0
 class StartingWorkers:
     """Takes workers from waiting for their turn to serving."""
 
-    def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
+    def __init__(self, processes: ProcessTable, decisions: Decisions, retiring: RetiringWorkers) -> None:
         self._processes = processes
         self._decisions = decisions
+        self._retiring = retiring
 
     def start_pending(self) -> None:
         """Start as many at a time as the policy says.
@@ -68,3 +70,13 @@ class StartingWorkers:
     def _tell_serve(self, worker: Worker) -> None:
         worker.become(WorkerState.SWITCHING, self._decisions.now + SWITCH_TIMEOUT)
         self._decisions.do(actions.TellServe(worker))
+
+    def overdue(self, worker: Worker) -> str:
+        """The time that it had to be ready (--startup-timeout), or to serve, is over: end it; return why."""
+        if worker.state is WorkerState.STARTING:
+            why = f"it was not ready after {worker.generation.policy.startup_timeout:g} s (--startup-timeout)"
+        else:
+            why = f"it did not begin to serve within {SWITCH_TIMEOUT:g} s"
+        self._retiring.kill(worker, why)
+        worker.become(WorkerState.ENDING)
+        return why

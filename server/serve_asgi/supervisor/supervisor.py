@@ -42,7 +42,7 @@ from serve_asgi.supervisor.reload import ReloadTransaction
 from serve_asgi.supervisor.reload_requests import ReloadRequests
 from serve_asgi.supervisor.retiring import RetiringWorkers
 from serve_asgi.supervisor.slots import Slots
-from serve_asgi.supervisor.starting import SWITCH_TIMEOUT, StartingWorkers
+from serve_asgi.supervisor.starting import StartingWorkers
 from serve_asgi.supervisor.stop import StopSequence
 
 _WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
@@ -58,7 +58,7 @@ class Supervisor:
         self.decisions = decisions = Decisions()
         self.drain = DrainSwitch(decisions)
         self.retiring = RetiringWorkers(processes, decisions)
-        self._starting = StartingWorkers(processes, decisions)
+        self._starting = StartingWorkers(processes, decisions, self.retiring)
         self.slots = Slots(processes, decisions, self.retiring)
         self.agents = Agents(decisions.do, processes.process_number)
         self.requests = ReloadRequests(processes, decisions)
@@ -288,19 +288,10 @@ class Supervisor:
 
     def _overdue(self, worker: Worker) -> None:
         worker.deadline = math.inf
-        match worker.state:
-            case WorkerState.STARTING:
-                allowed = worker.generation.policy.startup_timeout
-                timeout = f"it was not ready after {allowed:g} s (--startup-timeout)"
-            case WorkerState.SWITCHING:
-                timeout = f"it did not begin to serve within {SWITCH_TIMEOUT:g} s"
-            case state:
-                timeout = "the graceful timeout" if state is WorkerState.RETIRING else "its time to end"
-                self.retiring.kill(worker, f"it had not ended when {timeout} was over")
-                return
-        self.retiring.kill(worker, timeout)
-        worker.become(WorkerState.ENDING)
-        self._start_failed(worker, timeout)
+        if worker.state in (WorkerState.STARTING, WorkerState.SWITCHING):
+            self._start_failed(worker, self._starting.overdue(worker))
+        else:
+            self.retiring.overdue(worker)
 
     # Reconciling what is with what should be
 
