@@ -98,7 +98,7 @@ def test_no_byte_is_read_while_leaving_after_a_long_leftover(serve: Serve) -> No
 
 def test_disconnect_is_seen_after_a_large_upload(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading goes on once the application has taken the content, so that the client's end is noticed."""
-    monkeypatch.setattr("serve_asgi.http.request.HALF_CLOSED_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.request_receive.HALF_CLOSED_TIME", 0.1)
     seen = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

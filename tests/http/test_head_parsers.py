@@ -14,7 +14,7 @@ from serve_asgi.http.chunked_body import ChunkReader
 from serve_asgi.http.head_parsers import H11Parser, HttptoolsParser, Parser, parser_factory
 from serve_asgi.http.request_head import CHUNKED, BadRequest, Head, hopeless
 from serve_asgi.http.response_head import encode_headers
-from tests.http.test_request import REFUSED
+from tests.http.test_request_head import REFUSED
 
 FIELDS = (
     "method",

@@ -419,7 +419,7 @@ def test_client_disconnects(
 
 
 def test_half_closed_client_gets_its_answers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_asgi.http.request.HALF_CLOSED_TIME", 0.1)
+    monkeypatch.setattr("serve_asgi.http.request_receive.HALF_CLOSED_TIME", 0.1)
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         assert await read(receive) == b""

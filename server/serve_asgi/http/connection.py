@@ -38,11 +38,11 @@ from serve_asgi.http.connection_states import (
     check_transition,
 )
 from serve_asgi.http.hand_over_record import HandOverRecord
-from serve_asgi.http.request import Request
 from serve_asgi.http.request_body import RequestBody
 from serve_asgi.http.request_buffer import RequestBuffer
 from serve_asgi.http.request_cycle import run_cycle
 from serve_asgi.http.request_head import BadRequest, Head, endless_target
+from serve_asgi.http.request_receive import Request
 from serve_asgi.http.response import DONE, OVER, STARTED, WAITING, Response
 from serve_asgi.http.timeouts import PEEK_TIME, Expiry, Timeouts
 from serve_asgi.http.worker_context import WorkerContext, WorkerPhase

@@ -1,7 +1,7 @@
 """The request/response cycle: an application is called with a request and its response, and the response gets an end.
 
 It owns the call, and what is logged of an application that does not do its part. Rule (law 13): whatever the
-application raises, the client gets its end. What it is called with is `serve_asgi.http.request` and
+application raises, the client gets its end. What it is called with is `serve_asgi.http.request_receive` and
 `serve_asgi.http.response`; it must not know the connection.
 """
 
@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import Final
 
-from serve_asgi.http.request import Request
+from serve_asgi.http.request_receive import Request
 from serve_asgi.http.response import DONE, LOST, WAITING, Response
 from serve_asgi.http.worker_context import ClientDisconnected, WorkerContext
 from serve_asgi.ipc import forked_children as forks

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from time import perf_counter
 from typing import Final, Protocol
 
-from serve_asgi.http.request import EARLY_HINT, Request
+from serve_asgi.http.request_receive import EARLY_HINT, Request
 from serve_asgi.http.response_framing import CHUNKED, NONE, BodyFraming, ResponseFraming, wrong_length
 from serve_asgi.http.response_head import (
     CLOSE,

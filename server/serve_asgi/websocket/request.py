@@ -10,8 +10,8 @@ import logging
 from typing import Any, Final
 
 from serve_asgi.http.forwarded import Forwarded
-from serve_asgi.http.request import ASGI_VERSION
 from serve_asgi.http.request_head import Head
+from serve_asgi.http.request_receive import ASGI_VERSION
 from serve_asgi.http.worker_context import Message, Scope, WorkerContext
 from serve_asgi.ipc.peer_address import Address
 from serve_asgi.logs.exceptions import exc_info, was_told
