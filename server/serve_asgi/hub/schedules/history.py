@@ -15,11 +15,11 @@ import msgspec
 
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, Member
+from serve_asgi.hub.schedules.missed_ticks import MissedTicks
 from serve_asgi.hub.schedules.schedule_state import (
     HISTORY_LENGTH,
     ActiveRun,
     HistoryEntry,
-    MissedTicks,
     RunKind,
     ScheduleState,
     to_plain,

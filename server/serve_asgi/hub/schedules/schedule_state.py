@@ -11,22 +11,25 @@ import collections
 import dataclasses
 import enum
 import hashlib
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from serve_asgi.hub.schedules.definition import OverlapPolicy, ScheduleDefinition
+from serve_asgi.hub.schedules.missed_ticks import (
+    MISSED_REASON,
+    TICK_GRACE,
+    MissedTicks,
+    count_missed,
+    instants_until,
+    too_late,
+)
 from serve_asgi.ipc.schedule_frames import RunOutcome
 
-TICK_GRACE: Final = 30_000
-"""Milliseconds that a tick may begin late; after that it is missed."""
 MAX_QUEUED_TICKS: Final = 10
 """Ticks that wait for the run before them (overlap="queue") at most."""
 MAX_PARALLEL_RUNS: Final = 100
 """Runs of one schedule at the same time (overlap="allow") at most."""
 HISTORY_LENGTH: Final = 50
 """Entries of one schedule that are kept."""
-MISSED_REASON: Final = "the server did not run at that time, or its clock was set"
-MAX_COUNTED: Final = 200
-"""Instants of a cron expression that are counted one by one when the clock has passed many at once."""
 
 
 class RunKind(enum.Enum):
@@ -107,7 +110,7 @@ class PendingTick:
 
     def late(self, now: int) -> bool:
         """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
-        return now - self.due > TICK_GRACE and not self.queued and (self.token is not None or not self.unsettled)
+        return too_late(self.due, now) and not self.queued and (self.token is not None or not self.unsettled)
 
     @classmethod
     def load(cls, told: dict[str, Any]) -> PendingTick:
@@ -136,15 +139,6 @@ def to_plain(each: HistoryEntry | PendingTick) -> dict[str, Any]:
 
 def _known(kind: type[HistoryEntry | PendingTick], told: dict[str, Any]) -> dict[str, Any]:
     return {field.name: told[field.name] for field in dataclasses.fields(kind) if field.name in told}
-
-
-class MissedTicks(NamedTuple):
-    """Ticks in a row that were missed."""
-
-    number: int
-    first: int
-    last: int
-    text: str
 
 
 class ScheduleState:
@@ -177,27 +171,22 @@ class ScheduleState:
             self.next = definition.after(self.decided)
 
     def advance(self, now: int) -> MissedTicks | None:
-        """Take the instants up to `now`; return those of them that were missed.
-
-        The newest that is due can still run, and those that are not due yet (jitter); the others are missed, since the
-        clock went past more than one at once.
-        """
+        """Take the instants up to `now`; return those of them that were missed."""
         if self.definition is None or self.next is None or self.next > now:
             return None
-        first, (instants, passed) = self.next, self._take(self.definition, now)
+        first, (instants, passed) = self.next, instants_until(self.definition, self.next, now)
         self.decided = instants[-1]
         self.next = self.definition.after(self.decided)
         if self.paused is not None:
             self.record(RunOutcome.PAUSED, first, count=len(instants) + passed, last=self.decided)
             return None
         ticks = [PendingTick(instant, self._due(instant)) for instant in instants]
-        due = [tick for tick in ticks if tick.due <= now]
-        if due and now - due[-1].due <= TICK_GRACE:
-            due.pop()
-        self.waiting += ticks[len(due) :]
-        if not passed and not due:
+        number = count_missed([tick.due for tick in ticks], now)
+        self.waiting += ticks[number:]
+        if not passed and not number:
             return None
-        missed = MissedTicks(passed + len(due), first, due[-1].instant if due else first, MISSED_REASON)
+        last = ticks[number - 1].instant if number else first
+        missed = MissedTicks(passed + number, first, last, MISSED_REASON)
         self.record(RunOutcome.MISSED, first, MISSED_REASON, count=missed.number, last=missed.last)
         return missed
 
@@ -210,23 +199,6 @@ class ScheduleState:
         delay = self.definition.jitter * int.from_bytes(drawn) >> 32
         self._latest = max(self._latest, instant + delay)
         return self._latest
-
-    def _take(self, definition: ScheduleDefinition, now: int) -> tuple[list[int], int]:
-        """The last instants up to `now`, and how many came before them."""
-        assert self.next is not None
-        if definition.every:
-            newest_entry = now // definition.every * definition.every
-            count = (newest_entry - self.next) // definition.every + 1
-            kept = min(count, MAX_COUNTED)
-            return [newest_entry - definition.every * back for back in range(kept - 1, -1, -1)], count - kept
-        found: list[int] = []
-        instant: int | None = self.next
-        while instant is not None and instant <= now:
-            found.append(instant)
-            if len(found) == MAX_COUNTED:
-                instant = max(instant, now - TICK_GRACE)  # those between are not counted: `at least`
-            instant = definition.after(instant)
-        return found, 0
 
     def record(self, outcome: RunOutcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
         """Ticks that did not begin; return whether the tick before them had another outcome."""

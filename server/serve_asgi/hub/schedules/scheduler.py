@@ -25,6 +25,7 @@ from serve_asgi.hub.core import Hub, HubComponent, Member, State
 from serve_asgi.hub.schedules.commands import ScheduleCommands
 from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
 from serve_asgi.hub.schedules.history import END_RECORDS, ScheduleLog, StoredHistory
+from serve_asgi.hub.schedules.missed_ticks import MissedTicks
 from serve_asgi.hub.schedules.registration import ScheduleRegistry
 from serve_asgi.hub.schedules.runs import ActiveRuns, LeaseRequests
 from serve_asgi.hub.schedules.schedule_state import (
@@ -32,7 +33,6 @@ from serve_asgi.hub.schedules.schedule_state import (
     RETRIED,
     ActiveRun,
     HistoryEntry,
-    MissedTicks,
     PendingTick,
     RunKind,
     ScheduleState,
