@@ -108,6 +108,17 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
+def test_a_former_name_is_understood_and_not_shown(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serve_asgi"]
+    found = subprocess.run(
+        [*command, "--block-warn", "x", "app:app"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2
+    assert "--block-warning" in found.stderr  # the sentence on its value
+    shown = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "--block-warn " not in shown.stdout
+
+
 def test_version(tmp_path: Path) -> None:
     done = run("--version", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"serve {serve_asgi.__version__}\n")

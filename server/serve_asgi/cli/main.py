@@ -103,7 +103,7 @@ def _parameters() -> list[click.Parameter]:
         if kind(name) is bool:
             made.append(click.Option([name, f"{flag(name)}/{flag_off(name, defined)}"], default=None))
         else:
-            declared = [name, flag(name), *([defined.short] if defined.short else [])]
+            declared = [name, *filter(None, (flag(name), defined.short, defined.former))]
             made.append(click.Option(declared, type=click.STRING, multiple=several(name), default=None))
     return made
 

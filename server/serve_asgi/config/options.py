@@ -36,6 +36,7 @@ class Option:
     live: bool = True  # a reload applies a changed value; where it cannot, a changed value refuses the reload
     separated: bool = False  # its text is several values with commas between them: a file may give an array
     short: str = ""  # the one-letter form: -w
+    former: str = ""  # what it was called before: understood on the command line, and shown nowhere
     shown_default: str = ""  # what the help shows where the field's own default would not help
 
 
@@ -212,6 +213,7 @@ class Config:
         PROCESSES,
         unit="SECONDS",
         minimum=0,
+        former="--block-warn",
     )
     worker_timeout: float = option(
         60.0,
