@@ -181,7 +181,7 @@ async def job():
 def failed_start(directory: Path, *arguments: str) -> tuple[int, str]:
     """Exit status and output of a server that does not come to serve."""
     done = subprocess.run(
-        [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--no-control", *arguments],
+        [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--no-control-socket", *arguments],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -64,7 +64,7 @@ def test_a_whole_life(tmp_path: Path, loop: str) -> None:
 def test_a_start_that_is_refused(tmp_path: Path, asked: tuple[str, ...]) -> None:
     (tmp_path / "app.py").write_text(info("1"))
     done = subprocess.run(
-        [sys.executable, "-m", "serve_asgi", *asked, "--no-control"],
+        [sys.executable, "-m", "serve_asgi", *asked, "--no-control-socket"],
         cwd=tmp_path,
         env=os.environ | STRICT | {"PYTHONPATH": str(ROOT), "SERVE_LOG_FORMAT": "text"},
         capture_output=True,

@@ -133,7 +133,7 @@ def test_a_taken_address_is_told_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(info())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        command = ["-m", "serve_asgi", "app:app", "--no-control", "--bind", "127.0.0.1:0", "--bind-timeout", "0"]
+        command = ["-m", "serve_asgi", "app:app", "--no-control-socket", "--bind", "127.0.0.1:0", "--bind-timeout", "0"]
         ended = subprocess.run(
             [sys.executable, *command, "--admin", f"127.0.0.1:{port}"],
             cwd=tmp_path,

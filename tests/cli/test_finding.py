@@ -128,8 +128,9 @@ def test_a_socket_that_is_no_control_socket_is_a_sentence(server: RunningServer)
     assert told.stderr == ("serve: that is not a server's control socket; name it with --control\n")
 
 
-def test_without_a_control_socket(runtime: Path) -> None:
-    with unnamed(runtime, "--no-control"):
+@pytest.mark.parametrize("off", ["--no-control-socket", "--no-control"])
+def test_without_a_control_socket(runtime: Path, off: str) -> None:
+    with unnamed(runtime, off):
         assert not list(runtime.glob("serve/*.sock"))
         told = serve(None, "status", "--pid-file", str(runtime / "serve.pid"))
         assert (told.returncode, told.stdout) == (2, "")

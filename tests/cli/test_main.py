@@ -117,6 +117,7 @@ def test_a_former_name_is_understood_and_not_shown(tmp_path: Path) -> None:
     assert "--block-warning" in found.stderr  # the sentence on its value
     shown = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "--block-warn " not in shown.stdout
+    assert "--no-control" not in shown.stdout
 
 
 def test_version(tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def test_the_nearer_address_wins(
         ("ap = 'a:b'", ":1: there is no option 'ap': did you mean 'app'?"),
         ("colour = 'red'", ":1: there is no option 'colour': `serve --help` shows those there are"),
         ("no-access-log = true", ":1: no-access-log is written access-log = false here"),
+        ("no-control-socket = true", ":1: no-control-socket is written control-socket = false here"),
         ("no-control = true", ":1: no-control is written control-socket = false here"),
         ("config = 'x'", ":1: a file cannot name the file to read; use --config or SERVE_CONFIG"),
         ("keep_alive = 1\nkeep-alive = 1", ":2: keep-alive and keep_alive are the same; leave one out"),

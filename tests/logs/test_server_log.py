@@ -249,7 +249,7 @@ def test_lines_of_a_server_that_nobody_reads_along_are_json(tmp_path: Path) -> N
 def test_lines_on_a_terminal_are_for_people(tmp_path: Path, environment: dict[str, str], coloured: bool) -> None:
     (tmp_path / "app.py").write_text(BROKEN)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--no-control"]
+    command = [sys.executable, "-m", "serve_asgi", "app:app", "--bind", "127.0.0.1:0", "--no-control-socket"]
     clean = {name: text for name, text in os.environ.items() if name not in ("NO_COLOR", "TERM", "SERVE_LOG_FORMAT")}
     process = subprocess.Popen(
         command,

@@ -403,7 +403,7 @@ def _two(directory: Path, state: str, options: tuple[str, ...]) -> Iterator[tupl
 def _start(directory: Path, state: str) -> tuple[int, str]:
     """Start a server that cannot; its exit status and what it said."""
     done = subprocess.run(
-        [sys.executable, "-m", "serve_asgi", APP, "--state", state, "--bind", "127.0.0.1:0", "--no-control"],
+        [sys.executable, "-m", "serve_asgi", APP, "--state", state, "--bind", "127.0.0.1:0", "--no-control-socket"],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT), "SERVE_LOG_FORMAT": "text"},
         stdin=subprocess.DEVNULL,

@@ -89,7 +89,7 @@ def _help_row(name: str, defined: Option) -> tuple[str, str]:
     if value:
         term += " " + value
     elif options()[name][0].default:
-        term = f"{flag(name)}, {defined.flag_off}" if defined.flag_off else flag(name).replace("--", "--[no-]")
+        term = flag(name).replace("--", "--[no-]")
     notes = [f"default: {text}" for text in (default_text(name),) if text]
     notes += [f"env: {variable}" for variable in defined.env]
     together = "; ".join(notes).replace(" ", UNBROKEN)
@@ -101,7 +101,10 @@ def _parameters() -> list[click.Parameter]:
     made: list[click.Parameter] = [click.Argument(["app"], required=False)]
     for name, (_, defined) in options().items():
         if kind(name) is bool:
-            made.append(click.Option([name, f"{flag(name)}/{flag_off(name, defined)}"], default=None))
+            declared = [name, f"{flag(name)}/{flag_off(name)}"]
+            if defined.former:
+                declared.append(f" /{defined.former}")  # click's way to declare a further form of the negation
+            made.append(click.Option(declared, default=None))
         else:
             declared = [name, *filter(None, (flag(name), defined.short, defined.former))]
             made.append(click.Option(declared, type=click.STRING, multiple=several(name), default=None))

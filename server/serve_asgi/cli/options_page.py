@@ -36,7 +36,7 @@ def document() -> str:
 
 def _row(name: str, defined: Option) -> str:
     if kind(name) is bool:
-        written = f"`{flag(name)}`, `{flag_off(name, defined)}`"
+        written = f"`{flag(name)}`, `{flag_off(name)}`"
     else:
         short = f"`{defined.short}`, " if defined.short else ""
         written = f"{short}`{flag(name)} {metavar(name, defined)}`"

@@ -151,7 +151,7 @@ def _hooks(table: dict[str, Any], source: Source) -> list[object]:
 def _unknown(written: str, name: str, value: object, source: Source) -> str:
     """The error for a key that is not an option."""
     for other, (_, defined) in options().items():
-        if kind(other) is bool and flag_off(other, defined) == "--" + key(name):
+        if kind(other) is bool and "--" + key(name) in (flag_off(other), defined.former):
             return f"{source.place}: {written} is written {key(other)} = false here"
     if told := key_of_another_server(written):
         return f"{source.place}: {told}"

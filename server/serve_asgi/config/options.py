@@ -30,13 +30,12 @@ class Option:
     choices: tuple[str, ...] = ()
     one_per_line: bool = False  # of several values in an environment variable: they hold spaces
     env: tuple[str, ...] = ()  # further environment variables, besides SERVE_<NAME>
-    flag_off: str = ""  # for a boolean: the option that turns it off, where it is not --no-<name>
     minimum: float | None = None
     maximum: float | None = None
     live: bool = True  # a reload applies a changed value; where it cannot, a changed value refuses the reload
     separated: bool = False  # its text is several values with commas between them: a file may give an array
     short: str = ""  # the one-letter form: -w
-    former: str = ""  # what it was called before: understood on the command line, and shown nowhere
+    former: str = ""  # an old spelling (of a boolean: of --no-<name>): accepted on the command line, not shown
     shown_default: str = ""  # what the help shows where the field's own default would not help
 
 
@@ -275,7 +274,7 @@ class Config:
         shown_default="one in the runtime directory",
         live=False,
     )
-    control_socket: bool = option(True, "Open a control socket.", PROCESSES, flag_off="--no-control", live=False)
+    control_socket: bool = option(True, "Open a control socket.", PROCESSES, former="--no-control", live=False)
 
     # Deploys and health
     health_path: str = option(
@@ -520,9 +519,9 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def flag_off(name: str, defined: Option) -> str:
-    """The long form that turns a boolean option off."""
-    return defined.flag_off or "--no-" + name.replace("_", "-")
+def flag_off(name: str) -> str:
+    """The long form that turns a boolean option off: `access_log` is `--no-access-log`."""
+    return "--no-" + name.replace("_", "-")
 
 
 def environment_names(name: str, defined: Option) -> tuple[str, ...]:

@@ -198,7 +198,7 @@ def _read(app: str, given: Mapping[str, Given], environ: Mapping[str, str], dire
 def _from_near(name: str, defined: Option, given: Mapping[str, Given], environ: Mapping[str, str]) -> FoundValue | None:
     """The option's value from the command line or the environment."""
     if name in given:
-        said = flag_off(name, defined) if given[name] is False else flag(name)
+        said = flag_off(name) if given[name] is False else flag(name)
         return from_given(name, defined, given[name], Source(SourcePriority.COMMAND_LINE, said))
     for number, variable in enumerate(environment_names(name, defined)):
         text = environ.get(variable, "").strip()

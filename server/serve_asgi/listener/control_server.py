@@ -76,7 +76,7 @@ class ControlServer:
             path = await (self._make() if inherited is None else self._take(inherited))
         except (OSError, ValueError) as error:
             log.warning(
-                "no control socket: %s; give --control a path that can be written, or --no-control",
+                "no control socket: %s; give --control a path that can be written, or --no-control-socket",
                 error,
                 extra=about("control_socket_failed"),
             )
