@@ -27,7 +27,7 @@ from serve_asgi.app.hub_link import Link, LinkClosed, current, register, run_on_
 from serve_asgi.app.schedule_arguments import Span, code_of, definition_of
 from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.errors import ScheduleError, ServeError
-from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import RunsOn, ScheduleDefinition
 from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.ipc.schedule_frames import RunOutcome

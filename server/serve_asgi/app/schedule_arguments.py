@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from serve_asgi.errors import ScheduleError
 from serve_asgi.hub.schedules.cron import checked_cron, zone_rules
-from serve_asgi.hub.schedules.definition import (
+from serve_asgi.hub.schedules.definitions import (
     OverlapPolicy,
     RunsOn,
     ScheduleDefinition,

@@ -1,4 +1,4 @@
-"""A hub with all its components."""
+"""A hub with all its components: the one module that knows them all, each of which imports `serve_asgi.hub.core`."""
 
 from __future__ import annotations
 

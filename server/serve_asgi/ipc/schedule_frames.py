@@ -28,6 +28,14 @@ Span = Annotated[int, msgspec.Meta(ge=0, le=MAX_INTERVAL)]
 """Milliseconds."""
 
 
+class RunKind(enum.Enum):
+    """Why a run begins."""
+
+    TICK = "tick"
+    IMMEDIATE = "immediate"
+    ASKED = "asked"  # `serve schedule run`, `schedule.run`
+
+
 class RunOutcome(enum.Enum):
     """What became of a tick. Those from SKIPPED on did not begin."""
 

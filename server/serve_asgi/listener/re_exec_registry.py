@@ -26,10 +26,10 @@ from serve_asgi.config.sources import Settings
 from serve_asgi.errors import UsageError
 from serve_asgi.hub.core import Hub, HubComponent
 from serve_asgi.hub.messages.broker import MessageBroker
-from serve_asgi.hub.messages.loss_reports import LossReports
+from serve_asgi.hub.messages.dead_letters import LossReports
 from serve_asgi.hub.presence import PresenceBroadcast
 from serve_asgi.hub.schedules.commands import ScheduleCommands
-from serve_asgi.hub.schedules.registration import ScheduleRegistry
+from serve_asgi.hub.schedules.definitions import ScheduleRegistry
 from serve_asgi.hub.schedules.schedule_state import ScheduleState
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.entries import StoreChanges

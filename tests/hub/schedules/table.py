@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_asgi.hub.core import Hub, HubSettings, Member, MemberOrder
-from serve_asgi.hub.schedules.definition import ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import ScheduleDefinition
 from serve_asgi.hub.schedules.schedule_state import HistoryEntry, ScheduleState
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState

@@ -8,7 +8,7 @@ import pytest
 
 from serve_asgi.hub.core import Member, MemberOrder
 from serve_asgi.hub.schedules import scheduler as ticks
-from serve_asgi.hub.schedules.definition import RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import RunsOn, ScheduleDefinition
 from serve_asgi.ipc.frames import encode, unpack_value
 from serve_asgi.ipc.membership_frames import Role
 from tests.hub.schedules.table import BEGIN, Server

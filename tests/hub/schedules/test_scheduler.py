@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_asgi.hub.core import MemberOrder
-from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import OverlapPolicy, RunsOn, ScheduleDefinition
 from serve_asgi.hub.schedules.missed_ticks import MAX_COUNTED
 from serve_asgi.hub.schedules.schedule_state import HISTORY_LENGTH, MAX_QUEUED_TICKS
 from serve_asgi.ipc.frames import encode, pack_value, unpack_value

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serve_asgi.hub.core import Member, MemberOrder
-from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import OverlapPolicy, RunsOn, ScheduleDefinition
 from tests.hub.schedules.table import BEGIN, Server
 
 EXAMPLES = int(os.environ.get("SERVE_TEST_EXAMPLES", "60"))

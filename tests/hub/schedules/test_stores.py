@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.hub.schedules.definition import OverlapPolicy, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import OverlapPolicy, ScheduleDefinition
 from serve_asgi.store.schedule_leases import LeaseTable
 from tests.hub.schedules.table import BEGIN, Server
 

@@ -1,4 +1,4 @@
-"""When messages are delivered: how much each process may have in flight, and the account of what it has.
+"""When messages are delivered and to which worker: how much each process may have in flight, and what it has.
 
 It owns a delivery from the moment in which the message leaves its queue until the process has handled or returned it.
 What comes of it then `serve_asgi.hub.messages.routing` decides.
@@ -6,12 +6,15 @@ What comes of it then `serve_asgi.hub.messages.routing` decides.
 
 from __future__ import annotations
 
-from serve_asgi.hub.core import Hub
+import math
+import random
+from collections.abc import Iterable
+
+from serve_asgi.hub.core import Hub, HubPort
 from serve_asgi.hub.messages.consumers import IN_FLIGHT_BYTES, Consumer, Consumers, MemberState, SharedQueue
-from serve_asgi.hub.messages.least_loaded import least_loaded
 from serve_asgi.hub.messages.queues import DELIVERY_OVERHEAD, Delivery, MessageStage
-from serve_asgi.ipc.membership_frames import MemberPhase
-from serve_asgi.ipc.message_frames import AckMode, FrameBatcher, MessageKind
+from serve_asgi.ipc.membership_frames import MemberPhase, Role
+from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, FrameBatcher, MessageKind
 
 
 class Dispatcher:
@@ -161,3 +164,26 @@ class Dispatcher:
     def restore_in_flight(self, process: MemberState, topic: str, number: int, delivery: Delivery) -> None:
         """The process has this in flight from before."""
         self._add_in_flight(process.consumer(topic, self._consumers.budget), number, delivery)
+
+
+def least_loaded(consumers: Iterable[Consumer], port: HubPort) -> Consumer | None:
+    """Of these of one topic, the one that has the fewest messages of it in flight; None if none may get more now.
+
+    Work is for workers that serve; dead letters the agent may have as well.
+    """
+    best: Consumer | None = None
+    least, ties = math.inf, 0
+    for consumer in consumers:
+        member = consumer.process.member
+        if consumer.in_flight >= consumer.concurrency or consumer.in_flight > least or consumer.queue.queued:
+            continue
+        if member.phase is not MemberPhase.SERVING:
+            continue
+        if member.role is not Role.WORKER and consumer.topic != DEAD_LETTER_TOPIC:
+            continue
+        if not port.has_room(member.id) or not consumer.process.has_capacity():
+            continue
+        ties = ties + 1 if consumer.in_flight == least else 1
+        if ties == 1 or random.random() * ties < 1:
+            best, least = consumer, consumer.in_flight
+    return best

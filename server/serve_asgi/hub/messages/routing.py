@@ -9,10 +9,9 @@ It owns every message between its acceptance and the end of its handling. The ru
 - What nobody will take is refused to the sender after `NO_CONSUMER_GRACE`; what was accepted and has had no consumer
   for `STRANDED_TIME` is a dead letter.
 
-`serve_asgi.hub.messages.dispatcher` decides when something is delivered, `serve_asgi.hub.messages.least_loaded` to
-which worker, `serve_asgi.hub.messages.dead_letters` gives up, `serve_asgi.hub.messages.confirmations` tells senders and
-`serve_asgi.hub.messages.loss_reports` the log. Nothing here does I/O: frames are collected in `FrameBatcher` and
-flushed by `serve_asgi.hub.messages.broker`.
+`serve_asgi.hub.messages.dispatcher` decides when something is delivered and to which worker,
+`serve_asgi.hub.messages.dead_letters` gives up and reports losses, `serve_asgi.hub.messages.confirmations` answers the
+senders. Nothing here does I/O: frames are collected in `FrameBatcher` and flushed by `serve_asgi.hub.messages.broker`.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from collections.abc import Callable, Iterable
 from serve_asgi.hub.core import Hub, Member
 from serve_asgi.hub.messages.confirmations import SenderConfirmations, described, names_of
 from serve_asgi.hub.messages.consumers import Consumer, Consumers, MemberState, SharedQueue
-from serve_asgi.hub.messages.dead_letters import DeadLetters
+from serve_asgi.hub.messages.dead_letters import DeadLetters, LossReports
 from serve_asgi.hub.messages.dispatcher import Dispatcher
-from serve_asgi.hub.messages.loss_reports import LossReports
 from serve_asgi.hub.messages.queues import QUEUE_LIMIT, Delivery, MessageStage, QueuedMessage
 from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, FrameBatcher, MessageKind

@@ -13,17 +13,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from serve_asgi.hub.core import Member, MemberOrder
-from serve_asgi.hub.schedules.schedule_state import (
-    HISTORY_LENGTH,
-    HistoryEntry,
-    PendingTick,
-    RunKind,
-    ScheduleState,
-    to_plain,
-)
+from serve_asgi.hub.schedules.missed_ticks import PendingTick
+from serve_asgi.hub.schedules.schedule_state import HISTORY_LENGTH, HistoryEntry, ScheduleState, to_plain
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import pack_value
-from serve_asgi.ipc.schedule_frames import RunOutcome
+from serve_asgi.ipc.schedule_frames import RunKind, RunOutcome
 
 if TYPE_CHECKING:
     from serve_asgi.hub.schedules.scheduler import Scheduler

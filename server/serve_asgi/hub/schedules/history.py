@@ -16,16 +16,9 @@ import msgspec
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, Member
 from serve_asgi.hub.schedules.missed_ticks import MissedTicks
-from serve_asgi.hub.schedules.schedule_state import (
-    HISTORY_LENGTH,
-    ActiveRun,
-    HistoryEntry,
-    RunKind,
-    ScheduleState,
-    to_plain,
-)
+from serve_asgi.hub.schedules.schedule_state import HISTORY_LENGTH, ActiveRun, HistoryEntry, ScheduleState, to_plain
 from serve_asgi.hub.state.shared_state import SharedState
-from serve_asgi.ipc.schedule_frames import RunOutcome
+from serve_asgi.ipc.schedule_frames import RunKind, RunOutcome
 from serve_asgi.ipc.untrusted_input import Bodies, Count, Seconds, Sentence, Short
 
 HISTORY_PREFIX: Final = "serve:history:"

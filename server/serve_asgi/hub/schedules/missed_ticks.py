@@ -1,21 +1,55 @@
-"""Ticks whose time the server has missed: which instants have come, and which of them it is too late to run.
+"""Ticks that have come due, and which of them are missed: the server did not run then, or the clock was set forward.
 
-It owns that rule, and knows instants alone: all are unix times in milliseconds. What becomes of the others is
-`serve_asgi.hub.schedules.schedule_state`'s.
+It owns the rule by which a tick is too late to run. Times are unix times in milliseconds. What becomes of a tick is
+`serve_asgi.hub.schedules.scheduler`'s to decide.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from serve_asgi.hub.schedules.definition import ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import ScheduleDefinition
+from serve_asgi.ipc.schedule_frames import RunKind
 
 TICK_GRACE: Final = 30_000
 """Milliseconds that a tick may begin late; after that it is missed."""
 MISSED_REASON: Final = "the server did not run at that time, or its clock was set"
 MAX_COUNTED: Final = 200
 """Instants of a cron expression that are counted one by one when the clock has passed many at once."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class PendingTick:
+    """One that is to run."""
+
+    instant: int
+    due: int  # `instant`, and the jitter
+    kind: RunKind = RunKind.TICK
+    slot: int = -1  # of on="all": whose; -1 until that is known
+    attempt: int = 1
+    token: int | None = None  # the store's, once it has granted this tick
+    until: float = 0.0  # of the store's lease (the hub's clock)
+    denied: bool = False  # it runs without the store's word
+    unsettled: bool = False  # the store may have granted it, and could not say so
+    ahead: int = 0  # of one that somebody asked for: the store is told so much more than its instant
+    ask: int = 0  # who asked for it; 0 for nobody
+    queued: bool = False  # it waits for the run before it, as long as that takes
+
+    def early(self, now: int) -> bool:
+        """Whether its time has not come; what is asked for, or run again, waits for no clock (which may be set)."""
+        return self.due > now and self.kind is RunKind.TICK and self.attempt == 1
+
+    def late(self, now: int) -> bool:
+        """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
+        return too_late(self.due, now) and not self.queued and (self.token is not None or not self.unsettled)
+
+    @classmethod
+    def load(cls, told: dict[str, Any]) -> PendingTick:
+        """The reverse of `to_plain`."""
+        known = {field.name: told[field.name] for field in dataclasses.fields(cls) if field.name in told}
+        return cls(**known | {"kind": RunKind(told["kind"])})
 
 
 class MissedTicks(NamedTuple):

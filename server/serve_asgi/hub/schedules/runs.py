@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from serve_asgi.hub.core import Hub, Member
-from serve_asgi.hub.schedules.definition import OverlapPolicy
-from serve_asgi.hub.schedules.schedule_state import ActiveRun, HistoryEntry, PendingTick, RunKind, ScheduleState
+from serve_asgi.hub.schedules.definitions import OverlapPolicy
+from serve_asgi.hub.schedules.missed_ticks import PendingTick
+from serve_asgi.hub.schedules.schedule_state import ActiveRun, HistoryEntry, ScheduleState
 from serve_asgi.ipc.frames import ValidatedFrame
-from serve_asgi.ipc.schedule_frames import RunOutcome
+from serve_asgi.ipc.schedule_frames import RunKind, RunOutcome
 
 LEASE_TIME: Final = 30.0
 """Seconds for which the store holds a run for this server; renewed in a third of it."""

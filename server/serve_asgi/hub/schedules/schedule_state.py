@@ -13,16 +13,16 @@ import enum
 import hashlib
 from typing import Any, Final
 
-from serve_asgi.hub.schedules.definition import OverlapPolicy, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import OverlapPolicy, ScheduleDefinition
 from serve_asgi.hub.schedules.missed_ticks import (
     MISSED_REASON,
     TICK_GRACE,
     MissedTicks,
+    PendingTick,
     count_missed,
     instants_until,
-    too_late,
 )
-from serve_asgi.ipc.schedule_frames import RunOutcome
+from serve_asgi.ipc.schedule_frames import RunKind, RunOutcome
 
 MAX_QUEUED_TICKS: Final = 10
 """Ticks that wait for the run before them (overlap="queue") at most."""
@@ -30,14 +30,6 @@ MAX_PARALLEL_RUNS: Final = 100
 """Runs of one schedule at the same time (overlap="allow") at most."""
 HISTORY_LENGTH: Final = 50
 """Entries of one schedule that are kept."""
-
-
-class RunKind(enum.Enum):
-    """Why a run begins."""
-
-    TICK = "tick"
-    IMMEDIATE = "immediate"
-    ASKED = "asked"  # `serve schedule run`, `schedule.run`
 
 
 NOT_STARTED: Final = frozenset(
@@ -67,7 +59,8 @@ class HistoryEntry:
     @classmethod
     def load(cls, told: dict[str, Any]) -> HistoryEntry:
         """The reverse of `to_plain`."""
-        return cls(**_known(cls, told) | {"outcome": RunOutcome(told["outcome"]), "kind": RunKind(told["kind"])})
+        known = {field.name: told[field.name] for field in dataclasses.fields(cls) if field.name in told}
+        return cls(**known | {"outcome": RunOutcome(told["outcome"]), "kind": RunKind(told["kind"])})
 
     def shown(self) -> dict[str, Any]:
         """As `serve schedules --json` has it: times in unix seconds."""
@@ -88,37 +81,6 @@ class HistoryEntry:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class PendingTick:
-    """One that is to run."""
-
-    instant: int
-    due: int  # `instant`, and the jitter
-    kind: RunKind = RunKind.TICK
-    slot: int = -1  # of on="all": whose; -1 until that is known
-    attempt: int = 1
-    token: int | None = None  # the store's, once it has granted this tick
-    until: float = 0.0  # of the store's lease (the hub's clock)
-    denied: bool = False  # it runs without the store's word
-    unsettled: bool = False  # the store may have granted it, and could not say so
-    ahead: int = 0  # of one that somebody asked for: the store is told so much more than its instant
-    ask: int = 0  # who asked for it; 0 for nobody
-    queued: bool = False  # it waits for the run before it, as long as that takes
-
-    def early(self, now: int) -> bool:
-        """Whether its time has not come; what is asked for, or run again, waits for no clock (which may be set)."""
-        return self.due > now and self.kind is RunKind.TICK and self.attempt == 1
-
-    def late(self, now: int) -> bool:
-        """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
-        return too_late(self.due, now) and not self.queued and (self.token is not None or not self.unsettled)
-
-    @classmethod
-    def load(cls, told: dict[str, Any]) -> PendingTick:
-        """The reverse of `to_plain`."""
-        return cls(**_known(cls, told) | {"kind": RunKind(told["kind"])})
-
-
-@dataclasses.dataclass(slots=True, eq=False)
 class ActiveRun:
     """One that runs."""
 
@@ -135,10 +97,6 @@ def to_plain(each: HistoryEntry | PendingTick) -> dict[str, Any]:
     """As MessagePack can hold it; a later version may add members."""
     found = {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
     return {name: value.value if isinstance(value, enum.Enum) else value for name, value in found.items()}
-
-
-def _known(kind: type[HistoryEntry | PendingTick], told: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: told[field.name] for field in dataclasses.fields(kind) if field.name in told}
 
 
 class ScheduleState:

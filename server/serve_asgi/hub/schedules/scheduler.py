@@ -23,25 +23,17 @@ import msgspec
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, HubComponent, Member, State
 from serve_asgi.hub.schedules.commands import ScheduleCommands
-from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import OverlapPolicy, RunsOn, ScheduleDefinition, ScheduleRegistry
 from serve_asgi.hub.schedules.history import END_RECORDS, ScheduleLog, StoredHistory
-from serve_asgi.hub.schedules.missed_ticks import MissedTicks
-from serve_asgi.hub.schedules.registration import ScheduleRegistry
+from serve_asgi.hub.schedules.missed_ticks import MissedTicks, PendingTick
 from serve_asgi.hub.schedules.runs import ActiveRuns, LeaseRequests
-from serve_asgi.hub.schedules.schedule_state import (
-    NOT_STARTED,
-    RETRIED,
-    ActiveRun,
-    HistoryEntry,
-    PendingTick,
-    RunKind,
-    ScheduleState,
-)
+from serve_asgi.hub.schedules.schedule_state import NOT_STARTED, RETRIED, ActiveRun, HistoryEntry, ScheduleState
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import ValidatedFrame
 from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.schedule_frames import (
     SCHEDULE_FRAMES,
+    RunKind,
     RunOutcome,
     reported_outcome,
 )

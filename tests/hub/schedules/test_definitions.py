@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_asgi.errors import ScheduleError
-from serve_asgi.hub.schedules import definition as d
+from serve_asgi.hub.schedules import definitions as d
 from serve_asgi.hub.schedules.cron import checked_cron, zone_rules
-from serve_asgi.hub.schedules.definition import OverlapPolicy, RunsOn, ScheduleDefinition
+from serve_asgi.hub.schedules.definitions import OverlapPolicy, RunsOn, ScheduleDefinition
 from serve_asgi.ipc.schedule_frames import MAX_INTERVAL
 
 DAY = 86_400_000
