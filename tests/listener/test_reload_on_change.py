@@ -21,7 +21,7 @@ from serve_asgi.errors import UsageError
 from serve_asgi.listener.reload_on_change import require
 from tests import browser
 from tests.applications import info
-from tests.running import PATIENCE, RunningServer, connect, request, running, state_of, until
+from tests.running import PATIENCE, RunningServer, connect, request, running, state_of
 
 STREAM = """    if scope["path"] == "/events":
         import asyncio
@@ -312,7 +312,7 @@ def test_a_terminal_that_is_closed_ends_it(project: Path, text: str) -> None:
         assert pids
         os.close(terminal)
         server.wait()
-        until(lambda: all(state_of(pid) in ("", "Z") for pid in pids))  # what was killed may still be leaving
+        assert [state_of(pid) for pid in pids] == [""] * len(pids)
     finally:
         server.close()
 
@@ -359,6 +359,15 @@ def test_the_watcher_is_started_again_and_ends_with_the_listener(project: Path) 
                 break
             deadline.wait(0.05)
         assert state_of(watcher) in ("", "Z")
+
+
+@pytest.mark.once
+def test_the_listener_outlives_the_watcher_that_it_kills(project: Path) -> None:
+    with running("app:app", "--reload", directory=project) as server:
+        server.wait_until(lambda _: "watching for changes" in server.log())
+        watcher = watcher_of(server)
+        assert server.stop() == 0
+        assert state_of(watcher) == ""
 
 
 @pytest.mark.once

@@ -115,7 +115,7 @@ async def running(directory: Path, state: str = "state.db") -> AsyncIterator[Hub
                 for process in hub.processes.living():
                     process.signal(signal.SIGCONT)
                 await hub.store.finish()
-            hub.processes.kill()
+                await hub.processes.kill()
             tasks.cancel_scope.cancel()
 
 

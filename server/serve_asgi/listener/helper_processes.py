@@ -11,11 +11,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import anyio
 
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
+
+REAP_TIME: Final = 2.0
+"""Seconds that the kernel has to end what was killed."""
 
 
 class HelperProcess:
@@ -100,7 +105,21 @@ class HelperProcesses:
         """Those that have not been reaped."""
         return list(self._living.values())
 
-    def kill(self) -> None:
-        """SIGKILL to all: the server ends."""
+    async def kill(self) -> None:
+        """Kill all of them, and wait until they have been reaped, `REAP_TIME` at most: the server has ended."""
         for process in self.living():
             process.signal(signal.SIGKILL)
+        with anyio.move_on_after(REAP_TIME):
+            for process in self.living():
+                await process.wait()
+
+    def kill_and_reap(self, process: HelperProcess) -> None:
+        """The same for one process where no event loop runs. SIGCHLD has to be blocked."""
+        process.signal(signal.SIGKILL)
+        deadline = time.monotonic() + REAP_TIME
+        while not process.ended and (left := deadline - time.monotonic()) > 0:
+            pid, wait_status = os.waitpid(process.pid, os.WNOHANG)
+            if pid:
+                self.reaped(pid, wait_status)
+            else:
+                signal.sigtimedwait({signal.SIGCHLD}, left)

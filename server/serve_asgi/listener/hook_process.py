@@ -21,13 +21,11 @@ from serve_asgi.config.hook_events import Hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import BEGAN, Release
 from serve_asgi.listener.exit_status import describe_code
-from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
+from serve_asgi.listener.helper_processes import REAP_TIME, HelperProcess, HelperProcesses
 from serve_asgi.listener.spawning import SAFE_PATH
 
 TERM_TIME: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
-REAP_TIME: Final = 2.0
-"""Seconds that the kernel has to end what was killed."""
 KEPT: Final = 32_768
 """Bytes of a hook's output that are kept: the last ones."""
 READ: Final = 65_536

@@ -202,12 +202,15 @@ class Listener:
             await self.re_exec.attempt()
 
     async def _end_services(self) -> None:
-        """The server has ended: hooks, those who wait for an answer, the admin process and the store end in order."""
+        """The server has ended: end the hooks, the control socket, the admin process and the store, in this order."""
+        if self.changes is not None:
+            self.changes.stop()
         await self._finish_hooks()
         await self.control.finish()
         await self.admin.finish()
         if self.store is not None:
             await self.store.finish()
+        await self.processes.kill()
 
     def _make_store(self) -> StoreProcess:
         """The store process, which --state asks for, and the hub that it is for."""

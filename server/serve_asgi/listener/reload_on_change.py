@@ -129,7 +129,7 @@ def _wait_for_change(settings: Settings) -> bool:
         return received == signal.SIGHUP and not terminal_is_gone()
     finally:
         channel.close()
-        process.signal(signal.SIGKILL)
+        processes.kill_and_reap(process)
 
 
 def terminal_is_gone() -> bool:
@@ -172,9 +172,18 @@ class FileChanges:
         """Whether there was a time without a watcher."""
         self._since = STARTED
         """Up to when all changes have been seen."""
+        self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Ask for a reload after each change, until cancelled; whatever ends the watching, it is tried again."""
+        """Request a reload after each change, until `stop`; whatever ends the watching, it is tried again."""
+        with self._scope:
+            await self._keep_watching()
+
+    def stop(self) -> None:
+        """Watch no longer. Whoever ends the helper processes waits until the watcher is gone."""
+        self._scope.cancel()
+
+    async def _keep_watching(self) -> None:
         told = ""
         while True:
             trouble = await self._watch()
