@@ -24,7 +24,6 @@ from anyio.abc import TaskGroup
 from serve_asgi.config.hook_events import Hook, read_hook
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release
-from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.helper_processes import REAP_TIME, HelperProcesses
 from serve_asgi.listener.hook_process import TERM_TIME, HookOutcome, command_of, run
 from serve_asgi.supervisor import actions
