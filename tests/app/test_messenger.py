@@ -16,9 +16,9 @@ import uvloop
 
 from serve_asgi import messenger
 from serve_asgi.app.hub_link import Identity, Link
-from serve_asgi.app.message_receiver import MessageIteration, Origin
+from serve_asgi.app.message_arguments import CONCURRENCY
+from serve_asgi.app.message_receiver import Message, MessageIteration, Origin
 from serve_asgi.app.message_sender import WINDOW, WINDOW_BYTES, MessageSender, SendWindow
-from serve_asgi.app.messenger import CONCURRENCY, Message
 from serve_asgi.ipc.frames import decode, encode
 from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import AckMode, MessageKind

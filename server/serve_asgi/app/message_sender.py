@@ -13,9 +13,12 @@ import dataclasses
 import secrets
 from typing import Any, Final
 
-from serve_asgi.app.hub_link import Link, LinkClosed
+from serve_asgi.app.hub_link import Link, LinkClosed, current
+from serve_asgi.app.presence import presence
+from serve_asgi.app.retiring import retiring
 from serve_asgi.errors import ServeError
 from serve_asgi.ipc.frames import Frame
+from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import FRAME_BYTES, FRAME_MESSAGES, AckMode, EntryBatch, MessageKind, split_entries
 
 WINDOW: Final = 256
@@ -244,6 +247,17 @@ class MessageSender:
             else:
                 self._forget(id)
 
+    async def deliver(
+        self, kind: MessageKind, topic: str, body: bytes, ack_mode: AckMode, limit: int, slot: int, timeout: float
+    ) -> Any:
+        """As `send`; while the server stops, an agent that finds no worker waits until it is told to finish."""
+        while True:
+            try:
+                return await self.send(kind, topic, body, ack_mode, limit, slot, timeout)
+            except NoReceiver:
+                if kind is not MessageKind.ANY_WORKER or not _server_stops() or not await _workers_serve_again():
+                    raise
+
     def _forget(self, id: str) -> None:
         sent = self._unconfirmed.pop(id, None)
         if sent is not None:
@@ -303,3 +317,26 @@ class MessageSender:
         for sent in self._unconfirmed.values():
             if not sent.future.done():
                 sent.future.set_exception(LinkClosed(gone.format(sent.topic)))
+
+
+def _server_stops() -> bool:
+    """Whether this is an agent whose workers are all retiring: it will be told to finish before long."""
+    workers = [peer for peer in presence.peers if peer.role is Role.WORKER]
+    return current().identity.role is Role.AGENT and bool(workers) and all(p.phase == "retiring" for p in workers)
+
+
+async def _workers_serve_again() -> bool:
+    """Wait until a worker serves again (it was a reload, not a stop); False if this agent is told to finish first."""
+    tasks = {asyncio.ensure_future(_worker_serves()), asyncio.ensure_future(retiring.wait())}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return not retiring()
+
+
+async def _worker_serves() -> None:
+    async for peers in presence.changes():
+        if any(peer.role is Role.WORKER and peer.phase != "retiring" for peer in peers):
+            return
