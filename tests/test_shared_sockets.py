@@ -165,8 +165,9 @@ def test_no_child_shares_the_session_of_the_listener(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APPLICATION)
     hook = "server_started=sh -c 'ps -o sid= -p $$ > session'"
     with running("app:app", *ARGUMENTS, "--hook", hook, directory=tmp_path) as server:
+        found = until(lambda: (tmp_path / "session").exists() and (tmp_path / "session").read_text().strip())
+        until(lambda: len(server.worker_pids()) == 2)  # hooks are children as well
         for pid in server.worker_pids():
             assert os.getsid(pid) == pid
-        found = until(lambda: (tmp_path / "session").exists() and (tmp_path / "session").read_text().strip())
         assert int(found) != os.getsid(server.pid)
         assert server.stop() == 0

@@ -9,8 +9,9 @@ wake-up per client, and nobody ever waits for one that does not answer.
 It owns this worker's place in line: the registrations of the listening sockets in the loop's own epoll (one that is
 nested does not count as waiting). Rules: the loop adds and removes the socket, as it believes; in between it is
 registered anew with the same meaning. Where that cannot be done the loop's registration stands, and only evenness is
-lost. A worker that holds noticeably fewer connections than the others, such as one that has just started, is woken
-before the line once after each turn, so that it gets about two shares, and not all. It does not accept itself.
+lost. A worker that holds noticeably fewer connections than the others, such as one that has just started, has a second
+place in the line, by a duplicate of the socket, so that it gets two shares, and not all. (To wake it beside the first
+in line instead makes the two race, and on a busy machine it may lose each time.) `WakeOrder` does not accept itself.
 """
 
 from __future__ import annotations
@@ -34,8 +35,6 @@ NOTICEABLE: Final = 8
 TRIES: Final = 100
 """Turns of the loop until it must have added a socket to its epoll."""
 IN_LINE: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
-BEFORE_IT: Final = select.EPOLLIN
-"""The kernel wakes all that are registered like this, and then the first in line."""
 
 log = logging.getLogger("serve")
 
@@ -66,7 +65,9 @@ class WakeOrder:
         self._others = others
         self._own = others.own
         self._watched: dict[socket.socket, Callable[[socket.socket], object]] = {}
-        self._events = IN_LINE
+        self._second: dict[socket.socket, socket.socket] = {}
+        """The duplicates that stand in the line for the same listening sockets, while there are fewer connections."""
+        self._turn: socket.socket | None = None  # the duplicate that has been woken
         self._fewer = False
         self._alone = True
         self._look_again = 0.0
@@ -78,6 +79,7 @@ class WakeOrder:
         self._look()
         self._loop.add_reader(listening.fileno(), readable, listening)
         self._settle(listening, TRIES)
+        self._take_second_place(listening)
 
     def leave(self) -> list[socket.socket]:
         """Be woken no more; the sockets for which that could be.
@@ -87,26 +89,27 @@ class WakeOrder:
         self._own[Cell.ACCEPTS] = 0
         watched = list(self._watched)
         for listening in watched:
-            self._loop.remove_reader(listening.fileno())
-        self._watched.clear()
+            self.part(listening)
         return watched
 
     def part(self, listening: socket.socket) -> None:
         """Be woken no more by this one; the others stay as they are."""
         if self._watched.pop(listening, None) is not None:
             self._loop.remove_reader(listening.fileno())
+        self._give_up_second_place(listening)
 
     def accepted(self, listening: socket.socket) -> None:
         """This worker has accepted a client: it goes to the end of the line."""
         if self._loop.time() >= self._look_again:
             self._look()
         if not self._alone:
-            self._events = BEFORE_IT if self._fewer and self._events == IN_LINE else IN_LINE
-            self._register(listening)
+            self._register(listening if self._turn is None else self._turn)
+            self._take_second_place(listening)
 
     def descriptors(self) -> list[int]:
         """What is open here."""
-        return [] if self._epoll is None else [self._epoll.fileno()]
+        epolls = [] if self._epoll is None else [self._epoll.fileno()]
+        return epolls + [second.fileno() for second in self._second.values()]
 
     def tick(self) -> None:
         """Once a second: look whether a client waits for whom another worker was woken that has not come since."""
@@ -114,24 +117,25 @@ class WakeOrder:
         for listening, readable in list(self._watched.items()):
             readable(listening)
 
-    def _settle(self, listening: socket.socket, tries: int) -> None:
+    def _settle(self, place: socket.socket, tries: int) -> None:
         """Replace the loop's registration, which it may make only when it waits next."""
-        if listening in self._watched and not self._register(listening) and tries:
-            self._loop.call_soon(self._settle, listening, tries - 1)
+        waits = place in self._watched or place in self._second.values()
+        if waits and not self._register(place) and tries:
+            self._loop.call_soon(self._settle, place, tries - 1)
 
-    def _register(self, listening: socket.socket) -> bool:
+    def _register(self, place: socket.socket) -> bool:
         """Go to the end of the line; False if the loop has not registered the socket yet."""
-        if self._epoll is None:
+        if self._epoll is None or place.fileno() < 0:
             return True
         try:
-            self._epoll.unregister(listening)
+            self._epoll.unregister(place)
         except FileNotFoundError:
             return False
         try:
-            self._epoll.register(listening, self._events)
+            self._epoll.register(place, IN_LINE)
         except OSError as error:  # an old kernel, or something that only looks like one
             log.debug("the workers cannot take turns at accepting clients: %s", error, extra=about("wake_order_failed"))
-            self._epoll.register(listening, BEFORE_IT)
+            self._epoll.register(place, select.EPOLLIN)
             self._epoll = None
         return True
 
@@ -141,6 +145,37 @@ class WakeOrder:
         others, own = self._others.accepting(), self._own[Cell.CONNECTIONS]
         self._alone = not others
         self._fewer = own < (sum(others) + own) / (len(others) + 1) * 3 / 4 - NOTICEABLE
+        if not self._fewer:
+            for listening in list(self._second):
+                self._give_up_second_place(listening)
+
+    def _take_second_place(self, listening: socket.socket) -> None:
+        """Stand in the line twice, if this worker holds fewer connections than the others."""
+        if not self._fewer or self._epoll is None or listening in self._second:
+            return
+        try:
+            second = listening.dup()
+        except OSError:  # no descriptor is left
+            return
+        self._second[listening] = second
+        self._loop.add_reader(second.fileno(), self._second_turn, listening, second)
+        self._settle(second, TRIES)
+
+    def _second_turn(self, listening: socket.socket, second: socket.socket) -> None:
+        """A client waits, and it is the second place's turn."""
+        readable = self._watched.get(listening)
+        if readable is None:
+            return
+        self._turn = second
+        try:
+            readable(listening)
+        finally:
+            self._turn = None
+
+    def _give_up_second_place(self, listening: socket.socket) -> None:
+        if (second := self._second.pop(listening, None)) is not None:
+            self._loop.remove_reader(second.fileno())
+            second.close()
 
 
 def _epolls() -> set[int]:
