@@ -22,7 +22,7 @@ from tests.running import PATIENCE, RunningServer, connect, request, running
 
 DEMO = ("serve_asgi.demo:asgi", "--workers", "4")
 PICTURE = os.environ.get("DEMO_PICTURE")
-"""Where to write the README's picture anew: DEMO_PICTURE=demo.png (there with its colours reduced to 256)."""
+"""Where to write the README's picture anew: DEMO_PICTURE=demo.png (there its colours are reduced to 256)."""
 
 
 @pytest.fixture(scope="module")

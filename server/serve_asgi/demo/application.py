@@ -1,16 +1,16 @@
 """The built-in application: `serve serve_asgi.demo:asgi --workers 4`, a page on which a reload can be watched.
 
 It is written as any application would be, against ASGI 3 and `from serve_asgi import retiring` alone; it knows nothing
-else of the server that runs it, and also works under another one (generation and slot are 0 there).
+else of the server that runs it, and works under any other one, where generation and slot are 0.
 
     /         the page (page.html)
-    /who      JSON: which worker answers, and on which TCP connection
+    /who      JSON: which worker serves the request, and on which TCP connection
     /events   server-sent events
     /socket   the same events over a WebSocket
 
 An event is a tick of the machine's clock: its id is CLOCK_MONOTONIC in quarter seconds. So every worker of every
-generation knows all events that ever were, and sends a client that comes back with the id it saw last exactly what it
-missed. When its worker retires, a stream ends well and at once: the client comes back to the next generation.
+generation knows all past events, and can send a client that reconnects with the id it saw last exactly what it missed.
+When its worker retires, a stream ends cleanly and at once, and the client reconnects to the next generation.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Deliver = Callable[[int, bool], Awaitable[None]]
-"""Send the event of this id; True if it is a late one, missed by the client while it was away."""
+"""Send the event with this id; True if it is late: the client missed it while it was disconnected."""
 
 TICK: Final = 0.25
 """Seconds between two events."""
 MEMORY: Final = 2400
-"""Events that are sent again to a client that comes back: ten minutes."""
+"""Events that are kept for a client that reconnects: ten minutes."""
 RETRY_RELOAD: Final = 100
 RETRY_OTHERWISE: Final = 2000
-"""Milliseconds after which a client should come back when its stream has ended: almost at once to the next generation,
+"""Milliseconds after which a client should reconnect when its stream has ended: almost at once to the next generation,
 later if the server stops or the worker has died (HTML, "Server-sent events", field `retry`)."""
 GOING_AWAY: Final = 1001
 SERVICE_RESTART: Final = 1012
-"""Close codes (RFC 6455 7.4.1 and IANA's registry): not coming back, and coming back at once."""
+"""Close codes (RFC 6455 7.4.1 and IANA's registry): the server stops, and reconnect at once."""
 
 PAGE: Final = files("serve_asgi.demo").joinpath("page.html").read_bytes()
 PID: Final = os.getpid()
 LISTENER: Final = os.getppid()
-"""Read once: it is the process to send HUP to, and would change if that process died."""
+"""Read once, since it would change if that process died: the process to send HUP to."""
 
 
 async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +65,7 @@ async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-    """Start and stop; what is put into the state here comes with every request."""
+    """Startup and shutdown; what is put into the state here comes with every request."""
     while True:
         match (await receive())["type"]:
             case "lifespan.startup":
@@ -79,18 +79,18 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:
     path = _path(scope)
     if path not in ("/", "/who", "/events"):
-        await _answer(scope, send, 404, "text/plain; charset=utf-8", b"There is nothing here; the page is at /\n")
+        await _respond(scope, send, 404, "text/plain; charset=utf-8", b"There is nothing here; the page is at /\n")
     elif scope["method"] not in ("GET", "HEAD"):
-        await _answer(scope, send, 405, "text/plain; charset=utf-8", b"Only GET and HEAD\n", (b"allow", b"GET, HEAD"))
+        await _respond(scope, send, 405, "text/plain; charset=utf-8", b"Only GET and HEAD\n", (b"allow", b"GET, HEAD"))
     elif path == "/":
-        await _answer(scope, send, 200, "text/html; charset=utf-8", PAGE)
+        await _respond(scope, send, 200, "text/html; charset=utf-8", PAGE)
     elif path == "/who":
-        await _answer(scope, send, 200, "application/json", _encode(_who(scope)))
+        await _respond(scope, send, 200, "application/json", _encode(_who(scope)))
     else:
         await _events(scope, receive, send)
 
 
-async def _answer(scope: Scope, send: Send, status: int, kind: str, body: bytes, *more: tuple[bytes, bytes]) -> None:
+async def _respond(scope: Scope, send: Send, status: int, kind: str, body: bytes, *more: tuple[bytes, bytes]) -> None:
     headers = [
         (b"content-type", kind.encode()),
         (b"content-length", b"%d" % len(body)),
@@ -102,7 +102,7 @@ async def _answer(scope: Scope, send: Send, status: int, kind: str, body: bytes,
 
 
 async def _events(scope: Scope, receive: Receive, send: Send) -> None:
-    """Server-sent events. When the worker retires the body ends well, and the connection can be handed over."""
+    """Server-sent events. When the worker retires the body ends, complete, and the connection can be handed over."""
     headers = [
         (b"content-type", b"text/event-stream"),
         (b"cache-control", b"no-store"),
@@ -119,7 +119,7 @@ async def _events(scope: Scope, receive: Receive, send: Send) -> None:
         text = b"id: %d\ndata: %b\n\n" % (event, _encode({**who, "event": event, "late": late}))
         await send({"type": "http.response.body", "body": text, "more_body": True})
 
-    # A browser names the last event itself when it comes back; the query is for those who cannot set headers.
+    # A browser sends the header when it reconnects; the query is for clients that cannot set headers.
     seen = dict(scope["headers"]).get(b"last-event-id", b"").decode("latin-1") or _query(scope, "after")
     if await _tick(seen, receive, deliver):
         pause = RETRY_OTHERWISE if retiring.reason == "stop" else RETRY_RELOAD
@@ -127,7 +127,7 @@ async def _events(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _socket(scope: Scope, receive: Receive, send: Send) -> None:
-    """The same over a WebSocket; a client that comes back says `?after=ID`."""
+    """The same over a WebSocket; a client that reconnects adds `?after=ID`."""
     await receive()  # websocket.connect
     if _path(scope) != "/socket":
         await send({"type": "websocket.close"})
@@ -140,7 +140,7 @@ async def _socket(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.send", "text": text})
 
     if await _tick(_query(scope, "after"), receive, deliver):
-        # With very many clients one would spread this over some seconds; the server's own closing does.
+        # With very many clients one would spread this over a few seconds, as the server's own closing does.
         code = GOING_AWAY if retiring.reason == "stop" else SERVICE_RESTART
         await send({"type": "websocket.close", "code": code, "reason": f"this worker retires: {retiring.reason}"})
 
@@ -148,11 +148,11 @@ async def _socket(scope: Scope, receive: Receive, send: Send) -> None:
 async def _tick(seen: str, receive: Receive, deliver: Deliver) -> bool:
     """Deliver what was missed since the event `seen`, then each event as it comes.
 
-    Ends when the worker retires (True) or the client has gone (False); no `deliver` is cancelled half-way.
+    Returns when the worker retires (True) or the client has gone (False); no `deliver` is cancelled half-way.
     """
     now = _current()
     after = int(seen) if seen.isdecimal() else now
-    if not now - MEMORY <= after <= now:  # too old, or of a clock that has started anew
+    if not now - MEMORY <= after <= now:  # too old, or from before the machine was restarted
         after = now
     gone = asyncio.create_task(_disconnected(receive))
     retires = asyncio.create_task(retiring.wait())
@@ -176,7 +176,7 @@ def _current() -> int:
 
 
 async def _disconnected(receive: Receive) -> None:
-    """Wait until the client has gone; what it sends until then is of no interest."""
+    """Wait until the client has gone; what it sends until then is ignored."""
     while (await receive())["type"] not in ("http.disconnect", "websocket.disconnect"):
         pass
 
@@ -195,7 +195,7 @@ def _who(scope: Scope) -> dict[str, Any]:
 
 
 def _path(scope: Scope) -> str:
-    """The path within the application, "/" at least."""
+    """The path within the application, never empty."""
     return str(scope["path"]).removeprefix(scope.get("root_path", "")) or "/"
 
 
