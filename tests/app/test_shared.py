@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_asgi import shared
-from serve_asgi.app.state_replica import Change
+from serve_asgi.app.state_watches import Change
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -302,14 +302,14 @@ def test_a_listener_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_listener_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        from serve_asgi.app import shared as module
+        from serve_asgi.app import state_requests
         from serve_asgi.app.hub_link import current
 
-        monkeypatch.setattr(module, "GRACE", 0.0)
+        monkeypatch.setattr(state_requests, "GRACE", 0.0)
         monkeypatch.setattr(current(), "_transmit", lambda data: None)
         with pytest.raises(shared.Unknown):
             await shared.set("k", 2, timeout=0.01)
-        monkeypatch.setattr(shared, "_window", asyncio.Semaphore(0))
+        monkeypatch.setattr(shared._requests, "_window", asyncio.Semaphore(0))
         with pytest.raises(shared.NotWritten):
             await shared.set("k", 2, timeout=0.01)
 

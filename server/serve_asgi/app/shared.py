@@ -1,9 +1,7 @@
 """`shared`: a small mapping that is the same in all workers, the agent and the next generation.
 
-Reading is local and never waits: the process's own copy (`serve_asgi.app.state_replica`), kept up to date by the hub.
-Writing asks the hub and returns when every live worker has the change. It owns this process's copy, its open writes (at
-most `WINDOW`; further ones wait within their timeouts) and its watches (of each key the newest change waits, no more).
-What a write does is decided elsewhere (`serve_asgi.hub.state.write_evaluation`).
+Reads are local and never wait: they use this process's replica (`serve_asgi.app.state_replica`), which the hub keeps up
+to date. Writes go to the hub (`serve_asgi.app.state_requests`) and return when every live worker has the change.
 """
 
 from __future__ import annotations
@@ -12,28 +10,21 @@ import asyncio
 import contextlib
 import inspect
 import weakref
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from serve_asgi.app import shared_errors as errors
 from serve_asgi.app.hub_link import Link, LinkClosed, current, register, run_on_link_loop
-from serve_asgi.app.state_replica import StateReplica, StateWatch
+from serve_asgi.app.shared_arguments import checked_integer, checked_key, encoded_value
+from serve_asgi.app.state_replica import StateReplica
+from serve_asgi.app.state_requests import MAX_TIMEOUT, StateRequests
+from serve_asgi.app.state_watches import StateWatch, StateWatches
 from serve_asgi.app.sync_calls import SyncCalls
-from serve_asgi.errors import ChannelError
-from serve_asgi.ipc.frames import Frame, pack_value, unpack_value
-from serve_asgi.ipc.state_frames import MAX_KEY, RESERVED, KeyChange, Write, WriteOp
+from serve_asgi.ipc.frames import Frame, unpack_value
+from serve_asgi.ipc.state_frames import Write, WriteOp
 
 TIMEOUT: Final = 5.0
 """How long (s) a write waits until every live worker has it."""
-LONGEST: Final = 86_400.0
-"""A longer timeout (s) is this one."""
-GRACE: Final = 2.0
-"""So much longer (s) it waits for the listener, which should have answered by then."""
-WINDOW: Final = 256
-"""Writes of one process that are under way at once."""
-MANY_WATCHED: Final = 64
-"""Keys with watches, above which those that nobody watches any more are looked for."""
 VALUE_LIMIT: Final = 64 * 1024
 """Bytes, until the hub has told its own (--state-value-limit)."""
 
@@ -67,11 +58,8 @@ class Shared(Mapping[str, Any]):
         self._limit = VALUE_LIMIT
         self._ack_scheduled = False  # what is applied is acknowledged in a later turn of the loop
         self._whole = asyncio.Event()
-        self._window = asyncio.Semaphore(WINDOW)
-        self._number = 0
-        self._requests: dict[int, asyncio.Future[Frame]] = {}
-        self._watches: defaultdict[str | None, weakref.WeakSet[StateWatch]] = defaultdict(weakref.WeakSet)
-        self._many_watched = MANY_WATCHED
+        self._requests = StateRequests()
+        self._watches = StateWatches()
         self._update_locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self.sync = SharedSync(self)
         """The calls that wait, for code that is not asynchronous."""
@@ -173,7 +161,7 @@ class Shared(Mapping[str, Any]):
             ```
         """
         op = WriteOp.SET if version is None else WriteOp.CAS
-        found = await self._write(Write(op, _checked_key(key), self._encode(key, value), version), timeout)
+        found = await self._write(Write(op, checked_key(key), self._encode(key, value), version), timeout)
         return int(found.head["version"])
 
     async def delete(self, key: str, *, version: int | None = None, timeout: float = TIMEOUT) -> bool:
@@ -195,7 +183,7 @@ class Shared(Mapping[str, Any]):
             await shared.delete("muted/cpu")
             ```
         """
-        found = await self._write(Write(WriteOp.DELETE, _checked_key(key), version=version), timeout)
+        found = await self._write(Write(WriteOp.DELETE, checked_key(key), version=version), timeout)
         return bool(found.head["version"])
 
     async def incr(self, key: str, by: int = 1, *, timeout: float = TIMEOUT) -> int:
@@ -219,7 +207,7 @@ class Shared(Mapping[str, Any]):
             ```
         """
         found = await self._write(
-            Write(WriteOp.INCR, _checked_key(key), by=_checked_integer(by, "what incr adds")), timeout
+            Write(WriteOp.INCR, checked_key(key), by=checked_integer(by, "what incr adds")), timeout
         )
         return int(unpack_value(found.body))
 
@@ -254,10 +242,10 @@ class Shared(Mapping[str, Any]):
             ```
         """
         link = current()
-        end = link.loop.time() + min(timeout, LONGEST)
+        end = link.loop.time() + min(timeout, MAX_TIMEOUT)
         if link.loop is not asyncio.get_running_loop():
             return await run_on_link_loop(link, self.update(key, function, default, timeout=timeout))
-        lock = self._update_locks.setdefault(_checked_key(key), asyncio.Lock())
+        lock = self._update_locks.setdefault(checked_key(key), asyncio.Lock())
         try:
             async with asyncio.timeout_at(end):
                 await lock.acquire()
@@ -308,11 +296,7 @@ class Shared(Mapping[str, Any]):
         if self._link is not None and self._link.closed:
             watch.end()
         else:
-            self._watches[key].add(watch)
-            if len(self._watches) > self._many_watched:  # keys that nobody watches any more
-                for each in [key for key, watches in self._watches.items() if not watches]:
-                    del self._watches[each]
-                self._many_watched = 2 * len(self._watches) + MANY_WATCHED
+            self._watches.add(key, watch)
         return watch
 
     async def get_authoritative(self, key: str, default: Any = None, *, timeout: float = TIMEOUT) -> Any:
@@ -337,7 +321,7 @@ class Shared(Mapping[str, Any]):
             balance = await shared.get_authoritative("balance/7", 0)
             ```
         """
-        found = await self._request("state.read", {"key": _checked_key(key)}, b"", timeout)
+        found = await self._requests.request("state.read", {"key": checked_key(key)}, b"", timeout)
         return unpack_value(found.body) if found.head["version"] else default
 
     async def ready(self) -> None:
@@ -372,13 +356,12 @@ class Shared(Mapping[str, Any]):
             self._close()
         self._link = link
         self._replica, self.applied = StateReplica(), 0
-        self._whole, self._window = asyncio.Event(), asyncio.Semaphore(WINDOW)
+        self._whole = asyncio.Event()
         self._update_locks.clear()
         self._ack_scheduled = False
         link.on_frame("state.changes", self._take)
         link.on_frame("state.limits", self._take_limits)
-        link.on_frame("state.done", self._take_reply)
-        link.on_frame("state.failed", self._take_reply)
+        self._requests.bind(link)
         link.on_close(lambda: self._close() if link is self._link else None)
 
     def _bind_running_loop(self) -> None:
@@ -394,7 +377,7 @@ class Shared(Mapping[str, Any]):
         self.applied = self._replica.applied
         if self._watches:
             for item in changed:
-                self._notify(item)
+                self._watches.notify(item)
         self._whole.set()
         if not self._ack_scheduled:
             self._ack_scheduled = True
@@ -405,83 +388,23 @@ class Shared(Mapping[str, Any]):
         if self._ack_scheduled:
             self.acknowledge()
 
-    def _notify(self, item: KeyChange) -> None:
-        for key in (item.key, None):
-            if (watches := self._watches.get(key)) is not None:
-                for watch in list(watches):
-                    watch.notify(item)
-                if not watches:
-                    del self._watches[key]
-
     def _take_limits(self, frame: Frame) -> None:
         self._limit = int(frame.head["value"])
 
-    def _take_reply(self, frame: Frame) -> None:
-        reply = self._requests.get(frame.head["id"])
-        if reply is not None and not reply.done():
-            reply.set_result(frame)
-
     def _close(self) -> None:
         """Nothing comes any more."""
-        for reply in self._requests.values():
-            if not reply.done() and not reply.get_loop().is_closed():
-                reply.set_exception(LinkClosed("the listener of this server is gone: it is not known what was written"))
-        for watches in self._watches.values():
-            for watch in list(watches):
-                with contextlib.suppress(RuntimeError):  # the loop of an earlier local mode is closed
-                    watch.end()
-        self._watches.clear()
+        self._requests.fail_all()
+        self._watches.end_all()
 
-    # ---- asking the hub
+    # ---- requests
 
     def _encode(self, key: str, value: Any) -> bytes:
-        data = pack_value(value, f"the value of {key!r}")
-        if isinstance(value, list | tuple | dict):
-            try:
-                unpack_value(data)
-            except ChannelError:  # a dict with a tuple among its keys, which would arrive as a list
-                raise errors.NotSendable(
-                    f"the value of {key!r} cannot be read again: keys of dicts are strings, bytes or numbers"
-                ) from None
-        if len(data) > self._limit:
-            raise errors.ValueTooLarge(
-                f"the value of {key!r} has {len(data)} bytes, more than {self._limit} (--state-value-limit)"
-            )
-        return data
+        return encoded_value(key, value, self._limit)
 
     async def _write(self, write: Write, timeout: float) -> Frame:
         if write.version is not None:
-            _checked_integer(write.version, "a version")
-        return await self._request("state.write", write.head(), write.value, timeout)
-
-    async def _request(self, kind: str, head: dict[str, Any], body: bytes, timeout: float) -> Frame:
-        """Send a question and return its answer. Raises what `failure` makes of a refusal, LinkClosed."""
-        link = current()
-        running = asyncio.get_running_loop()
-        timeout = min(max(0.0, timeout), LONGEST)
-        if link.loop is not running:
-            return await run_on_link_loop(link, self._request(kind, head, body, timeout))
-        end = running.time() + timeout
-        sent = False
-        try:
-            async with asyncio.timeout_at(end + GRACE), self._window:
-                self._number += 1
-                number, reply = self._number, running.create_future()
-                self._requests[number] = reply
-                try:
-                    left = max(0.0, end - running.time())
-                    link.send(kind, {**head, "id": number, "timeout": left}, body)
-                    sent = True
-                    found: Frame = await reply
-                finally:
-                    del self._requests[number]
-        except TimeoutError:
-            if not sent:
-                raise errors.NotWritten(f"nothing is written: {WINDOW} writes of this process are under way") from None
-            raise errors.Unknown("it is not known whether this is written: the listener has not answered") from None
-        if found.kind == "state.failed":
-            raise errors.error_of(found.head, found.body)
-        return found
+            checked_integer(write.version, "a version")
+        return await self._requests.request("state.write", write.head(), write.value, timeout)
 
 
 class SharedSync:
@@ -502,28 +425,6 @@ class SharedSync:
 
 def _late(text: str, begun: bool) -> Exception:
     return errors.Unknown(text) if begun else errors.NotWritten(text)
-
-
-def _checked_key(key: str) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"keys of the shared state are strings, not {type(key).__name__}")
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise errors.BadKey("a key holds half a surrogate pair, which is not text") from None
-    if not 0 < size <= MAX_KEY:
-        raise errors.BadKey(f"a key has 1 to {MAX_KEY} bytes, this one has {size}")
-    if key.startswith(RESERVED):
-        raise errors.BadKey(f"keys that begin with {RESERVED!r} are the server's own")
-    return key
-
-
-def _checked_integer(number: int, what: str) -> int:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise errors.NotAnInteger(f"{what} is an integer, not {number!r}")
-    if not -(2**63) <= number < 2**63:
-        raise errors.OutOfRange(f"{what} has more than 64 bits")
-    return number
 
 
 shared: Final = Shared()

@@ -81,7 +81,8 @@ _PLAIN: dict[str, type[SharedError]] = {
     "type": NotAnInteger,
     "range": OutOfRange,
 }
-"""By `hub.state.write.Code` and `ipc.store_frames.Trouble`; all others mean that nothing is written."""
+"""By the codes of `serve_asgi.hub.state.write_evaluation.RefusalCode` and `serve_asgi.ipc.store_frames.StoreFailure`;
+all others mean that nothing is written."""
 
 __all__ = [
     "BadKey",

@@ -1,14 +1,13 @@
-"""This process's replica of the shared state: what the hub's frames make of it, and the watches that wait for changes.
+"""This process's replica of the shared state, built from the frames of the hub.
 
-Containers are decoded each time they are asked for, so that nobody can change the replica through what he was given;
-what is immutable is decoded once. A watch holds of each key the newest change, no more, however slow its reader is.
+Lists and dicts are decoded on every read, so that no caller can change the replica through what it was given; immutable
+values are decoded once.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final
 
 from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.ipc.state_frames import KeyChange
@@ -76,58 +75,3 @@ class StateReplica:
             entry = self.entries.get(item.key)
             if entry is None or (entry.version, entry.raw) != (item.version, item.value):
                 yield item
-
-
-class Change(NamedTuple):
-    """A key has been written or deleted."""
-
-    key: str
-    value: Any  # None if it is deleted
-    version: int
-    deleted: bool
-
-
-class StateWatch(AsyncIterator[Change]):
-    """The changes of a key (or of all) from the moment at which it was made; ends when no more can come.
-
-    Who is slower than the writers gets of each key the newest.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """`loop` is the one on which `tell` and `end` are called."""
-        self._loop = loop
-        self._waiting: dict[str, KeyChange] = {}
-        self._news = asyncio.Event()
-        self._ended = False
-
-    async def __anext__(self) -> Change:
-        while not self._waiting:
-            if self._ended:
-                raise StopAsyncIteration
-            if self._loop not in (None, asyncio.get_running_loop()):
-                raise RuntimeError(
-                    "a watch of the shared state works on the server's event loop alone, and this is another one: in a "
-                    "thread write `for change in shared.sync.watch(…)`"
-                )
-            self._news.clear()
-            await self._news.wait()  # perhaps one of several
-        item = self._waiting.pop(next(iter(self._waiting)))
-        value = None if item.value is None else unpack_value(item.value)
-        return Change(item.key, value, item.version, item.value is None)
-
-    async def aclose(self) -> None:
-        """Watch no more."""
-        self._waiting.clear()
-        self.end()
-
-    def notify(self, item: KeyChange) -> None:
-        """For `shared`: this has changed."""
-        if not self._ended:
-            self._waiting.pop(item.key, None)
-            self._waiting[item.key] = item
-            self._news.set()
-
-    def end(self) -> None:
-        """For `shared`: no more comes."""
-        self._ended = True
-        self._news.set()

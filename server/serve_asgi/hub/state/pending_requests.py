@@ -16,7 +16,7 @@ AT_STORE: Final = -1
 MAX_PENDING: Final = 1_024
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
 """Requests of one process that have no reply yet, and the bytes of the values in these replies: four times the window
-of `serve_asgi.app.shared`, and twice what that may hold of the largest values that are usual."""
+of `serve_asgi.app.state_requests`, and twice what that may hold of the largest values that are usual."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
