@@ -14,11 +14,13 @@ from random import Random
 
 from loadtest.connection import Connection, Failure, Response
 from loadtest.ledger import Cause, Entry, Ledger, Left
+from loadtest.tls import ClientTls
 
 ANSWER_TIMEOUT = 30.0
 """Seconds, beyond what was planned, after which a response counts as lost."""
 CLOSE_TIMEOUT = 5.0
 """Seconds within which the server must end a connection that was asked to be closed."""
+UNANNOUNCED = "a TLS connection ended without close_notify"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,7 +37,14 @@ class Load:
     """What the virtual users of one run share."""
 
     def __init__(
-        self, host: str, port: int, ledger: Ledger, scale: float = 1.0, seed: int = 1, stretch: float = 1.0
+        self,
+        host: str,
+        port: int,
+        ledger: Ledger,
+        scale: float = 1.0,
+        seed: int = 1,
+        stretch: float = 1.0,
+        tls: ClientTls | None = None,
     ) -> None:
         self.host = host
         self.port = port
@@ -44,6 +53,8 @@ class Load:
         """Factor for the paced kinds' request rates."""
         self.stretch = stretch
         """Factor for how long slow requests and answers, streams and WebSockets take."""
+        self.tls = tls
+        """What all connections speak TLS with; None if they are plain ones."""
         self.random = Random(seed)
         self.first_answer: Callable[[int, int], None] = lambda pid, generation: None
         """Told who gave the first response on each new connection."""
@@ -73,9 +84,14 @@ class Load:
             if keep:
                 self.ledger.reconnect(kind, time.monotonic(), how)
 
-        connection = await Connection.open(self.host, self.port, left)
+        connection = await Connection.open(self.host, self.port, left, self.tls)
         self.ledger.connections += 1
         return connection
+
+    def note_end(self, connection: Connection) -> None:
+        """Note how the server has ended a connection that the client is done with."""
+        if connection.unannounced:
+            self.ledger.oddities[UNANNOUNCED] += 1
 
 
 class Client:
@@ -121,6 +137,7 @@ class Client:
         if self._connection is not None:
             if self._connection.stray:
                 self.load.ledger.oddities[f"bytes that nobody asked for: {self._connection.stray[:60]!r}"] += 1
+            self.load.note_end(self._connection)
             self._connection.close()
             self._connection = None
 

@@ -1,8 +1,9 @@
 """One client connection, byte by byte: no HTTP client library stands between, since those retry.
 
-Owns one TCP connection and the parser of its responses (httptools). Rules: what is written is exactly what the caller
-gives; every expected response is a future that ends as the response, or as a `Failure` with its cause; nothing is
-opened again here. It knows nothing of ids and load kinds.
+Owns one connection, over TCP or over TLS, and the parser of its responses (httptools). Rules: what is written is
+exactly what the caller gives; every expected response is a future that ends as the response, or as a `Failure` with its
+cause; a response that only the end of the connection delimits is whole if that end was a proper one, which over TLS
+means close_notify; nothing is opened again here. It knows nothing of ids and load kinds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import cast
 
 import httptools
 
+from loadtest import tls
 from loadtest.ledger import Cause, Left
 
 CONNECT_TIMEOUT = 10.0
@@ -55,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._response = Response()
         self._begun = False  # some byte of the current response has arrived
+        self._until_close = False  # the current response is delimited by the end of the connection (RFC 9112 6.3)
         self.took: Callable[[bytes], None] | None = None
         self.ended: Cause | None = None
         """Why nothing more can be asked here; None while the connection stands."""
@@ -62,22 +65,29 @@ class Connection(asyncio.Protocol):
         """The client has sent `Connection: close` or closed: an end is no reconnect."""
         self.stray = b""
         """Bytes that no request had asked for."""
+        self.unannounced = False
+        """Over TLS: the server has ended the connection without close_notify."""
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the server has sent its end (EOF or reset)."""
 
     # what the caller does
 
     @classmethod
-    async def open(cls, host: str, port: int, left: Callable[[Left], None]) -> Connection:
-        """Connect; raises Failure."""
-        loop = asyncio.get_running_loop()
+    async def open(
+        cls, host: str, port: int, left: Callable[[Left], None], client: tls.ClientTls | None = None
+    ) -> Connection:
+        """Connect, and shake hands if there is a TLS `client`; raises Failure."""
+        connection = cls(left)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, connection = await loop.create_connection(lambda: cls(left), host, port)
+                if client is not None:
+                    await tls.connect(host, port, connection, client)
+                else:
+                    await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
         except ConnectionRefusedError as error:
             raise Failure(Cause.REFUSED) from error
         except (OSError, TimeoutError) as error:
-            raise Failure(Cause.CONNECT, repr(error)) from error
+            raise Failure(Cause.CONNECT, str(error) or repr(error)) from error
         return connection
 
     def write(self, data: bytes) -> None:
@@ -124,6 +134,8 @@ class Connection(asyncio.Protocol):
             self._end(Cause.WRONG, f"{error}: {data[:80]!r}")
 
     def eof_received(self) -> bool:
+        if self._begun and self._until_close:
+            self.on_message_complete()
         self._tell(Left.EOF)
         self._end(Cause.TRUNCATED if self._begun else Cause.EOF)
         return False
@@ -132,6 +144,19 @@ class Connection(asyncio.Protocol):
         if exc is not None:
             self._tell(Left.RESET)
         self._end(Cause.RESET if exc is not None else Cause.EOF)
+
+    # what TLS says besides
+
+    def truncated(self) -> None:
+        """The end of TCP without close_notify: whoever sent it, nothing says that what has arrived is all."""
+        self.unannounced = True
+        self._tell(Left.TRUNCATION)
+        self._end(Cause.TRUNCATED if self._begun else Cause.EOF, "no close_notify")
+
+    def alerted(self, reason: str) -> None:
+        """An alert, or a record that is wrong."""
+        self._tell(Left.ALERT)
+        self._end(Cause.TLS, reason)
 
     def _end(self, cause: Cause, detail: str = "") -> None:
         self.ended = self.ended or cause
@@ -157,15 +182,20 @@ class Connection(asyncio.Protocol):
             self.stray += b"the beginning of a response"
         self._response = Response()
         self._begun = True
+        self._until_close = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._response.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        headers = self._response.headers
+        self._until_close = b"content-length" not in headers and b"transfer-encoding" not in headers
 
     def on_body(self, body: bytes) -> None:
         self._response.body += body
 
     def on_message_complete(self) -> None:
-        response, self._begun = self._response, False
+        response, self._begun, self._until_close = self._response, False, False
         response.status = self._parser.get_status_code()
         if 100 <= response.status < 200:
             return

@@ -15,6 +15,8 @@ from loadtest.client import Client, Load, Request
 from loadtest.websocket import chat
 
 HOST = b"loadtest"
+HTTP_1_0 = "until close"
+"""The kind whose requests are of HTTP/1.0."""
 
 
 def post(number: int, body: bytes, *, wait: float = 0.0, close: bool = False, pad: int = 0) -> Request:
@@ -146,6 +148,21 @@ async def stream(client: Client, rate: float) -> None:
         await client.load.pause(client.random.uniform(0.0, 0.3))
 
 
+async def until_close(client: Client, rate: float) -> None:
+    """Streams for a client of HTTP/1.0: the end of the connection delimits them, if the server does not chunk them."""
+
+    def get(number: int) -> Request:
+        chunks, over = client.random.randint(2, 20), client.load.stretch * client.random.uniform(0.2, 3.0)
+        head = b"GET /stream?id=%d&chunks=%d&over=%.3f HTTP/1.0\r\nhost: %s\r\n\r\n" % (number, chunks, over, HOST)
+        body = b"".join(stream_chunk(number, index) for index in range(chunks))
+        return Request([(0.0, head)], body, planned=over, close=True)
+
+    while client.load.running:
+        await client.exchange(get)
+        client.leave()
+        await client.load.pause(client.random.uniform(0.0, 0.3))
+
+
 async def websocket(client: Client, rate: float) -> None:
     """WebSockets that live 1 to 5 s and exchange a few messages at a time; half of them offer compression."""
     while client.load.running:
@@ -175,6 +192,7 @@ KINDS = (
     Kind("slow upload", upload, users=8),
     Kind("slow response", slow, users=8),
     Kind("stream", stream, users=8),
+    Kind(HTTP_1_0, until_close, users=4, keep=False),
     Kind("WebSocket", websocket, users=8),
 )
 

@@ -22,6 +22,7 @@ class Cause(enum.Enum):
     EOF = "closed without response"
     TRUNCATED = "response cut short"
     TIMEOUT = "timeout"
+    TLS = "TLS alert or wrong record"
     STATUS = "error status"
     WRONG = "wrong bytes"
     CLOSED = "WebSocket closed"  # by the server, with a message unanswered or with an abnormal code
@@ -34,6 +35,8 @@ class Left(enum.Enum):
     EOF = "EOF"
     RESET = "reset"
     ANNOUNCED = "Connection: close"
+    TRUNCATION = "EOF without close_notify"
+    ALERT = "TLS alert or wrong record"
 
 
 @dataclasses.dataclass(slots=True)

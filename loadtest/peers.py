@@ -16,11 +16,13 @@ from typing import Any
 
 import click
 
+from loadtest.client import UNANNOUNCED
 from loadtest.ledger import percentile
 from loadtest.reload import answers, on_uvloop, run, wait_until_up
 from loadtest.report import PROMPT, as_json, number, table
 from loadtest.result import Result, Settings
 from loadtest.servers import COMMANDS, Server
+from loadtest.tls import VERSIONS
 
 BAD_CODE_PATIENCE = 12.0
 """Seconds after the HUP in which a server may show what becomes of it."""
@@ -36,6 +38,7 @@ def with_bad_code(settings: Settings) -> str:
             http=settings.http,
             loop=settings.loop,
             python=settings.python,
+            tls=bool(settings.tls),
         )
         try:
             on_uvloop(wait_until_up(server, settings.workers))
@@ -57,7 +60,7 @@ async def fate_of(server: Server) -> str:
         if not server.alive:
             return f"exits with status {server.process.returncode}"
         asked += 1
-        failed += not await answers(server.port)
+        failed += not await answers(server)
     if failed == 0:
         return "keeps the old code"
     return (
@@ -77,6 +80,9 @@ def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
     rows = [
         ["", "lost", "of", "duplicated", "keep-alive reconnects", "p99 ms", "p99.9 ms", "code that fails to import"],
     ]
+    secure = any(result.settings.tls for result in results)
+    if secure:
+        rows[0].insert(5, "ended without close_notify")
     for result, fate in zip(results, fates, strict=True):
         latencies = sorted(e.latency * 1000 for e in result.ledger.entries if e.cause is None and e.kind in PROMPT)
         rows.append(
@@ -87,6 +93,8 @@ def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
                 fate,
             ]
         )
+        if secure:
+            rows[-1].insert(5, number(result.ledger.oddities[UNANNOUNCED]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -103,6 +111,13 @@ def comparison(results: Sequence[Result], fates: Sequence[str]) -> str:
     "--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="Parser, where there is a choice."
 )
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="Event loop.")
+@click.option(
+    "--tls",
+    type=click.Choice(list(VERSIONS)),
+    is_flag=False,
+    flag_value="1.3",
+    help="Speak TLS of this version (1.3 if none is named).",
+)
 @click.option("--python", default=sys.executable, help="The interpreter that runs the servers.", show_default=False)
 @click.option("--into", type=click.Path(path_type=Path), help="Write a PNG and a JSON of each run into this directory.")
 def main(servers: str, into: Path | None, **options: Any) -> None:

@@ -22,11 +22,12 @@ import uvloop
 
 from loadtest import processes
 from loadtest.client import Load
-from loadtest.kinds import KINDS, users
+from loadtest.kinds import HTTP_1_0, KINDS, users
 from loadtest.ledger import Accounts, Ledger, parse_executions, settle
 from loadtest.report import as_json, table
 from loadtest.result import Measures, Reload, Result, Settings
-from loadtest.servers import COMMANDS, GRACEFUL, Server
+from loadtest.servers import COMMANDS, GRACEFUL, NO_HTTP_1_0, Server
+from loadtest.tls import VERSIONS, ClientTls
 
 START_TIMEOUT = 60.0
 RELOAD_TIMEOUT = 90.0
@@ -77,6 +78,7 @@ def run(settings: Settings) -> Result:
             http=settings.http,
             loop=settings.loop,
             python=settings.python,
+            tls=bool(settings.tls),
         )
         try:
             return _run(server, settings)
@@ -90,11 +92,14 @@ def run(settings: Settings) -> Result:
 def _run(server: Server, settings: Settings) -> Result:
     on_uvloop(wait_until_up(server, settings.workers))
     ledger, measures, problems = Ledger(), Measures(), list[str]()
+    tls = None
+    if settings.tls is not None and server.certificate is not None:
+        tls = ClientTls(server.certificate, settings.tls, settings.seed)
     workers_before = len(server.workers())
     measures.descriptors_before = processes.descriptors(server.pid)
     measures.memory.append(processes.resident(server.pid))
     began = time.monotonic()
-    reloads = on_uvloop(under_load(server, settings, ledger, measures, problems))
+    reloads = on_uvloop(under_load(server, settings, ledger, measures, problems, tls))
     ended = time.monotonic()
     measures.memory.append(processes.resident(server.pid))
 
@@ -120,7 +125,7 @@ def _run(server: Server, settings: Settings) -> Result:
     problems += [f"{what} ({count} times)" for what, count in ledger.oddities.items()]
     if problems and server.output.stat().st_size:
         problems.append("the server's last words:\n" + server.last_words())
-    return Result(settings, ledger, accounts, executions, reloads, measures, problems, began, ended)
+    return Result(settings, ledger, accounts, executions, reloads, measures, problems, tls, began, ended)
 
 
 def stop(server: Server, problems: list[str]) -> int | None:
@@ -154,18 +159,18 @@ async def wait_until_up(server: Server, workers: int) -> None:
     """Wait until all workers run and the server answers. This is the only place that tries again."""
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and server.alive:
-        if len(server.workers()) >= workers and await answers(server.port):
+        if len(server.workers()) >= workers and await answers(server):
             await asyncio.sleep(1.0)  # some servers' workers come one after another
             return
         await asyncio.sleep(0.1)
     raise RuntimeError(f"{server.name} did not start:\n{server.last_words()}")
 
 
-async def answers(port: int) -> bool:
+async def answers(server: Server) -> bool:
     """Whether a GET / is answered with 200."""
     try:
         async with asyncio.timeout(2.0):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=server.trusting())
             with contextlib.closing(writer):
                 writer.write(b"GET / HTTP/1.1\r\nhost: loadtest\r\nconnection: close\r\n\r\n")
                 return b" 200 " in await reader.readline()
@@ -174,14 +179,22 @@ async def answers(port: int) -> bool:
 
 
 async def under_load(
-    server: Server, settings: Settings, ledger: Ledger, measures: Measures, problems: list[str]
+    server: Server,
+    settings: Settings,
+    ledger: Ledger,
+    measures: Measures,
+    problems: list[str],
+    tls: ClientTls | None,
 ) -> list[Reload]:
     """Run the mixed load and the reloads."""
-    load = Load("127.0.0.1", server.port, ledger, settings.scale, settings.seed)
+    load = Load("127.0.0.1", server.port, ledger, settings.scale, settings.seed, tls=tls)
     watch = Watch(settings.workers)
     load.first_answer = watch.first_answer
     reloads: list[Reload] = []
-    tasks = {asyncio.ensure_future(user) for user in users(load, settings.kinds)}
+    names = settings.kinds or [
+        kind.name for kind in KINDS if kind.name != HTTP_1_0 or settings.server not in NO_HTTP_1_0
+    ]
+    tasks = {asyncio.ensure_future(user) for user in users(load, names)}
     await load.pause(settings.warmup)
     for number in range(1, settings.reloads + 1):
         reload = Reload(time.monotonic())
@@ -237,6 +250,13 @@ def on_uvloop(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--python", default=sys.executable, help="The interpreter that runs the server.", show_default=False)
 @click.option("--warmup", type=click.FloatRange(0), default=2.0, help="Seconds of load before and after the reloads.")
 @click.option("--listener", is_flag=True, help="Replace the listener's own program, too, before each reload.")
+@click.option(
+    "--tls",
+    type=click.Choice(list(VERSIONS)),
+    is_flag=False,
+    flag_value="1.3",
+    help="Speak TLS of this version (1.3 if none is named).",
+)
 @click.option("--kinds", type=click.Choice([kind.name for kind in KINDS]), multiple=True, help="Only these loads.")
 @click.option("--seed", type=int, default=1, help="For the load's random choices.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Write a timeline as PNG (needs matplotlib).")

@@ -23,6 +23,7 @@ def table(result: Result) -> str:
     title = (
         f"{settings.server} · {settings.workers} workers · "
         f"{parser(settings.server, settings.http)} · {settings.loop} · "
+        f"{f'TLS {settings.tls} · ' if settings.tls else ''}"
         f"{len(result.reloads)} reloads in {seconds:.0f} s · {result.accounts.sent / seconds:.0f} requests/s"
     )
     lines = [title, "", *columns(kinds(result)), "", verdict(result)]
@@ -34,6 +35,9 @@ def table(result: Result) -> str:
     lines += [f"  connections ended by the server: {count} by {how.value}" for how, count in left.most_common()]
     if result.ledger.told_to_come_back:
         lines.append(f"  WebSockets told to come back (1001, 1012): {len(result.ledger.told_to_come_back)}")
+    if result.tls is not None:
+        done, offered, resumed = map(number, (result.tls.handshakes, result.tls.offered, result.tls.resumed))
+        lines.append(f"  TLS {result.tls.version}: {done} handshakes, {offered} tickets offered, {resumed} accepted")
     lines.append(measures(result))
     lines += [f"  problem: {problem}" for problem in result.problems]
     return "\n".join(lines)
@@ -119,6 +123,13 @@ def as_json(result: Result) -> str:
             ],
             "duplicated": accounts.duplicated,
             "reconnects": result.reconnects,
+            "tls": result.tls
+            and {
+                "version": result.tls.version,
+                "handshakes": result.tls.handshakes,
+                "tickets_offered": result.tls.offered,
+                "tickets_accepted": result.tls.resumed,
+            },
             "told_to_come_back": len(result.ledger.told_to_come_back),
             "kinds": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]],
             "reloads": [

@@ -6,6 +6,7 @@ import dataclasses
 import sys
 
 from loadtest.ledger import Accounts, Execution, Ledger
+from loadtest.tls import ClientTls
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class Settings:
     seed: int = 1
     listener: bool = False
     """Replace the listener's own program as well, before each reload."""
+    tls: str | None = None
+    """The version of TLS that all connections speak: 1.2 or 1.3."""
     kinds: tuple[str, ...] = ()
     """Names of the kinds of load; all, if empty."""
 
@@ -63,6 +66,7 @@ class Result:
     measures: Measures
     problems: list[str]
     """Sentences about everything else that must not be."""
+    tls: ClientTls | None
     began: float
     ended: float
 

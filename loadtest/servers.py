@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import loadtest.app
 from loadtest.processes import MARK, Process, of_run
+from loadtest.tls import Certificate, make_certificate, trusting
 
 KEEP_ALIVE = 75
 GRACEFUL = 30
@@ -43,6 +45,14 @@ class Start:
     http: str  # httptools | h11, where the server has a choice
     loop: str  # uvloop | asyncio
     directory: Path
+    certificate: Certificate | None = None
+    """Speak TLS with it."""
+
+    def tls(self, certificate: str, key: str) -> str:
+        """The server's two options for TLS with their values; nothing without TLS."""
+        if self.certificate is None:
+            return ""
+        return f" {certificate} {self.certificate.path} {key} {self.certificate.key}"
 
     @property
     def address(self) -> str:
@@ -55,7 +65,7 @@ def serve(start: Start) -> list[str]:
     return (
         f"-m serve_asgi {APP} --bind {start.address} --workers {start.workers} --http {start.http} --loop {start.loop}"
         f" --app-dir {start.directory} --no-access-log --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL}"
-        f" --control {start.directory / 'control'}"
+        f" --control {start.directory / 'control'}" + start.tls("--tls-cert", "--tls-key")
     ).split()
 
 
@@ -64,7 +74,7 @@ def uvicorn(start: Start) -> list[str]:
     return (
         f"-m uvicorn {APP} --host 127.0.0.1 --port {start.port} --workers {start.workers} --http {start.http}"
         f" --loop {start.loop} --app-dir {start.directory} --no-access-log --timeout-keep-alive {KEEP_ALIVE}"
-        f" --timeout-graceful-shutdown {GRACEFUL}"
+        f" --timeout-graceful-shutdown {GRACEFUL}" + start.tls("--ssl-certfile", "--ssl-keyfile")
     ).split()
 
 
@@ -73,6 +83,7 @@ def gunicorn(start: Start) -> list[str]:
     return (
         f"-m gunicorn {APP} -k asgi -b {start.address} -w {start.workers} --asgi-loop {start.loop}"
         f" --chdir {start.directory} --keep-alive {KEEP_ALIVE} --graceful-timeout {GRACEFUL} --no-control-socket"
+        + start.tls("--certfile", "--keyfile")
     ).split()
 
 
@@ -81,6 +92,7 @@ def granian(start: Start) -> list[str]:
     return (
         f"-m granian {APP} --interface asgi --host 127.0.0.1 --port {start.port} --workers {start.workers}"
         f" --loop {start.loop} --working-dir {start.directory} --no-access-log --workers-kill-timeout {GRACEFUL}"
+        f" --ssl-protocol-min tls1.2" + start.tls("--ssl-certificate", "--ssl-keyfile")
     ).split()
 
 
@@ -89,7 +101,16 @@ def hypercorn(start: Start) -> list[str]:
     worker = "uvloop" if start.loop == "uvloop" else "asyncio"
     return (
         f"-m hypercorn {APP} -b {start.address} -w {start.workers} -k {worker} --keep-alive {KEEP_ALIVE}"
-        f" --graceful-timeout {GRACEFUL}"
+        f" --graceful-timeout {GRACEFUL}" + start.tls("--certfile", "--keyfile")
+    ).split()
+
+
+def h2corn(start: Start) -> list[str]:
+    """All its I/O is in Rust. Its limit for the time of a head is below the load's: 10 s, as it comes."""
+    return (
+        f"-m h2corn {APP} --bind {start.address} --workers {start.workers} --loop {start.loop}"
+        f" --app-dir {start.directory} --no-access-log --timeout-keep-alive {KEEP_ALIVE}"
+        f" --timeout-graceful-shutdown {GRACEFUL}" + start.tls("--certfile", "--keyfile")
     ).split()
 
 
@@ -99,11 +120,14 @@ COMMANDS: dict[str, Callable[[Start], list[str]]] = {
     "gunicorn": gunicorn,
     "granian": granian,
     "hypercorn": hypercorn,
+    "h2corn": h2corn,
 }
 
 
-OWN_PARSERS = {"gunicorn": "its own parser", "granian": "hyper", "hypercorn": "h11"}
+OWN_PARSERS = {"gunicorn": "its own parser", "granian": "hyper", "hypercorn": "h11", "h2corn": "its own parser"}
 """What parses HTTP where there is no choice."""
+NO_HTTP_1_0 = ("h2corn",)
+"""Servers that answer a request of HTTP/1.0 with 400."""
 
 
 def parser(server: str, chosen: str) -> str:
@@ -115,7 +139,15 @@ class Server:
     """One started server. `output` is where its stdout and stderr go."""
 
     def __init__(
-        self, name: str, directory: Path, *, workers: int, http: str, loop: str, python: str = sys.executable
+        self,
+        name: str,
+        directory: Path,
+        *,
+        workers: int,
+        http: str,
+        loop: str,
+        python: str = sys.executable,
+        tls: bool = False,
     ) -> None:
         """Start it; `directory` must exist and be empty."""
         self.name = name
@@ -127,7 +159,10 @@ class Server:
         self.executions = directory / "executions.log"
         self.executions.touch()
         shutil.copyfile(loadtest.app.__file__, directory / "loadtest_app.py")
-        start = Start(port=self.port, workers=workers, http=http, loop=loop, directory=directory)
+        self.certificate = make_certificate(directory) if tls else None
+        start = Start(
+            port=self.port, workers=workers, http=http, loop=loop, directory=directory, certificate=self.certificate
+        )
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [python, *COMMANDS[name](start)],
@@ -146,6 +181,10 @@ class Server:
             MARK: self.mark,
             "PYTHONPATH": sources(PROJECT) if self.name == "serve" else str(self.directory),
         }
+
+    def trusting(self) -> ssl.SSLContext | None:
+        """What a client connects with; None if the server speaks plain HTTP."""
+        return None if self.certificate is None else trusting(self.certificate)
 
     @property
     def pid(self) -> int:

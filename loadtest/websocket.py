@@ -83,6 +83,7 @@ class WebSocket:
             self._flush()
         await asyncio.wait([self._connection.over], timeout=CLOSE_TIMEOUT)
         self._judge(begun_here)
+        self._load.note_end(self._connection)
         self._connection.close()
 
     def _alive(self) -> bool:
