@@ -1,0 +1,1 @@
+"""TLS: handshakes, records, certificates, tickets."""
