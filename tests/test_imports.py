@@ -22,7 +22,7 @@ FLOORS = (
     {"worker", "store"},
     {"app"},
     {"hub"},
-    {"http", "websocket"},
+    {"http", "websocket", "tls"},
     {"logs", "ipc", "config"},
     {"errors"},
 )
