@@ -18,7 +18,8 @@ from serve_asgi.app import application_functions as schedule_call
 from serve_asgi.app.background_work import work
 from serve_asgi.app.hub_link import Identity, Link, LinkClosed, current
 from serve_asgi.app.schedule import PATIENCE as PATIENCE_OF_ASKING
-from serve_asgi.app.schedule import Run, RunRecord, Schedule, ScheduleRefused
+from serve_asgi.app.schedule import Schedule, ScheduleRefused
+from serve_asgi.app.schedule_runs import Run, RunRecord
 from serve_asgi.errors import ScheduleError
 from serve_asgi.ipc.frames import encode
 from serve_asgi.ipc.membership_frames import Role
@@ -402,7 +403,7 @@ def test_a_pause_withdraws_what_was_given_and_has_not_begun() -> None:
             link.receive(encode("schedule.withdraw", {"run": 77}))  # both lay there when the process woke up
             assert await told == ("schedule.ended", "paused")
         assert began == []
-        assert not schedule._not_started
+        assert not schedule._runs._not_started
 
     in_a_loop(test)
 

@@ -3,39 +3,26 @@
     @schedule(cron="*/10 * * * *", tz="Europe/Berlin")
     async def report() -> None: ...
 
-This is the side of the process that has the functions: what they are is told to the hub, which decides who runs what
-(`serve_asgi.hub.schedules.scheduler`), and what becomes of a run is reported. It must not decide itself whether
-something is due.
+This is the part in the process that has the functions: it sends their definitions to the hub, which decides what is due
+and who runs it (`serve_asgi.hub.schedules.scheduler`). `serve_asgi.app.schedule_runs` runs the functions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import dataclasses
 import datetime
-import logging
-import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-from serve_asgi.app.application_functions import call_within, is_cancelled
-from serve_asgi.app.background_work import work
 from serve_asgi.app.hub_link import Link, LinkClosed, current, register, run_on_link_loop
 from serve_asgi.app.schedule_arguments import Span, code_of, definition_of
+from serve_asgi.app.schedule_runs import RegisteredFunction, Run, RunRecord, ScheduleRuns, current_run
 from serve_asgi.app.sync_calls import SyncCalls
 from serve_asgi.errors import ScheduleError, ServeError
 from serve_asgi.hub.schedules.definitions import RunsOn, ScheduleDefinition
-from serve_asgi.ipc import forked_children as forks
 from serve_asgi.ipc.frames import Frame, unpack_value
-from serve_asgi.ipc.schedule_frames import RunOutcome
-from serve_asgi.logs.exceptions import is_from_outside
-from serve_asgi.logs.server_log import about
-from serve_asgi.logs.tracebacks import application_traceback, error_text
-
-log = logging.getLogger("serve")
 
 Function = TypeVar("Function", bound=Callable[[], Any])
 PATIENCE: Final = 10.0
@@ -46,75 +33,15 @@ class ScheduleRefused(ServeError):
     """What was asked of a schedule was not done; the message says why."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Run:
-    """A run, as the function itself may see it (`schedule.current_run`)."""
-
-    name: str
-    instant: datetime.datetime  # the tick, in UTC; not when it began
-    kind: str  # tick, immediate or asked
-    attempt: int
-    token: int | None  # fencing token: larger than that of every earlier run; None without --state, and for on="all"
-    _lost: threading.Event = dataclasses.field(default_factory=threading.Event, repr=False, compare=False)
-
-    @property
-    def lease_lost(self) -> bool:
-        """Whether another server may run this schedule as well, since the store could not be reached for too long."""
-        return self._lost.is_set()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RunRecord:
-    """A line of the history: a run, or ticks in a row that had none."""
-
-    name: str
-    instant: datetime.datetime  # the tick, in UTC
-    outcome: str  # of `serve_asgi.ipc.schedule_frames.RunOutcome`
-    text: str
-    worker: str  # in words; "" for ticks that had no run
-    began: datetime.datetime | None
-    seconds: float | None
-    attempt: int
-    kind: str
-    count: int  # of ticks
-
-    @classmethod
-    def of(cls, name: str, told: dict[str, Any]) -> RunRecord:
-        """From what the hub tells."""
-        began = told["began"]
-        return cls(
-            name,
-            _time(told["instant"]),
-            told["outcome"],
-            told["text"],
-            told["worker"],
-            None if began is None else _time(began),
-            told["seconds"],
-            told["attempt"],
-            told["kind"],
-            told["count"],
-        )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Registered:
-    definition: ScheduleDefinition
-    function: Callable[[], Any]
-
-
-_current_run: Final[contextvars.ContextVar[Run]] = contextvars.ContextVar("current_run")
-
-
 class Schedule:
     """The decorator, and what can be done with the schedules there are; `schedule` is the only one."""
 
     def __init__(self) -> None:
-        self._registered: dict[str, _Registered] = {}
+        self._registered: dict[str, RegisteredFunction] = {}
         self._link: Link | None = None
         self._number = 0
         self._requests: dict[int, asyncio.Future[Frame]] = {}
-        self._runs: dict[int, Run] = {}
-        self._not_started: set[int] = set()  # runs that were received, in this turn of the loop
+        self._runs = ScheduleRuns(lambda name: self._registered.get(name))
         self.sync = ScheduleSync(self)
         """The calls that wait, for code that is not asynchronous."""
 
@@ -185,7 +112,7 @@ class Schedule:
                 f"two schedules have the name {definition.name!r}, both of {definition.where}: give each of them one "
                 "of its own with name="
             )
-        self._registered[definition.name] = _Registered(definition, function)
+        self._registered[definition.name] = RegisteredFunction(definition, function)
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
@@ -222,7 +149,7 @@ class Schedule:
             ```
         """
         try:
-            return _current_run.get()
+            return current_run.get()
         except LookupError:
             raise LookupError("this code does not run as part of a schedule") from None
 
@@ -364,10 +291,8 @@ class Schedule:
         """For `serve_asgi.app.hub_link`: the hub that these schedules are told to."""
         self._close()
         self._link = link
-        link.on_frame("schedule.run", lambda frame: self._start_run(link, frame))
-        link.on_frame("schedule.withdraw", lambda frame: self._not_started.discard(frame.head["run"]))
+        self._runs.bind(link)
         link.on_frame("schedule.reply", self._take_reply)
-        link.on_frame("schedule.lost", self._take_lost)
         link.on_close(lambda: self._close() if link is self._link else None)
         for each in self._registered.values():
             self._send_definition(link, each.definition)
@@ -383,83 +308,10 @@ class Schedule:
         if reply is not None and not reply.done():
             reply.set_result(frame)
 
-    def _take_lost(self, frame: Frame) -> None:
-        if (run := self._runs.get(frame.head["run"])) is not None:
-            run._lost.set()
-
     def _close(self) -> None:
         for reply in self._requests.values():
             if not reply.done() and not reply.get_loop().is_closed():
                 reply.set_exception(LinkClosed("the listener of this server is gone: it is not known what it did"))
-
-    # ---- runs
-
-    def _start_run(self, link: Link, frame: Frame) -> None:
-        head = frame.head
-        registered = self._registered.get(head["name"])
-        if registered is None:  # a test has forgotten it meanwhile
-            told = {
-                "run": head["run"],
-                "outcome": RunOutcome.FAILED.value,
-                "seconds": 0.0,
-                "text": "the function is gone",
-            }
-            link.send("schedule.ended", told)
-            return
-        instant = _time(head["instant"] / 1000)
-        run = self._runs[head["run"]] = Run(head["name"], instant, head["kind"], head["attempt"], head["token"])
-        self._not_started.add(head["run"])
-        work.start(self._perform(link, head["run"], run, registered), f"schedule {run.name}")
-
-    async def _perform(self, link: Link, id: int, run: Run, registered: _Registered) -> None:
-        """Run the function and tell what became of it."""
-        _current_run.set(run)
-        task = asyncio.current_task()
-        began, limit = time.monotonic(), registered.definition.timeout / 1000 or None
-
-        def tell(outcome: RunOutcome, text: str = "", detail: str = "") -> None:
-            seconds = round(time.monotonic() - began, 6)
-            self._report_end(link, id, run, outcome, seconds, text, detail)
-
-        if id not in self._not_started:
-            tell(RunOutcome.PAUSED)
-            del self._runs[id]
-            return
-        self._not_started.remove(id)
-        try:
-            late = await call_within(
-                registered.function, f"schedule {run.name}", limit, lambda: self._overdue(link, id)
-            )
-        except asyncio.CancelledError as error:
-            if not is_cancelled():
-                tell(RunOutcome.FAILED, "CancelledError", application_traceback(error))
-                return
-            tell(RunOutcome.CUT, "it had not ended when its process had to")
-            raise
-        except BaseException as error:  # also SystemExit: a schedule ends no worker
-            forks.leave(error)
-            if is_from_outside(error, task):  # the loop is closed, and this coroutine with it
-                raise
-            tell(RunOutcome.FAILED, error_text(error)[:500], application_traceback(error))
-        else:
-            tell(RunOutcome.TIMEOUT if late else RunOutcome.OK, f"it may take {limit:g} s" if late else "")
-        finally:
-            self._runs.pop(id, None)
-
-    def _overdue(self, link: Link, id: int) -> None:
-        with contextlib.suppress(LinkClosed):
-            link.send("schedule.overdue", {"run": id})
-
-    def _report_end(
-        self, link: Link, id: int, run: Run, outcome: RunOutcome, seconds: float, text: str, detail: str
-    ) -> None:
-        body = detail[-16_000:].encode(errors="replace")
-        try:
-            link.send("schedule.ended", {"run": id, "outcome": outcome.value, "seconds": seconds, "text": text}, body)
-        except LinkClosed:
-            if outcome is not RunOutcome.OK:
-                said = f"the schedule {run.name!r} has ended, outcome {outcome.value}: {text}"
-                log.error("%s", said, extra=about("schedule_failed", detail=detail))
 
 
 class ScheduleSync:
@@ -477,10 +329,6 @@ class ScheduleSync:
 
 def _late(text: str, begun: bool) -> Exception:
     return TimeoutError(text)
-
-
-def _time(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
 schedule: Final = Schedule()
