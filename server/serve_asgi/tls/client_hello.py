@@ -1,0 +1,95 @@
+"""What this server itself reads of a ClientHello (RFC 8446 4.1.2), before OpenSSL judges it. Pure.
+
+It is read once, from the bytes that OpenSSL is given as well, for three things that the standard library does not tell:
+the random by which the key log names the connection, the name that the client asks for, and the size of records that
+it can take. What cannot be read here is nobody's error: such a connection stays with OpenSSL, which answers for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from serve_asgi.tls.record_protection import HANDSHAKE, MAX_FRAGMENT
+
+MAX_BUFFERED: Final = 1 << 16
+"""A longer ClientHello is not read here."""
+CLIENT_HELLO: Final = 1
+SERVER_NAME: Final = 0
+MAX_FRAGMENT_LENGTH: Final = 1
+RECORD_SIZE_LIMIT: Final = 28
+LEAST_RECORD_SIZE: Final = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClientHello:
+    """The part of a ClientHello that matters beyond the handshake."""
+
+    random: bytes
+    server_name: str | None
+    max_fragment: int
+    """The most content that the client takes in one record (RFC 6066 4, RFC 8449), whether OpenSSL agrees to it or not:
+    smaller records are never wrong."""
+
+
+class ClientHelloReader:
+    """Collects the records at the beginning of a connection until a ClientHello is whole."""
+
+    def __init__(self) -> None:
+        self._records = b""
+
+    def feed(self, data: bytes) -> tuple[bool, ClientHello | None]:
+        """Whether that was the last that is needed, and the ClientHello if it could be read."""
+        self._records = data = self._records + data if self._records else data
+        try:
+            body = client_hello_body(data)
+            if body is not None:
+                return True, parse(body)
+        except (IndexError, ValueError):
+            return True, None
+        return len(data) > MAX_BUFFERED, None
+
+
+def client_hello_body(records: bytes) -> bytes | None:
+    """The handshake message in these records, without its head; None: not whole yet. ValueError: it is another one."""
+    message = b""
+    at = 0
+    while len(records) >= at + 5:
+        if records[at] != HANDSHAKE:
+            raise ValueError("no handshake record")
+        end = at + 5 + int.from_bytes(records[at + 3 : at + 5])
+        message += records[at + 5 : end]
+        if len(message) >= 4:
+            if message[0] != CLIENT_HELLO:
+                raise ValueError("no ClientHello")
+            size = 4 + int.from_bytes(message[1:4])
+            if len(message) >= size:
+                return message[4:size]
+        at = end
+    return None
+
+
+def parse(body: bytes) -> ClientHello:
+    """Raises IndexError or ValueError for what is no ClientHello."""
+    at = 35 + body[34]  # behind legacy_version, random, legacy_session_id
+    at += 2 + int.from_bytes(body[at : at + 2])  # cipher_suites
+    at += 1 + body[at]  # legacy_compression_methods
+    server_name = None
+    max_fragment = MAX_FRAGMENT
+    end = at + 2 + int.from_bytes(body[at : at + 2])
+    at += 2
+    if end > len(body):
+        raise ValueError("extensions longer than the message")
+    while at < end:
+        kind = body[at] << 8 | body[at + 1]
+        start = at + 4
+        at = start + (body[at + 2] << 8 | body[at + 3])
+        if kind == SERVER_NAME and at - start > 5:
+            server_name = body[start + 5 : at].decode("ascii")  # the list has one entry in practice, a host name
+        elif kind == MAX_FRAGMENT_LENGTH and 1 <= body[start] <= 4:
+            max_fragment = min(max_fragment, 256 << body[start])
+        elif kind == RECORD_SIZE_LIMIT:
+            limit = int.from_bytes(body[start:at])
+            if limit >= LEAST_RECORD_SIZE:
+                max_fragment = min(max_fragment, limit - 1)  # it counts the content type
+    return ClientHello(body[2:34], server_name, max_fragment)

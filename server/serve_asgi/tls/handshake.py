@@ -1,0 +1,224 @@
+"""One TLS handshake, done by OpenSSL in memory; then, of TLS 1.3, all that is needed to go on without it.
+
+Bytes of the client go in with `receive`, the flights of the server come out with `take_outgoing`, until `outcome` says
+how it ended: with the traffic secrets (`OwnRecords`), with a connection that stays OpenSSL's (TLS 1.2; TLS 1.3 where
+the secrets cannot be known), or with a failure.
+
+How the sequence numbers are known: the client's is 0, as OpenSSL reads nothing behind the record with its Finished, and
+what it has not read is given on. The server's is the number of records that OpenSSL sent with the new secret: these are
+the session tickets, the only bytes that come out of the step that ends the handshake, and their headers are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import ssl
+from typing import Final, Protocol
+
+from serve_asgi.tls.alerts import TlsFailure
+from serve_asgi.tls.client_hello import ClientHello, ClientHelloReader
+from serve_asgi.tls.key_log import KeyLog, secret_of
+from serve_asgi.tls.moved_session import TLS_1_2, TLS_1_3, TlsInfo
+from serve_asgi.tls.openssl_connection import OpenSslConnection
+from serve_asgi.tls.record_protection import APPLICATION_DATA, HEADER_SIZE, SUITES
+
+CLIENT_SECRET: Final = b"CLIENT_TRAFFIC_SECRET_0"
+SERVER_SECRET: Final = b"SERVER_TRAFFIC_SECRET_0"
+VERSIONS: Final = {"TLSv1.2": TLS_1_2, "TLSv1.3": TLS_1_3}
+METHODS: Final = tuple(
+    name + b" "
+    for name in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE", b"PRI")
+)
+"""What plain HTTP begins with; PRI is HTTP/2 (RFC 9113 3.4)."""
+
+
+class HandshakeContexts(Protocol):
+    """What a handshake needs of the worker's contexts."""
+
+    @property
+    def key_log(self) -> KeyLog | None:
+        """Where all contexts write their secrets; None: nowhere, and every connection stays OpenSSL's."""
+        ...
+
+    def for_handshake(self) -> ssl.SSLContext:
+        """The context for a new connection."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OwnRecords:
+    """A TLS 1.3 connection that needs OpenSSL no more."""
+
+    suite: int
+    client_secret: bytes = dataclasses.field(repr=False)
+    server_secret: bytes = dataclasses.field(repr=False)
+    write_sequence: int
+    max_fragment: int
+    unread: bytes
+    """What the client has sent behind its handshake."""
+
+
+Outcome = OwnRecords | OpenSslConnection | TlsFailure
+
+
+class TlsHandshake:
+    """The server's side of one handshake."""
+
+    __slots__ = (
+        "_connection",
+        "_hello",
+        "_key_log",
+        "_outgoing",
+        "_reader",
+        "_server_secret",
+        "_start",
+        "info",
+        "outcome",
+    )
+
+    def __init__(self, contexts: HandshakeContexts) -> None:
+        self._connection = OpenSslConnection(contexts.for_handshake())
+        self._key_log = contexts.key_log
+        self._reader: ClientHelloReader | None = ClientHelloReader()
+        self._hello: ClientHello | None = None
+        self._server_secret: bytes | None = None
+        self._start: bytes | None = b""
+        self._outgoing = b""
+        self.outcome: Outcome | None = None
+        """None as long as the handshake goes on."""
+        self.info: TlsInfo | None = None
+        """What was negotiated, after a success."""
+
+    def take_outgoing(self) -> bytes:
+        """Flights and alerts to send."""
+        outgoing, self._outgoing = self._outgoing, b""
+        return outgoing
+
+    def receive(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self._start is not None:
+            data = self._start = self._start + data
+            if self._is_http(data):
+                return
+            self._start = None
+        if self._reader is not None:
+            done, self._hello = self._reader.feed(data)
+            if done:
+                self._reader = None
+        connection = self._connection
+        connection.feed(data)
+        key_log = self._key_log
+        if key_log is None:
+            ended, lines = connection.do_handshake(), b""
+        else:
+            with key_log.lock:
+                ended = connection.do_handshake()
+                lines = key_log.take()
+        flight = connection.take_outgoing()
+        self._outgoing += flight
+        if lines and self._hello is not None and self._server_secret is None:
+            self._server_secret = secret_of(lines, SERVER_SECRET, self._hello.random)
+        if ended is True:
+            self._succeed(flight, lines)
+        elif ended is not False:
+            self.outcome = self._with_alert(ended, flight)
+
+    def _is_http(self, data: bytes) -> bool:
+        """Whether it is, or may become, a request in plain text."""
+        if data.startswith(METHODS):
+            self.outcome = TlsFailure("the client spoke HTTP without TLS", plain_http=True)
+            return True
+        return any(method.startswith(data) for method in METHODS)
+
+    @staticmethod
+    def _with_alert(failure: TlsFailure, flight: bytes) -> TlsFailure:
+        """The failure, with the alert that OpenSSL has sent for it, if that can be read."""
+        if failure.alert_received is None and len(flight) >= 7 and flight[-7:-2] in ALERT_HEADERS:
+            return dataclasses.replace(failure, alert_sent=flight[-1])
+        return failure
+
+    def _succeed(self, flight: bytes, lines: bytes) -> None:
+        connection, hello = self._connection, self._hello
+        ssl_object = connection.ssl_object
+        self.info = info = negotiated(ssl_object, hello.server_name if hello is not None else None)
+        self.outcome = connection
+        if hello is None or self._server_secret is None or info.cipher_suite not in SUITES:
+            return
+        client_secret = secret_of(lines, CLIENT_SECRET, hello.random)
+        if client_secret is None:
+            return
+        self.outcome = OwnRecords(
+            info.cipher_suite,
+            client_secret,
+            self._server_secret,
+            count_records(flight),
+            hello.max_fragment,
+            connection.take_unread(),
+        )
+
+
+ALERT_HEADERS: Final = tuple(b"\x15\x03" + bytes((minor,)) + b"\0\x02" for minor in range(1, 4))
+
+
+def count_records(flight: bytes) -> int:
+    """How many protected records there are in what OpenSSL wants to have sent."""
+    count = at = 0
+    while at < len(flight):
+        count += flight[at] == APPLICATION_DATA
+        at += HEADER_SIZE + int.from_bytes(flight[at + 3 : at + 5])
+    return count
+
+
+@functools.cache
+def cipher_number(name: str) -> int:
+    """The number of a cipher suite that OpenSSL has named."""
+    for number, suite in SUITES.items():
+        if suite.name == name:
+            return number
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    return next((cipher["id"] & 0xFFFF for cipher in context.get_ciphers() if cipher["name"] == name), 0)
+
+
+def negotiated(ssl_object: ssl.SSLObject, server_name: str | None) -> TlsInfo:
+    """What a handshake that is over has come to."""
+    cipher = ssl_object.cipher()
+    name = cipher[0] if cipher is not None else ""
+    certificates: tuple[str, ...] = ()
+    client_name = None
+    leaf = ssl_object.getpeercert(True)
+    if leaf:
+        certificates = tuple(map(ssl.DER_cert_to_PEM_cert, verified_chain(ssl_object) or [leaf]))
+        client_name = subject(leaf)
+    return TlsInfo(
+        version=VERSIONS.get(ssl_object.version() or "", 0),
+        cipher_suite=cipher_number(name),
+        cipher_name=name,
+        server_name=server_name,
+        alpn=ssl_object.selected_alpn_protocol(),
+        client_certificates=certificates,
+        client_name=client_name,
+        resumed=bool(ssl_object.session_reused),
+    )
+
+
+def verified_chain(ssl_object: ssl.SSLObject) -> list[bytes]:
+    """The client's chain in DER, its own certificate first; nothing after a resumption.
+
+    Before Python 3.13 the method is there, under a private name (gh-109109).
+    """
+    if hasattr(ssl_object, "get_verified_chain"):
+        return list(ssl_object.get_verified_chain())
+    chain = ssl_object._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+    return [ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in chain or ()]
+
+
+def subject(certificate: bytes) -> str | None:
+    """The subject of a certificate in DER by RFC 4514; None if it cannot be read."""
+    from cryptography import x509
+
+    try:
+        return x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
+    except ValueError:
+        return None
