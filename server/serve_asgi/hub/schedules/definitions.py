@@ -145,9 +145,8 @@ class ScheduleRegistry:
         self.generation = -1
         """Whose definitions hold; -1 before any serves."""
         self._registry: dict[int, dict[str, ScheduleDefinition]] = {}
-        self._definition_counts: dict[
-            int, dict[str, tuple[Member, ScheduleDefinition]]
-        ] = {}  # who was the first, before the switch
+        # by generation, until it serves: who was the first to send each name, and what
+        self._first_definers: dict[int, dict[str, tuple[Member, ScheduleDefinition]]] = {}
         self._conflicts: dict[int, str] = {}  # what keeps a generation from serving
         self._strays: dict[int, dict[str, ScheduleDefinition]] = {}  # sent by processes that are not to run them
         self._refused: set[tuple[int, str]] = set()  # what was logged, by generation and name
@@ -177,7 +176,7 @@ class ScheduleRegistry:
         there = (
             self._registry.get(generation, {}),
             self._strays.get(generation, {}),
-            self._definition_counts.get(generation, {}),
+            self._first_definers.get(generation, {}),
         )
         if any(name in each for each in there) or max(len(each) for each in there) < MAX_SCHEDULES:
             return True
@@ -191,7 +190,7 @@ class ScheduleRegistry:
 
     def _note_conflict(self, member: Member, definition: ScheduleDefinition) -> None:
         """Note if another process of its generation has another function of this name."""
-        told = self._definition_counts.setdefault(member.generation, {})
+        told = self._first_definers.setdefault(member.generation, {})
         first, known = told.setdefault(definition.name, (member, definition))
         if not definition.same_function(known):
             text = (
@@ -219,9 +218,7 @@ class ScheduleRegistry:
         self.generation = generation
         self._registry = {number: definitions for number, definitions in self._registry.items() if number >= generation}
         self._refused = {each for each in self._refused if each[0] >= generation}
-        self._definition_counts = {
-            number: told for number, told in self._definition_counts.items() if number > generation
-        }
+        self._first_definers = {number: told for number, told in self._first_definers.items() if number > generation}
         self._conflicts = {number: text for number, text in self._conflicts.items() if number > generation}
         self._strays = {number: strays for number, strays in self._strays.items() if number >= generation}
         self._report_strays()
@@ -249,7 +246,7 @@ class ScheduleRegistry:
         self._names.pop(member.id, None)
         alive = any(each.generation == member.generation for each in self._hub.members.values())
         if member.generation > self.generation and not alive:
-            for each in (self._registry, self._strays, self._definition_counts, self._conflicts):
+            for each in (self._registry, self._strays, self._first_definers, self._conflicts):
                 each.pop(member.generation, None)
 
     def _report_strays(self) -> None:

@@ -1,7 +1,7 @@
 """Ticks that have come due, and which of them are missed: the server did not run then, or the clock was set forward.
 
 It owns the rule by which a tick is too late to run. Times are unix times in milliseconds. What becomes of a tick is
-`serve_asgi.hub.schedules.scheduler`'s to decide.
+`serve_asgi.hub.schedules.tick_decisions`' to decide.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Schedules in the hub: who runs which tick, once.
+"""Schedules in the hub: which are in force, when each is looked at, and how its runs end.
 
-It owns the definitions in force (those of the newest generation that serves: from the switch on, the new ones), one
-`ScheduleState` per name, and the runs. A tick is decided here and nowhere else, so that neither a reload, a dying
-process nor a clock that is set duplicates or silently skips one; with a store the store is asked first, since other
-servers may have the same schedules. A run is given to one process and never again, unless `retry` says so.
+It owns one `ScheduleState` per name, with the definition in force (from the switch on that of the new generation), and
+the timer. Each tick is decided once, in `serve_asgi.hub.schedules.tick_decisions`, so that neither a reload, a dying
+process nor a clock that is set runs one twice or skips one silently; other servers may have the same schedules, so with
+a store the store is asked first. A run is sent to one process, and again only if `retry` says so.
 
-It runs nothing itself, and reads no file: zones come with the definitions. `serve_asgi.hub.schedules.commands` is what
-people and code ask of it.
+It runs nothing itself and reads no file: time zones come with the definitions. What people and code ask for is handled
+in `serve_asgi.hub.schedules.commands`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import msgspec
 from serve_asgi.errors import ChannelError
 from serve_asgi.hub.core import Hub, HubComponent, Member, State
 from serve_asgi.hub.schedules.commands import ScheduleCommands
-from serve_asgi.hub.schedules.definitions import OverlapPolicy, RunsOn, ScheduleDefinition, ScheduleRegistry
+from serve_asgi.hub.schedules.definitions import ScheduleDefinition, ScheduleRegistry
 from serve_asgi.hub.schedules.history import END_RECORDS, ScheduleLog, StoredHistory
-from serve_asgi.hub.schedules.missed_ticks import MissedTicks, PendingTick
+from serve_asgi.hub.schedules.missed_ticks import PendingTick
 from serve_asgi.hub.schedules.runs import ActiveRuns, LeaseRequests
-from serve_asgi.hub.schedules.schedule_state import NOT_STARTED, RETRIED, ActiveRun, HistoryEntry, ScheduleState
+from serve_asgi.hub.schedules.schedule_state import NOT_STARTED, RETRIED, ActiveRun, ScheduleState
+from serve_asgi.hub.schedules.tick_decisions import TickDecisions
 from serve_asgi.hub.state.shared_state import SharedState
 from serve_asgi.ipc.frames import ValidatedFrame
 from serve_asgi.ipc.membership_frames import MemberPhase, Role
@@ -72,6 +73,9 @@ class Scheduler(HubComponent):
         self._registry = ScheduleRegistry(hub)
         self._leases = LeaseRequests(hub)
         self._log = ScheduleLog(hub)
+        self._decisions = TickDecisions(
+            hub, self._registry, self.runs, self._leases, self.commands, self.history, self._log
+        )
         self._definition_counts: collections.Counter[int] = collections.Counter()  # by member
         self._started: set[str] = set()  # whose immediate run is behind them
         self._first_generation = -1  # the generation whose definitions may run immediately
@@ -239,7 +243,7 @@ class Scheduler(HubComponent):
         for number, schedule in enumerate(schedules[self._position :], self._position + 1):
             self._run_immediately(schedule)
             self.advance(schedule, now)
-            self._decide_all(schedule, now)
+            self._decisions.decide_all(schedule, now)
             if time.thread_time() > ends and number < len(schedules):
                 self._position = number
                 return False
@@ -275,96 +279,6 @@ class Scheduler(HubComponent):
         schedule.waiting.append(tick)
         self._wake_soon()
 
-    def _decide_all(self, schedule: ScheduleState, now: int) -> None:
-        """Decide the ticks of a schedule that can be decided."""
-        waiting, schedule.waiting = schedule.waiting, []
-        for tick in waiting:
-            if not self._decide(schedule, tick, now):
-                schedule.waiting.append(tick)
-        for tick in schedule.take_overtaken(now):
-            assert schedule.definition is not None
-            self._give_up(schedule, tick, RunOutcome.MISSED, self._why_missed(schedule, schedule.definition))
-
-    def _decide(self, schedule: ScheduleState, tick: PendingTick, now: int) -> bool:
-        """Start a tick's run, or record why it has none; False if it has to wait."""
-        definition = schedule.definition
-        if definition is None or (definition.disabled and tick.kind is not RunKind.ASKED):
-            why = "the new code does not have this schedule" if definition is None else definition.disabled
-            self._give_up(schedule, tick, RunOutcome.REMOVED, why)
-        elif tick.kind is not RunKind.ASKED and tick.attempt == 1 and schedule.paused is not None:
-            self._give_up(schedule, tick, RunOutcome.PAUSED)
-        elif tick.early(now):
-            return False
-        elif tick.late(now):
-            self._give_up(schedule, tick, RunOutcome.MISSED, self._why_missed(schedule, definition))
-        elif definition.on is RunsOn.ALL and tick.slot < 0:
-            return self._decide_for_each_worker(schedule, definition, tick)
-        elif schedule.at_store is not None:
-            return False  # one request to the store at a time
-        elif (conflict := schedule.conflict(definition, tick)) is not None:
-            if not conflict:
-                return False
-            self._give_up(schedule, tick, RunOutcome.SKIPPED, conflict)
-        else:
-            return self._start_or_ask(schedule, definition, tick, now)
-        return True
-
-    def _decide_for_each_worker(
-        self, schedule: ScheduleState, definition: ScheduleDefinition, tick: PendingTick
-    ) -> bool:
-        """on="all": a tick for each worker that serves."""
-        slots = sorted({member.slot for member in self._registry.candidates(definition)})
-        for slot in slots:
-            each = dataclasses.replace(tick, slot=slot)
-            self.commands.add_run(tick.ask)
-            if not self._decide(schedule, each, self.now):
-                schedule.waiting.append(each)
-        if slots:
-            self.commands.run_finished(tick.ask)
-        return bool(slots)
-
-    def _start_or_ask(
-        self, schedule: ScheduleState, definition: ScheduleDefinition, tick: PendingTick, now: int
-    ) -> bool:
-        """Start the run if a member can run it and the store, if there is one, has granted it; else ask the store."""
-        if tick.queued:
-            tick.queued, tick.due = False, now
-        members = [
-            m
-            for m in self._registry.candidates(definition)
-            if tick.slot in (-1, m.slot) and self.hub.port.has_room(m.id)
-        ]
-        if not members:
-            return False
-        if definition.on is not RunsOn.ALL and self._leases.needed(tick):
-            if self.hub.store_problem:
-                return False
-            self._leases.ask(schedule, tick, self.seed)
-            return True
-        self.runs.start(schedule, tick, members, now)
-        return True
-
-    def _why_missed(self, schedule: ScheduleState, definition: ScheduleDefinition) -> str:
-        if self.hub.settings.shared and self.hub.store_problem:
-            return self.hub.store_problem
-        if schedule.at_store is not None:
-            return "the store had not answered"
-        if definition.on is RunsOn.AGENT:
-            return "there was no agent that has this schedule"
-        return "there was no worker that could run it"
-
-    def _give_up(self, schedule: ScheduleState, tick: PendingTick, outcome: RunOutcome, text: str = "") -> None:
-        """A tick gets no run."""
-        first = schedule.record(outcome, tick.instant, text)
-        if first:
-            self.history.changed(schedule)
-        self._leases.release(schedule, tick)
-        if outcome is RunOutcome.MISSED:
-            self._log.missed(schedule, MissedTicks(1, tick.instant, tick.instant, text), first=first)
-        elif outcome is RunOutcome.SKIPPED:
-            self._log.skipped(schedule, tick.instant, text, first=first)
-        self.commands.tick_ended(tick, HistoryEntry(tick.instant, outcome, text))
-
     # ---- runs
 
     def _end(self, run: ActiveRun, outcome: RunOutcome, text: str, seconds: float | None, detail: str = "") -> None:
@@ -394,25 +308,7 @@ class Scheduler(HubComponent):
     def take_from_store(self, frame: ValidatedFrame) -> None:
         if frame.kind in ("store.renewed", "store.lost"):
             self._leases.take_reply(frame, self.schedules.values())
-        elif (found := self._leases.take_grant(frame)) is not None:
-            schedule, tick = found
-            if frame.kind == "store.granted":
-                schedule.waiting.insert(0, tick)
-                self._wake_soon()
-            else:
-                self._denied(schedule, tick, frame.head.why, frame.head.text)
-
-    def _denied(self, schedule: ScheduleState, tick: PendingTick, why: str, text: str) -> None:
-        if why == "running" and schedule.definition is not None and schedule.definition.overlap is OverlapPolicy.QUEUE:
-            tick.queued, tick.due = True, self.now + 1000  # it may have ended by then
-            schedule.waiting.insert(0, tick)
-        elif self._leases.try_again(tick, why):
-            schedule.waiting.insert(0, tick)
-            if why != "trouble":  # it will be no better in a moment: at the next look
-                self._wake_soon()
-        else:
-            outcome = {"granted": RunOutcome.ELSEWHERE, "running": RunOutcome.SKIPPED}.get(why, RunOutcome.MISSED)
-            self._give_up(schedule, tick, outcome, text)
+        elif self._decisions.take_grant(frame, self.now):
             self._wake_soon()
 
     def store_changed(self) -> None:
