@@ -1,4 +1,7 @@
-"""The requests to the shared state that have no reply yet, and their deadlines."""
+"""The requests to the shared state that have no reply yet: their deadlines, and the reply that ends each of them.
+
+What the reply is `serve_asgi.hub.state.shared_state` decides.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from serve_asgi.errors import ChannelError
-from serve_asgi.hub.core import Member
+from serve_asgi.hub.core import Hub, Member
 
 AT_STORE: Final = -1
 MAX_PENDING: Final = 1_024
@@ -35,9 +38,10 @@ class PendingRequest:
 
 
 class PendingRequests:
-    """Those of one hub, by number. Whoever closes a request replies to it."""
+    """Those of one hub, by number."""
 
-    def __init__(self) -> None:
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
         self._last_number = 0
         self._open: dict[int, PendingRequest] = {}
         self._by_member: collections.Counter[int] = collections.Counter()
@@ -81,8 +85,26 @@ class PendingRequests:
         else:
             heapq.heappush(self._deadlines, (request.deadline, request.number))
 
-    def close(self, request: PendingRequest) -> None:
-        """It has its reply."""
+    def succeed(self, request: PendingRequest) -> None:
+        """Reply that it is done, with the version and value that the request has by now."""
+        self._close(request)
+        if request.on_done is not None:
+            request.on_done("")
+        elif request.member is not None:
+            self._hub.send(request.member, "state.done", {"id": request.id, "version": request.version}, request.value)
+
+    def fail(
+        self, request: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any
+    ) -> None:
+        """Reply with an error: its code, a sentence, and the version and value that the key has."""
+        self._close(request)
+        if request.on_done is not None:
+            request.on_done(text)
+        elif request.member is not None:
+            head = {"id": request.id, "code": code, "text": text, "version": version, **more}
+            self._hub.send(request.member, "state.failed", head, value)
+
+    def _close(self, request: PendingRequest) -> None:
         del self._open[request.number]
         if request.member is not None:
             self._by_member[request.member.id] -= 1
@@ -112,7 +134,7 @@ class PendingRequests:
         return self._deadlines[0][0] if self._deadlines else math.inf
 
     def due(self, now: float) -> Iterator[PendingRequest]:
-        """Those whose deadlines have passed; the caller closes each."""
+        """Those whose deadlines have passed; the caller replies to each."""
         while self.deadline() <= now:
             yield self._open[heapq.heappop(self._deadlines)[1]]
 

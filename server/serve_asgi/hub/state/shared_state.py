@@ -72,7 +72,7 @@ class SharedState(HubComponent):
         self._store_changes = StoreChanges(hub.settings.state_limit)
         self._replication = Replication(hub, self._entries.to_send)
         self._lagged = 0  # writes that were answered with the names of those who lag
-        self._pending = PendingRequests()
+        self._pending = PendingRequests(hub)
         # those that wait for processes, in order of `seq`; answered ones may be among them
         self._waiting: deque[PendingRequest] = deque()
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
@@ -164,7 +164,9 @@ class SharedState(HubComponent):
             write = Write(head.op, head.key, frame.body, head.version, head.by)
             request = self._new_request(head.timeout, member, head.id)
             if write.key.startswith(RESERVED):
-                self._fail(request, RefusalCode.KEY.value, f"keys that begin with {RESERVED!r} are the server's own")
+                self._pending.fail(
+                    request, RefusalCode.KEY.value, f"keys that begin with {RESERVED!r} are the server's own"
+                )
             else:
                 self._submit(write, request)
 
@@ -190,7 +192,7 @@ class SharedState(HubComponent):
                 self._apply(KeyChange(outcome.key, outcome.version, outcome.value))
                 self._applied(request, outcome.version, outcome.value)
         elif self.hub.store_problem:
-            self._fail(request, UNAVAILABLE, f"nothing is written: {self.hub.store_problem}")
+            self._pending.fail(request, UNAVAILABLE, f"nothing is written: {self.hub.store_problem}")
         else:
             self.hub.send_to_store("store.write", {"id": request.number, **write.head()}, write.value)
 
@@ -237,7 +239,7 @@ class SharedState(HubComponent):
 
     def _await_replicas(self, request: PendingRequest) -> None:
         if request.member is None:
-            self._succeed(request)
+            self._pending.succeed(request)
             return
         request.seq = self.seq
         self._waiting.append(request)
@@ -247,7 +249,7 @@ class SharedState(HubComponent):
         if code == RefusalCode.ABSENT.value:  # nothing to delete: done, once the processes have seen it gone as well
             self._await_replicas(request)
         else:
-            self._fail(request, code, text, version, value)
+            self._pending.fail(request, code, text, version, value)
 
     # ---- replies
 
@@ -261,28 +263,11 @@ class SharedState(HubComponent):
                     break
                 assert request.member is not None
                 if self._replication.has(request.member, request.seq):
-                    self._succeed(request)
+                    self._pending.succeed(request)
                 else:  # a writer that is starting: only its own write waits for it
                     late.append(request)
             self._waiting.popleft()
         self._waiting.extendleft(reversed(late))
-
-    def _succeed(self, request: PendingRequest) -> None:
-        self._pending.close(request)
-        if request.on_done is not None:
-            request.on_done("")
-        elif request.member is not None:
-            self.hub.send(request.member, "state.done", {"id": request.id, "version": request.version}, request.value)
-
-    def _fail(
-        self, request: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any
-    ) -> None:
-        self._pending.close(request)
-        if request.on_done is not None:
-            request.on_done(text)
-        elif request.member is not None:
-            head = {"id": request.id, "code": code, "text": text, "version": version, **more}
-            self.hub.send(request.member, "state.failed", head, value)
 
     def deadline(self) -> float:
         return -math.inf if self._replication.unfinished else self._pending.deadline()
@@ -292,7 +277,7 @@ class SharedState(HubComponent):
         now = self.hub.clock()
         for request in self._pending.due(now):
             if request.seq == AT_STORE:
-                self._fail(
+                self._pending.fail(
                     request, UNKNOWN, "the store has not answered in time: it is not known whether this is written"
                 )
             else:
@@ -310,7 +295,7 @@ class SharedState(HubComponent):
                 self._report_lag(member)
         text = f"it is written, but has not arrived at {', '.join(map(str, lagging))} in time"
         found = [[member.role.value, member.slot, member.generation] for member in lagging]
-        self._fail(request, LAGGING, text, request.version, request.value, lagging=found)
+        self._pending.fail(request, LAGGING, text, request.version, request.value, lagging=found)
 
     def _report_lag(self, member: Member) -> None:
         if self._replication.mark_reported(member):
@@ -329,14 +314,14 @@ class SharedState(HubComponent):
     def _read(self, key: str, request: PendingRequest) -> None:
         if self.hub.settings.stored:
             if self.hub.store_problem:
-                self._fail(request, UNAVAILABLE, f"it cannot be read: {self.hub.store_problem}")
+                self._pending.fail(request, UNAVAILABLE, f"it cannot be read: {self.hub.store_problem}")
             else:
                 self.hub.send_to_store("store.read", {"id": request.number, "key": key})
             return
         if (entry := self._entries.get(key)) is not None:
             request.version = entry.version
             self._pending.set_value(request, entry.value)
-        self._succeed(request)
+        self._pending.succeed(request)
 
     # ---- the store
 
@@ -368,7 +353,7 @@ class SharedState(HubComponent):
         else:
             request.version = head.version
             self._pending.set_value(request, frame.body)
-            self._succeed(request)
+            self._pending.succeed(request)
 
     def _take_change(self, item: KeyChange) -> None:
         """Apply a change that the store reports, unless it is known."""
@@ -380,7 +365,7 @@ class SharedState(HubComponent):
             self._store_changes.discard_snapshot()
             text = f"it is not known whether this is written: {self.hub.store_problem}"
             for request in self._pending.at_store():
-                self._fail(request, UNKNOWN, text)
+                self._pending.fail(request, UNKNOWN, text)
 
     # ---- a new program of the listener
 
