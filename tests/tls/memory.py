@@ -83,7 +83,7 @@ class Contexts:
         if self.key_log is not None:
             self.key_log.attach(context)
 
-    def for_handshake(self) -> ssl.SSLContext:
+    def for_handshake(self, client_hello: bytes | None = None, /) -> ssl.SSLContext:
         return self.context
 
 

@@ -36,11 +36,12 @@ class ClientHelloReader:
     """Collects the records at the beginning of a connection until a ClientHello is whole."""
 
     def __init__(self) -> None:
-        self._records = b""
+        self.records = b""
+        """All that has come."""
 
     def feed(self, data: bytes) -> tuple[bool, ClientHello | None]:
         """Whether that was the last that is needed, and the ClientHello if it could be read."""
-        self._records = data = self._records + data if self._records else data
+        self.records = data = self.records + data if self.records else data
         try:
             body = client_hello_body(data)
             if body is not None:
@@ -54,10 +55,14 @@ def client_hello_body(records: bytes) -> bytes | None:
     """The handshake message in these records, without its head; None: not whole yet. ValueError: it is another one."""
     message = b""
     at = 0
-    while len(records) >= at + 5:
+    while len(records) > at:
         if records[at] != HANDSHAKE:
             raise ValueError("no handshake record")
+        if len(records) < at + 5:
+            return None
         end = at + 5 + int.from_bytes(records[at + 3 : at + 5])
+        if not at + 5 < end <= at + 5 + MAX_FRAGMENT:
+            raise ValueError("no size of a handshake record")
         message += records[at + 5 : end]
         if len(message) >= 4:
             if message[0] != CLIENT_HELLO:

@@ -41,8 +41,8 @@ class HandshakeContexts(Protocol):
         """Where all contexts write their secrets; None: nowhere, and every connection stays OpenSSL's."""
         ...
 
-    def for_handshake(self) -> ssl.SSLContext:
-        """The context for a new connection."""
+    def for_handshake(self, client_hello: bytes | None = None, /) -> ssl.SSLContext:
+        """The context for a new connection that has begun with these bytes."""
         ...
 
 
@@ -65,25 +65,14 @@ Outcome = OwnRecords | OpenSslConnection | TlsFailure
 class TlsHandshake:
     """The server's side of one handshake."""
 
-    __slots__ = (
-        "_connection",
-        "_hello",
-        "_key_log",
-        "_outgoing",
-        "_reader",
-        "_server_secret",
-        "_start",
-        "info",
-        "outcome",
-    )
+    __slots__ = ("_connection", "_contexts", "_hello", "_outgoing", "_reader", "_server_secret", "info", "outcome")
 
     def __init__(self, contexts: HandshakeContexts) -> None:
-        self._connection = OpenSslConnection(contexts.for_handshake())
-        self._key_log = contexts.key_log
-        self._reader: ClientHelloReader | None = ClientHelloReader()
+        self._contexts = contexts
+        self._reader = ClientHelloReader()
         self._hello: ClientHello | None = None
+        self._connection: OpenSslConnection | None = None  # once the ClientHello is there
         self._server_secret: bytes | None = None
-        self._start: bytes | None = b""
         self._outgoing = b""
         self.outcome: Outcome | None = None
         """None as long as the handshake goes on."""
@@ -96,19 +85,16 @@ class TlsHandshake:
         return outgoing
 
     def receive(self, data: bytes) -> None:
-        """Bytes of the client."""
-        if self._start is not None:
-            data = self._start = self._start + data
-            if self._is_http(data):
-                return
-            self._start = None
-        if self._reader is not None:
-            done, self._hello = self._reader.feed(data)
-            if done:
-                self._reader = None
+        """Bytes of the client. OpenSSL gets them as soon as the ClientHello is whole, or cannot become one."""
         connection = self._connection
+        if connection is None:
+            done, self._hello = self._reader.feed(data)
+            data = self._reader.records
+            if not done or (self._hello is None and self._is_http(data)):
+                return
+            connection = self._connection = OpenSslConnection(self._contexts.for_handshake(data))
         connection.feed(data)
-        key_log = self._key_log
+        key_log = self._contexts.key_log
         if key_log is None:
             ended, lines = connection.do_handshake(), b""
         else:
@@ -120,7 +106,7 @@ class TlsHandshake:
         if lines and self._hello is not None and self._server_secret is None:
             self._server_secret = secret_of(lines, SERVER_SECRET, self._hello.random)
         if ended is True:
-            self._succeed(flight, lines)
+            self._succeed(connection, flight, lines)
         elif ended is not False:
             self.outcome = self._with_alert(ended, flight)
 
@@ -138,10 +124,9 @@ class TlsHandshake:
             return dataclasses.replace(failure, alert_sent=flight[-1])
         return failure
 
-    def _succeed(self, flight: bytes, lines: bytes) -> None:
-        connection, hello = self._connection, self._hello
-        ssl_object = connection.ssl_object
-        self.info = info = negotiated(ssl_object, hello.server_name if hello is not None else None)
+    def _succeed(self, connection: OpenSslConnection, flight: bytes, lines: bytes) -> None:
+        hello = self._hello
+        self.info = info = negotiated(connection.ssl_object, hello.server_name if hello is not None else None)
         self.outcome = connection
         if hello is None or self._server_secret is None or info.cipher_suite not in SUITES:
             return

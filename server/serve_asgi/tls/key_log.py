@@ -48,6 +48,20 @@ class KeyLog:
         os.close(self._descriptor)
 
 
+def open_key_log() -> KeyLog | None:
+    """A key log; None where that is impossible, so that each connection stays with OpenSSL, and cannot move."""
+    try:
+        key_log = KeyLog()
+    except OSError:
+        return None
+    try:
+        key_log.attach(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    except OSError:  # no /proc
+        key_log.close()
+        return None
+    return key_log
+
+
 def secret_of(lines: bytes, label: bytes, client_random: bytes) -> bytes | None:
     """The secret with this label (CLIENT_TRAFFIC_SECRET_0, …) of the connection with this random, if it is there."""
     prefix = b"%b %b " % (label, client_random.hex().encode())

@@ -24,6 +24,7 @@ from typing import Final
 import msgspec
 
 from serve_asgi.errors import UsageError
+from serve_asgi.tls.key_log import open_key_log
 from serve_asgi.tls.material import ClientAuth, TlsMaterial, TlsPair, sealed
 from serve_asgi.tls.tickets import ContextTicketKeys
 
@@ -42,18 +43,14 @@ _OPTIONS: Final = (
     | _PRIORITIZE_CHACHA
 )
 
-Prepare = Callable[[ssl.SSLContext], object]
-
 
 class ServerContexts:
     """The contexts of one worker."""
 
-    def __init__(self, material: TlsMaterial, prepare: Prepare | None = None) -> None:
-        """`prepare` is called with each context that is made, now and later: to have secrets logged, for example.
-
-        Raises UsageError, a sentence, if OpenSSL does not take what the material has.
-        """
-        self._prepare = prepare
+    def __init__(self, material: TlsMaterial) -> None:
+        """Raises UsageError, a sentence, if OpenSSL does not take what the material has."""
+        self.key_log = open_key_log()
+        """Where the secrets of all handshakes are read; None where there is no such place."""
         self._made_of = b""
         self._take(material)
 
@@ -105,8 +102,8 @@ class ServerContexts:
         for context in made:
             if len(made) > 1:
                 context.sni_callback = _chooser(by_name, made[0])
-            if self._prepare is not None:
-                self._prepare(context)
+            if self.key_log is not None:
+                self.key_log.attach(context)
         return made
 
     def _attach(self) -> None:
