@@ -4,6 +4,9 @@ Every server is pinned to one core with one worker, the load generator to anothe
 WebSocket. All servers of a case are up at the same time and get their rounds in turn (A B C, B C A …), so that whatever
 else the machine does hits them alike; medians over the rounds are printed, with the floor (a bare uvloop protocol that
 writes a canned response) and the application called directly beside them. See docs/measured/bench.md.
+
+Over TLS, kept connections are asked by wrk too, which takes what the server prefers; connections of one request by
+`loadtest.bench_tls`.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from loadtest.bench_cases import CASES, Case, Load, chosen, lua, read_wrk
 from loadtest.bench_report import AGAINST, CALLING, FLOOR, LOGGED, SERVE, Findings, Round
 from loadtest.processes import MARK
 from loadtest.servers import APP, COMMANDS, PROJECT, Server, Start, free_port, sources
+from loadtest.tls import make_certificate
 
 START_TIMEOUT = 30.0
 WARM_UP = 1  # s, before the first round of each server
@@ -50,7 +54,10 @@ COMMON = "common"
 
 
 def socketify(start: Start) -> list[str]:
-    """Its HTTP side is uWebSockets, in C++; it has no reload and no access log, so it is met in the bench alone."""
+    """Its HTTP side is uWebSockets, in C++; it has no reload and no access log, so it is met in the bench alone.
+
+    Without TLS, since its command line (0.0.31) refuses its own options for that.
+    """
     return f"-m socketify {APP} --host 127.0.0.1 --port {start.port} --workers 1 --asgi".split()
 
 
@@ -95,7 +102,15 @@ class BenchServer(Server):
         self.executions = directory / "executions.log"
         shutil.copyfile(PROJECT / "loadtest" / f"{module(case)}.py", directory / "loadtest_app.py")
         self.tree = settings.against if name.startswith(AGAINST) and settings.against else PROJECT
-        start = Start(port=self.port, workers=1, http=settings.http, loop=settings.loop, directory=directory)
+        self.certificate = make_certificate(directory) if case.tls else None
+        start = Start(
+            port=self.port,
+            workers=1,
+            http=settings.http,
+            loop=settings.loop,
+            directory=directory,
+            certificate=self.certificate,
+        )
         self._log_format = settings.access_log_format
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -116,8 +131,9 @@ class BenchServer(Server):
     def command(self, start: Start, case: Case) -> list[str]:
         """What follows the interpreter."""
         if self.name in (FLOOR, CALLING):
-            app = [f"loadtest.{module(case)}"] if self.name == CALLING else []
-            return ["-m", "loadtest.bench_floor", str(start.port), case.name, *app]
+            app = f"loadtest.{module(case)}" if self.name == CALLING else ""
+            pair = [] if start.certificate is None else [str(start.certificate.path), str(start.certificate.key)]
+            return ["-m", "loadtest.bench_floor", str(start.port), case.name, app, *pair]
         name = self.name.removesuffix(LOGGED).replace(AGAINST, SERVE)
         words = BENCHED[name](start) + EXTRA.get(name, [])
         if self.name.endswith(LOGGED):
@@ -148,7 +164,12 @@ class BenchServer(Server):
 
     def ask(self, case: Case) -> str:
         """What is wrong with its response; nothing if it is right."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0)
+        trusted = self.trusting()
+        connection = (
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=5.0)
+            if trusted is None
+            else http.client.HTTPSConnection("127.0.0.1", self.port, timeout=5.0, context=trusted)
+        )
         try:
             connection.request("POST" if case.body else "GET", case.path, b"x" * case.body or None)
             response = connection.getresponse()
@@ -175,11 +196,15 @@ def load(server: BenchServer, case: Case, settings: Settings, seconds: int) -> L
     if case.websocket:
         arguments = [str(server.port), str(case.connections), str(seconds)]
         command = [sys.executable, "-m", "loadtest.bench_websocket", *arguments]
+    elif case.handshake:
+        arguments = [str(server.port), str(case.connections), str(seconds), case.handshake]
+        command = [sys.executable, "-m", "loadtest.bench_tls", *arguments]
     else:
         script = server.directory / f"{case.name}.lua"
         script.write_text(lua(case))
         command = ["wrk", "--threads", "1", "--connections", str(case.connections), "--duration", f"{seconds}s"]
-        command += ["--timeout", "10s", "--script", str(script), f"http://127.0.0.1:{server.port}{case.path}"]
+        command += ["--timeout", "10s", "--script", str(script)]
+        command.append(f"{'https' if case.tls else 'http'}://127.0.0.1:{server.port}{case.path}")
     done = subprocess.run(
         [*pinned(settings.load_core), *command],
         cwd=PROJECT,
@@ -229,7 +254,7 @@ def started(case: Case, settings: Settings, root: Path) -> Iterator[list[BenchSe
     servers: list[BenchServer] = []
     try:
         for name in settings.servers:
-            if name == CALLING and not case.framework:
+            if (name == CALLING and not case.framework) or (name == "socketify" and case.tls):
                 continue
             directory = root / f"{case.name}-{name}"
             directory.mkdir()

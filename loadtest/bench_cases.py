@@ -55,6 +55,10 @@ class Case:
     """Each request on a new connection, which the server closes."""
     pipelined: int = 1
     websocket: bool = False
+    tls: bool = False
+    """Over TLS."""
+    handshake: str = ""
+    """Each request on a new TLS 1.3 connection, which the server closes: "new", or "resumed" by a ticket."""
     framework: bool = False
     """The application itself costs much, so the server is judged by what it adds."""
 
@@ -73,6 +77,10 @@ ALL = [
     Case(name="starlette", app="starlette", answer=JSON_BODY, framework=True),
     Case(name="fastapi", app="fastapi", answer=JSON_BODY, framework=True),
     Case(name="pipeline", pipelined=PIPELINED),
+    Case(name="tls", tls=True),
+    Case(name="tls-new", tls=True, close=True, handshake="new"),
+    Case(name="tls-resumed", tls=True, close=True, handshake="resumed"),
+    Case(name="tls-64k", path="/large", answer=bench_app.LARGE, tls=True),
 ]
 CASES = {case.name: case for case in ALL}
 

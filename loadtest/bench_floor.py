@@ -1,20 +1,25 @@
-"""`python -m loadtest.bench_floor PORT CASE [APP]`: the least that a server on this loop could cost.
+"""`python -m loadtest.bench_floor PORT CASE [APP [CERTIFICATE KEY]]`: the least that a server on this loop could cost.
 
 A bare uvloop protocol counts bytes and writes a canned response: no parser, no scope, no task, no application. The
 size of a request is learned from the first one of each connection, since a client of the bench repeats itself.
 
 With APP (a module) each response has that module's application called before it, in a task, with `receive` and `send`
 that do nothing: what an application costs where a server would call it, between the kernel's work for two requests.
+
+With CERTIFICATE and KEY it speaks TLS, by OpenSSL on memory BIOs, with nothing around it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import importlib
 import re
+import ssl
 import sys
+from collections.abc import Sequence
 from typing import Any, cast
 
 import uvloop
@@ -119,16 +124,72 @@ class CallingFloor(Floor):
         """Nothing goes."""
 
 
-async def main(port: int, case: Case, app: Any) -> None:
-    """Serve until TERM."""
+class TlsFloor(asyncio.Protocol):
+    """TLS before a `Floor`, for which this is the transport too."""
 
-    def made() -> Floor:
-        return Floor(case) if app is None else CallingFloor(case, app)
+    tcp: asyncio.Transport
+
+    def __init__(self, floor: Floor, context: ssl.SSLContext) -> None:
+        self.floor = floor
+        floor.transport = cast(asyncio.Transport, self)
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+        self.open = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio."""
+        self.tcp = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Shake hands, then decrypt."""
+        self.incoming.write(data)
+        try:
+            if not self.open:
+                self.tls.do_handshake()
+                self.open = True
+                self.flush()
+                if not self.incoming.pending:
+                    return
+            if data := self.tls.read(65536):
+                self.floor.data_received(data)
+        except ssl.SSLWantReadError:
+            self.flush()
+        except ssl.SSLError:
+            self.tcp.close()
+
+    def write(self, data: bytes) -> None:
+        """Encrypt."""
+        self.tls.write(data)
+        self.flush()
+
+    def close(self) -> None:
+        """Send close_notify and close."""
+        with contextlib.suppress(ssl.SSLError):
+            self.tls.unwrap()
+        self.flush()
+        self.tcp.close()
+
+    def flush(self) -> None:
+        """Send what OpenSSL has to send."""
+        if self.outgoing.pending:
+            self.tcp.write(self.outgoing.read())
+
+
+async def main(port: int, case: Case, app: Any, pair: Sequence[str]) -> None:
+    """Serve until TERM."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if pair:
+        context.load_cert_chain(*pair)
+
+    def made() -> asyncio.Protocol:
+        floor = Floor(case) if app is None else CallingFloor(case, app)
+        return TlsFloor(floor, context) if pair else floor
 
     server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    application = importlib.import_module(sys.argv[3]).app if len(sys.argv) > 3 else None
-    uvloop.run(main(int(sys.argv[1]), CASES[sys.argv[2]], application))
+    _, port, name, *rest = sys.argv
+    application = importlib.import_module(rest[0]).app if rest and rest[0] else None
+    uvloop.run(main(int(port), CASES[name], application, rest[1:]))

@@ -6,11 +6,12 @@ import asyncio
 import dataclasses
 import json
 import os
+import ssl
 from pathlib import Path
 
 import pytest
 
-from loadtest import bench_app, bench_usage
+from loadtest import bench_app, bench_tls, bench_usage
 from loadtest.bench_cases import (
     BROWSER,
     CASES,
@@ -25,7 +26,7 @@ from loadtest.bench_cases import (
     read_wrk,
 )
 from loadtest.bench_direct import scope
-from loadtest.bench_floor import CallingFloor, Floor, canned
+from loadtest.bench_floor import CallingFloor, Floor, TlsFloor, canned
 from loadtest.bench_report import (
     AGAINST,
     CALLING,
@@ -43,6 +44,7 @@ from loadtest.bench_report import (
 )
 from loadtest.bench_websocket import ANSWER, FRAME, MASK, PAYLOAD
 from loadtest.processes import Process
+from loadtest.tls import make_certificate
 
 ROUND = Round(
     case="plain", server=SERVE, requests=1000, rate=1000.0, cpu=10.0, used=1.0, p50=1.0, p99=2.0, pss=1 << 20, errors=0
@@ -289,3 +291,34 @@ def test_the_frame_of_the_client_is_masked() -> None:
 def test_framework_cases_expect_the_same_document() -> None:
     assert json.loads(JSON_BODY) == {"message": "Hello, World!"}
     assert [case.name for case in CASES.values() if case.framework] == ["starlette", "fastapi"]
+
+
+def test_cases_over_tls() -> None:
+    assert [case.name for case in CASES.values() if case.tls] == ["tls", "tls-new", "tls-resumed", "tls-64k"]
+    assert [case.handshake for case in CASES.values() if case.handshake] == ["new", "resumed"]
+
+
+@pytest.mark.parametrize("kind", ["new", "resumed"])
+def test_the_client_of_handshakes_against_the_floor_with_tls(kind: str, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.path, certificate.key)
+    case = CASES[f"tls-{kind}"]
+    resumed: list[bool] = []
+
+    count = bench_tls.Count()
+
+    class Noting(TlsFloor):
+        def close(self) -> None:
+            resumed.append(bool(self.tls.session_reused))
+            count.running = len(resumed) < 5
+            super().close()
+
+    async def main() -> tuple[list[bool], int]:
+        server = await asyncio.get_running_loop().create_server(lambda: Noting(Floor(case), context), "127.0.0.1", 0)
+        await bench_tls.one_after_the_other(server.sockets[0].getsockname()[1], kind == "resumed", count)
+        server.close()
+        return resumed, count.errors
+
+    expected = [False] * 5 if kind == "new" else [False, *[True] * 4]
+    assert asyncio.run(main()) == (expected, 0)
