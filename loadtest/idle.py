@@ -73,9 +73,10 @@ def memory(server: BenchServer) -> int:
 
 
 @contextlib.contextmanager
-def held(port: int, count: int) -> Iterator[None]:
+def held(server: BenchServer, count: int) -> Iterator[None]:
     """So many idle connections, held by a process of their own. Raises RuntimeError if they do not come to stand."""
-    command = [sys.executable, "-m", "loadtest.idle_client", str(port), str(count)]
+    command = [sys.executable, "-m", "loadtest.idle_client", str(server.port), str(count)]
+    command += ["tls"] if server.certificate is not None else []
     with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
         try:
             assert client.stdout is not None
@@ -91,18 +92,19 @@ def held(port: int, count: int) -> Iterator[None]:
                 client.kill()
 
 
-def measure(name: str, connections: int, seconds: float, python: str) -> Idle:
+def measure(name: str, connections: int, seconds: float, python: str, tls: bool) -> Idle:
     """Start a server, measure it, end it. Raises RuntimeError if it does not serve."""
+    case = CASES["tls" if tls else "plain"]
     settings = Settings(cases=[], servers=[name], python=python)
     with tempfile.TemporaryDirectory(prefix="idle-") as directory:
-        server = BenchServer(name, Path(directory), CASES["plain"], settings)
+        server = BenchServer(name, Path(directory), case, settings)
         try:
-            server.wait_until_right(CASES["plain"])
-            with held(server.port, 100):
+            server.wait_until_right(case)
+            with held(server, 100):
                 pass  # what it makes once, it has made
             empty = silence(server, seconds)
             before = memory(server)
-            with held(server.port, connections):
+            with held(server, connections):
                 full = silence(server, seconds)
                 grown = memory(server) - before
         finally:
@@ -118,11 +120,13 @@ def table(findings: list[Idle]) -> str:
     return "\n".join(columns(lines))
 
 
-def run(servers: list[str], connections: int, seconds: float, python: str, say: Callable[[str], None]) -> list[Idle]:
+def run(
+    servers: list[str], connections: int, seconds: float, python: str, tls: bool, say: Callable[[str], None]
+) -> list[Idle]:
     """Measure one server after the other."""
     findings = []
     for name in servers:
-        findings.append(measure(name, connections, seconds, python))
+        findings.append(measure(name, connections, seconds, python, tls))
         say(table(findings[-1:]).splitlines()[-1])
     return findings
 
@@ -132,6 +136,7 @@ def run(servers: list[str], connections: int, seconds: float, python: str, say: 
 @click.option("--connections", type=click.IntRange(1), default=10_000, help="Idle connections.")
 @click.option("--seconds", type=click.FloatRange(1), default=20.0, help="How long the silence is measured.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the servers.", show_default=False)
+@click.option("--tls", is_flag=True, help="Over TLS.")
 def main(servers: str, connections: int, **options: Any) -> None:
     """What a connection costs on which nothing happens."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server is ended too

@@ -1,4 +1,4 @@
-"""Holds idle connections open: `python -m loadtest.idle_client PORT COUNT`.
+"""Holds idle connections open: `python -m loadtest.idle_client PORT COUNT [tls]`.
 
 Each connection has had one request answered. Once all stand it prints a line, and it holds them until its stdin ends.
 It is a process of its own, so that client and server each have their own open-files limit.
@@ -7,6 +7,7 @@ It is a process of its own, so that client and server each have their own open-f
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 
 PER_ADDRESS = 10_000
@@ -14,12 +15,16 @@ PER_ADDRESS = 10_000
 REQUEST = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 
 
-def hold(port: int, count: int) -> list[socket.socket]:
+def hold(port: int, count: int, secure: bool) -> list[socket.socket]:
     """Connections to a server of the bench, each with one request answered. Raises OSError, ConnectionError."""
-    held = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    held: list[socket.socket] = []
     for number in range(count):
         source = f"127.0.0.{2 + number // PER_ADDRESS}"
         connection = socket.create_connection(("127.0.0.1", port), timeout=30.0, source_address=(source, 0))
+        if secure:
+            connection = context.wrap_socket(connection)
         connection.sendall(REQUEST)
         answer = b""
         while not answer.endswith(b"Hello, World!"):
@@ -32,6 +37,7 @@ def hold(port: int, count: int) -> list[socket.socket]:
 
 
 if __name__ == "__main__":
-    held = hold(int(sys.argv[1]), int(sys.argv[2]))
+    _, port, count, *rest = sys.argv
+    held = hold(int(port), int(count), rest == ["tls"])
     print(f"{len(held)} connections are held", flush=True)
     sys.stdin.read()

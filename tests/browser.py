@@ -94,13 +94,21 @@ class Page:
 
 
 @contextlib.contextmanager
-def page(directory: Path) -> Iterator[Page]:
+def page(directory: Path, *flags: str) -> Iterator[Page]:
     """A page in a Chromium of its own, whose profile is kept in `directory`; ended when the block ends."""
     chromium = shutil.which("chromium")
     assert chromium is not None
     sandbox = ("--no-sandbox",) if os.geteuid() == 0 else ()
     process = subprocess.Popen(
-        [chromium, *FLAGS, *sandbox, f"--user-data-dir={directory}", "--remote-debugging-port=0", "about:blank"],
+        [
+            chromium,
+            *FLAGS,
+            *flags,
+            *sandbox,
+            f"--user-data-dir={directory}",
+            "--remote-debugging-port=0",
+            "about:blank",
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

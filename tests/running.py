@@ -128,7 +128,7 @@ class RunningServer:
         return found
 
     def address(self) -> tuple[str, int]:
-        host, _, port = self.status()["listening"][0].removeprefix("http://").rpartition(":")
+        host, _, port = self.status()["listening"][0].rpartition("://")[2].rpartition(":")
         return host.strip("[]"), int(port)
 
     def signal(self, number: signal.Signals) -> None:
