@@ -188,7 +188,7 @@ def test_config_tells_each_value_and_its_place(server: RunningServer) -> None:
 def test_log_files_are_opened_anew(server: RunningServer) -> None:
     (server.directory / "log").rename(server.directory / "log.1")
     done = serve(server, "logs-reopen")
-    assert (done.returncode, done.stdout) == (0, "the log files are opened again\n")
+    assert (done.returncode, done.stdout) == (0, "the log files are being reopened\n")
     server.reload()
     assert f"generation {server.status()['generation']} serves" in (server.directory / "log").read_text()
 

@@ -245,9 +245,9 @@ def test_a_flood_of_events_and_a_slow_hook(release: Release, tmp_path: Path) -> 
 
     anyio.run(main)
     slow = [each.text for each in said if each.about["hook"].startswith("sh -c 'touch")]
-    assert slow[0].endswith("is too slow: 100 events wait for it, and further ones are left out")
+    assert slow[0].endswith("is too slow: 100 events wait for it, and further ones are dropped")
     assert [text.rpartition(": ")[2] for text in slow[1:-1]] == ["it was ended with the server"]
-    assert re.match(r"(49|50) events were left out for the hook server_started=sh", slow[-1])
+    assert re.match(r"(49|50) events were dropped for the hook server_started=sh", slow[-1])
     lines = [json.loads(line)["number"] for line in (tmp_path / "told").read_text().splitlines() if line]
     assert lines == list(range(100))
 

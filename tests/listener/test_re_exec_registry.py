@@ -59,7 +59,7 @@ def test_what_is_understood_passes(state: dict[str, Any]) -> None:
 def test_another_version_is_refused_with_a_sentence(state: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="restart the server"):
         check({**state, "version": 99})
-    with pytest.raises(UsageError, match="version of the channel"):
+    with pytest.raises(UsageError, match="of the channel, unlike the running workers"):
         check({**state, "protocol": (9, 9)})
 
 

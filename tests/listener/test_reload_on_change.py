@@ -378,7 +378,7 @@ def test_a_directory_that_is_replaced_is_watched_again(project: Path) -> None:
     (project / "app.py").rename(source / "app.py")
     with developing(project, "--app-dir", "src") as server:
         source.rename(project / "old")
-        server.wait_until(lambda _: "changes of files are not watched" in server.log())
+        server.wait_until(lambda _: "files are not being watched" in server.log())
         assert served(server) == "1"
         (project / "old" / "app.py").write_text(version(2))
         (project / "old").rename(source)

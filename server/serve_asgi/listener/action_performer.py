@@ -1,7 +1,7 @@
-"""What the supervisor wants done (`serve_asgi.supervisor.actions`), done: at once and without waiting.
+"""Performs the supervisor's actions (`serve_asgi.supervisor.actions`), at once and without waiting.
 
-What takes time (reading a configuration, keeping new connections out) is a task that posts an event. One thing that
-cannot be done, such as for want of a descriptor, keeps nothing else from being done.
+What takes time (reading a configuration, keeping new connections out) is a task that posts an event. An action that
+fails, for example for lack of a descriptor, does not stop the others.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ log = logging.getLogger("serve")
 
 
 class ActionPerformer:
-    """Does what the supervisor of one listener wants done."""
+    """Performs the actions of one listener's supervisor."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
 
     def perform(self, decided: Sequence[actions.Action]) -> None:
-        """Do all of it, in order; what fails is logged, and the rest is done."""
+        """Perform all of them, in order; a failure is logged, and the rest are performed."""
         for action in decided:
             try:
                 self._perform(action)
-            except Exception:  # such as EMFILE: one thing is not done, the server goes on
+            except Exception:  # such as EMFILE: the server continues without this action
                 log.exception("the listener could not do %s", type(action).__name__)
 
     def _perform(self, action: actions.Action) -> None:
@@ -55,7 +55,7 @@ class ActionPerformer:
                     and not listener.supervisor.has_agent
                     and not listener.supervisor.agents.all
                 ):
-                    self._clear_lock_away()  # the reload took the agent away, or one that would have brought it failed
+                    self._clear_lock_away()  # the reload removed the agent, or failed to add one
             case actions.StartWorker(worker) | actions.StartAgent(worker):
                 made_with = listener.configs.all[worker.generation]
                 children.start(worker, made_with.release, made_with.settings.config)
@@ -107,7 +107,7 @@ class ActionPerformer:
 
     def _kill(self, worker: AppProcess, why: str, level: int = logging.WARNING) -> None:
         in_flight = self._listener.children.kill(worker)
-        if worker.generation.superseded:  # there is a newer one of its code
+        if worker.generation.superseded:  # a newer process runs the same code
             level = logging.DEBUG
         if isinstance(worker, Agent):
             about: dict[str, Any] = {"worker": worker.id, "generation": worker.generation.number, "reason": why}
@@ -121,7 +121,7 @@ class ActionPerformer:
         self._listener.recorder.record(actions.LogEvent(level, "worker_killed", text, "", about))
 
     def end_broken(self, process: AppProcess, why: str) -> None:
-        """A process has said what it must not: it ends, which counts as any death does."""
+        """End a process that has broken the protocol; it counts as any other death."""
         if not process.stuck and self._listener.children.of(process) is not None:
             process.stuck = why
             self._kill(process, why, logging.ERROR)
@@ -137,7 +137,7 @@ class ActionPerformer:
         self._listener.post(await sockets.shut_out_all(self._listener.listening))
 
     def _adopt(self, generation: Generation) -> None:
-        """It serves: what it was configured with counts for the server from here on."""
+        """The generation serves: its configuration is the server's from here on."""
         before = self._listener.configs.adopt(generation)
         settings = self._listener.settings
         if self._listener.changes is not None:
@@ -151,4 +151,4 @@ class ActionPerformer:
             try:
                 logs.configure(settings.config, "listener")
             except UsageError as error:
-                log.error("the log goes on as it was: %s", error)
+                log.error("the log stays as it was: %s", error)

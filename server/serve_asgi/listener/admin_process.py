@@ -1,9 +1,9 @@
-"""The admin process as the listener holds it: started, told what happens, started again when it dies.
+"""The listener's side of the admin process: starts it, sends it what happens, restarts it when it dies.
 
-It owns the sockets of --admin (bound before the server starts, and kept, so that the address outlives the process),
-the process, and the channel to it. The listener never waits for it: what it is to be told is a bounded queue of records
-and the newest state, sent by a task of its own. The process only reads: it has the scoreboard without the right to
-write to it, and nothing that it says changes what the listener does.
+It owns the sockets of --admin (bound before the server starts, and kept, so that the address outlives the process), the
+process, and the channel to it. The listener never waits for it: a task of its own sends a bounded queue of records and
+the latest state. The process only reads: its scoreboard is read-only, and nothing that it sends changes what the
+listener does.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.spawning import SAFE_PATH
 
 QUEUED: Final = 200
-"""Records that wait for a process that takes none; older ones are dropped, and its counts are right all the same."""
+"""Records that are queued for a process that does not read; older ones are dropped, and its counts stay correct."""
 DETAIL: Final = 8_000
-"""Characters of a traceback that are passed on: its end says most."""
+"""Characters of a traceback that are sent: its end, which says most."""
 REASON: Final = 300
-"""Characters of the reason of a refused reload that are passed on with those of old."""
+"""Characters of a past reload's reason that are sent."""
 LEAST_PAUSE: Final = 0.2
-"""Seconds between two things that it is told of."""
+"""Seconds between two updates."""
 FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 30.0
-"""Seconds until a dead one is replaced; the delay doubles with each death."""
+"""Most seconds until a dead process is replaced; the delay doubles with each death."""
 STEADY: Final = 60.0
-"""One that lived this long (s) has the deaths before it forgiven."""
+"""Seconds of life after which the delay starts over."""
 END_TIME: Final = 2.0
-"""Seconds that it has to end by itself when the server ends; then it is killed."""
+"""Seconds that it has to exit when the server ends; then it is killed."""
 
 log = logging.getLogger("serve")
 
@@ -73,11 +73,10 @@ class AdminProcess:
         started: float,
         earlier: int = 0,
     ) -> None:
-        """`listening` are its own sockets, `served` those of the application, which it only hears about.
-
-        `state` makes what it is told of the server's present state, JSON-compatible
-        (`serve_asgi.listener.status`). `started` is when the server was, in CLOCK_MONOTONIC (s). `earlier` is the
-        PID of the admin process of the program that this one has replaced, or 0.
+        """`listening` are its own sockets, `served` the application's, which it only reports. `state` returns the
+        server's present state for it, JSON-compatible (`serve_asgi.listener.status`). `started` is when the server
+        started, in CLOCK_MONOTONIC (s). `earlier` is the PID of the admin process of the program that this one has
+        replaced, or 0.
         """
         self._config = config
         self._listening = listening
@@ -85,7 +84,7 @@ class AdminProcess:
         self._processes = processes
         self._children = children
         self._told_of: set[int] = set()
-        """The children, by their serials, whose rows the process has."""
+        """Serials of the children whose rows the process has been given."""
         self._state = state
         self._history = history
         self._about = {
@@ -107,16 +106,16 @@ class AdminProcess:
 
     @property
     def names(self) -> list[str]:
-        """Where it listens, as the operator is told."""
+        """The addresses that it listens on, as shown to the operator."""
         return [each.name for each in self._listening]
 
     @property
     def pid(self) -> int:
-        """Of the process, or 0 while there is none."""
+        """The PID of the process, or 0 while there is none."""
         return 0 if self._process is None or self._process.ended else self._process.pid
 
     def listen(self) -> None:
-        """Let clients in: they wait until a process takes them. Raises UsageError if the port was taken meanwhile."""
+        """Listen; clients wait until the process accepts them. Raises UsageError if the port was taken meanwhile."""
         for each in self._listening:
             each.listen(128)
             if not _local(each):
@@ -126,24 +125,24 @@ class AdminProcess:
                     each.name,
                 )
 
-    # What it is told: each of these returns at once
+    # What is sent to it: each of these returns at once
 
     def happened(self, record: Record) -> None:
-        """Pass on what has happened."""
+        """Queue a record."""
         if record["level"] != "debug":
             self._records.append(_shown(record))
         self._news.set()
 
     def changed(self) -> None:
-        """Something may have changed in the state; it is looked at later."""
+        """The state may have changed; it is compared later."""
         self._news.set()
 
     def reopen(self) -> None:
-        """Log files have been moved away."""
+        """Have it reopen its log files."""
         self._reopen = True
         self._news.set()
 
-    # Its life
+    # Its life cycle
 
     async def run(self) -> None:
         """Keep a process alive until `finish`, if there is an address for it to serve."""
@@ -155,7 +154,7 @@ class AdminProcess:
             began = time.monotonic()
             try:
                 how = await self._live()
-            except Exception as error:  # such as EMFILE: the server goes on
+            except Exception as error:  # such as EMFILE: the server continues
                 how = f"it could not be started: {error}"
             if self._end.is_set():
                 break
@@ -167,14 +166,14 @@ class AdminProcess:
         self._ended.set()
 
     async def end_earlier(self) -> None:
-        """The process of an earlier program ends with its channel; one that has been stopped does not, but by force."""
+        """Wait for the earlier program's process, which exits when its channel closes; kill it if it was stopped."""
         if self._earlier is not None:
             with anyio.move_on_after(END_TIME):
                 await self._earlier.wait()
             await self._kill(self._earlier)
 
     async def finish(self) -> None:
-        """The server has ended: end the process, by force if need be, and wait for that."""
+        """The server has ended: end the process, kill it if necessary, and wait for that."""
         self._end.set()
         with anyio.move_on_after(END_TIME):
             await self._ended.wait()
@@ -210,12 +209,12 @@ class AdminProcess:
         return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
 
     async def _close_at_end(self, channel: Channel) -> None:
-        """The end of the channel is what tells it to leave."""
+        """Close the channel at the end, at which the process exits."""
         await self._end.wait()
         channel.close()
 
     async def _tell(self, channel: Channel) -> None:
-        """Bring it up to date, then tell it what happens, for as long as it takes it."""
+        """Bring it up to date, then send what happens, for as long as it reads."""
         try:
             told = await self._welcome(channel)
             while True:
@@ -232,18 +231,18 @@ class AdminProcess:
                 await anyio.sleep(LEAST_PAUSE)
                 await self._news.wait()
         except (OSError, anyio.ClosedResourceError):
-            pass  # it is gone, which SIGCHLD tells
+            pass  # it has exited, which SIGCHLD reports
         except ChannelError as error:
-            log.error("the admin process gets no more events: %s", error)
-        except Exception:  # a bug here must cost the server nothing more
-            log.exception("the admin process gets no more events; please report this")
+            log.error("the admin process receives no more events: %s", error)
+        except Exception:  # a bug here must not affect the rest of the server
+            log.exception("the admin process receives no more events; please report this")
 
     async def _welcome(self, channel: Channel) -> State:
-        """All that it has to know before it may show anything; return the state that it was told."""
+        """Send all that it needs before it can show anything; return the state that was sent."""
         told = self._state()
         past = [_shown(record) for record in self._history.records]
         reloads = [{**each, "reason": str(each.get("reason", ""))[:REASON]} for each in self._history.reloads]
-        self._records.clear()  # which are among the past ones
+        self._records.clear()  # they are among the past ones
         board = self._scoreboard.read_only()
         packet: Packet = {
             "type": "welcome",
@@ -265,7 +264,7 @@ class AdminProcess:
         return told
 
     async def _give_rows(self, channel: Channel) -> None:
-        """Let it read the rows of the children that are there, as far as it does not yet."""
+        """Send it the rows of those children whose rows it does not have yet."""
         living = {child.serial: child for child in self._children()}
         self._told_of &= living.keys()
         for serial in living.keys() - self._told_of:
@@ -280,7 +279,7 @@ class AdminProcess:
 
 
 def own_config(config: Config) -> Config:
-    """What the admin process is configured with: the server's own loop, parser, user and log, nothing else."""
+    """The admin process's configuration: the server's own loop, parser, user and log, nothing else."""
     kept = ("loop", "http", "user", "group", "log_level", "log_file", "log_format")
     return dataclasses.replace(
         Config(),
@@ -296,7 +295,7 @@ def own_config(config: Config) -> Config:
 
 
 def _shown(record: Record) -> Record:
-    """What is passed on of a record: no PID of a worker, which nobody is to send a signal to."""
+    """What is sent of a record: not the PID of a worker, since nobody is to signal it."""
     shown = {name: value for name, value in record.items() if name != "pid"}
     return {**shown, "detail": str(record.get("detail", ""))[-DETAIL:]}
 

@@ -1,4 +1,4 @@
-"""What the supervisor announces: to the service manager, by the pid file, and in the log where it can be reached."""
+"""What the supervisor announces: to the service manager, in the pid file and, once, in the log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ log = logging.getLogger("serve")
 
 
 class Announcements:
-    """Announces what the supervisor wants announced: to the service manager, in the pid file and in the log."""
+    """Makes the supervisor's announcements."""
 
     def __init__(self, pid_file: PidFile | None, addresses: Sequence[str], admin: Sequence[str], *, told: bool) -> None:
-        """`addresses` of the application and of the admin process; `told`: an earlier program has said them already."""
+        """`addresses` and `admin` are logged once; with `told`, an earlier program has logged them already."""
         self._pid_file = pid_file
         self._addresses = addresses
         self._admin = admin

@@ -1,9 +1,9 @@
-"""Orders that wait for their hooks: the drain for pre_drain, a graceful stop for pre_stop.
+"""Orders that wait for hooks: a drain for pre_drain, a graceful stop for pre_stop.
 
-It owns the orders that are held back meanwhile and gives each one back, in order, when its hooks are done or out of
-time: none is lost. Everything else passes at once: a second TERM ends the waiting, INT and QUIT wait for nothing. What
-was asked for behind a drain that waits (a reload, the end of the drain) stays behind it: until it has passed,
-later orders go to the end of the same queue.
+It owns the orders that are held meanwhile and releases each one, in order, when its hooks are done or out of time: none
+is lost. Everything else passes at once: a second TERM ends the wait, INT and QUIT do not wait. Orders that arrive
+behind a waiting drain (a reload, the end of the drain) stay behind it: until it has passed, later orders join the end
+of the same queue.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ log = logging.getLogger("serve")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HooksDone(e.Event):
-    """An order that has waited long enough."""
+    """The hooks of an order are done, or out of time."""
 
     order: e.Event
     by: str
-    """What has been asked: pre_stop or pre_drain."""
+    """The hooks' event: pre_stop or pre_drain."""
 
 
 class HookState(enum.Enum):
-    """NOT_ASKED -> ASKING -> DONE; those before the drain are asked anew once the last order held has passed."""
+    """NOT_ASKED -> ASKING -> DONE; pre_drain starts over once the last held order has passed."""
 
     NOT_ASKED = "not asked"
-    ASKING = "asking"  # hooks are being run, orders are held
-    DONE = "done"  # they pass, as they come out of the queue of events
+    ASKING = "asking"  # hooks are running, orders are held
+    DONE = "done"  # they pass as they come out of the event queue
 
 
 class AwaitedHooks:
-    """Holds orders back until their hooks have run."""
+    """Holds orders until their hooks have run."""
 
     def __init__(self, hooks: Hooks, post: Callable[[e.Event], None], running: Callable[[], bool]) -> None:
-        """`running` says whether the server is up and not about to stop: else orders pass."""
+        """`running` returns whether the server is up and not stopping; otherwise orders pass."""
         self.tasks: TaskGroup
         """Set before the first event."""
         self._hooks = hooks
@@ -53,21 +53,21 @@ class AwaitedHooks:
         self._running = running
         self._stop = self._drain = HookState.NOT_ASKED
         self._stop_scope: anyio.CancelScope
-        """Set while the hooks before the stop are ASKING."""
+        """Set while pre_stop is ASKING."""
         self._held: list[e.Event] = []
-        """The drain that waits, and what was asked for behind it."""
+        """The waiting drain, and the orders behind it."""
         self._passing = 0
-        """Of these: how many are in the queue of events; those before the drain are DONE while there are any."""
+        """How many of these are in the event queue; pre_drain is DONE while there are any."""
 
     @property
     def asking(self) -> str:
-        """What orders are held for, pre_stop or pre_drain; "" if none are."""
+        """The hooks that orders are held for, pre_stop or pre_drain; "" if none are held."""
         if self._stop is HookState.ASKING:
             return "pre_stop"
         return "pre_drain" if self._drain is not HookState.NOT_ASKED else ""
 
     def admit(self, event: e.Event, draining: bool) -> e.Event | None:
-        """The event that is to be handled now, or None: it is held and will come again."""
+        """Return the event to handle now, or None if it is held; it will be posted again."""
         if isinstance(event, HooksDone):
             if event.by == "pre_drain":
                 self._passing -= 1
@@ -83,7 +83,7 @@ class AwaitedHooks:
         return event
 
     def _admit_stop(self, event: e.StopAsked) -> e.Event | None:
-        if self._stop is HookState.ASKING:  # told twice: now
+        if self._stop is HookState.ASKING:  # a second time: stop now
             self._stop = HookState.DONE
             self._stop_scope.cancel()
             return event
@@ -104,7 +104,7 @@ class AwaitedHooks:
         if self._drain is HookState.ASKING:
             self._held.append(event)
             return None
-        if self._drain is HookState.DONE:  # it was in the queue before what was held is
+        if self._drain is HookState.DONE:  # it was queued before the held orders
             self._pass(event)
             return None
         begins = isinstance(event, e.DrainAsked) and event.on and not draining
@@ -132,5 +132,5 @@ class AwaitedHooks:
         record: dict[str, Any] = {"at": round(time.time(), 3), "level": "info", "event": event, "text": text}
         try:
             await self._hooks.before(event, record)
-        except Exception:  # a bug of ours holds up nothing
+        except Exception:  # a bug of ours must not hold anything up
             log.exception("the hooks %s could not be run", event)

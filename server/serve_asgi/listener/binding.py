@@ -1,7 +1,7 @@
-"""Taking the addresses that the server is to listen on, before any event loop runs; none listens yet.
+"""Binds the server's addresses, before any event loop runs; none listens yet.
 
-Waiting for a port that is in use ends with TERM, INT or QUIT, which are blocked by then. Who has the port is found out
-for the error message, as far as can be seen: /proc shows a user the descriptors of its own processes only.
+TERM, INT or QUIT, which are blocked by then, end the wait for a port that is in use. The error names the process that
+holds the port, if it can be found: /proc shows a user only the descriptors of its own processes.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from serve_asgi.listener.inherited_sockets import from_descriptor, from_service_
 from serve_asgi.listener.listening_sockets import ListeningSocket
 from serve_asgi.listener.unix_socket import bind_unix
 
-RETRY: Final = 0.1  # seconds between two tries to bind
+RETRY: Final = 0.1  # seconds between two attempts to bind
 TRIES: Final = 16
-"""How many ports may turn out to be free on one address of a host and not on another."""
+"""Attempts to find a port that is free on every address of a host."""
 EVERY: Final = frozenset({"0.0.0.0", "::"})
 ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 
 class StoppedError(ServeError):
-    """A signal asked the server to stop before it had begun. Nobody's fault."""
+    """A signal stopped the server before it had started; not an error."""
 
     exit_status = 0
 
 
 def bind(config: Config) -> list[ListeningSocket]:
-    """Take every address that `config` and the service manager name; none listens yet.
+    """Bind every address that `config` and the service manager name; none listens yet.
 
-    Waits up to `config.bind_timeout` seconds for ports in use. Removes LISTEN_* from the environment, so that no
-    child sees them. Raises UsageError, which says what to do, and StoppedError when TERM, INT or QUIT ends the wait;
-    then nothing is left bound.
+    Waits up to `config.bind_timeout` seconds for ports in use. Removes LISTEN_* from the environment, so that no child
+    sees them. Raises UsageError, which says what to do, and StoppedError if TERM, INT or QUIT ends the wait; nothing is
+    left bound then.
     """
     made: list[ListeningSocket] = []
     deadline = time.monotonic() + config.bind_timeout
@@ -60,7 +60,7 @@ def bind(config: Config) -> list[ListeningSocket]:
 
 
 def bind_admin(config: Config, others: list[ListeningSocket]) -> list[ListeningSocket]:
-    """Take the address of --admin, if there is one, beside the `others`; it does not listen yet. Raises as `bind`."""
+    """Bind the address of --admin, if there is one, besides `others`; it does not listen yet. Raises as `bind`."""
     if not config.admin:
         return []
     return _bind_until(time.monotonic() + config.bind_timeout, parse_address(config.admin), config, others)
@@ -76,7 +76,7 @@ def _inherited(made: socket.socket, label: str) -> ListeningSocket:
 def _bind_until(
     deadline: float, address: TcpAddress | UnixAddress, config: Config, others: list[ListeningSocket]
 ) -> list[ListeningSocket]:
-    """Bind `address`, again and again while it is in use, until `deadline`; then that is an error."""
+    """Bind `address`, retrying while it is in use, until `deadline`."""
     attempt: Callable[[], list[ListeningSocket]]
     if isinstance(address, UnixAddress):
         unix = address
@@ -103,7 +103,7 @@ def _bind_until(
 
 
 def _same(address: TcpAddress | UnixAddress, other: ListeningSocket) -> bool:
-    """Whether a socket that this server has bound already stands in the way of `address`."""
+    """Whether a socket that this server has already bound conflicts with `address`."""
     if isinstance(address, UnixAddress):
         return other.path == address.path
     if other.kind is not SocketKind.TCP or other.socket.getsockname()[1] != address.port:
@@ -133,17 +133,17 @@ def _in_use(address: TcpAddress | UnixAddress, busy: InUseError) -> UsageError:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Resolved:
-    """One address that a host name stands for."""
+    """One address that a host name resolves to."""
 
     family: socket.AddressFamily
     where: tuple[str, int] | tuple[str, int, int, int]
 
 
 def _resolve(address: TcpAddress) -> list[_Resolved]:
-    """All addresses of the host, without doubles, in the resolver's order."""
+    """All addresses of the host, without duplicates, in the resolver's order."""
     if not address.host:
         return [_Resolved(socket.AF_INET6, ("::", address.port))]
-    if address.host.lower().removesuffix(".") == "localhost":  # RFC 6761, section 6.3, whatever /etc/hosts leaves out
+    if address.host.lower().removesuffix(".") == "localhost":  # RFC 6761, section 6.3, whatever /etc/hosts omits
         return [
             _Resolved(socket.AF_INET, ("127.0.0.1", address.port)),
             _Resolved(socket.AF_INET6, ("::1", address.port)),
@@ -159,9 +159,9 @@ def _resolve(address: TcpAddress) -> list[_Resolved]:
 
 
 def _bind_tcp(address: TcpAddress, resolved: list[_Resolved]) -> list[ListeningSocket]:
-    """Bind every address that the host stands for; with port 0, the same port on all of them."""
+    """Bind every address that the host resolves to; with port 0, the same port on all of them."""
     for _ in range(TRIES - 1 if address.port == 0 and len(resolved) > 1 else 0):
-        with contextlib.suppress(InUseError):  # the port that the kernel chose for the first is another's on the next
+        with contextlib.suppress(InUseError):  # the port that the kernel chose for the first is taken on the next
             return _bind_each(address, resolved)
     return _bind_each(address, resolved)
 
@@ -177,7 +177,7 @@ def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
-                unavailable = error  # such as ::1 of localhost where IPv6 is off: the others may do
+                unavailable = error  # such as ::1 of localhost where IPv6 is off: the others may work
                 continue
             made.append(listening)
             port = listening.socket.getsockname()[1]
@@ -212,7 +212,7 @@ def _bind_one(one: _Resolved, port: int) -> ListeningSocket:
 
 
 def _refused(address: TcpAddress, error: OSError) -> ServeError:
-    """What the kernel's refusal means for a person."""
+    """The kernel's error as a sentence with advice."""
     match error.errno:
         case errno.EADDRINUSE:
             return InUseError()
@@ -227,12 +227,12 @@ def _refused(address: TcpAddress, error: OSError) -> ServeError:
                 "for all of them"
             )
         case errno.EAFNOSUPPORT:
-            return UsageError(f"this machine has no support for the kind of address {address.host} is: use another one")
-    return UsageError(f"listening on {address} is not possible: {error.strerror}")
+            return UsageError(f"this machine does not support addresses such as {address.host}: use another one")
+    return UsageError(f"cannot listen on {address}: {error.strerror}")
 
 
 def holder_of_port(port: int) -> tuple[int, str] | None:
-    """PID and name of a process with a socket that listens on TCP `port`, or None if that cannot be seen (proc(5))."""
+    """PID and name of a process that listens on TCP `port`, or None if it cannot be found (proc(5))."""
     sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     if not sockets:
         return None

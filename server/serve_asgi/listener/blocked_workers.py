@@ -1,13 +1,12 @@
-"""Which workers are blocked: their event loops do not turn, as their heartbeats show (`--worker-timeout`).
+"""Finds blocked workers, whose heartbeats show that their event loops do not run (`--worker-timeout`).
 
 A worker writes the time into its row of the scoreboard once a second. One that has not done so for too long is asked
-for its stacks, over a way that does not need its loop; they are logged, and the supervisor is told, which has a
-replacement ready before it lets go of the worker. If its loop turns again by then, it retires as others do and loses
-nothing; if it never does, it is killed after the graceful timeout. An agent is told to finish, and another one takes
-its place after it.
+for its stacks, in a way that does not need its loop; they are logged, and the supervisor has a replacement ready before
+it retires the worker. If its loop runs again by then, it retires as usual and loses nothing; if not, it is killed after
+the graceful timeout. An agent is asked to finish, and is replaced when it has.
 
-A worker is not blamed for the listener's own sleep: whatever stopped both (a suspended machine, a stopped control
-group, a machine without processor time) counts for nothing. One that a debugger holds is left alone.
+Time in which the listener itself did not run (a suspended machine, a frozen control group, no processor time) does not
+count. A worker that a debugger has stopped is left alone.
 """
 
 from __future__ import annotations
@@ -31,29 +30,28 @@ from serve_asgi.supervisor.lifecycles import AT_WORK, Agent, WorkerState
 BEAT: Final = 1.0
 """Seconds between two heartbeats (`serve_asgi.worker.housekeeping.PERIOD`)."""
 ROUNDS: Final = 10
-"""Looks in one `--worker-timeout`."""
+"""Checks in one `--worker-timeout`."""
 LONGEST_PERIOD: Final = 5.0
-"""Seconds between two looks at most; also how soon a new `--worker-timeout` counts."""
+"""Most seconds between two checks; also how soon a changed `--worker-timeout` takes effect."""
 STACKS_TIME: Final = 3.0
-"""Seconds that a blocked worker has to tell its stacks before its replacement is asked for."""
+"""Seconds that a blocked worker has to send its stacks before its replacement is requested."""
 WATCHED: Final = AT_WORK | {WorkerState.SERVING}
-"""States in which a loop has to turn."""
+"""States in which a loop has to run."""
 
 log = logging.getLogger("serve")
 
 
 class SilenceDetector:
-    """Decides who has been silent for too long. All times CLOCK_MONOTONIC, s."""
+    """Decides which processes have been silent for too long. All times are CLOCK_MONOTONIC, s."""
 
     def __init__(self) -> None:
         self._looked = -math.inf
-        self._awake = -math.inf  # since when the listener has looked as often as it meant to
+        self._awake = -math.inf  # since when the listener has checked as often as intended
         self._told: set[int] = set()
 
     def look(self, now: float, period: float, timeout: float, heard: dict[int, float]) -> list[int]:
         """Those in `heard` (PID to the time of its last heartbeat) that have been blocked for `timeout`; each once.
-
-        `period` is the time that should have passed since the look before.
+        `period` is the time that should have passed since the previous check.
         """
         if now > self._looked + 2 * period + BEAT:
             self._awake = now
@@ -62,7 +60,7 @@ class SilenceDetector:
         found = [
             pid
             for pid, at in heard.items()
-            if pid not in self._told and now - max(at, self._awake) - BEAT >= timeout  # the beat before was in time
+            if pid not in self._told and now - max(at, self._awake) - BEAT >= timeout  # the previous beat was on time
         ]
         self._told.update(found)
         return found
@@ -82,7 +80,7 @@ class BlockedWorkers:
         post: Callable[[e.Event], None],
         say: Callable[[actions.LogEvent], None],
     ) -> None:
-        """`timeout()` is --worker-timeout as it is now; `post` takes events, `say` what has happened."""
+        """`timeout()` is the current --worker-timeout; `post` takes events, `say` takes records for the log."""
         self._children = children
         self._timeout = timeout
         self._post = post
@@ -113,10 +111,10 @@ class BlockedWorkers:
         return [child for child in self._children if child.worker.state in WATCHED]
 
     async def _report(self, child: Child, timeout: float) -> None:
-        """Have its stacks logged and its replacement begun, unless its loop turns again meanwhile."""
+        """Log its stacks and request its replacement, unless its loop runs again meanwhile."""
         try:
             told = await stacks.look(child, STACKS_TIME)
-        except Exception:  # a bug there must not take the server down, nor keep a blocked worker
+        except Exception:  # a bug there must neither take the server down nor keep a blocked worker
             log.exception("%s could not be asked for its stacks; please report this", child.worker)
             told = stacks.nothing("it could not be asked")
         silent = self._children.silent_for(child)

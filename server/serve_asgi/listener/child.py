@@ -1,7 +1,8 @@
-"""One child process as the listener holds it: PID, channel, scoreboard row, and what is still to be said to it.
+"""The listener's side of one child process: PID, channel, scoreboard row and send queue.
 
-It owns the listener's end of the channel, its window (`serve_asgi.listener.stack_dumps`) and the row. The listener
-never waits for a child: what cannot be sent now lies in the send queue, so that a stopped child delays nobody else.
+It owns the listener's end of the channel, of the watchdog channel (`serve_asgi.listener.stack_dumps`), and the row. The
+listener never waits for a child: what cannot be sent now stays in the send queue, so that a stopped child delays nobody
+else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from serve_asgi.supervisor.lifecycles import AppProcess
 
 PACKETS_AT_ONCE: Final = 500
 PACKETS_PER_SECOND: Final = 50.0
-"""What a child may say over its channel: a worker says ten things in its life, and a few for each hand-over."""
+"""Most packets that a child may send: a worker sends ten in its life, and a few for each hand-over."""
 
 
 class Child:
@@ -35,21 +36,22 @@ class Child:
         self.send_queue = SendQueue(channel)
         self.output = output
         self.row = row
-        """The number of its place in the scoreboard."""
+        """The number of its row in the scoreboard."""
         self.counts = counts
         self.serves = False
-        """It has been told to serve, and with whom."""
+        """It has been told to serve."""
         self.said: set[type] = set()
-        """What it has said of that which is said once."""
+        """Types of the packets it has sent that may be sent only once."""
         self.allowance = RateLimit(PACKETS_AT_ONCE, PACKETS_PER_SECOND)
         self.broken = False
-        """It has broken the protocol, and is heard no more."""
+        """It has broken the protocol, and its packets are ignored."""
         self.watchdog: WatchdogChannel | None = None
-        """The way into the worker that needs no event loop; None if there was no descriptor to spare."""
+        """A way to reach the worker without its event loop; None if there was no descriptor to spare."""
         self.closed = False
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that replaces this one; adds to `descriptors` those that must stay
+        open."""
         descriptors += [self.channel.fileno(), self.counts.fd]
         return {
             "worker": self.worker.id,
@@ -65,7 +67,7 @@ class Child:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], worker: AppProcess) -> Child:
-        """The process of `worker`, which an earlier program of this process has started."""
+        """The process of `worker`, started by an earlier program of this listener."""
         channel = Channel(socket.socket(fileno=state["channel"]), descriptors=0)
         output, counts = ChildOutput.from_state(state["output"]), Row(state["counts"])
         child = cls(worker, state["pid"], channel, output, state["row"], counts)
@@ -78,21 +80,21 @@ class Child:
 
     @property
     def serial(self) -> int:
-        """Of the process in the scoreboard."""
+        """The serial number of the process in the scoreboard."""
         return self.worker.id + 1
 
     @property
     def in_progress(self) -> int:
-        """Requests and WebSockets that its end would cut."""
+        """Requests and WebSockets in flight, which its death would cut."""
         words = self.counts.words()
         return words[Cell.IN_FLIGHT] + words[Cell.WEBSOCKETS]
 
     def kill(self) -> None:
-        """SIGKILL. The PID is ours until we reap it, and we forget it when we do."""
+        """SIGKILL. The PID cannot be another process's until we reap it, and then we forget it."""
         os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """The child has been reaped: pass on its last words and close what is held for it."""
+        """The child has been reaped: copy the rest of its output to the log, and close what is held for it."""
         self.output.read_rest()
         self.counts.close()
         self.channel.close()
@@ -103,6 +105,6 @@ class Child:
 
 
 def handover_pair() -> tuple[int, int]:
-    """The two ends of a pair between workers, as descriptors that the caller owns."""
+    """A socket pair for hand-overs between two workers, as descriptors that the caller owns."""
     a, b = pair()
     return a.detach(), b.detach()

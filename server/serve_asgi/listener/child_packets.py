@@ -1,7 +1,7 @@
-"""What the children say over their channels, turned into events: a child is not trusted.
+"""Turns the packets of the children, which are not trusted, into events.
 
-It is heard through `serve_asgi.ipc.packets`, one packet in each turn of the loop, and ends if it says what it must not,
-or too much of it.
+Packets are decoded by `serve_asgi.ipc.packets`, one in each turn of the loop; a child that sends an invalid one, or too
+many, is ended.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from serve_asgi.supervisor import events as e
 from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Worker
 
 LAST_WORDS: Final = 1000
-"""Packets that are read of a dead child; its socket holds fewer, but somebody else may have it."""
+"""Packets that are read from a dead child; its socket holds fewer, but another process may hold it, too."""
 LAST_TIME: Final = 0.03
-"""Seconds of CPU time that they may take."""
+"""Seconds of CPU time that reading them may take."""
 
 log = logging.getLogger("serve")
 
 
 class ReportFailure(Protocol):
-    """Reports that a process could not become what it was started for."""
+    """Reports that a process has failed to start."""
 
     def __call__(self, worker: AppProcess, message: str, detail: str = "", usage: bool = False) -> None: ...
 
 
 class ChildPackets:
-    """Takes the packets of all children of one listener."""
+    """Handles the packets of all children of one listener."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ChildPackets:
         failed: ReportFailure,
         end: Callable[[Child, str], None],
     ) -> None:
-        """`end(child, why)` ends one that has broken the protocol."""
+        """`end(child, why)` ends a child that has broken the protocol."""
         self._links = links
         self._post = post
         self._tell_quit = tell_quit
@@ -55,21 +55,21 @@ class ChildPackets:
         self._end = end
 
     async def listen_to(self, child: Child) -> None:
-        """Take the child's packets until its end of the channel closes; SIGCHLD reports its death."""
+        """Handle the child's packets until its end of the channel closes; SIGCHLD reports its death."""
         try:
             while not child.broken:
                 data, _ = await child.channel.receive_data()
                 if isinstance(packet := self._decoded(child, data), packets.Ready | packets.Prepared):
                     await self._links.heard_out(child.worker.id)
                 self._take_packet(child, packet)
-                await anyio.lowlevel.checkpoint()  # others have their turn, however much it says
+                await anyio.lowlevel.checkpoint()  # others get their turn, however much it sends
         except (EOFError, OSError, anyio.ClosedResourceError):
             pass
         except Exception as error:
             self._blame(child, error)
 
     def read_rest(self, child: Child) -> None:
-        """What the child said last is handled before its death is."""
+        """Handle the child's last packets, before its death is handled."""
         ends = time.thread_time() + LAST_TIME
         try:
             for _ in range(0 if child.broken else LAST_WORDS):
@@ -82,7 +82,7 @@ class ChildPackets:
             self._blame(child, error)
 
     def _decoded(self, child: Child, data: bytes) -> packets.Packet | None:
-        """What the child says. Raises ChannelError if it must not."""
+        """Decode a packet. Raises ChannelError if it is invalid, or not allowed."""
         if not child.allowance.use():
             raise ChannelError("more of them than any child sends")
         allowed = packets.FROM_AGENT if isinstance(child.worker, Agent) else packets.FROM_WORKER
@@ -94,7 +94,7 @@ class ChildPackets:
         return packet
 
     def _blame(self, child: Child, error: Exception) -> None:
-        """What the child has said is wrong, or more than we can deal with: it ends, and nothing else does."""
+        """The child has sent something wrong, or more than we can handle: end it, and nothing else."""
         self._end(child, protocol_violations.reason(child.worker, "channel", error))
 
     def _take_packet(self, child: Child, packet: packets.Packet | None) -> None:
@@ -116,7 +116,7 @@ class ChildPackets:
                 self._take_from_worker(worker, packet)
 
     def _admit(self, process: AppProcess, event: e.Event) -> None:
-        """It says that it is ready; it is not, if what it has told the hub contradicts what others have."""
+        """It reports that it is ready; refused if what it declared to the hub contradicts other processes."""
         if trouble := self._links.trouble_with(process.id):
             self._tell_quit(process)
             self._failed(process, trouble, usage=True)

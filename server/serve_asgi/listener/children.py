@@ -1,8 +1,8 @@
-"""The worker and agent processes as the listener holds them: started, spoken to, reaped.
+"""The listener's worker and agent processes: it starts them, sends to them and reaps them.
 
-It owns the children, their channels and their rows of the scoreboard. Nothing waits for a child: what is said to one
-lies in its send queue, and one that takes nothing of it ends. What they say is heard by
-`serve_asgi.listener.child_packets`. What is to be done, and when, the supervisor decides.
+It owns the children, their channels and their rows of the scoreboard. Nothing waits for a child: packets to one go into
+its send queue, and one that does not read them is ended. Packets from children are handled by
+`serve_asgi.listener.child_packets`. The supervisor decides what is done, and when.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Worker
 ROWS = 1024
 """Processes that may be alive at once."""
 SLOTS = 256
-"""Slots with totals of their own; further ones share the last."""
+"""Slots that have totals of their own; further ones share the last."""
 MOST_UNREAD: Final = 1000
-"""Packets that wait for a child that does not take them, beside those in the socket."""
+"""Packets that may be queued for a child that does not read, besides those in the socket."""
 
 NEIGHBOURS = 64
-"""Workers that one of them knows when it begins to serve, at most: each costs a descriptor on the way there."""
+"""Most workers that a worker is told of when it begins to serve: each takes a descriptor in flight."""
 
 log = logging.getLogger("serve")
 
 
 def row_slot(worker: AppProcess) -> int:
-    """What the row of a process says of its slot, and where its counts go in the end."""
+    """The slot in the row of a process, to whose totals its counts are added in the end."""
     return NO_SLOT if isinstance(worker, Agent) else worker.slot
 
 
@@ -63,9 +63,8 @@ class Children:
         broken: Callable[[AppProcess, str], None],
         children: Iterable[Child] = (),
     ) -> None:
-        """`children` are those of an earlier program of this process, if there was one.
-
-        `broken(process, why)` is told of one that has broken the protocol: it is to be killed.
+        """`children` are those of an earlier program of this process, if there was one. `broken(process, why)` is
+        called for a process that has broken the protocol and is to be killed.
         """
         self.listening = listening
         self.post = post
@@ -73,10 +72,10 @@ class Children:
         self._broken = broken
         self._packets = ChildPackets(links, post, self._tell_quit, self._failed, self._end)
         self.tasks: TaskGroup
-        """Where the channels are served; set before the first start."""
+        """Serves the channels; set before the first start."""
         self.scoreboard = scoreboard
         self._board = scoreboard.read_only()
-        """What children get of it."""
+        """What children get of the scoreboard."""
         self.by_pid: dict[int, Child] = {child.pid: child for child in children}
         taken = {child.row for child in self.by_pid.values()}
         self._free_rows = [row for row in range(self.scoreboard.rows - 1, -1, -1) if row not in taken]
@@ -89,14 +88,14 @@ class Children:
         return next((child for child in self.by_pid.values() if child.worker is worker), None)
 
     def silent_for(self, child: Child) -> float:
-        """Seconds since the child's event loop was last heard of, 0.0 if it never was."""
+        """Seconds since the last heartbeat of the child's event loop, 0.0 if there was none."""
         beat = child.counts.word(Cell.HEARTBEAT)
         return max(0.0, (time.monotonic_ns() - beat) / 1e9) if beat else 0.0
 
-    # Beginning and end
+    # Start and end
 
     def start(self, worker: AppProcess, release: Release, config: Config) -> None:
-        """Start `worker`'s process; what prevents it is told as its failure and death."""
+        """Start `worker`'s process; whatever prevents it is reported as its failure and death."""
         try:
             what = self._what(worker)
             child, link, row = self._spawn_linked(worker, release)
@@ -109,7 +108,7 @@ class Children:
         self.by_pid[child.pid] = child
         self.attend(child)
         given = {"link": link.detach(), "row": row, **self._open_watchdog_channel(child)}
-        listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves nobody
+        listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves no clients
         child.send_queue.put(
             {
                 "type": "welcome",
@@ -131,15 +130,14 @@ class Children:
         self.links.linked(worker.id)
 
     def _what(self, worker: AppProcess) -> Packet:
-        """What a process is told of its part. Raises UsageError."""
+        """The part of the welcome packet that says what the process is to do. Raises UsageError."""
         if isinstance(worker, Worker):
             return {"slot": worker.slot}
         return {"role": "agent", "lock": lock_path(each.name for each in self.listening)}
 
     def _open_watchdog_channel(self, child: Child) -> dict[str, int]:
-        """The process's ends of a window, by the names that its welcome has for them.
-
-        Without a descriptor to spare it does without.
+        """Open a watchdog channel; return the process's ends, by their names in the welcome packet. Returns none if
+        there is no descriptor to spare.
         """
         try:
             child.watchdog = WatchdogChannel()
@@ -155,7 +153,7 @@ class Children:
         self.tasks.start_soon(self._packets.listen_to, child)
 
     def _spawn_linked(self, worker: AppProcess, release: Release) -> tuple[Child, socket.socket, int]:
-        """The process, its end of a link to the hub (alone it would take itself for the whole server), and its row."""
+        """Return the process, its end of a link to the hub (without one it would run in local mode), and its row."""
         link = self.links.open(worker.id)
         try:
             child, row = self._spawn(worker, release)
@@ -166,7 +164,7 @@ class Children:
 
     def _spawn(self, worker: AppProcess, release: Release) -> tuple[Child, int]:
         if not self._free_rows:
-            raise UsageError(f"{ROWS} processes are alive, the most that there can be: use fewer workers")
+            raise UsageError(f"{ROWS} processes are alive, which is the limit: use fewer workers")
         counts, row = Row.create()
         try:
             child = spawn(worker, release, self._free_rows[-1], counts)
@@ -180,7 +178,7 @@ class Children:
         return child, row
 
     def reaped(self, pid: int, wait_status: int) -> bool:
-        """A process has ended; False if it was no child of ours."""
+        """Handle the end of a process; return False if it was not one of these children."""
         child = self.by_pid.pop(pid, None)
         if child is None:
             return False
@@ -197,7 +195,7 @@ class Children:
         return True
 
     def _failed(self, worker: AppProcess, message: str, detail: str = "", usage: bool = False) -> None:
-        """It could not become what it was started for."""
+        """Report that a process has failed to start."""
         if isinstance(worker, Agent):
             self.post(e.AgentFailed(worker, message, detail, usage))
         else:
@@ -218,10 +216,10 @@ class Children:
         child.kill()
         return cut
 
-    # What is said to them
+    # Packets to them
 
     def tell(self, worker: AppProcess, packet: Packet, given: tuple[int, ...] = ()) -> None:
-        """Say something to a process, with descriptors that are closed here once it has them."""
+        """Send a packet to a process, with descriptors that are closed here once it has them."""
         child = self.of(worker)
         if child is None:
             for descriptor in given:
@@ -251,19 +249,19 @@ class Children:
                 raise
         except OSError as error:
             log.warning(
-                "cannot connect %s with %s for the hand-over yet: %s; raise the open-files limit (ulimit -Hn)",
+                "cannot connect %s to %s for the hand-over yet: %s; raise the open-files limit (ulimit -Hn)",
                 sender,
                 receiver,
                 error.strerror,
                 extra=about("descriptors_lost"),
             )
-            self.tell(sender, {"type": "receiver", "pair": pair})  # which asks for another one
+            self.tell(sender, {"type": "receiver", "pair": pair})  # it requests another one
             return
         self._say(there, {"type": "receive", "pair": pair}, (receives,))
         self.tell(sender, {"type": "receiver", "pair": pair}, given=(row, sends))
 
     def serve(self, worker: Worker) -> None:
-        """Tell a worker to serve, make those that do known to it, and it to those of its generation."""
+        """Tell a worker to serve; introduce it and the serving workers of its generation to each other."""
         if (child := self.of(worker)) is None:
             return
         others = [each for each in self.by_pid.values() if each.serves and each is not child][-NEIGHBOURS:]
@@ -273,7 +271,7 @@ class Children:
             for each in others:
                 if each.worker.generation is worker.generation:
                     self._make_known(each, [child])
-        except OSError as error:  # without descriptors to spare only evenness is lost
+        except OSError as error:  # without descriptors to spare only balance suffers
             log.debug("%s cannot be told which workers serve beside it: %s", worker, error)
         self._say(child, {"type": "serve"})
 
@@ -283,14 +281,14 @@ class Children:
         given: list[int] = []
         try:
             for each in others:
-                given.append(each.counts.again())  # noqa: PERF401 (what was made before one fails is closed)
+                given.append(each.counts.again())  # noqa: PERF401 (those made before a failure are closed)
         except OSError:
             close_descriptors(given)
             raise
         self._say(to, {"type": "neighbours", "rows": [[each.row, each.serial] for each in others]}, given)
 
     async def _send_to(self, child: Child) -> None:
-        """Send what lies in the child's send queue until it is closed."""
+        """Send what is in the child's send queue, until it is closed."""
         try:
             await child.send_queue.run()
         except Exception:

@@ -1,7 +1,7 @@
-"""The commands that may be asked over the control socket, turned into events of the listener's or answered at once.
+"""The commands of the control socket, turned into events of the listener or replied to at once.
 
-A command is answered when its outcome is known; who follows gets the records on the way to it. Those who follow never
-hold the listener up: who does not take the records in time misses the oldest, then is let go.
+A command gets its reply when its outcome is known; a client that follows gets the records up to then. Followers never
+hold the listener up: one that reads too slowly misses the oldest records, and is then disconnected.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from serve_asgi.ipc.untrusted_input import Seconds, Sentence
 from serve_asgi.supervisor import events as e
 
 REQUEST_TIMEOUT = 5.0
-"""Seconds that a peer has to send its request, and to take each line of its answer."""
+"""Seconds that a client has to send its request, and to read each line of the reply."""
 FOLLOWED: Final = 1000
-"""Records that wait for a follower at most."""
+"""Most records that are queued for a follower."""
 LONGEST_DELAY: Final = 24 * 3600.0
-"""Most seconds of draining that a stop may ask for."""
+"""Most seconds of draining that a stop may request."""
 STACKS_TIME: Final = 60.0
-"""Seconds that may be asked for at most, for workers to tell their stacks."""
+"""Most seconds that a request may give workers to send their stacks."""
 DRAIN_TIME: Final = 60.0
 """Seconds that `serve drain` waits for hooks."""
 _NOT_STOPPING: Final = frozenset({"starting", "opening", "running"})
 
 
 class ControlRequest(msgspec.Struct):
-    """What may be asked; members that are not known are passed over."""
+    """A request; unknown members are ignored."""
 
     version: int
     command: Sentence
@@ -55,12 +55,11 @@ class Controlled(Protocol):
     """What the control socket controls: the listener."""
 
     def post(self, event: e.Event) -> None:
-        """Add an event to those that are handled, in order."""
+        """Queue an event; events are handled in order."""
 
     async def replace(self, asker: int) -> None:
-        """Put the program of the new release in this one's place; whoever has the descriptor `asker` is told by it.
-
-        Raises ServeError if it cannot be, and does not return otherwise.
+        """Replace this program by the new release's, which replies on the socket with the descriptor `asker`. Raises
+        ServeError if that is not possible, and does not return otherwise.
         """
 
     def status(self) -> dict[str, Any]:
@@ -73,14 +72,14 @@ class Controlled(Protocol):
         """The schedules of the hub."""
 
     def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
-        """Pause, resume or run one; `answer` is called when it is done."""
+        """Pause, resume or run one; `answer` is called with the outcome."""
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
-        """What `serve stacks --json` shows: every worker's Python stacks and tasks, waiting so many seconds at most."""
+        """What `serve stacks --json` shows: every worker's Python stacks and tasks, after `timeout` seconds at most."""
 
 
 class PendingAnswer:
-    """Somebody who waits for an outcome, and perhaps for the records on the way to it."""
+    """A client that waits for an outcome, and perhaps for the records up to then."""
 
     __slots__ = ("_changed", "_records", "follows", "outcome")
 
@@ -91,19 +90,19 @@ class PendingAnswer:
         self._records: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=FOLLOWED)
 
     def tell(self, record: Mapping[str, Any]) -> None:
-        """Something has happened."""
+        """Queue a record for a client that follows."""
         if self.follows and self.outcome is None:
             self._records.append(record)
             self._changed.set()
 
     def end(self, outcome: dict[str, Any]) -> None:
-        """The outcome is known; the first one counts."""
+        """Set the outcome; the first one counts."""
         if self.outcome is None:
             self.outcome = outcome
             self._changed.set()
 
     async def news(self) -> list[Mapping[str, Any]]:
-        """Wait for records and return them; nothing, if the outcome is known and all records have been returned."""
+        """Wait for records and return them; none if the outcome is known and all records have been returned."""
         while not self._records and self.outcome is None:
             await self._changed.wait()
             self._changed = anyio.Event()
@@ -113,7 +112,7 @@ class PendingAnswer:
 
 
 class ControlCommands:
-    """What is asked of one listener, and who waits for what comes of it."""
+    """The commands of one listener, and the clients that wait for their outcomes."""
 
     def __init__(self, server: Controlled) -> None:
         self._server = server
@@ -121,28 +120,28 @@ class ControlCommands:
         self._next_ticket = 1
         self.waiting: set[PendingAnswer] = set()
         self._news = anyio.Event()
-        """Set at the next record, and then another one."""
+        """Set at the next record, and then replaced."""
 
     def answer(self, ticket: int, ok: bool, text: str, detail: str) -> None:
-        """The reload of this ticket has come to its end."""
+        """Report the outcome of the reload with this ticket."""
         if (waiting := self._tickets.pop(ticket, None)) is not None:
             waiting.end({"ok": ok, "text": text, "detail": detail})
 
     def happened(self, record: Mapping[str, Any]) -> None:
-        """Tell those who follow what has happened; `record` is JSON-compatible."""
+        """Send a record to those who follow; it is JSON-compatible."""
         self._news.set()
         self._news = anyio.Event()
         for waiting in self.waiting:
             waiting.tell(record)
 
     def finish(self) -> None:
-        """The server has ended: tell those who wait."""
+        """The server has ended: reply to those who wait."""
         cut = self._cut()
         for waiting in self.waiting:
             waiting.end({"ok": True, "text": "stopped", "cut": cut})
 
     async def do(self, request: ControlRequest, stream: SocketStream) -> dict[str, Any]:
-        """Do what is asked; the answer, when the outcome is known. Raises ServeError."""
+        """Perform a request; return the reply, once the outcome is known. Raises ServeError."""
         if request.version != control_protocol.VERSION:
             return {"ok": False, "text": f"this server speaks control version {control_protocol.VERSION}"}
         follows = request.follow
@@ -151,7 +150,7 @@ class ControlCommands:
                 return await self._reload(stream, wait=request.wait, follows=follows)
             case "reload-listener":
                 await self._server.replace(stream.extra(SocketAttribute.raw_socket).fileno())
-                return {"ok": False, "text": "the listener was not replaced"}  # it has taken this task with it
+                return {"ok": False, "text": "the listener was not replaced"}  # otherwise this task would be gone
             case "drain":
                 on = not request.off
                 self._server.post(e.DrainAsked(on=on, by_control=True))
@@ -164,7 +163,7 @@ class ControlCommands:
                 return self._scale(request.to)
             case "logs-reopen":
                 self._server.post(e.ReopenAsked())
-                return {"ok": True, "text": "the log files are opened again"}
+                return {"ok": True, "text": "the log files are being reopened"}
             case "status":
                 return {"ok": True, "text": "", "status": self._server.status()}
             case "config":
@@ -193,7 +192,7 @@ class ControlCommands:
         return await self._tell(stream, waiting)
 
     async def _drained(self, on: bool) -> bool:
-        """Wait until the drain has begun or ended, as asked: the hooks pre_drain are done, or out of time."""
+        """Wait until the drain has begun or ended, as requested: the pre_drain hooks are done, or out of time."""
         with anyio.move_on_after(DRAIN_TIME):
             while (status := self._server.status())["state"] == "running" and (status["draining"] is None) is on:
                 await self._news.wait()
@@ -201,7 +200,7 @@ class ControlCommands:
         return False
 
     async def _stop(self, stream: SocketStream, delay: float | None, *, follows: bool) -> dict[str, Any]:
-        """Begin a graceful stop, unless one is going on: a second TERM would make it a quick one."""
+        """Begin a graceful stop, unless one is under way: a second TERM would make it a quick one."""
         state = self._server.status()["state"]
         if state in _NOT_STOPPING:
             self._server.post(e.StopAsked(None if delay is None else min(LONGEST_DELAY, max(0.0, float(delay)))))
@@ -213,7 +212,7 @@ class ControlCommands:
         return await self._tell(stream, PendingAnswer(follows=True))
 
     async def _schedule(self, stream: SocketStream, do: str, name: str) -> dict[str, Any]:
-        """Pause or resume one, or run it and wait for the end of that."""
+        """Pause or resume a schedule, or run it and wait until it has ended."""
         waiting = PendingAnswer(follows=False)
 
         def answer(ok: bool, text: str, found: Any) -> None:
@@ -234,16 +233,15 @@ class ControlCommands:
         return {"ok": True, "text": f"workers: {found['size']} -> {to}"}
 
     async def _tell(self, stream: SocketStream, waiting: PendingAnswer) -> dict[str, Any]:
-        """Send what happens as it happens, if that was asked for; return the outcome when it is known.
-
-        Raises anyio.EndOfStream if the peer leaves before.
+        """Send records as they come, if the client follows; return the outcome when it is known. Raises
+        anyio.EndOfStream if the client disconnects before.
         """
         self.waiting.add(waiting)
         try:
             async with anyio.create_task_group() as tasks:
                 if waiting.follows:
                     tasks.start_soon(_cancel_when_gone, stream, tasks.cancel_scope)
-                with contextlib.suppress(anyio.BrokenResourceError, TimeoutError):  # it left
+                with contextlib.suppress(anyio.BrokenResourceError, TimeoutError):  # it has disconnected
                     while news := await waiting.news():
                         for record in news:
                             await send(stream, {"record": record})
@@ -259,16 +257,16 @@ class ControlCommands:
 
 
 async def send(stream: SocketStream, message: Mapping[str, Any]) -> None:
-    """Send a line of the answer; the peer has to take it in time."""
+    """Send one line of the reply; the client has to read it in time."""
     with anyio.fail_after(REQUEST_TIMEOUT):
         await stream.send(json.dumps({"version": control_protocol.VERSION, **message}).encode() + b"\n")
 
 
 async def _cancel_when_gone(stream: SocketStream, scope: anyio.CancelScope) -> None:
-    """Cancel `scope` when the peer has left; one that has only ended its own sending (`nc -N`) still listens."""
+    """Cancel `scope` when the peer has disconnected; one that has only shut down its writing (`nc -N`) still reads."""
     raw = stream.extra(SocketAttribute.raw_socket)
-    # Not stream.receive(): cancelled in the very turn in which something comes, it puts a traceback into the log
-    # (anyio 4.16, Future.set_result). What is cancelled here is a wait that knows of this.
+    # Not stream.receive(): if it is cancelled in the very turn in which data arrives, it logs a traceback (anyio 4.16,
+    # Future.set_result). The wait that is cancelled here handles that case.
     with contextlib.suppress(OSError):
         piece = b"-"
         while piece:

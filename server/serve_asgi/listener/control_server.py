@@ -1,8 +1,8 @@
-"""The control socket's server: it accepts connections, reads one request from each and sends the answer.
+"""The control socket's server: it accepts connections, reads one request from each and sends the reply.
 
-It runs in the listener's loop and answers while workers are busy or blocked; what is asked is done by
-`serve_asgi.listener.control_commands`. Peers must be root or the listener's own user (SO_PEERCRED, unix(7)). A control
-socket that cannot be made is a warning: the server serves without it.
+It runs in the listener's loop and responds while workers are busy or blocked; `serve_asgi.listener.control_commands`
+performs the requests. Clients must be root or the listener's own user (SO_PEERCRED, unix(7)). If the socket cannot be
+created there is a warning, and the server runs without it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from serve_asgi.logs.server_log import about
 REQUEST_LIMIT: Final = 65_536
 """Bytes of a request."""
 PAUSE: Final = 0.2
-"""Seconds until the next try to accept, when the process or the machine is out of descriptors."""
+"""Seconds until the next attempt to accept, when the process or the machine is out of descriptors."""
 AT_LEAST: Final = 4
-"""Conversations that are held whatever descriptors are left."""
+"""Connections that are served however few descriptors are left."""
 log = logging.getLogger("serve")
 
 _REQUEST: Final = msgspec.json.Decoder(ControlRequest)
@@ -52,16 +52,17 @@ class ControlServer:
 
     @property
     def path(self) -> Path | None:
-        """Where the socket is, once it is there."""
+        """Where the socket is, once it exists."""
         return self._path
 
     @property
     def answering(self) -> int:
-        """How many conversations have not come to their end, those not counted that only follow what happens."""
+        """How many requests are in progress, without clients that only follow events."""
         return self._busy - sum(each.outcome is None for each in self.commands.waiting)
 
     def to_state(self, kept: list[int]) -> dict[str, Any] | None:
-        """What `serve` needs in a program that takes this one's place; `kept` gets what must stay open."""
+        """What `serve` needs in a program that replaces this one; adds to `kept` the descriptors that must stay
+        open."""
         if self._listening is None:
             return None
         fd = self._listening.extra(SocketAttribute.raw_socket).fileno()
@@ -71,7 +72,7 @@ class ControlServer:
     async def serve(
         self, inherited: dict[str, Any] | None = None, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until cancelled, on a socket that is `inherited` or made; return at once if it cannot be made."""
+        """Serve until cancelled, on an `inherited` or a new socket; return at once if it cannot be created."""
         try:
             path = await (self._make() if inherited is None else self._take(inherited))
         except (OSError, ValueError) as error:
@@ -106,7 +107,7 @@ class ControlServer:
         return Path(inherited["path"])
 
     async def _accept(self, server: SocketListener, tasks: TaskGroup) -> None:
-        """Accept until cancelled; half of the descriptors are kept for a reload, and those who ask wait meanwhile."""
+        """Accept until cancelled; half of the descriptors are kept for a reload, and clients wait meanwhile."""
         short = False
         while True:
             while self._busy >= AT_LEAST and not descriptors.available(descriptors.limit() // 2):
@@ -125,7 +126,7 @@ class ControlServer:
                 tasks.start_soon(self._handle, stream)
 
     async def finish(self) -> None:
-        """The server has ended: tell those who wait, and wait at most a second for answers that are being written."""
+        """The server has ended: reply to those who wait, and wait at most a second for replies being written."""
         self.commands.finish()
         if self._busy:
             self._idle = anyio.Event()
@@ -145,9 +146,9 @@ class ControlServer:
             anyio.DelimiterNotFound,
             TimeoutError,
         ):
-            pass  # the peer left; what it asked for goes on
+            pass  # the client disconnected; what it requested continues
         except Exception:
-            log.exception("a control request could not be answered; the server serves on")
+            log.exception("a control request failed; the server continues")
         finally:
             self._busy -= 1
             if not self._busy:
@@ -171,13 +172,13 @@ class ControlServer:
 
 
 def _check_free(path: Path) -> None:
-    """Leave another server's control socket alone. Raises FileExistsError if one answers at `path`."""
+    """Leave another server's control socket alone. Raises FileExistsError if a server listens at `path`."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
         except BlockingIOError:
-            pass  # its queue is full: it lives
+            pass  # its queue is full: it is alive
         except OSError:
             return
-    raise FileExistsError(f"another server answers at {path}")
+    raise FileExistsError(f"another server listens at {path}")

@@ -1,7 +1,7 @@
-"""What happens is recorded once (docs/reference/events.md): for the log, for all who follow, and for the history.
+"""Records each event once (docs/reference/events.md): for the log, for all who follow, and for the history.
 
 The history is bounded, so that a server may run for years: the last records and reloads, and how often workers were
-started, and why.
+started, by cause.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ RECORDS: Final = 200
 RELOADS: Final = 50
 
 Record = dict[str, Any]
-"""`at` (unix time, s), `level`, `event`, `text`, `detail`, and what it is about; JSON-compatible."""
+"""`at` (unix time, s), `level`, `event`, `text`, `detail` and the event's own fields; JSON-compatible."""
 
 KEPT_OF_RELOADS: Final = ("at", "seconds", "generation", "reason")
 
 
 class History:
-    """What has happened so far; takes every record, in order."""
+    """What has happened so far; is given every record, in order."""
 
     def __init__(self) -> None:
         self.records: collections.deque[Record] = collections.deque(maxlen=RECORDS)
-        """Those that the log shows by default: debug ones are not kept."""
+        """Those of level info and above."""
         self.reloads: collections.deque[Record] = collections.deque(maxlen=RELOADS)
-        """`at`, `outcome` (done, refused), `seconds`, `generation` (none if it never began), `reason`."""
+        """`at`, `outcome` (done, refused), `seconds`, `generation` (absent if it never began), `reason`."""
         self.outcomes: collections.Counter[str] = collections.Counter()
         """Reloads since the start, by outcome."""
         self.reload_seconds: dict[str, float] = {}
-        """Time that they took, added up by outcome."""
+        """Total duration by outcome."""
         self.starts: collections.Counter[str] = collections.Counter()
         """Workers started since the start of the server, by cause (`serve_asgi.supervisor.lifecycles.Cause`)."""
         self.began = round(time.time(), 3)
-        """When the server was started (unix time, s): a clock that is set later does not change it."""
+        """When the server was started (unix time, s); setting the clock later does not change it."""
 
     def to_state(self) -> dict[str, Any]:
         """All of it, JSON-compatible."""
@@ -67,7 +67,7 @@ class History:
         return history
 
     def add(self, record: Record) -> None:
-        """Remember what is worth it."""
+        """Keep a record, and what it says about reloads and starts."""
         event = record["event"]
         if event == "worker_started":
             self.starts[record["cause"]] += 1
@@ -84,13 +84,13 @@ class EventRecorder:
     """Records what happens to one server."""
 
     def __init__(self, pid_of: Callable[[int], int | None]) -> None:
-        """`pid_of` knows the PID of a process by its number in the listener's life, while it has one."""
+        """`pid_of` returns the PID of the process with this number, while it has one."""
         self._pid_of = pid_of
         self.recipients: list[Callable[[Record], None]] = []
-        """Who is told besides the log, in this order."""
+        """Called with each record, in this order, besides the log."""
 
     def record(self, said: actions.LogEvent) -> None:
-        """Log it, and tell everybody who wants to know."""
+        """Log an event, and pass it to all recipients."""
         level = logging.getLevelName(said.level).lower()
         about = dict(said.about)
         if (number := about.pop("worker", None)) is not None and (pid := self._pid_of(number)) is not None:

@@ -1,4 +1,4 @@
-"""How a process ended, as a sentence of the log has it: its exit status, or the signal that ended it."""
+"""How a process ended, as the log puts it: its exit status, or the signal that ended it."""
 
 from __future__ import annotations
 

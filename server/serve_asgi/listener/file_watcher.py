@@ -1,12 +1,13 @@
-"""The process that watches files for `--reload`, and says over its channel which of them have changed.
+"""The process that watches files for `--reload`, and reports changes over its channel.
 
-It is a process of its own since the listener may never wait: setting up the watches goes through every directory below
-the watched ones, and the library that does it is native code with threads. It owns the question which files count; what
-a change leads to is for `serve_asgi.listener.reload_on_change`. It ends when the listener's end of the channel closes.
+It is a process of its own since the listener may never wait: setting up the watches visits every directory below the
+watched ones, and the library is native code with threads. It decides which files count;
+`serve_asgi.listener.reload_on_change` decides what a change leads to. It exits when the listener's end of the channel
+closes.
 
-Packets: {"type": "watching", "directories": [...]} once the watches stand, {"type": "changed", "paths": [...]} after
-each change, and at once if something has changed before they stood and after the moment that it is told,
-{"type": "trouble", "text": "a sentence"} when it cannot go on.
+Packets: {"type": "watching", "directories": [...]} once the watches are set up, {"type": "changed", "paths": [...]}
+after each change, and at once if something changed before that but after --since, {"type": "trouble", "text": "a
+sentence"} when it cannot continue.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ import watchfiles
 from serve_asgi.ipc.channel import Channel
 
 QUIET: Final = 100
-"""Milliseconds without a further change after which the changes so far are told."""
+"""Milliseconds without a further change after which the changes so far are reported."""
 STORM: Final = 1600
-"""Milliseconds after which they are told even so."""
+"""Milliseconds after which they are reported in any case."""
 GRANULARITY: Final = 10_000_000
-"""Nanoseconds by which the kernel's time of a change may be early: it is that of the last tick."""
+"""Nanoseconds by which the kernel's time of a change may be early: it is the time of the last tick."""
 MOST_PATHS: Final = 20
-"""Paths that are told by name."""
+"""Most paths that are reported by name."""
 SOURCES: Final = ("*.py",)
 UNWATCHED: Final = ("__pycache__", "node_modules", "site-packages", ".?*")
-"""Directories in which nothing counts: what tools write, what is installed, and hidden ones."""
+"""Directories in which nothing counts: tools' output, installed packages, and hidden ones."""
 SCRATCH: Final = (".#*", "flycheck_*")
-"""Files that editors put beside the one that is being written."""
+"""Temporary files of editors."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,16 +48,17 @@ class WatchedFiles:
     """Which files count. Paths are absolute, with links resolved."""
 
     directories: tuple[str, ...]
-    """Watched with all below them."""
+    """Watched recursively."""
     files: tuple[str, ...]
-    """These count wherever they are: the configuration and environment files."""
+    """Files that count wherever they are: the configuration and environment files."""
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     own: tuple[str, ...] = ()
-    """What the server itself writes, which never counts, nor what is named after it: logs, the pid file."""
+    """Files that the server itself writes, which never count, nor do their rotated copies: logs, the pid file."""
 
     def counts(self, change: watchfiles.Change, path: str) -> bool:
-        """Whether a change of `path` is one of the application; also of a directory that came with files in it."""
+        """Whether a change of `path` is a change of the application; also of a directory that was added with files in
+        it."""
         if any(path == own or path.startswith(own + ".") for own in self.own):
             return False
         if path in self.files or self.ends(change, path):
@@ -78,16 +80,16 @@ class WatchedFiles:
         if _any([parts[-1], path], (*SOURCES, *self.include)):
             return not _in_environment(directory, parts)
         if change is watchfiles.Change.added and not _any(parts, UNWATCHED):
-            # What was in a directory when it came is not told one by one.
+            # The files in a directory that is added are not reported one by one.
             return any(self._counts(directory, inner, change) for inner in _files_below(directory, path))
         return False
 
     def ends(self, change: watchfiles.Change, path: str) -> bool:
-        """Whether a watched directory itself is gone, and with it what watches it, even if another takes its name."""
+        """Whether a watched directory itself is gone, and its watch with it, even if another takes its name."""
         return change is watchfiles.Change.deleted and path in self.directories
 
     def changed_between(self, since: int, until: int) -> list[str]:
-        """Files that count and whose last change (st_ctime, in Unix time, ns) lies between the two, both included."""
+        """Files that count and whose last change (st_ctime, Unix time, ns) lies between the two, inclusive."""
         here = (os.path.join(directory, name) for directory in self.directories for name in _files_below(directory, ""))
         found = {path for path in (*self.files, *here) if since <= _last_change(path) <= until}
         return sorted(path for path in found if self.counts(watchfiles.Change.modified, path))
@@ -104,7 +106,7 @@ def _any(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _in_environment(directory: str, parts: Sequence[str]) -> bool:
-    """Whether a path lies in a virtual environment, whatever that is called (PEP 405): installing is no change."""
+    """Whether a path lies in a virtual environment, whatever its name (PEP 405): installing is not a change."""
     above = (os.path.join(directory, *parts[:end]) for end in range(1, len(parts)))
     return any(os.path.exists(os.path.join(each, "pyvenv.cfg")) for each in above)
 
@@ -121,14 +123,13 @@ def _files_below(directory: str, path: str) -> list[str]:
 def _last_change(path: str) -> int:
     try:
         return os.lstat(path).st_ctime_ns
-    except OSError:  # gone, or never there
+    except OSError:  # gone, or never existed
         return 0
 
 
 async def watch(channel: Channel, watched: WatchedFiles, since: int, once: bool = False) -> int:
-    """Tell the changes until the other end of the channel is closed, or only the first; return the exit status.
-
-    Those after `since` (Unix time, ns) count, though nothing watched then: the application was being imported.
+    """Report changes until the other end of the channel is closed, or only the first; return the exit status. Changes
+    after `since` (Unix time, ns) count, although nothing watched then: the application was being imported.
     """
     status = 0
     try:
@@ -136,33 +137,33 @@ async def watch(channel: Channel, watched: WatchedFiles, since: int, once: bool 
             tasks.start_soon(_tell, channel, watched, watched.directories, True, once)
             if apart := watched.apart():
                 tasks.start_soon(_tell, channel, watched, apart, False, once)
-            # The tasks run in this order, and each comes to its first wait when its watches stand.
+            # The tasks start in this order, and each has set up its watches when it first waits.
             tasks.start_soon(_tell_earlier, channel, watched, since, once)
             while True:
                 await channel.receive()
     except* (EOFError, _ReportedChange):
         pass
     except* _WatcherGone as group:
-        await channel.send({"type": "trouble", "text": f"{group.exceptions[0]} is gone, or another one by now"})
+        await channel.send({"type": "trouble", "text": f"{group.exceptions[0]} is gone, or has been replaced"})
     except* OSError as group:
         status = 1
         error = group.exceptions[0]
         advice = "; raise fs.inotify.max_user_watches, or name what to watch by --reload-dir" if _watches(error) else ""
-        with contextlib.suppress(OSError):  # that may be the trouble: the listener is gone, or is another program now
+        with contextlib.suppress(OSError):  # that may be the cause: the listener is gone, or has been replaced
             await channel.send({"type": "trouble", "text": f"{error}{advice}"})
     return status
 
 
 class _ReportedChange(Exception):
-    """One change has been told, which was all that was asked for."""
+    """A change has been reported, and `once` is set."""
 
 
 class _WatcherGone(Exception):
-    """A watched directory is gone, which this names."""
+    """A watched directory is gone; the argument is its path."""
 
 
 async def _tell_earlier(channel: Channel, watched: WatchedFiles, since: int, once: bool) -> None:
-    """Say that the watches stand, and what has changed before they did."""
+    """Report that the watches are set up, and what changed before they were."""
     until = time.time_ns()
     await channel.send({"type": "watching", "directories": list(watched.directories)})
     if paths := await anyio.to_thread.run_sync(watched.changed_between, since - GRANULARITY, until):
@@ -203,7 +204,7 @@ def _watches(error: BaseException) -> bool:
 
 
 def main() -> None:
-    """Watch as the arguments say, and end with the listener."""
+    """Watch as the arguments say, until the listener ends."""
     parser = argparse.ArgumentParser(prog="serve_asgi.listener.file_watcher")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--watched", type=json.loads, required=True)

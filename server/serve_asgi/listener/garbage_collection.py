@@ -1,8 +1,8 @@
-"""The collector of cycles (gc) in the listener: where it looks at all objects it takes as long as there are many.
+"""Schedules the garbage collector (gc) in the listener, since a full collection takes time that grows with the heap.
 
-With the messages and the state that a server may hold, that is 140 ms in which no signal is handled, at the moment at
-which some frame has happened to make one object too many. So the young ones are looked at as usual, what was there at
-the start never, and all of them once a minute while there are few. Cycles are rare here: tracebacks, ended tasks.
+With the messages and the state that a server may hold, that is 140 ms without signal handling, whenever an allocation
+happens to trigger it. So young objects are collected as usual, those from startup never, and all of them once a minute
+while there are few. Cycles are rare here: tracebacks, ended tasks.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Final
 import anyio
 
 YOUNG: Final = (2_000, 20)
-"""Objects more than before, and collections of the youngest, after which younger ones are looked at."""
+"""Thresholds (gc.set_threshold) for the young generations."""
 NEVER: Final = 1_000_000
 PERIOD: Final = 60.0
-"""Seconds between two looks at all."""
+"""Seconds between two full collections."""
 FEW: Final = 50_000
-"""Objects, of which a look takes some milliseconds; with more all are looked at only now and then."""
+"""Objects of which a full collection takes a few milliseconds; with more it is rarer."""
 MOST_LEFT_OUT: Final = 30
 
 
 def begin() -> None:
-    """What is there now, stays: modules, mostly."""
+    """Exempt what exists now, mostly modules."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*YOUNG, NEVER)
 
 
 async def run() -> None:
-    """Look at all objects now and then."""
+    """Run a full collection now and then."""
     left_out = 0
     while True:
         await anyio.sleep(PERIOD)

@@ -1,8 +1,8 @@
-"""What each generation is made with: its settings and what they name on this machine, known before it begins.
+"""What each generation runs with: its settings and what they resolve to on this machine, known before it begins.
 
-Finding it out reads files and follows links, which may lie on a disk that does not answer: in a reload that happens in
-a thread, with a deadline, so that the listener never waits for a disk. What was found out last is the next generation's
-when it begins, and the server's own (`settings`) when it serves.
+Resolving reads files and follows links, possibly on a disk that hangs: in a reload it happens in a thread, with a
+deadline, so that the listener never waits for a disk. The latest result becomes the next generation's when it begins,
+and the server's own (`settings`) when it serves.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ log = logging.getLogger("serve")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationConfig:
-    """What one generation is made with."""
+    """What one generation runs with."""
 
     settings: Settings
     release: Release
 
     def to_state(self) -> dict[str, Any]:
-        """All of it, JSON-compatible, for a program that takes this one's place."""
+        """All of it, JSON-compatible, for a program that replaces this one."""
         return {"settings": self.settings.to_state(), "release": dataclasses.asdict(self.release)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> GenerationConfig:
-        """The reverse; what another version had and this one does not know is passed over."""
+        """The reverse; ignores options of another version that this one does not know."""
         known = {field.name for field in dataclasses.fields(Release)}
         found = {name: value for name, value in state["release"].items() if name in known}
         return cls(Settings.from_state(state["settings"]), Release(**found))
@@ -60,7 +60,7 @@ class GenerationConfig:
 
 
 def policy_of(config: Config) -> Policy:
-    """The supervisor's numbers out of the configuration."""
+    """The supervisor's numbers, from the configuration."""
     return Policy(
         workers=config.workers,
         start_concurrency=config.start_concurrency or max(1, len(os.sched_getaffinity(0)) // 2),
@@ -75,19 +75,19 @@ def policy_of(config: Config) -> Policy:
 
 
 def resolve_config(settings: Settings, start_directory: str) -> GenerationConfig:
-    """What `settings` make. Raises UsageError for what they name and is not there; reads files."""
+    """Resolve `settings`. Reads files; raises UsageError for what does not exist."""
     return GenerationConfig(settings, release.resolve(settings.config, start_directory))
 
 
 async def resolve_anew(settings: Settings, start_directory: str) -> GenerationConfig:
-    """What the next generation is made with: reads the configuration again and follows links again.
+    """What the next generation runs with: reads the configuration and follows links again.
 
-    Raises UsageError for what is wrong with it, what cannot change while the server runs, and if it takes longer than
-    `READ_TIME`.
+    Raises UsageError if it is invalid, if it changes what cannot change while the server runs, and if it takes longer
+    than `READ_TIME`.
     """
 
     def resolve() -> GenerationConfig:
-        # A thread may take no signal: one taken there just before execve(2) would be lost.
+        # A thread must not receive signals: one received there just before execve(2) would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
         fresh = settings.again()
         if trouble := settings.not_live(fresh):
@@ -100,20 +100,20 @@ async def resolve_anew(settings: Settings, start_directory: str) -> GenerationCo
 
 
 class GenerationConfigs:
-    """What each living generation was made with, and the next one will be."""
+    """What each living generation runs with, and what the next one will."""
 
     def __init__(
         self, first: GenerationConfig, start_directory: str, begun: Mapping[Generation, GenerationConfig]
     ) -> None:
-        """`first` is that of the generation that begins, or serves already; `begun` are all that have begun before."""
+        """`first` is for the generation that begins, or already serves; `begun` are all that have begun before."""
         self.settings = first.settings
-        """What the current generation was made with."""
+        """The current generation's settings."""
         self.all = dict(begun)
         self._next = first
         self._start_directory = start_directory
 
     def of(self, generation: Generation | None) -> GenerationConfig | None:
-        """What a living generation was made with."""
+        """What a living generation runs with."""
         return self.all.get(generation) if generation is not None else None
 
     def release_of(self, current: Generation | None) -> Release | None:
@@ -122,23 +122,24 @@ class GenerationConfigs:
         return found.release if found is not None else None
 
     def begin(self, generation: Generation) -> None:
-        """A generation begins, with what was resolved last."""
+        """Note that a generation begins, with what was resolved last."""
         self.all[generation] = self._next
 
     def adopt(self, generation: Generation) -> Settings:
-        """It serves: its settings are the server's own; return those that were so before."""
+        """The generation serves: its settings become the server's; return the previous ones."""
         before, self.settings = self.settings, self.all[generation].settings
         return before
 
     def forget(self, generation: Generation) -> bool:
-        """No process of it is left. Whether it was to have an agent."""
+        """Forget a generation without processes; return whether it was to have an agent."""
         found = self.all.pop(generation, None)
         return found is not None and bool(found.settings.config.agent)
 
     async def prepare(
         self, by: str, current: Generation | None, hooks: Hooks, processes: HelperProcesses
     ) -> e.ReloadPrepared:
-        """Read the configuration again and ask the hooks, each within its deadline; then the reload begins, or not."""
+        """Read the configuration and run the pre_reload hooks, each within its deadline; say whether the reload may
+        begin."""
         trouble, detail = "", ""
         try:
             config = await resolve_anew(self.settings, self._start_directory)
@@ -158,7 +159,7 @@ class GenerationConfigs:
 async def _ask_before_reload(
     found: GenerationConfig, by: str, current: Generation | None, hooks: Hooks, processes: HelperProcesses
 ) -> tuple[str, str]:
-    """Look whether the hooks of the new configuration are there, and run those before a reload."""
+    """Check that the new configuration's hooks exist, and run pre_reload."""
     config = found.settings.config
     trouble, detail = await trouble_at_reload(config, found.release, processes)
     if trouble:

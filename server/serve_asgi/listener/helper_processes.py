@@ -1,9 +1,8 @@
-"""Processes beside the workers: hooks, and whoever serves the operator.
+"""Processes beside the workers: hooks, the file watcher, the admin and the store process.
 
-It owns their PIDs until they have been reaped. Nobody waits for one but over `HelperProcess.wait`: the listener reaps
-everything at one place (as PID 1 it gets what is left to it as well) and says here what it found. Each leads its own
-process group, so that what it starts can be ended with it, in a session of its own, as workers do
-(`serve_asgi.listener.spawning`).
+It owns their PIDs until they have been reaped. `HelperProcess.wait` is the only way to wait for one: the listener reaps
+all children in one place (as PID 1 it also gets orphans) and reports them here. Each leads a process group, so that
+whatever it starts can be ended with it, in a session of its own, as workers do (`serve_asgi.listener.spawning`).
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class HelperProcess:
         return self._ended.is_set()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to its process group; nothing happens if it has ended."""
+        """Send a signal to its process group; does nothing if it has ended."""
         if not self.ended:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have become another user (sudo)
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # it may run as another user by now (sudo)
                 os.killpg(self.pid, number)
 
     def _reaped(self, wait_status: int) -> None:
@@ -68,7 +67,7 @@ class HelperProcesses:
         """Start a program, named by its path, in a session of its own, with all signals at their defaults.
 
         `descriptors` are pairs (here, there), which stay the caller's; 0, 1 and 2 are the listener's own if they are
-        not named. `directory` is entered by env(1), since posix_spawn(3) has no way to.
+        not named. env(1) changes to `directory`, since posix_spawn(3) cannot.
 
         Raises OSError if it cannot be started.
         """
@@ -89,12 +88,12 @@ class HelperProcesses:
         return process
 
     def adopt(self, pid: int) -> HelperProcess:
-        """Go on with one that an earlier program of this process has started and has not reaped."""
+        """Keep track of a process that an earlier program of this listener has started and not reaped."""
         process = self._living[pid] = HelperProcess(pid)
         return process
 
     def reaped(self, pid: int, wait_status: int) -> bool:
-        """Take note of an end; False if the process is none of these."""
+        """Record the end of a process; return False if it is not one of these."""
         process = self._living.pop(pid, None)
         if process is None:
             return False
@@ -114,7 +113,7 @@ class HelperProcesses:
                 await process.wait()
 
     def kill_and_reap(self, process: HelperProcess) -> None:
-        """The same for one process where no event loop runs. SIGCHLD has to be blocked."""
+        """The same for one process, outside an event loop. SIGCHLD has to be blocked."""
         process.signal(signal.SIGKILL)
         deadline = time.monotonic() + REAP_TIME
         while not process.ended and (left := deadline - time.monotonic()) > 0:

@@ -1,7 +1,7 @@
-"""One hook's process: what it is started with, what it said, how it ended.
+"""One hook's process: how it is started, its output, how it ended.
 
-It owns the two descriptors that a hook is given (the event, and a pipe for its output) and its deadline: then SIGTERM
-to its process group, a little later SIGKILL. What it leaves behind in its group is ended with it.
+It owns the two descriptors that a hook is given (the event, and a pipe for its output) and its deadline: at which its
+process group gets SIGTERM, and a little later SIGKILL. What it leaves behind in its group is killed with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from serve_asgi.listener.spawning import SAFE_PATH
 TERM_TIME: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 KEPT: Final = 32_768
-"""Bytes of a hook's output that are kept: the last ones."""
+"""The last bytes of a hook's output that are kept."""
 READ: Final = 65_536
 
 
@@ -40,7 +40,7 @@ class HookOutcome:
 
 
 def command_of(hook: Hook, release: Release, config: Config) -> list[str]:
-    """What to start. Raises LookupError with a sentence if its program is not there."""
+    """The command to start. Raises LookupError, a sentence, if its program does not exist."""
     if hook.is_callable:
         who = [*(["--user", config.user] if config.user else []), *(["--group", config.group] if config.group else [])]
         place = ["--app-dir", release.app_dir, "--since", str(BEGAN)]
@@ -65,9 +65,8 @@ async def run(
     event: Mapping[str, Any] | None,
     timeout: float,
 ) -> HookOutcome:
-    """Run a hook to its end, which is at the latest `timeout` (s) and the times above later.
-
-    If this is cancelled the hook is killed.
+    """Run a hook to its end, at most `timeout` (s), `TERM_TIME` and `REAP_TIME`. If this is cancelled, the hook is
+    killed.
     """
     try:
         said = _HookOutput()
@@ -97,7 +96,7 @@ def _start(
     event: Mapping[str, Any] | None,
     said: _HookOutput,
 ) -> HelperProcess:
-    given = os.memfd_create("serve-event", os.MFD_CLOEXEC)  # not a pipe, which would have to be filled
+    given = os.memfd_create("serve-event", os.MFD_CLOEXEC)  # not a pipe, which could block
     try:
         with open(os.dup(given), "wb") as file:
             file.write(json.dumps(event, default=str).encode() + b"\n")
@@ -120,7 +119,7 @@ async def _until_end(process: HelperProcess, timeout: float) -> str:
 
 
 async def _end(process: HelperProcess) -> None:
-    """End it and what is left of its group."""
+    """Kill it and what is left of its group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with anyio.move_on_after(REAP_TIME, shield=True):
@@ -136,15 +135,15 @@ class _HookOutput:
         self._kept = bytearray()
 
     async def read(self) -> None:
-        """Read until nobody holds the other end any more."""
+        """Read until nobody holds the other end."""
         while True:
             await anyio.wait_readable(self._read_end)
             if not self._read():
                 return
 
     def take(self) -> None:
-        """Read what is there."""
-        for _ in range(16):  # a pipe holds no more; whoever still writes is none of ours
+        """Read what is in the pipe."""
+        for _ in range(16):  # a pipe holds no more; whoever still writes is not ours
             if not self._read():
                 return
 
@@ -158,16 +157,16 @@ class _HookOutput:
         return bool(data)
 
     def text(self) -> str:
-        """What was said."""
+        """The output, as text."""
         return self._kept.decode(errors="replace").strip()
 
     def given(self) -> None:
-        """The hook has its end (or was not started)."""
+        """Close the write end: the hook has it (or was not started)."""
         if self.write_end >= 0:
             os.close(self.write_end)
             self.write_end = -1
 
     def close(self) -> None:
-        """Read no more."""
+        """Close the read end."""
         self.given()
         os.close(self._read_end)

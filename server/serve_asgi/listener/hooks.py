@@ -1,9 +1,9 @@
-"""Hooks: commands of the operator's that are run around what happens (docs/guides/hooks.md).
+"""Hooks: the operator's commands that run before or after events (docs/guides/hooks.md).
 
-It owns which hooks there are, and the order in which they run: each hook has a line of its own, in which events wait
-while it is busy with an earlier one, so that a slow hook holds up no other, and none is run twice at a time. Rules:
-nothing waits for a hook but what was asked to (`before`); every hook has a deadline; nothing of a hook's is run in the
-listener; when the server has ended none is left.
+It owns which hooks there are, and the order in which they run: each hook has a queue of its own, in which events wait
+while it handles an earlier one, so that a slow hook delays no other, and no hook runs twice at a time. Rules: nothing
+waits for a hook except `before`; every hook has a deadline; no code of a hook runs in the listener; when the server has
+ended no hook is left.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from serve_asgi.listener.hook_process import TERM_TIME, HookOutcome, command_of,
 from serve_asgi.supervisor import actions
 
 MOST_WAITING: Final = 100
-"""Events that wait for one hook; further ones are left out, and the log says how many."""
+"""Most events that wait for one hook; further ones are dropped, and the log says how many."""
 CHECK_TIME: Final = 10.0
-"""Seconds that looking for a callable may take, or --hook-timeout if that is longer: its module is imported."""
+"""Seconds that finding a callable may take, or --hook-timeout if that is longer: its module is imported."""
 LONGEST_VARIABLE: Final = 4096
-"""Characters of an event that a variable holds (execve(2) takes no more than 128 KiB); the event itself has all."""
+"""Characters of an event in a variable (execve(2) takes at most 128 KiB); the event itself has all of them."""
 
 Record = Mapping[str, Any]
 
@@ -62,7 +62,7 @@ class Hooks:
         release: Callable[[], Release | None],
         control: Callable[[], Path | None],
     ) -> None:
-        """`release` is the current one, `control` the path of the control socket."""
+        """`release` returns the current one, `control` the path of the control socket."""
         self.tasks: TaskGroup
         """Set before the first event."""
         self._processes = processes
@@ -75,11 +75,11 @@ class Hooks:
         self._running: set[anyio.CancelScope] = set()
         self._working: set[_HookQueue] = set()
         self._less = anyio.Event()
-        """Set whenever one of these three has become smaller; then there is another."""
+        """Set whenever one of these three has become smaller, and then replaced."""
         self.use(config)
 
     def use(self, config: Config) -> None:
-        """From here on `config` says which hooks there are; what has happened before still reaches the old ones."""
+        """Take the hooks of `config` from here on; events that have happened before still reach the old ones."""
         self._config = config
         known = self._lines
         self._lines = {hook: known.get(hook) or _HookQueue(hook) for hook in map(read_hook, config.hook)}
@@ -93,10 +93,10 @@ class Hooks:
         """Whether any hook is running."""
         return bool(self._running or self._working)
 
-    # After something has happened
+    # After an event
 
     def happened(self, record: Record) -> None:
-        """Start what is configured for this event. Never waits."""
+        """Start the hooks for this event. Never waits."""
         for hook, line in self._lines.items():
             if hook.wants(record["event"]):
                 self._add(line, record)
@@ -105,7 +105,7 @@ class Hooks:
         if len(line.waiting) >= MOST_WAITING:
             line.left_out += 1
             if line.left_out == 1:
-                text = f"the {line.hook} is too slow: {MOST_WAITING} events wait for it, and further ones are left out"
+                text = f"the {line.hook} is too slow: {MOST_WAITING} events wait for it, and further ones are dropped"
                 self._say(logging.WARNING, "hook_failed", text, line.hook)
             return
         line.waiting.append(record)
@@ -114,17 +114,17 @@ class Hooks:
             self.tasks.start_soon(self._work, line)
 
     async def _work(self, line: _HookQueue) -> None:
-        """Run the hook for one event after another, until none waits."""
+        """Run the hook for one event after another, until none is left."""
         try:
             while line.waiting:
                 record, config = line.waiting.popleft(), self._config
                 try:
                     outcome = await self._run(line.hook, record, self._release(), config)
                     self._report(line.hook, outcome)
-                except Exception:  # a bug of ours costs this event, not the server
+                except Exception:  # a bug of ours must cost this event only
                     log.exception("the %s could not be run", line.hook)
             if line.left_out:
-                text = f"{line.left_out} events were left out for the {line.hook}"
+                text = f"{line.left_out} events were dropped for the {line.hook}"
                 self._say(logging.WARNING, "hook_failed", text, line.hook, left_out=line.left_out)
         finally:
             line.left_out = 0
@@ -145,15 +145,15 @@ class Hooks:
             actions.LogEvent(level, event, text, detail, {"hook": hook.command, "hook_event": hook.event, **about})
         )
 
-    # Before something happens
+    # Before an event
 
     async def before(
         self, event: str, record: Record, config: Config | None = None, release: Release | None = None
     ) -> tuple[str, str]:
         """Run the hooks for `pre_reload`, `pre_drain` or `pre_stop`, one after another, each within its deadline.
 
-        They are those of `config` and are run in `release`; the current ones by default. Returns why it is not to be,
-        and what the hook said about it; ("", "") if none objects. Only a reload can be objected to.
+        They are those of `config` and run in `release`; the current ones by default. Returns why a hook objects, and
+        its output; ("", "") if none objects. Only a reload can be objected to.
         """
         config = config or self._config
         release = release or self._release()
@@ -168,7 +168,7 @@ class Hooks:
                 self._say(logging.DEBUG, "hook_vetoed", text, hook, outcome.output, reason=outcome.trouble)
                 return text, outcome.output
             self._report(hook, outcome)
-            if scope.cancel_called:  # the server has ended: nor are the others asked
+            if scope.cancel_called:  # the server has ended: the others are not run either
                 break
         return "", ""
 
@@ -188,7 +188,7 @@ class Hooks:
         return HookOutcome("it was ended with the server", "")
 
     def _variables(self, hook: Hook, record: Record) -> dict[str, str]:
-        """What a shell script wants to know without reading JSON."""
+        """What a shell script needs without parsing JSON."""
         told = {name: record.get(name) for name in ("generation", "slot", "reason", "text")}
         about = {f"SERVE_EVENT_{name.upper()}": str(value) for name, value in told.items() if value is not None}
         about = {name: _in_environment(text) for name, text in about.items()}
@@ -213,9 +213,8 @@ class Hooks:
     # The end
 
     async def finish(self) -> None:
-        """The server has ended: hooks have what is left of their time, then nothing of theirs is left.
-
-        Those that were asked before something are ended at once: it will not be.
+        """The server has ended: let the hooks use the rest of their time, then kill them. Those that run before an
+        event are killed at once: it will not happen.
         """
         for scope in list(self._asking):
             scope.cancel()
@@ -230,7 +229,7 @@ class Hooks:
             await self._less.wait()
 
     def hurry(self) -> None:
-        """End all hooks at once, and start no more."""
+        """Kill all hooks at once, and start no more."""
         for line in self._working:
             line.waiting.clear()
         for scope in [*self._asking, *self._running]:
@@ -238,12 +237,12 @@ class Hooks:
 
 
 def _in_environment(text: str) -> str:
-    """What execve(2) takes, whatever an exception has said."""
+    """Text that execve(2) accepts, whatever was in an exception."""
     return text[:LONGEST_VARIABLE].replace("\0", " ").encode(errors="backslashreplace").decode()
 
 
 def missing(hooks: Sequence[str], release: Release, config: Config) -> str:
-    """A sentence about the first command whose program is not there; "" if all are."""
+    """A sentence about the first command whose program does not exist; "" if all do."""
     for hook in map(read_hook, hooks):
         try:
             command_of(hook, release, config)
@@ -253,13 +252,13 @@ def missing(hooks: Sequence[str], release: Release, config: Config) -> str:
 
 
 def checks(hooks: Sequence[str], release: Release, config: Config) -> dict[Hook, list[str]]:
-    """The commands that find out whether callables are there."""
+    """The commands that check whether callables exist."""
     found = {hook.command: hook for hook in map(read_hook, hooks) if hook.is_callable}
     return {hook: [*command_of(hook, release, config), "--check"] for hook in found.values()}
 
 
 def trouble_at_start(config: Config, release: Release) -> str:
-    """A sentence about the first hook that is not there; "" if all are. Waits, so that it is for the start alone."""
+    """A sentence about the first hook that does not exist; "" if all do. It blocks: only for use at the start."""
     if text := missing(config.hook, release, config):
         return text
     for hook, command in checks(config.hook, release, config).items():
@@ -284,7 +283,7 @@ def trouble_at_start(config: Config, release: Release) -> str:
 
 
 async def trouble_at_reload(config: Config, release: Release, processes: HelperProcesses) -> tuple[str, str]:
-    """As `trouble_at_start`, without holding up the listener; and what an import that failed said."""
+    """As `trouble_at_start`, but without blocking, and with the output of an import that failed."""
     if text := missing(config.hook, release, config):
         return text, ""
     for hook, command in checks(config.hook, release, config).items():

@@ -1,12 +1,12 @@
-"""The hub's shell in the listener: each child's link, a socket of its own beside the channel, so that what the
-application's processes tell each other holds up nothing that the listener tells its children.
+"""The hub's shell in the listener: each child's link, a socket besides the channel, so that the application's messages
+never delay the listener's own packets.
 
-It owns the listener's ends of the links and what waits to be sent over them, and mirrors the supervisor's processes as
-the hub's members. Frames are forwarded in the loop's own callbacks, not tasks: flat, and of each turn of the loop they
-take no more than `TURN_BUDGET`, and none in the `REST` turns after it, so that a flood of messages delays no signal.
-Who has got nothing of `PATIENCE` turns goes first in the next. The reading side never waits for the sending side: what
-the hub queues it has bounded itself, as long as members heed their windows. Members are not trusted: one that says what
-it must not, or takes nothing of what it has asked for, is told to `broken`.
+It owns the listener's ends of the links and their send queues, and mirrors the supervisor's processes as the hub's
+members. Frames are forwarded in callbacks of the loop, not tasks. They take at most `TURN_BUDGET` of a turn of the
+loop, and none in the `REST` turns after it, so that a flood of messages delays no signal. A member that has had no
+share of `PATIENCE` turns goes first in the next. Reading never waits for sending: the hub bounds what it queues, as
+long as members respect their windows. Members are not trusted: one that breaks the protocol, or does not read what it
+has requested, is reported to `broken`.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from serve_asgi.supervisor.lifecycles import AT_WORK, AgentState, AppProcess, Se
 from serve_asgi.supervisor.supervisor import Supervisor
 
 TURN_BUDGET: Final = 0.00005
-"""Seconds of one turn of the loop that go to frames; the one that has begun is dealt with."""
+"""Seconds of one turn of the loop that may be spent on frames; a frame that has been started is finished."""
 REST: Final = 5
-"""Turns of the loop after each that took frames in which none are taken: a signal takes so many turns from its arrival
-to what is done about it, and would meet frames in each."""
+"""Turns of the loop without frames after each turn with frames: a signal takes that many turns from its arrival until
+it has been handled, and would otherwise be delayed by frames in each of them."""
 PATIENCE: Final = 8
-"""Turns that others may use up before one whose frames wait goes first: who hears many at a time has less to do."""
+"""Turns in which a member with waiting frames may get nothing before it goes first; batches are cheaper."""
 MOST_HELD: Final = 1000
-"""Frames that the socket of a link can hold are fewer."""
+"""More frames than the socket of a link can hold."""
 MOST_BYTES: Final = 32 * 1024 * 1024
 MOST_WAITING: Final = 20_000
-"""Bytes and frames that wait for a member which does not read; then it ends. Of what nobody has asked for there is no
-more than `ROOM` frames."""
+"""Bytes and frames that wait for a member which does not read; beyond that it is ended. Unsolicited frames are at most
+`ROOM`."""
 LAST_TIME: Final = 0.03
-"""Seconds of CPU time that the last words of a process may take: enough for a socket full of what is usual."""
+"""Seconds of CPU time that the last frames of a process may take: enough for a socket full of ordinary ones."""
 UNKNOWN_AT_ONCE: Final = 1000
 UNKNOWN_PER_SECOND: Final = 100.0
-"""Frames of kinds that this version does not know, of one member: a later version may send some."""
+"""Frames of unknown kinds that one member may send: a later version may send some."""
 ROOM: Final = 64
-"""Frames that wait to be sent to a member before it counts as having no room."""
+"""Frames queued for a member at which it has no room."""
 
 log = logging.getLogger("serve")
 
@@ -72,10 +72,10 @@ class MemberLink(FrameSocket):
         super().__init__(end)
         refuse_descriptors(end)
         self.broken = False
-        """It has broken the protocol: nothing more is read from it."""
+        """It has broken the protocol; nothing more is read from it."""
         self.unknown = RateLimit(UNKNOWN_AT_ONCE, UNKNOWN_PER_SECOND)
         self.full = False
-        """It has had no room since `Hub.room` was called last."""
+        """It has had no room since the last call of `Hub.room`."""
         self.reading = False
 
 
@@ -89,7 +89,7 @@ class HubLinks:
         happened: Callable[[actions.LogEvent], None],
         broken: Callable[[int, str], None],
     ) -> None:
-        """`broken(member, why)` is told of a member that sends nonsense: its process is to be killed."""
+        """`broken(member, why)` is called for a member that breaks the protocol: its process is to be killed."""
         self.hub = create_hub(self, settings)
         self.store: Callable[[bytes], None] | None = None
         """Takes frames for the store process, where there is one."""
@@ -100,11 +100,11 @@ class HubLinks:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
-        self._rest = 0  # turns of the loop that take no frames
-        self._turn_ends: float | None = None  # of the loop's present turn, as far as frames may go
-        self._passed: dict[int, int] = {}  # for whom there was no time left, in so many turns in a row
-        self._starving: set[int] = set()  # of these, who goes first in the next
-        self._deferred: list[int] = []  # who waits in this turn for those
+        self._rest = 0  # turns of the loop left without frames
+        self._turn_ends: float | None = None  # when frames of the loop's present turn must end
+        self._passed: dict[int, int] = {}  # members without a share, and for how many turns in a row
+        self._starving: set[int] = set()  # of these, those that go first in the next turn
+        self._deferred: list[int] = []  # members that wait for those in this turn
 
     def start(self) -> None:
         """Serve the links, from within the running loop."""
@@ -123,7 +123,7 @@ class HubLinks:
     # Members
 
     def follow(self, supervisor: Supervisor) -> None:
-        """Let the hub's members be the supervisor's processes. New ones serve before old ones retire."""
+        """Make the supervisor's processes the hub's members. New ones serve before old ones retire."""
         hub = self.hub
         processes: list[AppProcess] = [*supervisor.workers.values(), *supervisor.agents.all.values()]
         for each in sorted(processes, key=lambda process: process.id):
@@ -146,7 +146,7 @@ class HubLinks:
         self.keep_deadline()
 
     def open(self, member: int) -> socket.socket:
-        """Make a member's link; return the end that its process gets. Raises OSError (EMFILE)."""
+        """Create a member's link; return the end for its process. Raises OSError (EMFILE)."""
         ours, theirs = pair()
         self._links[member] = MemberLink(ours)
         if self._loop is not None:
@@ -159,17 +159,16 @@ class HubLinks:
         self.keep_deadline()
 
     def read_rest(self, member: int) -> None:
-        """The process has been reaped: what it said last is taken before its death is."""
+        """The process has been reaped: handle its last frames before its death."""
         link = self._links.get(member)
         ends = time.thread_time() + LAST_TIME
-        for _ in range(MOST_HELD):  # and no more: somebody else may have its end
+        for _ in range(MOST_HELD):  # and no more: another process may hold its end
             if link is None or time.thread_time() > ends or not self._take_one(member, link):
                 break
 
     async def heard_out(self, member: int) -> None:
-        """Take what a member has sent that says over its channel that it is ready; others have their turns meanwhile.
-
-        Of what it goes on to send no more than its socket holds.
+        """Handle what a member has sent before it reported over its channel that it is ready; others get their turns
+        meanwhile. Of what it sends from then on, no more than its socket holds.
         """
         for _ in range(MOST_HELD):
             if (link := self._links.get(member)) is None or not self._take_one(member, link):
@@ -178,7 +177,7 @@ class HubLinks:
         self.keep_deadline()
 
     def trouble_with(self, member: int) -> str:
-        """Why a member that has been heard out cannot take part; "" if it can."""
+        """Why such a member cannot take part; "" if it can."""
         return self.hub.reason_not_ready(member) if member in self._links else ""
 
     # The hub's port
@@ -192,7 +191,7 @@ class HubLinks:
         if len(link.waiting) >= ROOM:
             link.full = True
             if link.bytes > MOST_BYTES or len(link.waiting) > MOST_WAITING:
-                self._break(member, link, f"it has not taken {len(link.waiting)} frames of its link")
+                self._break(member, link, f"it has not read {len(link.waiting)} frames from its link")
                 link.waiting.clear()
                 link.bytes = 0
 
@@ -221,7 +220,7 @@ class HubLinks:
             self._loop.add_writer(link.socket, self._write, member)
 
     def _read(self, member: int) -> None:
-        """Frames have come from a member; those that this turn has no time for are left in the socket."""
+        """Handle a member's frames; those that this turn has no time for stay in the socket."""
         if self._rest:
             return
         assert self._loop is not None
@@ -234,7 +233,7 @@ class HubLinks:
             self._take_some(member)
 
     def _take_some(self, member: int) -> None:
-        """Take frames of a member until there are none, or the turn has no more time."""
+        """Handle a member's frames until there are none left, or no time left in this turn."""
         link = self._links.get(member)
         assert self._turn_ends is not None
         if time.perf_counter() >= self._turn_ends:
@@ -252,27 +251,27 @@ class HubLinks:
     def _turn_over(self) -> None:
         assert self._turn_ends is not None
         if self._deferred:
-            if not self._starving or time.perf_counter() < self._turn_ends:  # those who went first have got all
+            if not self._starving or time.perf_counter() < self._turn_ends:  # those that went first are done
                 self._starving.clear()
                 self._turn_ends = time.perf_counter() + TURN_BUDGET
             for member in self._deferred:
                 self._take_some(member)
             self._deferred.clear()
-        if time.perf_counter() >= self._turn_ends:  # one frame now and then costs no rest
+        if time.perf_counter() >= self._turn_ends:  # a single frame now and then needs no rest
             self._rest = REST
             self._let_others()
         self._turn_ends = None
         self.keep_deadline()
 
     def _let_others(self) -> None:
-        """Leave the frames in the sockets for some turns of the loop, which cost next to nothing."""
+        """Leave the frames in the sockets for a few turns of the loop, which cost almost nothing."""
         assert self._loop is not None
         self._rest -= 1
         if self._rest:
             self._loop.call_soon(self._let_others)
 
     def _take_one(self, member: int, link: MemberLink) -> bool:
-        """Take one frame; False if there is none, or never will be one."""
+        """Handle one frame; return False if there is none, or never will be."""
         if link.broken or link.closed:
             return False
         data = link.receive()
@@ -282,10 +281,10 @@ class HubLinks:
             if not data:
                 self._stop_reading(link)
                 if not link.hung_up:
-                    raise ChannelError("it has no bytes")
+                    raise ChannelError("a frame is empty")
                 return False
             if not self.hub.take(member, data) and not link.unknown.use():
-                raise ChannelError("more of unknown kinds than any version sends")
+                raise ChannelError("more frames of unknown kinds than any version sends")
         except Exception as error:
             who = self.hub.members.get(member, f"member {member} of the hub")
             self._break(member, link, protocol_violations.reason(who, "link", error))
@@ -293,7 +292,7 @@ class HubLinks:
         return True
 
     def _break(self, member: int, link: MemberLink, why: str) -> None:
-        """The member is not heard any more, and is to end."""
+        """Read nothing more from a member, and have it ended."""
         if not link.broken:
             link.broken = True
             self._stop_reading(link)
@@ -330,7 +329,7 @@ class HubLinks:
     # Deadlines
 
     def keep_deadline(self) -> None:
-        """Have the hub's next deadline kept."""
+        """Schedule the hub's next deadline."""
         if self._loop is None:
             return
         due = self.hub.deadline()
@@ -346,13 +345,13 @@ class HubLinks:
         try:
             self.hub.tick()
         except Exception:
-            log.exception("the hub could not keep a deadline; please report this")
+            log.exception("the hub could not handle a deadline; please report this")
         self.keep_deadline()
 
-    # A new program of the listener
+    # Re-exec
 
     def to_state(self, descriptors: list[int]) -> State:
-        """All of it, JSON-compatible; `descriptors` gets the links' sockets."""
+        """All of it, JSON-compatible; adds the links' sockets to `descriptors`."""
         descriptors += [link.socket.fileno() for link in self._links.values()]
         return {
             "hub": _as_text(self.hub.to_state()),
@@ -367,7 +366,7 @@ class HubLinks:
         }
 
     def load(self, state: State) -> None:
-        """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
+        """Take over another program's links. Raises LookupError, TypeError or ValueError if `state` is invalid."""
         for member, each in state["links"].items():
             link = self._links[int(member)] = MemberLink(socket.socket(fileno=each["fd"]))
             for data in each["queue"]:
@@ -377,7 +376,7 @@ class HubLinks:
 
 
 def hub_settings(config: Config) -> HubSettings:
-    """What the hub is told of the configuration."""
+    """The hub's part of the configuration."""
     shared = is_url(config.state)
     return HubSettings(bool(config.agent), bool(config.state), config.state_value_limit, config.state_limit, shared)
 

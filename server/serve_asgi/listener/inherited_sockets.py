@@ -1,6 +1,7 @@
-"""Sockets that somebody else opened: --fd N, and those of a service manager (sd_listen_fds(3)).
+"""Inherited sockets: --fd N, and those of a service manager (sd_listen_fds(3)).
 
-They stay the other's: never shut out, never removed; closing them here leaves them open there.
+They still belong to whoever opened them: they are never shut out or removed, and closing them here leaves them open
+there.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDI
 
 
 def from_descriptor(fd: int) -> socket.socket:
-    """The stream socket behind inherited descriptor `fd`, which the result owns from here on.
-
-    Raises UsageError if there is none, or if it is of a kind that cannot be listened on.
+    """The stream socket behind the inherited descriptor `fd`, which the result owns from here on. Raises UsageError if
+    there is none, or if it is of a kind that cannot listen.
     """
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
         raise UsageError(
-            f"--fd {fd}: no descriptor of that number was inherited: open it in what starts the server"
+            f"--fd {fd}: no descriptor of that number was inherited: open it in the program that starts the server"
         ) from None
     if not stat.S_ISSOCK(mode):
         raise UsageError(f"--fd {fd}: the descriptor is not a socket: pass one that listens, or use --bind")
@@ -45,9 +45,8 @@ def from_descriptor(fd: int) -> socket.socket:
 
 
 def from_service_manager() -> list[tuple[socket.socket, str]]:
-    """The sockets that the service manager passed to this very process, each with the name for the operator.
-
-    Removes the variables from the environment, whoever they were for, so that no child mistakes them for its own.
+    """The sockets that the service manager passed to this very process, each with its name for the operator. Removes
+    the variables from the environment, whichever process they were for, so that no child takes them for its own.
     """
     found = {name: os.environ.pop(name, "") for name in VARIABLES}
     if found["LISTEN_PID"] != str(os.getpid()) or not found["LISTEN_FDS"].isdigit():

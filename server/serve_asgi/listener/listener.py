@@ -1,8 +1,8 @@
-"""The listener's shell: it performs what the supervisor decides and feeds back what comes of it.
+"""The listener's shell around the supervisor: it feeds events in and performs the actions that come out.
 
 It owns the sockets, the children and the one loop through which every event passes, one after another. Nothing in the
-loop waits for a child, a disk or a client: packets lie in send queues, deaths come as SIGCHLD, and what takes time
-(keeping new connections out, asking hooks) is a task that posts an event. It never imports the application.
+loop waits for a child, a disk or a client: packets are queued, deaths come as SIGCHLD, and what takes time (keeping new
+connections out, running hooks) is a task that posts an event. It never imports the application.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from serve_asgi.supervisor.lifecycles import ServerState
 from serve_asgi.supervisor.supervisor import Supervisor
 
 FIGURES_PERIOD = 1.0
-"""Seconds between two looks at whether the admin process is to be told new figures of the hub."""
+"""Seconds between two checks for new figures of the hub for the admin process."""
 
 log = logging.getLogger("serve")
 
@@ -70,10 +70,8 @@ class Listener:
         admin: list[sockets.ListeningSocket],
         inherited: InheritedState | None = None,
     ) -> None:
-        """`first` is that of the generation that begins, or serves already.
-
-        `listening` are the application's sockets, `admin` those of --admin.
-        `inherited` is what an earlier program of this process had, if there was one.
+        """`first` is for the generation that begins, or already serves. `listening` are the application's sockets,
+        `admin` those of --admin. `inherited` is the state of an earlier program of this process, if there was one.
         """
         config = first.settings.config
         self.listening = listening
@@ -105,7 +103,7 @@ class Listener:
             first, self.start_directory, {generations[number]: each for number, each in begun.items()}
         )
         self.when_running: list[Callable[[], object]] = []
-        """What is to be done once signals and the control socket are served."""
+        """Called once signals and the control socket are served."""
         self.re_exec = ReExec(self)
         self.exit: actions.Exit | None = None
         self.changes: reload_on_change.FileChanges | None = None
@@ -161,18 +159,18 @@ class Listener:
         assert self.exit is not None
         return self.exit
 
-    # Its steps
+    # The steps of its life
 
     async def _listen_to_orders(self) -> None:
         """Serve the control socket, the hub's links and signals from here on."""
         if self.settings.config.control_socket:
-            # Before the signals: threads made on the way inherit that they are blocked.
+            # Before the signals: threads started here inherit that they are blocked.
             await self.tasks.start(self.control.serve, None if self._inherited is None else self._inherited.control)
         self.links.start()
         await self.tasks.start(self._signals.watch)
 
     def _start_services(self) -> None:
-        """Start all that goes on beside the events."""
+        """Start the tasks that run besides the event loop."""
         start = self.tasks.start_soon
         start(self.admin.run)
         if self.admin.names:
@@ -191,7 +189,7 @@ class Listener:
         start(sd_watchdog.keep_informed, self.supervisor, self.children, lambda: self.awaited_hooks.asking)
 
     async def _handle_next_event(self) -> None:
-        """Wait for an event or the supervisor's next deadline; do what the supervisor decides about it."""
+        """Wait for an event or the supervisor's next deadline; perform what the supervisor decides."""
         event: e.Event = e.Wakeup()
         with anyio.move_on_after(self.supervisor.next_deadline() - time.monotonic()):
             event = await self._events.receive()
@@ -213,7 +211,7 @@ class Listener:
         await self.processes.kill()
 
     def _make_store(self) -> StoreProcess:
-        """The store process, which --state asks for, and the hub that it is for."""
+        """Create the store process for --state, and connect it to the hub."""
         config, left = self.settings.config, None if self._inherited is None else self._inherited.store
 
         def take(data: bytes) -> None:
@@ -232,7 +230,7 @@ class Listener:
         return store
 
     async def _have_state(self, store: StoreProcess) -> None:
-        """Start the store and, in a server that begins, wait for the state; whoever stops the server ends the wait."""
+        """Start the store and, at a first start, wait for the state; a stop of the server ends the wait."""
         self.tasks.start_soon(store.run)
         if self._inherited is not None:
             return
@@ -244,7 +242,7 @@ class Listener:
             wait.cancel_scope.cancel()
 
     async def _end_at_stop(self, scope: anyio.CancelScope) -> None:
-        """Before there is anything to stop; what else is asked for meanwhile is done later."""
+        """End the wait at a stop; other events that arrive meanwhile are handled later."""
         later: list[e.Event] = []
         try:
             while not isinstance(event := await self._events.receive(), (e.StopAsked, e.QuickStopAsked)):
@@ -256,13 +254,13 @@ class Listener:
                 self.post(each)
 
     def _begin(self) -> None:
-        """Start the first generation, or go on with the workers that an earlier program of this process has started."""
+        """Start the first generation, or continue with the workers of an earlier program of this process."""
         if self._inherited is None:
             self._do(self.supervisor.start(time.monotonic()))
             return
         for child in self.children:
             self.children.attend(child)
-        self._do([])  # whom the earlier program killed, the hub knows before they are reaped
+        self._do([])  # tells the hub of those that the earlier program killed, before they are reaped
         self._reap()
         text = f"the listener runs serve {__version__} from {sys.executable}, in place of {self._inherited.predecessor}"
         self.recorder.record(actions.LogEvent(logging.INFO, "listener_replaced", text))
@@ -271,25 +269,25 @@ class Listener:
 
     @property
     def settings(self) -> Settings:
-        """What the current generation was made with."""
+        """The current generation's settings."""
         return self.configs.settings
 
     def busy(self) -> str:
-        """What is under way that only this program can bring to its end; "" if nothing is."""
+        """What is under way that only this program can finish; "" if nothing is."""
         if self.hooks.busy or self.awaited_hooks.asking:
             return "hooks were running"
-        return "answers to control commands were under way" if self.control.answering > 1 else ""
+        return "control commands were in progress" if self.control.answering > 1 else ""
 
     def has_events(self) -> bool:
-        """Whether something has happened that has not been handled."""
+        """Whether there are events that have not been handled."""
         return self._events.statistics().current_buffer_used > 0
 
     async def replace(self, asker: int) -> None:
-        """Put the program of the present release in this one's place (`ReExec.ask`)."""
+        """Replace this program by the current release's (`ReExec.ask`)."""
         await self.re_exec.ask(asker)
 
     def _decide(self, event: e.Event) -> list[actions.Action]:
-        """What the supervisor wants done; a bug in it must not take down what serves, but for who has found it."""
+        """Ask the supervisor; a bug in it must not take down anything but the process that triggered it."""
         try:
             return self.supervisor.handle(event, time.monotonic())
         except Exception as error:
@@ -302,13 +300,13 @@ class Listener:
             return []
 
     def post(self, event: e.Event) -> None:
-        """Add an event to those that the loop handles, in order."""
+        """Queue an event; events are handled in order."""
         self._post.send_nowait(event)
 
-    # What the kernel tells
+    # From the kernel
 
     def _reap(self) -> None:
-        """Reap everything that has ended: our children, and as PID 1 whatever was left to us."""
+        """Reap everything that has ended: our children, and as PID 1 also orphans."""
         while True:
             try:
                 pid, wait_status = os.waitpid(-1, os.WNOHANG)
@@ -325,7 +323,7 @@ class Listener:
     # Actions
 
     def _do(self, decided: list[actions.Action]) -> None:
-        """The hub hears of what the supervisor has decided before those whom it concerns do."""
+        """Perform actions; the hub learns of them before the processes concerned do."""
         try:
             self.links.follow(self.supervisor)
         except Exception:
@@ -333,13 +331,13 @@ class Listener:
         self.performer.perform(decided)
 
     def _member_broken(self, member: int, why: str) -> None:
-        """A process has sent its hub nonsense."""
+        """End a process that has broken the protocol of its link."""
         process = self.supervisor.workers.get(member) or self.supervisor.agents.all.get(member)
         if process is not None:
             self.performer.end_broken(process, why)
 
     async def _finish_hooks(self) -> None:
-        """Hooks have their time to end; being told to stop once more ends them."""
+        """Let hooks use their time; a further stop kills them."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._hurry_hooks)
             await self.hooks.finish()
@@ -357,15 +355,15 @@ class Listener:
         return self.supervisor.state in (ServerState.RUNNING, ServerState.DRAINING)
 
     def _release(self) -> Release | None:
-        """What hooks are run in: as the current generation is, or will be."""
+        """The release that hooks run in: that of the current generation, or the first one."""
         return self.configs.release_of(self.supervisor.current)
 
     def _admin_state(self) -> dict[str, Any]:
-        """What the admin process is told of the present state."""
+        """The present state, for the admin process."""
         return admin_state(self.supervisor, self.children, self.history, self.links.hub.metrics())
 
     async def _tell_figures(self) -> None:
-        """The hub's figures change without an event of the supervisor's."""
+        """Report changes of the hub's figures, which are not events of the supervisor."""
         told = self.links.hub.metrics()
         while True:
             await anyio.sleep(FIGURES_PERIOD)
@@ -404,7 +402,7 @@ class Listener:
         return self.links.hub.component(Scheduler).commands
 
     def ask_schedule(self, do: str, name: str, answer: CommandReply) -> None:
-        """Pause, resume or run one; `answer` is called when it is done."""
+        """Pause, resume or run one; `answer` is called with the outcome."""
         self.schedules().do(do, name, answer, by="the command line")
         self.links.keep_deadline()
 

@@ -1,9 +1,9 @@
-"""The sockets that the server listens on: opened when the first generation is ready, kept open, shut out at the stop.
+"""The sockets that the server listens on: opened when the first generation is ready, kept open, closed at the stop.
 
 It owns every listening socket from bind (`serve_asgi.listener.binding`) to close; workers receive duplicates. Rules:
 
-- The port is taken at once and `listen()` comes when the first generation is ready. In between, connects are refused.
-- SO_REUSEADDR is set for bind (connections in TIME_WAIT must not hinder a restart), cleared after it (with it, a
+- The port is bound at once and `listen()` follows when the first generation is ready. Until then connects are refused.
+- SO_REUSEADDR is set for bind (connections in TIME_WAIT must not prevent a restart), cleared after it (with it, a
   second server could bind the port too while neither listens) and set again for listen (which would fail for
   TIME_WAIT otherwise).
 - A socket that was inherited (--fd, LISTEN_FDS) belongs to the service manager: it is never shut out or removed.
@@ -33,22 +33,22 @@ from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 
 HANDSHAKE_TIME: Final = 1.0
-"""Seconds that a TCP handshake under way has to complete once new ones are kept out (the first retransmission)."""
+"""Seconds for TCP handshakes under way to complete once new ones are kept out (the first retransmission)."""
 LOOK_FOR_HANDSHAKES: Final = 0.01
-"""Seconds between two looks at whether one is still under way."""
+"""Seconds between two checks for handshakes under way."""
 LOOK: Final = 1.0
-"""Seconds between two looks at whether the sockets still listen: for that there is an event, but in the workers."""
+"""Seconds between two checks whether the sockets still listen: only the workers would get an event."""
 
 log = logging.getLogger("serve")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListeningSocket:
-    """A socket that the server listens on. It owns the socket; `close` gives it back."""
+    """A socket that the server listens on. It owns the socket; `close` releases it."""
 
     socket: socket.socket
     name: str
-    """What the operator is told: http://127.0.0.1:8000, http://[::1]:8000, unix:/run/app.sock, fd:3."""
+    """Its name for the operator: http://127.0.0.1:8000, http://[::1]:8000, unix:/run/app.sock, fd:3."""
     kind: SocketKind
     owned: bool = True
     """False for a socket that was inherited: the service manager keeps it and uses it again."""
@@ -57,7 +57,7 @@ class ListeningSocket:
     lock: PathLock | None = None
 
     def listen(self, backlog: int) -> None:
-        """Begin to let clients in. Raises UsageError if another server listens on the port by now."""
+        """Start to listen. Raises UsageError if another server listens on the port by now."""
         if self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             return  # inherited, and the service manager chose its backlog
         if self.kind is SocketKind.TCP:
@@ -72,7 +72,8 @@ class ListeningSocket:
             ) from None
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that replaces this one; adds to `descriptors` those that must stay
+        open."""
         descriptors.append(self.socket.fileno())
         return {
             "fd": self.socket.fileno(),
@@ -99,48 +100,46 @@ class ListeningSocket:
 
     @staticmethod
     def examine(state: dict[str, Any]) -> None:
-        """Raise ValueError or LookupError if it is of a kind that is not known here."""
+        """Raise ValueError or LookupError if its kind is unknown."""
         SocketKind(state["kind"])
 
     def describe(self) -> dict[str, Any]:
-        """What a worker is told about its duplicate; JSON-compatible."""
+        """What a worker needs to know about its duplicate; JSON-compatible."""
         return {"name": self.name, "kind": self.kind.value, "owned": self.owned}
 
     def handshakes_under_way(self) -> bool:
-        """Whether a client that was let in has not yet come through the queue: handshakes, and those not accepted.
-
-        Always False for a unix socket, which has no handshake: accept from it until that fails.
+        """Whether clients are still in a handshake or in the accept queue. Always False for a unix socket, which has no
+        handshake: accept from it until that fails.
         """
         return arriving(self.socket, self.kind) > 0
 
     def shut_out(self) -> None:
-        """Let nobody new in, for all holders of the socket; those in the queue can still be accepted.
-
-        An inherited socket stays open: its queue is served by whoever the service manager starts next.
+        """Keep new clients out, for all holders of the socket; those in the queue can still be accepted. An inherited
+        socket stays open: whatever the service manager starts next serves its queue.
         """
         if self.owned:
             shut_out(self.socket, self.kind, self.path, self.identity)
 
     def is_shut_down(self) -> bool:
-        """Whether somebody who has a duplicate has called shutdown(2), which is for all of them."""
+        """Whether a holder of a duplicate has called shutdown(2), which affects all of them."""
         poll = select.poll()
         poll.register(self.socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
     def listen_again(self, backlog: int) -> None:
-        """Let clients in after that. Raises UsageError, and OSError if the port belongs to somebody else by now."""
+        """Listen again after that. Raises UsageError, and OSError if the port has been taken meanwhile."""
         if self.kind is SocketKind.UNIX:
-            raise UsageError("a unix socket cannot listen again: restart the server")  # af_unix.c: it remains shut down
+            raise UsageError("a unix socket cannot listen again: restart the server")  # af_unix.c: it stays shut down
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self.socket.bind(self.socket.getsockname())  # it has given back a port that the kernel had chosen
+            self.socket.bind(self.socket.getsockname())  # a port chosen by the kernel has been released
         except OSError as error:
             if error.errno != errno.EINVAL:  # it has kept its port
                 raise
         self.listen(backlog)
 
     def let_in(self) -> bool:
-        """Undo a `shut_out` that was not this process's; whether there was one. Raises UsageError if it is for good."""
+        """Undo another process's `shut_out`; return whether there was one. Raises UsageError if it cannot be undone."""
         try:
             return self.owned and self.kind is SocketKind.TCP and let_in(self.socket)
         except PermissionError:
@@ -149,7 +148,8 @@ class ListeningSocket:
     def close(self) -> None:
         """Close this process's copy, and remove the path of a unix socket if it is still ours.
 
-        A port is free from here on, also if somebody has kept a duplicate: a library that has forked past Python.
+        The port is free from here on, even if somebody has kept a duplicate, such as a library that forks behind
+        Python's back.
         """
         if self.owned and self.identity is not None:
             unlink_own(self.path, self.identity)
@@ -162,7 +162,7 @@ class ListeningSocket:
 
 
 def open_all(listening: Sequence[ListeningSocket], backlog: int) -> e.PortsOpened:
-    """Call listen() on all; say what came of it."""
+    """Call listen() on all; return the outcome."""
     try:
         for each in listening:
             each.listen(backlog)
@@ -172,7 +172,7 @@ def open_all(listening: Sequence[ListeningSocket], backlog: int) -> e.PortsOpene
 
 
 async def shut_out_all(listening: Sequence[ListeningSocket]) -> e.ShutOutDone:
-    """Keep new connections out, give handshakes under way the time to complete, then say so."""
+    """Keep new connections out, let handshakes under way complete, then return."""
     for each in listening:
         try:
             each.shut_out()
@@ -185,8 +185,8 @@ async def shut_out_all(listening: Sequence[ListeningSocket]) -> e.ShutOutDone:
 
 
 def _under_way(listening: Sequence[ListeningSocket]) -> bool:
-    """Whether a client amid its handshake is waited for. In a thread: the kernel looks at all connections there are."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)  # they are the main thread's
+    """Whether any handshake is under way. Runs in a thread: the kernel walks through all connections."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)  # they are for the main thread
     return any(each.owned and each.handshakes_under_way() for each in listening)
 
 
@@ -196,7 +196,7 @@ async def keep_open(
     is_open: Callable[[], bool],
     say: Callable[[actions.LogEvent], None],
 ) -> None:
-    """Undo what a worker does to a listening socket for all, by shutdown(2) or a filter, and tell of it."""
+    """Undo what a worker does to a shared listening socket by shutdown(2) or a filter, and report it."""
     given_up: set[str] = set()
     while True:
         await anyio.sleep(LOOK)

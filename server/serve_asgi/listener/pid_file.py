@@ -1,9 +1,9 @@
-"""The pid file: it says which process is the server, for as long as that lives, and nothing else ever.
+"""The pid file: it names the server's process for as long as that lives.
 
 The path is locked from the start (`PathLock`), so that a second server learns of the first at once. The file itself
-comes when the server is ready for signals, whole: written beside the path and renamed into place, so that no reader
-ever sees it half or empty; it is locked as well, for scripts that look at that. A file that is there without a lock
-is a dead server's and is replaced.
+appears when the server is ready for signals: written under another name and renamed into place, so that no reader ever
+sees half a file; it is locked as well, for scripts that check that. A file without a lock was left by a dead server and
+is replaced.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from serve_asgi.ipc.path_lock import InUseError, PathLock, unusable
 from serve_asgi.ipc.shut_out_clients import Identity, unlink_own
 
 SHORT: Final = 0.25
-"""Seconds that somebody may hold the lock who only removes what a dead server has left (`serve stop`)."""
+"""Seconds that the lock may be held just to remove a dead server's file (`serve stop`)."""
 
 
 def _lock(path: str) -> PathLock:
-    """The lock of the path. Raises InUseError if another has it for longer than a moment, UsageError."""
+    """Lock the path. Raises InUseError if another process holds the lock for longer than `SHORT`, and UsageError."""
     end = time.monotonic() + SHORT
     while True:
         try:
@@ -43,7 +43,7 @@ class PidFile:
         """Claim `path`. Raises UsageError if a living server has it, or if it cannot be written."""
         self._path = os.path.abspath(path)
         self._identity: Identity | None = None
-        self._fd = -1  # stays open on the written file, so that no other can get its inode number meanwhile
+        self._fd = -1  # open on the written file, so that no other file can get its inode number
         if os.path.isdir(path):
             raise UsageError(f"the pid file {path} is a directory: give a path in it")
         try:
@@ -55,7 +55,7 @@ class PidFile:
             ) from None
 
     def write(self) -> None:
-        """Let the file appear, or do nothing if it has. Raises UsageError if it cannot be written."""
+        """Write the file, unless that has been done. Raises UsageError if it cannot be written."""
         if self._identity is not None:
             return
         beside = f"{self._path}.{os.getpid()}.new"
@@ -74,7 +74,8 @@ class PidFile:
         self._identity = (status.st_dev, status.st_ino)
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that replaces this one; adds to `descriptors` those that must stay
+        open."""
         if self._fd >= 0:
             descriptors.append(self._fd)
         lock = self._lock.to_state(descriptors)
@@ -82,7 +83,7 @@ class PidFile:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> PidFile:
-        """The pid file of this very process, which made it before."""
+        """The pid file of an earlier program of this process."""
         file = cls.__new__(cls)
         file._fd, file._path, file._lock = state["fd"], state["path"], PathLock.from_state(state["lock"])
         file._identity = None if state["identity"] is None else (state["identity"][0], state["identity"][1])
@@ -91,7 +92,7 @@ class PidFile:
         return file
 
     def remove(self) -> None:
-        """Remove the file if it is still ours, and give the path up."""
+        """Remove the file if it is still ours, and release the lock."""
         if self._identity is not None:
             unlink_own(self._path, self._identity)
         self._close()

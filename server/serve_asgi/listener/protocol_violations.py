@@ -1,8 +1,8 @@
-"""What becomes of a child that says what it must not, and how much any of them may say.
+"""What happens to a child that breaks the protocol, and how much any child may send.
 
-Whatever the listener does with what a child has said is done under one rule: if it raises, that child ends, and nothing
-else happens. A `ChannelError` is what the child has done wrong; anything else is a mistake of ours that it has found,
-which the log gets with its traceback, once.
+Everything that the listener does with a child's packets follows one rule: if it raises, that child is ended, and
+nothing else happens. A `ChannelError` is the child's fault; anything else is a bug of ours, which is logged with its
+traceback, once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("serve")
 
 
 def reason(who: object, where: str, error: Exception) -> str:
-    """Why this child ends, of which something that it said (over its "channel") has raised `error`."""
+    """Why this child is ended: handling what it sent over its "channel" or "link" raised `error`."""
     if isinstance(error, ChannelError):
         return sayable(f"it violated the protocol of its {where}: {error}")[:MOST_REASON]
     text = "the listener could not handle what %s sent over its %s; please report this"
@@ -31,7 +31,7 @@ def reason(who: object, where: str, error: Exception) -> str:
 
 
 class RateLimit:
-    """So much may be said at once, and so much of it is there again after each second."""
+    """A token bucket: so many at once, and so many more per second."""
 
     __slots__ = ("_at", "_left", "_most", "_per_second")
 
@@ -41,7 +41,7 @@ class RateLimit:
         self._at = time.monotonic()
 
     def use(self) -> bool:
-        """Use one; False if none is left."""
+        """Take a token; return False if none is left."""
         now = time.monotonic()
         self._left = min(self._most, self._left + (now - self._at) * self._per_second) - 1
         self._at = now

@@ -1,15 +1,15 @@
-"""What a listener carries over to the program that takes its place in the same process: the registry of all of it.
+"""The registry of all state that a listener carries over to the program that replaces it in the same process.
 
-The snapshot is plain values, each under the name of a `Piece`, and open descriptors. A descriptor keeps its number over
-execve(2), so that the values name it by that; `descriptors` lists all that must stay open. Nothing is closed or given
-up by taking a snapshot. What has a life of its own (the admin process, a watcher of files) is not carried over: it ends
-with its channel and is started anew.
+The snapshot consists of plain values, each under the name of a `Piece`, and open descriptors. A descriptor keeps its
+number over execve(2), so values refer to it by number; `descriptors` lists all that must stay open. Taking a snapshot
+closes nothing. Processes that can be restarted (the admin process, the file watcher) are not carried over: they exit
+when their channels close.
 
-How a part is written and read is the part's own business (`to_state` and what reverses it). Here is which parts there
-are, and of each what is deliberately left out (`MADE_ANEW`, `CARRIED`); a test compares both with the classes, so that
-what is added to one cannot be forgotten here. The rules of the format, since a listener and the next may be two minor
-versions apart in either direction (law 11): a member may be added if a program without it can do without it (its
-`Piece` then has a `default`); no member goes or changes its meaning while a version that needs it may be the other one.
+Each part is written and read by its own `to_state` and the reverse. This module lists the parts, and what is
+deliberately left out of each (`MADE_ANEW`, `CARRIED`); a test compares both with the classes, so that an added
+attribute cannot be forgotten here. The rules of the format, since two listeners may be two minor versions apart in
+either direction (law 11): a member may be added if a program can work without it (its `Piece` then has a `default`); no
+member is removed or changes its meaning while the other program may need it.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ from serve_asgi.supervisor.supervisor import Supervisor
 VARIABLE: Final = "SERVE_RE_EXEC"
 """Names the descriptor of the snapshot, in the environment of the new program."""
 CHECK_MODULE: Final = "serve_asgi.listener.re_exec_resume"
-"""What is run of the new program beforehand, to see whether it can take over."""
+"""The module of the new program that checks beforehand whether it can take over."""
 VERSION: Final = 4
-"""Of the snapshot that this program writes."""
+"""The version of the snapshot that this program writes."""
 OLDEST_VERSION: Final = 4
-"""Of those that it understands; others are refused before anything is given up."""
+"""The oldest version that it understands; others are refused before anything is changed."""
 
 State = dict[str, Any]
 Descriptors = list[int]
 
 
 class Carrier(Protocol):
-    """Who is carried over: the listener."""
+    """What is carried over: the listener."""
 
     configs: GenerationConfigs
     supervisor: Supervisor
@@ -99,11 +99,11 @@ class Carrier(Protocol):
 
 @dataclasses.dataclass(slots=True)
 class InheritedState:
-    """What a new listener takes over instead of making it: the pieces, each under its name."""
+    """What a new listener takes over instead of creating it: the pieces, each under its name."""
 
     settings: Settings
     configs: dict[int, GenerationConfig]
-    """By the number of the generation."""
+    """By generation number."""
     supervisor: Supervisor
     scoreboard: Scoreboard
     children: list[Child]
@@ -117,10 +117,10 @@ class InheritedState:
     history: History
     started: float
     admin_process: int
-    """The PID of the admin process, which ends with its channel, or 0."""
+    """The PID of the admin process, which exits when its channel closes, or 0."""
     start_directory: str
     predecessor: str
-    """The version of the server that it was."""
+    """The version of the earlier program."""
 
 
 _REQUIRED: Final = object()
@@ -132,19 +132,19 @@ def _as_it_is(value: Any, _: Mapping[str, Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """One piece of what is carried over: a member of the snapshot."""
+    """A member of the snapshot."""
 
     name: str
     attribute: str
-    """Of the listener, that has it."""
+    """The listener's attribute."""
     save: Callable[[Carrier, Descriptors], Any]
-    """Makes the JSON-compatible value, and adds the descriptors that must stay open."""
+    """Returns the JSON-compatible value, and adds the descriptors that must stay open."""
     load: Callable[[Any, Mapping[str, Any]], Any] = _as_it_is
-    """The reverse; it is also given the pieces before it, by name. Raises LookupError, TypeError or ValueError."""
+    """The reverse; also gets the pieces before it, by name. Raises LookupError, TypeError or ValueError."""
     default: Any = _REQUIRED
-    """What stands for it in a snapshot of a version that had no such piece."""
+    """Its value for a snapshot of a version that had no such piece."""
     owns_descriptors: bool = False
-    """Loading it takes descriptors over, which only the program that takes the place can do."""
+    """Loading it takes over descriptors, which only the replacing program can do."""
 
 
 PIECES: Final = (
@@ -213,7 +213,7 @@ PIECES: Final = (
 
 MADE_ANEW: Final = frozenset(
     {
-        "processes",  # hooks have ended by then; whoever else is among them is adopted by its owner, or ends
+        "processes",  # hooks have ended by then; others are adopted by their owners, or exit
         "hooks",
         "awaited_hooks",
         "blocked_workers",
@@ -224,8 +224,8 @@ MADE_ANEW: Final = frozenset(
         "announcements",
         "performer",
         "tasks",
-        "changes",  # the new one looks for what has changed meanwhile
-        "_events",  # empty: else the program is not replaced
+        "changes",  # the new one looks for files that have changed meanwhile
+        "_events",  # empty, or the program would not be replaced
         "_post",
         "_inherited",
         "_signals",
@@ -236,12 +236,12 @@ MADE_ANEW: Final = frozenset(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Carried:
-    """A class whose instances are carried over, in a piece or in what a piece holds."""
+    """A class whose instances are carried over, in a piece or within one."""
 
     kind: type
     save: Callable[..., Any]
     anew: frozenset[str] | None = frozenset()
-    """Attributes that `save` leaves out: they are made anew, or mean nothing later. None: the hub's tests compare."""
+    """Attributes that `save` leaves out: they are created anew, or meaningless later. None: the hub's tests compare."""
 
 
 HUB: Final = (
@@ -268,8 +268,8 @@ CARRIED: Final = (
     ),
     Carried(
         Child, Child.to_state, frozenset({"said", "allowance", "broken", "closed"})
-    ),  # who is broken is being killed
-    Carried(WatchdogChannel, WatchdogChannel.to_state, frozenset({"_theirs", "_asking"})),  # the child has its end
+    ),  # broken ones are being killed
+    Carried(WatchdogChannel, WatchdogChannel.to_state, frozenset({"_theirs", "_asking"})),  # the child has its ends
     Carried(ChildOutput, ChildOutput.to_state, frozenset({"_write_ends", "_given"})),  # the child has them
     Carried(SendQueue, SendQueue.to_state, frozenset({"_channel", "_news", "_empty", "_closed"})),
     Carried(
@@ -278,7 +278,7 @@ CARRIED: Final = (
         frozenset(
             {
                 *("store", "_scoreboard", "_happened", "_broken", "_loop", "_timer", "_due"),
-                *("_rest", "_turn_ends", "_passed", "_starving", "_deferred"),  # of a few turns of the loop
+                *("_rest", "_turn_ends", "_passed", "_starving", "_deferred"),  # for a few turns of the loop
             }
         ),
     ),
@@ -297,7 +297,7 @@ CARRIED: Final = (
     Carried(PathLock, PathLock.to_state),
     Carried(PidFile, PidFile.to_state),
     Carried(
-        ControlServer,  # who waits for a reload: none is under way; who follows sees the connection end, and asks again
+        ControlServer,  # no reload is under way, so nobody waits for one; followers are disconnected, and reconnect
         ControlServer.to_state,
         frozenset({"_wanted_path", "commands", "_busy", "_idle"}),
     ),
@@ -307,7 +307,7 @@ CARRIED: Final = (
 
 
 def describe(listener: Carrier, waiting: list[int]) -> State:
-    """The snapshot of `listener`; `waiting` are the descriptors of those who wait for an answer of the new program."""
+    """The snapshot of `listener`; `waiting` are the sockets of clients that wait for the new program's reply."""
     descriptors = list(waiting)
     pieces = {piece.name: piece.save(listener, descriptors) for piece in PIECES}
     guard = stdio_guard.current()
@@ -336,14 +336,14 @@ def save(state: State) -> int:
 
 def read(fd: int) -> State:
     """Read what `save` wrote and close `fd`. Raises UsageError if this program does not understand it."""
-    os.lseek(fd, 0, os.SEEK_SET)  # the position belongs to the open file, which others may have read
+    os.lseek(fd, 0, os.SEEK_SET)  # the position belongs to the open file, which another process may have read
     with open(fd, "rb") as file:
         state: State = json.loads(file.read())
     version = state.get("version")
     if not isinstance(version, int) or not OLDEST_VERSION <= version <= VERSION:
         understood = f"{VERSION}" if OLDEST_VERSION == VERSION else f"{OLDEST_VERSION} to {VERSION}"
         raise UsageError(
-            f"the listener passes on version {version} of its state, and serve {__version__} takes {understood}: "
+            f"the listener writes version {version} of its state, and serve {__version__} reads {understood}: "
             "restart the server to change to it"
         )
     return state
@@ -352,11 +352,11 @@ def read(fd: int) -> State:
 def examine(state: State) -> None:
     """Load all that can be loaded without the descriptors.
 
-    Raises UsageError, LookupError, TypeError or ValueError if another program had better not try.
+    Raises UsageError, LookupError, TypeError or ValueError if this program cannot take over.
     """
     if not speaks(state["protocol"]):
         raise UsageError(
-            f"serve {__version__} speaks {PROTOCOL}, another version of the channel than the workers that there are, "
+            f"serve {__version__} speaks version {PROTOCOL} of the channel, unlike the running workers, "
             f"{state['protocol']}: restart the server to change to it"
         )
     loaded: State = {}
@@ -369,9 +369,8 @@ def examine(state: State) -> None:
 
 
 def take_output(state: State) -> OutputGuard:
-    """Empty the pipes that stand at descriptors 1 and 2, beginning with what had not been written.
-
-    It comes before all else, so that whatever goes wrong later can be read.
+    """Drain the pipes at descriptors 1 and 2 from here on, beginning with what had not been written. Comes first, so
+    that any later error can be read.
     """
     guard = stdio_guard.adopt(state["output"])
     guard.restore({int(number): base64.b64decode(data) for number, data in state["pending"].items()})
@@ -379,7 +378,7 @@ def take_output(state: State) -> OutputGuard:
 
 
 def take(state: State) -> InheritedState:
-    """Take over all pieces. Raises LookupError, TypeError or ValueError for nonsense."""
+    """Take over all pieces. Raises LookupError, TypeError or ValueError if the snapshot is invalid."""
     loaded: State = {}
     for piece in PIECES:
         loaded[piece.name] = piece.load(_value(piece, state), loaded)

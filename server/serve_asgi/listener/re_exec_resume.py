@@ -1,7 +1,7 @@
-"""The program that takes an earlier one's place in the listener's process (`serve_asgi.listener.re_exec`).
+"""The program that replaces an earlier one in the listener's process (`serve_asgi.listener.re_exec`).
 
-It finds what there was in the snapshot whose descriptor the environment names (`serve_asgi.listener.re_exec_registry`),
-and goes on. Beforehand it is asked, in a process of its own (`--check`), whether it could.
+It reads the snapshot whose descriptor the environment names (`serve_asgi.listener.re_exec_registry`), and continues.
+Beforehand, in a process of its own (`--check`), it checks whether it can.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ log = logging.getLogger("serve")
 
 
 def inherited() -> int:
-    """The descriptor of the snapshot of the earlier program of this process; no child is to see the variable."""
+    """The descriptor of the earlier program's snapshot; removes the variable, so that no child sees it."""
     return int(os.environ.pop(registry.VARIABLE))
 
 
 def resume(fd: int) -> int:
-    """Go on where another program of this process stopped; return the exit status as `listener.listener.run`."""
+    """Continue where another program of this process stopped; return the exit status as `listener.start.run`."""
     state = registry.read(fd)
     for descriptor in state["descriptors"]:
         os.set_inheritable(descriptor, False)
@@ -57,7 +57,7 @@ def resume(fd: int) -> int:
 
 
 def _open_log(config: Config) -> None:
-    """Log as before; a file that cannot be opened any more is no reason to serve nobody."""
+    """Log as before; a log file that can no longer be opened is no reason to stop serving."""
     try:
         logs.configure(config, "listener")
     except UsageError as error:
@@ -66,7 +66,7 @@ def _open_log(config: Config) -> None:
 
 
 def tell(waiting: int, before: str) -> None:
-    """Answer who asked the program that was here before, which was of version `before`."""
+    """Reply to those who asked the earlier program, of version `before`."""
     text = f"the listener runs serve {__version__} from {sys.executable}"
     answer = {"version": control_protocol.VERSION, "ok": True, "text": text, "before": before}
     with socket.socket(fileno=waiting) as end, contextlib.suppress(OSError):
@@ -75,11 +75,10 @@ def tell(waiting: int, before: str) -> None:
 
 
 def check(fd: int, board: int) -> None:
-    """Whether this program can take over what `fd` holds, and the scoreboard `board`.
-
-    Raises UsageError, LookupError, TypeError or ValueError.
+    """Check that this program can take over the snapshot `fd` and the scoreboard `board`. Raises UsageError,
+    LookupError, TypeError or ValueError.
     """
-    importlib.import_module("serve_asgi.cli.main")  # all that will be needed can be imported
+    importlib.import_module("serve_asgi.cli.main")  # everything that will be needed can be imported
     state = registry.read(fd)
     registry.examine(state)
     Scoreboard(board)
@@ -87,9 +86,7 @@ def check(fd: int, board: int) -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="serve_asgi.listener.re_exec_resume", description="Asked by the listener alone."
-    )
+    parser = argparse.ArgumentParser(prog="serve_asgi.listener.re_exec_resume", description="Run by the listener only.")
     parser.add_argument("--check", type=int, required=True, metavar="DESCRIPTOR")
     parser.add_argument("--scoreboard", type=int, required=True, metavar="DESCRIPTOR")
     try:
@@ -97,7 +94,7 @@ def _main() -> None:
     except UsageError as error:
         sys.exit(str(error))
     except (LookupError, TypeError, ValueError) as error:
-        sys.exit(f"serve {__version__} does not understand what this server passes on ({error!r}): restart the server")
+        sys.exit(f"serve {__version__} does not understand this server's state ({error!r}): restart the server")
 
 
 if __name__ == "__main__":

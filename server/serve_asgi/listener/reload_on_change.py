@@ -1,9 +1,9 @@
-"""`--reload`, for development: a changed file asks for a reload.
+"""`--reload`, for development: a changed file triggers a reload.
 
-It owns the process that watches (`serve_asgi.listener.file_watcher`) and starts it again if it dies; the reload is the
-same transaction as any other, so that code that does not start is refused and the old one serves on. That old workers
-with open streams hold nothing up is a matter of this mode's defaults (`serve_asgi.config.sources`): requests have a
-second to finish, and many generations may be alive meanwhile.
+It owns the file watcher (`serve_asgi.listener.file_watcher`) and restarts it if it dies; the reload is the same
+transaction as any other, so code that does not start is refused and the old code serves on. Old workers with open
+streams do not delay it because of this mode's defaults (`serve_asgi.config.sources`): requests have a second to finish,
+and many generations may be alive meanwhile.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
 
 FIRST_PAUSE: Final = 1.0
-"""Seconds before watching is tried again; twice as long each time until it works."""
+"""Seconds before watching is retried; doubled each time until it works."""
 LONGEST_PAUSE: Final = 60.0
 WATCHING_TIMEOUT: Final = 10.0
-"""Seconds that a watcher may take to say that it watches before people are told that it will."""
+"""Seconds to wait for the watcher to be ready before saying that it waits for changes."""
 STARTED: Final = time.time_ns()
-"""When this program was started (Unix time, ns): nothing of the application has been imported before."""
+"""When this program was started (Unix time, ns), before any of the application was imported."""
 NAMED: Final = 3
 """Changed files that are named in the log."""
 
 
 def require(settings: Settings) -> None:
-    """Raise UsageError if this mode's package is missing, or what it should watch."""
+    """Raise UsageError if this mode's package is missing, or a directory that it should watch."""
     if importlib.util.find_spec("watchfiles") is None:
         raise UsageError("--reload needs the package watchfiles: pip install 'serve-asgi[reload]', or leave it out")
     watched(settings)
 
 
 def watched(settings: Settings) -> dict[str, list[str]]:
-    """What the watcher is to watch. Raises UsageError for a directory that is not there, or is everything."""
+    """What to watch. Raises UsageError for a directory that does not exist, and for the root directory."""
     config, start = settings.config, settings.directory
     directories = [os.path.realpath(os.path.join(start, directory)) for directory in config.reload_dir]
     for directory in directories:
@@ -76,16 +76,15 @@ def watched(settings: Settings) -> dict[str, list[str]]:
 
 
 def _in_directory(path: str) -> str:
-    """The path with links resolved but for its last part: a link that is replaced counts as well as what it names."""
+    """The path with all links resolved except the last part: replacing a link counts, too."""
     return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def start(
     processes: HelperProcesses, what: dict[str, list[str]], since: int, *, once: bool = False
 ) -> tuple[HelperProcess, Channel]:
-    """Start a watcher, which ends after one change if `once`. Raises OSError if that cannot be.
-
-    What has changed since then (Unix time, ns) counts as well.
+    """Start a watcher, which exits after one change if `once`. Raises OSError if it cannot be started. Changes after
+    `since` (Unix time, ns) count as well.
     """
     ours, theirs = pair()
     command = [own_program(), *SAFE_PATH, "-m", "serve_asgi.listener.file_watcher", "--channel", str(theirs.fileno())]
@@ -102,10 +101,9 @@ def start(
 
 
 def start_again_after_a_change(settings: Settings, error: StartError, changed: bool) -> int:
-    """The first start has failed: say so, wait for a change of a file (or HUP), and execute this program anew.
-
-    `changed` says that there was one meanwhile. Returns an exit status if there will be no other start: told to stop,
-    or the watcher ended.
+    """The first start has failed: say so, wait for a changed file (or HUP), and execute this program again. `changed`
+    says that there has been a change meanwhile. Returns an exit status if there will be no further start: a signal said
+    stop, or the watcher exited.
     """
     say(2, f"{error.detail.rstrip()}\nserve: {error}\n".lstrip("\n"))
     if changed or _wait_for_change(settings):
@@ -114,13 +112,13 @@ def start_again_after_a_change(settings: Settings, error: StartError, changed: b
 
 
 def _wait_for_change(settings: Settings) -> bool:
-    """Wait for a change of a file or HUP, for as long as it takes; False if told to stop, or if nothing watches."""
+    """Wait for a changed file or HUP; return False after a signal to stop, or if the watcher fails."""
     signals = {signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     processes = HelperProcesses()
     process, channel = start(processes, watched(settings), STARTED, once=True)
     try:
-        select.select([channel], [], [], WATCHING_TIMEOUT)  # until it watches, so that no change from here on is missed
+        select.select([channel], [], [], WATCHING_TIMEOUT)  # it watches: no change from here on is missed
         say(2, "serve: waiting for a change of a file (--reload)\n")
         while (received := signal.sigwait(signals)) == signal.SIGCHLD:
             pid, wait_status = os.waitpid(process.pid, os.WNOHANG)
@@ -133,9 +131,8 @@ def _wait_for_change(settings: Settings) -> bool:
 
 
 def terminal_is_gone() -> bool:
-    """Whether the terminal that this was started in has been closed, which is when the kernel or a shell sends HUP.
-
-    In development a person sits before it, and nothing is to be left running behind their back.
+    """Whether the terminal that the server was started in has been closed, at which the kernel or a shell sends HUP. A
+    development server must not keep running then.
     """
     poll = select.poll()
     for descriptor in (0, 1, 2):
@@ -146,7 +143,7 @@ def terminal_is_gone() -> bool:
 
 
 class FileChanges:
-    """The watching of one listener."""
+    """Watches files for one listener."""
 
     def __init__(
         self,
@@ -157,7 +154,7 @@ class FileChanges:
         *,
         missed: bool = False,
     ) -> None:
-        """`missed`: nothing has watched for a while, while the server ran."""
+        """`missed`: the server has run for a while without a watcher."""
         self._settings = settings
         self._processes = processes
         self._post = post
@@ -165,22 +162,22 @@ class FileChanges:
         self._pause = FIRST_PAUSE
         self._process: HelperProcess | None = None
         self._what: dict[str, list[str]] = {}
-        """What is watched at present."""
+        """What is being watched."""
         self._elsewhere = False
-        """Whether something else is to be watched from now on."""
+        """Whether to watch something else from now on."""
         self._missed = missed
         """Whether there was a time without a watcher."""
         self._since = STARTED
-        """Up to when all changes have been seen."""
+        """All changes up to this time have been seen."""
         self._scope = anyio.CancelScope()
 
     async def run(self) -> None:
-        """Request a reload after each change, until `stop`; whatever ends the watching, it is tried again."""
+        """Request a reload after each change, until `stop`; whatever ends the watcher, it is started again."""
         with self._scope:
             await self._keep_watching()
 
     def stop(self) -> None:
-        """Watch no longer. Whoever ends the helper processes waits until the watcher is gone."""
+        """Stop watching. `HelperProcesses.kill` waits until the watcher is gone."""
         self._scope.cancel()
 
     async def _keep_watching(self) -> None:
@@ -198,32 +195,32 @@ class FileChanges:
             self._missed = True
 
     def use(self, settings: Settings) -> None:
-        """A generation with these settings serves; its directories may be others than before, or other files."""
+        """A generation with these settings serves, perhaps with other directories or files than before."""
         self._settings = settings
-        with contextlib.suppress(UsageError):  # told when watching begins again
+        with contextlib.suppress(UsageError):  # reported when watching begins again
             if self._process is not None and watched(settings) != self._what:
                 self._elsewhere = True
                 self._process.signal(signal.SIGKILL)
 
     async def _watch(self) -> str:
-        """Watch for as long as that can be; return what ended it."""
+        """Run one watcher; return a sentence on what ended it."""
         try:
             self._what = watched(self._settings)
             process, channel = start(self._processes, self._what, self._since)
             self._process = process
         except (OSError, UsageError) as error:
-            return f"changes of files are not watched: {error}"
+            return f"files are not being watched:  {error}"
         try:
             if trouble := await self._follow(channel):
-                return f"changes of files are not watched: {trouble}"
+                return f"files are not being watched:  {trouble}"
         finally:
             self._process = None
             channel.close()
             process.signal(signal.SIGKILL)
-        return f"the process that watches files ended ({describe_code(await process.wait())}); it is started again"
+        return f"the process that watches files ended ({describe_code(await process.wait())}); it is being restarted"
 
     async def _follow(self, channel: Channel) -> str:
-        """Take the watcher's packets until it ends, or until it says why it cannot go on, which is returned."""
+        """Handle the watcher's packets until it exits, or reports why it cannot continue, which is returned."""
         try:
             while True:
                 packet, _ = await channel.receive()
@@ -245,7 +242,7 @@ class FileChanges:
         self._pause = FIRST_PAUSE
         if self._missed:
             self._missed = False
-            self._post(e.ReloadAsked(by="files may have changed while they were not watched"))
+            self._post(e.ReloadAsked(by="files may have changed while they were not being watched"))
 
     def _changed(self, paths: list[str], count: int) -> None:
         start = os.path.join(os.path.realpath(self._settings.directory), "")

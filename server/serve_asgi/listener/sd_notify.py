@@ -1,8 +1,8 @@
-"""Telling the service manager what the server does (sd_notify(3)).
+"""Tells the service manager what the server does (sd_notify(3)).
 
-Each function sends one datagram to $NOTIFY_SOCKET, if that is set; none waits and none raises: a service manager that
-does not listen is no reason to serve nobody. Children must not see the variables (they are not the service): who
-starts them leaves them out of their environment.
+Each function sends one datagram to $NOTIFY_SOCKET, if that is set; none waits and none raises: the server serves even
+if the service manager does not listen. Children must not see the variables, since they are not the service: they are
+left out of their environment.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import time
 from typing import Final
 
 PATIENCE: Final = 15.0
-"""Seconds that the service manager is asked for each time that something takes longer; asked again before they end."""
+"""Seconds of each request for more time; repeated before they are over."""
 
 
 def ready(text: str = "") -> None:
-    """The server serves; also sent when a reload has ended, well or not."""
+    """The server serves; also sent when a reload has ended, successfully or not."""
     _send("READY=1", text)
 
 
 def reloading(text: str = "") -> None:
-    """A reload has begun (Type=notify-reload wants the time at which it did, in the same message)."""
+    """A reload has begun (Type=notify-reload requires the current time in the same message)."""
     _send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\n{_EXTEND}", text)
 
 
 def stopping(text: str = "") -> None:
-    """The server is about to end."""
+    """The server is stopping."""
     _send(f"STOPPING=1\n{_EXTEND}", text)
 
 
@@ -37,9 +37,8 @@ def status(text: str) -> None:
 
 
 def extend(text: str = "") -> None:
-    """What is under way (start, reload or stop) goes on: the manager's timeout for it is to come no sooner than that.
-
-    The manager then relies on hearing of it again within PATIENCE; that everything has an end is the server's duty.
+    """Request more time for the start, reload or stop under way. The manager then expects another message within
+    PATIENCE; that everything ends is the server's responsibility.
     """
     _send(_EXTEND, text)
 
@@ -50,14 +49,13 @@ def watchdog() -> None:
 
 
 def wanted() -> bool:
-    """Whether there is a service manager that wants to know."""
+    """Whether there is a service manager to notify."""
     return os.environ.get("NOTIFY_SOCKET", "").startswith(("/", "@"))
 
 
 def watchdog_period() -> float:
-    """Seconds after which the manager acts if it has not been told `watchdog`; 0 if it does not ask for that.
-
-    As sd_watchdog_enabled(3) has it: variables that are meant for another process do not count.
+    """Seconds without `watchdog` after which the manager acts; 0 if it does not expect it. As in
+    sd_watchdog_enabled(3), variables that are meant for another process do not count.
     """
     period = os.environ.get("WATCHDOG_USEC", "")
     if not period.isascii() or not period.isdigit() or os.environ.get("WATCHDOG_PID", "") not in ("", str(os.getpid())):

@@ -1,13 +1,13 @@
-"""What systemd is told again and again: that the server is well, and that what takes long goes on.
+"""Keeps systemd informed: that the server is alive, and that a long start, reload or stop is still under way.
 
-The watchdog (WatchdogSec= of systemd.service(5)) is fed while the listener's loop turns, which this task is part of,
-and while at least one worker answers. So one blocked worker never costs the service, and a server that answers nobody
-is restarted. A worker that is on its way counts as well: its start has an end of its own (--startup-timeout), and a
-restart would only begin it anew.
+The watchdog (WatchdogSec= of systemd.service(5)) is fed while the listener's loop, which this task is part of, runs and
+at least one worker is responsive. So one blocked worker does not restart the service, and a server that serves nobody
+is restarted. A starting worker counts as well: its start has its own deadline (--startup-timeout), and a restart would
+only start it over.
 
 A start, a reload or a stop may take as long as the options of the server allow, whatever the unit's timeouts are: while
-one is under way the manager is asked for more time (EXTEND_TIMEOUT_USEC of sd_notify(3)). It gets no more requests when
-the loop hangs, so that its own timeouts still help there.
+one is under way the manager is asked for more time (EXTEND_TIMEOUT_USEC of sd_notify(3)). If the loop hangs the
+requests stop, and the unit's own timeouts take effect.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from serve_asgi.supervisor.lifecycles import ServerState, Worker, WorkerState, c
 from serve_asgi.supervisor.supervisor import Supervisor
 
 PERIOD: Final = sd_notify.PATIENCE / 3
-"""Seconds between two requests for more time: two of them may be lost."""
+"""Seconds between two requests for more time: two of them may get lost."""
 SILENCE: Final = 2.5
-"""Seconds without a heartbeat that are no silence yet, however impatient the watchdog: it comes once per second."""
+"""Seconds without a heartbeat that are always tolerated, however short the watchdog: it comes once per second."""
 
 COMING: Final = frozenset({WorkerState.PENDING, WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING})
 
 
 def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Worker], float], watchdog: float) -> bool:
-    """Whether the watchdog, which acts after `watchdog` seconds, is to be fed.
-
-    `silent_for` says how many seconds ago a worker's loop last turned.
+    """Whether to feed the watchdog, which acts after `watchdog` seconds. `silent_for` returns how many seconds ago a
+    worker's loop last ran.
     """
     if state is not ServerState.RUNNING:
         return True  # a start or a stop: each of its waits has a deadline of its own
@@ -46,10 +45,9 @@ def well(state: ServerState, workers: Iterable[Worker], silent_for: Callable[[Wo
 
 
 def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int) -> str | None:
-    """What goes on at the moment that the manager has a timeout for, as a person reads it; None if nothing does.
-
-    `asking` says what hooks an order waits for, "" for none: it may be the stop, or a reload behind a drain;
-    `in_progress` counts requests and WebSockets.
+    """What is under way that the manager has a timeout for, as shown to people; None if nothing is. `asking` names the
+    hooks that an order waits for, "" for none: it may be the stop, or a reload behind a drain; `in_progress` counts
+    requests and WebSockets.
     """
     match state:
         case ServerState.STARTING | ServerState.OPENING:
@@ -62,9 +60,8 @@ def under_way(state: ServerState, reloading: bool, asking: str, in_progress: int
 
 
 async def keep_informed(supervisor: Supervisor, children: Children, asking: Callable[[], str]) -> None:
-    """Tell the service manager until cancelled; return at once if there is none.
-
-    `asking` says what hooks an order waits for.
+    """Notify the service manager until cancelled; return at once if there is none. `asking` names the hooks that an
+    order waits for.
     """
     if not sd_notify.wanted():
         return

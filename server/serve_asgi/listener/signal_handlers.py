@@ -1,4 +1,4 @@
-"""What the listener's signals say, as events: a handler only records, and the loop takes what was recorded in order."""
+"""Turns the listener's signals into events: a handler only records, and the loop handles the records in order."""
 
 from __future__ import annotations
 
@@ -23,30 +23,29 @@ _MEANINGS: Final[dict[signal.Signals, e.Event]] = {
     signal.SIGTTIN: e.ScaleAsked(by=1),
     signal.SIGTTOU: e.ScaleAsked(by=-1),
 }
-"""What each signal says; SIGCHLD is the kernel's, and SIGWINCH says nothing."""
+"""What each signal means; SIGCHLD comes from the kernel, and SIGWINCH is ignored."""
 
 
 class SignalHandlers:
-    """Turns the signals that the listener gets into events."""
+    """The signals of one listener."""
 
     def __init__(self, post: Callable[[e.Event], None], reap: Callable[[], None], in_development: bool) -> None:
-        """`post` takes what a signal says, `reap` is called when a child has ended.
-
-        `in_development` (--reload): a HUP that comes because the terminal is gone ends the server.
+        """`post` takes events, `reap` is called when a child has ended. `in_development` (--reload): a HUP because the
+        terminal is gone stops the server.
         """
         self._post = post
         self._reap = reap
         self._in_development = in_development
 
     async def watch(self, *, task_status: TaskStatus[None]) -> None:
-        """Take signals until cancelled; started once they are taken."""
+        """Handle signals until cancelled; started once they are handled."""
         with anyio.open_signal_receiver(*(LISTENER_SIGNALS - {signal.SIGWINCH})) as signals:
             signal.signal(signal.SIGWINCH, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, LISTENER_SIGNALS)
             task_status.started()
             try:
                 await self._take(signals)
-            finally:  # once the handlers are gone, a late HUP would kill what has only its pid file left to remove
+            finally:  # without handlers a late HUP would kill it before the pid file is removed
                 signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
 
     async def _take(self, signals: AsyncIterator[signal.Signals]) -> None:

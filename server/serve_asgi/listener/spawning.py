@@ -1,7 +1,7 @@
-"""Starting a process as a fresh interpreter.
+"""Starts a process as a fresh interpreter.
 
-A worker or an agent is started here. Of the other processes (hooks, the store's, the admin process, watchers of files)
-each starts its own, with the same flags (`SAFE_PATH`), through `serve_asgi.listener.helper_processes`.
+Workers and agents are started here. The others (hooks, the store, the admin process, the file watcher) are started by
+their own modules, with the same flags (`SAFE_PATH`), through `serve_asgi.listener.helper_processes`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
     """Start a worker or an agent as a fresh interpreter.
 
     It leads a session of its own: a signal for the foreground group (Ctrl-C) does not reach it, and the operator's
-    terminal is not its controlling one, so that it cannot put words into it (TIOCSTI, ioctl_tty(2)).
+    terminal is not its controlling terminal, so that it cannot inject input (TIOCSTI, ioctl_tty(2)).
 
     Raises OSError if the interpreter cannot be started.
     """
@@ -49,7 +49,7 @@ def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
             file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for here, there in inherited],
             setsid=True,
             setsigmask=LISTENER_SIGNALS,
-            setsigdef=LISTENER_SIGNALS,  # what the listener ignores, no child of the application is to
+            setsigdef=LISTENER_SIGNALS,  # what the listener ignores, the application must not
         )
     except OSError:
         ours.close()
@@ -62,9 +62,8 @@ def spawn(worker: AppProcess, release: Release, row: int, counts: Row) -> Child:
 
 
 def _safe_path_flag() -> list[str]:
-    """`-P` keeps the working directory off the import path, where an application's own `server` would shadow ours.
-
-    It is left out when this package itself is being run from the working directory, not from an installation.
+    """`-P` keeps the working directory off the import path, where a module of the application could shadow one of ours.
+    Left out if this package itself runs from the working directory rather than an installation.
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     try:
@@ -74,4 +73,4 @@ def _safe_path_flag() -> list[str]:
 
 
 SAFE_PATH: Final = _safe_path_flag()
-"""Found out once: the directory that the listener was started in may be removed by a deploy."""
+"""Determined once: a deploy may remove the directory that the listener was started in."""

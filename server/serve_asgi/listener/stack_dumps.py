@@ -1,12 +1,12 @@
-"""What the workers and the agent are doing, asked over a way that does not need their event loops.
+"""What the workers and the agent are doing, obtained without their event loops.
 
-A worker's watchdog answers over a socket pair of its own (`serve_asgi.worker.loop_watchdog`), as long as the
-interpreter lock is free now and then. If code of an extension keeps the lock, faulthandler writes the stacks to a memfd
-instead, in the handler of a signal. The signal goes only to a process that catches it: the default action would be its
-death. And it goes only to one that has not answered, since faulthandler reads the frames of threads without asking them
-to stand still, which is safe only as long as they do. Of a stopped process nothing can be learned but that.
+A worker's watchdog replies over a socket pair of its own (`serve_asgi.worker.loop_watchdog`), as long as the
+interpreter lock is free now and then. If an extension holds the lock, faulthandler writes the stacks to a memfd
+instead, in a signal handler. The signal is only sent to a process that catches it: the default action would kill it.
+And only to one that has not replied, since faulthandler reads the frames of other threads without stopping them, which
+is safe only while they do not run. Of a stopped process nothing but that can be learned.
 
-It owns the listener's end of this way, one `WatchdogChannel` for each child. Every wait ends at the caller's timeout.
+It owns the listener's end of the watchdog channels, one for each child. Every wait ends at the caller's timeout.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
     from serve_asgi.listener.child import Child
 
 ASKED_SHARE: Final = 0.6
-"""The part of the timeout in which the watchdog may answer; the rest is for faulthandler."""
+"""The part of the timeout in which the watchdog may reply; the rest is for faulthandler."""
 PATIENCE_SHARE: Final = 0.9
-"""The part of that rest for which its writing is waited for; what it has written by then counts."""
+"""The part of that rest in which faulthandler may write; what it has written by then counts."""
 LOOK: Final = 0.05
-"""Seconds between two looks at what faulthandler has written: that a file grows is no event."""
+"""Seconds between two checks of what faulthandler has written: a growing file causes no event."""
 DUMP_LIMIT: Final = 100_000
 """Bytes that faulthandler may write."""
 DUMP_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 ANSWER_LIMIT: Final = MAX_PACKET - 1000
-"""Bytes of one worker's answer."""
+"""Bytes of one worker's reply."""
 TOTAL_LIMIT: Final = LINE_LIMIT // 2
-"""Bytes of all workers' answers together."""
+"""Bytes of all workers' replies together."""
 STOPPED: Final = {"T": "stopped (state T)", "t": "held by a debugger (state t)"}
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) (0x[0-9a-f]+)(?: \[(.*)\])? \(most recent call first\):$")
 
 
 class WatchdogChannel:
-    """The way into one worker that does not need its event loop."""
+    """The connection to one worker's watchdog thread."""
 
     def __init__(self) -> None:
         """Raises OSError if the process or the machine is out of descriptors."""
@@ -57,7 +57,7 @@ class WatchdogChannel:
         self.dump = -1
         try:
             self.dump = os.memfd_create("serve-stacks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.truncate(self.dump, DUMP_LIMIT)  # and no more: giving gigabytes back would hold the listener up
+            os.truncate(self.dump, DUMP_LIMIT)  # and no more: freeing gigabytes would hold the listener up
             fcntl.fcntl(self.dump, fcntl.F_ADD_SEALS, DUMP_SEALS)
         except OSError:
             self.close()
@@ -68,25 +68,26 @@ class WatchdogChannel:
         self._asked = 0
 
     def hand_out(self) -> tuple[int, int]:
-        """The worker's end and a duplicate of the memfd, which the caller is to give to the worker; only once."""
+        """The worker's end and a duplicate of the memfd, for the caller to send to the worker; only once."""
         return self._theirs.detach(), os.dup(self.dump)
 
     def agree(self, signal: int, loop_thread: int) -> None:
-        """What the worker says in its hello: the signal that has it write its stacks, and its loop's thread."""
+        """Set what the worker's hello says: the signal that makes it write its stacks, and its loop's thread."""
         self._signal, self._loop_thread = signal, loop_thread
 
     def fileno(self) -> int:
         return self._channel.fileno()
 
     def to_state(self, descriptors: list[int]) -> dict[str, Any]:
-        """What `from_state` needs in a program that takes this one's place; `descriptors` gets what must stay open."""
+        """What `from_state` needs in a program that replaces this one; adds to `descriptors` those that must stay
+        open."""
         descriptors += [self._channel.fileno(), self.dump]
         agreed = {"signal": self._signal, "loop_thread": self._loop_thread, "asked": self._asked}
         return {"channel": self._channel.fileno(), "dump": self.dump, **agreed}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> WatchdogChannel:
-        """A window that this very process has opened before; the worker has its end of it."""
+        """A channel that an earlier program of this process has opened; the worker has its end."""
         window = cls.__new__(cls)
         window._channel, window._theirs = Channel(socket.socket(fileno=state["channel"]), 0), socket.socket()
         window._theirs.close()
@@ -105,8 +106,7 @@ class WatchdogChannel:
 
     async def look(self, pid: int, timeout: float, limit: int, lives: Callable[[], bool]) -> dict[str, Any]:
         """What the process `pid` is doing: "how" it was learned, the "reason" if not in the usual way, and the stacks.
-
-        Waits at most `timeout` seconds; the answer has about `limit` bytes at most. `lives` says whether `pid` is
+        Waits at most `timeout` seconds; the result has about `limit` bytes at most. `lives` returns whether `pid` is
         still the worker's.
         """
         found: dict[str, Any] | None = None
@@ -125,17 +125,17 @@ class WatchdogChannel:
         state = state_of(pid)
         if not state or state in "ZX" or not lives():
             return nothing("its process has ended")
-        return nothing(f"it has not answered within {timeout:g} s ({STATES.get(state, 'state ' + state)})")
+        return nothing(f"it has not responded within {timeout:g} s ({STATES.get(state, 'state ' + state)})")
 
     async def _ask(self, limit: int) -> dict[str, Any] | None:
-        """What the watchdog answers; None if it is not there, or says what it should not."""
+        """The watchdog's reply; None if there is none, or an invalid one."""
         self._asked += 1
         try:
             await self._channel.send({"type": "stacks", "id": self._asked, "limit": limit})
             while True:
                 data, _ = await self._channel.receive_data()
                 answer = FROM_WATCHDOG.decode(data)
-                if isinstance(answer, Stacks) and answer.id == self._asked:  # and not that to an earlier question
+                if isinstance(answer, Stacks) and answer.id == self._asked:  # and not the reply to an earlier request
                     told = members(answer)
                     return {"how": "asked", "reason": "", **{name: told[name] for name in TOLD}}
                 await anyio.lowlevel.checkpoint()
@@ -143,7 +143,7 @@ class WatchdogChannel:
             return None
 
     async def _dumped(self, pid: int, timeout: float) -> dict[str, Any] | None:
-        """What faulthandler writes within `timeout` when it is told to; None if it cannot be, or writes nothing."""
+        """What faulthandler writes within `timeout`; None if it cannot be triggered, or writes nothing."""
         if not self._signal or not catches(pid, self._signal):
             return None
         os.pwrite(self.dump, bytes(DUMP_LIMIT), 0)
@@ -157,7 +157,7 @@ class WatchdogChannel:
         text = self._written().decode(errors="replace")
         if not text:
             return None
-        reason = "its interpreter is busy: code of an extension keeps the interpreter lock"
+        reason = "its interpreter is busy: an extension holds the interpreter lock"
         return {"how": "faulthandler", "reason": reason, "threads": self._parsed(text), "tasks": []}
 
     def _written(self) -> bytes:
@@ -165,7 +165,7 @@ class WatchdogChannel:
         return os.pread(self.dump, DUMP_LIMIT, 0).partition(b"\0")[0] if self.dump >= 0 else b""
 
     def _parsed(self, text: str) -> list[dict[str, Any]]:
-        """The threads in what faulthandler wrote; each innermost call last, as elsewhere."""
+        """The threads in faulthandler's output; the innermost call last, as elsewhere."""
         threads: list[dict[str, Any]] = []
         for line in text.splitlines():
             if (found := _THREAD.match(line)) is not None:
@@ -174,23 +174,23 @@ class WatchdogChannel:
             elif line.startswith("  ") and threads:
                 threads[-1]["stack"].append(line.strip())
             elif line:
-                break  # the C stack, which newer versions of Python add
+                break  # the C stack, which newer Python versions add
         threads = [each for each in threads if not any(own in line for line in each["stack"] for own in OWN_THREADS)]
         for each in threads:
-            each["stack"].reverse()  # once: thousands of lines that each go to the front held the listener up
+            each["stack"].reverse()  # once: inserting thousands of lines at the front would hold the listener up
             first = (n for n, line in enumerate(each["stack"]) if not any(part in line for part in MACHINERY))
             each["stack"] = each["stack"][next(first, 0) :]
         return sorted(threads, key=lambda each: each["name"] != "event loop")
 
 
 TOLD: Final = ("threads", "threads_total", "tasks", "tasks_total", "blocked")
-"""What the watchdog tells."""
+"""Fields of the watchdog's reply."""
 OWN_THREADS: Final = (
     "server/serve_asgi/worker/loop_watchdog.py",
     "server/serve_asgi/worker/orphan_exit.py",
     "server/serve_asgi/logs/stdio_guard.py",
 )
-"""Where this server's own threads are."""
+"""Where this server's own threads are defined."""
 MACHINERY: Final = (
     "<frozen ",
     "/serve_asgi/worker/",
@@ -200,7 +200,7 @@ MACHINERY: Final = (
     "/anyio/",
     "/threading.py",
 )
-"""Where the frames lie that call an application and are none of its own, whatever release the worker runs from."""
+"""Paths of frames that call an application and are not its own, whatever release the worker runs from."""
 STATES: Final = {
     "R": "it is running: its interpreter is busy",
     "S": "it sleeps",
@@ -209,9 +209,8 @@ STATES: Final = {
 
 
 async def survey(children: Iterable[Child], timeout: float, silent_for: Callable[[Child], float]) -> dict[str, Any]:
-    """What every worker is doing, as `serve stacks --json` shows it; they are asked at the same time.
-
-    Takes `timeout` seconds at most, however many of them are blocked.
+    """What every worker is doing, as `serve stacks --json` shows it; all are asked at once. Takes `timeout` seconds at
+    most, however many of them are blocked.
     """
     asked = sorted(children, key=lambda child: (child.worker.generation.number, child.worker.slot))
     limit = min(ANSWER_LIMIT, TOTAL_LIMIT // max(1, len(asked)))
@@ -246,7 +245,7 @@ async def look(child: Child, timeout: float, limit: int = ANSWER_LIMIT) -> dict[
 
 
 def nothing(reason: str) -> dict[str, Any]:
-    """The answer for a worker of which nothing is known, and why."""
+    """The result for a worker whose stacks are unknown, and why."""
     return {"how": "none", "reason": reason, "threads": [], "tasks": []}
 
 
@@ -268,7 +267,7 @@ def catches(pid: int, number: int) -> bool:
 
 
 def traced(pid: int) -> bool:
-    """Whether a debugger or the like holds the process (proc_pid_status(5), TracerPid)."""
+    """Whether a debugger or the like traces the process (proc_pid_status(5), TracerPid)."""
     try:
         return re.search(r"^TracerPid:\s*[1-9]", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE) is not None
     except OSError:

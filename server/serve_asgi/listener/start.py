@@ -1,4 +1,4 @@
-"""A server from its settings to its exit status: what is bound before it runs, and given back when it has ended."""
+"""Runs a server from its settings to its exit status: binds sockets before, and releases them after."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ from serve_asgi.logs import server_log as logs
 from serve_asgi.logs import stdio_guard
 from serve_asgi.supervisor import actions
 
-NO_PROC: Final = (
-    "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, who is in the "
-    "middle of a handshake at a stop is not waited for, and `serve stacks` tells less"
-)
+NO_PROC: Final = "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, a stop does not "
+    "wait for clients in the middle of a handshake, and `serve stacks` shows less"
 
 log = logging.getLogger("serve")
 
@@ -36,7 +34,7 @@ log = logging.getLogger("serve")
 def run(settings: Settings) -> int:
     """Run a server until it ends; return its exit status.
 
-    Raises UsageError if what was asked for cannot be (status 2), StartError if the application did not start (1).
+    Raises UsageError for invalid settings (exit status 2), StartError if the application did not start (1).
     """
     config = settings.config
     descriptors.raise_limit()
@@ -69,7 +67,7 @@ def run(settings: Settings) -> int:
 
 
 def serve(listener: Listener) -> actions.Exit:
-    """Run it until it ends, and give back what it owned."""
+    """Run it until it ends, and release what it owned."""
     try:
         end = anyio.run(listener.run)
     finally:
@@ -88,7 +86,7 @@ def give_back(listening: list[ListeningSocket], pid_file: PidFile | None) -> Non
 
 
 def conclude(end: actions.Exit, settings: Settings) -> int:
-    """The exit status. Raises UsageError or StartError if the server has not ended in order."""
+    """Return the exit status. Raises UsageError or StartError if the server did not end normally."""
     if not end.status:
         return 0
     if settings.config.reload:

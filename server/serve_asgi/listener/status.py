@@ -1,7 +1,7 @@
-"""What the server tells about itself: status, configuration in force, and what the admin process is told.
+"""What the server reports about itself: its status, its effective configuration, and the admin process's state.
 
-All of it is JSON-compatible. `STATUS_VERSION` stays while members are only added; who reads it passes over members that
-it does not know.
+All of it is JSON-compatible. `STATUS_VERSION` does not change while members are only added; readers ignore unknown
+members.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GAUGES: Final = {cell.name.lower(): cell for cell in (Cell.CONNECTIONS, Cell.IN_
 DURATIONS: Final = slice(Cell.DURATION_0, Cell.DURATION_0 + len(DURATION_BOUNDS) + 1)
 
 RECENT: Final = 20
-"""Records that the status brings along."""
+"""Most recent records in the status."""
 RECENT_MEMBERS: Final = ("at", "level", "event", "text")
 HERE: Final = frozenset(state.value for state in AT_WORK)
 
@@ -43,9 +43,8 @@ def status(
     started: float,
     app: str,
 ) -> dict[str, Any]:
-    """The present state: the server, its generations, its workers and their counts.
-
-    `children` are the living ones by PID, `listening` the sockets' names, `started` a time of CLOCK_MONOTONIC (s).
+    """The current state: the server, its generations, its workers and their counts. `children` are the living ones by
+    PID, `listening` the sockets' names, `started` a time of CLOCK_MONOTONIC (s).
     """
     now = time.monotonic()
     current = 0 if supervisor.current is None else supervisor.current.number
@@ -89,7 +88,7 @@ def status(
 
 
 def past(history: History) -> dict[str, Any]:
-    """What has happened so far: the last reloads and records, and how often workers were started, by cause."""
+    """The history: the last reloads and records, and how often workers were started, by cause."""
     return {
         "history": list(history.reloads),
         "recent": [{name: r[name] for name in RECENT_MEMBERS} for r in [*history.records][-RECENT:]],
@@ -98,7 +97,7 @@ def past(history: History) -> dict[str, Any]:
 
 
 def _totals(scoreboard: Scoreboard, children: Mapping[int, Child]) -> Sequence[int]:
-    """All words of all living rows and of all slots' totals, added up; only those of counters mean anything."""
+    """The sum of all living rows and all slots' totals, word by word; only counters' are meaningful."""
     rows = [child.counts.words() for child in children.values()]
     folded = (scoreboard.totals(slot).tolist() for slot in range(scoreboard.slots))
     known = [*rows, *(row for row in folded if any(row))]
@@ -127,7 +126,7 @@ def _agent(agent: Agent, cells: Words, now: float) -> dict[str, Any]:
 
 
 def _health(cells: Words, now: float) -> dict[str, Any]:
-    """What every process says of itself."""
+    """What every process reports about itself."""
     return {
         "cpu": round(cells[Cell.CPU] / 1e9, 3),
         "lag": round(cells[Cell.LAG] / 1e9, 4),
@@ -161,9 +160,8 @@ def effective_config(
     control: Path | None,
     size: int,
 ) -> dict[str, Any]:
-    """The table of `Settings.told`, with what was resolved for the current generation: it names releases, not links.
-
-    `size` is how many workers there are to be by now.
+    """The table of `Settings.told`, with what was resolved for the current generation: releases, not links. `size` is
+    the current target number of workers.
     """
     resolved: dict[str, str] = {"bind": ", ".join(listening)} if listening else {}
     if size != settings.config.workers:
@@ -183,13 +181,14 @@ def effective_config(
 
 
 TROUBLE: Final = 300
-"""Characters of what was wrong with the last reload."""
+"""Characters of the last reload's failure."""
 
 
 def admin_state(
     supervisor: Supervisor, children: Iterable[Child], history: History, figures: Mapping[str, float]
 ) -> dict[str, Any]:
-    """JSON-compatible; `children` are the living ones, `figures` the hub's (`serve_asgi.hub.core`)."""
+    """The state that the admin process gets; `children` are the living ones, `figures` the hub's
+    (`serve_asgi.hub.core`)."""
     current = 0 if supervisor.current is None else supervisor.current.number
     living = [(child.row, child.worker) for child in children]
     workers = [

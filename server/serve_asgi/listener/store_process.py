@@ -1,10 +1,10 @@
-"""The store process as the listener holds it: started before everything else, fed, started again when it dies.
+"""The listener's side of the store process: starts it before everything else, feeds it, restarts it when it dies.
 
-It owns the process and the socket pair to it (`serve_asgi.ipc.store_frames` says what passes); what the hub asks waits
-in `serve_asgi.listener.store_requests`. The listener never waits for the process, but once: nothing else starts before
-the state is there. A new program of the listener takes over the process as it is, lets it finish what it has, and puts
-one of its own release in its place: nothing is refused on the way, it waits. The process is not trusted with anything
-but the state: one that says what no store says is killed, which is as if it had died.
+It owns the process and the socket pair to it (protocol: `serve_asgi.ipc.store_frames`); the hub's requests are queued
+in `serve_asgi.listener.store_requests`. The listener waits for the process only once: nothing else starts before the
+state has been loaded. After a re-exec the new program takes over the process, lets it finish its requests, and replaces
+it by one of its own release: meanwhile requests wait, none is refused. The process is trusted with nothing but the
+state: one that breaks the protocol is killed, as if it had died.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from serve_asgi.supervisor import actions
 
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 5.0
-"""Seconds until a dead one is replaced; the delay doubles with each death."""
+"""Most seconds until a dead process is replaced; the delay doubles with each death."""
 STEADY: Final = 30.0
-"""One that lived this long (s) has the deaths before it forgiven."""
+"""Seconds of life after which the delay starts over."""
 END_TIME: Final = 5.0
-"""Seconds that it has to write what waits, and to end, when the server ends; then it is killed."""
+"""Seconds that it has to finish its requests and exit when the server ends; then it is killed."""
 TURN_BUDGET: Final = 0.0002
-"""Seconds of one turn of the loop that go to its frames."""
+"""Seconds of one turn of the loop that may be spent on its frames."""
 LAST_WORDS: Final = 1000
-"""Frames that are read of a dead one; its socket holds fewer, but somebody else may have it."""
+"""Frames that are read from a dead process; its socket holds fewer, but another process may hold it, too."""
 
 log = logging.getLogger("serve")
 
@@ -59,10 +59,10 @@ State = dict[str, Any]
 class StoreStage(enum.Enum):
     """STARTING -> UP <-> AWAY; UP -> TURNING -> UP (another process); any -> ENDED."""
 
-    STARTING = "starting"  # no process of this server has been up
-    UP = "up"  # it takes what is asked
-    AWAY = "away"  # it is dead, or cannot reach what it keeps the state in
-    TURNING = "turning"  # another process takes its place: what is asked waits
+    STARTING = "starting"  # no process of this server has been up yet
+    UP = "up"  # it handles requests
+    AWAY = "away"  # it is dead, or cannot reach its backend
+    TURNING = "turning"  # another process is replacing it; requests wait
     ENDED = "ended"
 
 
@@ -80,10 +80,9 @@ class StoreProcess:
         left: State | None = None,
         known: Callable[[], tuple[list[tuple[str, StateEntry]], int]] = lambda: ([], 0),
     ) -> None:
-        """`take` gets what the process says, `changed` why nothing can be asked ("": it can).
-
-        Relative paths begin in `directory`. `left` is what an earlier program of this process had. `known` returns all
-        that the hub has of the state, and the version of the last change, for a Redis that comes back empty.
+        """`take` gets the process's frames, `changed` why it is unavailable ("" if it is available). Relative paths
+        begin in `directory`. `left` is the state of an earlier program of this process. `known` returns all that the
+        hub has of the state, and the version of the last change, for a Redis that comes back empty.
         """
         self._config = config
         self._location = config.state if is_url(config.state) else os.path.join(directory, config.state)
@@ -104,31 +103,32 @@ class StoreProcess:
         self._adopted = left is not None and left["pid"] != 0
         self._failed = ""  # why the last process could not start
         self._heads = Heads(FROM_STORE)
-        self._broken = ""  # what the process has said wrong, for which it is killed
-        self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the message that a process had told last
+        self._broken = ""  # how the process has broken the protocol, for which it is killed
+        self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the last message that a process has reported
         self.trouble = ""
-        """Why nothing can be asked at present."""
-        self._refuses = ""  # why writes are refused at present, though it can be asked
+        """Why the store is unavailable at present."""
+        self._refuses = ""  # why writes are refused at present, although it is available
         self.failure: tuple[str, int] | None = None
-        """Why the server cannot start, and its exit status."""
+        """Why the server cannot start, and the exit status."""
         if left is not None:
             self._load(left)
             if self._stage is not StoreStage.STARTING:
-                changed(self.trouble)  # the hub is a new one, and hears from its members before `run` begins
+                changed(self.trouble)  # the hub is new, and gets frames from its members before `run` begins
 
     @property
     def shown(self) -> str:
-        """Where the state is kept, as people are told: without passwords."""
+        """Where the state is kept, without passwords."""
         return shown(self._location)
 
     def status(self) -> State:
         """For `serve status`, JSON-compatible."""
         return {"place": self.shown, "trouble": self.trouble or self._refuses}
 
-    # What the hub asks
+    # Requests from the hub
 
     def send(self, data: bytes) -> None:
-        """Have the process get a frame, or the asker a refusal in a later turn of the loop; returns at once."""
+        """Queue a frame for the process, or a refusal for the requester in a later turn of the loop; returns at
+        once."""
         if self._stage in (StoreStage.STARTING, StoreStage.ENDED) or (
             self._stage is StoreStage.AWAY and self._process is None
         ):
@@ -140,12 +140,12 @@ class StoreProcess:
         self._news.set()
 
     def reopen(self) -> None:
-        """Log files have been moved away."""
+        """Have it reopen its log files."""
         if self._stage is StoreStage.UP:
             self._questions.put_order(encode("store.reopen"))
             self._news.set()
 
-    # Its life
+    # Its life cycle
 
     async def run(self) -> None:
         """Keep a process alive until `finish`."""
@@ -155,7 +155,7 @@ class StoreProcess:
             began, turned = time.monotonic(), self._adopted
             try:
                 how = await self._live()
-            except Exception as error:  # such as EMFILE: the server goes on
+            except Exception as error:  # such as EMFILE: the server continues
                 log.debug("the store process", exc_info=True)
                 how = f"it could not be started: {error}"
             self._adopted = False
@@ -171,16 +171,16 @@ class StoreProcess:
         self._ended.set()
 
     async def first(self) -> None:
-        """Wait until the state is there, or `failure` says why the server cannot start."""
+        """Wait until the state has been loaded, or `failure` says why the server cannot start."""
         limit = redis_address(self._location).start if is_url(self._location) else START_TIME
         with anyio.move_on_after(limit):
             await self._first.wait()
         if self._stage is not StoreStage.UP and self.failure is None:
-            why = self.trouble or f"the store process said nothing for {limit:g} s"
+            why = self.trouble or f"the store process did not respond for {limit:g} s"
             self.failure = f"the shared state cannot be read from {self.shown}: {why}", 1
 
     async def finish(self) -> None:
-        """The server has ended: let the process write what waits and end, by force if need be."""
+        """The server has ended: let the process finish its requests and exit; kill it if necessary."""
         self._end.set()
         self._news.set()
         with anyio.move_on_after(END_TIME):
@@ -191,8 +191,8 @@ class StoreProcess:
                 await self._process.wait()
 
     async def _live(self) -> str:
-        """Start a process (or go on with that of an earlier program), serve it, and return how it ended."""
-        knows = self._stage is not StoreStage.STARTING and is_url(self._location)  # the hub, what a Redis may lose
+        """Start a process (or take over an earlier program's), serve it, and return how it ended."""
+        knows = self._stage is not StoreStage.STARTING and is_url(self._location)  # the hub has what a Redis may lose
         if not self._adopted:
             self._socket, theirs = pair()
         ours = self._socket
@@ -213,7 +213,7 @@ class StoreProcess:
                 status = await self._process.wait()
                 tasks.cancel_scope.cancel()
             with contextlib.suppress(EOFError):
-                for _ in range(LAST_WORDS):  # what it said last comes before its death
+                for _ in range(LAST_WORDS):  # handle its last frames before its death
                     if not self._take_one(ours):
                         break
         finally:
@@ -228,7 +228,7 @@ class StoreProcess:
         return self._processes.start(arguments, environment, [(theirs.fileno(), theirs.fileno())])
 
     def _order(self, knows: bool) -> bytes:
-        """What the process is told first."""
+        """The first frame to the process."""
         head = {
             "protocol": list(PROTOCOL),
             "location": self._location,
@@ -242,10 +242,10 @@ class StoreProcess:
         return encode("store.open", head, pack_value(self._config.to_json(), "the configuration"))
 
     def _gone(self, how: str, turned: bool) -> None:
-        """The process has ended: nobody else will answer what it was asked."""
+        """The process has ended: refuse the requests that it has not completed."""
         if self._stage is StoreStage.STARTING and self.failure is None and not self._end.is_set():
-            self.failure = f"the store process ended ({how}), which it should not: see the lines above", 1
-        self._questions.forsaken(f"the store process ended ({how}) before it had answered", another_comes=turned)
+            self.failure = f"the store process ended unexpectedly ({how}): see the lines above", 1
+        self._questions.forsaken(f"the store process ended ({how}) before it had responded", another_comes=turned)
         if self._end.is_set() or turned or self.failure is not None:
             return
         self._away(self._failed or f"the store process ended ({how})", "store_died")
@@ -256,14 +256,14 @@ class StoreProcess:
         if self._stage is not StoreStage.STARTING:
             self._stage = StoreStage.AWAY
             self._changed(text)
-        if not said or (event == "store_died" and text != said):  # one line for one outage, unless there is more to say
+        if not said or (event == "store_died" and text != said):  # one line per outage, unless there is more to say
             about = f"the shared state cannot be written at present: {text}"
             self._happened(actions.LogEvent(logging.ERROR, event, about, "", {"state": self.shown, "reason": text}))
 
-    # What it is told
+    # To the process
 
     async def _feed(self, ours: socket.socket, process: HelperProcess, knows: bool) -> None:
-        """Give the process what waits; at the end, or for a successor, let it finish what it has."""
+        """Send the process what is queued; at the end, or for a successor, let it finish what it has."""
         try:
             if self._adopted:
                 await self._let_finish()
@@ -275,7 +275,7 @@ class StoreProcess:
             await anyio.sleep(END_TIME)
             process.signal(signal.SIGKILL)
         except (OSError, anyio.ClosedResourceError):
-            pass  # it is gone, which SIGCHLD tells
+            pass  # it has exited, which SIGCHLD reports
 
     async def _tell_what_is_known(self, ours: socket.socket) -> None:
         entries, version = self._known()
@@ -306,7 +306,7 @@ class StoreProcess:
             self._news = anyio.Event()
             await self._news.wait()
 
-    # What it says
+    # From the process
 
     async def _read(self, ours: socket.socket) -> None:
         try:
@@ -320,10 +320,10 @@ class StoreProcess:
                 if self._broken:
                     return
         except (OSError, EOFError, anyio.ClosedResourceError):
-            pass  # it is gone, which SIGCHLD tells
+            pass  # it has exited, which SIGCHLD reports
 
     def _take_one(self, ours: socket.socket) -> bool:
-        """Take one frame; False if there is none. Raises EOFError at the end."""
+        """Handle one frame; return False if there is none. Raises EOFError at the end."""
         if self._broken:
             return False
         data = receive(ours)
@@ -398,10 +398,10 @@ class StoreProcess:
         except Exception:
             log.exception("the hub could not handle a frame from the store process; please report this")
 
-    # A new program of the listener
+    # Re-exec
 
     def to_state(self, descriptors: list[int]) -> State:
-        """All of it, JSON-compatible; `descriptors` gets what must stay open."""
+        """All of it, JSON-compatible; adds to `descriptors` those that must stay open."""
         fd = -1 if self._socket is None else self._socket.fileno()
         if fd >= 0:
             descriptors.append(fd)
@@ -427,7 +427,7 @@ class StoreProcess:
 
 
 async def _send(ours: socket.socket, data: bytes) -> None:
-    """Send a frame, waiting for room. Raises OSError if the process is gone."""
+    """Send a frame, waiting for room. Raises OSError if the process has exited."""
     while True:
         try:
             ours.send(data, socket.MSG_NOSIGNAL)

@@ -1,10 +1,10 @@
-"""Binding a unix socket's path, so that two servers never take the same one and a dead one's never stands in the way.
+"""Binds a unix socket's path, so that two servers never take the same one and a dead server's is never in the way.
 
-A lock on PATH.lock (flock(2)) says that a server holds the path, also while nobody listens on it yet; it ends with
-the process, however that dies. Under the lock, a path where connects are refused is a dead server's and is replaced.
-The file's mode comes from the umask at bind, so that it is never open to more people than asked, not even for a
-moment. (Binding to another name and renaming was rejected: `getsockname` would tell the other name for ever, and the
-path may be too long.)
+A lock on PATH.lock (flock(2)) says that a server holds the path, even while nobody listens on it yet; it ends with the
+process, however that dies. Under the lock, a path where connects are refused belonged to a dead server and is replaced.
+The file's mode comes from the umask at bind, so that it is never more open than configured, not even for a moment.
+(Binding to another name and renaming was rejected: `getsockname` would return the other name for ever, and the path may
+be too long.)
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from serve_asgi.ipc.shut_out_clients import Identity
 def bind_unix(address: UnixAddress, config: Config) -> tuple[socket.socket, Identity | None, PathLock | None]:
     """A socket bound to `address`, with `config.unix_mode`, and owned by `config.user` and `config.group` if set.
 
-    An abstract one is no file: it has neither mode nor owner, and the kernel alone keeps its name for one server.
-    Raises InUseError while a living server has the path, and UsageError, which says what to do, for all else.
+    An abstract one is not a file: it has neither mode nor owner, and the kernel alone reserves its name. Raises
+    InUseError while a living server has the path, and UsageError, which says what to do, for all else.
     """
     if address.is_abstract:
         return _bind_abstract(address), None, None
@@ -62,14 +62,14 @@ def _bind_abstract(address: UnixAddress) -> socket.socket:
         made.close()
         if error.errno == errno.EADDRINUSE:
             raise InUseError() from None
-        raise UsageError(f"listening on {address} is not possible: {error.strerror}") from None
+        raise UsageError(f"cannot listen on {address}: {error.strerror}") from None
     return made
 
 
 def remove_dead(path: str) -> bool:
     """Remove the socket of a server that has died; return whether there was one.
 
-    Raises InUseError if one answers, UsageError if it is no socket.
+    Raises InUseError if a server listens on it, UsageError if it is not a socket.
     """
     try:
         mode = os.stat(path, follow_symlinks=False).st_mode
@@ -86,12 +86,12 @@ def remove_dead(path: str) -> bool:
                 os.unlink(path)
             return True
         except BlockingIOError:
-            pass  # its queue is full: it lives
+            pass  # its queue is full: it is alive
     raise InUseError()
 
 
 def _give_away(path: str, config: Config) -> None:
-    """With --user or --group, let the socket belong to them, as the workers do."""
+    """With --user or --group, make them the owner of the socket, as of the workers."""
     if os.geteuid() != 0 or not (config.user or config.group):
         return
     user = find_user(config.user).pw_uid if config.user else -1
