@@ -25,8 +25,10 @@ from serve_asgi.logs import server_log as logs
 from serve_asgi.logs import stdio_guard
 from serve_asgi.supervisor import actions
 
-NO_PROC: Final = "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, a stop does not "
+NO_PROC: Final = (
+    "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, a stop does not "
     "wait for clients in the middle of a handshake, and `serve stacks` shows less"
+)
 
 log = logging.getLogger("serve")
 

@@ -1,6 +1,6 @@
-"""What the supervisor wants done (actions): plain values, to be tabled in tests; and the list of those of one event.
+"""The supervisor's actions: plain values, for tables in tests; and the list of those decided for one event.
 
-All parts of the supervisor share one `Decisions`, so that what they want done keeps its order.
+All parts of the supervisor share one `Decisions`, so that actions keep their order.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from serve_asgi.supervisor.lifecycles import Agent, AppProcess, Generation, Work
 
 
 class Action:
-    """Something that the shell is to do, at once and without waiting."""
+    """Something for the shell to do, at once and without waiting."""
 
     __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrepareReload(Action):
-    """Read the configuration again and ask the hooks; answer with ReloadPrepared."""
+    """Read the configuration again and run the pre_reload hooks; then post ReloadPrepared."""
 
     by: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PrepareGeneration(Action):
-    """This generation begins, with the configuration that was read last and what that has come to mean."""
+    """This generation begins, with the configuration that was read and resolved last."""
 
     generation: Generation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AdoptGeneration(Action):
-    """This generation serves: what it was configured with is now the server's own."""
+    """This generation serves: its configuration becomes the server's own."""
 
     generation: Generation
 
@@ -51,12 +51,12 @@ class StartWorker(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OpenPorts(Action):
-    """Call listen(); answer with PortsOpened."""
+    """Call listen(); then post PortsOpened."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShutOut(Action):
-    """Keep new connections out, resetting none; answer with ShutOutDone."""
+    """Keep new connections out, resetting none; then post ShutOutDone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class TellServe(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellRetire(Action):
-    """`accept_queued`: accept what is in the kernel's queue first, for nobody else will."""
+    """`accept_queued`: first accept what is in the kernel's queue, since nobody else will."""
 
     worker: Worker
     reason: str
@@ -95,14 +95,14 @@ class StartAgent(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellEnter(Action):
-    """It has the lease."""
+    """It gets the lease, and begins."""
 
     agent: Agent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TellFinish(Action):
-    """`timeout` (s): how long it has until it is killed."""
+    """`timeout` (s): the time until it is killed."""
 
     agent: Agent
     reason: str
@@ -120,7 +120,7 @@ class TellVerdict(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectPair(Action):
-    """Connect a retiring worker with one that receives its connections."""
+    """Connect a retiring worker to one that receives its connections."""
 
     sender: Worker
     receiver: Worker
@@ -145,10 +145,8 @@ class ReopenLogs(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogEvent(Action):
-    """What has happened: a line of the log, and a record for those who follow.
-
-    `level` is that of the logging module, `event` the name of the kind of thing (docs/reference/events.md), `about` its
-    particulars, JSON-compatible.
+    """An event: a line of the log, and a record for those who follow. `level` is that of the logging module, `event`
+    the event's name (docs/reference/events.md), `about` its fields, JSON-compatible.
     """
 
     level: int
@@ -160,7 +158,7 @@ class LogEvent(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AnswerReload(Action):
-    """The outcome of a reload, for whoever holds the ticket."""
+    """The outcome of a reload, for the holder of the ticket."""
 
     ticket: int
     ok: bool
@@ -170,7 +168,7 @@ class AnswerReload(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Announce(Action):
-    """Tell the service manager: "ready", "reloading", "stopping"; or only the status text."""
+    """Notify the service manager: "ready", "reloading", "stopping"; or only send the status text."""
 
     what: str
     text: str
@@ -178,7 +176,7 @@ class Announce(Action):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exit(Action):
-    """`again`: a reload was asked for while the first start failed, so that another one may do better."""
+    """`again`: a reload was requested while the first start failed, so another attempt may succeed."""
 
     status: int
     message: str = ""
@@ -187,29 +185,29 @@ class Exit(Action):
 
 
 class Decisions:
-    """Those about the event that is being handled."""
+    """The actions decided for the event that is being handled."""
 
     def __init__(self) -> None:
         self.now = 0.0
         """CLOCK_MONOTONIC, s."""
         self.count = 0
-        """The event's number: who began later has a greater one."""
+        """The event's number, which orders beginnings."""
         self.actions: list[Action] = []
 
     def begin(self, now: float) -> None:
-        """Nothing has been decided yet about what is handled from here on."""
+        """Start with the next event: nothing has been decided yet."""
         self.now = now
         self.actions = []
 
     def do(self, *actions: Action) -> None:
-        """Have this done, after all that was decided before."""
+        """Add actions, after all those decided before."""
         self.actions += actions
 
     def say(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
-        """Tell what has happened."""
+        """Log an event."""
         self.do(LogEvent(level, event, text, detail, about))
 
     def say_of(self, worker: Worker, level: int, event: str, text: str, **about: Any) -> None:
-        """`worker` in the record is the number of the process in its listener's life; the shell adds the PID."""
+        """Log an event about a process; the shell adds its PID to the record."""
         who = {"worker": worker.id, "generation": worker.generation.number, "slot": worker.slot}
         self.do(LogEvent(level, event, text, "", who | about))

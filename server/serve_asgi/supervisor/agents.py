@@ -1,9 +1,9 @@
-"""The agents: which process has the lease, and how it passes from one to the next; a part of the supervisor.
+"""The agents: which process has the lease, and how it passes from one to the next. Part of the supervisor.
 
-At most one agent has the lease (`LEASED`), from the moment at which it is told to enter until it has been reaped:
-nothing it says ends the lease, since only a process that is no more does nothing more. The supervisor says whose agent
-is to have it (`tend`), and everything follows from comparing that with what is: who is in the way is let go of, who is
-missing is started, who is prepared is entered once nobody has the lease. Pure, as the supervisor is.
+At most one agent has the lease (`LEASED`), from the moment it is told to enter until it has been reaped: nothing that
+it reports ends the lease, since only a dead process certainly does nothing. The supervisor says which generation's
+agent is to have it (`tend`), and everything follows from comparing that with the actual state: an agent in the way is
+ended, a missing one is started, a prepared one is entered once the lease is free. Pure, as the supervisor is.
 """
 
 from __future__ import annotations
@@ -32,50 +32,49 @@ class Agents:
     """All agents of one server that have not been reaped."""
 
     def __init__(self, do: Callable[[actions.Action], None], number: Callable[[], int]) -> None:
-        """`do` takes what is to be done, `number()` gives a process its number."""
+        """`do` takes actions, `number()` returns a number for a new process."""
         self._do = do
         self._number = number
         self.all: dict[int, Agent] = {}
         self.restart = RestartBackoff()
-        """When the current generation's agent is started again, and what was wrong with it."""
+        """When the current generation's agent is restarted, and what its trouble was."""
         self.vacant_since = -math.inf
-        """When the last one ceased to be active (it was told to finish, failed or died)."""
+        """When the last one stopped being active (it was told to finish, failed or died)."""
         self._hurried = False
-        """The server stops quickly: nobody has longer than `END_TIMEOUT` to finish."""
+        """The server stops quickly: agents have at most `END_TIMEOUT` to finish."""
 
-    # What is
+    # State
 
     def of(self, generation: Generation, *states: AgentState) -> Agent | None:
         """The agent of this generation in one of these states."""
         return next((a for a in self.all.values() if a.generation is generation and a.state in states), None)
 
     def holder(self) -> Agent | None:
-        """Who has the lease."""
+        """The agent that has the lease."""
         return next((agent for agent in self.all.values() if agent.state in LEASED), None)
 
     def is_prepared(self, generation: Generation) -> bool:
-        """Whether nothing of this generation is in the way of passing the lease to its agent, if it is to have one."""
+        """Whether the lease can pass to this generation's agent, or it is to have none."""
         return not generation.policy.agent or self.of(generation, AgentState.PREPARED) is not None
 
     def has_passed(self, generation: Generation) -> bool:
-        """Whether the agent of this generation is active, or nobody's is, if it has none."""
+        """Whether this generation's agent is active, or no agent is, if it is to have none."""
         if generation.policy.agent:
             return self.of(generation, *AT_WORK) is not None
         return self.holder() is None
 
     def next_deadline(self, now: float, holder: Generation | None) -> float:
-        """When something is to be done if nothing happens before; `holder` as last given to `tend`."""
+        """When something has to be done if nothing happens before; `holder` as last given to `tend`."""
         deadline = min((agent.deadline for agent in self.all.values()), default=math.inf)
         if holder is not None and self._is_missing(holder) and self.restart.not_before > now:
             deadline = min(deadline, self.restart.not_before)
         return deadline
 
-    # What the supervisor wants
+    # Requests of the supervisor
 
     def tend(self, now: float, holder: Generation | None, preparing: Generation | None, again: bool) -> None:
-        """Have the agent of `holder` active and that of `preparing` prepared, and no other.
-
-        `again`: `holder` has had an agent before, so that one that is started now takes its place.
+        """Have the agent of `holder` active, that of `preparing` prepared, and no other. `again`: `holder` has had an
+        agent before, which one that is started now replaces.
         """
         for agent in list(self.all.values()):
             if agent.generation is not holder and (agent.generation is not preparing or agent.state in LEASED):
@@ -87,51 +86,51 @@ class Agents:
             self._start(preparing, Cause.GENERATION, now)
         coming = None if holder is None else self.of(holder, AgentState.PREPARED)
         if coming is not None and self.holder() is None:
-            policy = coming.generation.policy  # the agent of a killed server may be in the way for its agent timeout
+            policy = coming.generation.policy  # a killed server's agent may take its agent timeout to end
             coming.become(AgentState.ENTERING, now + policy.startup_timeout + policy.agent_timeout)
             self._do(actions.TellEnter(coming))
 
     def begin_anew(self) -> None:
-        """Another generation is current: no agent of it has been lost."""
+        """Another generation is current, none of whose agents has been lost."""
         self.restart = RestartBackoff()
 
     def hold(self, now: float) -> None:
-        """The workers leave: who has the lease keeps it for as long as they are there, and nobody gets it."""
+        """The workers are leaving: the lease stays where it is until they have left, and passes to nobody."""
         for agent in list(self.all.values()):
             if agent.state in COMING:
                 self._let_go(agent, now, "stop")
 
     def hurry(self, now: float) -> None:
-        """A quick stop: who is told to finish from here on has less time, and so has who finishes already."""
+        """A quick stop: agents that finish have less time, also those that do already."""
         self._hurried = True
         for agent in self.all.values():
             if agent.state is AgentState.FINISHING:
                 agent.deadline = min(agent.deadline, now + END_TIMEOUT)
 
     def kill_all(self, why: str) -> None:
-        """Nothing is waited for any more."""
+        """Kill all that are left."""
         for agent in list(self.all.values()):
             self._kill(agent, why)
 
     def reopen(self) -> None:
-        """Log files have been moved away."""
+        """Have them reopen their log files."""
         for agent in self.all.values():
             if agent.state not in (AgentState.ENDING, AgentState.KILLED):
                 self._do(actions.TellReopen(agent))
 
-    # What the agents say; a text that is returned is why one that was wanted is not there
+    # Reports of the agents; a returned text says why a wanted agent is missing
 
     def prepared(self, agent: Agent) -> None:
-        """The agent is ready to begin."""
+        """The agent can begin."""
         if agent.state is AgentState.STARTING:
             agent.become(AgentState.PREPARED)
             self._say_of(agent, logging.DEBUG, "agent_prepared", f"{agent} is prepared")
 
     def waits(self, agent: Agent, holder: int) -> None:
-        """Another server's agent is in its way."""
+        """The agent waits for another server's."""
         if agent.state is AgentState.ENTERING:
             who = f", PID {holder}," if holder else ""
-            agent.in_the_way = f"that of a server that was here before{who} has not ended"
+            agent.in_the_way = f"an earlier server's agent{who} has not ended"
             text = f"{agent} waits: {agent.in_the_way}"
             self._say_of(agent, logging.WARNING, "agent_delayed", text, holder=holder)
 
@@ -147,7 +146,7 @@ class Agents:
         text = f"{agent} is active"
         if vacant < math.inf:
             about["vacant"] = round(vacant, 4)
-            text += f", {vacant:.3f} s after the one before ceased to be"
+            text += f", {vacant:.3f} s after the previous one was"
         self._say_of(agent, logging.INFO, "agent_activated", text, **about)
 
     def returned(self, agent: Agent) -> None:
@@ -156,13 +155,13 @@ class Agents:
             agent.become(AgentState.RETURNED)
             text = (
                 f"{agent} has returned, and is not called again before a reload: its process stays for messages and "
-                "schedules only. If it should have gone on, find out why it ended; if it has nothing else to do, end "
+                "schedules only. If it should still run, find out why it returned; if it has nothing else to do, end "
                 "it with `await retiring.wait()`"
             )
             self._say_of(agent, logging.WARNING, "agent_returned", text)
 
     def failed(self, agent: Agent, now: float) -> bool:
-        """It says that it failed, and ends by itself. True if it was wanted."""
+        """It reports that it failed, and exits by itself. Returns True if it was wanted."""
         wanted = agent.state in STANDING
         if agent.state in COMING:
             agent.become(AgentState.ENDING, now + END_TIMEOUT)
@@ -173,19 +172,19 @@ class Agents:
         return wanted
 
     def blocked(self, agent: Agent, now: float) -> bool:
-        """Its loop does not turn: it is to finish, and most likely will be killed. True if it was wanted."""
+        """Its loop is blocked: have it finish, though it will most likely be killed. Returns True if it was wanted."""
         if agent.state not in AT_WORK:
             return False
         self._let_go(agent, now, "blocked")
         return True
 
     def finished(self, agent: Agent) -> None:
-        """It has ended in order."""
+        """It has ended normally."""
         agent.finished = True
         self._say_of(agent, logging.INFO, "agent_finished", f"{agent} has finished", reason=agent.reason)
 
     def died(self, agent: Agent, how: str, now: float) -> str:
-        """It has been reaped: if it had the lease, nobody has it now."""
+        """It has been reaped: if it had the lease, the lease is free."""
         before = agent.state
         if before in STANDING:
             self._vacate(agent, now)
@@ -206,7 +205,7 @@ class Agents:
         return ""
 
     def overdue(self, now: float) -> list[tuple[Agent, str]]:
-        """Kill those whose state has lasted too long; those of them that were wanted, and why they are not there."""
+        """Kill those whose state has lasted too long; return those that were wanted, and why they are missing."""
         missed = []
         for agent in [a for a in self.all.values() if now >= a.deadline]:
             before, policy, why = agent.state, agent.generation.policy, "it had not ended in time"
@@ -226,9 +225,8 @@ class Agents:
         return missed
 
     def lost(self, agent: Agent, trouble: str, detail: str, now: float | None) -> None:
-        """One that was wanted is not there: another one is started, after a while if this goes on.
-
-        `now`: None if none is to be started any more.
+        """A wanted agent is missing: another one is started, with a delay if this happens repeatedly. `now`: None if no
+        other is to be started.
         """
         about: dict[str, Any] = {"reason": trouble}
         then = "the server stops"
@@ -238,7 +236,7 @@ class Agents:
             then = f"another is started {f'in {delay:g} s' if delay else 'now'}, the workers serve on"
         self._say_of(agent, logging.ERROR, "agent_failed", f"{agent} is lost; {then}: {trouble}", detail, **about)
 
-    # Small things
+    # Helpers
 
     def _is_missing(self, generation: Generation) -> bool:
         return generation.policy.agent and self.of(generation, *STANDING) is None
@@ -256,7 +254,7 @@ class Agents:
         return min(timeout, END_TIMEOUT) if self._hurried else timeout
 
     def _let_go(self, agent: Agent, now: float, reason: str) -> None:
-        """End one that has not begun, have one finish that has; the others do already."""
+        """End an agent that has not begun, have one finish that has; others are ending already."""
         if agent.state in COMING:
             agent.become(AgentState.ENDING, now + agent.generation.end_timeout)
             self._do(actions.TellQuit(agent))

@@ -17,7 +17,7 @@ from serve_asgi.supervisor.lifecycles import Generation
 
 @dataclasses.dataclass(slots=True)
 class Drain:
-    """Who set it decides how it ends; `began` is the event count, to tell a reload that began later."""
+    """How it was set decides how it ends; `began` is the event count, to recognise a reload that began later."""
 
     by_control: bool
     began: int
@@ -31,14 +31,14 @@ class DrainSwitch:
         self.on: Drain | None = None
 
     def asked(self, event: e.DrainAsked) -> None:
-        """Somebody wants the node to drain, or to end that."""
+        """Handle a request to drain, or to end the drain."""
         if event.on:
             self.begin(by_control=event.by_control)
         elif self.on is not None:
             self._end("`serve drain --off`")
 
     def begin(self, *, by_control: bool, until: str = "`serve drain --off`") -> None:
-        """It is to be on; `until` says what ends one that no reload ends."""
+        """Begin, or prolong, the drain; `until` says what ends one that no reload ends."""
         by_control = by_control or (self.on is not None and self.on.by_control)
         if self.on is None:
             self._decisions.do(actions.SetDrain(True))
@@ -48,7 +48,7 @@ class DrainSwitch:
         self.on = Drain(by_control, self._decisions.count)
 
     def deployed(self, generation: Generation) -> None:
-        """`generation` serves from here on, by a reload."""
+        """`generation` serves from here on, after a reload."""
         if self.on is not None and not self.on.by_control and self.on.began < generation.began:
             self._end(f"generation {generation.number} serves")
 

@@ -1,4 +1,4 @@
-"""What happens to the supervisor (events): plain values, to be tabled in tests."""
+"""The supervisor's events: plain values, for tables in tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from serve_asgi.supervisor.lifecycles import Agent, Policy, Worker
 
 
 class Event:
-    """Something that happened. `Wakeup` is what is handled when a deadline has passed and nothing else happened."""
+    """Something that happened. `Wakeup` is handled when a deadline has passed and nothing else has happened."""
 
     __slots__ = ()
 
@@ -21,17 +21,17 @@ class Wakeup(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReloadAsked(Event):
-    """HUP, or `serve reload` with a ticket that wants the outcome; `by` says who asked."""
+    """HUP, or `serve reload` with a ticket for the outcome; `by` says who requested it."""
 
     ticket: int | None = None
     by: str = "HUP"
     supersedes: bool = False
-    """A generation that is still starting has old code: it is given up for the next one, as it may never be ready."""
+    """A generation that is still starting has old code, and may never be ready: it is given up for the next one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReloadPrepared(Event):
-    """The configuration was read again and the hooks before a reload agreed; or `trouble` says why there is none."""
+    """The configuration has been read and the pre_reload hooks agree; or `trouble` says why there is no reload."""
 
     policy: Policy | None
     trouble: str = ""
@@ -48,7 +48,7 @@ class DrainAsked(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StopAsked(Event):
-    """TERM: graceful; a second one is quick. `delay` (s) of draining before it, in place of --drain-delay."""
+    """TERM: graceful; a second one is quick. `delay` (s): drain before it for so long, instead of --drain-delay."""
 
     delay: float | None = None
 
@@ -60,7 +60,7 @@ class QuickStopAsked(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScaleAsked(Event):
-    """So many workers more (or fewer), or `to` as many as that."""
+    """`by` so many more workers (or fewer), or `to` so many."""
 
     by: int = 0
     to: int | None = None
@@ -68,7 +68,7 @@ class ScaleAsked(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReopenAsked(Event):
-    """USR1: log files have been moved away."""
+    """USR1: log files are to be reopened."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class PortsOpened(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShutOutDone(Event):
-    """No new connection can come into being any more."""
+    """No new connection can arrive any more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class WorkerReady(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerFailed(Event):
-    """The worker could not become ready; it ends by itself. `usage`: the command line is at fault."""
+    """The worker has failed to start; it exits by itself. `usage`: because of the command line."""
 
     worker: Worker
     message: str
@@ -105,7 +105,7 @@ class WorkerAccepts(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerWantsReplacement(Event):
-    """The worker is to be replaced: it asked for it, or its event loop has been `blocked` for so many seconds."""
+    """The worker is to be replaced: it requested it, or its event loop has been `blocked` for so many seconds."""
 
     worker: Worker
     reason: str
@@ -114,7 +114,7 @@ class WorkerWantsReplacement(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WorkerFinished(Event):
-    """The worker has ended in order; `report` holds its counts."""
+    """The worker has ended normally; `report` holds its counts."""
 
     worker: Worker
     report: dict[str, Any]
@@ -131,7 +131,7 @@ class WorkerDied(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairWithdrawn(Event):
-    """A sender takes back what it has offered over this pair and not committed."""
+    """A sender withdraws what it has offered over this pair and not committed."""
 
     worker: Worker
     pair: int
@@ -139,7 +139,7 @@ class PairWithdrawn(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairLost(Event):
-    """An end of this pair has not reached its worker, or could not be made: there was no descriptor for it."""
+    """An end of this pair has not reached its worker, or could not be created, for lack of a descriptor."""
 
     worker: Worker
     pair: int
@@ -147,7 +147,7 @@ class PairLost(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairOrphaned(Event):
-    """A receiver found the end of this pair while it held offers that were not committed."""
+    """A receiver found the pair closed while it held uncommitted offers."""
 
     worker: Worker
     pair: int
@@ -162,7 +162,7 @@ class AgentPrepared(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentWaits(Event):
-    """It was told to begin, but the agent of a server that was here before still has the lock (its PID, or 0)."""
+    """It was told to begin, but an earlier server's agent still holds the lock (its PID, or 0)."""
 
     agent: Agent
     holder: int
@@ -175,14 +175,14 @@ class AgentEntered(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentReturned(Event):
-    """Its function has returned: it has done its work, and its process stays, with its handlers of messages."""
+    """Its function has returned: its work is done, and its process stays, with its message handlers."""
 
     agent: Agent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentFailed(Event):
-    """It could not be prepared or entered, or its function raised; it ends by itself. `usage`: as of a worker."""
+    """It could not be prepared or entered, or its function raised; it exits by itself. `usage`: as for a worker."""
 
     agent: Agent
     message: str
@@ -192,7 +192,7 @@ class AgentFailed(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentBlocked(Event):
-    """Its event loop does not turn any more."""
+    """Its event loop is blocked."""
 
     agent: Agent
     reason: str
@@ -200,14 +200,14 @@ class AgentBlocked(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentFinished(Event):
-    """The agent has ended in order: it left its context manager, or its function has returned."""
+    """The agent has ended normally: it left its context manager, or its function has returned."""
 
     agent: Agent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentDied(Event):
-    """The agent has been reaped; `how` as of a worker."""
+    """The agent has been reaped; `how` as for a worker."""
 
     agent: Agent
     how: str

@@ -1,9 +1,8 @@
-"""Who hands connections to whom, and what becomes of an offer whose sender has vanished.
+"""Which worker hands connections over to which, and what happens to offers whose sender has died.
 
-A receiver that finds a pair closed without a commit may not decide by itself: the sender may have withdrawn (and
-reads the connection again) or be dead (and never will). Only the listener knows, from the order of two facts: the
-sender's withdrawal, which it sends before it reads again, and its death. Until one of them is known there is no
-verdict.
+A receiver that finds a pair closed without a commit cannot decide by itself: the sender may have withdrawn (and reads
+the connection again) or be dead (and never will). Only the listener knows, from which comes first: the sender's
+withdrawal, which it sends before it reads again, or its death. Until one of them is known there is no verdict.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ class HandOverPair:
     sender: Worker
     receiver: Worker
     fate: PairFate = PairFate.OPEN
-    asked: bool = False  # the receiver waits for the verdict
+    asked: bool = False  # the receiver is waiting for the verdict
 
 
 class HandOverPairs:
-    """All pairs whose receiver lives."""
+    """All pairs whose receiver is alive."""
 
     __slots__ = ("all", "next")
 
@@ -41,14 +40,14 @@ class HandOverPairs:
         self.next = 1
 
     def connect(self, sender: Worker, receiver: Worker) -> int:
-        """Note a new pair and return its number."""
+        """Add a pair and return its number."""
         number = self.next
         self.next += 1
         self.all[number] = HandOverPair(sender, receiver)
         return number
 
     def connected(self, sender: Worker, receiver: Worker) -> bool:
-        """Whether an open pair from `sender` to `receiver` stands."""
+        """Whether there is an open pair from `sender` to `receiver`."""
         return any(p.sender is sender and p.receiver is receiver and p.fate is PairFate.OPEN for p in self.all.values())
 
     def withdrawn(self, worker: Worker, number: int) -> list[Action]:
@@ -60,7 +59,8 @@ class HandOverPairs:
         return self._verdict(number, pair)
 
     def lost(self, worker: Worker, number: int) -> Worker | None:
-        """An end of the pair has not reached `worker`, so that nothing was offered over it; its sender, if it stood."""
+        """An end of the pair has not reached `worker`, so nothing was offered over it; return its sender, if it was
+        open."""
         pair = self.all.get(number)
         if pair is None or worker not in (pair.sender, pair.receiver) or pair.asked or pair.fate is not PairFate.OPEN:
             return None
@@ -68,7 +68,7 @@ class HandOverPairs:
         return pair.sender
 
     def orphaned(self, worker: Worker, number: int) -> list[Action]:
-        """The receiver `worker` asks what to do with the uncommitted offers of the pair."""
+        """The receiver `worker` asks what to do with the pair's uncommitted offers."""
         pair = self.all.get(number)
         if pair is None or pair.receiver is not worker:
             return [TellVerdict(worker, number, keep=False)]
@@ -76,7 +76,7 @@ class HandOverPairs:
         return self._verdict(number, pair)
 
     def died(self, worker: Worker) -> list[Action]:
-        """A worker has been reaped: as a sender it leaves orphans, as a receiver its pairs are over."""
+        """A worker has been reaped: its pairs as a sender are orphaned, those as a receiver are gone."""
         actions: list[Action] = []
         for number, pair in list(self.all.items()):
             if pair.receiver is worker:

@@ -1,7 +1,7 @@
-"""The lifecycles that the listener keeps: of worker, agent, generation and server, each an enum and a table.
+"""The lifecycles of worker, agent, generation and server, each an enum and a table of transitions.
 
-Everything that may change one of these states goes through `advance`, which refuses what the table does not hold: a
-wrong transition is a bug in the supervisor, not an event. Nothing here knows of processes, sockets or clocks.
+Every change of such a state goes through `advance`, which refuses what is not in the table: a wrong transition is a bug
+in the supervisor, not an event. Nothing here knows of processes, sockets or clocks.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ UP: Final = frozenset(
 
 
 class AgentState(enum.Enum):
-    """Where one agent process is in its life. It has the lease from ENTERING until it has been reaped."""
+    """The states of one agent process. It has the lease from ENTERING until it has been reaped."""
 
     STARTING = "starting"  # process started; importing, prepare()
-    PREPARED = "prepared"  # said so; nothing of its work has begun
-    ENTERING = "entering"  # it has the lease and was told to begin
+    PREPARED = "prepared"  # ready; its work has not begun
+    ENTERING = "entering"  # it has the lease and has been told to begin
     ACTIVE = "active"
-    RETURNED = "returned"  # its function has, and is not called again; its messages and schedules go on
-    FINISHING = "finishing"  # told to finish, or failed: it ends by itself, or is killed at the deadline
-    KILLED = "killed"  # it had the lease, and has it until it has been reaped
-    ENDING = "ending"  # it never had the lease, and was told to quit or killed
+    RETURNED = "returned"  # its function has returned, and is not called again; its messages and schedules continue
+    FINISHING = "finishing"  # told to finish, or failed: it exits by itself, or is killed at the deadline
+    KILLED = "killed"  # it keeps the lease until it has been reaped
+    ENDING = "ending"  # it never had the lease, and was told to quit, or killed
     GONE = "gone"  # reaped, or never started
 
 
@@ -61,22 +61,22 @@ AGENT_TRANSITIONS: Final[Mapping[AgentState, frozenset[AgentState]]] = {
 COMING: Final = frozenset({AgentState.STARTING, AgentState.PREPARED})
 """States of an agent that does not have the lease yet."""
 AT_WORK: Final = frozenset({AgentState.ACTIVE, AgentState.RETURNED})
-"""States of an agent that others can send messages to, and that is not to leave."""
+"""States of an agent that others can send messages to, and that is not leaving."""
 LEASED: Final = AT_WORK | {AgentState.ENTERING, AgentState.FINISHING, AgentState.KILLED}
-"""States of an agent that has the lease: never two at a time."""
+"""States of an agent that has the lease: never two at once."""
 STANDING: Final = COMING | AT_WORK | {AgentState.ENTERING}
-"""States of an agent in whose place no other is to be started."""
+"""States of an agent that needs no replacement."""
 
 
 class GenerationState(enum.Enum):
-    """Where a generation is: it becomes current as a whole, or not at all."""
+    """The states of a generation: it becomes current as a whole, or not at all."""
 
     STARTING = "starting"  # not every worker is ready, or the agent not prepared
-    PASSING = "passing"  # all ready; the older agent finishes, the new one is entered
-    SWITCHING = "switching"  # all ready and told to serve; not every one accepts
+    PASSING = "passing"  # all ready; the old agent finishes, then the new one enters
+    SWITCHING = "switching"  # all ready and told to serve; not all accept yet
     CURRENT = "current"
     RETIRING = "retiring"  # a newer one is current
-    FAILED = "failed"  # never became current; what is left of it ends
+    FAILED = "failed"  # never became current; its processes are ending
     GONE = "gone"  # no process is left
 
 
@@ -105,21 +105,21 @@ SERVER_TRANSITIONS: Final[Mapping[ServerState, frozenset[ServerState]]] = {
 
 BEFORE_RUNNING: Final = frozenset({ServerState.STARTING, ServerState.OPENING})
 RELOADABLE: Final = BEFORE_RUNNING | {ServerState.RUNNING}
-"""States in which a reload may be asked for."""
+"""States in which a reload may be requested."""
 SERVING: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING, ServerState.SHUTTING_OUT})
-"""States in which every slot is to be filled: all traffic is served, also in the delay before a stop."""
+"""States in which every slot is to be filled: all traffic is served, even in the delay before a stop."""
 LEAVING: Final = frozenset({ServerState.STOPPING, ServerState.ENDING})
-"""States in which all that is awaited is the end of the processes."""
+"""States in which only the end of the processes is awaited."""
 
 State = TypeVar("State", WorkerState, AgentState, GenerationState, ServerState)
 
 
 class IllegalTransition(AssertionError):
-    """The supervisor tried to change a state in a way that the table does not hold."""
+    """The supervisor tried a transition that is not in the table."""
 
 
 def advance(table: Mapping[State, frozenset[State]], old: State, new: State) -> State:
-    """Return `new` if the table lets `old` become it; raise IllegalTransition otherwise."""
+    """Return `new` if the table allows the transition from `old`; raise IllegalTransition otherwise."""
     if new not in table[old]:
         raise IllegalTransition(f"{type(old).__name__}: {old.value} cannot become {new.value}")
     return new
@@ -128,28 +128,28 @@ def advance(table: Mapping[State, frozenset[State]], old: State, new: State) -> 
 class Cause(enum.Enum):
     """Why a worker or an agent is started."""
 
-    GENERATION = "generation"  # with all others of its generation
-    CRASH = "crash"  # in place of one that died
-    RECYCLE = "recycle"  # in place of one that lives and retires once this one accepts
-    BLOCKED = "blocked"  # in place of one whose event loop does not turn; that one retires once this one accepts
+    GENERATION = "generation"  # with all the others of its generation
+    CRASH = "crash"  # replaces one that died
+    RECYCLE = "recycle"  # replaces one that retires once this one accepts
+    BLOCKED = "blocked"  # replaces one whose event loop is blocked, which retires once this one accepts
     SCALE = "scale"  # for a new slot
-    RETURN = "return"  # an agent: in place of its own, which finished for a reload that failed
+    RETURN = "return"  # an agent: replaces one that finished for a reload that failed
 
 
 END_TIMEOUT: Final = 5.0
-"""Seconds between being told to quit, or failing, and SIGKILL."""
+"""Seconds from being told to quit, or failing, to SIGKILL."""
 SUPERSEDED_TIMEOUT: Final = 0.5
-"""The same for a process whose generation has been given up for the next one: saves may come faster than starts."""
+"""The same for a process whose generation was given up for the next one: saves may come faster than starts."""
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things as a person reads it."""
+    """A number of things, in words: "1 request", "2 requests"."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
-    """The numbers that the supervisor decides by; all times in seconds."""
+    """The options that the supervisor needs; all times in seconds."""
 
     workers: int
     start_concurrency: int
@@ -158,7 +158,7 @@ class Policy:
     graceful_timeout: float
     shutdown_timeout: float
     drain_delay: float
-    agent: bool = False  # there is to be one
+    agent: bool = False  # whether there is to be one
     agent_timeout: float = 10.0
 
 
@@ -173,13 +173,13 @@ class Generation:
     tickets: list[int]  # requests that wait for its outcome
     began_at: float  # CLOCK_MONOTONIC, s
     state: GenerationState = GenerationState.STARTING
-    handed_over: int = 0  # connections that its workers passed on
-    cut: int = 0  # requests that its workers could not finish
-    superseded: bool = False  # that is why it failed
+    handed_over: int = 0  # connections that its workers handed over
+    cut: int = 0  # requests of its workers that were cut
+    superseded: bool = False  # it failed because a newer one was requested
 
     @property
     def end_timeout(self) -> float:
-        """Seconds that those of its processes have to end which are told to quit."""
+        """Seconds that its processes have to exit when told to quit."""
         return SUPERSEDED_TIMEOUT if self.superseded else END_TIMEOUT
 
     def become(self, state: GenerationState) -> None:
@@ -195,13 +195,13 @@ class Worker:
     slot: int
     cause: Cause
     state: WorkerState = WorkerState.PENDING
-    deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the present state has lasted too long
+    deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the current state has lasted too long
     serving_since: float = math.inf
-    recycling: str = ""  # why it asked to be replaced; it serves until its replacement accepts
-    blocked: bool = False  # that is why
+    recycling: str = ""  # why it requested to be replaced; it serves until its replacement accepts
+    blocked: bool = False  # it is replaced because its event loop is blocked
     reason: str = ""  # why it retires
-    finished: bool = False  # said that it has ended in order
-    stuck: str = ""  # what was missed when it was killed
+    finished: bool = False  # has reported that it has ended normally
+    stuck: str = ""  # which deadline it missed when it was killed
 
     def become(self, state: WorkerState, deadline: float = math.inf) -> None:
         self.state = advance(WORKER_TRANSITIONS, self.state, state)
@@ -215,19 +215,19 @@ class Worker:
 class Agent:
     """One agent process, from its start until it has been reaped."""
 
-    id: int  # from the same row of numbers as the workers'
+    id: int  # from the same sequence as the workers'
     generation: Generation
     cause: Cause
     state: AgentState = AgentState.STARTING
-    deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the present state has lasted too long
+    deadline: float = math.inf  # CLOCK_MONOTONIC, s: when the current state has lasted too long
     active_since: float = math.inf
     reason: str = ""  # why it finishes
-    in_the_way: str = ""  # whose agent has the lock, while it enters
-    finished: bool = False  # said that it has ended in order
-    stuck: str = ""  # what was missed when it was killed
+    in_the_way: str = ""  # who holds the lock that it waits for, while it enters
+    finished: bool = False  # has reported that it has ended normally
+    stuck: str = ""  # which deadline it missed when it was killed
 
     slot: ClassVar[int] = -1
-    """It fills none."""
+    """It fills no slot."""
 
     def become(self, state: AgentState, deadline: float = math.inf) -> None:
         self.state = advance(AGENT_TRANSITIONS, self.state, state)

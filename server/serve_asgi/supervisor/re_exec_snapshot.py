@@ -1,8 +1,8 @@
-"""The supervisor's state as plain values, and back: what a listener that replaces its own program passes on.
+"""The supervisor's state as plain values, and back: what a listener hands over at a re-exec.
 
-Everything is JSON-compatible; a member that the other version does not know is passed over, and one that it misses has
-its default. A server passes its state on only while it is at rest (`at_rest`), so that nobody's outcome and no
-half-begun generation has to travel.
+Everything is JSON-compatible; members that the other version does not know are ignored, and missing ones have their
+defaults. A server only does this at rest (`at_rest`), so that no pending outcome and no half-started generation has to
+be handed over.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ ENUMS: Final[dict[tuple[type, str], type[enum.Enum]]] = {
 
 
 def at_rest(supervisor: Supervisor) -> bool:
-    """Whether the server runs and no reload is under way or asked for."""
+    """Whether the server runs and no reload is under way or requested."""
     idle = supervisor.candidate is None and supervisor.requests.preparation is None
     at_work = supervisor.state is ServerState.RUNNING and supervisor.current is not None
     return at_work and idle and supervisor.requests.wanted is None
 
 
 def to_state(supervisor: Supervisor) -> State:
-    """All that a supervisor at rest knows."""
+    """The state of a supervisor at rest."""
     assert supervisor.current is not None
     processes, requests, pairs = supervisor.processes, supervisor.requests, supervisor.retiring.pairs
     return {
@@ -75,7 +75,7 @@ def to_state(supervisor: Supervisor) -> State:
 
 
 def from_state(state: State) -> Supervisor:
-    """The supervisor that knows what `state` says. Raises LookupError, TypeError or ValueError if it is nonsense."""
+    """A supervisor with this state. Raises LookupError, TypeError or ValueError if it is invalid."""
     supervisor = Supervisor(_made(Policy, state["policy"]))
     _take_processes(supervisor.processes, state)
     for each in state.get("agents", []):
@@ -112,14 +112,14 @@ def _take_pairs(pairs: HandOverPairs, state: State, workers: dict[int, Worker]) 
     pairs.next = state["next_pair"]
     for number, each in state["pairs"].items():
         sender = workers.get(each["sender"])
-        if sender is None:  # long dead, but its orphans may still be asked for
+        if sender is None:  # long dead, but a receiver may still ask about its offers
             sender = Worker(each["sender"], next(iter(workers.values())).generation, 0, Cause.GENERATION)
         pair = HandOverPair(sender, workers[each["receiver"]], PairFate(each["fate"]), each["asked"])
         pairs.all[int(number)] = pair
 
 
 def _plain(value: Any) -> State:
-    """A dataclass's fields; others of ours that it refers to by their numbers."""
+    """A dataclass's fields; references to other objects become their numbers."""
     plain: State = {}
     for field in dataclasses.fields(value):
         each = getattr(value, field.name)
@@ -136,7 +136,7 @@ def _plain(value: Any) -> State:
 
 
 def _made(kind: type[T], state: State) -> T:
-    """A dataclass from its fields; infinity is written as JSON has it in Python, `Infinity`."""
+    """A dataclass from its fields; infinity is `Infinity`, as Python's json writes it."""
     values: State = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name in state:

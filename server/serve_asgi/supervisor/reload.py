@@ -1,8 +1,8 @@
-"""How a generation becomes current, as a whole or not at all: the reload's transaction, and the first start's.
+"""The transaction by which a generation becomes current, as a whole or not at all: in a reload, and at the first start.
 
 Its steps are the states of the candidate. STARTING: every worker becomes ready and the agent is prepared. PASSING: the
-older agent finishes, this one's is entered. SWITCHING: the workers are told to serve. Once each accepts it is CURRENT,
-and the older generation retires. Any failure before that ends the candidate, and the older one never knew.
+old agent finishes, the new one enters. SWITCHING: the workers are told to serve. Once all of them accept it is CURRENT,
+and the old generation retires. Any failure before that ends the candidate, and the old generation never notices.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serve_asgi.supervisor.starting import StartingWorkers
 
 
 class ReloadTransaction:
-    """What becomes of one server's candidates, one after another."""
+    """The candidates of one server, one after another."""
 
     def __init__(
         self,
@@ -55,16 +55,16 @@ class ReloadTransaction:
         self._agents = agents
         self._drain_switch = drain
 
-    # The beginning
+    # Beginning
 
     def begin_first(self) -> None:
-        """The server starts."""
+        """Begin the first generation."""
         self._begin(Preparation([], self._decisions.count, self._decisions.now), self._processes.policy)
 
     def prepared(self, event: e.ReloadPrepared) -> None:
-        """The configuration of a reload has been read, or there will be no reload."""
+        """The configuration of a reload has been read: begin it, or refuse it."""
         if (preparation := self._requests.taken()) is None:
-            return  # the server stops
+            return  # the server is stopping
         if event.policy is not None:
             self._begin(preparation, event.policy)
         else:
@@ -73,7 +73,7 @@ class ReloadTransaction:
     def _begin(self, preparation: Preparation, policy: Policy) -> None:
         processes = self._processes
         same = policy.workers == processes.policy.workers
-        size = processes.size if same else policy.workers  # who scaled by hand meant it
+        size = processes.size if same else policy.workers  # scaling by hand is kept
         number = processes.generation_number()
         generation = Generation(number, policy, size, preparation.began, preparation.tickets, preparation.began_at)
         processes.generations[number] = processes.candidate = generation
@@ -86,12 +86,11 @@ class ReloadTransaction:
             self._decisions.say(logging.INFO, "reload_started", text, **about)
             self._decisions.do(actions.Announce("status", f"reloading: generation {number} starts"))
 
-    # The steps
+    # Steps
 
     def advance(self) -> bool:
-        """Take the candidate's next step if what it waits for has happened; True if all else is to be looked at again.
-
-        The agents are, when the lease is to pass, and everything is once another generation is current.
+        """Take the candidate's next step if what it waits for has happened; return True if everything is to be
+        reconciled again: the agents, when the lease is to pass, and all else once another generation is current.
         """
         generation = self._processes.candidate
         if generation is None:
@@ -108,7 +107,7 @@ class ReloadTransaction:
         return False
 
     def _all_are_ready(self, generation: Generation) -> bool:
-        """Open the ports; or, in a reload, let the agent that is active finish, then the new one be entered."""
+        """Open the ports; or, in a reload, let the active agent finish, and then the new one enter."""
         if self._processes.state is ServerState.STARTING:
             self._processes.become(ServerState.OPENING)
             self._decisions.do(actions.OpenPorts())
@@ -120,7 +119,7 @@ class ReloadTransaction:
         return False
 
     def ports_opened(self, event: e.PortsOpened) -> None:
-        """The first generation may serve, or the server cannot."""
+        """The ports are open, and the first generation may serve; or the server cannot start."""
         if self._processes.candidate is None or self._processes.state is not ServerState.OPENING:
             return
         if event.trouble:
@@ -133,7 +132,7 @@ class ReloadTransaction:
         self._starting.serve_all()
 
     def _switch(self, generation: Generation) -> None:
-        """Every worker of `generation` accepts: it is current from here on, and the older ones retire."""
+        """All workers of `generation` accept: it is current from here on, and older ones retire."""
         processes = self._processes
         old, processes.current, processes.candidate = processes.current, generation, None
         generation.become(GenerationState.CURRENT)
@@ -160,14 +159,14 @@ class ReloadTransaction:
         for ticket in generation.tickets:
             self._decisions.do(actions.AnswerReload(ticket, True, text))
 
-    # What ends it before the switch
+    # Failure before the switch
 
     def worker_lost(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
-        """A worker of the candidate did not come to serve."""
+        """A worker of the candidate has failed to start."""
         self.fail(message if usage else f"{worker}: {message}", detail, usage)
 
     def fail(self, message: str, detail: str = "", usage: bool = False) -> None:
-        """The candidate has failed: it ends, and so does the server if there is no older generation."""
+        """The candidate has failed: end it, and the server, too, if there is no older generation."""
         processes, generation = self._processes, self._processes.candidate
         assert generation is not None
         processes.candidate = None
@@ -184,7 +183,7 @@ class ReloadTransaction:
             self._requests.refused(message, detail, generation, self._drain_switch.on is not None)
 
     def supersede(self) -> None:
-        """Give up a generation that starts, for the reload that is wanted; who asked for it gets that one."""
+        """Give up a starting generation for the wanted reload, whose outcome its tickets get."""
         generation = self._processes.candidate
         if generation is None or generation.state is not GenerationState.STARTING:
             return
@@ -200,7 +199,7 @@ class ReloadTransaction:
         self._retiring.leave_all(generation, "failed")
 
     def give_up(self) -> None:
-        """The server stops: no reload goes on or begins any more."""
+        """The server is stopping: end the reload under way, and begin no other."""
         generation, self._processes.candidate = self._processes.candidate, None
         if generation is not None:
             generation.become(GenerationState.FAILED)

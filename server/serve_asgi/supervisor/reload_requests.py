@@ -1,7 +1,7 @@
-"""Who wants a reload, and what they are told of it: requests that wait, the one that is being prepared, and outcomes.
+"""Requests for reloads: those that wait, the one that is being prepared, and their outcomes.
 
-A request that comes while a reload is under way becomes one more reload; all that wait for it get its outcome. How a
-reload goes once its configuration has been read is `serve_asgi.supervisor.reload`.
+Requests that arrive while a reload is under way lead to one further reload, and all of them get its outcome. What
+follows once its configuration has been read is in `serve_asgi.supervisor.reload`.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from serve_asgi.supervisor.process_table import ProcessTable
 
 @dataclasses.dataclass(slots=True)
 class Preparation:
-    """A reload whose configuration is being read and whose hooks are being asked."""
+    """A reload whose configuration is being read and whose hooks are being run."""
 
     tickets: list[int]
-    began: int  # the event count, for the generation that comes of it
+    began: int  # the event count, for the resulting generation
     began_at: float  # CLOCK_MONOTONIC, s
 
 
 class ReloadRequests:
-    """Who waits for a reload, and how many reloads have succeeded and failed."""
+    """The requests of one server, and how many reloads have succeeded and failed."""
 
     def __init__(self, processes: ProcessTable, decisions: Decisions) -> None:
         self._processes = processes
         self._decisions = decisions
         self.wanted: list[int] | None = None
-        """The tickets of those who wait for a reload that has not begun; None if nobody wants one."""
+        """The tickets of a reload that has not begun; None if none is wanted."""
         self.by = ""
-        """Who asked for it first."""
+        """Who requested it first."""
         self.preparation: Preparation | None = None
         self.done = 0
         self.refusals = 0
         self.last_failure = ""
-        """Why the last reload was refused; "" once one has been done."""
+        """Why the last reload was refused; "" after a successful one."""
         self._waiting_said = False
 
-    # What is asked for
+    # Requests
 
     def add(self, event: e.ReloadAsked) -> None:
-        """Somebody wants a reload."""
+        """Handle a request for a reload."""
         if self.wanted is None:
             self.wanted, self.by = [], event.by
             if (candidate := self._processes.candidate) is not None:
@@ -58,11 +58,11 @@ class ReloadRequests:
         self.wanted += _tickets(event)
 
     def wait_on(self, tickets: list[int]) -> None:
-        """What these waited for is given up for the reload that is wanted: they get that one's outcome."""
+        """The reload of these tickets is given up for the wanted one: they get that one's outcome."""
         self.wanted = [*(self.wanted or []), *tickets]
 
     def refuse_new(self, event: e.ReloadAsked) -> None:
-        """It is too late for a reload."""
+        """Refuse a request that comes too late."""
         for ticket in _tickets(event):
             self._decisions.do(
                 actions.AnswerReload(ticket, False, "the server is stopping; there is nothing to reload")
@@ -71,7 +71,7 @@ class ReloadRequests:
         self._decisions.say(logging.WARNING, "reload_refused", text, by=event.by)
 
     def begin_wanted(self) -> None:
-        """Prepare the reload that is wanted, once no other is under way and there is room for one more generation."""
+        """Prepare the wanted reload, once no other is under way and there is room for another generation."""
         processes = self._processes
         if self.wanted is None or processes.current is None:
             return
@@ -100,14 +100,14 @@ class ReloadRequests:
         self._decisions.do(actions.Announce("status", text))
 
     def taken(self) -> Preparation | None:
-        """What was prepared, which is now the caller's; None if the server stops."""
+        """Take what has been prepared; None if the server is stopping."""
         preparation, self.preparation = self.preparation, None
         return preparation
 
-    # What comes of it
+    # Outcomes
 
     def refused(self, message: str, detail: str, since: Preparation | Generation, draining: bool) -> None:
-        """All stays as it was, and those who asked are told why. `since` has their tickets."""
+        """The reload was refused; reply to the tickets of `since`. Nothing else changes."""
         assert self._processes.current is not None
         self.refusals += 1
         self.last_failure = message
@@ -124,12 +124,12 @@ class ReloadRequests:
             self._decisions.do(actions.AnswerReload(ticket, False, text, detail))
 
     def succeeded(self) -> None:
-        """A reload has come to its switch."""
+        """A reload has succeeded."""
         self.done += 1
         self.last_failure = ""
 
     def give_up(self) -> None:
-        """The server stops: no reload begins any more, and the one that has begun comes to nothing."""
+        """The server is stopping: no further reload begins, and the one being prepared is dropped."""
         tickets = list(self.wanted or [])
         self.wanted = None
         if (preparation := self.taken()) is not None:
@@ -137,7 +137,7 @@ class ReloadRequests:
         self.answer_given_up(tickets)
 
     def answer_given_up(self, tickets: list[int]) -> None:
-        """Tell those who wait that the server stops."""
+        """Reply that the server is stopping."""
         for ticket in tickets:
             self._decisions.do(actions.AnswerReload(ticket, False, "reload given up: the server is stopping"))
 

@@ -1,6 +1,6 @@
-"""The back-off after a crash: how long a slot, or the agent, waits before what died or could not start is replaced.
+"""The back-off after a crash: the delay before a worker or agent that died or could not start is replaced.
 
-A process that served for long enough and dies is replaced at once. One that dies again, or never came to serve, is
+A process that dies after it has served long enough is replaced at once. One that dies again, or never served, is
 replaced after a delay that doubles, up to a bound. Pure.
 """
 
@@ -12,22 +12,20 @@ import math
 
 @dataclasses.dataclass(slots=True)
 class RestartBackoff:
-    """Of one slot of the current generation, or of its agent."""
+    """The back-off of one slot of the current generation, or of its agent."""
 
     failures: int = 0
     not_before: float = -math.inf
-    trouble: str = ""  # why it is degraded
+    trouble: str = ""  # the last failure
 
     STEADY = 30.0
-    """A worker that served (an agent that was active) this long (s) has its slot's failures forgiven."""
+    """Seconds of serving (for an agent: of being active) after which earlier failures no longer count."""
     FIRST_DELAY = 0.5
     LONGEST_DELAY = 30.0
 
     def failed(self, now: float, served: float | None, trouble: str) -> float:
-        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) until the next.
-
-        One that served and dies is replaced at once; one that dies again, or could not start, after a delay that
-        doubles.
+        """Count a death after `served` seconds of serving (None: it never did); return the delay (s) until its
+        replacement starts.
         """
         if served is not None and served >= self.STEADY:
             self.failures = 0

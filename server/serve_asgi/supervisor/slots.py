@@ -1,8 +1,8 @@
-"""The slots of the current generation: each is to have a worker that serves, whatever becomes of those it had.
+"""The slots of the current generation: each is to have a serving worker, whatever happens to the previous ones.
 
-Scaling, recycling and the replacement of what died are one thing, `fill`: it compares the slots with the workers. A
-slot that loses one worker after another gets the next one later and later (`serve_asgi.supervisor.restart_backoff`),
-alone: the others serve.
+Scaling, recycling and the replacement of dead workers are one operation, `fill`, which compares the slots with the
+workers. A slot that loses one worker after another is refilled with growing delays
+(`serve_asgi.supervisor.restart_backoff`); other slots are not affected.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ class Slots:
         self._decisions = decisions
         self._retiring = retiring
         self.all: dict[int, RestartBackoff] = {}
-        """By number; one that never had trouble may be missing."""
+        """By slot number; slots that have had no failure may be missing."""
         self._scaled = 0
-        """The event count at which the size was last set by hand."""
+        """The event count at which the server was last scaled by hand."""
 
     def next_due(self) -> float:
-        """When a worker is to be started that waits for its slot's delay; infinity if none does."""
+        """When the next delayed worker is to be started; infinity if there is none."""
         empty = (self._of(number) for number in range(self._processes.size) if not self._processes.filling(number))
         return min((slot.not_before for slot in empty if slot.not_before > self._decisions.now), default=math.inf)
 
     def _of(self, number: int) -> RestartBackoff:
         return self.all.setdefault(number, RestartBackoff())
 
-    # How many there are
+    # Number of slots
 
     def scale(self, event: e.ScaleAsked) -> None:
-        """Somebody wants more of them, or fewer."""
+        """Handle a request for more workers, or fewer."""
         before = self._processes.size
         size = max(1, event.to if event.to is not None else before + event.by)
         if size != before:
@@ -53,18 +53,17 @@ class Slots:
             self._decisions.say(logging.WARNING, "workers_scaled", text, workers=size, before=size)
 
     def begin_anew(self, generation: Generation) -> None:
-        """`generation` serves: no slot of it has had trouble, and their number is the configuration's, if that changed.
-
-        Whoever scaled by hand while it started meant it.
+        """`generation` serves: no slot has had a failure, and their number is the configuration's, if that has changed.
+        Scaling by hand while it started is kept.
         """
         self.all = {}
         if generation.policy.workers != self._processes.policy.workers and self._scaled <= generation.began:
             self._processes.size = generation.size
 
-    # Who fills them
+    # Filling them
 
     def fill(self, current: Generation) -> None:
-        """Give every slot that should have one a worker of the current generation; retire those of other slots."""
+        """Start workers of the current generation for empty slots; retire workers of surplus slots."""
         for number in range(self._processes.size):
             if not self._processes.filling(number) and self._of(number).not_before <= self._decisions.now:
                 self._processes.add_worker(current, number, self._why_empty(number))
@@ -85,7 +84,7 @@ class Slots:
         return Cause.CRASH if self._of(number).failures else Cause.SCALE
 
     def wants_replacement(self, event: e.WorkerWantsReplacement) -> None:
-        """A worker is to be recycled: it serves until another one does in its place."""
+        """A worker is to be recycled: it serves until its replacement does."""
         worker = event.worker
         if worker.state is WorkerState.SERVING and not worker.recycling:
             worker.recycling = event.reason
@@ -97,7 +96,7 @@ class Slots:
             self._decisions.say_of(worker, logging.INFO, "worker_recycled", text, reason=event.reason)
 
     def _back_off(self, worker: Worker, reason: str, blocked: float) -> str:
-        """If the replacement blocks at once as well, and so on, they come at longer and longer intervals."""
+        """If replacements keep blocking at once, start them with growing delays."""
         if worker.generation is not self._processes.current:
             return ""
         now = self._decisions.now
@@ -106,7 +105,7 @@ class Slots:
         return f" in {delay:g} s" if delay else ""
 
     def taken_over(self, worker: Worker) -> None:
-        """A replacement serves: the one that it replaces retires, and those that retire already may hand over to it."""
+        """A replacement serves: retire the worker that it replaces, and let retiring workers hand over to it."""
         self._of(worker.slot).trouble = ""
         text = f"{worker} serves (cause: {worker.cause.value})"
         self._decisions.say_of(worker, logging.INFO, "worker_activated", text, cause=worker.cause.value)
@@ -116,7 +115,7 @@ class Slots:
         self._retiring.connect_all()
 
     def failed(self, worker: Worker, trouble: str) -> None:
-        """A worker of the current generation died, or could not start."""
+        """A worker of the current generation has died, or could not start."""
         now = self._decisions.now
         slot = self._of(worker.slot)
         served = now - worker.serving_since if worker.serving_since < math.inf else None

@@ -1,6 +1,7 @@
-"""How a worker comes to serve: it waits for its turn, starts, is ready, is told to serve; or takes too long for that.
+"""How a worker comes to serve: it waits for its turn, starts, is ready, is told to serve; or takes too long.
 
-When a new generation is told to, the reload decides (`serve_asgi.supervisor.reload`); a replacement is told at once.
+The reload decides when a new generation is told to serve (`serve_asgi.supervisor.reload`); a replacement is told at
+once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from serve_asgi.supervisor.process_table import ProcessTable
 from serve_asgi.supervisor.retiring import RetiringWorkers
 
 SWITCH_TIMEOUT: Final = 10.0
-"""Seconds between being told to serve and saying so; a worker that takes longer fails its generation."""
+"""Seconds from being told to serve to confirming it; a worker that takes longer fails its generation."""
 
 
 class StartingWorkers:
@@ -27,10 +28,9 @@ class StartingWorkers:
         self._retiring = retiring
 
     def start_pending(self) -> None:
-        """Start as many at a time as the policy says.
-
-        A new generation that hangs holds up no replacement; nor is it held up where there is always one more of them,
-        since workers are recycled as fast as they start. (Those of workers that died come at longer intervals.)
+        """Start as many at once as the policy allows. A new generation that hangs does not delay replacements; nor is
+        it delayed by a steady stream of them, when workers are recycled as fast as they start. (Replacements of dead
+        workers are subject to the back-off.)
         """
         processes = self._processes
         pending = processes.workers_in(WorkerState.PENDING)
@@ -51,19 +51,19 @@ class StartingWorkers:
         self._decisions.say_of(worker, logging.DEBUG, "worker_started", f"{worker} starts ({cause})", cause=cause)
 
     def ready(self, worker: Worker) -> None:
-        """It says that it can serve."""
+        """It reports that it can serve."""
         if worker.state is WorkerState.STARTING:
             worker.become(WorkerState.READY)
             self._decisions.say_of(worker, logging.DEBUG, "worker_ready", f"{worker} is ready")
 
     def serve_replacements(self) -> None:
-        """Let replacements serve as soon as they are ready: in the current generation none waits for another."""
+        """Tell ready replacements to serve: in the current generation none waits for another."""
         for worker in self._processes.workers_in(WorkerState.READY):
             if worker.generation is self._processes.current:
                 self._tell_serve(worker)
 
     def serve_all(self) -> None:
-        """Let all that are ready serve: the switch of a generation begins."""
+        """Tell all ready workers to serve: the switch of a generation begins."""
         for worker in self._processes.workers_in(WorkerState.READY):
             self._tell_serve(worker)
 
@@ -72,7 +72,7 @@ class StartingWorkers:
         self._decisions.do(actions.TellServe(worker))
 
     def overdue(self, worker: Worker) -> str:
-        """The time that it had to be ready (--startup-timeout), or to serve, is over: end it; return why."""
+        """Its time to become ready (--startup-timeout), or to serve, is over: end it; return why."""
         if worker.state is WorkerState.STARTING:
             why = f"it was not ready after {worker.generation.policy.startup_timeout:g} s (--startup-timeout)"
         else:

@@ -1,7 +1,7 @@
-"""How the server ends: it drains, shuts new connections out, accepts queued ones, retires all workers; or at once.
+"""How the server stops: it drains, shuts new connections out, accepts queued ones, retires all workers; or at once.
 
-Its steps are the states of the server (`lifecycles.ServerState`) from DRAINING to STOPPED; each that waits has a
-deadline. The workers leave first, the agent after the last of them.
+Its steps are the server's states (`lifecycles.ServerState`) from DRAINING to STOPPED; each that waits has a deadline.
+The workers leave first, the agent after the last of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from serve_asgi.supervisor.starting import SWITCH_TIMEOUT
 
 
 class StopSequence:
-    """The end of one server."""
+    """The stop of one server."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class StopSequence:
         self._agents = agents
         self._drain_switch = drain
         self.deadline = math.inf
-        """Of the server's own state: the drain delay, or until nobody will come to serve."""
+        """Of the server's state: the end of the drain delay, or of the wait for a serving worker."""
 
-    # What is asked for
+    # Requests
 
     def asked(self, event: e.StopAsked) -> None:
-        """Stop with nothing lost; who asks twice wants it quickly."""
+        """Stop gracefully; a second request makes it a quick stop."""
         delay = self._processes.policy.drain_delay if event.delay is None else event.delay
         if self._processes.state in BEFORE_RUNNING:
             self._leave_start("stopped before the first start was complete")
@@ -57,7 +57,7 @@ class StopSequence:
             self.quickly()
 
     def quickly(self) -> None:
-        """Stop at once; who asks twice waits for nothing."""
+        """Stop quickly; a second request kills."""
         if self._processes.state is ServerState.ENDING:
             for worker in self._processes.workers_in(WorkerState.ENDING):
                 self._retiring.kill(worker, "asked twice to stop quickly")
@@ -71,7 +71,7 @@ class StopSequence:
             self._retiring.cut_short(worker)
         self._reload.give_up()
 
-    # Its steps
+    # Steps
 
     def _leave_start(self, text: str) -> None:
         self._processes.become(ServerState.STOPPING)
@@ -98,23 +98,23 @@ class StopSequence:
         self._decisions.do(actions.ShutOut())
 
     def shut_out_done(self) -> None:
-        """No new connection can come into being any more."""
+        """No new connection can arrive any more."""
         if self._processes.state is ServerState.SHUTTING_OUT:
             self._processes.become(ServerState.AWAITING)
             self.deadline = self._decisions.now + self._processes.policy.startup_timeout + SWITCH_TIMEOUT
 
     def await_one_that_serves(self) -> None:
-        """Let the workers retire as soon as one serves that can accept what the kernel has queued, or none will."""
+        """Retire the workers as soon as one serves that can accept the kernel's queue, or none will."""
         coming = self._processes.workers_in(*UP - {WorkerState.SERVING})
         if self.serves() or not any(worker.generation is self._processes.current for worker in coming):
             self._let_all_retire()
 
     def serves(self) -> bool:
-        """Whether there is anybody who accepts."""
+        """Whether any worker accepts connections."""
         return bool(self._processes.workers_in(WorkerState.SERVING))
 
     def check_deadline(self) -> None:
-        """Take the next step if this one has lasted long enough."""
+        """Take the next step if this one's deadline has passed."""
         if self._decisions.now < self.deadline:
             return
         if self._processes.state is ServerState.DRAINING:
@@ -129,7 +129,7 @@ class StopSequence:
             self._retiring.retire_for_stop(worker)
 
     def conclude(self) -> None:
-        """All has ended, if it has."""
+        """End the server if all processes have ended."""
         if self._processes.workers or self._agents.all:
             return
         self._processes.become(ServerState.STOPPED)

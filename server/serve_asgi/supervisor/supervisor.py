@@ -1,13 +1,13 @@
-"""The supervisor: what the listener decides, as `event -> actions`, without processes, sockets or a clock of its own.
+"""The supervisor: the listener's decisions as `event -> actions`, without processes, sockets or a clock of its own.
 
-`handle` takes one event and the time and returns what is to be done, in order; the shell
-(`serve_asgi.listener.listener`) does it and feeds back what comes of it. The laws of DESIGN.md live here: ready before
-retire, bad code takes nothing down, every wait has an end (each state's deadline). After every event `_reconcile`
-compares what is with what should be, so that no event needs to know what it interrupts.
+`handle` takes one event and the time and returns the actions, in order; the shell (`serve_asgi.listener.listener`)
+performs them and feeds back the outcomes. The laws of the design are enforced here: ready before retire, bad code takes
+nothing down, every wait has an end (each state's deadline). After every event `_reconcile` compares the actual state
+with the desired one, so that no event needs to know what it interrupts.
 
-Who is there stands in `processes`, what one event leads to in `decisions`. Each subject has a part of its own, and
-those that come first know nothing of those after them: drain, retiring, starting, slots, agents, reload_requests,
-reload, stop. Here is what becomes of a single worker or agent, and the order in which the parts are asked.
+`processes` holds the state, `decisions` the actions of one event. Each subject has a part of its own, which knows
+nothing of the parts after it: drain, retiring, starting, slots, agents, reload_requests, reload, stop. This module
+handles the events of single workers and agents, and calls the parts in order.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from serve_asgi.supervisor.starting import StartingWorkers
 from serve_asgi.supervisor.stop import StopSequence
 
 _WITH_AGENT: Final = frozenset({ServerState.RUNNING, ServerState.DRAINING})
-"""States in which an agent that is lost is started again: later, the workers leave, and it after them."""
+"""States in which a lost agent is replaced: later, the workers leave, and the agent after them."""
 _NOT_YET_SERVING: Final = frozenset({WorkerState.STARTING, WorkerState.READY, WorkerState.SWITCHING})
 
 
 class Supervisor:
-    """All state of one server's processes. `start` first; then `handle` every event, in order."""
+    """The state of one server's processes. Call `start` first, then `handle` for every event, in order."""
 
     def __init__(self, policy: Policy) -> None:
         self.processes = processes = ProcessTable(policy)
@@ -103,45 +103,45 @@ class Supervisor:
             e.AgentDied: self._on_agent_died,
         }
 
-    # What others look at
+    # State
 
     @property
     def state(self) -> ServerState:
-        """Where the whole server is."""
+        """The server's state."""
         return self.processes.state
 
     @property
     def size(self) -> int:
-        """Slots that are to be filled."""
+        """The number of slots to fill."""
         return self.processes.size
 
     @property
     def current(self) -> Generation | None:
-        """The generation that serves; None before the first one does."""
+        """The serving generation; None before the first one serves."""
         return self.processes.current
 
     @property
     def candidate(self) -> Generation | None:
-        """The generation that is on its way to serve."""
+        """The generation that is to become current."""
         return self.processes.candidate
 
     @property
     def generations(self) -> Mapping[int, Generation]:
-        """All of which a process is left, by number."""
+        """Those with a process left, by number."""
         return self.processes.generations
 
     @property
     def workers(self) -> Mapping[int, Worker]:
-        """All that have not been reaped, by the number of the process."""
+        """Those that have not been reaped, by process number."""
         return self.processes.workers
 
     @property
     def has_agent(self) -> bool:
-        """Whether there is an agent, or will be one before long."""
+        """Whether there is an agent, or will be soon."""
         holder, preparing = self._lease()
         return any(each is not None and each.policy.agent for each in (holder, preparing))
 
-    # The two ways in
+    # Entry points
 
     def start(self, now: float) -> list[actions.Action]:
         """Begin the first generation."""
@@ -151,7 +151,7 @@ class Supervisor:
         return self.decisions.actions
 
     def handle(self, event: e.Event, now: float) -> list[actions.Action]:
-        """Take one event at the time `now` (CLOCK_MONOTONIC, s); return what is to be done, in order."""
+        """Handle one event at the time `now` (CLOCK_MONOTONIC, s); return the actions, in order."""
         self.decisions.count += 1
         self.decisions.begin(now)
         if self.state is not ServerState.STOPPED:
@@ -161,14 +161,14 @@ class Supervisor:
         return self.decisions.actions
 
     def next_deadline(self) -> float:
-        """When `handle` must be called with a Tick if nothing else happens before; may be infinity."""
+        """When `handle` must be called with a Wakeup if nothing else happens before; may be infinity."""
         deadline = min((worker.deadline for worker in self.workers.values()), default=math.inf)
         if self.state in SERVING:
             deadline = min(deadline, self.slots.next_due())
         holder = self._lease()[0] if self.state in _WITH_AGENT else None
         return min(deadline, self._stop.deadline, self.agents.next_deadline(self.decisions.now, holder))
 
-    # Asked for by signals and the control socket
+    # From signals and the control socket
 
     def _on_reload(self, event: e.ReloadAsked) -> None:
         if self.state not in RELOADABLE:
@@ -184,13 +184,13 @@ class Supervisor:
 
     def _reopen(self) -> None:
         self.decisions.do(actions.ReopenLogs())
-        self.decisions.say(logging.DEBUG, "logs_reopened", "log files are opened again")
+        self.decisions.say(logging.DEBUG, "logs_reopened", "log files are reopened")
         for worker in self.workers.values():
             if worker.state not in (WorkerState.PENDING, WorkerState.ENDING):
                 self.decisions.do(actions.TellReopen(worker))
         self.agents.reopen()
 
-    # Told by workers and the kernel
+    # From workers and the kernel
 
     def _on_failed(self, event: e.WorkerFailed) -> None:
         if event.worker.state in _NOT_YET_SERVING:
@@ -246,13 +246,13 @@ class Supervisor:
             say(worker, logging.WARNING, "worker_died", text, **about)
 
     def _start_failed(self, worker: Worker, message: str, detail: str = "", usage: bool = False) -> None:
-        """A worker did not come to serve: its generation has failed, or its slot stays empty for a while."""
+        """A worker has failed to start: its generation has failed, or its slot stays empty for a while."""
         if worker.generation is self.candidate:
             self._reload.worker_lost(worker, message, detail, usage)
-        else:  # of the current generation, in a state that fills slots: all others have been told to quit by now
+        else:  # of the current generation, and filling a slot: all others have been told to quit by now
             self.slots.failed(worker, f"{message}\n{detail}" if detail else message)
 
-    # Told by agents and the kernel
+    # From agents and the kernel
 
     def _on_agent_failed(self, event: e.AgentFailed) -> None:
         if self.agents.failed(event.agent, self.decisions.now):
@@ -267,21 +267,21 @@ class Supervisor:
             self._agent_lost(event.agent, trouble)
 
     def _agent_lost(self, agent: Agent, message: str, detail: str = "", usage: bool = False) -> None:
-        """One that was wanted is not there: its generation has failed, or another one takes its place."""
+        """A wanted agent is missing: its generation has failed, or another agent replaces it."""
         if agent.generation is self.candidate:
             told = usage or detail  # by the agent itself, in a sentence that names it
             self._reload.fail(message if told else f"{agent}: {message}", detail, usage)
-        elif agent.generation.state is not GenerationState.FAILED:  # in which case somebody else was faster
+        elif agent.generation.state is not GenerationState.FAILED:  # or the failure has been reported already
             again = agent.generation is self.current and self.state in _WITH_AGENT
             self.agents.lost(agent, message, detail, self.decisions.now if again else None)
 
-    # What has lasted too long
+    # Deadlines
 
     def _check_deadlines(self) -> None:
         now = self.decisions.now
         self._stop.check_deadline()
         for worker in list(self.workers.values()):
-            if now >= worker.deadline:  # still: one before it may have taken its whole generation along
+            if now >= worker.deadline:  # still: an earlier one may have failed the whole generation
                 self._overdue(worker)
         for agent, why in self.agents.overdue(now):
             self._agent_lost(agent, why)
@@ -293,7 +293,7 @@ class Supervisor:
         else:
             self.retiring.overdue(worker)
 
-    # Reconciling what is with what should be
+    # Reconciling actual and desired state
 
     def _reconcile(self) -> None:
         self._forget_generations()
@@ -327,7 +327,7 @@ class Supervisor:
         self._starting.start_pending()
 
     def _tend_agents(self) -> None:
-        """One agent while the server serves; it is there before the first workers, and leaves after the last."""
+        """One agent while the server serves; it starts before the first workers, and leaves after the last."""
         now = self.decisions.now
         if self.state in LEAVING and not self.workers:
             if self.state is ServerState.ENDING:
@@ -340,14 +340,14 @@ class Supervisor:
             self.agents.hold(now)
 
     def _lease(self) -> tuple[Generation | None, Generation | None]:
-        """Whose agent is to be active, and whose is to be prepared for that."""
+        """The generation whose agent is to be active, and the one whose agent is to be prepared."""
         candidate = self.candidate
         if self.current is None or (candidate is not None and candidate.state is not GenerationState.STARTING):
             return candidate, None
         return self.current, candidate
 
     def _forget_generations(self) -> None:
-        """Forget the generations of which no process is left."""
+        """Forget generations without processes."""
         processes: list[AppProcess] = [*self.workers.values(), *self.agents.all.values()]
         alive = {each.generation.number for each in processes}
         ended = (GenerationState.RETIRING, GenerationState.FAILED)
