@@ -170,7 +170,7 @@ class OwnClient:
 
     def record(self, content: bytes, kind: int = 23, padding: int = 0) -> bytes:
         """One protected record of any kind."""
-        return self.sealer.seal_one(content, bytes((kind,)) + bytes(padding))
+        return self.sealer.seal_one(content, kind, padding)
 
     def open(self, data: bytes) -> list[tuple[int, bytes]]:
         """Type and content of what the server has sent, whose KeyUpdates are followed."""

@@ -79,7 +79,7 @@ class TlsFailure:
     reason: str
     """A sentence without its full stop: "the client does not accept the certificate (unknown_ca)"."""
     alert_sent: int | None = None
-    """The number of the alert that is among the outgoing bytes."""
+    """The number of the alert that is among the outgoing bytes; None also if OpenSSL has encrypted it."""
     alert_received: int | None = None
     """The number of the alert with which the client ended the connection."""
     plain_http: bool = False

@@ -8,6 +8,8 @@ it can take. What cannot be read here is nobody's error: such a connection stays
 from __future__ import annotations
 
 import dataclasses
+import re
+import struct
 from typing import Final
 
 from serve_asgi.tls.record_protection import HANDSHAKE, MAX_FRAGMENT
@@ -19,6 +21,7 @@ SERVER_NAME: Final = 0
 MAX_FRAGMENT_LENGTH: Final = 1
 RECORD_SIZE_LIMIT: Final = 28
 LEAST_RECORD_SIZE: Final = 64
+HOST_NAME: Final = re.compile(rb"[A-Za-z0-9._-]{1,255}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class ClientHelloReader:
             body = client_hello_body(data)
             if body is not None:
                 return True, parse(body)
-        except (IndexError, ValueError):
+        except (IndexError, ValueError, struct.error):
             return True, None
         return len(data) > MAX_BUFFERED, None
 
@@ -64,33 +67,33 @@ def client_hello_body(records: bytes) -> bytes | None:
         if not at + 5 < end <= at + 5 + MAX_FRAGMENT:
             raise ValueError("no size of a handshake record")
         message += records[at + 5 : end]
-        if len(message) >= 4:
-            if message[0] != CLIENT_HELLO:
-                raise ValueError("no ClientHello")
-            size = 4 + int.from_bytes(message[1:4])
-            if len(message) >= size:
-                return message[4:size]
+        if message[0] != CLIENT_HELLO:
+            raise ValueError("no ClientHello")
+        size = 4 + int.from_bytes(message[1:4])
+        if len(message) >= max(size, 4):
+            return message[4:size]
         at = end
     return None
 
 
 def parse(body: bytes) -> ClientHello:
-    """Raises IndexError or ValueError for what is no ClientHello."""
+    """Raises IndexError, ValueError or struct.error for what is no ClientHello."""
     at = 35 + body[34]  # behind legacy_version, random, legacy_session_id
-    at += 2 + int.from_bytes(body[at : at + 2])  # cipher_suites
+    at += 2 + (body[at] << 8 | body[at + 1])  # cipher_suites
     at += 1 + body[at]  # legacy_compression_methods
     server_name = None
     max_fragment = MAX_FRAGMENT
-    end = at + 2 + int.from_bytes(body[at : at + 2])
-    at += 2
-    if end > len(body):
-        raise ValueError("extensions longer than the message")
+    end = len(body)
+    if at < end:
+        if at + 2 + (body[at] << 8 | body[at + 1]) != end:
+            raise ValueError("extensions of another size than the message's")
+        at += 2
     while at < end:
-        kind = body[at] << 8 | body[at + 1]
+        kind, size = two_numbers(body, at)
         start = at + 4
-        at = start + (body[at + 2] << 8 | body[at + 3])
-        if kind == SERVER_NAME and at - start > 5:
-            server_name = body[start + 5 : at].decode("ascii")  # the list has one entry in practice, a host name
+        at = start + size
+        if kind == SERVER_NAME and size > 5:
+            server_name = host_name(body[start:at])
         elif kind == MAX_FRAGMENT_LENGTH and 1 <= body[start] <= 4:
             max_fragment = min(max_fragment, 256 << body[start])
         elif kind == RECORD_SIZE_LIMIT:
@@ -98,3 +101,14 @@ def parse(body: bytes) -> ClientHello:
             if limit >= LEAST_RECORD_SIZE:
                 max_fragment = min(max_fragment, limit - 1)  # it counts the content type
     return ClientHello(body[2:34], server_name, max_fragment)
+
+
+def host_name(names: bytes) -> str | None:
+    """The name of a list of server names (RFC 6066 3), which has one entry; None for one that could be no host's."""
+    name = names[5:]
+    if names[2] == 0 and int.from_bytes(names[3:5]) == len(name) and HOST_NAME.fullmatch(name):
+        return name.decode()
+    return None
+
+
+two_numbers = struct.Struct(">HH").unpack_from

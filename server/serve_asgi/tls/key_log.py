@@ -1,8 +1,12 @@
 """Where OpenSSL says the traffic secrets of a handshake: a key log (RFC 9850) in memory, of this process alone.
 
-The standard library tells no secret but to `SSLContext.keylog_filename`. So that file is a memfd: it has no name, is
-closed on exec, and is emptied as soon as the lines of one step of one handshake have been read, so that it never holds
-more than those. Whoever could read it through /proc could read the memory of this process as well.
+The standard library tells no secret but to the file of `SSLContext.keylog_filename`. So that file is a pipe: it has no
+name, is closed on exec, and holds no more than the lines of one step of one handshake, as reading them takes them out.
+Whoever could read it through /proc could read the memory of this process as well. (A memfd does it too, but has to be
+emptied, which takes three times as long and loses what another handshake writes between the reading and that.)
+
+Rule: a context that is attached does handshakes under the lock, and what they have written is taken before that is
+released. Nobody else would take it, and a pipe that is full would stop the next handshake.
 """
 
 from __future__ import annotations
@@ -12,40 +16,37 @@ import ssl
 import threading
 from typing import Final
 
-READ_SIZE: Final = 1 << 16
+READ_SIZE: Final = 4096
+"""Bytes; one step of a handshake writes at most some 1,100."""
 
 
 class KeyLog:
     """The key log of the contexts that are attached to it, and the lock under which a step of a handshake writes it."""
 
     def __init__(self) -> None:
-        """Raises OSError where there is no memfd (an old kernel, a sandbox)."""
-        self._descriptor = os.memfd_create("tls-key-log", os.MFD_CLOEXEC)
+        """Raises OSError if there are no descriptors."""
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.lock = threading.Lock()
         """Held from before a step of a handshake until its lines are taken, as other threads may do handshakes too."""
 
     def attach(self, context: ssl.SSLContext) -> None:
         """Have the handshakes of this context write here. Raises OSError where /proc is missing."""
-        with self.lock:
-            context.keylog_filename = f"/proc/self/fd/{self._descriptor}"  # which opens it to append (O_APPEND)
-            self._empty()  # a heading that OpenSSL's users expect
+        context.keylog_filename = f"/proc/self/fd/{self._write_end}"
 
     def take(self) -> bytes:
         """The lines that have been written, of which nothing remains; the lock is held."""
-        lines = os.pread(self._descriptor, READ_SIZE, 0)
-        if lines:
-            if len(lines) == READ_SIZE:
-                while more := os.pread(self._descriptor, READ_SIZE, len(lines)):
-                    lines += more
-            self._empty()
+        try:
+            lines = os.read(self._read_end, READ_SIZE)
+        except BlockingIOError:
+            return b""
+        if len(lines) == READ_SIZE:
+            lines += self.take()
         return lines
 
-    def _empty(self) -> None:
-        os.ftruncate(self._descriptor, 0)
-
     def close(self) -> None:
-        """Let go of it; contexts that are attached keep it open for themselves."""
-        os.close(self._descriptor)
+        """Let go of it, once no context that is attached is in use any more."""
+        os.close(self._read_end)
+        os.close(self._write_end)
 
 
 def open_key_log() -> KeyLog | None:

@@ -89,7 +89,7 @@ class OpenSslConnection:
             failure = self._failure(error)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), failure
 
-    def write(self, data: bytes | memoryview) -> bytes:
+    def write(self, data: bytes | bytearray | memoryview) -> bytes:
         """The records for this content; memory takes all of it at once. Raises ssl.SSLError after a failure."""
         if data:
             self.ssl_object.write(data)

@@ -128,43 +128,47 @@ class RecordProtection:
 class RecordSealer(RecordProtection):
     """Makes records of what is sent."""
 
-    __slots__ = ("_encrypt", "max_fragment")
+    __slots__ = ("_encrypt", "_short", "max_fragment")
 
     def __init__(self, suite: CipherSuite, secret: bytes, sequence: int = 0, max_fragment: int = MAX_FRAGMENT) -> None:
         super().__init__(suite, secret, sequence)
         self.max_fragment = max_fragment
         """The most content that the client wants in one record."""
+        self._short = min(max_fragment, TABLE_SIZE - 1)
 
     def _key(self, aead: Aead) -> None:
         self._encrypt = aead.encrypt
 
-    def seal_one(self, data: bytes | memoryview, kind: bytes = b"\x17") -> bytes:
-        """One record, of at most `max_fragment` bytes; its content type as one byte."""
-        sequence = self.sequence
-        self.sequence = sequence + 1
+    def seal(self, data: bytes | bytearray | memoryview) -> bytes:
+        """The records of any amount of content; none for none. Keys that have been used long enough are replaced."""
         size = len(data)
-        if size < TABLE_SIZE:
+        sequence = self.sequence
+        if type(data) is bytes and 0 < size <= self._short and sequence < self.limit:  # as in `seal_one`
+            self.sequence = sequence + 1
             header = HEADERS[size + 22]
-        else:
-            header = b"\x17\x03\x03" + (size + OVERHEAD).to_bytes(2)
-        return header + self._encrypt((self._iv ^ sequence).to_bytes(12), b"".join((data, kind)), header)
-
-    def seal(self, data: bytes | memoryview) -> bytes:
-        """The records of any amount of data; none for none. Keys that have been used long enough are replaced."""
-        if len(data) <= self.max_fragment and self.sequence < self.limit:
-            return self.seal_one(data) if data else b""
-        view = memoryview(data)
+            return header + self._encrypt((self._iv ^ sequence).to_bytes(12), data + b"\x17", header)
         step = self.max_fragment
-        records = []
+        view = memoryview(data).cast("B")
+        parts: list[bytes] = []
         for start in range(0, len(view), step):
             if self.sequence >= self.limit:
-                records.append(self.seal_key_update(False))
-            records.append(self.seal_one(view[start : start + step]))
-        return b"".join(records)
+                parts.append(self.seal_key_update(False))
+            parts += self._seal_one(view[start : start + step], b"\x17")
+        return b"".join(parts)
+
+    def seal_one(self, content: bytes, kind: int, padding: int = 0) -> bytes:
+        """One record of this content type, with so many zeros behind (RFC 8446 5.4)."""
+        return b"".join(self._seal_one(content, bytes((kind,)) + bytes(padding)))
+
+    def _seal_one(self, content: bytes | memoryview, rest: bytes) -> tuple[bytes, bytes]:
+        header = b"\x17\x03\x03" + (len(content) + len(rest) + TAG_SIZE).to_bytes(2)
+        nonce = (self._iv ^ self.sequence).to_bytes(12)
+        self.sequence += 1
+        return header, self._encrypt(nonce, b"".join((content, rest)), header)
 
     def seal_key_update(self, requested: bool) -> bytes:
         """A KeyUpdate (4.6.3), and the next keys from then on; `requested`: the client shall change its own as well."""
-        record = self.seal_one(bytes((KEY_UPDATE, 0, 0, 1, requested)), b"\x16")
+        record = self.seal_one(bytes((KEY_UPDATE, 0, 0, 1, requested)), HANDSHAKE)
         self.next_generation()
         return record
 

@@ -289,7 +289,7 @@ class TlsSession:
 
     # ---- what goes out
 
-    def send(self, data: bytes | memoryview) -> bytes:
+    def send(self, data: bytes | bytearray | memoryview) -> bytes:
         """The records of this content, with whatever else is to be written before them.
 
         Raises RuntimeError if the connection is not open.
@@ -317,7 +317,7 @@ class TlsSession:
             self._become(CLOSED)
         if self.state is OPEN:
             if self._sealer is not None:
-                self._write_later(self._sealer.seal_one(bytes((WARNING, Alert.CLOSE_NOTIFY)), b"\x15"))
+                self._write_later(self._sealer.seal_one(bytes((WARNING, Alert.CLOSE_NOTIFY)), ALERT))
                 self._sealer = None
             elif self._openssl is not None:
                 self._write_later(self._openssl.close_notify())
@@ -335,7 +335,7 @@ class TlsSession:
             self.failure = received(error.number)
         else:
             if self._sealer is not None:
-                self._write_later(self._sealer.seal_one(bytes((FATAL, error.alert)), b"\x15"))
+                self._write_later(self._sealer.seal_one(bytes((FATAL, error.alert)), ALERT))
             self.failure = TlsFailure(error.reason, alert_sent=error.alert if self._sealer is not None else None)
         self._opener = self._sealer = None
         self._become(FAILED)
