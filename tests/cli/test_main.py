@@ -64,11 +64,25 @@ def test_a_misspelt_command_is_told_from_an_application(capfd: pytest.CaptureFix
     assert "did you mean 'reload'?" in said(capfd, "relaod")
 
 
-@pytest.mark.parametrize("option", ["--ssl-certfile", "--ssl-keyfile", "--certfile", "--keyfile", "--http2"])
-def test_tls_and_http2_are_refused_with_a_way_out(capfd: pytest.CaptureFixture[str], option: str) -> None:
-    sentence = said(capfd, "app:asgi", option, "x.pem")
-    assert sentence.startswith(f"{option} is not there yet: TLS and HTTP/2 come with a later version")
-    assert "put a proxy that ends TLS" in sentence
+def test_http2_is_refused_with_a_way_out(capfd: pytest.CaptureFixture[str]) -> None:
+    sentence = said(capfd, "app:asgi", "--http2", "x.pem")
+    assert sentence.startswith("--http2 is not there yet: HTTP/2 comes with a later version")
+    assert "a proxy in front" in sentence
+
+
+@pytest.mark.parametrize(
+    ("option", "ours"), [("--certfile", "--tls-cert"), ("--keyfile", "--tls-key"), ("--ca-certs", "--tls-client-ca")]
+)
+def test_the_tls_options_of_others_are_told(capfd: pytest.CaptureFixture[str], option: str, ours: str) -> None:
+    assert said(capfd, "app:asgi", option, "x.pem") == f"{option} is {ours} here"
+
+
+def test_the_tls_options_of_uvicorn_are_understood(capfd: pytest.CaptureFixture[str]) -> None:
+    told = said(
+        capfd, "app:asgi", "--ssl-certfile", "missing.pem", "--ssl-keyfile", "k", "--ssl-keyfile-password", "pw"
+    )
+    assert "missing.pem" in told
+    assert "pw" not in told
 
 
 @pytest.mark.parametrize(

@@ -327,9 +327,9 @@ def test_where_each_value_came_from(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ('ssl-keyfile = "k"', "ssl-keyfile is not there yet: TLS and HTTP/2 come with a later version"),
-        ('ssl_certfile = "k"', "ssl_certfile is not there yet"),
-        ('tls-anything = "k"', "tls-anything is not there yet"),
+        ('ssl-keyfile = "k"', "ssl-keyfile is tls-key here"),
+        ('ssl_certfile = "k"', "ssl_certfile is tls-cert here"),
+        ("ssl-cert-reqs = 2", "ssl-cert-reqs is tls-client-auth here: none, optional or required"),
         ("http2 = true", "http2 is not there yet"),
         ('uds = "/a"', 'uds is written bind = "unix:PATH" here'),
         ("timeout-keep-alive = 5", "timeout-keep-alive is keep-alive here"),

@@ -74,6 +74,7 @@ LINES = {
 }
 """What stands in serve.toml by itself, and what is said about it, beginning with file and line."""
 
+TLS: dict[str, Given] = {"tls_cert": ("c",)}
 GIVEN: list[tuple[dict[str, Given], str]] = [
     ({"workers": "2x"}, "--workers: '2x' is not a whole number"),
     ({"workers": ""}, "--workers: '' is not a whole number"),
@@ -82,7 +83,16 @@ GIVEN: list[tuple[dict[str, Given], str]] = [
     ({"keep_alive": "1e400"}, "--keep-alive: '1e400' is not a number of seconds"),
     ({"max_body_size": "64k"}, "--max-body-size: '64k' is not a whole number of bytes"),
     ({"bind": ("",)}, "--bind holds an empty value"),
-    ({"bind": ("http://a:80",)}, "is not HOST:PORT"),
+    ({"bind": ("ftp://a:80",)}, "is not HOST:PORT"),
+    ({"bind": ("https://a:80",)}, "it needs --tls-cert and --tls-key to speak TLS; plain is a:80"),
+    ({"admin": "https://a:80", **TLS}, "the metrics and their page speak no TLS"),
+    ({"tls_key": ("k",)}, "--tls-key does nothing without a certificate: give --tls-cert as well"),
+    ({"https_redirect": True}, "--https-redirect does nothing without a certificate"),
+    ({"tls_cert": ("a", "b"), "tls_key": ("k",)}, "--tls-key: there are 1 keys and 2 certificates"),
+    ({**TLS, "tls_key_password": "x", "tls_key_password_file": "f"}, "were both given: leave one out"),
+    ({**TLS, "tls_client_auth": "required"}, "--tls-client-auth needs to know the authorities"),
+    ({**TLS, "tls_crl": "c"}, "--tls-crl needs to know the authorities"),
+    ({**TLS, "tls_min_version": "1.1"}, "is not one of 1.2, 1.3"),
     ({"bind": ("fd:3",)}, "is a descriptor: write --fd 3"),
     ({"bind": ("fd://3",)}, "is a descriptor: write --fd 3"),
     ({"bind": ("unix:@",)}, "has no name"),

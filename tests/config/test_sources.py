@@ -50,6 +50,13 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         "drain_status": ("410", 410),
         "unix_mode": ("600", "600"),
         "umask": ("027", "027"),
+        "tls_client_auth": ("none", "none"),
+    }
+    needed = {
+        "tls_key": {"SERVE_TLS_CERT": "c"},
+        "tls_client_ca": {"SERVE_TLS_CERT": "c"},
+        "tls_crl": {"SERVE_TLS_CERT": "c", "SERVE_TLS_CLIENT_CA": "a"},
+        "https_redirect": {"SERVE_TLS_CERT": "c"},
     }
     if name in texts:
         text, expected = texts[name]
@@ -63,7 +70,7 @@ def test_every_option_is_read_from_its_variable(name: str, tmp_path: Any) -> Non
         value = max(defined.minimum or 0, 7)
         text, expected = f"{value:g}", (kind(name)(value),) if several(name) else kind(name)(value)
     for variable in environment_names(name, defined):
-        assert getattr(configured(None, **{variable: text}), name) == expected
+        assert getattr(configured(None, **needed.get(name, {}), **{variable: text}), name) == expected
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,13 @@ def let_go(listener: Listener) -> None:
         listener.store._socket.detach()
 
 
+def complete(settings: dict[str, Any]) -> None:
+    """Add the options that did not exist in the version that wrote this: they have their defaults."""
+    defaults = json.loads(json.dumps(read("app:app", {}, {}).to_state()))
+    for part in ("config", "sources"):
+        settings[part] = defaults[part] | settings[part]
+
+
 @pytest.mark.parametrize("path", sorted(SNAPSHOTS.iterdir()), ids=lambda path: path.stem)
 def test_what_an_earlier_version_has_left_is_understood(path: Path) -> None:
     """All of it: what is made of it and passed on again is the same, which the earlier one would understand."""
@@ -233,4 +240,8 @@ def test_what_an_earlier_version_has_left_is_understood(path: Path) -> None:
             del state[part], left[part]
         else:
             del state[part][member], left[part][member]
+    for settings in (state["settings"], *(each["settings"] for each in state["configs"].values())):
+        complete(settings)
+    for name in left.keys() - state.keys():  # which did not exist in that version
+        assert left.pop(name) == next(piece.default for piece in registry.PIECES if piece.name == name)
     assert left == state

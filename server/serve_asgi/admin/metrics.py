@@ -8,6 +8,7 @@ values for ever: slots, not processes or generations.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -62,6 +63,7 @@ class ServerCollector(Collector):
             self._server(reading),
             self._traffic(reading),
             self._slots(reading),
+            self._certificates(),
             self._reloads(),
             self._queues(),
             self._hub(),
@@ -125,6 +127,17 @@ class ServerCollector(Collector):
         yield gauge("serve_oldest_request_seconds", "For how long the oldest request is in progress.", oldest(reading))
         lost = "Requests and WebSockets that were cut at the graceful timeout, or were in flight in a worker that died."
         yield counter("serve_requests_lost", lost, self._view.state["lost"])
+
+    def _certificates(self) -> Iterator[Metric]:
+        if certificates := self._view.state.get("certificates"):
+            left = GaugeMetricFamily(
+                "serve_tls_certificate_expiry_seconds",
+                "Time until a certificate expires, negative if it has.",
+                labels=["name", "file"],
+            )
+            for name, path, end in certificates:
+                left.add_metric([name, path], end - time.time())
+            yield left
 
     def _named(self, slot: int) -> str:
         """The label of a slot; the agent fills none, and its counts are in the last totals."""

@@ -22,6 +22,7 @@ MODULES: Final = {
     "schedules": "schedules",
     "schedule": "schedules",
     "logs-reopen": "logs_reopen",
+    "tls-reload": "tls_reload",
     "config": "config",
 }
 """The module of each command, in the order in which help shows them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -50,6 +51,7 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
         yield f"shared state in {state['place']}" + (
             f": cannot be written, {state['trouble']}" if state["trouble"] else ""
         )
+    yield from _certificates(found.get("tls"))
     totals = found["totals"]
     reloads = f"{counted(found['reloads'], 'reload')}, {found['failed_reloads']} refused"
     yield f"generation {found['generation']}, {reloads}, {counted(totals['requests'], 'request')} answered"
@@ -72,6 +74,22 @@ def _server(found: dict[str, Any]) -> Iterator[str]:
         yield f"there is no agent: {found['agent_trouble']}"
     if agent_returned(found):
         yield "the agent has returned: its process stays for its messages and schedules alone (docs/guides/agent.md)"
+
+
+def _certificates(tls: dict[str, Any] | None) -> Iterator[str]:
+    for each in tls["certificates"] if tls is not None else ():
+        if each["kind"] != "CRL":
+            names = ", ".join(each["names"][:3]) + (f" and {len(each['names']) - 3} more" * (len(each["names"]) > 3))
+            yield f"certificate for {names} ({each['kind']}), {_until(each['not_after'])}"
+    if tls is not None and tls["trouble"]:
+        yield f"the files of certificates cannot be used as they are now: {tls['trouble']}"
+
+
+def _until(end: float) -> str:
+    """When a certificate ends (Unix time), in words."""
+    left = end - time.time()
+    day = time.strftime("%Y-%m-%d", time.gmtime(end))
+    return f"expires in {left / 86400:.0f} days, on {day}" if left > 0 else f"expired on {day}"
 
 
 def _workers(found: dict[str, Any]) -> Iterator[str]:

@@ -168,6 +168,11 @@ def read_small(path: str) -> str:
 
     Whatever stands in the file's place, reading it does not wait nor exhaust memory: the listener reads it at a reload.
     """
+    return read_small_bytes(path).decode("utf-8-sig")
+
+
+def read_small_bytes(path: str, most: int = LARGEST) -> bytes:
+    """The same of a file that is no text, and has `most` bytes. Raises OSError."""
     # O_NONBLOCK for a named pipe, which would be waited for; O_NOCTTY for a terminal.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     mode = os.fstat(descriptor).st_mode
@@ -175,7 +180,7 @@ def read_small(path: str) -> str:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a regular file", path)
     with open(descriptor, "rb") as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise OSError(errno.EFBIG, f"it is larger than {LARGEST >> 20} MiB", path)
-    return content.decode("utf-8-sig")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", path)
+    return content

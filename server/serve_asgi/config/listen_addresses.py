@@ -1,7 +1,7 @@
 """Addresses to listen on, as a person writes them. Pure: reads text, touches no socket.
 
-Forms: HOST:PORT, [IPV6]:PORT, :PORT and *:PORT (every interface, IPv4 and IPv6), unix:/path, unix:@name (an abstract
-socket, unix(7)).
+Forms: HOST:PORT, [IPV6]:PORT, :PORT and *:PORT (every interface, IPv4 and IPv6), each of them perhaps with http:// or
+https:// in front; unix:/path, unix:@name (an abstract socket, unix(7)).
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ DEFAULT_PORT: Final = 8000
 LONGEST_UNIX_PATH: Final = 107  # sun_path of unix(7) holds 108 bytes with its NUL
 
 
+SCHEMES: Final = {"http": False, "https": True}
+"""Which of them speaks TLS."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class TcpAddress:
     """A host (name or number; "" means every interface, IPv4 and IPv6) and a port (0: the kernel chooses)."""
 
     host: str
     port: int
+    secure: bool | None = None
+    """Whether it was written with https:// or http://; None: it speaks TLS if the server has a certificate."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -55,6 +61,12 @@ def parse_address(text: str) -> TcpAddress | UnixAddress:
         return _unix_address(text)
     if fd := re.fullmatch("fd:(?://)?([0-9]+)", text):
         raise UsageError(f"the address {text!r} is a descriptor: write --fd {fd[1]} (in a file: fd = [{fd[1]}])")
+    scheme, slashes, rest = text.partition("://")
+    if slashes and scheme in SCHEMES:
+        plain = parse_address(rest.removesuffix("/"))
+        if isinstance(plain, UnixAddress):
+            raise UsageError(f"the address {text!r} is a unix socket, which speaks no TLS: write {plain}")
+        return dataclasses.replace(plain, secure=SCHEMES[scheme])
     host, colon, port = text.rpartition(":")
     if not colon:
         if text.isdigit():

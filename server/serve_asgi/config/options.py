@@ -37,10 +37,12 @@ class Option:
     short: str = ""  # the one-letter form: -w
     former: str = ""  # an old spelling (of a boolean: of --no-<name>): accepted on the command line, not shown
     shown_default: str = ""  # what the help shows where the field's own default would not help
+    secret: bool = False  # a password: shown nowhere, and kept from every other process
 
 
 APPLICATION: Final = "Application"
 LISTENING: Final = "Listening"
+TLS: Final = "TLS"
 PROCESSES: Final = "Processes"
 DEPLOY: Final = "Deploys and health"
 HTTP: Final = "HTTP"
@@ -48,12 +50,13 @@ WEBSOCKET: Final = "WebSocket"
 PROXIES: Final = "Behind proxies"
 LOGGING: Final = "Logging"
 DEVELOPMENT: Final = "Development"
-GROUPS: Final = (APPLICATION, LISTENING, PROCESSES, DEPLOY, HTTP, PROXIES, WEBSOCKET, LOGGING, DEVELOPMENT)
+GROUPS: Final = (APPLICATION, LISTENING, TLS, PROCESSES, DEPLOY, HTTP, PROXIES, WEBSOCKET, LOGGING, DEVELOPMENT)
 
 
 def option(default: Any, help: str, group: str, **more: Any) -> Any:
     """A dataclass field that is an option; `more` are the further fields of `Option`."""
-    return dataclasses.field(default=default, metadata={"option": Option(help, group, **more)})
+    defined = Option(help, group, **more)
+    return dataclasses.field(default=default, repr=not defined.secret, metadata={"option": defined})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,7 @@ class Config:
     bind: tuple[str, ...] = option(
         (),
         "Address to listen on: HOST:PORT, [IPV6]:PORT, :PORT (every interface), unix:/path, or unix:@name (abstract: "
-        "anybody on this machine may connect); may be repeated.",
+        "anybody on this machine may connect); with TLS, http://HOST:PORT is a plain one; may be repeated.",
         LISTENING,
         unit="ADDRESS",
         short="-b",
@@ -167,6 +170,70 @@ class Config:
     )
     bind_timeout: float = option(
         5.0, "How long to try again while the port is in use.", LISTENING, unit="SECONDS", minimum=0, live=False
+    )
+
+    # TLS
+    tls_cert: tuple[str, ...] = option(
+        (),
+        "PEM file with a certificate and its chain; may be repeated: clients get the one for the name they ask for.",
+        TLS,
+        unit="PATH",
+        former="--ssl-certfile",
+    )
+    tls_key: tuple[str, ...] = option(
+        (),
+        "PEM file with the private key of the --tls-cert at the same place; may be repeated.",
+        TLS,
+        unit="PATH",
+        shown_default="the certificate's file",
+        former="--ssl-keyfile",
+    )
+    tls_key_password: str = option(
+        "",
+        "Password of encrypted private keys; every user of the machine can read it on a command line.",
+        TLS,
+        unit="PASSWORD",
+        secret=True,
+        former="--ssl-keyfile-password",
+    )
+    tls_key_password_file: str = option("", "File whose first line is that password.", TLS, unit="PATH")
+    tls_client_ca: str = option(
+        "",
+        "PEM file with the authorities that clients' certificates may be from.",
+        TLS,
+        unit="PATH",
+        former="--ssl-ca-certs",
+    )
+    tls_client_auth: str = option(
+        "",
+        "Whether clients are asked for a certificate: none; optional, those that have one show it; or required.",
+        TLS,
+        choices=("none", "optional", "required"),
+        shown_default="required with --tls-client-ca, else none",
+    )
+    tls_crl: str = option(
+        "",
+        "PEM file with revocation lists of the --tls-client-ca; clients with revoked certificates are refused.",
+        TLS,
+        unit="PATH",
+    )
+    tls_min_version: str = option("1.2", "Oldest version of TLS that is spoken.", TLS, choices=("1.2", "1.3"))
+    tls_ciphers: str = option(
+        "",
+        "Cipher suites of TLS 1.2, as openssl-ciphers(1) writes them; those of TLS 1.3 are all offered.",
+        TLS,
+        unit="LIST",
+        shown_default="ECDHE with AES-GCM or ChaCha20",
+        former="--ssl-ciphers",
+    )
+    tls_handshake_timeout: float = option(
+        10.0, "How long a TLS handshake may take; then the connection is closed.", TLS, unit="SECONDS", minimum=0.1
+    )
+    https_redirect: bool = option(
+        False,
+        "Answer requests on the plain TCP addresses with 308 and the https:// URL; but not the health path and "
+        "/.well-known/acme-challenge/.",
+        TLS,
     )
 
     # Processes
@@ -472,9 +539,13 @@ class Config:
         live=False,
     )
 
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON-compatible values, for the packet that a worker receives."""
-        return dataclasses.asdict(self)
+    def to_json(self, *, secrets: bool = False) -> dict[str, Any]:
+        """The configuration as JSON-compatible values, for the packet that a process receives.
+
+        Passwords are left out unless `secrets` says otherwise: only the listener's own program needs them.
+        """
+        values = dataclasses.asdict(self)
+        return values if secrets else {**values, **dict.fromkeys(SECRETS, "")}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Config:
@@ -527,6 +598,12 @@ def flag_off(name: str) -> str:
 def environment_names(name: str, defined: Option) -> tuple[str, ...]:
     """The environment variables that set the option, the first one found winning."""
     return (ENV_PREFIX + name.upper(), *defined.env)
+
+
+SECRETS: Final = tuple(name for name, (_, defined) in options().items() if defined.secret)
+"""The fields that hold passwords."""
+SECRET_VARIABLES: Final = tuple(each for name in SECRETS for each in environment_names(name, options()[name][1]))
+"""The environment variables that do: they are the listener's alone."""
 
 
 def dump(config: Config) -> str:

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Final
 
 from serve_asgi.config import env_file as environment_file
-from serve_asgi.config.options import Config
+from serve_asgi.config.options import SECRET_VARIABLES, Config
 from serve_asgi.errors import UsageError
 
-PRIVATE_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
-"""What the service manager tells the listener alone (sd_notify(3), sd_listen_fds(3))."""
+PRIVATE_VARIABLES = (
+    *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"),
+    *SECRET_VARIABLES,
+)
+"""What the listener alone is told: by the service manager (sd_notify(3), sd_listen_fds(3)), and passwords."""
 _FLAGS: Final = re.compile(r"-(?!$)([A-VY-Zabd-ln-z?]*)(?:([WXcm])(.*))?", re.DOTALL)
 """A word of the interpreter's options: some that stand alone, then perhaps one that takes the rest or the next word.
 

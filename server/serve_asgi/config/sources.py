@@ -13,7 +13,18 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from serve_asgi.config import config_file
-from serve_asgi.config.options import Config, Option, environment_names, flag, flag_off, key, kind, options, several
+from serve_asgi.config.options import (
+    SECRETS,
+    Config,
+    Option,
+    environment_names,
+    flag,
+    flag_off,
+    key,
+    kind,
+    options,
+    several,
+)
 from serve_asgi.config.release import logical_directory
 from serve_asgi.config.state_location import shown
 from serve_asgi.config.validation import Found, check, check_application, settle_addresses
@@ -24,6 +35,8 @@ __all__ = ["Given", "Settings", "Source", "SourcePriority", "build", "kind", "re
 
 NO_APPLICATION: Final = "which application? Write it as module:attribute, for example: serve app:asgi --workers 4"
 DEFAULT: Final = Source(SourcePriority.DEFAULT, "default")
+HIDDEN: Final = "***"
+"""What is shown of a password."""
 RELOAD_DEFAULTS: Final = {"graceful_timeout": 1.0, "shutdown_timeout": 5.0, "max_generations": 16}
 """Defaults of `--reload`, by field name: streams that browsers hold open end soon, and none of them makes a change wait
 for its reload."""
@@ -58,7 +71,7 @@ class Settings:
     def to_state(self) -> dict[str, Any]:
         """All of it, JSON-compatible, for a program that takes this one's place."""
         return {
-            "config": self.config.to_json(),
+            "config": self.config.to_json(secrets=True),
             "sources": {name: dataclasses.astuple(source) for name, source in self.sources.items()},
             "file": self.file,
             "directory": self.directory,
@@ -237,7 +250,10 @@ def written(config: Config, name: str) -> str:
 
 def _public(config: Config, name: str) -> object:
     """A value as it may be shown."""
-    return shown(config.state) if name == "state" else getattr(config, name)
+    value = getattr(config, name)
+    if name in SECRETS:
+        return HIDDEN if value else ""
+    return shown(value) if name == "state" else value
 
 
 def _plain(value: object) -> Any:

@@ -17,18 +17,23 @@ from typing import Final
 
 from serve_asgi.config.options import ENV_PREFIX, environment_names, options
 
-TLS: Final = (
-    "{option} is not there yet: TLS and HTTP/2 come with a later version; until then, put a proxy that ends TLS "
-    "(nginx, HAProxy, Caddy) in front and let it speak HTTP/1.1 to this server"
+HTTP2: Final = (
+    "{option} is not there yet: HTTP/2 comes with a later version; until then, a proxy in front (nginx, HAProxy, "
+    "Caddy) can speak HTTP/2 to clients and HTTP/1.1 to this server"
 )
 HINTS: Final = {
+    **dict.fromkeys(("--ssl-certfile", "--ssl-certificate", "--certfile"), "{option} is --tls-cert here"),
+    **dict.fromkeys(("--ssl-keyfile", "--keyfile"), "{option} is --tls-key here"),
+    "--ssl-keyfile-password": "{option} is --tls-key-password-file here, the name of a file that holds it",
+    **dict.fromkeys(("--ssl-ca-certs", "--ca-certs"), "{option} is --tls-client-ca here"),
     **dict.fromkeys(
-        ("--ssl-certfile", "--ssl-keyfile", "--ssl-keyfile-password", "--ssl-version", "--ssl-ciphers"), TLS
+        ("--ssl-cert-reqs", "--cert-reqs"), "{option} is --tls-client-auth here: none, optional or required"
     ),
-    **dict.fromkeys(
-        ("--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-certificate", "--certfile", "--keyfile", "--ca-certs"), TLS
-    ),
-    **dict.fromkeys(("--ssl", "--tls", "--ciphers", "--http2", "--quic-bind", "--insecure-bind"), TLS),
+    "--ssl-version": "{option} is --tls-min-version here: 1.2 or 1.3",
+    **dict.fromkeys(("--ssl-ciphers", "--ciphers"), "{option} is --tls-ciphers here"),
+    **dict.fromkeys(("--ssl", "--tls"), "{option} is not needed: --tls-cert and --tls-key turn TLS on"),
+    "--insecure-bind": "{option} is written --bind http://HOST:PORT here",
+    **dict.fromkeys(("--http2", "--quic-bind"), HTTP2),
     "--uds": "{option} is written --bind unix:PATH here",
     "--timeout": "{option} is --graceful-timeout here (how long requests may take to finish when a worker retires)",
     "--timeout-keep-alive": "{option} is --keep-alive here",
@@ -52,8 +57,7 @@ HINTS: Final = {
 
 def of_another_server(option: str) -> str:
     """The error for an option of another server, by its long form; "" if none is known."""
-    told = HINTS.get(option, TLS if option.startswith(("--ssl", "--tls")) else "")
-    return told.format(option=option)
+    return HINTS.get(option, "").format(option=option)
 
 
 def key_of_another_server(written: str) -> str:

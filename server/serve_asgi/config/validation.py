@@ -10,11 +10,11 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.hook_events import read_hook
-from serve_asgi.config.listen_addresses import UnixAddress, parse_address
+from serve_asgi.config.listen_addresses import TcpAddress, UnixAddress, parse_address
 from serve_asgi.config.state_location import is_url, redis_address
 from serve_asgi.config.trusted_proxies import TrustedNetworks, believed
 from serve_asgi.config.values import FoundValue, SourcePriority
@@ -59,6 +59,7 @@ def check(found: Found, directory: str) -> None:
     _check_host(found)
     _check_addresses(found)
     _check_unix(found)
+    _check_tls(found)
     for name in ("unix_mode", "umask"):
         if name in found and not re.fullmatch("(0o)?[0-7]{1,4}", found[name].value):
             raise UsageError(
@@ -107,14 +108,45 @@ def _check_agent(agent: FoundValue) -> None:
 
 
 def _check_addresses(found: Found) -> None:
-    given = [(found["bind"].source, text) for text in found["bind"].value] if "bind" in found else []
+    given = [(found["bind"].source, text, "") for text in found["bind"].value] if "bind" in found else []
     if "admin" in found and found["admin"].value:
-        given.append((found["admin"].source, found["admin"].value))
-    for source, text in given:
+        given.append((found["admin"].source, found["admin"].value, "the metrics and their page speak no TLS"))
+    if not _value(found, "tls_cert"):
+        given = [(source, text, why or "it needs --tls-cert and --tls-key to speak TLS") for source, text, why in given]
+    for source, text, not_secure in given:
         try:
-            parse_address(text)
+            address = parse_address(text)
+            if not_secure and isinstance(address, TcpAddress) and address.secure:
+                raise UsageError(f"the address {text!r} is not possible: {not_secure}; plain is {address}")
         except UsageError as error:
             raise UsageError(f"{source}: {error}" if source.path else str(error)) from None
+
+
+def _value(found: Found, name: str) -> Any:
+    """The value of an option, or None if it was not given."""
+    return found[name].value if name in found else None
+
+
+def _check_tls(found: Found) -> None:
+    certificates, keys = _value(found, "tls_cert") or (), _value(found, "tls_key") or ()
+    if not certificates:
+        for name in ("tls_key", "tls_client_ca", "tls_crl", "https_redirect"):
+            if _value(found, name):
+                raise UsageError(f"{found[name].source} does nothing without a certificate: give --tls-cert as well")
+    if keys and len(keys) != len(certificates):
+        raise UsageError(
+            f"{found['tls_key'].source}: there are {len(keys)} keys and {len(certificates)} certificates: give one key "
+            "for each, in the same order, or none, if each stands in its certificate's file"
+        )
+    if _value(found, "tls_key_password") and _value(found, "tls_key_password_file"):
+        first, second = found["tls_key_password"].source, found["tls_key_password_file"].source
+        raise UsageError(f"{first} and {second} were both given: leave one out")
+    if not _value(found, "tls_client_ca"):
+        for name, value in (("tls_client_auth", "optional"), ("tls_client_auth", "required"), ("tls_crl", None)):
+            if (given := _value(found, name)) and value in (None, given):
+                raise UsageError(
+                    f"{found[name].source} needs to know the authorities of clients' certificates: give --tls-client-ca"
+                )
 
 
 def _check_host(found: Found) -> None:

@@ -6,7 +6,7 @@ line `{"version": 1, "record": {…}}` for each thing that happens (docs/referen
 passed over on both sides.
 
 - reload: wait (true), follow; the answer's detail is the traceback of what was refused
-- reload-listener; drain: off; scale: to; logs-reopen
+- reload-listener; drain: off; scale: to; logs-reopen; tls-reload
 - stop: delay (s of draining; --drain-delay if not said), follow: then the answer comes when the server has ended, and
   its cut is the number of requests lost since the start
 - status, config: the answer's member of that name; stacks: timeout (s), and the same

@@ -81,6 +81,17 @@ class Orphaned(Packet, frozen=True, tag="orphaned"):
     pair: Count
 
 
+class TlsTaken(Packet, frozen=True, tag="tls taken"):
+    """A worker: new handshakes use this version of what is needed for TLS, or it could not be used."""
+
+    version: Count
+    trouble: Sentence = ""
+
+
+class TlsLost(Packet, frozen=True, tag="tls lost"):
+    """A worker has not got the descriptor of what is needed for TLS: it asks for it again."""
+
+
 class Prepared(Packet, frozen=True, tag="prepared"):
     """An agent: imported, its prepare() has returned."""
 
@@ -104,7 +115,7 @@ class AgentEnded(Packet, frozen=True, tag="finished"):
 
 
 FROM_WORKER: Final[Packets[Packet]] = Packets(
-    *(Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Withdrawn, Lost, Orphaned)
+    *(Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Withdrawn, Lost, Orphaned, TlsTaken, TlsLost)
 )
 FROM_AGENT: Final[Packets[Packet]] = Packets(Hello, Failed, Prepared, Waits, Entered, Returned, AgentEnded)
 ONCE: Final = (Hello, Failed, Ready, Accepts, Recycle, WorkerEnded, Prepared, Entered, Returned, AgentEnded)

@@ -56,6 +56,7 @@ class ActionPerformer:
                     and not listener.supervisor.agents.all
                 ):
                     self._clear_lock_away()  # the reload removed the agent, or failed to add one
+                listener.certificates.keep(listener.configs.all_tls_files())
             case actions.StartWorker(worker) | actions.StartAgent(worker):
                 made_with = listener.configs.all[worker.generation]
                 children.start(worker, made_with.release, made_with.settings.config)
@@ -90,6 +91,7 @@ class ActionPerformer:
                 children.scoreboard.draining_since = time.monotonic_ns() if on else 0
             case actions.ReopenLogs():
                 logs.reopen()
+                listener.tasks.start_soon(listener.certificates.look)
                 listener.admin.reopen()
                 if listener.store is not None:
                     listener.store.reopen()
@@ -129,7 +131,11 @@ class ActionPerformer:
     async def _prepare_reload(self, by: str) -> None:
         self._listener.post(
             await self._listener.configs.prepare(
-                by, self._listener.supervisor.current, self._listener.hooks, self._listener.processes
+                by,
+                self._listener.supervisor.current,
+                self._listener.hooks,
+                self._listener.processes,
+                self._listener.certificates,
             )
         )
 

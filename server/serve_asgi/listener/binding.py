@@ -28,6 +28,8 @@ from serve_asgi.listener.unix_socket import bind_unix
 RETRY: Final = 0.1  # seconds between two attempts to bind
 TRIES: Final = 16
 """Attempts to find a port that is free on every address of a host."""
+PLAIN: Final = "http"
+"""FileDescriptorName= of a systemd socket that is to be plain although the server speaks TLS (systemd.socket(5))."""
 EVERY: Final = frozenset({"0.0.0.0", "::"})
 ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
@@ -48,10 +50,12 @@ def bind(config: Config) -> list[ListeningSocket]:
     made: list[ListeningSocket] = []
     deadline = time.monotonic() + config.bind_timeout
     try:
-        made += [_inherited(passed, label) for passed, label in from_service_manager()]
-        made += [_inherited(from_descriptor(number), f"fd:{number}") for number in config.fd]
+        tls = bool(config.tls_cert)
+        made += [_inherited(passed, label, tls and name != PLAIN) for passed, label, name in from_service_manager()]
+        made += [_inherited(from_descriptor(number), f"fd:{number}", tls) for number in config.fd]
         for address in addresses(config, inherited=bool(made)):
             made += _bind_until(deadline, address, config, made)
+        _check_secure(config, made)
     except BaseException:
         for listening in made:
             listening.close()
@@ -63,14 +67,27 @@ def bind_admin(config: Config, others: list[ListeningSocket]) -> list[ListeningS
     """Bind the address of --admin, if there is one, besides `others`; it does not listen yet. Raises as `bind`."""
     if not config.admin:
         return []
-    return _bind_until(time.monotonic() + config.bind_timeout, parse_address(config.admin), config, others)
+    address = parse_address(config.admin)
+    if isinstance(address, TcpAddress):
+        address = dataclasses.replace(address, secure=False)
+    return _bind_until(time.monotonic() + config.bind_timeout, address, config, others)
 
 
-def _inherited(made: socket.socket, label: str) -> ListeningSocket:
+def _inherited(made: socket.socket, label: str, tls: bool) -> ListeningSocket:
     made.setblocking(False)
-    return ListeningSocket(
-        made, label, SocketKind.UNIX if made.family == socket.AF_UNIX else SocketKind.TCP, owned=False
-    )
+    kind = SocketKind.UNIX if made.family == socket.AF_UNIX else SocketKind.TCP
+    return ListeningSocket(made, label, kind, owned=False, secure=tls and kind is SocketKind.TCP)
+
+
+def _check_secure(config: Config, made: list[ListeningSocket]) -> None:
+    """Refuse what would be asked for in vain. Raises UsageError."""
+    if config.tls_cert and not any(each.secure for each in made):
+        raise UsageError(
+            "there is a certificate, and no address that speaks TLS: add one, such as --bind https://:8443, or leave "
+            "--tls-cert out"
+        )
+    if config.https_redirect and not any(each.redirects for each in made):
+        raise UsageError("--https-redirect has no plain address to redirect from: add one, such as --bind http://:8080")
 
 
 def _bind_until(
@@ -86,6 +103,8 @@ def _bind_until(
             return [ListeningSocket(made, str(unix), SocketKind.UNIX, True, unix.path, identity, lock)]
     else:
         tcp, resolved = address, _resolve(address)
+        if tcp.secure is None:
+            tcp = dataclasses.replace(tcp, secure=bool(config.tls_cert))
 
         def attempt() -> list[ListeningSocket]:
             return _bind_tcp(tcp, resolved)
@@ -173,7 +192,7 @@ def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening
     try:
         for one in resolved:
             try:
-                listening = _bind_one(one, port)
+                listening = _bind_one(one, port, bool(address.secure))
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
@@ -182,7 +201,7 @@ def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening
             made.append(listening)
             port = listening.socket.getsockname()[1]
         if not made and not address.host:
-            made.append(_bind_one(_Resolved(socket.AF_INET, ("0.0.0.0", port)), port))
+            made.append(_bind_one(_Resolved(socket.AF_INET, ("0.0.0.0", port)), port, bool(address.secure)))
     except OSError as error:
         for listening in made:
             listening.close()
@@ -192,7 +211,7 @@ def _bind_each(address: TcpAddress, resolved: list[_Resolved]) -> list[Listening
     return made
 
 
-def _bind_one(one: _Resolved, port: int) -> ListeningSocket:
+def _bind_one(one: _Resolved, port: int, secure: bool) -> ListeningSocket:
     """A bound, non-blocking, close-on-exec socket. Raises OSError."""
     made = socket.socket(one.family, socket.SOCK_STREAM)
     try:
@@ -206,9 +225,8 @@ def _bind_one(one: _Resolved, port: int) -> ListeningSocket:
     except BaseException:
         made.close()
         raise
-    return ListeningSocket(
-        made, f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}", SocketKind.TCP
-    )
+    where = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+    return ListeningSocket(made, f"http{'s' if secure else ''}://{where}", SocketKind.TCP, secure=secure)
 
 
 def _refused(address: TcpAddress, error: OSError) -> ServeError:

@@ -36,6 +36,19 @@ class ReportFailure(Protocol):
     def __call__(self, worker: AppProcess, message: str, detail: str = "", usage: bool = False) -> None: ...
 
 
+class WorkerTls(Protocol):
+    """What workers need for TLS, and which of it they use (`serve_asgi.listener.certificate_watch`)."""
+
+    def descriptor_for(self, worker: Worker) -> int | None:
+        """What a worker that is started needs; the caller closes it. Raises OSError."""
+
+    def taken(self, worker: Worker, version: int, trouble: str) -> None:
+        """A worker uses this version, or cannot, for this reason."""
+
+    def lost(self, worker: Worker) -> None:
+        """A worker has not got what was sent."""
+
+
 class ChildPackets:
     """Handles the packets of all children of one listener."""
 
@@ -46,6 +59,7 @@ class ChildPackets:
         tell_quit: Callable[[AppProcess], None],
         failed: ReportFailure,
         end: Callable[[Child, str], None],
+        tls: WorkerTls | None = None,
     ) -> None:
         """`end(child, why)` ends a child that has broken the protocol."""
         self._links = links
@@ -53,6 +67,7 @@ class ChildPackets:
         self._tell_quit = tell_quit
         self._failed = failed
         self._end = end
+        self._tls = tls
 
     async def listen_to(self, child: Child) -> None:
         """Handle the child's packets until its end of the channel closes; SIGCHLD reports its death."""
@@ -152,3 +167,7 @@ class ChildPackets:
                 self._post(e.PairLost(worker, pair))
             case packets.Orphaned(pair):
                 self._post(e.PairOrphaned(worker, pair))
+            case packets.TlsTaken(version, trouble) if self._tls is not None:
+                self._tls.taken(worker, version, trouble)
+            case packets.TlsLost() if self._tls is not None:
+                self._tls.lost(worker)

@@ -23,7 +23,7 @@ from serve_asgi.errors import UsageError
 from serve_asgi.ipc.channel import PROTOCOL, Packet, close_descriptors
 from serve_asgi.ipc.scoreboard import NO_SLOT, Cell, Row, Scoreboard
 from serve_asgi.listener.child import Child, handover_pair
-from serve_asgi.listener.child_packets import ChildPackets
+from serve_asgi.listener.child_packets import ChildPackets, WorkerTls
 from serve_asgi.listener.exit_status import describe
 from serve_asgi.listener.hub_links import HubLinks
 from serve_asgi.listener.listening_sockets import ListeningSocket
@@ -62,15 +62,17 @@ class Children:
         scoreboard: Scoreboard,
         broken: Callable[[AppProcess, str], None],
         children: Iterable[Child] = (),
+        tls: WorkerTls | None = None,
     ) -> None:
         """`children` are those of an earlier program of this process, if there was one. `broken(process, why)` is
-        called for a process that has broken the protocol and is to be killed.
+        called for a process that has broken the protocol and is to be killed. `tls` knows what workers need for TLS.
         """
         self.listening = listening
         self.post = post
         self.links = links
         self._broken = broken
-        self._packets = ChildPackets(links, post, self._tell_quit, self._failed, self._end)
+        self._packets = ChildPackets(links, post, self._tell_quit, self._failed, self._end, tls)
+        self._tls = tls
         self.tasks: TaskGroup
         """Serves the channels; set before the first start."""
         self.scoreboard = scoreboard
@@ -96,10 +98,14 @@ class Children:
 
     def start(self, worker: AppProcess, release: Release, config: Config) -> None:
         """Start `worker`'s process; whatever prevents it is reported as its failure and death."""
+        tls = None
         try:
             what = self._what(worker)
+            if self._tls is not None and isinstance(worker, Worker):
+                tls = self._tls.descriptor_for(worker)
             child, link, row = self._spawn_linked(worker, release)
         except Exception as error:
+            close_descriptors([] if tls is None else [tls])
             if not isinstance(error, (UsageError, OSError)):
                 log.exception("%s could not be started", worker)
             self._failed(worker, str(error), usage=isinstance(error, UsageError))
@@ -108,6 +114,8 @@ class Children:
         self.by_pid[child.pid] = child
         self.attend(child)
         given = {"link": link.detach(), "row": row, **self._open_watchdog_channel(child)}
+        if tls is not None:
+            given["tls"] = tls
         listening = self.listening if isinstance(worker, Worker) else ()  # an agent serves no clients
         child.send_queue.put(
             {
@@ -123,6 +131,8 @@ class Children:
                 "app_dir": release.app_dir,
                 "since": BEGAN,
                 "sockets": [each.describe() for each in listening],
+                "secure": [each.secure for each in listening],
+                "redirects": [config.https_redirect and each.redirects for each in listening],
             },
             lent=[self._board, *(each.socket.fileno() for each in listening)],
             given=tuple(given.values()),

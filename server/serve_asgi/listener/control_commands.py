@@ -68,6 +68,9 @@ class Controlled(Protocol):
     def config_shown(self) -> dict[str, Any]:
         """What `serve config --json` shows: each option's value and where it came from."""
 
+    async def reload_certificates(self) -> tuple[bool, str]:
+        """Look at the files of certificates now; whether all is well, and a sentence."""
+
     def schedules(self) -> ScheduleCommands:
         """The schedules of the hub."""
 
@@ -164,6 +167,9 @@ class ControlCommands:
             case "logs-reopen":
                 self._server.post(e.ReopenAsked())
                 return {"ok": True, "text": "the log files are being reopened"}
+            case "tls-reload":
+                ok, text = await self._server.reload_certificates()
+                return {"ok": ok, "text": text}
             case "status":
                 return {"ok": True, "text": "", "status": self._server.status()}
             case "config":

@@ -21,8 +21,10 @@ from serve_asgi.config import release
 from serve_asgi.config.options import Config
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
+from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.errors import UsageError
 from serve_asgi.ipc.signals import LISTENER_SIGNALS
+from serve_asgi.listener.certificate_watch import CertificateWatch
 from serve_asgi.listener.event_history import Record
 from serve_asgi.listener.helper_processes import HelperProcesses
 from serve_asgi.listener.hooks import Hooks, trouble_at_reload
@@ -52,6 +54,11 @@ class GenerationConfig:
         known = {field.name for field in dataclasses.fields(Release)}
         found = {name: value for name, value in state["release"].items() if name in known}
         return cls(Settings.from_state(state["settings"]), Release(**found))
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """What its TLS options name."""
+        return TlsFiles.of(self.settings.config, self.settings.directory)
 
     @property
     def policy(self) -> Policy:
@@ -92,6 +99,11 @@ async def resolve_anew(settings: Settings, start_directory: str) -> GenerationCo
         fresh = settings.again()
         if trouble := settings.not_live(fresh):
             raise UsageError(trouble)
+        if bool(settings.config.tls_cert) is not bool(fresh.config.tls_cert):
+            raise UsageError(
+                "a reload cannot turn TLS on or off, since each address keeps what it speaks: put tls-cert back, or "
+                "restart the server"
+            )
         return resolve_config(fresh, start_directory)
 
     with anyio.move_on_after(READ_TIME):
@@ -135,8 +147,21 @@ class GenerationConfigs:
         found = self.all.pop(generation, None)
         return found is not None and bool(found.settings.config.agent)
 
+    def tls_files(self, generation: Generation) -> TlsFiles | None:
+        """What the TLS options of a living generation name."""
+        return self.all[generation].tls_files
+
+    def all_tls_files(self) -> list[TlsFiles | None]:
+        """The same of all that live, and of the one that is to begin."""
+        return [each.tls_files for each in (*self.all.values(), self._next)]
+
     async def prepare(
-        self, by: str, current: Generation | None, hooks: Hooks, processes: HelperProcesses
+        self,
+        by: str,
+        current: Generation | None,
+        hooks: Hooks,
+        processes: HelperProcesses,
+        certificates: CertificateWatch,
     ) -> e.ReloadPrepared:
         """Read the configuration and run the pre_reload hooks, each within its deadline; say whether the reload may
         begin."""
@@ -146,6 +171,7 @@ class GenerationConfigs:
             if config.settings.config.hook:
                 trouble, detail = await _ask_before_reload(config, by, current, hooks, processes)
             if not trouble:
+                await certificates.prepare(config.tls_files)
                 self._next = config
                 return e.ReloadPrepared(config.policy)
         except UsageError as error:

@@ -44,9 +44,10 @@ def from_descriptor(fd: int) -> socket.socket:
     return made
 
 
-def from_service_manager() -> list[tuple[socket.socket, str]]:
-    """The sockets that the service manager passed to this very process, each with its name for the operator. Removes
-    the variables from the environment, whichever process they were for, so that no child takes them for its own.
+def from_service_manager() -> list[tuple[socket.socket, str, str]]:
+    """The sockets that the service manager passed to this very process, each with its name for the operator and the
+    service manager's own name for it, "" if it has none. Removes the variables from the environment, whichever process
+    they were for, so that no child takes them for its own.
     """
     found = {name: os.environ.pop(name, "") for name in VARIABLES}
     if found["LISTEN_PID"] != str(os.getpid()) or not found["LISTEN_FDS"].isdigit():
@@ -55,5 +56,5 @@ def from_service_manager() -> list[tuple[socket.socket, str]]:
     made = []
     for index in range(int(found["LISTEN_FDS"])):
         name = names[index] if index < len(names) and names[index] not in ("", "unknown") else ""
-        made.append((from_descriptor(FIRST + index), f"fd:{FIRST + index}" + (f" ({name})" if name else "")))
+        made.append((from_descriptor(FIRST + index), f"fd:{FIRST + index}" + (f" ({name})" if name else ""), name))
     return made

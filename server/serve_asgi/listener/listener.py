@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,6 +23,7 @@ from serve_asgi import __version__
 from serve_asgi.config import release
 from serve_asgi.config.release import Release
 from serve_asgi.config.sources import Settings
+from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.hub.schedules.commands import CommandReply, ScheduleCommands
 from serve_asgi.hub.schedules.scheduler import Scheduler
 from serve_asgi.hub.state.shared_state import SharedState
@@ -35,6 +36,7 @@ from serve_asgi.listener.admin_process import AdminProcess
 from serve_asgi.listener.announcements import Announcements
 from serve_asgi.listener.awaited_hooks import AwaitedHooks
 from serve_asgi.listener.blocked_workers import BlockedWorkers
+from serve_asgi.listener.certificate_watch import CertificateWatch
 from serve_asgi.listener.children import ROWS, SLOTS, Children
 from serve_asgi.listener.control_server import ControlServer
 from serve_asgi.listener.event_history import EventRecorder, History
@@ -50,8 +52,11 @@ from serve_asgi.listener.status import admin_state, effective_config, past, stat
 from serve_asgi.listener.store_process import StoreProcess
 from serve_asgi.supervisor import actions
 from serve_asgi.supervisor import events as e
-from serve_asgi.supervisor.lifecycles import ServerState
+from serve_asgi.supervisor.lifecycles import ServerState, Worker
 from serve_asgi.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from serve_asgi.listener.certificate_loading import LoadedTls
 
 FIGURES_PERIOD = 1.0
 """Seconds between two checks for new figures of the hub for the admin process."""
@@ -69,9 +74,11 @@ class Listener:
         pid_file: PidFile | None,
         admin: list[sockets.ListeningSocket],
         inherited: InheritedState | None = None,
+        tls: tuple[TlsFiles, LoadedTls] | None = None,
     ) -> None:
         """`first` is for the generation that begins, or already serves. `listening` are the application's sockets,
-        `admin` those of --admin. `inherited` is the state of an earlier program of this process, if there was one.
+        `admin` those of --admin. `inherited` is the state of an earlier program of this process, if there was one;
+        else `tls` is what was read from the files of certificates, if there are any.
         """
         config = first.settings.config
         self.listening = listening
@@ -82,17 +89,33 @@ class Listener:
         self.recorder = EventRecorder(self._pid_of)
         board = Scoreboard.create(ROWS, SLOTS) if inherited is None else inherited.scoreboard
         self.links = HubLinks(hub_settings(config), board, self.recorder.record, self._member_broken)
+        self.certificates = CertificateWatch(
+            tls,
+            lambda: [child.worker for child in self.children if isinstance(child.worker, Worker)],
+            lambda worker: self.configs.tls_files(worker.generation),
+            lambda worker, packet, given: self.children.tell(worker, packet, given),
+            self._certificates_changed,
+            None if inherited is None else inherited.tls,
+        )
         if inherited is None:
             self.started = time.monotonic()
             self.start_directory = release.logical_directory()
             self.supervisor = Supervisor(policy_of(config))
-            self.children = Children(listening, self.post, self.links, board, self.performer.end_broken)
+            self.children = Children(
+                listening, self.post, self.links, board, self.performer.end_broken, tls=self.certificates
+            )
             self.history = History()
         else:
             self.started, self.start_directory = inherited.started, inherited.start_directory
             self.supervisor = inherited.supervisor
             self.children = Children(
-                listening, self.post, self.links, board, self.performer.end_broken, inherited.children
+                listening,
+                self.post,
+                self.links,
+                board,
+                self.performer.end_broken,
+                inherited.children,
+                self.certificates,
             )
             self.history = inherited.history
             self.links.load(inherited.links)
@@ -177,6 +200,7 @@ class Listener:
             start(self._tell_figures)
         start(self.admin.end_earlier)
         start(self.blocked_workers.run)
+        start(self.certificates.run)
         garbage_collection.begin()
         start(garbage_collection.run)
         start(sockets.keep_open, self.listening, self._backlog, self._is_open, self.recorder.record)
@@ -360,7 +384,13 @@ class Listener:
 
     def _admin_state(self) -> dict[str, Any]:
         """The present state, for the admin process."""
-        return admin_state(self.supervisor, self.children, self.history, self.links.hub.metrics())
+        state = admin_state(self.supervisor, self.children, self.history, self.links.hub.metrics())
+        return {**state, "certificates": self.certificates.ends()}
+
+    def _certificates_changed(self, said: actions.LogEvent) -> None:
+        """Record what has happened to certificates, which is not an event of the supervisor."""
+        self.recorder.record(said)
+        self.admin.changed()
 
     async def _tell_figures(self) -> None:
         """Report changes of the hub's figures, which are not events of the supervisor."""
@@ -387,6 +417,7 @@ class Listener:
             **past(self.history),
             "admin": self.admin.names,
             "state_store": self.store and self.store.status(),
+            "tls": self.certificates.status(),
         }
 
     def config_shown(self) -> dict[str, Any]:
@@ -405,6 +436,10 @@ class Listener:
         """Pause, resume or run one; `answer` is called with the outcome."""
         self.schedules().do(do, name, answer, by="the command line")
         self.links.keep_deadline()
+
+    async def reload_certificates(self) -> tuple[bool, str]:
+        """Look at the files of certificates now; whether all is well, and a sentence."""
+        return await self.certificates.reload()
 
     async def stacks(self, timeout: float) -> dict[str, Any]:
         """What `serve stacks --json` shows."""

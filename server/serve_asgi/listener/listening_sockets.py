@@ -55,6 +55,13 @@ class ListeningSocket:
     path: str = ""
     identity: Identity | None = None
     lock: PathLock | None = None
+    secure: bool = False
+    """Whether it speaks TLS."""
+
+    @property
+    def redirects(self) -> bool:
+        """Whether --https-redirect is for it: unix sockets are for proxies, which speak TLS themselves."""
+        return self.kind is SocketKind.TCP and not self.secure
 
     def listen(self, backlog: int) -> None:
         """Start to listen. Raises UsageError if another server listens on the port by now."""
@@ -83,6 +90,7 @@ class ListeningSocket:
             "path": self.path,
             "identity": self.identity,
             "lock": None if self.lock is None else self.lock.to_state(descriptors),
+            **({"secure": True} if self.secure else {}),
         }
 
     @classmethod
@@ -96,6 +104,7 @@ class ListeningSocket:
             path=state["path"],
             identity=None if state["identity"] is None else (state["identity"][0], state["identity"][1]),
             lock=None if state["lock"] is None else PathLock.from_state(state["lock"]),
+            secure=state.get("secure", False),
         )
 
     @staticmethod

@@ -40,6 +40,7 @@ from serve_asgi.ipc.channel import PROTOCOL, SendQueue, speaks
 from serve_asgi.ipc.path_lock import PathLock
 from serve_asgi.ipc.scoreboard import Scoreboard
 from serve_asgi.listener.admin_process import AdminProcess
+from serve_asgi.listener.certificate_watch import CertificateWatch
 from serve_asgi.listener.child import Child
 from serve_asgi.listener.children import Children
 from serve_asgi.listener.control_server import ControlServer
@@ -92,6 +93,7 @@ class Carrier(Protocol):
     pid_file: PidFile | None
     control: ControlServer
     admin: AdminProcess
+    certificates: CertificateWatch
     history: History
     started: float
     start_directory: str
@@ -119,6 +121,8 @@ class InheritedState:
     admin_process: int
     """The PID of the admin process, which exits when its channel closes, or 0."""
     start_directory: str
+    tls: State | None
+    """Where the certificates and ticket keys are, if the server speaks TLS."""
     predecessor: str
     """The version of the earlier program."""
 
@@ -207,6 +211,13 @@ PIECES: Final = (
     Piece("history", "history", lambda one, _: one.history.to_state(), lambda value, _: History.from_state(value)),
     Piece("started", "started", lambda one, _: one.started),
     Piece("admin_process", "admin", lambda one, _: one.admin.pid),
+    Piece(
+        "tls",
+        "certificates",
+        lambda one, descriptors: one.certificates.to_state(descriptors),
+        default=None,
+        owns_descriptors=True,
+    ),
     Piece("start_directory", "start_directory", lambda one, _: one.start_directory),
 )
 """In the order in which they are loaded."""
@@ -302,6 +313,16 @@ CARRIED: Final = (
         frozenset({"_wanted_path", "commands", "_busy", "_idle"}),
     ),
     Carried(History, History.to_state),
+    Carried(
+        CertificateWatch,  # workers say again what they use when they get something new
+        CertificateWatch.to_state,
+        frozenset(
+            {
+                *("_workers", "_files_of", "_tell", "_record", "_begins"),
+                *("_sent", "_taken", "_taken_news", "_looking", "_reading"),
+            }
+        ),
+    ),
     *(Carried(kind, kind.to_state, None) for kind in HUB),
 )
 

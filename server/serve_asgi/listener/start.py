@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from serve_asgi.config import release
-from serve_asgi.config.sources import Settings
+from serve_asgi.config.sources import Settings, SourcePriority
+from serve_asgi.config.tls_files import TlsFiles
 from serve_asgi.config.unknown_options import told_of
 from serve_asgi.errors import StartError, UsageError
 from serve_asgi.ipc import open_files_limit as descriptors
@@ -25,9 +26,16 @@ from serve_asgi.logs import server_log as logs
 from serve_asgi.logs import stdio_guard
 from serve_asgi.supervisor import actions
 
+if TYPE_CHECKING:
+    from serve_asgi.listener.certificate_loading import LoadedTls
+
 NO_PROC: Final = (
     "/proc is not mounted: workers can write into each other's counts, clients are spread less evenly, a stop does not "
     "wait for clients in the middle of a handshake, and `serve stacks` shows less"
+)
+PASSWORD_EXPOSED: Final = (
+    "the password of the private key stands on the command line, where every user of this machine can read it: use "
+    "--tls-key-password-file"
 )
 
 log = logging.getLogger("serve")
@@ -47,25 +55,40 @@ def run(settings: Settings) -> int:
         reload_on_change.require(settings)
     if config.admin and importlib.util.find_spec("prometheus_client") is None:
         raise UsageError("--admin needs the package prometheus-client: pip install prometheus-client, or leave it out")
+    tls = load_tls(settings)
     with stdio_guard.guarded():
         logs.configure(config, "listener")
         if not os.path.exists("/proc/self/fd"):
             log.warning(NO_PROC, extra=logs.about("proc_not_found"))
         for text in told_of(os.environ):
             log.warning("%s", text)
+        if settings.sources["tls_key_password"].tier is SourcePriority.COMMAND_LINE:
+            log.warning(PASSWORD_EXPOSED, extra=logs.about("tls_password_exposed"))
         pid_file = PidFile(config.pid_file) if config.pid_file else None
         listening: list[ListeningSocket] = []
         admin: list[ListeningSocket] = []
         try:
             listening = bind(config)
             admin = bind_admin(config, listening)
-            listener = Listener(first, listening, pid_file, admin)
+            listener = Listener(first, listening, pid_file, admin, tls=tls)
             listener.admin.listen()
         except BaseException:
             give_back(listening + admin, pid_file)
             raise
         end = serve(listener)
     return conclude(end, settings)
+
+
+def load_tls(settings: Settings) -> tuple[TlsFiles, LoadedTls] | None:
+    """What the TLS options name, read and checked; None without a certificate. Raises UsageError."""
+    files = TlsFiles.of(settings.config, settings.directory)
+    if files is None:
+        return None
+    from serve_asgi.listener.certificate_loading import load
+    from serve_asgi.tls.material import stay_out_of_core_files
+
+    stay_out_of_core_files()
+    return files, load(files)
 
 
 def serve(listener: Listener) -> actions.Exit:

@@ -115,6 +115,12 @@ class ServerContexts:
                 self._tickets.attach(context, calls_back=True)
 
 
+def examine(material: TlsMaterial) -> None:
+    """Raise UsageError, a sentence, if OpenSSL does not take what the material has."""
+    for group in _grouped(material.pairs):
+        _context(group, material)
+
+
 def _fingerprint(material: TlsMaterial) -> bytes:
     """Changes with everything that contexts are made of: all but the keys of tickets, unless there are none."""
     rest = msgspec.structs.replace(material, ticket_keys=material.ticket_keys and (b"",), version=0)

@@ -170,9 +170,9 @@ class _UsableKey:
         )
 
 
-_callbacks: Final[list[object]] = []
+_callbacks: Final[dict[int, object]] = {}
 """All that were ever given to OpenSSL: a context may outlive whoever has made it. There are as many as certificates
-were replaced."""
+were replaced, and a callback is small."""
 
 
 class ContextTicketKeys:
@@ -193,7 +193,6 @@ class ContextTicketKeys:
             self._encrypt, self._decrypt = library.EVP_EncryptInit_ex, library.EVP_DecryptInit_ex
             self._set_mac, self._version = library.EVP_MAC_CTX_set_params, library.SSL_version
             self._callback = _Callback(self._called)
-            _callbacks.append(self._callback)
 
     def use(self, secrets: Sequence[bytes], trust: bytes) -> None:
         """From now on: the first for new tickets, all for those that come back. Contexts are to be attached again."""
@@ -212,6 +211,7 @@ class ContextTicketKeys:
         pointer, library = _pointer(context), self._open_ssl.library
         library.SSL_CTX_ctrl(pointer, _SET_CACHE_MODE, 0, None)
         if calls_back:
+            _callbacks[id(self._callback)] = self._callback
             library.SSL_CTX_set_tlsext_ticket_key_evp_cb(pointer, self._callback)
         else:
             library.SSL_CTX_ctrl(pointer, _SET_TICKET_KEYS, len(self._newest), self._newest)

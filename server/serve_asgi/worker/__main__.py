@@ -37,7 +37,10 @@ def main() -> None:
         loops,
         bootstrap.watchdog,
         bootstrap.link,
+        bootstrap.tls_material,
+        bootstrap.secure,
     )
+    bootstrap.tls_material = None  # the keys are to be in OpenSSL alone
     try:
         status = run(worker.run, loops)
     except BaseException as error:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from serve_asgi.config.accounts import find_group, find_user
 from serve_asgi.config.options import Config
@@ -37,6 +37,9 @@ from serve_asgi.worker.bytecode import keep_fresh
 from serve_asgi.worker.event_loop import loop_factory
 from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.malloc_tuning import keep_large_blocks
+
+if TYPE_CHECKING:
+    from serve_asgi.tls.material import TlsMaterial
 
 WELCOME_TIMEOUT = 30.0
 """Seconds for the listener to say what this process is to be."""
@@ -81,7 +84,26 @@ class Bootstrap:
         self.cells = mapped(given["row"], writable=True)
         forks.in_child(functools.partial(let_go, self.cells))
         self.sockets = [listening_socket(descriptor) for descriptor in sockets_fds]
+        self.secure: list[bool] = self.packet.get("secure") or [False] * len(self.sockets)
+        """Which of the sockets speak TLS."""
+        self.redirects: list[bool] = self.packet.get("redirects") or [False] * len(self.sockets)
+        """Which of them --https-redirect is for."""
+        self.tls_material = self._tls_material(given.get("tls"))
         self.link = socket.socket(fileno=given["link"]) if "link" in given else None
+
+    def _tls_material(self, descriptor: int | None) -> TlsMaterial | None:
+        """What the listener gives for TLS; without it nothing of TLS is imported. May end the process."""
+        if descriptor is None:
+            if any(self.secure):  # never plain text where TLS is meant
+                self.refuse("the worker did not get what it needs for TLS: raise the open-files limit (ulimit -Hn)")
+            return None
+        from serve_asgi.tls.material import TlsMaterial, stay_out_of_core_files
+
+        stay_out_of_core_files()
+        try:
+            return TlsMaterial.from_memfd(descriptor)
+        except (OSError, ValueError) as error:
+            self.refuse(f"the worker could not take what it needs for TLS: {error}")
 
     def move_in(self) -> LoopFactory:
         """Take the place that the application is to run at; return what makes the event loop. May end the process."""
@@ -100,7 +122,7 @@ class Bootstrap:
         for each in [*self.sockets, *([self.link] if self.link is not None else [])]:
             each.detach()
 
-    def refuse(self, message: str) -> None:
+    def refuse(self, message: str) -> NoReturn:
         """Tell the listener what is wrong with what was asked for, and end."""
         tell(self.channel, {"type": "failed", "message": sayable(message)[:MESSAGE_LIMIT], "usage": True})
         self.channel.detach()
@@ -182,8 +204,9 @@ def welcome(end: socket.socket) -> tuple[Packet, list[int]]:
     return received
 
 
-GIVEN: Final = frozenset({"link", "row", "asked over", "dump"})
-"""What a listener gives besides: the link to the hub, the row of the scoreboard, the two ways in of the window."""
+GIVEN: Final = frozenset({"link", "row", "asked over", "dump", "tls"})
+"""What a listener gives besides: the link to the hub, the row of the scoreboard, the two ways in of the window, what is
+needed for TLS."""
 
 
 def sorted_out(packet: Packet, descriptors: list[int]) -> tuple[int, list[int], dict[str, int]]:

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import os
 import socket
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -49,6 +50,10 @@ from serve_asgi.worker.lifespan import Lifespan
 from serve_asgi.worker.loop_watchdog import Watchdog
 from serve_asgi.worker.retirement import CLOSE_TIME, LeaveOrder, Retirement
 from serve_asgi.worker.scoreboard_rows import OtherWorkers
+from serve_asgi.worker.tls_updates import TlsUpdates
+
+if TYPE_CHECKING:
+    from serve_asgi.tls.material import TlsMaterial
 
 EXIT_TIME: Final = 2.0
 """Seconds for threads that the application left behind and for its exit handlers; then the process ends anyway."""
@@ -71,10 +76,12 @@ class WorkerProcess:
         loops: LoopFactory,
         watchdog: Watchdog,
         link: socket.socket | None,
+        tls_material: TlsMaterial | None = None,
+        secure: Sequence[bool] = (),
     ) -> None:
         """`cells` is this process's row; `loops` makes the loop that `run` will run in.
 
-        `watchdog` has been started; `link` goes to the hub.
+        `watchdog` has been started; `link` goes to the hub; `secure` says which of the sockets speak TLS.
         """
         self.config = config
         self.channel = channel
@@ -82,6 +89,8 @@ class WorkerProcess:
         self.scoreboard = scoreboard
         self.welcome = welcome
         self.sockets = sockets
+        self.secure = secure
+        self.tls = TlsUpdates(tls_material, self.send_queue.put)
         self.loops = loops
         self.watchdog = watchdog
         self._link_end = link
@@ -167,6 +176,7 @@ class WorkerProcess:
     async def _start(self) -> None:
         """Import the application and run its lifespan startup. Raises StartError, UsageError."""
         loop = asyncio.get_running_loop()
+        self.tls.begin()
         if self.hub is not None:
             await shared.ready()  # so that the application may read it while it is imported
         try:
@@ -341,6 +351,8 @@ class WorkerProcess:
                 self.receiver.add_sender(packet["pair"], received.pop())
             case "verdict":
                 self.receiver.verdict(packet["pair"], packet["keep"])
+            case "tls":
+                self.tls.take(received.pop() if received else None)
             case "reopen":
                 logs.reopen()
                 if self.access_log is not None:
