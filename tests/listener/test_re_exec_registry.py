@@ -206,8 +206,8 @@ def let_go(listener: Listener) -> None:
         each.socket.detach()
     for link in listener.links._links.values():
         link.socket.detach()
-    if listener.store is not None and listener.store._socket is not None:
-        listener.store._socket.detach()
+    if listener.store is not None and listener.store._link is not None:
+        listener.store._link.socket.detach()
 
 
 def complete(settings: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry, Sta
 from serve_asgi.ipc.channel import pair
 from serve_asgi.ipc.frames import Frame, decode, pack_value, unpack_value
 from serve_asgi.store import replies
-from serve_asgi.store.listener_link import StoreLink
+from serve_asgi.store.listener_link import ListenerLink
 from serve_asgi.store.redis_requests import SessionLost
 from serve_asgi.store.redis_state import RedisState
 from tests.running import PATIENCE
@@ -132,7 +132,7 @@ def test_a_killed_redis_is_told_and_recovers_by_itself(tmp_path: Path) -> None:
 def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_lost() -> None:
     """No process gets a later change without the earlier ones."""
 
-    async def main(lane: StoreLink) -> None:
+    async def main(lane: ListenerLink) -> None:
         state = RedisState(lane, redis_address("redis://nowhere"), StateLimits(100, 1000), "n")
         await state._following.reply_at(2, replies.written(7, AcceptedWrite("k", 2, b"\x01", 3)))
         await state._following.reply_at(3, replies.value(8, "k", StateEntry(2, b"\x01")))
@@ -141,7 +141,7 @@ def test_a_write_whose_changes_before_are_missing_is_not_applied_when_redis_is_l
         await state._disconnected(SessionLost("it is gone"))
 
     ours, theirs = pair()
-    with contextlib.closing(StoreLink(ours)) as lane, theirs:
+    with contextlib.closing(ListenerLink(ours)) as lane, theirs:
         theirs.setblocking(False)
         asyncio.run(main(lane))
         found = [decode(theirs.recv(10_000)) for _ in range(3)]

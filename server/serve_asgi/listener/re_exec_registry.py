@@ -299,7 +299,7 @@ CARRIED: Final = (
         frozenset(
             {
                 *("_config", "_location", "_processes", "_take", "_changed", "_happened", "_known"),
-                *("_news", "_first", "_end", "_ended", "_adopted", "_failed", "_heads", "_broken", "failure"),
+                *("_first", "_end", "_ended", "_adopted", "_failed", "failure"),
             }
         ),
     ),

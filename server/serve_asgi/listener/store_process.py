@@ -1,7 +1,7 @@
 """The listener's side of the store process: starts it before everything else, feeds it, restarts it when it dies.
 
-It owns the process and the socket pair to it (protocol: `serve_asgi.ipc.store_frames`); the hub's requests are queued
-in `serve_asgi.listener.store_requests`. The listener waits for the process only once: nothing else starts before the
+It owns the process. What passes between the two is `serve_asgi.listener.store_link`'s; the hub's requests are queued in
+`serve_asgi.listener.store_requests`. The listener waits for the process only once: nothing else starts before the
 state has been loaded. After a re-exec the new program takes over the process, lets it finish its requests, and replaces
 it by one of its own release: meanwhile requests wait, none is refused. The process is trusted with nothing but the
 state: one that breaks the protocol is killed, as if it had died.
@@ -9,7 +9,6 @@ state: one that breaks the protocol is killed, as if it had died.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import logging
 import os
@@ -26,15 +25,13 @@ from serve_asgi.config.options import Config
 from serve_asgi.config.release import PRIVATE_VARIABLES, own_program
 from serve_asgi.config.state_location import START_TIME, is_url, redis_address, shown
 from serve_asgi.hub.state.write_evaluation import StateEntry
-from serve_asgi.ipc.channel import PROTOCOL, hung_up, pair, refuse_descriptors
-from serve_asgi.ipc.frame_socket import make_room, receive
-from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value, split_frame
-from serve_asgi.ipc.store_frames import FROM_STORE, StoreFailure
-from serve_asgi.ipc.untrusted_input import Heads
-from serve_asgi.listener import protocol_violations
+from serve_asgi.ipc.channel import PROTOCOL, pair
+from serve_asgi.ipc.frames import ValidatedFrame, decode, encode, pack_value
+from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.listener.exit_status import describe_code
 from serve_asgi.listener.helper_processes import HelperProcess, HelperProcesses
 from serve_asgi.listener.spawning import SAFE_PATH
+from serve_asgi.listener.store_link import StoreLink
 from serve_asgi.listener.store_requests import StoreRequests
 from serve_asgi.store import replies
 from serve_asgi.supervisor import actions
@@ -46,10 +43,6 @@ STEADY: Final = 30.0
 """Seconds of life after which the delay starts over."""
 END_TIME: Final = 5.0
 """Seconds that it has to finish its requests and exit when the server ends; then it is killed."""
-TURN_BUDGET: Final = 0.0002
-"""Seconds of one turn of the loop that may be spent on its frames."""
-LAST_WORDS: Final = 1000
-"""Frames that are read from a dead process; its socket holds fewer, but another process may hold it, too."""
 
 log = logging.getLogger("serve")
 
@@ -93,17 +86,14 @@ class StoreProcess:
         self._known = known
         self._name: str = uuid.uuid4().hex if left is None else left["name"]
         self._stage = StoreStage.STARTING if left is None else StoreStage(left["stage"])
-        self._questions = StoreRequests(self._pass_on)
-        self._news = anyio.Event()
+        self._requests = StoreRequests(self._pass_on)
         self._first = anyio.Event()
         self._end = anyio.Event()
         self._ended = anyio.Event()
         self._process: HelperProcess | None = None
-        self._socket: socket.socket | None = None
+        self._link: StoreLink | None = None
         self._adopted = left is not None and left["pid"] != 0
         self._failed = ""  # why the last process could not start
-        self._heads = Heads(FROM_STORE)
-        self._broken = ""  # how the process has broken the protocol, for which it is killed
         self._at = ["", 0] if left is None else left.get("at", ["", 0])  # the last message that a process has reported
         self.trouble = ""
         """Why the store is unavailable at present."""
@@ -132,25 +122,25 @@ class StoreProcess:
         if self._stage in (StoreStage.STARTING, StoreStage.ENDED) or (
             self._stage is StoreStage.AWAY and self._process is None
         ):
-            self._questions.refuse(
+            self._requests.refuse(
                 decode(data), StoreFailure.UNAVAILABLE, self.trouble or "the store process has not started"
             )
         else:
-            self._questions.put(data)
-        self._news.set()
+            self._requests.put(data)
+        self._wake_link()
 
     def reopen(self) -> None:
         """Have it reopen its log files."""
         if self._stage is StoreStage.UP:
-            self._questions.put_order(encode("store.reopen"))
-            self._news.set()
+            self._requests.put_order(encode("store.reopen"))
+            self._wake_link()
 
     # Its life cycle
 
     async def run(self) -> None:
         """Keep a process alive until `finish`."""
         delay = FIRST_DELAY
-        self._questions.give_refusals()
+        self._requests.give_refusals()
         while not self._end.is_set() and self.failure is None:
             began, turned = time.monotonic(), self._adopted
             try:
@@ -182,45 +172,45 @@ class StoreProcess:
     async def finish(self) -> None:
         """The server has ended: let the process finish its requests and exit; kill it if necessary."""
         self._end.set()
-        self._news.set()
+        self._wake_link()
         with anyio.move_on_after(END_TIME):
             await self._ended.wait()
         if self._process is not None:
-            self._process.signal(signal.SIGKILL)
+            self._kill()
             with anyio.move_on_after(1.0):
                 await self._process.wait()
 
     async def _live(self) -> str:
         """Start a process (or take over an earlier program's), serve it, and return how it ended."""
         knows = self._stage is not StoreStage.STARTING and is_url(self._location)  # the hub has what a Redis may lose
-        if not self._adopted:
-            self._socket, theirs = pair()
-        ours = self._socket
-        assert ours is not None
-        ours.setblocking(False)
-        make_room(ours)
-        refuse_descriptors(ours)
-        self._broken = ""
         try:
             if not self._adopted:
+                ours, theirs = pair()
+                self._link = self._linked(ours)
                 with theirs:
                     self._process = self._start(theirs)
-                await _send(ours, self._order(knows))
-            assert self._process is not None
+                await self._link.send(self._order(knows))
+            link, process = self._link, self._process
+            assert link is not None
+            assert process is not None
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._read, ours)
-                tasks.start_soon(self._feed, ours, self._process, knows)
-                status = await self._process.wait()
+                tasks.start_soon(link.read)
+                tasks.start_soon(self._feed, link, process, knows)
+                status = await process.wait()
                 tasks.cancel_scope.cancel()
-            with contextlib.suppress(EOFError):
-                for _ in range(LAST_WORDS):  # handle its last frames before its death
-                    if not self._take_one(ours):
-                        break
+            link.read_rest()
         finally:
-            anyio.notify_closing(ours)
-            ours.close()
-            self._process = self._socket = None
-        return self._broken or describe_code(status)
+            if self._link is not None:
+                self._link.close()
+            self._process = self._link = None
+        return link.broken or describe_code(status)
+
+    def _linked(self, end: socket.socket) -> StoreLink:
+        return StoreLink(end, self._requests, self._took, self._kill)
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.signal(signal.SIGKILL)
 
     def _start(self, theirs: socket.socket) -> HelperProcess:
         environment = {name: text for name, text in os.environ.items() if name not in PRIVATE_VARIABLES}
@@ -245,7 +235,7 @@ class StoreProcess:
         """The process has ended: refuse the requests that it has not completed."""
         if self._stage is StoreStage.STARTING and self.failure is None and not self._end.is_set():
             self.failure = f"the store process ended unexpectedly ({how}): see the lines above", 1
-        self._questions.forsaken(f"the store process ended ({how}) before it had responded", another_comes=turned)
+        self._requests.forsaken(f"the store process ended ({how}) before it had responded", another_comes=turned)
         if self._end.is_set() or turned or self.failure is not None:
             return
         self._away(self._failed or f"the store process ended ({how})", "store_died")
@@ -262,85 +252,36 @@ class StoreProcess:
 
     # To the process
 
-    async def _feed(self, ours: socket.socket, process: HelperProcess, knows: bool) -> None:
+    async def _feed(self, link: StoreLink, process: HelperProcess, knows: bool) -> None:
         """Send the process what is queued; at the end, or for a successor, let it finish what it has."""
         try:
             if self._adopted:
-                await self._let_finish()
+                if self._stage is StoreStage.UP:
+                    self._stage = StoreStage.TURNING
+                with anyio.move_on_after(END_TIME):
+                    await link.wait_answered()
             else:
                 if knows:
-                    await self._tell_what_is_known(ours)
-                await self._feed_to_the_end(ours)
-            ours.shutdown(socket.SHUT_WR)
+                    await self._send_known_entries(link)
+                await link.feed(self._end)
+            link.end_sending()
             await anyio.sleep(END_TIME)
             process.signal(signal.SIGKILL)
         except (OSError, anyio.ClosedResourceError):
             pass  # it has exited, which SIGCHLD reports
 
-    async def _tell_what_is_known(self, ours: socket.socket) -> None:
+    async def _send_known_entries(self, link: StoreLink) -> None:
         entries, version = self._known()
         for piece in replies.snapshot(entries):
-            await _send(ours, encode(*piece))
+            await link.send(encode(*piece))
             await anyio.lowlevel.checkpoint()
-        await _send(ours, encode("store.known", {"version": version}))
+        await link.send(encode("store.known", {"version": version}))
 
-    async def _let_finish(self) -> None:
-        if self._stage is StoreStage.UP:
-            self._stage = StoreStage.TURNING
-        with anyio.move_on_after(END_TIME):
-            while self._questions.under_way:
-                self._news = anyio.Event()
-                await self._news.wait()
-
-    async def _feed_to_the_end(self, ours: socket.socket) -> None:
-        while True:
-            ends = time.perf_counter() + TURN_BUDGET
-            while (data := self._questions.first()) is not None:
-                if time.perf_counter() > ends:
-                    await anyio.lowlevel.checkpoint()
-                    ends = time.perf_counter() + TURN_BUDGET
-                await _send(ours, data)
-                self._questions.given()
-            if self._end.is_set():
-                return
-            self._news = anyio.Event()
-            await self._news.wait()
+    def _wake_link(self) -> None:
+        if self._link is not None:
+            self._link.wake()
 
     # From the process
-
-    async def _read(self, ours: socket.socket) -> None:
-        try:
-            while True:
-                await anyio.wait_readable(ours)
-                ends = time.perf_counter() + TURN_BUDGET
-                while time.perf_counter() < ends:
-                    if not self._take_one(ours):
-                        break
-                await anyio.lowlevel.checkpoint()
-                if self._broken:
-                    return
-        except (OSError, EOFError, anyio.ClosedResourceError):
-            pass  # it has exited, which SIGCHLD reports
-
-    def _take_one(self, ours: socket.socket) -> bool:
-        """Handle one frame; return False if there is none. Raises EOFError at the end."""
-        if self._broken:
-            return False
-        data = receive(ours)
-        if data is None:
-            return False
-        if not data and hung_up(ours):
-            raise EOFError
-        try:
-            kind, raw, body = split_frame(data)
-            if (head := self._heads.decode(kind, raw)) is not None:
-                self._took(ValidatedFrame(kind, head, body), data)
-        except Exception as error:
-            self._broken = protocol_violations.reason("the store process", "lane", error)
-            if self._process is not None:
-                self._process.signal(signal.SIGKILL)
-            return False
-        return True
 
     def _took(self, frame: ValidatedFrame, data: bytes) -> None:
         head = frame.head
@@ -364,16 +305,16 @@ class StoreProcess:
             case "store.refuses":
                 self._told_of_refusals(head.text)
             case _:
-                self._questions.answered(frame)
+                self._requests.answered(frame)
                 if self._stage is StoreStage.TURNING:
-                    self._news.set()
+                    self._wake_link()
                 self._take(data)
 
     def _up(self) -> None:
         before, self._stage = self._stage, StoreStage.UP
         trouble, self.trouble, self._refuses = self.trouble or self._refuses, "", ""
         self._first.set()
-        self._news.set()
+        self._wake_link()
         self._changed("")
         if trouble or before is StoreStage.STARTING:
             self._tell_up(" again" if trouble else "")
@@ -402,7 +343,7 @@ class StoreProcess:
 
     def to_state(self, descriptors: list[int]) -> State:
         """All of it, JSON-compatible; adds to `descriptors` those that must stay open."""
-        fd = -1 if self._socket is None else self._socket.fileno()
+        fd = -1 if self._link is None else self._link.socket.fileno()
         if fd >= 0:
             descriptors.append(fd)
         return {
@@ -413,25 +354,13 @@ class StoreProcess:
             "refuses": self._refuses,
             "pid": 0 if self._process is None or self._process.ended else self._process.pid,
             "fd": fd,
-            **self._questions.to_state(),
+            **self._requests.to_state(),
         }
 
     def _load(self, left: State) -> None:
         self.trouble, self._refuses = left["trouble"], left.get("refuses", "")
-        self._questions.load(left)
+        self._requests.load(left)
         if left["fd"] >= 0:
-            self._socket = socket.socket(fileno=left["fd"])
-            self._socket.setblocking(False)
+            self._link = self._linked(socket.socket(fileno=left["fd"]))
         if left["pid"]:
             self._process = self._processes.adopt(left["pid"])
-
-
-async def _send(ours: socket.socket, data: bytes) -> None:
-    """Send a frame, waiting for room. Raises OSError if the process has exited."""
-    while True:
-        try:
-            ours.send(data, socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            await anyio.wait_writable(ours)
-        else:
-            return

@@ -20,7 +20,7 @@ MAX_FRAMES: Final = 256
 """Frames that are taken at a time at most."""
 
 
-class StoreLink:
+class ListenerLink:
     """One end. `receive` may be waited for by one task, `send` by several."""
 
     def __init__(self, end: socket.socket) -> None:

@@ -21,7 +21,7 @@ from serve_asgi.hub.state.write_evaluation import StateEntry, StateLimits
 from serve_asgi.ipc.channel import PROTOCOL, speaks
 from serve_asgi.ipc.frames import Frame, unpack_value
 from serve_asgi.logs import server_log as logs
-from serve_asgi.store.listener_link import StoreLink
+from serve_asgi.store.listener_link import ListenerLink
 from serve_asgi.store.redis_stream_position import NOWHERE, StreamPosition
 from serve_asgi.store.sqlite_state import SqliteState
 from serve_asgi.worker import orphan_exit
@@ -44,13 +44,13 @@ def main() -> None:
     end.set_inheritable(False)
     name_process("serve-store")
     orphan_exit.watch(end.fileno(), lambda: LAST)
-    link = StoreLink(end)
+    link = ListenerLink(end)
     status = anyio.run(_run, link)
     link.close()
     sys.exit(status)
 
 
-async def _run(link: StoreLink) -> int:
+async def _run(link: ListenerLink) -> int:
     try:
         with anyio.fail_after(WELCOME_TIME):
             first, *rest = await link.receive()
@@ -66,7 +66,7 @@ async def _run(link: StoreLink) -> int:
     return 0
 
 
-async def _serve(link: StoreLink, first: Frame, rest: list[Frame]) -> None:
+async def _serve(link: ListenerLink, first: Frame, rest: list[Frame]) -> None:
     """Open what the listener names and serve it to the end of the link, which raises EOFError.
 
     `first` is `store.open` {protocol, location, again, knows?, at?, value_limit, total_limit, name} body=configuration;
@@ -89,7 +89,7 @@ async def _serve(link: StoreLink, first: Frame, rest: list[Frame]) -> None:
         await _serve_file(link, head, limits, rest)
 
 
-async def _serve_file(link: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
+async def _serve_file(link: ListenerLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
     file = SqliteState(head["location"], limits, again=head["again"])
     try:
         for piece in file.snapshot():
@@ -105,7 +105,7 @@ async def _serve_file(link: StoreLink, head: dict[str, Any], limits: StateLimits
         file.close()
 
 
-async def _serve_redis(link: StoreLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
+async def _serve_redis(link: ListenerLink, head: dict[str, Any], limits: StateLimits, frames: list[Frame]) -> None:
     address = redis_address(head["location"])
     try:
         from serve_asgi.store.redis_connector import RedisConnector

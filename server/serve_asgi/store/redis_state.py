@@ -30,7 +30,7 @@ from serve_asgi.ipc.store_frames import StoreFailure
 from serve_asgi.logs import server_log as logs
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
-from serve_asgi.store.listener_link import StoreLink
+from serve_asgi.store.listener_link import ListenerLink
 from serve_asgi.store.redis_connector import RedisConnector, maxmemory_policy
 from serve_asgi.store.redis_reconnect import reconnect
 from serve_asgi.store.redis_requests import (
@@ -60,7 +60,12 @@ class RedisState:
     """The conversation; `serve` holds it until the listener is gone."""
 
     def __init__(
-        self, link: StoreLink, address: RedisAddress, limits: StateLimits, name: str, known: KnownState = NOTHING_KNOWN
+        self,
+        link: ListenerLink,
+        address: RedisAddress,
+        limits: StateLimits,
+        name: str,
+        known: KnownState = NOTHING_KNOWN,
     ) -> None:
         """`name` is that of this server, which no other one has; `known` is what its hub has of an earlier process."""
         self._link = link

@@ -23,7 +23,7 @@ from serve_asgi.hub.state.write_evaluation import AcceptedWrite, StateEntry
 from serve_asgi.ipc.frames import unpack_value
 from serve_asgi.store import redis_scripts as scripts
 from serve_asgi.store import replies
-from serve_asgi.store.listener_link import StoreLink
+from serve_asgi.store.listener_link import ListenerLink
 from serve_asgi.store.redis_connector import RedisConnector
 from serve_asgi.store.redis_requests import SessionLost, decoded_entry, encoded_entry
 from serve_asgi.store.redis_stream_position import NOWHERE, FollowedMessages, StreamPosition, number_of
@@ -51,7 +51,7 @@ class StreamFollower:
 
     def __init__(
         self,
-        link: StoreLink,
+        link: ListenerLink,
         redis: RedisConnector,
         address: RedisAddress,
         name: str,
