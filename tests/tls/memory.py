@@ -149,13 +149,13 @@ def shake_hands(session: TlsSession, client: Client, then: bytes = b"", piece: i
         flight = client.outgoing.read()
         if over and then:
             flight, then = flight + client.send(then), b""
-        step = piece or len(flight)
+        step = piece or len(flight) or 1
         for start in range(0, len(flight), step):
             got += session.receive(flight[start : start + step])
         client.incoming.write(session.take_outgoing())
         if session.state in (TlsState.FAILED, TlsState.CLOSED):
             break
-    if over:
+    if session.state is TlsState.OPEN:
         client.read()  # the tickets
     return got
 
@@ -181,3 +181,12 @@ class OwnClient:
             if record[0] == 22 and record[1][0] == 24:
                 self.opener.next_generation()
         return found
+
+
+def open_session(contexts: Contexts) -> tuple[TlsSession, OwnClient]:
+    """A connection after its handshake, whose client goes on with our own records."""
+    session = TlsSession(contexts)
+    shake_hands(session, Client())
+    client = OwnClient(session.move())
+    session.unmove()
+    return session, client

@@ -67,10 +67,10 @@ def client_hello_body(records: bytes) -> bytes | None:
         if not at + 5 < end <= at + 5 + MAX_FRAGMENT:
             raise ValueError("no size of a handshake record")
         message += records[at + 5 : end]
-        if message[0] != CLIENT_HELLO:
+        if message and message[0] != CLIENT_HELLO:
             raise ValueError("no ClientHello")
         size = 4 + int.from_bytes(message[1:4])
-        if len(message) >= max(size, 4):
+        if len(message) >= size:  # which it is not as long as it is shorter than its head
             return message[4:size]
         at = end
     return None

@@ -59,6 +59,9 @@ from serve_asgi.tls.record_protection import (
     RecordSealer,
 )
 
+KEY_UPDATE_HEAD: Final = bytes((KEY_UPDATE, 0, 0, 1))
+"""Its type and its length."""
+
 
 class TlsState(enum.Enum):
     """Where the connection is in its life."""
@@ -266,7 +269,7 @@ class TlsSession:
             raise RecordError(
                 Alert.UNEXPECTED_MESSAGE, f"the client sent a handshake message after the handshake (type {message[0]})"
             )
-        if int.from_bytes(message[1:4]) > 1 or (len(message) >= 4 and message[3] != 1):
+        if not KEY_UPDATE_HEAD.startswith(message[:4]):
             raise RecordError(Alert.DECODE_ERROR, "the client sent a KeyUpdate of a wrong length")
         if len(message) < 5:
             return
