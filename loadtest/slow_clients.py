@@ -28,7 +28,8 @@ from loadtest.openloop import OpenLoop
 from loadtest.reload import on_uvloop, wait_until_up
 from loadtest.report import columns
 from loadtest.servers import COMMANDS, PROJECT, Server
-from loadtest.slow_holder import KINDS
+from loadtest.slow_holder import KINDS, OF_TLS
+from loadtest.tls import ClientTls
 
 IDLE = "idle"
 OPEN_TIMEOUT = 60.0
@@ -47,7 +48,7 @@ class Settings:
     http: str = "httptools"
     loop: str = "uvloop"
     python: str = sys.executable
-    kinds: tuple[str, ...] = tuple(KINDS)
+    kinds: tuple[str, ...] = tuple(name for name in KINDS if name not in OF_TLS)
     """Of `loadtest.slow_holder`; "idle" is always measured."""
     count: int = 2000
     """Slow connections."""
@@ -60,6 +61,8 @@ class Settings:
     rounds: int = 5
     seconds: float = 5.0
     """Of each round."""
+    tls: bool = False
+    """Everybody speaks TLS 1.3."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +114,7 @@ async def held(kind: str, port: int, settings: Settings) -> AsyncIterator[Callab
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "loadtest.slow_holder", kind, str(port), str(settings.count), str(settings.drip)),
+        *(("tls",) if settings.tls else ()),
         cwd=PROJECT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -144,6 +148,7 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> O
             http=settings.http,
             loop=settings.loop,
             python=settings.python,
+            tls=settings.tls,
         )
         try:
             return on_uvloop(_run(server, settings, say))
@@ -154,7 +159,8 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> O
 
 async def _run(server: Server, settings: Settings, say: Callable[[str], None]) -> Outcome:
     await wait_until_up(server, settings.workers)
-    client = OpenLoop(Load("127.0.0.1", server.port, Ledger()))
+    tls = None if server.certificate is None else ClientTls(server.certificate, "1.3")
+    client = OpenLoop(Load("127.0.0.1", server.port, Ledger(), tls=tls))
     await client.open(settings.connections)
     await client.run(settings.rate, 1.0)  # warm
     outcome = Outcome(settings)
@@ -201,8 +207,9 @@ def table(outcome: Outcome) -> str:
             ]
         )
     title = (
-        f"{settings.server} · {settings.workers} workers · {settings.http} · {settings.loop} · {settings.count} slow "
-        f"connections, {settings.drip:.0f} bytes/s in all · {settings.rate:.0f} requests/s, open loop · medians of "
+        f"{settings.server} · {settings.workers} workers · {settings.http} · {settings.loop} · "
+        f"{'TLS 1.3 · ' if settings.tls else ''}{settings.count} slow connections, "
+        f"{settings.drip:.0f} bytes/s in all · {settings.rate:.0f} requests/s, open loop · medians of "
         f"{settings.rounds} rounds of {settings.seconds:.0f} s"
     )
     return "\n".join([title, "", *columns(rows), "", f"{outcome.lost} lost"])
@@ -239,7 +246,7 @@ def plot(outcome: Outcome, path: Path) -> None:
 @click.command(context_settings={"show_default": True})
 @click.option("--server", type=click.Choice(list(COMMANDS)), default="serve", help="The server under test.")
 @click.option("--workers", type=click.IntRange(1), default=1, help="Its worker processes.")
-@click.option("--kinds", default=",".join(KINDS), help="Which kinds of slowness, separated by commas.")
+@click.option("--kinds", default="", help="Which kinds of slowness, separated by commas.  [default: all]")
 @click.option("--count", type=click.IntRange(1), default=2000, help="Slow connections.")
 @click.option("--drip", type=click.FloatRange(0.1), default=200.0, help="Bytes per second over all of them.")
 @click.option("--rate", type=click.FloatRange(1), default=500.0, help="Requests per second of the normal client.")
@@ -249,14 +256,16 @@ def plot(outcome: Outcome, path: Path) -> None:
 @click.option("--http", type=click.Choice(["httptools", "h11"]), default="httptools", help="The parser, where chosen.")
 @click.option("--loop", type=click.Choice(["uvloop", "asyncio"]), default="uvloop", help="The event loop.")
 @click.option("--python", default=sys.executable, help="The interpreter that runs the server.", show_default=False)
+@click.option("--tls", is_flag=True, help="Over TLS 1.3, with clients that are slow in their handshakes.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw the result into this PNG.")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write all rounds as JSON.")
 def main(kinds: str, picture: Path | None, file: Path | None, **options: Any) -> None:
     """What many slow clients cost the others. Exits 1 if a p99 is more than twice that beside idle connections."""
-    names = tuple(name.strip() for name in kinds.split(",") if name.strip())
-    unknown = [name for name in names if name not in KINDS]
+    possible = [name for name in KINDS if options["tls"] or name not in OF_TLS]
+    names = tuple(name.strip() for name in kinds.split(",") if name.strip()) or tuple(possible)
+    unknown = [name for name in names if name not in possible]
     if unknown:
-        raise click.UsageError(f"There is no kind {unknown[0]!r}; there are {', '.join(KINDS)}.")
+        raise click.UsageError(f"There is no kind {unknown[0]!r}; there are {', '.join(possible)}.")
     try:
         outcome = run(Settings(kinds=names, **options), lambda line: click.echo(line, err=True))
     except RuntimeError as error:

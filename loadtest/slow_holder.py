@@ -1,7 +1,8 @@
-"""`python -m loadtest.slow_holder KIND PORT COUNT RATE`: slow clients of one kind, held by a process of their own.
+"""`python -m loadtest.slow_holder KIND PORT COUNT RATE [tls]`: slow clients of one kind, in a process of their own.
 
 It opens COUNT connections, says `open` on its stdout, and drips RATE bytes per second over all of them, one byte at a
 time and in turn, until its stdin ends. Then it says how many of them the server had ended by then, and leaves.
+With `tls` they are slow after a TLS handshake, or in it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import itertools
 import resource
 import select
 import socket
+import ssl
 import sys
 import time
+
+from loadtest.bench_tls import client_hello
 
 MASK = b"\x12\x34\x56\x78"
 TIMEOUT = 30.0
@@ -48,6 +52,8 @@ class Kind:
     """And reads nothing of it by itself."""
     reads: bool = False
     """What drips is what is read."""
+    hello: float = 0.0
+    """Of TLS: this part of a ClientHello is sent, and nothing else; 1.0 is all of it."""
 
 
 HANDSHAKE = request(
@@ -89,11 +95,17 @@ ALL = [
         answered=b"hello",
         drip=frame(b"0 " + b"x" * 60),
     ),
+    Kind(name="hello", what="half a ClientHello, then silence", hello=0.5),
+    Kind(name="handshake", what="a ClientHello, then silence", hello=1.0),
 ]
 KINDS = {kind.name: kind for kind in ALL}
+OF_TLS = [kind.name for kind in ALL if kind.hello]
+"""The kinds that there are over TLS alone."""
+UNPROVEN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+UNPROVEN.check_hostname, UNPROVEN.verify_mode = False, ssl.CERT_NONE
 
 
-def opened(kind: Kind, port: int) -> socket.socket:
+def opened(kind: Kind, port: int, tls: bool) -> socket.socket:
     """A connection that has begun to be slow. Raises OSError."""
     made = socket.socket()
     made.settimeout(TIMEOUT)
@@ -101,6 +113,12 @@ def opened(kind: Kind, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
     made.connect(("127.0.0.1", port))
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if kind.hello:
+        message = client_hello(None)
+        record = b"\x16\x03\x01" + len(message).to_bytes(2) + message
+        made.sendall(record[: round(len(record) * kind.hello)])
+    elif tls:
+        made = UNPROVEN.wrap_socket(made)
     made.sendall(kind.start)
     got = b""
     while kind.answered and not got.endswith(kind.answered):
@@ -109,7 +127,7 @@ def opened(kind: Kind, port: int) -> socket.socket:
             raise OSError(f"the server ended a connection after {got!r}")
         got += piece
     if kind.asks_for_much:
-        made.recv(1, socket.MSG_PEEK)  # the server has written what it could
+        made.recv(1)  # the server has written what it could
     made.setblocking(False)
     return made
 
@@ -141,11 +159,11 @@ class Holder:
         return len(poll.poll(0))
 
 
-def main(kind: Kind, port: int, count: int, rate: float) -> None:
+def main(kind: Kind, port: int, count: int, rate: float, tls: bool) -> None:
     """Hold them until stdin ends."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    holder = Holder(kind, [opened(kind, port) for _ in range(count)])
+    holder = Holder(kind, [opened(kind, port, tls) for _ in range(count)])
     print("open", flush=True)
     due = time.monotonic()
     stdin = select.poll()
@@ -157,4 +175,5 @@ def main(kind: Kind, port: int, count: int, rate: float) -> None:
 
 
 if __name__ == "__main__":
-    main(KINDS[sys.argv[1]], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    _, name, port, count, rate, *rest = sys.argv
+    main(KINDS[name], int(port), int(count), float(rate), rest == ["tls"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.slow_clients import IDLE, LIMIT, Outcome, Round, Settings, document, plot, run, table
-from loadtest.slow_holder import KINDS, frame
+from loadtest.slow_holder import frame
 
 ROUNDS = 2
 TRIES = 5
@@ -19,7 +19,7 @@ def test_hundreds_of_slow_clients_of_any_kind_disturb_nobody() -> None:
     """A kind is held to idle connections of the same run, and to the calmest rounds of both: what else runs on the
     machine only adds. Kinds that it added to come again.
     """
-    slow = tuple(KINDS)
+    slow = Settings().kinds
     for _ in range(TRIES):
         outcome = run(Settings(count=200, rate=300.0, rounds=ROUNDS, seconds=0.7, kinds=slow))
         assert set(outcome.kinds()) == {IDLE, *slow}
