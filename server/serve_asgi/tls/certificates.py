@@ -419,7 +419,7 @@ def _shown_list(path: str, each: x509.CertificateRevocationList) -> Certificate:
 
 def _about(certificate: x509.Certificate) -> str:
     """What a person would call it."""
-    names = names_of(certificate)
+    names = _alternative_names(certificate)
     if not names:
         return _about_name(certificate.subject)
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
