@@ -197,8 +197,10 @@ def _ask_clients(context: ssl.SSLContext, material: TlsMaterial) -> None:
     """Have clients' certificates asked for and verified. Raises UsageError."""
     required = material.client_auth is ClientAuth.REQUIRED
     context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
-    # An authority that is named is trusted, also if it is an intermediate one whose root is not named.
-    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    if not material.crl_for_chain:
+        # An authority that is named is trusted, even an intermediate one whose root is not named. With revocation lists
+        # for all, each root is named, and the chain has to reach it: OpenSSL needs it to verify the list of the root.
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     try:
         _through_memory(
             material.client_ca + b"\n" + material.crl, lambda path: context.load_verify_locations(cafile=path)

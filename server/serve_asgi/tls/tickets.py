@@ -206,10 +206,12 @@ class ContextTicketKeys:
 
         Nothing is kept of sessions beside the tickets: a cache of each worker's own would rarely be asked.
         """
-        if self._open_ssl is None or not self._newest:
+        if self._open_ssl is None:
             return
         pointer, library = _pointer(context), self._open_ssl.library
         library.SSL_CTX_ctrl(pointer, _SET_CACHE_MODE, 0, None)
+        if not self._newest:
+            return
         if calls_back:
             _callbacks[id(self._callback)] = self._callback
             library.SSL_CTX_set_tlsext_ticket_key_evp_cb(pointer, self._callback)
