@@ -169,6 +169,8 @@ class History:
 
     def breaks(self, how: str) -> None:
         """What the client sends is not what it should be."""
+        self.to_server += b"right"
+        self.wire += self.client.send(b"right")  # with an answer to a KeyUpdate, if it owes one
         record = self.client.send(b"content" * 10)
         if how == "changed":
             place = self.chance.choice((1, 2, *range(5, len(record))))
