@@ -143,7 +143,7 @@ def test_a_store_process_that_dies_is_replaced(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
         asker.join()
         assert answers[0][0] == 503
-        assert "the store process ended (signal SIGKILL) before it had answered: nobody knows" in answers[0][1]
+        assert "the store process ended (signal SIGKILL) before it had responded: nobody knows" in answers[0][1]
         wait_for_store(server)
         assert has(server, "/fresh/kept") == has(server, "/get/kept")
         has(server, "/set/kept/again")
