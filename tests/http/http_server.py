@@ -20,8 +20,8 @@ import uvloop
 
 from serve_asgi.app.retiring import RetiringFlag
 from serve_asgi.config.options import Config
-from serve_asgi.http import connection as http1
 from serve_asgi.http import connection_states as lifecycle
+from serve_asgi.http import request_pipeline
 from serve_asgi.http import response as http_response
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.hand_over_record import HandOverRecord
@@ -67,7 +67,7 @@ class CheckedConnection(Http1Connection):
         super().__setattr__(name, value)
 
 
-setattr(http1, "Response", CheckedResponse)  # noqa: B010
+setattr(request_pipeline, "Response", CheckedResponse)  # noqa: B010
 
 
 class Log:

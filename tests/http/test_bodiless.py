@@ -185,7 +185,7 @@ def test_a_call_is_told_at_once_when_its_client_leaves(serve: Serve, monkeypatch
     client.close()
     server.until(lambda: len(told) == 2 and not server.worker.connections)
     assert told == [{"type": "http.disconnect"}] * 2
-    assert server.connection().still_sending == set()
+    assert server.connection().pipeline.still_sending == set()
 
 
 def test_clients_that_leave_leave_no_calls_behind(serve: Serve) -> None:

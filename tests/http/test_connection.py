@@ -15,9 +15,9 @@ import pytest
 
 from serve_asgi.http import timeouts
 from serve_asgi.http.client_socket import is_readable
-from serve_asgi.http.connection import READ_LIMIT
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
+from serve_asgi.http.request_pipeline import READ_LIMIT
 from serve_asgi.http.worker_context import Receive, Scope, Send, WorkerPhase
 from serve_asgi.ipc.scoreboard import Cell
 from tests.http.http_server import FOREVER, GET, TIMEOUT, HttpServer, body, echo, read, respond, start
@@ -62,7 +62,7 @@ def test_content_that_travelled_is_bounded_like_any_other(serve: Serve) -> None:
             with contextlib.suppress(BlockingIOError):
                 sent += client.send(rest[sent : sent + 65536])
             server.run(lambda: None)
-        assert server.run(lambda: connection.response.request.body.unread) <= READ_LIMIT * 3
+        assert server.run(lambda: connection.pipeline.response.request.body.unread) <= READ_LIMIT * 3
         server.run(release.set)
         client.settimeout(TIMEOUT)
         client.sendall(rest[sent:])
@@ -92,7 +92,7 @@ def test_no_byte_is_read_while_leaving_after_a_long_leftover(serve: Serve) -> No
         client.sendall(GET)
         for _ in range(3):
             server.wait_for(asyncio.sleep(0.01))
-        assert server.run(lambda: bytes(connection._buffer)) == record.leftover
+        assert server.run(lambda: bytes(connection.pipeline.buffer)) == record.leftover
         server.run(connection.gone)
 
 
@@ -110,7 +110,8 @@ def test_disconnect_is_seen_after_a_large_upload(serve: Serve, monkeypatch: pyte
     client = server.connect()
     size = 200_000
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
-    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1 and server.connection().response.request.body.left == 0)  # type: ignore[union-attr]
+    pipeline = server.connection().pipeline
+    server.until(lambda: server.cell(Cell.IN_FLIGHT) == 1 and pipeline.response.request.body.left == 0)  # type: ignore[union-attr]
     client.close()
     server.wait_for(asyncio.wait_for(seen.wait(), TIMEOUT))
 
@@ -121,9 +122,9 @@ def test_client_that_only_sends_does_not_fill_memory(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=4096)
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.requests == 1 and connection.output.paused)
+    server.until(lambda: connection.pipeline.requests == 1 and connection.output.paused)
     client.fill(GET * 1_000_000, lambda: connection.read_paused)
-    assert server.run(lambda: len(connection._buffer)) < 1 << 20
+    assert server.run(lambda: len(connection.pipeline.buffer)) < 1 << 20
 
 
 # ---- answers that the client reads slowly
@@ -135,7 +136,7 @@ def test_request_pipelined_behind_a_slow_download_is_served(serve: Serve) -> Non
     client = server.connect(SO_RCVBUF=65536)
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
     connection = server.connection()
-    server.until(lambda: connection.requests == 1 and connection.output.paused)
+    server.until(lambda: connection.pipeline.requests == 1 and connection.output.paused)
     head = client.read_until(b"\r\n\r\n")
     server.run(lambda: setattr(connection, "deadline", 0.0))
     server.until(lambda: connection.deadline != 0.0)
@@ -150,7 +151,7 @@ def test_download_is_not_idle(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=65536)
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.requests == 1 and connection.output.paused)
+    server.until(lambda: connection.pipeline.requests == 1 and connection.output.paused)
     server.run(lambda: setattr(connection, "deadline", 0.0))
     server.until(lambda: connection.deadline != 0.0)
     assert client.answer()[2] == LARGE
@@ -165,7 +166,7 @@ def test_idle_client_that_does_not_read_its_answer_is_cut(serve: Serve, half_clo
     client = server.connect(SO_RCVBUF=4096)
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.requests == 1)
+    server.until(lambda: connection.pipeline.requests == 1)
     if half_closed:
         client.end()
         server.until(lambda: connection.eof)
@@ -323,7 +324,7 @@ def test_polling_for_the_disconnect_takes_no_memory(serve: Serve) -> None:
             await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-        kept.append(len(server.connection().response.request.waiters or ()))  # type: ignore[union-attr]
+        kept.append(len(server.connection().pipeline.response.request.waiters or ()))  # type: ignore[union-attr]
         await respond(send, b"ok")
 
     server = serve(app)
@@ -400,7 +401,7 @@ def test_write_limits_return_when_the_connection_remains(serve: Serve) -> None:
     client = server.connect()
     client.send(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
     connection = server.connection()
-    server.until(lambda: connection.requests == 1)
+    server.until(lambda: connection.pipeline.requests == 1)
 
     def nobody(traveller: Any) -> None:
         traveller.remain()

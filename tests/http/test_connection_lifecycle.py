@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from serve_asgi.http import closing
-from serve_asgi.http import connection as http1
+from serve_asgi.http import closing, request_pipeline
 from serve_asgi.http.connection import Http1Connection
 from serve_asgi.http.connection_states import ConnectionState
 from serve_asgi.http.hand_over_record import HandOverRecord
@@ -350,7 +349,7 @@ def test_large_answer_is_flushed_before_the_departure(serve: Serve) -> None:
     client = server.connect(SO_RCVBUF=65536)
     client.send(GET)
     connection = server.connection()
-    server.until(lambda: connection.requests == 1)
+    server.until(lambda: connection.pipeline.requests == 1)
     departing = retire(server, WorkerPhase.HANDING_OVER)
     assert not server.run(connection.can_leave)
     server.wait_for(asyncio.sleep(0.05))
@@ -384,7 +383,7 @@ def test_closing_worker_closes_idle_connections(serve: Serve) -> None:
     client.send(GET)
     client.answer()
     connection = server.connection()
-    server.until(lambda: connection.requests == 1)
+    server.until(lambda: connection.pipeline.requests == 1)
     retire(server, WorkerPhase.CLOSING)
     assert client.read_to_end() == b""
 
@@ -398,7 +397,7 @@ def test_closing_worker_serves_what_has_begun_to_arrive(serve: Serve) -> None:
         client.answer()
     half.send(GET[:8])
     server.until(lambda: len(server.attached) == 3)
-    server.until(lambda: sum(len(c._buffer) for c in server.attached) == 8)
+    server.until(lambda: sum(len(c.pipeline.buffer) for c in server.attached) == 8)
 
     def begin() -> None:
         unread.send(GET)  # in the kernel when the worker begins to retire
@@ -419,7 +418,7 @@ def test_closing_worker_serves_what_has_begun_to_arrive(serve: Serve) -> None:
 def test_closing_worker_does_not_wait_for_ever_for_a_first_request(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http1, "FRESH_TIME", 0.2)
+    monkeypatch.setattr("serve_asgi.http.connection.FRESH_TIME", 0.2)
     server = serve(echo)
     client = server.connect()
     server.until(lambda: len(server.attached) == 1)
@@ -461,7 +460,7 @@ def test_connection_travels_and_the_client_sees_nothing(serve: Serve) -> None:
     client.send(GET)
     client.answer()
     first = old.connection()
-    old.until(lambda: first.requests == 1)
+    old.until(lambda: first.pipeline.requests == 1)
     connection, descriptor, record = depart(old)
     assert not os.get_inheritable(descriptor)
     ends = client.sock.getsockname(), client.sock.getpeername()
@@ -481,7 +480,7 @@ def test_connection_travels_and_the_client_sees_nothing(serve: Serve) -> None:
     assert client.answer()[2] == b"GET / "
     client.send(GET)
     assert client.answer()[2] == b"GET / "
-    new.until(lambda: taken.requests == 3)
+    new.until(lambda: taken.pipeline.requests == 3)
     assert (taken.client, taken.server) == (record.client, record.server)
     assert new.cell(Cell.CONNECTIONS) == 1
     assert old.cell(Cell.REQUESTS) == 1
@@ -493,7 +492,7 @@ def test_leftover_bytes_travel(serve: Serve, split: int) -> None:
     client = old.connect()
     stream = get(b"/a") + get(b"/b")
     connection = old.connection()
-    old.run(lambda: connection._buffer.extend(stream[:split]))  # as a retiring worker leaves pipelined requests
+    old.run(lambda: connection.pipeline.buffer.extend(stream[:split]))  # as a retiring worker leaves pipelined requests
     connection, descriptor, record = depart(old)
     assert record.leftover == stream[:split]
     old.run(connection.gone)
@@ -509,7 +508,7 @@ def test_time_for_half_a_head_is_not_renewed(serve: Serve) -> None:
     client = old.connect()
     client.send(GET[:5])
     connection = old.connection()
-    old.until(lambda: len(connection._buffer) == 5)
+    old.until(lambda: len(connection.pipeline.buffer) == 5)
     deadline = connection.deadline
     assert deadline <= time.monotonic() + 30
     connection, descriptor, record = depart(old)
@@ -530,7 +529,7 @@ def test_hand_over_that_failed(serve: Serve) -> None:
     client = server.connect()
     client.send(GET[:5])
     connection = server.connection()
-    server.until(lambda: len(connection._buffer) == 5)
+    server.until(lambda: len(connection.pipeline.buffer) == 5)
     before = connection.deadline
     _, descriptor, record = depart(server)
     os.close(descriptor)
@@ -604,7 +603,7 @@ def test_stay_in_a_worker_that_closes(serve: Serve) -> None:
     client.send(GET)
     client.answer()
     first = server.connection()
-    server.until(lambda: first.requests == 1)
+    server.until(lambda: first.pipeline.requests == 1)
     connection, descriptor, _ = depart(server)
     os.close(descriptor)
     server.worker.phase = WorkerPhase.CLOSING
@@ -618,7 +617,7 @@ def test_unix_connection_travels(serve: Serve, tmp_path: Path) -> None:
     client.send(GET)
     client.answer()
     first = old.connection()
-    old.until(lambda: first.requests == 1)
+    old.until(lambda: first.pipeline.requests == 1)
     connection, descriptor, record = depart(old)
     assert record.server == (str(tmp_path / "a"), None)
     old.run(connection.gone)
@@ -711,7 +710,7 @@ def test_cut_tells_whether_something_was_unfinished(serve: Serve) -> None:
         client = server.connect()
         client.send(data)
         server.until(lambda: server.cell(Cell.CONNECTIONS) == 1)
-        server.until(lambda data=data: server.attached[-1]._buffer == data)  # type: ignore[misc]
+        server.until(lambda data=data: server.attached[-1].pipeline.buffer == data)  # type: ignore[misc]
         assert server.run(server.connection().cut) is unfinished
         server.until(lambda: server.cell(Cell.CONNECTIONS) == 0)
         assert not server.run(server.connection().cut)
@@ -726,7 +725,7 @@ def test_cut_of_unwritten_bytes(serve: Serve) -> None:
         client: Client = server.connect(SO_RCVBUF=65536)
         client.send(GET[:-2] + fields + b"\r\n")
         server.until(lambda: server.cell(Cell.CONNECTIONS) == 1)
-        server.until(lambda: server.attached[-1].requests == 1)
+        server.until(lambda: server.attached[-1].pipeline.requests == 1)
         assert server.run(server.connection().cut)
         server.until(lambda: server.cell(Cell.CONNECTIONS) == 0)
 
@@ -754,7 +753,7 @@ def test_descriptors_do_not_leak(serve: Serve) -> None:
 
 
 def test_rest_of_an_answered_request_has_a_time_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "DISCARD_TIME", 0.1)
+    monkeypatch.setattr(request_pipeline, "DISCARD_TIME", 0.1)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await respond(send, b"early")

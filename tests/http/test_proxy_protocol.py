@@ -565,7 +565,9 @@ def test_what_the_header_said_travels_with_the_idle_connection(start: Start, hea
     asked = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
     client.send(header + asked)
     before = told(client)
-    old.until(lambda: all(isinstance(each, Http1Connection) and each.requests for each in old.worker.connections))
+    old.until(
+        lambda: all(isinstance(each, Http1Connection) and each.pipeline.requests for each in old.worker.connections)
+    )
     connection, descriptor, record = old.depart()
     assert not record.awaits_proxy
     record = HandOverRecord.from_json(record.to_json())

@@ -300,9 +300,9 @@ def test_unread_content_pauses_reading(serve: Serve) -> None:
     connection = server.connection()
     sent = client.fill(b"x" * size, lambda: not connection.transport.is_reading())
     assert sent < size
-    assert connection.response is not None
-    assert connection.response.request.body is not None
-    assert connection.response.request.body.unread <= 65536 + 256 * 1024
+    assert connection.pipeline.response is not None
+    assert connection.pipeline.response.request.body is not None
+    assert connection.pipeline.response.request.body.unread <= 65536 + 256 * 1024
     server.run(go.set)
     client.send(b"x" * (size - sent))
     assert client.answer()[2] == b"%d" % size
@@ -329,9 +329,9 @@ def test_small_pieces_of_unread_content_cost_no_more_than_their_bytes(
     client = server.connect()
     client.send(head)
     connection = server.connection()
-    server.until(lambda: connection.response is not None)
-    assert connection.response is not None
-    arrived = connection.response.request.body
+    server.until(lambda: connection.pipeline.response is not None)
+    assert connection.pipeline.response is not None
+    arrived = connection.pipeline.response.request.body
     assert arrived is not None
     content = 0
     for _ in range(200):

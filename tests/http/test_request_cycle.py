@@ -179,8 +179,8 @@ def test_the_end_of_the_loop_is_no_error(place: Place) -> None:
     deliver(transport, GET)
     host.loop.settle()
     place.log.write_bytes(b"")
-    assert connection.response is not None
-    task = connection.response.request.task
+    assert connection.pipeline.response is not None
+    task = connection.pipeline.response.request.task
     assert task is not None
     task.get_coro().close()
     assert reached

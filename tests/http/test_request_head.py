@@ -113,7 +113,7 @@ def test_head_split_at_every_byte(serve: Serve) -> None:
         client.send(request[split:])
         assert client.read(len(response(b"POST /x body"))) == response(b"POST /x body")
     connection = server.connection()
-    server.until(lambda: connection.requests == len(request) - 1)
+    server.until(lambda: connection.pipeline.requests == len(request) - 1)
 
 
 def test_head_byte_by_byte(serve: Serve) -> None:
@@ -182,7 +182,7 @@ def test_much_pipelining_pauses_reading_and_loses_nothing(serve: Serve) -> None:
     data = b"".join(requests)
     sent = client.fill(data, lambda: not connection.transport.is_reading())
     assert sent < len(data)
-    assert len(connection._buffer) < 65536 + 256 * 1024 + 1
+    assert len(connection.pipeline.buffer) < 65536 + 256 * 1024 + 1
     server.run(lambda: release[0].set_result(None))
     rest = threading.Thread(target=client.send, args=(data[sent:],))
     rest.start()
@@ -315,7 +315,7 @@ def test_half_a_head_is_answered_with_408(serve: Serve) -> None:
     client.send(GET + GET[:7])
     assert client.answer()[0] == 200
     connection = server.connection()
-    server.until(lambda: len(connection._buffer) == 7)
+    server.until(lambda: len(connection.pipeline.buffer) == 7)
     deadline = connection.deadline
     client.send(GET[7:9])  # the clock runs from the first byte
     server.run(lambda: None)

@@ -257,7 +257,7 @@ def test_requests_of_one_moment_are_counted_at_once(serve: Serve) -> None:
             assert select.select([connection.transport.get_extra_info("socket").fileno()], [], [], 10)[0]
 
     server.run(at_once)
-    server.until(lambda: sum(connection.requests for connection in server.attached) == 4)
+    server.until(lambda: sum(connection.pipeline.requests for connection in server.attached) == 4)
     server.run(free.set)
     assert sorted(client.answer()[0] for client in clients) == [200, 200, 503, 503, 503, 503]
 

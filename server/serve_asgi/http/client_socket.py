@@ -1,4 +1,5 @@
-"""What a connection does with its client's socket beside the transport: shut it down, reset it, ask the kernel.
+"""What a connection does with its client's socket beside the transport: shut it down, reset it, duplicate it, ask the
+kernel. Nothing else of `http` and `websocket` reaches past a connection's transport.
 
 close(2) ends a connection only with its last descriptor, and a C library of the application's may have forked. So a
 connection is shut down before it is closed, which is the same to its client. One that was handed over is not: its
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import fcntl
+import os
 import socket
 import struct
 import termios
@@ -44,6 +46,17 @@ def reset(transport: asyncio.BaseTransport) -> bool:
     if sock is None or sock.family == socket.AF_UNIX or (descriptor := sock.fileno()) < 0:
         return False
     return bool(_library.connect(descriptor, _UNSPECIFIED, len(_UNSPECIFIED)) == 0)
+
+
+def descriptor_of(transport: asyncio.BaseTransport) -> int:
+    """The socket's descriptor, which stays the transport's."""
+    descriptor: int = transport.get_extra_info("socket").fileno()
+    return descriptor
+
+
+def duplicate(transport: asyncio.BaseTransport) -> int:
+    """A duplicate of that descriptor, which the caller owns. Raises OSError if there is none to be had."""
+    return os.dup(descriptor_of(transport))
 
 
 def unacknowledged(transport: asyncio.Transport) -> int:

@@ -16,7 +16,6 @@ import asyncio
 import functools
 import logging
 import math
-import os
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -33,6 +32,7 @@ from serve_asgi.http.connection_states import (
     ConnectionState,
     check_transition,
 )
+from serve_asgi.http.hand_over import HandOver
 from serve_asgi.http.hand_over_record import HandOverRecord
 from serve_asgi.http.proxy_protocol import MalformedProxyHeader, ProxyHeader, ProxySource, parse
 from serve_asgi.http.timeouts import PEEK_TIME
@@ -99,7 +99,7 @@ class ProxyConnection(asyncio.Protocol):
     __slots__ = (
         "_balancers",
         "_buffer",
-        "_record",
+        "_hand_over",
         "_worker",
         "client",
         "deadline",
@@ -115,7 +115,7 @@ class ProxyConnection(asyncio.Protocol):
     def __init__(self, worker: WorkerContext, balancers: Balancers, record: HandOverRecord | None) -> None:
         self._worker = worker
         self._balancers = balancers
-        self._record = record  # what came with the connection, then (LEAVING) what goes with it
+        self._hand_over = HandOver(record)
         self._buffer = bytearray()
         self.client: Address = None
         self.server: Address = None
@@ -125,7 +125,8 @@ class ProxyConnection(asyncio.Protocol):
         self.read_paused = False
         self.state = NEW
 
-    def _become(self, state: ConnectionState) -> None:
+    def become(self, state: ConnectionState) -> None:
+        """Change the state, by a way that the table has."""
         check_transition(self.state, state)
         self.state = state
 
@@ -137,10 +138,10 @@ class ProxyConnection(asyncio.Protocol):
         worker = self._worker
         worker.connections.add(self)
         worker.cells[_CONNECTIONS] += 1
-        self._become(IDLE)
+        self.become(IDLE)
         self.client = self.client or peer_of(transport)
         self.server = self.server or own_end_of(transport)
-        record, self._record = self._record, None
+        record = self._hand_over.arrived()
         if record is not None:
             self._buffer += record.leftover
             self.deadline = record.deadline
@@ -171,9 +172,10 @@ class ProxyConnection(asyncio.Protocol):
             self.state = CLOSED
         self.deadline = math.inf
         self._buffer.clear()
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """The worker has one connection less."""
         worker = self._worker
         if self in worker.connections:
             worker.cells[_CONNECTIONS] -= 1
@@ -193,7 +195,7 @@ class ProxyConnection(asyncio.Protocol):
         if header is not None:
             self._serve(header)
         elif self.eof:
-            self._become(CLOSING)
+            self.become(CLOSING)
             self.deadline = math.inf
             self.transport.close()
 
@@ -211,7 +213,7 @@ class ProxyConnection(asyncio.Protocol):
         scheme = "https" if header.secure else "http"
         http = Http1Connection(worker, HandOverRecord(leftover, client, server, deadline, 0, scheme, trusted))
         http.eof = self.eof
-        self._become(UPGRADED)
+        self.become(UPGRADED)
         self.deadline = math.inf
         transport.set_protocol(http)
         http.connection_made(transport)
@@ -220,7 +222,7 @@ class ProxyConnection(asyncio.Protocol):
 
     def _turn_away(self, why: str) -> None:
         self._balancers.report(self.client, why)
-        self._become(CLOSING)
+        self.become(CLOSING)
         self.deadline = math.inf
         self.transport.abort()
 
@@ -275,34 +277,22 @@ class ProxyConnection(asyncio.Protocol):
     def leave(self) -> tuple[int, HandOverRecord]:
         """As any connection leaves; the receiver waits for the rest of the header."""
         assert self.can_leave(), "leave() needs can_leave()"
-        fd = os.dup(self.transport.get_extra_info("socket").fileno())
         leftover = bytes(self._buffer)
         record = HandOverRecord(leftover, self.client, self.server, self.deadline, 0, trusted=False, awaits_proxy=True)
-        self._become(LEAVING)
-        self._record = record
-        self.deadline = math.inf
-        self._pause_reading(True)
-        return fd, record
+        return self._hand_over.leave(self, record), record
 
     def stay(self) -> None:
         """The hand-over failed: go on exactly as before."""
-        record, self._record = self._record, None
-        if self.state is not LEAVING or record is None:
-            return  # the other side has gone meanwhile
-        self._become(IDLE)
-        self.deadline = record.deadline
-        self._pause_reading(False)
-        self._worker.loop.call_soon(self._look)
+        if self._hand_over.stay(self):
+            self._worker.loop.call_soon(self._look)
 
     def gone(self) -> None:
         """The hand-over is committed: drop this end."""
-        if self.state is not LEAVING:
-            return
-        self._become(CLOSED)
-        self._forget()
-        self.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too
+        self._hand_over.commit(self)
 
-    def _pause_reading(self, pause: bool) -> None:
+    def adjust_reading(self) -> None:
+        """Pause reading while leaving, and read on otherwise."""
+        pause = self.state is LEAVING
         if pause is not self.read_paused and not self.transport.is_closing() and not self.eof:
             self.read_paused = pause
             if pause:

@@ -11,6 +11,7 @@ import os
 import stat
 from typing import Any, Final, Protocol
 
+from serve_asgi.http.client_socket import duplicate
 from serve_asgi.http.worker_context import Message
 from serve_asgi.http.write_buffer import WriteBuffer
 
@@ -64,7 +65,7 @@ class FileBody:
         if output.transport.is_closing():
             return
         try:
-            socket = os.dup(output.transport.get_extra_info("socket").fileno())
+            socket = duplicate(output.transport)
         except OSError:  # no descriptor is left: like this it costs more, and works
             await self._send_pieces(connection.output)
             return

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import quote
 
 from serve_asgi.config.options import Config
+from serve_asgi.http.client_socket import descriptor_of
 from serve_asgi.http.dropped_body_log import DroppedBodyLog
 from serve_asgi.http.forwarded import Forwarding
 from serve_asgi.http.head_cache import BoundedCache, CachedHeadReader
@@ -292,7 +293,7 @@ class WorkerContext:
         """In a forked child: the clients' descriptors. Whatever is wanted of a loop or a client meets `instead`."""
         instead.kept = kept = [connection.let_go(instead) for connection in self.connections]
         self.loop = self.tasks = instead
-        return [*self.lent, *(transport.get_extra_info("socket").fileno() for transport in kept)]
+        return [*self.lent, *map(descriptor_of, kept)]
 
     def has_room(self, coming: int) -> bool:
         """Whether one more connection may be accepted (--max-connections); `coming` are not attached yet."""

@@ -1,0 +1,79 @@
+"""How a connection on which no request is in progress leaves for another worker: the connection's side of a hand-over.
+
+It owns the state LEAVING and the record of what came with the connection and goes with it. Rules: a connection that
+leaves is neither read nor written; until the hand-over is committed it can stay and go on exactly as before; once it is
+gone its client sees nothing of this end, since a duplicate lives elsewhere. It must not know how the worker finds a
+receiver and what the two say to each other: that is `serve_asgi.worker.hand_over_sender`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Protocol
+
+from serve_asgi.http.client_socket import duplicate
+from serve_asgi.http.connection_states import CLOSED, IDLE, LEAVING, ConnectionState
+from serve_asgi.http.hand_over_record import HandOverRecord
+
+
+class LeavingConnection(Protocol):
+    """A connection, as far as its hand-over needs it."""
+
+    state: ConnectionState
+    deadline: float
+    transport: asyncio.Transport
+
+    def become(self, state: ConnectionState) -> None:
+        """Change the state, by a way that the table has."""
+
+    def adjust_reading(self) -> None:
+        """Pause reading while the state is LEAVING, and read on otherwise."""
+
+    def forget(self) -> None:
+        """The worker has one connection less."""
+
+
+class HandOver:
+    """Of one connection. With a `record`, another worker has handed it over to this one."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: HandOverRecord | None) -> None:
+        self._record = record
+
+    def arrived(self) -> HandOverRecord | None:
+        """What came with the connection; once, when its transport is attached."""
+        record, self._record = self._record, None
+        return record
+
+    def leave(self, connection: LeavingConnection, record: HandOverRecord) -> int:
+        """Stop reading and writing; a duplicate of the descriptor, which the caller owns.
+
+        Raises OSError, with nothing changed, if there is no descriptor to be had.
+        """
+        descriptor = duplicate(connection.transport)
+        connection.become(LEAVING)
+        self._record = record
+        connection.deadline = math.inf
+        connection.adjust_reading()
+        return descriptor
+
+    def stay(self, connection: LeavingConnection) -> bool:
+        """The hand-over has failed: idle again. False if the client has gone meanwhile."""
+        record, self._record = self._record, None
+        if connection.state is not LEAVING or record is None:
+            return False
+        connection.become(IDLE)
+        connection.deadline = record.deadline
+        connection.adjust_reading()
+        return True
+
+    def commit(self, connection: LeavingConnection) -> bool:
+        """The hand-over is committed: drop this end. False if the client has gone meanwhile."""
+        if connection.state is not LEAVING:
+            return False
+        connection.become(CLOSED)
+        connection.forget()
+        connection.transport.abort()  # closes the descriptor; no shutdown, which would reach the duplicate too
+        return True

@@ -1,0 +1,340 @@
+"""From the bytes that a client sends to requests, one after another, and what follows each of them.
+
+It owns what has arrived and belongs to no request yet, the response in progress, and the count of those before it. It
+decides when a request begins, who answers it (the application, a WebSocket, or the server itself: health, refusals),
+and whether the connection goes on behind it. What a client pipelines stays raw bytes until its turn comes, and moves to
+another worker as such. Rules: no byte is lost or read twice; two requests of one connection are never answered at the
+same time; the hot path is one `receive`, one call of the application, one write.
+
+It must not know transports, nor how a connection rests, closes or moves: what it needs of the connection is
+`PipelinedConnection`, which each call is given, so that the two do not refer to each other in a circle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from typing import Final, Protocol
+
+from serve_asgi.http import health, refusals
+from serve_asgi.http.connection_states import DISCARDING, IDLE, REQUEST, ConnectionState
+from serve_asgi.http.request_body import RequestBody
+from serve_asgi.http.request_buffer import RequestBuffer
+from serve_asgi.http.request_cycle import run_cycle
+from serve_asgi.http.request_head import BadRequest, Head, endless_target
+from serve_asgi.http.request_receive import Request, RequestSource
+from serve_asgi.http.response import DONE, OVER, STARTED, WAITING, Response, ResponseSink
+from serve_asgi.http.timeouts import Timeouts
+from serve_asgi.http.worker_context import WorkerContext, WorkerPhase
+from serve_asgi.http.write_buffer import WriteBuffer
+from serve_asgi.ipc.scoreboard import Cell
+
+READ_LIMIT: Final = 65536
+"""Bytes that may wait unread (a body that the application has not taken; requests pipelined) before reading pauses."""
+
+DISCARD_TIME: Final = 15.0
+"""How long (s) the rest of a request that was answered early may take to arrive."""
+
+BATCH: Final = 32
+"""Pipelined requests that are answered in a row before others have their turn."""
+
+INFINITY: Final = math.inf
+_EAGER: Final = sys.version_info >= (3, 12)
+_IN_FLIGHT: Final = int(Cell.IN_FLIGHT)
+_SERVING: Final = WorkerPhase.SERVING
+_CR: Final = 13
+_P: Final = ord("P")
+
+
+class PipelinedConnection(RequestSource, ResponseSink, Protocol):
+    """The connection, as far as its requests need it."""
+
+    state: ConnectionState
+    deadline: float
+
+    def become(self, state: ConnectionState) -> None:
+        """Change the state, by a way that the table has."""
+
+    def settle(self) -> None:
+        """No request is in progress: go on, leave, or end, as the worker's phase has it."""
+
+    def upgrade(self, head: Head, leftover: bytes) -> None:
+        """The request asks for a WebSocket: from now on the transport is not ours."""
+
+    def finish(self) -> None:
+        """The last response is written: end politely."""
+
+    def close(self) -> None:
+        """End, without waiting for the client."""
+
+
+class RequestPipeline:
+    """Of one connection."""
+
+    __slots__ = ("_output", "_timeouts", "_worker", "buffer", "requests", "response", "still_sending")
+
+    def __init__(self, worker: WorkerContext, output: WriteBuffer, timeouts: Timeouts) -> None:
+        self._worker = worker
+        self._output = output
+        self._timeouts = timeouts
+        self.buffer = RequestBuffer()
+        """What has arrived and belongs to no request yet."""
+        self.requests = 0
+        """Requests answered on this connection, also by other workers before."""
+        self.response: Response | None = None
+        """Of the request in progress."""
+        self.still_sending: set[Response] | None = None
+        """Those that are over and whose application goes on sending; they are told when the client goes."""
+
+    # ---- bytes
+
+    def receive(self, connection: PipelinedConnection, data: bytes) -> None:
+        """Bytes have arrived while no request is in progress."""
+        if not self.buffer and not self._output.paused and data[0] != _CR:
+            end = data.find(b"\r\n\r\n") + 4
+            if 3 < end <= self._worker.max_head_size:
+                if end == len(data):
+                    self._begin(connection, data, b"")
+                    return
+                if data[0] == _P:  # POST, PUT, PATCH: a body follows; else, further requests do
+                    self._begin(connection, data[:end], data[end:])
+                    return
+        self.buffer += data
+        self.advance(connection)
+        if self._output.paused:  # the last response is not read: what follows it waits, and is bounded
+            connection.adjust_reading()
+
+    def receive_body(self, connection: PipelinedConnection, data: bytes) -> None:
+        """Bytes have arrived behind the head of the request in progress: of its body, or of further requests."""
+        response = self.response
+        assert response is not None
+        body = response.request.body
+        if body is not None and not body.whole:
+            self._feed_body(connection, response, body, data)
+        else:
+            self.buffer += data
+        connection.adjust_reading()
+
+    def is_full(self, state: ConnectionState) -> bool:
+        """Whether too much has arrived that nobody has taken."""
+        response = self.response
+        if state is REQUEST and response is not None:
+            body = response.request.body
+            return (body is not None and body.unread > READ_LIMIT) or len(self.buffer) > READ_LIMIT
+        return state is IDLE and len(self.buffer) > READ_LIMIT + self._worker.max_head_size
+
+    def lose(self) -> None:
+        """The client has gone: the applications that serve it are told, and what has arrived is dropped."""
+        response, self.response = self.response, None
+        self.buffer.clear()
+        if response is not None:
+            response.lose()
+        if self.still_sending:
+            for each in list(self.still_sending):
+                each.lose()
+
+    # ---- from bytes to requests
+
+    def advance(self, connection: PipelinedConnection) -> None:
+        """Start the requests whose heads are whole, one after another; say until when the next head must be."""
+        output = self._output
+        if connection.state is not IDLE or output.paused:
+            return  # comes again when the transport takes more, or after the response
+        left = BATCH
+        output.batching = True
+        try:
+            while left and self._start_next(connection) and connection.state is IDLE and not output.paused:
+                left = left - 1 if self._worker.phase is _SERVING else 0
+        finally:
+            output.batching = False
+            output.flush()
+        if connection.state is IDLE and left < BATCH:
+            connection.adjust_reading()
+            if not left or output.paused:
+                self._worker.loop.call_soon(connection.settle)
+
+    def _start_next(self, connection: PipelinedConnection) -> bool:
+        """Start the request at the buffer's beginning if its head is whole; True if more may be done."""
+        buffer, config = self.buffer, self._worker.config
+        known = buffer.scanned
+        try:
+            head = buffer.take_head(self._worker.max_head_size, config.max_target_size, self.requests)
+        except BadRequest as refused:
+            self.refuse(connection, refused)
+            return False
+        if head:
+            self._begin(connection, head, b"")
+            return True
+        if connection.eof:
+            connection.close()
+        elif buffer.scanned and not known:  # a head has begun
+            connection.deadline = self._timeouts.head()
+        return False
+
+    def _begin(self, connection: PipelinedConnection, data: bytes, rest: bytes) -> None:
+        """Start the request whose whole head is `data`; `rest` followed it."""
+        worker = self._worker
+        cells = worker.cells
+        try:
+            head = worker.heads.read(data, cells)
+        except BadRequest as refused:
+            refused = endless_target(data, worker.config.max_target_size) or refused
+            self.refuse(connection, refused, with_body=not data.startswith(b"HEAD "))
+            return
+        if head.path == worker.health_path and head.method in health.METHODS:
+            last = self._is_last(head, rest)
+            self._respond_itself(connection, health.response(worker, head, last), last, rest)
+            return
+        if worker.published[0] > worker.shared.applied:
+            worker.catch_up()
+        if head.websocket and not head.body:
+            leftover = rest + self.buffer
+            self.buffer.clear()
+            connection.upgrade(head, leftover)
+            return
+        if worker.max_concurrency and cells[_IN_FLIGHT] >= worker.max_concurrency:
+            last = self._is_last(head, rest)
+            refusal = refusals.overloaded(worker, connection.client, connection.scheme, head, last)
+            self._respond_itself(connection, refusal, last, rest)
+            return
+        request = Request(connection, worker, head)
+        self.response = response = Response(connection, worker, request)
+        connection.state = REQUEST
+        connection.deadline = INFINITY
+        body = request.body
+        if body is None:
+            if rest:
+                self.buffer += rest
+            if self.buffer:
+                connection.adjust_reading()
+        else:
+            if self.buffer:
+                rest = bytes(self.buffer)
+                self.buffer.clear()
+            if rest:
+                self._feed_body(connection, response, body, rest)
+                if connection.state is not REQUEST:
+                    return  # malformed
+            if not body.whole:
+                connection.deadline = self._timeouts.body(body)
+            if self.buffer or body.unread > READ_LIMIT or connection.read_paused:
+                connection.adjust_reading()
+        context = worker.context.copy()
+        cells[_IN_FLIGHT] += 1  # until the end of run_cycle(); now, since a task that is not eager begins later
+        cycle = run_cycle(worker, request, response)
+        if _EAGER:
+            task = asyncio.Task(cycle, loop=worker.loop, context=context, eager_start=True)  # type: ignore[call-arg,unused-ignore]
+        else:
+            task = worker.loop.create_task(cycle, context=context)
+        if not task.done():
+            request.task = task
+            worker.tasks.add(task)
+            task.add_done_callback(worker.tasks.discard)
+
+    def _feed_body(self, connection: PipelinedConnection, response: Response, body: RequestBody, data: bytes) -> None:
+        """Bytes of the request's body have arrived, perhaps more than it."""
+        try:
+            rest = body.feed(data)
+        except BadRequest as refused:
+            self.refuse_body(connection, response, refused)
+            return
+        if response.request.waiters and (body.unread or body.whole):
+            response.request.wake()
+        if rest is not None:
+            if rest:
+                self.buffer += rest
+            if connection.state is DISCARDING:
+                self.response = None
+                self._rest(connection)
+
+    # ---- what follows a request
+
+    def complete(self, connection: PipelinedConnection, response: Response) -> None:
+        """The response is complete (written to the transport)."""
+        self.requests += 1
+        if response.state is OVER:
+            if self.still_sending is None:
+                self.still_sending = set()
+            self.still_sending.add(response)
+        body = response.request.body
+        if response.close:
+            self.response = None
+            if response.head.keep_alive or body is not None or self.buffer:
+                connection.finish()
+            else:
+                connection.close()  # the client has said that this was its last: nothing more comes to be reset
+        elif body is not None and not body.whole:
+            if body.discardable():
+                if response.state is DONE:
+                    body.drop()
+                connection.become(DISCARDING)
+                connection.deadline = self._worker.loop.time() + DISCARD_TIME
+                connection.adjust_reading()
+            else:
+                self.response = None
+                connection.finish()
+        else:
+            self.response = None
+            self._rest(connection)
+
+    def left(self, response: Response) -> None:
+        """An application has ended that went on behind its response, or has been told that nobody listens."""
+        if self.still_sending:
+            self.still_sending.discard(response)
+        if response.request.body is not None:
+            response.request.body.drop()
+
+    def _rest(self, connection: PipelinedConnection) -> None:
+        """No request is in progress any more. What is next is decided soon, not inside the application's `send`."""
+        worker = self._worker
+        connection.state = IDLE
+        connection.deadline = worker.loop.time() + worker.keep_alive
+        if not self._output.batching and (
+            self.buffer or connection.read_paused or connection.eof or worker.phase is not _SERVING
+        ):
+            connection.adjust_reading()
+            worker.loop.call_soon(connection.settle)
+
+    # ---- responses of the server's own
+
+    def refuse(self, connection: PipelinedConnection, refused: BadRequest, with_body: bool = True) -> None:
+        """Answer what is no request that could be served, and close."""
+        self.buffer.clear()
+        response = refusals.bad_request(self._worker, connection.client, connection.scheme, refused, with_body)
+        self._output.write(response)
+        connection.finish()
+
+    def refuse_body(self, connection: PipelinedConnection, response: Response, refused: BadRequest) -> None:
+        """The request's body is malformed: say so if nothing else has been said, and end the connection."""
+        unanswered = response.state is WAITING or response.state is STARTED
+        in_time = unanswered or connection.state is DISCARDING
+        if unanswered:
+            response.status = refused.status
+            self._output.write(refusals.bad_body(self._worker, response.head, refused))
+        response.refuse()
+        self.response = None
+        if in_time:
+            connection.finish()
+        else:
+            connection.response_cut(reset=response.until_close)
+
+    def _is_last(self, head: Head, rest: bytes) -> bool:
+        """Whether a response of the server's own, which reads no body, is the connection's last."""
+        worker = self._worker
+        return (
+            not head.keep_alive
+            or head.body != 0
+            or ((worker.announce_close or worker.phase is WorkerPhase.CLOSING) and not (rest or self.buffer))
+            or not worker.config.keep_alive
+        )
+
+    def _respond_itself(self, connection: PipelinedConnection, response: bytes, last: bool, rest: bytes) -> None:
+        """Answer without the application."""
+        self._output.write(response)
+        self.requests += 1
+        if last:
+            connection.finish()
+        else:
+            self.buffer += rest
+            self._rest(connection)
