@@ -14,11 +14,13 @@ Without a certificate nothing of TLS is imported.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +53,8 @@ TAKE_TIME: Final = 5.0
 RENEW_BEFORE: Final = 14 * 86400.0
 """Seconds before the end of a certificate from which a warning is logged, once a day."""
 DAY: Final = 86400.0
+
+log = logging.getLogger("serve")
 
 
 class StuckDiskError(UsageError):
@@ -96,7 +100,8 @@ class CertificateWatch:
         self._taken_news = anyio.Event()
         self._warned: dict[str, float] = {}  # by fingerprint, when it was last said that a certificate ends
         self._looking = anyio.Lock()
-        self._reading = False  # by a thread, which may be stuck
+        self._read_all = threading.Event()  # of the last read: it has come to its end
+        self._read_all.set()
         self._begins = inherited is None
         self._state = -1  # a memfd that holds all of this
         if inherited is not None:
@@ -173,8 +178,11 @@ class CertificateWatch:
                 self._tell_remarks(served.loaded)
             self._tell_tickets()
         while True:
-            self._rotate_when_due()
-            self._warn_of_ends()
+            try:
+                self._rotate_when_due()
+                self._warn_of_ends()
+            except Exception:  # the server goes on with what it has
+                log.exception("certificates could not be looked after; please report this")
             await anyio.sleep(LOOK)
             await self.look()
 
@@ -231,6 +239,9 @@ class CertificateWatch:
                 loaded = await self._read(files, served.loaded.digest)
         except UsageError as error:
             return False, self._refuse(served, str(error))
+        except Exception as error:  # such as no room for a thread: the server goes on with what it has
+            log.exception("the files of certificates could not be looked at")
+            return False, f"the files could not be looked at: {error!r}"
         served.trouble = ""
         if loaded is None:
             return True, f"no file has changed: {_described(served.loaded.certificates)}"
@@ -254,23 +265,33 @@ class CertificateWatch:
     async def _read(self, files: TlsFiles, known: bytes) -> LoadedTls | None:
         """What the files are by now, None if their digest is `known`. Raises UsageError."""
         where = files.pairs[0][0]
-        if self._reading:
+        if not self._read_all.is_set():
             raise StuckDiskError(f"{where} and what belongs to it cannot be read: the disk has not answered since")
+        outcome: list[LoadedTls | Exception | None] = []
+        loop, done, read_all = asyncio.get_running_loop(), anyio.Event(), threading.Event()
 
-        def read() -> LoadedTls | None:
+        def read() -> None:
             from serve_asgi.listener.certificate_loading import make, read_files
 
             # A thread may take no signal: one taken there just before execve(2) would be lost.
             signal.pthread_sigmask(signal.SIG_BLOCK, LISTENER_SIGNALS)
-            self._reading = True
             try:
                 contents, digest = read_files(files)
-                return None if digest == known else make(files, contents, digest)
-            finally:
-                self._reading = False
+                outcome.append(None if digest == known else make(files, contents, digest))
+            except Exception as error:
+                outcome.append(error)
+            read_all.set()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                loop.call_soon_threadsafe(done.set)
 
+        # Not a thread of anyio's: one that is stuck would keep the server from ending.
+        threading.Thread(target=read, name="certificates", daemon=True).start()
+        self._read_all = read_all
         with anyio.move_on_after(READ_TIME):
-            return await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+            await done.wait()
+            if isinstance(found := outcome[0], Exception):
+                raise found
+            return found
         raise StuckDiskError(
             f"{where} and what belongs to it could not be read within {READ_TIME:g} s; is the disk all right?"
         )

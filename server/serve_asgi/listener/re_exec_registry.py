@@ -319,7 +319,7 @@ CARRIED: Final = (
         frozenset(
             {
                 *("_workers", "_files_of", "_tell", "_record", "_begins"),
-                *("_sent", "_taken", "_taken_news", "_looking", "_reading"),
+                *("_sent", "_taken", "_taken_news", "_looking", "_read_all"),
             }
         ),
     ),
