@@ -1,8 +1,8 @@
-"""The hub: who takes part in one server, and which component of the hub a frame is for.
+"""The hub: the members of one server, and which component handles each frame.
 
 It owns the members (a worker or agent process each, from the decision to start it until it has been reaped) and the
 components (presence, messages, shared state, schedules; `serve_asgi.hub.create_hub` puts them together). It knows no
-sockets and no processes: a `HubPort` sends for it, and whoever runs it says what happens, one event after another.
+sockets and no processes: it sends through a `HubPort`, and its shell reports what happens, one event after another.
 Nothing here waits. The listener runs one over the sockets of its children (`serve_asgi.listener.hub_links`), a process
 on its own runs one for itself (`serve_asgi.app.local_mode`).
 """
@@ -42,29 +42,29 @@ METRICS: Final = {
     "schedule_missed_total": "Ticks of schedules that nothing ran for.",
     "schedules_running": "Runs of schedules in progress.",
 }
-"""What the components count, by name, with its meaning, for the metrics and their page of the documentation. What ends
-in `_total` only grows, over reloads and a re-exec of the listener too."""
+"""What the components count: names and meanings, for the metrics and their page of the documentation. What ends in
+`_total` only grows, also over reloads and a re-exec of the listener."""
 
 
 class MemberOrder(enum.Enum):
-    """What the listener has told a process to do, last."""
+    """The last order that the listener gave a process."""
 
     START = "start"
-    SERVE = "serve"  # it is of the current generation, and serves (an agent: it has been entered)
+    SERVE = "serve"  # a worker of the current generation, or the active agent
     RETIRE = "retire"
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Member:
-    """One process that takes part."""
+    """A process that takes part."""
 
-    id: int  # never used again in the life of the server
+    id: int  # unique in the life of the server
     role: Role
     generation: int
     slot: int  # of a worker; -1 for an agent
     order: MemberOrder = MemberOrder.START
     up: bool = False  # it has sent its handlers and schedules
-    killed: bool = False  # by the listener, since it had not ended in time
+    killed: bool = False  # by the listener: it had not ended in time
 
     @property
     def phase(self) -> MemberPhase:
@@ -81,31 +81,31 @@ class Member:
 
 
 class HubPort(Protocol):
-    """What the hub needs of whoever runs it; each call returns at once."""
+    """What the hub needs from its shell; each call returns at once."""
 
     def send(self, member: int, data: bytes) -> None:
-        """Send a frame to a member, after all that was sent to it before; to one without a link it is dropped."""
+        """Send a frame to a member, in order; if the member has no link, the frame is dropped."""
 
     def has_room(self, member: int) -> bool:
-        """Whether little enough waits to be sent to this member; if not, `Hub.room_available` follows."""
+        """Whether the member's send queue has room; if not, `Hub.room_available` is called when it has."""
 
     def send_to_store(self, data: bytes) -> None:
         """Send a frame to the store process, if there is one."""
 
     def report(self, level: int, event: str, text: str, detail: str = "", **about: Any) -> None:
-        """Log something that people should know (docs/reference/events.md)."""
+        """Log an event (docs/reference/events.md)."""
 
     def publish(self, applied: int) -> None:
-        """The shared state has had so many changes: have every process see this number at once."""
+        """Let every process see at once that the shared state has had `applied` changes."""
 
 
 class HubComponent:
-    """One subject of the hub: it takes the frames of its kinds and is told what becomes of the members."""
+    """One component of the hub: it handles the frames of its kinds, and hears of every change of a member."""
 
     name: ClassVar[str]
-    """By which its state is found in a snapshot."""
+    """Names its state in a snapshot."""
     kinds: ClassVar[Mapping[str, type]] = {}
-    """Kinds of frames from members, and the struct of each one's head: a member is not trusted."""
+    """Kinds of frames from members, each with the struct that validates its head: members are not trusted."""
     store_kinds: ClassVar[frozenset[str]] = frozenset()
     """Kinds of frames from the store process."""
 
@@ -113,32 +113,32 @@ class HubComponent:
         self.hub = hub
 
     def take(self, member: Member, frame: ValidatedFrame) -> None:
-        """A frame of one of `kinds` came. Raises ChannelError for what no member may say."""
+        """Handle a frame of one of `kinds`. Raises ChannelError if no member may send it."""
 
     def take_from_store(self, frame: ValidatedFrame) -> None:
-        """A frame of one of `store_kinds` came. Raises ChannelError for what no store may say."""
+        """Handle a frame of one of `store_kinds`. Raises ChannelError if no store may send it."""
 
     def joined(self, member: Member) -> None:
-        """A member is new: its process is to be started."""
+        """There is a new member, whose process is about to be started."""
 
     def linked(self, member: Member) -> None:
-        """The member's process has been started: frames may be sent to it, and it reads them before its imports."""
+        """The member's process has been started. It reads frames before it imports anything."""
 
     def changed(self, member: Member, before: MemberPhase) -> None:
         """The member's phase has changed."""
 
     def left(self, member: Member) -> None:
-        """The member's process has been reaped (or was never started), and all that it sent has been taken."""
+        """The member's process has been reaped (or was never started), and all that it sent has been handled."""
 
     def reason_not_ready(self, member: Member) -> str:
-        """Why this member, which says that it is ready, may not take part; "" if it may."""
+        """Why a member that reports itself ready may not serve; "" if it may."""
         return ""
 
     def room_available(self, member: Member) -> None:
-        """There is room again in what waits to be sent to this member."""
+        """The member's send queue has room again."""
 
     def store_changed(self) -> None:
-        """The store process has come or gone (`Hub.store_problem`)."""
+        """The store has become available or unavailable (`Hub.store_problem`)."""
 
     def metrics(self) -> dict[str, float]:
         """Counts and sizes, by the names of `METRICS`; what ends in `_total` only grows."""
@@ -152,11 +152,11 @@ class HubComponent:
         """A deadline may have passed."""
 
     def to_state(self) -> State:
-        """All that a new program of the listener has to know, as MessagePack can hold it."""
+        """What a new program of the listener has to know, in types that MessagePack has."""
         return {}
 
     def load(self, state: State) -> None:
-        """The reverse, called before anything else; the members are those of before, linked and with their phases."""
+        """The reverse, called before anything else; the hub has its members by then, linked and in their phases."""
 
 
 P = TypeVar("P", bound=HubComponent)
@@ -164,17 +164,17 @@ P = TypeVar("P", bound=HubComponent)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HubSettings:
-    """What the hub is told of the configuration."""
+    """The part of the configuration that the hub needs."""
 
-    agent: bool = False  # there is one, or will be
-    stored: bool = False  # a store process keeps the state
+    agent: bool = False  # the server has one, or will have one
+    stored: bool = False  # there is a store process
     value_limit: int = 64 * 1024  # bytes of one value of the shared state, encoded
     state_limit: int = 16 * 1024 * 1024  # bytes of all of it (`serve_asgi.hub.state.write_evaluation.entry_size`)
-    shared: bool = False  # the store is Redis: broadcasts go to other servers as well
+    shared: bool = False  # the store is Redis, so that broadcasts reach other servers too
 
 
 class Hub:
-    """One server's hub. Its components are added once, right after it has been made (`serve_asgi.hub.create_hub`)."""
+    """The hub of one server. Its components are added right after it has been made (`serve_asgi.hub.create_hub`)."""
 
     def __init__(
         self,
@@ -183,14 +183,14 @@ class Hub:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` (s, monotonic) is what deadlines are in, `wall` (unix time, s) what schedules go by."""
+        """`clock` (s, monotonic) is used for deadlines, `wall` (unix time, s) for schedules."""
         self.port = port
         self.settings = settings
         self.clock = clock
         self.wall = wall
         self.members: dict[int, Member] = {}
         self.ready = False
-        """The server serves: said once, after the first start."""
+        """The first generation serves."""
         self.store_problem = NO_STORE if settings.stored else ""
         """Why the store cannot be used at present; "" if it can, or if there is none."""
         self._components: list[HubComponent] = []
@@ -200,20 +200,20 @@ class Hub:
         self._store_heads = Heads(FROM_STORE)
 
     def add(self, component: HubComponent) -> None:
-        """Make `part` one of the hub's."""
+        """Add a component."""
         self._components.append(component)
         self._by_kind |= dict.fromkeys(component.kinds, component)
         self._heads.add(component.kinds)
         self._by_store_kind |= dict.fromkeys(component.store_kinds, component)
 
     def component(self, kind: type[P]) -> P:
-        """The part of this kind. Raises LookupError if there is none."""
+        """The component of this class. Raises LookupError if there is none."""
         for component in self._components:
             if isinstance(component, kind):
                 return component
         raise LookupError(kind.__name__)
 
-    # What the parts use
+    # For the components
 
     def send(self, member: Member, kind: str, head: dict[str, Any] | None = None, body: bytes = b"") -> None:
         """Send a frame to a member."""
@@ -227,28 +227,28 @@ class Hub:
         """The members in one of these phases, oldest first; of one role, if it is named."""
         return (m for m in list(self.members.values()) if m.phase in phases and role in (None, m.role))
 
-    # What happens
+    # Events
 
     def join(self, id: int, role: Role, generation: int, slot: int) -> Member:
-        """A process is to be started."""
+        """A process is about to be started."""
         member = self.members[id] = Member(id, role, generation, slot)
         for component in self._components:
             component.joined(member)
         return member
 
     def linked(self, id: int) -> None:
-        """Its process has been started, with a link."""
+        """The member's process has been started, with a link."""
         for component in self._components:
             component.linked(self.members[id])
 
     def order(self, id: int, order: MemberOrder) -> None:
-        """The listener has told it to serve or to retire."""
+        """The listener has ordered the member to serve or to retire."""
         member = self.members[id]
         if order is not member.order:
             self._change(member, order=order)
 
     def leave(self, id: int) -> None:
-        """Its process has been reaped, or never was."""
+        """The member's process has been reaped, or was never started."""
         member = self.members.pop(id)
         for component in self._components:
             component.left(member)
@@ -261,9 +261,9 @@ class Hub:
                 component.tick()
 
     def take(self, id: int, data: bytes) -> bool:
-        """A frame came from a member; False if it is of a kind that this version does not know.
+        """Handle a frame from a member; return False if this version does not know its kind.
 
-        Raises ChannelError for what no member may say.
+        Raises ChannelError if no member may send it.
         """
         member = self.members[id]
         kind, raw, body = split_frame(data)
@@ -278,37 +278,37 @@ class Hub:
         return True
 
     def take_from_store(self, data: bytes) -> None:
-        """A frame came from the store process. Raises as `take`."""
+        """Handle a frame from the store process. Raises as `take`."""
         kind, raw, body = split_frame(data)
         if (component := self._by_store_kind.get(kind)) is not None:
             component.take_from_store(ValidatedFrame(kind, self._store_heads.decode(kind, raw), body))
 
     def store_changed(self, trouble: str) -> None:
-        """The store can be used (""), or `trouble` says why not."""
+        """The store is available (""), or `trouble` says why not."""
         if trouble != self.store_problem:
             self.store_problem = trouble
             for component in self._components:
                 component.store_changed()
 
     def reason_not_ready(self, id: int) -> str:
-        """Why a member that says that it is ready cannot take part: a sentence; "" if it can."""
+        """Why a member that reports itself ready may not serve: a sentence; "" if it may."""
         return next(filter(None, (component.reason_not_ready(self.members[id]) for component in self._components)), "")
 
     def room_available(self, id: int) -> None:
-        """There is room again in what waits to be sent to a member."""
+        """A member's send queue has room again."""
         for component in self._components:
             component.room_available(self.members[id])
 
     def metrics(self) -> dict[str, float]:
-        """What all parts count."""
+        """The metrics of all components."""
         return {name: value for component in self._components for name, value in component.metrics().items()}
 
     def deadline(self) -> float:
-        """When `tick` must be called if nothing happens before (the hub's clock); may be infinity."""
+        """When `tick` must be called, unless something happens before (the hub's clock); may be infinity."""
         return min((component.deadline() for component in self._components), default=math.inf)
 
     def tick(self) -> None:
-        """Deal with the deadlines that have passed."""
+        """Handle the deadlines that have passed."""
         for component in self._components:
             component.tick()
 
@@ -322,7 +322,7 @@ class Hub:
     # A new program of the listener
 
     def to_state(self) -> State:
-        """All of it; `sockets` and processes are the shell's."""
+        """The members and all components; sockets and processes are the shell's."""
         return {
             "members": [[m.id, m.role.value, m.generation, m.slot, m.order.value, m.up] for m in self.members.values()],
             "ready": self.ready,
@@ -330,7 +330,7 @@ class Hub:
         }
 
     def load(self, state: State) -> None:
-        """Take over what another program left. Raises LookupError, TypeError or ValueError if it is nonsense."""
+        """Restore what `to_state` returned. Raises LookupError, TypeError or ValueError if it is invalid."""
         for id, role, generation, slot, order, up in state["members"]:
             self.members[id] = Member(id, Role(role), generation, slot, MemberOrder(order), up)
         self.ready = state["ready"]

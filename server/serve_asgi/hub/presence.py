@@ -1,4 +1,4 @@
-"""Presence: each process is told who takes part in the server, whenever that has changed."""
+"""Presence: every process is sent the list of members whenever it changes."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ class PresenceBroadcast(HubComponent):
 
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
-        self._told_ready = False
+        self._ready_sent = False
         self._linked: set[int] = set()
         self._behind: set[int] = set()
-        """Members without room: they are told the newest when they have some, and nothing in between."""
+        """Members whose send queue is full: they get the newest list once there is room, and none in between."""
 
     def linked(self, member: Member) -> None:
         self._linked.add(member.id)
-        self._tell(member)
+        self._send_list(member)
 
     def changed(self, member: Member, before: MemberPhase) -> None:
         if member.phase is MemberPhase.RETIRING:
             self.hub.send(member, "retire")
-        self._tell_all()
+        self._send_to_all()
 
     def left(self, member: Member) -> None:
         self._linked.discard(member.id)
         self._behind.discard(member.id)
         if member.phase is not MemberPhase.EXPECTED:
-            self._tell_all()
+            self._send_to_all()
 
     def room_available(self, member: Member) -> None:
         if member.id in self._behind:
             self._behind.discard(member.id)
-            self._tell(member)
+            self._send_list(member)
 
     def tick(self) -> None:
-        if self.hub.ready and not self._told_ready:
-            self._told_ready = True
-            self._tell_all()
+        if self.hub.ready and not self._ready_sent:
+            self._ready_sent = True
+            self._send_to_all()
 
     def to_state(self) -> State:
-        return {"linked": sorted(self._linked), "behind": sorted(self._behind), "told_ready": self._told_ready}
+        return {"linked": sorted(self._linked), "behind": sorted(self._behind), "told_ready": self._ready_sent}
 
     def load(self, state: State) -> None:
         self._linked, self._behind = set(state["linked"]), set(state["behind"])
-        self._told_ready = state["told_ready"]
+        self._ready_sent = state["told_ready"]
 
-    def _tell_all(self) -> None:
+    def _send_to_all(self) -> None:
         for member in list(self.hub.members.values()):
             if member.id not in self._linked:
                 continue
             if self.hub.port.has_room(member.id):
-                self._tell(member)
+                self._send_list(member)
             else:
                 self._behind.add(member.id)
 
-    def _tell(self, member: Member) -> None:
+    def _send_list(self, member: Member) -> None:
         there = [
             [each.id, each.role.value, each.generation, each.slot, each.phase.value]
             for each in self.hub.members.values()

@@ -1,8 +1,8 @@
-"""Messages between the processes of a server: the frames, and what the hub's other events mean for them.
+"""Messages between the processes of a server: their frames, and what the hub's other events mean for them.
 
-`serve_asgi.hub.messages.routing` decides; this component takes the frames apart (`serve_asgi.ipc.message_frames`),
-passes on what becomes of the members, and flushes what was collected when an event has been dealt with. Payloads are
-never looked into.
+This component splits frames into messages (`serve_asgi.ipc.message_frames`), passes them and the changes of members on
+to `serve_asgi.hub.messages.routing`, which decides, and sends the frames that are collected during an event when it has
+been handled. It never decodes a payload.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from serve_asgi.ipc.message_frames import (
 
 _TO_ALL: Final = (-1, 0)
 MAX_TOPICS: Final = 2_000
-"""Topics that one process may have consumers for; `serve_asgi.app.message_receiver` lets it handle half of that."""
+"""Topics for which one process may have consumers; `serve_asgi.app.message_receiver` allows half of that."""
 
 
 class MessageBroker(HubComponent):
@@ -71,7 +71,7 @@ class MessageBroker(HubComponent):
                 for done, body in split_bodies(head.m, frame.body):
                     routing.done(process, done.delivery, done.ok, body)
             case "msg.return":
-                for number in reversed(head.m):  # each is put back before the others
+                for number in reversed(head.m):  # each is put at the head of its queue
                     routing.returned(process, number)
                 if head.all:
                     routing.dispatcher.returned_all(process)

@@ -1,7 +1,7 @@
-"""What senders are told of their messages: accepted, handled, replied to or failed.
+"""Confirmations to senders: a message was accepted, handled, replied to, or failed.
 
-It owns the messages whose sender has still to be told something, and each message's end once. Where messages are it
-does not know; what becomes of them `serve_asgi.hub.messages.routing` decides.
+It owns the messages whose sender still waits for a confirmation, and sends the last one of each message exactly once.
+It does not know where messages are; `serve_asgi.hub.messages.routing` decides what happens to them.
 """
 
 from __future__ import annotations
@@ -16,28 +16,24 @@ from serve_asgi.ipc.message_frames import AckMode, FrameBatcher
 
 MAX_UNACCEPTED: Final = 1_024
 MAX_UNACCEPTED_BYTES: Final = 4 * 1024 * 1024 + MAX_UNACCEPTED * DELIVERY_OVERHEAD
-"""Messages of one sender that are not accepted yet, and their payloads: four times the windows of
-`serve_asgi.app.message_sender`, since the withdrawals of a sender that has given up may be read later than what it has
-sent since."""
+"""Messages of one sender that are not accepted yet, and the bytes of their payloads: four times the windows of
+`serve_asgi.app.message_sender`, because the withdrawals of a sender may be read later than what it has sent since."""
 MAX_NAMED_RECEIVERS: Final = 10
-"""Processes that one error names, at most."""
+"""Most processes that one error names."""
 
 
 class SenderConfirmations:
-    """What the senders of one hub are told of their messages."""
+    """The confirmations of one hub."""
 
     def __init__(self, out: FrameBatcher, counts: dict[str, int]) -> None:
         self._out = out
         self._counts = counts
         self.waiting: dict[str, QueuedMessage] = {}
-        """Messages whose sender has still to be told something, by their keys."""
-        self._unaccepted: dict[int, list[int]] = {}  # by sender: messages that are not accepted, and their bytes
+        """Messages whose sender still waits, by their keys."""
+        self._unaccepted: dict[int, list[int]] = {}  # by sender: unaccepted messages, and their bytes
 
     def add(self, message: QueuedMessage) -> None:
-        """A message has come, and its sender waits unless there is none.
-
-        Raises ChannelError if the sender has sent one of this id already.
-        """
+        """Add a new message. Raises ChannelError if its sender already has one with this id."""
         if message.stage is not MessageStage.SETTLED:
             message.key = key = f"{message.sender}/{message.id}"
             if key in self.waiting:
@@ -61,22 +57,22 @@ class SenderConfirmations:
         account[1] -= len(message.body) + DELIVERY_OVERHEAD
 
     def load(self, messages: Iterable[QueuedMessage]) -> None:
-        """Restore those of the listener's program before this one."""
+        """Restore the messages of an earlier program of the listener."""
         for message in messages:
             self.add(message)
             if message.stage is MessageStage.OFFERED:
                 self.count_unaccepted(message)
 
     def left(self, member: int) -> None:
-        """It has gone, and all that it sent is settled."""
+        """A member is gone, and all that it sent is settled."""
         self._unaccepted.pop(member, None)
 
     def of(self, member: int) -> list[QueuedMessage]:
-        """The messages that this member waits for."""
+        """The messages of this member that have not been settled."""
         return [message for message in self.waiting.values() if message.sender == member]
 
     def confirm_if_accepted(self, message: QueuedMessage) -> None:
-        """Tell the sender if every delivery is queued now."""
+        """Confirm that the message is accepted, if every delivery is queued by now."""
         if message.pending or message.stage is not MessageStage.OFFERED:
             return
         self._counts["accepted"] += 1
@@ -89,32 +85,32 @@ class SenderConfirmations:
             message.stage = MessageStage.ACCEPTED
 
     def replied(self, message: QueuedMessage, ok: bool, body: bytes) -> None:
-        """The handler of a call has ended; `body` is its reply, or what went wrong."""
+        """The handler of a call has ended; `body` is its reply, or its error."""
         if message.stage is MessageStage.ACCEPTED:
             self._out.confirm(message.sender, [message.id, "r" if ok else "x", None], body)
             self.settle(message)
 
     def handled(self, message: QueuedMessage, attempt: int, role: str, slot: int, generation: int) -> None:
-        """The handler of an acknowledged message has ended, in this process."""
+        """The handler of an acknowledged message has ended, in the process that is named."""
         if message.stage is MessageStage.ACCEPTED:
             self._out.confirm(message.sender, [message.id, "h", [attempt, role, slot, generation]])
             self.settle(message)
 
     def fail(self, message: QueuedMessage, code: str, text: str) -> None:
-        """Tell the sender that nothing will come of it."""
+        """Report to the sender that the message has failed."""
         if message.stage is not MessageStage.SETTLED:
             self._out.confirm(message.sender, [message.id, "f", [code, text]])
             self.settle(message)
 
     def settle(self, message: QueuedMessage) -> None:
-        """Its sender has been told the last, or is gone."""
+        """Its sender has its last confirmation, or is gone."""
         if message.unaccepted:
             self._uncount(message)
         message.stage = MessageStage.SETTLED
         self.waiting.pop(message.key, None)
 
     def store_replied(self, key: str, trouble: str = "") -> None:
-        """The other servers get a broadcast, or do not."""
+        """The store has passed a broadcast on to the other servers, or says why not."""
         message = self.waiting.get(key)
         if message is None:
             return
@@ -126,13 +122,13 @@ class SenderConfirmations:
 
 
 def names_of(receivers: list[str]) -> str:
-    """Those who had no room for a message, some of them if they are many; nobody here: the other servers."""
+    """The receivers that had no room for a message, at most `MAX_NAMED_RECEIVERS`; none: the other servers."""
     more = f" and {len(receivers) - MAX_NAMED_RECEIVERS} others" if len(receivers) > MAX_NAMED_RECEIVERS else ""
     return (", ".join(receivers[:MAX_NAMED_RECEIVERS]) or "the other servers") + more
 
 
 def described(owner: Consumer | SharedQueue) -> str:
-    """What is queued there, in the words of an error."""
+    """What is queued there, as an error names it."""
     if isinstance(owner, Consumer):
         return f"topic {owner.topic!r} as {owner}"
     return f"topic {owner.key!r}" if isinstance(owner.key, str) else f"what is sent to {owner}"

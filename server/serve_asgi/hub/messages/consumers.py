@@ -1,8 +1,7 @@
-"""Who consumes messages: each member with its topics, the queues without a consumer, and who may take what.
+"""Consumers of messages: which member handles which topic, what it has in flight, and the queues without a consumer.
 
-It owns the accounts of what a member has in flight, the queues as a whole (their common budget, which of them overflow,
-which have no consumer), and answers questions about them. It decides nothing: what is done with the messages is
-`serve_asgi.hub.messages.routing`'s affair.
+It owns these accounts and the queues as a whole (their common budget, which of them overflow, which have no consumer),
+and answers questions about them. What is done with a message `serve_asgi.hub.messages.routing` decides.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC
 
 CONSUMER_WINDOW: Final = 64
-"""Messages of one topic, other than work, that a process may have in flight."""
+"""Messages of one topic, other than work, that one process may have in flight."""
 CONSUMER_WINDOW_BYTES: Final = 512 * 1024
-"""Bytes of their payloads, unless a single one is larger."""
+"""Bytes of their payloads, unless a single payload is larger."""
 IN_FLIGHT_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of all that a process has in flight, with `DELIVERY_OVERHEAD` for each: then no more before some end."""
+"""Bytes that one process may have in flight, with `DELIVERY_OVERHEAD` for each message."""
 STARTING_TOPICS: Final = 2_000
-"""Topics of which broadcasts are queued for a process that starts; it will handle 1,000 at most, nobody knows which."""
+"""Topics whose broadcasts are queued for a process that starts; it will handle at most 1,000 of them."""
 NO_CONSUMER_GRACE: Final = 1.0
-"""Seconds that a message waits for a consumer where all are up and none handles its topic."""
+"""Seconds that a message waits for a consumer when all processes are up and none handles its topic."""
 STRANDED_TIME: Final = 60.0
-"""Seconds that an accepted message waits where there is no consumer that might take it."""
+"""Seconds that an accepted message waits while no consumer might take it."""
 
 
 class SharedQueue:
-    """A queue of no single consumer: a topic's work, or what is for a slot (agent: -1) that has no process."""
+    """A queue of no single consumer: the work of a topic, or messages to a slot (agent: -1) without a process."""
 
     __slots__ = ("key", "queue")
 
@@ -46,17 +45,17 @@ class SharedQueue:
 
 
 class Consumer:
-    """One topic at one process: what is queued for it, and how much it has in flight."""
+    """One topic in one process: what is queued for it, and how much it has in flight."""
 
     __slots__ = ("awaited", "bytes", "concurrency", "in_flight", "process", "queue", "topic")
 
     def __init__(self, process: MemberState, topic: str, budget: QueueBudget) -> None:
         self.process = process
         self.topic = topic
-        self.concurrency = 0  # of its handlers; 0: there is none
+        self.concurrency = 0  # of its handlers; 0 if there is none
         self.in_flight = 0
         self.bytes = 0
-        self.awaited = 0  # of what is queued: so many were before its process began to retire
+        self.awaited = 0  # how many of the queued ones were there before its process began to retire
         self.queue = BoundedQueue(
             budget, STARTING_QUEUE_LIMIT if process.member.phase is MemberPhase.EXPECTED else QUEUE_LIMIT
         )
@@ -66,14 +65,14 @@ class Consumer:
 
     @property
     def window_open(self) -> bool:
-        """Whether more may be delivered to it of what is not work."""
+        """Whether more messages, other than work, may be delivered to it."""
         if self.in_flight >= CONSUMER_WINDOW or self.bytes >= CONSUMER_WINDOW_BYTES:
             return False
         return self.process.bytes < IN_FLIGHT_BYTES or self.process.has_capacity()
 
 
 class MemberState:
-    """One process as a receiver of messages: its consumers, by topic, and what it has in flight."""
+    """One process as a receiver of messages: its consumers by topic, and what it has in flight."""
 
     __slots__ = ("bytes", "consumers", "dropped", "in_flight", "last_awaited", "member", "was_full")
 
@@ -81,16 +80,16 @@ class MemberState:
         self.member = member
         self.consumers: dict[str, Consumer] = {}
         self.bytes = 0
-        """Of what it has in flight, with `DELIVERY_OVERHEAD` for each."""
+        """In flight, with `DELIVERY_OVERHEAD` for each message."""
         self.was_full = False
-        """Something may wait until there is less in flight."""
+        """Something may be waiting until less is in flight."""
         self.in_flight: dict[int, tuple[Consumer, Delivery]] = {}
-        """By the delivery's number, oldest first."""
+        """By the number of the delivery, oldest first."""
         self.dropped: dict[str, int] = {}
-        """Broadcasts for which there was no room while it started, or is none while it retires, by topic; by "" those
-        of topics beyond `STARTING_TOPICS`."""
+        """Broadcasts that were dropped because there was no room while it started or retires, by topic; "" stands for
+        the topics beyond `STARTING_TOPICS`."""
         self.last_awaited: int | None = None
-        """While it retires: the delivery after which it gets only what was sent since, once that is so."""
+        """While it retires: the last delivery that had been queued before; later ones are broadcasts sent since."""
 
     def topic_count(self) -> int:
         """How many topics it handles."""
@@ -104,14 +103,14 @@ class MemberState:
         return False
 
     def consumer(self, topic: str, budget: QueueBudget) -> Consumer:
-        """The consumer of a topic, a new one if there is none."""
+        """The consumer of a topic; it is made if there is none."""
         consumer = self.consumers.get(topic)
         if consumer is None:
             consumer = self.consumers[topic] = Consumer(self, topic, budget)
         return consumer
 
     def queue_while_starting(self, delivery: Delivery, budget: QueueBudget) -> bool:
-        """While it starts: queue a broadcast for it, or count it as dropped; return whether it is queued."""
+        """While it starts, queue a broadcast for it or count it as dropped; return whether it is queued."""
         topic = delivery.message.topic
         if topic not in self.consumers and len(self.consumers) >= STARTING_TOPICS:
             self.dropped[""] = self.dropped.get("", 0) + 1
@@ -122,7 +121,7 @@ class MemberState:
         return False
 
     def discard_if_idle(self, consumer: Consumer) -> None:
-        """Forget a consumer that has nothing to do."""
+        """Remove a consumer that has nothing to do."""
         if not consumer.concurrency and not consumer.in_flight and not consumer.queue:
             self.consumers.pop(consumer.topic, None)
 
@@ -132,7 +131,7 @@ class MemberState:
         return -1 if self.member.role is Role.AGENT else self.member.slot
 
     def is_for(self, slot: int) -> bool:
-        """Whether what is sent to this slot (the agent: -1) may go here."""
+        """Whether a message to this slot (agent: -1) may go to it."""
         return self.slot == slot
 
 
@@ -146,17 +145,17 @@ class Consumers:
         self.topic_queues: dict[str, SharedQueue] = {}
         """Work that waits for a worker, by topic."""
         self.slot_queues: dict[int, SharedQueue] = {}
-        """What waits for a slot whose process has died and has no successor yet, by slot."""
+        """Messages to slots whose process has died and has no successor yet."""
         self.overflowing: dict[Consumer | SharedQueue, None] = {}
-        """Whose queues overflow."""
+        """Those whose queues overflow."""
         self._abandoned: dict[Consumer | SharedQueue, None] = {}
-        """Whose queues have no consumer, and something in them."""
+        """Those whose queues have no consumer and are not empty."""
         self._by_topic: dict[str, dict[int, Consumer]] = {}
 
-    # Who is there
+    # Look-ups
 
     def process_for_slot(self, slot: int) -> MemberState | None:
-        """The process that is for a slot: the one that serves, or the first that will."""
+        """The process of a slot: the one that serves, or else the first that will."""
         candidates = [
             p for p in self.processes.values() if p.is_for(slot) and p.member.phase is not MemberPhase.RETIRING
         ]
@@ -165,11 +164,11 @@ class Consumers:
         )
 
     def of_topic(self, topic: str) -> Collection[Consumer]:
-        """Who handles it."""
+        """The consumers of a topic."""
         return self._by_topic.get(topic, {}).values()
 
     def has_consumer(self, topic: str) -> bool:
-        """Whether there is a process that handles work of this topic, or may once it is up."""
+        """Whether some process handles work of this topic, or may do so once it is up."""
         for process in self.processes.values():
             member = process.member
             if member.phase is MemberPhase.RETIRING or not (member.role is Role.WORKER or topic == DEAD_LETTER_TOPIC):
@@ -180,16 +179,16 @@ class Consumers:
         return False
 
     def is_handled(self, topic: str) -> bool:
-        """Whether there is a process that handles this topic."""
+        """Whether some process handles this topic."""
         return topic in self._by_topic
 
     def generation_serves(self, generation: int) -> bool:
-        """Whether this is the generation whose workers serve."""
+        """Whether the workers of this generation serve."""
         members = [process.member for process in self.processes.values() if process.member.role is Role.WORKER]
         return any(each.generation == generation and each.phase is MemberPhase.SERVING for each in members)
 
     def subscribe(self, process: MemberState, topic: str, concurrency: int) -> Consumer:
-        """The process handles a topic, so many messages at a time; with 0 it no longer handles it."""
+        """A process handles `concurrency` messages of a topic at a time; with 0 it no longer handles the topic."""
         consumer = process.consumer(topic, self.budget)
         consumer.concurrency = concurrency
         if concurrency:
@@ -200,7 +199,7 @@ class Consumers:
         return consumer
 
     def unsubscribe(self, consumer: Consumer) -> None:
-        """Nothing more is delivered here."""
+        """No more is delivered to this consumer."""
         found = self._by_topic.get(consumer.topic)
         if found is not None and found.pop(consumer.process.member.id, None) is not None and not found:
             del self._by_topic[consumer.topic]
@@ -216,20 +215,20 @@ class Consumers:
         return topic_queue
 
     def slot_queue(self, slot: int) -> SharedQueue:
-        """The queue of a slot that has no process."""
+        """The queue of a slot without a process."""
         waiting = self.slot_queues.setdefault(slot, SharedQueue(slot, self.budget))
         if waiting.queue.no_consumer_since is None:
             waiting.queue.no_consumer_since = self.hub.clock()
         return waiting
 
     def expected_slot_queue(self, slot: int) -> SharedQueue | None:
-        """The same, if a process is to be expected there."""
+        """The same, if a process is expected in that slot; otherwise None."""
         if slot < 0 and self.hub.settings.agent:
             return self.slot_queue(slot)
         return self.slot_queues.get(slot)
 
     def discard(self, owner: Consumer | SharedQueue) -> None:
-        """Its queue is empty, or nobody's any more."""
+        """Its queue is empty, or not needed any more."""
         self._abandoned.pop(owner, None)
         self.overflowing.pop(owner, None)
         if isinstance(owner, Consumer):
@@ -240,7 +239,7 @@ class Consumers:
     # Queues without a consumer
 
     def update_topic_queue(self, topic_queue: SharedQueue) -> None:
-        """The members have changed: is there a consumer for this work?"""
+        """Members have changed: note whether there is a consumer for this work."""
         assert isinstance(topic_queue.key, str)
         has_consumer = self.has_consumer(topic_queue.key)
         phases = {process.member.phase for process in self.processes.values() if process.member.role is Role.WORKER}
@@ -250,7 +249,7 @@ class Consumers:
         )
 
     def update_consumer(self, consumer: Consumer) -> None:
-        """Does this process handle the topic, or may it once it is up?"""
+        """Note whether this process handles the topic, or may do so once it is up."""
         may_consume = bool(consumer.concurrency) or consumer.process.member.phase is MemberPhase.EXPECTED
         self._set_abandoned(consumer, not may_consume, closed=not may_consume)
 
@@ -265,12 +264,12 @@ class Consumers:
         self.watch_if_abandoned(owner)
 
     def watch_if_abandoned(self, owner: Consumer | SharedQueue) -> None:
-        """Something is queued here: if there is no consumer for it, its time runs."""
+        """Something has been queued: if there is no consumer, watch for its deadline."""
         if owner.queue.no_consumer_since is not None and owner.queue:
             self._abandoned[owner] = None
 
     def deadline(self) -> float:
-        """When something that has no consumer is to be given up."""
+        """When something without a consumer has to be given up."""
         due = math.inf
         for owner in self._abandoned:
             queue = owner.queue
@@ -282,7 +281,7 @@ class Consumers:
         return due
 
     def expired(self) -> Iterator[tuple[Consumer | SharedQueue, bool]]:
-        """Whose queues have had no consumer for too long: the overflow is given up, and if true what is queued too."""
+        """Those without a consumer for too long: their overflow is given up, and if True, what is queued as well."""
         now = self.hub.clock()
         for owner in list(self._abandoned):
             since = owner.queue.no_consumer_since

@@ -22,15 +22,15 @@ from serve_asgi.ipc.membership_frames import Role
 from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, MessageKind
 
 DEAD_LETTER_DELIVERIES: Final = 3
-"""How often a dead letter is delivered, at most."""
+"""Most deliveries of a dead letter."""
 MAX_SINGLE_RECORDS: Final = 100
-"""Dead letters that get a record each within `NO_CONSUMER_GRACE`; further ones share one record with their count."""
+"""Dead letters that are logged one by one within `NO_CONSUMER_GRACE`; further ones share one record."""
 MAX_NAMED_TOPICS: Final = 10
-"""Topics that one record names, at most."""
+"""Most topics that one record names."""
 
 
 class DeadLetters:
-    """Those of one hub."""
+    """The dead letters of one hub."""
 
     def __init__(
         self,
@@ -48,19 +48,19 @@ class DeadLetters:
         self._recorded = 0  # since `_since`
         self._since = -math.inf
         self._unrecorded = collections.Counter[str]()
-        """Those of which there were too many at once for a record each, by topic."""
+        """How many have not been logged one by one, by topic."""
         self.due = math.inf
         """When they are to be reported (the hub's clock)."""
 
     def is_due(self, delivery: Delivery) -> bool:
-        """Whether it has been delivered as often as it may be."""
+        """Whether it has been delivered as often as allowed."""
         return delivery.attempt >= delivery.message.limit
 
     def give_up(self, delivery: Delivery, why: str) -> None:
-        """Nobody could handle it: log that, tell its sender, and deliver it to a handler of dead letters, if any."""
+        """Log it, report it to its sender, and deliver it to a handler of dead letters, if there is one."""
         message = delivery.message
         if message.topic == DEAD_LETTER_TOPIC and not delivery.attempt:
-            return  # no handler of dead letters is left, and the message has been logged
+            return  # no handler of dead letters is left; the message itself has been logged
         topic, id, attempts = (message.topic, message.id, delivery.attempt)
         letter = topic != DEAD_LETTER_TOPIC
         if not letter and message.subject is not None:
@@ -81,12 +81,12 @@ class DeadLetters:
             )
             about_it.subject, about_it.stage = subject, MessageStage.SETTLED
             topic_queue = self._consumers.topic_queue(DEAD_LETTER_TOPIC)
-            # where there is no room, there are more of them than anybody handles; it has been logged
+            # if there is no room, nobody handles so many of them; it has been logged
             topic_queue.queue.put_if_room(Delivery(about_it))
             self._dispatcher.dispatch_topic_queue(topic_queue)
 
     def _report(self, topic: str, id: str, attempts: int, why: str) -> str:
-        """Log it, and return the sentence."""
+        """Log it and return the sentence."""
         self._counts["dead"] += 1
         text = f"message {id} of topic {topic!r} was given up after {attempts} deliveries: {why}"
         now = self._hub.clock()
@@ -114,18 +114,18 @@ class DeadLetters:
 
 
 class LossReports:
-    """The log records of one hub's losses."""
+    """The log records of messages that one hub has lost or dropped."""
 
     def __init__(self, hub: Hub, counts: dict[str, int]) -> None:
         self._hub = hub
         self._counts = counts
         self._overrun = collections.Counter[str]()
-        """Broadcasts of other servers for which there was no room, by topic, not reported yet."""
+        """Broadcasts from other servers for which there was no room and that are not reported yet, by topic."""
         self.due = math.inf
         """When they are to be reported (the hub's clock)."""
 
     def lost(self, text: str, lost: collections.Counter[str], member: Member | None = None) -> None:
-        """Report messages, counted by topic; `text` has a `{}` for how many, `member` is the one that had them."""
+        """Report lost messages, counted by topic; `text` has a `{}` for their number, `member` is who had them."""
         count, topics = lost.total(), sorted(lost)[:MAX_NAMED_TOPICS]
         said = f"{text.format(f'{count} messages' if count > 1 else 'a message')} (topics: {', '.join(topics)})"
         self._counts["lost"] += count
@@ -133,7 +133,7 @@ class LossReports:
         self._hub.port.report(logging.WARNING, "messages_lost", said, "", count=count, topics=topics, **about)
 
     def remote_dropped(self, topic: str) -> None:
-        """There was no room for a broadcast of another server; those of some time are reported together."""
+        """There was no room for a broadcast from another server; several are reported together."""
         self._overrun[topic] += 1
         self.due = min(self.due, self._hub.clock() + NO_CONSUMER_GRACE)
 
@@ -146,17 +146,17 @@ class LossReports:
             self.due = math.inf
 
     def to_state(self) -> dict[str, int]:
-        """What is not reported yet, for a new program of the listener."""
+        """What has not been reported yet, for a new program of the listener."""
         return dict(self._overrun)
 
     def load(self, state: dict[str, int]) -> None:
-        """The reverse; it is reported after the usual time."""
+        """The reverse; it is reported after the usual delay."""
         if state:
             self._overrun.update(state)
             self.due = self._hub.clock() + NO_CONSUMER_GRACE
 
     def report_dropped(self, process: MemberState) -> None:
-        """Report what was dropped while a process started, of the topics that it handles, now that it is up."""
+        """A process is up: report what was dropped while it started, of the topics that it handles."""
         for topic, count in process.dropped.items():
             handled = topic in process.consumers and process.consumers[topic].concurrency
             if handled or not topic:

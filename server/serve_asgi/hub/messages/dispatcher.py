@@ -1,7 +1,7 @@
-"""When messages are delivered and to which worker: how much each process may have in flight, and what it has.
+"""When a message is delivered, and to which worker: how much each process may have in flight, and what it has.
 
-It owns a delivery from the moment in which the message leaves its queue until the process has handled or returned it.
-What comes of it then `serve_asgi.hub.messages.routing` decides.
+It owns a delivery from the moment the message leaves its queue until the process has handled or returned it. What
+happens to it then `serve_asgi.hub.messages.routing` decides.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Dispatcher:
         self._out = out
         self._counts = counts
         self.last_number = 0
-        """Of the last delivery."""
+        """The number of the last delivery."""
         self.retiring: dict[int, set[int]] = {}
-        """Members that retire and may return what is for their slot, by slot; what follows waits for that."""
+        """Retiring members that may still return messages to their slot, by slot; later messages wait for these."""
 
     def dispatch(self, owner: Consumer | SharedQueue) -> None:
-        """Deliver what is queued with `owner`, as far as possible."""
+        """Deliver what is queued there, as far as possible."""
         if isinstance(owner, Consumer):
             self.dispatch_to_consumer(owner)
         elif isinstance(owner.key, str):
             self.dispatch_topic_queue(owner)
 
     def dispatch_to_consumer(self, consumer: Consumer) -> None:
-        """Deliver what is queued for one consumer, as far as it may have more in flight."""
+        """Deliver what is queued for a consumer, as far as it may have more in flight."""
         queued = consumer.queue.queued
         if not consumer.concurrency:
             return
@@ -55,7 +55,7 @@ class Dispatcher:
             ):
                 return
             if message.ack_mode is AckMode.REPLY and consumer.in_flight >= consumer.concurrency:
-                return  # delivered, it would be started even if the caller had gone
+                return  # once delivered, it would be started even if the caller had gone
             if not consumer.window_open or not self._hub.port.has_room(consumer.process.member.id):
                 return
             self._deliver(consumer, consumer.queue.take())
@@ -77,7 +77,7 @@ class Dispatcher:
             self._consumers.discard(topic_queue)
 
     def dispatch_topic(self, consumer: Consumer) -> None:
-        """A process has capacity: deliver what is queued for it, or else work of the topic."""
+        """A consumer has capacity: deliver what is queued for it, and work of its topic."""
         if consumer.process.was_full and consumer.process.bytes < IN_FLIGHT_BYTES // 2:
             consumer.process.was_full = False
             self.dispatch_to_process(consumer.process)
@@ -87,7 +87,7 @@ class Dispatcher:
         consumer.process.discard_if_idle(consumer)
 
     def dispatch_to_process(self, process: MemberState) -> None:
-        """The process may get more than before: deliver what is queued for any of its topics."""
+        """A process may get more than before: deliver what is queued for any of its topics."""
         for consumer in list(process.consumers.values()):
             self.dispatch_topic(consumer)
 
@@ -118,7 +118,7 @@ class Dispatcher:
         consumer.process.bytes += size + DELIVERY_OVERHEAD
 
     def remove_in_flight(self, process: MemberState, number: int) -> tuple[Consumer, Delivery]:
-        """The process no longer has it. Raises KeyError if it never had."""
+        """A process no longer has a delivery. Raises KeyError if it never had."""
         consumer, delivery = process.in_flight.pop(number)
         consumer.in_flight -= 1
         size = len(delivery.message.body)
@@ -129,18 +129,18 @@ class Dispatcher:
     # A process that retires
 
     def starts_retiring(self, process: MemberState) -> None:
-        """What it has in flight for its slot it may return: what follows has to wait for that."""
+        """It may return what it has in flight for its slot: later messages to the slot have to wait for that."""
         if any(delivery.message.kind is MessageKind.DIRECT for _, delivery in process.in_flight.values()):
             self.retiring.setdefault(process.slot, set()).add(process.member.id)
 
     def count_awaited(self, process: MemberState) -> None:
-        """What is queued for a process that begins to retire it gets, if it was ever up, and waits for."""
+        """A process that begins to retire still gets what is queued for it, if it was ever up, and waits for it."""
         for consumer in process.consumers.values():
             consumer.awaited = len(consumer.queue.queued) if process.member.up else 0
         self._send_last_if_due(process)
 
     def set_awaited(self, consumer: Consumer, count: int) -> None:
-        """So many of those that were queued before the process began to retire are queued still."""
+        """`count` of the messages that were queued before the process began to retire are still queued."""
         consumer.awaited = count
         self._send_last_if_due(consumer.process)
 
@@ -150,7 +150,7 @@ class Dispatcher:
             self._out.last(process.member.id)
 
     def returned_all(self, process: MemberState) -> None:
-        """A process that retires has returned all that it had not started: its successor may get what follows."""
+        """A retiring process has returned all that it had not started: its successor may get what follows."""
         slot = process.slot
         self.retiring.get(slot, set()).discard(process.member.id)
         if not self.retiring.get(slot):
@@ -162,14 +162,14 @@ class Dispatcher:
     # A new program of the listener
 
     def restore_in_flight(self, process: MemberState, topic: str, number: int, delivery: Delivery) -> None:
-        """The process has this in flight from before."""
+        """Restore a delivery that a process has in flight."""
         self._add_in_flight(process.consumer(topic, self._consumers.budget), number, delivery)
 
 
 def least_loaded(consumers: Iterable[Consumer], port: HubPort) -> Consumer | None:
-    """Of these of one topic, the one that has the fewest messages of it in flight; None if none may get more now.
+    """The consumer of a topic that has the fewest of its messages in flight, at random among equals.
 
-    Work is for workers that serve; dead letters the agent may have as well.
+    None if none may get more now. Work goes to workers that serve; dead letters may go to the agent as well.
     """
     best: Consumer | None = None
     least, ties = math.inf, 0

@@ -1,17 +1,18 @@
-"""Where messages go: who gets them, and what becomes of a delivery when its handler ends or its process leaves.
+"""Where messages go, and what happens to a delivery when its handler ends or its process leaves.
 
 It owns every message between its acceptance and the end of its handling. The rules:
 
-- A sender is told that its message is accepted when each destination has queued it (`serve_asgi.hub.messages.queues`).
+- A message is confirmed as accepted when each destination has queued it (`serve_asgi.hub.messages.queues`).
 - Work and calls are delivered to a worker only while it has fewer messages of the topic in flight than its handlers
-  take at a time: none stands behind slow work, and an attempt counts only if it may have started.
-- What a process that dies has in flight is delivered again if the sender asked for that, and reported otherwise.
-- What nobody will take is refused to the sender after `NO_CONSUMER_GRACE`; what was accepted and has had no consumer
-  for `STRANDED_TIME` is a dead letter.
+  take at a time: none waits behind slow work, and an attempt counts only if it may have started.
+- What a process has in flight when it dies is delivered again if the sender asked for that; else it is reported lost.
+- What nobody handles is refused after `NO_CONSUMER_GRACE`; what was accepted and has had no consumer for
+  `STRANDED_TIME` is a dead letter.
 
 `serve_asgi.hub.messages.dispatcher` decides when something is delivered and to which worker,
-`serve_asgi.hub.messages.dead_letters` gives up and reports losses, `serve_asgi.hub.messages.confirmations` answers the
-senders. Nothing here does I/O: frames are collected in `FrameBatcher` and flushed by `serve_asgi.hub.messages.broker`.
+`serve_asgi.hub.messages.dead_letters` gives up and reports losses, `serve_asgi.hub.messages.confirmations` reports to
+the senders. Nothing here does I/O: frames are collected in `FrameBatcher`, and `serve_asgi.hub.messages.broker` flushes
+them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from serve_asgi.ipc.message_frames import DEAD_LETTER_TOPIC, AckMode, FrameBatch
 
 
 class RequeuedFrom(enum.Enum):
-    """Where a delivery that looks for a process was before."""
+    """Where a delivery was before it was routed again."""
 
     NOWHERE = "nowhere"
-    QUEUE = "queue"  # it was in the queue of another one
-    IN_FLIGHT = "in flight"  # another one had it, and had not started it
+    QUEUE = "queue"  # in the queue of another process
+    IN_FLIGHT = "in flight"  # another process had it, and had not started it
 
 
 class MessageRouter:
@@ -54,7 +55,7 @@ class MessageRouter:
     # Sending
 
     def submit(self, message: QueuedMessage) -> None:
-        """A message was sent."""
+        """Route a new message."""
         self.confirmations.add(message)
         if message.kind is MessageKind.BROADCAST:
             self._broadcast(message)
@@ -92,17 +93,17 @@ class MessageRouter:
                 self._enqueue(consumer, Delivery(message))
                 continue
             if consumer.queue.put_if_room(Delivery(message)):
-                message.receivers += phase is not MemberPhase.RETIRING  # it may end before it gets to it
+                message.receivers += phase is not MemberPhase.RETIRING  # which may end before it handles it
                 self.dispatcher.dispatch_to_consumer(consumer)
             elif phase is MemberPhase.RETIRING:
                 process.dropped[message.topic] = process.dropped.get(message.topic, 0) + 1
-            else:  # there is no back-pressure on another server's sender
+            else:  # senders on other servers feel no back-pressure
                 self.losses.remote_dropped(message.topic)
 
     def _enqueue(
         self, owner: Consumer | SharedQueue, delivery: Delivery, requeued_from: RequeuedFrom = RequeuedFrom.NOWHERE
     ) -> None:
-        """Queue a delivery with `owner`; what was in another queue has its room for certain."""
+        """Queue a delivery; one that has been accepted before is queued even if there is no room."""
         if requeued_from is RequeuedFrom.IN_FLIGHT:
             owner.queue.put_first(delivery)
         elif requeued_from is RequeuedFrom.QUEUE:
@@ -116,7 +117,7 @@ class MessageRouter:
     # Withdrawing
 
     def withdraw(self, ids: Iterable[str], member: int) -> None:
-        """The senders wait no longer: what is not queued is taken back, what is accepted stands."""
+        """The sender no longer waits for these: what is not queued yet is withdrawn, what is accepted stands."""
         waiting = self.confirmations.waiting
         messages = {s for id in ids if (s := waiting.get(f"{member}/{id}")) is not None}
         receivers = self._remove_overflow({message for message in messages if message.stage is MessageStage.OFFERED})
@@ -129,7 +130,7 @@ class MessageRouter:
                 self.confirmations.fail(message, "late", "it was accepted, but its handler did not end in time")
 
     def _remove_overflow(self, messages: set[QueuedMessage]) -> dict[QueuedMessage, list[str]]:
-        """Take out those of their deliveries that wait for room; return who had none for each."""
+        """Remove the deliveries of these that wait for room; return for each message which receivers had none."""
         found: dict[QueuedMessage, list[str]] = {}
         if messages:
             for owner in list(self.consumers.overflowing):
@@ -137,10 +138,10 @@ class MessageRouter:
                     found.setdefault(delivery.message, []).append(str(owner))
         return found
 
-    # Who gets it: one slot
+    # To one slot
 
     def _route(self, delivery: Delivery, requeued_from: RequeuedFrom = RequeuedFrom.NOWHERE) -> None:
-        """Find the process of the slot that a message is for: the one that serves, or the first that will."""
+        """Queue a delivery for the process of its slot: the one that serves, or else the first that will."""
         message = delivery.message
         process = self.consumers.process_for_slot(message.slot)
         if process is not None:
@@ -155,16 +156,16 @@ class MessageRouter:
             self._refuse(delivery, f"there is no worker {message.slot}")
 
     def _refuse(self, delivery: Delivery, text: str) -> None:
-        """There is no process for it, and there will be none."""
+        """There is no process for it, and none is expected."""
         if delivery.message.stage is MessageStage.OFFERED:
             self.confirmations.fail(delivery.message, "nobody", text)
         else:
             self.dead_letters.give_up(delivery, text)
 
-    # What becomes of it
+    # The end of a delivery
 
     def done(self, process: MemberState, number: int, ok: bool, body: bytes) -> None:
-        """Its handler has ended; `body` is the reply to a call, or what went wrong."""
+        """A handler has ended; `body` is the reply to a call, or the error."""
         if number not in process.in_flight:
             return
         consumer, delivery = self.dispatcher.remove_in_flight(process, number)
@@ -180,7 +181,7 @@ class MessageRouter:
         self.dispatcher.dispatch_topic(consumer)
 
     def returned(self, process: MemberState, number: int) -> None:
-        """The process has not started it, and will not."""
+        """A process returns a delivery that it has not started."""
         if number not in process.in_flight:
             return
         consumer, delivery = self.dispatcher.remove_in_flight(process, number)
@@ -192,7 +193,7 @@ class MessageRouter:
         self.dispatcher.dispatch_topic(consumer)
 
     def _redeliver(self, delivery: Delivery, why: str) -> None:
-        """Deliver it again, unless that has been done as often as it may be."""
+        """Deliver it again, or give it up if it has been delivered as often as allowed."""
         if self.dead_letters.is_due(delivery):
             self.dead_letters.give_up(delivery, why)
         else:
@@ -207,7 +208,7 @@ class MessageRouter:
     # Members
 
     def joined(self, member: Member) -> None:
-        """A process is about to be started: it gets what waits for its slot, and all broadcasts from now on."""
+        """A process is about to be started: it will get what waits for its slot, and all broadcasts from now on."""
         self.consumers.processes[member.id] = MemberState(member)
         slot = self.consumers.processes[member.id].slot
         if (slot_queue := self.consumers.slot_queues.pop(slot, None)) is not None:
@@ -227,7 +228,7 @@ class MessageRouter:
             self.dispatcher.dispatch_topic_queue(topic_queue)
 
     def came_up(self, process: MemberState) -> None:
-        """Its application is loaded and its handlers are known: what it does not handle was not for it."""
+        """A process is up, and its handlers are known: forget what it does not handle."""
         self.losses.report_dropped(process)
         for consumer in list(process.consumers.values()):
             consumer.queue.limit = QUEUE_LIMIT
@@ -237,7 +238,7 @@ class MessageRouter:
             process.discard_if_idle(consumer)
 
     def starts_retiring(self, process: MemberState) -> None:
-        """It gets no new work; broadcasts it gets, those from now on if there is room."""
+        """A process retires: it gets no new work, and broadcasts only as far as there is room."""
         self.dispatcher.starts_retiring(process)
         for consumer in list(process.consumers.values()):
             for delivery in consumer.queue.remove_overflow(lambda message: message.kind is MessageKind.BROADCAST):
@@ -250,13 +251,13 @@ class MessageRouter:
         self.dispatcher.count_awaited(process)
 
     def left(self, member: Member) -> None:
-        """Its process has ended."""
+        """A member's process has ended."""
         process = self.consumers.processes.pop(member.id)
         for consumer in list(process.consumers.values()):
             self.consumers.unsubscribe(consumer)
         slot = process.slot
         retired = member.phase is MemberPhase.RETIRING
-        # it was to serve among these, and has counted as a receiver
+        # its generation serves: as it was expected to, it has counted as a receiver
         replaced = self.consumers.generation_serves(member.generation)
         if not retired and self.consumers.process_for_slot(slot) is None:
             self.consumers.slot_queue(slot)
@@ -294,14 +295,14 @@ class MessageRouter:
             self.confirmations.settle(message)
         self.confirmations.left(member.id)
         self.dispatcher.returned_all(process)
-        process.consumers.clear()  # each of which knows it: nothing is left for the collector of cycles
+        process.consumers.clear()  # which refer back to it: leave no reference cycle
         process.in_flight.clear()
         self.update_topic_queues()
         if retired and not self.consumers.processes:
             self._report_unhandled()
 
     def _report_unhandled(self) -> None:
-        """The server ends: log what nobody has handled."""
+        """The server has ended: log what nobody has handled."""
         left = collections.Counter[str]()
         for waiting in [*self.consumers.topic_queues.values(), *self.consumers.slot_queues.values()]:
             for delivery in waiting.queue.remove_queued(lambda message: message.topic != DEAD_LETTER_TOPIC):
@@ -312,7 +313,7 @@ class MessageRouter:
             self.losses.lost("the server ends with {} that nobody has handled", left)
 
     def _reroute(self, owner: Consumer | SharedQueue, which: Callable[[QueuedMessage], bool]) -> None:
-        """Find other processes for what is queued with one that will not take it."""
+        """Route again what is queued where it will not be handled."""
         queued = owner.queue.remove_queued(which)
         overflow = owner.queue.remove_overflow(which)
         for delivery in queued:
@@ -323,7 +324,7 @@ class MessageRouter:
             self.confirmations.confirm_if_accepted(delivery.message)
 
     def _drop_broadcasts(self, consumer: Consumer) -> int:
-        """Forget the broadcasts that are queued for a process that does not want them; return how many."""
+        """Remove the broadcasts queued for a consumer that does not handle them; return how many were queued."""
         dropped = consumer.queue.remove_queued(lambda message: message.kind is MessageKind.BROADCAST)
         if consumer.awaited:
             self.dispatcher.set_awaited(consumer, 0)
@@ -337,7 +338,7 @@ class MessageRouter:
     # A new program of the listener
 
     def restore(self, owner: Consumer | SharedQueue, queued: list[Delivery], overflow: list[Delivery]) -> None:
-        """Queue these with `owner` as they were; nothing is delivered before something happens."""
+        """Queue these as they were; nothing is delivered before the next event."""
         for delivery in queued:
             owner.queue.put_over_limit(delivery)
         owner.queue.overflow.extend(overflow)
@@ -350,20 +351,20 @@ class MessageRouter:
         else:
             self.consumers.slot_queue(owner.key)
 
-    # Whether there are consumers
+    # Queues without a consumer
 
     def update_topic_queues(self) -> None:
-        """The members have changed: deliver what can be delivered, and see what nobody will take."""
+        """Members have changed: deliver what can be delivered, and note what has no consumer."""
         for topic_queue in list(self.consumers.topic_queues.values()):
             self.consumers.update_topic_queue(topic_queue)
             self.dispatcher.dispatch_topic_queue(topic_queue)
 
     def deadline(self) -> float:
-        """When `tick` has something to do."""
+        """When `tick` has something to do (the hub's clock)."""
         return min(self.losses.due, self.dead_letters.due, self.consumers.deadline())
 
     def tick(self) -> None:
-        """Refuse what nobody has wanted for long enough."""
+        """Report losses that are due, and refuse or give up what has had no consumer for too long."""
         self.losses.tick()
         self.dead_letters.tick()
         for owner, queued_too in self.consumers.expired():
@@ -377,7 +378,7 @@ class MessageRouter:
     # At the end of each event
 
     def settle(self) -> None:
-        """Queue what waits for room where there is some now."""
+        """Queue overflowing deliveries where there is room by now."""
         for owner in list(self.consumers.overflowing):
             queued = list(owner.queue.admit_overflow())
             for delivery in queued:

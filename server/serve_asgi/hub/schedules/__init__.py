@@ -1,1 +1,1 @@
-"""Schedules, as the hub decides their ticks: each once."""
+"""Schedules, as the hub decides them: each tick once."""

@@ -1,7 +1,7 @@
-"""What people and code ask of the schedules: to pause, resume and run one, and what there is.
+"""Commands for schedules, from people and code: pause, resume, run, list.
 
-A pause is an entry of the shared state, so that it is in force for all processes at once, outlives reloads and, with a
-store, restarts. Who asked for a run is answered when it has ended.
+A pause is an entry of the shared state, so that it holds for all processes at once and outlives reloads and, with a
+store, restarts. The reply to a request for a run is sent when the run has ended.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ MAX_LISTED: Final = 1000
 MAX_REPLY_RUNS: Final = 50
 """Runs in the reply to a request for them."""
 MAX_NAME: Final = 200
-"""Characters of a name; no schedule has a longer one, so that none is like it."""
+"""Characters of a name that is looked up; no schedule has a longer one."""
 MAX_COMPARED: Final = 200
-"""Names that a misspelt one is compared with."""
+"""Names with which a misspelt one is compared."""
 MAX_REQUESTS: Final = 1000
-"""Runs that one process may have asked for, and questions before there is an answer to any."""
+"""Runs that one process may wait for, and requests that may wait for the first switch."""
 MAX_PER_FRAME: Final = 10
-"""Schedules in one report that goes to a process: it has to fit into a frame."""
+"""Schedules in one report to a process, which has to fit into a frame."""
 NOT_SERVING_YET: Final = "the server does not serve yet: ask again when it is ready"
 PAUSE_PREFIX: Final = "serve:schedule:"
 """Key of a schedule's pause in the shared state, before its name."""
 CommandReply = Callable[[bool, str, Any], None]
-"""Told whether it was done, a sentence, and what was found."""
+"""Called with whether it was done, a sentence, and what was found."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _RunRequest:
-    """Somebody waits for the runs that a tick of theirs becomes."""
+    """Somebody waits for the runs that their request becomes."""
 
     name: str
-    answer: CommandReply
+    reply: CommandReply
     member: int = 0
     id: int = 0
     open: int = 1
@@ -54,7 +54,7 @@ class _RunRequest:
 
 
 class ScheduleCommands:
-    """All that is asked of one hub's schedules."""
+    """The commands for the schedules of one hub."""
 
     def __init__(self, ticks: Scheduler, state: SharedState) -> None:
         self._scheduler = ticks
@@ -67,56 +67,58 @@ class ScheduleCommands:
     # ---- commands
 
     def take(self, member: Member, id: int, do: str, name: str) -> None:
-        """A process asks; to `next`, for those after a name.
+        """Handle a request of a process; `next` lists the schedules after a name.
 
-        Before the first switch nothing holds: who is told to serve (local mode) waits for it, others cannot.
+        Before the first switch no definition is in force: a member that is to serve (local mode) waits for it, others
+        are refused.
         """
         if not self._scheduler.serving and do in ("next", "list", "run"):
             if member.order is MemberOrder.SERVE and len(self._early_requests) < MAX_REQUESTS:
                 self._early_requests.append((member, id, do, name))
             else:
-                self._answer_to(member, id)(False, NOT_SERVING_YET, None)
+                self._reply_to(member, id)(False, NOT_SERVING_YET, None)
             return
         if do == "next":
-            self._answer_to(member, id)(True, "", self.report(after=name, most=MAX_PER_FRAME))
+            self._reply_to(member, id)(True, "", self.report(after=name, most=MAX_PER_FRAME))
             return
-        self.do(do, name, self._answer_to(member, id), by=str(member), asker=(member.id, id))
+        self.do(do, name, self._reply_to(member, id), by=str(member), requester=(member.id, id))
 
     def begin(self) -> None:
-        """The first definitions are in force: take the requests that came before."""
+        """The first definitions are in force: handle the requests that came before."""
         early, self._early_requests = self._early_requests, []
         for each in early:
             self.take(*each)
 
-    def _answer_to(self, member: Member, id: int) -> CommandReply:
-        def answer(ok: bool, text: str, found: Any) -> None:
+    def _reply_to(self, member: Member, id: int) -> CommandReply:
+        def reply(ok: bool, text: str, found: Any) -> None:
             if member.id in self._scheduler.hub.members:
-                body = pack_value(found, "the answer")
+                body = pack_value(found, "the reply")
                 self._scheduler.hub.send(member, "schedule.reply", {"id": id, "ok": ok, "text": text}, body)
 
-        return answer
+        return reply
 
-    def do(self, do: str, name: str, answer: CommandReply, by: str, asker: tuple[int, int] = (0, 0)) -> None:
-        """Pause, resume, run or list; `answer` is called once, now or when it is done."""
+    def do(self, do: str, name: str, reply: CommandReply, by: str, requester: tuple[int, int] = (0, 0)) -> None:
+        """Pause, resume, run or list; `reply` is called once, now or when it is done."""
         if do == "list":
             found = self.report(name)
-            answer(bool(found or not name), self._unknown(name), found)
+            reply(bool(found or not name), self._unknown(name), found)
             return
         schedule = self._scheduler.schedules.get(name)
         if do == "pause" and self._scheduler.known(name):
-            self._set(name, {"at": round(self._scheduler.hub.wall(), 3), "by": by}, answer)
+            self._set(name, {"at": round(self._scheduler.hub.wall(), 3), "by": by}, reply)
         elif do == "resume" and self._scheduler.known(name):
-            self._set(name, None, answer)
+            self._set(name, None, reply)
         elif do == "run" and schedule is not None and schedule.definition is not None:
-            if asker[0] and sum(request.member == asker[0] for request in self._requests.values()) >= MAX_REQUESTS:
-                answer(False, f"{MAX_REQUESTS} runs that this process has asked for have not ended", None)
+            member, id = requester
+            if member and sum(request.member == member for request in self._requests.values()) >= MAX_REQUESTS:
+                reply(False, f"{MAX_REQUESTS} runs that this process has asked for have not ended", None)
                 return
             self._number += 1
-            self._requests[self._number] = _RunRequest(name, answer, *asker)
+            self._requests[self._number] = _RunRequest(name, reply, member, id)
             now = self._scheduler.now
             self._scheduler.add(schedule, PendingTick(now, now, RunKind.ASKED, ask=self._number))
         else:
-            answer(False, self._unknown(name), None)
+            reply(False, self._unknown(name), None)
 
     def _unknown(self, name: str) -> str:
         if not self._scheduler.serving:
@@ -132,8 +134,8 @@ class ScheduleCommands:
         return f"there is no schedule {name!r}" + (f"; there are: {some}" if known else ": the application has none")
 
     def report(self, name: str = "", after: str = "", most: int = MAX_LISTED) -> list[dict[str, Any]]:
-        """Schedules that hold, by name, with times in unix seconds: the one of this name with its whole history, or
-        `most` of them after a name, with the newest of it.
+        """The schedules in force, by name, with times in unix seconds: the one of this name with its whole history, or
+        `most` of them after a name, each with its newest entry.
         """
         if name:
             schedule = self._scheduler.schedules.get(name)
@@ -169,24 +171,24 @@ class ScheduleCommands:
     # ---- pauses
 
     def pause_of(self, name: str) -> dict[str, Any] | None:
-        """The pause that is in force."""
+        """The pause in force, if there is one."""
         found = self._state.value(PAUSE_PREFIX + name)
         return found if isinstance(found, dict) else None
 
-    def _set(self, name: str, pause: dict[str, Any] | None, answer: CommandReply) -> None:
+    def _set(self, name: str, pause: dict[str, Any] | None, reply: CommandReply) -> None:
         if (self.pause_of(name) is None) is (pause is None):
-            answer(True, f"{name} is {'not paused' if pause is None else 'paused already'}", None)
+            reply(True, f"{name} is {'not paused' if pause is None else 'paused already'}", None)
             return
 
         def done(trouble: str) -> None:
             what = "paused" if pause is not None else "resumed"
             text = f"the schedule {name!r} is not {what}: {trouble}" if trouble else f"{name} is {what}"
-            answer(not trouble, text, None)
+            reply(not trouble, text, None)
 
         self._state.put(PAUSE_PREFIX + name, pause, done)
 
     def _paused(self, key: str, value: Any) -> None:
-        """It is so: here, or by way of the store."""
+        """A pause has been written or deleted: on this server, or on another one with the same store."""
         schedule = self._scheduler.schedules.get(key.removeprefix(PAUSE_PREFIX))
         if schedule is None:
             return
@@ -208,15 +210,15 @@ class ScheduleCommands:
         text = f"the schedule {schedule.name!r} is {text}"
         self._scheduler.hub.port.report(logging.INFO, event, text, name=schedule.name, **about)
 
-    # ---- runs that were requested
+    # ---- requested runs
 
     def add_run(self, request: int) -> None:
-        """One more run of what was asked for."""
+        """A requested run becomes one more run (on="all")."""
         if request in self._requests:
             self._requests[request].open += 1
 
     def run_finished(self, request: int) -> None:
-        """One less; the last one answers."""
+        """One of them has ended; after the last one, reply."""
         found = self._requests.get(request)
         if found is None:
             return
@@ -226,23 +228,23 @@ class ScheduleCommands:
             ok = all(entry.outcome is RunOutcome.OK for entry in found.entries)
             shown = found.entries[:MAX_REPLY_RUNS]
             text = f"{found.name}: " + ("; ".join(map(_summary, shown)) or "no run")
-            found.answer(ok, text, [entry.shown() for entry in shown])
+            found.reply(ok, text, [entry.shown() for entry in shown])
 
     def tick_ended(self, tick: PendingTick, entry: HistoryEntry) -> None:
-        """A tick has come to its end."""
+        """A tick has its outcome."""
         if (found := self._requests.get(tick.ask)) is not None:
             found.entries.append(entry)
             self.run_finished(tick.ask)
 
     def member_left(self, member: Member) -> None:
-        """Who has gone needs no answer."""
+        """A member is gone: nobody waits for its requests."""
         for number in [number for number, request in self._requests.items() if request.member == member.id]:
             del self._requests[number]
 
     # ---- a new program of the listener
 
     def to_state(self) -> list[Any]:
-        """What processes wait for; the control connections of other askers end with the program."""
+        """The requests of processes; control connections end with this program."""
         return [
             [
                 number,
@@ -257,12 +259,12 @@ class ScheduleCommands:
         ]
 
     def load(self, state: list[Any], ticks: Iterable[PendingTick]) -> None:
-        """The reverse; `ticks` are all there are, some of which were requested by askers that are gone now."""
+        """The reverse; `ticks` are all there are, some of them requested over control connections that have ended."""
         self._number = max((tick.ask for tick in ticks), default=0)
         for number, name, member, id, left, entries in state:
-            answer = self._answer_to(self._scheduler.hub.members[member], id)
+            reply = self._reply_to(self._scheduler.hub.members[member], id)
             self._requests[number] = _RunRequest(
-                name, answer, member, id, left, [HistoryEntry.load(entry) for entry in entries]
+                name, reply, member, id, left, [HistoryEntry.load(entry) for entry in entries]
             )
             self._number = max(self._number, number)
 

@@ -1,8 +1,8 @@
 """The instants of a cron expression in a time zone.
 
-An instant is a unix time in whole milliseconds. Expressions are evaluated by cronsim, whose rules for daylight saving
-are those of Debian's cron. The rules of a zone are the bytes of its file (RFC 9636): whoever defines a schedule reads
-and checks them (`zone_rules`), and the listener, which must not wait for a disk, reads none.
+An instant is a unix time in whole milliseconds. cronsim evaluates the expressions; its rules for daylight saving time
+are those of Debian's cron. The rules of a time zone are the bytes of its file (RFC 9636). The process that defines a
+schedule reads and checks them (`zone_rules`); the listener, which must not wait for a disk, reads no file.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ NICKNAMES: Final = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-"""What crontab(5) has beside the five fields."""
+"""What crontab(5) accepts besides the five fields."""
 
 
 def checked_cron(expression: str, tz: str, rules: bytes) -> str:
-    """The expression with its nickname written out, if it can be parsed and has instants. Raises ScheduleError."""
+    """The expression, checked, with nicknames written out. Raises ScheduleError if it is invalid or has no instant."""
     written = NICKNAMES.get(expression.strip().lower(), expression) if isinstance(expression, str) else expression
     try:
         found = next_instant(written, tz, rules, 0)
@@ -54,15 +54,15 @@ def next_instant(expression: str, tz: str, rules: bytes, instant: int) -> int | 
     found = _cronsim(expression, zone, instant, instant)
     if found is None or _offset(zone, before := max(instant, found - 2 * DAY)) == _offset(zone, found):
         return found
-    # cronsim goes through the hours of a day in steps of 60 minutes. Where clocks change by half an hour
-    # (Australia/Lord_Howe) it is in the middle of each from there on; so let it start anew after the change.
+    # cronsim steps through the hours of a day by 60 minutes. Where clocks change by half an hour (Australia/Lord_Howe)
+    # it is in the middle of each hour from then on, so start it anew after the change.
     change = _change(zone, before, found)
     again = (_cronsim(expression, zone, change + step * HALF_HOUR - 1000, instant) for step in range(5))
     return min((other for other in again if other is not None), default=found)
 
 
 def zone_rules(name: str) -> bytes:
-    """The rules of a time zone (RFC 9636), of the system or of the package tzdata; none for UTC.
+    """The rules of a time zone (RFC 9636), from the system or the package tzdata; empty for UTC.
 
     Raises ScheduleError if there is no such zone. Reads files.
     """
@@ -87,10 +87,10 @@ def _zone(name: str, rules: bytes) -> datetime.tzinfo:
 
 
 def _cronsim(expression: str, zone: datetime.tzinfo, start: int, instant: int) -> int | None:
-    """What cronsim finds after `start` that is after `instant`.
+    """The first instant after `instant` that cronsim finds from `start` on.
 
-    In the second of two equal hours it counts from the wall clock and goes back to the first, so what is not after
-    `instant` is passed over.
+    In the second of two equal hours it counts by the wall clock and goes back to the first, so what is not after
+    `instant` is skipped.
     """
     for found in CronSim(expression, datetime.datetime.fromtimestamp(start // 1000, zone)):
         if (there := round(found.timestamp()) * 1000) > instant:

@@ -25,16 +25,16 @@ from serve_asgi.ipc.membership_frames import MemberPhase, Role
 from serve_asgi.ipc.schedule_frames import MAX_INTERVAL
 
 MIN_INTERVAL: Final = 100
-"""Milliseconds between two ticks at least: what is due more often is a loop, not a schedule."""
+"""Least milliseconds between two ticks: what is due more often is a loop, not a schedule."""
 MAX_SCHEDULES: Final = 400
-"""Schedules that the processes of one generation may have; further ones are left out."""
+"""Schedules that the processes of one generation may have; further ones are ignored."""
 _UNITS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _SPAN: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhdw]))+")
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 
 
 class RunsOn(enum.Enum):
-    """Who runs it."""
+    """Which processes run it."""
 
     ONE = "one"  # one worker, chosen by the server
     ALL = "all"  # each worker that serves
@@ -42,7 +42,7 @@ class RunsOn(enum.Enum):
 
 
 class OverlapPolicy(enum.Enum):
-    """What becomes of a tick while the run of another one has not ended."""
+    """What a tick does while an earlier run has not ended."""
 
     SKIP = "skip"
     QUEUE = "queue"
@@ -51,7 +51,7 @@ class OverlapPolicy(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScheduleDefinition:
-    """One schedule as its function's decorator gave it. Times are in milliseconds."""
+    """A schedule, as its decorator defined it. Times are in milliseconds."""
 
     name: str
     cron: str = ""  # or `every`
@@ -61,15 +61,15 @@ class ScheduleDefinition:
     on: RunsOn = RunsOn.ONE
     immediate: bool = False  # runs once when the server has started, too
     overlap: OverlapPolicy = OverlapPolicy.SKIP
-    timeout: int = 0  # of one run; 0 means none
-    jitter: int = 0  # a tick begins up to so much later
-    retry: int = 0  # how often a run that was cut, or whose process died, is run again
-    disabled: str = ""  # why it has no ticks; "" if it has
+    timeout: int = 0  # of one run; 0 for none
+    jitter: int = 0  # a tick begins up to this much later
+    retry: int = 0  # attempts after a run was cut or its process died
+    disabled: str = ""  # why it has no ticks; "" if it has some
     where: str = ""  # file and line of the function
-    function: str = ""  # its module and qualified name; "" where an earlier version tells of it
+    function: str = ""  # its module and qualified name; "" from an earlier version
 
     def after(self, instant: int) -> int | None:
-        """The first instant after this one; None if there is none, which no definition that was checked comes to."""
+        """The first instant after this one; None if there is none, which does not happen to a checked definition."""
         if self.disabled:
             return None
         if self.every:
@@ -77,26 +77,26 @@ class ScheduleDefinition:
         return next_instant(self.cron, self.tz, self.rules, instant)
 
     def same_function(self, other: ScheduleDefinition) -> bool:
-        """Whether both are of one function, as far as is known; its line may differ where a file has been edited."""
+        """Whether both are of the same function, as far as known; its line differs if the file was edited."""
         return self.function == other.function or not (self.function and other.function) or self.where == other.where
 
     def timing(self) -> tuple[object, ...]:
-        """What the instants depend on."""
+        """All that the instants depend on."""
         return self.cron, self.every, self.tz, self.rules, self.disabled
 
     def when(self) -> str:
-        """When it runs, as a person writes it."""
+        """When it runs, for people to read."""
         return f"every {span(self.every)}" if self.every else self.cron + (f" {self.tz}" if self.tz != "UTC" else "")
 
     def to_head(self) -> dict[str, Any]:
-        """All but the rules, as a frame's head can hold it."""
+        """All but the rules, as the head of a frame."""
         head = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del head["rules"]
         return head | {"on": self.on.value, "overlap": self.overlap.value}
 
     @classmethod
     def from_head(cls, head: dict[str, Any], rules: bytes) -> ScheduleDefinition:
-        """The reverse; what a later version knows besides is passed over. Raises KeyError, TypeError or ValueError."""
+        """The reverse; members of a later version are ignored. Raises KeyError, TypeError or ValueError."""
         known = {field.name: head[field.name] for field in dataclasses.fields(cls) if field.name in head}
         made = cls(**known | {"rules": rules, "on": RunsOn(head["on"]), "overlap": OverlapPolicy(head["overlap"])})
         if not isinstance(made.name, str) or not (made.disabled or made.every >= MIN_INTERVAL or made.cron):
@@ -138,22 +138,23 @@ def checked_every(given: str | float | datetime.timedelta) -> int:
 
 
 class ScheduleRegistry:
-    """The definitions that processes sent, by generation, and who has which function."""
+    """The definitions that processes have sent, by generation, and which process has which function."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self.generation = -1
-        """Whose definitions hold; -1 before any serves."""
+        """The generation whose definitions are in force; -1 before the first switch."""
         self._registry: dict[int, dict[str, ScheduleDefinition]] = {}
         # by generation, until it serves: who was the first to send each name, and what
         self._first_definers: dict[int, dict[str, tuple[Member, ScheduleDefinition]]] = {}
-        self._conflicts: dict[int, str] = {}  # what keeps a generation from serving
-        self._strays: dict[int, dict[str, ScheduleDefinition]] = {}  # sent by processes that are not to run them
-        self._refused: set[tuple[int, str]] = set()  # what was logged, by generation and name
+        self._conflicts: dict[int, str] = {}  # by generation: what keeps it from serving
+        # by generation: sent by processes that must not run them
+        self._strays: dict[int, dict[str, ScheduleDefinition]] = {}
+        self._refused: set[tuple[int, str]] = set()  # generation and name of those that were logged
         self._names: dict[int, set[str]] = {}  # by member
 
     def take(self, member: Member, definition: ScheduleDefinition) -> bool:
-        """A member has this schedule; return whether it holds from now on."""
+        """A member has this schedule; return whether it is in force from now on."""
         if not self._room(member.generation, definition.name):
             return False
         if member.generation > self.generation:
@@ -172,7 +173,7 @@ class ScheduleRegistry:
         return known is definition and member.generation == self.generation
 
     def _room(self, generation: int, name: str) -> bool:
-        """Whether a generation may have a schedule of this name; too many are logged once."""
+        """Whether a generation may have a schedule of this name; if there are too many, log that once."""
         there = (
             self._registry.get(generation, {}),
             self._strays.get(generation, {}),
@@ -189,7 +190,7 @@ class ScheduleRegistry:
         return False
 
     def _note_conflict(self, member: Member, definition: ScheduleDefinition) -> None:
-        """Note if another process of its generation has another function of this name."""
+        """Note a conflict if another process of the generation has another function of this name."""
         told = self._first_definers.setdefault(member.generation, {})
         first, known = told.setdefault(definition.name, (member, definition))
         if not definition.same_function(known):
@@ -214,7 +215,7 @@ class ScheduleRegistry:
         self._hub.port.report(logging.ERROR, "schedule_refused", text, name=definition.name)
 
     def switch(self, generation: int) -> None:
-        """The definitions of this generation hold from now on; those of older ones are never asked for again."""
+        """The definitions of this generation are in force from now on; those of older ones are not needed any more."""
         self.generation = generation
         self._registry = {number: definitions for number, definitions in self._registry.items() if number >= generation}
         self._refused = {each for each in self._refused if each[0] >= generation}
@@ -224,15 +225,15 @@ class ScheduleRegistry:
         self._report_strays()
 
     def current(self) -> dict[str, ScheduleDefinition]:
-        """Those that hold."""
+        """The definitions in force."""
         return self._registry.get(self.generation, {})
 
     def known(self, name: str) -> bool:
-        """Whether a generation that serves, or that starts, has it."""
+        """Whether a generation that serves or starts has it."""
         return any(name in definitions for definitions in self._registry.values())
 
     def candidates(self, definition: ScheduleDefinition) -> list[Member]:
-        """Who serves, has the function and is of the right kind."""
+        """The members that may run it: they serve, have the function and are of the right kind."""
         role = _role(definition)
         return [
             member
@@ -242,7 +243,7 @@ class ScheduleRegistry:
         ]
 
     def left(self, member: Member) -> None:
-        """A member is gone; with the last one of a generation that never served, its definitions go too."""
+        """A member is gone; with the last one of a generation that never served, its definitions are forgotten."""
         self._names.pop(member.id, None)
         alive = any(each.generation == member.generation for each in self._hub.members.values())
         if member.generation > self.generation and not alive:
@@ -257,7 +258,7 @@ class ScheduleRegistry:
                 self._report_stray(definition)
 
     def _report_stray(self, definition: ScheduleDefinition) -> None:
-        """The processes that are to run it do not have it."""
+        """Log that the processes that are to run it do not have it."""
         text = f"the schedule {definition.name!r} ({definition.where}) runs nowhere: "
         if _role(definition) is Role.WORKER:
             text += 'the agent alone imports it; write on="agent"'

@@ -1,8 +1,8 @@
-"""What remains of runs: each schedule's history in the shared state, and the log's records (docs/reference/events.md).
+"""The history of runs, kept in the shared state, and the log records of schedules (docs/reference/events.md).
 
-A history is kept where a store keeps it: over restarts, and of all servers. Each server puts its own newest entries
-beside those of the others, a few seconds after a run has ended: what a server that is killed had not written yet is
-lost, and nothing waits for it. Without a store nothing is written.
+With a store a history survives restarts and covers all servers: each server adds its own newest entries to those of the
+others a few seconds after a run has ended. Nothing waits for that, and a server that is killed loses what it had not
+written yet. Without a store nothing is written.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from serve_asgi.ipc.untrusted_input import Bodies, Count, Seconds, Sentence, Sho
 HISTORY_PREFIX: Final = "serve:history:"
 """Key of a schedule's history in the shared state, before its name."""
 WRITE_DELAY: Final = 5.0
-"""Seconds that are waited for more."""
+"""Seconds from the first change until all are written."""
 OWN_ENTRIES: Final = 20
-"""Entries of this server that are kept there."""
+"""Newest entries of this server that are written."""
 END_RECORDS: Final = {
     RunOutcome.OK: (logging.DEBUG, "schedule_finished", "has run"),
     RunOutcome.FAILED: (logging.ERROR, "schedule_failed", "has failed"),
@@ -34,7 +34,7 @@ END_RECORDS: Final = {
     RunOutcome.CUT: (logging.WARNING, "schedule_cut", "was cut"),
     RunOutcome.DIED: (logging.ERROR, "schedule_aborted", "was lost"),
 }
-"""How a run can end."""
+"""How each end of a run is logged: level, event, words."""
 
 
 class StoredHistoryEntry(msgspec.Struct):
@@ -60,23 +60,23 @@ STORED_HISTORY: Final[Bodies[list[tuple[Short, StoredHistoryEntry]]]] = Bodies(
 
 
 class StoredHistory:
-    """What there is of it, and what is to be written."""
+    """The histories of one hub, and which of them have to be written."""
 
     def __init__(self, hub: Hub, state: SharedState) -> None:
         self._hub = hub
         self._state = state
         self._changed: dict[str, ScheduleState] = {}
-        self._since = 0.0  # when the first of them has changed
+        self._since = 0.0  # when the first of them changed
 
     def changed(self, schedule: ScheduleState) -> None:
-        """Something has ended."""
+        """The history of this schedule has a new or a changed entry."""
         if self._hub.settings.stored:
             if not self._changed:
                 self._since = self._hub.clock()
             self._changed[schedule.name] = schedule
 
     def write(self, server: int, *, at_once: bool = False) -> None:
-        """Write what has changed, if it is time to."""
+        """Write what has changed, if it is time; `server` identifies this one."""
         due = at_once or self._hub.clock() - self._since >= WRITE_DELAY
         if not due or not self._changed or self._hub.store_problem:
             return
@@ -89,7 +89,7 @@ class StoredHistory:
             self._state.put(HISTORY_PREFIX + schedule.name, kept[-HISTORY_LENGTH:])
 
     def of(self, schedule: ScheduleState, server: int, most: int = HISTORY_LENGTH) -> list[HistoryEntry]:
-        """The history, the newest first: this server's own, and what others have written or one before this."""
+        """The history, newest first: this server's entries, and those of other servers and of earlier ones."""
         told = [told for _, told in self._others(schedule.name, server)]
         others = [
             HistoryEntry.load(each)
@@ -99,7 +99,7 @@ class StoredHistory:
         return found[: -most - 1 : -1]
 
     def _others(self, name: str, server: int) -> list[tuple[str, dict[str, Any]]]:
-        """What others have written; what cannot be read of it (a store may hold anything) is passed over."""
+        """What others have written; if it cannot be read (a store may hold anything), nothing."""
         found = self._state.raw(HISTORY_PREFIX + name)
         try:
             told = () if found is None else STORED_HISTORY.decode(found)
@@ -109,7 +109,7 @@ class StoredHistory:
 
 
 class ScheduleLog:
-    """Says them through a hub's port."""
+    """Logs them through the hub's port."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -148,7 +148,7 @@ class ScheduleLog:
         self._hub.port.report(_level(first), "schedule_skipped", text, name=schedule.name, instant=instant / 1000)
 
     def ended(self, schedule: ScheduleState, run: ActiveRun, outcome: RunOutcome, text: str, detail: str = "") -> None:
-        """A run has ended so; `detail` is a traceback."""
+        """A run has ended; `detail` is a traceback."""
         entry = run.entry
         level, event, said = END_RECORDS[outcome]
         text = f"the schedule {schedule.name!r} {said} in {entry.worker}" + (f": {text}" if text else "")
@@ -158,5 +158,5 @@ class ScheduleLog:
 
 
 def _level(first: bool) -> int:
-    """Of ticks in a row that come to nothing the first is logged, so that the log does not fill."""
+    """Of several ticks in a row without a run only the first is logged as a warning, so that the log does not fill."""
     return logging.WARNING if first else logging.DEBUG

@@ -14,35 +14,35 @@ from serve_asgi.hub.schedules.definitions import ScheduleDefinition
 from serve_asgi.ipc.schedule_frames import RunKind
 
 TICK_GRACE: Final = 30_000
-"""Milliseconds that a tick may begin late; after that it is missed."""
+"""Milliseconds that a tick may begin late; then it is missed."""
 MISSED_REASON: Final = "the server did not run at that time, or its clock was set"
 MAX_COUNTED: Final = 200
-"""Instants of a cron expression that are counted one by one when the clock has passed many at once."""
+"""Instants of a cron expression that are counted one by one if the clock passes many at once."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class PendingTick:
-    """One that is to run."""
+    """A tick that has to be decided."""
 
     instant: int
     due: int  # `instant`, and the jitter
     kind: RunKind = RunKind.TICK
-    slot: int = -1  # of on="all": whose; -1 until that is known
+    slot: int = -1  # on="all": the slot that runs it; -1 until that is known
     attempt: int = 1
     token: int | None = None  # the store's, once it has granted this tick
     until: float = 0.0  # of the store's lease (the hub's clock)
-    denied: bool = False  # it runs without the store's word
-    unsettled: bool = False  # the store may have granted it, and could not say so
-    ahead: int = 0  # of one that somebody asked for: the store is told so much more than its instant
-    ask: int = 0  # who asked for it; 0 for nobody
-    queued: bool = False  # it waits for the run before it, as long as that takes
+    denied: bool = False  # it runs without a grant of the store
+    unsettled: bool = False  # the store may have granted it, but could not reply
+    ahead: int = 0  # ms that are added to the instant of a requested run for the store
+    ask: int = 0  # the request that it comes from; 0 for none
+    queued: bool = False  # it waits for an earlier run, as long as that takes
 
     def early(self, now: int) -> bool:
-        """Whether its time has not come; what is asked for, or run again, waits for no clock (which may be set)."""
+        """Whether it is too early; requested runs and retries do not wait for the clock, which may be set."""
         return self.due > now and self.kind is RunKind.TICK and self.attempt == 1
 
     def late(self, now: int) -> bool:
-        """Whether it is missed; one that is unsettled is settled first, so that no lease of it stands."""
+        """Whether it is missed; an unsettled one has to be settled first, so that no lease is left behind."""
         return too_late(self.due, now) and not self.queued and (self.token is not None or not self.unsettled)
 
     @classmethod
@@ -62,15 +62,15 @@ class MissedTicks(NamedTuple):
 
 
 def too_late(due: int, now: int) -> bool:
-    """Whether a tick that was due at `due` is not to begin any more."""
+    """Whether a tick that was due at `due` must not begin any more."""
     return now - due > TICK_GRACE
 
 
 def count_missed(due: Sequence[int], now: int) -> int:
     """How many of the ticks that are due at these times, in order, are missed.
 
-    The newest whose time has come can still run, and so can those whose time has not (jitter); the others are missed,
-    since the clock went past more than one at once.
+    The newest one that is due can still run, and so can those that are not due yet (jitter). The others are missed: the
+    clock has passed more than one at once.
     """
     come = sum(each <= now for each in due)
     return come - 1 if come and not too_late(due[come - 1], now) else come

@@ -1,9 +1,9 @@
-"""What runs, in which process and under which lease: the runs that have started and not ended.
+"""Runs in progress: in which process, and under which lease of the store.
 
-A run is given to one process, the one with the fewest, in turn. Several servers may have the same schedules: then the
-store is asked first whether this server may run a tick (`serve_asgi.ipc.store_frames` has the rules). A lease that
-could not be renewed in time is lost: the run goes on, is told so, and its token is smaller than that of the next one (a
-fencing token). What becomes of a run `serve_asgi.hub.schedules.scheduler` decides.
+A run goes to the process with the fewest runs, in turn. Several servers may have the same schedules: then the store is
+asked first whether this server may run a tick (`serve_asgi.ipc.store_frames` has the rules). A lease that could not be
+renewed in time is lost: the run continues and is notified, and its fencing token is smaller than that of the next run.
+What follows the end of a run `serve_asgi.hub.schedules.scheduler` decides.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from serve_asgi.ipc.frames import ValidatedFrame
 from serve_asgi.ipc.schedule_frames import RunKind, RunOutcome
 
 LEASE_TIME: Final = 30.0
-"""Seconds for which the store holds a run for this server; renewed in a third of it."""
+"""Seconds for which the store grants a run to this server; renewed after a third of it."""
 MAX_CLOCK_SKEW: Final = 40_000
-"""Milliseconds that the clocks of servers may differ; what lies a minute ahead is granted to nobody."""
+"""Milliseconds by which the clocks of servers may differ; the store grants nothing that lies a minute ahead."""
 
 
 class ActiveRuns:
@@ -32,12 +32,12 @@ class ActiveRuns:
         self._hub = hub
         self.active: dict[int, ActiveRun] = {}
         self.number = 0
-        """Of the last one that was started."""
+        """The number of the last run."""
         self._schedules: dict[int, ScheduleState] = {}
         self._last: dict[int, int] = {}  # by member: the number of its last run
 
     def start(self, schedule: ScheduleState, tick: PendingTick, members: list[Member], now: int) -> None:
-        """Start it in one of these."""
+        """Start the run of a tick in one of these members."""
         running = {member.id: 0 for member in members}
         for run in self.active.values():
             if run.member in running:
@@ -53,34 +53,34 @@ class ActiveRuns:
         self._hub.send(member, "schedule.run", head | {"kind": tick.kind.value, "token": tick.token})
 
     def of(self, member: Member, id: int) -> ActiveRun | None:
-        """The run of this number, if this member has it."""
+        """The run with this number, if this member has it."""
         run = self.active.get(id)
         return run if run is not None and run.member == member.id else None
 
     def schedule_of(self, run: ActiveRun) -> ScheduleState:
-        """Whose run it is."""
+        """The schedule of a run."""
         return self._schedules[run.id]
 
     def remove(self, run: ActiveRun) -> ScheduleState:
-        """It has ended, or nobody runs it any more; return whose it was."""
+        """A run has ended, or nobody runs it any more; return its schedule."""
         schedule = self._schedules.pop(run.id)
         del self.active[run.id], schedule.runs[run.id]
         return schedule
 
     def withdraw(self, schedule: ScheduleState) -> None:
-        """It is paused: a process that has been sent a run and has not started it, since it stands still, must not."""
+        """It is paused: a process whose event loop is blocked must not start a run that it was sent before."""
         for run in schedule.runs.values():
             member = self._hub.members.get(run.member)
             if member is not None and run.tick.kind is not RunKind.ASKED and run.tick.attempt == 1:
                 self._hub.send(member, "schedule.withdraw", {"run": run.id})
 
     def left(self, member: Member) -> list[ActiveRun]:
-        """A member is gone; return the runs that it has not ended."""
+        """A member is gone; return the runs that it had not ended."""
         self._last.pop(member.id, None)
         return [run for run in self.active.values() if run.member == member.id]
 
     def load(self, number: int, schedules: Iterable[ScheduleState]) -> None:
-        """Restore what the listener's program before this one has started."""
+        """Restore the runs that an earlier program of the listener has started."""
         self.number = number
         for schedule in schedules:
             for run in schedule.runs.values():
@@ -92,19 +92,19 @@ class ActiveRuns:
 
 
 class LeaseRequests:
-    """The questions that are open, and the renewing."""
+    """The requests for leases that have no reply yet, and the renewal of those that are held."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self.number = 0
-        """Of the last question; an answer may come to another program of the listener."""
-        self._questions: dict[int, ScheduleState] = {}
+        """The number of the last request; its reply may come to a later program of the listener."""
+        self._requests: dict[int, ScheduleState] = {}
         self._renewed = 0.0
 
     def needed(self, tick: PendingTick) -> bool:
         """Whether the store has to grant this tick.
 
-        A file that cannot be written holds up nobody: no other server has it, and the run might be what makes room.
+        A file that cannot be written does not hold up a run: no other server uses it, and the run might free space.
         """
         settings = self._hub.settings
         if not settings.stored or tick.token is not None or tick.denied:
@@ -112,10 +112,10 @@ class LeaseRequests:
         return settings.shared or not self._hub.store_problem
 
     def ask(self, schedule: ScheduleState, tick: PendingTick, holder: int) -> None:
-        """Ask for a tick; `answered` has what the store says."""
+        """Request a tick from the store; `take_grant` gets the reply."""
         assert schedule.definition is not None
         self.number += 1
-        self._questions[self.number] = schedule
+        self._requests[self.number] = schedule
         schedule.at_store = tick
         exclusive = tick.kind is RunKind.TICK and schedule.definition.overlap is not OverlapPolicy.ALLOW
         head = {
@@ -127,8 +127,8 @@ class LeaseRequests:
         self._hub.send_to_store("store.grant", head | {"lease": LEASE_TIME, "exclusive": exclusive})
 
     def take_grant(self, frame: ValidatedFrame) -> tuple[ScheduleState, PendingTick] | None:
-        """Whose answer this is; if it has been granted, the tick has its token."""
-        schedule = self._questions.pop(frame.head.id, None)
+        """The schedule and tick that a reply is for; if it was granted, the tick has its token."""
+        schedule = self._requests.pop(frame.head.id, None)
         if schedule is None or (tick := schedule.at_store) is None:
             return None
         schedule.at_store = None
@@ -137,10 +137,10 @@ class LeaseRequests:
         return schedule, tick
 
     def try_again(self, tick: PendingTick, why: str) -> bool:
-        """Whether a tick that was not granted is to be tried once more.
+        """Whether to request a tick again that was not granted.
 
-        The instants of runs that somebody asks for are the clocks' of several servers, and the store wants them to
-        grow: one whose clock is behind tells more, and at last runs without a token.
+        The store wants instants to increase, and those of requested runs come from the clocks of several servers: one
+        whose clock is behind adds to the instant, and at last runs without a token.
         """
         if why == "trouble":
             tick.unsettled = self._hub.settings.shared and tick.kind is RunKind.TICK
@@ -153,12 +153,12 @@ class LeaseRequests:
         return True
 
     def release(self, schedule: ScheduleState, tick: PendingTick) -> None:
-        """A tick has come to its end."""
+        """A tick has its outcome: give up its lease."""
         if tick.token is not None:
             self._hub.send_to_store("store.release", {"name": _key(schedule, tick), "token": tick.token})
 
     def take_reply(self, frame: ValidatedFrame, schedules: Iterable[ScheduleState]) -> None:
-        """The store has renewed a lease, or has given it away."""
+        """The store has renewed a lease, or granted it to another server."""
         for schedule, run in _held(schedules):
             if run.tick.token == frame.head.token:
                 if frame.kind == "store.renewed":
@@ -167,7 +167,7 @@ class LeaseRequests:
                     self._lease_lost(schedule, run)
 
     def renew(self, schedules: Iterable[ScheduleState]) -> None:
-        """Hold the leases of what runs, now and then; those that could not be renewed are lost."""
+        """Renew the leases of the runs if it is time; those that could not be renewed are lost."""
         now = self._hub.clock()
         again = now - self._renewed >= LEASE_TIME / 3
         for schedule, run in _held(schedules):
@@ -196,5 +196,5 @@ def _held(schedules: Iterable[ScheduleState]) -> list[tuple[ScheduleState, Activ
 
 
 def _key(schedule: ScheduleState, tick: PendingTick) -> str:
-    """What the store is asked about: runs that somebody asked for are in no tick's way. No name has a tab."""
+    """The key in the store. Requested runs have keys of their own, so that they block no tick; no name has a tab."""
     return schedule.name if tick.kind is RunKind.TICK else f"{schedule.name}\t{tick.kind.value}"

@@ -1,8 +1,8 @@
-"""One schedule's life in the hub: which of its ticks are to be decided, what runs, what became of the others.
+"""The state of one schedule in the hub: ticks that have to be decided, runs, and its history.
 
-A tick is (name, instant). `ScheduleState` takes each instant off the definition once, in order, and never goes back:
-whatever the clock does cannot bring back one that was taken. Each that was taken is run, or has an entry in the history
-that says why not. No process, no clock, no frame is known here; times are unix times in milliseconds.
+A tick is (name, instant). `ScheduleState` takes each instant from the definition once, in order: whatever the clock
+does, none comes back. Each one is run, or has an entry in the history that says why not. It knows no process, clock or
+frame; times are unix times in milliseconds.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from serve_asgi.hub.schedules.missed_ticks import (
 from serve_asgi.ipc.schedule_frames import RunKind, RunOutcome
 
 MAX_QUEUED_TICKS: Final = 10
-"""Ticks that wait for the run before them (overlap="queue") at most."""
+"""Most ticks that wait for an earlier run (overlap="queue")."""
 MAX_PARALLEL_RUNS: Final = 100
-"""Runs of one schedule at the same time (overlap="allow") at most."""
+"""Most runs of one schedule at the same time (overlap="allow")."""
 HISTORY_LENGTH: Final = 50
-"""Entries of one schedule that are kept."""
+"""Entries that are kept of one schedule."""
 
 
 NOT_STARTED: Final = frozenset(
     {RunOutcome.SKIPPED, RunOutcome.PAUSED, RunOutcome.MISSED, RunOutcome.REMOVED, RunOutcome.ELSEWHERE}
 )
 RETRIED: Final = frozenset({RunOutcome.CUT, RunOutcome.DIED})
-"""What `retry` is for."""
+"""The outcomes that `retry` is for."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -46,7 +46,7 @@ class HistoryEntry:
     instant: int  # of the first one
     outcome: RunOutcome
     text: str = ""
-    worker: str = ""  # who, in words
+    worker: str = ""  # for people to read
     slot: int = -1
     generation: int = 0
     began: int = 0
@@ -82,45 +82,45 @@ class HistoryEntry:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class ActiveRun:
-    """One that runs."""
+    """A run in progress."""
 
     id: int
     tick: PendingTick
     member: int
-    slot: int  # of on="all": whose; -1 otherwise
+    slot: int  # on="all": the slot that runs it; -1 otherwise
     entry: HistoryEntry
-    overdue: bool = False  # its time is over; it is a thread's, so that it goes on
-    lost: bool = False  # the lease is over: another server may run it
+    overdue: bool = False  # it has timed out and continues, since it runs in a thread
+    lost: bool = False  # its lease is lost: another server may run it
 
 
 def to_plain(each: HistoryEntry | PendingTick) -> dict[str, Any]:
-    """As MessagePack can hold it; a later version may add members."""
+    """As plain values; a later version may add members."""
     found = {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
     return {name: value.value if isinstance(value, enum.Enum) else value for name, value in found.items()}
 
 
 class ScheduleState:
-    """One name: its definition, its ticks, its runs, its history."""
+    """One schedule: its definition, ticks, runs and history."""
 
     def __init__(self, name: str, decided: int, seed: int = 0) -> None:
-        """Instants up to `decided` are none of its; `seed` is what the jitter is drawn with."""
+        """Instants up to `decided` are not its own; `seed` determines the jitter."""
         self.name = name
         self.seed = seed
-        self._latest = 0  # when the last tick was to begin
+        self._latest = 0  # when the last tick was due
         self.definition: ScheduleDefinition | None = None
         self.since = decided
         self.decided = decided
         self.next: int | None = None
         self.paused: dict[str, Any] | None = None  # since when, and by whom
-        self._passed = 0  # ticks that pauses before this one have let pass
+        self._passed = 0  # ticks that passed during earlier pauses
         self.waiting: list[PendingTick] = []  # by instant
-        self.at_store: PendingTick | None = None  # the store has been asked for it
+        self.at_store: PendingTick | None = None  # requested from the store
         self.runs: dict[int, ActiveRun] = {}
         self.history: collections.deque[HistoryEntry] = collections.deque(maxlen=HISTORY_LENGTH)
         self.counts: collections.Counter[str] = collections.Counter()
 
     def adopt(self, definition: ScheduleDefinition | None, now: int) -> None:
-        """This definition holds from now on; what came due before was decided by the one before."""
+        """This definition is in force from now on; what was due before belongs to the previous one."""
         self.decided = max(self.decided, now)
         before, self.definition = self.definition, definition
         if definition is None or before is None or before.timing() != definition.timing() or self.next is None:
@@ -129,7 +129,7 @@ class ScheduleState:
             self.next = definition.after(self.decided)
 
     def advance(self, now: int) -> MissedTicks | None:
-        """Take the instants up to `now`; return those of them that were missed."""
+        """Take the instants up to `now`; return those that were missed."""
         if self.definition is None or self.next is None or self.next > now:
             return None
         first, (instants, passed) = self.next, instants_until(self.definition, self.next, now)
@@ -149,7 +149,7 @@ class ScheduleState:
         return missed
 
     def _due(self, instant: int) -> int:
-        """When the tick is to begin: at random within the jitter, the same for who asks again, none before another."""
+        """When the tick is due: at random within the jitter, always the same, and never before an earlier tick."""
         assert self.definition is not None
         if not self.definition.jitter:
             return instant
@@ -159,7 +159,7 @@ class ScheduleState:
         return self._latest
 
     def record(self, outcome: RunOutcome, instant: int, text: str = "", *, count: int = 1, last: int = 0) -> bool:
-        """Ticks that did not begin; return whether the tick before them had another outcome."""
+        """Record ticks that did not begin; return whether the tick before them had another outcome."""
         self.counts[outcome.value] += count
         newest_entry = self.newest_entry()
         if newest_entry is not None and newest_entry.outcome is outcome:
@@ -169,24 +169,24 @@ class ScheduleState:
         return True
 
     def newest_entry(self) -> HistoryEntry | None:
-        """The last one of the history."""
+        """The last entry of the history."""
         return self.history[-1] if self.history else None
 
     def pause(self, pause: dict[str, Any] | None) -> int:
-        """It is paused, or not any more; return how many ticks passed by since this was called last."""
+        """Pause it, or end the pause (None); return how many ticks have passed in pauses since the last call."""
         passed = self.counts[RunOutcome.PAUSED.value]
         since, self._passed, self.paused = self._passed, passed, pause
         return passed - since
 
     def busy_count(self, slot: int) -> int:
-        """How many runs there are, with those the store is asked for; of one slot, if it is not -1."""
+        """How many runs there are, including one requested from the store; of one slot, unless it is -1."""
         return sum(slot in (-1, run.slot) for run in self.runs.values()) + (self.at_store is not None)
 
     def conflict(self, definition: ScheduleDefinition, tick: PendingTick) -> str | None:
-        """Why the tick is to be skipped for other runs; "" if it has to wait for them, None if it can run."""
+        """Why the tick has to be skipped because of other runs; "" if it has to wait for them, None if it can run."""
         busy_count = self.busy_count(tick.slot)
         before = sum(each.queued and each.slot == tick.slot for each in self.waiting)
-        if busy_count == 0 and not before:  # those before it may wait for a run on another server
+        if busy_count == 0 and not before:  # earlier ones may wait for a run on another server
             return None
         if definition.overlap is OverlapPolicy.SKIP:
             return "the run before it had not ended"
@@ -198,7 +198,7 @@ class ScheduleState:
         return ""
 
     def take_overtaken(self, now: int) -> list[PendingTick]:
-        """Take out the ticks that could not begin until the next one was due: what held them up ends in no burst."""
+        """Remove the ticks that could not begin before the next one was due: a delay must not end in a burst."""
         newest_entry: dict[int, PendingTick] = {}
         found = []
         for tick in self.waiting:
@@ -213,13 +213,13 @@ class ScheduleState:
         return found
 
     def next_wake(self, now: int) -> int | None:
-        """When something is to be decided even if nothing happens."""
+        """When something has to be decided even if nothing happens."""
         waiting = [tick for tick in self.waiting if not tick.unsettled and (tick.due > now or not tick.queued)]
         times = [tick.due if tick.due > now else tick.due + TICK_GRACE + 1 for tick in waiting]
         return min(times if self.next is None else [*times, self.next], default=None)
 
     def state(self) -> str:
-        """What it does, in a word: paused, disabled, running or waiting."""
+        """What it does, as one word: paused, disabled, running or waiting."""
         if self.runs:
             return "running"
         if self.definition is not None and self.definition.disabled:
@@ -229,7 +229,7 @@ class ScheduleState:
     # A new program of the listener
 
     def to_state(self) -> dict[str, Any]:
-        asked = [self.at_store] if self.at_store is not None else []  # is asked for again
+        asked = [self.at_store] if self.at_store is not None else []  # it is requested again
         return {
             "name": self.name,
             "since": self.since,
@@ -247,11 +247,11 @@ class ScheduleState:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], seed: int) -> ScheduleState:
-        """The reverse, but for the definition."""
+        """The reverse, except for the definition."""
         schedule = cls(state["name"], state["decided"], seed)
         schedule.since = state["since"]
         schedule._latest, schedule.paused = state["latest"], state["paused"]
-        schedule._passed = state.get("passed", 0)  # which an earlier version did not keep
+        schedule._passed = state.get("passed", 0)  # not kept by an earlier version
         schedule.waiting = [PendingTick.load(tick) for tick in state["waiting"]]
         schedule.history.extend(HistoryEntry.load(entry) for entry in state["history"])
         schedule.counts.update(state["counts"])

@@ -40,19 +40,19 @@ from serve_asgi.ipc.schedule_frames import (
 )
 
 CLOCK_INTERVAL: Final = 1.0
-"""Seconds between two looks at the wall clock at most: it may be set, and the machine may have been suspended."""
+"""Most seconds between two looks at the wall clock, which may be set, as the machine may have been suspended."""
 TURN_TIME: Final = 0.02
-"""Seconds of CPU time for the schedules in one turn of the loop: a thousand that are due take more."""
+"""Seconds of CPU time for schedules in one turn of the loop; a thousand that are due take longer."""
 MAX_FORGOTTEN: Final = 1000
-"""Names that are remembered after the code has dropped them."""
+"""Schedules that are remembered after the code has dropped them."""
 MAX_TEXT: Final = 500
-"""Characters that the history keeps of why a run failed."""
+"""Characters of the error of a run, in the history."""
 MAX_DETAIL: Final = 16_000
-"""Characters of its traceback, which is in the log record only."""
+"""Bytes of its traceback, in the log record only."""
 MAX_DEFINITIONS: Final = 4_000
-"""Definitions that one process may send in its life."""
+"""Definitions that one process may send."""
 MAX_RULES: Final = 32_768
-"""Bytes of the rules of a time zone; the largest has about 3,500."""
+"""Bytes of the rules of a time zone; the largest ones have about 3,500."""
 
 
 class Scheduler(HubComponent):
@@ -65,7 +65,7 @@ class Scheduler(HubComponent):
     def __init__(self, hub: Hub, state: SharedState) -> None:
         super().__init__(hub)
         self.seed = random.getrandbits(63)
-        """Names this server for the store, and is what jitters are drawn with."""
+        """Identifies this server to the store, and determines jitters."""
         self.schedules: dict[str, ScheduleState] = {}
         self.runs = ActiveRuns(hub)
         self.commands = ScheduleCommands(self, state)
@@ -77,12 +77,12 @@ class Scheduler(HubComponent):
             hub, self._registry, self.runs, self._leases, self.commands, self.history, self._log
         )
         self._definition_counts: collections.Counter[int] = collections.Counter()  # by member
-        self._started: set[str] = set()  # whose immediate run is behind them
+        self._started: set[str] = set()  # names of those whose immediate run is done
         self._first_generation = -1  # the generation whose definitions may run immediately
         self._forgotten_counts: collections.Counter[str] = collections.Counter()  # of schedules that are forgotten
-        self._position = 0  # in this round over all schedules, which takes several turns if they are many
+        self._position = 0  # in a round over all schedules, which may take several turns
         self._seen = 0  # the wall clock at the last look
-        self._due = math.inf  # does not change while nothing happens, so that its timer need not be set again
+        self._due = math.inf  # constant while nothing happens, so that the timer need not be set again
 
     @property
     def now(self) -> int:
@@ -95,7 +95,7 @@ class Scheduler(HubComponent):
         return self._registry.generation >= 0
 
     def known(self, name: str) -> bool:
-        """Whether a process has sent this one, even if it is not in force yet."""
+        """Whether a process has defined this one, even if it is not in force yet."""
         schedule = self.schedules.get(name)
         return (schedule is not None and schedule.definition is not None) or self._registry.known(name)
 
@@ -148,8 +148,8 @@ class Scheduler(HubComponent):
             self._disable(schedule, error)
 
     def _switch(self, generation: int) -> None:
-        """A newer generation serves: its definitions are in force from here on."""
-        now = self.now  # one for all: what came due between two looks at the clock would be nobody's
+        """A newer generation serves: its definitions are in force from now on."""
+        now = self.now  # the same for all, so that no instant falls between two generations
         for schedule in self.schedules.values():
             self.advance(schedule, now)
         if self._first_generation < 0:
@@ -165,7 +165,7 @@ class Scheduler(HubComponent):
         self.commands.begin()
 
     def _run_immediately(self, schedule: ScheduleState) -> None:
-        """Add the run that comes with the start of the server, once."""
+        """Add the run at the start of the server, once."""
         definition = schedule.definition
         if definition is None or not (
             definition.immediate and self.hub.ready and self._first_generation == self._registry.generation
@@ -193,14 +193,14 @@ class Scheduler(HubComponent):
         self._definition_counts.pop(member.id, None)
         self.commands.member_left(member)
         for run in self.runs.left(member):
-            if member.phase is MemberPhase.RETIRING and member.killed:  # it could not say so itself, as most do
+            if member.phase is MemberPhase.RETIRING and member.killed:  # it could not report that itself
                 self._end(run, RunOutcome.CUT, f"{member} had to end before it", None)
             else:
                 self._end(run, RunOutcome.DIED, f"{member} died", None)
         if not self.hub.members:
             for schedule in self.schedules.values():
                 newest = schedule.newest_entry()
-                if newest is not None and newest.count > 1:  # of which the first was written
+                if newest is not None and newest.count > 1:  # only its first state was written
                     self.history.changed(schedule)
             self.history.write(self.seed, at_once=True)
 
@@ -216,7 +216,7 @@ class Scheduler(HubComponent):
         return self._due
 
     def _wake_soon(self) -> None:
-        """Something can be decided: in the next turn, since more may happen in this one."""
+        """Something can be decided; in the next turn, since more may happen in this one."""
         self._due = min(self._due, self.hub.clock())
 
     def tick(self) -> None:
@@ -237,7 +237,7 @@ class Scheduler(HubComponent):
             self._due = min(self._due, self.hub.clock() + max(0.0, wait))
 
     def _advance_all(self, now: int) -> bool:
-        """Decide what is due, as much as one turn of the loop has time for; False if there is more."""
+        """Decide what is due, as far as one turn of the loop has time; False if there is more."""
         ends = time.thread_time() + TURN_TIME
         schedules = list(self.schedules.values())
         for number, schedule in enumerate(schedules[self._position :], self._position + 1):
@@ -251,7 +251,7 @@ class Scheduler(HubComponent):
         return True
 
     def advance(self, schedule: ScheduleState, now: int) -> None:
-        """Take the instants up to `now` off a schedule, and log those that were missed."""
+        """Take the instants up to `now` from a schedule, and log those that were missed."""
         newest_entry = schedule.newest_entry()
         try:
             missed = schedule.advance(now)
@@ -264,7 +264,7 @@ class Scheduler(HubComponent):
                 self._log.missed(schedule, missed)
 
     def _disable(self, schedule: ScheduleState, error: Exception) -> None:
-        """Its instants cannot be computed, though whoever defined it could: the others go on."""
+        """Disable a schedule whose instants cannot be computed here, although the defining process could."""
         if schedule.definition is not None:
             schedule.definition = dataclasses.replace(
                 schedule.definition, disabled=f"its instants cannot be computed: {error!r}"
@@ -275,14 +275,14 @@ class Scheduler(HubComponent):
     # ---- deciding
 
     def add(self, schedule: ScheduleState, tick: PendingTick) -> None:
-        """Add a run that somebody has asked for."""
+        """Add a requested run."""
         schedule.waiting.append(tick)
         self._wake_soon()
 
     # ---- runs
 
     def _end(self, run: ActiveRun, outcome: RunOutcome, text: str, seconds: float | None, detail: str = "") -> None:
-        """A run has ended, or nobody runs it any more."""
+        """A run has ended, or its process has."""
         schedule = self.runs.remove(run)
         tick, entry = run.tick, run.entry
         entry.outcome, entry.text, entry.seconds = outcome, text[:MAX_TEXT], seconds

@@ -1,7 +1,7 @@
-"""What becomes of a tick that is due: it runs, waits, or is given up as missed, skipped, paused, removed or elsewhere.
+"""Decides on ticks that are due: a tick runs, waits, or is given up (missed, skipped, paused, removed, elsewhere).
 
-It owns that decision and what follows from it at once (a run is started, the store is asked, the history and the log
-get a record). When to look at a schedule `serve_asgi.hub.schedules.scheduler` knows.
+It owns that decision and its immediate effects: the run is started, the store is asked, history and log get their
+entries. When to look at a schedule `serve_asgi.hub.schedules.scheduler` decides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serve_asgi.ipc.schedule_frames import RunKind, RunOutcome
 
 
 class TickDecisions:
-    """Those of one hub. `now` is a unix time in milliseconds."""
+    """The decisions of one hub. `now` is a unix time in milliseconds."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class TickDecisions:
         return "there was no worker that could run it"
 
     def _give_up(self, schedule: ScheduleState, tick: PendingTick, outcome: RunOutcome, text: str = "") -> None:
-        """A tick gets no run."""
+        """Record that a tick gets no run."""
         first = schedule.record(outcome, tick.instant, text)
         if first:
             self._history.changed(schedule)

@@ -1,1 +1,1 @@
-"""The shared state, as the hub orders its writes and keeps its replicas."""
+"""The shared state: the hub orders its writes and replicates it to the processes."""

@@ -1,7 +1,7 @@
-"""The entries of the shared state as the hub has them, and which changes that a store reports are new to it.
+"""The entries of the shared state in the hub, and which of the changes that a store reports are new to it.
 
-A store may report a change late (the answer to a write that another one has overtaken), and after it was unavailable it
-sends a snapshot of the whole state in pieces: what differs from what the hub has are the changes then.
+A store may report a change late (the reply to a write that a later one has overtaken). After an outage it sends a
+snapshot of the whole state in pieces: the changes are what differs from the entries of the hub.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from serve_asgi.ipc.state_frames import RESERVED, KeyChange
 from serve_asgi.ipc.store_frames import SNAPSHOT_ENTRIES
 
 MAX_TOMBSTONES: Final = 4096
-"""Of so many deleted keys the version is remembered, in case a store reports an older change afterwards."""
+"""Deleted keys whose version is remembered, in case a store reports an older change afterwards."""
 SNAPSHOT_FACTOR: Final = 4
 SNAPSHOT_MARGIN: Final = 64 * 1024 * 1024
-"""A snapshot may have so many times the limit, and so many bytes besides."""
+"""A snapshot may have this many times the limit, plus this many bytes."""
 
 
 class StateEntries:
-    """Every key with its newest change; the server's own are kept apart, so that a copy of the others costs little."""
+    """Every key with its newest change. The server's own keys are kept apart, so that copying the others is cheap."""
 
     def __init__(self) -> None:
         self.used = 0
-        """Bytes that all entries count as (`entry_size`)."""
+        """The size of all entries (`entry_size`)."""
         self._replicated: dict[str, KeyChange] = {}
         self._reserved: dict[str, KeyChange] = {}
 
     def get(self, key: str) -> StateEntry | None:
-        """What a key has."""
+        """The version and value of a key, if it is there."""
         item = self._dict_of(key).get(key)
         return None if item is None or item.value is None else StateEntry(item.version, item.value)
 
     def apply(self, item: KeyChange) -> None:
-        """Enter a change."""
+        """Apply a change."""
         items = self._dict_of(item.key)
         before = items.pop(item.key, None)
         if before is not None and before.value is not None:
@@ -48,7 +48,7 @@ class StateEntries:
             self.used += entry_size(item.key, item.value)
 
     def to_send(self) -> list[KeyChange]:
-        """All that is replicated to processes, oldest changes first."""
+        """All entries that are replicated to processes, oldest changes first."""
         return list(self._replicated.values())
 
     def __len__(self) -> int:
@@ -62,18 +62,18 @@ class StateEntries:
 
 
 class StoreChanges:
-    """What one store has reported."""
+    """What the store has reported."""
 
     def __init__(self, limit: int) -> None:
-        """`limit` is --state-limit (bytes): a store that another server has filled may hold more, but not far more."""
+        """`limit` is --state-limit (bytes): a store that another server fills may hold more, but not far more."""
         self._limit = SNAPSHOT_MARGIN + SNAPSHOT_FACTOR * limit
         self._size = 0
         self._tombstones: dict[str, int] = {}
         self._snapshot: dict[str, KeyChange] = {}
-        self._settled = 0  # the last snapshot has all changes up to this one
+        self._settled = 0  # the last snapshot contains all changes up to this version
 
     def take_snapshot(self, frame: ValidatedFrame) -> None:
-        """Take a frame `store.snapshot`. Raises ChannelError for more than any store has."""
+        """Take one piece of a snapshot. Raises ChannelError if it is larger than any store may be."""
         if frame.head.first:
             self.discard_snapshot()
         for key, version, value in SNAPSHOT_ENTRIES.decode(frame.body):
@@ -83,12 +83,12 @@ class StoreChanges:
             raise ChannelError("the state is more than four times what --state-limit allows; give it more room")
 
     def discard_snapshot(self) -> None:
-        """The store is unavailable: the pieces that came are of no use."""
+        """The store is unavailable: forget the pieces of an incomplete snapshot."""
         self._snapshot.clear()
         self._size = 0
 
     def snapshot(self, entries: StateEntries) -> list[KeyChange]:
-        """The snapshot is complete: what it changes, deletions first, then in the order of versions."""
+        """The snapshot is complete: return what it changes, deletions first, then by version."""
         snapshot, self._snapshot, self._size = self._snapshot, {}, 0
         self._settled = max((item.version for item in snapshot.values()), default=0)
         self._tombstones.clear()
@@ -103,13 +103,13 @@ class StoreChanges:
         return gone + sorted(found, key=lambda item: item.version)
 
     def is_news(self, item: KeyChange, entries: StateEntries) -> bool:
-        """Whether a change is news; it may have been overtaken by a newer one of the same key."""
+        """Whether a change is new, and not overtaken by a later change of the same key."""
         entry = entries.get(item.key)
         newest = entry.version if entry is not None else self._tombstones.get(item.key, 0)
         return item.version > max(newest, self._settled)
 
     def remember_deleted(self, key: str, version: int) -> None:
-        """The key has been deleted."""
+        """A key has been deleted."""
         self._tombstones[key] = version
         if len(self._tombstones) > MAX_TOMBSTONES:
             del self._tombstones[next(iter(self._tombstones))]
@@ -118,5 +118,5 @@ class StoreChanges:
         return {"settled": self._settled, "tombstones": self._tombstones}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The reverse, of a mapping that may hold more."""
+        """The reverse; the mapping may have more members."""
         self._settled, self._tombstones = state["settled"], dict(state["tombstones"])

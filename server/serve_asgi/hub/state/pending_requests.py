@@ -1,6 +1,6 @@
-"""The requests to the shared state that have no reply yet: their deadlines, and the reply that ends each of them.
+"""Requests to the shared state that have no reply yet: their deadlines, and the reply that ends each of them.
 
-What the reply is `serve_asgi.hub.state.shared_state` decides.
+Which reply that is `serve_asgi.hub.state.shared_state` decides.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from serve_asgi.hub.core import Hub, Member
 AT_STORE: Final = -1
 MAX_PENDING: Final = 1_024
 MAX_PENDING_BYTES: Final = 32 * 1024 * 1024
-"""Requests of one process that have no reply yet, and the bytes of the values in these replies: four times the window
-of `serve_asgi.app.state_requests`, and twice what that may hold of the largest values that are usual."""
+"""Requests of one process that have no reply yet, and the bytes of the values in their replies: four times the window
+of `serve_asgi.app.state_requests`, and twice what that holds of the largest usual values."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -29,10 +29,10 @@ class PendingRequest:
     number: int
     started: float
     deadline: float
-    member: Member | None = None  # who asked; None: the hub itself
-    id: int = 0  # the asker's number for it
+    member: Member | None = None  # the requester; None for the hub itself
+    id: int = 0  # the requester's number for it
     on_done: Callable[[str], None] | None = None
-    seq: int = AT_STORE  # wait until so many changes are applied
+    seq: int = AT_STORE  # the reply waits until this many changes are applied
     version: int = 0
     value: bytes = b""  # of the reply
 
@@ -56,14 +56,14 @@ class PendingRequests:
         id: int = 0,
         on_done: Callable[[str], None] | None = None,
     ) -> PendingRequest:
-        """A new one, with a reply due within `timeout` s. Raises ChannelError for a process that ignores its window."""
+        """Open a request with a reply due within `timeout` s. Raises ChannelError if a process ignores its window."""
         self._last_number += 1
         request = PendingRequest(self._last_number, now, now + max(0.0, timeout), member, id, on_done)
         self._add(request)
         return request
 
     def set_value(self, request: PendingRequest, value: bytes) -> None:
-        """Put this value into its reply. Raises ChannelError if too much waits for a process."""
+        """Set the value of the reply. Raises ChannelError if too much waits for a process."""
         if request.member is not None and request.number in self._open:
             self._value_bytes[request.member.id] += len(value) - len(request.value)
             if self._value_bytes[request.member.id] > MAX_PENDING_BYTES:
@@ -86,7 +86,7 @@ class PendingRequests:
             heapq.heappush(self._deadlines, (request.deadline, request.number))
 
     def succeed(self, request: PendingRequest) -> None:
-        """Reply that it is done, with the version and value that the request has by now."""
+        """Reply that it is done, with the version and value of the request."""
         self._close(request)
         if request.on_done is not None:
             request.on_done("")
@@ -96,7 +96,7 @@ class PendingRequests:
     def fail(
         self, request: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"", **more: Any
     ) -> None:
-        """Reply with an error: its code, a sentence, and the version and value that the key has."""
+        """Reply with an error: a code, a sentence, and the present version and value of the key."""
         self._close(request)
         if request.on_done is not None:
             request.on_done(text)
@@ -111,18 +111,18 @@ class PendingRequests:
             self._value_bytes[request.member.id] -= len(request.value)
 
     def get(self, number: int) -> PendingRequest | None:
-        """An open one."""
+        """An open request."""
         return self._open.get(number)
 
     def __contains__(self, request: PendingRequest) -> bool:
         return request.number in self._open
 
     def at_store(self) -> list[PendingRequest]:
-        """Those to which the store has to reply."""
+        """The requests that wait for the store."""
         return [request for request in self._open.values() if request.seq == AT_STORE]
 
     def forget(self, member: Member) -> None:
-        """The member is gone: there is nobody to reply to."""
+        """A member is gone: nobody waits for its replies."""
         self._open = {number: request for number, request in self._open.items() if request.member is not member}
         self._by_member.pop(member.id, None)
         self._value_bytes.pop(member.id, None)
@@ -134,12 +134,12 @@ class PendingRequests:
         return self._deadlines[0][0] if self._deadlines else math.inf
 
     def due(self, now: float) -> Iterator[PendingRequest]:
-        """Those whose deadlines have passed; the caller replies to each."""
+        """The requests whose deadlines have passed; the caller must reply to each."""
         while self.deadline() <= now:
             yield self._open[heapq.heappop(self._deadlines)[1]]
 
     def to_state(self) -> list[Any]:
-        """All but the hub's own, as MessagePack can hold them."""
+        """All but the hub's own requests."""
         requests = [
             [
                 request.number,
@@ -157,7 +157,7 @@ class PendingRequests:
         return [self._last_number, requests]
 
     def load(self, state: list[Any], members: dict[int, Member]) -> Iterable[PendingRequest]:
-        """The reverse; returns those that wait for processes, in order of `seq`."""
+        """The reverse; return those that wait for processes, in the order of `seq`."""
         self._last_number, requests = state
         for number, started, deadline, member, id, seq, version, value in requests:
             if member in members:

@@ -1,14 +1,14 @@
-"""The shared state: its entries, the order of its changes, and who has applied them.
+"""The shared state: its entries, the order of its changes, and which processes have applied them.
 
-Without a store the hub decides what each write does (`serve_asgi.hub.state.write_evaluation`); with one it asks the
-store, and takes what comes back in the order in which it comes. Either way every change gets the next number here
-(`seq`), goes to every process that is linked, and is published: any process can see at once that it is behind. A write
-is answered when all live processes have said that they have applied it, or at its deadline with the names of those who
-have not; a process that starts gets the whole state first and is not waited for, unless it is the writer.
+Without a store the hub decides what each write does (`serve_asgi.hub.state.write_evaluation`); with a store it passes
+writes on, and applies the replies in the order in which they come. Either way every change gets the next number here
+(`seq`), is sent to every linked process, and is published, so that any process can see at once that it lags. The reply
+to a write is sent when all live processes have reported that they have applied it, or at its deadline with the names of
+those that have not. A process that starts gets the whole state first; no write waits for it, except its own.
 
-Keys that begin with "serve:" are the server's own: they are written and kept as the others, and sent to no process.
-Bounds: the state's size; for each process, what `serve_asgi.hub.state.replication` says; open writes by the window of
-each process. It decides nothing about processes and waits for nothing.
+Keys that begin with "serve:" are the server's own: they are written and kept like the others, but sent to no process.
+Bounds: the size of the state; for each process, those of `serve_asgi.hub.state.replication`; pending requests by the
+window of each process. It decides nothing about processes and waits for nothing.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from serve_asgi.ipc.state_frames import (
 )
 
 PUT_TIMEOUT: Final = 10.0
-"""How long (s) a store may take to answer a write of the hub's own."""
+"""Seconds that the store has to reply to a write of the hub's own."""
 LAG_REPORTED_AFTER: Final = 1.0
-"""A process that lags is told of in the log if a write has waited for it for so long (s)."""
+"""Seconds that a write must have waited for a lagging process before that is logged."""
 RESEND_ABOVE: Final = 2000
-"""So many changes at once, which a store tells when it comes back, are sent as the whole state: one by one they would
-hold the listener's loop up."""
+"""From this many changes at once (after an outage of the store) the whole state is sent: one by one they would
+hold up the listener's loop."""
 
 LAGGING: Final = "lagging"
-"""A code of `state.failed`: the write stands, and some have not applied it. The others are those of
+"""A code of `state.failed`: the write stands, but not all have applied it. The other codes are those of
 `serve_asgi.hub.state.write_evaluation.RefusalCode` and of `serve_asgi.ipc.store_frames.StoreFailure`."""
 UNKNOWN: Final = "unknown"
 UNAVAILABLE: Final = "unavailable"
@@ -65,22 +65,22 @@ class SharedState(HubComponent):
     def __init__(self, hub: Hub) -> None:
         super().__init__(hub)
         self.seq = 0
-        """Changes that the processes of this server have been sent, in the server's life."""
+        """Changes that have been sent to the processes, in the life of this server."""
         self._limits = StateLimits(hub.settings.value_limit, hub.settings.state_limit)
         self._entries = StateEntries()
         self._version = 0
         self._store_changes = StoreChanges(hub.settings.state_limit)
         self._replication = Replication(hub, self._entries.to_send)
-        self._lagged = 0  # writes that were answered with the names of those who lag
+        self._lagged = 0  # writes whose reply names processes that lag
         self._pending = PendingRequests(hub)
-        # those that wait for processes, in order of `seq`; answered ones may be among them
+        # requests that wait for processes, in the order of `seq`; some may have their replies already
         self._waiting: deque[PendingRequest] = deque()
         self._followers: list[tuple[str, Callable[[str, Any], None]]] = []
 
     # ---- for the other components
 
     def value(self, key: str) -> Any:
-        """The value of a key, or None; also for one that cannot be read, which some store may hold."""
+        """The value of a key; None if there is none, or if it cannot be decoded (a store may hold anything)."""
         found = self.raw(key)
         try:
             return None if found is None else unpack_value(found)
@@ -95,19 +95,19 @@ class SharedState(HubComponent):
     def put(self, key: str, value: Any, on_done: Callable[[str], None] | None = None) -> None:
         """Write a key of the hub's own; None deletes it.
 
-        `on_done` is called with "" once it is written (with a store: and confirmed), or with a sentence if it is not;
-        at once where no store has to be asked. A program that takes the listener's place no longer calls it.
-        Raises NotSendable for a value that is not MessagePack's.
+        `on_done` is called with "" once it is written (and confirmed by the store, if there is one), or with a
+        sentence if it is not; at once if there is no store. It is not called any more after a re-exec.
+        Raises NotSendable for a value that MessagePack cannot encode.
         """
         write = Write(WriteOp.DELETE, key) if value is None else Write(WriteOp.SET, key, pack_value(value, repr(key)))
         self._submit(write, self._new_request(PUT_TIMEOUT, on_done=on_done))
 
     def follow(self, prefix: str, callback: Callable[[str, Any], None]) -> None:
-        """Have `callback` called with key and value (None: deleted) after each change of a key that begins so."""
+        """Have `callback` called with key and value (None: deleted) after each change of a key with this prefix."""
         self._followers.append((prefix, callback))
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys that begin so."""
+        """The keys with this prefix."""
         return [item.key for item in self._entries if item.key.startswith(prefix)]
 
     def all_entries(self) -> tuple[list[tuple[str, StateEntry]], int]:
@@ -116,7 +116,7 @@ class SharedState(HubComponent):
         return entries, self._version
 
     def start_with(self, entries: list[tuple[str, StateEntry]], version: int) -> None:
-        """Begin with the entries of another hub, before anybody is linked: the reverse of `known`."""
+        """Begin with the entries of another hub, before any member is linked: the reverse of `all_entries`."""
         self._version = version
         for key, entry in entries:
             self._apply(KeyChange(key, *entry))
@@ -153,7 +153,7 @@ class SharedState(HubComponent):
                 raise ChannelError(f"it has seen {head.seq} changes of the state, of {self.seq}")
             if self._replication.seen(member, head.seq, self.seq) and self._waiting:
                 self._reply_to_complete()
-        elif frame.kind == "state.leave":  # it ends, and its event loop turns no more
+        elif frame.kind == "state.leave":  # it exits, and its event loop has stopped
             self._replication.forget(member)
             self._reply_to_complete()
         elif frame.kind == "state.read":
@@ -197,14 +197,14 @@ class SharedState(HubComponent):
             self.hub.send_to_store("store.write", {"id": request.number, **write.head()}, write.value)
 
     def _apply(self, item: KeyChange) -> None:
-        """Apply a change that stands: it is the next one of all."""
+        """Apply a change as the next one."""
         if self._apply_one(item):
             self._replication.change(item, self.seq, len(self._entries))
-            self.hub.port.publish(self.seq)  # after it was sent: who sees that it is behind finds it in its socket
+            self.hub.port.publish(self.seq)  # after sending: a process that sees that it lags finds it in its socket
         self._notify_followers(item)
 
     def _apply_all(self, items: list[KeyChange]) -> None:
-        """Apply many changes, in their order; nobody waits for any of them."""
+        """Apply several changes, in order; no request waits for any of them."""
         if len(items) < RESEND_ABOVE:
             for item in items:
                 self._apply(item)
@@ -217,7 +217,7 @@ class SharedState(HubComponent):
             self._notify_followers(item)
 
     def _apply_one(self, item: KeyChange) -> bool:
-        """Enter a change; return whether it is replicated to the processes."""
+        """Apply a change to the entries; return whether it is replicated to the processes."""
         self._entries.apply(item)
         if item.value is None and item.version and self.hub.settings.stored:
             self._store_changes.remember_deleted(item.key, item.version)
@@ -232,7 +232,7 @@ class SharedState(HubComponent):
                 callback(item.key, None if item.value is None else unpack_value(item.value))
 
     def _applied(self, request: PendingRequest, version: int, value: bytes | None) -> None:
-        """The write is applied here: the reply waits for the processes."""
+        """A write is applied here: its reply waits for the processes."""
         request.version = version
         self._pending.set_value(request, value or b"")
         self._await_replicas(request)
@@ -246,7 +246,7 @@ class SharedState(HubComponent):
         self._reply_to_complete()
 
     def _refuse(self, request: PendingRequest, code: str, text: str, version: int = 0, value: bytes = b"") -> None:
-        if code == RefusalCode.ABSENT.value:  # nothing to delete: done, once the processes have seen it gone as well
+        if code == RefusalCode.ABSENT.value:  # nothing to delete: done, once the processes have deleted it too
             self._await_replicas(request)
         else:
             self._pending.fail(request, code, text, version, value)
@@ -264,7 +264,7 @@ class SharedState(HubComponent):
                 assert request.member is not None
                 if self._replication.has(request.member, request.seq):
                     self._pending.succeed(request)
-                else:  # a writer that is starting: only its own write waits for it
+                else:  # the writer is starting: only its own write waits for it
                     late.append(request)
             self._waiting.popleft()
         self._waiting.extendleft(reversed(late))
@@ -284,12 +284,12 @@ class SharedState(HubComponent):
                 self._fail_lagging(request, now)
 
     def _fail_lagging(self, request: PendingRequest, now: float) -> None:
-        """Reply with the names of those that have not applied the write in time."""
+        """Reply with the names of the processes that have not applied the write in time."""
         self._lagged += 1
         lagging = list(self._replication.lagging(request.seq))
         assert request.member is not None
         if request.member not in lagging and not self._replication.has(request.member, request.seq):
-            lagging.append(request.member)  # a writer that is starting
+            lagging.append(request.member)  # the writer is starting
         if now - request.started >= LAG_REPORTED_AFTER:
             for member in lagging:
                 self._report_lag(member)
@@ -356,7 +356,7 @@ class SharedState(HubComponent):
             self._pending.succeed(request)
 
     def _take_change(self, item: KeyChange) -> None:
-        """Apply a change that the store reports, unless it is known."""
+        """Apply a change that the store reports, unless it is known already."""
         if self._store_changes.is_news(item, self._entries):
             self._apply(item)
 

@@ -1,8 +1,8 @@
-"""What one write to the shared state does: the decision alone, the same in the hub's memory and in every store.
+"""What a write to the shared state does: the pure decision, the same in the hub and in every store.
 
-Every change has a version: the number of the write in the life of the state, counted over all keys (so that a key that
-has been deleted and made again never has a version twice). A key that is not there has version 0. Values are
-MessagePack that nobody decodes but `incr`. Nothing here keeps anything; who calls it keeps entries, version and size.
+Every change has a version: the number of the write in the life of the state, counted over all keys, so that a key that
+is deleted and made again never has the same version twice. A missing key has version 0. Values are MessagePack, which
+only `incr` decodes. Nothing is kept here; the caller keeps entries, version and size.
 """
 
 from __future__ import annotations
@@ -15,66 +15,66 @@ from serve_asgi.ipc.frames import pack_value, unpack_value
 from serve_asgi.ipc.state_frames import INT64, MAX_KEY, Write, WriteOp
 
 OVERHEAD: Final = 256
-"""Bytes that an entry counts as besides its key and value: about what it costs a process's memory however small it is
-(measured on CPython 3.11 and 3.13: 250 in the listener, 235 in the store process, 235 to 305 in a worker)."""
+"""Bytes that an entry counts as besides its key and value: what it costs in memory, however small it is (measured on
+CPython 3.11 and 3.13: 250 in the listener, 235 in the store process, 235 to 305 in a worker)."""
 
 
 class RefusalCode(enum.Enum):
-    """Why a write is refused; the values travel in frames (`code`)."""
+    """Why a write is refused; the values are the `code` in frames."""
 
     CONFLICT = "conflict"  # the key has another version: `version` and `value` of the refusal are the present ones
-    ABSENT = "absent"  # there is nothing to delete: nobody's fault, nothing has changed
-    TYPE = "type"  # `incr` of something that is no integer
+    ABSENT = "absent"  # there is nothing to delete; not an error
+    TYPE = "type"  # `incr` of something that is not an integer
     RANGE = "range"  # `incr` would leave 64 bits
     KEY = "key"  # an empty key, or one that is too long
     VALUE = "value"  # the value is too large
-    FULL = "full"  # the whole would be too large
+    FULL = "full"  # the state would be too large
 
 
 class StateEntry(NamedTuple):
-    """What a key has at present."""
+    """The present version and value of a key."""
 
     version: int
     value: bytes
 
 
 class StateLimits(NamedTuple):
-    """In bytes: of one value, and of all entries together (`entry_size`)."""
+    """In bytes, for one value and for all entries together (`entry_size`)."""
 
     value: int
     total: int
 
 
 class AcceptedWrite(NamedTuple):
-    """The write stands: the key has this value from here on."""
+    """The write stands: the key has this value from now on."""
 
     key: str
     version: int
     value: bytes | None  # None: the key is deleted
-    grows: int  # bytes by which the whole has grown (or shrunk, if negative)
+    grows: int  # bytes by which the state grows (or shrinks, if negative)
 
 
 class WriteRefusal(NamedTuple):
     """The write has changed nothing."""
 
     code: RefusalCode
-    text: str  # a sentence for whoever reads the writer's traceback
+    text: str  # a sentence for the reader of the writer's traceback
     version: int = 0  # the key's present version
     value: bytes = b""  # for CONFLICT: its present value, if it is there
 
 
 def entry_size(key: str, value: bytes) -> int:
-    """Bytes that an entry counts as, of `Limits.total`."""
+    """Bytes that an entry counts as (`StateLimits.total`)."""
     return len(key.encode()) + len(value) + OVERHEAD
 
 
 def evaluate_write(
     write: Write, entry: StateEntry | None, limits: StateLimits, used: int, version: int
 ) -> AcceptedWrite | WriteRefusal:
-    """What comes of `write` to a key that has `entry` (None: it is not there).
+    """The outcome of `write` to a key that has `entry` (None: it is not there).
 
-    `used` is the present size of all entries (`entry_size`), `version` what the change gets: one more than the last
-    change of any key had. If the write is refused, that number is free for the next one.
+    `used` is the present size of all entries (`entry_size`). `version` is what the change gets, one more than the last
+    change of any key; if the write is refused, the next one gets it.
     """
     key, now = write.key, entry.version if entry is not None else 0
     if not 0 < len(key.encode()) <= MAX_KEY:
@@ -103,7 +103,7 @@ def evaluate_write(
 
 
 def _added(write: Write, entry: StateEntry | None) -> bytes | WriteRefusal:
-    """The value that INCR makes, encoded."""
+    """The encoded result of INCR."""
     if entry is None:
         found: Any = 0
     else:
